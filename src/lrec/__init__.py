@@ -1,0 +1,1 @@
+"""Large sequential recommenders with scaling laws."""

@@ -1,0 +1,1 @@
+"""Raw interactions in, a memory-mapped store, splits and batches out."""
