@@ -1,1 +1,29 @@
-"""Large sequential recommenders with scaling laws."""
+"""Large sequential recommenders with scaling laws.
+
+The names below are those a YAML may use; they are imported on first use, so that `import lrec` stays fast.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "SequentialRecommender": "lrec.module",
+    "ScalingPoints": "lrec.callbacks",
+    "EvaluationReport": "lrec.callbacks",
+    "InteractionsDataModule": "lrec.data.interactions",
+    "MovieLensDataModule": "lrec.data.movielens",
+    "SyntheticDataModule": "lrec.data.synthetic",
+    "LastItems": "lrec.data.splits",
+    "Reduction": "lrec.data.splits",
+    "Dropout": "lrec.net",
+    "Optimizer": "lrec.optim",
+    "UserError": "lrec.errors",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'lrec' has no attribute {name!r}")

@@ -1,0 +1,270 @@
+"""Callbacks, which only read: points.jsonl (ScalingPoints), the table and metrics.json (EvaluationReport), predictions."""
+
+import json
+import math
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from lrec import cost
+from lrec.files import json_hash, replacing, write_json, write_text
+from lrec.metrics import KS
+from lrec.module import SequentialRecommender, TopK
+
+SCHEMA = 1
+
+
+class ScalingPoints(Callback):
+    """Write a line to RUN/points.jsonl at every evaluation, and the same numbers under scaling/ in TensorBoard.
+
+    When the best checkpoint is tested after fit, its line is marked best and gets the test loss and metrics.
+    """
+
+    def __init__(self, study: str | None = None, run: str | None = None) -> None:
+        """Name the points.
+
+        Args:
+            study: Name of the study that the run belongs to.
+            run: Name of the run; the run folder's name by default.
+        """
+        self.study = study
+        self.run = run
+        self.points: list[dict[str, Any]] = []
+        self.started = 0.0
+        self.spent_s = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a point, except from the sanity check and from `lrec validate`."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._add_point(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the run's status."""
+        status = "diverged" if _model(pl_module).diverged else "finished"
+        for point in self.points:
+            point["status"] = status
+        self._write(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the best point where the best checkpoint was tested right after fit."""
+        if not self.points:
+            return
+        model = _model(pl_module)
+        for point in self.points:
+            point["best"] = point["D"] == model.D
+            if point["best"]:
+                point["test_loss"] = _finite(model.evaluations["test"]["loss"])
+                point["metrics"] |= _prefixed("test", model)
+                _log(trainer, {"test_loss": point["test_loss"]}, point["step"])
+        self._write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The points so far travel with the checkpoint."""
+        return {"points": json.dumps(self.points), "spent_s": self._wall_s()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the points of the run that is resumed."""
+        self.points = json.loads(state_dict["points"])
+        self.spent_s = state_dict["spent_s"]
+
+    def _wall_s(self) -> float:
+        return self.spent_s + time.monotonic() - self.started
+
+    def _add_point(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model, data = _model(pl_module), _model(pl_module).data
+        config = model.config
+        self.points.append(
+            {
+                "schema": SCHEMA,
+                "study": self.study,
+                "run": self.run or Path(trainer.default_root_dir).name,
+                "size": model.size,
+                "n_layers": config.layers,
+                "d_model": config.width,
+                "n_heads": config.heads,
+                "N_body": cost.n_body(config),
+                "N_head": cost.n_head(config),
+                "N_total": cost.n_total(config),
+                "D": model.D,
+                "U": data.U,
+                "epochs": model.D / data.U,
+                "flops": model.flops,
+                "step": trainer.global_step,
+                "train_loss": _finite(model.train_loss),
+                "val_loss": _finite(model.evaluations["val"]["loss"]),
+                "test_loss": None,
+                "metrics": _prefixed("val", model),
+                "selected_on": _selected_on(trainer),
+                "lr_phase": "adamw",
+                "best": False,
+                "status": "diverged" if model.diverged else "running",
+                "seed": data.seed,
+                "precision": str(trainer.precision),
+                "world_size": trainer.world_size,
+                "wall_s": round(self._wall_s(), 3),
+                "floor": data.floor,
+                "data_hash": data.data_hash,
+                "config_hash": _config_hash(trainer),
+                "commit": _commit(),
+            }
+        )
+        shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
+        _log(trainer, {name: self.points[-1][name] for name in shown}, trainer.global_step)
+        self._write(trainer)
+
+    @rank_zero_only
+    def _write(self, trainer: Trainer) -> None:
+        path = Path(trainer.default_root_dir) / "points.jsonl"
+        write_text(path, "".join(json.dumps(point) + "\n" for point in self.points))
+
+
+class EvaluationReport(Callback):
+    """Print the model beside popularity after each test or validate, and write the figures to RUN/metrics.json."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report `lrec validate`; evaluations during fit go to TensorBoard and points.jsonl."""
+        if trainer.state.fn == "validate":
+            self._report("val", trainer, _model(pl_module))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the test."""
+        self._report("test", trainer, _model(pl_module))
+
+    @rank_zero_only
+    def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
+        figures = {"model": model.evaluations[stage], "popularity": model.evaluations[f"{stage}/popularity"]}
+        floor = (model.data.floor or {}).get(stage)
+        print(evaluation_table(stage, figures, floor))
+        outside = int(figures["model"]["targets_outside_catalogue"])
+        if outside:
+            print(f"{outside} targets are outside the catalogue: left out of the loss, misses in the ranking")
+        write_json(
+            Path(trainer.default_root_dir) / "metrics.json",
+            {
+                "stage": stage,
+                "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+                "D": model.D,
+                "floor": floor,
+                **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
+                "data_hash": model.data.data_hash,
+                "config_hash": _config_hash(trainer),
+                "commit": _commit(),
+            },
+        )
+
+
+class PredictionWriter(Callback):
+    """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
+
+    With several ranks each writes its own users, to predictions.RANK.parquet.
+    """
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with nothing."""
+        self.batches: list[TopK] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the lists of a batch, without its filler rows."""
+        real_B = batch.weights_B > 0
+        self.batches.append(TopK(*(part[real_B].cpu() for part in outputs)))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, in raw ids."""
+        data = _model(pl_module).data
+        users_B, items_BK, scores_BK = (torch.cat(parts).numpy() for parts in zip(*self.batches, strict=True))
+        raw_items = data.item_table()["raw_id"]
+        listed_BK = items_BK >= 0  # a list is short where the user has seen almost the whole catalogue
+        rows = pl.DataFrame(
+            {
+                "user": data.raw_user_ids.gather(users_B),
+                "items": [raw_items.gather(i[keep]) for i, keep in zip(items_BK, listed_BK, strict=True)],
+                "scores": [s[keep].tolist() for s, keep in zip(scores_BK, listed_BK, strict=True)],
+            }
+        )
+        part = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = Path(trainer.default_root_dir) / f"predictions{part}.parquet"
+        with replacing(path) as temporary:
+            rows.write_parquet(temporary)
+        print(f"{len(rows)} users written to {path}")
+
+
+def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: float | None) -> str:
+    """The figures of each scorer as text: cross-entropy, then a line per metric, at each k, all items and unseen only."""
+    lines = [f"{stage:<12}{'':<12}" + "".join(f"{f'@{k}':>10}" for k in KS)]
+    for scorer, row in figures.items():
+        lines.append(f"{scorer:<12}loss {row['loss']:.4f}" + (f"  (floor {floor:.4f})" if floor is not None else ""))
+        for suffix, title in (("", "all items"), ("_unseen", "unseen items")):
+            for name in ("HR", "NDCG", "MRR", "coverage", "popularity"):
+                values = [row[f"{name}@{k}{suffix}"] for k in KS]
+                lines.append(f"  {title if name == 'HR' else '':<12}  {name:<10}" + "".join(_cell(v) for v in values))
+    return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    return f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}"
+
+
+def _model(pl_module: LightningModule) -> SequentialRecommender:
+    assert isinstance(pl_module, SequentialRecommender)
+    return pl_module
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _prefixed(stage: str, model: SequentialRecommender) -> dict[str, float | None]:
+    figures = {f"{stage}/{name}": value for name, value in model.evaluations[stage].items()}
+    baseline = model.evaluations.get(f"{stage}/popularity", {})
+    figures |= {f"{stage}/popularity/{name}": value for name, value in baseline.items()}
+    return {name: _finite(value) for name, value in figures.items()}
+
+
+def _selected_on(trainer: Trainer) -> str | None:
+    checkpoint = trainer.checkpoint_callback
+    return checkpoint.monitor if isinstance(checkpoint, ModelCheckpoint) else None
+
+
+def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({f"scaling/{name}": v for name, v in numbers.items() if v is not None}, step=step)
+
+
+def _config_hash(trainer: Trainer) -> str | None:
+    path = Path(trainer.default_root_dir) / "config.yaml"
+    return json_hash(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@cache
+def _commit() -> str | None:
+    """Commit of the lrec checkout that runs, None where lrec was not installed from one."""
+    here = Path(__file__).resolve()
+    git = ["git", "-C", str(here.parent)]
+    try:
+        # A site-packages folder inside somebody's repository is not a checkout of lrec: its files are not tracked.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        result = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,150 @@
+"""LightningCLI for `lrec fit|validate|test|predict`: the run folder, its logger and checkpoints, and what follows fit."""
+
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
+from lrec.cli import OneLineParser
+from lrec.data.base import SequenceDataModule
+from lrec.errors import UserError
+from lrec.files import replacing
+from lrec.module import SequentialRecommender
+
+# Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; none is the user's to mend.
+_NOT_FOR_USERS = (
+    ".*instantiate_classes.*",
+    ".*skip_none.*",
+    ".*does not have many workers.*",
+    ".*isinstance.*LeafSpec.*",
+)
+
+
+class Parser(OneLineParser, LightningArgumentParser):
+    """Lightning's parser with errors of one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as a UserError that names the option to be mended."""
+        OneLineParser.error(self, message, ex)
+
+
+class CommandLine(LightningCLI):
+    """A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ..."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The callbacks of every run, each a group of options."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ScalingPoints, "points")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.mode": "min",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+                "early_stopping.monitor": "val/loss",
+                "early_stopping.patience": 10,
+            }
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """The configuration is the truth: a checkpoint's hyper-parameters never override it."""
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return Path(self.trainer.default_root_dir)
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run's folder, and with it those of the logger and the checkpoints."""
+        config = self.config[self.subcommand]
+        # The processes that Lightning starts for further devices inherit the name of the first one's folder.
+        os.environ.setdefault("LREC_RUN", f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
+        config.trainer.default_root_dir = config.trainer.default_root_dir or os.environ["LREC_RUN"]
+        config.checkpoint.dirpath = config.checkpoint.dirpath or f"{config.trainer.default_root_dir}/checkpoints"
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # config.yaml says how the run was trained
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with a TensorBoard logger in the run's folder unless the configuration has another or none."""
+        config = self.config_init[self.subcommand].trainer
+        if config.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="", default_hp_metric=False)
+        return super().instantiate_trainer(use_distributed_sampler=False, **kwargs)
+
+    def before_fit(self) -> None:
+        """Never write one run over another."""
+        ckpt_path = self.config_init.fit.ckpt_path
+        if ckpt_path is None and (self.run / "points.jsonl").exists():
+            raise UserError(
+                f"{self.run} holds a run already: choose another --trainer.default_root_dir, "
+                "or --ckpt_path=last to go on with it"
+            )
+        if ckpt_path not in (None, "last", "best") and not Path(ckpt_path).exists():
+            raise UserError(f"--ckpt_path {ckpt_path}: no such checkpoint")
+
+    def after_fit(self) -> None:
+        """Save the catalogue's raw ids, then test the best checkpoint."""
+        if self.trainer.is_global_zero:
+            with replacing(self.run / "items.parquet") as temporary:
+                self.datamodule.item_table().write_parquet(temporary)
+        checkpoint = self.trainer.checkpoint_callback
+        best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        if self.model.diverged:
+            print("the loss is not finite: the run is marked diverged and not tested")
+        elif best:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+
+    def before_validate(self) -> None:
+        """Choose the run's best checkpoint where none was given."""
+        self._choose_checkpoint()
+
+    def before_test(self) -> None:
+        """Choose the run's best checkpoint where none was given."""
+        self._choose_checkpoint()
+
+    def before_predict(self) -> None:
+        """Choose the run's best checkpoint where none was given."""
+        self._choose_checkpoint()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write RUN/predictions.parquet (the PredictionWriter does) instead of holding the predictions in memory."""
+        self.trainer.predict(**(kwargs | {"return_predictions": False}))
+
+    def _choose_checkpoint(self) -> None:
+        config = self.config_init[self.subcommand]
+        path = (
+            Path(config.ckpt_path) if config.ckpt_path not in (None, "best") else self.run / "checkpoints" / "best.ckpt"
+        )
+        if not path.exists():
+            raise UserError(f"{path}: no such checkpoint; name one with --ckpt_path")
+        config.ckpt_path = str(path)
+        config.weights_only = True
+
+
+def run_lightning(arguments: Sequence[str]) -> None:
+    """Run `lrec fit|validate|test|predict`."""
+    for message in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message)
+    CommandLine(
+        SequentialRecommender,
+        SequenceDataModule,
+        subclass_mode_data=True,
+        parser_class=Parser,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter()]},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=list(arguments),
+    )

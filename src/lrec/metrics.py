@@ -1,0 +1,234 @@
+"""Heads for evaluation, and the metrics they feed.
+
+`score` gives cross-entropy, exact ranks and top-k lists in one pass over chunks of the catalogue; `RankMetrics` sums
+them up. Shape suffixes: B rows, D width, V catalogue, C items of a chunk, K list length, S seen pairs.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+KS = (1, 5, 10, 50)
+CHUNK_ITEMS = 2**14
+
+
+class Scores(NamedTuple):
+    """What `score` returns, a row per target; the `_unseen` fields leave out the items the user has seen.
+
+    A target outside the catalogue has loss nan and rank inf; a seen target has rank_unseen inf (it cannot be listed).
+    """
+
+    loss_B: Tensor
+    rank_B: Tensor
+    rank_unseen_B: Tensor
+    top_BK: Tensor
+    top_unseen_BK: Tensor
+    top_scores_BK: Tensor
+    top_unseen_scores_BK: Tensor
+
+
+def score(
+    hidden_BD: Tensor, table_VD: Tensor, targets_B: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor, k: int = max(KS)
+) -> Scores:
+    """Score every item of the catalogue for every row.
+
+    rank = 1 + (number scored higher) + (number tied) / 2, the target itself not counted; lists break ties by item index.
+
+    Args:
+        hidden_BD: Hidden state of each row's last position.
+        table_VD: Item table.
+        targets_B: Catalogue index of each row's target, -1 where it is outside the catalogue.
+        seen_rows_S: Row of each seen pair.
+        seen_items_S: Item of each seen pair.
+        k: Length of the lists; capped at the catalogue's size.
+    """
+    # Ranks need scores that tell items apart: never in the half precision of an autocast region.
+    with torch.autocast(hidden_BD.device.type, enabled=False):
+        return _score(hidden_BD.float(), table_VD.float(), targets_B, seen_rows_S, seen_items_S, k)
+
+
+def _score(
+    hidden_BD: Tensor, table_VD: Tensor, targets_B: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor, k: int
+) -> Scores:
+    n_rows, n_items = hidden_BD.shape[0], table_VD.shape[0]
+    k = min(k, n_items)
+    known_B = targets_B >= 0
+    target_B1 = targets_B.clamp(min=0)[:, None]
+    target_score_B1 = (hidden_BD * table_VD[target_B1.squeeze(1)]).sum(1, keepdim=True)
+    log_sum_B = hidden_BD.new_full((n_rows,), -math.inf)
+    rank_B = torch.ones_like(log_sum_B)
+    rank_unseen_B = torch.ones_like(log_sum_B)
+    lists, lists_unseen = _TopK(n_rows, k, hidden_BD.device), _TopK(n_rows, k, hidden_BD.device)
+    for start in range(0, n_items, CHUNK_ITEMS):
+        scores_BC = hidden_BD @ table_VD[start : start + CHUNK_ITEMS].T
+        n_chunk = scores_BC.shape[1]
+        log_sum_B = torch.logaddexp(log_sum_B, scores_BC.logsumexp(1))
+        lists.add(scores_BC, start)
+        above_BC = (scores_BC > target_score_B1).float() + (scores_BC == target_score_B1).float() / 2
+        in_chunk_B1 = (target_B1 >= start) & (target_B1 < start + n_chunk)
+        column_B1 = (target_B1 - start).clamp(0, n_chunk - 1)
+        above_BC.scatter_(1, column_B1, torch.where(in_chunk_B1, 0.0, above_BC.gather(1, column_B1)))
+        rank_B += above_BC.sum(1)
+        in_chunk_S = (seen_items_S >= start) & (seen_items_S < start + n_chunk)
+        rows_S, columns_S = seen_rows_S[in_chunk_S], seen_items_S[in_chunk_S] - start
+        above_BC[rows_S, columns_S] = 0.0
+        rank_unseen_B += above_BC.sum(1)
+        scores_BC[rows_S, columns_S] = -math.inf
+        lists_unseen.add(scores_BC, start)
+    target_seen_B = torch.zeros_like(known_B)
+    target_seen_B[seen_rows_S[seen_items_S == targets_B[seen_rows_S]]] = True
+    return Scores(
+        loss_B=torch.where(known_B, log_sum_B - target_score_B1.squeeze(1), math.nan),
+        rank_B=torch.where(known_B, rank_B, math.inf),
+        rank_unseen_B=torch.where(known_B & ~target_seen_B, rank_unseen_B, math.inf),
+        top_BK=lists.items_BK,
+        top_unseen_BK=lists_unseen.items_BK,
+        top_scores_BK=lists.scores_BK,
+        top_unseen_scores_BK=lists_unseen.scores_BK,
+    )
+
+
+class _TopK:
+    """The k best items seen so far for each row, best first, ties by item index."""
+
+    def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
+        self.scores_BK = torch.full((n_rows, k), -math.inf, device=device)
+        self.items_BK = torch.full((n_rows, k), -1, dtype=torch.int64, device=device)
+
+    def add(self, scores_BC: Tensor, start: int) -> None:
+        k = self.scores_BK.shape[1]
+        columns_BK = _top_columns(scores_BC, min(k, scores_BC.shape[1]))
+        # Earlier chunks hold the smaller indices and stand first: a stable sort keeps the tie rule.
+        scores = torch.cat([self.scores_BK, scores_BC.gather(1, columns_BK)], 1)
+        items = torch.cat([self.items_BK, columns_BK + start], 1)
+        self.scores_BK, order_BK = (part[:, :k] for part in scores.sort(1, descending=True, stable=True))
+        self.items_BK = items.gather(1, order_BK)
+        self.items_BK[self.scores_BK == -math.inf] = -1
+
+
+def _top_columns(scores_BC: Tensor, k: int) -> Tensor:
+    """Columns of the k largest scores, in order of (score descending, column ascending)."""
+    values_BK, columns_BK = scores_BC.topk(k, 1)
+    # topk chooses freely among scores tied with the k-th: choose again, by column, in the rows where that matters.
+    tied_B = (scores_BC >= values_BK[:, -1:]).sum(1) > k
+    if tied_B.any():
+        # Order-preserving integers: score in the high bits, column (reversed) in the low ones.
+        bits = (scores_BC[tied_B] + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
+        ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+        column = torch.arange(scores_BC.shape[1], device=scores_BC.device)
+        columns_BK[tied_B] = (ordered * 2**31 - column).topk(k, 1).indices
+    columns_BK = columns_BK.sort(1).values
+    order_BK = scores_BC.gather(1, columns_BK).sort(1, descending=True, stable=True).indices
+    return columns_BK.gather(1, order_BK)
+
+
+class RankMetrics(Metric):
+    """HR, NDCG and MRR, item coverage and mean popularity at 1, 5, 10 and 50, from ranks and top-k lists.
+
+    HR@k = [rank <= k]; NDCG@k = [rank <= k] / log2(1 + rank); MRR@k = [rank <= k] / rank; means over weighted rows.
+    Coverage@k = share of the catalogue that stands in some list of k. Popularity@k = mean training count of listed items.
+    All states are sums, so the result depends neither on batch size nor on the number of ranks.
+    """
+
+    full_state_update = False
+    weight: Tensor
+    hits_K: Tensor
+    gains_K: Tensor
+    reciprocals_K: Tensor
+    listed_KV: Tensor
+    popularity_K: Tensor
+    slots_K: Tensor
+
+    def __init__(self, item_counts_V: Tensor) -> None:
+        super().__init__()
+        n_ks, n_items = len(KS), item_counts_V.shape[0]
+        self.register_buffer("item_counts_V", item_counts_V.double(), persistent=False)
+        self.add_state("weight", torch.zeros((), dtype=torch.float64), "sum")
+        for name in ("hits_K", "gains_K", "reciprocals_K", "popularity_K", "slots_K"):
+            self.add_state(name, torch.zeros(n_ks, dtype=torch.float64), "sum")
+        self.add_state("listed_KV", torch.zeros(n_ks, n_items, dtype=torch.int32), "sum")
+
+    def update(self, rank_B: Tensor, top_BK: Tensor, weights_B: Tensor) -> None:
+        """Add rows: exact ranks, lists of item indices (-1 in unused slots) and weights (0 for filler rows)."""
+        weights_B = weights_B.double()
+        rank_B = rank_B.double()
+        self.weight += weights_B.sum()
+        top_BK = top_BK[weights_B > 0]
+        for index, k in enumerate(KS):
+            hit_B = (rank_B <= k) * weights_B
+            self.hits_K[index] += hit_B.sum()
+            self.gains_K[index] += (hit_B / torch.log2(1 + rank_B)).sum()
+            self.reciprocals_K[index] += (hit_B / rank_B).sum()
+            listed = top_BK[:, :k]
+            listed = listed[listed >= 0]
+            self.listed_KV[index, listed] = 1
+            self.popularity_K[index] += self.item_counts_V[listed].sum()
+            self.slots_K[index] += listed.numel()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means, by name."""
+        result = {}
+        for index, k in enumerate(KS):
+            result[f"HR@{k}"] = self.hits_K[index] / self.weight
+            result[f"NDCG@{k}"] = self.gains_K[index] / self.weight
+            result[f"MRR@{k}"] = self.reciprocals_K[index] / self.weight
+            result[f"coverage@{k}"] = (self.listed_KV[index] > 0).double().mean()
+            result[f"popularity@{k}"] = self.popularity_K[index] / self.slots_K[index].clamp(min=1)
+        return result
+
+
+class CrossEntropy(Metric):
+    """Mean cross-entropy in nats per target inside the catalogue, and the number of targets outside it."""
+
+    full_state_update = False
+    loss_sum: Tensor
+    inside: Tensor
+    outside: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("loss_sum", "inside", "outside"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), "sum")
+
+    def update(self, loss_B: Tensor, targets_B: Tensor, weights_B: Tensor) -> None:
+        """Add rows; those with target -1 count as outside the catalogue and leave the mean alone."""
+        known_B = targets_B >= 0
+        self.loss_sum += (torch.where(known_B, loss_B, 0.0).double() * weights_B).sum()
+        self.inside += (known_B * weights_B).sum()
+        self.outside += (~known_B * weights_B).sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean and the count, by name."""
+        return {"loss": self.loss_sum / self.inside, "targets_outside_catalogue": self.outside}
+
+
+class Evaluation(nn.Module):
+    """A scorer's whole evaluation: cross-entropy, rank metrics over every item (`NDCG@10`), and over the items the user
+    has not seen (`NDCG@10_unseen`)."""
+
+    def __init__(self, item_counts_V: Tensor) -> None:
+        super().__init__()
+        self.cross_entropy = CrossEntropy()
+        self.every_item = RankMetrics(item_counts_V)
+        self.unseen_items = RankMetrics(item_counts_V)
+
+    def update(self, scores: Scores, targets_B: Tensor, weights_B: Tensor) -> None:
+        """Add a batch of scores."""
+        self.cross_entropy.update(scores.loss_B, targets_B, weights_B)
+        self.every_item.update(scores.rank_B, scores.top_BK, weights_B)
+        self.unseen_items.update(scores.rank_unseen_B, scores.top_unseen_BK, weights_B)
+
+    def compute(self) -> dict[str, float]:
+        """Every figure by name, reduced over the ranks."""
+        figures = dict(self.cross_entropy.compute())
+        figures |= self.every_item.compute()
+        figures |= {f"{name}_unseen": value for name, value in self.unseen_items.compute().items()}
+        return {name: float(value) for name, value in figures.items()}
+
+    def reset(self) -> None:
+        """Forget what was added."""
+        for metric in (self.cross_entropy, self.every_item, self.unseen_items):
+            metric.reset()

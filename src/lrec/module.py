@@ -1,0 +1,235 @@
+"""SequentialRecommender, the LightningModule: wires network, loss, optimizer and metrics; holds no maths.
+
+Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list length.
+"""
+
+import hashlib
+import math
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from lrec import cost
+from lrec.data.base import SequenceDataModule
+from lrec.data.batches import EvalBatch, TrainBatch
+from lrec.errors import UserError
+from lrec.losses import full_softmax
+from lrec.metrics import Evaluation, Scores, score
+from lrec.net import Dropout, Size, Transformer, TransformerConfig, find_size
+from lrec.optim import Optimizer
+
+
+class TopK(NamedTuple):
+    """Recommendations for a batch: users (store index), catalogue items best first, scores (logits)."""
+
+    users_B: Tensor
+    items_BK: Tensor
+    scores_BK: Tensor
+
+
+class SequentialRecommender(LightningModule):
+    """A decoder-only transformer over item IDs, trained on every position of every window with full softmax.
+
+    Attributes that callbacks read: `config`, `D` (targets trained on), `flops`, `train_loss`, `diverged`, `evaluations`.
+    """
+
+    def __init__(
+        self,
+        size: str | None = None,
+        layers: int | None = None,
+        width: int | None = None,
+        heads: int | None = None,
+        dropout: Dropout = Dropout(),  # noqa: B008 (frozen)
+        optimizer: Optimizer = Optimizer(),  # noqa: B008 (frozen)
+        top_k: int = 10,
+        exclude_seen: bool = True,
+    ) -> None:
+        """Choose the network by size or by layers, width and heads.
+
+        Args:
+            size: Entry of the ladder, such as 98k or 1.6m.
+            layers: Number of blocks, instead of size.
+            width: Width of the hidden states, instead of size.
+            heads: Attention heads, instead of size.
+            dropout: Dropout rates, linear over depth.
+            optimizer: AdamW and its schedule.
+            top_k: Items a user gets from predict.
+            exclude_seen: Leave the user's own history out of predict's lists.
+        """
+        super().__init__()
+        self.size, self.shape = _choose_size(size, layers, width, heads)
+        self.dropout = dropout
+        self.optimizer = optimizer
+        self.top_k = top_k
+        self.exclude_seen = exclude_seen
+        self.D = 0
+        self.diverged = False
+        self.evaluations: dict[str, dict[str, float]] = {}
+        self.train_loss = math.nan
+        self._train_loss_sum: Tensor | None = None
+        self._train_targets = 0
+
+    @property
+    def flops(self) -> int:
+        """Training FLOPs spent so far."""
+        return self.D * cost.flops_per_target(self.config)
+
+    @property
+    def data(self) -> SequenceDataModule:
+        """The DataModule of the attached trainer."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, SequenceDataModule)
+        return datamodule
+
+    def configure_model(self) -> None:
+        """Build the network once the catalogue is known; the draw depends on the seed alone."""
+        if hasattr(self, "net"):
+            return
+        self.config = TransformerConfig(self.data.n_items, self.data.max_len, *self.shape, dropout=self.dropout)
+        self.net = Transformer(self.config)
+        counts_V = torch.as_tensor(self.data.item_counts_V)
+        # A scorer of one feature: hidden state 1, table log count. Its softmax is the items' share of the training part.
+        self.register_buffer("popularity_table_V1", counts_V.double().log().float()[:, None], persistent=False)
+        self.model_evaluation = Evaluation(counts_V)
+        self.popularity_evaluation = Evaluation(counts_V)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a scheduler that Lightning steps with the optimizer."""
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = self.optimizer.build(self.net.parameters(), total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
+        """Seed dropout from (seed, micro-step, rank), so that a resumed run drops what the undisturbed one would."""
+        micro_step = self.trainer.fit_loop.total_batch_idx
+        key = f"{self.data.seed}/{micro_step}/{self.global_rank}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """This micro-batch's share of the mean loss over the global step's targets."""
+
+        def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
+            return full_softmax(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M)
+
+        loss_sum: Tensor = self.net(batch.items_BL, head)
+        detached = loss_sum.detach()
+        self._train_loss_sum = detached if self._train_loss_sum is None else self._train_loss_sum + detached
+        self._train_targets += len(batch.targets_M)
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self.D += batch.step_targets
+        # Ranks average their gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
+        loss = loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.step_targets)
+        self.log("train/loss", loss.detach())
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
+        """Stop a run whose loss is not finite; looked at only when Lightning logs, to spare a sync per step."""
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._stop_if_diverged(outputs["loss"])
+
+    def on_validation_start(self) -> None:
+        """Close the mean training loss since the last evaluation."""
+        if self._train_loss_sum is not None:
+            totals = torch.stack([self._train_loss_sum.double(), self._train_loss_sum.new_tensor(self._train_targets)])
+            loss_sum, targets = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+            self.train_loss = loss_sum / max(targets, 1)
+            self._train_loss_sum, self._train_targets = None, 0
+
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        """Score the validation targets."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
+        """Score the test targets."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation figures."""
+        self._close_evaluation("val")
+        self._stop_if_diverged(torch.tensor(self.evaluations["val"]["loss"], device=self.device))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test figures."""
+        self._close_evaluation("test")
+
+    def predict_step(self, batch: EvalBatch, batch_idx: int) -> TopK:
+        """The best items for each user's whole history."""
+        scores = self._score_last(batch, self.top_k)
+        if self.exclude_seen:
+            return TopK(batch.users_B, scores.top_unseen_BK, scores.top_unseen_scores_BK)
+        return TopK(batch.users_B, scores.top_BK, scores.top_scores_BK)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the run has spent and on what data."""
+        checkpoint["lrec"] = {"D": self.D, "flops": self.flops, "data_hash": self.data.data_hash, **self._shape_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network or other data."""
+        saved = checkpoint.get("lrec")
+        if saved is None:
+            raise UserError("the checkpoint was not written by lrec")
+        for name, value in self._shape_dict().items():
+            if saved[name] != value:
+                raise UserError(
+                    f"the checkpoint has {name} {saved[name]}, the configuration {value}: give its own config"
+                )
+        if saved["data_hash"] != self.data.data_hash:
+            raise UserError("the checkpoint was trained on other data, another split or another reduction")
+        self.D = saved["D"]
+
+    def _shape_dict(self) -> dict[str, int]:
+        names = ("n_items", "max_len", "layers", "width", "heads")
+        return {name: getattr(self.config, name) for name in names}
+
+    def _score_last(self, batch: EvalBatch, k: int) -> Scores:
+        def head(hidden_BLD: Tensor, table_VD: Tensor) -> Scores:
+            hidden_BD = hidden_BLD.flatten(0, 1)[batch.positions_B]
+            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, k)
+
+        scores: Scores = self.net(batch.items_BL, head)
+        return scores
+
+    def _evaluate(self, batch: EvalBatch) -> None:
+        self.model_evaluation.update(self._score_last(batch, 50), batch.targets_B, batch.weights_B)
+        stage = "test" if self.trainer.testing else "val"
+        if f"{stage}/popularity" not in self.evaluations:
+            ones_B1 = torch.ones(len(batch.users_B), 1, device=self.device)
+            popularity = score(
+                ones_B1, self.popularity_table_V1, batch.targets_B, batch.seen_rows_S, batch.seen_items_S
+            )
+            self.popularity_evaluation.update(popularity, batch.targets_B, batch.weights_B)
+
+    def _close_evaluation(self, stage: str) -> None:
+        self.evaluations[stage] = self.model_evaluation.compute()
+        self.model_evaluation.reset()
+        # Popularity does not change during training: scored in the first whole evaluation of a stage, then kept.
+        baseline = f"{stage}/popularity"
+        if baseline not in self.evaluations:
+            figures = self.popularity_evaluation.compute()
+            self.popularity_evaluation.reset()
+            if not self.trainer.sanity_checking:
+                self.evaluations[baseline] = figures
+        named = {f"{stage}/{name}": value for name, value in self.evaluations[stage].items()}
+        named |= {f"{baseline}/{name}": value for name, value in self.evaluations.get(baseline, {}).items()}
+        # The figures are reduced over ranks already.
+        self.log_dict(named, rank_zero_only=False, sync_dist=False)
+
+    def _stop_if_diverged(self, loss: Tensor) -> None:
+        finite = bool(torch.isfinite(loss).item())
+        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            self.diverged = True
+            self.trainer.should_stop = True
+
+
+def _choose_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:
+    explicit = (layers, width, heads)
+    if size is not None:
+        if explicit != (None, None, None):
+            raise UserError("give model.size, or model.layers, model.width and model.heads, not both")
+        return size, find_size(size)
+    if layers is None or width is None or heads is None:
+        raise UserError("choose the network: model.size, or model.layers, model.width and model.heads")
+    return f"{layers}x{width}", Size(layers, width, heads)
