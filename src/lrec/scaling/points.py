@@ -1,0 +1,144 @@
+"""Scaling points: reads tables of (size, loss) from lrec's own runs or from anywhere else."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lrec.errors import UserError
+from lrec.files import json_hash
+
+OWN_COLUMNS = {"schema", "best", "status"}
+"""Columns that tell lrec's own points.jsonl from other tables."""
+
+
+def read_points(paths: Sequence[Path], x: str = "N_body", y: str = "test_loss") -> pl.DataFrame:
+    """Read the points to fit.
+
+    Of lrec's own points.jsonl only the best evaluation of each run that did not diverge is used. If such points were
+    trained on several amounts of data and `x` is a size, only those with the most unique targets U are used, since a law
+    of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U.
+
+    Args:
+        paths: Files (.jsonl, .csv, .tsv, .parquet) or folders; of a folder, every points.jsonl under it.
+        x: Column of what is scaled.
+        y: Column of the loss, in nats.
+
+    Returns:
+        Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x.
+
+    Raises:
+        UserError: a missing path, column or value; a value that is not a positive number; nothing to read.
+    """
+    frames = [_read_file(file, x, y) for file in _files(paths)]
+    points = pl.concat([frame for frame, _ in frames])
+    if all(own for _, own in frames):
+        points = _at_fixed_other(points, x)
+    if points.is_empty():
+        raise UserError(
+            f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."
+        )
+    return points.select("x", "y", "file", "row").sort("x", "y", "file", "row")
+
+
+def source_hash(points: pl.DataFrame) -> str:
+    """SHA-256 of the values used (columns x and y), whatever their order."""
+    return json_hash(sorted([float(x), float(y)] for x, y in points.select("x", "y").iter_rows()))
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    files: dict[Path, Path] = {}  # by resolved path: a file named twice counts once
+    for path in paths:
+        if path.is_dir():
+            found = sorted(path.rglob("points.jsonl"))
+            if not found:
+                raise UserError(f"{path}: no points.jsonl in or under this folder; name a folder of runs, or a file")
+            files |= {file.resolve(): file for file in found}
+        elif path.is_file():
+            files[path.resolve()] = path
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    if not files:
+        raise UserError("--points: name at least one file or folder")
+    return list(files.values())
+
+
+def _read_file(file: Path, x: str, y: str) -> tuple[pl.DataFrame, bool]:
+    """The points of one file (columns x, y, file, row, N, U), and whether it is one of lrec's own."""
+    columns, rows = _read_rows(file)
+    if not rows:
+        raise UserError(f"{file}: the file holds no rows")
+    for option, column in (("--x", x), ("--y", y)):
+        if column not in columns:
+            raise UserError(f"{file}: no column '{column}' ({option}); it has {', '.join(columns)}")
+    own = set(columns) >= OWN_COLUMNS
+    points = []
+    for number, row in rows:
+        if own and not (row.get("best") is True and row.get("status") != "diverged"):
+            continue
+        x_value, y_value = (_positive(file, number, column, row.get(column)) for column in (x, y))
+        others = (row.get("N_body"), row.get("U")) if own else (None, None)
+        points.append((x_value, y_value, str(file), number, *others))
+    schema = {"x": pl.Float64, "y": pl.Float64, "file": pl.String, "row": pl.Int64, "N": pl.Float64, "U": pl.Float64}
+    return pl.DataFrame(points, schema=schema, orient="row", strict=False), own
+
+
+def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """Column names, and each row with its number."""
+    if file.suffix == ".jsonl":
+        return _read_json_lines(file)
+    if file.stat().st_size == 0:
+        raise UserError(f"{file}: the file is empty")
+    try:
+        if file.suffix == ".parquet":
+            frame, first = pl.read_parquet(file), 1
+        elif file.suffix in {".csv", ".tsv"}:
+            separator = "\t" if file.suffix == ".tsv" else ","
+            frame, first = pl.read_csv(file, separator=separator, infer_schema=False), 2
+        else:
+            raise UserError(f"{file}: points are read from .jsonl, .csv, .tsv or .parquet files")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{file}: not readable as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
+    return frame.columns, list(enumerate(frame.iter_rows(named=True), start=first))
+
+
+def _read_json_lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    columns: dict[str, None] = {}
+    rows = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not a text file in UTF-8") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file}, row {number}: not a JSON object ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{file}, row {number}: not a JSON object")
+        columns |= dict.fromkeys(row)
+        rows.append((number, row))
+    return list(columns), rows
+
+
+def _positive(file: Path, number: int, column: str, value: Any) -> float:
+    try:
+        parsed = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        parsed = math.nan
+    if not (math.isfinite(parsed) and parsed > 0):
+        raise UserError(f"{file}, row {number}: {column} is {value!r}, not a positive number; mend or remove the row")
+    return parsed
+
+
+def _at_fixed_other(points: pl.DataFrame, x: str) -> pl.DataFrame:
+    """Of lrec's own points, those at the largest amount of data (x a size) or the largest size (x an amount of data)."""
+    other = {"N_body": "U", "N_head": "U", "N_total": "U", "D": "N", "U": "N"}.get(x)
+    if other is None or points[other].null_count():
+        return points
+    return points.filter(pl.col(other) == pl.col(other).max())
