@@ -1,4 +1,4 @@
-"""Callbacks, which only read: points.jsonl (ScalingPoints), the table and metrics.json (EvaluationReport), predictions."""
+"""Callbacks, which only read: they write points.jsonl, the evaluation table with metrics.json, and predictions."""
 
 import json
 import math
@@ -210,7 +210,7 @@ class PredictionWriter(Callback):
 
 
 def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: float | None) -> str:
-    """The figures of each scorer as text: cross-entropy, then a line per metric, at each k, all items and unseen only."""
+    """The figures of each scorer as text: cross-entropy, then a line per metric over all items and over unseen ones."""
     lines = [f"{stage:<12}{'':<12}" + "".join(f"{f'@{k}':>10}" for k in KS)]
     for scorer, row in figures.items():
         lines.append(f"{scorer:<12}loss {row['loss']:.4f}" + (f"  (floor {floor:.4f})" if floor is not None else ""))

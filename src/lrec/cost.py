@@ -14,7 +14,7 @@ def n_head(config: TransformerConfig) -> int:
 
 
 def n_total(config: TransformerConfig) -> int:
-    """Every trained parameter: body, item table, positions, biases (9 d a block) and norms (4 d a block, 2 d at the end)."""
+    """Every trained parameter: body, item table, positions, biases (9 d a block) and norms (4 d a block, 2 d last)."""
     vectors = config.layers * 13 * config.width + 2 * config.width
     return n_body(config) + n_head(config) + config.max_len * config.width + vectors
 
@@ -22,8 +22,8 @@ def n_total(config: TransformerConfig) -> int:
 def flops_per_target(config: TransformerConfig) -> int:
     """Training FLOPs per target: 6 per matrix entry of body and head, and 6 d (max_len + 1) a block for attention.
 
-    A position of a full window attends to (max_len + 1) / 2 keys on average; each costs 4 d FLOPs forward (query-key and
-    weight-value products) and twice that backward. Shorter windows cost less: this is an upper bound for them.
+    A position of a full window attends to (max_len + 1) / 2 keys on average; each costs 4 d FLOPs forward (query-key
+    and weight-value products) and twice that backward. Shorter windows cost less: this is an upper bound for them.
     """
     attention = 6 * config.layers * config.width * (config.max_len + 1)
     return 6 * (n_body(config) + n_head(config)) + attention

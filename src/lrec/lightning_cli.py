@@ -1,4 +1,4 @@
-"""LightningCLI for `lrec fit|validate|test|predict`: the run folder, its logger and checkpoints, and what follows fit."""
+"""LightningCLI for `lrec fit|validate|test|predict`: the run folder, its logger and checkpoints, the test after fit."""
 
 import os
 import time

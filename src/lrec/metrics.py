@@ -35,7 +35,7 @@ def score(
 ) -> Scores:
     """Score every item of the catalogue for every row.
 
-    rank = 1 + (number scored higher) + (number tied) / 2, the target itself not counted; lists break ties by item index.
+    rank = 1 + (number scored higher) + (number tied) / 2, the target not counted; lists break ties by item index.
 
     Args:
         hidden_BD: Hidden state of each row's last position.
@@ -104,7 +104,7 @@ class _TopK:
         # Earlier chunks hold the smaller indices and stand first: a stable sort keeps the tie rule.
         scores = torch.cat([self.scores_BK, scores_BC.gather(1, columns_BK)], 1)
         items = torch.cat([self.items_BK, columns_BK + start], 1)
-        self.scores_BK, order_BK = (part[:, :k] for part in scores.sort(1, descending=True, stable=True))
+        self.scores_BK, order_BK = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
         self.items_BK = items.gather(1, order_BK)
         self.items_BK[self.scores_BK == -math.inf] = -1
 
@@ -121,7 +121,7 @@ def _top_columns(scores_BC: Tensor, k: int) -> Tensor:
         column = torch.arange(scores_BC.shape[1], device=scores_BC.device)
         columns_BK[tied_B] = (ordered * 2**31 - column).topk(k, 1).indices
     columns_BK = columns_BK.sort(1).values
-    order_BK = scores_BC.gather(1, columns_BK).sort(1, descending=True, stable=True).indices
+    order_BK = scores_BC.gather(1, columns_BK).sort(dim=1, descending=True, stable=True).indices
     return columns_BK.gather(1, order_BK)
 
 
@@ -129,7 +129,7 @@ class RankMetrics(Metric):
     """HR, NDCG and MRR, item coverage and mean popularity at 1, 5, 10 and 50, from ranks and top-k lists.
 
     HR@k = [rank <= k]; NDCG@k = [rank <= k] / log2(1 + rank); MRR@k = [rank <= k] / rank; means over weighted rows.
-    Coverage@k = share of the catalogue that stands in some list of k. Popularity@k = mean training count of listed items.
+    coverage@k = share of the catalogue that stands in some list of k; popularity@k = mean training count of the listed.
     All states are sums, so the result depends neither on batch size nor on the number of ranks.
     """
 

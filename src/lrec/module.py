@@ -33,7 +33,7 @@ class TopK(NamedTuple):
 class SequentialRecommender(LightningModule):
     """A decoder-only transformer over item IDs, trained on every position of every window with full softmax.
 
-    Attributes that callbacks read: `config`, `D` (targets trained on), `flops`, `train_loss`, `diverged`, `evaluations`.
+    Callbacks read: `config`, `D` (targets trained on), `flops`, `train_loss`, `diverged`, `evaluations`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SequentialRecommender(LightningModule):
         self.config = TransformerConfig(self.data.n_items, self.data.max_len, *self.shape, dropout=self.dropout)
         self.net = Transformer(self.config)
         counts_V = torch.as_tensor(self.data.item_counts_V)
-        # A scorer of one feature: hidden state 1, table log count. Its softmax is the items' share of the training part.
+        # A scorer of one feature, hidden state 1 and table log count: its softmax is the items' share of the training.
         self.register_buffer("popularity_table_V1", counts_V.double().log().float()[:, None], persistent=False)
         self.model_evaluation = Evaluation(counts_V)
         self.popularity_evaluation = Evaluation(counts_V)
@@ -120,7 +120,7 @@ class SequentialRecommender(LightningModule):
         self._train_targets += len(batch.targets_M)
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self.D += batch.step_targets
-        # Ranks average their gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
+        # Ranks average gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
         loss = loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.step_targets)
         self.log("train/loss", loss.detach())
         return loss
@@ -173,9 +173,7 @@ class SequentialRecommender(LightningModule):
             raise UserError("the checkpoint was not written by lrec")
         for name, value in self._shape_dict().items():
             if saved[name] != value:
-                raise UserError(
-                    f"the checkpoint has {name} {saved[name]}, the configuration {value}: give its own config"
-                )
+                raise UserError(f"the checkpoint has {name} {saved[name]}, the config {value}: give its own config")
         if saved["data_hash"] != self.data.data_hash:
             raise UserError("the checkpoint was trained on other data, another split or another reduction")
         self.D = saved["D"]

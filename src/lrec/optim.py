@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from lrec.errors import UserError
 
@@ -50,9 +50,7 @@ class Optimizer:
         fall = (1 + math.cos(math.pi * progress)) / 2 if self.decay == "cosine" else 1 - progress
         return self.final_lr + (1 - self.final_lr) * fall
 
-    def build(
-        self, parameters: Iterable[nn.Parameter], total_steps: int
-    ) -> tuple[AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    def build(self, parameters: Iterable[nn.Parameter], total_steps: int) -> tuple[AdamW, LambdaLR]:
         """The optimizer and its scheduler, which must step once per optimizer step."""
         parameters = list(parameters)
         groups = [
@@ -60,4 +58,4 @@ class Optimizer:
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         adamw = AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
-        return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: self.lr_factor(step, total_steps))
+        return adamw, LambdaLR(adamw, lambda step: self.lr_factor(step, total_steps))

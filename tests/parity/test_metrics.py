@@ -1,0 +1,127 @@
+"""Ranks and lists against a sort in plain Python, metrics against scikit-learn and torchmetrics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import ndcg_score
+from torch.nn import functional as F
+from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
+
+from lrec import metrics
+from lrec.metrics import KS, Evaluation, RankMetrics, score
+
+B, D = 40, 6
+
+
+def make_case(n_items: int, levels: int | None, seed: int = 0):  # type: ignore[no-untyped-def]
+    """Hidden states, a table (with many tied scores where `levels` is small), targets and seen pairs."""
+    generator = torch.Generator().manual_seed(seed)
+    if levels is None:
+        hidden_BD, table_VD = torch.randn(B, D, generator=generator), torch.randn(n_items, D, generator=generator)
+    else:
+        hidden_BD = torch.randint(-1, 2, (B, D), generator=generator).float()
+        table_VD = torch.randint(-levels, levels + 1, (n_items, D), generator=generator).float()
+    targets_B = torch.randint(-1, n_items, (B,), generator=generator)
+    seen_BV = torch.rand(B, n_items, generator=generator) < 0.3
+    rows_S, items_S = seen_BV.nonzero(as_tuple=True)
+    return hidden_BD, table_VD, targets_B, rows_S, items_S, seen_BV
+
+
+def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float:
+    above = sum(scores[item] > scores[target] for item in candidates if item != target)
+    tied = sum(scores[item] == scores[target] for item in candidates if item != target)
+    return 1 + above + tied / 2
+
+
+@pytest.mark.parametrize("levels", [None, 1])
+@pytest.mark.parametrize(("n_items", "chunk"), [(3, 16384), (70, 16384), (70, 8), (130, 64)])
+def test_scores_equal_a_naive_sort(n_items: int, chunk: int, levels: int | None, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(metrics, "CHUNK_ITEMS", chunk)
+    hidden_BD, table_VD, targets_B, rows_S, items_S, seen_BV = make_case(n_items, levels)
+    result = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=10)
+    logits_BV = hidden_BD @ table_VD.T
+    for row in range(B):
+        scores, target = logits_BV[row].tolist(), int(targets_B[row])
+        everything = list(range(n_items))
+        unseen = [item for item in everything if not seen_BV[row, item]]
+        for candidates, top_K in ((everything, result.top_BK[row]), (unseen, result.top_unseen_BK[row])):
+            best = sorted(candidates, key=lambda item: (-scores[item], item))[:10]
+            assert top_K.tolist() == best + [-1] * (len(top_K) - len(best))
+        if target < 0:
+            assert math.isnan(result.loss_B[row])
+            assert result.rank_B[row] == result.rank_unseen_B[row] == math.inf
+            continue
+        assert result.rank_B[row] == naive_rank(scores, target, everything)
+        expected = naive_rank(scores, target, unseen) if target in unseen else math.inf
+        assert result.rank_unseen_B[row] == expected
+        naive_loss = F.cross_entropy(logits_BV[row : row + 1], targets_B[row : row + 1])
+        assert result.loss_B[row].item() == pytest.approx(naive_loss.item(), abs=1e-5)
+
+
+def test_a_constant_scorer_gets_the_middle_rank() -> None:
+    empty = torch.empty(0, dtype=torch.int64)
+    result = score(torch.zeros(2, 3), torch.zeros(101, 3), torch.tensor([0, 77]), empty, empty)
+    assert result.rank_B.tolist() == [51, 51]
+    assert result.top_BK[0].tolist() == list(range(50))
+
+
+def test_metrics_equal_scikit_learn_and_torchmetrics() -> None:
+    hidden_BD, table_VD, targets_B, *_ = make_case(80, None)
+    targets_B = targets_B.clamp(min=0)
+    empty = torch.empty(0, dtype=torch.int64)
+    result = score(hidden_BD, table_VD, targets_B, empty, empty)
+    metric = RankMetrics(torch.ones(80))
+    metric.update(result.rank_B, result.top_BK, torch.ones(B))
+    figures = metric.compute()
+    logits_BV = (hidden_BD @ table_VD.T).double().exp()  # torchmetrics takes scores <= 0 for misses
+    relevance_BV = F.one_hot(targets_B, 80)
+    for k in KS:
+        expected = ndcg_score(relevance_BV.numpy(), logits_BV.numpy(), k=k)
+        assert figures[f"NDCG@{k}"].item() == pytest.approx(expected, abs=1e-9)
+        hits = [retrieval_hit_rate(s, r, top_k=k) for s, r in zip(logits_BV, relevance_BV, strict=True)]
+        assert figures[f"HR@{k}"].item() == pytest.approx(np.mean(hits), abs=1e-7)
+        mrr = [retrieval_reciprocal_rank(s, r, top_k=k) for s, r in zip(logits_BV, relevance_BV, strict=True)]
+        assert figures[f"MRR@{k}"].item() == pytest.approx(np.mean(mrr), abs=1e-7)
+
+
+def test_coverage_and_popularity_equal_their_definitions() -> None:
+    hidden_BD, table_VD, targets_B, rows_S, items_S, _ = make_case(70, None)
+    counts_V = torch.arange(70)
+    result = score(hidden_BD, table_VD, targets_B, rows_S, items_S)
+    metric = RankMetrics(counts_V)
+    metric.update(result.rank_unseen_B, result.top_unseen_BK, torch.ones(B))
+    figures = metric.compute()
+    for k in KS:
+        listed = [item for row in result.top_unseen_BK.tolist() for item in row[:k] if item >= 0]
+        assert figures[f"coverage@{k}"].item() == pytest.approx(len(set(listed)) / 70)
+        assert figures[f"popularity@{k}"].item() == pytest.approx(np.mean(listed))
+
+
+def test_batches_and_filler_rows_change_nothing() -> None:
+    case = make_case(60, 1)
+    hidden_BD, table_VD, targets_B, rows_S, items_S, _ = case
+
+    def evaluate(parts: list[torch.Tensor], filler: int) -> dict[str, float]:
+        evaluation = Evaluation(torch.arange(60))
+        for part in parts:
+            keep_S = torch.isin(rows_S, part)
+            local_S = torch.searchsorted(part, rows_S[keep_S])
+            padded = torch.cat([part, part[:1].repeat(filler)])
+            weights = torch.cat([torch.ones(len(part)), torch.zeros(filler)])
+            scores = score(hidden_BD[padded], table_VD, targets_B[padded], local_S, items_S[keep_S])
+            evaluation.update(scores, targets_B[padded], weights)
+        return evaluation.compute()
+
+    whole = evaluate([torch.arange(B)], 0)
+    assert whole["targets_outside_catalogue"] == (targets_B < 0).sum()
+    assert evaluate([torch.arange(0, 7), torch.arange(7, 30), torch.arange(30, B)], 3) == pytest.approx(whole, rel=1e-6)
+
+
+def test_popularity_is_the_share_of_the_training_part() -> None:
+    counts_V = torch.tensor([4.0, 1.0, 3.0])
+    empty = torch.empty(0, dtype=torch.int64)
+    result = score(torch.ones(3, 1), counts_V.log()[:, None], torch.arange(3), empty, empty)
+    assert result.loss_B.tolist() == pytest.approx([-math.log(share) for share in (0.5, 0.125, 0.375)], abs=1e-6)
+    assert result.top_BK[0].tolist() == [0, 2, 1]

@@ -1,0 +1,58 @@
+"""The network against a GPT-2 block written out by hand, head by head and position by position."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrec.net import Block, Transformer, TransformerConfig
+
+
+def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + 1e-12) * norm.weight + norm.bias
+
+
+def gelu(x: Tensor) -> Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def gpt2_block(x_LD: Tensor, block: Block, heads: int) -> Tensor:
+    """One sequence, one head and one position at a time."""
+    length, width = x_LD.shape
+    head_width = width // heads
+    qkv = layer_norm(x_LD, block.attention_norm) @ block.qkv.weight.T + block.qkv.bias
+    query, key, value = qkv.split(width, -1)
+    read = torch.zeros(length, width, dtype=x_LD.dtype)
+    for head in range(heads):
+        columns = slice(head * head_width, (head + 1) * head_width)
+        for position in range(length):
+            weights = [
+                float((query[position, columns] @ key[past, columns]).detach()) / math.sqrt(head_width)
+                for past in range(position + 1)
+            ]
+            top = max(weights)
+            exponentials = [math.exp(w - top) for w in weights]
+            for past, exponential in enumerate(exponentials):
+                read[position, columns] += exponential / sum(exponentials) * value[past, columns]
+    x_LD = x_LD + read @ block.attention_out.weight.T + block.attention_out.bias
+    inner = gelu(layer_norm(x_LD, block.mlp_norm) @ block.mlp_in.weight.T + block.mlp_in.bias)
+    return x_LD + inner @ block.mlp_out.weight.T + block.mlp_out.bias
+
+
+@pytest.mark.parametrize(("layers", "width", "heads"), [(1, 8, 1), (2, 12, 3), (3, 8, 2)])
+def test_forward_equals_gpt2_written_out(layers: int, width: int, heads: int) -> None:
+    torch.manual_seed(0)
+    net = Transformer(TransformerConfig(n_items=11, max_len=7, layers=layers, width=width, heads=heads)).double()
+    for parameter in net.parameters():  # large values, so that every term counts
+        torch.nn.init.normal_(parameter, std=0.5)
+    items_BL = torch.randint(0, 11, (3, 6))
+    logits_BLV = net(items_BL, lambda hidden_BLD, table_VD: hidden_BLD @ table_VD.T)
+    for row in range(3):
+        x_LD = net.items.weight[items_BL[row]] + net.positions.weight[:6]
+        for block in net.blocks:
+            x_LD = gpt2_block(x_LD, block, heads)
+        expected = layer_norm(x_LD, net.norm) @ net.items.weight.T
+        torch.testing.assert_close(logits_BLV[row], expected, rtol=1e-9, atol=1e-9)

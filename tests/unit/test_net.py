@@ -1,0 +1,97 @@
+"""Sizes, shape rules, initialisation and dropout of the network."""
+
+import pytest
+import torch
+
+from lrec import cost
+from lrec.errors import UserError
+from lrec.net import SIZES, Dropout, Transformer, TransformerConfig, find_size
+
+LSRM = {"98k": 98_304, "786k": 786_432, "1.6m": 1_572_864, "9.4m": 9_437_184, "75m": 75_497_472, "829m": 829_440_000}
+
+
+def hidden(hidden_BLD: torch.Tensor, table_VD: torch.Tensor) -> torch.Tensor:
+    return hidden_BLD
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_is_named_by_its_body(name: str) -> None:
+    config = TransformerConfig(10, 50, *SIZES[name])
+    number, unit = (float(name[:-1]), {"k": 1e3, "m": 1e6}[name[-1]])
+    assert cost.n_body(config) == pytest.approx(number * unit, rel=0.06)
+    if name in LSRM:
+        assert cost.n_body(config) == LSRM[name]
+
+
+@pytest.mark.parametrize("name", ["0.8k", "3k", "98k", "786k"])
+def test_counts_equal_the_network_s_parameters(name: str) -> None:
+    config = TransformerConfig(123, 20, *SIZES[name])
+    net = Transformer(config)
+    matrices = sum(p.numel() for key, p in net.blocks.named_parameters() if p.ndim == 2)
+    assert cost.n_body(config) == matrices
+    assert cost.n_head(config) == net.items.weight.numel()
+    assert cost.n_total(config) == sum(p.numel() for p in net.parameters())
+
+
+def test_flops_equal_those_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = TransformerConfig(64, 16, 2, 32, 2)
+    net = Transformer(config)
+    items_BL = torch.zeros(4, 16, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        net(items_BL, lambda hidden_BLD, table_VD: (hidden_BLD @ table_VD.T).sum()).backward()
+    # torch counts attention over all pairs, ours over the causal ones: compare without attention.
+    attention = 6 * config.layers * config.width * (config.max_len + 1)
+    by_operator = counter.get_flop_counts()["Global"]
+    matmuls = sum(count for operator, count in by_operator.items() if "mm" in str(operator))
+    assert matmuls / items_BL.numel() == pytest.approx(cost.flops_per_target(config) - attention, rel=1e-6)
+
+
+def test_no_position_sees_a_later_item() -> None:
+    torch.manual_seed(0)
+    net = Transformer(TransformerConfig(50, 10, 2, 16, 2))
+    items_BL = torch.randint(0, 50, (2, 10))
+    changed_BL = items_BL.clone()
+    changed_BL[:, 6:] = (changed_BL[:, 6:] + 1) % 50
+    before, after = net(items_BL, hidden), net(changed_BL, hidden)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+def test_initialisation_scales_residual_projections_by_depth() -> None:
+    torch.manual_seed(0)
+    net = Transformer(TransformerConfig(500, 10, 8, 64, 2))
+    assert net.items.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    for block in net.blocks:
+        assert block.mlp_in.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert block.mlp_out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+        assert block.attention_out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+        assert not block.qkv.bias.any()
+        assert (block.mlp_norm.weight == 1).all()
+
+
+def test_dropout_runs_linearly_from_first_to_last_block() -> None:
+    net = Transformer(TransformerConfig(5, 5, 5, 8, 1, Dropout(embedding=0.5, first=0.4, last=0.0)))
+    assert [block.dropout for block in net.blocks] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
+    assert Dropout(first=0.2, last=0.1).of_layer(0, 1) == 0.2
+
+
+def test_dropout_acts_in_training_only() -> None:
+    torch.manual_seed(0)
+    net = Transformer(TransformerConfig(5, 5, 2, 8, 1, Dropout(0.3, 0.3, 0.3)))
+    items_BL = torch.zeros(1, 5, dtype=torch.int64)
+    assert not torch.equal(net(items_BL, hidden), net(items_BL, hidden))
+    net.eval()
+    assert torch.equal(net(items_BL, hidden), net(items_BL, hidden))
+
+
+def test_wrong_shapes_are_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"unknown size '99k': choose one of .*98k"):
+        find_size("99k")
+    with pytest.raises(UserError, match="heads must divide width, got width 10 and heads 3"):
+        TransformerConfig(5, 5, 1, 10, 3)
+    with pytest.raises(UserError, match="layers must be at least 1"):
+        TransformerConfig(5, 5, 0, 8, 1)
+    with pytest.raises(UserError, match=r"dropout.first must be at least 0 and below 1, got 1"):
+        Dropout(first=1.0)
