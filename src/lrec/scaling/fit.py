@@ -1,7 +1,7 @@
 """Fits a scaling law by two independent routes and says how far to trust the answer.
 
-Route one: L-BFGS-B with analytic gradients from many starts. Route two: variable projection, which searches the exponent
-alone and solves the non-negative coefficients inside. The lower objective wins; any difference is reported.
+Route one: L-BFGS-B with analytic gradients from many starts. Route two: variable projection, which searches the
+exponent alone and solves the non-negative coefficients inside. The lower objective wins; any difference is reported.
 
 Shapes: N points, K coefficients, G exponents tried at once.
 """
@@ -35,8 +35,8 @@ class Diagnostics:
         share_agreeing: Share of them that ended within 0.1 % of the best objective.
         bound_hits: Parameters that ended on a bound.
         gradient_norm: Largest component of the gradient of the objective, bounds respected; 0 at an optimum.
-        condition_number: Of the Jacobian of the log loss by coefficients and exponent, x divided by its geometric mean.
-        route_difference: Largest relative difference of the two routes' curves from the smallest x to 10 times the largest.
+        condition_number: Of the Jacobian of the log loss by coefficients and exponent.
+        route_difference: Largest relative difference of the two routes' curves, up to 10 times the largest x.
         warnings: What a reader should know, in sentences.
     """
 
@@ -106,8 +106,8 @@ def fit(law: Law, x: Sequence[float] | Array, y: Sequence[float] | Array, object
     sizes, needed = len(np.unique(x_N)), len(law.parameters) + 1
     if sizes < needed:
         raise UserError(
-            f"fit: the law '{law.name}' has {len(law.parameters)} parameters and needs at least {needed} distinct sizes, "
-            f"not {sizes}; train more sizes or hold out fewer"
+            f"fit: the law '{law.name}' has {len(law.parameters)} parameters and needs at least {needed} distinct "
+            f"sizes to fit, but there are {sizes}; train more sizes or hold out fewer"
         )
     unit = float(np.exp(np.log(x_N).mean()))
     u_N = x_N / unit
@@ -131,9 +131,7 @@ def fit(law: Law, x: Sequence[float] | Array, y: Sequence[float] | Array, object
     if np.allclose(ends[best], theta_starts[best], rtol=1e-6, atol=0):
         warnings.append("the search returned its own start: it did not move, and the fit is not to be trusted")
     if difference > 1e-4:
-        warnings.append(
-            f"the two routes of the fit differ by up to {difference:.2%} in loss; the one with the lower objective is used"
-        )
+        warnings.append(f"the two routes of the fit differ by up to {difference:.2%} in loss; the better one is used")
     if agreeing < 0.1:
         warnings.append(f"only {agreeing:.0%} of the starts agree on the optimum")
     if hits:
@@ -154,7 +152,7 @@ def fit(law: Law, x: Sequence[float] | Array, y: Sequence[float] | Array, object
             share_agreeing=agreeing,
             bound_hits=hits,
             gradient_norm=_gradient_norm(law, u_N, y_N, theta, objective),
-            condition_number=float(np.linalg.cond(_jacobian(law, u_N, theta))),
+            condition_number=float(np.linalg.cond(_log_jacobian(law, u_N, theta)[1])),
             route_difference=float(difference),
             warnings=tuple(warnings),
         ),
@@ -223,7 +221,7 @@ def _inner(phi_GNK: Array, y_N: Array, objective: Objective) -> Array:
         update_GK = non_negative(phi_GNK / loss_GN[..., None], weight_GN, residual_GN + 1)
         moved = np.abs(update_GK - coefficients_GK).max() / y_N.max()
         coefficients_GK = update_GK
-        if moved < 1e-14:
+        if moved < 1e-10:
             break
     return coefficients_GK
 
@@ -231,7 +229,7 @@ def _inner(phi_GNK: Array, y_N: Array, objective: Objective) -> Array:
 def _starts(law: Law, u_N: Array, y_N: Array) -> list[Array]:
     """For each exponent and floor of the law's grid, the other coefficients in proportion to what the floor leaves."""
     starts = []
-    for shape, share in product(law.shape_starts, law.coefficient_starts):
+    for shape, share in product(law.shape_starts, law.floor_starts):
         phi_NK = law.basis(np.array([shape]), u_N)[0]
         floor = share * y_N.min()
         rest = np.mean(y_N - floor) / phi_NK[:, 1:].mean(0) / (law.n_coefficients - 1)
@@ -251,10 +249,11 @@ def _descend(law: Law, u_N: Array, y_N: Array, start: Array, objective: Objectiv
 
 
 def _value_and_gradient(law: Law, u_N: Array, y_N: Array, theta: Array, objective: Objective) -> tuple[float, Array]:
-    residual_N = np.log(y_N) - np.log(_curve_of(law, theta, u_N))
+    loss_N, jacobian_NT = _log_jacobian(law, u_N, theta)
+    residual_N = np.log(y_N) - np.log(loss_N)
     delta = _delta(objective)
     slope_N = np.clip(residual_N, -delta, delta) / (LAD_DELTA if objective == "lad" else 1.0)
-    return float(_objective(residual_N, objective).sum()), -slope_N @ _jacobian(law, u_N, theta)
+    return float(_objective(residual_N, objective).sum()), -slope_N @ jacobian_NT
 
 
 def _value(law: Law, u_N: Array, y_N: Array, theta: Array, objective: Objective) -> float:
@@ -283,19 +282,20 @@ def _curve_of(law: Law, theta: Array, u_N: Array) -> Array:
     return _curve(law, theta[:-1], theta[-1], u_N)
 
 
-def _jacobian(law: Law, u_N: Array, theta: Array) -> Array:
-    """Derivatives of the log loss by coefficients and exponent, (N, K + 1)."""
+def _log_jacobian(law: Law, u_N: Array, theta: Array) -> tuple[Array, Array]:
+    """The loss, and the derivatives of its logarithm by coefficients and exponent, (N, K + 1)."""
     by_coefficient = law.basis(theta[-1:], u_N)[0]
     by_shape = law.basis_gradient(theta[-1], u_N) @ theta[:-1]
-    return np.column_stack([by_coefficient, by_shape]) / (by_coefficient @ theta[:-1])[:, None]
+    loss_N = by_coefficient @ theta[:-1]
+    return loss_N, np.column_stack([by_coefficient, by_shape]) / loss_N[:, None]
 
 
 def _gradient_norm(law: Law, u_N: Array, y_N: Array, theta: Array, objective: Objective) -> float:
     _, gradient = _value_and_gradient(law, u_N, y_N, theta, objective)
     low = np.append(np.zeros(law.n_coefficients), law.shape_bounds[0])
-    pushed_out = ((theta <= low) & (gradient > 0)) | ((np.arange(len(theta)) == len(theta) - 1)
-                  & (theta >= law.shape_bounds[1]) & (gradient < 0))  # fmt: skip
-    return float(np.abs(np.where(pushed_out, 0.0, gradient)).max())
+    high = np.append(np.full(law.n_coefficients, np.inf), law.shape_bounds[1])
+    held_back = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    return float(np.abs(np.where(held_back, 0.0, gradient)).max())
 
 
 def _bound_hits(law: Law, coefficients_K: Array, shape: float) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ def read_points(paths: Sequence[Path], x: str = "N_body", y: str = "test_loss") 
     """Read the points to fit.
 
     Of lrec's own points.jsonl only the best evaluation of each run that did not diverge is used. If such points were
-    trained on several amounts of data and `x` is a size, only those with the most unique targets U are used, since a law
-    of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U.
+    trained on several amounts of data and `x` is a size, only those with the most unique targets U are used, since a
+    law of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U.
 
     Args:
         paths: Files (.jsonl, .csv, .tsv, .parquet) or folders; of a folder, every points.jsonl under it.
@@ -137,7 +137,7 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
 
 
 def _at_fixed_other(points: pl.DataFrame, x: str) -> pl.DataFrame:
-    """Of lrec's own points, those at the largest amount of data (x a size) or the largest size (x an amount of data)."""
+    """Of lrec's own points, those with the most data (x a size) or the largest size (x an amount of data)."""
     other = {"N_body": "U", "N_head": "U", "N_total": "U", "D": "N", "U": "N"}.get(x)
     if other is None or points[other].null_count():
         return points

@@ -6,8 +6,8 @@ belongs to the interval if some parameters that pass through it explain the poin
 
     SSE(best parameters through the value) <= SSE_min + s^2 t^2
 
-where SSE is of relative residuals. At a fixed exponent those parameters form an ellipsoid cut by the coefficients' being
-non-negative, of which the extremes are known in closed form; the interval spans those of all exponents.
+where SSE is of relative residuals. At a fixed exponent those parameters form an ellipsoid, cut where coefficients would
+be negative, whose extremes are known in closed form; the interval spans those of all exponents.
 
 Shapes: N points, K coefficients, G exponents.
 """
@@ -20,7 +20,7 @@ import polars as pl
 from scipy import stats
 
 from lrec.errors import UserError
-from lrec.scaling.fit import Fit, Objective, fit, project, search_shape, subsets
+from lrec.scaling.fit import Fit, Objective, fit, search_shape, subsets
 from lrec.scaling.laws import Array, Law
 
 LEVEL = 0.9
@@ -81,8 +81,7 @@ class Profile:
     def __init__(self, fit: Fit, level: float = LEVEL) -> None:
         self._fit = fit
         self._law, self._u_N = fit.law, fit.x_N / fit.unit
-        theta = project(self._law, self._u_N, fit.y_N, "lsq")
-        self._fitted_N = self._law.basis(theta[-1:], self._u_N)[0] @ theta[:-1]
+        self._fitted_N = fit.curve(fit.x_N)
         self._target_N = fit.y_N / self._fitted_N
         best = search_shape(self._law, self._sse)
         least = float(self._sse(np.array([best]))[0])
@@ -201,7 +200,7 @@ def predict(fit: Fit, x: Sequence[float] | Array, level: float = LEVEL) -> list[
 
 
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split points (as `read_points` gives them) into those of all but the k largest sizes, and those of the k largest."""
+    """Split points (as `read_points` gives them) into those of all but the k largest sizes and the rest."""
     sizes = points["x"].unique().sort()
     if not 0 <= k < len(sizes):
         raise UserError(f"--holdout: {k} of {len(sizes)} sizes cannot be held out; use 0 to {len(sizes) - 1}")
