@@ -13,14 +13,14 @@ Shapes: N points, K coefficients, G exponents.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
 from lrec.errors import UserError
-from lrec.scaling.fit import Fit, Objective, fit, search_shape, subsets
+from lrec.scaling.fit import Fit, Objective, fit, non_negative, search_shape, subsets
 from lrec.scaling.laws import Array, Law
 
 LEVEL = 0.9
@@ -119,6 +119,20 @@ class Profile:
             ]
         ends[shape_name] = self.shape_G.tolist()
         return {n: (min(*v, self._fit.parameters[n]), max(*v, self._fit.parameters[n])) for n, v in ends.items()}
+
+    def pinned(self) -> list[Fit]:
+        """The best fits with the floor pinned at the ends of its interval, since floor and exponent are confounded."""
+        name = self._law.parameters[0]
+        fits = []
+        for floor in self.parameters()[name]:
+            rest_GN = self._target_N - floor * self._phi_GNK[..., 0]
+            power_GK = non_negative(self._phi_GNK[..., 1:], np.ones_like(rest_GN), rest_GN)
+            error_G = ((np.einsum("gnk,gk->gn", self._phi_GNK[..., 1:], power_GK) - rest_GN) ** 2).sum(-1)
+            best = int(error_G.argmin())
+            coefficients_K, shape = np.array([floor, *power_GK[best]]), float(self.shape_G[best])
+            named = self._law.named(coefficients_K, shape, self._fit.unit)
+            fits.append(replace(self._fit, coefficients_K=coefficients_K, shape=shape, parameters=named))
+        return fits
 
     def _scaled_basis(self, shape_G: Array) -> Array:
         return self._law.basis(shape_G, self._u_N) / self._fitted_N[:, None]

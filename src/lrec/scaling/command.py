@@ -1,0 +1,48 @@
+"""`lrec scaling fit`: points in; fit.json, fit.png, report.md and a table out."""
+
+from pathlib import Path
+
+from lrec.errors import UserError
+from lrec.files import replacing, write_text
+from lrec.scaling.fit import Objective
+from lrec.scaling.laws import LAWS
+from lrec.scaling.plots import fit_figure
+from lrec.scaling.points import read_points, source_hash
+from lrec.scaling.predict import holdout_report
+from lrec.scaling.report import markdown, table, write_fit
+
+
+def fit_command(
+    points: list[Path],
+    law: str = "lsrm",
+    holdout: int = 2,
+    x: str = "N_body",
+    y: str = "test_loss",
+    objective: Objective = "huber",
+    floor: float | None = None,
+    out: Path = Path("fit"),
+) -> None:
+    """Fit a scaling law to points, predict the held-out largest sizes and compare.
+
+    Args:
+        points: Files (.jsonl, .csv, .tsv, .parquet) or folders of runs (every points.jsonl under them).
+        law: Law to fit: lsrm, L(x) = E + (x0/x)^a.
+        holdout: Number of largest sizes to hold out and predict.
+        x: Column of what is scaled: N_body, N_total, D, flops or any other.
+        y: Column of the loss in nats.
+        objective: Sum of Huber terms with delta 1e-3 (huber), of absolute values (lad) or of squares (lsq) of the
+            residuals of the log loss.
+        floor: Least possible loss, drawn into the figure.
+        out: Folder for fit.json, fit.png and report.md.
+    """
+    if law not in LAWS:
+        raise UserError(f"--law: '{law}' is none of {', '.join(LAWS)}")
+    table_read = read_points(points, x, y)
+    fitted, held_out = holdout_report(LAWS[law], table_read, holdout, objective)
+    content = write_fit(out, fitted, held_out, source_hash(table_read), x, y)
+    with replacing(out / "fit.png") as temporary:
+        fit_figure(fitted, held_out, floor, x, y).savefig(temporary, format="png")
+    write_text(out / "report.md", markdown(content))
+    print(
+        f"{content['formula']}, {content['n_points']} points of {content['n_sizes']} sizes\n\n{table(content)}\n\n{out}"
+    )

@@ -1,0 +1,134 @@
+"""The picture of a fit: points, curve, 90 % band, held-out predictions and the floor."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lrec.scaling.fit import Fit
+from lrec.scaling.laws import Array
+from lrec.scaling.predict import HeldOut, Holdout, Prediction, Profile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
+
+
+def fit_figure(
+    fit: Fit,
+    holdout: Holdout | Sequence[Prediction] | None = None,
+    floor: float | None = None,
+    x_label: str = "N_body",
+    y_label: str = "test_loss",
+) -> "Figure":
+    """Draw a fit on logarithmic axes; needs no display and touches no global state of matplotlib.
+
+    Args:
+        fit: The fit of the small sizes.
+        holdout: Held-out sizes: predicted with 90 % interval of a new run, and, if known, actual.
+        floor: The least loss possible, such as the synthetic set's Bayes-optimal loss.
+        x_label: Column of x, or any other label.
+        y_label: Column of the loss, or any other label.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    profile = Profile(fit)
+    held_out: Sequence[Prediction | HeldOut] = holdout.points if isinstance(holdout, Holdout) else holdout or []
+    last = max([float(fit.x_N.max()), *(p.x for p in held_out)])
+    x_P = np.geomspace(fit.x_N.min() / 1.3, last * 1.6, 120)
+    band = profile.predict(x_P)
+    axes.fill_between(x_P, [p.low for p in band], [p.high for p in band], color=BLUE, alpha=0.10, lw=0)
+    axes.fill_between(
+        x_P,
+        [p.mean_low for p in band],
+        [p.mean_high for p in band],
+        color=BLUE,
+        alpha=0.18,
+        lw=0,
+        label="90 % band: curve (dark), new run (light)",
+    )
+    axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
+    for pinned in profile.pinned():
+        floor_name, pinned_floor = next(iter(pinned.parameters.items()))
+        axes.plot(
+            x_P,
+            pinned.curve(x_P),
+            color=BLUE,
+            lw=0.9,
+            ls=":",
+            label=f"{floor_name} = {pinned_floor:.3g} (interval's end)",
+        )
+    _draw_points(axes, fit)
+    for i, p in enumerate(held_out):
+        label = "predicted, 90 % interval" if i == 0 else None
+        axes.errorbar(
+            p.x, p.predicted, [[p.predicted - p.low], [p.high - p.predicted]],
+            fmt="_", ms=9, color=ORANGE, lw=1.2, capsize=4, label=label,
+        )  # fmt: skip
+    if isinstance(holdout, Holdout):
+        axes.plot(
+            [p.x for p in holdout.points], [p.actual for p in holdout.points],
+            "D", ms=5.5, mfc="white", mec=ORANGE, mew=1.4, label="held out, actual", zorder=4,
+        )  # fmt: skip
+    if floor is not None:
+        axes.axhline(floor, color=GREY, lw=1, ls="--", label=f"floor {floor:.4g}")
+    _style(axes, x_label, y_label)
+    return figure
+
+
+def _draw_points(axes: "Axes", fit: Fit) -> None:
+    sizes = np.unique(fit.x_N)
+    means = [float(fit.y_N[fit.x_N == size].mean()) for size in sizes]
+    if len(fit.x_N) > len(sizes):
+        axes.plot(fit.x_N, fit.y_N, ".", ms=4, color=BLUE, alpha=0.55, label="single runs")
+    axes.plot(sizes, means, "o", ms=5.5, color=BLUE, mec="white", mew=0.6, label="fitted sizes", zorder=3)
+
+
+def _style(axes: "Axes", x_label: str, y_label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = _round_ticks(low, high)
+    axes.set_yticks(ticks)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(LogLocator(subs=()))
+    axes.set_ylim(low, high)
+    axes.set_xlabel(LABELS.get(x_label, x_label))
+    axes.set_ylabel(LABELS.get(y_label, y_label))
+    axes.grid(True, which="major", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7.5, frameon=False)
+
+
+LABELS = {
+    "N_body": "parameters without embeddings, N_body",
+    "N_total": "all parameters, N_total",
+    "D": "interactions processed, D",
+    "U": "unique training targets, U",
+    "flops": "training FLOPs",
+    "test_loss": "test loss (nats per target)",
+    "val_loss": "validation loss (nats per target)",
+}
+
+
+def _round_ticks(low: float, high: float) -> Array:
+    """Four to nine round values within a narrow logarithmic axis."""
+    rough = (high - low) / 5
+    magnitude = 10 ** np.floor(np.log10(rough))
+    step = magnitude * min((m for m in (1, 2, 5, 10) if m * magnitude >= rough), default=10)
+    return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 10)
+
+
+def _formula(fit: Fit) -> str:
+    values = ", ".join(f"{name} = {value:.3g}" for name, value in fit.parameters.items())
+    return f"{fit.law.formula}\n{values}"

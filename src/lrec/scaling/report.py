@@ -1,0 +1,138 @@
+"""What a fit leaves behind: fit.json, report.md and the table on the terminal."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lrec.files import write_json
+from lrec.scaling.fit import Fit
+from lrec.scaling.predict import Holdout, Profile
+
+
+def write_fit(out: Path, fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: str) -> dict[str, Any]:
+    """Write `out`/fit.json, whole or not at all, and return its content.
+
+    Args:
+        out: Folder, created if absent.
+        fit: The fit of the small sizes.
+        holdout: The held-out sizes, None if there are none.
+        source_hash: `points.source_hash` of every point read, held-out ones included.
+        x: Column the sizes came from.
+        y: Column the losses came from.
+    """
+    content = fit_content(fit, holdout, source_hash, x, y)
+    write_json(out / "fit.json", content)
+    return content
+
+
+def fit_content(fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: str) -> dict[str, Any]:
+    """The content of fit.json; a number that is not finite becomes null."""
+    profile = Profile(fit)
+    ends = profile.parameters()
+    diagnostics = asdict(fit.diagnostics)
+    diagnostics["warnings"] = all_warnings(fit, holdout)
+    content = {
+        "law": fit.law.name,
+        "formula": fit.law.formula,
+        "x": x,
+        "y": y,
+        "parameters": {
+            name: {"value": value, "low": ends[name][0], "high": ends[name][1]}
+            for name, value in fit.parameters.items()
+        },
+        "objective": fit.objective,
+        "objective_value": fit.value,
+        "n_points": len(fit.x_N),
+        "n_sizes": fit.n_sizes,
+        "x_range": [float(fit.x_N.min()), float(fit.x_N.max())],
+        "r2": fit.r2,
+        "noise": {"sigma": profile.sigma, "dof": profile.dof},
+        "diagnostics": diagnostics,
+        "holdout": None if holdout is None else asdict(holdout),
+        "source_hash": source_hash,
+    }
+    return dict(_finite(content))
+
+
+def all_warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
+    """The fit's warnings, and those that only the intervals and the held-out sizes give rise to."""
+    warnings = list(fit.diagnostics.warnings)
+    exponent = fit.law.parameters[-1]
+    low, high = Profile(fit).parameters()[exponent]
+    if low <= fit.law.shape_bounds[0] * 1.001 or high >= fit.law.shape_bounds[1] * 0.999:
+        warnings.append(
+            f"not identified: the 90 % interval of {exponent} reaches its bound ({low:.3g} to {high:.3g}); "
+            "report predictions with their intervals, not the exponent"
+        )
+    if holdout is not None and holdout.extrapolation_factor > 100:
+        warnings.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
+    return warnings
+
+
+def table(content: dict[str, Any]) -> str:
+    """The content of fit.json as two Markdown tables, which read as well on a terminal."""
+    parameters = [["parameter", "value", "90 % low", "90 % high"]]
+    parameters += [[n, *(_number(p[k]) for k in ("value", "low", "high"))] for n, p in content["parameters"].items()]
+    blocks = [_markdown(parameters)]
+    if content["holdout"]:
+        rows = [[content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "inside", "naive error"]]
+        rows += [
+            [
+                _number(p["x"]),
+                *(f"{p[key]:.4f}" for key in ("predicted", "low", "high", "actual")),
+                f"{p['error_pct']:+.2f} %",
+                "yes" if p["inside"] else "no",
+                f"{p['naive_error_pct']:+.2f} %",
+            ]
+            for p in content["holdout"]["points"]
+        ]
+        blocks.append(_markdown(rows))
+        blocks.append(
+            f"Mean absolute error {content['holdout']['mape']:.2f} %, of the naive prediction (as good as the best "
+            f"small model) {content['holdout']['naive_mape']:.2f} %, "
+            f"extrapolating {content['holdout']['extrapolation_factor']:.1f} times."
+        )
+    blocks += [f"Warning: {warning}." for warning in content["diagnostics"]["warnings"]]
+    return "\n\n".join(blocks)
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """A short report of the content of fit.json, to stand beside fit.png."""
+    d = content["diagnostics"]
+    return f"""# {content["formula"]}
+
+{content["y"]} by {content["x"]}: {content["n_points"]} points of {content["n_sizes"]} sizes, \
+objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; those of predictions are for a new run.
+
+![fit](fit.png)
+
+{table(content)}
+
+Search: {d["share_agreeing"]:.0%} of {d["starts"]} starts agree; gradient {d["gradient_norm"]:.1e}; condition number \
+{d["condition_number"]:.3g}; the second route's curve differs by at most {d["route_difference"]:.1e}. \
+A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
+"""
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "unbounded" if value is None else f"{value:.4g}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
