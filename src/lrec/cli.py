@@ -75,7 +75,7 @@ def command_parser(name: str, command: Callable[..., None], positional: bool) ->
     """The parser of one of lrec's own commands: an option for each argument of the function, --config for a YAML."""
     parser = OneLineParser(prog=f"lrec {name}", description=inspect.getdoc(command).split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values of the options below.")
-    paths = {key for key, hint in typing.get_type_hints(command).items() if hint == list[Path]}
+    paths: set[str | int] = {key for key, hint in typing.get_type_hints(command).items() if hint == list[Path]}
     parser.add_function_arguments(command, as_positional=positional, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
         parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help="Files or folders.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -136,7 +137,11 @@ def run_lightning(arguments: Sequence[str]) -> None:
     """Run `lrec fit|validate|test|predict`."""
     for message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message)
-    CommandLine(
+    _command_line(CommandLine, arguments)
+
+
+def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLine:
+    return cls(
         SequentialRecommender,
         SequenceDataModule,
         subclass_mode_data=True,
@@ -148,3 +153,40 @@ def run_lightning(arguments: Sequence[str]) -> None:
         load_from_checkpoint_support=False,
         args=list(arguments),
     )
+
+
+class _ComposedConfig(CommandLine):
+    """Parses and stops there."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing will be instantiated."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is instantiated."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def compose(arguments: Sequence[str]) -> dict[str, Any]:
+    """The whole configuration that `lrec fit` with these arguments would run with.
+
+    Raises:
+        UserError: what `lrec fit` itself would say of them.
+    """
+    for message in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message)
+    cli = _command_line(_ComposedConfig, ["fit", *arguments])
+    options: dict[str, Any] = yaml.safe_load(cli._parser("fit").dump(cli.config.fit, skip_none=False))
+    return options
+
+
+def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
+    """The DataModule of a composed configuration."""
+    parser = Parser()
+    parser.add_subclass_arguments(SequenceDataModule, "data", required=True)
+    datamodule: SequenceDataModule = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    return datamodule

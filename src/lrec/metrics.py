@@ -134,6 +134,7 @@ class RankMetrics(Metric):
     """
 
     full_state_update = False
+    item_counts_V: Tensor
     weight: Tensor
     hits_K: Tensor
     gains_K: Tensor

@@ -36,6 +36,8 @@ class SequentialRecommender(LightningModule):
     Callbacks read: `config`, `D` (targets trained on), `flops`, `train_loss`, `diverged`, `evaluations`.
     """
 
+    popularity_table_V1: Tensor
+
     def __init__(
         self,
         size: str | None = None,
@@ -127,7 +129,7 @@ class SequentialRecommender(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
         """Stop a run whose loss is not finite; looked at only when Lightning logs, to spare a sync per step."""
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._stop_if_diverged(outputs["loss"])
 
     def on_validation_start(self) -> None:

@@ -1,0 +1,108 @@
+"""The runs of a study: what each trains, and `lrec fit` as a subprocess for each, started at most once at a time."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lrec.errors import UserError
+from lrec.files import write_text
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the grid.
+
+    Attributes:
+        name: Unique in the study; the name of its folder.
+        held_out: Whether its loss is predicted before it is trained.
+        options: The whole configuration of its `lrec fit`, but for where it writes.
+    """
+
+    name: str
+    size: str
+    seed: int
+    fraction: float
+    held_out: bool
+    options: dict[str, Any]
+
+
+class RunFailedError(RuntimeError):
+    """A run ended with an error that is not the user's."""
+
+
+def finished_point(folder: Path) -> dict[str, Any] | None:
+    """What the run in `folder` came to: its best and tested point, the last one if it diverged, None if unfinished."""
+    path = folder / "points.jsonl"
+    if not path.is_file():
+        return None
+    points: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if points and points[-1]["status"] == "diverged":
+        return points[-1]
+    return next((point for point in points if point["best"]), None)
+
+
+def train(runs: list[Run], folder: Path, study: str, jobs: int, threads: int) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Train those of `runs` that are not finished, `jobs` side by side; yield each run with its best point.
+
+    Raises:
+        UserError, RunFailedError: the last line of the log of a run that failed; those under way are let finish.
+    """
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        futures = {pool.submit(_train_one, run, folder / run.name, study, threads): run for run in runs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _train_one(run: Run, folder: Path, study: str, threads: int) -> dict[str, Any]:
+    with _locked(folder.with_name(f".{run.name}.lock")) as lock:
+        point = finished_point(folder)
+        if point is not None:
+            return point
+        # What a killed study left half-done: trained again from the start, so that the report is the same.
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(folder / "config.yaml", yaml.safe_dump(run.options, sort_keys=False))
+        arguments = [f"--config={folder / 'config.yaml'}", f"--trainer.default_root_dir={folder}"]
+        arguments += [f"--points.study={study}", f"--points.run={run.name}"]
+        log = folder / "log.txt"
+        with log.open("w") as out:
+            result = subprocess.run(
+                [sys.executable, "-m", "lrec", "fit", *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                pass_fds=[lock],
+                check=False,
+            )
+        point = finished_point(folder)
+        if result.returncode or point is None:
+            last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+            error = UserError if result.returncode == 2 else RunFailedError
+            raise error(f"run {run.name} failed (see {log}): {last[0].removeprefix('lrec: error: ')}")
+        return point
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Hold the file's lock; the run inherits it, so one that outlived its killed study is waited for, not repeated."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)

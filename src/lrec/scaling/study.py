@@ -1,0 +1,214 @@
+"""A scaling study: train the small sizes, fit a law, write the prediction, only then train the large sizes, and judge.
+
+Started again, a study goes on where it stopped: finished runs are kept, an unfinished one is trained anew.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from lrec import cost
+from lrec.cli import find_config
+from lrec.errors import UserError
+from lrec.files import json_hash, write_json
+from lrec.net import SIZES, TransformerConfig, find_size
+from lrec.scaling.fit import fit
+from lrec.scaling.laws import LAWS
+from lrec.scaling.points import read_points, source_hash
+from lrec.scaling.predict import predict
+from lrec.scaling.runs import Run, finished_point, train
+from lrec.scaling.study_report import Ladder, print_plan, write_report
+
+
+def study(
+    name: str,
+    configs: list[str],
+    sizes: list[str],
+    out: Path | None = None,
+    seeds: tuple[int, ...] = (1,),
+    holdout_seeds: tuple[int, ...] = (1,),
+    fractions: tuple[float, ...] = (1.0,),
+    reduce: Literal["users", "interactions", "recent"] = "users",
+    holdout: int = 2,
+    options: dict[str, Any] | None = None,
+    size_options: dict[str, dict[str, Any]] | None = None,
+    law: str = "lsrm",
+    x: Literal["N_body", "N_total"] = "N_body",
+    jobs: int = 1,
+    dry_run: bool = False,
+) -> None:
+    """Train a ladder of sizes, fit a law to the small ones and predict the large ones before they are trained.
+
+    Args:
+        name: Name of the study.
+        configs: Configuration files that every run is composed of, as for lrec fit --config.
+        sizes: Entries of the ladder.
+        out: Folder of the study; studies/NAME by default.
+        seeds: Seeds of the fitted sizes, a run each.
+        holdout_seeds: Seeds of the held-out sizes, a run each.
+        fractions: Shares of the training data; each has a ladder and a fit of its own.
+        reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
+        holdout: Number of largest sizes that are predicted instead of fitted.
+        options: Options of lrec fit that all runs share, by dotted name such as trainer.max_epochs.
+        size_options: Further options by size.
+        law: Law to fit; lsrm is L(x) = E + (x0/x)^a.
+        x: Parameters the law counts.
+        jobs: Runs side by side, each with an equal share of the cores.
+        dry_run: Print the runs with their hours, memory and disk, and stop.
+    """
+    grid = Grid(configs, sizes, seeds, holdout_seeds, fractions, reduce, holdout, options or {}, size_options or {})
+    _check(grid, law, jobs)
+    runs = grid.runs()
+    if dry_run:
+        print_plan(runs)
+        return
+    out = out or Path("studies") / name
+    book = _Book(out, name, runs, {"law": law, "x": x})
+    book.train([run for run in runs if not run.held_out], jobs)
+    ladders = [_fit_ladder(out, runs, fraction, law, x) for fraction in fractions]
+    if holdout:
+        _write_prediction(out / "prediction.json", ladders, runs)
+        book.train([run for run in runs if run.held_out], jobs)
+    print(write_report(out, name, runs, ladders))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sizes x seeds x fractions, and what the runs' configurations are composed of; the arguments of `study`."""
+
+    configs: list[str]
+    sizes: list[str]
+    seeds: tuple[int, ...]
+    holdout_seeds: tuple[int, ...]
+    fractions: tuple[float, ...]
+    reduce: str
+    holdout: int
+    options: dict[str, Any]
+    size_options: dict[str, dict[str, Any]]
+
+    @property
+    def ladder(self) -> list[str]:
+        """The sizes in order of N_body."""
+        return sorted(self.sizes, key=lambda size: SIZES[size].layers * SIZES[size].width ** 2)
+
+    def runs(self) -> list[Run]:
+        """Every run with its whole configuration; UserError where `lrec fit` would refuse it."""
+        held_out = self.ladder[len(self.ladder) - self.holdout :]
+        return [
+            self._run(size, seed, fraction, size in held_out)
+            for fraction, size in product(self.fractions, self.ladder)
+            for seed in (self.holdout_seeds if size in held_out else self.seeds)
+        ]
+
+    def _run(self, size: str, seed: int, fraction: float, held_out: bool) -> Run:
+        from lrec.lightning_cli import compose
+
+        options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
+        options |= self.options | self.size_options.get(size, {})
+        if fraction != 1:
+            options[f"data.reduction.{self.reduce}"] = fraction
+        arguments = [f"--config={find_config(config)}" for config in self.configs]
+        arguments += [f"--{option}={_as_argument(value)}" for option, value in options.items()]
+        share = "" if fraction == 1 else f"-{self.reduce}-{fraction:g}"
+        return Run(f"{size}{share}-seed{seed}", size, seed, fraction, held_out, compose(arguments))
+
+
+def _as_argument(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _check(grid: Grid, law: str, jobs: int) -> None:
+    for size in [*grid.sizes, *grid.size_options]:
+        find_size(size)
+    for option in ("sizes", "seeds", "fractions"):
+        values = getattr(grid, option)
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"--{option} {list(values)}: name at least one, and each once")
+    if grid.holdout and not grid.holdout_seeds:
+        raise UserError("--holdout_seeds: name at least one")
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    if law not in LAWS:
+        raise UserError(f"--law: {law!r} is none of {', '.join(LAWS)}")
+    needed = len(LAWS[law].parameters) + 1
+    if not 0 <= grid.holdout <= len(grid.sizes) - needed:
+        raise UserError(
+            f"the law {law} needs at least {needed} fitted sizes (its parameters + 1): "
+            f"{len(grid.sizes)} sizes with --holdout {grid.holdout} leave {len(grid.sizes) - grid.holdout}"
+        )
+
+
+class _Book:
+    """study.json: the grid and the state of each run, written after every change."""
+
+    def __init__(self, out: Path, name: str, runs: list[Run], judged_by: dict[str, str]) -> None:
+        self.out, self.name = out, name
+        self.path = out / "study.json"
+        grid = {"name": name, **judged_by, "runs": [asdict(run) for run in runs]}
+        self.head = {"name": name, "grid_hash": json_hash(grid), "grid": grid}
+        self.state = {run.name: "waiting" for run in runs}
+        if self.path.is_file():
+            if json.loads(self.path.read_text(encoding="utf-8"))["grid_hash"] != self.head["grid_hash"]:
+                raise UserError(
+                    f"{out} belongs to a study with another grid: choose another --out, or remove the folder"
+                )
+        elif out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no study: choose another --out")
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.path, self.head | {"state": self.state})
+
+    def train(self, runs: list[Run], jobs: int) -> None:
+        """Train what is not finished, with a line on the terminal for each run that is."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        finished = train(runs, self.out / "runs", self.name, jobs, max(cores // jobs, 1))
+        for done, (run, point) in enumerate(finished, start=1):
+            self.state[run.name] = point["status"]
+            self._write()
+            loss = "diverged" if point["test_loss"] is None else f"test loss {point['test_loss']:.4f}"
+            kind = "held out" if run.held_out else "fitted"
+            print(f"[{done}/{len(runs)} {kind}] {run.name}: {loss}, {point['wall_s']:.0f} s", flush=True)
+
+
+def _fit_ladder(out: Path, runs: list[Run], fraction: float, law: str, x: str) -> Ladder:
+    """Fit the small sizes of one fraction and predict its large ones; no large run is read."""
+    mine = [run for run in runs if run.fraction == fraction]
+    points = read_points([out / "runs" / run.name / "points.jsonl" for run in mine if not run.held_out], x, "test_loss")
+    fitted = fit(LAWS[law], points["x"].to_numpy(), points["y"].to_numpy())
+    example = finished_point(out / "runs" / next(run.name for run in mine if not run.held_out))
+    assert example is not None
+    large = sorted({_count(run, x, example) for run in mine if run.held_out})
+    return Ladder(fraction, x, source_hash(points), fitted, tuple(predict(fitted, large)) if large else ())
+
+
+def _count(run: Run, x: str, example: dict[str, Any]) -> int:
+    """The parameters a run will have, from its size and from the catalogue that a finished run found."""
+    n_items, max_len = example["N_head"] // example["d_model"], run.options["data"]["init_args"]["max_len"]
+    config = TransformerConfig(n_items, max_len, *find_size(run.size))
+    return cost.n_body(config) if x == "N_body" else cost.n_total(config)
+
+
+def _write_prediction(path: Path, ladders: list[Ladder], runs: list[Run]) -> None:
+    """Commit to the prediction while the large runs are unread; a later start must find the same one."""
+    prediction = {
+        "ladders": [
+            {
+                "fraction": ladder.fraction,
+                "law": ladder.fit.law.name,
+                "x": ladder.x,
+                "source_hash": ladder.source_hash,
+                "parameters": ladder.fit.parameters,
+                "predictions": [asdict(point) for point in ladder.predictions],
+            }
+            for ladder in ladders
+        ],
+        "held_out_runs": {run.name: run.options for run in runs if run.held_out},
+    }
+    if not path.is_file():
+        write_json(path, prediction)
+    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(prediction)):
+        raise UserError(f"{path} was written from other points than the runs now hold: choose another --out")

@@ -1,0 +1,176 @@
+"""What a study leaves behind: fit.json, fit.png and report.md of each ladder, and the figure in TensorBoard."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from lrec import cost
+from lrec.files import replacing, write_text
+from lrec.net import TransformerConfig, find_size
+from lrec.scaling.fit import Fit
+from lrec.scaling.plots import fit_figure
+from lrec.scaling.points import read_points, source_hash
+from lrec.scaling.predict import Prediction, compare
+from lrec.scaling.report import table, write_fit
+from lrec.scaling.runs import Run, finished_point
+
+COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The law of one fraction of the data: fitted to the small sizes, with predictions for the large ones."""
+
+    fraction: float
+    x: str
+    source_hash: str
+    fit: Fit
+    predictions: tuple[Prediction, ...]
+
+
+def write_report(out: Path, name: str, runs: list[Run], ladders: list[Ladder]) -> str:
+    """Join the predictions with the large runs' losses, write everything under `out`, and return the report.
+
+    The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
+    """
+    points = {run.name: finished_point(out / "runs" / run.name) or {} for run in runs}
+    sections = [f"# Scaling study {name}"]
+    for ladder in ladders:
+        mine = [run for run in runs if run.fraction == ladder.fraction]
+        folder = out / "fit" if len(ladders) == 1 else out / "fit" / f"fraction-{ladder.fraction:g}"
+        if len(ladders) > 1:
+            sections.append(f"## Fraction {ladder.fraction:g} of the training data")
+        sections.append(_section(out, folder, mine, {run.name: points[run.name] for run in mine}, ladder))
+    report = "\n\n".join(sections) + "\n"
+    write_text(out / "report.md", report)
+    return report
+
+
+def _section(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, Any]], ladder: Ladder) -> str:
+    files = [out / "runs" / run.name / "points.jsonl" for run in runs if points[run.name]["status"] != "diverged"]
+    held_out = None
+    if ladder.predictions:
+        large = [out / "runs" / run.name / "points.jsonl" for run in runs if run.held_out]
+        held_out = compare(ladder.fit, ladder.predictions, read_points(large, ladder.x, "test_loss"))
+    every_point = read_points(files, ladder.x, "test_loss")
+    content = write_fit(folder, ladder.fit, held_out, source_hash(every_point), ladder.x, "test_loss")
+    floor = (next(iter(points.values()))["floor"] or {}).get("test")
+    figure = fit_figure(ladder.fit, held_out, floor, ladder.x, "test_loss")
+    with replacing(folder / "fit.png") as temporary:
+        figure.savefig(temporary, format="png")
+    _to_tensorboard(folder, figure)
+    return "\n\n".join(
+        [
+            _runs_table(runs, points),
+            "\n".join(_findings(runs, points, floor)),
+            f"## {content['formula']}, {ladder.x}",
+            f"![fit]({folder.relative_to(out)}/fit.png)",
+            table(content),
+        ]
+    )
+
+
+def _to_tensorboard(folder: Path, figure: Any) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_figure("scaling/fit", figure)
+
+
+def _runs_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
+    head = ["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
+    for run in runs:
+        point = points[run.name]
+        size = run.size + (" (held out)" if run.held_out else "")
+        cells = [size, str(run.seed), f"{point['N_body']:,}", f"{point['D']:,}", f"{point['epochs']:.2f}"]
+        if point["status"] == "diverged":
+            cells += ["diverged"] + [""] * (len(COLUMNS) + 1)
+        else:
+            cells += [f"{point['val_loss']:.4f}", f"{point['test_loss']:.4f}"]
+            cells += [f"{point['metrics'][f'test/{column}']:.4f}" for column in COLUMNS]
+        lines.append("| " + " | ".join(cells) + " |")
+    tested = next((p for p in points.values() if p["status"] != "diverged"), None)
+    if tested is not None:
+        cells = ["popularity", "", "", "", "", "", f"{tested['metrics']['test/popularity/loss']:.4f}"]
+        cells += [f"{tested['metrics'][f'test/popularity/{column}']:.4f}" for column in COLUMNS]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _findings(runs: list[Run], points: dict[str, dict[str, Any]], floor: float | None) -> list[str]:
+    """What the table says, in words: monotone or not, the best size, over-fitting, the floor."""
+    losses: dict[int, list[float]] = defaultdict(list)
+    sizes = {}
+    for run in runs:
+        point = points[run.name]
+        if point["status"] != "diverged":
+            losses[point["N_body"]].append(point["test_loss"])
+            sizes[point["N_body"]] = run.size
+    means = {n: sum(values) / len(values) for n, values in sorted(losses.items())}
+    order = list(means)
+    rises = [f"{sizes[small]} to {sizes[large]}" for small, large in pairwise(order) if means[large] >= means[small]]
+    best = min(means, key=lambda n: means[n])
+    findings = [
+        f"- The mean test loss rises with size from {', '.join(rises)}: not monotone."
+        if rises
+        else "- The mean test loss falls with every step in size.",
+        f"- Best size: {sizes[best]}, mean test loss {means[best]:.4f}.",
+    ]
+    diverged = [run.name for run in runs if points[run.name]["status"] == "diverged"]
+    if diverged:
+        findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
+    if floor is not None:
+        below = [run.name for run in runs if (points[run.name]["test_loss"] or floor) < floor]
+        verdict = f"below it: {', '.join(below)}" if below else "every run lies above it"
+        findings.append(
+            f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {verdict}."
+        )
+    return findings
+
+
+def print_plan(runs: list[Run]) -> None:
+    """The runs with their expected hours, memory and disk. Prepares the data: the catalogue's size decides the cost.
+
+    Hours assume a third of this machine's rate of float32 matrix products and ten seconds to start a run; memory counts
+    float32 parameters, gradients and two Adam moments plus a gibibyte for the process; disk counts two checkpoints.
+    """
+    from lrec.lightning_cli import datamodule_of
+
+    rate = _matmul_rate()
+    counts: dict[float, tuple[int, int]] = {}
+    print(f"{'run':<32}{'N_body':>12}{'N_total':>12}{'hours':>9}{'GiB':>7}{'disk GiB':>10}")
+    total = 0.0
+    for run in runs:
+        if run.fraction not in counts:
+            data = datamodule_of(run.options)
+            data.prepare_data()
+            data.setup("fit")
+            counts[run.fraction] = (data.n_items, data.U)
+        n_items, unique = counts[run.fraction]
+        config = TransformerConfig(n_items, run.options["data"]["init_args"]["max_len"], *find_size(run.size))
+        targets = unique * (run.options["trainer"]["max_epochs"] or 1000)
+        hours = (10 + 3 * targets * cost.flops_per_target(config) / rate) / 3600
+        memory, disk = 1 + 16 * cost.n_total(config) / 2**30, 24 * cost.n_total(config) / 2**30
+        total += hours
+        sizes = f"{cost.n_body(config):>12,}{cost.n_total(config):>12,}"
+        print(f"{run.name:<32}{sizes}{hours:>9.2f}{memory:>7.1f}{disk:>10.2f}")
+    print(f"{len(runs)} runs, {total:.2f} hours one after the other")
+
+
+def _matmul_rate() -> float:
+    """Float32 FLOPs per second of this machine's matrix products, measured."""
+    import time
+
+    import torch
+
+    a = torch.ones(1024, 1024)
+    a @ a
+    started = time.perf_counter()
+    for _ in range(5):
+        a @ a
+    return 5 * 2 * 1024**3 / (time.perf_counter() - started)
