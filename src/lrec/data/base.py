@@ -1,0 +1,194 @@
+"""SequenceDataModule: what every data set shares, from the store on. A data set adds `store_name`, `source` and `read`."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from lightning.pytorch import LightningDataModule
+
+from lrec.data.batches import EvalLoader, EvalTask, Planner, Ranks, TrainLoader
+from lrec.data.prepare import RawInteractions, prepare_store, store_path
+from lrec.data.splits import LastItems, Reduction, Split
+from lrec.data.store import Store
+from lrec.errors import UserError
+from lrec.files import json_hash
+
+
+class SequenceDataModule(LightningDataModule):
+    """Raw interactions -> store -> split -> batches.
+
+    A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read them
+    (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir.
+
+    After `setup`: store, split_positions (where each user is cut), planner, and the properties below.
+    """
+
+    store: Store
+    split_positions: Split
+    planner: Planner
+
+    def __init__(
+        self,
+        data_dir: Path = Path("data"),
+        split: LastItems = LastItems(),  # noqa: B008 (frozen)
+        reduction: Reduction = Reduction(),  # noqa: B008 (frozen)
+        max_len: int = 50,
+        targets_per_step: int = 4096,
+        k_core: int = 0,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Options of every data set.
+
+        Args:
+            data_dir: Folder of prepared stores.
+            split: Which items are held out for validation and test.
+            reduction: Part of the training data that is used.
+            max_len: Longest input, in items.
+            targets_per_step: Most targets of a global step, over all ranks and accumulated batches, on average.
+            k_core: Keep users and items with at least so many interactions; 0 keeps all.
+            num_workers: Worker processes that assemble batches; 0 for none.
+            seed: Seed of the order of training.
+        """
+        super().__init__()
+        if max_len < 1:
+            raise UserError(f"max_len must be at least 1, not {max_len}")
+        if targets_per_step < 2 * max_len:
+            raise UserError(f"targets_per_step must be at least 2 * max_len = {2 * max_len}, not {targets_per_step}")
+        if k_core < 0:
+            raise UserError(f"k_core must be at least 0, not {k_core}")
+        if num_workers < 0:
+            raise UserError(f"num_workers must be at least 0, not {num_workers}")
+        if seed < 0:
+            raise UserError(f"seed must be at least 0, not {seed}")
+        self.data_dir = Path(data_dir)
+        self.split = split
+        self.reduction = reduction
+        self.max_len = max_len
+        self.targets_per_step = targets_per_step
+        self.k_core = k_core
+        self.num_workers = num_workers
+        self.seed = seed
+        self._train_loader: TrainLoader | None = None
+        self._resume: dict[str, Any] | None = None
+
+    @property
+    @abstractmethod
+    def store_name(self) -> str:
+        """First part of the store's name: letters, digits, _ and -."""
+
+    @abstractmethod
+    def source(self) -> dict[str, Any]:
+        """What identifies the raw data and how they are read: JSON-able, files by hash (`prepare.source_hashes`)."""
+
+    @abstractmethod
+    def read(self) -> RawInteractions:
+        """Read the raw data."""
+
+    @property
+    def store_path(self) -> Path:
+        """Where the store lies, or will."""
+        return store_path(self.data_dir, self.store_name, self.source(), self.k_core)
+
+    def prepare_data(self) -> None:
+        """Write the store unless it is there."""
+        prepare_store(self.data_dir, self.store_name, self.source(), self.k_core, self.read)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store, cut it, and check the cut for leaks."""
+        if hasattr(self, "planner"):
+            return
+        self.store = Store.open(self.store_path)
+        self.split_positions = self.split(self.store)
+        part = self.split_positions.training_part(self.reduction)
+        self.planner = Planner(part, self.max_len, self.targets_per_step)
+
+    @property
+    def n_items(self) -> int:
+        """V: items of the catalogue."""
+        return len(self.split_positions.catalogue_V)
+
+    @property
+    def item_counts_V(self) -> np.ndarray:
+        """Interactions of each catalogue item in the unreduced training part, int64."""
+        return self.split_positions.counts_V
+
+    @property
+    def n_users(self) -> int:
+        """Users of the store."""
+        return self.store.n_users
+
+    @property
+    def U(self) -> int:
+        """Targets of an epoch."""
+        return self.planner.n_targets
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """S: global steps of an epoch."""
+        return self.planner.n_steps
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of the store, the split and the reduction."""
+        return json_hash([self.store.hash, repr(self.split), repr(self.reduction)])
+
+    @property
+    def floor(self) -> dict[str, float] | None:
+        """Lowest loss any model can reach, in nats, for val and test; None where it is not known."""
+        return None
+
+    @property
+    def raw_user_ids(self) -> pl.Series:
+        """Raw id of each user, by store index."""
+        return self.store.raw_user_ids
+
+    def item_table(self) -> pl.DataFrame:
+        """The catalogue: item (catalogue index), raw_id, count (in the training part), domain."""
+        table = self.store.item_table[self.split_positions.catalogue_V]
+        return table.select(
+            pl.Series("item", np.arange(self.n_items)), "raw_id", pl.Series("count", self.item_counts_V), "domain"
+        )
+
+    def train_dataloader(self) -> TrainLoader:
+        """This rank's training batches, from where a loaded checkpoint stopped."""
+        loader = TrainLoader(
+            self.planner, self.split_positions.catalogue_index_I, self.seed, self._ranks(), self.num_workers
+        )
+        if self._resume is not None:
+            loader.load_state_dict(self._resume)
+            self._resume = None
+        self._train_loader = loader
+        return loader
+
+    def val_dataloader(self) -> EvalLoader:
+        """The validation targets, after the items before them."""
+        users = self.split_positions.val_users
+        return self._eval_loader(EvalTask(users, self.split_positions.val_U[users], True))
+
+    def test_dataloader(self) -> EvalLoader:
+        """The test targets, after the items before them, the validation item included."""
+        users = self.split_positions.test_users
+        return self._eval_loader(EvalTask(users, self.split_positions.test_U[users], True))
+
+    def predict_dataloader(self) -> EvalLoader:
+        """Every user's whole history, without a target."""
+        return self._eval_loader(EvalTask(np.arange(self.n_users), np.diff(self.store.offsets_U1), False))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's state. Lightning keeps a loader's own state only in mid-epoch, this one always."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the state for the next training loader."""
+        self._resume = state_dict or None
+
+    def _eval_loader(self, task: EvalTask) -> EvalLoader:
+        return EvalLoader(self.split_positions, task, self.max_len, self._ranks(), self.num_workers)
+
+    def _ranks(self) -> Ranks:
+        if self.trainer is None:
+            return Ranks()
+        return Ranks(self.trainer.world_size, self.trainer.global_rank, self.trainer.accumulate_grad_batches)

@@ -1,0 +1,315 @@
+"""The batch plan of training, the batches of evaluation, and the loaders that serve them.
+
+B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs,
+W windows of an epoch, U users, N rows of a batch's histories laid end to end.
+
+Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
+positions_M or positions_B, and attention is causal, so that no mask is needed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lrec.data.splits import Split, TrainingPart, ranges
+from lrec.errors import UserError
+
+# Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
+POOL_STEPS = 64
+MAX_EVAL_USERS = 1024
+MAX_EVAL_POSITIONS = 16384
+
+
+class TrainBatch(NamedTuple):
+    """A micro-batch of training windows; one row of item 0 without targets if there is nothing for it."""
+
+    items_BL: Tensor  # int64
+    positions_M: Tensor  # int64, flat b*L + l of each position that predicts a target, ascending
+    targets_M: Tensor  # int64
+    step_targets: int  # targets of the whole global step: all ranks, all accumulated micro-batches
+
+
+class EvalBatch(NamedTuple):
+    """One target per row, after the last max_len known items before it."""
+
+    items_BL: Tensor  # int64
+    positions_B: Tensor  # int64, flat index of each row's last real position
+    targets_B: Tensor  # int64, -1: outside the catalogue
+    weights_B: Tensor  # float32, 1 for a user, 0 for a filler row or a history without any catalogue item
+    users_B: Tensor  # int64, user index in the store, -1 for a filler row
+    seen_rows_S: Tensor  # int64, row b ...
+    seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of the whole history
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An epoch's windows in the order they are trained on: step s owns windows bounds[s] .. bounds[s + 1] - 1."""
+
+    starts_W: np.ndarray  # entry of the training part where the window's inputs begin
+    lengths_W: np.ndarray  # targets of the window, which are its inputs shifted by one
+    bounds: np.ndarray  # int64, steps + 1 entries
+
+    def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Starts and lengths of micro-batch `micro` of `n_micro` of a step, and the targets of the whole step."""
+        window = slice(self.bounds[step], self.bounds[step + 1])
+        starts, lengths = self.starts_W[window], self.lengths_W[window]
+        total = int(lengths.sum())
+        mine = _share_out(lengths, total, n_micro) == micro
+        return starts[mine], lengths[mine], total
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the plan of any epoch from the training part: `plan` is a pure function of (seed, epoch)."""
+
+    part: TrainingPart
+    max_len: int
+    targets_per_step: int
+
+    def __post_init__(self) -> None:
+        if self.targets_per_step < 2 * self.max_len:
+            raise UserError(
+                f"targets_per_step must be at least 2 * max_len = {2 * self.max_len}, not {self.targets_per_step}"
+            )
+        if self.n_targets == 0:
+            raise UserError("there is no training target: every user has fewer than 2 training items")
+
+    @property
+    def n_targets(self) -> int:
+        """U: targets of an epoch."""
+        return int(np.maximum(self.part.lengths_U - 1, 0).sum())
+
+    @property
+    def n_steps(self) -> int:
+        """S: global steps of an epoch, the same in each."""
+        return -(-self.n_targets // self.targets_per_step)
+
+    def plan(self, seed: int, epoch: int) -> Plan:
+        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps."""
+        random = np.random.default_rng([seed, epoch])
+        starts_W, lengths_W = self._windows(random)
+        order = random.permutation(len(starts_W))
+        # Every second pool is sorted downwards, so that where two pools meet in one step their lengths agree.
+        pools = _share_out(lengths_W[order], self.n_targets, -(-self.n_steps // POOL_STEPS))
+        keys = np.where(pools % 2, -lengths_W[order], lengths_W[order])
+        order = order[np.lexsort((keys, pools))]
+        steps = _share_out(lengths_W[order], self.n_targets, self.n_steps)
+        new_place = random.permutation(self.n_steps)[steps]
+        order = order[np.argsort(new_place, kind="stable")]
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(new_place, minlength=self.n_steps))])
+        assert (np.diff(bounds) > 0).all(), "a step has no windows"
+        return Plan(starts_W[order], lengths_W[order], bounds)
+
+    def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        users = np.flatnonzero(self.part.lengths_U > 1)
+        targets = self.part.lengths_U[users] - 1
+        # A long user's first window has 1 .. max_len targets, which shifts all the others.
+        first = random.integers(1, self.max_len, size=len(users), endpoint=True)
+        first = np.where(targets <= self.max_len, targets, first)
+        counts = 1 + -(-(targets - first) // self.max_len)
+        owner = np.repeat(np.arange(len(users)), counts)
+        nth = ranges(np.zeros(len(users), dtype=np.int64), counts)
+        begin = np.where(nth == 0, 0, first[owner] + (nth - 1) * self.max_len)
+        end = np.minimum(first[owner] + nth * self.max_len, targets[owner])
+        return self.part.starts_U[users][owner] + begin, end - begin
+
+
+def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
+    """The part, 0 .. n - 1, of each window when the row of windows is cut into n parts of near-equal targets.
+
+    A window goes where its middle falls. Windows shorter than total / n leave no part empty.
+    """
+    middle2 = 2 * np.cumsum(lengths) - lengths
+    return np.minimum(middle2 * n // (2 * total), n - 1)
+
+
+def train_batch(
+    part: TrainingPart, catalogue_index_I: np.ndarray, starts: np.ndarray, lengths: np.ndarray, step_targets: int
+) -> TrainBatch:
+    """Gather the windows' items."""
+    if len(starts) == 0:
+        empty = torch.zeros(0, dtype=torch.int64)
+        return TrainBatch(torch.zeros(1, 1, dtype=torch.int64), empty, empty, step_targets)
+    width = int(lengths.max())
+    places = ranges(starts, lengths)
+    positions_M = ranges(np.arange(len(starts)) * width, lengths)
+    items_BL = np.zeros((len(starts), width), dtype=np.int64)
+    items_BL.ravel()[positions_M] = catalogue_index_I[part.items(places)]
+    targets_M = catalogue_index_I[part.items(places + 1)]
+    return TrainBatch(
+        torch.from_numpy(items_BL), torch.from_numpy(positions_M), torch.from_numpy(targets_M), step_targets
+    )
+
+
+class EvalTask(NamedTuple):
+    """Whom to evaluate on what: a user's history is the items before `ends`, the target the item at `ends`."""
+
+    users: np.ndarray  # store indices
+    ends: np.ndarray  # per user: length of the history
+    with_target: bool  # False: the history may be the whole sequence, the target is -1
+
+
+def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray) -> EvalBatch:
+    """The batch of the chosen entries of the task; without any, one filler row."""
+    if len(chosen) == 0:
+        return EvalBatch(
+            items_BL=torch.zeros(1, 1, dtype=torch.int64),
+            positions_B=torch.zeros(1, dtype=torch.int64),
+            targets_B=torch.full((1,), -1),
+            weights_B=torch.zeros(1),
+            users_B=torch.full((1,), -1),
+            seen_rows_S=torch.zeros(0, dtype=torch.int64),
+            seen_items_S=torch.zeros(0, dtype=torch.int64),
+        )
+    users, ends = task.users[chosen], task.ends[chosen]
+    starts = split.store.offsets_U1[users]
+    items_N = split.catalogue_index_I[split.store.items_N[ranges(starts, ends)]]
+    rows_N = np.repeat(np.arange(len(users)), ends)
+    known_N = items_N >= 0
+    items_N, rows_N = items_N[known_N], rows_N[known_N]
+    lengths_B = np.bincount(rows_N, minlength=len(users))
+    kept_B = np.minimum(lengths_B, max_len)
+    width = max(int(kept_B.max()), 1)
+    items_BL = np.zeros((len(users), width), dtype=np.int64)
+    first_row_B = np.arange(len(users)) * width
+    items_BL.ravel()[ranges(first_row_B, kept_B)] = items_N[ranges(np.cumsum(lengths_B) - kept_B, kept_B)]
+    if task.with_target:
+        targets_B = split.catalogue_index_I[split.store.items_N[starts + ends]]
+    else:
+        targets_B = np.full(len(users), -1, dtype=np.int64)
+    n_items = len(split.catalogue_V)
+    seen_S = np.unique(rows_N * n_items + items_N)
+    return EvalBatch(
+        items_BL=torch.from_numpy(items_BL),
+        positions_B=torch.from_numpy(first_row_B + np.maximum(kept_B - 1, 0)),
+        targets_B=torch.from_numpy(targets_B),
+        weights_B=torch.from_numpy((kept_B > 0).astype(np.float32)),
+        users_B=torch.from_numpy(users.astype(np.int64)),
+        seen_rows_S=torch.from_numpy(seen_S // n_items),
+        seen_items_S=torch.from_numpy(seen_S % n_items),
+    )
+
+
+class Ranks(NamedTuple):
+    """Who shares a global step: `world` processes, this one being `rank`, each with `accumulation` micro-batches."""
+
+    world: int = 1
+    rank: int = 0
+    accumulation: int = 1
+
+
+def _serve(dataset: Dataset, keys: Sequence, num_workers: int) -> DataLoader:
+    # Its own generator: DataLoader would draw from the global one, and what is trained would depend on it.
+    return DataLoader(
+        dataset, batch_size=None, sampler=keys, num_workers=num_workers, generator=torch.Generator().manual_seed(0)
+    )
+
+
+ALONE = Ranks()
+
+
+class _TrainDataset(Dataset[TrainBatch]):
+    """Micro-batches by (epoch, step, accumulated micro-batch); a worker makes each epoch's plan once."""
+
+    def __init__(self, planner: Planner, catalogue_index_I: np.ndarray, seed: int, ranks: Ranks) -> None:
+        self.planner, self.catalogue_index_I, self.seed, self.ranks = planner, catalogue_index_I, seed, ranks
+        self._epoch_plan: tuple[int, Plan] | None = None
+
+    def __getitem__(self, key: tuple[int, int, int]) -> TrainBatch:
+        epoch, step, accumulated = key
+        if self._epoch_plan is None or self._epoch_plan[0] != epoch:
+            self._epoch_plan = epoch, self.planner.plan(self.seed, epoch)
+        world, rank, accumulation = self.ranks
+        starts, lengths, total = self._epoch_plan[1].micro_batch(step, accumulated * world + rank, world * accumulation)
+        return train_batch(self.planner.part, self.catalogue_index_I, starts, lengths, total)
+
+
+class TrainLoader:
+    """This rank's micro-batches of one epoch per pass; it owns (epoch, step consumed) and resumes exactly.
+
+    Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one.
+    The state may be loaded on another number of ranks, but in mid-epoch only with the same accumulation, because
+    Lightning goes on counting micro-batches.
+    """
+
+    def __init__(
+        self, planner: Planner, catalogue_index_I: np.ndarray, seed: int, ranks: Ranks = ALONE, num_workers: int = 0
+    ) -> None:
+        self.ranks, self.n_steps, self._num_workers = ranks, planner.n_steps, num_workers
+        self._dataset = _TrainDataset(planner, catalogue_index_I, seed, ranks)
+        self._epoch, self._consumed = -1, self.n_steps * ranks.accumulation
+        self._resumed = False
+
+    def __len__(self) -> int:
+        return self.n_steps * self.ranks.accumulation
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        # A generator: an iterator that is never asked for a batch begins no epoch.
+        if not self._resumed or self._consumed >= len(self):
+            self._epoch, self._consumed = self._epoch + 1, 0
+        self._resumed = False
+        keys = [
+            (self._epoch, micro // self.ranks.accumulation, micro % self.ranks.accumulation)
+            for micro in range(self._consumed, len(self))
+        ]
+        # Workers read ahead; a batch counts as consumed when it is handed over.
+        for batch in _serve(self._dataset, keys, self._num_workers):
+            self._consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and whole steps consumed in it."""
+        accumulation = self.ranks.accumulation
+        return {"epoch": self._epoch, "step": self._consumed // accumulation, "accumulation": accumulation}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the saved step."""
+        accumulation = self.ranks.accumulation
+        if 0 < state["step"] < self.n_steps and state["accumulation"] != accumulation:
+            raise UserError(
+                f"the checkpoint was written in mid-epoch with accumulate_grad_batches={state['accumulation']}: "
+                f"resume with the same, not {accumulation}"
+            )
+        self._epoch, self._consumed, self._resumed = state["epoch"], state["step"] * accumulation, True
+
+
+class _EvalDataset(Dataset[EvalBatch]):
+    """The batches of one rank; users are sorted by length and cut by users and positions."""
+
+    def __init__(self, split: Split, task: EvalTask, max_len: int, ranks: Ranks) -> None:
+        self.split, self.task, self.max_len, self.ranks = split, task, max_len, ranks
+        lengths = np.minimum(task.ends, max_len)
+        self._order = np.argsort(lengths, kind="stable")
+        lengths = lengths[self._order]
+        self._bounds = [0]
+        while (start := self._bounds[-1]) < len(lengths):
+            block = lengths[start : start + MAX_EVAL_USERS]
+            fits = int((block * np.arange(1, len(block) + 1) <= MAX_EVAL_POSITIONS).sum())
+            self._bounds.append(start + max(fits, 1))
+
+    def __len__(self) -> int:
+        return -(-(len(self._bounds) - 1) // self.ranks.world)
+
+    def __getitem__(self, index: int) -> EvalBatch:
+        batch = index * self.ranks.world + self.ranks.rank
+        beyond = batch + 1 >= len(self._bounds)
+        chosen = self._order[:0] if beyond else self._order[self._bounds[batch] : self._bounds[batch + 1]]
+        return eval_batch(self.split, self.task, self.max_len, chosen)
+
+
+class EvalLoader:
+    """This rank's evaluation batches: the same number on every rank, each user once over all ranks."""
+
+    def __init__(self, split: Split, task: EvalTask, max_len: int, ranks: Ranks = ALONE, num_workers: int = 0) -> None:
+        self._dataset, self._num_workers = _EvalDataset(split, task, max_len, ranks), num_workers
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        return iter(_serve(self._dataset, range(len(self)), self._num_workers))

@@ -1,0 +1,71 @@
+"""`lrec data prepare` and `lrec data describe`: a store's statistics on the terminal."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrec.data.store import Store
+
+if TYPE_CHECKING:
+    from lrec.data.base import SequenceDataModule
+
+_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def describe(store: Path) -> None:
+    """Print a store's statistics.
+
+    Args:
+        store: The store's folder.
+    """
+    opened = Store.open(store)
+    rows = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"])), *_rows(opened)]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def prepare(data: "SequenceDataModule") -> None:
+    """Write the data set's store unless it is there, and print its statistics."""
+    data.prepare_data()
+    describe(data.store_path)
+
+
+def _rows(store: Store) -> list[tuple[str, str]]:
+    statistics = store.statistics
+    interactions = statistics["interactions"]
+    rows = [(name, f"{statistics[name]:,}") for name in ("users", "items", "interactions")]
+    rows.append(("density", f"{statistics['density']:.4%}"))
+    rows.append(
+        (
+            "length",
+            f"mean {statistics['mean_length']:.1f}, median {statistics['median_length']:g}, "
+            f"max {statistics['max_length']:,}",
+        )
+    )
+    if "first_time" in statistics:
+        unit = store.facts.get("time_unit")
+        rows.append(("time", f"{_time(statistics['first_time'], unit)} to {_time(statistics['last_time'], unit)}"))
+        rows.append(("ties in time", _share(statistics["ties"], interactions)))
+    else:
+        rows.append(("time", "none: rows are in time order"))
+    rows.append(("repeats of an item", _share(statistics["repeats"], interactions)))
+    rows.append(("duplicates dropped", f"{statistics['duplicates_dropped']:,}"))
+    if "domains" in statistics:
+        rows.append(("domains", f"{statistics['domains']:,}"))
+    rows.extend((name, str(value)) for name, value in store.facts.items() if name not in _SHOWN)
+    return rows
+
+
+_SHOWN = ("duplicates_dropped", "time_unit")
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})"
+
+
+def _time(value: int, unit: Any) -> str:
+    if unit not in _UNITS:
+        return f"{value:,}"
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value // _UNITS[unit])
+    return f"{moment:%Y-%m-%d %H:%M}"

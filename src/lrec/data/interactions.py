@@ -1,0 +1,93 @@
+"""InteractionsDataModule: interactions in any CSV, TSV, JSON lines, Parquet or one-user-per-line files."""
+
+import glob
+import re
+from pathlib import Path
+from typing import Any
+
+from lrec.data.base import SequenceDataModule
+from lrec.data.prepare import RawInteractions, source_hashes
+from lrec.data.readers import Columns, Format, infer_format, read_table, to_interactions
+from lrec.errors import UserError
+
+
+class InteractionsDataModule(SequenceDataModule):
+    """Interactions from files with any column names, plain or compressed (.gz, .xz, .zst)."""
+
+    def __init__(
+        self,
+        path: Path,
+        format: Format | None = None,
+        user_column: str = "user",
+        item_column: str = "item",
+        time_column: str | None = "timestamp",
+        domain_column: str | None = None,
+        rating_column: str | None = None,
+        min_rating: float | None = None,
+        **options: Any,
+    ) -> None:
+        """Name the files and their columns; the format `lines` (user item item ...) has no column names.
+
+        Args:
+            path: A file, a folder of files or a glob.
+            format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
+            user_column: Column of the user's id.
+            item_column: Column of the item's id.
+            time_column: Column of the time: seconds, milliseconds or ISO dates; null if rows are in time order.
+            domain_column: Column of the item's domain.
+            rating_column: Column that min_rating is compared with.
+            min_rating: Least rating of an interaction that is kept.
+        """
+        super().__init__(**options)
+        if min_rating is not None and rating_column is None:
+            raise UserError("min_rating needs rating_column, the name of the column it is compared with")
+        self.path = Path(path)
+        self.format = format
+        self.columns = Columns(user_column, item_column, time_column, domain_column, rating_column)
+        self.min_rating = min_rating
+
+    @property
+    def store_name(self) -> str:
+        """The file's or folder's name, as far as it can name a folder."""
+        return re.sub(r"[^\w-]+", "_", self.path.name.split(".")[0]).strip("_") or "interactions"
+
+    def source(self) -> dict[str, Any]:
+        """Hashes and formats of the files, the columns and min_rating."""
+        files = self._files()
+        formats = [file_format for _, file_format in files]
+        return {
+            "kind": "interactions",
+            "files": source_hashes(self.data_dir, [file for file, _ in files]),
+            "formats": formats,
+            "columns": None if set(formats) == {"lines"} else vars(self.columns),
+            "min_rating": self.min_rating,
+        }
+
+    def read(self) -> RawInteractions:
+        """Read all files, in the order of their names."""
+        files = self._files()
+        tables = (read_table(file, file_format) for file, file_format in files)
+        if files[0][1] == "lines":
+            return to_interactions(tables, Columns("user", "item"), duplicates=True)
+        return to_interactions(tables, self.columns, self.min_rating)
+
+    def _files(self) -> list[tuple[Path, Format]]:
+        if self.path.is_dir():
+            found = sorted(file for file in self.path.iterdir() if file.is_file() and not file.name.startswith("."))
+            if self.format is None:
+                found = [file for file in found if infer_format(file.name) is not None]
+        elif self.path.exists():
+            found = [self.path]
+        else:
+            found = sorted(Path(file) for file in glob.glob(str(self.path), recursive=True))
+        if not found:
+            raise UserError(f"{self.path} does not exist or holds no file of a known format (option path)")
+        files = []
+        for file in found:
+            file_format = self.format or infer_format(file.name)
+            if file_format is None:
+                raise UserError(f"the name of {file} does not tell its format: set the option format")
+            files.append((file, file_format))
+        if len({file_format == "lines" for _, file_format in files}) > 1:
+            raise UserError(f"{self.path} mixes one-user-per-line files with others: choose the option format")
+        return files

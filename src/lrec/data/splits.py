@@ -1,0 +1,228 @@
+"""Which interactions train, validate and test, and which part of the training data is used.
+
+Positions count from 0 within a user's sequence, ordered by (time, row of the source).
+Shape suffixes: U users, N interactions, I items of the store, V items of the catalogue.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+
+import numpy as np
+
+from lrec.data.store import Store
+from lrec.errors import UserError
+
+# Users with more interactions than this may be held out whole.
+HELD_OUT_MIN_LENGTH = 50
+
+
+@dataclass(frozen=True)
+class LastItems:
+    """Hold out the last items of each user.
+
+    The last item is the test target and its input includes the validation item; the one before is the validation
+    target; users with fewer than 3 items only train. With a trajectory, users with more than `trajectory_min_length`
+    interactions hold out their last `trajectory` items first, and test and validation are the two before those.
+    """
+
+    trajectory: int = 0
+    """Items a long user holds out at the end, to be predicted step by step; 0 for none (10 in LSRM)."""
+    held_out_users: float = 0.0
+    """Share of the users with more than 50 interactions, chosen by the hash of their raw id, kept out of training,
+    validation and test for the cold-start task."""
+    trajectory_min_length: int = 15
+    """Users with more interactions than this hold out a trajectory."""
+
+    def __post_init__(self) -> None:
+        if self.trajectory < 0:
+            raise UserError(f"split.trajectory must be at least 0, not {self.trajectory}")
+        if not 0 <= self.held_out_users <= 1:
+            raise UserError(f"split.held_out_users must lie between 0 and 1, not {self.held_out_users}")
+        if self.trajectory and self.trajectory_min_length < self.trajectory + 2:
+            raise UserError(
+                f"split.trajectory_min_length must be at least trajectory + 2 = {self.trajectory + 2}, "
+                f"so that something is left to train on, not {self.trajectory_min_length}"
+            )
+
+    def __call__(self, store: Store) -> "Split":
+        """Cut the store's users; the positions are checked for leaks."""
+        lengths_U = np.diff(store.offsets_U1)
+        held_out_U = (lengths_U > HELD_OUT_MIN_LENGTH) & _chosen(store, "held out", self.held_out_users)
+        long_U = (lengths_U > self.trajectory_min_length) if self.trajectory else np.zeros_like(held_out_U)
+        end_U = lengths_U - long_U * self.trajectory
+        evaluated_U = end_U >= 3
+        split = Split(
+            store=store,
+            train_U=np.where(held_out_U, 0, np.where(evaluated_U, end_U - 2, lengths_U)),
+            val_U=np.where(evaluated_U, end_U - 2, -1),
+            test_U=np.where(evaluated_U, end_U - 1, -1),
+            trajectory_U=np.where(long_U, end_U, -1),
+            held_out_U=held_out_U,
+        )
+        split.check()
+        if len(split.catalogue_V) == 0:
+            raise UserError("the split leaves nothing to train on: hold out fewer users")
+        return split
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Keep a part of the training data; the catalogue and everything evaluated stay. Smaller shares nest in larger.
+
+    Users are chosen first, then the recent items of each, then single interactions among what is left.
+    """
+
+    users: float = 1.0
+    """Share of the users, chosen by the hash of their raw id."""
+    interactions: float = 1.0
+    """Share of the training interactions, chosen by the hash of their place in the store."""
+    recent: float = 1.0
+    """Most recent share of each user's training items, rounded up."""
+
+    def __post_init__(self) -> None:
+        for name in ("users", "interactions", "recent"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"reduction.{name} must lie above 0 and at most at 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cut positions per user; -1 where a user has no such part.
+
+    Attributes:
+        store: The store it cuts.
+        train_U: Number of leading items in the unreduced training part, 0 for a held-out user.
+        val_U: Position of the validation target.
+        test_U: Position of the test target.
+        trajectory_U: Position of the first trajectory item.
+        held_out_U: Users of no training part. They have targets, but `val_users` and `test_users` leave them out.
+    """
+
+    store: Store
+    train_U: np.ndarray
+    val_U: np.ndarray
+    test_U: np.ndarray
+    trajectory_U: np.ndarray
+    held_out_U: np.ndarray
+
+    @cached_property
+    def val_users(self) -> np.ndarray:
+        """Users with a validation target, held-out ones excepted, ascending."""
+        return np.flatnonzero((self.val_U >= 0) & ~self.held_out_U)
+
+    @cached_property
+    def test_users(self) -> np.ndarray:
+        """Users with a test target, held-out ones excepted, ascending."""
+        return np.flatnonzero((self.test_U >= 0) & ~self.held_out_U)
+
+    @cached_property
+    def _counts_I(self) -> np.ndarray:
+        items = self.store.items_N[ranges(self.store.offsets_U1[:-1], self.train_U)]
+        return np.bincount(items, minlength=self.store.n_items)
+
+    @cached_property
+    def catalogue_V(self) -> np.ndarray:
+        """Store index of each catalogue item, ascending: the items of the unreduced training part."""
+        return np.flatnonzero(self._counts_I)
+
+    @cached_property
+    def counts_V(self) -> np.ndarray:
+        """Interactions of each catalogue item in the unreduced training part, int64."""
+        return self._counts_I[self.catalogue_V]
+
+    @cached_property
+    def catalogue_index_I(self) -> np.ndarray:
+        """Catalogue index of each store item, int64, -1 outside."""
+        index_I = np.full(self.store.n_items, -1, dtype=np.int64)
+        index_I[self.catalogue_V] = np.arange(len(self.catalogue_V))
+        return index_I
+
+    def training_part(self, reduction: Reduction) -> "TrainingPart":
+        """The training items that `reduction` keeps, checked for leaks."""
+        lengths_U = self.train_U * _chosen(self.store, "reduction", reduction.users)
+        # The tolerance keeps 0.1 * 30 = 3.0000000000000004 at 3.
+        kept_U = np.ceil(lengths_U * reduction.recent - 1e-9).astype(np.int64)
+        starts_U = self.store.offsets_U1[:-1] + lengths_U - kept_U
+        if reduction.interactions == 1:
+            part = TrainingPart(self.store, starts_U, kept_U, None)
+        else:
+            rows = ranges(starts_U, kept_U)
+            count = int(np.ceil(len(rows) * reduction.interactions - 1e-9))
+            rows = np.sort(rows[np.argsort(_hash_numbers(rows), kind="stable")[:count]])
+            bounds_U1 = np.searchsorted(rows, self.store.offsets_U1)
+            part = TrainingPart(self.store, bounds_U1[:-1], np.diff(bounds_U1), rows)
+        part.check(self)
+        return part
+
+    def check(self) -> None:
+        """Fail loudly unless training < validation < test < trajectory holds within every user."""
+        lengths_U = np.diff(self.store.offsets_U1)
+        has_val_U, has_test_U, has_trajectory_U = self.val_U >= 0, self.test_U >= 0, self.trajectory_U >= 0
+        leaks = [
+            self.train_U > np.where(has_val_U, self.val_U, lengths_U),
+            has_test_U & (self.val_U >= self.test_U),
+            has_test_U & (self.test_U >= np.where(has_trajectory_U, self.trajectory_U, lengths_U)),
+            self.held_out_U & (self.train_U > 0),
+        ]
+        _refuse_leak(np.logical_or.reduce(leaks))
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on.
+
+    The entries are rows of the store, or of `rows` (ascending rows of the store) where single interactions were
+    dropped.
+    """
+
+    store: Store
+    starts_U: np.ndarray
+    lengths_U: np.ndarray
+    rows: np.ndarray | None
+
+    def items(self, places: np.ndarray) -> np.ndarray:
+        """Store items at these entries."""
+        return self.store.items_N[places if self.rows is None else self.rows[places]]
+
+    def check(self, split: Split) -> None:
+        """Fail loudly if an entry lies outside its user's unreduced training part."""
+        users = np.flatnonzero(self.lengths_U)
+        first, last = self.starts_U[users], self.starts_U[users] + self.lengths_U[users] - 1
+        if self.rows is not None:
+            first, last = self.rows[first], self.rows[last]
+        begin = self.store.offsets_U1[users]
+        leaks_U = np.zeros(len(self.lengths_U), dtype=bool)
+        leaks_U[users] = (first < begin) | (last >= begin + split.train_U[users])
+        _refuse_leak(leaks_U)
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers starts[i] .. starts[i] + lengths[i] - 1, one range after the other."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
+def _refuse_leak(leaks_U: np.ndarray) -> None:
+    if leaks_U.any():
+        raise AssertionError(
+            f"leak: held-out positions in the training part of user {int(leaks_U.argmax())} (store index)"
+        )
+
+
+def _chosen(store: Store, purpose: str, share: float) -> np.ndarray:
+    """Users whose raw id's hash, a number in [0, 1) drawn anew for each purpose, falls below the share."""
+    if share in (0, 1):
+        return np.full(store.n_users, bool(share))
+    key = purpose.encode()
+    digests = b"".join(blake2b(raw.encode(), digest_size=8, key=key).digest() for raw in store.raw_user_ids)
+    return np.frombuffer(digests, dtype="<u8") < np.uint64(int(share * 2**64))
+
+
+def _hash_numbers(numbers: np.ndarray) -> np.ndarray:
+    """splitmix64's finalizer (Steele et al. 2014): a well mixed, fixed 64-bit hash of each number."""
+    x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

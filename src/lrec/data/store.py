@@ -1,0 +1,180 @@
+"""The store: a folder of flat memory-mapped sequences that ranks and workers share through the page cache.
+
+    items.npy      int32  store index of each interaction's item, user after user, each in time order
+    offsets.npy    int64  user u owns items[offsets[u] : offsets[u + 1]]
+    times.npy      int64  time of each interaction in the source's unit; absent where the source has none
+    items.parquet  raw_id, count, domain of each item, by store index
+    users.parquet  raw_id of each user, by store index
+    meta.json      options, source, statistics, facts, and the size, mtime and hashes of every file above
+
+Shape suffixes: N interactions, U users, I items.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+
+from lrec.errors import UserError
+from lrec.files import file_hash, json_hash, replacing, write_json
+
+SCHEMA = 1
+_FILES = ("items.npy", "offsets.npy", "times.npy", "items.parquet", "users.parquet")
+_BLOCK = 4096
+_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store; made by `Store.open`."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, verify: bool = False) -> Self:
+        """Open a store after checking each file's size, mtime and sampled blocks against meta.json.
+
+        A file whose mtime differs (a copied store) is hashed as a whole.
+
+        Args:
+            path: The store's folder.
+            verify: Hash every file as a whole, whatever its mtime.
+
+        Raises:
+            UserError: There is no store, or a file was truncated, edited or removed.
+        """
+        path = Path(path)
+        try:
+            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{path} is not a store (it has no meta.json): prepare it with `lrec data prepare`"
+            ) from None
+        except ValueError:
+            raise UserError(f"{path / 'meta.json'} is damaged: delete the store and prepare it again") from None
+        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+            raise UserError(f"{path} is not a store of this version of lrec: delete it and prepare it again")
+        for name, recorded in meta["files"].items():
+            _check_file(path / name, recorded, verify)
+        return cls(path, meta)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process reopens the arrays; pickling them would copy them.
+        return type(self), (self.path, self.meta)
+
+    @cached_property
+    def items_N(self) -> np.ndarray:
+        """Store index of each interaction's item, int32."""
+        return self._map("items.npy")
+
+    @cached_property
+    def offsets_U1(self) -> np.ndarray:
+        """Where each user's interactions begin, int64, users + 1 entries."""
+        return self._map("offsets.npy")
+
+    @cached_property
+    def times_N(self) -> np.ndarray | None:
+        """Time of each interaction, int64, or None where the source has none."""
+        return self._map("times.npy") if "times.npy" in self.meta["files"] else None
+
+    @cached_property
+    def item_table(self) -> pl.DataFrame:
+        """raw_id, count and domain (null without domains) of each item, by store index."""
+        return pl.read_parquet(self.path / "items.parquet")
+
+    @cached_property
+    def raw_user_ids(self) -> pl.Series:
+        """Raw id of each user, by store index."""
+        return pl.read_parquet(self.path / "users.parquet")["raw_id"]
+
+    @property
+    def n_users(self) -> int:
+        """Number of users."""
+        return len(self.offsets_U1) - 1
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return int(self.meta["statistics"]["items"])
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What preparation counted."""
+        return self.meta["statistics"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the source says of itself beyond its rows, such as the floor of a synthetic set."""
+        return self.meta["facts"]
+
+    @property
+    def hash(self) -> str:
+        """Hash of the options, the source and the arrays."""
+        arrays = {name: entry["sha256"] for name, entry in self.meta["files"].items() if name.endswith(".npy")}
+        return json_hash([self.meta["source"], self.meta["options"], arrays])
+
+    def _map(self, name: str) -> np.ndarray:
+        # numpy cannot map an empty array, and a store is never empty.
+        return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+
+
+def write_store(
+    path: Path,
+    items_N: np.ndarray,
+    offsets_U1: np.ndarray,
+    times_N: np.ndarray | None,
+    item_table: pl.DataFrame,
+    raw_user_ids: pl.Series,
+    meta: dict[str, Any],
+) -> None:
+    """Write a store at `path`, whole or not at all; `meta` holds source, options, statistics and facts."""
+    with replacing(path) as folder:
+        folder.mkdir()
+        np.save(folder / "items.npy", items_N.astype(np.int32, copy=False))
+        np.save(folder / "offsets.npy", offsets_U1.astype(np.int64, copy=False))
+        if times_N is not None:
+            np.save(folder / "times.npy", times_N.astype(np.int64, copy=False))
+        item_table.write_parquet(folder / "items.parquet")
+        pl.DataFrame({"raw_id": raw_user_ids}).write_parquet(folder / "users.parquet")
+        files = {name: _describe_file(folder / name) for name in _FILES if (folder / name).exists()}
+        write_json(folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "blocks": _sampled_hash(path, stat.st_size),
+        "sha256": file_hash(path),
+    }
+
+
+def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
+    remedy = "delete the store and prepare it again"
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {remedy}") from None
+    if stat.st_size != recorded["size"]:
+        raise UserError(f"{path} has {stat.st_size} bytes where {recorded['size']} were written: {remedy}")
+    if _sampled_hash(path, stat.st_size) != recorded["blocks"]:
+        raise UserError(f"{path} was edited after it was written: {remedy}")
+    if (verify or stat.st_mtime_ns != recorded["mtime_ns"]) and file_hash(path) != recorded["sha256"]:
+        raise UserError(f"{path} was edited after it was written: {remedy}")
+
+
+def _sampled_hash(path: Path, size: int) -> str:
+    """SHA-256 of blocks spread evenly over the file, first and last included."""
+    digest = sha256()
+    with path.open("rb") as file:
+        for start in np.linspace(0, max(size - _BLOCK, 0), _BLOCKS, dtype=np.int64):
+            file.seek(int(start))
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
