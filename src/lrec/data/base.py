@@ -1,4 +1,4 @@
-"""SequenceDataModule: what every data set shares, from the store on. A data set adds `store_name`, `source` and `read`."""
+"""SequenceDataModule: what every data set shares; a data set adds `store_name`, `source` and `read`."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -19,8 +19,8 @@ from lrec.files import json_hash
 class SequenceDataModule(LightningDataModule):
     """Raw interactions -> store -> split -> batches.
 
-    A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read them
-    (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir.
+    A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read
+    them (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir.
 
     After `setup`: store, split_positions (where each user is cut), planner, and the properties below.
     """

@@ -2,12 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lrec.data.store import Store
-
-if TYPE_CHECKING:
-    from lrec.data.base import SequenceDataModule
 
 _UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -25,10 +22,13 @@ def describe(store: Path) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def prepare(data: "SequenceDataModule") -> None:
-    """Write the data set's store unless it is there, and print its statistics."""
-    data.prepare_data()
-    describe(data.store_path)
+def __getattr__(name: str) -> Any:
+    # `prepare` names the DataModule's type, and with it imports Lightning: only for those who ask for it.
+    if name == "prepare":
+        from lrec.data.prepare_command import prepare
+
+        return prepare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _rows(store: Store) -> list[tuple[str, str]]:

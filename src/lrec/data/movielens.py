@@ -1,0 +1,116 @@
+"""MovieLensDataModule: the official raw files of GroupLens (https://grouplens.org/datasets/movielens).
+
+u.data        tab-separated, no header                      100K
+ratings.dat   separated by ::, no header                    1M, 10M
+ratings.csv   header userId,movieId,rating,timestamp        20M, 25M, 32M, latest, latest-small
+"""
+
+import re
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from lrec.data.base import SequenceDataModule
+from lrec.data.prepare import RawInteractions, source_hashes
+from lrec.data.readers import Columns, Table, parse_csv, read_bytes, to_interactions
+from lrec.errors import UserError
+
+Version = Literal["100k", "1m", "10m", "20m", "25m", "32m", "latest-small", "latest"]
+
+_VERSION = re.compile(r"ml-(latest-small|latest|100k|\d+m)", re.IGNORECASE)
+_RATINGS = re.compile(r"(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|\.zst)?")
+
+
+class MovieLensDataModule(SequenceDataModule):
+    """MovieLens ratings, each an interaction whatever its value."""
+
+    def __init__(self, path: Path, version: Version | None = None, **options: Any) -> None:
+        """Say where the ratings are.
+
+        Args:
+            path: The ratings file (plain, .gz, .xz or .zst), the official zip or folder, or a folder that holds them.
+            version: Which MovieLens, where the folder holds several.
+        """
+        super().__init__(**options)
+        self.path = Path(path)
+        self.version = version
+
+    @property
+    def store_name(self) -> str:
+        """ml-VERSION, as far as the names tell it."""
+        version = self.version or _version_of(self._file())
+        return f"ml-{version}" if version else "movielens"
+
+    def source(self) -> dict[str, Any]:
+        """Hash and layout of the ratings file, or hash of the zip that holds it."""
+        file = self._file()
+        return {"kind": "movielens", "layout": _layout(file.name), "files": source_hashes(self.data_dir, [file])}
+
+    def read(self) -> RawInteractions:
+        """Read the ratings."""
+        file = self._file()
+        table = _read_zip(file) if file.suffix == ".zip" else _parse(read_bytes(file), file.name, str(file))
+        columns = Columns("userId", "movieId", "timestamp")
+        return to_interactions([table], columns)
+
+    def _file(self) -> Path:
+        if self.path.is_file():
+            if _layout(self.path.name) is None and self.path.suffix != ".zip":
+                raise UserError(
+                    f"{self.path} is named neither u.data, ratings.dat, ratings.csv nor *.zip (option path)"
+                )
+            return self.path
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} does not exist (option path)")
+        files = sorted(file for pattern in ("*", "*/*") for file in self.path.glob(pattern) if file.is_file())
+        if self.version is not None:
+            files = [file for file in files if _version_of(file) == self.version]
+        ratings = [file for file in files if _layout(file.name) is not None]
+        # An unpacked data set often lies beside its zip.
+        found = ratings or [file for file in files if file.suffix == ".zip" and _version_of(file)]
+        wanted = "MovieLens ratings" if self.version is None else f"ratings of MovieLens {self.version}"
+        if not found:
+            raise UserError(f"{self.path} holds no {wanted} (u.data, ratings.dat, ratings.csv or the official zip)")
+        if len(found) > 1:
+            names = ", ".join(str(file.relative_to(self.path)) for file in found)
+            raise UserError(f"{self.path} holds several {wanted}: {names}; name the file, or set the option version")
+        return found[0]
+
+
+def _version_of(file: Path) -> str | None:
+    """The version that the file's name tells, or its folder's."""
+    match = _VERSION.search(file.name) or _VERSION.search(file.resolve().parent.name)
+    return match[1].lower() if match else None
+
+
+def _layout(name: str) -> str | None:
+    match = _RATINGS.fullmatch(PurePosixPath(name).name)
+    return match[1] if match else None
+
+
+def _read_zip(file: Path) -> Table:
+    """Parse the one ratings member in memory: nothing is unpacked to disk."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [name for name in archive.namelist() if _layout(name) is not None]
+            if len(members) != 1:
+                raise UserError(f"{file} holds {len(members)} MovieLens ratings files where one is expected")
+            data = archive.read(members[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{file} is cut off or damaged: {error}; fetch it again") from None
+    return _parse(data, members[0], f"{file}/{members[0]}")
+
+
+def _parse(data: bytes, file_name: str, name: str) -> Table:
+    if not data.strip():
+        raise UserError(f"{name} is empty")
+    header = ["userId", "movieId", "rating", "timestamp"]
+    match _layout(file_name):
+        case "u.data":
+            return parse_csv(data, name, "\t", header)
+        case "ratings.dat":
+            # Polars takes one byte as separator; no field of this file holds a tab.
+            return parse_csv(data.replace(b"::", b"\t"), name, "\t", header)
+        case _:
+            return parse_csv(data, name, ",")
