@@ -129,7 +129,7 @@ def fit(law: Law, x: Sequence[float] | Array, y: Sequence[float] | Array, object
     hits = _bound_hits(law, coefficients_K, shape)
     warnings = _data_warnings(x_N, y_N)
     if np.allclose(ends[best], theta_starts[best], rtol=1e-6, atol=0):
-        warnings.append("the search returned its own start: it did not move, and the fit is not to be trusted")
+        warnings.append("the search from many starts returned its own start; only the second route supports the fit")
     if difference > 1e-4:
         warnings.append(f"the two routes of the fit differ by up to {difference:.2%} in loss; the better one is used")
     if agreeing < 0.1:

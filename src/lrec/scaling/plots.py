@@ -43,16 +43,9 @@ def fit_figure(
     last = max([float(fit.x_N.max()), *(p.x for p in held_out)])
     x_P = np.geomspace(fit.x_N.min() / 1.3, last * 1.6, 120)
     band = profile.predict(x_P)
-    axes.fill_between(x_P, [p.low for p in band], [p.high for p in band], color=BLUE, alpha=0.10, lw=0)
-    axes.fill_between(
-        x_P,
-        [p.mean_low for p in band],
-        [p.mean_high for p in band],
-        color=BLUE,
-        alpha=0.18,
-        lw=0,
-        label="90 % band: curve (dark), new run (light)",
-    )
+    runs, means = [(p.low, p.high) for p in band], [(p.mean_low, p.mean_high) for p in band]
+    axes.fill_between(x_P, *np.transpose(runs), color=BLUE, alpha=0.10, lw=0, label="90 % band of a new run")
+    axes.fill_between(x_P, *np.transpose(means), color=BLUE, alpha=0.20, lw=0, label="90 % band of the curve")
     axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
     for pinned in profile.pinned():
         floor_name, pinned_floor = next(iter(pinned.parameters.items()))
@@ -69,7 +62,7 @@ def fit_figure(
         label = "predicted, 90 % interval" if i == 0 else None
         axes.errorbar(
             p.x, p.predicted, [[p.predicted - p.low], [p.high - p.predicted]],
-            fmt="_", ms=9, color=ORANGE, lw=1.2, capsize=4, label=label,
+            fmt="_", ms=13, color=ORANGE, lw=1.2, capsize=4, label=label,
         )  # fmt: skip
     if isinstance(holdout, Holdout):
         axes.plot(
@@ -122,13 +115,22 @@ LABELS = {
 
 
 def _round_ticks(low: float, high: float) -> Array:
-    """Four to nine round values within a narrow logarithmic axis."""
-    rough = (high - low) / 5
+    """Up to seven round values within a narrow logarithmic axis."""
+    rough = (high - low) / 7
     magnitude = 10 ** np.floor(np.log10(rough))
-    step = magnitude * min((m for m in (1, 2, 5, 10) if m * magnitude >= rough), default=10)
+    step = magnitude * min((m for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough), default=10)
     return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 10)
 
 
 def _formula(fit: Fit) -> str:
-    values = ", ".join(f"{name} = {value:.3g}" for name, value in fit.parameters.items())
+    values = ", ".join(f"{name} = {_short(value)}" for name, value in fit.parameters.items())
     return f"{fit.law.formula}\n{values}"
+
+
+def _short(value: float) -> str:
+    """Three digits, and powers of ten as print has them."""
+    text = f"{value:.3g}"
+    if "e" not in text:
+        return text
+    digits, power = text.split("e")
+    return f"${digits}\\times 10^{{{int(power)}}}$"

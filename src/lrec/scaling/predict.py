@@ -84,8 +84,11 @@ class Profile:
         self._fitted_N = fit.curve(fit.x_N)
         self._target_N = fit.y_N / self._fitted_N
         best = search_shape(self._law, self._sse)
-        least = float(self._sse(np.array([best]))[0])
-        self.sigma, self.dof = self._noise(least)
+        (least,), (positive,) = self._best(np.array([best]))
+        low, high = self._law.shape_bounds
+        # A parameter that ends on its bound does not bend to the points: it costs no degree of freedom.
+        free = int(positive) + (low * (1 + 1e-6) < best < high * (1 - 1e-6))
+        self.sigma, self.dof = self._noise(float(least), free)
         # The added epsilon keeps the best exponent itself inside when the points lie exactly on the curve.
         self._limit = least + (self.sigma * stats.t.ppf((1 + level) / 2, self.dof)) ** 2 + 1e-24
         self.shape_G = self._shapes(best)
@@ -139,12 +142,17 @@ class Profile:
 
     def _sse(self, shape_G: Array) -> Array:
         """Least sum of squared relative residuals at each exponent."""
+        return self._best(shape_G)[0]
+
+    def _best(self, shape_G: Array) -> tuple[Array, Array]:
+        """Least sum of squared relative residuals at each exponent, and how many coefficients are positive there."""
         phi_GNK = self._scaled_basis(shape_G)
-        least_G = np.full(len(shape_G), np.inf)
+        least_G, positive_G = np.full(len(shape_G), np.inf), np.zeros(len(shape_G), dtype=int)
         for used in subsets(phi_GNK.shape[-1]):
             _, solution_GS, sse_G = self._solve(phi_GNK[..., used])
-            least_G = np.where((solution_GS >= 0).all(-1), np.minimum(least_G, sse_G), least_G)
-        return least_G
+            better_G = (solution_GS >= 0).all(-1) & (sse_G < least_G)
+            least_G, positive_G = np.where(better_G, sse_G, least_G), np.where(better_G, len(used), positive_G)
+        return least_G, positive_G
 
     def _solve(self, phi_GNS: Array) -> tuple[Array, Array, Array]:
         """Inverse Gram matrices, unconstrained solutions and their sums of squares."""
@@ -192,14 +200,14 @@ class Profile:
                 outside = middle
         return inside
 
-    def _noise(self, least: float) -> tuple[float, int]:
-        """Standard deviation of a relative residual and its degrees of freedom.
+    def _noise(self, least: float, p: int) -> tuple[float, int]:
+        """Standard deviation of a relative residual and its degrees of freedom, p parameters being free.
 
         Runs of one size differ by seed noise alone. If the sizes' means scatter about the curve more than that noise
         explains, the sizes are the units that count, and the spread of seeds says nothing about a new size.
         """
         sizes, size_N = np.unique(self._fit.x_N, return_inverse=True)
-        n, k, p = len(size_N), len(sizes), len(self._law.parameters)
+        n, k = len(size_N), len(sizes)
         means = np.bincount(size_N, self._target_N) / np.bincount(size_N)
         pure = float(((self._target_N - means[size_N]) ** 2).sum())
         lack = max(least - pure, 0.0)

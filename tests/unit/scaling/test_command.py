@@ -1,0 +1,116 @@
+"""`lrec scaling fit` as a user meets it: files in, files and a table out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lrec.errors import UserError
+from lrec.scaling.command import fit_command
+from lrec.scaling.fit import fit
+from lrec.scaling.laws import LAWS
+from lrec.scaling.plots import fit_figure
+from lrec.scaling.points import read_points, source_hash
+from lrec.scaling.predict import predict
+
+
+def write_points(folder: Path, n_sizes: int = 7, n_seeds: int = 2) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for size in np.geomspace(2e3, 8e5, n_sizes).round():
+        for seed in range(n_seeds):
+            loss = (4 + 6 * size**-0.25) * np.exp(0.002 * rng.standard_normal())
+            row = {"schema": 1, "best": True, "status": "finished", "seed": seed, "N_body": size, "U": 10, "D": 20}
+            lines.append(json.dumps(row | {"test_loss": loss}) + "\n")
+    file = folder / "points.jsonl"
+    file.write_text("".join(lines))
+    return file
+
+
+def strict(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_fit_json_figure_report_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_points(tmp_path / "runs/a")
+    out = tmp_path / "new" / "fit"
+    fit_command([tmp_path / "runs"], floor=3.9, out=out)
+    assert sorted(path.name for path in out.iterdir()) == ["fit.json", "fit.png", "report.md"]
+    content = strict((out / "fit.json").read_text())
+    assert content["law"] == "lsrm"
+    assert content["n_points"] == 10
+    for name, truth in (("E", 4.0), ("x0", 6.0**4), ("a", 0.25)):
+        p = content["parameters"][name]
+        assert p["low"] <= p["value"] <= p["high"]
+        assert p["low"] < truth < p["high"]
+    assert {"starts", "share_agreeing", "bound_hits", "gradient_norm", "condition_number", "warnings"} <= set(
+        content["diagnostics"]
+    )
+    held_out = content["holdout"]
+    assert {"mape", "naive_mape", "extrapolation_factor"} <= set(held_out)
+    assert len(held_out["points"]) == 2
+    assert {"x", "predicted", "low", "high", "actual", "error_pct", "inside"} <= set(held_out["points"][0])
+    assert held_out["mape"] < held_out["naive_mape"] / 3
+    assert content["source_hash"] == source_hash(read_points([tmp_path / "runs"]))
+    assert (out / "fit.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    report = (out / "report.md").read_text()
+    for text in (printed, report):
+        assert f"{held_out['points'][1]['predicted']:.4f}" in text
+        assert "naive error" in text
+    assert "![fit](fit.png)" in report
+
+
+def test_columns_by_name_and_an_exponent_nobody_can_know(tmp_path: Path) -> None:
+    x = np.geomspace(1e15, 1e19, 4)
+    y = 3.0 + 0.01 * np.array([3.0, 2.9, -0.5, 0.1])
+    pl.DataFrame({"budget": x, "loss": y}).write_csv(tmp_path / "t.csv")
+    fit_command([tmp_path / "t.csv"], holdout=0, x="budget", y="loss", objective="lsq", out=tmp_path / "out")
+    content = strict((tmp_path / "out/fit.json").read_text())
+    assert content["holdout"] is None
+    assert any("report predictions with their intervals" in w for w in content["diagnostics"]["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"law": "none"}, "--law: 'none' is none of lsrm"),
+        ({"objective": "ols"}, "--objective: 'ols'"),
+        ({"holdout": 4}, "needs at least 4 distinct sizes to fit, but there are 3"),
+        ({"holdout": -1}, "--holdout"),
+        ({"x": "N"}, "no column 'N'"),
+    ],
+)
+def test_bad_requests_leave_nothing_behind(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    file = write_points(tmp_path / "runs")
+    with pytest.raises(UserError, match=said):
+        fit_command([file], out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
+    points = read_points([write_points(tmp_path)])
+    fitted = fit(LAWS["lsrm"], points["x"].to_numpy(), points["y"].to_numpy())
+    axes = fit_figure(fitted, predict(fitted, [4e6]), floor=3.9).axes[0]
+    _, labels = axes.get_legend_handles_labels()
+    shown = "\n".join(labels)
+    for wanted in ("E + (x0/x)^a", "90 % band", "single runs", "fitted sizes", "predicted", "floor 3.9"):
+        assert wanted in shown
+    assert "actual" not in shown
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_xlabel() == "parameters without embeddings, N_body"
+
+
+def test_fitting_imports_no_deep_learning() -> None:
+    code = "import sys, lrec.scaling.command; print({'torch', 'lightning', 'matplotlib'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"

@@ -1,0 +1,110 @@
+"""Reading points: what is taken, what is refused, and with which words."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrec.errors import UserError
+from lrec.scaling.points import read_points, source_hash
+
+
+def own_row(n_body: float, loss: float | None, **changes: object) -> dict[str, object]:
+    row = {"schema": 1, "best": True, "status": "finished", "N_body": n_body, "U": 1000, "D": 5000, "test_loss": loss}
+    return row | changes
+
+
+def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_folder_gives_the_best_evaluation_of_every_run_that_did_not_diverge(tmp_path: Path) -> None:
+    write_lines(tmp_path / "b/points.jsonl", [own_row(10, None, best=False), own_row(10, 5.0)])
+    write_lines(tmp_path / "a/deep/points.jsonl", [own_row(20, 4.0)])
+    write_lines(tmp_path / "c/points.jsonl", [own_row(30, None, status="diverged")])
+    points = read_points([tmp_path])
+    assert points.select("x", "y").rows() == [(10.0, 5.0), (20.0, 4.0)]
+    assert points["row"].to_list() == [2, 1]
+
+
+def test_a_file_named_twice_counts_once(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "points.jsonl", [own_row(10, 5.0)])
+    assert len(read_points([tmp_path, file])) == 1
+
+
+def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> None:
+    rows = [own_row(n, 5.0, U=u, D=u) for n in (10, 20) for u in (500, 1000)]
+    file = write_lines(tmp_path / "points.jsonl", rows)
+    assert read_points([file], x="N_body")["x"].to_list() == [10.0, 20.0]
+    assert read_points([file], x="U")["x"].to_list() == [500.0, 1000.0]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl"])
+def test_other_tables_are_read_by_the_names_of_their_columns(tmp_path: Path, suffix: str) -> None:
+    table = pl.DataFrame({"params": [1e6, 2e6], "loss": [3.5, 3.25], "best": [False, True]})
+    file = tmp_path / f"table.{suffix}"
+    match suffix:
+        case "parquet":
+            table.write_parquet(file)
+        case "jsonl":
+            table.write_ndjson(file)
+        case _:
+            table.write_csv(file, separator="\t" if suffix == "tsv" else ",")
+    assert read_points([file], x="params", y="loss").select("x", "y").rows() == [(1e6, 3.5), (2e6, 3.25)]
+
+
+@given(st.permutations([(1.0, 4.0), (1.0, 4.1), (2.0, 3.5), (8.0, 3.0)]))
+def test_the_hash_ignores_the_order_of_rows_and_nothing_else(rows: list[tuple[float, float]]) -> None:
+    frame = pl.DataFrame(rows, schema=["x", "y"], orient="row")
+    ordered = frame.sort("x", "y")
+    assert source_hash(frame) == source_hash(ordered)
+    assert source_hash(frame) != source_hash(frame.with_columns(pl.col("y") + 1e-12))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.csv", "params,loss\n1,2\n", r"t\.csv: no column 'N' \(--x\); it has params, loss"),
+        ("t.csv", "N,loss\n1,2\n", r"no column 'L' \(--y\); it has N, loss"),
+        ("t.csv", "N,L\n1,2\n3,abc\n", r"t\.csv, row 3: L is 'abc', not a positive number"),
+        ("t.csv", "N,L\n1,nan\n", r"row 2: L is 'nan'"),
+        ("t.csv", "N,L\n1,\n", r"row 2: L is None"),
+        ("t.csv", "N,L\n-1,2\n", r"row 2: N is '-1'"),
+        ("t.csv", "N,L\ninf,2\n", r"row 2: N is 'inf'"),
+        ("t.csv", "", r"t\.csv: the file is empty"),
+        ("t.csv", "N,L\n", r"t\.csv: the file holds no rows"),
+        ("t.jsonl", "", r"t\.jsonl: the file holds no rows"),
+        ("t.jsonl", '{"N": 1, "L": 2}\n{"N": 1, "L"', r"t\.jsonl, row 2: not a JSON object"),
+        ("t.jsonl", '{"N": 1, "L": NaN}\n', r"row 1: L is nan"),
+        ("t.parquet", "no parquet", r"t\.parquet: not readable as parquet"),
+        ("t.xlsx", "N", r"t\.xlsx: points are read from"),
+    ],
+)
+def test_bad_files_are_refused_naming_file_and_row(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said) as refusal:
+        read_points([tmp_path / name], x="N", y="L")
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_paths_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_points([tmp_path / "absent.csv"])
+    with pytest.raises(UserError, match=r"no points\.jsonl in or under"):
+        read_points([tmp_path])
+    with pytest.raises(UserError, match="name at least one"):
+        read_points([])
+
+
+def test_runs_without_a_usable_point_are_refused(tmp_path: Path) -> None:
+    write_lines(tmp_path / "points.jsonl", [own_row(10, None, status="diverged")])
+    with pytest.raises(UserError, match="no usable point"):
+        read_points([tmp_path])
+    write_lines(tmp_path / "points.jsonl", [own_row(10, None)])
+    with pytest.raises(UserError, match="row 1: test_loss is None"):
+        read_points([tmp_path])
