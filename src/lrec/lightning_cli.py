@@ -171,16 +171,16 @@ class _ComposedConfig(CommandLine):
         pass
 
 
-def compose(arguments: Sequence[str]) -> dict[str, Any]:
-    """The whole configuration that `lrec fit` with these arguments would run with.
+def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
+    """The whole configuration that `lrec COMMAND` with these arguments would run with.
 
     Raises:
-        UserError: what `lrec fit` itself would say of them.
+        UserError: what `lrec COMMAND` itself would say of them.
     """
     for message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message)
-    cli = _command_line(_ComposedConfig, ["fit", *arguments])
-    options: dict[str, Any] = yaml.safe_load(cli._parser("fit").dump(cli.config.fit, skip_none=False))
+    cli = _command_line(_ComposedConfig, [command, *arguments])
+    options: dict[str, Any] = yaml.safe_load(cli._parser(command).dump(cli.config[command], skip_none=False))
     return options
 
 

@@ -60,22 +60,19 @@ def _score(
     target_score_B1 = (hidden_BD * table_VD[target_B1.squeeze(1)]).sum(1, keepdim=True)
     log_sum_B = hidden_BD.new_full((n_rows,), -math.inf)
     rank_B = torch.ones_like(log_sum_B)
-    rank_unseen_B = torch.ones_like(log_sum_B)
+    seen_above_B = torch.zeros_like(log_sum_B)
+    all_rows_B = torch.arange(n_rows, device=hidden_BD.device)
     lists, lists_unseen = _TopK(n_rows, k, hidden_BD.device), _TopK(n_rows, k, hidden_BD.device)
     for start in range(0, n_items, CHUNK_ITEMS):
         scores_BC = hidden_BD @ table_VD[start : start + CHUNK_ITEMS].T
-        n_chunk = scores_BC.shape[1]
         log_sum_B = torch.logaddexp(log_sum_B, scores_BC.logsumexp(1))
         lists.add(scores_BC, start)
-        above_BC = (scores_BC > target_score_B1).float() + (scores_BC == target_score_B1).float() / 2
-        in_chunk_B1 = (target_B1 >= start) & (target_B1 < start + n_chunk)
-        column_B1 = (target_B1 - start).clamp(0, n_chunk - 1)
-        above_BC.scatter_(1, column_B1, torch.where(in_chunk_B1, 0.0, above_BC.gather(1, column_B1)))
-        rank_B += above_BC.sum(1)
-        in_chunk_S = (seen_items_S >= start) & (seen_items_S < start + n_chunk)
-        rows_S, columns_S = seen_rows_S[in_chunk_S], seen_items_S[in_chunk_S] - start
-        above_BC[rows_S, columns_S] = 0.0
-        rank_unseen_B += above_BC.sum(1)
+        rank_B += _above(scores_BC, target_score_B1).sum(1)
+        # Taken back, with the very scores that were counted: the target itself, and for the unseen rank the seen items.
+        rows_B, columns_B = _inside(all_rows_B, target_B1.squeeze(1), start, scores_BC.shape[1])
+        rank_B.index_add_(0, rows_B, -_above(scores_BC[rows_B, columns_B], target_score_B1[rows_B, 0]))
+        rows_S, columns_S = _inside(seen_rows_S, seen_items_S, start, scores_BC.shape[1])
+        seen_above_B.index_add_(0, rows_S, _above(scores_BC[rows_S, columns_S], target_score_B1[rows_S, 0]))
         scores_BC[rows_S, columns_S] = -math.inf
         lists_unseen.add(scores_BC, start)
     target_seen_B = torch.zeros_like(known_B)
@@ -83,12 +80,23 @@ def _score(
     return Scores(
         loss_B=torch.where(known_B, log_sum_B - target_score_B1.squeeze(1), math.nan),
         rank_B=torch.where(known_B, rank_B, math.inf),
-        rank_unseen_B=torch.where(known_B & ~target_seen_B, rank_unseen_B, math.inf),
+        rank_unseen_B=torch.where(known_B & ~target_seen_B, rank_B - seen_above_B, math.inf),
         top_BK=lists.items_BK,
         top_unseen_BK=lists_unseen.items_BK,
         top_scores_BK=lists.scores_BK,
         top_unseen_scores_BK=lists_unseen.scores_BK,
     )
+
+
+def _above(scores: Tensor, target_score: Tensor) -> Tensor:
+    """What each score adds to the target's rank: 1 where it is higher, a half where it is tied."""
+    return (scores - target_score).sign_().add_(1).div_(2)
+
+
+def _inside(rows: Tensor, items: Tensor, start: int, n_chunk: int) -> tuple[Tensor, Tensor]:
+    """The pairs whose item lies in the chunk, as row and column."""
+    inside = (items >= start) & (items < start + n_chunk)
+    return rows[inside], items[inside] - start
 
 
 class _TopK:
@@ -111,9 +119,12 @@ class _TopK:
 
 def _top_columns(scores_BC: Tensor, k: int) -> Tensor:
     """Columns of the k largest scores, in order of (score descending, column ascending)."""
-    values_BK, columns_BK = scores_BC.topk(k, 1)
+    values, columns = scores_BC.topk(min(k + 1, scores_BC.shape[1]), 1)
+    columns_BK = columns[:, :k]
     # topk chooses freely among scores tied with the k-th: choose again, by column, in the rows where that matters.
-    tied_B = (scores_BC >= values_BK[:, -1:]).sum(1) > k
+    tied_B = (
+        values[:, k - 1] == values[:, k] if values.shape[1] > k else torch.zeros_like(values[:, 0], dtype=torch.bool)
+    )
     if tied_B.any():
         # Order-preserving integers: score in the high bits, column (reversed) in the low ones.
         bits = (scores_BC[tied_B] + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0

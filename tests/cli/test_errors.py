@@ -1,0 +1,119 @@
+"""Every mistake ends in one line that names it, exit code 2, and nothing half-written."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lrec.data.store import Store
+
+
+def prepare(path: Path, data_dir: Path, **columns: str) -> list[str]:
+    names = {"user": "who", "item": "what", "time": "when"} | columns
+    return [
+        "data",
+        "prepare",
+        "--data=lrec.InteractionsDataModule",
+        f"--data.path={path}",
+        f"--data.data_dir={data_dir}",
+        *(f"--data.{name}_column={column}" for name, column in names.items()),
+    ]
+
+
+def stores(data_dir: Path) -> list[Path]:
+    return list(data_dir.rglob("meta.json"))
+
+
+def test_missing_file(tmp_path: Path, refused: Callable[..., str]) -> None:
+    assert "nowhere.csv" in refused(*prepare(tmp_path / "nowhere.csv", tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "empty"),
+        ("who,what,when\n", "no "),
+        ("who,thing,when\na,b,1\n", "what"),
+        ("who,what,when\na,b,1\na,c,\na,d,3\n", "row 3"),
+        ("who,what,when\na,b,1\na,c,soon\na,d,3\n", "row 3"),
+        ("who,what,when\na,b,1\n,c,2\na,d,3\n", "row 3"),
+    ],
+)
+def test_bad_rows(text: str, says: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    error = refused(*prepare(path, tmp_path / "data"))
+    assert "log.csv" in error
+    assert says in error
+    assert not stores(tmp_path / "data")
+
+
+def test_truncated_gzip(log_csv: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = tmp_path / "log.csv.gz"
+    whole = gzip.compress(log_csv.read_bytes())
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "log.csv.gz" in refused(*prepare(path, tmp_path / "data"))
+    assert not stores(tmp_path / "data")
+
+
+def test_a_store_that_was_cut_or_edited(
+    log_csv: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    lrec(*prepare(log_csv, tmp_path / "data"))
+    (meta,) = stores(tmp_path / "data")
+    store = meta.parent
+    assert "300" in lrec("data", "describe", store)
+    array = max(
+        (path for path in store.iterdir() if path.suffix == ".npy" or path.suffix == ".bin"),
+        key=lambda p: p.stat().st_size,
+    )
+    whole = array.read_bytes()
+    array.write_bytes(whole[:-8])
+    assert array.name in refused("data", "describe", store)
+    array.write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
+    assert array.name in refused("data", "describe", store)
+    assert Store is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["fit", "--config=nowhere.yaml"], "nowhere.yaml"),
+        (["fit", "--data=lrec.SyntheticDataModule", "--model.size=99k"], "unknown size '99k'"),
+        (["fit", "--data=lrec.SyntheticDataModule", "--model.siez=98k"], "siez"),
+        (["fit", "--data=lrec.SyntheticDataModule", "--model.size=98k", "--model.layers=2"], "not both"),
+        (["fit", "--data=lrec.SyntheticDataModule"], "model.size"),
+        (["fit", "--data=lrec.NoSuchDataModule", "--model.size=98k"], "NoSuchDataModule"),
+        (["fit", "--data=lrec.SyntheticDataModule", "--model.size=98k", "--ckpt_path=no.ckpt"], "no.ckpt"),
+        (["fut"], "fut"),
+        (["scaling", "fit"], "points"),
+        (["scaling", "fit", "--points", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["data", "describe", "nowhere"], "nowhere"),
+        (["scaling", "study", "--name=x", "--configs=[data/synthetic.yaml]", "--sizes=[3k,6k,14k]"], "at least 4"),
+        (["scaling", "study", "--config=study/quickstart.yaml", "--sizes=[3k,6k,14k,25k,55k,99k]"], "99k"),
+        (["scaling", "study", "--config=study/quickstart.yaml", "--jbos=2"], "jbos"),
+        (["scaling", "study", "--config=study/quickstart.yaml", '--options={"model.siez": 1}'], "siez"),
+    ],
+)
+def test_options(
+    arguments: list[str], says: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_key_in_a_yaml(tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = tmp_path / "typo.yaml"
+    path.write_text("trainer:\n  max_epohcs: 3\n")
+    error = refused("fit", f"--config={path}", "--data=lrec.SyntheticDataModule", "--model.size=98k")
+    assert "max_epohcs" in error
+
+
+def test_too_few_points(tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text("N_body,test_loss\n1000,6\n2000,5.8\n4000,5.7\n")
+    error = refused("scaling", "fit", "--points", path, "--holdout=0", f"--out={tmp_path / 'fit'}")
+    assert "4" in error
+    assert not (tmp_path / "fit").exists()

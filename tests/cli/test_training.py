@@ -1,0 +1,174 @@
+"""fit, validate, test and predict as a user runs them on a log of their own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+POINT_FIELDS = (
+    "schema study run size n_layers d_model n_heads N_body N_head N_total D U epochs flops step train_loss val_loss "
+    "test_loss metrics selected_on lr_phase best status seed precision world_size wall_s data_hash config_hash commit"
+).split()
+
+
+@pytest.fixture(scope="module")
+def options(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Configuration of a quick run on the log."""
+    config = {
+        "data": {
+            "class_path": "lrec.InteractionsDataModule",
+            "init_args": {
+                "data_dir": str(tmp_path_factory.mktemp("stores")),
+                "path": str(log_csv),
+                "user_column": "who",
+                "item_column": "what",
+                "time_column": "when",
+                "max_len": 10,
+                "targets_per_step": 256,
+            },
+        },
+        "model": {"size": "3k", "optimizer": {"lr": 0.01}, "dropout": {"first": 0.1, "last": 0.1}},
+        "trainer": {"max_epochs": 6, "enable_progress_bar": False, "log_every_n_steps": 4},
+    }
+    path = tmp_path_factory.mktemp("config") / "quick.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return [f"--config={path}", "--config=trainer/laptop.yaml", "--trainer.max_epochs=6"]
+
+
+def points_of(run: Path) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    from lrec.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    main(["fit", *options, f"--trainer.default_root_dir={folder}"])
+    return folder
+
+
+def test_a_run_leaves_what_the_design_says(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "checkpoints", "items.parquet", "points.jsonl", "metrics.json"} <= names
+    items = pl.read_parquet(run / "items.parquet")
+    assert set(items["raw_id"]) <= {f"item-{i}" for i in range(40)}
+    points = points_of(run)
+    assert len(points) == 6
+    assert all(set(POINT_FIELDS) <= set(point) for point in points)
+    assert [point["epochs"] for point in points] == pytest.approx([1, 2, 3, 4, 5, 6])
+    assert all(point["D"] == point["U"] * (index + 1) for index, point in enumerate(points))
+    assert all(point["status"] == "finished" for point in points)
+    (best,) = [point for point in points if point["best"]]
+    assert best["val_loss"] == min(point["val_loss"] for point in points)
+    assert [point["test_loss"] is not None for point in points] == [point["best"] for point in points]
+
+
+def test_the_model_learns_and_beats_popularity(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["model"]["loss"] < metrics["popularity"]["loss"] - 0.5
+    assert metrics["model"]["NDCG@10"] > 1.5 * metrics["popularity"]["NDCG@10"]
+    assert points_of(run)[-1]["train_loss"] < points_of(run)[0]["train_loss"]
+
+
+def test_tensorboard_has_the_agreed_prefixes(run: Path) -> None:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "val/loss", "val/NDCG@10", "val/NDCG@10_unseen", "val/popularity/NDCG@10"} <= tags
+    assert {"test/loss", "scaling/D", "scaling/N_body", "scaling/val_loss", "scaling/test_loss"} <= tags
+    val_loss = [event.value for event in events.Scalars("scaling/val_loss")]
+    assert val_loss == pytest.approx([point["val_loss"] for point in points_of(run)])
+
+
+def test_checkpoints_load_without_pickled_code(run: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["lrec"]["layers"] == 1
+    (best,) = [point for point in points_of(run) if point["best"]]
+    assert checkpoint["lrec"]["D"] == best["D"]
+
+
+def test_test_and_validate_repeat_the_figures_of_fit(run: Path, lrec: Callable[..., str]) -> None:
+    before = json.loads((run / "metrics.json").read_text())
+    points = (run / "points.jsonl").read_bytes()
+    printed = lrec("test", "--config", run / "config.yaml")
+    assert json.loads((run / "metrics.json").read_text())["model"] == before["model"]
+    assert "popularity" in printed
+    assert f"loss {before['model']['loss']:.4f}" in printed
+    lrec("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "best.ckpt")
+    validated = json.loads((run / "metrics.json").read_text())
+    (best,) = [point for point in points_of(run) if point["best"]]
+    assert validated["stage"] == "val"
+    assert validated["model"]["loss"] == pytest.approx(best["val_loss"], abs=1e-6)
+    assert (run / "points.jsonl").read_bytes() == points
+    lrec("test", "--config", run / "config.yaml")
+
+
+def test_predict_writes_raw_ids_without_seen_items(run: Path, log_csv: Path, lrec: Callable[..., str]) -> None:
+    lrec("predict", "--config", run / "config.yaml", "--model.top_k", 5)
+    predictions = pl.read_parquet(run / "predictions.parquet")
+    log = pl.read_csv(log_csv)
+    assert set(predictions["user"]) == set(log["who"])
+    assert len(predictions) == log["who"].n_unique()
+    seen = dict(log.group_by("who").agg("what").iter_rows())
+    for user, items, scores in predictions.iter_rows():
+        assert len(items) == len(set(items)) == 5
+        assert not set(items) & set(seen[user])
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_the_same_seed_gives_the_same_run(
+    run: Path, options: list[str], tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    lrec("fit", *options, f"--trainer.default_root_dir={tmp_path / 'again'}", "--trainer.max_epochs=6")
+    first, again = points_of(run), points_of(tmp_path / "again")
+    for name in ("train_loss", "val_loss", "test_loss", "metrics", "D", "flops"):
+        assert [point[name] for point in first] == [point[name] for point in again]
+
+
+def test_resuming_in_mid_epoch_equals_an_undisturbed_run(
+    run: Path, options: list[str], tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    steps = points_of(run)[0]["step"]
+    assert steps > 3
+    keep = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {
+            "dirpath": str(tmp_path / "kept"),
+            "filename": "{step}",
+            "every_n_train_steps": steps + 2,
+            "save_top_k": -1,
+        },
+    }
+    watched, resumed = tmp_path / "watched", tmp_path / "resumed"
+    lrec("fit", *options, f"--trainer.default_root_dir={watched}", f"--trainer.callbacks+={json.dumps(keep)}")
+    middle = tmp_path / "kept" / f"step={steps + 2}.ckpt"
+    lrec("fit", *options, f"--trainer.default_root_dir={resumed}", f"--ckpt_path={middle}")
+    undisturbed, after = points_of(run), points_of(resumed)
+    for name in ("val_loss", "test_loss", "metrics", "D", "step"):
+        assert [point[name] for point in undisturbed] == [point[name] for point in after]
+
+
+def test_a_diverged_run_stops_and_says_so(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:
+    folder = tmp_path / "diverged"
+    printed = lrec("fit", *options, f"--trainer.default_root_dir={folder}", "--model.optimizer.lr=1e38")
+    assert "diverged" in printed
+    points = points_of(folder)
+    assert points[-1]["status"] == "diverged"
+    assert not any(point["best"] for point in points)
+    assert len(points) < 6
+
+
+def test_a_run_is_never_written_over_another(run: Path, options: list[str], refused: Callable[..., str]) -> None:
+    assert "holds a run already" in refused("fit", *options, f"--trainer.default_root_dir={run}")
+
+
+def test_another_network_s_checkpoint_is_refused(run: Path, refused: Callable[..., str]) -> None:
+    error = refused("test", "--config", run / "config.yaml", "--model.size", "6k")
+    assert "the checkpoint has layers 1, the config 2" in error

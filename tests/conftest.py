@@ -1,0 +1,70 @@
+"""What several tests need: the command line in this process, a small log, and real data where it is at hand."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from lrec.cli import main
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def lrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run `lrec` with arguments; returns what it printed. A UserError ends in SystemExit(2)."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.delenv("LREC_RUN", raising=False)
+        main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(lrec: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `lrec` with arguments it must refuse: exit code 2 and one line, which is returned."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            lrec(*arguments)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("lrec: error: ")
+        assert "\n" not in error
+        return error
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def log_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of 300 users over 40 items, in which an item is mostly followed by the next one."""
+    generator = np.random.default_rng(0)
+    lines = ["who,what,when"]
+    for user in range(300):
+        item = int(generator.integers(40))
+        for step in range(int(generator.integers(4, 16))):
+            lines.append(f"u{user},item-{item},{1_600_000_000 + 60 * step + user}")
+            item = (item + 1) % 40 if generator.random() < 0.8 else int(generator.integers(40))
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """A file of the real data beside the repository; skips the test where it is not there."""
+
+    def find(name: str) -> Path:
+        path = REPOSITORY.parent / "shared" / "data" / "interactions" / name
+        if not path.is_file():
+            pytest.skip(f"real data not at hand: {path}")
+        return path
+
+    return find
