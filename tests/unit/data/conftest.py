@@ -1,0 +1,45 @@
+"""Stores made from rows, and the real data where they are at hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from lrec.data.prepare import RawInteractions, prepare_store
+from lrec.data.store import Store
+
+MakeStore = Callable[..., Store]
+
+
+@pytest.fixture
+def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
+    """Prepare and open a store of (user, item, time) or (user, item) rows."""
+
+    def make(rows: list[tuple], k_core: int = 0) -> Store:
+        names = ["user", "item", "time"][: len(rows[0])]
+        frame = pl.DataFrame(rows, schema=names, orient="row")
+        folder = tmp_path_factory.mktemp("data")
+        return Store.open(prepare_store(folder, "rows", {}, k_core, lambda: RawInteractions(frame)))
+
+    return make
+
+
+@pytest.fixture
+def make_lengths(make_store: MakeStore) -> Callable[[list[int]], Store]:
+    """A store whose user i has lengths[i] interactions; the item at position p of user i is called i-p."""
+
+    def make(lengths: list[int]) -> Store:
+        # Zero-padded, so that store indices follow (user, position).
+        return make_store([(f"{u:03}", f"{u:03}-{p:04}", p) for u, n in enumerate(lengths) for p in range(n)])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def interactions_dir() -> Path:
+    """The folder of real interaction data beside the checkout."""
+    folder = Path(__file__).parents[4] / "shared" / "data" / "interactions"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}")
+    return folder

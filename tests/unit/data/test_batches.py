@@ -1,0 +1,215 @@
+"""Batch plans and evaluation batches against obvious references, rank by rank."""
+
+import pickle
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lrec.data.batches import EvalLoader, EvalTask, Planner, Ranks, TrainBatch, TrainLoader
+from lrec.data.splits import LastItems, Reduction, Split
+from lrec.errors import UserError
+
+FIXTURE_ONCE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=30).map(lambda lengths: [*lengths, 5])
+
+
+def windows(batch: TrainBatch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(inputs, targets) of each row with targets."""
+    width = batch.items_BL.shape[1]
+    rows: dict[int, list[tuple[int, int]]] = {}
+    assert (batch.positions_M.diff() > 0).all()
+    for position, target in zip(batch.positions_M.tolist(), batch.targets_M.tolist(), strict=True):
+        rows.setdefault(position // width, []).append((position % width, target))
+    found = []
+    for row, pairs in rows.items():
+        assert [place for place, _ in pairs] == list(range(len(pairs)))
+        inputs = batch.items_BL[row].tolist()
+        assert not any(inputs[len(pairs) :]), "padding is item 0"
+        found.append((tuple(inputs[: len(pairs)]), tuple(target for _, target in pairs)))
+    return found
+
+
+def load(split: Split, planner: Planner, *ranks: int, seed: int = 0, num_workers: int = 0) -> TrainLoader:
+    return TrainLoader(planner, split.catalogue_index_I, seed, Ranks(*ranks), num_workers)
+
+
+@FIXTURE_ONCE
+@given(LENGTHS, st.integers(1, 12), st.integers(0, 3), st.sampled_from([1.0, 0.6]))
+def test_every_target_once_an_epoch_after_its_predecessors(
+    make_lengths, lengths: list[int], max_len: int, seed: int, interactions: float
+) -> None:
+    split = LastItems()(make_lengths(lengths))
+    part = split.training_part(Reduction(interactions=interactions))
+    expected = Counter()
+    for user in range(len(lengths)):
+        places = part.starts_U[user] + np.arange(part.lengths_U[user])
+        sequence = split.catalogue_index_I[part.items(places)].tolist()
+        expected.update(pairwise(sequence))  # (input, target)
+    if not expected:
+        with pytest.raises(UserError, match="no training target"):
+            Planner(part, max_len, 2 * max_len)
+        return
+    planner = Planner(part, max_len, 2 * max_len)
+    assert planner.n_targets == expected.total()
+    assert planner.n_steps == np.ceil(planner.n_targets / (2 * max_len))
+    loader = load(split, planner, seed=seed)
+    for _ in range(2):
+        found: Counter = Counter()
+        batches = list(loader)
+        assert len(batches) == len(loader) == planner.n_steps
+        for batch in batches:
+            assert batch.items_BL.shape[1] <= max_len
+            assert batch.step_targets == len(batch.targets_M)
+            assert abs(batch.step_targets - planner.n_targets / planner.n_steps) <= max_len
+            for inputs, targets in windows(batch):
+                # Every item belongs to one user, so the pairs tell whether inputs are the targets shifted by one.
+                assert inputs[1:] == targets[:-1]
+                found.update(zip(inputs, targets, strict=True))
+        assert found == expected
+
+
+@FIXTURE_ONCE
+@given(LENGTHS, st.sampled_from([(1, 2), (2, 1), (2, 3), (5, 2)]))
+def test_the_step_is_the_same_on_any_number_of_ranks(make_lengths, lengths: list[int], shape: tuple[int, int]) -> None:
+    world, accumulation = shape
+    split = LastItems()(make_lengths([*lengths, 30]))
+    planner = Planner(split.training_part(Reduction()), 8, 16)
+    alone = list(load(split, planner))
+    ranks = [list(load(split, planner, world, rank, accumulation)) for rank in range(world)]
+    for step, whole in enumerate(alone):
+        micro = [batches[step * accumulation + a] for batches in ranks for a in range(accumulation)]
+        assert Counter(window for batch in micro for window in windows(batch)) == Counter(windows(whole))
+        assert {batch.step_targets for batch in micro} == {whole.step_targets}
+        assert all(batch.items_BL.numel() for batch in micro), "even a batch without windows has a row"
+        sizes = [len(batch.targets_M) for batch in micro]
+        assert max(sizes) <= whole.step_targets / len(micro) + 8
+
+
+def test_the_plan_depends_on_seed_and_epoch_alone(make_lengths) -> None:
+    split = LastItems()(make_lengths([40, 50, 60, 7, 7, 7]))
+    planner = Planner(split.training_part(Reduction()), 8, 16)
+    assert pickle.dumps(planner.plan(1, 2)) == pickle.dumps(planner.plan(1, 2))
+    assert len({pickle.dumps(planner.plan(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_cuts_of_long_users_fall_everywhere(make_lengths) -> None:
+    split = LastItems()(make_lengths([42]))
+    planner = Planner(split.training_part(Reduction()), 8, 16)
+    starts = {int(start) for epoch in range(60) for start in planner.plan(0, epoch).starts_W}
+    assert starts == set(range(39))
+
+
+def test_global_random_state_is_left_alone(make_lengths) -> None:
+    split = LastItems()(make_lengths([42]))
+    loader = load(split, Planner(split.training_part(Reduction()), 8, 16))
+    before = torch.get_rng_state()
+    list(loader)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def as_lists(batches: list) -> list:
+    return [[x.tolist() if isinstance(x, torch.Tensor) else x for x in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("taken", [0, 1, 4, 12])
+def test_resume_in_mid_epoch_on_another_number_of_ranks(make_lengths, taken: int, num_workers: int) -> None:
+    split = LastItems()(make_lengths([42] * 5))
+    planner = Planner(split.training_part(Reduction()), 8, 16)
+    assert planner.n_steps == 13
+    straight = load(split, planner)
+    epochs = [as_lists(list(straight)) for _ in range(3)]
+
+    pair = [load(split, planner, 2, rank, num_workers=num_workers) for rank in range(2)]
+    list(pair[1])
+    assert sum(1 for _ in pair[1]) == 13
+    list(pair[0])
+    iterator = iter(pair[0])
+    for _ in range(taken):
+        next(iterator)
+    state = pair[0].state_dict()
+    assert (state["epoch"], state["step"]) == ((1, taken) if taken else (0, 13))
+
+    resumed = load(split, planner, num_workers=num_workers)
+    resumed.load_state_dict(state)
+    assert as_lists(list(resumed)) == epochs[1][taken:]
+    assert as_lists(list(resumed)) == epochs[2]
+
+
+def test_resume_in_mid_epoch_needs_the_same_accumulation(make_lengths) -> None:
+    split = LastItems()(make_lengths([42] * 5))
+    planner = Planner(split.training_part(Reduction()), 8, 16)
+    with pytest.raises(UserError, match="accumulate_grad_batches=2"):
+        load(split, planner).load_state_dict({"epoch": 0, "step": 3, "accumulation": 2})
+    load(split, planner).load_state_dict({"epoch": 0, "step": planner.n_steps, "accumulation": 2})
+
+
+def test_a_step_must_hold_two_windows(make_lengths) -> None:
+    split = LastItems()(make_lengths([42]))
+    with pytest.raises(UserError, match=r"at least 2 \* max_len = 16"):
+        Planner(split.training_part(Reduction()), 8, 15)
+
+
+@FIXTURE_ONCE
+@given(
+    st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=25), min_size=1, max_size=25),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 3]),
+)
+def test_evaluation_equals_the_reference(make_store, sequences: list[list[int]], max_len: int, world: int) -> None:
+    rows = [(f"{user:03}", f"{item:02}", t) for user, items in enumerate(sequences) for t, item in enumerate(items)]
+    split = LastItems()(make_store(rows))
+    names = split.store.item_table["raw_id"].gather(split.catalogue_V).to_list()
+    index = {name: place for place, name in enumerate(names)}
+    tasks = {
+        "val": EvalTask(split.val_users, split.val_U[split.val_users], True),
+        "test": EvalTask(split.test_users, split.test_U[split.test_users], True),
+        "predict": EvalTask(np.arange(len(sequences)), np.diff(split.store.offsets_U1), False),
+    }
+    for stage, task in tasks.items():
+        loaders = [EvalLoader(split, task, max_len, Ranks(world, rank)) for rank in range(world)]
+        assert len({len(loader) for loader in loaders}) == 1
+        users = []
+        for batch in (batch for loader in loaders for batch in loader):
+            width = batch.items_BL.shape[1]
+            for row, user in enumerate(batch.users_B.tolist()):
+                if user < 0:
+                    assert batch.weights_B[row] == 0
+                    continue
+                users.append(user)
+                raw = [f"{item:02}" for item in sequences[user]]
+                cut = len(raw) - {"val": 2, "test": 1, "predict": 0}[stage]
+                history, target = raw[:cut], [*raw, "none"][cut]
+                known = [index[item] for item in history if item in index]
+                length = min(len(known), max_len)
+                assert batch.items_BL[row, :length].tolist() == known[len(known) - length :]
+                assert batch.items_BL[row, length:].sum() == 0
+                assert batch.positions_B[row] == row * width + length - 1
+                assert batch.targets_B[row] == index.get(target, -1)
+                assert batch.weights_B[row] == 1
+                assert sorted(batch.seen_items_S[batch.seen_rows_S == row].tolist()) == sorted(set(known))
+        expected = [user for user, items in enumerate(sequences) if len(items) >= 3 or stage == "predict"]
+        assert sorted(users) == expected
+
+
+def test_a_history_without_catalogue_items_has_weight_zero(make_lengths) -> None:
+    split = LastItems(held_out_users=1.0)(make_lengths([60, 5]))
+    held_out = np.array([0])
+    (batch,) = EvalLoader(split, EvalTask(held_out, split.test_U[held_out], True), 8)
+    assert batch.weights_B.tolist() == [0]
+    assert batch.targets_B.tolist() == [-1]
+    assert batch.positions_B.tolist() == [0]
+
+
+def test_evaluation_batches_are_bounded(make_lengths) -> None:
+    split = LastItems()(make_lengths([3] * 1500 + [400] * 100))
+    for max_len in (8, 400):
+        loader = EvalLoader(split, EvalTask(split.test_users, split.test_U[split.test_users], True), max_len)
+        batches = list(loader)
+        assert sum(len(batch.users_B) for batch in batches) == 1600
+        assert all(len(batch.users_B) <= 1024 and batch.items_BL.numel() <= 16384 for batch in batches)
