@@ -3,13 +3,12 @@
 Nothing here imports Lightning: commands that do not train start fast.
 """
 
-import inspect
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NamedTuple, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -21,12 +20,22 @@ LIGHTNING_COMMANDS = {
     "test": "evaluate a checkpoint on the test targets",
     "predict": "write the top-k items of every user",
 }
-# Name: module, function, whether its arguments without a default are positional.
+
+
+class OwnCommand(NamedTuple):
+    """One of lrec's own commands: the function that runs it, imported only then."""
+
+    meaning: str
+    module: str
+    function: str
+    positional: bool = False
+
+
 OWN_COMMANDS = {
-    "data prepare": ("lrec.data.commands", "prepare", False),
-    "data describe": ("lrec.data.commands", "describe", True),
-    "scaling study": ("lrec.scaling.study", "study", False),
-    "scaling fit": ("lrec.scaling.command", "fit_command", False),
+    "data prepare": OwnCommand("raw interactions to a store", "lrec.data.prepare_command", "prepare"),
+    "data describe": OwnCommand("a store's statistics", "lrec.data.commands", "describe", positional=True),
+    "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.scaling.study", "study"),
+    "scaling fit": OwnCommand("fit a law to points", "lrec.scaling.command", "fit_command"),
 }
 
 
@@ -63,23 +72,23 @@ def _route(arguments: list[str]) -> None:
     name = " ".join(arguments[:2])
     if name not in OWN_COMMANDS:
         raise UserError(f"no command {name!r}: choose one of {', '.join([*LIGHTNING_COMMANDS, *OWN_COMMANDS])}")
-    module, function, positional = OWN_COMMANDS[name]
-    command = getattr(import_module(module), function)
-    parser = command_parser(name, command, positional)
-    values = parser.instantiate_classes(parser.parse_args(with_shipped_configs(arguments[2:])))
+    command, parser = own_command(name)
+    values = parser.instantiate(parser.parse_args(with_shipped_configs(arguments[2:])))
     values.pop("config", None)
     command(**values.as_dict())
 
 
-def command_parser(name: str, command: Callable[..., None], positional: bool) -> OneLineParser:
-    """The parser of one of lrec's own commands: an option for each argument of the function, --config for a YAML."""
-    parser = OneLineParser(prog=f"lrec {name}", description=inspect.getdoc(command).split("\n")[0])  # type: ignore[union-attr]
+def own_command(name: str) -> tuple[Callable[..., None], OneLineParser]:
+    """One of lrec's own commands and its parser: an option for each argument of the function, --config for a YAML."""
+    entry = OWN_COMMANDS[name]
+    command = getattr(import_module(entry.module), entry.function)
+    parser = OneLineParser(prog=f"lrec {name}", description=entry.meaning)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in typing.get_type_hints(command).items() if hint == list[Path]}
-    parser.add_function_arguments(command, as_positional=positional, skip=paths, sub_configs=True)
+    parser.add_function_arguments(command, as_positional=entry.positional, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
         parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help="Files or folders.")
-    return parser
+    return command, parser
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:
@@ -109,13 +118,5 @@ def find_config(name: str | Path) -> Path:
 
 def _overview() -> str:
     lines = ["usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options", ""]
-    for name, meaning in LIGHTNING_COMMANDS.items():
-        lines.append(f"  {name:<16}{meaning}")
-    for name, (module, function, _) in OWN_COMMANDS.items():
-        lines.append(f"  {name:<16}{_summary(module, function)}")
-    return "\n".join(lines)
-
-
-def _summary(module: str, function: str) -> str:
-    doc: Any = inspect.getdoc(getattr(import_module(module), function))
-    return doc.split("\n")[0].rstrip(".")
+    meanings = LIGHTNING_COMMANDS | {name: entry.meaning for name, entry in OWN_COMMANDS.items()}
+    return "\n".join([*lines, *(f"  {name:<16}{meaning}" for name, meaning in meanings.items())])

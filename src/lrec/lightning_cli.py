@@ -1,5 +1,6 @@
 """LightningCLI for `lrec fit|validate|test|predict`: the run folder, its logger and checkpoints, the test after fit."""
 
+import logging
 import os
 import time
 import warnings
@@ -22,10 +23,12 @@ from lrec.module import SequentialRecommender
 
 # Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; none is the user's to mend.
 _NOT_FOR_USERS = (
-    ".*instantiate_classes.*",
-    ".*skip_none.*",
-    ".*does not have many workers.*",
-    ".*isinstance.*LeafSpec.*",
+    r"\s*``instantiate_classes``",
+    r"\s*skip_none",
+    r"\s*By default only one JsonargparseDeprecationWarning",
+    r".*does not have many workers",
+    r".*LeafSpec",
+    r".*LightningCLI's args parameter",
 )
 
 
@@ -135,9 +138,14 @@ class CommandLine(LightningCLI):
 
 def run_lightning(arguments: Sequence[str]) -> None:
     """Run `lrec fit|validate|test|predict`."""
+    _quieten()
+    _command_line(CommandLine, arguments)
+
+
+def _quieten() -> None:
     for message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message)
-    _command_line(CommandLine, arguments)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLine:
@@ -177,10 +185,9 @@ def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
     Raises:
         UserError: what `lrec COMMAND` itself would say of them.
     """
-    for message in _NOT_FOR_USERS:
-        warnings.filterwarnings("ignore", message)
+    _quieten()
     cli = _command_line(_ComposedConfig, [command, *arguments])
-    options: dict[str, Any] = yaml.safe_load(cli._parser(command).dump(cli.config[command], skip_none=False))
+    options: dict[str, Any] = yaml.safe_load(cli._parser(command).dump(cli.config[command], skip_unset=False))
     return options
 
 
@@ -188,5 +195,5 @@ def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
     """The DataModule of a composed configuration."""
     parser = Parser()
     parser.add_subclass_arguments(SequenceDataModule, "data", required=True)
-    datamodule: SequenceDataModule = parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    datamodule: SequenceDataModule = parser.instantiate(parser.parse_object({"data": config["data"]})).data
     return datamodule

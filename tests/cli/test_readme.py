@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec.cli import LIGHTNING_COMMANDS, OWN_COMMANDS, command_parser, find_config, main, with_shipped_configs
+from lrec.cli import LIGHTNING_COMMANDS, OWN_COMMANDS, find_config, main, own_command, with_shipped_configs
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -32,10 +32,8 @@ def parse(arguments: list[str], tmp_path: Path) -> None:
         options = with_shipped_configs(arguments[1:])
         compose(options, arguments[0])
         return
-    name = " ".join(arguments[:2])
-    module, function, positional = OWN_COMMANDS[name]
-    command = getattr(__import__(module, fromlist=[function]), function)
-    command_parser(name, command, positional).parse_args(with_shipped_configs(arguments[2:]))
+    _, parser = own_command(" ".join(arguments[:2]))
+    parser.parse_args(with_shipped_configs(arguments[2:]))
 
 
 def test_the_readme_has_the_two_commands() -> None:
