@@ -81,7 +81,8 @@ class InteractionsDataModule(SequenceDataModule):
         else:
             found = sorted(Path(file) for file in glob.glob(str(self.path), recursive=True))
         if not found:
-            raise UserError(f"{self.path} does not exist or holds no file of a known format (option path)")
+            problem = "holds no file of a known format" if self.path.is_dir() else "does not exist"
+            raise UserError(f"{self.path} {problem} (option path)")
         files = []
         for file in found:
             file_format = self.format or infer_format(file.name)

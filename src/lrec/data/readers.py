@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 import zstandard
@@ -168,18 +168,30 @@ def _refuse_row(data: bytes, name: str, separator: str, header: list[str] | None
 def parse_jsonl(data: bytes, name: str) -> Table:
     """Parse one JSON object per line into columns of text; nested values become JSON text."""
     try:
-        columns = pl.read_ndjson(data, infer_schema_length=None).columns
+        try:
+            columns = pl.read_ndjson(data, infer_schema_length=None).columns
+        except PolarsError:  # a damaged line, or types of a column that do not go together
+            columns = _json_keys(data, name)
         frame = pl.read_ndjson(data, schema=dict.fromkeys(columns, pl.String))
     except PolarsError as error:
-        for row, line in enumerate(_decode(data, name).splitlines(), start=1):
-            try:
-                is_object = not line.strip() or isinstance(json.loads(line), dict)
-            except ValueError:
-                is_object = False
-            if not is_object:
-                raise UserError(f"{name}, row {row}: not one JSON object per line") from None
         raise UserError(f"{name} is not JSON lines ({_first_line(error)})") from None
     return Table(name, frame, 1)
+
+
+def _json_keys(data: bytes, name: str) -> list[str]:
+    """The keys of all objects; raises for the first line that is not an object."""
+    keys: dict[str, None] = {}
+    for row, line in enumerate(_decode(data, name).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{name}, row {row}: not one JSON object per line")
+        keys |= dict.fromkeys(value)
+    return list(keys)
 
 
 def parse_lines(data: bytes, name: str) -> Table:
@@ -214,7 +226,8 @@ def to_interactions(
     for table in tables:
         first = first or table
         if table.frame.columns != first.frame.columns:
-            raise UserError(f"{table.name} has other columns than {first.name}: {_list(table.frame.columns)}")
+            found = ", ".join(table.frame.columns)
+            raise UserError(f"{table.name} has other columns than {first.name}: {found}")
         checked, unit = _check(table, columns, min_rating)
         if unit is not None:
             units.setdefault(unit, table.name)
@@ -230,7 +243,9 @@ def to_interactions(
     n_rows = len(frame)
     if not duplicates:
         frame = frame.unique(keep="first", maintain_order=True)
-    facts = {"duplicates_dropped": n_rows - len(frame), "time_unit": next(iter(units), None)}
+    facts: dict[str, Any] = {"duplicates_dropped": n_rows - len(frame)}
+    if units:
+        facts["time_unit"] = next(iter(units))
     if min_rating is not None:
         frame = frame.filter(pl.col(_mark("rating")) >= min_rating)
         if frame.is_empty():
@@ -245,47 +260,35 @@ def _mark(key: str) -> str:
 
 def _check(table: Table, columns: Columns, min_rating: float | None) -> tuple[dict[str, pl.Series], str | None]:
     """The used columns in their final types, and the unit of time."""
-    if columns.rating is None and min_rating is not None:
-        raise UserError("min_rating needs rating_column, the name of the column it is compared with")
-    wanted = {key: getattr(columns, key) for key in ("user", "item", "time", "domain", "rating")}
-    if min_rating is None:
-        del wanted["rating"]
+    wanted = {"user": columns.user, "item": columns.item, "time": columns.time, "domain": columns.domain}
+    if min_rating is not None:
+        wanted["rating"] = columns.rating
     checked: dict[str, pl.Series] = {}
     unit = None
     for key, column in wanted.items():
         if column is None:
             continue
         if column not in table.frame.columns:
-            raise UserError(
-                f"{table.name} has no column {column} (option {key}_column); its columns are "
-                f"{_list(table.frame.columns)}"
-            )
+            found = ", ".join(table.frame.columns)
+            raise UserError(f"{table.name} has no column {column} (option {key}_column); its columns are {found}")
         raw = table.frame[column]
-        _refuse(
-            raw.is_null() if raw.dtype != pl.String else raw.is_null() | (raw.str.strip_chars() == ""),
-            table,
-            f"{column} is empty",
-        )
-        match key:
-            case "time":
-                checked[key], unit = _times(raw)
-                problem = "is neither a whole number of seconds or milliseconds nor an ISO date"
-            case "rating":
-                checked[key] = raw.cast(pl.Float64, strict=False)
-                problem = "is not a number"
-            case _:
-                checked[key] = raw.cast(pl.String, strict=False)
-                problem = "is not text or a number"
-        bad = checked[key].is_null().arg_true()
+        if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object):
+            raise UserError(f"{table.name}: column {column} holds {raw.dtype}, not text or numbers")
+        if key == "time":
+            checked[key], unit = _times(raw)
+            problem = "is neither a whole number of seconds or milliseconds nor an ISO date"
+        elif key == "rating":
+            checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
+            problem = "is not a number"
+        else:
+            checked[key] = raw.cast(pl.String)
+            problem = "is not text"
+        blank = (raw.str.strip_chars() == "").fill_null(True) if raw.dtype == pl.String else raw.is_null()
+        bad = (blank | checked[key].is_null()).arg_true()
         if len(bad):
-            raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {problem}: {raw[bad[0]]}")
+            what = "is empty" if blank[bad[0]] else f"{problem}: {raw[bad[0]]}"
+            raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {what}")
     return checked, unit
-
-
-def _refuse(bad: pl.Series, table: Table, problem: str) -> None:
-    rows = bad.arg_true()
-    if len(rows):
-        raise UserError(f"{table.name}, row {rows[0] + table.first_row}: {problem}")
 
 
 def _times(raw: pl.Series) -> tuple[pl.Series, str]:
@@ -302,8 +305,10 @@ def _times(raw: pl.Series) -> tuple[pl.Series, str]:
             numbers = numbers.fill_null(_whole(text.cast(pl.Float64, strict=False)))
     elif raw.dtype.is_float():
         numbers = _whole(raw)
-    else:
+    elif raw.dtype.is_integer():
         numbers = raw.cast(pl.Int64, strict=False)
+    else:
+        numbers = pl.Series([None] * len(raw), dtype=pl.Int64)
     size = numbers.abs().cast(pl.Float64).quantile(0.5) or 0.0
     return numbers, "s" if size < 1e11 else "ms" if size < 1e14 else "us" if size < 1e17 else "ns"
 
@@ -333,7 +338,3 @@ def _decode(data: bytes, name: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
-
-
-def _list(columns: list[str]) -> str:
-    return ", ".join(columns)
