@@ -71,14 +71,15 @@ class ScalingPoints(Callback):
                 _log(trainer, {"test_loss": point["test_loss"]}, point["step"])
         self._write(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The points so far travel with the checkpoint."""
-        return {"points": json.dumps(self.points), "spent_s": self._wall_s()}
+        checkpoint["lrec_points"] = {"points": json.dumps(self.points), "spent_s": self._wall_s()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the points of the run that is resumed."""
-        self.points = json.loads(state_dict["points"])
-        self.spent_s = state_dict["spent_s"]
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continue the points of a run that is resumed (a test after fit keeps those of the fit)."""
+        if trainer.state.fn == "fit":
+            self.points = json.loads(checkpoint["lrec_points"]["points"])
+            self.spent_s = checkpoint["lrec_points"]["spent_s"]
 
     def _wall_s(self) -> float:
         return self.spent_s + time.monotonic() - self.started

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
-from lrec.scaling.fit import Objective
 from lrec.scaling.laws import LAWS
 from lrec.scaling.plots import fit_figure
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import holdout_report
 from lrec.scaling.report import markdown, table, write_fit
+from lrec.scaling.search import Objective
 
 
 def fit_command(

@@ -20,8 +20,9 @@ import polars as pl
 from scipy import stats
 
 from lrec.errors import UserError
-from lrec.scaling.fit import Fit, Objective, fit, non_negative, search_shape, subsets
+from lrec.scaling.fit import Fit, fit
 from lrec.scaling.laws import Array, Law
+from lrec.scaling.search import Objective, non_negative, search_shape, subsets
 
 LEVEL = 0.9
 POOLING_LEVEL = 0.25
@@ -76,6 +77,7 @@ class Profile:
     Attributes:
         sigma: Estimated relative standard deviation of a run about the curve.
         dof: Its degrees of freedom.
+        holds_fit: Whether the fit itself is among them; a robust fit is not where outliers bend least squares.
     """
 
     def __init__(self, fit: Fit, level: float = LEVEL) -> None:
@@ -93,6 +95,7 @@ class Profile:
         self._limit = least + (self.sigma * stats.t.ppf((1 + level) / 2, self.dof)) ** 2 + 1e-24
         self.shape_G = self._shapes(best)
         self._phi_GNK = self._scaled_basis(self.shape_G)
+        self.holds_fit = bool(((self._target_N - 1) ** 2).sum() <= self._limit)
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each x, with both intervals; they always hold the fit's own curve."""
@@ -103,7 +106,7 @@ class Profile:
             ends = []
             for noise in (0.0, loss**2):
                 low_G, high_G = self._extremes(direction_GK, noise)
-                ends += [min(loss, float(np.nanmin(low_G))), max(loss, float(np.nanmax(high_G)))]
+                ends += [max(0.0, min(loss, float(np.nanmin(low_G)))), max(loss, float(np.nanmax(high_G)))]
             predictions.append(Prediction(value, loss, *ends))
         return predictions
 
@@ -156,9 +159,9 @@ class Profile:
 
     def _solve(self, phi_GNS: Array) -> tuple[Array, Array, Array]:
         """Inverse Gram matrices, unconstrained solutions and their sums of squares."""
-        inverse_GSS = np.linalg.inv(np.einsum("gns,gnt->gst", phi_GNS, phi_GNS))
-        solution_GS = np.einsum("gst,gnt,n->gs", inverse_GSS, phi_GNS, self._target_N)
-        sse_G = ((np.einsum("gns,gs->gn", phi_GNS, solution_GS) - self._target_N) ** 2).sum(-1)
+        inverse_GSS: Array = np.linalg.inv(phi_GNS.swapaxes(-1, -2) @ phi_GNS)
+        solution_GS = (inverse_GSS @ (phi_GNS.swapaxes(-1, -2) @ self._target_N)[..., None])[..., 0]
+        sse_G = (((phi_GNS @ solution_GS[..., None])[..., 0] - self._target_N) ** 2).sum(-1)
         return inverse_GSS, solution_GS, sse_G
 
     def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:

@@ -58,8 +58,14 @@ def fit_content(fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: 
 def all_warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
     """The fit's warnings, and those that only the intervals and the held-out sizes give rise to."""
     warnings = list(fit.diagnostics.warnings)
+    profile = Profile(fit)
     exponent = fit.law.parameters[-1]
-    low, high = Profile(fit).parameters()[exponent]
+    low, high = profile.parameters()[exponent]
+    if not profile.holds_fit:
+        warnings.append(
+            "outliers: the fit lies outside the least-squares region, so its intervals were widened to hold it; "
+            "look at the residuals"
+        )
     if low <= fit.law.shape_bounds[0] * 1.001 or high >= fit.law.shape_bounds[1] * 0.999:
         warnings.append(
             f"not identified: the 90 % interval of {exponent} reaches its bound ({low:.3g} to {high:.3g}); "
