@@ -159,7 +159,7 @@ class Profile:
 
     def _solve(self, phi_GNS: Array) -> tuple[Array, Array, Array]:
         """Inverse Gram matrices, unconstrained solutions and their sums of squares."""
-        inverse_GSS: Array = np.linalg.inv(phi_GNS.swapaxes(-1, -2) @ phi_GNS)
+        inverse_GSS = np.linalg.inv(phi_GNS.swapaxes(-1, -2) @ phi_GNS)
         solution_GS = (inverse_GSS @ (phi_GNS.swapaxes(-1, -2) @ self._target_N)[..., None])[..., 0]
         sse_G = (((phi_GNS @ solution_GS[..., None])[..., 0] - self._target_N) ** 2).sum(-1)
         return inverse_GSS, solution_GS, sse_G
