@@ -147,7 +147,7 @@ def _check(law: Law, x_N: Array, y_N: Array, objective: Objective) -> None:
             f"sizes to fit, but there are {sizes}; train more sizes or hold out fewer"
         )
     if x_N.max() < NARROWEST * x_N.min():
-        raise UserError(f"fit: all sizes lie between {x_N.min():g} and {x_N.max():g}; a law needs a wider range")
+        raise UserError(f"fit: all sizes lie within {NARROWEST - 1:.0%} of {x_N.min():g}; a law needs a wider range")
 
 
 def _bound_hits(law: Law, theta: Array) -> tuple[str, ...]:

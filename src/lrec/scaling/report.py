@@ -66,7 +66,8 @@ def all_warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
             "outliers: the fit lies outside the least-squares region, so its intervals were widened to hold it; "
             "look at the residuals"
         )
-    if low <= fit.law.shape_bounds[0] * 1.001 or high >= fit.law.shape_bounds[1] * 0.999:
+    at_bound = exponent in fit.diagnostics.bound_hits
+    if not at_bound and (low <= fit.law.shape_bounds[0] * 1.001 or high >= fit.law.shape_bounds[1] * 0.999):
         warnings.append(
             f"not identified: the 90 % interval of {exponent} reaches its bound ({low:.3g} to {high:.3g}); "
             "report predictions with their intervals, not the exponent"

@@ -125,6 +125,8 @@ def test_too_few_sizes_are_refused_however_many_seeds() -> None:
 def test_values_that_are_no_losses_are_refused() -> None:
     with pytest.raises(UserError, match="positive"):
         fit(LSRM, SIZES, [5, 4, 3, np.nan, 2, 1])
+    with pytest.raises(UserError, match="within 1% of 1e"):
+        fit(LSRM, 1e6 + np.arange(6), noisy(0))
     with pytest.raises(UserError, match="huber, lad, lsq"):
         fit(LSRM, SIZES, noisy(0), "ols")  # type: ignore[arg-type]
 
