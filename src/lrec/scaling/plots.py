@@ -47,16 +47,11 @@ def fit_figure(
     axes.fill_between(x_P, *np.transpose(runs), color=BLUE, alpha=0.10, lw=0, label="90 % band of a new run")
     axes.fill_between(x_P, *np.transpose(means), color=BLUE, alpha=0.20, lw=0, label="90 % band of the curve")
     axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
-    for pinned in profile.pinned():
-        floor_name, pinned_floor = next(iter(pinned.parameters.items()))
-        axes.plot(
-            x_P,
-            pinned.curve(x_P),
-            color=BLUE,
-            lw=0.9,
-            ls=":",
-            label=f"{floor_name} = {pinned_floor:.3g} (interval's end)",
-        )
+    pinned = profile.pinned()
+    name, ends = fit.law.parameters[0], [_short(end.coefficients_K[0]) for end in pinned]
+    for i, end in enumerate(pinned):
+        label = f"{name} pinned at {ends[0]} and {ends[1]}, its interval's ends" if i == 0 else None
+        axes.plot(x_P, end.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
     _draw_points(axes, fit)
     for i, p in enumerate(held_out):
         label = "predicted, 90 % interval" if i == 0 else None
@@ -100,7 +95,7 @@ def _style(axes: "Axes", x_label: str, y_label: str) -> None:
     axes.grid(True, which="major", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7.5, frameon=False)
+    axes.legend(fontsize=7.5, facecolor="white", edgecolor="none", framealpha=0.85)
 
 
 LABELS = {
