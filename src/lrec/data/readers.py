@@ -231,7 +231,6 @@ def to_interactions(
         checked, unit = _check(table, columns, min_rating)
         if unit is not None:
             units.setdefault(unit, table.name)
-        # The marked columns follow from the others, so they do not change which rows are duplicates.
         frames.append(table.frame.with_columns(column.alias(_mark(key)) for key, column in checked.items()))
     if len(units) > 1:
         listed = ", ".join(f"{name} ({unit})" for unit, name in units.items())
@@ -242,7 +241,8 @@ def to_interactions(
         raise UserError(f"the files' columns have different types ({_first_line(error)})") from None
     n_rows = len(frame)
     if not duplicates:
-        frame = frame.unique(keep="first", maintain_order=True)
+        assert first is not None
+        frame = frame.filter(_first_of_equal(frame.select(first.frame.columns)))
     facts: dict[str, Any] = {"duplicates_dropped": n_rows - len(frame)}
     if units:
         facts["time_unit"] = next(iter(units))
@@ -252,6 +252,15 @@ def to_interactions(
             raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
     used = [key for key in ("user", "item", "time", "domain") if _mark(key) in frame.columns]
     return RawInteractions(frame.select(pl.col(_mark(key)).alias(key) for key in used), facts)
+
+
+def _first_of_equal(frame: pl.DataFrame) -> pl.Series:
+    """Whether each row is the first of those identical in every column."""
+    suspected = frame.hash_rows().is_duplicated().to_numpy()
+    first = ~suspected
+    # Equal hashes only make rows suspect; comparing all rows would cost several times the memory.
+    first[suspected] = frame.filter(suspected).select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+    return pl.Series(first)
 
 
 def _mark(key: str) -> str:
