@@ -3,6 +3,8 @@
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +82,8 @@ def test_describe_prints_the_statistics(store: Store, capsys: pytest.CaptureFixt
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["users"].strip() == "2"
     assert lines["interactions"].strip() == "50,003"
+
+
+def test_describing_a_store_imports_neither_lightning_nor_torch() -> None:
+    code = "import sys, lrec.data.commands; sys.exit(bool({'lightning', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
