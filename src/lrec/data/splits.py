@@ -24,15 +24,17 @@ class LastItems:
     The last item is the test target and its input includes the validation item; the one before is the validation
     target; users with fewer than 3 items only train. With a trajectory, users with more than `trajectory_min_length`
     interactions hold out their last `trajectory` items first, and test and validation are the two before those.
+
+    Args:
+        trajectory: Items a long user holds out at the end, to be predicted step by step; 0 for none (10 in LSRM).
+        held_out_users: Share of the users with more than 50 interactions, chosen by the hash of their raw id, kept
+            out of training, validation and test for the cold-start task.
+        trajectory_min_length: Users with more interactions than this hold out a trajectory.
     """
 
     trajectory: int = 0
-    """Items a long user holds out at the end, to be predicted step by step; 0 for none (10 in LSRM)."""
     held_out_users: float = 0.0
-    """Share of the users with more than 50 interactions, chosen by the hash of their raw id, kept out of training,
-    validation and test for the cold-start task."""
     trajectory_min_length: int = 15
-    """Users with more interactions than this hold out a trajectory."""
 
     def __post_init__(self) -> None:
         if self.trajectory < 0:
@@ -71,14 +73,16 @@ class Reduction:
     """Keep a part of the training data; the catalogue and everything evaluated stay. Smaller shares nest in larger.
 
     Users are chosen first, then the recent items of each, then single interactions among what is left.
+
+    Args:
+        users: Share of the users, chosen by the hash of their raw id.
+        interactions: Share of the training interactions, chosen by the hash of their place in the store.
+        recent: Most recent share of each user's training items, rounded up.
     """
 
     users: float = 1.0
-    """Share of the users, chosen by the hash of their raw id."""
     interactions: float = 1.0
-    """Share of the training interactions, chosen by the hash of their place in the store."""
     recent: float = 1.0
-    """Most recent share of each user's training items, rounded up."""
 
     def __post_init__(self) -> None:
         for name in ("users", "interactions", "recent"):
