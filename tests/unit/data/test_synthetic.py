@@ -123,7 +123,7 @@ def floor_by_batches(data: SyntheticDataModule, loader_name: str) -> float:
         {},
         {"split": LastItems(trajectory=4)},
         {"split": LastItems(held_out_users=0.5), "length": 52, "n_users": 400},
-        {"max_len": 3},
+        {"max_len": 4},
     ],
     ids=["default", "trajectory", "held-out users", "max_len = memory"],
 )
