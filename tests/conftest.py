@@ -1,18 +1,16 @@
 """What several tests need: the command line in this process, a small log, and real data where it is at hand."""
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from lrec.cli import main
+
 # Lightning's log handler keeps the stderr of the test that imported it, which pytest closes.
 logging.raiseExceptions = False
-
-from lrec.cli import main
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -33,7 +33,7 @@ class OwnCommand(NamedTuple):
 
 OWN_COMMANDS = {
     "data prepare": OwnCommand("raw interactions to a store", "lrec.data.prepare_command", "prepare"),
-    "data describe": OwnCommand("a store's statistics", "lrec.data.commands", "describe", positional=True),
+    "data describe": OwnCommand("a store's statistics", "lrec.data.describe", "describe", positional=True),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.scaling.study", "study"),
     "scaling fit": OwnCommand("fit a law to points", "lrec.scaling.command", "fit_command"),
 }

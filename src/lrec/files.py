@@ -1,5 +1,6 @@
-"""Files that are whole or absent: written under a temporary name, then renamed. And their hashes."""
+"""Files that are whole or absent: written under a temporary name, then renamed. And their hashes and locks."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +28,19 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold an exclusive lock on a file and yield its descriptor; the system releases it with the last process that
+    holds the descriptor."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def write_text(path: Path, text: str) -> None:

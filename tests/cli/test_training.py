@@ -11,9 +11,37 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 POINT_FIELDS = (
-    "schema study run size n_layers d_model n_heads N_body N_head N_total D U epochs flops step train_loss val_loss "
-    "test_loss metrics selected_on lr_phase best status seed precision world_size wall_s data_hash config_hash commit"
-).split()
+    "schema",
+    "study",
+    "run",
+    "size",
+    "n_layers",
+    "d_model",
+    "n_heads",
+    "N_body",
+    "N_head",
+    "N_total",
+    "D",
+    "U",
+    "epochs",
+    "flops",
+    "step",
+    "train_loss",
+    "val_loss",
+    "test_loss",
+    "metrics",
+    "selected_on",
+    "lr_phase",
+    "best",
+    "status",
+    "seed",
+    "precision",
+    "world_size",
+    "wall_s",
+    "data_hash",
+    "config_hash",
+    "commit",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Learning rate by step and parameter groups."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_rate_rises_linearly_and_falls_to_the_final_share() -> None:
     assert factors[10] == pytest.approx(1.0)
     assert factors[55] == pytest.approx(0.55)
     assert factors[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
 @pytest.mark.parametrize(("decay", "half"), [("linear", 0.5), ("constant", 1.0), ("cosine", 0.5)])

@@ -3,11 +3,9 @@
 Shape suffixes: N interactions, U users, I items.
 """
 
-import fcntl
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import polars as pl
 
 from lrec.data.store import SCHEMA, write_store
 from lrec.errors import UserError
-from lrec.files import file_hash, json_hash, write_json
+from lrec.files import file_hash, json_hash, locked, write_json
 
 
 @dataclass(frozen=True)
@@ -156,15 +154,6 @@ def _statistics(
         statistics["first_time"] = int(times_N.min())
         statistics["last_time"] = int(times_N.max())
     return statistics
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system releases it when the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:

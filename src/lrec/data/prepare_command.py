@@ -1,7 +1,7 @@
 """`lrec data prepare`: apart from `describe`, because the DataModule's type brings Lightning with it."""
 
 from lrec.data.base import SequenceDataModule
-from lrec.data.commands import describe
+from lrec.data.describe import describe
 
 
 def prepare(data: SequenceDataModule) -> None:

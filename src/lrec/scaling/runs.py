@@ -1,6 +1,5 @@
 """The runs of a study: what each trains, and `lrec fit` as a subprocess for each, started at most once at a time."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import yaml
 
 from lrec.errors import UserError
-from lrec.files import write_text
+from lrec.files import locked, write_text
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ def train(runs: list[Run], folder: Path, study: str, jobs: int, threads: int) ->
 
 
 def _train_one(run: Run, folder: Path, study: str, threads: int) -> dict[str, Any]:
-    with _locked(folder.with_name(f".{run.name}.lock")) as lock:
+    # The run inherits the lock, so one that outlived its killed study is waited for, not repeated.
+    with locked(folder.with_name(f".{run.name}.lock")) as lock:
         point = finished_point(folder)
         if point is not None:
             return point
@@ -94,15 +93,3 @@ def _train_one(run: Run, folder: Path, study: str, threads: int) -> dict[str, An
             error = UserError if result.returncode == 2 else RunFailedError
             raise error(f"run {run.name} failed (see {log}): {last[0].removeprefix('lrec: error: ')}")
         return point
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold the file's lock; the run inherits it, so one that outlived its killed study is waited for, not repeated."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock
-    finally:
-        os.close(lock)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrec.data.commands import describe
+from lrec.data.describe import describe
 from lrec.data.store import Store
 from lrec.errors import UserError
 
@@ -85,5 +85,5 @@ def test_describe_prints_the_statistics(store: Store, capsys: pytest.CaptureFixt
 
 
 def test_describing_a_store_imports_neither_lightning_nor_torch() -> None:
-    code = "import sys, lrec.data.commands; sys.exit(bool({'lightning', 'torch'} & set(sys.modules)))"
+    code = "import sys, lrec.data.describe; sys.exit(bool({'lightning', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""`lrec data prepare` and `lrec data describe`: a store's statistics on the terminal."""
+"""`lrec data describe`: a store's statistics on the terminal."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,15 +20,6 @@ def describe(store: Path) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
-
-
-def __getattr__(name: str) -> Any:
-    # `prepare` names the DataModule's type, and with it imports Lightning: only for those who ask for it.
-    if name == "prepare":
-        from lrec.data.prepare_command import prepare
-
-        return prepare
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _rows(store: Store) -> list[tuple[str, str]]:

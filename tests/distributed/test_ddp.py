@@ -1,0 +1,55 @@
+"""Two processes (gloo) against one: the same steps, the same losses, the same metrics."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
+    """A short run on so many processes; returns its points."""
+    arguments = [
+        "--config=data/synthetic.yaml",
+        "--config=trainer/laptop.yaml",
+        "--data.n_users=501",  # an odd number: one rank needs a filler row
+        "--data.n_items=50",
+        "--data.length=20",
+        f"--data.data_dir={folder.parent / 'data'}",
+        "--data.targets_per_step=512",
+        "--model.size=1.5k",
+        "--model.optimizer.lr=0.01",
+        "--trainer.max_epochs=2",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.devices={devices}",
+        f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}",
+        f"--trainer.default_root_dir={folder}",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-m", "lrec", "fit", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    one, two = fit(tmp_path / "one", 1), fit(tmp_path / "two", 2)
+    assert [point["world_size"] for point in one + two] == [1, 1, 2, 2]
+    for a, b in zip(one, two, strict=True):
+        for name in ("N_total", "D", "U", "flops", "step", "best", "status", "data_hash"):
+            assert a[name] == b[name]
+        for name in ("train_loss", "val_loss"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5)
+        assert (a["test_loss"] or 0) == pytest.approx(b["test_loss"] or 0, rel=1e-5)
+        assert set(a["metrics"]) == set(b["metrics"])
+        for name, value in a["metrics"].items():
+            # Popularity does not depend on the weights; a rank may move by rounding of the weights.
+            tolerance = 1e-6 if "/popularity/" in name else 5e-3
+            assert value == pytest.approx(b["metrics"][name], rel=tolerance, abs=tolerance), name
