@@ -72,11 +72,14 @@ def _train_one(run: Run, folder: Path, study: str, threads: int) -> dict[str, An
         point = finished_point(folder)
         if point is not None:
             return point
-        # What a killed study left half-done: trained again from the start, so that the report is the same.
-        shutil.rmtree(folder, ignore_errors=True)
+        # Resuming is exact: what a killed study left half-done goes on from its last checkpoint, or starts again.
+        resumed = (folder / "checkpoints" / "last.ckpt").is_file()
+        if not resumed:
+            shutil.rmtree(folder, ignore_errors=True)
         write_text(folder / "config.yaml", yaml.safe_dump(run.options, sort_keys=False))
         arguments = [f"--config={folder / 'config.yaml'}", f"--trainer.default_root_dir={folder}"]
         arguments += [f"--points.study={study}", f"--points.run={run.name}"]
+        arguments += ["--ckpt_path=last"] if resumed else []
         log = folder / "log.txt"
         with log.open("w") as out:
             result = subprocess.run(

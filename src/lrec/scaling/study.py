@@ -1,6 +1,6 @@
 """A scaling study: train the small sizes, fit a law, write the prediction, only then train the large sizes, and judge.
 
-Started again, a study goes on where it stopped: finished runs are kept, an unfinished one is trained anew.
+Started again, a study goes on where it stopped: finished runs are kept, an unfinished one is resumed.
 """
 
 import json
