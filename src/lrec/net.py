@@ -27,16 +27,21 @@ class Size(NamedTuple):
     heads: int
 
 
-# Named by N_body = 12 * layers * width^2. From 98k up: the six sizes of arXiv 2311.11351; below: sizes for a laptop.
+# Named by N_body = 12 * layers * width^2. 98k, 786k, 1.6m, 9.4m, 75m and 829m are the sizes of arXiv 2311.11351; the
+# others are for a laptop.
 SIZES: dict[str, Size] = {
     "0.8k": Size(1, 8, 1),
-    "1.5k": Size(2, 8, 1),
+    "1.7k": Size(1, 12, 1),
     "3k": Size(1, 16, 1),
-    "6k": Size(2, 16, 1),
-    "14k": Size(2, 24, 1),
+    "4.8k": Size(1, 20, 1),
+    "6.9k": Size(1, 24, 1),
+    "9.4k": Size(1, 28, 1),
+    "12k": Size(1, 32, 1),
     "25k": Size(2, 32, 1),
+    "49k": Size(1, 64, 1),
     "55k": Size(2, 48, 2),
     "98k": Size(2, 64, 2),
+    "111k": Size(1, 96, 1),
     "221k": Size(2, 96, 2),
     "786k": Size(4, 128, 4),
     "1.6m": Size(8, 128, 4),

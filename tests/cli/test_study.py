@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 STUDY = {
     "name": "tiny",
     "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
-    "sizes": ["0.8k", "1.5k", "3k", "6k", "14k"],
+    "sizes": ["0.8k", "1.7k", "3k", "4.8k", "6.9k"],
     "holdout": 1,
     "jobs": 2,
     "options": {
@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studies") / "undisturbed"
     process = start(folder)
     study = folder / "studies" / "tiny"
-    while process.poll() is None and not (study / "runs" / "14k-seed1").exists():
+    while process.poll() is None and not (study / "runs" / "6.9k-seed1").exists():
         time.sleep(0.02)
     assert (study / "prediction.json").exists()
     out, _ = process.communicate(timeout=300)
@@ -69,16 +69,16 @@ def test_the_study_leaves_what_the_design_says(undisturbed: Path) -> None:
     (held_out,) = fit["holdout"]["points"]
     (ladder,) = json.loads((study / "prediction.json").read_text())["ladders"]
     (predicted,) = ladder["predictions"]
-    assert held_out["x"] == predicted["x"] == 13824
+    assert held_out["x"] == predicted["x"] == 6912
     assert [held_out[k] for k in ("predicted", "low", "high")] == [predicted[k] for k in ("predicted", "low", "high")]
     (point,) = [
         point
-        for line in (study / "runs" / "14k-seed1" / "points.jsonl").read_text().splitlines()
+        for line in (study / "runs" / "6.9k-seed1" / "points.jsonl").read_text().splitlines()
         if (point := json.loads(line))["best"]
     ]
     assert held_out["actual"] == point["test_loss"]
     assert point["study"] == "tiny"
-    assert point["run"] == "14k-seed1"
+    assert point["run"] == "6.9k-seed1"
     assert point["test_loss"] > point["floor"]["test"]
     report = (study / "report.md").read_text()
     assert f"{point['test_loss']:.4f}" in report
@@ -127,7 +127,7 @@ def test_dry_run_prints_the_cost_and_writes_no_study(
 ) -> None:
     monkeypatch.chdir(undisturbed)
     printed = lrec("scaling", "study", "--config", "tiny.yaml", "--out", "elsewhere", "--dry_run", "true")
-    assert "14k-seed1" in printed
+    assert "6.9k-seed1" in printed
     assert "5 runs" in printed
     assert not (undisturbed / "elsewhere").exists()
 

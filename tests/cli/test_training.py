@@ -198,5 +198,5 @@ def test_a_run_is_never_written_over_another(run: Path, options: list[str], refu
 
 
 def test_another_network_s_checkpoint_is_refused(run: Path, refused: Callable[..., str]) -> None:
-    error = refused("test", "--config", run / "config.yaml", "--model.size", "6k")
+    error = refused("test", "--config", run / "config.yaml", "--model.size", "25k")
     assert "the checkpoint has layers 1, the config 2" in error

@@ -19,7 +19,7 @@ def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
         "--data.length=20",
         f"--data.data_dir={folder.parent / 'data'}",
         "--data.targets_per_step=512",
-        "--model.size=1.5k",
+        "--model.size=25k",
         "--model.optimizer.lr=0.01",
         "--trainer.max_epochs=2",
         "--trainer.enable_progress_bar=false",
