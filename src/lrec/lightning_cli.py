@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.cli import OneLineParser
-from lrec.data.base import SequenceDataModule
+from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import replacing
 from lrec.module import SequentialRecommender

@@ -1,6 +1,6 @@
 """`lrec data prepare`: apart from `describe`, because the DataModule's type brings Lightning with it."""
 
-from lrec.data.base import SequenceDataModule
+from lrec.data.datasets import SequenceDataModule
 from lrec.data.describe import describe
 
 

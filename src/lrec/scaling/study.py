@@ -52,7 +52,7 @@ def study(
         fractions: Shares of the training data; each has a ladder and a fit of its own.
         reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
-        options: Options of lrec fit that all runs share, by dotted name such as trainer.max_epochs.
+        options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
         size_options: Further options by size.
         law: Law to fit; lsrm is L(x) = E + (x0/x)^a.
         x: Parameters the law counts.
@@ -107,13 +107,21 @@ class Grid:
         from lrec.lightning_cli import compose
 
         options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
-        options |= self.options | self.size_options.get(size, {})
+        options |= _dotted(self.options) | _dotted(self.size_options.get(size, {}))
         if fraction != 1:
             options[f"data.reduction.{self.reduce}"] = fraction
         arguments = [f"--config={find_config(config)}" for config in self.configs]
         arguments += [f"--{option}={_as_argument(value)}" for option, value in options.items()]
         share = "" if fraction == 1 else f"-{self.reduce}-{fraction:g}"
         return Run(f"{size}{share}-seed{seed}", size, seed, fraction, held_out, compose(arguments))
+
+
+def _dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their dotted names; of an option given twice, the later one counts."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _as_argument(value: Any) -> str:
