@@ -52,12 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _route(arguments)
-    except UserError as error:
-        print(f"lrec: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("lrec: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        mistake = _user_error(error)
+        if mistake is None:
+            raise
+        print(f"lrec: error: {' '.join(str(mistake).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that `error` is or comes from: jsonargparse wraps those raised while it makes an object."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def _route(arguments: list[str]) -> None:

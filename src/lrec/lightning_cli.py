@@ -13,12 +13,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.cli import OneLineParser
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import replacing
+from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
 
 # Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; none is the user's to mend.
@@ -87,7 +89,7 @@ class CommandLine(LightningCLI):
         return super().instantiate_trainer(use_distributed_sampler=False, **kwargs)
 
     def before_fit(self) -> None:
-        """Never write one run over another."""
+        """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
         ckpt_path = self.config_init.fit.ckpt_path
         if ckpt_path is None and (self.run / "points.jsonl").exists():
             raise UserError(
@@ -96,6 +98,15 @@ class CommandLine(LightningCLI):
             )
         if ckpt_path not in (None, "last", "best") and not Path(ckpt_path).exists():
             raise UserError(f"--ckpt_path {ckpt_path}: no such checkpoint")
+        for group in ("checkpoint", "early_stopping"):
+            monitor = self.config_init.fit[group].monitor
+            if monitor not in [f"val/{name}" for name in figure_names()]:
+                raise UserError(f"--{group}.monitor {monitor}: choose one of val/{', val/'.join(figure_names())}")
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        # At least one training loss is logged per epoch, however short.
+        trainer: Any = self.trainer
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
 
     def after_fit(self) -> None:
         """Save the catalogue's raw ids, then test the best checkpoint."""
@@ -139,13 +150,17 @@ class CommandLine(LightningCLI):
 def run_lightning(arguments: Sequence[str]) -> None:
     """Run `lrec fit|validate|test|predict`."""
     _quieten()
-    _command_line(CommandLine, arguments)
+    try:
+        _command_line(CommandLine, arguments)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
 
 
 def _quieten() -> None:
     for message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLine:

@@ -136,6 +136,12 @@ def _top_columns(scores_BC: Tensor, k: int) -> Tensor:
     return columns_BK.gather(1, order_BK)
 
 
+def figure_names() -> list[str]:
+    """Every figure of an evaluation, as it is called after `val/` or `test/`."""
+    ranked = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR", "coverage", "popularity") for k in KS]
+    return ["loss", *ranked, *(f"{name}_unseen" for name in ranked)]
+
+
 class RankMetrics(Metric):
     """HR, NDCG and MRR, item coverage and mean popularity at 1, 5, 10 and 50, from ranks and top-k lists.
 

@@ -102,6 +102,8 @@ class SequenceDataModule(LightningDataModule):
             return
         self.store = Store.open(self.store_path)
         self.split_positions = self.split(self.store)
+        if len(self.split_positions.val_users) == 0:
+            raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
         part = self.split_positions.training_part(self.reduction)
         self.planner = Planner(part, self.max_len, self.targets_per_step)
 
