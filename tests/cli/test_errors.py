@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-
 FIT = ["fit", "--data=lrec.SyntheticDataModule", "--model.size=98k"]
 
 
