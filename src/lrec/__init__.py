@@ -14,6 +14,7 @@ _HOME = {
     "MovieLensDataModule": "lrec.data.movielens",
     "SyntheticDataModule": "lrec.data.synthetic",
     "LastItems": "lrec.data.splits",
+    "GlobalTemporal": "lrec.data.splits",
     "Reduction": "lrec.data.splits",
     "Dropout": "lrec.net",
     "Optimizer": "lrec.optim",

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from lrec.data.batches import EvalLoader, EvalTask, Planner, Ranks, TrainLoader
 from lrec.data.prepare import RawInteractions, prepare_store, store_path
-from lrec.data.splits import LastItems, Reduction, Split
+from lrec.data.splits import LastItems, Reduction, Split, SplitRule, Targets
 from lrec.data.store import Store
 from lrec.errors import UserError
 from lrec.files import json_hash
@@ -32,7 +32,7 @@ class SequenceDataModule(LightningDataModule):
     def __init__(
         self,
         data_dir: Path = Path("data"),
-        split: LastItems = LastItems(),  # noqa: B008 (frozen)
+        split: SplitRule = LastItems(),  # noqa: B008 (frozen)
         reduction: Reduction = Reduction(),  # noqa: B008 (frozen)
         max_len: int = 50,
         targets_per_step: int = 4096,
@@ -44,7 +44,8 @@ class SequenceDataModule(LightningDataModule):
 
         Args:
             data_dir: Folder of prepared stores.
-            split: Which items are held out for validation and test.
+            split: What is held out for validation and test: LastItems (trajectory, held_out_users,
+                trajectory_min_length) or GlobalTemporal (validate_from, test_from, targets).
             reduction: Part of the training data that is used.
             max_len: Longest input, in items.
             targets_per_step: Most targets of a global step, over all ranks and accumulated batches, on average.
@@ -167,13 +168,11 @@ class SequenceDataModule(LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets, after the items before them."""
-        users = self.split_positions.val_users
-        return self._eval_loader(EvalTask(users, self.split_positions.val_U[users], True))
+        return self._target_loader(self.split_positions.val_targets)
 
     def test_dataloader(self) -> EvalLoader:
-        """The test targets, after the items before them, the validation item included."""
-        users = self.split_positions.test_users
-        return self._eval_loader(EvalTask(users, self.split_positions.test_U[users], True))
+        """The test targets, after the items before them, validation targets included."""
+        return self._target_loader(self.split_positions.test_targets)
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
@@ -186,6 +185,9 @@ class SequenceDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the state for the next training loader."""
         self._resume = state_dict or None
+
+    def _target_loader(self, targets: Targets) -> EvalLoader:
+        return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True))
 
     def _eval_loader(self, task: EvalTask) -> EvalLoader:
         return EvalLoader(self.split_positions, task, self.max_len, self._ranks(), self.num_workers)

@@ -21,7 +21,7 @@ from lrec.errors import UserError
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
 POOL_STEPS = 64
-MAX_EVAL_USERS = 1024
+MAX_EVAL_ROWS = 1024
 MAX_EVAL_POSITIONS = 16384
 
 
@@ -40,7 +40,7 @@ class EvalBatch(NamedTuple):
     items_BL: Tensor  # int64
     positions_B: Tensor  # int64, flat index of each row's last real position
     targets_B: Tensor  # int64, -1: outside the catalogue
-    weights_B: Tensor  # float32, 1 for a user, 0 for a filler row or a history without any catalogue item
+    weights_B: Tensor  # float32, 1 for a target, 0 for a filler row or a history without any catalogue item
     users_B: Tensor  # int64, user index in the store, -1 for a filler row
     seen_rows_S: Tensor  # int64, row b ...
     seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of the whole history
@@ -147,10 +147,10 @@ def train_batch(
 
 
 class EvalTask(NamedTuple):
-    """Whom to evaluate on what: a user's history is the items before `ends`, the target the item at `ends`."""
+    """Rows to evaluate: a row's history is the user's items before `ends`, its target the item at `ends`."""
 
-    users: np.ndarray  # store indices
-    ends: np.ndarray  # per user: length of the history
+    users: np.ndarray  # store indices; a user with several targets has as many rows
+    ends: np.ndarray  # per row: length of the history
     with_target: bool  # False: the history may be the whole sequence, the target is -1
 
 
@@ -279,7 +279,7 @@ class TrainLoader:
 
 
 class _EvalDataset(Dataset[EvalBatch]):
-    """The batches of one rank; users are sorted by length and cut by users and positions."""
+    """The batches of one rank; rows are sorted by length and cut by rows and positions."""
 
     def __init__(self, split: Split, task: EvalTask, max_len: int, ranks: Ranks) -> None:
         self.split, self.task, self.max_len, self.ranks = split, task, max_len, ranks
@@ -288,7 +288,7 @@ class _EvalDataset(Dataset[EvalBatch]):
         lengths = lengths[self._order]
         self._bounds = [0]
         while (start := self._bounds[-1]) < len(lengths):
-            block = lengths[start : start + MAX_EVAL_USERS]
+            block = lengths[start : start + MAX_EVAL_ROWS]
             fits = int((block * np.arange(1, len(block) + 1) <= MAX_EVAL_POSITIONS).sum())
             self._bounds.append(start + max(fits, 1))
 
@@ -303,7 +303,7 @@ class _EvalDataset(Dataset[EvalBatch]):
 
 
 class EvalLoader:
-    """This rank's evaluation batches: the same number on every rank, each user once over all ranks."""
+    """This rank's evaluation batches: the same number on every rank, each row of the task once over all."""
 
     def __init__(self, split: Split, task: EvalTask, max_len: int, ranks: Ranks = ALONE, num_workers: int = 0) -> None:
         self._dataset, self._num_workers = _EvalDataset(split, task, max_len, ranks), num_workers

@@ -4,9 +4,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lrec.data.store import Store
-
-_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+from lrec.data.store import TIME_UNITS, Store
 
 
 def describe(store: Path) -> None:
@@ -56,7 +54,7 @@ def _share(count: int, total: int) -> str:
 
 
 def _time(value: int, unit: Any) -> str:
-    if unit not in _UNITS:
+    if unit not in TIME_UNITS:
         return f"{value:,}"
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value // _UNITS[unit])
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value // TIME_UNITS[unit])
     return f"{moment:%Y-%m-%d %H:%M}"

@@ -1,24 +1,35 @@
 """Which interactions train, validate and test, and which part of the training data is used.
 
 Positions count from 0 within a user's sequence, ordered by (time, row of the source).
-Shape suffixes: U users, N interactions, I items of the store, V items of the catalogue.
+Shape suffixes: U users, N interactions, I items of the store, V items of the catalogue, T targets of evaluation.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lrec.data.store import Store
+from lrec.data.store import TIME_UNITS, Store
 from lrec.errors import UserError
 
 # Users with more interactions than this may be held out whole.
 HELD_OUT_MIN_LENGTH = 50
 
 
+class SplitRule(ABC):
+    """A way to cut every user's sequence: `LastItems` or `GlobalTemporal`. A frozen dataclass; its repr names it."""
+
+    @abstractmethod
+    def __call__(self, store: Store) -> "Split":
+        """Cut the store's users and check the cut for leaks."""
+
+
 @dataclass(frozen=True)
-class LastItems:
+class LastItems(SplitRule):
     """Hold out the last items of each user.
 
     The last item is the test target and its input includes the validation item; the one before is the validation
@@ -58,7 +69,9 @@ class LastItems:
             store=store,
             train_U=np.where(held_out_U, 0, np.where(evaluated_U, end_U - 2, lengths_U)),
             val_U=np.where(evaluated_U, end_U - 2, -1),
+            val_targets_U=evaluated_U.astype(np.int64),
             test_U=np.where(evaluated_U, end_U - 1, -1),
+            test_targets_U=evaluated_U.astype(np.int64),
             trajectory_U=np.where(long_U, end_U, -1),
             held_out_U=held_out_U,
         )
@@ -66,6 +79,75 @@ class LastItems:
         if len(split.catalogue_V) == 0:
             raise UserError("the split leaves nothing to train on: hold out fewer users")
         return split
+
+
+@dataclass(frozen=True)
+class GlobalTemporal(SplitRule):
+    """Cut everyone's sequence at the same two times: training before the first, validation up to the second, then test.
+
+    A cut is a share of all interactions in the order of time (0.8), a time in the source's unit (1388534400), or an ISO
+    date, UTC unless it says otherwise ("2014-01-01"). What happens at the time of a cut comes after it, so that ties
+    are never torn apart. A target's input is everything of the user before it, targets included; a user's very first
+    interaction is no target, for want of an input.
+
+    Args:
+        validate_from: First cut: share of all interactions (above 0, below 1), epoch (whole number) or ISO date.
+        test_from: Second cut, likewise.
+        targets: Which of a user's interactions between the cuts, and after the second, are targets: the first or all.
+    """
+
+    validate_from: int | float | str = 0.8
+    test_from: int | float | str = 0.9
+    targets: Literal["first", "all"] = "first"
+
+    def __post_init__(self) -> None:
+        for name in ("validate_from", "test_from"):
+            cut = getattr(self, name)
+            if isinstance(cut, float) and not 0 < cut < 1:
+                raise UserError(f"split.{name} must be a share below 1, a whole epoch or an ISO date, not {cut}")
+            if isinstance(cut, str):
+                _instant(name, cut)
+
+    def __call__(self, store: Store) -> "Split":
+        """Cut the store's users; positions and times are checked for leaks."""
+        if store.times_N is None:
+            raise UserError("a split by time needs times, and the data have none: choose LastItems")
+        first, second = (_cut_time(store, name, getattr(self, name)) for name in ("validate_from", "test_from"))
+        if first >= second:
+            raise UserError(
+                f"split.validate_from={self.validate_from} (time {first}) must lie before "
+                f"split.test_from={self.test_from} (time {second})"
+            )
+        train_U, seen_U = _count_before(store, first), _count_before(store, second)
+        val_U, val_targets_U = self._targets(train_U, seen_U)
+        test_U, test_targets_U = self._targets(seen_U, np.diff(store.offsets_U1))
+        for name, targets_U in (("validation", val_targets_U), ("test", test_targets_U)):
+            if not targets_U.any():
+                raise UserError(f"the split leaves no {name} target: cut the times {first} and {second} elsewhere")
+        nobody_U = np.zeros(store.n_users, dtype=bool)
+        split = Split(
+            store=store,
+            train_U=train_U,
+            val_U=val_U,
+            val_targets_U=val_targets_U,
+            test_U=test_U,
+            test_targets_U=test_targets_U,
+            trajectory_U=np.full(store.n_users, -1),
+            held_out_U=nobody_U,
+        )
+        split.check()
+        split.check_times()
+        if len(split.catalogue_V) == 0:
+            raise UserError(f"the split leaves nothing to train on: no interaction lies before the time {first}")
+        return split
+
+    def _targets(self, begin_U: np.ndarray, end_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Position of the first target, -1 for none, and number of targets, among positions begin .. end - 1."""
+        begin_U = np.maximum(begin_U, 1)
+        targets_U = np.maximum(end_U - begin_U, 0)
+        if self.targets == "first":
+            targets_U = np.minimum(targets_U, 1)
+        return np.where(targets_U > 0, begin_U, -1), targets_U
 
 
 @dataclass(frozen=True)
@@ -90,23 +172,35 @@ class Reduction:
                 raise UserError(f"reduction.{name} must lie above 0 and at most at 1, not {getattr(self, name)}")
 
 
+class Targets(NamedTuple):
+    """What to predict: one row per target, by user and position."""
+
+    users_T: np.ndarray
+    positions_T: np.ndarray
+
+
 @dataclass(frozen=True)
 class Split:
-    """Cut positions per user; -1 where a user has no such part.
+    """Cut positions per user; -1 where a user has no such part. A user's targets of one kind follow on each other.
 
     Attributes:
         store: The store it cuts.
         train_U: Number of leading items in the unreduced training part, 0 for a held-out user.
-        val_U: Position of the validation target.
-        test_U: Position of the test target.
+        val_U: Position of the first validation target.
+        val_targets_U: Number of validation targets.
+        test_U: Position of the first test target.
+        test_targets_U: Number of test targets.
         trajectory_U: Position of the first trajectory item.
-        held_out_U: Users of no training part. They have targets, but `val_users` and `test_users` leave them out.
+        held_out_U: Users of no training part. They have targets, but `val_users`, `val_targets` and those of the test
+            leave them out.
     """
 
     store: Store
     train_U: np.ndarray
     val_U: np.ndarray
+    val_targets_U: np.ndarray
     test_U: np.ndarray
+    test_targets_U: np.ndarray
     trajectory_U: np.ndarray
     held_out_U: np.ndarray
 
@@ -119,6 +213,16 @@ class Split:
     def test_users(self) -> np.ndarray:
         """Users with a test target, held-out ones excepted, ascending."""
         return np.flatnonzero((self.test_U >= 0) & ~self.held_out_U)
+
+    @cached_property
+    def val_targets(self) -> Targets:
+        """Every validation target of `val_users`, user after user."""
+        return _targets_of(self.val_users, self.val_U, self.val_targets_U)
+
+    @cached_property
+    def test_targets(self) -> Targets:
+        """Every test target of `test_users`, user after user."""
+        return _targets_of(self.test_users, self.test_U, self.test_targets_U)
 
     @cached_property
     def _counts_I(self) -> np.ndarray:
@@ -161,15 +265,34 @@ class Split:
 
     def check(self) -> None:
         """Fail loudly unless training < validation < test < trajectory holds within every user."""
-        lengths_U = np.diff(self.store.offsets_U1)
-        has_val_U, has_test_U, has_trajectory_U = self.val_U >= 0, self.test_U >= 0, self.trajectory_U >= 0
-        leaks = [
-            self.train_U > np.where(has_val_U, self.val_U, lengths_U),
-            has_test_U & (self.val_U >= self.test_U),
-            has_test_U & (self.test_U >= np.where(has_trajectory_U, self.trajectory_U, lengths_U)),
-            self.held_out_U & (self.train_U > 0),
-        ]
+        end_U = np.diff(self.store.offsets_U1)
+        leaks = [self.held_out_U & (self.train_U > 0)]
+        for begin_U, number_U in (
+            (self.trajectory_U, 0),
+            (self.test_U, self.test_targets_U),
+            (self.val_U, self.val_targets_U),
+            (0, self.train_U),
+        ):
+            has_U = begin_U >= 0
+            leaks.append(has_U & (begin_U + number_U > end_U))
+            end_U = np.where(has_U, begin_U, end_U)
         _refuse_leak(np.logical_or.reduce(leaks))
+
+    def check_times(self) -> None:
+        """Fail loudly unless everyone's training < everyone's validation < everyone's test holds in time."""
+        assert self.store.times_N is not None
+        latest = None
+        for begin_U, number_U in (
+            (np.zeros_like(self.train_U), self.train_U),
+            (self.val_U, self.val_targets_U),
+            (self.test_U, self.test_targets_U),
+        ):
+            times_T = self.store.times_N[ranges(self.store.offsets_U1[:-1] + begin_U, number_U)]
+            if len(times_T) == 0:
+                continue
+            if latest is not None and times_T.min() <= latest:
+                raise AssertionError(f"leak: a target at time {times_T.min()}, earlier parts reach to {latest}")
+            latest = times_T.max()
 
 
 @dataclass(frozen=True)
@@ -206,6 +329,39 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
+def _targets_of(users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray) -> Targets:
+    return Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
+
+
+def _cut_time(store: Store, name: str, cut: int | float | str) -> int:
+    """The earliest time that comes after the cut, in the store's unit."""
+    assert store.times_N is not None
+    if isinstance(cut, float):
+        place = min(int(cut * len(store.times_N) + 1e-9), len(store.times_N) - 1)
+        return int(np.partition(store.times_N, place)[place])
+    if isinstance(cut, int):
+        return cut
+    unit = store.facts.get("time_unit")
+    if unit not in TIME_UNITS:
+        raise UserError(f"split.{name}={cut}: the data's times are no dates; give a share or a number")
+    microseconds = (_instant(name, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return -(-microseconds * TIME_UNITS[unit] // 10**6)
+
+
+def _instant(name: str, cut: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(cut)
+    except ValueError:
+        raise UserError(f"split.{name}={cut} is no ISO date such as 2014-01-31 or 2014-01-31T12:00") from None
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _count_before(store: Store, time: int) -> np.ndarray:
+    """Each user's number of interactions before the time: the first so many, as they are in order of time."""
+    assert store.times_N is not None
+    return np.add.reduceat(store.times_N < time, store.offsets_U1[:-1], dtype=np.int64)
 
 
 def _refuse_leak(leaks_U: np.ndarray) -> None:

@@ -24,6 +24,8 @@ from lrec.errors import UserError
 from lrec.files import file_hash, json_hash, replacing, write_json
 
 SCHEMA = 1
+# What meta.json's facts may call the unit of times, and how many of it make a second.
+TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _FILES = ("items.npy", "offsets.npy", "times.npy", "items.parquet", "users.parquet")
 _BLOCK = 4096
 _BLOCKS = 16

@@ -12,7 +12,7 @@ import polars as pl
 
 from lrec.data.base import SequenceDataModule
 from lrec.data.prepare import RawInteractions
-from lrec.data.splits import LastItems
+from lrec.data.splits import LastItems, Targets
 from lrec.errors import UserError
 
 # Users drawn at once: few enough to stay in the processor's cache. The drawn items do not depend on it.
@@ -247,11 +247,16 @@ class SyntheticDataModule(SequenceDataModule):
         catalogue_V = np.zeros(self.process.n_items, dtype=bool)
         catalogue_V[numbers_I[split.catalogue_V]] = True
 
-        def loss(users: np.ndarray, position_U: np.ndarray) -> float:
-            # Histories are equally long, so a split by position cuts all of them at one place.
-            return self.process.bayes_loss(items_UL[users], int(position_U[users[0]]), catalogue_V)
+        def loss(targets: Targets) -> float:
+            total, known = 0.0, 0
+            for position in np.unique(targets.positions_T):
+                items_TL = items_UL[targets.users_T[targets.positions_T == position]]
+                counted = int(catalogue_V[items_TL[:, position]].sum())
+                total += counted * self.process.bayes_loss(items_TL, int(position), catalogue_V)
+                known += counted
+            return total / max(known, 1)
 
-        return {"val": loss(split.val_users, split.val_U), "test": loss(split.test_users, split.test_U)}
+        return {"val": loss(split.val_targets), "test": loss(split.test_targets)}
 
 
 def _raw_ids(n: int) -> pl.Series:
