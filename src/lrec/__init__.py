@@ -10,6 +10,7 @@ _HOME = {
     "SequentialRecommender": "lrec.module",
     "ScalingPoints": "lrec.callbacks",
     "EvaluationReport": "lrec.callbacks",
+    "AmazonDataModule": "lrec.data.amazon",
     "InteractionsDataModule": "lrec.data.interactions",
     "MovieLensDataModule": "lrec.data.movielens",
     "SyntheticDataModule": "lrec.data.synthetic",

@@ -56,11 +56,14 @@ class Table:
         name: The file, for messages.
         frame: All its columns.
         first_row: Number of the first row of `frame`: 2 after a header.
+        domain: The domain of all its rows, where the file as a whole has one. It is no column: rows that differ in
+            nothing else are duplicates.
     """
 
     name: str
     frame: pl.DataFrame
     first_row: int
+    domain: str | None = None
 
 
 def infer_format(name: str) -> Format | None:
@@ -297,6 +300,8 @@ def _check(table: Table, columns: Columns, min_rating: float | None) -> tuple[di
         if len(bad):
             what = "is empty" if blank[bad[0]] else f"{problem}: {raw[bad[0]]}"
             raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {what}")
+    if table.domain is not None:
+        checked["domain"] = pl.repeat(table.domain, len(table.frame), dtype=pl.String, eager=True)
     return checked, unit
 
 
