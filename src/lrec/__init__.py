@@ -15,7 +15,7 @@ _HOME = {
     "MovieLensDataModule": "lrec.data.movielens",
     "SyntheticDataModule": "lrec.data.synthetic",
     "LastItems": "lrec.data.splits",
-    "GlobalTemporal": "lrec.data.splits",
+    "GlobalTemporal": "lrec.data.temporal",
     "Reduction": "lrec.data.splits",
     "Dropout": "lrec.net",
     "Optimizer": "lrec.optim",

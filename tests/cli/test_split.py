@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from lrec.cli import with_shipped_configs
-from lrec.data.splits import GlobalTemporal, LastItems, SplitRule
+from lrec.data.splits import LastItems, SplitRule
+from lrec.data.temporal import GlobalTemporal
 from lrec.lightning_cli import compose, datamodule_of
 
 BASE = ["--config=data/synthetic.yaml", "--model.size=0.8k"]

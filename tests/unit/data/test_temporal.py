@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from lrec.data.batches import EvalLoader, EvalTask, Ranks
 from lrec.data.movielens import MovieLensDataModule
 from lrec.data.prepare import RawInteractions, prepare_store
-from lrec.data.splits import GlobalTemporal, Reduction, Split, Targets
+from lrec.data.splits import Reduction, Split, Targets
 from lrec.data.store import Store
 from lrec.data.synthetic import SyntheticDataModule
+from lrec.data.temporal import GlobalTemporal
 from lrec.errors import UserError
 
 FIXTURE_ONCE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
