@@ -12,9 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lrec.data.base import SequenceDataModule
+from lrec.data.download import fetch
 from lrec.data.prepare import RawInteractions, source_hashes
 from lrec.data.readers import Columns, Table, parse_csv, read_bytes, to_interactions
 from lrec.errors import UserError
+
+# Where ml-VERSION.zip lies, most versions with ml-VERSION.zip.md5 beside it.
+OFFICIAL = "https://files.grouplens.org/datasets/movielens"
 
 Version = Literal["100k", "1m", "10m", "20m", "25m", "32m", "latest-small", "latest"]
 
@@ -23,18 +27,28 @@ _RATINGS = re.compile(r"(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|
 
 
 class MovieLensDataModule(SequenceDataModule):
-    """MovieLens ratings, each an interaction whatever its value."""
+    """MovieLens ratings, each an interaction whatever its value; downloaded from GroupLens unless they are at hand."""
 
-    def __init__(self, path: Path, version: Version | None = None, **options: Any) -> None:
-        """Say where the ratings are.
+    def __init__(self, path: Path | None = None, version: Version | None = None, **options: Any) -> None:
+        """Say where the ratings are, or which to download.
 
         Args:
-            path: The ratings file (plain, .gz, .xz or .zst), the official zip or folder, or a folder that holds them.
-            version: Which MovieLens, where the folder holds several.
+            path: The ratings file (plain, .gz, .xz or .zst), the official zip or folder, or a folder that holds them;
+                by default the official zip of the version in data_dir/raw, downloaded if it is not there.
+            version: Which MovieLens to download, or to take where the folder holds several.
         """
         super().__init__(**options)
-        self.path = Path(path)
+        if path is None and version is None:
+            raise UserError("name the version of MovieLens to download (option version) or its file (option path)")
+        self._download = f"{OFFICIAL}/ml-{version}.zip" if path is None else None
+        self.path = Path(self.data_dir / "raw" / f"ml-{version}.zip" if path is None else path)
         self.version = version
+
+    def prepare_data(self) -> None:
+        """Download the ratings unless they are there, and write the store unless it is."""
+        if self._download is not None:
+            fetch(self._download, self.path)
+        super().prepare_data()
 
     @property
     def store_name(self) -> str:
@@ -62,10 +76,12 @@ class MovieLensDataModule(SequenceDataModule):
                 )
             return self.path
         if not self.path.is_dir():
-            raise UserError(f"{self.path} does not exist (option path)")
+            fetched = "(option path)" if self._download is None else "yet: `lrec data prepare` downloads it"
+            raise UserError(f"{self.path} does not exist {fetched}")
         files = sorted(file for pattern in ("*", "*/*") for file in self.path.glob(pattern) if file.is_file())
         if self.version is not None:
-            files = [file for file in files if _version_of(file) == self.version]
+            named = [file for file in files if _version_of(file) == self.version]
+            files = named or [file for file in files if _version_of(file) is None]
         ratings = [file for file in files if _layout(file.name) is not None]
         # An unpacked data set often lies beside its zip.
         found = ratings or [file for file in files if file.suffix == ".zip" and _version_of(file)]

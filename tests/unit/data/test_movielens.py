@@ -110,3 +110,9 @@ def test_zips_cut_off_and_without_ratings(tmp_path: Path) -> None:
             prepare(path)
     with pytest.raises(UserError, match=r"absent\.zip does not exist"):
         prepare(tmp_path / "absent.zip")
+
+
+def test_a_version_need_not_be_told_by_the_names(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "ratings.csv").write_text(CSV)
+    assert prepare(tmp_path / "raw", version="25m").statistics["interactions"] == 4
