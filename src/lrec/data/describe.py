@@ -15,6 +15,11 @@ def describe(store: Path) -> None:
     """
     opened = Store.open(store)
     rows = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"])), *_rows(opened)]
+    print_rows(rows)
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")

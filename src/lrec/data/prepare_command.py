@@ -1,14 +1,18 @@
 """`lrec data prepare`: apart from `describe`, because the DataModule's type brings Lightning with it."""
 
 from lrec.data.datasets import SequenceDataModule
-from lrec.data.describe import describe
+from lrec.data.describe import describe, print_rows
+from lrec.data.store import Store
 
 
 def prepare(data: SequenceDataModule) -> None:
-    """Prepare a data set's store and print its statistics.
+    """Prepare a data set's store, and print its statistics and what the split makes of it.
 
     Args:
         data: The data set; its store is written unless it is there.
     """
     data.prepare_data()
     describe(data.store_path)
+    counts = data.split(Store.open(data.store_path)).counts
+    print()
+    print_rows([("split", repr(data.split)), *((name, f"{count:,}") for name, count in counts.items())])

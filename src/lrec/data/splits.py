@@ -176,6 +176,19 @@ class Split:
         index_I[self.catalogue_V] = np.arange(len(self.catalogue_V))
         return index_I
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Interactions of each part, and the items and users that go with them."""
+        lengths_U = np.diff(self.store.offsets_U1)
+        return {
+            "training": int(self.train_U.sum()),
+            "validation": len(self.val_targets.users_T),
+            "test": len(self.test_targets.users_T),
+            "trajectory": int((lengths_U - self.trajectory_U)[self.trajectory_U >= 0].sum()),
+            "catalogue": len(self.catalogue_V),
+            "held-out users": int(self.held_out_U.sum()),
+        }
+
     def training_part(self, reduction: Reduction) -> "TrainingPart":
         """The training items that `reduction` keeps, checked for leaks."""
         lengths_U = self.train_U * _chosen(self.store, "reduction", reduction.users)
