@@ -160,7 +160,7 @@ def print_plan(runs: list[Run]) -> None:
         memory, disk = 1 + 16 * cost.n_total(config) / 2**30, 24 * cost.n_total(config) / 2**30
         total += hours
         sizes = f"{cost.n_body(config):>12,}{cost.n_total(config):>12,}"
-        print(f"{run.name:<32}{sizes}{hours:>9.2f}{memory:>7.1f}{disk:>10.2f}")
+        print(f"{run.name:<32}{sizes}{hours:>9.3f}{memory:>7.1f}{disk:>10.2f}")
     print(f"{len(runs)} runs, {total:.2f} hours one after the other")
 
 
