@@ -132,7 +132,19 @@ class ScalingPoints(Callback):
         write_text(path, "".join(json.dumps(point) + "\n" for point in self.points))
 
 
-class EvaluationReport(Callback):
+class Announcer(Callback):
+    """Has something to say at the end of a stage, once the progress bar is closed."""
+
+    message: str | None = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say it."""
+        if self.message is not None:
+            print(self.message)
+        self.message = None
+
+
+class EvaluationReport(Announcer):
     """Print the model beside popularity after each test or validate, and write the figures to RUN/metrics.json."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,10 +160,10 @@ class EvaluationReport(Callback):
     def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
         figures = {"model": model.evaluations[stage], "popularity": model.evaluations[f"{stage}/popularity"]}
         floor = (model.data.floor or {}).get(stage)
-        print(evaluation_table(stage, figures, floor))
+        self.message = evaluation_table(stage, figures, floor)
         outside = int(figures["model"]["targets_outside_catalogue"])
         if outside:
-            print(f"{outside} targets are outside the catalogue: left out of the loss, misses in the ranking")
+            self.message += f"\n{outside} targets outside the catalogue: left out of the loss, misses in the ranking"
         write_json(
             Path(trainer.default_root_dir) / "metrics.json",
             {
@@ -167,7 +179,7 @@ class EvaluationReport(Callback):
         )
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(Announcer):
     """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
     With several ranks each writes its own users, to predictions.RANK.parquet.
@@ -207,7 +219,7 @@ class PredictionWriter(Callback):
         path = Path(trainer.default_root_dir) / f"predictions{part}.parquet"
         with replacing(path) as temporary:
             rows.write_parquet(temporary)
-        print(f"{len(rows)} users written to {path}")
+        self.message = f"{len(rows)} users written to {path}"
 
 
 def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: float | None) -> str:

@@ -132,9 +132,23 @@ class CommandLine(LightningCLI):
         """Choose the run's best checkpoint where none was given."""
         self._choose_checkpoint()
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands, without the options that lrec settles: its own table and file take their place."""
+        settled = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
+        return {name: skip | settled.get(name, set()) for name, skip in LightningCLI.subcommands().items()}
+
+    def validate(self, **kwargs: Any) -> None:
+        """Evaluate; EvaluationReport prints the table."""
+        self.trainer.validate(**kwargs, verbose=False)
+
+    def test(self, **kwargs: Any) -> None:
+        """Evaluate; EvaluationReport prints the table."""
+        self.trainer.test(**kwargs, verbose=False)
+
     def predict(self, **kwargs: Any) -> None:
-        """Write RUN/predictions.parquet (the PredictionWriter does) instead of holding the predictions in memory."""
-        self.trainer.predict(**(kwargs | {"return_predictions": False}))
+        """Predict; PredictionWriter writes the lists, so none are held in memory."""
+        self.trainer.predict(**kwargs, return_predictions=False)
 
     def _choose_checkpoint(self) -> None:
         config = self.config_init[self.subcommand]

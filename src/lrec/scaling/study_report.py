@@ -49,12 +49,14 @@ def write_report(out: Path, name: str, runs: list[Run], ladders: list[Ladder]) -
 
 
 def _section(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, Any]], ladder: Ladder) -> str:
-    files = [out / "runs" / run.name / "points.jsonl" for run in runs if points[run.name]["status"] != "diverged"]
+    usable = [run for run in runs if points[run.name]["status"] != "diverged"]
+    files = {run.name: out / "runs" / run.name / "points.jsonl" for run in usable}
     held_out = None
-    if ladder.predictions:
-        large = [out / "runs" / run.name / "points.jsonl" for run in runs if run.held_out]
-        held_out = compare(ladder.fit, ladder.predictions, read_points(large, ladder.x, "test_loss"))
-    every_point = read_points(files, ladder.x, "test_loss")
+    if large := [files[run.name] for run in usable if run.held_out]:
+        actual = read_points(large, ladder.x, "test_loss")
+        reached = set(actual["x"].to_list())
+        held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
+    every_point = read_points(list(files.values()), ladder.x, "test_loss")
     content = write_fit(folder, ladder.fit, held_out, source_hash(every_point), ladder.x, "test_loss")
     floor = (next(iter(points.values()))["floor"] or {}).get("test")
     figure = fit_figure(ladder.fit, held_out, floor, ladder.x, "test_loss")
@@ -158,7 +160,7 @@ def print_plan(runs: list[Run]) -> None:
         memory, disk = 1 + 16 * cost.n_total(config) / 2**30, 24 * cost.n_total(config) / 2**30
         total += hours
         sizes = f"{cost.n_body(config):>12,}{cost.n_total(config):>12,}"
-        print(f"{run.name:<32}{sizes}{hours:>9.2f}{memory:>7.1f}{disk:>10.2f}")
+        print(f"{run.name:<32}{sizes}{hours:>9.3f}{memory:>7.1f}{disk:>10.2f}")
     print(f"{len(runs)} runs, {total:.2f} hours one after the other")
 
 

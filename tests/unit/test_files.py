@@ -1,0 +1,73 @@
+"""Files are whole or absent; locks pass to children; imports stay light."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrec.files import json_hash, locked, replacing, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"old": True})
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_half()
+    assert path.read_text() == '{\n  "old": true\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_folder_is_removed(tmp_path: Path) -> None:
+    def fill_half() -> None:
+        with replacing(tmp_path / "store") as temporary:
+            temporary.mkdir()
+            (temporary / "items.npy").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_child_that_inherits_the_lock_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    try_lock = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w')\n"
+        "try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "except BlockingIOError: sys.exit(3)"
+    )
+
+    def is_free() -> bool:
+        return subprocess.run([sys.executable, "-c", try_lock, str(path)], check=False).returncode == 0
+
+    with locked(path) as lock:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    assert not is_free()
+    child.kill()
+    child.wait()
+    assert is_free()
+
+
+def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
+    assert json_hash({"a": 1, "b": [2]}) == json_hash({"b": [2], "a": 1}) != json_hash({"a": 1, "b": [3]})
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import lrec, lrec.cli", {"lightning", "torch", "polars"}),
+        ("from lrec.cli import own_command; own_command('scaling fit')", {"lightning", "torch"}),
+        ("from lrec.cli import own_command; own_command('data describe')", {"lightning", "torch"}),
+    ],
+)
+def test_commands_that_do_not_train_start_fast(code: str, absent: set[str]) -> None:
+    check = f"{code}; import sys; print({absent!r} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
