@@ -1,8 +1,10 @@
 """The option split: LastItems by its fields, any other rule by its class, in YAML and on the command line."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 
@@ -70,3 +72,35 @@ def test_print_config_round_trips(lrec, capsys: pytest.CaptureFixture[str], tmp_
 def test_a_wrong_option_of_a_split_is_named(refused) -> None:
     assert "validate_form" in refused("fit", *BASE, "--data.split=GlobalTemporal", "--data.split.validate_form=0.7")
     assert "no ISO date" in refused("fit", *BASE, "--data.split=GlobalTemporal", "--data.split.validate_from=soon")
+
+
+def test_fit_by_time_tests_every_target(log_csv: Path, tmp_path: Path, lrec, refused) -> None:
+    arguments = [
+        "--data=InteractionsDataModule",
+        f"--data.path={log_csv}",
+        f"--data.data_dir={tmp_path / 'data'}",
+        *("--data.user_column=who", "--data.item_column=what", "--data.time_column=when"),
+        *("--data.max_len=10", "--data.targets_per_step=256"),
+        *("--data.split=GlobalTemporal", "--data.split.targets=all"),
+    ]
+    fit = ["fit", "--config=trainer/laptop.yaml", *arguments, "--model.size=0.8k", "--trainer.max_epochs=1"]
+    lrec(*fit, f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.enable_progress_bar=false")
+    best = [json.loads(line) for line in (tmp_path / "run" / "points.jsonl").read_text().splitlines()][-1]
+    assert best["best"]
+    assert 1 < best["test_loss"] < 6
+    printed = lrec("data", "prepare", *arguments)
+    log = pl.read_csv(log_csv).sort("when")
+    first, second = (log["when"][int(len(log) * share)] for share in (0.8, 0.9))
+    begins = log.group_by("who").agg(pl.col("when").min())["when"]
+
+    def rows(column: pl.Series, begin: int, end: int) -> int:
+        return int(column.is_between(begin, end, closed="left").sum())
+
+    for part, begin, end in (("validation", first, second), ("test", second, 2**40)):
+        expected = rows(log["when"], begin, end) - rows(begins, begin, end)
+        assert f"\n{part:<14}  {expected:,}\n" in printed
+    early = ["--data.split.validate_from=2001-01-01", "--data.split.test_from=2002-01-01"]
+    assert "leaves no validation target" in refused("data", "prepare", *arguments, *early)
+    assert "must lie before" in refused(
+        "data", "prepare", *arguments, early[1], "--data.split.validate_from=2003-01-01"
+    )
