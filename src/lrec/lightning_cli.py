@@ -2,12 +2,14 @@
 
 import logging
 import os
+import pickle
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
@@ -96,8 +98,8 @@ class CommandLine(LightningCLI):
                 f"{self.run} holds a run already: choose another --trainer.default_root_dir, "
                 "or --ckpt_path=last to go on with it"
             )
-        if ckpt_path not in (None, "last", "best") and not Path(ckpt_path).exists():
-            raise UserError(f"--ckpt_path {ckpt_path}: no such checkpoint")
+        if ckpt_path not in (None, "last", "best"):
+            _check_checkpoint(Path(ckpt_path))
         for group in ("checkpoint", "early_stopping"):
             monitor = self.config_init.fit[group].monitor
             if monitor not in [f"val/{name}" for name in figure_names()]:
@@ -135,30 +137,43 @@ class CommandLine(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's commands, without the options that lrec settles: its own table and file take their place."""
-        settled = {"validate": {"verbose"}, "test": {"verbose"}, "predict": {"return_predictions"}}
-        return {name: skip | settled.get(name, set()) for name, skip in LightningCLI.subcommands().items()}
+        settled = {"weights_only", "verbose", "return_predictions"}
+        return {name: skip | settled for name, skip in LightningCLI.subcommands().items()}
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; a checkpoint to go on from may hold tensors and plain values only."""
+        self.trainer.fit(**kwargs, weights_only=True)
 
     def validate(self, **kwargs: Any) -> None:
         """Evaluate; EvaluationReport prints the table."""
-        self.trainer.validate(**kwargs, verbose=False)
+        self.trainer.validate(**kwargs, verbose=False, weights_only=True)
 
     def test(self, **kwargs: Any) -> None:
         """Evaluate; EvaluationReport prints the table."""
-        self.trainer.test(**kwargs, verbose=False)
+        self.trainer.test(**kwargs, verbose=False, weights_only=True)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict; PredictionWriter writes the lists, so none are held in memory."""
-        self.trainer.predict(**kwargs, return_predictions=False)
+        self.trainer.predict(**kwargs, return_predictions=False, weights_only=True)
 
     def _choose_checkpoint(self) -> None:
         config = self.config_init[self.subcommand]
         path = (
             Path(config.ckpt_path) if config.ckpt_path not in (None, "best") else self.run / "checkpoints" / "best.ckpt"
         )
-        if not path.exists():
-            raise UserError(f"{path}: no such checkpoint; name one with --ckpt_path")
+        _check_checkpoint(path)
         config.ckpt_path = str(path)
-        config.weights_only = True
+
+
+def _check_checkpoint(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"--ckpt_path {path}: no such checkpoint")
+    try:
+        if path.is_file() and "lrec" in torch.load(path, map_location="meta", weights_only=True):
+            return
+    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError):
+        pass
+    raise UserError(f"--ckpt_path {path}: not a checkpoint that lrec wrote, or a damaged one")
 
 
 def run_lightning(arguments: Sequence[str]) -> None:

@@ -197,6 +197,18 @@ def test_a_run_is_never_written_over_another(run: Path, options: list[str], refu
     assert "holds a run already" in refused("fit", *options, f"--trainer.default_root_dir={run}")
 
 
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_what_is_no_checkpoint_is_refused(
+    command: str, run: Path, log_csv: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes()[:-1000])
+    for path in (log_csv, damaged):
+        folder = f"--trainer.default_root_dir={tmp_path / 'run'}"
+        error = refused(command, "--config", run / "config.yaml", "--ckpt_path", path, folder)
+        assert f"{path}: not a checkpoint that lrec wrote" in error
+
+
 def test_another_network_s_checkpoint_is_refused(run: Path, refused: Callable[..., str]) -> None:
     error = refused("test", "--config", run / "config.yaml", "--model.size", "25k")
     assert "the checkpoint has layers 1, the config 2" in error

@@ -42,18 +42,12 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOut(Prediction):
     """A prediction and what came: `actual` is the mean over runs at x, `inside` refers to the interval of a new run.
 
     Errors and half-width are in percent of the actual loss; naive is "as good as the best small model".
     """
 
-    x: float
-    predicted: float
-    mean_low: float
-    mean_high: float
-    low: float
-    high: float
     actual: float
     error_pct: float
     naive_error_pct: float
