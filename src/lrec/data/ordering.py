@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from lrec.data.store import write_array
+
 REST = "rest"
 _READ = 1 << 18
 
@@ -72,7 +74,7 @@ class Rows:
             self.spilled = True
             with self._file.open("ab") as file:
                 for rows in self._held:
-                    rows.tofile(file)
+                    write_array(file, rows)
             self._held = []
 
     def drain(self) -> Iterator[np.ndarray]:
@@ -224,7 +226,7 @@ class Spool:
         for part in parts:
             if file is not None:
                 with file.open("ab") as out:
-                    part.rows_N.tofile(out)
+                    write_array(out, part.rows_N)
                 part = part._replace(rows_N=part.rows_N[:0])
             self._parts.append(part)
 

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import numpy as np
 import polars as pl
-from polars.exceptions import PolarsError
+from polars.exceptions import PanicException, PolarsError
 
-from lrec.data.streams import row_blocks
+from lrec.data.streams import count_byte, row_blocks
 from lrec.errors import UserError
 
 _BATCH = 500_000
@@ -88,9 +88,8 @@ def _csv_block(block: bytes, name: str, row: int, separator: str, header: list[s
         block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
         if (place := block.find(b"\r")) >= 0:
             _refuse_return(name, row + block.count(b"\n", 0, place))
-        text = np.frombuffer(block, dtype=np.uint8)
-        rows = block.count(b"\n") + 1
-        separators = int(np.count_nonzero(text == ord(separator)))
+        rows = count_byte(block, "\n") + 1
+        separators = count_byte(block, separator)
     problem = ""
     try:
         frame = pl.read_csv(
@@ -168,7 +167,7 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
     row = 1
     for block in row_blocks(parts, name):
         _refuse_nul(block, name, row)
-        rows = block.count(b"\n") + 1
+        rows = count_byte(block, "\n") + 1
         _refuse_inexact(block, name, row)
         try:
             try:
@@ -246,7 +245,9 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
         ):
             yield Table(name, frame, row)
             row += frame.height
-    except PolarsError as error:
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist") from None
+    except (PolarsError, PanicException, OSError) as error:
         raise UserError(f"{name} is not a whole Parquet file ({first_line(error)})") from None
 
 

@@ -9,9 +9,10 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,8 @@ from lrec.data.statistics import Counter, ItemDomains
 from lrec.data.store import SCHEMA, StoreWriter
 from lrec.errors import UserError
 from lrec.files import file_hash, json_hash, locked, replacing, write_json
+
+T = TypeVar("T")
 
 _GIB = 1 << 30
 # Bytes per row of a range of users while it is put in order, all copies counted.
@@ -122,7 +125,7 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     users, items, domains = Ids(), Ids(), Ids()
     n_rows = 0
     progress.stage("read")
-    for frame in raw.frames():
+    for frame in _ahead(raw.frames()):
         rows.append(_records(frame, n_rows, users, items, domains))
         n_rows += frame.height
         progress.add(frame.height)
@@ -150,11 +153,11 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     item_domains = ItemDomains(n_items) if len(domain_ids) else None
     writer: StoreWriter | None = None
     n_distinct = 0
-    for part in _counted(parts, progress):
+    for part in _ahead(_counted(parts, progress)):
         names = part.rows_N.dtype.names or ()
         writer = writer or StoreWriter(folder, times="time" in names)
         n_distinct += len(part.rows_N)
-        part = _select(part, kept_U, kept_I)
+        part = _select(part, kept_U, kept_I) if k > 1 else part
         items_N = code_I[part.rows_N["item"]]
         times_N = part.rows_N["time"] if "time" in names else None
         writer.append(items_N, times_N)
@@ -173,6 +176,16 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     meta = {**meta, "statistics": statistics, "facts": raw.facts}
     writer.finish(counter.offsets_U1(), pl.DataFrame(table), user_ids.filter(pl.Series(kept_U)), meta)
     progress.finish()
+
+
+def _ahead(things: Iterable[T]) -> Iterator[T]:
+    """The same things, each next one made in a second thread while the present one is used."""
+    iterator = iter(things)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, None)
+        while (thing := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield thing
 
 
 def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 
 class Progress:
@@ -10,8 +11,9 @@ class Progress:
     On a terminal one line is written over and over, elsewhere a line every ten seconds.
     """
 
-    def __init__(self) -> None:
-        self._start = self._stage_start = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = self._stage_start = clock()
         self._next = self._start + 2
         self._stage = ""
         self._rows = 0
@@ -21,12 +23,12 @@ class Progress:
         """Begin a stage."""
         if self._stage and self._shown:
             self._print("\n")
-        self._stage, self._rows, self._stage_start = name, 0, time.monotonic()
+        self._stage, self._rows, self._stage_start = name, 0, self._clock()
 
     def add(self, rows: int) -> None:
         """Note that so many more rows of the stage are done."""
         self._rows += rows
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._next:
             terminal = sys.stderr.isatty()
             self._print("" if terminal else "\n")
@@ -39,10 +41,10 @@ class Progress:
 
     @property
     def _shown(self) -> bool:
-        return time.monotonic() - self._start >= 2
+        return self._clock() - self._start >= 2
 
     def _print(self, end: str) -> None:
         begin = "\r" if self._line_open else ""
-        seconds = time.monotonic() - self._stage_start
+        seconds = self._clock() - self._stage_start
         print(f"{begin}  {self._stage}: {self._rows:,} rows, {seconds:.1f} s", end=end, file=sys.stderr, flush=True)
         self._line_open = end == ""

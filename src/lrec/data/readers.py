@@ -197,14 +197,38 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
                 continue
             if raw.dtype == pl.String:
                 # Text that is not the number's own spelling tells more than the number.
-                raw = raw.zip_with(raw != times.cast(pl.String), pl.Series([None], dtype=pl.String))
+                unusual = _unusual_numbers(raw, times)
+                if len(unusual) == 0:
+                    continue
+                odd = np.zeros(len(raw), dtype=bool)
+                odd[unusual] = True
+                raw = raw.zip_with(pl.Series(odd), pl.Series([None], dtype=pl.String))
         if raw.dtype.is_integer() and raw.dtype != pl.UInt64:
             raw = raw.cast(pl.Int64)
         elif raw.dtype.is_float():
             raw = raw.cast(pl.Float64)
         hashes = raw.hash(zlib.crc32(column.encode())).to_numpy()
-        total += np.where(raw.is_null().to_numpy(), np.uint64(0), hashes)
+        total += np.where(raw.is_null().to_numpy(), np.uint64(0), hashes) if raw.null_count() else hashes
     return pl.Series(total)
+
+
+def _unusual_numbers(raw: pl.Series, numbers: pl.Series) -> np.ndarray:
+    """Rows whose text is not the number's own spelling."""
+    lengths = raw.str.len_bytes().to_numpy()
+    # A text of n characters whose value has n digits holds those digits alone.
+    least = np.concatenate([[0], 10 ** np.arange(1, 19, dtype=np.int64)])[np.minimum(lengths, 19) - 1]
+    rows = np.flatnonzero((numbers.to_numpy() < least) | (lengths > 19))
+    return rows[(raw.gather(rows) != numbers.gather(rows).cast(pl.String)).to_numpy()]
+
+
+def _blank(raw: pl.Series) -> np.ndarray:
+    """Rows that are null or nothing but blanks."""
+    blank = raw.is_null().to_numpy().copy()
+    if raw.dtype == pl.String:
+        # Every blank sorts before "!" or behind ASCII; the full test is slow.
+        rows = ((raw < "!") | (raw > "~")).fill_null(False).arg_true()
+        blank[rows.to_numpy()] = (raw.gather(rows).str.strip_chars() == "").to_numpy()
+    return blank
 
 
 def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> tuple[dict[str, pl.Series], bool]:
@@ -231,8 +255,8 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
         else:
             checked[key] = raw.cast(pl.String)
             problem = "is not text"
-        blank = (raw.str.strip_chars() == "").fill_null(True) if raw.dtype == pl.String else raw.is_null()
-        bad = (blank | checked[key].is_null()).arg_true()
+        blank = _blank(raw)
+        bad = np.flatnonzero(blank | checked[key].is_null().to_numpy()).tolist()
         if len(bad):
             what = "is empty" if blank[bad[0]] else f"{problem}: {' '.join(str(raw[bad[0]]).split())[:80]}"
             raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {what}")

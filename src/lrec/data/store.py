@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import polars as pl
@@ -125,6 +125,17 @@ class Store:
         return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
 
 
+def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
+    """Write an array's bytes; numpy's own tofile does not say why it fails."""
+    file.write(values_N.view(np.uint8).data)
+
+
+def _write_parquet(path: Path, table: pl.DataFrame) -> None:
+    buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
+    table.write_parquet(buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
 class StoreWriter:
     """Writes a store into an empty folder, piece by piece; it is a store once `finish` has returned."""
 
@@ -147,9 +158,11 @@ class StoreWriter:
         self._items.finish()
         if self._times is not None:
             self._times.finish()
-        np.save(self._folder / "offsets.npy", offsets_U1.astype(np.int64, copy=False))
-        item_table.write_parquet(self._folder / "items.parquet")
-        pl.DataFrame({"raw_id": raw_user_ids}).write_parquet(self._folder / "users.parquet")
+        offsets = _ArrayWriter(self._folder / "offsets.npy", np.dtype(np.int64))
+        offsets.append(offsets_U1)
+        offsets.finish()
+        _write_parquet(self._folder / "items.parquet", item_table)
+        _write_parquet(self._folder / "users.parquet", pl.DataFrame({"raw_id": raw_user_ids}))
         files = {name: _describe_file(self._folder / name) for name in _FILES if (self._folder / name).exists()}
         write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
 
@@ -165,7 +178,7 @@ class _ArrayWriter:
 
     def append(self, values_N: np.ndarray) -> None:
         with self._path.open("ab") as file:
-            np.ascontiguousarray(values_N, dtype=self._dtype).tofile(file)
+            write_array(file, np.ascontiguousarray(values_N, dtype=self._dtype))
         self._length += len(values_N)
 
     def finish(self) -> None:

@@ -84,17 +84,17 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
         held += part
         if len(held) < BLOCK:
             continue
-        end = len(held[: _last_row_end(held, quotes)].rstrip(b"\r\n"))
+        end = _without_line_ends(held, _last_row_end(held, quotes))
         if end:
             yield (block := _without_start(held, end, begun))
-            lines += block.count(b"\n") + 1
+            lines += count_byte(block, "\n") + 1
             # The line ends stay: they are blank rows unless nothing but line ends follows.
             del held[:end]
             begun = True
         elif len(held) > _LONGEST_ROW:
             problem = "a quote is not closed" if quotes and b'"' in held else "the row does not end"
             raise UserError(f"{name}, row {lines + 1}: {problem} within {_LONGEST_ROW >> 20} MiB")
-    end = len(held.rstrip(b"\r\n"))
+    end = _without_line_ends(held, len(held))
     if not begun and not held.strip():
         raise UserError(f"{name} is empty")
     if end:
@@ -104,9 +104,20 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
 def _without_start(held: bytearray, end: int, begun: bool) -> bytes:
     """The first `end` bytes without the line end that the block before left, or without a byte order mark."""
     if not begun:
-        return bytes(held[:end]).removeprefix(b"\xef\xbb\xbf")
+        return bytes(memoryview(held)[:end]).removeprefix(b"\xef\xbb\xbf")
     start = 2 if held.startswith(b"\r\n") else 1 if held.startswith(b"\n") else 0
-    return bytes(held[start:end])
+    return bytes(memoryview(held)[start:end])
+
+
+def _without_line_ends(held: bytearray, end: int) -> int:
+    while end and held[end - 1] in b"\r\n":
+        end -= 1
+    return end
+
+
+def count_byte(data: bytes, character: str) -> int:
+    """How often a character of ASCII occurs; several times faster than bytes.count."""
+    return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord(character)))
 
 
 def _last_row_end(held: bytearray, quotes: bool) -> int:
