@@ -66,6 +66,8 @@ def csv_tables(parts: Iterable[bytes], name: str, separator: str, header: list[s
 def _split_header(block: bytes, name: str, separator: str) -> tuple[list[str], bytes]:
     first, _, rest = block.partition(b"\n")
     line = decode(first, name, 1).removesuffix("\r")
+    if "\r" in line:
+        _refuse_return(name, 1)
     try:
         header = next(csv_reader([line], delimiter=separator, strict=True), [])
     except CsvError as error:
