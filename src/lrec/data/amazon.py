@@ -10,15 +10,19 @@ ratings_Books.csv, reviews_Books_5.json.gz and amazon2018_Books.csv.gz are all o
 """
 
 import re
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
 from lrec.data.base import SequenceDataModule
+from lrec.data.parsing import Table, csv_tables, jsonl_tables
 from lrec.data.prepare import RawInteractions, source_hashes
-from lrec.data.readers import Columns, Table, parse_csv, parse_jsonl, read_bytes, to_interactions
+from lrec.data.readers import Columns, to_interactions
+from lrec.data.streams import pieces
 from lrec.errors import UserError
 
 Year = Literal[2014, 2018, 2023]
@@ -88,27 +92,29 @@ class AmazonDataModule(SequenceDataModule):
 
     def read(self) -> RawInteractions:
         """Read the domains' files in the order of the domains' names."""
-        tables = [self._table(file) for file in self._files()]
-        raw = to_interactions(_same_columns(tables), _COLUMNS[self.year])
-        return raw if self.repeats else _first_reviews(raw)
+        tables = chain.from_iterable(self._tables(file) for file in self._files())
+        return replace(to_interactions(tables, _COLUMNS[self.year]), repeats=self.repeats)
 
-    def _table(self, file: _File) -> Table:
-        data, name = read_bytes(file.path), str(file.path)
-        if file.layout == "csv":
-            header = _HEADERS[self.year]
-            table = parse_csv(data, name, ",", header)
-            if header is not None:
-                _refuse_other_year(table, self.year)
-        else:
-            table = parse_jsonl(data, name)
-        columns = _COLUMNS[self.year]
-        missing = [column for column in (columns.user, columns.item, columns.time) if column not in table.frame.columns]
+    def _tables(self, file: _File) -> Iterator[Table]:
+        header = _HEADERS[self.year]
+        data, name = pieces(file.path), str(file.path)
+        tables = csv_tables(data, name, ",", header) if file.layout == "csv" else jsonl_tables(data, name)
+        for place, table in enumerate(tables):
+            if place == 0:
+                if file.layout == "csv" and header is not None:
+                    _refuse_other_year(table, self.year)
+                self._refuse_missing(table)
+            # Reviews leave out what is not known, ratings have only four columns.
+            yield replace(table, keys_vary=True, domain=file.domain)
+
+    def _refuse_missing(self, table: Table) -> None:
+        columns, found = _COLUMNS[self.year], table.frame.columns
+        missing = [column for column in (columns.user, columns.item, columns.time) if column not in found]
         if missing:
-            found = ", ".join(table.frame.columns)
             raise UserError(
-                f"{name} has no {missing[0]}, as Amazon {self.year} has (option year); its columns are {found}"
+                f"{table.name} has no {missing[0]}, as Amazon {self.year} has (option year); "
+                f"its columns are {', '.join(found)}"
             )
-        return Table(name, table.frame, table.first_row, file.domain)
 
     def _files(self) -> list[_File]:
         """The files of the domains, in the order of the domains' names."""
@@ -136,30 +142,6 @@ class AmazonDataModule(SequenceDataModule):
                     "keep one of them in the folder, or choose other domains"
                 )
         return files
-
-
-def _same_columns(tables: list[Table]) -> list[Table]:
-    """The tables with the columns of all of them: reviews leave out what is not known, ratings have only four."""
-    names = list(dict.fromkeys(name for table in tables for name in table.frame.columns))
-    return [
-        Table(
-            table.name,
-            table.frame.select(
-                pl.col(name) if name in table.frame.columns else pl.lit(None, pl.String).alias(name) for name in names
-            ),
-            table.first_row,
-            table.domain,
-        )
-        for table in tables
-    ]
-
-
-def _first_reviews(raw: RawInteractions) -> RawInteractions:
-    """The first interaction, in time, of each user and item, in the order of the source."""
-    ordered = raw.frame.lazy().with_row_index("row").sort("time", maintain_order=True)
-    frame = ordered.unique(["user", "item"], keep="first", maintain_order=True).sort("row").drop("row").collect()
-    dropped = raw.frame.lazy().select(pl.len()).collect().item() - len(frame)
-    return RawInteractions(frame, raw.facts | {"repeats_dropped": dropped})
 
 
 def _refuse_other_year(table: Table, year: int) -> None:

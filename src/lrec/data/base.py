@@ -39,6 +39,7 @@ class SequenceDataModule(LightningDataModule):
         k_core: int = 0,
         num_workers: int = 0,
         seed: int = 0,
+        memory_gib: float | None = None,
     ) -> None:
         """Options of every data set.
 
@@ -52,6 +53,7 @@ class SequenceDataModule(LightningDataModule):
             k_core: Keep users and items with at least so many interactions; 0 keeps all.
             num_workers: Worker processes that assemble batches; 0 for none.
             seed: Seed of the order of training.
+            memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
         """
         super().__init__()
         if max_len < 1:
@@ -64,6 +66,8 @@ class SequenceDataModule(LightningDataModule):
             raise UserError(f"num_workers must be at least 0, not {num_workers}")
         if seed < 0:
             raise UserError(f"seed must be at least 0, not {seed}")
+        if memory_gib is not None and not memory_gib > 0:
+            raise UserError(f"memory_gib must be greater than 0, not {memory_gib}")
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
@@ -72,6 +76,7 @@ class SequenceDataModule(LightningDataModule):
         self.k_core = k_core
         self.num_workers = num_workers
         self.seed = seed
+        self.memory_gib = memory_gib
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -95,7 +100,7 @@ class SequenceDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Write the store unless it is there."""
-        prepare_store(self.data_dir, self.store_name, self.source(), self.k_core, self.read)
+        prepare_store(self.data_dir, self.store_name, self.source(), self.k_core, self.read, self.memory_gib)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store, cut it, and check the cut for leaks."""

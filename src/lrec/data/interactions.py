@@ -2,13 +2,22 @@
 
 import glob
 import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+import polars as pl
 
 from lrec.data.base import SequenceDataModule
+from lrec.data.parsing import Table
 from lrec.data.prepare import RawInteractions, source_hashes
 from lrec.data.readers import Columns, Format, infer_format, read_table, to_interactions
 from lrec.errors import UserError
+
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 class InteractionsDataModule(SequenceDataModule):
@@ -29,7 +38,7 @@ class InteractionsDataModule(SequenceDataModule):
         """Name the files and their columns; the format `lines` (user item item ...) has no column names.
 
         Args:
-            path: A file, a folder of files or a glob.
+            path: A file, a folder of files or a glob. Folders named column=value add a column.
             format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
             user_column: Column of the user's id.
             item_column: Column of the item's id.
@@ -52,34 +61,37 @@ class InteractionsDataModule(SequenceDataModule):
         return re.sub(r"[^\w-]+", "_", self.path.name.split(".")[0]).strip("_") or "interactions"
 
     def source(self) -> dict[str, Any]:
-        """Hashes and formats of the files, the columns and min_rating."""
+        """Hashes, formats and partitions of the files, the columns and min_rating."""
         files = self._files()
         formats = [file_format for _, file_format in files]
+        partitions = [_partition(file) for file, _ in files]
         return {
             "kind": "interactions",
             "files": source_hashes(self.data_dir, [file for file, _ in files]),
             "formats": formats,
             "columns": None if set(formats) == {"lines"} else vars(self.columns),
             "min_rating": self.min_rating,
+            **({"partitions": partitions} if any(partitions) else {}),
         }
 
     def read(self) -> RawInteractions:
         """Read all files, in the order of their names."""
         files = self._files()
-        tables = (read_table(file, file_format) for file, file_format in files)
+        tables = chain.from_iterable(_read(file, file_format) for file, file_format in files)
         if files[0][1] == "lines":
             return to_interactions(tables, Columns("user", "item"), duplicates=True)
         return to_interactions(tables, self.columns, self.min_rating)
 
     def _files(self) -> list[tuple[Path, Format]]:
         if self.path.is_dir():
-            found = sorted(file for file in self.path.iterdir() if file.is_file() and not file.name.startswith("."))
+            found = list(_data_files(self.path))
             if self.format is None:
                 found = [file for file in found if infer_format(file.name) is not None]
         elif self.path.exists():
             found = [self.path]
         else:
-            found = sorted(Path(file) for file in glob.glob(str(self.path), recursive=True))
+            matches = sorted(Path(match) for match in glob.glob(str(self.path), recursive=True))
+            found = [file for match in matches for file in (_data_files(match) if match.is_dir() else [match])]
         if not found:
             problem = "holds no file of a known format" if self.path.is_dir() else "does not exist"
             raise UserError(f"{self.path} {problem} (option path)")
@@ -92,3 +104,33 @@ class InteractionsDataModule(SequenceDataModule):
         if len({file_format == "lines" for _, file_format in files}) > 1:
             raise UserError(f"{self.path} mixes one-user-per-line files with others: choose the option format")
         return files
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of its column=value folders by name, without those that start with . or _."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith((".", "_")):
+            continue
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir() and "=" in entry.name:
+            yield from _data_files(entry)
+
+
+def _partition(file: Path) -> dict[str, str | None]:
+    """Columns and values that the column=value folders right above a file tell."""
+    values: dict[str, str | None] = {}
+    for folder in file.parents:
+        column, equals, value = folder.name.partition("=")
+        if not equals:
+            break
+        values[unquote(column)] = None if value == _NO_VALUE else unquote(value)
+    return values
+
+
+def _read(file: Path, file_format: Format) -> Iterator[Table]:
+    values = _partition(file)
+    for table in read_table(file, file_format):
+        missing = {column: value for column, value in values.items() if column not in table.frame.columns}
+        columns = [pl.lit(value, dtype=pl.String).alias(column) for column, value in missing.items()]
+        yield replace(table, frame=table.frame.with_columns(columns))

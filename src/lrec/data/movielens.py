@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from lrec.data.base import SequenceDataModule
 from lrec.data.download import fetch
+from lrec.data.parsing import Table
 from lrec.data.prepare import RawInteractions, source_hashes
-from lrec.data.readers import Columns, Table, parse_csv, read_bytes, to_interactions
+from lrec.data.readers import Columns, parse_csv, read_bytes, to_interactions
 from lrec.errors import UserError
 
 # Where ml-VERSION.zip lies, most versions with ml-VERSION.zip.md5 beside it.

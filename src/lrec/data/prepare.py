@@ -3,19 +3,34 @@
 Shape suffixes: N interactions, U users, I items.
 """
 
+import errno
 import json
+import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 
-from lrec.data.store import SCHEMA, write_store
+from lrec.data.ordering import FILE_DOMAIN, REST, Ids, Ordered, Rows, Spool, find_core, ordered
+from lrec.data.progress import Progress
+from lrec.data.statistics import Counter, ItemDomains
+from lrec.data.store import SCHEMA, StoreWriter
 from lrec.errors import UserError
-from lrec.files import file_hash, json_hash, locked, write_json
+from lrec.files import file_hash, json_hash, locked, replacing, write_json
+
+T = TypeVar("T")
+
+_GIB = 1 << 30
+# Bytes per row of a range of users while it is put in order, all copies counted.
+_ORDERING_BYTES = 256
+_TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.\d+\.[0-9a-f]{8}\.tmp")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -23,13 +38,22 @@ class RawInteractions:
     """What a data set hands over: its rows in the order of the source, and what it says of itself.
 
     Attributes:
-        frame: Columns user and item (strings or integers), time (int64, absent where the source has none) and
-            domain (string, optional), none of them null.
-        facts: JSON-able: kept in meta.json, e.g. duplicates_dropped, time_unit ("s", "ms" or "us"), floor.
+        frame: A frame, or consecutive ones, with columns user and item (strings or integers), time (int64, absent
+            where the source has none), domain or FILE_DOMAIN (string, optional) and REST (uint64, optional), none of
+            them null. Where there is REST, of rows that are equal in all columns but FILE_DOMAIN the first is kept.
+        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Read after the last frame.
+        repeats: Keep all interactions of a user with an item; false keeps the first in time.
     """
 
-    frame: pl.DataFrame | pl.LazyFrame
+    frame: pl.DataFrame | pl.LazyFrame | Iterable[pl.DataFrame]
     facts: dict[str, Any] = field(default_factory=dict)
+    repeats: bool = True
+
+    def frames(self) -> Iterable[pl.DataFrame]:
+        """The frames, once."""
+        if isinstance(self.frame, pl.DataFrame | pl.LazyFrame):
+            return [self.frame.lazy().collect()]
+        return self.frame
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
@@ -38,7 +62,12 @@ def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -
 
 
 def prepare_store(
-    data_dir: Path, name: str, source: dict[str, Any], k_core: int, read: Callable[[], RawInteractions]
+    data_dir: Path,
+    name: str,
+    source: dict[str, Any],
+    k_core: int,
+    read: Callable[[], RawInteractions],
+    memory_gib: float | None = None,
 ) -> Path:
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
@@ -48,112 +77,155 @@ def prepare_store(
         source: JSON-able identity of the raw data (file hashes, options of reading).
         k_core: Keep users and items with at least so many interactions among the kept; 0 keeps all.
         read: Reads the raw data; called only if the store is not there.
+        memory_gib: Memory for the rows, in GiB; what does not fit lies in a temporary folder beside the store. None:
+            half of what the machine has available. The store does not depend on it.
     """
     path = store_path(data_dir, name, source, k_core)
     if path.exists():
         return path
     with locked(Path(data_dir) / ".lock"):
-        if not path.exists():
-            print(f"preparing {path}", file=sys.stderr)
-            _write(path, name, source, k_core, read())
+        if path.exists():
+            return path
+        for left in Path(data_dir).iterdir():
+            # Left by a process that was killed: whoever prepares holds the lock.
+            if _TEMPORARY.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        print(f"preparing {path}", file=sys.stderr)
+        memory = int((_available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
+        try:
+            with replacing(path) as folder:
+                folder.mkdir()
+                meta = {"name": name, "source": source, "options": {"k_core": k_core}}
+                _write(folder, meta, k_core, read(), memory)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise UserError(f"{data_dir} has no room for the store {path.name} ({error.strerror})") from None
     return path
 
 
-def _write(path: Path, name: str, source: dict[str, Any], k_core: int, raw: RawInteractions) -> None:
-    frame = raw.frame.lazy().collect()
-    if frame.is_empty():
-        raise UserError(f"{name}: no interactions are left to prepare")
-    users_N, user_ids = _encode(frame["user"])
-    items_N, item_ids = _encode(frame["item"])
-    kept_N = k_core_rows(users_N, items_N, k_core)
-    if len(kept_N) == 0:
-        raise UserError(f"{name}: k_core={k_core} leaves no interactions: choose a smaller k_core")
-    users_N, kept_users = _compact(users_N[kept_N])
-    items_N, kept_items = _compact(items_N[kept_N])
-    columns = {"user": users_N, "item": items_N}
+def _available_gib() -> float:
+    """Memory that can be used without swapping, in GiB; 4 where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return 4.0
+    return available * 1024 / _GIB
+
+
+def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, memory: int) -> None:
+    """Fill the store's folder.
+
+    Memory: a quarter for the rows as read, as much for their copy by ranges, a quarter for the range that is ordered;
+    the rest for what is being read and for the ids.
+    """
+    progress = Progress()
+    work = folder / "work"
+    work.mkdir()
+    rows = Rows(work / "rows", memory // 4)
+    users, items, domains = Ids(), Ids(), Ids()
+    n_rows = 0
+    progress.stage("read")
+    for frame in _ahead(raw.frames()):
+        rows.append(_records(frame, n_rows, users, items, domains))
+        n_rows += frame.height
+        progress.add(frame.height)
+    if n_rows == 0:
+        raise UserError(f"{meta['name']}: no interactions are left to prepare")
+    user_ids, user_rank_K, counts_U = users.ranked()
+    item_ids, item_rank_K, _ = items.ranked()
+    domain_ids, domain_rank_K, _ = domains.ranked()
+    # Small ranges are fastest; more than a few hundred of them are not.
+    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 20, n_rows >> 8))
+    parts = ordered(rows, work, user_rank_K, item_rank_K, counts_U, range_rows, raw.repeats)
+    kept_U, kept_I = np.ones(len(user_ids), dtype=bool), np.ones(len(item_ids), dtype=bool)
+    if k > 1:
+        progress.stage("order")
+        spool = Spool(_counted(parts, progress), work / "ordered" if rows.spilled else None)
+        progress.stage(f"{k}-core")
+        kept_U, kept_I = find_core(lambda: _counted(spool, progress), len(user_ids), len(item_ids), k)
+        if not kept_U.any():
+            raise UserError(f"{meta['name']}: k_core={k} leaves no interactions: choose a smaller k_core")
+        parts = iter(spool)
+    progress.stage("write" if k > 1 else "order and write")
+    code_I = np.cumsum(kept_I, dtype=np.int32) - 1
+    n_items = int(kept_I.sum())
+    counter = Counter(n_items)
+    item_domains = ItemDomains(n_items) if len(domain_ids) else None
+    writer: StoreWriter | None = None
+    n_distinct = repeats_dropped = 0
+    for part in _ahead(_counted(parts, progress)):
+        names = part.rows_N.dtype.names or ()
+        domain_name = FILE_DOMAIN if FILE_DOMAIN in names else "domain"
+        writer = writer or StoreWriter(folder, times="time" in names)
+        n_distinct += len(part.rows_N) + part.repeats_dropped
+        repeats_dropped += part.repeats_dropped
+        part = _select(part, kept_U, kept_I) if k > 1 else part
+        items_N = code_I[part.rows_N["item"]]
+        times_N = part.rows_N["time"] if "time" in names else None
+        writer.append(items_N, times_N)
+        counter.add(part.lengths_U, items_N, times_N)
+        if item_domains is not None:
+            item_domains.add(items_N, part.rows_N["row"], domain_rank_K[part.rows_N[domain_name]])
+    assert writer is not None
+    statistics = counter.statistics()
+    statistics["duplicates_dropped"] = n_rows - n_distinct
+    domain = pl.Series([None] * n_items, dtype=pl.String)
+    if item_domains is not None:
+        domain = domain_ids.gather(item_domains.domain_I)
+        statistics["domains"] = domain.n_unique()
+    table = {"raw_id": item_ids.filter(pl.Series(kept_I)), "count": counter.counts_I, "domain": domain}
+    shutil.rmtree(work)
+    facts = raw.facts if raw.repeats else raw.facts | {"repeats_dropped": repeats_dropped}
+    meta = {**meta, "statistics": statistics, "facts": facts}
+    writer.finish(counter.offsets_U1(), pl.DataFrame(table), user_ids.filter(pl.Series(kept_U)), meta)
+    progress.finish()
+
+
+def _ahead(things: Iterable[T]) -> Iterator[T]:
+    """The same things, each next one made in a second thread while the present one is used."""
+    iterator = iter(things)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, None)
+        while (thing := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield thing
+
+
+def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
+    for part in parts:
+        yield part
+        progress.add(len(part.rows_N))
+
+
+def _records(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids) -> np.ndarray:
+    """A frame's rows as records of integers; `row`, the number in the source, where there are domains."""
+    columns = {"user": users.encode(frame["user"]), "item": items.encode(frame["item"])}
     if "time" in frame.columns:
-        columns["time"] = frame["time"].to_numpy()[kept_N].astype(np.int64, copy=False)
-    if "domain" in frame.columns:
-        columns["row"] = kept_N
-    # The rows come in the order of the source, so a stable sort leaves ties in that order.
-    ordered = pl.DataFrame(columns).sort([c for c in ("user", "time") if c in columns], maintain_order=True)
-    items_N = ordered["item"].to_numpy()
-    times_N = ordered["time"].to_numpy() if "time" in columns else None
-    offsets_U1 = np.concatenate([[0], np.cumsum(np.bincount(users_N, minlength=len(kept_users)))])
-    counts_I = np.bincount(items_N, minlength=len(kept_items))
-    domains = _item_domains(frame["domain"], ordered) if "domain" in frame.columns else None
-    item_table = pl.DataFrame(
-        {
-            "raw_id": item_ids.gather(kept_items),
-            "count": counts_I,
-            "domain": pl.Series([None] * len(kept_items), dtype=pl.String) if domains is None else domains,
-        }
-    )
-    statistics = _statistics(ordered["user"].to_numpy(), items_N, times_N, offsets_U1, len(kept_items))
-    statistics["duplicates_dropped"] = raw.facts.get("duplicates_dropped", 0)
-    if domains is not None:
-        statistics["domains"] = domains.n_unique()
-    meta = {"name": name, "source": source, "options": {"k_core": k_core}, "statistics": statistics, "facts": raw.facts}
-    write_store(path, items_N, offsets_U1, times_N, item_table, user_ids.gather(kept_users), meta)
+        columns["time"] = frame["time"].cast(pl.Int64).to_numpy()
+    for name in ("domain", FILE_DOMAIN):
+        if name in frame.columns:
+            columns["row"] = np.arange(first_row, first_row + frame.height, dtype=np.int64)
+            columns[name] = domains.encode(frame[name])
+    if REST in frame.columns:
+        columns[REST] = frame[REST].to_numpy()
+    rows_N = np.empty(frame.height, dtype=[(name, values_N.dtype) for name, values_N in columns.items()])
+    for name, values_N in columns.items():
+        rows_N[name] = values_N
+    return rows_N
 
 
-def _encode(ids: pl.Series) -> tuple[np.ndarray, pl.Series]:
-    """Codes of the ids and the ids by code: text order, so that the order of the source's rows does not matter."""
-    ids = ids.cast(pl.String).alias("id")
-    unique = ids.unique().sort()
-    table = pl.DataFrame({"id": unique, "code": np.arange(len(unique), dtype=np.int64)})
-    codes = ids.to_frame().join(table, on="id", how="left", maintain_order="left")["code"]
-    assert codes.null_count() == 0, "null ids must be refused when they are read"
-    return codes.to_numpy(), unique
-
-
-def k_core_rows(users_N: np.ndarray, items_N: np.ndarray, k: int) -> np.ndarray:
-    """Rows, ascending, of the largest subset in which every user and every item has at least k interactions."""
-    rows = np.arange(len(users_N))
-    while len(rows):
-        users, items = users_N[rows], items_N[rows]
-        keep = (np.bincount(users)[users] >= k) & (np.bincount(items)[items] >= k)
-        if keep.all():
-            break
-        rows = rows[keep]
-    return rows
-
-
-def _compact(codes_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Renumber codes without gaps, keeping their order; also the old code of each new one."""
-    used = np.flatnonzero(np.bincount(codes_N))
-    renumber = np.zeros(used[-1] + 1, dtype=np.int64)
-    renumber[used] = np.arange(len(used))
-    return renumber[codes_N], used
-
-
-def _item_domains(domains: pl.Series, ordered: pl.DataFrame) -> pl.Series:
-    """The domain of each item: that of its first row in the source."""
-    first = ordered.group_by("item").agg(pl.col("row").min()).sort("item")
-    return domains.cast(pl.String).gather(first["row"])
-
-
-def _statistics(
-    users_N: np.ndarray, items_N: np.ndarray, times_N: np.ndarray | None, offsets_U1: np.ndarray, n_items: int
-) -> dict[str, Any]:
-    lengths_U = np.diff(offsets_U1)
-    pairs = pl.Series(users_N * np.int64(n_items) + items_N).n_unique()
-    statistics: dict[str, Any] = {
-        "users": len(lengths_U),
-        "items": n_items,
-        "interactions": len(items_N),
-        "density": len(items_N) / (len(lengths_U) * n_items),
-        "mean_length": float(lengths_U.mean()),
-        "median_length": float(np.median(lengths_U)),
-        "max_length": int(lengths_U.max()),
-        "repeats": len(items_N) - pairs,
-    }
-    if times_N is not None:
-        tied = (np.diff(times_N) == 0) & (np.diff(users_N) == 0)
-        statistics["ties"] = int(tied.sum())
-        statistics["first_time"] = int(times_N.min())
-        statistics["last_time"] = int(times_N.max())
-    return statistics
+def _select(part: Ordered, kept_U: np.ndarray, kept_I: np.ndarray) -> Ordered:
+    """The interactions of kept users with kept items, and the lengths of kept users."""
+    n_users = len(part.lengths_U)
+    users_N = np.repeat(np.arange(n_users), part.lengths_U)
+    kept_here_U = kept_U[part.first_user : part.first_user + n_users]
+    kept_N = kept_here_U[users_N] & kept_I[part.rows_N["item"]]
+    if kept_N.all() and kept_here_U.all():
+        return part
+    lengths_U = np.bincount(users_N[kept_N], minlength=n_users)[kept_here_U]
+    return part._replace(lengths_U=lengths_U, rows_N=part.rows_N[kept_N])
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:

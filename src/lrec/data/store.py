@@ -10,18 +10,19 @@
 Shape suffixes: N interactions, U users, I items.
 """
 
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.files import file_hash, json_hash, replacing, write_json
+from lrec.files import file_hash, json_hash, write_json
 
 SCHEMA = 1
 # What meta.json's facts may call the unit of times, and how many of it make a second.
@@ -126,26 +127,76 @@ class Store:
         return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
 
 
-def write_store(
-    path: Path,
-    items_N: np.ndarray,
-    offsets_U1: np.ndarray,
-    times_N: np.ndarray | None,
-    item_table: pl.DataFrame,
-    raw_user_ids: pl.Series,
-    meta: dict[str, Any],
-) -> None:
-    """Write a store at `path`, whole or not at all; `meta` holds source, options, statistics and facts."""
-    with replacing(path) as folder:
-        folder.mkdir()
-        np.save(folder / "items.npy", items_N.astype(np.int32, copy=False))
-        np.save(folder / "offsets.npy", offsets_U1.astype(np.int64, copy=False))
-        if times_N is not None:
-            np.save(folder / "times.npy", times_N.astype(np.int64, copy=False))
-        item_table.write_parquet(folder / "items.parquet")
-        pl.DataFrame({"raw_id": raw_user_ids}).write_parquet(folder / "users.parquet")
-        files = {name: _describe_file(folder / name) for name in _FILES if (folder / name).exists()}
-        write_json(folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
+def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
+    """Write an array's bytes; numpy's own tofile does not say why it fails."""
+    file.write(values_N.view(np.uint8).data)
+
+
+def _write_parquet(path: Path, table: pl.DataFrame) -> None:
+    buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
+    table.write_parquet(buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+class StoreWriter:
+    """Writes a store into an empty folder, piece by piece; it is a store once `finish` has returned."""
+
+    def __init__(self, folder: Path, times: bool) -> None:
+        self._folder = folder
+        self._items = _ArrayWriter(folder / "items.npy", np.dtype(np.int32))
+        self._times = _ArrayWriter(folder / "times.npy", np.dtype(np.int64)) if times else None
+
+    def append(self, items_N: np.ndarray, times_N: np.ndarray | None) -> None:
+        """Add interactions after those of earlier calls."""
+        self._items.append(items_N)
+        if self._times is not None:
+            assert times_N is not None
+            self._times.append(times_N)
+
+    def finish(
+        self, offsets_U1: np.ndarray, item_table: pl.DataFrame, raw_user_ids: pl.Series, meta: dict[str, Any]
+    ) -> None:
+        """Write the rest; `meta` holds source, options, statistics and facts."""
+        self._items.finish()
+        if self._times is not None:
+            self._times.finish()
+        offsets = _ArrayWriter(self._folder / "offsets.npy", np.dtype(np.int64))
+        offsets.append(offsets_U1)
+        offsets.finish()
+        _write_parquet(self._folder / "items.parquet", item_table)
+        _write_parquet(self._folder / "users.parquet", pl.DataFrame({"raw_id": raw_user_ids}))
+        files = {name: _describe_file(self._folder / name) for name in _FILES if (self._folder / name).exists()}
+        write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
+
+
+class _ArrayWriter:
+    """A one-dimensional .npy file of a length that is known only at its end."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._path = path
+        self._dtype = dtype
+        self._length = 0
+        path.write_bytes(self._header())
+
+    def append(self, values_N: np.ndarray) -> None:
+        with self._path.open("ab") as file:
+            write_array(file, np.ascontiguousarray(values_N, dtype=self._dtype))
+        self._length += len(values_N)
+
+    def finish(self) -> None:
+        with self._path.open("r+b") as file:
+            file.write(self._header())
+
+    def _header(self) -> bytes:
+        """The header of a file of the present length; numpy pads it so that its size does not depend on the length."""
+        header = io.BytesIO()
+        description = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._length,),
+        }
+        np.lib.format.write_array_header_1_0(header, description)
+        return header.getvalue()
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

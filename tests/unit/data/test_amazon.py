@@ -179,6 +179,21 @@ def test_without_repeats_the_first_review_stays(tmp_path: Path) -> None:
     assert store.facts["repeats_dropped"] == 2
 
 
+@pytest.mark.parametrize(("repeats", "k_core"), [(True, 0), (False, 0), (True, 2)])
+def test_the_merged_store_does_not_depend_on_memory(tmp_path: Path, repeats: bool, k_core: int) -> None:
+    raw = tmp_path / "raw"
+    write(raw / "Books.csv", csv_2018([*BOOKS, BOOKS[0]]))
+    write(raw / "Toys.csv", csv_2018([*TOYS, BOOKS[0]]))
+    options = {"year": 2018, "repeats": repeats, "k_core": k_core}
+    whole = prepare(raw, tmp_path / "whole", **options)
+    little = prepare(raw, tmp_path / "little", memory_gib=1e-9, **options)
+    assert (little.hash, little.statistics, little.facts) == (whole.hash, whole.statistics, whole.facts)
+    assert sequences(little) == sequences(whole)
+    assert little.item_table.equals(whole.item_table)
+    assert whole.statistics["duplicates_dropped"] == 2
+    assert whole.facts.get("repeats_dropped", 0) == (0 if repeats else 2)
+
+
 def test_k_core_counts_merged_interactions(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     write(raw / "Books.csv", csv_2018(BOOKS))

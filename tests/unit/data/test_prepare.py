@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.prepare import RawInteractions, k_core_rows, prepare_store, source_hashes
+from lrec.data.ordering import Ordered, find_core
+from lrec.data.prepare import RawInteractions, prepare_store, source_hashes
 from lrec.data.store import Store
 from lrec.errors import UserError
 
@@ -75,12 +76,19 @@ def test_without_times_the_order_is_that_of_the_source(make_store) -> None:
     assert "ties" not in store.statistics
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=60), st.integers(0, 5))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=60), st.integers(1, 5))
 def test_k_core_is_the_largest_subset(pairs: list[tuple[int, int]], k: int) -> None:
-    users, items = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
-    rows = k_core_rows(users, items, k)
+    pairs = sorted(pairs)
+    parts = []
+    for first, end in ((0, 2), (2, 6)):
+        part = [(user, item) for user, item in pairs if first <= user < end]
+        lengths = np.bincount([user - first for user, _ in part], minlength=end - first)
+        parts.append(Ordered(first, lengths, np.array([(item,) for _, item in part], dtype=[("item", np.int32)])))
+    users, items = find_core(lambda: parts, 6, 6, k)
+    kept = [(user, item) for user, item in pairs if users[user] and items[item]]
     expected = reference([(user, item, row) for row, (user, item) in enumerate(pairs)], k)
-    assert rows.tolist() == sorted(row for sequence in expected.values() for row, _ in sequence)
+    assert kept == [(user, item) for user, sequence in expected.items() for _, item in sequence]
+    assert set(np.flatnonzero(users)) == set(expected)
 
 
 def test_domains_of_items(tmp_path: Path) -> None:

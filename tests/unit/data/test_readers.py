@@ -270,3 +270,31 @@ def test_files_of_a_folder_must_agree(write, tmp_path: Path) -> None:
     write("c/2.txt", "1 2 3\n")
     with pytest.raises(UserError, match="mixes"):
         prepare(tmp_path / "c")
+
+
+def test_folders_named_column_and_value_add_that_column(write, tmp_path: Path) -> None:
+    def parquet(rows: list[tuple[str, int]]) -> bytes:
+        file = io.BytesIO()
+        pl.DataFrame(rows, schema={"user": pl.String, "timestamp": pl.Int64}, orient="row").write_parquet(file)
+        return file.getvalue()
+
+    write("log/kind=x%20y/item=a/part-0.snappy.parquet", parquet([("u", 1), ("v", 1), ("v", 1)]))
+    write("log/kind=x%20y/item=b/part-0.parquet", parquet([("u", 2)]))
+    write("log/kind=z/item=b/part-0.parquet", parquet([("u", 2)]))
+    write("log/kind=z/item=b/part-1.parquet", parquet([]))
+    write("log/kind=z/_SUCCESS", "")
+    write("log/kind=z/_committed_1.parquet", "not data")
+    write("log/_temporary/part.parquet", "not data")
+    store = prepare(tmp_path / "log", domain_column="kind")
+    assert store.item_table.rows() == [("a", 2, "x y"), ("b", 2, "x y")]
+    assert store.statistics["duplicates_dropped"] == 1
+    assert store.offsets_U1.tolist() == [0, 3, 4]
+    some = prepare(tmp_path / "log" / "kind=*" / "item=b")
+    assert some.raw_user_ids.to_list() == ["u"]
+    assert some.statistics["interactions"] == 2, "equal rows of different partitions are no duplicates"
+    write("lost/kind=__HIVE_DEFAULT_PARTITION__/part.csv", HEADER + "u,a,1\n")
+    with pytest.raises(UserError, match="row 2: kind is empty"):
+        prepare(tmp_path / "lost", domain_column="kind")
+    (tmp_path / "log").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "kind=z").rename(tmp_path / "moved" / "kind=w")
+    assert prepare(tmp_path / "moved", domain_column="kind").path.name[-16:] != store.path.name[-16:]

@@ -1,0 +1,189 @@
+"""Time and peak memory of preparing a file of MovieLens-20M's shape, with lrec and with plain pandas.
+
+    python benchmarks/prepare.py --pandas PYTHON [--rows 20000263] [--memory_gib M]
+
+Generates the file, prepares it with each tool in a process of its own, checks that both agree, and adds a row per tool
+to benchmarks/prepare.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROWS, USERS, ITEMS = 20_000_263, 138_493, 26_744
+HEADER = """# Preparing interactions: time and peak memory
+
+A file of MovieLens-20M's shape (userId,movieId,rating,timestamp; Zipf-like popularity, seconds with ties) is read,
+de-duplicated, put in stable order, encoded and grouped by user. `lrec` writes and hashes a store that opens by
+memory-mapping; `pandas` takes the same steps in memory and writes nothing: read_csv, drop_duplicates, stable
+sort_values, factorize, groupby. Each runs in a process of its own; seconds are wall-clock without and with imports,
+peak memory is the process's largest resident size.
+
+    python benchmarks/prepare.py --pandas PYTHON
+    python benchmarks/prepare.py --rows 200000000 --memory_gib 4
+"""
+
+PANDAS = """
+import sys, time
+import pandas as pd
+start = time.monotonic()
+frame = pd.read_csv(sys.argv[1]) if sys.argv[1].endswith(".csv") else pd.read_parquet(sys.argv[1])
+frame = frame.drop_duplicates()
+frame = frame.sort_values(["userId", "timestamp"], kind="stable")
+users, user_ids = pd.factorize(frame["userId"])
+frame["user"] = users
+items, item_ids = pd.factorize(frame["movieId"])
+frame["item"] = items
+sequences = frame.groupby("user")["item"].apply(lambda items: items.to_numpy())
+print(len(user_ids), len(item_ids), sum(len(sequence) for sequence in sequences), time.monotonic() - start)
+"""
+
+LREC = """
+import sys, time
+from pathlib import Path
+from lrec.data.prepare import prepare_store
+from lrec.data.readers import Columns, infer_format, read_table, to_interactions
+from lrec.data.store import Store
+start = time.monotonic()
+file, memory = Path(sys.argv[1]), float(sys.argv[3]) if sys.argv[3] else None
+columns = Columns("userId", "movieId", "timestamp")
+path = prepare_store(Path(sys.argv[2]), "ml", {}, 0,
+                     lambda: to_interactions(read_table(file, infer_format(file.name)), columns), memory)
+seconds = time.monotonic() - start
+start = time.monotonic()
+counts = Store.open(path).statistics
+opening = time.monotonic() - start
+print(counts["users"], counts["items"], counts["interactions"], seconds, opening)
+"""
+
+
+def generate(file: Path, rows: int) -> None:
+    """Write the file piece by piece: users in order, each with a burst of ratings that tie in time."""
+    import numpy as np
+    import polars as pl
+
+    random = np.random.default_rng(0)
+    n_users = max(1, round(USERS * rows / ROWS))
+    lengths = random.lognormal(4.2, 1.2, n_users)
+    lengths = np.maximum((lengths * rows / lengths.sum()).astype(np.int64), 1)
+    while (short := rows - int(lengths.sum())) > 0:
+        lengths[random.integers(0, n_users, short)] += 1
+    weights = 1 / (np.arange(ITEMS) + 30.0)
+    shares = np.cumsum(weights / weights.sum())
+    parts = []
+    with file.open("wb") as out:
+        if file.suffix == ".csv":
+            out.write(b"userId,movieId,rating,timestamp\n")
+        for first in range(0, n_users, 5000):
+            users = np.repeat(np.arange(first, min(first + 5000, n_users)), lengths[first : first + 5000])
+            n = len(users)
+            # An item of each user's once at most in two of three rows, as permuted ranks; ids are not dense.
+            items = np.minimum(np.searchsorted(shares, random.random(n)), ITEMS - 1) * 5 + 1
+            if first == 0:
+                items[: min(ITEMS, n)] = np.arange(min(ITEMS, n)) * 5 + 1
+            start = random.integers(789_652_009, 1_400_000_000, n_users)[users]
+            times = start + random.integers(0, 3000, n) * random.integers(0, 30, n)
+            frame = pl.DataFrame(
+                {"userId": users + 1, "movieId": items, "rating": random.integers(1, 11, n) / 2, "timestamp": times}
+            )
+            if file.suffix == ".csv":
+                frame.write_csv(out, include_header=False)
+            else:
+                parts.append(file.with_name(f"part-{first}.parquet"))
+                frame.write_parquet(parts[-1])
+    if parts:
+        pl.scan_parquet(parts).sink_parquet(file)
+        for part in parts:
+            part.unlink()
+
+
+def measure(command: list[str]) -> tuple[list[float], float, float]:
+    """What a command prints, its wall-clock seconds and its peak memory in GiB."""
+    # A process in between, because the peak of children is the largest of them all.
+    code = (
+        "import json, resource, subprocess, sys; out = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True);"
+        "print(json.dumps([out.returncode, out.stdout, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
+    )
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True, check=True)
+    seconds = time.monotonic() - start
+    status, output, peak_kib = json.loads(result.stdout)
+    if status:
+        raise SystemExit(f"{command[0]} failed with {status}")
+    return [float(word) for word in output.split()], seconds, peak_kib / (1 << 20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pandas", help="python of an environment with pandas and pyarrow; left out: lrec alone")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--memory_gib", default="", help="the option memory_gib; left out: its default")
+    parser.add_argument("--format", choices=["csv", "parquet"], default="csv")
+    parser.add_argument("--folder", type=Path, help="where the file and the store are made; left out: a temporary one")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(dir=arguments.folder, prefix="lrec-prepare-"))
+    try:
+        report(arguments, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def report(arguments: argparse.Namespace, folder: Path) -> None:
+    import polars
+
+    file = folder / f"ratings.{arguments.format}"
+    print(f"generating {arguments.rows:,} rows", file=sys.stderr)
+    subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import prepare, pathlib;"
+         "prepare.generate(pathlib.Path(sys.argv[2]), int(sys.argv[3]))",
+         str(Path(__file__).parent), str(file), str(arguments.rows)], check=True,
+    )  # fmt: skip
+    tools = {"lrec": [sys.executable, "-c", LREC, str(file), str(folder / "stores"), arguments.memory_gib]}
+    if arguments.pandas:
+        tools["pandas"] = [arguments.pandas, "-c", PANDAS, str(file)]
+    results = {}
+    for tool, command in tools.items():
+        file.read_bytes() if arguments.rows <= ROWS else None  # both find the file in the page cache
+        load = os.getloadavg()[0]
+        results[tool] = measure(command)
+        printed, whole, peak = results[tool]
+        print(f"{tool}: {printed[3]:.1f} s ({whole:.1f} s with imports), {peak:.2f} GiB", file=sys.stderr)
+        add_row(arguments, tool, results[tool], load, file.stat().st_size, polars.__version__)
+    assert len({tuple(printed[:3]) for printed, _, _ in results.values()}) == 1, "the tools disagree"
+
+
+def add_row(arguments: argparse.Namespace, tool: str, result: tuple, load: float, size: int, version: str) -> None:
+    page = Path(__file__).with_suffix(".md")
+    printed, whole, peak = result
+    if tool == "pandas":
+        ask = [arguments.pandas, "-c", "import pandas; print(pandas.__version__)"]
+        version = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    else:
+        version = f"polars {version}"
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+    if not page.exists():
+        titles = ["tool", "versions", "rows", "file", "memory_gib", "seconds", "with imports", "peak GiB", "opening, s"]
+        title = f"| {' | '.join([*titles, 'machine', 'commit'])} |"
+        page.write_text(f"{HEADER}\n{title}\n|{'---|' * 11}\n", encoding="utf-8")
+    memory = (arguments.memory_gib or "default") if tool == "lrec" else "-"
+    opening = f"{printed[4]:.3f}" if tool == "lrec" else "-"
+    machine = f"{os.cpu_count()} cores {platform.machine()}, load {load:.1f}"
+    cells = [
+        tool, f"{version}, Python {platform.python_version()}", f"{arguments.rows:,}",
+        f"{arguments.format}, {size / 2**20:,.0f} MiB", memory, f"{printed[3]:.1f}", f"{whole:.1f}", f"{peak:.2f}",
+        opening, machine, commit,
+    ]  # fmt: skip
+    with page.open("a", encoding="utf-8") as out:
+        out.write(f"| {' | '.join(cells)} |\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Bytes of raw files, piece by piece: decompression, and cuts between rows. Nothing here holds a whole file."""
+
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import zstandard
+
+from lrec.errors import UserError
+
+COMPRESSIONS = (".gz", ".xz", ".zst")
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
+_PIECE = 1 << 20
+BLOCK = 1 << 24
+_LONGEST_ROW = 1 << 27
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """A file's bytes in pieces, decompressed as its ending says."""
+    try:
+        with path.open("rb") as file:
+            yield from decompressed(file, path.name, str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def decompressed(file: IO[bytes], file_name: str, name: str) -> Iterator[bytes]:
+    """The bytes of an open file in pieces, decompressed by the ending of `file_name`; `name` is for messages."""
+    try:
+        match Path(file_name).suffix:
+            case ".gz":
+                with gzip.open(file) as unpacked:
+                    yield from _read(unpacked)
+            case ".xz":
+                with lzma.open(file) as unpacked:
+                    yield from _read(unpacked)
+            case ".zst":
+                yield from _unzst(_read(file))
+            case _:
+                yield from _read(file)
+    except _DAMAGE as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"{name} is cut off or damaged: {reason}; fetch it again") from None
+
+
+def _read(file: IO[bytes] | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
+    while piece := file.read(_PIECE):
+        yield piece
+
+
+def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
+    frame = None
+    for piece in data:
+        while piece:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(piece)
+            piece = b""
+            if frame.eof:
+                piece, frame = frame.unused_data, None
+    if frame is not None:
+        raise EOFError("the stream ends before its end mark")
+
+
+def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Iterator[bytes]:
+    """Cut a stream of text into blocks of whole rows, without the line end after the last row of a block.
+
+    Line ends at the end of the file and a byte order mark at its start are dropped.
+
+    Args:
+        parts: The stream.
+        name: The file, for messages.
+        quotes: A line end between double quotes does not end a row.
+    """
+    held = bytearray()
+    begun = False
+    lines = 0
+    for part in parts:
+        held += part
+        if len(held) < BLOCK:
+            continue
+        end = _without_line_ends(held, _last_row_end(held, quotes))
+        if end:
+            yield (block := _without_start(held, end, begun))
+            lines += count_byte(block, "\n") + 1
+            # The line ends stay: they are blank rows unless nothing but line ends follows.
+            del held[:end]
+            begun = True
+        elif len(held) > _LONGEST_ROW:
+            problem = "a quote is not closed" if quotes and b'"' in held else "the row does not end"
+            raise UserError(f"{name}, row {lines + 1}: {problem} within {_LONGEST_ROW >> 20} MiB")
+    end = _without_line_ends(held, len(held))
+    if not begun and not held.strip():
+        raise UserError(f"{name} is empty")
+    if end:
+        yield _without_start(held, end, begun)
+
+
+def _without_start(held: bytearray, end: int, begun: bool) -> bytes:
+    """The first `end` bytes without the line end that the block before left, or without a byte order mark."""
+    if not begun:
+        return bytes(memoryview(held)[:end]).removeprefix(b"\xef\xbb\xbf")
+    start = 2 if held.startswith(b"\r\n") else 1 if held.startswith(b"\n") else 0
+    return bytes(memoryview(held)[start:end])
+
+
+def _without_line_ends(held: bytearray, end: int) -> int:
+    while end and held[end - 1] in b"\r\n":
+        end -= 1
+    return end
+
+
+def count_byte(data: bytes, character: str) -> int:
+    """How often a character of ASCII occurs; several times faster than bytes.count."""
+    return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord(character)))
+
+
+def _last_row_end(held: bytearray, quotes: bool) -> int:
+    """Bytes up to and with the last line end that ends a row; 0: none does."""
+    if not quotes or b'"' not in held:
+        return held.rfind(b"\n") + 1
+    text = np.frombuffer(bytes(held), dtype=np.uint8)
+    marks = np.flatnonzero(text == ord('"'))
+    ends = np.flatnonzero(text == ord("\n"))
+    ends = ends[np.searchsorted(marks, ends) % 2 == 0]
+    return int(ends[-1]) + 1 if len(ends) else 0

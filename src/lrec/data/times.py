@@ -1,0 +1,51 @@
+"""Times of any spelling as whole numbers."""
+
+import polars as pl
+
+# A median time below each bound means seconds, milliseconds, microseconds; above them all it means nanoseconds.
+UNIT_BOUNDS = (10**11, 10**14, 10**17)
+UNITS = ("s", "ms", "us", "ns")
+
+
+def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
+    """Times as int64, null where they cannot be read, and whether they were dates (then in microseconds).
+
+    Args:
+        raw: Times as numbers, text or dates.
+        dates: Whether text holds ISO 8601 dates; None: whichever leaves fewer nulls.
+    """
+    if raw.dtype.is_temporal():
+        return raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us"), True
+    if raw.dtype == pl.String:
+        return _parse_text(raw.str.strip_chars(), dates)
+    if raw.dtype.is_float():
+        return _whole(raw), False
+    if raw.dtype.is_integer():
+        return raw.cast(pl.Int64, strict=False), False
+    return pl.Series([None] * len(raw), dtype=pl.Int64), False
+
+
+def _parse_text(text: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
+    numbers = text.cast(pl.Int64, strict=False)
+    if numbers.null_count() == 0 and not dates:
+        return numbers, False
+    if dates is not False:
+        found = _iso_times(text)
+        if dates or found.null_count() < numbers.null_count():
+            return found, True
+    return numbers.fill_null(_whole(text.cast(pl.Float64, strict=False))), False
+
+
+def _whole(numbers: pl.Series) -> pl.Series:
+    """Numbers without a fraction as int64, null for others."""
+    return pl.select(pl.when(numbers == numbers.floor()).then(numbers)).to_series().cast(pl.Int64, strict=False)
+
+
+def _iso_times(text: pl.Series) -> pl.Series:
+    """Microseconds since 1970 of ISO 8601 dates, with or without a time and an offset; null for others."""
+    spaced = text.str.replace("T", " ", literal=True).str.replace(r"Z$", "+00:00")
+    dates = spaced.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False)
+    for pattern in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M"):
+        dates = dates.fill_null(spaced.str.to_datetime(pattern, time_unit="us", strict=False))
+    offsets = spaced.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%#z", time_unit="us", time_zone="UTC", strict=False)
+    return dates.dt.epoch("us").fill_null(offsets.dt.epoch("us"))
