@@ -7,7 +7,9 @@ Shape suffixes: N rows of a range, U users, I items, K ids.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,8 @@ from lrec.data.store import write_array
 
 REST = "rest"
 _READ = 1 << 18
+# Ranges that are ordered at a time; each adds to the peak of memory.
+_THREADS = 2
 
 
 class Ids:
@@ -131,9 +135,15 @@ def ordered(
         cuts = np.concatenate([[0], np.cumsum(np.bincount(range_N, minlength=len(ranges)))])
         for number in np.flatnonzero(np.diff(cuts)).tolist():
             ranges[number].append(piece[cuts[number] : cuts[number + 1]])
-    for number, held in enumerate(ranges):
-        rows_N = np.concatenate(list(held.drain()))
-        yield _order(rows_N, int(bounds[number]), int(bounds[number + 1]), item_rank_K)
+    ahead: deque[Future[Ordered]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for number, held in enumerate(ranges):
+            rows_N = np.concatenate(list(held.drain()))
+            ahead.append(pool.submit(_order, rows_N, int(bounds[number]), int(bounds[number + 1]), item_rank_K))
+            if len(ahead) > _THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:

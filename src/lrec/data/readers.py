@@ -255,9 +255,13 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
         else:
             checked[key] = raw.cast(pl.String)
             problem = "is not text"
-        blank = _blank(raw)
-        bad = np.flatnonzero(blank | checked[key].is_null().to_numpy()).tolist()
-        if len(bad):
+        bad_rows = checked[key].is_null().to_numpy()
+        # A blank is text, but no number.
+        if key not in ("time", "rating"):
+            bad_rows = bad_rows | _blank(raw)
+        bad = np.flatnonzero(bad_rows).tolist()
+        if bad:
+            blank = _blank(raw)
             what = "is empty" if blank[bad[0]] else f"{problem}: {' '.join(str(raw[bad[0]]).split())[:80]}"
             raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {what}")
     return checked, was_dates
