@@ -16,7 +16,7 @@ import polars as pl
 from lrec.data.ordering import REST
 from lrec.data.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.prepare import RawInteractions
-from lrec.data.streams import COMPRESSIONS, decompressed, pieces
+from lrec.data.streams import COMPRESSIONS, pieces
 from lrec.data.times import UNIT_BOUNDS, UNITS, parse_times
 from lrec.errors import UserError
 
@@ -76,11 +76,6 @@ def read_bytes(path: Path) -> bytes:
     if not data.strip():
         raise UserError(f"{path} is empty")
     return data
-
-
-def decompress(data: bytes, file_name: str, name: str) -> bytes:
-    """Decompress by the ending of `file_name`; `name` is for messages."""
-    return b"".join(decompressed(io.BytesIO(data), file_name, name))
 
 
 def parse_csv(data: bytes, name: str, separator: str, header: list[str] | None = None) -> Table:
