@@ -8,14 +8,16 @@ ratings.csv   header userId,movieId,rating,timestamp        20M, 25M, 32M, lates
 import re
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lrec.data.base import SequenceDataModule
 from lrec.data.download import fetch
-from lrec.data.parsing import Table
+from lrec.data.parsing import Table, csv_tables
 from lrec.data.prepare import RawInteractions, source_hashes
-from lrec.data.readers import Columns, parse_csv, read_bytes, to_interactions
+from lrec.data.readers import Columns, to_interactions
+from lrec.data.streams import pieces
 from lrec.errors import UserError
 
 # Where ml-VERSION.zip lies, most versions with ml-VERSION.zip.md5 beside it.
@@ -65,9 +67,9 @@ class MovieLensDataModule(SequenceDataModule):
     def read(self) -> RawInteractions:
         """Read the ratings."""
         file = self._file()
-        table = _read_zip(file) if file.suffix == ".zip" else _parse(read_bytes(file), file.name, str(file))
+        tables = _read_zip(file) if file.suffix == ".zip" else _parse(pieces(file), file.name, str(file))
         columns = Columns("userId", "movieId", "timestamp")
-        return to_interactions([table], columns)
+        return to_interactions(tables, columns)
 
     def _file(self) -> Path:
         if self.path.is_file():
@@ -106,28 +108,37 @@ def _layout(name: str) -> str | None:
     return match[1] if match else None
 
 
-def _read_zip(file: Path) -> Table:
-    """Parse the one ratings member in memory: nothing is unpacked to disk."""
+def _read_zip(file: Path) -> Iterator[Table]:
+    """Parse the one ratings member: nothing is unpacked to disk."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = [name for name in archive.namelist() if _layout(name) is not None]
             if len(members) != 1:
                 raise UserError(f"{file} holds {len(members)} MovieLens ratings files where one is expected")
-            data = archive.read(members[0])
+            with archive.open(members[0]) as member:
+                parts = iter(lambda: member.read(1 << 20), b"")
+                yield from _parse(parts, members[0], f"{file}/{members[0]}")
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{file} is cut off or damaged: {error}; fetch it again") from None
-    return _parse(data, members[0], f"{file}/{members[0]}")
 
 
-def _parse(data: bytes, file_name: str, name: str) -> Table:
-    if not data.strip():
-        raise UserError(f"{name} is empty")
+def _parse(parts: Iterable[bytes], file_name: str, name: str) -> Iterator[Table]:
     header = ["userId", "movieId", "rating", "timestamp"]
     match _layout(file_name):
         case "u.data":
-            return parse_csv(data, name, "\t", header)
+            yield from csv_tables(parts, name, "\t", header)
         case "ratings.dat":
             # Polars takes one byte as separator; no field of this file holds a tab.
-            return parse_csv(data.replace(b"::", b"\t"), name, "\t", header)
+            yield from csv_tables(_single_separators(parts), name, "\t", header)
         case _:
-            return parse_csv(data, name, ",")
+            yield from csv_tables(parts, name, ",")
+
+
+def _single_separators(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Tabs for double colons, also for one that is cut between two pieces."""
+    held = b""
+    for part in parts:
+        text = (held + part).replace(b"::", b"\t")
+        held = b":" if text.endswith(b":") else b""
+        yield text.removesuffix(held)
+    yield held

@@ -7,7 +7,9 @@ Shape suffixes: N rows of a range, U users, I items, K ids.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,8 @@ REST = "rest"
 # A domain that is the file's, not the row's: rows that differ in it alone are equal.
 FILE_DOMAIN = "file_domain"
 _READ = 1 << 18
+# Ranges that are ordered at a time; each adds to the peak of memory.
+_THREADS = 2
 
 
 class Ids:
@@ -142,9 +146,16 @@ def ordered(
         cuts = np.concatenate([[0], np.cumsum(np.bincount(range_N, minlength=len(ranges)))])
         for number in np.flatnonzero(np.diff(cuts)).tolist():
             ranges[number].append(piece[cuts[number] : cuts[number + 1]])
-    for number, held in enumerate(ranges):
-        rows_N = np.concatenate(list(held.drain()))
-        yield _order(rows_N, int(bounds[number]), int(bounds[number + 1]), item_rank_K, repeats)
+    ahead: deque[Future[Ordered]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for number, held in enumerate(ranges):
+            rows_N = np.concatenate(list(held.drain()))
+            users = int(bounds[number]), int(bounds[number + 1])
+            ahead.append(pool.submit(_order, rows_N, *users, item_rank_K, repeats))
+            if len(ahead) > _THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _GIB = 1 << 30
 # Bytes per row of a range of users while it is put in order, all copies counted.
-_ORDERING_BYTES = 256
+_ORDERING_BYTES = 512
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.\d+\.[0-9a-f]{8}\.tmp")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -137,7 +137,7 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     item_ids, item_rank_K, _ = items.ranked()
     domain_ids, domain_rank_K, _ = domains.ranked()
     # Small ranges are fastest; more than a few hundred of them are not.
-    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 20, n_rows >> 8))
+    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 18, n_rows >> 8))
     parts = ordered(rows, work, user_rank_K, item_rank_K, counts_U, range_rows, raw.repeats)
     kept_U, kept_I = np.ones(len(user_ids), dtype=bool), np.ones(len(item_ids), dtype=bool)
     if k > 1:

@@ -16,7 +16,7 @@ import polars as pl
 from lrec.data.ordering import FILE_DOMAIN, REST
 from lrec.data.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.prepare import RawInteractions
-from lrec.data.streams import COMPRESSIONS, decompressed, pieces
+from lrec.data.streams import COMPRESSIONS, pieces
 from lrec.data.times import UNIT_BOUNDS, UNITS, parse_times
 from lrec.errors import UserError
 
@@ -76,11 +76,6 @@ def read_bytes(path: Path) -> bytes:
     if not data.strip():
         raise UserError(f"{path} is empty")
     return data
-
-
-def decompress(data: bytes, file_name: str, name: str) -> bytes:
-    """Decompress by the ending of `file_name`; `name` is for messages."""
-    return b"".join(decompressed(io.BytesIO(data), file_name, name))
 
 
 def parse_csv(data: bytes, name: str, separator: str, header: list[str] | None = None) -> Table:
@@ -258,9 +253,13 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
         else:
             checked[key] = raw.cast(pl.String)
             problem = "is not text"
-        blank = _blank(raw)
-        bad = np.flatnonzero(blank | checked[key].is_null().to_numpy()).tolist()
-        if len(bad):
+        bad_rows = checked[key].is_null().to_numpy()
+        # A blank is text, but no number.
+        if key not in ("time", "rating"):
+            bad_rows = bad_rows | _blank(raw)
+        bad = np.flatnonzero(bad_rows).tolist()
+        if bad:
+            blank = _blank(raw)
             what = "is empty" if blank[bad[0]] else f"{problem}: {' '.join(str(raw[bad[0]]).split())[:80]}"
             raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {what}")
     if table.domain is not None:

@@ -16,6 +16,7 @@ COMPRESSIONS = (".gz", ".xz", ".zst")
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 _PIECE = 1 << 20
 BLOCK = 1 << 24
+_CACHED = 1 << 17
 _LONGEST_ROW = 1 << 27
 
 
@@ -117,7 +118,8 @@ def _without_line_ends(held: bytearray, end: int) -> int:
 
 def count_byte(data: bytes, character: str) -> int:
     """How often a character of ASCII occurs; several times faster than bytes.count."""
-    return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord(character)))
+    text, wanted = np.frombuffer(data, dtype=np.uint8), ord(character)
+    return sum(int(np.count_nonzero(text[start : start + _CACHED] == wanted)) for start in range(0, len(text), _CACHED))
 
 
 def _last_row_end(held: bytearray, quotes: bool) -> int:

@@ -17,6 +17,9 @@ def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
     if raw.dtype.is_temporal():
         return raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us"), True
     if raw.dtype == pl.String:
+        numbers = raw.cast(pl.Int64, strict=False)
+        if numbers.null_count() == 0 and not dates:
+            return numbers, False
         return _parse_text(raw.str.strip_chars(), dates)
     if raw.dtype.is_float():
         return _whole(raw), False
@@ -27,8 +30,6 @@ def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
 
 def _parse_text(text: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
     numbers = text.cast(pl.Int64, strict=False)
-    if numbers.null_count() == 0 and not dates:
-        return numbers, False
     if dates is not False:
         found = _iso_times(text)
         if dates or found.null_count() < numbers.null_count():
