@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from lrec.data.streams import count_byte, row_blocks
+from lrec.data.streams import BYTE_ORDER_MARK, count_byte, row_blocks
 from lrec.errors import UserError
 
 _BATCH = 500_000
@@ -96,9 +96,11 @@ def _csv_block(block: bytes, name: str, row: int, separator: str, header: list[s
         rows = count_byte(block, "\n") + 1
         separators = count_byte(block, separator)
     problem = ""
+    # Polars takes a byte order mark off whatever it reads; only the file's own, gone by now, is none of the text.
+    text = BYTE_ORDER_MARK + block if block.startswith(BYTE_ORDER_MARK) else block
     try:
         frame = pl.read_csv(
-            block,
+            text,
             separator=separator,
             has_header=False,
             schema=dict.fromkeys(header, pl.String),

@@ -16,6 +16,7 @@ COMPRESSIONS = (".gz", ".xz", ".zst")
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 _PIECE = 1 << 20
 BLOCK = 1 << 24
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CACHED = 1 << 17
 _LONGEST_ROW = 1 << 27
 
@@ -105,7 +106,7 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
 def _without_start(held: bytearray, end: int, begun: bool) -> bytes:
     """The first `end` bytes without the line end that the block before left, or without a byte order mark."""
     if not begun:
-        return bytes(memoryview(held)[:end]).removeprefix(b"\xef\xbb\xbf")
+        return bytes(memoryview(held)[:end]).removeprefix(BYTE_ORDER_MARK)
     start = 2 if held.startswith(b"\r\n") else 1 if held.startswith(b"\n") else 0
     return bytes(memoryview(held)[start:end])
 

@@ -99,6 +99,13 @@ def test_one_user_per_line_equals_the_csv_in_that_order(write) -> None:
     assert store.statistics["repeats"] == expected.statistics["repeats"] > 0
 
 
+@pytest.mark.parametrize("block", [20, 1 << 24])
+def test_only_the_mark_at_the_file_s_start_is_taken_off(write, monkeypatch, block: int) -> None:
+    monkeypatch.setattr("lrec.data.streams.BLOCK", block)
+    path = write("log.csv", "\ufeff" + HEADER + "\ufeff1,a,1\n2,b,2\n\ufeff3,c,3\n")
+    assert prepare(path).raw_user_ids.to_list() == ["2", "\ufeff1", "\ufeff3"]
+
+
 def test_integers_keep_their_decimal_text(write) -> None:
     frame = pl.DataFrame({"user": [7, 7], "item": [2**62, -1], "timestamp": [1, 2]})
     parquet = io.BytesIO()
