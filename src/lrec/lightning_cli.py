@@ -120,19 +120,7 @@ class CommandLine(LightningCLI):
         if self.model.diverged:
             print("the loss is not finite: the run is marked diverged and not tested")
         elif best:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True)
-
-    def before_validate(self) -> None:
-        """Choose the run's best checkpoint where none was given."""
-        self._choose_checkpoint()
-
-    def before_test(self) -> None:
-        """Choose the run's best checkpoint where none was given."""
-        self._choose_checkpoint()
-
-    def before_predict(self) -> None:
-        """Choose the run's best checkpoint where none was given."""
-        self._choose_checkpoint()
+            self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -156,13 +144,16 @@ class CommandLine(LightningCLI):
         """Predict; PredictionWriter writes the lists, so none are held in memory."""
         self.trainer.predict(**kwargs, return_predictions=False, weights_only=True)
 
-    def _choose_checkpoint(self) -> None:
+    def before_test(self) -> None:
+        """Choose the run's best checkpoint where none was given."""
         config = self.config_init[self.subcommand]
         path = (
             Path(config.ckpt_path) if config.ckpt_path not in (None, "best") else self.run / "checkpoints" / "best.ckpt"
         )
         _check_checkpoint(path)
         config.ckpt_path = str(path)
+
+    before_validate = before_predict = before_test
 
 
 def _check_checkpoint(path: Path) -> None:

@@ -17,7 +17,7 @@ from lrec.data.base import SequenceDataModule
 from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
 from lrec.losses import full_softmax
-from lrec.metrics import Evaluation, Scores, score
+from lrec.metrics import KS, Evaluation, Scores, score
 from lrec.net import Dropout, Size, Transformer, TransformerConfig, find_size
 from lrec.optim import Optimizer
 
@@ -193,7 +193,7 @@ class SequentialRecommender(LightningModule):
         return scores
 
     def _evaluate(self, batch: EvalBatch) -> None:
-        self.model_evaluation.update(self._score_last(batch, 50), batch.targets_B, batch.weights_B)
+        self.model_evaluation.update(self._score_last(batch, max(KS)), batch.targets_B, batch.weights_B)
         stage = "test" if self.trainer.testing else "val"
         if f"{stage}/popularity" not in self.evaluations:
             ones_B1 = torch.ones(len(batch.users_B), 1, device=self.device)

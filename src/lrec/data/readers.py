@@ -78,12 +78,6 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def parse_csv(data: bytes, name: str, separator: str, header: list[str] | None = None) -> Table:
-    """Parse delimited text that is in memory; `header` names the columns of a file without a header."""
-    tables = list(csv_tables([data], name, separator, header))
-    return Table(name, pl.concat(table.frame for table in tables), tables[0].first_row)
-
-
 def to_interactions(
     tables: Iterable[Table], columns: Columns, min_rating: float | None = None, duplicates: bool = False
 ) -> RawInteractions:
