@@ -87,11 +87,11 @@ class SequentialRecommender(LightningModule):
         return datamodule
 
     def configure_model(self) -> None:
-        """Build the network once the catalogue is known; the draw depends on the seed alone."""
+        """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
         if hasattr(self, "net"):
             return
         self.config = TransformerConfig(self.data.n_items, self.data.max_len, *self.shape, dropout=self.dropout)
-        self.net = Transformer(self.config)
+        self.net = Transformer(self.config, seed=self.trainer.strategy.broadcast(torch.initial_seed()))
         counts_V = torch.as_tensor(self.data.item_counts_V)
         # A scorer of one feature, hidden state 1 and table log count: its softmax is the items' share of the training.
         self.register_buffer("popularity_table_V1", counts_V.double().log().float()[:, None], persistent=False)
@@ -101,7 +101,7 @@ class SequentialRecommender(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a scheduler that Lightning steps with the optimizer."""
         total_steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = self.optimizer.build(self.net.parameters(), total_steps)
+        optimizer, scheduler = self.optimizer.build(self.net, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:

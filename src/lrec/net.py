@@ -4,6 +4,7 @@
 B batch rows, L positions, D width, H heads, K width per head, F inner width (4 D), V catalogue.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lrec.errors import UserError
 
@@ -152,11 +154,16 @@ class Transformer(nn.Module):
     """Items in, a head's result out; the output table is the item embedding (tied, no bias).
 
     Nothing but a head touches the table: losses, ranks and top-k are all functions of (hidden_BLD, table_VD).
+
+    Attributes:
+        checkpoint_activations: Keep only the blocks' inputs for the backward pass and compute the rest again.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
+        """Build and initialise the network; on the meta device nothing is drawn."""
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False
         self.items = nn.Embedding(config.n_items, config.width)
         self.positions = nn.Embedding(config.max_len, config.width)
         self.blocks = nn.ModuleList(
@@ -164,18 +171,32 @@ class Transformer(nn.Module):
             for layer in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width, LAYER_NORM_EPS)
-        self.initialise()
+        if not self.items.weight.is_meta:
+            self.initialise(seed)
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """Normal(0, 0.02) matrices and tables, residual projections scaled by 1/sqrt(2 L), zero biases, unit norms."""
+    def initialise(self, seed: int) -> None:
+        """Give every parameter its initial value."""
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
-            else:
-                into_residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
-                scale = 1 / math.sqrt(2 * self.config.layers) if into_residual else 1.0
-                nn.init.normal_(parameter, std=INIT_STD * scale)
+            parameter.copy_(self.initial_value(name, parameter.shape, seed))
+
+    def initial_value(self, name: str, shape: torch.Size, seed: int) -> Tensor:
+        """The whole parameter `name` before training, float32 on the CPU.
+
+        Normal(0, 0.02) matrices and tables, residual projections scaled by 1/sqrt(2 L), zero biases, unit norms. A draw
+        depends on the seed and the name alone: not on the device, on how parameters are sharded, or on their order.
+        """
+        if len(shape) == 1:
+            return torch.full(shape, 1.0 if name.endswith("norm.weight") else 0.0)
+        into_residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
+        std = INIT_STD / math.sqrt(2 * self.config.layers) if into_residual else INIT_STD
+        digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+    def lr_multiplier(self, name: str) -> float:
+        """Share of the optimizer's learning rate that the parameter `name` gets."""
+        return 1.0
 
     def forward(self, items_BL: Tensor, head: Callable[[Tensor, Tensor], Result]) -> Result:
         """Encode the histories and return `head(hidden_BLD, table_VD)`."""
@@ -183,5 +204,8 @@ class Transformer(nn.Module):
         hidden_BLD = self.items(items_BL) + self.positions.weight[:length]
         hidden_BLD = F.dropout(hidden_BLD, self.config.dropout.embedding, self.training)
         for block in self.blocks:
-            hidden_BLD = block(hidden_BLD)
+            if self.checkpoint_activations and self.training:
+                hidden_BLD = checkpoint(block, hidden_BLD, use_reentrant=False)
+            else:
+                hidden_BLD = block(hidden_BLD)
         return head(self.norm(hidden_BLD), self.items.weight)

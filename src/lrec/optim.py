@@ -1,7 +1,7 @@
 """The optimizer: parameter groups and the learning rate of every step."""
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lrec.errors import UserError
+from lrec.net import Transformer
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,19 @@ class Optimizer:
         fall = (1 + math.cos(math.pi * progress)) / 2 if self.decay == "cosine" else 1 - progress
         return self.final_lr + (1 - self.final_lr) * fall
 
-    def build(self, parameters: Iterable[nn.Parameter], total_steps: int) -> tuple[AdamW, LambdaLR]:
+    def build(self, net: Transformer, total_steps: int) -> tuple[AdamW, LambdaLR]:
         """The optimizer and its scheduler, which must step once per optimizer step."""
-        parameters = list(parameters)
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        adamw = AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
+        groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in net.named_parameters():
+            groups[net.lr_multiplier(name), self.weight_decay if parameter.ndim >= 2 else 0.0].append(parameter)
+        # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.
+        adamw = AdamW(
+            [
+                {"params": parameters, "lr": self.lr * multiplier, "weight_decay": decay / multiplier}
+                for (multiplier, decay), parameters in groups.items()
+            ],
+            lr=self.lr,
+            betas=self.betas,
+            fused=True,
+        )
         return adamw, LambdaLR(adamw, lambda step: self.lr_factor(step, total_steps))

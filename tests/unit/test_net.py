@@ -71,6 +71,30 @@ def test_initialisation_scales_residual_projections_by_depth() -> None:
         assert (block.mlp_norm.weight == 1).all()
 
 
+def test_initial_values_depend_on_seed_and_name_alone() -> None:
+    config = TransformerConfig(30, 10, 2, 16, 2)
+    torch.manual_seed(1)
+    one = Transformer(config, seed=5).state_dict()
+    torch.manual_seed(2)
+    same, other = Transformer(config, seed=5).state_dict(), Transformer(config, seed=6).state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["blocks.0.qkv.weight"], other["blocks.0.qkv.weight"])
+    assert not torch.equal(one["blocks.0.qkv.weight"], one["blocks.1.qkv.weight"])
+
+
+def test_recomputed_activations_change_nothing() -> None:
+    items_BL = torch.arange(20).view(2, 10)
+    gradients = []
+    for recompute in (False, True):
+        net = Transformer(TransformerConfig(30, 10, 2, 16, 2, Dropout(0.1, 0.1, 0.1)))
+        net.checkpoint_activations = recompute
+        torch.manual_seed(0)
+        net(items_BL, hidden).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=0, atol=0)
+
+
 def test_dropout_runs_linearly_from_first_to_last_block() -> None:
     net = Transformer(TransformerConfig(5, 5, 5, 8, 1, Dropout(embedding=0.5, first=0.4, last=0.0)))
     assert [block.dropout for block in net.blocks] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
