@@ -18,6 +18,7 @@ _HOME = {
     "GlobalTemporal": "lrec.data.temporal",
     "Reduction": "lrec.data.splits",
     "Dropout": "lrec.net",
+    "OverDepth": "lrec.net",
     "Optimizer": "lrec.optim",
     "UserError": "lrec.errors",
 }

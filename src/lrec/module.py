@@ -56,7 +56,7 @@ class SequentialRecommender(LightningModule):
             layers: Number of blocks, instead of size.
             width: Width of the hidden states, instead of size.
             heads: Attention heads, instead of size.
-            dropout: Dropout rates, linear over depth.
+            dropout: Dropout rates; those of the blocks run linearly over depth.
             optimizer: AdamW and its schedule.
             top_k: Items a user gets from predict.
             exclude_seen: Leave the user's own history out of predict's lists.

@@ -61,29 +61,43 @@ def find_size(name: str) -> Size:
 
 
 @dataclass(frozen=True)
-class Dropout:
-    """Dropout rates; those of the blocks (attention weights and residual branches) run linearly over depth.
-
-    Source: layer-wise adaptive dropout, arXiv 2311.11351.
+class OverDepth:
+    """A dropout rate that runs linearly from the first block to the last.
 
     Attributes:
-        embedding: Rate after the sum of item and position embeddings.
         first: Rate in the first (lowest) block.
         last: Rate in the last (highest) block.
     """
 
-    embedding: float = 0.0
     first: float = 0.0
     last: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("embedding", "first", "last"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"dropout.{name} must be at least 0 and below 1, got {getattr(self, name)}")
-
     def of_layer(self, layer: int, layers: int) -> float:
-        """The rate of block `layer` (0 is the lowest) among `layers`."""
+        """The rate of block `layer` (0 is the lowest) among `layers`; the first block's where there is one only."""
         return self.first + (self.last - self.first) * layer / max(layers - 1, 1)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout rates; 0 is off. Those of the blocks run over depth: layer-wise adaptive dropout, arXiv 2311.11351.
+
+    Attributes:
+        embedding: Rate after the sum of item and position embeddings.
+        attention: Rates of the attention weights.
+        residual: Rates of the two residual branches of a block.
+    """
+
+    embedding: float = 0.0
+    attention: OverDepth = OverDepth()
+    residual: OverDepth = OverDepth()
+
+    def __post_init__(self) -> None:
+        rates = {"embedding": self.embedding}
+        for name in ("attention", "residual"):
+            rates |= {f"{name}.{end}": getattr(getattr(self, name), end) for end in ("first", "last")}
+        for name, rate in rates.items():
+            if not 0 <= rate < 1:
+                raise UserError(f"dropout.{name} must be at least 0 and below 1, got {rate}")
 
 
 @dataclass(frozen=True)
@@ -117,10 +131,11 @@ class TransformerConfig:
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); GELU, inner width 4 d, biases on every matrix."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, attention_dropout: float, residual_dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.residual_dropout = residual_dropout
         self.attention_norm = nn.LayerNorm(width, LAYER_NORM_EPS)
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -139,12 +154,12 @@ class Block(nn.Module):
         query_BHLK, key_BHLK, value_BHLK = (
             self.qkv(hidden_BLD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         )
-        rate = self.dropout if self.training else 0.0
+        rate = self.attention_dropout if self.training else 0.0
         read_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, dropout_p=rate, is_causal=True)
         return self.attention_out(read_BHLK.transpose(1, 2).flatten(-2))
 
     def _drop(self, branch_BLD: Tensor) -> Tensor:
-        return F.dropout(branch_BLD, self.dropout, self.training) if self.dropout else branch_BLD
+        return F.dropout(branch_BLD, self.residual_dropout, self.training) if self.residual_dropout else branch_BLD
 
 
 Result = TypeVar("Result")
@@ -166,9 +181,10 @@ class Transformer(nn.Module):
         self.checkpoint_activations = False
         self.items = nn.Embedding(config.n_items, config.width)
         self.positions = nn.Embedding(config.max_len, config.width)
+        attention, residual, layers = config.dropout.attention, config.dropout.residual, config.layers
         self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.dropout.of_layer(layer, config.layers))
-            for layer in range(config.layers)
+            Block(config.width, config.heads, attention.of_layer(layer, layers), residual.of_layer(layer, layers))
+            for layer in range(layers)
         )
         self.norm = nn.LayerNorm(config.width, LAYER_NORM_EPS)
         if not self.items.weight.is_meta:

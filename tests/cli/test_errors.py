@@ -99,7 +99,7 @@ def test_a_store_that_was_cut_or_edited(
             [*FIT, "--data.targets_per_step=3"],
             "targets_per_step",
         ),
-        ([*FIT, "--model.dropout.first=2"], "dropout.first"),
+        ([*FIT, "--model.dropout.residual.first=2"], "dropout.residual.first"),
         ([*FIT, "--trainer.devices=0"], "devices"),
         (
             [*FIT, "--checkpoint.monitor=val/NDGC@10"],

@@ -26,7 +26,7 @@ STUDY = {
         "trainer.max_epochs": 2,
         "trainer.enable_progress_bar": False,
         "model.optimizer.lr": 0.01,
-        "model.dropout.first": 0.1,
+        "model.dropout.residual.first": 0.1,
     },
 }
 

@@ -60,7 +60,11 @@ def options(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
                 "targets_per_step": 256,
             },
         },
-        "model": {"size": "3k", "optimizer": {"lr": 0.01}, "dropout": {"first": 0.1, "last": 0.1}},
+        "model": {
+            "size": "3k",
+            "optimizer": {"lr": 0.01},
+            "dropout": {"attention": {"first": 0.1, "last": 0.1}, "residual": {"first": 0.1, "last": 0.1}},
+        },
         "trainer": {"max_epochs": 6, "enable_progress_bar": False, "log_every_n_steps": 4},
     }
     path = tmp_path_factory.mktemp("config") / "quick.yaml"

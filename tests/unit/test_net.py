@@ -5,7 +5,7 @@ import torch
 
 from lrec import cost
 from lrec.errors import UserError
-from lrec.net import SIZES, Dropout, Transformer, TransformerConfig, find_size
+from lrec.net import SIZES, Dropout, OverDepth, Transformer, TransformerConfig, find_size
 
 LSRM = {"98k": 98_304, "786k": 786_432, "1.6m": 1_572_864, "9.4m": 9_437_184, "75m": 75_497_472, "829m": 829_440_000}
 
@@ -86,7 +86,7 @@ def test_recomputed_activations_change_nothing() -> None:
     items_BL = torch.arange(20).view(2, 10)
     gradients = []
     for recompute in (False, True):
-        net = Transformer(TransformerConfig(30, 10, 2, 16, 2, Dropout(0.1, 0.1, 0.1)))
+        net = Transformer(TransformerConfig(30, 10, 2, 16, 2, Dropout(0.1, OverDepth(0.1, 0.1), OverDepth(0.1, 0.1))))
         net.checkpoint_activations = recompute
         torch.manual_seed(0)
         net(items_BL, hidden).square().sum().backward()
@@ -96,14 +96,18 @@ def test_recomputed_activations_change_nothing() -> None:
 
 
 def test_dropout_runs_linearly_from_first_to_last_block() -> None:
-    net = Transformer(TransformerConfig(5, 5, 5, 8, 1, Dropout(embedding=0.5, first=0.4, last=0.0)))
-    assert [block.dropout for block in net.blocks] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
-    assert Dropout(first=0.2, last=0.1).of_layer(0, 1) == 0.2
+    net = Transformer(TransformerConfig(5, 5, 5, 8, 1, Dropout(0.5, OverDepth(0.4, 0.0), OverDepth(0.1, 0.3))))
+    assert [block.attention_dropout for block in net.blocks] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
+    assert [block.residual_dropout for block in net.blocks] == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
+    assert OverDepth(first=0.2, last=0.1).of_layer(0, 1) == 0.2
 
 
-def test_dropout_acts_in_training_only() -> None:
+@pytest.mark.parametrize(
+    "dropout", [Dropout(embedding=0.3), Dropout(attention=OverDepth(0.3, 0.3)), Dropout(residual=OverDepth(0.0, 0.3))]
+)
+def test_every_dropout_acts_in_training_only(dropout: Dropout) -> None:
     torch.manual_seed(0)
-    net = Transformer(TransformerConfig(5, 5, 2, 8, 1, Dropout(0.3, 0.3, 0.3)))
+    net = Transformer(TransformerConfig(5, 5, 2, 8, 1, dropout))
     items_BL = torch.zeros(1, 5, dtype=torch.int64)
     assert not torch.equal(net(items_BL, hidden), net(items_BL, hidden))
     net.eval()
@@ -117,5 +121,7 @@ def test_wrong_shapes_are_refused_in_one_line() -> None:
         TransformerConfig(5, 5, 1, 10, 3)
     with pytest.raises(UserError, match="layers must be at least 1"):
         TransformerConfig(5, 5, 0, 8, 1)
-    with pytest.raises(UserError, match=r"dropout.first must be at least 0 and below 1, got 1"):
-        Dropout(first=1.0)
+    with pytest.raises(UserError, match=r"dropout\.attention\.first must be at least 0 and below 1, got 1"):
+        Dropout(attention=OverDepth(first=1.0))
+    with pytest.raises(UserError, match=r"dropout\.embedding must be at least 0 and below 1, got -0\.1"):
+        Dropout(embedding=-0.1)
