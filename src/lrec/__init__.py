@@ -19,6 +19,10 @@ _HOME = {
     "Reduction": "lrec.data.splits",
     "Dropout": "lrec.net",
     "OverDepth": "lrec.net",
+    "FullSoftmax": "lrec.losses",
+    "SampledSoftmax": "lrec.losses",
+    "GBCE": "lrec.losses",
+    "Throughput": "lrec.throughput",
     "Optimizer": "lrec.optim",
     "UserError": "lrec.errors",
 }

@@ -27,3 +27,15 @@ def flops_per_target(config: TransformerConfig) -> int:
     """
     attention = 6 * config.layers * config.width * (config.max_len + 1)
     return 6 * (n_body(config) + n_head(config)) + attention
+
+
+def training_flops(config: TransformerConfig, targets: int, pairs: int, head_flops_per_target: int) -> int:
+    """Training FLOPs of windows as they are, forward and backward.
+
+    Args:
+        config: The network.
+        targets: Positions with a target.
+        pairs: Pairs of a position and one it attends to: 4 d FLOPs each in every block forward, twice that backward.
+        head_flops_per_target: What the loss costs (`Loss.flops_per_target`).
+    """
+    return targets * (6 * n_body(config) + head_flops_per_target) + 12 * config.layers * config.width * pairs

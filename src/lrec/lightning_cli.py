@@ -24,6 +24,7 @@ from lrec.errors import UserError
 from lrec.files import replacing
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
+from lrec.throughput import Throughput
 
 # Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; none is the user's to mend.
 _NOT_FOR_USERS = (
@@ -190,7 +191,7 @@ def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLi
         subclass_mode_data=True,
         parser_class=Parser,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter()]},
+        trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput()]},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

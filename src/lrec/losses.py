@@ -1,16 +1,142 @@
-"""Heads for training: what turns hidden states and the item table into a loss.
+"""Losses for training: heads that turn hidden states and the item table into a sum over targets.
 
-Shape suffixes: M targets, D width, V catalogue, C targets of a chunk.
+Full softmax is exact and costs what its matrix products cost; the sampled losses cost what their negatives cost, and
+are for catalogues where that matters. Evaluation is over the whole catalogue, whatever is trained on.
+
+Shape suffixes: M targets, D width, V catalogue, C targets of a chunk, N negatives, shared by the batch.
 """
 
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MiB in float32, small enough for the caches to help
-MIN_CHUNK_ROWS = 256
+from lrec.errors import UserError
+
+# Logits held at once. On a CPU a chunk should stay in the cache, but products of fewer than 128 rows are slow; whatever
+# the catalogue, 2^26 logits (256 MiB) are the bound.
+CPU_CHUNK_ELEMENTS = 2**20
+CPU_CHUNK_ROWS = 128
+MAX_CHUNK_ELEMENTS = 2**26
+
+
+class Loss(ABC):
+    """A training loss: a sum over targets, so that any split of a step into batches adds up to the same."""
+
+    @abstractmethod
+    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """The sum over targets, in nats; counts_V are the items' training interactions."""
+
+    @abstractmethod
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        """Training FLOPs of the head: six per entry of the scores' matrix product and its two gradients' products."""
+
+
+@dataclass(frozen=True)
+class FullSoftmax(Loss):
+    """Cross-entropy over the whole catalogue, exact; never holds targets x catalogue."""
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """Sum of -log softmax(hidden @ table.T)[target]."""
+        return full_softmax(hidden_MD, table_VD, targets_M)
+
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        """6 V d."""
+        return 6 * n_items * width
+
+
+@dataclass(frozen=True)
+class SampledSoftmax(Loss):
+    """Softmax over the target and negatives drawn for the whole batch, corrected by logQ.
+
+    A negative j of N, drawn with probability q_j, gets the score s_j - log(N q_j), so that the sum in the denominator
+    has the full softmax's as its expectation; negatives equal to a row's target are left out of the row.
+    Source: Bengio & Senecal 2008; the target counted as not sampled.
+
+    Attributes:
+        negatives: Items drawn per batch, with replacement.
+        power: Negatives are drawn in proportion to (training count) ** power; 0 draws uniformly.
+        logq: Correct the scores; without, popular negatives are pushed down more than full softmax would.
+    """
+
+    negatives: int = 256
+    power: float = 0.0
+    logq: bool = True
+
+    def __post_init__(self) -> None:
+        _check_negatives(self.negatives)
+        if not self.power >= 0:
+            raise UserError(f"loss.power must be at least 0, not {self.power}")
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """Sum of -log softmax over target and negatives."""
+        negatives_N, log_q_N = _draw(self.negatives, counts_V, self.power)
+        target_M, scores_MN = _scores(hidden_MD, table_VD, targets_M, negatives_N)
+        if self.logq:
+            scores_MN = scores_MN - (log_q_N + math.log(self.negatives))
+        scores_MN = scores_MN.masked_fill(negatives_N == targets_M[:, None], -math.inf)
+        return (torch.logaddexp(target_M, scores_MN.logsumexp(1)) - target_M).sum()
+
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        """6 (N + 1) d."""
+        return 6 * (self.negatives + 1) * width
+
+
+@dataclass(frozen=True)
+class GBCE(Loss):
+    """Generalised binary cross-entropy over the target and uniform negatives drawn for the whole batch.
+
+    -(1 / (N + 1)) [log sigmoid(s_target) beta + sum over negatives of log(1 - sigmoid(s))], with
+    beta = a (t (1 - 1/a) + 1/a) and a = N / (V - 1). Source: gSASRec, arXiv 2308.07192.
+    Its scores are no log-probabilities of the catalogue, so select and stop on a rank metric, not on val/loss.
+
+    Attributes:
+        negatives: Items drawn per batch, with replacement.
+        calibration: t: 0 is plain binary cross-entropy, 1 gives well-calibrated probabilities.
+    """
+
+    negatives: int = 256
+    calibration: float = 0.75
+
+    def __post_init__(self) -> None:
+        _check_negatives(self.negatives)
+        if not 0 <= self.calibration <= 1:
+            raise UserError(f"loss.calibration must lie in 0..1, not {self.calibration}")
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """Sum over targets."""
+        negatives_N, _ = _draw(self.negatives, counts_V, 0.0)
+        target_M, scores_MN = _scores(hidden_MD, table_VD, targets_M, negatives_N)
+        share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
+        beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
+        # log(1 - sigmoid(s)) = -softplus(s); a negative that is the row's target counts for nothing.
+        losses_MN = F.softplus(scores_MN).masked_fill(negatives_N == targets_M[:, None], 0.0)
+        return (beta * F.softplus(-target_M).sum() + losses_MN.sum()) / (self.negatives + 1)
+
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        """6 (N + 1) d."""
+        return 6 * (self.negatives + 1) * width
+
+
+def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
+    """Sum over targets of -log softmax(hidden @ table.T)[target], in nats.
+
+    Holds `chunk_rows` x V logits at once, never the M x V tensor, in forward or backward.
+    """
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden_MD, table_VD, targets_M)
+    return loss
+
+
+def chunk_rows(n_items: int, device_type: str) -> int:
+    """Targets whose logits full softmax holds at once."""
+    if device_type == "cpu":
+        return max(CPU_CHUNK_ELEMENTS // n_items, min(CPU_CHUNK_ROWS, MAX_CHUNK_ELEMENTS // n_items), 1)
+    return max(MAX_CHUNK_ELEMENTS // n_items, 1)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -19,7 +145,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
-        rows = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // table_VD.shape[0])
+        rows = chunk_rows(table_VD.shape[0], hidden_MD.device.type)
         loss = hidden_MD.new_zeros((), dtype=torch.float32)
         grad_hidden_MD = torch.empty_like(hidden_MD) if needs_grad else None
         grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32) if needs_grad else None
@@ -29,18 +155,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits_CV = hidden_CD @ table_VD.T
             matmul_dtype = logits_CV.dtype  # bfloat16 under autocast
             logits_CV = logits_CV.float()
-            target_C = logits_CV.gather(1, targets_C1).squeeze(1)
+            target_C1 = logits_CV.gather(1, targets_C1)
             max_C1 = logits_CV.amax(1, keepdim=True)
             weights_CV = logits_CV.sub_(max_C1).exp_()
             sum_C1 = weights_CV.sum(1, keepdim=True)
-            loss += (max_C1 + sum_C1.log()).sum() - target_C.sum()
+            loss += (max_C1 + sum_C1.log() - target_C1).sum()
             if grad_hidden_MD is not None and grad_table_VD is not None:
-                # d loss / d logits = softmax - one-hot(target)
-                weights_CV.div_(sum_C1)
-                weights_CV.scatter_add_(1, targets_C1, torch.full_like(max_C1, -1.0))
-                grad_logits_CV = weights_CV.to(matmul_dtype)
-                grad_hidden_MD[start : start + rows] = grad_logits_CV @ table_VD
-                grad_table_VD += grad_logits_CV.T @ hidden_CD
+                # d loss / d logits = weights / sum - one-hot(target); the division waits for the C x D factors.
+                weights_CV.scatter_add_(1, targets_C1, -sum_C1)
+                weights_CV = weights_CV.to(matmul_dtype)
+                grad_hidden_MD[start : start + rows] = (weights_CV @ table_VD) / sum_C1
+                _add_product(grad_table_VD, weights_CV.T, hidden_CD / sum_C1)
         if grad_hidden_MD is not None and grad_table_VD is not None:
             ctx.save_for_backward(grad_hidden_MD, grad_table_VD.to(table_VD.dtype))
         return loss
@@ -52,10 +177,35 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden_MD * grad_loss, grad_table_VD * grad_loss, None
 
 
-def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
-    """Sum over targets of -log softmax(hidden @ table.T)[target], in nats.
+def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """sum += left @ right; inside the product where the types allow it, which spares a pass over V x D per chunk."""
+    if left_VC.dtype == right_CD.dtype == sum_VD.dtype:
+        sum_VD.addmm_(left_VC, right_CD)
+    else:
+        sum_VD += left_VC @ right_CD.to(left_VC.dtype)
 
-    Holds at most `CHUNK_ELEMENTS` logits (but no fewer than 256 rows), never the M x V tensor, in forward or backward.
-    """
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden_MD, table_VD, targets_M)
-    return loss
+
+def _check_negatives(negatives: int) -> None:
+    if negatives < 1:
+        raise UserError(f"loss.negatives must be at least 1, not {negatives}")
+
+
+def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """n items with replacement, and the log of each one's probability."""
+    n_items = len(counts_V)
+    if power == 0:
+        drawn_N = torch.randint(n_items, (n,), device=counts_V.device)
+        return drawn_N, counts_V.new_full((n,), -math.log(n_items), dtype=torch.float32)
+    mass_V = counts_V.double() ** power
+    # Not multinomial: it refuses more than 2^24 items.
+    upto_V = mass_V.cumsum(0)
+    places_N = torch.rand(n, dtype=torch.float64, device=counts_V.device) * upto_V[-1]
+    drawn_N = torch.searchsorted(upto_V, places_N, right=True).clamp(max=n_items - 1)
+    return drawn_N, (mass_V[drawn_N] / upto_V[-1]).log().float()
+
+
+def _scores(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, negatives_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores, in float32, of each row's target and of every negative."""
+    target_M = (hidden_MD * F.embedding(targets_M, table_VD)).sum(1)
+    scores_MN = hidden_MD @ F.embedding(negatives_N, table_VD).T
+    return target_M.float(), scores_MN.float()

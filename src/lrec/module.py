@@ -16,7 +16,7 @@ from lrec import cost
 from lrec.data.base import SequenceDataModule
 from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
-from lrec.losses import full_softmax
+from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import KS, Evaluation, Scores, score
 from lrec.net import Dropout, Size, Transformer, TransformerConfig, find_size
 from lrec.optim import Optimizer
@@ -31,11 +31,13 @@ class TopK(NamedTuple):
 
 
 class SequentialRecommender(LightningModule):
-    """A decoder-only transformer over item IDs, trained on every position of every window with full softmax.
+    """A decoder-only transformer over item IDs, trained on every position of every window.
 
-    Callbacks read: `config`, `D` (targets trained on), `flops`, `train_loss`, `diverged`, `evaluations`.
+    Callbacks read: `config`, `D` (targets trained on), `flops` (spent on those), `train_loss`, `diverged`,
+    `evaluations`.
     """
 
+    counts_V: Tensor
     popularity_table_V1: Tensor
 
     def __init__(
@@ -45,6 +47,7 @@ class SequentialRecommender(LightningModule):
         width: int | None = None,
         heads: int | None = None,
         dropout: Dropout = Dropout(),  # noqa: B008 (frozen)
+        loss: Loss = FullSoftmax(),  # noqa: B008 (frozen)
         optimizer: Optimizer = Optimizer(),  # noqa: B008 (frozen)
         top_k: int = 10,
         exclude_seen: bool = True,
@@ -57,6 +60,8 @@ class SequentialRecommender(LightningModule):
             width: Width of the hidden states, instead of size.
             heads: Attention heads, instead of size.
             dropout: Dropout rates; those of the blocks run linearly over depth.
+            loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq) or GBCE (negatives,
+                calibration). Evaluation is over the whole catalogue whatever this is.
             optimizer: AdamW and its schedule.
             top_k: Items a user gets from predict.
             exclude_seen: Leave the user's own history out of predict's lists.
@@ -64,20 +69,17 @@ class SequentialRecommender(LightningModule):
         super().__init__()
         self.size, self.shape = _choose_size(size, layers, width, heads)
         self.dropout = dropout
+        self.loss = loss
         self.optimizer = optimizer
         self.top_k = top_k
         self.exclude_seen = exclude_seen
         self.D = 0
+        self.flops = 0
         self.diverged = False
         self.evaluations: dict[str, dict[str, float]] = {}
         self.train_loss = math.nan
         self._train_loss_sum: Tensor | None = None
         self._train_targets = 0
-
-    @property
-    def flops(self) -> int:
-        """Training FLOPs spent so far."""
-        return self.D * cost.flops_per_target(self.config)
 
     @property
     def data(self) -> SequenceDataModule:
@@ -93,6 +95,7 @@ class SequentialRecommender(LightningModule):
         self.config = TransformerConfig(self.data.n_items, self.data.max_len, *self.shape, dropout=self.dropout)
         self.net = Transformer(self.config, seed=self.trainer.strategy.broadcast(torch.initial_seed()))
         counts_V = torch.as_tensor(self.data.item_counts_V)
+        self.register_buffer("counts_V", counts_V, persistent=False)
         # A scorer of one feature, hidden state 1 and table log count: its softmax is the items' share of the training.
         self.register_buffer("popularity_table_V1", counts_V.double().log().float()[:, None], persistent=False)
         self.model_evaluation = Evaluation(counts_V)
@@ -114,14 +117,16 @@ class SequentialRecommender(LightningModule):
         """This micro-batch's share of the mean loss over the global step's targets."""
 
         def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
-            return full_softmax(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M)
+            return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M, self.counts_V)
 
         loss_sum: Tensor = self.net(batch.items_BL, head)
         detached = loss_sum.detach()
         self._train_loss_sum = detached if self._train_loss_sum is None else self._train_loss_sum + detached
         self._train_targets += len(batch.targets_M)
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            head_flops = self.loss.flops_per_target(self.config.n_items, self.config.width)
             self.D += batch.step_targets
+            self.flops += cost.training_flops(self.config, batch.step_targets, batch.step_pairs, head_flops)
         # Ranks average gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
         loss = loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.step_targets)
         self.log("train/loss", loss.detach())
@@ -178,7 +183,7 @@ class SequentialRecommender(LightningModule):
                 raise UserError(f"the checkpoint has {name} {saved[name]}, the config {value}: give its own config")
         if saved["data_hash"] != self.data.data_hash:
             raise UserError("the checkpoint was trained on other data, another split or another reduction")
-        self.D = saved["D"]
+        self.D, self.flops = saved["D"], saved["flops"]
 
     def _shape_dict(self) -> dict[str, int]:
         names = ("n_items", "max_len", "layers", "width", "heads")

@@ -1,10 +1,13 @@
-"""Full softmax against the naive one that holds every logit."""
+"""Full softmax against the naive one that holds every logit; the sampled losses against it and their formulas."""
+
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lrec import losses
+from lrec.errors import UserError
 
 
 @pytest.mark.parametrize(("targets", "items"), [(1, 1), (5, 7), (700, 90), (513, 20_000)])
@@ -62,7 +65,7 @@ def test_the_logits_are_never_held_at_once() -> None:
     targets_M = torch.randint(0, 8192, (4096,))
     with Largest() as largest:
         losses.full_softmax(hidden_MD, table_VD, targets_M).backward()
-    assert largest.numel <= losses.CHUNK_ELEMENTS < 4096 * 8192
+    assert largest.numel <= losses.chunk_rows(8192, "cpu") * 8192 <= losses.CPU_CHUNK_ELEMENTS < 4096 * 8192
 
 
 def test_bfloat16_autocast_stays_close_and_finite() -> None:
@@ -76,3 +79,69 @@ def test_bfloat16_autocast_stays_close_and_finite() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
     assert table_VD.grad is not None
     assert torch.isfinite(table_VD.grad).all()
+
+
+def loss_case(targets: int = 60, items: int = 90) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    hidden_MD = torch.randn(targets, 16, generator=generator, requires_grad=True)
+    table_VD = torch.randn(items, 16, generator=generator, requires_grad=True)
+    targets_M = torch.randint(0, items, (targets,), generator=generator)
+    counts_V = torch.randint(1, 50, (items,), generator=generator)
+    return hidden_MD, table_VD, targets_M, counts_V
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_sampled_softmax_with_logq_tends_to_full_softmax(power: float) -> None:
+    hidden_MD, table_VD, targets_M, counts_V = loss_case()
+    expected = losses.full_softmax(hidden_MD, table_VD, targets_M)
+    torch.manual_seed(0)
+    sampled = losses.SampledSoftmax(200_000, power)(hidden_MD, table_VD, targets_M, counts_V)
+    assert sampled.item() == pytest.approx(expected.item(), rel=5e-3)
+    for parameter in (hidden_MD, table_VD):
+        a, b = (torch.autograd.grad(loss, parameter, retain_graph=True)[0] for loss in (sampled, expected))
+        assert torch.linalg.norm(a - b) < 0.05 * torch.linalg.norm(b)
+
+
+def test_without_logq_popular_negatives_weigh_more() -> None:
+    """What logQ corrects: the uncorrected loss of many popular negatives is another one."""
+    hidden_MD, table_VD, targets_M, counts_V = loss_case()
+    expected = losses.full_softmax(hidden_MD, table_VD, targets_M).item()
+    torch.manual_seed(0)
+    sampled = losses.SampledSoftmax(20_000, 1.0, logq=False)(hidden_MD, table_VD, targets_M, counts_V).item()
+    assert abs(sampled - expected) > 0.3 * expected
+
+
+def test_sampled_losses_equal_their_formulas_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden_MD, table_VD, targets_M, counts_V = loss_case()
+    drawn_N = torch.tensor([4, 4, 17, int(targets_M[0]), 88])
+    log_q_N = torch.linspace(-5, -3, 5)
+    monkeypatch.setattr(losses, "_draw", lambda *_: (drawn_N, log_q_N))
+    softmax, gbce = 0.0, 0.0
+    share = 5 / 89
+    beta = share * (0.75 * (1 - 1 / share) + 1 / share)
+    scores_MV = (hidden_MD @ table_VD.T).double()
+    for scores_V, target in zip(scores_MV, targets_M.tolist(), strict=True):
+        others = [n for n in range(5) if drawn_N[n] != target]
+        corrected = torch.stack([scores_V[target], *(scores_V[drawn_N[n]] - log_q_N[n] - math.log(5) for n in others)])
+        softmax -= corrected.log_softmax(0)[0].item()
+        negative = sum((1 - scores_V[drawn_N[n]].sigmoid()).log().item() for n in others)
+        gbce -= (beta * scores_V[target].sigmoid().log().item() + negative) / 6
+    ours = losses.SampledSoftmax(5)(hidden_MD, table_VD, targets_M, counts_V)
+    assert ours.item() == pytest.approx(softmax, rel=1e-5)
+    assert losses.GBCE(5)(hidden_MD, table_VD, targets_M, counts_V).item() == pytest.approx(gbce, rel=1e-5)
+
+
+def test_negatives_are_drawn_by_count_to_the_power() -> None:
+    counts_V = torch.tensor([1, 4, 9, 0])
+    torch.manual_seed(0)
+    for power, shares in ((0.0, [0.25] * 4), (0.5, [1 / 6, 2 / 6, 3 / 6, 0]), (1.0, [1 / 14, 4 / 14, 9 / 14, 0])):
+        drawn_N, log_q_N = losses._draw(60_000, counts_V, power)
+        found = torch.bincount(drawn_N, minlength=4) / 60_000
+        torch.testing.assert_close(found, torch.tensor(shares), atol=0.01, rtol=0)
+        torch.testing.assert_close(log_q_N.exp(), torch.tensor(shares)[drawn_N])
+
+
+@pytest.mark.parametrize("options", [{"negatives": 0}, {"power": -1.0}], ids=["no negatives", "negative power"])
+def test_impossible_options_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"loss.{next(iter(options))}"):
+        losses.SampledSoftmax(**options)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ class TrainBatch(NamedTuple):
     positions_M: Tensor  # int64, flat b*L + l of each position that predicts a target, ascending
     targets_M: Tensor  # int64
     step_targets: int  # targets of the whole global step: all ranks, all accumulated micro-batches
+    step_pairs: int  # pairs of a position and one it attends to, of the whole global step
 
 
 class EvalBatch(NamedTuple):
@@ -61,6 +62,11 @@ class Plan:
         total = int(lengths.sum())
         mine = _share_out(lengths, total, n_micro) == micro
         return starts[mine], lengths[mine], total
+
+    def pairs(self, step: int) -> int:
+        """Pairs of a position and one that it attends to, in the windows of a step."""
+        lengths = self.lengths_W[self.bounds[step] : self.bounds[step + 1]].astype(np.int64)
+        return int((lengths * (lengths + 1) // 2).sum())
 
 
 @dataclass(frozen=True)
@@ -129,12 +135,17 @@ def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
 
 
 def train_batch(
-    part: TrainingPart, catalogue_index_I: np.ndarray, starts: np.ndarray, lengths: np.ndarray, step_targets: int
+    part: TrainingPart,
+    catalogue_index_I: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    step_targets: int,
+    step_pairs: int,
 ) -> TrainBatch:
     """Gather the windows' items."""
     if len(starts) == 0:
         empty = torch.zeros(0, dtype=torch.int64)
-        return TrainBatch(torch.zeros(1, 1, dtype=torch.int64), empty, empty, step_targets)
+        return TrainBatch(torch.zeros(1, 1, dtype=torch.int64), empty, empty, step_targets, step_pairs)
     width = int(lengths.max())
     places = ranges(starts, lengths)
     positions_M = ranges(np.arange(len(starts)) * width, lengths)
@@ -142,7 +153,11 @@ def train_batch(
     items_BL.ravel()[positions_M] = catalogue_index_I[part.items(places)]
     targets_M = catalogue_index_I[part.items(places + 1)]
     return TrainBatch(
-        torch.from_numpy(items_BL), torch.from_numpy(positions_M), torch.from_numpy(targets_M), step_targets
+        torch.from_numpy(items_BL),
+        torch.from_numpy(positions_M),
+        torch.from_numpy(targets_M),
+        step_targets,
+        step_pairs,
     )
 
 
@@ -225,8 +240,9 @@ class _TrainDataset(Dataset[TrainBatch]):
         if self._epoch_plan is None or self._epoch_plan[0] != epoch:
             self._epoch_plan = epoch, self.planner.plan(self.seed, epoch)
         world, rank, accumulation = self.ranks
-        starts, lengths, total = self._epoch_plan[1].micro_batch(step, accumulated * world + rank, world * accumulation)
-        return train_batch(self.planner.part, self.catalogue_index_I, starts, lengths, total)
+        plan = self._epoch_plan[1]
+        starts, lengths, total = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
+        return train_batch(self.planner.part, self.catalogue_index_I, starts, lengths, total, plan.pairs(step))
 
 
 class TrainLoader:

@@ -1,0 +1,192 @@
+"""Throughput: how fast a run trains, how much of it is real work, and how near it comes to what the machine can do."""
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from lrec.data.batches import TrainBatch
+from lrec.files import write_json
+from lrec.module import SequentialRecommender
+
+GIB = 2**30
+# Side of the square matrices whose product is the measure: large enough for the best rate, small enough for a moment.
+PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
+PEAK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a stretch of training did; evaluation and saving are not counted, waiting for data is.
+
+    Attributes:
+        targets_per_s: Real targets per second, over all ranks.
+        real_share: Share of the positions of this rank's batches that are real, not padding.
+        flops_per_s: FLOPs of forward and backward per second, over all ranks: blocks, attention, head.
+        mfu: Those as a share of all ranks' measured matrix-product rate.
+        peak_flops_per_s: Measured rate of one rank.
+        memory_gib: Peak memory of this rank so far: allocated on a GPU, the process on a CPU.
+        seconds: Length of the stretch.
+    """
+
+    targets_per_s: float
+    real_share: float
+    flops_per_s: float
+    mfu: float
+    peak_flops_per_s: float
+    memory_gib: float
+    seconds: float
+
+    def line(self) -> str:
+        """In one line."""
+        return (
+            f"{self.targets_per_s:,.0f} targets/s, {self.real_share:.1%} of the positions real, "
+            f"{self.flops_per_s / 1e9:,.1f} GFLOP/s = {self.mfu:.0%} of the matrix products' "
+            f"{self.peak_flops_per_s / 1e9:,.0f} on each rank, {self.memory_gib:.2f} GiB"
+        )
+
+
+class Throughput(Callback):
+    """Log perf/ every `log_every_n_steps`, and write RUN/throughput.json and a line at the end of fit.
+
+    Clocks are read when Lightning logs, so a GPU is not made to wait at every step.
+    """
+
+    def __init__(self) -> None:
+        """Nothing to choose."""
+        self.summary: str | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the peak, start the clock."""
+        model = _model(pl_module)
+        self.peak_flops_per_s = measure_peak(model.device, _matmul_dtype(str(trainer.precision)))
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
+        self.total = _Stretch(model)
+        self.recent = _Stretch(model)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock: evaluation is not training."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._each("pause", _model(pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start it again."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._each("resume", _model(pl_module))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
+    ) -> None:
+        """Count the batch; log where Lightning does."""
+        for stretch in (self.total, self.recent):
+            stretch.positions += batch.items_BL.numel()
+            stretch.real += len(batch.targets_M)
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            rate = self.recent.rate(trainer, _model(pl_module), self.peak_flops_per_s)
+            shown = {f"perf/{name}": value for name, value in asdict(rate).items() if name != "seconds"}
+            pl_module.log_dict(shown)
+            pl_module.log("targets/s", rate.targets_per_s, prog_bar=True, logger=False)
+            self.recent = _Stretch(_model(pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum up the whole fit."""
+        rate = self.total.rate(trainer, _model(pl_module), self.peak_flops_per_s)
+        if rate.seconds > 0:
+            self._report(trainer, rate)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the line once the progress bar is closed."""
+        if self.summary is not None:
+            print(self.summary)
+        self.summary = None
+
+    @rank_zero_only
+    def _report(self, trainer: Trainer, rate: Rate) -> None:
+        self.summary = rate.line()
+        write_json(Path(trainer.default_root_dir) / "throughput.json", asdict(rate))
+
+    def _each(self, action: str, model: SequentialRecommender) -> None:
+        _synchronize(model.device)
+        for stretch in (self.total, self.recent):
+            getattr(stretch, action)()
+
+
+class _Stretch:
+    """Counts between two readings of a clock that can be stopped."""
+
+    def __init__(self, model: SequentialRecommender) -> None:
+        self.D, self.flops = model.D, model.flops
+        self.positions = self.real = 0
+        self.spent_s = 0.0
+        self.started: float | None = time.perf_counter()
+
+    def pause(self) -> None:
+        if self.started is not None:
+            self.spent_s += time.perf_counter() - self.started
+        self.started = None
+
+    def resume(self) -> None:
+        self.started = time.perf_counter()
+
+    def rate(self, trainer: Trainer, model: SequentialRecommender, peak_flops_per_s: float) -> Rate:
+        _synchronize(model.device)
+        running_s = 0.0 if self.started is None else time.perf_counter() - self.started
+        seconds = self.spent_s + running_s
+        per_second = 1 / seconds if seconds > 0 else 0.0
+        flops_per_s = (model.flops - self.flops) * per_second
+        return Rate(
+            targets_per_s=(model.D - self.D) * per_second,
+            real_share=self.real / max(self.positions, 1),
+            flops_per_s=flops_per_s,
+            mfu=flops_per_s / (peak_flops_per_s * trainer.world_size),
+            peak_flops_per_s=peak_flops_per_s,
+            memory_gib=peak_memory_gib(model.device),
+            seconds=seconds,
+        )
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of a large square matrix product: the best of those that fit into a fifth of a second."""
+    side = PEAK_SIDE.get(device.type, 1024)
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    product = matrix @ matrix
+    best, spent = float("inf"), 0.0
+    while spent < PEAK_SECONDS:
+        _synchronize(device)
+        start = time.perf_counter()
+        torch.mm(matrix, matrix, out=product)
+        _synchronize(device)
+        seconds = time.perf_counter() - start
+        best, spent = min(best, seconds), spent + seconds
+    return 2 * side**3 / best
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest memory so far: allocated on a GPU, resident of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def _matmul_dtype(precision: str) -> torch.dtype:
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    return torch.float16 if precision.startswith("16") else torch.float32
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _model(pl_module: LightningModule) -> SequentialRecommender:
+    assert isinstance(pl_module, SequentialRecommender)
+    return pl_module

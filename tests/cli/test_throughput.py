@@ -1,0 +1,104 @@
+"""perf/ in TensorBoard, throughput.json and the line at the end of fit; training on the sampled losses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lrec import cost
+from lrec.net import TransformerConfig
+from lrec.throughput import measure_peak
+
+QUICK = (
+    "--data=lrec.SyntheticDataModule",
+    "--data.n_users=200",
+    "--data.n_items=50",
+    "--data.targets_per_step=512",
+    "--config=trainer/laptop.yaml",
+    "--model.size=3k",
+    "--trainer.enable_progress_bar=false",
+)
+
+
+@pytest.fixture
+def fit(lrec: Callable[..., str], tmp_path: Path) -> Callable[..., tuple[str, Path]]:
+    def run(*options: str) -> tuple[str, Path]:
+        folder = tmp_path / "run"
+        printed = lrec("fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={folder}", *options)
+        return printed, folder
+
+    return run
+
+
+def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> None:
+    printed, run = fit("--trainer.max_epochs=2")
+    figures = json.loads((run / "throughput.json").read_text())
+    points = [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
+    assert figures["targets_per_s"] * figures["seconds"] == pytest.approx(points[-1]["D"])
+    assert figures["flops_per_s"] * figures["seconds"] == pytest.approx(points[-1]["flops"])
+    assert figures["mfu"] == pytest.approx(figures["flops_per_s"] / figures["peak_flops_per_s"])
+    assert figures["seconds"] < points[-1]["wall_s"]
+    assert 0.9 < figures["real_share"] <= 1
+    assert f"{figures['targets_per_s']:,.0f} targets/s" in printed
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert {"perf/targets_per_s", "perf/real_share", "perf/mfu", "perf/memory_gib"} <= set(events.Tags()["scalars"])
+
+
+def test_flops_are_those_of_the_windows_as_they_are(fit: Callable[..., tuple[str, Path]]) -> None:
+    """The synthetic users are of one length, so the sum over windows can be written down where one window holds all."""
+    _, run = fit("--trainer.max_epochs=1", "--data.length=20", "--data.max_len=50")
+    point = json.loads((run / "points.jsonl").read_text().splitlines()[-1])
+    targets, users = 17, point["U"] // 17
+    assert point["U"] == users * targets
+    pairs = users * targets * (targets + 1) // 2
+    config = TransformerConfig(50, 50, 1, 16, 1)
+    assert point["flops"] == cost.training_flops(config, point["D"], pairs, 6 * 50 * 16)
+
+
+def test_full_windows_cost_what_the_upper_bound_says() -> None:
+    config = TransformerConfig(1000, 50, 2, 64, 2)
+    full = cost.training_flops(config, 50, 50 * 51 // 2, 6 * cost.n_head(config))
+    assert full == 50 * cost.flops_per_target(config)
+
+
+def test_the_peak_is_that_of_a_plain_product() -> None:
+    matrix = torch.ones(1024, 1024)
+    import time
+
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        matrix @ matrix
+        best = min(best, time.perf_counter() - start)
+    assert measure_peak(torch.device("cpu"), torch.float32) > 0.3 * 2 * 1024**3 / best
+
+
+@pytest.mark.parametrize("loss", ["lrec.SampledSoftmax", "lrec.GBCE"])
+def test_sampled_losses_train_and_are_evaluated_on_the_whole_catalogue(
+    loss: str, fit: Callable[..., tuple[str, Path]]
+) -> None:
+    _, run = fit(
+        "--trainer.max_epochs=10",
+        "--data.n_users=1000",
+        f"--model.loss={loss}",
+        "--model.loss.negatives=20",
+        "--model.optimizer.lr=0.01",
+        "--checkpoint.monitor=val/NDCG@10",  # gBCE's scores are no log-probabilities: their cross-entropy says little
+        "--checkpoint.mode=max",
+        "--early_stopping.monitor=val/NDCG@10",
+        "--early_stopping.mode=max",
+    )
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["model"]["NDCG@10"] > 1.3 * metrics["popularity"]["NDCG@10"]
+    if loss == "lrec.SampledSoftmax":
+        assert metrics["floor"] < metrics["model"]["loss"] < metrics["popularity"]["loss"]
+
+
+def test_an_impossible_loss_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    options = (*QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path / 'run'}")
+    message = refused("fit", *options, "--model.loss=lrec.SampledSoftmax", "--model.loss.negatives=0")
+    assert "negatives must be at least 1" in message
