@@ -1,11 +1,17 @@
 """Parameters and FLOPs of a size: pure functions of the config."""
 
+from typing import NamedTuple
+
 from lrec.net import TransformerConfig
 
 
 def n_body(config: TransformerConfig) -> int:
-    """Entries of the blocks' matrices, 12 L d²: no biases, norms or embeddings (as in arXiv 2311.11351)."""
-    return 12 * config.layers * config.width**2
+    """Entries of the blocks' matrices: no biases, norms or embeddings (as in arXiv 2311.11351).
+
+    12 L d², exactly; with SwiGLU where 3 divides d, and otherwise to 1 / (8 d) for the rounding of its inner width.
+    """
+    perceptron = {"gelu": 2, "swiglu": 3}[config.architecture.mlp] * config.width * config.inner_width
+    return config.layers * (4 * config.width**2 + perceptron)
 
 
 def n_head(config: TransformerConfig) -> int:
@@ -13,10 +19,34 @@ def n_head(config: TransformerConfig) -> int:
     return config.n_items * config.width
 
 
+class Parameters(NamedTuple):
+    """Trained parameters by group."""
+
+    body: int
+    items: int
+    positions: int
+    biases: int
+    norms: int
+
+
+def parameters(config: TransformerConfig) -> Parameters:
+    """Every trained parameter: N_body, N_head, learned positions, biases of the matrices, gains and biases of norms."""
+    choice, d = config.architecture, config.width
+    mlp_in = config.inner_width * (2 if choice.mlp == "swiglu" else 1)
+    norm = 2 * d if choice.norm == "layer" else d
+    qk_norm = 2 * config.head_width if choice.qk_norm else 0
+    return Parameters(
+        body=n_body(config),
+        items=n_head(config),
+        positions=config.max_len * d if choice.positions == "learned" else 0,
+        biases=config.layers * (3 * d + d + mlp_in + d),
+        norms=config.layers * (2 * norm + qk_norm) + norm,
+    )
+
+
 def n_total(config: TransformerConfig) -> int:
-    """Every trained parameter: body, item table, positions, biases (9 d a block) and norms (4 d a block, 2 d last)."""
-    vectors = config.layers * 13 * config.width + 2 * config.width
-    return n_body(config) + n_head(config) + config.max_len * config.width + vectors
+    """Every trained parameter."""
+    return sum(parameters(config))
 
 
 def flops_per_target(config: TransformerConfig) -> int:

@@ -5,6 +5,7 @@ Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list len
 
 import hashlib
 import math
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import KS, Evaluation, Scores, score
-from lrec.net import Dropout, Size, Transformer, TransformerConfig, find_size
+from lrec.net import Architecture, Dropout, MuP, Size, Transformer, TransformerConfig, find_size
 from lrec.optim import Optimizer
 
 
@@ -47,6 +48,8 @@ class SequentialRecommender(LightningModule):
         width: int | None = None,
         heads: int | None = None,
         dropout: Dropout = Dropout(),  # noqa: B008 (frozen)
+        architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
+        mup: MuP | None = None,
         loss: Loss = FullSoftmax(),  # noqa: B008 (frozen)
         optimizer: Optimizer = Optimizer(),  # noqa: B008 (frozen)
         top_k: int = 10,
@@ -60,6 +63,8 @@ class SequentialRecommender(LightningModule):
             width: Width of the hidden states, instead of size.
             heads: Attention heads, instead of size.
             dropout: Dropout rates; those of the blocks run linearly over depth.
+            architecture: What a block is made of.
+            mup: Maximal-update parametrisation over width and depth; null for the standard one.
             loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq) or GBCE (negatives,
                 calibration). Evaluation is over the whole catalogue whatever this is.
             optimizer: AdamW and its schedule.
@@ -69,6 +74,8 @@ class SequentialRecommender(LightningModule):
         super().__init__()
         self.size, self.shape = _choose_size(size, layers, width, heads)
         self.dropout = dropout
+        self.architecture = architecture
+        self.mup = mup
         self.loss = loss
         self.optimizer = optimizer
         self.top_k = top_k
@@ -92,7 +99,9 @@ class SequentialRecommender(LightningModule):
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
         if hasattr(self, "net"):
             return
-        self.config = TransformerConfig(self.data.n_items, self.data.max_len, *self.shape, dropout=self.dropout)
+        self.config = TransformerConfig(
+            self.data.n_items, self.data.max_len, *self.shape, self.dropout, self.architecture, self.mup
+        )
         self.net = Transformer(self.config, seed=self.trainer.strategy.broadcast(torch.initial_seed()))
         counts_V = torch.as_tensor(self.data.item_counts_V)
         self.register_buffer("counts_V", counts_V, persistent=False)
@@ -179,15 +188,18 @@ class SequentialRecommender(LightningModule):
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
         for name, value in self._shape_dict().items():
-            if saved[name] != value:
-                raise UserError(f"the checkpoint has {name} {saved[name]}, the config {value}: give its own config")
+            if saved.get(name) != value:
+                raise UserError(f"the checkpoint has {name} {saved.get(name)}, the config {value}: give its own config")
         if saved["data_hash"] != self.data.data_hash:
             raise UserError("the checkpoint was trained on other data, another split or another reduction")
         self.D, self.flops = saved["D"], saved["flops"]
 
-    def _shape_dict(self) -> dict[str, int]:
-        names = ("n_items", "max_len", "layers", "width", "heads")
-        return {name: getattr(self.config, name) for name in names}
+    def _shape_dict(self) -> dict[str, Any]:
+        """What makes two networks differ in more than their weights: all of the config but dropout."""
+        shape = asdict(self.config)
+        del shape["dropout"]
+        architecture = {f"architecture.{name}": value for name, value in shape.pop("architecture").items()}
+        return shape | architecture
 
     def _score_last(self, batch: EvalBatch, k: int) -> Scores:
         def head(hidden_BLD: Tensor, table_VD: Tensor) -> Scores:

@@ -1,14 +1,15 @@
-"""The network: a decoder-only transformer over item IDs (GPT-2 style, pre-LN). Plain torch, one device, no Lightning.
+"""The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning.
 
-`SIZES` is the ladder, `TransformerConfig` the shape, `Transformer` the network. Shape suffixes:
-B batch rows, L positions, D width, H heads, K width per head, F inner width (4 D), V catalogue.
+`SIZES` is the ladder, `Architecture` what a block is made of, `MuP` how it is parametrised over width and depth,
+`TransformerConfig` the whole shape, `Transformer` the network. Shape suffixes:
+B batch rows, L positions, D width, H heads, K width per head, J half of it, F inner width, V catalogue.
 """
 
 import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from lrec.errors import UserError
 
 INIT_STD = 0.02
-LAYER_NORM_EPS = 1e-12
+NORM_EPS = 1e-12
+ROTARY_BASE = 10_000.0
 
 
 class Size(NamedTuple):
@@ -101,6 +103,55 @@ class Dropout:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What a block is made of; the default is that of GPT-2 and of arXiv 2311.11351.
+
+    Attributes:
+        norm: Normalisation before each branch and at the end; layer (LayerNorm) or rms (RMSNorm, arXiv 1910.07467).
+        mlp: Perceptron; gelu with inner width 4 d, or swiglu (arXiv 2002.05202) with 8 d / 3, which has as many
+            parameters.
+        positions: How order enters; learned adds a vector per position to the items, rotary turns queries and keys
+            (arXiv 2104.09864).
+        qk_norm: Normalise queries and keys per head (RMSNorm, arXiv 2010.04245).
+    """
+
+    norm: Literal["layer", "rms"] = "layer"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    positions: Literal["learned", "rotary"] = "learned"
+    qk_norm: bool = False
+
+
+@dataclass(frozen=True)
+class MuP:
+    """Maximal-update parametrisation: a learning rate found at the base shape holds at other widths and depths.
+
+    With d0, h0, L0 the base and d, h, L the net, all for Adam (arXiv 2203.03466, table 8):
+
+    - matrices of the blocks: initial standard deviation times sqrt(d0 / d), learning rate times d0 / d;
+    - item table (tied) and positions: initialised and trained alike at every width, and logits times d0 / d;
+    - attention: query-key products times sqrt(d0 / h0) / (d / h), that is 1 / head width instead of its square root;
+    - depth: each residual branch times L0 / L, and the 1/sqrt(2 L) of the initialisation stays at L0 (arXiv 2505.01618
+      with alpha = 1).
+
+    At the base shape this is the standard parametrisation, exactly.
+
+    Attributes:
+        base_layers: Number of blocks at which the learning rate was found.
+        base_width: Width at which it was found.
+        base_heads: Attention heads at which it was found.
+    """
+
+    base_layers: int = 2
+    base_width: int = 64
+    base_heads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("base_layers", "base_width", "base_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"mup.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
     """The shape of a Transformer.
 
@@ -111,6 +162,8 @@ class TransformerConfig:
         width: Width d of the hidden states and of the item table.
         heads: Attention heads; must divide width.
         dropout: Dropout rates.
+        architecture: What a block is made of.
+        mup: Maximal-update parametrisation; None for the standard one.
     """
 
     n_items: int
@@ -119,6 +172,8 @@ class TransformerConfig:
     width: int
     heads: int
     dropout: Dropout = Dropout()
+    architecture: Architecture = Architecture()
+    mup: MuP | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_items", "max_len", "layers", "width", "heads"):
@@ -126,40 +181,112 @@ class TransformerConfig:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
             raise UserError(f"heads must divide width, got width {self.width} and heads {self.heads}")
+        if self.architecture.positions == "rotary" and self.head_width % 2:
+            raise UserError(
+                f"architecture.positions rotary needs an even width per head, got {self.width} / {self.heads} heads"
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Width per attention head, d / h."""
+        return self.width // self.heads
+
+    @property
+    def inner_width(self) -> int:
+        """Width inside the perceptron: 4 d, or 8 d / 3 to the nearest integer for SwiGLU's three matrices."""
+        return 4 * self.width if self.architecture.mlp == "gelu" else round(8 * self.width / 3)
+
+    @property
+    def width_scale(self) -> float:
+        """d0 / d: what muP multiplies logits and the learning rate of the blocks' matrices by."""
+        return 1.0 if self.mup is None else self.mup.base_width / self.width
+
+    @property
+    def branch_scale(self) -> float:
+        """L0 / L: what muP multiplies residual branches by."""
+        return 1.0 if self.mup is None else self.mup.base_layers / self.layers
+
+    @property
+    def attention_scale(self) -> float:
+        """What query-key products are multiplied by."""
+        if self.mup is None:
+            return self.head_width**-0.5
+        return math.sqrt(self.mup.base_width / self.mup.base_heads) / self.head_width
+
+
+def _norm(config: TransformerConfig) -> nn.Module:
+    kind = nn.LayerNorm if config.architecture.norm == "layer" else nn.RMSNorm
+    return kind(config.width, NORM_EPS)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); GELU, inner width 4 d, biases on every matrix."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), with biases on every matrix."""
 
-    def __init__(self, width: int, heads: int, attention_dropout: float, residual_dropout: float) -> None:
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """Block `layer` (0 is the lowest) of a net."""
         super().__init__()
-        self.heads = heads
-        self.attention_dropout = attention_dropout
-        self.residual_dropout = residual_dropout
-        self.attention_norm = nn.LayerNorm(width, LAYER_NORM_EPS)
+        self.config = config
+        self.attention_dropout = config.dropout.attention.of_layer(layer, config.layers)
+        self.residual_dropout = config.dropout.residual.of_layer(layer, config.layers)
+        width, inner, architecture = config.width, config.inner_width, config.architecture
+        self.attention_norm = _norm(config)
         self.qkv = nn.Linear(width, 3 * width)
+        if architecture.qk_norm:
+            self.query_norm = nn.RMSNorm(config.head_width, NORM_EPS)
+            self.key_norm = nn.RMSNorm(config.head_width, NORM_EPS)
         self.attention_out = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width, LAYER_NORM_EPS)
-        self.mlp_in = nn.Linear(width, 4 * width)
-        self.mlp_out = nn.Linear(4 * width, width)
+        self.mlp_norm = _norm(config)
+        self.mlp_in = nn.Linear(width, inner if architecture.mlp == "gelu" else 2 * inner)  # swiglu: gate, then value
+        self.mlp_out = nn.Linear(inner, width)
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
         """Causal attention and the perceptron, each on a residual branch."""
-        hidden_BLD = hidden_BLD + self._drop(self._attend(self.attention_norm(hidden_BLD)))
-        inner_BLF = F.gelu(self.mlp_in(self.mlp_norm(hidden_BLD)))
-        return hidden_BLD + self._drop(self.mlp_out(inner_BLF))
+        hidden_BLD = self._add(hidden_BLD, self._attend(self.attention_norm(hidden_BLD)))
+        return self._add(hidden_BLD, self._perceive(self.mlp_norm(hidden_BLD)))
 
     def _attend(self, hidden_BLD: Tensor) -> Tensor:
-        # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
         query_BHLK, key_BHLK, value_BHLK = (
-            self.qkv(hidden_BLD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            self.qkv(hidden_BLD).unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
         )
-        rate = self.attention_dropout if self.training else 0.0
-        read_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, dropout_p=rate, is_causal=True)
+        if self.config.architecture.qk_norm:
+            query_BHLK, key_BHLK = self.query_norm(query_BHLK), self.key_norm(key_BHLK)
+        if self.config.architecture.positions == "rotary":
+            query_BHLK, key_BHLK = rotate(query_BHLK), rotate(key_BHLK)
+        # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
+        read_BHLK = F.scaled_dot_product_attention(
+            query_BHLK,
+            key_BHLK,
+            value_BHLK,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=True,
+            scale=self.config.attention_scale,
+        )
         return self.attention_out(read_BHLK.transpose(1, 2).flatten(-2))
 
-    def _drop(self, branch_BLD: Tensor) -> Tensor:
-        return F.dropout(branch_BLD, self.residual_dropout, self.training) if self.residual_dropout else branch_BLD
+    def _perceive(self, hidden_BLD: Tensor) -> Tensor:
+        inner_BLF = self.mlp_in(hidden_BLD)
+        if self.config.architecture.mlp == "gelu":
+            return self.mlp_out(F.gelu(inner_BLF))
+        gate_BLF, value_BLF = inner_BLF.chunk(2, -1)
+        return self.mlp_out(F.silu(gate_BLF) * value_BLF)
+
+    def _add(self, hidden_BLD: Tensor, branch_BLD: Tensor) -> Tensor:
+        if self.residual_dropout:
+            branch_BLD = F.dropout(branch_BLD, self.residual_dropout, self.training)
+        return torch.add(hidden_BLD, branch_BLD, alpha=self.config.branch_scale)
+
+
+def rotate(x_BHLK: Tensor) -> Tensor:
+    """Rotary positions: turn the pair (2j, 2j + 1) of position l by the angle l * 10000^(-2j / K)."""
+    length, width = x_BHLK.shape[-2:]
+    dtype = torch.promote_types(x_BHLK.dtype, torch.float32)  # angles of late positions need more than bfloat16
+    positions_L = torch.arange(length, dtype=dtype, device=x_BHLK.device)
+    speeds_J = ROTARY_BASE ** -(torch.arange(0, width, 2, dtype=dtype, device=x_BHLK.device) / width)
+    angles_LJ = positions_L[:, None] * speeds_J
+    cosine_LJ, sine_LJ = angles_LJ.cos(), angles_LJ.sin()
+    even_BHLJ, odd_BHLJ = x_BHLK.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = (even_BHLJ * cosine_LJ - odd_BHLJ * sine_LJ, even_BHLJ * sine_LJ + odd_BHLJ * cosine_LJ)
+    return torch.stack(turned, -1).flatten(-2).to(x_BHLK.dtype)
 
 
 Result = TypeVar("Result")
@@ -180,13 +307,10 @@ class Transformer(nn.Module):
         self.config = config
         self.checkpoint_activations = False
         self.items = nn.Embedding(config.n_items, config.width)
-        self.positions = nn.Embedding(config.max_len, config.width)
-        attention, residual, layers = config.dropout.attention, config.dropout.residual, config.layers
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, attention.of_layer(layer, layers), residual.of_layer(layer, layers))
-            for layer in range(layers)
-        )
-        self.norm = nn.LayerNorm(config.width, LAYER_NORM_EPS)
+        if config.architecture.positions == "learned":
+            self.positions = nn.Embedding(config.max_len, config.width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = _norm(config)
         if not self.items.weight.is_meta:
             self.initialise(seed)
 
@@ -199,29 +323,40 @@ class Transformer(nn.Module):
     def initial_value(self, name: str, shape: torch.Size, seed: int) -> Tensor:
         """The whole parameter `name` before training, float32 on the CPU.
 
-        Normal(0, 0.02) matrices and tables, residual projections scaled by 1/sqrt(2 L), zero biases, unit norms. A draw
-        depends on the seed and the name alone: not on the device, on how parameters are sharded, or on their order.
+        Normal(0, 0.02) matrices and tables, residual projections scaled by 1/sqrt(2 L), zero biases, unit norms; `MuP`
+        says what it changes. A draw depends on the seed and the name alone: not on the device, on how parameters are
+        sharded, or on their order.
         """
         if len(shape) == 1:
             return torch.full(shape, 1.0 if name.endswith("norm.weight") else 0.0)
-        into_residual = name.endswith(("attention_out.weight", "mlp_out.weight"))
-        std = INIT_STD / math.sqrt(2 * self.config.layers) if into_residual else INIT_STD
+        std = INIT_STD
+        if name.startswith("blocks."):
+            std *= math.sqrt(self.config.width_scale)
+        if name.endswith(("attention_out.weight", "mlp_out.weight")):
+            std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
         digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         return torch.empty(shape).normal_(0.0, std, generator=generator)
 
     def lr_multiplier(self, name: str) -> float:
-        """Share of the optimizer's learning rate that the parameter `name` gets."""
-        return 1.0
+        """Share of the optimizer's learning rate that the parameter `name` gets; not 1 for muP's matrices only."""
+        is_matrix = name.startswith("blocks.") and name.endswith(
+            ("qkv.weight", "attention_out.weight", "mlp_in.weight", "mlp_out.weight")
+        )
+        return self.config.width_scale if is_matrix else 1.0
 
     def forward(self, items_BL: Tensor, head: Callable[[Tensor, Tensor], Result]) -> Result:
         """Encode the histories and return `head(hidden_BLD, table_VD)`."""
-        length = items_BL.shape[1]
-        hidden_BLD = self.items(items_BL) + self.positions.weight[:length]
+        hidden_BLD = self.items(items_BL)
+        if self.config.architecture.positions == "learned":
+            hidden_BLD = hidden_BLD + self.positions.weight[: items_BL.shape[1]]
         hidden_BLD = F.dropout(hidden_BLD, self.config.dropout.embedding, self.training)
         for block in self.blocks:
             if self.checkpoint_activations and self.training:
                 hidden_BLD = checkpoint(block, hidden_BLD, use_reentrant=False)
             else:
                 hidden_BLD = block(hidden_BLD)
-        return head(self.norm(hidden_BLD), self.items.weight)
+        hidden_BLD = self.norm(hidden_BLD)
+        if self.config.mup is not None:
+            hidden_BLD = hidden_BLD * self.config.width_scale
+        return head(hidden_BLD, self.items.weight)

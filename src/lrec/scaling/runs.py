@@ -15,6 +15,7 @@ import yaml
 
 from lrec.errors import UserError
 from lrec.files import locked, write_text
+from lrec.net import Architecture, TransformerConfig, find_size
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Run:
     fraction: float
     held_out: bool
     options: dict[str, Any]
+
+    def net_config(self, n_items: int) -> TransformerConfig:
+        """The shape of the net it trains on a catalogue of `n_items`, without dropout and muP, which nothing counts."""
+        max_len = self.options["data"]["init_args"]["max_len"]
+        architecture = Architecture(**self.options["model"]["architecture"])
+        return TransformerConfig(n_items, max_len, *find_size(self.size), architecture=architecture)
 
 
 class RunFailedError(RuntimeError):

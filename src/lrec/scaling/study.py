@@ -14,7 +14,7 @@ from lrec import cost
 from lrec.cli import find_config
 from lrec.errors import UserError
 from lrec.files import json_hash, write_json
-from lrec.net import SIZES, TransformerConfig, find_size
+from lrec.net import SIZES, find_size
 from lrec.scaling.fit import fit
 from lrec.scaling.laws import LAWS
 from lrec.scaling.points import read_points, source_hash
@@ -195,8 +195,7 @@ def _fit_ladder(out: Path, runs: list[Run], fraction: float, law: str, x: str) -
 
 def _count(run: Run, x: str, example: dict[str, Any]) -> int:
     """The parameters a run will have, from its size and from the catalogue that a finished run found."""
-    n_items, max_len = example["N_head"] // example["d_model"], run.options["data"]["init_args"]["max_len"]
-    config = TransformerConfig(n_items, max_len, *find_size(run.size))
+    config = run.net_config(n_items=example["N_head"] // example["d_model"])
     return cost.n_body(config) if x == "N_body" else cost.n_total(config)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from lrec import cost
 from lrec.files import replacing, write_text
-from lrec.net import TransformerConfig, find_size
 from lrec.scaling.fit import Fit
 from lrec.scaling.plots import fit_figure
 from lrec.scaling.points import read_points, source_hash
@@ -154,7 +153,7 @@ def print_plan(runs: list[Run]) -> None:
             data.setup("fit")
             counts[run.fraction] = (data.n_items, data.U)
         n_items, unique = counts[run.fraction]
-        config = TransformerConfig(n_items, run.options["data"]["init_args"]["max_len"], *find_size(run.size))
+        config = run.net_config(n_items)
         targets = unique * (run.options["trainer"]["max_epochs"] or 1000)
         hours = (10 + 3 * targets * cost.flops_per_target(config) / rate) / 3600
         memory, disk = 1 + 16 * cost.n_total(config) / 2**30, 24 * cost.n_total(config) / 2**30
