@@ -1,0 +1,146 @@
+"""Batches grouped by length against fully shuffled ones: share of real positions, time, and validation loss.
+
+    python benchmarks/grouping.py --data FOLDER [--runs runs/grouping]
+
+FOLDER holds s3rec_Beauty.txt.gz and ml-latest-small_ratings.csv.gz. Trains the same network on the same windows twice
+per seed, writes a JSON file per run into the folder of runs, skips runs that are there, and makes
+benchmarks/grouping.md of them.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Trainer, seed_everything
+from scipy.stats import t as student
+
+from lrec.data import batches
+from lrec.data.base import SequenceDataModule
+from lrec.data.interactions import InteractionsDataModule
+from lrec.data.movielens import MovieLensDataModule
+from lrec.files import write_json, write_text
+from lrec.module import SequentialRecommender
+from lrec.net import Dropout
+from lrec.optim import Optimizer
+
+SIZE, LR, TARGETS_PER_STEP, MAX_LEN = "25k", 0.003125, 1024, 50
+# Pools of one step: every step gets windows of a random permutation, as a shuffled sampler would give it.
+POOLS = {"grouped": batches.POOL_STEPS, "shuffled": 1}
+HEADER = """# Batches grouped by length against fully shuffled ones
+
+Windows are grouped by length inside pools of {pool} steps, so that little of a batch is padding. Does this cost
+anything? The same network ({size}: 2 blocks, width 32; {targets} targets per step, inputs of at most {length} items) is
+trained on the same windows, once in lrec's order and once in fully shuffled order, for equal epochs and with the same
+initial weights per seed.
+
+    python benchmarks/grouping.py --data FOLDER
+
+{machine}.
+
+"""
+
+
+class Set(NamedTuple):
+    """A data set's seeds and epochs, and the share of real positions aimed at."""
+
+    seeds: range
+    epochs: int
+    aim: float
+
+
+SETS = {"s3rec_Beauty": Set(range(1, 5), 3, 0.92), "ml-latest-small": Set(range(1, 7), 6, 0.95)}
+
+
+def data_module(name: str, folder: Path, stores: Path, seed: int) -> SequenceDataModule:
+    options: dict[str, Any] = {
+        "data_dir": stores, "seed": seed, "max_len": MAX_LEN, "targets_per_step": TARGETS_PER_STEP
+    }  # fmt: skip
+    if name == "s3rec_Beauty":
+        return InteractionsDataModule(folder / "s3rec_Beauty.txt.gz", **options)
+    return MovieLensDataModule(folder, version="latest-small", **options)
+
+
+def train(name: str, order: str, seed: int, folder: Path, stores: Path) -> dict[str, Any]:
+    """Train once and tell what came out."""
+    batches.POOL_STEPS = POOLS[order]
+    seed_everything(seed)
+    data = data_module(name, folder, stores, seed)
+    data.prepare_data()
+    data.setup()
+    real = positions = 0
+    for batch in data.train_dataloader():
+        real, positions = real + len(batch.targets_M), positions + batch.items_BL.numel()
+    model = SequentialRecommender(SIZE, optimizer=Optimizer(LR), dropout=Dropout(0.2, 0.2, 0.2))
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_epochs=SETS[name].epochs, gradient_clip_val=1.0, num_sanity_val_steps=0,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    start = time.monotonic()
+    trainer.fit(model, data)
+    seconds = time.monotonic() - start
+    return {"real": real / positions, "val_loss": float(trainer.callback_metrics["val/loss"]), "seconds": seconds}
+
+
+def page(runs: dict[tuple[str, str, int], dict[str, Any]]) -> str:
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+    machine = f"{platform.machine()}, Python {platform.python_version()}, commit {commit}"
+    lines = [
+        "| data | epochs | order | real positions | seconds | validation loss | its deviation over seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    verdicts, per_run = [], ["| data | seed | grouped | shuffled | difference |", "|---|---|---|---|---|"]
+    for name, (seeds, epochs, aim) in SETS.items():
+        for order in POOLS:
+            found = [runs[name, order, seed] for seed in seeds]
+            losses = [run["val_loss"] for run in found]
+            lines.append(
+                f"| {name} | {epochs} | {order} | {mean(run['real'] for run in found):.1%} "
+                f"| {mean(run['seconds'] for run in found):.1f} | {mean(losses):.4f} | {stdev(losses):.4f} |"
+            )
+        pairs = [[runs[name, order, seed]["val_loss"] for order in POOLS] for seed in seeds]
+        differences = [grouped - shuffled for grouped, shuffled in pairs]
+        for seed, (grouped, shuffled) in zip(seeds, pairs, strict=True):
+            per_run.append(f"| {name} | {seed} | {grouped:.4f} | {shuffled:.4f} | {grouped - shuffled:+.4f} |")
+        n = len(differences)
+        half = float(student.ppf(0.975, n - 1)) * stdev(differences) / sqrt(n)
+        noise = stdev(shuffled for _, shuffled in pairs)
+        least = min(runs[name, "grouped", seed]["real"] for seed in seeds)
+        verdict = "within" if abs(mean(differences)) <= noise else "**beyond**"
+        reached = "reached" if least >= aim else "**not reached**"
+        verdicts.append(
+            f"- {name}: grouped minus shuffled {mean(differences):+.4f} nats, 95 % interval "
+            f"[{mean(differences) - half:+.4f}, {mean(differences) + half:+.4f}] over {n} paired seeds; shuffled runs "
+            f"of different seeds deviate by {noise:.4f}. The difference is {verdict} seed noise. At least {least:.1%} "
+            f"of the positions in an epoch's batches are real (aim {aim:.0%}: {reached})."
+        )
+    header = HEADER.format(pool=POOLS["grouped"], size=SIZE, targets=TARGETS_PER_STEP, length=MAX_LEN, machine=machine)
+    return header + "\n".join([*lines, "", *verdicts, "", "## Runs", "", *per_run]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the two raw files")
+    parser.add_argument("--runs", type=Path, default=Path("runs/grouping"), help="folder of runs and stores")
+    arguments = parser.parse_args()
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    runs = {}
+    for name, (seeds, _, _) in SETS.items():
+        for seed in seeds:
+            for order in POOLS:
+                file = arguments.runs / f"{name}-{order}-{seed}.json"
+                if not file.exists():
+                    write_json(file, train(name, order, seed, arguments.data, arguments.runs / "stores"))
+                runs[name, order, seed] = json.loads(file.read_text(encoding="utf-8"))
+                print(name, order, seed, runs[name, order, seed], flush=True)
+    write_text(Path(__file__).with_suffix(".md"), page(runs))
+
+
+if __name__ == "__main__":
+    main()
