@@ -98,7 +98,11 @@ class AmazonDataModule(SequenceDataModule):
     def _tables(self, file: _File) -> Iterator[Table]:
         header = _HEADERS[self.year]
         data, name = pieces(file.path), str(file.path)
-        tables = csv_tables(data, name, ",", header) if file.layout == "csv" else jsonl_tables(data, name)
+        if file.layout == "csv":
+            time = _COLUMNS[self.year].time
+            tables = csv_tables(data, name, ",", header, [time] if time is not None else [])
+        else:
+            tables = jsonl_tables(data, name)
         for place, table in enumerate(tables):
             if place == 0:
                 if file.layout == "csv" and header is not None:

@@ -77,7 +77,7 @@ class InteractionsDataModule(SequenceDataModule):
     def read(self) -> RawInteractions:
         """Read all files, in the order of their names."""
         files = self._files()
-        tables = chain.from_iterable(_read(file, file_format) for file, file_format in files)
+        tables = chain.from_iterable(_read(file, file_format, self.columns) for file, file_format in files)
         if files[0][1] == "lines":
             return to_interactions(tables, Columns("user", "item"), duplicates=True)
         return to_interactions(tables, self.columns, self.min_rating)
@@ -128,9 +128,9 @@ def _partition(file: Path) -> dict[str, str | None]:
     return values
 
 
-def _read(file: Path, file_format: Format) -> Iterator[Table]:
+def _read(file: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
     values = _partition(file)
-    for table in read_table(file, file_format):
+    for table in read_table(file, file_format, columns):
         missing = {column: value for column, value in values.items() if column not in table.frame.columns}
-        columns = [pl.lit(value, dtype=pl.String).alias(column) for column, value in missing.items()]
-        yield replace(table, frame=table.frame.with_columns(columns))
+        told = [pl.lit(value, dtype=pl.String).alias(column) for column, value in missing.items()]
+        yield replace(table, frame=table.frame.with_columns(told))

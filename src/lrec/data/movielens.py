@@ -25,6 +25,7 @@ OFFICIAL = "https://files.grouplens.org/datasets/movielens"
 
 Version = Literal["100k", "1m", "10m", "20m", "25m", "32m", "latest-small", "latest"]
 
+_COLUMNS = Columns("userId", "movieId", "timestamp")
 _VERSION = re.compile(r"ml-(latest-small|latest|100k|\d+m)", re.IGNORECASE)
 _RATINGS = re.compile(r"(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|\.zst)?")
 
@@ -68,8 +69,7 @@ class MovieLensDataModule(SequenceDataModule):
         """Read the ratings."""
         file = self._file()
         tables = _read_zip(file) if file.suffix == ".zip" else _parse(pieces(file), file.name, str(file))
-        columns = Columns("userId", "movieId", "timestamp")
-        return to_interactions(tables, columns)
+        return to_interactions(tables, _COLUMNS)
 
     def _file(self) -> Path:
         if self.path.is_file():
@@ -126,12 +126,12 @@ def _parse(parts: Iterable[bytes], file_name: str, name: str) -> Iterator[Table]
     header = ["userId", "movieId", "rating", "timestamp"]
     match _layout(file_name):
         case "u.data":
-            yield from csv_tables(parts, name, "\t", header)
+            yield from csv_tables(parts, name, "\t", header, _COLUMNS.integers)
         case "ratings.dat":
             # Polars takes one byte as separator; no field of this file holds a tab.
-            yield from csv_tables(_single_separators(parts), name, "\t", header)
+            yield from csv_tables(_single_separators(parts), name, "\t", header, _COLUMNS.integers)
         case _:
-            yield from csv_tables(parts, name, ",")
+            yield from csv_tables(parts, name, ",", integers=_COLUMNS.integers)
 
 
 def _single_separators(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -1,15 +1,14 @@
 """Rows of any number, in bounded memory: kept in the order of their source, then handed out user after user.
 
-Rows are records of integers. They stay in memory up to a limit, beyond it they lie in files. Either way they are split
-into ranges of users of a size that fits, and each range is ordered by itself: the result is the same.
+Rows are columns of integers, in pieces. They stay in memory up to a limit, beyond it they lie in a file. Either way
+every piece is split into ranges of users of a size that fits, and each range is ordered by itself: the result is the
+same.
 
 Shape suffixes: N rows of a range, U users, I items, K ids.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,83 +16,75 @@ import numpy as np
 import polars as pl
 
 from lrec.data.store import write_array
+from lrec.data.threads import mapped
 
 REST = "rest"
 # A domain that is the file's, not the row's: rows that differ in it alone are equal.
 FILE_DOMAIN = "file_domain"
-_READ = 1 << 18
-# Ranges that are ordered at a time; each adds to the peak of memory.
-_THREADS = 2
+
+# Columns of consecutive rows, by name.
+Piece = dict[str, np.ndarray]
 
 
-class Ids:
-    """Raw ids as codes in the order of first sight; at the end the codes' ranks in text order."""
+class Pieces:
+    """Pieces in the order they came: in memory, or in a file once they exceed `limit` bytes."""
 
-    def __init__(self) -> None:
-        self._type = pl.Categorical(pl.Categories.random())
-        # Polars forgets the codes with the last column that has them.
-        self._anchor = pl.Series([], dtype=self._type)
-        self._counts_K = np.zeros(0, dtype=np.int64)
-
-    def encode(self, ids: pl.Series) -> np.ndarray:
-        """Codes of the ids, uint32."""
-        codes = ids.cast(pl.String).cast(self._type).to_physical()
-        assert codes.null_count() == 0, "null ids must be refused when they are read"
-        codes_N = codes.cast(pl.UInt32).to_numpy()
-        counts_K = np.bincount(codes_N)
-        if len(counts_K) > len(self._counts_K):
-            counts_K[: len(self._counts_K)] += self._counts_K
-            self._counts_K = counts_K
-        else:
-            self._counts_K[: len(counts_K)] += counts_K
-        return codes_N
-
-    def ranked(self) -> tuple[pl.Series, np.ndarray, np.ndarray]:
-        """The ids in text order, each code's place in it (int32), and the rows of each id, in text order."""
-        codes = pl.Series("raw_id", np.arange(len(self._counts_K), dtype=np.uint32))
-        # Codes of another column's ids may lie between: they have no rows.
-        codes = codes.filter(pl.Series(self._counts_K > 0))
-        ids = codes.cat.to(self._type).cast(pl.String)
-        order = ids.arg_sort().to_numpy()
-        rank_K = np.full(len(self._counts_K), -1, dtype=np.int32)
-        rank_K[codes.to_numpy()[order]] = np.arange(len(order), dtype=np.int32)
-        return ids.gather(order), rank_K, self._counts_K[codes.to_numpy()[order]]
-
-
-class Rows:
-    """Records in the order they came: in memory, or in a file once they exceed `limit` bytes."""
-
-    def __init__(self, file: Path, limit: int) -> None:
+    def __init__(self, file: Path, limit: float) -> None:
         self._file = file
         self._limit = limit
-        self._held: list[np.ndarray] = []
-        self._type: np.dtype | None = None
-        self.size = 0
+        self._held: list[Piece] = []
+        self._size = 0
+        # Of each piece in the file: where it begins, and its columns without their rows.
+        self._written: list[tuple[int, int, Piece]] = []
         self.spilled = False
 
-    def append(self, rows_N: np.ndarray) -> None:
-        """Add records."""
-        self._type = rows_N.dtype
-        self._held.append(rows_N)
-        self.size += rows_N.nbytes
-        if self.spilled or self.size > self._limit:
+    def append(self, piece: Piece) -> None:
+        """Add a piece."""
+        self._held.append(piece)
+        self._size += sum(column.nbytes for column in piece.values())
+        if self.spilled or self._size > self._limit:
             self.spilled = True
             with self._file.open("ab") as file:
-                for rows in self._held:
-                    write_array(file, rows)
+                for held in self._held:
+                    self._written.append((file.tell(), _length(held), {name: held[name][:0] for name in held}))
+                    for column in held.values():
+                        write_array(file, column)
             self._held = []
 
-    def drain(self) -> Iterator[np.ndarray]:
-        """The records, in pieces, freed as they go."""
+    def __len__(self) -> int:
+        return len(self._held) + len(self._written)
+
+    def part(self, number: int, start: int = 0, end: int | None = None) -> Piece:
+        """Rows start .. end - 1 of a piece."""
+        if not self.spilled:
+            return {name: column[start:end] for name, column in self._held[number].items()}
+        place, length, empty = self._written[number]
+        count = (length if end is None else end) - start
+        part = {}
+        for name, column in empty.items():
+            offset = place + start * column.itemsize
+            part[name] = np.fromfile(self._file, dtype=column.dtype, count=count, offset=offset)
+            place += length * column.itemsize
+        return part
+
+    def drain(self) -> Iterator[Piece]:
+        """The pieces, freed as they go."""
         if self.spilled:
-            assert self._type is not None
-            with self._file.open("rb") as file:
-                while len(rows := np.fromfile(file, dtype=self._type, count=_READ)):
-                    yield rows
+            for number in range(len(self._written)):
+                yield self.part(number)
             self._file.unlink()
         self._held.reverse()
         while self._held:
             yield self._held.pop()
+
+
+def narrow(values_N: np.ndarray) -> np.ndarray:
+    """The same integers, in 2 or 4 bytes each where these hold them all."""
+    if len(values_N) == 0 or values_N.min() < 0:
+        return values_N
+    most = values_N.max()
+    narrower = np.uint16 if most < 1 << 16 else np.uint32 if most < 1 << 32 else values_N.dtype
+    return values_N.astype(narrower, copy=False)
 
 
 class Ordered(NamedTuple):
@@ -102,18 +93,23 @@ class Ordered(NamedTuple):
     Attributes:
         first_user: The first of the users.
         lengths_U: Interactions of each user.
-        rows_N: Records with item, and time, domain or FILE_DOMAIN, and row (number in the source) where there are any.
+        columns: item, and time, domain or FILE_DOMAIN, and row (number in the source) where there are any.
         repeats_dropped: Interactions of these users with an item they had already, where those are dropped.
     """
 
     first_user: int
     lengths_U: np.ndarray
-    rows_N: np.ndarray
+    columns: Piece
     repeats_dropped: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Number of these interactions."""
+        return len(self.columns["item"])
 
 
 def ordered(
-    rows: Rows,
+    rows: Pieces,
     folder: Path,
     user_rank_K: np.ndarray,
     item_rank_K: np.ndarray,
@@ -124,7 +120,7 @@ def ordered(
     """Rows by (user, time, place in the source), without those that are identical to an earlier one.
 
     Args:
-        rows: Records with user and item (codes), and where there are any time, domain, row and REST; they are used up.
+        rows: Columns user and item (codes), and where there are any time, domain, row and REST; they are used up.
         folder: Where ranges of users lie if `rows` spilled.
         user_rank_K: Place of each user code in the order of users.
         item_rank_K: Place of each item code in the order of items.
@@ -133,29 +129,46 @@ def ordered(
         repeats: Keep all interactions of a user with an item; false keeps the first.
     """
     bounds = _ranges(counts_U, range_rows)
-    ranges = [Rows(folder / f"range-{number}", 0 if rows.spilled else 1 << 62) for number in range(len(bounds) - 1)]
-    range_of_U = np.repeat(np.arange(len(ranges), dtype=np.uint16), np.diff(bounds))
-    for piece in rows.drain():
-        users_N = user_rank_K[piece["user"]]
-        piece["user"] = users_N
-        range_N = range_of_U[users_N]
-        if len(ranges) == 1:
-            ranges[0].append(piece)
-            continue
-        piece = piece[np.argsort(range_N, kind="stable")]
-        cuts = np.concatenate([[0], np.cumsum(np.bincount(range_N, minlength=len(ranges)))])
-        for number in np.flatnonzero(np.diff(cuts)).tolist():
-            ranges[number].append(piece[cuts[number] : cuts[number + 1]])
-    ahead: deque[Future[Ordered]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for number, held in enumerate(ranges):
-            rows_N = np.concatenate(list(held.drain()))
-            users = int(bounds[number]), int(bounds[number + 1])
-            ahead.append(pool.submit(_order, rows_N, *users, item_rank_K, repeats))
-            if len(ahead) > _THREADS:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+    n_ranges = len(bounds) - 1
+    range_of_U = np.repeat(np.arange(n_ranges, dtype=np.uint16), np.diff(bounds))
+    split = Pieces(folder / "ranges", 0 if rows.spilled else math.inf)
+    cuts: list[np.ndarray] = []
+    for piece in _joined(rows.drain(), range_rows if rows.spilled else 1):
+        piece["user"] = user_rank_K[piece["user"]]
+        range_N = range_of_U[piece["user"]]
+        if n_ranges > 1:
+            order_N = np.argsort(range_N, kind="stable")
+            for name in piece:
+                piece[name] = piece[name][order_N]
+        split.append(piece)
+        cuts.append(np.concatenate([[0], np.cumsum(np.bincount(range_N, minlength=n_ranges))]))
+
+    def order(number: int) -> Ordered:
+        begins_and_ends = ((cut[number], cut[number + 1]) for cut in cuts)
+        parts = [split.part(place, b, e) for place, (b, e) in enumerate(begins_and_ends) if e > b]
+        return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), item_rank_K, repeats)
+
+    yield from mapped(order, range(n_ranges))
+
+
+def _length(piece: Piece) -> int:
+    return len(next(iter(piece.values())))
+
+
+def _concatenated(pieces: list[Piece]) -> Piece:
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _joined(pieces: Iterable[Piece], least: int) -> Iterator[Piece]:
+    """The same rows in pieces of at least so many rows."""
+    held: list[Piece] = []
+    for piece in pieces:
+        held.append(piece)
+        if sum(map(_length, held)) >= least:
+            yield _concatenated(held) if len(held) > 1 else held[0]
+            held = []
+    if held:
+        yield _concatenated(held)
 
 
 def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:
@@ -167,29 +180,26 @@ def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], np.searchsorted(ends_U, targets, side="left") + 1, [len(counts_U)]]))
 
 
-def _order(rows_N: np.ndarray, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: bool) -> Ordered:
-    names = rows_N.dtype.names
-    assert names is not None
-    users_N = rows_N["user"].astype(np.int64) - first_user
-    times_N = rows_N["time"] if "time" in names else None
-    order_N = _stable_order(users_N, times_N)
-    rows_N = rows_N[order_N]
+def _order(rows: Piece, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: bool) -> Ordered:
+    users_N = rows.pop("user").astype(np.int64) - first_user
+    order_N = _stable_order(users_N, rows.get("time"))
+    rest_N = rows.pop(REST, None)
     users_N = users_N[order_N]
-    rows_N["item"] = item_rank_K[rows_N["item"]]
-    if REST in names:
-        fresh_N = _first_of_equal(rows_N)
+    rows = {name: column[order_N] for name, column in rows.items()}
+    rows["item"] = item_rank_K[rows["item"]]
+    if "time" in rows:
+        rows["time"] = rows["time"].astype(np.int64)
+    if rest_N is not None:
+        fresh_N = _first_of_equal(users_N, rows, rest_N, order_N)
         if not fresh_N.all():
-            rows_N, users_N = rows_N[fresh_N], users_N[fresh_N]
-    n_distinct = len(rows_N)
+            users_N, rows = users_N[fresh_N], {name: column[fresh_N] for name, column in rows.items()}
+    n_distinct = len(users_N)
     if not repeats:
-        pairs_N = users_N * len(item_rank_K) + rows_N["item"]
+        pairs_N = users_N * len(item_rank_K) + rows["item"]
         first = np.sort(np.unique(pairs_N, return_index=True)[1])
-        rows_N, users_N = rows_N[first], users_N[first]
+        users_N, rows = users_N[first], {name: column[first] for name, column in rows.items()}
     lengths_U = np.bincount(users_N, minlength=end_user - first_user)
-    kept_N = np.empty(len(rows_N), dtype=[(name, rows_N.dtype[name]) for name in names if name not in ("user", REST)])
-    for name in kept_N.dtype.names or ():
-        kept_N[name] = rows_N[name]
-    return Ordered(first_user, lengths_U, kept_N, n_distinct - len(rows_N))
+    return Ordered(first_user, lengths_U, rows, n_distinct - len(users_N))
 
 
 def _stable_order(users_N: np.ndarray, times_N: np.ndarray | None) -> np.ndarray:
@@ -198,10 +208,18 @@ def _stable_order(users_N: np.ndarray, times_N: np.ndarray | None) -> np.ndarray
         return np.argsort(users_N, kind="stable")
     least = int(times_N.min())
     span = int(times_N.max()) - least + 1
-    if (int(users_N.max()) + 1) * span >= 1 << 63:
+    n_keys = (int(users_N.max()) + 1) * span
+    if n_keys >= 1 << 63:
         return np.lexsort((times_N, users_N))
-    keys_N = users_N * span + (times_N - least)
-    # numpy's vectorised sort is several times faster than its stable one; ties are put in order afterwards.
+    keys_N = users_N * span + (times_N.astype(np.int64) - least)
+    place_bits = len(keys_N).bit_length()
+    # numpy's vectorised sorts are several times faster than its stable one.
+    if n_keys < 1 << (63 - place_bits):
+        keys_N <<= place_bits
+        keys_N |= np.arange(len(keys_N))
+        keys_N.sort()
+        keys_N &= (1 << place_bits) - 1
+        return keys_N
     order_N = np.argsort(keys_N)
     tied = _tied(keys_N[order_N])
     if tied.any():
@@ -221,21 +239,22 @@ def _tied(sorted_N: np.ndarray) -> np.ndarray:
     return tied
 
 
-def _first_of_equal(rows_N: np.ndarray) -> np.ndarray:
-    """Whether each row, in order, is the first of those that are equal in all but their place and their file."""
-    names = [name for name in rows_N.dtype.names or () if name not in ("row", FILE_DOMAIN)]
-    fresh_N = np.ones(len(rows_N), dtype=bool)
-    suspects = np.arange(len(rows_N))
-    if "time" in names:
-        same_time = rows_N["time"][1:] == rows_N["time"][:-1]
-        same_user = rows_N["user"][1:] == rows_N["user"][:-1]
-        tied = np.zeros(len(rows_N), dtype=bool)
-        tied[1:] = same_time & same_user
-        tied[:-1] |= tied[1:]
+def _first_of_equal(users_N: np.ndarray, rows: Piece, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
+    """Whether each row, in order, is the first of those that are equal in all but their place and their file.
+
+    `rest_N` is in the order of the source yet: only that of few rows is looked at.
+    """
+    fresh_N = np.ones(len(users_N), dtype=bool)
+    suspects = np.arange(len(users_N))
+    if "time" in rows:
+        same_N = (rows["time"][1:] == rows["time"][:-1]) & (users_N[1:] == users_N[:-1])
+        tied = np.zeros(len(users_N), dtype=bool)
+        tied[1:] = same_N
+        tied[:-1] |= same_N
         suspects = np.flatnonzero(tied)
     if len(suspects):
-        rows = rows_N[suspects]
-        frame = pl.DataFrame({name: np.ascontiguousarray(rows[name]) for name in names})
+        compared = {name: column[suspects] for name, column in rows.items() if name not in ("row", FILE_DOMAIN)}
+        frame = pl.DataFrame({"user": users_N[suspects], **compared, REST: rest_N[order_N[suspects]]})
         # Equal hashes only make rows suspect; comparing all rows would cost several times the time and memory.
         equal = frame.hash_rows().is_duplicated().to_numpy()
         suspects = suspects[equal]
@@ -247,24 +266,16 @@ def _first_of_equal(rows_N: np.ndarray) -> np.ndarray:
 class Spool:
     """Ordered interactions that are gone over several times: in memory, or in a file."""
 
-    def __init__(self, parts: Iterator[Ordered], file: Path | None) -> None:
-        self._file = file
+    def __init__(self, parts: Iterator[Ordered], file: Path, in_file: bool) -> None:
+        self._pieces = Pieces(file, 0 if in_file else math.inf)
         self._parts: list[Ordered] = []
         for part in parts:
-            if file is not None:
-                with file.open("ab") as out:
-                    write_array(out, part.rows_N)
-                part = part._replace(rows_N=part.rows_N[:0])
-            self._parts.append(part)
+            self._pieces.append(part.columns)
+            self._parts.append(part._replace(columns={}))
 
     def __iter__(self) -> Iterator[Ordered]:
-        if self._file is None:
-            yield from self._parts
-            return
-        with self._file.open("rb") as file:
-            for part in self._parts:
-                rows_N = np.fromfile(file, dtype=part.rows_N.dtype, count=int(part.lengths_U.sum()))
-                yield part._replace(rows_N=rows_N)
+        for number, part in enumerate(self._parts):
+            yield part._replace(columns=self._pieces.part(number))
 
 
 def find_core(
@@ -284,7 +295,7 @@ def find_core(
         for part in parts():
             end_user = part.first_user + len(part.lengths_U)
             users_N = np.repeat(np.arange(part.first_user, end_user), part.lengths_U)
-            items_N = part.rows_N["item"]
+            items_N = part.columns["item"]
             kept_N = alive_U[users_N] & alive_I[items_N]
             counts_I += np.bincount(items_N[kept_N], minlength=n_items)
             counts_U[part.first_user : end_user] = np.bincount(

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from csv import Error as CsvError
 from csv import reader as csv_reader
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from lrec.data.streams import BYTE_ORDER_MARK, count_byte, row_blocks
 from lrec.errors import UserError
 
 _BATCH = 500_000
+_SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONG_NUMBER = re.compile(rb"[:,\[\s](-?\d{19,})(?=[,\]}\s])")
 
@@ -33,6 +34,7 @@ class Table:
         keys_vary: A column of the file may be absent where all of its values here are null.
         domain: The domain of all the file's rows, where the file as a whole has one. It is no column: rows that differ
             in nothing else are duplicates.
+        text: The file is text: a column of integers has only such as the text spells in their shortest form.
     """
 
     name: str
@@ -40,9 +42,16 @@ class Table:
     first_row: int
     keys_vary: bool = False
     domain: str | None = None
+    text: bool = False
 
 
-def csv_tables(parts: Iterable[bytes], name: str, separator: str, header: list[str] | None = None) -> Iterator[Table]:
+def csv_tables(
+    parts: Iterable[bytes],
+    name: str,
+    separator: str,
+    header: list[str] | None = None,
+    integers: Collection[str] = (),
+) -> Iterator[Table]:
     """Parse delimited text into columns of text.
 
     Args:
@@ -50,6 +59,7 @@ def csv_tables(parts: Iterable[bytes], name: str, separator: str, header: list[s
         name: The file, for messages.
         separator: One character.
         header: Names of the columns of a file without a header.
+        integers: Columns that become integers, block by block, where nothing is lost by it: it is several times faster.
     """
     row = 1
     for block in row_blocks(parts, name, quotes=True):
@@ -59,8 +69,8 @@ def csv_tables(parts: Iterable[bytes], name: str, separator: str, header: list[s
             row = 2
             if not block:
                 continue
-        frame = _csv_block(block, name, row, separator, header)
-        yield Table(name, frame, row)
+        frame = _csv_block(block, name, row, separator, header, integers)
+        yield Table(name, frame, row, text=True)
         row += frame.height
     if row == 2 and header is not None:
         raise UserError(f"{name} has a header but no rows")
@@ -85,7 +95,9 @@ def _refuse_repeated(header: list[str], name: str) -> None:
         raise UserError(f"{name}, row 1: two columns are named {repeated[0]}")
 
 
-def _csv_block(block: bytes, name: str, row: int, separator: str, header: list[str]) -> pl.DataFrame:
+def _csv_block(
+    block: bytes, name: str, row: int, separator: str, header: list[str], integers: Collection[str]
+) -> pl.DataFrame:
     quoted = b'"' in block
     if quoted:
         rows, separators = _count_quoted(block, name, row, separator)
@@ -95,6 +107,10 @@ def _csv_block(block: bytes, name: str, row: int, separator: str, header: list[s
             _refuse_return(name, row + block.count(b"\n", 0, place))
         rows = count_byte(block, "\n") + 1
         separators = count_byte(block, separator)
+        if separators == rows * (len(header) - 1):
+            frame = _integer_block(block, rows, separator, header, integers)
+            if frame is not None:
+                return frame
     problem = ""
     # Polars takes a byte order mark off whatever it reads; only the file's own, gone by now, is none of the text.
     text = BYTE_ORDER_MARK + block if block.startswith(BYTE_ORDER_MARK) else block
@@ -114,6 +130,45 @@ def _csv_block(block: bytes, name: str, row: int, separator: str, header: list[s
             return frame
     _refuse_row(block, name, row, separator, len(header))
     raise UserError(f"{name}, rows {row} to {row + rows - 1}: not delimited text{problem}")
+
+
+def _integer_block(
+    block: bytes, rows: int, separator: str, header: list[str], integers: Collection[str]
+) -> pl.DataFrame | None:
+    """The block with those of `integers` as integers that its first row has in their shortest spelling.
+
+    None where there are none, or where a row spells them otherwise: that alone makes the text longer than its parts.
+    """
+    first = block[: block.find(b"\n")] if rows > 1 else block
+    fields = dict(zip(header, first.split(separator.encode()), strict=False))
+    chosen = [column for column in integers if column in fields and _SHORTEST_INTEGER.fullmatch(fields[column])]
+    if not chosen:
+        return None
+    try:
+        frame = pl.read_csv(
+            block,
+            separator=separator,
+            has_header=False,
+            schema={column: pl.Int64 if column in chosen else pl.String for column in header},
+            quote_char=None,
+        )
+    except PolarsError:
+        return None
+    length = rows * len(header) - 1
+    for column in frame:
+        if column.dtype == pl.String:
+            length += int(column.str.len_bytes().sum())
+        elif column.null_count() or (numbers := column.to_numpy()).min() < 0:
+            return None
+        else:
+            length += _digits(numbers)
+    return frame if frame.height == rows and length == len(block) else None
+
+
+def _digits(numbers: np.ndarray) -> int:
+    """Digits of all the numbers together, none of them negative."""
+    least, most = len(str(numbers.min())), len(str(numbers.max()))
+    return len(numbers) * least + sum(int(np.count_nonzero(numbers >= 10**n)) for n in range(least, most))
 
 
 def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[int, int]:

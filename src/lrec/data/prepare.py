@@ -9,22 +9,21 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from lrec.data.ordering import FILE_DOMAIN, REST, Ids, Ordered, Rows, Spool, find_core, ordered
+from lrec.data.ids import Ids
+from lrec.data.ordering import FILE_DOMAIN, REST, Ordered, Piece, Pieces, Spool, find_core, narrow, ordered
 from lrec.data.progress import Progress
 from lrec.data.statistics import Counter, ItemDomains
 from lrec.data.store import SCHEMA, StoreWriter
+from lrec.data.threads import ahead
 from lrec.errors import UserError
 from lrec.files import file_hash, json_hash, locked, replacing, write_json
-
-T = TypeVar("T")
 
 _GIB = 1 << 30
 # Bytes per row of a range of users while it is put in order, all copies counted.
@@ -123,12 +122,12 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     progress = Progress()
     work = folder / "work"
     work.mkdir()
-    rows = Rows(work / "rows", memory // 4)
+    rows = Pieces(work / "rows", memory // 4)
     users, items, domains = Ids(), Ids(), Ids()
     n_rows = 0
     progress.stage("read")
-    for frame in _ahead(raw.frames()):
-        rows.append(_records(frame, n_rows, users, items, domains))
+    for frame in ahead(raw.frames()):
+        rows.append(_piece(frame, n_rows, users, items, domains))
         n_rows += frame.height
         progress.add(frame.height)
     if n_rows == 0:
@@ -142,7 +141,7 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     kept_U, kept_I = np.ones(len(user_ids), dtype=bool), np.ones(len(item_ids), dtype=bool)
     if k > 1:
         progress.stage("order")
-        spool = Spool(_counted(parts, progress), work / "ordered" if rows.spilled else None)
+        spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
         progress.stage(f"{k}-core")
         kept_U, kept_I = find_core(lambda: _counted(spool, progress), len(user_ids), len(item_ids), k)
         if not kept_U.any():
@@ -155,19 +154,18 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     item_domains = ItemDomains(n_items) if len(domain_ids) else None
     writer: StoreWriter | None = None
     n_distinct = repeats_dropped = 0
-    for part in _ahead(_counted(parts, progress)):
-        names = part.rows_N.dtype.names or ()
-        domain_name = FILE_DOMAIN if FILE_DOMAIN in names else "domain"
-        writer = writer or StoreWriter(folder, times="time" in names)
-        n_distinct += len(part.rows_N) + part.repeats_dropped
+    for part in ahead(_counted(parts, progress)):
+        domain_name = FILE_DOMAIN if FILE_DOMAIN in part.columns else "domain"
+        writer = writer or StoreWriter(folder, times="time" in part.columns)
+        n_distinct += part.n_rows + part.repeats_dropped
         repeats_dropped += part.repeats_dropped
         part = _select(part, kept_U, kept_I) if k > 1 else part
-        items_N = code_I[part.rows_N["item"]]
-        times_N = part.rows_N["time"] if "time" in names else None
+        items_N = code_I[part.columns["item"]]
+        times_N = part.columns.get("time")
         writer.append(items_N, times_N)
         counter.add(part.lengths_U, items_N, times_N)
         if item_domains is not None:
-            item_domains.add(items_N, part.rows_N["row"], domain_rank_K[part.rows_N[domain_name]])
+            item_domains.add(items_N, part.columns["row"], domain_rank_K[part.columns[domain_name]])
     assert writer is not None
     statistics = counter.statistics()
     statistics["duplicates_dropped"] = n_rows - n_distinct
@@ -183,37 +181,24 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     progress.finish()
 
 
-def _ahead(things: Iterable[T]) -> Iterator[T]:
-    """The same things, each next one made in a second thread while the present one is used."""
-    iterator = iter(things)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, iterator, None)
-        while (thing := coming.result()) is not None:
-            coming = pool.submit(next, iterator, None)
-            yield thing
-
-
 def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
     for part in parts:
         yield part
-        progress.add(len(part.rows_N))
+        progress.add(part.n_rows)
 
 
-def _records(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids) -> np.ndarray:
-    """A frame's rows as records of integers; `row`, the number in the source, where there are domains."""
-    columns = {"user": users.encode(frame["user"]), "item": items.encode(frame["item"])}
+def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids) -> Piece:
+    """A frame's rows as integers; `row`, the number in the source, where there are domains."""
+    piece = {"user": narrow(users.encode(frame["user"])), "item": narrow(items.encode(frame["item"]))}
     if "time" in frame.columns:
-        columns["time"] = frame["time"].cast(pl.Int64).to_numpy()
+        piece["time"] = narrow(frame["time"].cast(pl.Int64).to_numpy())
     for name in ("domain", FILE_DOMAIN):
         if name in frame.columns:
-            columns["row"] = np.arange(first_row, first_row + frame.height, dtype=np.int64)
-            columns[name] = domains.encode(frame[name])
+            piece["row"] = np.arange(first_row, first_row + frame.height, dtype=np.int64)
+            piece[name] = narrow(domains.encode(frame[name]))
     if REST in frame.columns:
-        columns[REST] = frame[REST].to_numpy()
-    rows_N = np.empty(frame.height, dtype=[(name, values_N.dtype) for name, values_N in columns.items()])
-    for name, values_N in columns.items():
-        rows_N[name] = values_N
-    return rows_N
+        piece[REST] = frame[REST].to_numpy()
+    return piece
 
 
 def _select(part: Ordered, kept_U: np.ndarray, kept_I: np.ndarray) -> Ordered:
@@ -221,11 +206,12 @@ def _select(part: Ordered, kept_U: np.ndarray, kept_I: np.ndarray) -> Ordered:
     n_users = len(part.lengths_U)
     users_N = np.repeat(np.arange(n_users), part.lengths_U)
     kept_here_U = kept_U[part.first_user : part.first_user + n_users]
-    kept_N = kept_here_U[users_N] & kept_I[part.rows_N["item"]]
+    kept_N = kept_here_U[users_N] & kept_I[part.columns["item"]]
     if kept_N.all() and kept_here_U.all():
         return part
     lengths_U = np.bincount(users_N[kept_N], minlength=n_users)[kept_here_U]
-    return part._replace(lengths_U=lengths_U, rows_N=part.rows_N[kept_N])
+    columns = {name: column[kept_N] for name, column in part.columns.items()}
+    return part._replace(lengths_U=lengths_U, columns=columns)
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:

@@ -45,6 +45,11 @@ class Columns:
     domain: str | None = None
     rating: str | None = None
 
+    @property
+    def integers(self) -> tuple[str, ...]:
+        """Those that are read as integers where their text allows it."""
+        return (self.user, self.item) if self.time is None else (self.user, self.item, self.time)
+
 
 def infer_format(name: str) -> Format | None:
     """The format a file's name tells, a compression's ending aside."""
@@ -54,13 +59,13 @@ def infer_format(name: str) -> Format | None:
     return _FORMATS.get(path.suffix.lower())
 
 
-def read_table(path: Path, file_format: Format) -> Iterator[Table]:
+def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
     """Read a file, compressed or not, with all its columns, block by block."""
     match file_format:
         case "csv":
-            yield from csv_tables(pieces(path), str(path), ",")
+            yield from csv_tables(pieces(path), str(path), ",", integers=columns.integers)
         case "tsv":
-            yield from csv_tables(pieces(path), str(path), "\t")
+            yield from csv_tables(pieces(path), str(path), "\t", integers=columns.integers)
         case "jsonl":
             yield from jsonl_tables(pieces(path), str(path))
         case "lines":
@@ -144,6 +149,8 @@ class _Agreement:
             raise UserError(f"{table.name} has other columns than {self._first.name}: {found}")
         for column, dtype in frame.schema.items():
             kind = "number" if dtype.is_numeric() else str(dtype)
+            if table.text and dtype.is_integer():
+                kind = "String"
             if dtype != pl.Null and self._types.setdefault(column, kind) != kind:
                 raise UserError(f"{table.name}: the files' columns have different types ({column} is {dtype})")
 
@@ -239,13 +246,15 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
         if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object):
             raise UserError(f"{table.name}: column {column} holds {raw.dtype}, not text or numbers")
         if key == "time":
+            if table.text and dates and raw.dtype.is_integer():
+                raw = raw.cast(pl.String)
             checked[key], was_dates = parse_times(raw, dates)
             problem = "is neither a whole number of seconds or milliseconds nor an ISO date"
         elif key == "rating":
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
             problem = "is not a number"
         else:
-            checked[key] = raw.cast(pl.String)
+            checked[key] = raw if raw.dtype.is_integer() and key != "domain" else raw.cast(pl.String)
             problem = "is not text"
         bad_rows = checked[key].is_null().to_numpy()
         # A blank is text, but no number.

@@ -83,7 +83,7 @@ def test_k_core_is_the_largest_subset(pairs: list[tuple[int, int]], k: int) -> N
     for first, end in ((0, 2), (2, 6)):
         part = [(user, item) for user, item in pairs if first <= user < end]
         lengths = np.bincount([user - first for user, _ in part], minlength=end - first)
-        parts.append(Ordered(first, lengths, np.array([(item,) for _, item in part], dtype=[("item", np.int32)])))
+        parts.append(Ordered(first, lengths, {"item": np.array([item for _, item in part], dtype=np.int32)}))
     users, items = find_core(lambda: parts, 6, 6, k)
     kept = [(user, item) for user, item in pairs if users[user] and items[item]]
     expected = reference([(user, item, row) for row, (user, item) in enumerate(pairs)], k)

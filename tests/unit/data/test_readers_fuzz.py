@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from lrec.data import streams
+from lrec.data import parsing, streams
 from lrec.data.interactions import InteractionsDataModule
 from lrec.data.store import Store
 from lrec.errors import UserError
@@ -186,6 +186,52 @@ def test_mutated_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", KINDS)
 def test_thousands_of_mutated_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz(name, tmp_path, monkeypatch, 3000)
+
+
+SPELLINGS = [
+    b"0",
+    b"7",
+    b"07",
+    b"70",
+    b"+7",
+    b"-7",
+    b" 7",
+    b"7 ",
+    b"7.0",
+    b"",
+    b"a",
+    b"99999999",
+    b"9" * 20,
+    b"\xc3\xa9",
+]
+
+
+def test_integers_are_read_as_their_text_would_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "BLOCK", 60)
+    monkeypatch.setattr(streams, "_PIECE", 60)
+    stores = 0
+    for seed in range(150):
+        chance = random.Random(seed)
+        odd = chance.random() * 0.1
+        lines = [b"user,item,rating,timestamp"]
+        for _ in range(30):
+            fields = [b"%d" % chance.choice([1, 23, 456]), b"%d" % chance.randrange(9), b"%.1f" % chance.randrange(3)]
+            fields.append(b"%d" % chance.randrange(999_999_990, 1_000_000_009))
+            lines.append(b",".join(chance.choice(SPELLINGS) if chance.random() < odd else field for field in fields))
+        data = chance.choice([b"\n", b"\r\n"]).join(lines)
+        fast = prepare(tmp_path / "log.csv", data, tmp_path / f"fast-{seed}")
+        with monkeypatch.context() as patch:
+            patch.setattr(parsing, "_integer_block", lambda *_: None)
+            slow = prepare(tmp_path / "log.csv", data, tmp_path / f"slow-{seed}")
+        if isinstance(slow, Store):
+            assert isinstance(fast, Store), (data, fast)
+            assert (fast.hash, fast.statistics, fast.facts) == (slow.hash, slow.statistics, slow.facts)
+            for file in ("items.parquet", "users.parquet"):
+                assert (fast.path / file).read_bytes() == (slow.path / file).read_bytes()
+            stores += 1
+        else:
+            assert fast == slow
+    assert 30 < stores < 150
 
 
 @pytest.mark.parametrize("name", ["log.parquet", "log.csv.gz"])
