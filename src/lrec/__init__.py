@@ -26,6 +26,7 @@ _HOME = {
     "GBCE": "lrec.losses",
     "Throughput": "lrec.throughput",
     "Optimizer": "lrec.optim",
+    "Switch": "lrec.optim",
     "UserError": "lrec.errors",
 }
 

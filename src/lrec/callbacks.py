@@ -18,6 +18,7 @@ from lrec import cost
 from lrec.files import json_hash, replacing, write_json, write_text
 from lrec.metrics import KS
 from lrec.module import SequentialRecommender, TopK
+from lrec.switch import optimizer_of
 
 SCHEMA = 1
 
@@ -109,7 +110,7 @@ class ScalingPoints(Callback):
                 "test_loss": None,
                 "metrics": _prefixed("val", model),
                 "selected_on": _selected_on(trainer),
-                "lr_phase": "adamw",
+                "lr_phase": optimizer_of(trainer).phase_of(trainer.global_step),
                 "best": False,
                 "status": "diverged" if model.diverged else "running",
                 "seed": data.seed,

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -24,6 +24,7 @@ from lrec.errors import UserError
 from lrec.files import replacing
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
+from lrec.switch import StopAfterSwitch
 from lrec.throughput import Throughput
 
 # Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; none is the user's to mend.
@@ -51,7 +52,7 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks of every run, each a group of options."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(StopAfterSwitch, "early_stopping")
         parser.add_lightning_class_args(ScalingPoints, "points")
         parser.set_defaults(
             {

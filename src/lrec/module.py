@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import KS, Evaluation, Scores, score
 from lrec.net import Architecture, Dropout, MuP, Size, Transformer, TransformerConfig, find_size
 from lrec.optim import Optimizer
+from lrec.switch import OptimizerSwitch
 
 
 class TopK(NamedTuple):
@@ -67,7 +68,7 @@ class SequentialRecommender(LightningModule):
             mup: Maximal-update parametrisation over width and depth; null for the standard one.
             loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq) or GBCE (negatives,
                 calibration). Evaluation is over the whole catalogue whatever this is.
-            optimizer: AdamW and its schedule.
+            optimizer: AdamW and its schedule, and SGD after it where there is a switch.
             top_k: Items a user gets from predict.
             exclude_seen: Leave the user's own history out of predict's lists.
         """
@@ -111,10 +112,14 @@ class SequentialRecommender(LightningModule):
         self.popularity_evaluation = Evaluation(counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a scheduler that Lightning steps with the optimizer."""
+        """The optimizer with a scheduler that Lightning steps with it."""
         total_steps = int(self.trainer.estimated_stepping_batches)
         optimizer, scheduler = self.optimizer.build(self.net, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What makes the optimizer's switch, where there is one."""
+        return [OptimizerSwitch()] if self.optimizer.switch else []
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """Seed dropout from (seed, micro-step, rank), so that a resumed run drops what the undisturbed one would."""

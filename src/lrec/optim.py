@@ -1,37 +1,84 @@
-"""The optimizer: parameter groups and the learning rate of every step."""
+"""The optimizer: parameter groups, the learning rate of every step, and AdamW that can give way to SGD."""
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.sgd import sgd
 
 from lrec.errors import UserError
 from lrec.net import Transformer
 
+Decay = Literal["cosine", "linear", "constant"]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """When AdamW gives way to SGD with momentum, and how SGD goes on to the last step. Source: arXiv 2311.11351.
+
+    Attributes:
+        at: Optimizer steps that AdamW takes; none: until the validation loss has converged.
+        patience: Evaluations without improvement after which val/loss counts as converged.
+        min_improvement: Least fall of val/loss, in nats, that counts as improvement.
+        lr: Learning rate of SGD at the switch.
+        momentum: Momentum of SGD; its buffer is empty at the switch.
+        weight_decay: L2 penalty of matrices and tables during SGD.
+        decay: Shape of the rate's fall from the switch to the last step.
+        final_lr: Rate at the last step, as a share of lr (not used by constant).
+    """
+
+    at: int | None = None
+    patience: int = 3
+    min_improvement: float = 0.0
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    decay: Decay = "cosine"
+    final_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.at is not None and self.at < 1:
+            raise UserError(f"optimizer.switch.at must be at least 1 step, got {self.at}")
+        if self.patience < 1:
+            raise UserError(f"optimizer.switch.patience must be at least 1, got {self.patience}")
+        if not self.lr > 0:
+            raise UserError(f"optimizer.switch.lr must be above 0, got {self.lr}")
+        for name in ("min_improvement", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optimizer.switch.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optimizer.switch.momentum must be at least 0 and below 1, got {self.momentum}")
+        if not 0 <= self.final_lr <= 1:
+            raise UserError(f"optimizer.switch.final_lr must lie in 0..1, got {self.final_lr}")
+
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with linear warm-up and decay, both per optimizer step.
+    """AdamW with linear warm-up and decay, both per optimizer step, and SGD after it where there is a switch.
 
     Attributes:
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay of matrices and tables (norms and biases have none).
         betas: Decay rates of the two moment estimates.
         warmup: Share of all steps over which the rate rises linearly to lr.
-        decay: Shape of the fall after the warm-up.
+        decay: Shape of the fall from the warm-up to the last step (with a switch, SGD cuts it short).
         final_lr: Rate at the last step, as a share of lr (not used by constant).
+        switch: Give way to SGD at a step or once converged; none: AdamW to the end.
     """
 
     lr: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.05
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Decay = "cosine"
     final_lr: float = 0.0
+    switch: Switch | None = None
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -41,29 +88,111 @@ class Optimizer:
                 raise UserError(f"optimizer.{name} must lie in 0..1, got {getattr(self, name)}")
 
     def lr_factor(self, step: int, total_steps: int) -> float:
-        """Share of lr that step `step` (from 0) of `total_steps` uses."""
+        """Share of lr that step `step` (from 0) of `total_steps` uses while AdamW runs."""
         warmup_steps = round(self.warmup * total_steps)
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        if self.decay == "constant":
-            return 1.0
-        progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-        fall = (1 + math.cos(math.pi * progress)) / 2 if self.decay == "cosine" else 1 - progress
-        return self.final_lr + (1 - self.final_lr) * fall
+        return _fall(self.decay, self.final_lr, step - warmup_steps, total_steps - warmup_steps)
 
-    def build(self, net: Transformer, total_steps: int) -> tuple[AdamW, LambdaLR]:
+    def build(self, net: Transformer, total_steps: int) -> "tuple[AdamWThenSGD, LambdaLR]":
         """The optimizer and its scheduler, which must step once per optimizer step."""
-        groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+        switch = self.switch
+        if switch is not None and switch.at is not None and switch.at >= total_steps:
+            raise UserError(f"optimizer.switch.at {switch.at}: the run has {total_steps} steps only")
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in net.named_parameters():
-            groups[net.lr_multiplier(name), self.weight_decay if parameter.ndim >= 2 else 0.0].append(parameter)
+            groups[net.lr_multiplier(name), parameter.ndim >= 2].append(parameter)
         # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.
-        adamw = AdamW(
+        optimizer = AdamWThenSGD(
             [
-                {"params": parameters, "lr": self.lr * multiplier, "weight_decay": decay / multiplier}
-                for (multiplier, decay), parameters in groups.items()
+                {
+                    "params": parameters,
+                    "lr": self.lr * multiplier,
+                    "weight_decay": self.weight_decay / multiplier if decays else 0.0,
+                    "sgd_lr": switch.lr * multiplier if switch else None,
+                    "sgd_weight_decay": switch.weight_decay if switch and decays else 0.0,
+                    "momentum": switch.momentum if switch else 0.0,
+                }
+                for (multiplier, decays), parameters in groups.items()
             ],
             lr=self.lr,
             betas=self.betas,
-            fused=True,
+            switch=switch,
         )
-        return adamw, LambdaLR(adamw, lambda step: self.lr_factor(step, total_steps))
+
+        def factor(step: int) -> float:
+            if switch is None or optimizer.sgd_from is None:
+                return self.lr_factor(step, total_steps)
+            sgd_steps = total_steps - optimizer.sgd_from
+            return switch.lr / self.lr * _fall(switch.decay, switch.final_lr, step - optimizer.sgd_from, sgd_steps)
+
+        return optimizer, LambdaLR(optimizer, factor)
+
+
+def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
+    """What is left of the peak rate at `step` of `steps`: 1 at the first, `final` from the last on."""
+    if decay == "constant":
+        return 1.0
+    progress = min(step / max(steps, 1), 1.0)
+    left = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress
+    return final + (1 - final) * left
+
+
+class AdamWThenSGD(AdamW):
+    """AdamW, and from `begin_sgd` on SGD with momentum: torch.optim's own arithmetic in both phases.
+
+    One optimizer, so that a checkpoint of either phase loads in either: the phase is an entry of every parameter group,
+    and exp_avg becomes SGD's momentum buffer. Groups have sgd_lr, sgd_weight_decay and momentum beside AdamW's options.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], switch: Switch | None = None, **options: Any) -> None:
+        """AdamW's arguments, and the switch that the training loop is to make."""
+        super().__init__([{"sgd_from": None} | group for group in groups], fused=True, **options)
+        self.switch = switch
+        # True would mean that the step undoes a gradient scaler's scale itself, and Lightning then refuses to clip.
+        self._step_supports_amp_scaling = False
+
+    @property
+    def sgd_from(self) -> int | None:
+        """The optimizer step from which SGD runs; None while AdamW does."""
+        step: int | None = self.param_groups[0]["sgd_from"]
+        return step
+
+    def phase_of(self, steps: int) -> Literal["adamw", "sgd"]:
+        """What took the last of the first `steps` steps."""
+        return "sgd" if self.sgd_from is not None and steps > self.sgd_from else "adamw"
+
+    @torch.no_grad()
+    def begin_sgd(self, step: int) -> None:
+        """Take the next step, whose number from 0 is `step`, and all later ones by SGD; not before AdamW's first."""
+        assert self.sgd_from is None, "the switch is made once"
+        for group in self.param_groups:
+            group |= {"sgd_from": step, "lr": group["sgd_lr"]}
+            for parameter in group["params"]:
+                if parameter in self.state:
+                    self.state[parameter]["exp_avg"].zero_()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters that have a gradient; returns the closure's loss."""
+        if self.sgd_from is None:
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            sgd(
+                moving,
+                [parameter.grad for parameter in moving],
+                [self.state[parameter]["exp_avg"] for parameter in moving],
+                foreach=True,  # the fused kernel knows no sharded tensors
+                weight_decay=group["sgd_weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+        return loss

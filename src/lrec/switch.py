@@ -1,0 +1,78 @@
+"""The phases of training: when AdamW gives way to SGD, and early stopping that waits for it."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lrec.optim import AdamWThenSGD
+
+
+class OptimizerSwitch(Callback):
+    """Make the switch that the optimizer is configured for: at its step, or once val/loss has converged."""
+
+    def __init__(self) -> None:
+        self.best = math.inf
+        self.waited = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Switch before the first micro-batch of the step that was named."""
+        optimizer = optimizer_of(trainer)
+        switch = optimizer.switch
+        if switch and switch.at is not None and optimizer.sgd_from is None and trainer.global_step >= switch.at:
+            optimizer.begin_sgd(trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Switch after as many evaluations without improvement as patience says."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        optimizer = optimizer_of(trainer)
+        switch = optimizer.switch
+        if switch is None or switch.at is not None or optimizer.sgd_from is not None:
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        if loss < self.best - switch.min_improvement:
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+        # One decision for all ranks, whatever the last bit of a reduced loss.
+        if trainer.strategy.reduce_boolean_decision(self.waited >= switch.patience, all=False):
+            optimizer.begin_sgd(trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far convergence is; the phase itself is the optimizer's."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
+
+
+class StopAfterSwitch(EarlyStopping):
+    """EarlyStopping; where the optimizer is to switch, it looks at SGD's evaluations only."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the evaluation, unless AdamW reached it and SGD is still to come."""
+        if not _awaits_sgd(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the evaluation, unless AdamW reached it and SGD is still to come."""
+        if not _awaits_sgd(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+
+def _awaits_sgd(trainer: Trainer) -> bool:
+    if trainer.state.fn != TrainerFn.FITTING:
+        return False
+    optimizer = optimizer_of(trainer)
+    return optimizer.switch is not None and optimizer.phase_of(trainer.global_step) == "adamw"
+
+
+def optimizer_of(trainer: Trainer) -> AdamWThenSGD:
+    """The run's optimizer."""
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, AdamWThenSGD)
+    return optimizer
