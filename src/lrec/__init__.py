@@ -10,6 +10,8 @@ _HOME = {
     "SequentialRecommender": "lrec.module",
     "ScalingPoints": "lrec.callbacks",
     "EvaluationReport": "lrec.callbacks",
+    "FSDP2": "lrec.strategies",
+    "LastCheckpoint": "lrec.interruption",
     "AmazonDataModule": "lrec.data.amazon",
     "InteractionsDataModule": "lrec.data.interactions",
     "MovieLensDataModule": "lrec.data.movielens",

@@ -2,30 +2,35 @@
 
 import logging
 import os
-import pickle
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lrec import checkpoints
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.cli import OneLineParser
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import replacing
+from lrec.interruption import LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
+from lrec.strategies import FSDP2
 from lrec.switch import StopAfterSwitch
 from lrec.throughput import Throughput
+
+StrategyRegistry.register("fsdp2", FSDP2, description="Parameters sharded over the processes, CPUs or GPUs")
 
 # Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; none is the user's to mend.
 _NOT_FOR_USERS = (
@@ -35,6 +40,7 @@ _NOT_FOR_USERS = (
     r".*does not have many workers",
     r".*LeafSpec",
     r".*LightningCLI's args parameter",
+    r"It is recommended to use `self.log",
 )
 
 
@@ -54,6 +60,7 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StopAfterSwitch, "early_stopping")
         parser.add_lightning_class_args(ScalingPoints, "points")
+        parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/loss",
@@ -78,6 +85,8 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, and with it those of the logger and the checkpoints."""
         config = self.config[self.subcommand]
+        if config.trainer.default_root_dir is None and _started_by_a_cluster():
+            raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
         # The processes that Lightning starts for further devices inherit the name of the first one's folder.
         os.environ.setdefault("LREC_RUN", f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
         config.trainer.default_root_dir = config.trainer.default_root_dir or os.environ["LREC_RUN"]
@@ -90,18 +99,24 @@ class CommandLine(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="", default_hp_metric=False)
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        kwargs["plugins"] = [*plugins, checkpoints.CheckpointFiles()]
         return super().instantiate_trainer(use_distributed_sampler=False, **kwargs)
 
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
-        ckpt_path = self.config_init.fit.ckpt_path
-        if ckpt_path is None and (self.run / "points.jsonl").exists():
+        config = self.config_init.fit
+        if config.ckpt_path is None and (self.run / "points.jsonl").exists():
             raise UserError(
                 f"{self.run} holds a run already: choose another --trainer.default_root_dir, "
                 "or --ckpt_path=last to go on with it"
             )
-        if ckpt_path not in (None, "last", "best"):
-            _check_checkpoint(Path(ckpt_path))
+        if config.ckpt_path == "last":
+            config.ckpt_path = checkpoints.find_last(Path(config.checkpoint.dirpath))
+        elif config.ckpt_path == "best":
+            config.ckpt_path = Path(config.checkpoint.dirpath) / "best.ckpt"
+        if config.ckpt_path is not None:
+            config.ckpt_path = _checked(Path(config.ckpt_path))
         for group in ("checkpoint", "early_stopping"):
             monitor = self.config_init.fit[group].monitor
             if monitor not in [f"val/{name}" for name in figure_names()]:
@@ -111,12 +126,12 @@ class CommandLine(LightningCLI):
         # At least one training loss is logged per epoch, however short.
         trainer: Any = self.trainer
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
-
-    def after_fit(self) -> None:
-        """Save the catalogue's raw ids, then test the best checkpoint."""
-        if self.trainer.is_global_zero:
+        if trainer.is_global_zero:
             with replacing(self.run / "items.parquet") as temporary:
                 self.datamodule.item_table().write_parquet(temporary)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint."""
         checkpoint = self.trainer.checkpoint_callback
         best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
         if self.model.diverged:
@@ -149,24 +164,27 @@ class CommandLine(LightningCLI):
     def before_test(self) -> None:
         """Choose the run's best checkpoint where none was given."""
         config = self.config_init[self.subcommand]
-        path = (
-            Path(config.ckpt_path) if config.ckpt_path not in (None, "best") else self.run / "checkpoints" / "best.ckpt"
-        )
-        _check_checkpoint(path)
-        config.ckpt_path = str(path)
+        folder = self.run / "checkpoints"
+        if config.ckpt_path == "last":
+            config.ckpt_path = checkpoints.find_last(folder) or folder / "last.ckpt"
+        elif config.ckpt_path in (None, "best"):
+            config.ckpt_path = folder / "best.ckpt"
+        config.ckpt_path = _checked(Path(config.ckpt_path))
 
     before_validate = before_predict = before_test
 
 
-def _check_checkpoint(path: Path) -> None:
-    if not path.exists():
-        raise UserError(f"--ckpt_path {path}: no such checkpoint")
+def _checked(path: Path) -> str:
     try:
-        if path.is_file() and "lrec" in torch.load(path, map_location="meta", weights_only=True):
-            return
-    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError):
-        pass
-    raise UserError(f"--ckpt_path {path}: not a checkpoint that lrec wrote, or a damaged one")
+        checkpoints.check(path)
+    except UserError as error:
+        raise UserError(f"--ckpt_path {error}") from error
+    return str(path)
+
+
+def _started_by_a_cluster() -> bool:
+    """Whether torchrun or SLURM started this process, and perhaps others."""
+    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
 def run_lightning(arguments: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ them up. Shape suffixes: B rows, D width, V catalogue, C items of a chunk, K lis
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -232,6 +233,10 @@ class Evaluation(nn.Module):
         self.cross_entropy = CrossEntropy()
         self.every_item = RankMetrics(item_counts_V)
         self.unseen_items = RankMetrics(item_counts_V)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follow `fn` to its device but keep the types: a network trained in half precision does not round sums."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
 
     def update(self, scores: Scores, targets_B: Tensor, weights_B: Tensor) -> None:
         """Add a batch of scores."""

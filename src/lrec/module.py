@@ -13,13 +13,13 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from lrec import cost
+from lrec import cost, parallel
 from lrec.data.base import SequenceDataModule
 from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import KS, Evaluation, Scores, score
-from lrec.net import Architecture, Dropout, MuP, Size, Transformer, TransformerConfig, find_size
+from lrec.net import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.optim import Optimizer
 from lrec.switch import OptimizerSwitch
 
@@ -40,7 +40,6 @@ class SequentialRecommender(LightningModule):
     """
 
     counts_V: Tensor
-    popularity_table_V1: Tensor
 
     def __init__(
         self,
@@ -55,6 +54,8 @@ class SequentialRecommender(LightningModule):
         optimizer: Optimizer = Optimizer(),  # noqa: B008 (frozen)
         top_k: int = 10,
         exclude_seen: bool = True,
+        checkpoint_activations: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
         """Choose the network by size or by layers, width and heads.
 
@@ -71,6 +72,8 @@ class SequentialRecommender(LightningModule):
             optimizer: AdamW and its schedule, and SGD after it where there is a switch.
             top_k: Items a user gets from predict.
             exclude_seen: Leave the user's own history out of predict's lists.
+            checkpoint_activations: Keep the blocks' inputs alone and compute the rest again: less memory, more time.
+            compile_blocks: Compile the blocks: minutes at the start, then faster steps.
         """
         super().__init__()
         self.size, self.shape = _choose_size(size, layers, width, heads)
@@ -81,6 +84,8 @@ class SequentialRecommender(LightningModule):
         self.optimizer = optimizer
         self.top_k = top_k
         self.exclude_seen = exclude_seen
+        self.checkpoint_activations = checkpoint_activations
+        self.compile_blocks = compile_blocks
         self.D = 0
         self.flops = 0
         self.diverged = False
@@ -103,11 +108,17 @@ class SequentialRecommender(LightningModule):
         self.config = TransformerConfig(
             self.data.n_items, self.data.max_len, *self.shape, self.dropout, self.architecture, self.mup
         )
-        self.net = Transformer(self.config, seed=self.trainer.strategy.broadcast(torch.initial_seed()))
+        strategy = self.trainer.strategy
+        self.net = parallel.build(
+            self.config,
+            strategy.broadcast(torch.initial_seed()),
+            getattr(strategy, "sharding", None),
+            self.checkpoint_activations,
+            self.compile_blocks,
+        )
         counts_V = torch.as_tensor(self.data.item_counts_V)
+        # Whole numbers, which no precision of training rounds.
         self.register_buffer("counts_V", counts_V, persistent=False)
-        # A scorer of one feature, hidden state 1 and table log count: its softmax is the items' share of the training.
-        self.register_buffer("popularity_table_V1", counts_V.double().log().float()[:, None], persistent=False)
         self.model_evaluation = Evaluation(counts_V)
         self.popularity_evaluation = Evaluation(counts_V)
 
@@ -154,8 +165,7 @@ class SequentialRecommender(LightningModule):
     def on_validation_start(self) -> None:
         """Close the mean training loss since the last evaluation."""
         if self._train_loss_sum is not None:
-            totals = torch.stack([self._train_loss_sum.double(), self._train_loss_sum.new_tensor(self._train_targets)])
-            loss_sum, targets = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+            loss_sum, targets = self._train_loss_totals()
             self.train_loss = loss_sum / max(targets, 1)
             self._train_loss_sum, self._train_targets = None, 0
 
@@ -185,7 +195,14 @@ class SequentialRecommender(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the run has spent and on what data."""
-        checkpoint["lrec"] = {"D": self.D, "flops": self.flops, "data_hash": self.data.data_hash, **self._shape_dict()}
+        checkpoint["lrec"] = {
+            "D": self.D,
+            "flops": self.flops,
+            "data_hash": self.data.data_hash,
+            "diverged": self.diverged,
+            "train_loss": self._train_loss_totals(),
+            **self._shape_dict(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network or other data."""
@@ -198,6 +215,18 @@ class SequentialRecommender(LightningModule):
         if saved["data_hash"] != self.data.data_hash:
             raise UserError("the checkpoint was trained on other data, another split or another reduction")
         self.D, self.flops = saved["D"], saved["flops"]
+        if self.trainer.training:
+            self.diverged = saved["diverged"]
+            loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
+            self._train_loss_sum = torch.tensor(loss_sum, dtype=torch.float32, device=self.device)
+            self._train_targets = targets
+
+    def _train_loss_totals(self) -> tuple[float, int]:
+        """Summed loss and number of the targets trained on since the last evaluation, over all ranks."""
+        loss_sum = self._train_loss_sum if self._train_loss_sum is not None else torch.zeros((), device=self.device)
+        totals = torch.stack([loss_sum.double(), loss_sum.new_tensor(self._train_targets, dtype=torch.float64)])
+        loss_total, targets = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        return loss_total, int(targets)
 
     def _shape_dict(self) -> dict[str, Any]:
         """What makes two networks differ in more than their weights: all of the config but dropout."""
@@ -218,10 +247,10 @@ class SequentialRecommender(LightningModule):
         self.model_evaluation.update(self._score_last(batch, max(KS)), batch.targets_B, batch.weights_B)
         stage = "test" if self.trainer.testing else "val"
         if f"{stage}/popularity" not in self.evaluations:
+            # A scorer of one feature, hidden state 1 and table log count: its softmax is the share of the training.
             ones_B1 = torch.ones(len(batch.users_B), 1, device=self.device)
-            popularity = score(
-                ones_B1, self.popularity_table_V1, batch.targets_B, batch.seen_rows_S, batch.seen_items_S
-            )
+            table_V1 = self.counts_V.double().log().float()[:, None]
+            popularity = score(ones_B1, table_V1, batch.targets_B, batch.seen_rows_S, batch.seen_items_S)
             self.popularity_evaluation.update(popularity, batch.targets_B, batch.weights_B)
 
     def _close_evaluation(self, stage: str) -> None:

@@ -1,0 +1,119 @@
+"""What an interruption costs a run: a last checkpoint every so many steps, and one more when a scheduler says stop."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lrec.errors import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class LastCheckpoint(Callback):
+    """Keep RUN/checkpoints/last.ckpt young, and leave in good order.
+
+    On SIGTERM or SIGUSR1 to any process the run finishes its step, saves and exits with code 75: start it again with
+    --ckpt_path=last. A checkpoint of a run that had stopped early says so, and a resumed run stops too.
+    """
+
+    def __init__(self, every_n_steps: int = 1000) -> None:
+        """Choose how much may be lost.
+
+        Args:
+            every_n_steps: Save after so many steps, beside each evaluation; 0 for at evaluations alone.
+        """
+        if every_n_steps < 0:
+            raise UserError(f"last.every_n_steps must be at least 0, not {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.signalled = False
+        self._saved_step = 0
+        self._group: Any = None
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen for signals, in place of Lightning's own handling, which saves nothing."""
+        self._saved_step = trainer.global_step
+        if trainer.world_size > 1:
+            # Over gloo, so that asking each other never waits for a GPU.
+            self._group = torch.distributed.new_group(backend="gloo")
+        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time, and leave where a signal came."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        interrupted = self._any(self.signalled)
+        due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
+        # A checkpoint between a step and the evaluation that is due after it would resume without the evaluation.
+        if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
+            self._saved_step = trainer.global_step
+            path = _last_path(trainer)
+            if path is not None:
+                trainer.save_checkpoint(path)
+            if interrupted:
+                self._leave(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note whether the run has stopped early."""
+        checkpoint["lrec_stopped"] = trainer.should_stop
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a run that had stopped early rest."""
+        if trainer.state.fn == "fit":
+            trainer.should_stop = checkpoint["lrec_stopped"]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen no more."""
+        self._deafen()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Listen no more."""
+        self._deafen()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+
+    def _deafen(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is true on any process."""
+        if self._group is None:
+            return here
+        somewhere = torch.tensor(int(here))
+        torch.distributed.all_reduce(somewhere, torch.distributed.ReduceOp.MAX, self._group)
+        return bool(somewhere.item())
+
+    def _leave(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            print(f"lrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
+        # Lightning kills the process that started the others when one of these fails: the first one speaks for all.
+        sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
+
+
+def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    every_n_epochs = trainer.check_val_every_n_epoch
+    if every_n_epochs is not None and (trainer.current_epoch + 1) % every_n_epochs:
+        return False
+    batch = trainer.fit_loop.total_batch_idx if every_n_epochs is None else batch_idx
+    every_n_batches = trainer.val_check_batch
+    return trainer.is_last_batch or (every_n_batches is not None and (batch + 1) % every_n_batches == 0)
+
+
+def _last_path(trainer: Trainer) -> Path | None:
+    """Where the run keeps its last checkpoint; None with --checkpoint.save_last=false."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is not None:
+            return Path(callback.dirpath) / "last.ckpt"
+    return None

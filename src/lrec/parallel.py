@@ -1,0 +1,118 @@
+"""The one place that wraps the network: activation checkpointing -> compile -> shard -> materialise and initialise.
+
+The network stays single-device code. A sharded parameter is split by rows (dimension 0): of `shards` processes each
+holds ceil(rows / shards) of them, the last ones fewer or none, so a catalogue of any size is shared out and nothing is
+padded that a loss, a rank or a checkpoint could see.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from lrec.net import Transformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How parameters are spread over the processes.
+
+    Attributes:
+        mesh: One dimension: every process holds a shard. Two: (replicate, shard), each row of the mesh holds a whole
+            network (hybrid sharding).
+        param_dtype: Type that blocks compute in; gradients are then reduced in float32. None: that of the parameters.
+    """
+
+    mesh: DeviceMesh
+    param_dtype: torch.dtype | None = None
+
+    @property
+    def shards(self) -> int:
+        """Processes that share one copy of the parameters."""
+        return self.mesh.size(self.mesh.ndim - 1)
+
+    @property
+    def shard(self) -> int:
+        """Which of them this process is."""
+        return self.mesh.get_local_rank(self.mesh.ndim - 1)
+
+    @property
+    def first_copy(self) -> bool:
+        """Whether this process belongs to the first copy of the parameters."""
+        return self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
+
+    def rows(self, n: int) -> slice:
+        """The rows, of n, that this process holds."""
+        each = -(-n // self.shards)
+        return slice(min(self.shard * each, n), min((self.shard + 1) * each, n))
+
+
+def build(
+    config: TransformerConfig,
+    seed: int,
+    sharding: Sharding | None = None,
+    checkpoint_activations: bool = False,
+    compile_blocks: bool = False,
+) -> Transformer:
+    """The network, initialised; with `sharding`, each process only ever holds its own rows and one whole parameter."""
+    if sharding is None:
+        net = Transformer(config, seed)
+    else:
+        with torch.device("meta"):
+            net = Transformer(config, seed)
+    net.checkpoint_activations = checkpoint_activations
+    if compile_blocks:
+        for block in net.blocks:
+            block.forward = torch.compile(block.forward)
+    if sharding is not None:
+        _shard(net, sharding)
+        _materialise(net, sharding, seed)
+    return net
+
+
+def _shard(net: Transformer, sharding: Sharding) -> None:
+    """A group for each block, and one for the rest: the item table is input and output, so both uses share a group."""
+    reduce_dtype = torch.float32 if sharding.param_dtype is not None else None
+    precision = MixedPrecisionPolicy(sharding.param_dtype, reduce_dtype)
+    for block in net.blocks:
+        fully_shard(block, mesh=sharding.mesh, mp_policy=precision)
+    fully_shard(net, mesh=sharding.mesh, mp_policy=precision)
+
+
+@torch.no_grad()
+def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
+    net.to_empty(device=sharding.mesh.device_type)
+    for name, parameter in net.named_parameters():
+        value = net.initial_value(name, parameter.shape, seed)
+        local(parameter).copy_(value[sharding.rows(len(value))])
+    for name, buffer in net.named_buffers():
+        raise AssertionError(f"buffer {name} of {buffer.shape} has no initial value")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(rows: Tensor, parameter: Tensor) -> Tensor:
+    """This process's rows as a tensor that is sharded as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return rows
+    return DTensor.from_local(
+        rows,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def drop_gathered(net: nn.Module) -> None:
+    """Free the whole parameters that a forward pass without a backward pass has left: the shards are the truth."""
+    for module in net.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -1,0 +1,117 @@
+"""FSDP2: training with parameters, gradients and optimizer state sharded over the processes, on CPUs or GPUs."""
+
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.optim import Optimizer
+
+from lrec import checkpoints
+from lrec.errors import UserError
+from lrec.parallel import Sharding, drop_gathered, like, local
+
+
+class FSDP2(ModelParallelStrategy):
+    """Fully sharded data parallelism: each process holds its rows of every parameter, and gathers a block at a time.
+
+    The network is wrapped by `parallel.build`, which reads `sharding`. Checkpoints are folders, a file per shard, and
+    are read on any number of processes and by any strategy.
+    """
+
+    sharding: Sharding
+
+    def __init__(
+        self,
+        shard_group: int | None = None,
+        param_dtype: Literal["bfloat16"] | None = None,
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        """Choose how parameters are spread.
+
+        Args:
+            shard_group: Processes that share one copy of the parameters (hybrid sharding), usually those of a node;
+                must divide their number. Null: all of them.
+            param_dtype: Type to compute in, with float32 parameters and reductions. Null: that of the parameters.
+            timeout_minutes: How long a process waits for the others before it gives up.
+        """
+        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.shard_group = shard_group
+        self.param_dtype = param_dtype
+
+    def setup_environment(self) -> None:
+        """Start the process group and lay out the mesh."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+        group = self.shard_group or self.world_size
+        if self.world_size % group:
+            raise UserError(f"shard_group {group} must divide the number of processes, {self.world_size}")
+        device = self.root_device.type
+        if group == self.world_size:
+            mesh = init_device_mesh(device, (group,), mesh_dim_names=("shard",))
+        else:
+            mesh = init_device_mesh(device, (self.world_size // group, group), mesh_dim_names=("replicate", "shard"))
+        self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
+
+    def setup(self, trainer: Trainer) -> None:
+        """Keep evaluation out of inference mode: what it gathers may still be there for the next training step."""
+        for loop in (
+            trainer.fit_loop.epoch_loop.val_loop,
+            trainer.validate_loop,
+            trainer.test_loop,
+            trainer.predict_loop,
+        ):
+            loop.inference_mode = False
+        super().setup(trainer)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning restores first the model, then the optimizer."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This process's rows of every parameter, as DTensors."""
+        assert self.lightning_module is not None
+        drop_gathered(self.lightning_module)
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's own state, with DTensors."""
+        return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a folder, all processes together."""
+        path, token = self.broadcast((str(filepath), secrets.token_hex(4)))
+        checkpoints.write_sharded(Path(path), checkpoint, self.sharding, token, self.reduce_boolean_decision)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read this process's rows of a folder or a file."""
+        assert self.lightning_module is not None
+        fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        return checkpoints.read(Path(self.broadcast(str(checkpoint_path))), self.sharding.rows, optimizer=fits)
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take over this process's rows of every parameter."""
+        assert self.lightning_module is not None
+        drop_gathered(self.lightning_module)
+        for name, parameter in self.lightning_module.state_dict().items():
+            local(parameter).copy_(checkpoint["state_dict"][name])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over the optimizer's state, sharded as the parameters it belongs to."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                index: {key: like(rows, parameters[index]) if rows.ndim else rows for key, rows in entry.items()}
+                for index, entry in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
