@@ -336,7 +336,7 @@ class Transformer(nn.Module):
             std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
         digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-        return torch.empty(shape).normal_(0.0, std, generator=generator)
+        return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
 
     def lr_multiplier(self, name: str) -> float:
         """Share of the optimizer's learning rate that the parameter `name` gets; not 1 for muP's matrices only."""
