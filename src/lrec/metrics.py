@@ -1,7 +1,7 @@
 """Heads for evaluation, and the metrics they feed.
 
 `score` gives cross-entropy, exact ranks and top-k lists in one pass over chunks of the catalogue; `RankMetrics` sums
-them up. Shape suffixes: B rows, D width, V catalogue, C items of a chunk, K list length, S seen pairs.
+them up. Shape suffixes: B rows, D width, V catalogue, C items of a chunk, G groups of them, K list length, S seen pairs.
 """
 
 import math
@@ -14,6 +14,9 @@ from torchmetrics import Metric
 
 KS = (1, 5, 10, 50)
 CHUNK_ITEMS = 2**14
+# Rows scored at once on a CPU: with a chunk of items they make 8 MiB of scores, most of which stay in the caches.
+CPU_BLOCK_ROWS = 128
+GROUP = 16
 
 
 class Scores(NamedTuple):
@@ -31,6 +34,7 @@ class Scores(NamedTuple):
     top_unseen_scores_BK: Tensor
 
 
+@torch.no_grad()
 def score(
     hidden_BD: Tensor, table_VD: Tensor, targets_B: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor, k: int = max(KS)
 ) -> Scores:
@@ -48,11 +52,28 @@ def score(
     """
     # Ranks need scores that tell items apart: never in the half precision of an autocast region.
     with torch.autocast(hidden_BD.device.type, enabled=False):
-        return _score(hidden_BD.float(), table_VD.float(), targets_B, seen_rows_S, seen_items_S, k)
+        hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
+        n_rows = max(len(hidden_BD), 1)
+        block = min(CPU_BLOCK_ROWS, n_rows) if hidden_BD.device.type == "cpu" else n_rows
+        # Held over all blocks and chunks: fresh memory costs more than what is computed in it.
+        scratch = hidden_BD.new_empty(2, block * min(CHUNK_ITEMS, len(table_VD)))
+        blocks = []
+        for start in range(0, n_rows, block):
+            rows = slice(start, start + block)
+            inside_S = (seen_rows_S >= start) & (seen_rows_S < start + block)
+            rows_S, items_S = seen_rows_S[inside_S] - start, seen_items_S[inside_S]
+            blocks.append(_score_block(hidden_BD[rows], table_VD, targets_B[rows], rows_S, items_S, k, scratch))
+        return Scores(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def _score(
-    hidden_BD: Tensor, table_VD: Tensor, targets_B: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor, k: int
+def _score_block(
+    hidden_BD: Tensor,
+    table_VD: Tensor,
+    targets_B: Tensor,
+    seen_rows_S: Tensor,
+    seen_items_S: Tensor,
+    k: int,
+    scratch: Tensor,
 ) -> Scores:
     n_rows, n_items = hidden_BD.shape[0], table_VD.shape[0]
     k = min(k, n_items)
@@ -65,10 +86,15 @@ def _score(
     all_rows_B = torch.arange(n_rows, device=hidden_BD.device)
     lists, lists_unseen = _TopK(n_rows, k, hidden_BD.device), _TopK(n_rows, k, hidden_BD.device)
     for start in range(0, n_items, CHUNK_ITEMS):
-        scores_BC = hidden_BD @ table_VD[start : start + CHUNK_ITEMS].T
-        log_sum_B = torch.logaddexp(log_sum_B, scores_BC.logsumexp(1))
+        table_CD = table_VD[start : start + CHUNK_ITEMS]
+        scores_BC, work_BC = (part[: n_rows * len(table_CD)].view(n_rows, -1) for part in scratch)
+        torch.mm(hidden_BD, table_CD.T, out=scores_BC)
         lists.add(scores_BC, start)
-        rank_B += _above(scores_BC, target_score_B1).sum(1)
+        max_B1 = scores_BC.amax(1, keepdim=True)
+        chunk_sum_B = torch.sub(scores_BC, max_B1, out=work_BC).exp_().sum(1)
+        log_sum_B = torch.logaddexp(log_sum_B, max_B1.squeeze(1) + chunk_sum_B.log())
+        # The sum of what `_above` gives, in fewer passes.
+        rank_B += (torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1) + len(table_CD)) / 2
         # Taken back, with the very scores that were counted: the target itself, and for the unseen rank the seen items.
         rows_B, columns_B = _inside(all_rows_B, target_B1.squeeze(1), start, scores_BC.shape[1])
         rank_B.index_add_(0, rows_B, -_above(scores_BC[rows_B, columns_B], target_score_B1[rows_B, 0]))
@@ -78,14 +104,16 @@ def _score(
         lists_unseen.add(scores_BC, start)
     target_seen_B = torch.zeros_like(known_B)
     target_seen_B[seen_rows_S[seen_items_S == targets_B[seen_rows_S]]] = True
+    top_BK, top_scores_BK = lists.best_first()
+    top_unseen_BK, top_unseen_scores_BK = lists_unseen.best_first()
     return Scores(
         loss_B=torch.where(known_B, log_sum_B - target_score_B1.squeeze(1), math.nan),
         rank_B=torch.where(known_B, rank_B, math.inf),
         rank_unseen_B=torch.where(known_B & ~target_seen_B, rank_B - seen_above_B, math.inf),
-        top_BK=lists.items_BK,
-        top_unseen_BK=lists_unseen.items_BK,
-        top_scores_BK=lists.scores_BK,
-        top_unseen_scores_BK=lists_unseen.scores_BK,
+        top_BK=top_BK,
+        top_unseen_BK=top_unseen_BK,
+        top_scores_BK=top_scores_BK,
+        top_unseen_scores_BK=top_unseen_scores_BK,
     )
 
 
@@ -101,40 +129,61 @@ def _inside(rows: Tensor, items: Tensor, start: int, n_chunk: int) -> tuple[Tens
 
 
 class _TopK:
-    """The k best items seen so far for each row, best first, ties by item index."""
+    """The k best items seen so far for each row, in order of item index, -inf scores as any other."""
 
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
-        self.scores_BK = torch.full((n_rows, k), -math.inf, device=device)
-        self.items_BK = torch.full((n_rows, k), -1, dtype=torch.int64, device=device)
+        self.k = k
+        self.scores_BK = torch.empty((n_rows, 0), device=device)
+        self.items_BK = torch.empty((n_rows, 0), dtype=torch.int64, device=device)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
-        k = self.scores_BK.shape[1]
-        columns_BK = _top_columns(scores_BC, min(k, scores_BC.shape[1]))
-        # Earlier chunks hold the smaller indices and stand first: a stable sort keeps the tie rule.
-        scores = torch.cat([self.scores_BK, scores_BC.gather(1, columns_BK)], 1)
-        items = torch.cat([self.items_BK, columns_BK + start], 1)
-        self.scores_BK, order_BK = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
-        self.items_BK = items.gather(1, order_BK)
-        self.items_BK[self.scores_BK == -math.inf] = -1
+        columns_BK = _top_columns(scores_BC, self.k)
+        # Earlier chunks hold the smaller indices, so what is put behind them keeps the order.
+        self.scores_BK = torch.cat([self.scores_BK, scores_BC.gather(1, columns_BK)], 1)
+        self.items_BK = torch.cat([self.items_BK, columns_BK + start], 1)
+        if self.scores_BK.shape[1] > self.k:
+            columns_BK = _top_columns(self.scores_BK, self.k)
+            self.scores_BK = self.scores_BK.gather(1, columns_BK)
+            self.items_BK = self.items_BK.gather(1, columns_BK)
+
+    def best_first(self) -> tuple[Tensor, Tensor]:
+        """Items and scores, best first, ties by item index; item -1 where there is none that may be listed."""
+        scores_BK, order_BK = self.scores_BK.sort(dim=1, descending=True, stable=True)
+        return self.items_BK.gather(1, order_BK).masked_fill(scores_BK == -math.inf, -1), scores_BK
 
 
 def _top_columns(scores_BC: Tensor, k: int) -> Tensor:
-    """Columns of the k largest scores, in order of (score descending, column ascending)."""
+    """Columns of the k largest scores, those of lower columns where scores are tied; ascending.
+
+    They lie in the k groups of neighbouring columns whose largest scores are chosen by the same rule: each of these
+    groups holds a column that comes before all of any other group. So most scores are only looked at for their maximum.
+    """
+    n_columns = scores_BC.shape[1]
+    if n_columns < 2 * GROUP * k:
+        return _top_columns_of_few(scores_BC, k)
+    whole = n_columns // GROUP * GROUP
+    groups_BK = _top_columns(scores_BC[:, :whole].unflatten(1, (-1, GROUP)).amax(2), k)
+    candidates_BKC = (groups_BK * GROUP)[:, :, None] + torch.arange(GROUP, device=scores_BC.device)
+    rest_BC = torch.arange(whole, n_columns, device=scores_BC.device).expand(len(scores_BC), -1)
+    columns_BC = torch.cat([candidates_BKC.flatten(1), rest_BC], 1)
+    return columns_BC.gather(1, _top_columns_of_few(scores_BC.gather(1, columns_BC), k))
+
+
+def _top_columns_of_few(scores_BC: Tensor, k: int) -> Tensor:
+    """The same, by looking at every score."""
+    k = min(k, scores_BC.shape[1])
     values, columns = scores_BC.topk(min(k + 1, scores_BC.shape[1]), 1)
     columns_BK = columns[:, :k]
     # topk chooses freely among scores tied with the k-th: choose again, by column, in the rows where that matters.
-    tied_B = (
-        values[:, k - 1] == values[:, k] if values.shape[1] > k else torch.zeros_like(values[:, 0], dtype=torch.bool)
-    )
-    if tied_B.any():
-        # Order-preserving integers: score in the high bits, column (reversed) in the low ones.
-        bits = (scores_BC[tied_B] + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
-        ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
-        column = torch.arange(scores_BC.shape[1], device=scores_BC.device)
-        columns_BK[tied_B] = (ordered * 2**31 - column).topk(k, 1).indices
-    columns_BK = columns_BK.sort(1).values
-    order_BK = scores_BC.gather(1, columns_BK).sort(dim=1, descending=True, stable=True).indices
-    return columns_BK.gather(1, order_BK)
+    if values.shape[1] > k:
+        tied_B = values[:, k - 1] == values[:, k]
+        if tied_B.any():
+            # Order-preserving integers: score in the high bits, column (reversed) in the low ones.
+            bits = (scores_BC[tied_B] + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
+            ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+            column = torch.arange(scores_BC.shape[1], device=scores_BC.device)
+            columns_BK[tied_B] = (ordered * 2**31 - column).topk(k, 1).indices
+    return columns_BK.sort(1).values
 
 
 def figure_names() -> list[str]:

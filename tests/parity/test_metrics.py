@@ -36,9 +36,16 @@ def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float
 
 
 @pytest.mark.parametrize("levels", [None, 1])
-@pytest.mark.parametrize(("n_items", "chunk"), [(3, 16384), (70, 16384), (70, 8), (130, 64)])
-def test_scores_equal_a_naive_sort(n_items: int, chunk: int, levels: int | None, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("n_items", "chunk", "group", "rows"),
+    [(3, 16384, 16, 128), (70, 16384, 16, 7), (70, 8, 16, 128), (130, 64, 2, 9), (331, 16384, 2, 128)],
+)
+def test_scores_equal_a_naive_sort(  # type: ignore[no-untyped-def]
+    n_items: int, chunk: int, group: int, rows: int, levels: int | None, monkeypatch
+) -> None:
     monkeypatch.setattr(metrics, "CHUNK_ITEMS", chunk)
+    monkeypatch.setattr(metrics, "GROUP", group)
+    monkeypatch.setattr(metrics, "CPU_BLOCK_ROWS", rows)
     hidden_BD, table_VD, targets_B, rows_S, items_S, seen_BV = make_case(n_items, levels)
     result = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=10)
     logits_BV = hidden_BD @ table_VD.T
