@@ -1,7 +1,8 @@
 """Heads for evaluation, and the metrics they feed.
 
 `score` gives cross-entropy, exact ranks and top-k lists in one pass over chunks of the catalogue; `RankMetrics` sums
-them up. Shape suffixes: B rows, D width, V catalogue, C items of a chunk, G groups of them, K list length, S seen pairs.
+them up. Shape suffixes: B rows, D width, V catalogue, C items of a chunk, G groups of those, K list length, S seen
+pairs.
 """
 
 import math
