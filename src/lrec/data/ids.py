@@ -60,7 +60,9 @@ class Ids:
         codes_N = self._code_of_integer[values_N]
         unknown_N = codes_N == _UNKNOWN
         if unknown_N.any():
-            new = np.unique(values_N[unknown_N])
+            met = np.zeros(end, dtype=bool)
+            met[values_N[unknown_N]] = True
+            new = np.flatnonzero(met)
             self._code_of_integer[new] = self._encode_text(pl.Series(new).cast(pl.String))
             codes_N = self._code_of_integer[values_N]
         return codes_N

@@ -79,12 +79,11 @@ class Pieces:
 
 
 def narrow(values_N: np.ndarray) -> np.ndarray:
-    """The same integers, in 2 or 4 bytes each where these hold them all."""
+    """A copy of the integers, in 2 or 4 bytes each where these hold them all."""
     if len(values_N) == 0 or values_N.min() < 0:
-        return values_N
+        return values_N.copy()
     most = values_N.max()
-    narrower = np.uint16 if most < 1 << 16 else np.uint32 if most < 1 << 32 else values_N.dtype
-    return values_N.astype(narrower, copy=False)
+    return values_N.astype(np.uint16 if most < 1 << 16 else np.uint32 if most < 1 << 32 else values_N.dtype)
 
 
 class Ordered(NamedTuple):
@@ -119,6 +118,9 @@ def ordered(
 ) -> Iterator[Ordered]:
     """Rows by (user, time, place in the source), without those that are identical to an earlier one.
 
+    They are split at once, in the thread of the caller: freed memory is used again by the thread that had it. Each
+    range is ordered when it is asked for.
+
     Args:
         rows: Columns user and item (codes), and where there are any time, domain, row and REST; they are used up.
         folder: Where ranges of users lie if `rows` spilled.
@@ -148,7 +150,7 @@ def ordered(
         parts = [split.part(place, b, e) for place, (b, e) in enumerate(begins_and_ends) if e > b]
         return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), item_rank_K, repeats)
 
-    yield from mapped(order, range(n_ranges))
+    return mapped(order, range(n_ranges))
 
 
 def _length(piece: Piece) -> int:

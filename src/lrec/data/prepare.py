@@ -137,17 +137,17 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     domain_ids, domain_rank_K, _ = domains.ranked()
     # Small ranges are fastest; more than a few hundred of them are not.
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 18, n_rows >> 8))
+    progress.stage("order" if k > 1 else "order and write")
     parts = ordered(rows, work, user_rank_K, item_rank_K, counts_U, range_rows, raw.repeats)
     kept_U, kept_I = np.ones(len(user_ids), dtype=bool), np.ones(len(item_ids), dtype=bool)
     if k > 1:
-        progress.stage("order")
         spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
         progress.stage(f"{k}-core")
         kept_U, kept_I = find_core(lambda: _counted(spool, progress), len(user_ids), len(item_ids), k)
         if not kept_U.any():
             raise UserError(f"{meta['name']}: k_core={k} leaves no interactions: choose a smaller k_core")
         parts = iter(spool)
-    progress.stage("write" if k > 1 else "order and write")
+        progress.stage("write")
     code_I = np.cumsum(kept_I, dtype=np.int32) - 1
     n_items = int(kept_I.sum())
     counter = Counter(n_items)
@@ -188,7 +188,10 @@ def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
 
 
 def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids) -> Piece:
-    """A frame's rows as integers; `row`, the number in the source, where there are domains."""
+    """A frame's rows as integers; `row`, the number in the source, where there are domains.
+
+    Nothing of the frame stays in use: Polars does not give back to numpy what it frees.
+    """
     piece = {"user": narrow(users.encode(frame["user"])), "item": narrow(items.encode(frame["item"]))}
     if "time" in frame.columns:
         piece["time"] = narrow(frame["time"].cast(pl.Int64).to_numpy())
@@ -197,7 +200,7 @@ def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains:
             piece["row"] = np.arange(first_row, first_row + frame.height, dtype=np.int64)
             piece[name] = narrow(domains.encode(frame[name]))
     if REST in frame.columns:
-        piece[REST] = frame[REST].to_numpy()
+        piece[REST] = frame[REST].to_numpy().copy()
     return piece
 
 

@@ -167,9 +167,9 @@ class _Units:
 
     def note(self, name: str, times: pl.Series, dates: bool) -> None:
         self._dates[name] = dates
-        sizes = np.searchsorted(np.array(UNIT_BOUNDS), np.abs(times.to_numpy()), side="right")
-        counts = np.bincount(sizes, minlength=len(UNITS))
-        self._sizes[name] = self._sizes.get(name, np.zeros(len(UNITS), dtype=np.int64)) + counts
+        sizes_N = np.abs(times.to_numpy())
+        below = np.array([0, *(np.count_nonzero(sizes_N < bound) for bound in UNIT_BOUNDS), len(sizes_N)])
+        self._sizes[name] = self._sizes.get(name, np.zeros(len(UNITS), dtype=np.int64)) + np.diff(below)
 
     def unit(self) -> str | None:
         found: dict[str, str] = {}
@@ -256,9 +256,12 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
         else:
             checked[key] = raw if raw.dtype.is_integer() and key != "domain" else raw.cast(pl.String)
             problem = "is not text"
-        bad_rows = checked[key].is_null().to_numpy()
         # A blank is text, but no number.
-        if key not in ("time", "rating"):
+        is_text = key not in ("time", "rating") and raw.dtype == pl.String
+        if not is_text and checked[key].null_count() == 0:
+            continue
+        bad_rows = checked[key].is_null().to_numpy()
+        if is_text:
             bad_rows = bad_rows | _blank(raw)
         bad = np.flatnonzero(bad_rows).tolist()
         if bad:

@@ -15,7 +15,7 @@ from lrec.errors import UserError
 COMPRESSIONS = (".gz", ".xz", ".zst")
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 _PIECE = 1 << 20
-BLOCK = 1 << 24
+BLOCK = 1 << 22
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CACHED = 1 << 17
 _LONGEST_ROW = 1 << 27
