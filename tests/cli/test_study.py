@@ -139,3 +139,34 @@ def test_fit_reads_the_points_of_a_study(
     lrec("scaling", "fit", "--points", "studies/tiny", "--holdout", 1, "--out", "refit")
     studied = json.loads((undisturbed / "studies" / "tiny" / "fit" / "fit.json").read_text())
     assert json.loads((undisturbed / "refit" / "fit.json").read_text()) == studied
+
+
+def test_variants_without_a_law_are_compared(
+    tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = STUDY | {
+        "sizes": ["0.8k", "1.7k"],
+        "holdout": 0,
+        "law": None,
+        "options": STUDY["options"] | {"trainer.max_epochs": 1, "model.optimizer.switch": {"at": 2}},  # type: ignore[operator]
+        "variants": {"both": {}, "plain": {"model.optimizer.switch": None, "model.dropout.residual.first": 0.0}},
+    }
+    Path("variants.yaml").write_text(yaml.safe_dump(config))
+    report = lrec("scaling", "study", "--config", "variants.yaml")
+    assert "| fraction | size | variant |" in report
+    runs = Path("studies/tiny/runs")
+    for size in ("0.8k", "1.7k"):
+        for variant, phase, rate in (("both", "sgd", 0.1), ("plain", "adamw", 0.0)):
+            run = runs / f"{size}-{variant}-seed1"
+            (point,) = [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
+            assert point["lr_phase"] == phase
+            assert yaml.safe_load((run / "config.yaml").read_text())["model"]["dropout"]["residual"]["first"] == rate
+            assert f"| {size} | {variant} | 1 | {point['test_loss']:.4f} |" in report
+    assert not Path("studies/tiny/fit").exists()
+    assert not Path("studies/tiny/prediction.json").exists()
+
+    holdout = refused("scaling", "study", "--config", "variants.yaml", "--holdout=1")
+    assert "--holdout 1: without a law nothing is predicted" in holdout
+    named = refused("scaling", "study", "--config", "variants.yaml", '--variants={"a/b": {}}')
+    assert "the name 'a/b' must be made of" in named

@@ -24,6 +24,8 @@ class Run:
 
     Attributes:
         name: Unique in the study; the name of its folder.
+        variant: Which of the study's variants it is; "" where there is one only.
+        ladder: The runs that one law is for share it: what sets them apart from others, but for size and seed.
         held_out: Whether its loss is predicted before it is trained.
         options: The whole configuration of its `lrec fit`, but for where it writes.
     """
@@ -32,6 +34,8 @@ class Run:
     size: str
     seed: int
     fraction: float
+    variant: str
+    ladder: str
     held_out: bool
     options: dict[str, Any]
 

@@ -5,6 +5,7 @@ Started again, a study goes on where it stopped: finished runs are kept, an unfi
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -20,7 +21,7 @@ from lrec.scaling.laws import LAWS
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import predict
 from lrec.scaling.runs import Run, finished_point, train
-from lrec.scaling.study_report import Ladder, print_plan, write_report
+from lrec.scaling.study_report import Ladder, by_ladder, print_plan, write_report
 
 
 def study(
@@ -35,7 +36,8 @@ def study(
     holdout: int = 2,
     options: dict[str, Any] | None = None,
     size_options: dict[str, dict[str, Any]] | None = None,
-    law: str = "lsrm",
+    variants: dict[str, dict[str, Any]] | None = None,
+    law: str | None = "lsrm",
     x: Literal["N_body", "N_total"] = "N_body",
     jobs: int = 1,
     dry_run: bool = False,
@@ -54,21 +56,33 @@ def study(
         holdout: Number of largest sizes that are predicted instead of fitted.
         options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
         size_options: Further options by size.
-        law: Law to fit; lsrm is L(x) = E + (x0/x)^a.
+        variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
+        law: Law to fit to each fraction and variant; lsrm is L(x) = E + (x0/x)^a; none: no fit, with holdout 0.
         x: Parameters the law counts.
         jobs: Runs side by side, each with an equal share of the cores.
         dry_run: Print the runs with their hours, memory and disk, and stop.
     """
-    grid = Grid(configs, sizes, seeds, holdout_seeds, fractions, reduce, holdout, options or {}, size_options or {})
+    grid = Grid(
+        configs,
+        sizes,
+        seeds,
+        holdout_seeds,
+        fractions,
+        reduce,
+        holdout,
+        options or {},
+        size_options or {},
+        variants or {"": {}},
+    )
     _check(grid, law, jobs)
     runs = grid.runs()
     if dry_run:
         print_plan(runs)
         return
     out = out or Path("studies") / name
-    book = _Book(out, name, runs, {"law": law, "x": x})
+    book = _Book(out, name, runs, {"law": str(law), "x": x})
     book.train([run for run in runs if not run.held_out], jobs)
-    ladders = [_fit_ladder(out, runs, fraction, law, x) for fraction in fractions]
+    ladders = [] if law is None else [_fit_ladder(out, mine, law, x) for mine in by_ladder(runs).values()]
     if holdout:
         _write_prediction(out / "prediction.json", ladders, runs)
         book.train([run for run in runs if run.held_out], jobs)
@@ -77,7 +91,7 @@ def study(
 
 @dataclass(frozen=True)
 class Grid:
-    """Sizes x seeds x fractions, and what the runs' configurations are composed of; the arguments of `study`."""
+    """Sizes x seeds x fractions x variants, and what the configurations are composed of; the arguments of `study`."""
 
     configs: list[str]
     sizes: list[str]
@@ -88,6 +102,7 @@ class Grid:
     holdout: int
     options: dict[str, Any]
     size_options: dict[str, dict[str, Any]]
+    variants: dict[str, dict[str, Any]]
 
     @property
     def ladder(self) -> list[str]:
@@ -98,22 +113,26 @@ class Grid:
         """Every run with its whole configuration; UserError where `lrec fit` would refuse it."""
         held_out = self.ladder[len(self.ladder) - self.holdout :]
         return [
-            self._run(size, seed, fraction, size in held_out)
-            for fraction, size in product(self.fractions, self.ladder)
+            self._run(size, seed, fraction, variant, size in held_out)
+            for fraction, variant, size in product(self.fractions, self.variants, self.ladder)
             for seed in (self.holdout_seeds if size in held_out else self.seeds)
         ]
 
-    def _run(self, size: str, seed: int, fraction: float, held_out: bool) -> Run:
+    def _run(self, size: str, seed: int, fraction: float, variant: str, held_out: bool) -> Run:
         from lrec.lightning_cli import compose
 
         options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
-        options |= _dotted(self.options) | _dotted(self.size_options.get(size, {}))
+        for more in (self.options, self.size_options.get(size, {}), self.variants[variant]):
+            options |= _dotted(more)
         if fraction != 1:
             options[f"data.reduction.{self.reduce}"] = fraction
         arguments = [f"--config={find_config(config)}" for config in self.configs]
         arguments += [f"--{option}={_as_argument(value)}" for option, value in options.items()]
-        share = "" if fraction == 1 else f"-{self.reduce}-{fraction:g}"
-        return Run(f"{size}{share}-seed{seed}", size, seed, fraction, held_out, compose(arguments))
+        share = "" if fraction == 1 else f"{self.reduce}-{fraction:g}"
+        name = "-".join(part for part in (size, share, variant, f"seed{seed}") if part)
+        ladder = [variant] if len(self.variants) > 1 else []
+        ladder += [f"fraction-{fraction:g}"] if len(self.fractions) > 1 else []
+        return Run(name, size, seed, fraction, variant, "-".join(ladder), held_out, compose(arguments))
 
 
 def _dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -128,7 +147,7 @@ def _as_argument(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _check(grid: Grid, law: str, jobs: int) -> None:
+def _check(grid: Grid, law: str | None, jobs: int) -> None:
     for size in [*grid.sizes, *grid.size_options]:
         find_size(size)
     for option in ("sizes", "seeds", "fractions"):
@@ -139,8 +158,15 @@ def _check(grid: Grid, law: str, jobs: int) -> None:
         raise UserError("--holdout_seeds: name at least one")
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    if law not in LAWS:
+    if law is not None and law not in LAWS:
         raise UserError(f"--law: {law!r} is none of {', '.join(LAWS)}")
+    for variant in grid.variants:
+        if not re.fullmatch(r"[\w.-]*", variant):
+            raise UserError(f"--variants: the name {variant!r} must be made of letters, digits, '.', '_' and '-'")
+    if law is None:
+        if grid.holdout:
+            raise UserError(f"--holdout {grid.holdout}: without a law nothing is predicted, set it to 0")
+        return
     needed = len(LAWS[law].parameters) + 1
     if not 0 <= grid.holdout <= len(grid.sizes) - needed:
         raise UserError(
@@ -182,15 +208,14 @@ class _Book:
             print(f"[{done}/{len(runs)} {kind}] {run.name}: {loss}, {point['wall_s']:.0f} s", flush=True)
 
 
-def _fit_ladder(out: Path, runs: list[Run], fraction: float, law: str, x: str) -> Ladder:
-    """Fit the small sizes of one fraction and predict its large ones; no large run is read."""
-    mine = [run for run in runs if run.fraction == fraction]
-    points = read_points([out / "runs" / run.name / "points.jsonl" for run in mine if not run.held_out], x, "test_loss")
+def _fit_ladder(out: Path, runs: list[Run], law: str, x: str) -> Ladder:
+    """Fit the small sizes of one ladder and predict its large ones; no large run is read."""
+    points = read_points([out / "runs" / run.name / "points.jsonl" for run in runs if not run.held_out], x, "test_loss")
     fitted = fit(LAWS[law], points["x"].to_numpy(), points["y"].to_numpy())
-    example = finished_point(out / "runs" / next(run.name for run in mine if not run.held_out))
+    example = finished_point(out / "runs" / next(run.name for run in runs if not run.held_out))
     assert example is not None
-    large = sorted({_count(run, x, example) for run in mine if run.held_out})
-    return Ladder(fraction, x, source_hash(points), fitted, tuple(predict(fitted, large)) if large else ())
+    large = sorted({_count(run, x, example) for run in runs if run.held_out})
+    return Ladder(runs[0].ladder, x, source_hash(points), fitted, tuple(predict(fitted, large)) if large else ())
 
 
 def _count(run: Run, x: str, example: dict[str, Any]) -> int:
@@ -204,7 +229,7 @@ def _write_prediction(path: Path, ladders: list[Ladder], runs: list[Run]) -> Non
     prediction = {
         "ladders": [
             {
-                "fraction": ladder.fraction,
+                "ladder": ladder.name,
                 "law": ladder.fit.law.name,
                 "x": ladder.x,
                 "source_hash": ladder.source_hash,

@@ -14,15 +14,16 @@ from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import Prediction, compare
 from lrec.scaling.report import table, write_fit
 from lrec.scaling.runs import Run, finished_point
+from lrec.scaling.variants import variants_table
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The law of one fraction of the data: fitted to the small sizes, with predictions for the large ones."""
+    """The law of one fraction and variant: fitted to the small sizes, with predictions for the large ones."""
 
-    fraction: float
+    name: str
     x: str
     source_hash: str
     fit: Fit
@@ -36,18 +37,30 @@ def write_report(out: Path, name: str, runs: list[Run], ladders: list[Ladder]) -
     """
     points = {run.name: finished_point(out / "runs" / run.name) or {} for run in runs}
     sections = [f"# Scaling study {name}"]
-    for ladder in ladders:
-        mine = [run for run in runs if run.fraction == ladder.fraction]
-        folder = out / "fit" if len(ladders) == 1 else out / "fit" / f"fraction-{ladder.fraction:g}"
-        if len(ladders) > 1:
-            sections.append(f"## Fraction {ladder.fraction:g} of the training data")
-        sections.append(_section(out, folder, mine, {run.name: points[run.name] for run in mine}, ladder))
+    if comparison := variants_table(runs, points):
+        sections += ["## Variants", comparison]
+    laws = {ladder.name: ladder for ladder in ladders}
+    for ladder, mine in by_ladder(runs).items():
+        if ladder:
+            sections.append(f"## {ladder}")
+        own = {run.name: points[run.name] for run in mine}
+        sections += [_runs_table(mine, own), "\n".join(_findings(mine, own))]
+        if ladder in laws:
+            sections.append(_law(out, out / "fit" / ladder, mine, own, laws[ladder]))
     report = "\n\n".join(sections) + "\n"
     write_text(out / "report.md", report)
     return report
 
 
-def _section(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, Any]], ladder: Ladder) -> str:
+def by_ladder(runs: list[Run]) -> dict[str, list[Run]]:
+    """The runs of each ladder."""
+    ladders: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        ladders[run.ladder].append(run)
+    return ladders
+
+
+def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, Any]], ladder: Ladder) -> str:
     usable = [run for run in runs if points[run.name]["status"] != "diverged"]
     files = {run.name: out / "runs" / run.name / "points.jsonl" for run in usable}
     held_out = None
@@ -57,20 +70,22 @@ def _section(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[st
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
     every_point = read_points(list(files.values()), ladder.x, "test_loss")
     content = write_fit(folder, ladder.fit, held_out, source_hash(every_point), ladder.x, "test_loss")
-    floor = (next(iter(points.values()))["floor"] or {}).get("test")
-    figure = fit_figure(ladder.fit, held_out, floor, ladder.x, "test_loss")
+    figure = fit_figure(ladder.fit, held_out, _floor(points), ladder.x, "test_loss")
     with replacing(folder / "fit.png") as temporary:
         figure.savefig(temporary, format="png")
     _to_tensorboard(folder, figure)
     return "\n\n".join(
         [
-            _runs_table(runs, points),
-            "\n".join(_findings(runs, points, floor)),
             f"## {content['formula']}, {ladder.x}",
             f"![fit]({folder.relative_to(out)}/fit.png)",
             table(content),
         ]
     )
+
+
+def _floor(points: dict[str, dict[str, Any]]) -> float | None:
+    floor: float | None = (next(iter(points.values()))["floor"] or {}).get("test")
+    return floor
 
 
 def _to_tensorboard(folder: Path, figure: Any) -> None:
@@ -103,7 +118,7 @@ def _runs_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _findings(runs: list[Run], points: dict[str, dict[str, Any]], floor: float | None) -> list[str]:
+def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
     """What the table says, in words: monotone or not, the best size, over-fitting, the floor."""
     losses: dict[int, list[float]] = defaultdict(list)
     sizes = {}
@@ -125,7 +140,7 @@ def _findings(runs: list[Run], points: dict[str, dict[str, Any]], floor: float |
     diverged = [run.name for run in runs if points[run.name]["status"] == "diverged"]
     if diverged:
         findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
-    if floor is not None:
+    if (floor := _floor(points)) is not None:
         below = [run.name for run in runs if (points[run.name]["test_loss"] or floor) < floor]
         verdict = f"below it: {', '.join(below)}" if below else "every run lies above it"
         findings.append(

@@ -25,7 +25,7 @@ def loss(size: str, fraction: float) -> float:
 
 def make_run(out: Path, size: str, fraction: float, status: str = "finished", test_loss: float | None = None) -> Run:
     """A run's folder with the points `lrec fit` would leave."""
-    run = Run(f"{size}-{fraction}", size, 1, fraction, size == LADDER[-1], {})
+    run = Run(f"{size}-{fraction}", size, 1, fraction, "", f"fraction-{fraction:g}", size == LADDER[-1], {})
     folder = out / "runs" / run.name
     folder.mkdir(parents=True)
     diverged = status == "diverged"
@@ -51,7 +51,7 @@ def make_run(out: Path, size: str, fraction: float, status: str = "finished", te
 def ladder(fraction: float) -> Ladder:
     x = [n_body(size) for size in LADDER[:-1]]
     fitted = fit(LAWS["lsrm"], x, [loss(size, fraction) for size in LADDER[:-1]])
-    return Ladder(fraction, "N_body", "hash", fitted, tuple(predict(fitted, [n_body(LADDER[-1])])))
+    return Ladder(f"fraction-{fraction:g}", "N_body", "hash", fitted, tuple(predict(fitted, [n_body(LADDER[-1])])))
 
 
 def test_every_fraction_has_its_own_fit(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     assert "rises with size from 3k to 6.9k: not monotone" in report
     assert "below it: 12k-1.0" in report
     assert "Diverged and left out: 49k-1.0" in report
-    assert json.loads((tmp_path / "fit" / "fit.json").read_text())["holdout"] is None
+    assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
 
 
 def test_a_run_is_finished_when_its_best_point_is_tested(tmp_path: Path) -> None:
