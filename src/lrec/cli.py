@@ -34,6 +34,7 @@ class OwnCommand(NamedTuple):
 OWN_COMMANDS = {
     "data prepare": OwnCommand("raw interactions to a store", "lrec.data.prepare_command", "prepare"),
     "data describe": OwnCommand("a store's statistics", "lrec.data.describe", "describe", positional=True),
+    "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.scaling.study", "study"),
     "scaling fit": OwnCommand("fit a law to points", "lrec.scaling.command", "fit_command"),
 }
@@ -79,17 +80,21 @@ def _route(arguments: list[str]) -> None:
 
         run_lightning(with_shipped_configs(arguments))
         return
-    name = " ".join(arguments[:2])
-    if name not in OWN_COMMANDS:
-        raise UserError(f"no command {name!r}: choose one of {', '.join([*LIGHTNING_COMMANDS, *OWN_COMMANDS])}")
-    command, parser = own_command(name)
-    values = parser.instantiate(parser.parse_args(with_shipped_configs(arguments[2:])))
+    command, parser, options = own_command(arguments)
+    values = parser.instantiate(parser.parse_args(with_shipped_configs(options)))
     values.pop("config", None)
     command(**values.as_dict())
 
 
-def own_command(name: str) -> tuple[Callable[..., None], OneLineParser]:
-    """One of lrec's own commands and its parser: an option for each argument of the function, --config for a YAML."""
+def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParser, list[str]]:
+    """One of lrec's own commands, its parser, and what is left for that to parse.
+
+    The parser has an option for each argument of the function, and --config for a YAML.
+    """
+    name = next((n for n in (arguments[0], " ".join(arguments[:2])) if n in OWN_COMMANDS), None)
+    if name is None:
+        known = ", ".join([*LIGHTNING_COMMANDS, *OWN_COMMANDS])
+        raise UserError(f"no command {' '.join(arguments[:2])!r}: choose one of {known}")
     entry = OWN_COMMANDS[name]
     command = getattr(import_module(entry.module), entry.function)
     parser = OneLineParser(prog=f"lrec {name}", description=entry.meaning)
@@ -98,7 +103,7 @@ def own_command(name: str) -> tuple[Callable[..., None], OneLineParser]:
     parser.add_function_arguments(command, as_positional=entry.positional, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
         parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help="Files or folders.")
-    return command, parser
+    return command, parser, arguments[len(name.split()) :]
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:

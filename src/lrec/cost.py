@@ -1,8 +1,11 @@
-"""Parameters and FLOPs of a size: pure functions of the config."""
+"""Parameters, FLOPs and memory of a size: pure functions of the config."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from lrec.losses import chunk_rows
 from lrec.net import TransformerConfig
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 
 
 def n_body(config: TransformerConfig) -> int:
@@ -49,14 +52,27 @@ def n_total(config: TransformerConfig) -> int:
     return sum(parameters(config))
 
 
-def flops_per_target(config: TransformerConfig) -> int:
-    """Training FLOPs per target: 6 per matrix entry of body and head, and 6 d (max_len + 1) a block for attention.
+class Flops(NamedTuple):
+    """FLOPs per interaction with full softmax: what the step computes, and what checkpointing computes again."""
 
-    A position of a full window attends to (max_len + 1) / 2 keys on average; each costs 4 d FLOPs forward (query-key
-    and weight-value products) and twice that backward. Shorter windows cost less: this is an upper bound for them.
+    forward: int
+    backward: int
+    recomputed: int
+
+
+def flops_per_interaction(config: TransformerConfig, pairs: float | None = None, checkpointing: bool = False) -> Flops:
+    """FLOPs of a position with a target: 2 per matrix entry forward and 4 backward, and attention's products.
+
+    Args:
+        config: The network.
+        pairs: Positions that one attends to on average, itself included; by default (max_len + 1) / 2, a full window's.
+        checkpointing: Whether the blocks are computed again in the backward pass.
     """
-    attention = 6 * config.layers * config.width * (config.max_len + 1)
-    return 6 * (n_body(config) + n_head(config)) + attention
+    if pairs is None:
+        pairs = (config.max_len + 1) / 2
+    blocks = 2 * n_body(config) + round(4 * config.layers * config.width * pairs)
+    forward = blocks + 2 * n_head(config)
+    return Flops(forward, 2 * forward, blocks if checkpointing else 0)
 
 
 def training_flops(config: TransformerConfig, targets: int, pairs: int, head_flops_per_target: int) -> int:
@@ -69,3 +85,103 @@ def training_flops(config: TransformerConfig, targets: int, pairs: int, head_flo
         head_flops_per_target: What the loss costs (`Loss.flops_per_target`).
     """
     return targets * (6 * n_body(config) + head_flops_per_target) + 12 * config.layers * config.width * pairs
+
+
+class Memory(NamedTuple):
+    """Bytes of one rank at the peak of a training step.
+
+    Attributes:
+        parameters: Its share of the parameters.
+        gradients: Its share of the gradients.
+        optimizer: Its share of AdamW's two moments.
+        copies: Whole parameters it holds beside its share: gathered ones, and their bfloat16 copies under autocast.
+        activations: What the forward pass keeps for the backward pass.
+        transient: The most that a head, a block's backward pass or the table's gradient holds for a moment.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    transient: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def memory(
+    config: TransformerConfig,
+    positions: int,
+    precision: Precision = "32-true",
+    shards: int = 1,
+    checkpointing: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> Memory:
+    """Memory of a training step with AdamW and full softmax; attention dropout is counted as the CPU computes it.
+
+    Args:
+        config: The network.
+        positions: Positions of a rank's micro-batch, each with a target.
+        precision: That of Trainer(precision=...). With several shards bf16-mixed is FSDP2's param_dtype=bfloat16, in
+            which the residual stream is bfloat16 too.
+        shards: Ranks that share parameters, gradients and moments; 1 where each holds all (one rank, DDP).
+        checkpointing: Whether blocks keep only their inputs.
+        device: Decides how many logits full softmax holds at once.
+    """
+    assert positions >= 1
+    assert shards >= 1
+    parameter = 2 if precision == "bf16-true" else 4
+    product = 4 if precision == "32-true" else 2  # what matrix products take and give
+    stream = product if shards > 1 else parameter  # the residual stream
+    table = n_head(config) * parameter
+    share = -(-n_total(config) * parameter // shards)
+    if shards > 1:
+        # The root's own parameters for the whole step; of the blocks two, the next being fetched, and a gradient.
+        block = n_body(config) // config.layers
+        copies = (n_total(config) - n_body(config) + 2 * block) * product + block * parameter
+    else:
+        copies = n_body(config) * 2 if precision == "bf16-mixed" else 0
+    in_block = positions * _block_activations(config, stream, product)
+    hidden = positions * config.width * stream
+    activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
+    in_head = 3 * hidden + _head(config, positions, product, device)
+    going_back = in_block if checkpointing else positions * _block_backward(config, stream, product)
+    # The step before's gradients live until the head is through; new ones are made while activations go.
+    transient = max(in_head, 2 * hidden + 2 * table + going_back - share, table - activations)
+    return Memory(share, share, 2 * share, copies, activations, transient)
+
+
+def _block_activations(config: TransformerConfig, stream: int, product: int) -> int:
+    """Bytes a position leaves in a block for its backward pass."""
+    choice, d, inner = config.architecture, config.width, config.inner_width
+    kept = 2 * stream * d  # inputs of the norms
+    kept += product * 6 * d  # inputs of qkv, attention_out and mlp_in; queries, keys, values
+    kept += product * (2 if choice.mlp == "gelu" else 4) * inner
+    kept += 16 + 4 * config.heads  # statistics of norms and attention
+    if choice.norm == "rms":
+        kept += 2 * d * (4 if stream == 4 else 6)  # normalised, in float32
+    if choice.qk_norm or choice.positions == "rotary":
+        kept += product * 2 * d
+    if choice.qk_norm:
+        kept += 2 * d * (4 if product == 4 else 8)  # normalised, and the input, in float32
+    if config.dropout.residual.first or config.dropout.residual.last:
+        kept += product * 2 * d
+    if config.dropout.attention.first or config.dropout.attention.last:
+        kept += 12 * config.heads * config.max_len + 3 * (4 - product) * d  # the weights, in float32
+    return kept
+
+
+def _head(config: TransformerConfig, positions: int, product: int, device: str) -> int:
+    """Bytes of full softmax beside hidden states: the table's gradient, and the logits of this chunk and the last."""
+    rows = chunk_rows(config.n_items, device)
+    per_logit = 8 if rows < positions or product == 2 else 4
+    per_entry = 4 if product == 4 else 8  # in bfloat16 also a copy of the table, and a product before it is added
+    return n_head(config) * per_entry + config.n_items * min(rows, positions) * per_logit
+
+
+def _block_backward(config: TransformerConfig, stream: int, product: int) -> int:
+    """Bytes a position holds while the last block goes backward through its perceptron."""
+    return product * (2 if config.architecture.mlp == "gelu" else 4) * config.inner_width + stream * config.width

@@ -246,18 +246,16 @@ class Block(nn.Module):
         return self._add(hidden_BLD, self._perceive(self.mlp_norm(hidden_BLD)))
 
     def _attend(self, hidden_BLD: Tensor) -> Tensor:
-        query_BHLK, key_BHLK, value_BHLK = (
-            self.qkv(hidden_BLD).unflatten(-1, (3, self.config.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
+        query_BLHK, key_BLHK, value_BLHK = self.qkv(hidden_BLD).unflatten(-1, (3, self.config.heads, -1)).unbind(-3)
         if self.config.architecture.qk_norm:
-            query_BHLK, key_BHLK = self.query_norm(query_BHLK), self.key_norm(key_BHLK)
+            query_BLHK, key_BLHK = _normalised(query_BLHK, self.query_norm), _normalised(key_BLHK, self.key_norm)
         if self.config.architecture.positions == "rotary":
-            query_BHLK, key_BHLK = rotate(query_BHLK), rotate(key_BHLK)
+            query_BLHK, key_BLHK = rotate(query_BLHK), rotate(key_BLHK)
         # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
         read_BHLK = F.scaled_dot_product_attention(
-            query_BHLK,
-            key_BHLK,
-            value_BHLK,
+            query_BLHK.transpose(1, 2),
+            key_BLHK.transpose(1, 2),
+            value_BLHK.transpose(1, 2),
             dropout_p=self.attention_dropout if self.training else 0.0,
             is_causal=True,
             scale=self.config.attention_scale,
@@ -277,17 +275,22 @@ class Block(nn.Module):
         return torch.add(hidden_BLD, branch_BLD, alpha=self.config.branch_scale)
 
 
-def rotate(x_BHLK: Tensor) -> Tensor:
+def _normalised(x_BLHK: Tensor, norm: nn.RMSNorm) -> Tensor:
+    # Under autocast x is bfloat16 and the gains are float32, which the norm's kernels refuse to mix.
+    return norm(x_BLHK.to(norm.weight.dtype)).to(x_BLHK.dtype)
+
+
+def rotate(x_BLHK: Tensor) -> Tensor:
     """Rotary positions: turn the pair (2j, 2j + 1) of position l by the angle l * 10000^(-2j / K)."""
-    length, width = x_BHLK.shape[-2:]
-    dtype = torch.promote_types(x_BHLK.dtype, torch.float32)  # angles of late positions need more than bfloat16
-    positions_L = torch.arange(length, dtype=dtype, device=x_BHLK.device)
-    speeds_J = ROTARY_BASE ** -(torch.arange(0, width, 2, dtype=dtype, device=x_BHLK.device) / width)
-    angles_LJ = positions_L[:, None] * speeds_J
-    cosine_LJ, sine_LJ = angles_LJ.cos(), angles_LJ.sin()
-    even_BHLJ, odd_BHLJ = x_BHLK.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = (even_BHLJ * cosine_LJ - odd_BHLJ * sine_LJ, even_BHLJ * sine_LJ + odd_BHLJ * cosine_LJ)
-    return torch.stack(turned, -1).flatten(-2).to(x_BHLK.dtype)
+    length, width = x_BLHK.shape[1], x_BLHK.shape[-1]
+    dtype = torch.promote_types(x_BLHK.dtype, torch.float32)  # angles of late positions need more than bfloat16
+    positions_L = torch.arange(length, dtype=dtype, device=x_BLHK.device)
+    speeds_J = ROTARY_BASE ** -(torch.arange(0, width, 2, dtype=dtype, device=x_BLHK.device) / width)
+    angles_L1J = (positions_L[:, None] * speeds_J)[:, None]
+    cosine_L1J, sine_L1J = angles_L1J.cos(), angles_L1J.sin()
+    even_BLHJ, odd_BLHJ = x_BLHK.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = (even_BLHJ * cosine_L1J - odd_BLHJ * sine_L1J, even_BLHJ * sine_L1J + odd_BLHJ * cosine_L1J)
+    return torch.stack(turned, -1).flatten(-2).to(x_BLHK.dtype)
 
 
 Result = TypeVar("Result")

@@ -62,7 +62,7 @@ def test_flops_are_those_of_the_windows_as_they_are(fit: Callable[..., tuple[str
 def test_full_windows_cost_what_the_upper_bound_says() -> None:
     config = TransformerConfig(1000, 50, 2, 64, 2)
     full = cost.training_flops(config, 50, 50 * 51 // 2, 6 * cost.n_head(config))
-    assert full == 50 * cost.flops_per_target(config)
+    assert full == 50 * sum(cost.flops_per_interaction(config))
 
 
 def test_the_peak_is_that_of_a_plain_product() -> None:

@@ -170,7 +170,7 @@ def print_plan(runs: list[Run]) -> None:
         n_items, unique = counts[run.fraction]
         config = run.net_config(n_items)
         targets = unique * (run.options["trainer"]["max_epochs"] or 1000)
-        hours = (10 + 3 * targets * cost.flops_per_target(config) / rate) / 3600
+        hours = (10 + 3 * targets * sum(cost.flops_per_interaction(config)) / rate) / 3600
         memory, disk = 1 + 16 * cost.n_total(config) / 2**30, 24 * cost.n_total(config) / 2**30
         total += hours
         sizes = f"{cost.n_body(config):>12,}{cost.n_total(config):>12,}"

@@ -1,0 +1,69 @@
+"""`lrec sizes` on the terminal and as JSON, with a catalogue from the command line and from a store."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrec import cost
+from lrec.data.batches import Planner
+from lrec.data.splits import LastItems, Reduction
+from lrec.data.store import Store
+from lrec.net import SIZES, TransformerConfig
+
+
+def test_every_size_is_listed_with_its_counts(lrec: Callable[..., str]) -> None:
+    printed = lrec("sizes", "--n_items", 1234)
+    for name, shape in SIZES.items():
+        config = TransformerConfig(1234, 50, *shape)
+        row = next(line for line in printed.splitlines() if line.startswith(f"{name} "))
+        assert f"{cost.n_body(config):,}" in row
+        assert f"{cost.n_total(config):,}" in row
+    assert "829,440,000" in printed
+
+
+def test_json_holds_the_table_and_what_it_assumes(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    out = tmp_path / "sizes.json"
+    options = ["--world_size=4", "--precision=bf16-mixed", "--checkpointing=true", "--architecture.mlp=swiglu"]
+    lrec("sizes", "--sizes=[1.6m,829m]", *options, f"--out={out}")
+    written = json.loads(out.read_text())
+    assert written["assumptions"]["shards"] == 4
+    assert written["assumptions"]["architecture"]["mlp"] == "swiglu"
+    assert [row["size"] for row in written["sizes"]] == ["1.6m", "829m"]
+    row = written["sizes"][1]
+    assert row["parameters"]["body"] == 829_440_000
+    parts = {name: value for name, value in row["memory_bytes"].items() if name != "total"}
+    assert sum(parts.values()) == row["memory_bytes"]["total"]
+    assert parts["optimizer"] == 2 * parts["parameters"]
+    assert row["flops_per_interaction"]["recomputed"] > 0
+
+
+def test_a_store_gives_catalogue_and_window_lengths(log_csv: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    columns = {"user": "who", "item": "what", "time": "when"}
+    options = [f"--data.{name}_column={column}" for name, column in columns.items()]
+    lrec("data", "prepare", "--config=data/csv.yaml", f"--data.path={log_csv}", f"--data.data_dir={tmp_path}", *options)
+    (store,) = (path.parent for path in tmp_path.rglob("meta.json"))
+    lrec("sizes", "--sizes=[3k]", f"--data={store}", "--max_len=10", f"--out={tmp_path / 'sizes.json'}")
+    assumed = json.loads((tmp_path / "sizes.json").read_text())["assumptions"]
+    split = LastItems()(Store.open(store))
+    assert assumed["n_items"] == len(split.catalogue_V)
+    lengths = torch.as_tensor(Planner(split.training_part(Reduction()), 10, 100).plan(0, 0).lengths_W).double()
+    by_position = torch.cat([torch.arange(1, int(length) + 1) for length in lengths]).double()
+    assert assumed["pairs"] == pytest.approx(by_position.mean().item())
+    assert assumed["pairs"] < 5.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sizes=[99k]"], "unknown size '99k': choose one of 0.8k"),
+        (["--n_items=0"], "--n_items must be at least 1, got 0"),
+        (["--world_size=4", "--shards=3"], "--shards must divide --world_size 4, got 3"),
+        (["--data=nowhere"], "nowhere"),
+        (["--precision=fp8"], "precision"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: list[str], message: str, refused: Callable[..., str]) -> None:
+    assert message in refused("sizes", *options)
