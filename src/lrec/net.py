@@ -349,6 +349,15 @@ class Transformer(nn.Module):
         )
         return self.config.width_scale if is_matrix else 1.0
 
+    def sgd_lr_multiplier(self, name: str) -> float:
+        """Share of SGD's learning rate that the parameter `name` gets.
+
+        Under muP all gradients shrink with the logits, by d0/d, and those of blocks with their branches too, by L0/L.
+        AdamW does not see the size of gradients; SGD does, and makes up for it.
+        """
+        shrinkage = self.config.width_scale * (self.config.branch_scale if name.startswith("blocks.") else 1.0)
+        return self.lr_multiplier(name) / shrinkage
+
     def forward(self, items_BL: Tensor, head: Callable[[Tensor, Tensor], Result]) -> Result:
         """Encode the histories and return `head(hidden_BLD, table_VD)`."""
         hidden_BLD = self.items(items_BL)

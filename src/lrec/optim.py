@@ -26,7 +26,7 @@ class Switch:
         at: Optimizer steps that AdamW takes; none: until the validation loss has converged.
         patience: Evaluations without improvement after which val/loss counts as converged.
         min_improvement: Least fall of val/loss, in nats, that counts as improvement.
-        lr: Learning rate of SGD at the switch.
+        lr: Learning rate of SGD at the switch (under muP that of the base shape, as AdamW's).
         momentum: Momentum of SGD; its buffer is empty at the switch.
         weight_decay: L2 penalty of matrices and tables during SGD.
         decay: Shape of the rate's fall from the switch to the last step.
@@ -99,9 +99,9 @@ class Optimizer:
         switch = self.switch
         if switch is not None and switch.at is not None and switch.at >= total_steps:
             raise UserError(f"optimizer.switch.at {switch.at}: the run has {total_steps} steps only")
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in net.named_parameters():
-            groups[net.lr_multiplier(name), parameter.ndim >= 2].append(parameter)
+            groups[net.lr_multiplier(name), net.sgd_lr_multiplier(name), parameter.ndim >= 2].append(parameter)
         # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.
         optimizer = AdamWThenSGD(
             [
@@ -109,24 +109,30 @@ class Optimizer:
                     "params": parameters,
                     "lr": self.lr * multiplier,
                     "weight_decay": self.weight_decay / multiplier if decays else 0.0,
-                    "sgd_lr": switch.lr * multiplier if switch else None,
+                    "sgd_lr": switch.lr * sgd_multiplier if switch else None,
                     "sgd_weight_decay": switch.weight_decay if switch and decays else 0.0,
                     "momentum": switch.momentum if switch else 0.0,
                 }
-                for (multiplier, decays), parameters in groups.items()
+                for (multiplier, sgd_multiplier, decays), parameters in groups.items()
             ],
             lr=self.lr,
             betas=self.betas,
             switch=switch,
         )
 
-        def factor(step: int) -> float:
-            if switch is None or optimizer.sgd_from is None:
-                return self.lr_factor(step, total_steps)
-            sgd_steps = total_steps - optimizer.sgd_from
-            return switch.lr / self.lr * _fall(switch.decay, switch.final_lr, step - optimizer.sgd_from, sgd_steps)
+        def factor_of(index: int) -> Callable[[int], float]:
+            """A group's rate as a share of its first one, which is AdamW's; looked up, as loading replaces groups."""
 
-        return optimizer, LambdaLR(optimizer, factor)
+            def factor(step: int) -> float:
+                group, began = optimizer.param_groups[index], optimizer.sgd_from
+                if switch is None or began is None:
+                    return self.lr_factor(step, total_steps)
+                fall = _fall(switch.decay, switch.final_lr, step - began, total_steps - began)
+                return group["sgd_lr"] / group["initial_lr"] * fall
+
+            return factor
+
+        return optimizer, LambdaLR(optimizer, [factor_of(index) for index in range(len(optimizer.param_groups))])
 
 
 def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
