@@ -1,0 +1,202 @@
+"""lrec beside RecTools and RecBole: the same model on the same data with the same loss, each in its own environment.
+
+    python benchmarks/peers.py --data FOLDER [--datasets beauty ml-latest-small ml-100k] [--threads 2] [--repeats 1]
+
+Builds the peers' virtual environments once, under --environments, and writes benchmarks/peers.md. Every engine trains
+SASRec's size (2 blocks, width 64, 2 heads, dropout 0.1) with full softmax for the same number of epochs, then ranks the
+whole catalogue for every test user, seen items filtered. Each runs in a fresh process, one after another.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+HERE = Path(__file__).parent
+PEERS = {
+    "rectools": ["rectools[torch]==0.19.0"],
+    "recbole": ["recbole==1.2.1", "numpy<2", "pandas<2.2", "scipy<1.13"],
+}
+# Raw file, longest history, epochs.
+DATASETS = {
+    "beauty": ("s3rec_Beauty.txt.gz", 50, 2),
+    "ml-latest-small": ("ml-latest-small_ratings.csv.gz", 200, 1),
+    "ml-100k": ("u.data", 200, 2),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Folder with the raw files.")
+    parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=list(DATASETS))
+    parser.add_argument("--environments", type=Path, default=Path("data/peers"), help="Where the environments lie.")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=3, help="Runs of lrec, whose median counts; peers run once.")
+    parser.add_argument("--users", type=int, help="Only so many users, to try the script.")
+    options = parser.parse_args()
+    pythons = {"lrec": Path(sys.executable)} | {peer: environment(options.environments, peer) for peer in PEERS}
+    tables = []
+    for name in options.datasets:
+        raw, max_len, epochs = DATASETS[name]
+        if not (options.data / raw).is_file():
+            tables.append(f"## {name}\n\nNot measured: {raw} is not at hand.\n")
+            continue
+        folder = options.environments / "data" / name
+        counts = write_log(options.data / raw, folder, options.users)
+        results = {}
+        for engine, python in pythons.items():
+            runs = [
+                run(engine, python, folder, max_len, epochs, options.threads)
+                for _ in range(options.repeats if engine == "lrec" else 1)
+            ]
+            results[engine] = sorted(runs, key=lambda result: result["seconds"])[len(runs) // 2]
+        ceiling = ceiling_targets_per_s(counts, max_len, options.threads)
+        tables.append(table(name, counts, max_len, epochs, results, ceiling))
+        print(tables[-1])
+    if options.users is None:
+        (HERE / "peers.md").write_text(page(tables, options.threads))
+
+
+def environment(root: Path, peer: str) -> Path:
+    """The peer's Python, its environment built where it is not there."""
+    python = root.absolute() / peer / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(root / peer)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
+    return python
+
+
+def write_log(raw: Path, folder: Path, users: int | None) -> dict[str, int]:
+    """folder/log.csv: user,item,time in order; times are made distinct, so that no engine's sort is put to the test."""
+    if raw.name.endswith(".txt.gz"):
+        with gzip.open(raw, "rt") as lines:
+            histories = [line.split() for line in lines]
+        log = pl.DataFrame(
+            {
+                "user": np.repeat([h[0] for h in histories], [len(h) - 1 for h in histories]),
+                "item": [item for h in histories for item in h[1:]],
+            }
+        ).with_columns(pl.int_range(pl.len()).alias("time"))
+    elif raw.name == "u.data":
+        log = pl.read_csv(raw, separator="\t", has_header=False, new_columns=["user", "item", "rating", "time"])
+    else:
+        log = pl.read_csv(raw).rename({"userId": "user", "movieId": "item", "timestamp": "time"})
+    log = log.select("user", "item", "time").unique(maintain_order=True)
+    log = log.sort("user", "time", maintain_order=True).with_columns((pl.int_range(pl.len()) + 1_000_000).alias("time"))
+    if users is not None:
+        log = log.filter(pl.col("user").is_in(log["user"].unique(maintain_order=True)[:users].to_list()))
+    folder.mkdir(parents=True, exist_ok=True)
+    log.write_csv(folder / "log.csv")
+    return {"users": log["user"].n_unique(), "items": log["item"].n_unique(), "interactions": len(log)}
+
+
+def run(engine: str, python: Path, folder: Path, max_len: int, epochs: int, threads: int) -> dict:
+    """One engine in a fresh process."""
+    command = [python, HERE / "peers" / f"run_{engine}.py", "--folder", folder, "--epochs", epochs]
+    command += ["--max_len", max_len, "--threads", threads]
+    variables = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    if engine != "lrec":
+        variables.pop("PYTHONPATH", None)
+    finished = subprocess.run([str(part) for part in command], env=variables, capture_output=True, text=True)
+    if finished.returncode:
+        raise SystemExit(f"{engine} failed:\n{finished.stderr[-3000:]}")
+    return json.loads(finished.stdout.strip().splitlines()[-1])
+
+
+def ceiling_targets_per_s(counts: dict[str, int], max_len: int, threads: int) -> float:
+    """Targets per second if a step were its bare matrix products, of blocks and head, forward and backward."""
+    torch.set_num_threads(threads)
+    rows, width, items = 4096, 64, counts["items"]
+    hidden, inner = torch.randn(rows, width), torch.randn(rows, 4 * width)
+    narrow, wide, table = torch.randn(width, width), torch.randn(width, 4 * width), torch.randn(items, width)
+    logits = torch.randn(128, items)
+
+    def products() -> None:
+        for _ in range(2):  # blocks; each product costs its like twice more backward
+            for _ in range(3):
+                for _ in range(4):
+                    hidden @ narrow
+                hidden @ wide
+                inner @ wide.T
+        for start in range(0, rows, 128):
+            torch.mm(hidden[start : start + 128], table.T, out=logits)
+            logits @ table
+            logits.T @ hidden[start : start + 128]
+
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        products()
+        times.append(time.perf_counter() - started)
+    return rows / statistics.median(times[1:])
+
+
+def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results: dict, ceiling: float) -> str:
+    """A data set's figures, and their ratios to lrec's."""
+    ours = results["lrec"]
+    our_speed, our_evaluation = ours["targets"] / ours["seconds"], ours["users"] / ours["evaluation_seconds"]
+    lines = [
+        f"## {name}",
+        "",
+        f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions; "
+        f"histories of at most {max_len}; {epochs} epochs.",
+        "",
+        "| | targets/s | lrec is | peak GiB, fit | lrec's share | HR@10 | NDCG@10 | evaluated users/s | lrec is "
+        "| peak GiB, all |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for engine, result in results.items():
+        speed, evaluation = result["targets"] / result["seconds"], result["users"] / result["evaluation_seconds"]
+        lines.append(
+            f"| {engine} {result['version']} | {speed:,.0f} | {our_speed / speed:.1f}x | {result['memory_gib']:.2f} "
+            f"| {ours['memory_gib'] / result['memory_gib']:.2f} | {result['HR@10']:.4f} | {result['NDCG@10']:.4f} "
+            f"| {evaluation:,.0f} | {our_evaluation / evaluation:.1f}x | {result['evaluation_memory_gib']:.2f} |"
+        )
+    popularity = ours["popularity"]
+    lines.append(f"| popularity | | | | | {popularity['HR@10']:.4f} | {popularity['NDCG@10']:.4f} | | | |")
+    lines += [
+        "",
+        f"Bare matrix products of this model on this catalogue: {ceiling:,.0f} targets/s; lrec reaches "
+        f"{our_speed / ceiling:.0%} of that.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def page(tables: list[str], threads: int) -> str:
+    """benchmarks/peers.md."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    return "\n".join(
+        [
+            "# lrec beside RecTools and RecBole",
+            "",
+            f"{time.strftime('%Y-%m-%d')}, commit {commit}, {platform.machine()}, {threads} threads, torch "
+            f"{torch.__version__}, Python {platform.python_version()}.",
+            "",
+            "    python benchmarks/peers.py --data FOLDER",
+            "",
+            "The same model everywhere: 2 blocks, width 64, 2 heads, dropout 0.1, full softmax over the catalogue. RecTools",
+            "in batches of 128 users and RecBole of 2,048 rows, their defaults, at lr 0.001; lrec 1,024 targets a step at",
+            "lr 0.002. Targets are real ones: padding is not counted, RecBole's prefix rows are one each. Leave-one-out, seen",
+            "items filtered, all items ranked. Few epochs, because the peers take minutes for each: the accuracies compare",
+            "what is learned in an epoch, not what the models reach. RecBole's evaluation is timed as it is, without the",
+            "filter; its figures are computed from its scores with it. Memory is the peak of the process, imports included.",
+            "",
+            *tables,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
