@@ -30,11 +30,11 @@ SIZE, MAX_LEN, TARGETS_PER_STEP, WARM_UP = "98k", 50, 4096, 5
 MOMENTS = (0.1, 0.5, 0.9)
 PAGE = """# The training loader alone
 
-An epoch of training batches of a generated set of MovieLens-20M's shape ({rows:,} rows, {users:,} users, {items:,}
-items; {targets:,} targets in {steps:,} steps of {per_step:,}, windows of at most {length} items) is assembled and thrown
-away; beside it, what the network of size {size} (2 blocks, width 64, full softmax, CPU, {threads} threads) consumes of the
-same batches when it trains. Positions are real ones, that is, with a target. Memory is what a worker process has for
-itself (private pages), after {moments} of the epoch; the store is memory-mapped and shared.
+An epoch of training batches of a generated set of MovieLens-20M's shape ({rows:,} rows, {users:,} users,
+{items:,} items; {targets:,} targets in {steps:,} steps of {per_step:,}, windows of at most {length} items) is assembled
+and thrown away; beside it, what the network of size {size} (2 blocks, width 64, full softmax, CPU, {threads} threads)
+consumes of the same batches when it trains. Positions are real ones, that is, with a target. Memory is what a worker
+process has for itself (private pages), after {moments} of the epoch; the store is memory-mapped and shared.
 
     python benchmarks/loader.py
 
