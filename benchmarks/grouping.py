@@ -26,10 +26,11 @@ from lrec.data.interactions import InteractionsDataModule
 from lrec.data.movielens import MovieLensDataModule
 from lrec.files import write_json, write_text
 from lrec.module import SequentialRecommender
-from lrec.net import Dropout
+from lrec.net import Dropout, OverDepth
 from lrec.optim import Optimizer
 
 SIZE, LR, TARGETS_PER_STEP, MAX_LEN = "25k", 0.003125, 1024, 50
+RATE = OverDepth(0.2, 0.2)
 # Pools of one step: every step gets windows of a random permutation, as a shuffled sampler would give it.
 POOLS = {"grouped": batches.POOL_STEPS, "shuffled": 1}
 HEADER = """# Batches grouped by length against fully shuffled ones
@@ -76,7 +77,7 @@ def train(name: str, order: str, seed: int, folder: Path, stores: Path) -> dict[
     real = positions = 0
     for batch in data.train_dataloader():
         real, positions = real + len(batch.targets_M), positions + batch.items_BL.numel()
-    model = SequentialRecommender(SIZE, optimizer=Optimizer(LR), dropout=Dropout(0.2, 0.2, 0.2))
+    model = SequentialRecommender(SIZE, optimizer=Optimizer(LR), dropout=Dropout(0.2, RATE, RATE))
     trainer = Trainer(
         accelerator="cpu", devices=1, max_epochs=SETS[name].epochs, gradient_clip_val=1.0, num_sanity_val_steps=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

@@ -7,13 +7,14 @@ from typing import Any
 from lrec.data.store import TIME_UNITS, Store
 
 
-def describe(store: Path) -> None:
+def describe(store: Path, verify: bool = False) -> None:
     """Print a store's statistics.
 
     Args:
         store: The store's folder.
+        verify: Hash every file of the store as a whole.
     """
-    opened = Store.open(store)
+    opened = Store.open(store, verify)
     rows = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"])), *_rows(opened)]
     print_rows(rows)
 

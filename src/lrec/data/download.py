@@ -27,15 +27,14 @@ def fetch(url: str, path: Path) -> None:
     """
     if path.exists():
         return
-    with locked(path.parent / ".lock"):
-        if path.exists():
-            return
-        try:
-            _receive(url, path).replace(path)
-        except (OSError, HTTPException) as error:
-            raise UserError(
-                f"{url} cannot be fetched ({error}): run again, or fetch it elsewhere and put it at {path}"
-            ) from None
+    try:
+        with locked(path.parent / ".lock"):
+            if not path.exists():
+                _receive(url, path).replace(path)
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"{url} cannot be fetched ({error}): run again, or fetch it elsewhere and put it at {path}"
+        ) from None
 
 
 def _receive(url: str, path: Path) -> Path:

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _GIB = 1 << 30
 _ORDERING_BYTES = 512
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.\d+\.[0-9a-f]{8}\.tmp")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def prepare_store(
     path = store_path(data_dir, name, source, k_core)
     if path.exists():
         return path
-    with locked(Path(data_dir) / ".lock"):
+    with _writing_to(data_dir), locked(Path(data_dir) / ".lock"):
         if path.exists():
             return path
         for left in Path(data_dir).iterdir():
@@ -91,16 +93,24 @@ def prepare_store(
                 shutil.rmtree(left, ignore_errors=True)
         print(f"preparing {path}", file=sys.stderr)
         memory = int((_available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
-        try:
-            with replacing(path) as folder:
-                folder.mkdir()
-                meta = {"name": name, "source": source, "options": {"k_core": k_core}}
-                _write(folder, meta, k_core, read(), memory)
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            raise UserError(f"{data_dir} has no room for the store {path.name} ({error.strerror})") from None
+        with replacing(path) as folder:
+            folder.mkdir()
+            meta = {"name": name, "source": source, "options": {"k_core": k_core}}
+            _write(folder, meta, k_core, read(), memory)
     return path
+
+
+@contextmanager
+def _writing_to(data_dir: Path) -> Iterator[None]:
+    """Turn what may be wrong with the folder of stores into UserErrors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise UserError(f"{data_dir} has no room for the store ({error.strerror}; option data_dir)") from None
+        if error.errno in _NO_FOLDER:
+            raise UserError(f"{data_dir} cannot be used for stores ({error.strerror}; option data_dir)") from None
+        raise
 
 
 def _available_gib() -> float:
@@ -222,7 +232,7 @@ def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
     memory = Path(data_dir) / "sources.json"
     try:
         remembered = json.loads(memory.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         remembered = {}
     found: dict[str, list[Any]] = {}
     for file in files:
@@ -232,5 +242,6 @@ def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
             entry = [stat.st_size, stat.st_mtime_ns, file_hash(file)]
         found[path] = entry
     if any(remembered.get(path) != entry for path, entry in found.items()):
-        write_json(memory, remembered | found)
+        with _writing_to(data_dir):
+            write_json(memory, remembered | found)
     return [found[str(file.resolve())][2] for file in files]
