@@ -116,3 +116,28 @@ def test_a_version_need_not_be_told_by_the_names(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "ratings.csv").write_text(CSV)
     assert prepare(tmp_path / "raw", version="25m").statistics["interactions"] == 4
+
+
+@pytest.mark.parametrize(("name", "text"), [("u.data", DATA), ("ratings.dat", DAT), ("ratings.csv", CSV)])
+def test_the_store_is_the_same_in_hardly_any_memory(
+    tmp_path: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrec.data.streams.BLOCK", 20)
+    (tmp_path / name).write_text(text)
+    hashes = set()
+    for memory_gib in (None, 1e-9):
+        data = MovieLensDataModule(path=tmp_path / name, data_dir=tmp_path / str(memory_gib), memory_gib=memory_gib)
+        data.prepare_data()
+        hashes.add(Store.open(data.store_path).hash)
+    assert len(hashes) == 1
+
+
+def test_stores_where_no_folder_can_be(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text(CSV)
+    (tmp_path / "file").write_text("")
+    data = MovieLensDataModule(path=tmp_path / "ratings.csv", data_dir=tmp_path / "file")
+    with pytest.raises(UserError, match=r"file cannot be used for stores .*option data_dir"):
+        data.prepare_data()
+    downloading = MovieLensDataModule(version="1m", data_dir=tmp_path / "file")
+    with pytest.raises(UserError, match=r"ml-1m\.zip cannot be fetched"):
+        downloading.prepare_data()

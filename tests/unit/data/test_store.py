@@ -50,6 +50,8 @@ def test_an_edit_between_sampled_blocks_is_found_by_mtime_or_verify(store: Store
     Store.open(store.path)  # size, mtime and sampled blocks are those recorded
     with pytest.raises(UserError, match=r"items\.npy was edited"):
         Store.open(store.path, verify=True)
+    with pytest.raises(UserError, match=r"items\.npy was edited"):
+        describe(store.path, verify=True)
     os.utime(path)
     with pytest.raises(UserError, match=r"items\.npy was edited"):
         Store.open(store.path)
