@@ -102,12 +102,15 @@ def write_log(raw: Path, folder: Path, users: int | None) -> dict[str, int]:
 
 def run(engine: str, python: Path, folder: Path, max_len: int, epochs: int, threads: int) -> dict:
     """One engine in a fresh process."""
-    command = [python, HERE / "peers" / f"run_{engine}.py", "--folder", folder, "--epochs", epochs]
+    folder = folder.absolute()
+    command = [python, (HERE / "peers").absolute() / f"run_{engine}.py", "--folder", folder, "--epochs", epochs]
     command += ["--max_len", max_len, "--threads", threads]
     variables = os.environ | {"OMP_NUM_THREADS": str(threads)}
     if engine != "lrec":
         variables.pop("PYTHONPATH", None)
-    finished = subprocess.run([str(part) for part in command], env=variables, capture_output=True, text=True)
+    finished = subprocess.run(
+        [str(part) for part in command], env=variables, cwd=folder, capture_output=True, text=True
+    )
     if finished.returncode:
         raise SystemExit(f"{engine} failed:\n{finished.stderr[-3000:]}")
     return json.loads(finished.stdout.strip().splitlines()[-1])
@@ -186,12 +189,13 @@ def page(tables: list[str], threads: int) -> str:
             "",
             "    python benchmarks/peers.py --data FOLDER",
             "",
-            "The same model everywhere: 2 blocks, width 64, 2 heads, dropout 0.1, full softmax over the catalogue. RecTools",
-            "in batches of 128 users and RecBole of 2,048 rows, their defaults, at lr 0.001; lrec 1,024 targets a step at",
-            "lr 0.002. Targets are real ones: padding is not counted, RecBole's prefix rows are one each. Leave-one-out, seen",
-            "items filtered, all items ranked. Few epochs, because the peers take minutes for each: the accuracies compare",
-            "what is learned in an epoch, not what the models reach. RecBole's evaluation is timed as it is, without the",
-            "filter; its figures are computed from its scores with it. Memory is the peak of the process, imports included.",
+            "The same model everywhere: 2 blocks, width 64, 2 heads, dropout 0.1, full softmax over the",
+            "catalogue. RecTools in batches of 128 users and RecBole of 2,048 rows, their defaults, at lr 0.001;",
+            "lrec 1,024 targets a step at lr 0.002. Targets are real ones: padding is not counted, RecBole's",
+            "prefix rows are one each. Leave-one-out, seen items filtered, all items ranked. Few epochs, because",
+            "the peers take minutes for each: the accuracies compare what is learned in an epoch, not what the",
+            "models reach. RecBole's evaluation is timed as it is, without the filter; its figures are computed",
+            "from its scores with it. Memory is the peak of the process, imports included.",
             "",
             *tables,
         ]
