@@ -5,11 +5,11 @@ from pathlib import Path
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
 from lrec.scaling.laws import LAWS
+from lrec.scaling.objective import Kind
 from lrec.scaling.plots import fit_figure
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import holdout_report
 from lrec.scaling.report import markdown, table, write_fit
-from lrec.scaling.search import Objective
 
 
 def fit_command(
@@ -18,7 +18,7 @@ def fit_command(
     holdout: int = 2,
     x: str = "N_body",
     y: str = "test_loss",
-    objective: Objective = "huber",
+    objective: Kind = "huber",
     floor: float | None = None,
     out: Path = Path("fit"),
 ) -> None:

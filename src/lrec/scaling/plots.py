@@ -48,7 +48,7 @@ def fit_figure(
     axes.fill_between(x_P, *np.transpose(means), color=BLUE, alpha=0.20, lw=0, label="90 % band of the curve")
     axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
     pinned = profile.pinned()
-    name, ends = fit.law.parameters[0], [_short(end.coefficients_K[0]) for end in pinned]
+    name, ends = fit.law.parameters[0], [_short(end.parameters[fit.law.parameters[0]]) for end in pinned]
     for i, end in enumerate(pinned):
         label = f"{name} pinned at {ends[0]} and {ends[1]}, its interval's ends" if i == 0 else None
         axes.plot(x_P, end.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)

@@ -41,7 +41,8 @@ def fit_content(fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: 
             name: {"value": value, "low": ends[name][0], "high": ends[name][1]}
             for name, value in fit.parameters.items()
         },
-        "objective": fit.objective,
+        "objective": fit.objective.kind,
+        "residuals": fit.objective.residuals,
         "objective_value": fit.value,
         "n_points": len(fit.x_N),
         "n_sizes": fit.n_sizes,
@@ -66,8 +67,9 @@ def all_warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
             "outliers: the fit lies outside the least-squares region, so its intervals were widened to hold it; "
             "look at the residuals"
         )
-    at_bound = exponent in fit.diagnostics.bound_hits
-    if not at_bound and (low <= fit.law.shape_bounds[0] * 1.001 or high >= fit.law.shape_bounds[1] * 0.999):
+    said = any(exponent in warning for warning in warnings if warning.startswith("not identified"))
+    lowest, highest = fit.law.shape_bounds[-1]
+    if not said and (low <= lowest * 1.001 or high >= highest * 0.999):
         warnings.append(
             f"not identified: the 90 % interval of {exponent} reaches its bound ({low:.3g} to {high:.3g}); "
             "report predictions with their intervals, not the exponent"

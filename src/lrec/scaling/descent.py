@@ -1,0 +1,194 @@
+"""Minimises an objective over a law's parameters from many starts at once.
+
+BFGS with projection onto bounds and a weak Wolfe line search, which also copes with objectives that are hardly smooth
+(Lewis and Overton 2013, "Nonsmooth optimization via quasi-Newton methods"). Its first Hessian is that of the reweighted
+least-squares problem, so that curved valleys do not slow it down. All starts take a step together: numpy does for
+hundreds of them what it does for one.
+
+Shapes: S starts, M residuals, T parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrec.scaling.laws import Array
+from lrec.scaling.objective import Objective
+
+Model = Callable[[Array, Array], tuple[Array, Array]]
+"""From theta_ST and the rows' numbers to the residuals_SM and their derivatives by theta, (S, M, T)."""
+
+RIDGE = 1e-9
+"""Added to the correlation matrix of the parameters, which keeps it regular where one of them does not matter."""
+LOWER_SHARE = 1e-4
+STEEPER_SHARE = 0.9
+"""Of the weak Wolfe conditions (Armijo's and the curvature's)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """Where the starts ended: theta_ST, and the objective there."""
+
+    theta_ST: Array
+    value_S: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The objective of weighted residuals and its gradient.
+
+    Attributes:
+        weight_SM: Weight of each term; one row serves all starts.
+        low_ST, high_ST: Bounds; likewise.
+    """
+
+    model: Model
+    objective: Objective
+    weight_SM: Array
+    low_ST: Array
+    high_ST: Array
+
+    def bounds(self, rows_S: Array) -> tuple[Array, Array]:
+        """Those of some rows."""
+        return (self.low_ST, self.high_ST) if len(self.low_ST) == 1 else (self.low_ST[rows_S], self.high_ST[rows_S])
+
+    def at(self, theta_ST: Array, rows_S: Array, delta: float) -> tuple[Array, Array, Array, Array]:
+        """Value_S, gradient_ST, and what a Gauss-Newton Hessian needs: weights_SM and jacobian_SMT."""
+        residual_SM, jacobian_SMT = self.model(theta_ST, rows_S)
+        weight_SM = self.weight_SM if len(self.weight_SM) == 1 else self.weight_SM[rows_S]
+        slope_SM, square_SM = self.objective.slopes(residual_SM, delta)
+        value_S = (weight_SM * self.objective.terms(residual_SM, delta)).sum(-1)
+        gradient_ST = np.matmul((weight_SM * slope_SM)[:, None], jacobian_SMT)[:, 0]
+        return value_S, gradient_ST, weight_SM * square_SM, jacobian_SMT
+
+
+def descend(problem: Problem, start_ST: Array, rounds: int = 400, tolerance: float = 1e-15) -> Descent:
+    """Minimise from every start; absolute deviations through Huber functions of ever smaller delta."""
+    rows_S = np.arange(len(start_ST))
+    theta_ST = np.clip(start_ST, problem.low_ST, problem.high_ST)
+    smallest = problem.objective.smallest_delta
+    deltas = [smallest] if problem.objective.kind != "lad" else [1e-2, 1e-3, 1e-4, 1e-6, smallest]
+    for delta in deltas:
+        theta_ST = _minimise(problem, theta_ST, rows_S, delta, rounds, tolerance)
+    residual_SM, _ = problem.model(theta_ST, rows_S)
+    return Descent(theta_ST, (problem.weight_SM * problem.objective.terms(residual_SM)).sum(-1))
+
+
+def _minimise(problem: Problem, theta_ST: Array, rows_S: Array, delta: float, rounds: int, tolerance: float) -> Array:
+    theta_ST = theta_ST.copy()
+    value_S, gradient_ST, square_SM, jacobian_SMT = problem.at(theta_ST, rows_S, delta)
+    inverse_STT = _gauss_newton(square_SM, jacobian_SMT)
+    stalled_S = np.zeros(len(theta_ST), dtype=int)
+    active_S = np.arange(len(theta_ST))
+    for _ in range(rounds):
+        if not len(active_S):
+            break
+        a = active_S
+        theta, gradient = theta_ST[a], gradient_ST[a]
+        low, high = problem.bounds(rows_S[a])
+        held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)) | (low == high)
+        free_gradient = np.where(held, 0.0, gradient)
+        step = -np.where(held, 0.0, np.matmul(_without(inverse_STT[a], held), free_gradient[..., None])[..., 0])
+        downhill = (step * free_gradient).sum(-1)
+        uphill = ~(downhill < 0)
+        step[uphill] = -free_gradient[uphill]
+        # A step is at most a few e-folds of a parameter: far away the quadratic model means nothing.
+        step /= np.maximum(np.abs(step).max(-1, keepdims=True) / 4.0, 1.0)
+        moved = _line_search(problem, theta, step, value_S[a], free_gradient, rows_S[a], delta)
+        new_theta, new_value, new_gradient, square, jacobian, found = moved
+        fall = value_S[a] - new_value
+        change, turn = new_theta - theta, np.where(held, 0.0, new_gradient - gradient)
+        small = fall <= tolerance * np.abs(value_S[a])
+        theta_ST[a], value_S[a], gradient_ST[a] = new_theta, new_value, new_gradient
+        inverse_STT[a] = _bfgs(inverse_STT[a], change, turn, found)
+        # Where nothing moves, start afresh from Gauss and Newton's Hessian; done where that does not move either.
+        stuck = small | ~found
+        stalled_S[a] = np.where(stuck, stalled_S[a] + 1, 0)
+        renew = stuck & (stalled_S[a] == 1)
+        if renew.any():
+            inverse_STT[a[renew]] = _gauss_newton(square[renew], jacobian[renew])
+        active_S = a[stalled_S[a] < 2]
+    return theta_ST
+
+
+def _without(inverse_STT: Array, held_ST: Array) -> Array:
+    """The inverse Hessian of the free parameters, those held at their bounds fixed: a Schur complement."""
+    if not held_ST.any():
+        return inverse_STT
+    result = inverse_STT.copy()
+    for s in np.flatnonzero(held_ST.any(-1)):
+        held = held_ST[s]
+        across = inverse_STT[s][:, held]
+        result[s] -= across @ np.linalg.pinv(inverse_STT[s][np.ix_(held, held)]) @ across.T
+    return result
+
+
+def _gauss_newton(square_SM: Array, jacobian_SMT: Array) -> Array:
+    """The inverse Hessian of the reweighted least-squares problem, whatever the scale of each parameter."""
+    weighted_STM = (jacobian_SMT * square_SM[..., None]).swapaxes(-1, -2)
+    hessian_STT = np.matmul(weighted_STM, jacobian_SMT)
+    scale_ST = np.sqrt(np.maximum(np.diagonal(hessian_STT, axis1=-2, axis2=-1), 1e-200))
+    both_STT = scale_ST[:, :, None] * scale_ST[:, None]
+    ridge = RIDGE * np.eye(hessian_STT.shape[-1])
+    return np.linalg.inv(hessian_STT / both_STT + ridge) / both_STT
+
+
+def _bfgs(inverse_STT: Array, change_ST: Array, turn_ST: Array, found_S: Array) -> Array:
+    """The inverse Hessian that sends the turn of the gradient to the change of theta."""
+    curvature_S = (change_ST * turn_ST).sum(-1)
+    usable_S = found_S & (curvature_S > 1e-300)
+    rho_S = np.where(usable_S, 1 / np.where(usable_S, curvature_S, 1.0), 0.0)
+    image_ST = np.matmul(inverse_STT, turn_ST[..., None])[..., 0]
+    outer_STT = change_ST[:, :, None] * image_ST[:, None]
+    factor_S = rho_S * (1 + rho_S * (turn_ST * image_ST).sum(-1))
+    updated = (
+        inverse_STT
+        - rho_S[:, None, None] * (outer_STT + outer_STT.swapaxes(-1, -2))
+        + factor_S[:, None, None] * change_ST[:, :, None] * change_ST[:, None]
+    )
+    return np.where((usable_S & np.isfinite(updated).all((-1, -2)))[:, None, None], updated, inverse_STT)
+
+
+def _line_search(
+    problem: Problem, theta_ST: Array, step_ST: Array, value_S: Array, gradient_ST: Array, rows_S: Array, delta: float
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Weak Wolfe by bisection along the projected path; where no lower value is found, the start of the path."""
+    n = len(theta_ST)
+    slope_S = (step_ST * gradient_ST).sum(-1)
+    low_S, high_S, length_S = np.zeros(n), np.full(n, np.inf), np.ones(n)
+    best_theta, best_value = theta_ST.copy(), value_S.copy()
+    best_gradient = np.zeros_like(theta_ST)
+    best_square: Array | None = None
+    best_jacobian: Array | None = None
+    found_S = np.zeros(n, dtype=bool)
+    todo = np.arange(n)
+    for _ in range(40):
+        trial = np.clip(theta_ST[todo] + length_S[todo, None] * step_ST[todo], *problem.bounds(rows_S[todo]))
+        value, gradient, square, jacobian = problem.at(trial, rows_S[todo], delta)
+        if best_square is None or best_jacobian is None:
+            best_square, best_jacobian, best_gradient = square.copy(), jacobian.copy(), gradient.copy()
+        length = length_S[todo]
+        lower = np.isfinite(value) & (value <= value_S[todo] + LOWER_SHARE * length * slope_S[todo])
+        flat = (step_ST[todo] * gradient).sum(-1) >= STEEPER_SHARE * slope_S[todo]
+        better = lower & (value < best_value[todo])
+        if better.any():
+            at = todo[better]
+            best_theta[at], best_value[at], best_gradient[at] = trial[better], value[better], gradient[better]
+            best_square[at], best_jacobian[at], found_S[at] = square[better], jacobian[better], True
+        high_S[todo] = np.where(lower, high_S[todo], length)
+        low_S[todo] = np.where(lower, length, low_S[todo])
+        # Below the value's own precision there is nothing to be found.
+        hopeless = length * -slope_S[todo] <= 1e-16 * value_S[todo]
+        done = (lower & flat) | (length > 1e3) | hopeless
+        todo = todo[~done]
+        if not len(todo):
+            break
+        bounded = np.isfinite(high_S[todo])
+        length_S[todo] = np.where(bounded, (low_S[todo] + np.where(bounded, high_S[todo], 0)) / 2, 2 * length_S[todo])
+    assert best_square is not None
+    assert best_jacobian is not None
+    lost = ~found_S
+    if lost.any():
+        _, best_gradient[lost], best_square[lost], best_jacobian[lost] = problem.at(theta_ST[lost], rows_S[lost], delta)
+    return best_theta, best_value, best_gradient, best_square, best_jacobian, found_S
