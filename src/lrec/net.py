@@ -2,7 +2,8 @@
 
 `SIZES` is the ladder, `Architecture` what a block is made of, `MuP` how it is parametrised over width and depth,
 `TransformerConfig` the whole shape, `Transformer` the network. Shape suffixes:
-B batch rows, L positions, D width, H heads, K width per head, J half of it, F inner width, V catalogue.
+B batch rows, L positions, C positions that are read, D width, H heads, K width per head, J half of it, F inner width,
+V catalogue.
 """
 
 import hashlib
@@ -215,6 +216,52 @@ class TransformerConfig:
         return math.sqrt(self.mup.base_width / self.mup.base_heads) / self.head_width
 
 
+class KeyValueCache:
+    """Keys and values that inference has computed, so that one more item costs one position.
+
+    Attributes:
+        filled_B: Positions of each row that are in; the row's next item stands at that position.
+    """
+
+    def __init__(self, rows: int, capacity: int, device: torch.device | None = None) -> None:
+        """Make room for `capacity` positions of each row; those of a Transformer with learned positions are max_len."""
+        self.capacity = capacity
+        self.filled_B = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._reach = 0  # no row is filled beyond; known without asking the device
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(self, lengths_B: Tensor) -> None:
+        """Forget each row's positions from its length on, such as the padding of the histories it was filled with."""
+        self.filled_B = lengths_B
+
+    def reading(self, length: int) -> "Reading":
+        """Where the next `length` items of each row stand, and what they read: everything up to themselves."""
+        self._reach = min(self._reach + length, self.capacity)
+        positions_BL = self.filled_B[:, None] + torch.arange(length, device=self.filled_B.device)
+        read_C = torch.arange(self._reach, device=self.filled_B.device)
+        self.filled_B = self.filled_B + length
+        return Reading((read_C <= positions_BL[..., None])[:, None], positions_BL, self)
+
+    def extend(self, layer: int, positions_BL: Tensor, key_BLHK: Tensor, value_BLHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Put in a block's keys and values at their positions; return all of them, (B, C, H, K)."""
+        if layer not in self._layers:
+            shape = (len(self.filled_B), self.capacity, *key_BLHK.shape[2:])
+            self._layers[layer] = key_BLHK.new_zeros(shape), value_BLHK.new_zeros(shape)
+        rows_B1 = torch.arange(len(positions_BL), device=positions_BL.device)[:, None]
+        for whole, new_BLHK in zip(self._layers[layer], (key_BLHK, value_BLHK), strict=True):
+            whole[rows_B1, positions_BL] = new_BLHK
+        keys, values = self._layers[layer]
+        return keys[:, : self._reach], values[:, : self._reach]
+
+
+class Reading(NamedTuple):
+    """What positions read where it is not simply themselves and all before them."""
+
+    allowed_B1LC: Tensor  # bool: position l reads position c
+    positions_BL: Tensor | None = None  # None: from 0
+    cache: KeyValueCache | None = None
+
+
 def _norm(config: TransformerConfig) -> nn.Module:
     kind = nn.LayerNorm if config.architecture.norm == "layer" else nn.RMSNorm
     return kind(config.width, NORM_EPS)
@@ -227,6 +274,7 @@ class Block(nn.Module):
         """Block `layer` (0 is the lowest) of a net."""
         super().__init__()
         self.config = config
+        self.layer = layer
         self.attention_dropout = config.dropout.attention.of_layer(layer, config.layers)
         self.residual_dropout = config.dropout.residual.of_layer(layer, config.layers)
         width, inner, architecture = config.width, config.inner_width, config.architecture
@@ -240,24 +288,29 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(width, inner if architecture.mlp == "gelu" else 2 * inner)  # swiglu: gate, then value
         self.mlp_out = nn.Linear(inner, width)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """Causal attention and the perceptron, each on a residual branch."""
-        hidden_BLD = self._add(hidden_BLD, self._attend(self.attention_norm(hidden_BLD)))
+    def forward(self, hidden_BLD: Tensor, reading: Reading | None = None) -> Tensor:
+        """Attention, causal unless `reading` says otherwise, and the perceptron, each on a residual branch."""
+        hidden_BLD = self._add(hidden_BLD, self._attend(self.attention_norm(hidden_BLD), reading))
         return self._add(hidden_BLD, self._perceive(self.mlp_norm(hidden_BLD)))
 
-    def _attend(self, hidden_BLD: Tensor) -> Tensor:
+    def _attend(self, hidden_BLD: Tensor, reading: Reading | None) -> Tensor:
         query_BLHK, key_BLHK, value_BLHK = self.qkv(hidden_BLD).unflatten(-1, (3, self.config.heads, -1)).unbind(-3)
         if self.config.architecture.qk_norm:
             query_BLHK, key_BLHK = _normalised(query_BLHK, self.query_norm), _normalised(key_BLHK, self.key_norm)
+        positions_BL = None if reading is None else reading.positions_BL
         if self.config.architecture.positions == "rotary":
-            query_BLHK, key_BLHK = rotate(query_BLHK), rotate(key_BLHK)
+            query_BLHK, key_BLHK = rotate(query_BLHK, positions_BL), rotate(key_BLHK, positions_BL)
+        if reading is not None and reading.cache is not None:
+            assert positions_BL is not None
+            key_BLHK, value_BLHK = reading.cache.extend(self.layer, positions_BL, key_BLHK, value_BLHK)
         # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
         read_BHLK = F.scaled_dot_product_attention(
             query_BLHK.transpose(1, 2),
             key_BLHK.transpose(1, 2),
             value_BLHK.transpose(1, 2),
+            attn_mask=None if reading is None else reading.allowed_B1LC,
             dropout_p=self.attention_dropout if self.training else 0.0,
-            is_causal=True,
+            is_causal=reading is None,
             scale=self.config.attention_scale,
         )
         return self.attention_out(read_BHLK.transpose(1, 2).flatten(-2))
@@ -280,16 +333,17 @@ def _normalised(x_BLHK: Tensor, norm: nn.RMSNorm) -> Tensor:
     return norm(x_BLHK.to(norm.weight.dtype)).to(x_BLHK.dtype)
 
 
-def rotate(x_BLHK: Tensor) -> Tensor:
-    """Rotary positions: turn the pair (2j, 2j + 1) of position l by the angle l * 10000^(-2j / K)."""
+def rotate(x_BLHK: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+    """Rotary positions: turn the pair (2j, 2j + 1) of position l by the angle l * 10000^(-2j / K); l counts from 0."""
     length, width = x_BLHK.shape[1], x_BLHK.shape[-1]
     dtype = torch.promote_types(x_BLHK.dtype, torch.float32)  # angles of late positions need more than bfloat16
-    positions_L = torch.arange(length, dtype=dtype, device=x_BLHK.device)
+    if positions_BL is None:
+        positions_BL = torch.arange(length, device=x_BLHK.device)[None]
     speeds_J = ROTARY_BASE ** -(torch.arange(0, width, 2, dtype=dtype, device=x_BLHK.device) / width)
-    angles_L1J = (positions_L[:, None] * speeds_J)[:, None]
-    cosine_L1J, sine_L1J = angles_L1J.cos(), angles_L1J.sin()
+    angles_BL1J = positions_BL[..., None, None].to(dtype) * speeds_J
+    cosine_BL1J, sine_BL1J = angles_BL1J.cos(), angles_BL1J.sin()
     even_BLHJ, odd_BLHJ = x_BLHK.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = (even_BLHJ * cosine_L1J - odd_BLHJ * sine_L1J, even_BLHJ * sine_L1J + odd_BLHJ * cosine_L1J)
+    turned = (even_BLHJ * cosine_BL1J - odd_BLHJ * sine_BL1J, even_BLHJ * sine_BL1J + odd_BLHJ * cosine_BL1J)
     return torch.stack(turned, -1).flatten(-2).to(x_BLHK.dtype)
 
 
@@ -358,18 +412,50 @@ class Transformer(nn.Module):
         shrinkage = self.config.width_scale * (self.config.branch_scale if name.startswith("blocks.") else 1.0)
         return self.lr_multiplier(name) / shrinkage
 
-    def forward(self, items_BL: Tensor, head: Callable[[Tensor, Tensor], Result]) -> Result:
-        """Encode the histories and return `head(hidden_BLD, table_VD)`."""
+    def forward(
+        self,
+        items_BL: Tensor,
+        head: Callable[[Tensor, Tensor], Result],
+        blank_BL: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Result:
+        """Encode the histories and return `head(hidden_BLD, table_VD)`.
+
+        Args:
+            items_BL: Catalogue indices, right-padded with any.
+            head: What is wanted of the hidden states and the item table.
+            blank_BL: True where an item is blanked in place: it keeps its position, no other position reads it, and its
+                own hidden state knows nothing of it.
+            cache: What earlier items of these histories have left; `items_BL` goes on from there, and is put in. For
+                inference, without blanks.
+        """
+        assert blank_BL is None or cache is None
+        length = items_BL.shape[1]
         hidden_BLD = self.items(items_BL)
+        reading = None
+        if blank_BL is not None:
+            hidden_BLD = hidden_BLD.masked_fill(blank_BL[..., None], 0.0)
+            reading = _reading_around(blank_BL)
+        if cache is not None:
+            reading = cache.reading(length)
         if self.config.architecture.positions == "learned":
-            hidden_BLD = hidden_BLD + self.positions.weight[: items_BL.shape[1]]
+            places = slice(length) if cache is None or reading is None else reading.positions_BL
+            hidden_BLD = hidden_BLD + self.positions.weight[places]
         hidden_BLD = F.dropout(hidden_BLD, self.config.dropout.embedding, self.training)
         for block in self.blocks:
             if self.checkpoint_activations and self.training:
-                hidden_BLD = checkpoint(block, hidden_BLD, use_reentrant=False)
+                hidden_BLD = checkpoint(block, hidden_BLD, reading, use_reentrant=False)
             else:
-                hidden_BLD = block(hidden_BLD)
+                hidden_BLD = block(hidden_BLD, reading)
         hidden_BLD = self.norm(hidden_BLD)
         if self.config.mup is not None:
             hidden_BLD = hidden_BLD * self.config.width_scale
         return head(hidden_BLD, self.items.weight)
+
+
+def _reading_around(blank_BL: Tensor) -> Reading:
+    """Each position reads itself, for softmax needs something to read, and what is not blank before it."""
+    length = blank_BL.shape[1]
+    earlier_LL = torch.ones(length, length, dtype=torch.bool, device=blank_BL.device).tril(-1)
+    itself_LL = torch.eye(length, dtype=torch.bool, device=blank_BL.device)
+    return Reading((itself_LL | (earlier_LL & ~blank_BL[:, None, :]))[:, None])

@@ -29,19 +29,23 @@ def rms(x: Tensor, gain: Tensor) -> Tensor:
     return x / (x**2).mean(-1, keepdim=True).sqrt() * gain
 
 
-def turned(x_BLHK: Tensor) -> Tensor:
+def turned(x_BLHK: Tensor, positions_L: Tensor) -> Tensor:
     """RoFormer, eq. 13: multiply the complex number x_2j + i x_2j+1 by exp(i l theta_j)."""
     length, width = x_BLHK.shape[1], x_BLHK.shape[3]
     theta_J = torch.tensor([10_000.0 ** (-2 * j / width) for j in range(width // 2)], dtype=torch.float64)
-    turns_LJ = torch.polar(torch.ones(length, width // 2).double(), torch.arange(length)[:, None] * theta_J)
+    turns_LJ = torch.polar(torch.ones(length, width // 2).double(), positions_L[:, None] * theta_J)
     complex_BLHJ = torch.view_as_complex(x_BLHK.double().unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(complex_BLHJ * turns_LJ[:, None]).flatten(-2).to(x_BLHK.dtype)
 
 
-def logits_of(parameters: dict[str, Tensor], config: TransformerConfig, items_BL: Tensor) -> Tensor:
-    """(B, L, V) from the parameters alone."""
+def logits_of(
+    parameters: dict[str, Tensor], config: TransformerConfig, items_BL: Tensor, positions_L: Tensor | None = None
+) -> Tensor:
+    """(B, L, V) from the parameters alone; items stand at 0, 1, 2 ... or at the given positions."""
     choice, mup = config.architecture, config.mup
     length = items_BL.shape[1]
+    if positions_L is None:
+        positions_L = torch.arange(length)
 
     def norm(x: Tensor, name: str) -> Tensor:
         if choice.norm == "rms":
@@ -54,7 +58,7 @@ def logits_of(parameters: dict[str, Tensor], config: TransformerConfig, items_BL
 
     x_BLD = parameters["items.weight"][items_BL]
     if choice.positions == "learned":
-        x_BLD = x_BLD + parameters["positions.weight"][:length]
+        x_BLD = x_BLD + parameters["positions.weight"][positions_L]
     for layer in range(config.layers):
         block = f"blocks.{layer}"
         qkv = linear(norm(x_BLD, f"{block}.attention_norm"), f"{block}.qkv")
@@ -63,7 +67,7 @@ def logits_of(parameters: dict[str, Tensor], config: TransformerConfig, items_BL
             query = rms(query, parameters[f"{block}.query_norm.weight"])
             key = rms(key, parameters[f"{block}.key_norm.weight"])
         if choice.positions == "rotary":
-            query, key = turned(query), turned(key)
+            query, key = turned(query, positions_L), turned(key, positions_L)
         head_width = config.width / config.heads
         scale = 1 / math.sqrt(head_width) if mup is None else math.sqrt(mup.base_width / mup.base_heads) / head_width
         scores_BHLL = torch.einsum("blhk,bmhk->bhlm", query, key) * scale
@@ -97,6 +101,23 @@ def test_logits_equal_the_formulas(name: str) -> None:
     items_BL = torch.randint(0, 13, (3, 7))
     expected_BLV = logits_of(dict(net.named_parameters()), config, items_BL)
     torch.testing.assert_close(net(items_BL, logits_head), expected_BLV, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_blanked_item_is_as_if_it_had_left_a_gap(name: str) -> None:
+    config = CONFIGS[name]
+    torch.manual_seed(0)
+    net = Transformer(config).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    items_BL = torch.randint(0, 13, (3, 9))
+    blank_L = torch.tensor([1, 0, 0, 1, 1, 0, 1, 0, 0]).bool()
+    kept_L = (~blank_L).nonzero().squeeze(1)
+    logits_BLV = net(items_BL, logits_head, blank_BL=blank_L.expand(3, -1))
+    expected_BLV = logits_of(dict(net.named_parameters()), config, items_BL[:, kept_L], kept_L)
+    torch.testing.assert_close(logits_BLV[:, kept_L], expected_BLV, rtol=1e-9, atol=1e-9)
+    other_BL = torch.where(blank_L, 12 - items_BL, items_BL)
+    torch.testing.assert_close(net(other_BL, logits_head, blank_BL=blank_L.expand(3, -1)), logits_BLV)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
