@@ -65,12 +65,22 @@ def build(
             net = Transformer(config, seed)
     net.checkpoint_activations = checkpoint_activations
     if compile_blocks:
-        for block in net.blocks:
-            block.forward = torch.compile(block.forward)
+        _compile(net)
     if sharding is not None:
         _shard(net, sharding)
         _materialise(net, sharding, seed)
     return net
+
+
+def _compile(net: Transformer) -> None:
+    """Compile each block for batches of any shape; blocks that differ in nothing but their weights share the work."""
+    # A dropout rate is a constant of its graph, so a schedule over depth makes one for every block: in training, in
+    # evaluation, and once more where a batch has one row or one position. Beyond its limit torch would stop compiling.
+    limit = 5 * len(net.blocks)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, limit)
+    for block in net.blocks:
+        block.forward = torch.compile(block.forward, dynamic=True)
 
 
 def _shard(net: Transformer, sharding: Sharding) -> None:
