@@ -65,7 +65,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the peak, start the clock."""
         model = _model(pl_module)
-        self.peak_flops_per_s = measure_peak(model.device, _matmul_dtype(str(trainer.precision)))
+        self.peak_flops_per_s = measure_peak(model.device, _matmul_dtype(trainer))
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         self.total = _Stretch(model)
@@ -176,8 +176,9 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
-def _matmul_dtype(precision: str) -> torch.dtype:
-    if precision.startswith("bf16"):
+def _matmul_dtype(trainer: Trainer) -> torch.dtype:
+    precision = str(trainer.precision)
+    if precision.startswith("bf16") or getattr(trainer.strategy, "param_dtype", None) == "bfloat16":
         return torch.bfloat16
     return torch.float16 if precision.startswith("16") else torch.float32
 
