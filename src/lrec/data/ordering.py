@@ -34,8 +34,8 @@ class Pieces:
         self._limit = limit
         self._held: list[Piece] = []
         self._size = 0
-        # Of each piece in the file: where it begins, and its columns without their rows.
-        self._written: list[tuple[int, int, Piece]] = []
+        # Of each piece in the file: where it begins, its rows, and its columns' types.
+        self._written: list[tuple[int, int, dict[str, np.dtype]]] = []
         self.spilled = False
 
     def append(self, piece: Piece) -> None:
@@ -46,7 +46,8 @@ class Pieces:
             self.spilled = True
             with self._file.open("ab") as file:
                 for held in self._held:
-                    self._written.append((file.tell(), _length(held), {name: held[name][:0] for name in held}))
+                    types = {name: column.dtype for name, column in held.items()}
+                    self._written.append((file.tell(), _length(held), types))
                     for column in held.values():
                         write_array(file, column)
             self._held = []
@@ -58,13 +59,13 @@ class Pieces:
         """Rows start .. end - 1 of a piece."""
         if not self.spilled:
             return {name: column[start:end] for name, column in self._held[number].items()}
-        place, length, empty = self._written[number]
+        place, length, types = self._written[number]
         count = (length if end is None else end) - start
         part = {}
-        for name, column in empty.items():
-            offset = place + start * column.itemsize
-            part[name] = np.fromfile(self._file, dtype=column.dtype, count=count, offset=offset)
-            place += length * column.itemsize
+        for name, dtype in types.items():
+            offset = place + start * dtype.itemsize
+            part[name] = np.fromfile(self._file, dtype=dtype, count=count, offset=offset)
+            place += length * dtype.itemsize
         return part
 
     def drain(self) -> Iterator[Piece]:

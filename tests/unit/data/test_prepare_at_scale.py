@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.ordering import REST
+from lrec.data.ordering import REST, Pieces
 from lrec.data.prepare import RawInteractions, prepare_store
 from lrec.data.progress import Progress
 from lrec.data.store import Store
@@ -65,6 +67,21 @@ def test_the_store_does_not_depend_on_memory(
     if isinstance(found[0], tuple) and REST in columns and k <= 1:
         # Equal rows have equal users: what is left is one of each.
         assert found[0][1]["interactions"] == frame.n_unique()
+
+
+def test_pieces_that_lie_in_a_file_take_no_memory(tmp_path: Path) -> None:
+    pieces = Pieces(tmp_path / "pieces", 3_000_000)
+    tracemalloc.start()
+    for number in range(40):
+        pieces.append({"a": np.full(100_000, number), "b": np.arange(100_000, dtype=np.uint16)})
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pieces.spilled
+    assert held < 100_000, "forty pieces are as many million bytes"
+    part = pieces.part(39, 10, 20)
+    assert part["a"].tolist() == [39] * 10
+    assert part["b"].tolist() == list(range(10, 20))
+    assert [int(piece["a"][0]) for piece in pieces.drain()] == list(range(40))
 
 
 def log(folder: Path) -> Path:
