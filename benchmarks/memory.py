@@ -1,9 +1,9 @@
 """Peak memory of real training steps on a CPU against the estimate of `lrec sizes`.
 
-Each row is a process of its own: it builds the net and takes three steps of AdamW on full windows of 50 items. Measured
-is the largest resident size since then, less that of the same process after a step of one block of that width, with
-freed memory handed back to the system (MALLOC_MMAP_THRESHOLD_=65536); in brackets with the allocator as it comes, which
-keeps some of it.
+Each row is a process of its own, or two under FSDP2: it builds the net and takes three steps of AdamW on full windows
+of 50 items. Measured is the largest resident size since then, less that of the same process after steps of one block of
+that width, with freed memory handed back to the system (MALLOC_MMAP_THRESHOLD_=65536); in brackets with the allocator
+as it comes, which keeps some of it.
 
 A repeated call goes on from the rows in the results file.
 
@@ -20,38 +20,54 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
 from lrec import cost
 from lrec.files import write_text
 from lrec.losses import full_softmax
-from lrec.net import SIZES, Architecture, Transformer, TransformerConfig
-from lrec.optim import Optimizer
+from lrec.net import SIZES, Architecture, TransformerConfig
+from lrec.parallel import Sharding, build
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
+
+
+class Case(NamedTuple):
+    """A row: an entry of the ladder, gpt2 or modern blocks, and how they are trained."""
+
+    size: str
+    blocks: str
+    precision: cost.Precision
+    checkpointing: bool = False
+    shards: int = 1
+
+
 CASES = [
-    # size, architecture, precision, checkpointing
-    ("1.6m", "gpt2", "32-true", False),
-    ("1.6m", "gpt2", "bf16-mixed", False),
-    ("1.6m", "modern", "32-true", False),
-    ("1.6m", "gpt2", "32-true", True),
-    ("9.4m", "gpt2", "32-true", False),
-    ("9.4m", "gpt2", "bf16-mixed", False),
-    ("9.4m", "modern", "32-true", False),
-    ("9.4m", "gpt2", "32-true", True),
-    ("75m", "gpt2", "32-true", False),
-    ("75m", "gpt2", "bf16-true", False),
-    ("75m", "modern", "32-true", False),
-    ("75m", "gpt2", "32-true", True),
+    Case("1.6m", "gpt2", "32-true"),
+    Case("1.6m", "gpt2", "bf16-mixed"),
+    Case("1.6m", "modern", "32-true"),
+    Case("1.6m", "gpt2", "32-true", checkpointing=True),
+    Case("1.6m", "gpt2", "32-true", shards=2),
+    Case("9.4m", "gpt2", "32-true"),
+    Case("9.4m", "gpt2", "bf16-mixed"),
+    Case("9.4m", "modern", "32-true"),
+    Case("9.4m", "gpt2", "32-true", checkpointing=True),
+    Case("9.4m", "gpt2", "32-true", shards=2),
+    Case("9.4m", "gpt2", "bf16-mixed", shards=2),
+    Case("75m", "gpt2", "32-true"),
+    Case("75m", "gpt2", "bf16-true"),
+    Case("75m", "modern", "32-true"),
+    Case("75m", "gpt2", "32-true", checkpointing=True),
+    Case("75m", "gpt2", "32-true", checkpointing=True, shards=2),
 ]
 
 
-def shape_of(size: str, architecture: str, n_items: int) -> TransformerConfig:
+def shape_of(case: Case, n_items: int) -> TransformerConfig:
     """The net of a case."""
-    return TransformerConfig(
-        n_items, 50, *SIZES[size], architecture=MODERN if architecture == "modern" else Architecture()
-    )
+    architecture = MODERN if case.blocks == "modern" else Architecture()
+    return TransformerConfig(n_items, 50, *SIZES[case.size], architecture=architecture)
 
 
 def resident(field: str) -> int:
@@ -60,44 +76,55 @@ def resident(field: str) -> int:
     return int(next(line for line in status if line.startswith(field)).split()[1]) * 1024
 
 
-def train(config: TransformerConfig, positions: int, precision: str, checkpointing: bool) -> None:
-    """Three steps."""
-    net = Transformer(config)
-    if precision == "bf16-true":
+def train(config: TransformerConfig, case: Case, positions: int) -> None:
+    """Three steps; one of `case.shards` processes, with that many positions of its own."""
+    sharding = None
+    if case.shards > 1:
+        mesh = init_device_mesh("cpu", (case.shards,))
+        sharding = Sharding(mesh, torch.bfloat16 if case.precision == "bf16-mixed" else None)
+    net = build(config, 0, sharding, case.checkpointing)
+    if case.precision == "bf16-true":
         net = net.bfloat16()
-    net.checkpoint_activations = checkpointing
-    optimizer, _ = Optimizer().build(net, 3)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     items_BL = torch.randint(0, config.n_items, (-(-positions // config.max_len), config.max_len))
     targets_M = torch.randint(0, config.n_items, (items_BL.numel(),))
     positions_M = torch.arange(items_BL.numel())
     for _ in range(3):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16-mixed" and sharding is None):
             loss = net(items_BL, lambda h_BLD, t_VD: full_softmax(h_BLD.flatten(0, 1)[positions_M], t_VD, targets_M))
+        # In this order in Lightning too: the gradients of the step before live through the forward pass.
         optimizer.zero_grad()
         (loss / len(targets_M)).backward()
         optimizer.step()
 
 
-def measure(case: tuple[str, str, str, bool], n_items: int, positions: int) -> int:
-    """Bytes a case needs beyond the process itself; to be called in a fresh process."""
-    size, architecture, precision, checkpointing = case
-    config = shape_of(size, architecture, n_items)
-    train(replace(config, n_items=50, layers=1), 50, precision, checkpointing)
+def measure(case: Case, n_items: int, positions: int) -> int:
+    """Bytes a rank needs beyond the process itself; to be called in a fresh process, started by torchrun if sharded."""
+    if case.shards > 1:
+        torch.distributed.init_process_group("gloo")
+    config = shape_of(case, n_items)
+    train(replace(config, n_items=50, layers=1), case, 50)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
-    train(config, positions, precision, checkpointing)
-    return resident("VmHWM") - before
+    train(config, case, positions)
+    needed = resident("VmHWM") - before
+    if case.shards > 1:
+        torch.distributed.destroy_process_group()
+    return needed
 
 
-def in_new_process(case: tuple[str, str, str, bool], options: argparse.Namespace, allocator: dict[str, str]) -> int:
-    """`measure` in a fresh process with these variables in its environment."""
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    command += ["--n_items", str(options.n_items), "--positions", str(options.positions)]
+def in_new_process(case: Case, options: argparse.Namespace, allocator: dict[str, str]) -> int:
+    """`measure` in fresh processes with these variables in their environment; the most that one needs."""
+    command = [__file__, "--case", json.dumps(case), "--n_items", str(options.n_items)]
+    command += ["--positions", str(options.positions)]
+    if case.shards > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case.shards}", *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | allocator
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True, env=environment)
+    return max(map(int, result.stdout.split()))
 
 
-def page(rows: dict[str, list[int]], options: argparse.Namespace) -> str:
+def page(rows: dict[Case, list[int]], options: argparse.Namespace) -> str:
     """The rows as Markdown."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     lines = [
@@ -108,15 +135,14 @@ def page(rows: dict[str, list[int]], options: argparse.Namespace) -> str:
         f"{options.n_items:,} items, {options.positions:,} positions a step, one thread of {os.cpu_count()} cores",
         f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, commit {commit}.",
         "",
-        "| size | blocks | precision | checkpointing | measured MiB | estimated MiB | error |",
-        "|---|---|---|---|---:|---:|---:|",
+        "| size | blocks | precision | checkpointing | shards | measured MiB | estimated MiB | error |",
+        "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for case in CASES:
-        size, architecture, precision, checkpointing = case
-        measured, default = rows[json.dumps(case)]
-        config = shape_of(size, architecture, options.n_items)
-        estimate = cost.memory(config, options.positions, precision, checkpointing=checkpointing).total
-        cells = [size, architecture, precision, "yes" if checkpointing else "no"]
+        measured, default = rows[case]
+        config = shape_of(case, options.n_items)
+        estimate = cost.memory(config, options.positions, case.precision, case.shards, case.checkpointing).total
+        cells = [case.size, case.blocks, case.precision, "yes" if case.checkpointing else "no", str(case.shards)]
         cells.append(f"{measured / 2**20:,.0f} ({default / 2**20:,.0f})")
         cells += [f"{estimate / 2**20:,.0f}", f"{100 * (estimate / measured - 1):+.1f} %"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -134,22 +160,21 @@ def main() -> None:
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(measure(tuple(options.case), options.n_items, options.positions))
+        print(measure(Case(*options.case), options.n_items, options.positions))
         return
     started = time.monotonic()
     lines = options.results.read_text().splitlines() if options.results.exists() else []
-    rows = dict(map(json.loads, lines))
+    rows = {Case(*case): measured for case, measured in map(json.loads, lines)}
     for case in CASES:
-        key = json.dumps(case)
-        if key in rows or time.monotonic() - started > options.slice_s:
+        if case in rows or time.monotonic() - started > options.slice_s:
             continue
-        rows[key] = [
+        rows[case] = [
             in_new_process(case, options, {"MALLOC_MMAP_THRESHOLD_": "65536"}),
             in_new_process(case, options, {}),
         ]
         with options.results.open("a") as file:
-            file.write(json.dumps([key, rows[key]]) + "\n")
-        print(f"{len(rows)}/{len(CASES)} {case}: {rows[key]}", flush=True)
+            file.write(json.dumps([case, rows[case]]) + "\n")
+        print(f"{len(rows)}/{len(CASES)} {case}: {rows[case]}", flush=True)
     if options.page and len(rows) == len(CASES):
         write_text(options.page, page(rows, options))
 
