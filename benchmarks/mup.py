@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("mup.jsonl"), help="a line per finished run")
     parser.add_argument("--page", type=Path, help="Markdown page to write once all runs are there")
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
-    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--users", type=int, default=10_000)
     parser.add_argument("--slice_s", type=float, default=math.inf, help="start no further run after so many seconds")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,6 +1,8 @@
 """`lrec sizes` on the terminal and as JSON, with a catalogue from the command line and from a store."""
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from lrec.data.splits import LastItems, Reduction
 from lrec.data.store import Store
 from lrec.net import SIZES, TransformerConfig
 
+REPOSITORY = Path(__file__).parents[2]
+
 
 def test_every_size_is_listed_with_its_counts(lrec: Callable[..., str]) -> None:
     printed = lrec("sizes", "--n_items", 1234)
@@ -22,6 +26,12 @@ def test_every_size_is_listed_with_its_counts(lrec: Callable[..., str]) -> None:
         assert f"{cost.n_body(config):,}" in row
         assert f"{cost.n_total(config):,}" in row
     assert "829,440,000" in printed
+
+
+def test_the_page_shows_what_the_command_prints(lrec: Callable[..., str]) -> None:
+    page = (REPOSITORY / "docs" / "sizes.md").read_text()
+    for command in re.findall(r"^lrec (sizes(?: --sizes .*)?)$", page, re.MULTILINE):
+        assert lrec(*shlex.split(command)).strip() in page, command
 
 
 def test_json_holds_the_table_and_what_it_assumes(tmp_path: Path, lrec: Callable[..., str]) -> None:
