@@ -1,6 +1,6 @@
 """Large sequential recommenders with scaling laws.
 
-The names below are those a YAML may use; they are imported on first use, so that `import lrec` stays fast.
+The names below are those a YAML may use, and `load`; they are imported on first use, so that `import lrec` stays fast.
 """
 
 from importlib import import_module
@@ -10,6 +10,7 @@ _HOME = {
     "SequentialRecommender": "lrec.module",
     "ScalingPoints": "lrec.callbacks",
     "EvaluationReport": "lrec.callbacks",
+    "load": "lrec.export",
     "FSDP2": "lrec.strategies",
     "LastCheckpoint": "lrec.interruption",
     "AmazonDataModule": "lrec.data.amazon",

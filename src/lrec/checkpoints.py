@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -41,24 +40,14 @@ def everything(n: int) -> slice:
     return slice(0, n)
 
 
-class CheckpointFiles(TorchCheckpointIO):
-    """Lightning's access to checkpoints where every process holds the whole network: writes files, reads both forms."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write one file; UserError, and the checkpoint before stands, where that fails."""
-        path = Path(path)
-        try:
-            aside = _set_aside(path) if path.is_dir() else None
-            _write_pt(path, checkpoint)
-            _remove(aside)
-        except (OSError, RuntimeError) as error:
-            raise _not_written(path, error) from error
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a file or a folder."""
-        return read(Path(path))
+def write(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a file; UserError, and the checkpoint before stands, where that fails."""
+    try:
+        aside = _set_aside(path) if path.is_dir() else None
+        _write_pt(path, checkpoint)
+        _remove(aside)
+    except (OSError, RuntimeError) as error:
+        raise _not_written(path, error) from error
 
 
 def write_sharded(

@@ -34,6 +34,7 @@ class OwnCommand(NamedTuple):
 OWN_COMMANDS = {
     "data prepare": OwnCommand("raw interactions to a store", "lrec.data.prepare_command", "prepare"),
     "data describe": OwnCommand("a store's statistics", "lrec.data.describe", "describe", positional=True),
+    "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.export", "export"),
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.scaling.study", "study"),
     "scaling fit": OwnCommand("fit a law to points", "lrec.scaling.command", "fit_command"),

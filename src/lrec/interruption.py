@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,18 +33,25 @@ class LastCheckpoint(Callback):
         if every_n_steps < 0:
             raise UserError(f"last.every_n_steps must be at least 0, not {every_n_steps}")
         self.every_n_steps = every_n_steps
-        self.signalled = False
+        self._signalled = False
+        self._training = False
         self._saved_step = 0
         self._group: Any = None
         self._handlers: dict[signal.Signals, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen for signals, instead of Lightning, whose handlers save nothing and wait for other processes."""
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        if not self._handlers:
+            self._handlers = {number: signal.signal(number, partial(self._note, trainer)) for number in SIGNALS}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals, in place of Lightning's own handling, which saves nothing."""
+        """From here on, a signal waits for the end of the step."""
+        self._training = True
         self._saved_step = trainer.global_step
         if trainer.world_size > 1:
             # Over gloo, so that asking each other never waits for a GPU.
             self._group = torch.distributed.new_group(backend="gloo")
-        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,7 +59,7 @@ class LastCheckpoint(Callback):
         """Save where it is time, and leave where a signal came."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        interrupted = self._any(self.signalled)
+        interrupted = self._any(self._signalled)
         due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
         # A checkpoint between a step and the evaluation that is due after it would resume without the evaluation.
         if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
@@ -60,7 +68,13 @@ class LastCheckpoint(Callback):
             if path is not None:
                 trainer.save_checkpoint(path)
             if interrupted:
-                self._leave(trainer)
+                _leave(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave where a signal came during the last evaluation, which has saved: the test waits for the next start."""
+        if self._any(self._signalled):
+            _leave(trainer)
+        self._training = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note whether the run has stopped early."""
@@ -69,9 +83,9 @@ class LastCheckpoint(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let a run that had stopped early rest."""
         if trainer.state.fn == "fit":
-            trainer.should_stop = checkpoint["lrec_stopped"]
+            trainer.should_stop = checkpoint.get("lrec_stopped", False)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen no more."""
         self._deafen()
 
@@ -79,13 +93,16 @@ class LastCheckpoint(Callback):
         """Listen no more."""
         self._deafen()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
+    def _note(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+        if not self._training:  # nothing to save
+            _leave(trainer)
 
     def _deafen(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        self._training = False
 
     def _any(self, here: bool) -> bool:
         """Whether it is true on any process."""
@@ -95,11 +112,12 @@ class LastCheckpoint(Callback):
         torch.distributed.all_reduce(somewhere, torch.distributed.ReduceOp.MAX, self._group)
         return bool(somewhere.item())
 
-    def _leave(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            print(f"lrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
-        # Lightning kills the process that started the others when one of these fails: the first one speaks for all.
-        sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
+
+def _leave(trainer: Trainer) -> None:
+    if trainer.is_global_zero:
+        print(f"lrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
+    # Lightning kills the process that started the others when one of these fails: the first one speaks for all.
+    sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
 
 def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:

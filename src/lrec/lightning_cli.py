@@ -26,7 +26,7 @@ from lrec.files import replacing
 from lrec.interruption import LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
-from lrec.strategies import FSDP2
+from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.throughput import Throughput
 
@@ -100,7 +100,7 @@ class CommandLine(LightningCLI):
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="", default_hp_metric=False)
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
-        kwargs["plugins"] = [*plugins, checkpoints.CheckpointFiles()]
+        kwargs["plugins"] = [*plugins, CheckpointFiles()]
         return super().instantiate_trainer(use_distributed_sampler=False, **kwargs)
 
     def before_fit(self) -> None:

@@ -1,4 +1,4 @@
-"""FSDP2: training with parameters, gradients and optimizer state sharded over the processes, on CPUs or GPUs."""
+"""What lrec adds to Lightning's strategies: FSDP2, sharded training on CPUs or GPUs, and the checkpoints of others."""
 
 import secrets
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -17,6 +18,20 @@ from torch.optim import Optimizer
 from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.parallel import Sharding, drop_gathered, like, local
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints of strategies that hold the whole network in every process: files are written, both forms read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a file."""
+        checkpoints.write(Path(path), checkpoint)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a file or a folder."""
+        return checkpoints.read(Path(path))
 
 
 class FSDP2(ModelParallelStrategy):

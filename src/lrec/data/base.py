@@ -188,8 +188,11 @@ class SequenceDataModule(LightningDataModule):
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the state for the next training loader."""
-        self._resume = state_dict or None
+        """Give the state to the training loader that is about to begin, else remember it for the next one."""
+        if state_dict and self._train_loader is not None and not self._train_loader.begun:
+            self._train_loader.load_state_dict(state_dict)
+        else:
+            self._resume = state_dict or None
 
     def _target_loader(self, targets: Targets) -> EvalLoader:
         return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True))

@@ -264,6 +264,11 @@ class TrainLoader:
     def __len__(self) -> int:
         return self.n_steps * self.ranks.accumulation
 
+    @property
+    def begun(self) -> bool:
+        """Whether a batch was served or a state loaded."""
+        return self._epoch >= 0
+
     def __iter__(self) -> Iterator[TrainBatch]:
         # A generator: an iterator that is never asked for a batch begins no epoch.
         if not self._resumed or self._consumed >= len(self):

@@ -84,7 +84,7 @@ def _train_one(run: Run, folder: Path, study: str, threads: int) -> dict[str, An
         if point is not None:
             return point
         # Resuming is exact: what a killed study left half-done goes on from its last checkpoint, or starts again.
-        resumed = (folder / "checkpoints" / "last.ckpt").is_file()
+        resumed = (folder / "checkpoints" / "last.ckpt").exists()
         if not resumed:
             shutil.rmtree(folder, ignore_errors=True)
         write_text(folder / "config.yaml", yaml.safe_dump(run.options, sort_keys=False))

@@ -1,0 +1,163 @@
+"""SIGKILL at random moments of a run: every restart goes on, and what is left equals an undisturbed run.
+
+    OMP_NUM_THREADS=1 python benchmarks/kill.py [--kills 20] [--processes 1|2]
+
+The run is trained once undisturbed, then started again and again with --ckpt_path=last and killed after a random time,
+be it start-up, steps, evaluation, saving or the final test, until it ends or all kills are spent (a run that ends
+before is followed by another). With two processes (FSDP2, sharded checkpoints) one of them is killed, drawn by chance.
+Every point of points.jsonl must be the same to the last bit, but for clocks and names. A row is added to
+benchmarks/kill.md.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+EVERY_N_STEPS = 25
+OPTIONS = [
+    "--config=data/synthetic.yaml", "--data.n_users=3000", "--data.n_items=201", "--data.length=30",
+    "--data.targets_per_step=1024", "--model.size=25k", "--model.dropout.embedding=0.1", "--model.optimizer.lr=0.01",
+    "--trainer.enable_progress_bar=false", f"--last.every_n_steps={EVERY_N_STEPS}",
+]  # fmt: skip
+MAY_DIFFER = ("run", "wall_s", "config_hash", "commit")
+TITLES = (
+    "processes", "kills", "of those before the first checkpoint", "runs finished and compared", "steps of a run",
+    "checkpoints found after kills, by step", "points compared", "test loss, undisturbed", "test loss, killed",
+    "machine", "commit",
+)  # fmt: skip
+HEADER = f"""# Killed at random, and the same in the end
+
+A run is killed with SIGKILL after random times and started again with `--ckpt_path=last`. It saves at each evaluation
+and every {EVERY_N_STEPS} steps. All points of a finished run (losses, metrics, D, FLOPs, step) equal those of the
+undisturbed run to the last bit, or the benchmark fails.
+
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 1
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 2
+
+| {" | ".join(TITLES)} |
+|{"---|" * len(TITLES)}
+"""
+
+
+def start(arguments: argparse.Namespace, run: Path) -> "subprocess.Popen[bytes]":
+    """`lrec fit`, from the last checkpoint where there is one, as the leader of a process group."""
+    trainer = "trainer/fsdp-cpu.yaml" if arguments.processes > 1 else "trainer/laptop.yaml"
+    command = [sys.executable, "-m", "lrec", "fit", *OPTIONS, f"--config={trainer}", "--ckpt_path=last"]
+    command += [f"--data.data_dir={run.parent / 'data'}", f"--trainer.default_root_dir={run}"]
+    command += [f"--trainer.max_epochs={arguments.epochs}"]
+    with run.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def step_reached(run: Path) -> int | None:
+    """The step of the run's last checkpoint."""
+    import torch
+
+    from lrec import checkpoints
+
+    last = checkpoints.find_last(run / "checkpoints")
+    if last is None:
+        return None
+    state = torch.load(last / "state.pt" if last.is_dir() else last, weights_only=True)
+    return int(state["global_step"])
+
+
+def kill(process: "subprocess.Popen[bytes]", chance: random.Random) -> None:
+    """SIGKILL one process of the run, drawn by chance, then what its end has left of the others."""
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    except OSError:
+        children = []
+    os.kill(int(chance.choice([str(process.pid), *children])), signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=chance.uniform(0, 2))
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def points(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "points.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in MAY_DIFFER} for line in lines]
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Any, ...]:
+    """The cells of a row, but for machine and commit."""
+    chance = random.Random(arguments.seed)
+    undisturbed = folder / "undisturbed"
+    began = time.monotonic()
+    assert start(arguments, undisturbed).wait() == 0, undisturbed.with_suffix(".log").read_text()
+    longest = arguments.longest or (time.monotonic() - began) / 2
+    expected = points(undisturbed)
+    found: list[int | None] = []
+    finished = 0
+    while len(found) < arguments.kills:
+        run = folder / f"killed-{finished}"
+        while True:
+            before = step_reached(run)
+            process = start(arguments, run)
+            try:
+                life = chance.uniform(1, longest) if len(found) < arguments.kills else None
+                status = process.wait(timeout=life)
+                break
+            except subprocess.TimeoutExpired:
+                kill(process, chance)
+            found.append(step_reached(run))
+            assert (found[-1] or 0) >= (before or 0), "a kill has cost a checkpoint"
+            print(f"kill {len(found)}: last checkpoint of step {before} -> {found[-1]}", file=sys.stderr, flush=True)
+        assert status == 0, f"a restart from step {before} failed:\n{run.with_suffix('.log').read_text()[-4000:]}"
+        assert points(run) == expected, f"{run} differs from {undisturbed}"
+        finished += 1
+    tests = [next(point["test_loss"] for point in rows if point["best"]) for rows in (expected, points(run))]
+    return (
+        arguments.processes,
+        len(found),
+        found.count(None),
+        finished,
+        expected[-1]["step"],
+        ", ".join(str(step) for step in found if step is not None),
+        finished * len(expected),
+        *tests,
+    )
+
+
+def report(cells: tuple[Any, ...]) -> None:
+    """Add a row to the page."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+    page = Path(__file__).with_suffix(".md")
+    if not page.exists():
+        page.write_text(HEADER)
+    row = (*cells, f"{os.cpu_count()} cores {platform.machine()}", commit)
+    with page.open("a") as out:
+        out.write(f"| {' | '.join(map(str, row))} |\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--longest", type=float, help="longest life of an attempt in seconds; half the run's")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="lrec-kill-"))
+    try:
+        report(measure(arguments, folder))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

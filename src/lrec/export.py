@@ -1,0 +1,119 @@
+"""`lrec export`: any checkpoint as one safetensors file that can recommend; and `lrec.load`, which reads it back.
+
+The file holds the network's parameters by name, the raw ids of the catalogue (item_ids: UTF-8 laid end to end;
+item_ends: where each ends) and, as JSON in its header, what it is: the network's shape, step, D, FLOPs, data hash.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lrec import checkpoints
+from lrec.errors import UserError
+from lrec.files import replacing, write_json
+from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+
+FORMAT = 1
+IDS, ENDS = "item_ids", "item_ends"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with the names of its items.
+
+    Attributes:
+        net: The network, set to evaluate; `net(items_BL, head)` takes indices into item_ids.
+        item_ids: Raw id of each item of the catalogue.
+        about: Step, D, flops, data_hash and the fields of the network's shape.
+    """
+
+    net: Transformer
+    item_ids: pl.Series
+    about: dict[str, Any]
+
+
+def export(ckpt_path: Path, out: Path, items: Path | None = None) -> None:
+    """Write a checkpoint as one file, with its description as JSON beside it.
+
+    Args:
+        ckpt_path: Checkpoint of a run, a file or a folder of shards.
+        out: A .safetensors file, or a folder, which gets model.safetensors; replaced where it exists.
+        items: The run's items.parquet; null for the one of the run that the checkpoint lies in.
+    """
+    about, parameters = checkpoints.weights(ckpt_path)
+    item_ids = _item_ids(ckpt_path, items, about["n_items"])
+    file = out if out.suffix == ".safetensors" else out / "model.safetensors"
+    encoded = [raw_id.encode() for raw_id in item_ids]
+    tensors = {name: tensor.contiguous() for name, tensor in parameters.items()} | {
+        IDS: torch.from_numpy(np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8).copy()),
+        ENDS: torch.from_numpy(np.cumsum([len(word) for word in encoded])),
+    }
+    about = {"format": FORMAT, **about}
+    with replacing(file) as temporary:
+        save_file(tensors, temporary, {"lrec": json.dumps(about)})
+    write_json(file.with_suffix(".json"), about)
+    print(f"{len(parameters)} parameters at step {about['step']} and {len(item_ids)} item ids written to {file}")
+
+
+def load(path: str | Path) -> Model:
+    """The network and its item ids, from an exported file, its folder, or a checkpoint of a run.
+
+    Raises:
+        UserError: it is none of these, or damaged.
+    """
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if file.suffix != ".safetensors" or not file.is_file():
+        about, parameters = checkpoints.weights(path)
+        return Model(_network(about, parameters), _item_ids(path, None, about["n_items"]), about)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = json.loads(opened.metadata()["lrec"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a file that lrec export wrote, or a damaged one") from error
+    text, ends = tensors.pop(IDS).numpy().tobytes(), tensors.pop(ENDS).tolist()
+    item_ids = pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
+    return Model(_network(about, tensors), item_ids, about)
+
+
+def config_of(about: dict[str, Any]) -> TransformerConfig:
+    """The shape of the network that a checkpoint or an exported file describes, without dropout."""
+    architecture = {
+        name.removeprefix("architecture."): value for name, value in about.items() if name.startswith("architecture.")
+    }
+    n_items, max_len, layers, width, heads = (about[n] for n in ("n_items", "max_len", "layers", "width", "heads"))
+    return TransformerConfig(
+        n_items,
+        max_len,
+        layers,
+        width,
+        heads,
+        architecture=Architecture(**architecture),
+        mup=MuP(**about["mup"]) if about["mup"] else None,
+    )
+
+
+def _network(about: dict[str, Any], parameters: dict[str, torch.Tensor]) -> Transformer:
+    with torch.device("meta"):
+        net = Transformer(config_of(about))
+    net.load_state_dict(parameters, assign=True)
+    return net.eval()
+
+
+def _item_ids(ckpt_path: Path, items: Path | None, n_items: int) -> pl.Series:
+    """Raw ids from a run's items.parquet."""
+    path = items or ckpt_path.absolute().parent.parent / "items.parquet"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; --items names the items.parquet of the run that made {ckpt_path}")
+    item_ids = pl.read_parquet(path, columns=["raw_id"])["raw_id"]
+    if len(item_ids) != n_items:
+        raise UserError(f"{path} has {len(item_ids)} items, {ckpt_path} has {n_items}: it is another run's")
+    return item_ids

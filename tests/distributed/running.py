@@ -1,0 +1,69 @@
+"""Runs of `lrec` on one and two processes, tiny but whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from lrec.cli import find_config
+
+# 51 items, which two processes cannot share equally, and 3 evaluation batches, so that one of them needs a filler.
+# An epoch has 14 steps: 20 end in the middle of the second.
+OPTIONS = [
+    "--config=data/synthetic.yaml",
+    "--data.n_users=2101",
+    "--data.n_items=51",
+    "--data.length=16",
+    "--data.max_len=8",
+    "--data.targets_per_step=2048",
+    "--model.size=25k",
+    "--model.optimizer.lr=0.01",
+    "--trainer.gradient_clip_val=0.5",
+    "--trainer.enable_progress_bar=false",
+    "--early_stopping.patience=1000",
+]
+TRAINER = {0: "trainer/laptop.yaml", 1: "trainer/fsdp-cpu.yaml", 2: "trainer/fsdp-cpu.yaml"}
+
+
+class Fit(Protocol):
+    """See `fit`."""
+
+    def __call__(self, name: str, processes: int, *options: str, code: int = 0) -> Path: ...
+
+
+def environment() -> dict[str, str]:
+    """That of a child: one thread for each process."""
+    return {name: value for name, value in os.environ.items() if name != "LREC_RUN"} | {"OMP_NUM_THREADS": "1"}
+
+
+def fit_command(folder: Path, run: Path, processes: int, *options: str) -> list[str]:
+    """`lrec fit` on so many processes with sharded parameters; 0 stands for one process without sharding."""
+    return [
+        *(sys.executable, "-m", "lrec", "fit"),
+        *(f"--config={find_config(option[9:])}" if option.startswith("--config=") else option for option in OPTIONS),
+        f"--config={find_config(TRAINER[processes])}",
+        f"--trainer.devices={max(processes, 1)}",
+        "--trainer.max_steps=20",
+        f"--data.data_dir={folder / 'data'}",
+        f"--trainer.default_root_dir={run}",
+        *options,
+    ]
+
+
+def run(command: list[str], code: int = 0, **more: str) -> str:
+    """The command's stdout and stderr; it must exit with `code`."""
+    result = subprocess.run(command, capture_output=True, text=True, env=environment() | more, timeout=200, check=False)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def points(run: Path) -> list[dict[str, Any]]:
+    """The points of a run."""
+    return [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    """The training loss between evaluations, over all targets of those steps."""
+    return [point["train_loss"] for point in points(run)]

@@ -1,0 +1,101 @@
+"""Signals, kills and full disks: what they cost is at most the steps since the last checkpoint."""
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import Fit, environment, fit_command, losses
+
+from lrec import checkpoints
+
+LONG = ["--trainer.max_steps=100", "--trainer.val_check_interval=7", "--last.every_n_steps=3"]
+
+
+def start(command: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def interrupt(process: "subprocess.Popen[str]", run: Path, number: signal.Signals, which: int) -> str:
+    """Send a signal to process `which` of a run once it has taken steps; what the run printed."""
+    last = run / "checkpoints" / "last.ckpt"
+    before = newest(last)
+    while newest(last) == before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill([process.pid, *map(int, children)][which], number)
+    return process.communicate(timeout=100)[0]
+
+
+def newest(checkpoint: Path) -> int:
+    """When it was completed."""
+    path = checkpoint / "state.pt" if checkpoint.is_dir() else checkpoint
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def step_of(run: Path) -> int:
+    """The step of a run's last checkpoint."""
+    last = checkpoints.find_last(run / "checkpoints")
+    assert last is not None
+    checkpoints.check(last)
+    step: int = torch.load(last / "state.pt" if last.is_dir() else last, weights_only=True)["global_step"]
+    return step
+
+
+def test_two_processes_stopped_and_killed_end_as_if_undisturbed(folder: Path, fit: Fit) -> None:
+    steady = fit("steady", 2, *LONG)
+    run = folder / "disturbed"
+    command = fit_command(folder, run, 2, *LONG, "--ckpt_path=last")
+
+    stopped = start(command)
+    printed = interrupt(stopped, run, signal.SIGTERM, which=1)  # one of them is told, and not the first
+    assert stopped.returncode == 75, printed
+    assert f"interrupted at step {step_of(run)}; go on with --ckpt_path=last" in printed
+
+    killed = start(command)
+    interrupt(killed, run, signal.SIGKILL, which=1)
+    assert killed.returncode not in (0, 2, 75)
+    step = step_of(run)
+
+    fit("disturbed", 2, *LONG, "--ckpt_path=last")
+    assert 0 < step < step_of(run) == 100
+    assert losses(run) == pytest.approx(losses(steady), rel=1e-6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_one_process_saves_on_a_signal(number: signal.Signals, folder: Path) -> None:
+    run = folder / f"told-{number.name}"
+    process = start(fit_command(folder, run, 0, "--trainer.max_steps=2000", "--last.every_n_steps=3"))
+    printed = interrupt(process, run, number, which=0)
+    assert process.returncode == 75, printed
+    assert f"interrupted at step {step_of(run)}" in printed
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_full_disk_leaves_the_last_checkpoint(processes: int, folder: Path, fit: Fit) -> None:
+    name, large = f"full-{processes}", ["--model.size=221k", "--trainer.val_check_interval=2"]
+    run = fit(name, processes, *large, "--trainer.max_steps=4")
+    files = set((run / "checkpoints").rglob("*"))
+    assert step_of(run) == 4
+    full = subprocess.run(
+        fit_command(folder, run, processes, *large, "--ckpt_path=last"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)),
+    )
+    assert full.returncode == 2, full.stdout + full.stderr
+    (error,) = {line for line in full.stderr.splitlines() if line.startswith("lrec: error: ")}
+    assert "could not be written" in error
+    assert "Traceback" not in full.stderr
+    assert step_of(run) == 4
+    assert set((run / "checkpoints").rglob("*")) == files

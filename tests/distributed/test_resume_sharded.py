@@ -1,0 +1,60 @@
+"""Training on from a checkpoint equals training straight through: in mid-epoch, with dropout, before, at and after the
+switch of the optimizer, and on another number of processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from running import Fit, fit_command, losses
+
+from lrec.cli import main
+
+SWITCHED = "--model.optimizer.switch={at: 10, lr: 0.05}"
+DROPOUT = ["--model.dropout.embedding=0.1", "--model.dropout.residual={first: 0.2, last: 0.1}"]
+EVERY_THIRD = "--trainer.val_check_interval=3"
+BEFORE = {5: 1, 10: 3, 15: 5}  # evaluations before each checkpoint, after steps 3, 6, 9, 12, 14 + 3 and so on
+
+
+def keep(folder: Path) -> str:
+    """Options that keep the checkpoint of every fifth step."""
+    options = {"dirpath": str(folder), "filename": "{step}", "every_n_train_steps": 5, "save_top_k": -1}
+    return "--trainer.callbacks+=" + json.dumps({"class_path": "ModelCheckpoint", "init_args": options})
+
+
+def kept(run: Path, step: int) -> str:
+    return f"--ckpt_path={run.with_name(run.name + '-kept') / f'step={step}.ckpt'}"
+
+
+@pytest.mark.parametrize("step", BEFORE)
+def test_one_process_to_the_last_bit(step: int, folder: Path) -> None:
+    def fit(name: str, *options: str) -> Path:
+        main(fit_command(folder, folder / name, 0, EVERY_THIRD, SWITCHED, *DROPOUT, *options)[3:])
+        return folder / name
+
+    straight = folder / "straight"
+    if not straight.exists():
+        fit("straight", keep(folder / "straight-kept"))
+    resumed = fit(f"straight-{step}", kept(straight, step))
+    assert losses(resumed) == losses(straight)
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, fit: Fit) -> Path:
+    """Two processes, with dropout."""
+    return fit("two-dropout", 2, EVERY_THIRD, SWITCHED, *DROPOUT, keep(folder / "two-dropout-kept"))
+
+
+@pytest.mark.parametrize("step", BEFORE)
+def test_two_processes(step: int, two: Path, fit: Fit) -> None:
+    resumed = fit(f"two-dropout-{step}", 2, EVERY_THIRD, SWITCHED, *DROPOUT, kept(two, step))
+    assert losses(resumed) == pytest.approx(losses(two), rel=1e-6)
+
+
+@pytest.mark.parametrize(("before", "after", "step"), [(2, 1, 5), (2, 0, 10), (0, 2, 15), (1, 2, 10)])
+def test_another_number_of_processes(before: int, after: int, step: int, folder: Path, fit: Fit) -> None:
+    """From shards to one process with and without sharding, from one file or one shard to two processes."""
+    straight = folder / f"from-{before}"
+    if not straight.exists():
+        fit(straight.name, before, EVERY_THIRD, SWITCHED, keep(folder / f"{straight.name}-kept"))
+    resumed = fit(f"from-{before}-to-{after}-{step}", after, EVERY_THIRD, SWITCHED, kept(straight, step))
+    assert losses(resumed) == pytest.approx(losses(straight), rel=1e-6)

@@ -1,0 +1,187 @@
+"""Checkpoints that are whole or absent, and one exported file."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import lrec
+from lrec import checkpoints
+from lrec.errors import UserError
+from lrec.export import export
+from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.parallel import Sharding
+
+CONFIG = TransformerConfig(7, 5, 2, 8, 2, architecture=Architecture(norm="rms"), mup=MuP())
+ABOUT = {
+    "D": 40, "flops": 9, "data_hash": "abc", "n_items": 7, "max_len": 5, "layers": 2, "width": 8, "heads": 2,
+    "mup": {"base_layers": 2, "base_width": 64, "base_heads": 2},
+    "architecture.norm": "rms", "architecture.mlp": "gelu", "architecture.positions": "learned",
+    "architecture.qk_norm": False,
+}  # fmt: skip
+
+
+class Mesh:
+    """Stands for the mesh that a process of `n` sees."""
+
+    ndim = 1
+
+    def __init__(self, rank: int, n: int) -> None:
+        self.rank, self.n = rank, n
+
+    def size(self, dimension: int) -> int:
+        return self.n
+
+    def get_local_rank(self, dimension: int) -> int:
+        return self.rank
+
+
+def shardings(n: int) -> list[Sharding]:
+    return [Sharding(Mesh(rank, n)) for rank in range(n)]  # type: ignore[arg-type]
+
+
+def checkpoint(net: Transformer) -> dict[str, Any]:
+    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    return {"lrec": ABOUT, "global_step": 3, "state_dict": state}
+
+
+def write_by_hand(path: Path, whole: dict[str, Any], n: int) -> None:
+    """The folder that `n` processes would leave, by the documented form alone."""
+    path.mkdir()
+    names = [f"token-{shard:05d}-of-{n:05d}.safetensors" for shard in range(n)]
+    state = dict(whole, shards=names)
+    state["state_dict"] = {k: ("sharded", f"state_dict/{k}", len(t)) for k, t in whole["state_dict"].items()}
+    for sharding, name in zip(shardings(n), names, strict=True):
+        rows = {f"state_dict/{k}": t[sharding.rows(len(t))].clone() for k, t in whole["state_dict"].items()}
+        starts = {f"state_dict/{k}": sharding.rows(len(t)).start for k, t in whole["state_dict"].items()}
+        save_file(rows, path / name, {"starts": json.dumps(starts)})
+    torch.save(state, path / "state.pt")
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_rows_are_shared_out_once(n_rows: int, n: int) -> None:
+    rows = [row for sharding in shardings(n) for row in range(n_rows)[sharding.rows(n_rows)]]
+    assert rows == list(range(n_rows))
+
+
+@pytest.mark.parametrize("written", [0, 1, 2, 3, 11])
+@pytest.mark.parametrize("read", [1, 2, 5])
+def test_any_number_of_processes_reads_what_any_other_wrote(written: int, read: int, tmp_path: Path) -> None:
+    """Nothing written stands for a file, by one process; with 11 shards some hold no rows."""
+    whole, path = checkpoint(Transformer(CONFIG)), tmp_path / "last.ckpt"
+    if written:
+        write_by_hand(path, whole, written)
+    else:
+        checkpoints.write(path, whole)
+    checkpoints.check(path)
+    parts = [checkpoints.read(path, sharding.rows)["state_dict"] for sharding in shardings(read)]
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
+    about, weights = checkpoints.weights(path)
+    assert about == ABOUT | {"step": 3}
+    assert weights.keys() == dict(Transformer(CONFIG).named_parameters()).keys()
+
+
+def test_damage_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(UserError, match=r"last\.ckpt: no such checkpoint"):
+        checkpoints.check(path)
+    write_by_hand(path, checkpoint(Transformer(CONFIG)), 2)
+    shard = path / "token-00001-of-00002.safetensors"
+    whole, state = shard.read_bytes(), (path / "state.pt").read_bytes()
+    for damage in (whole[:-1], whole[:20], b"", None):
+        shard.write_bytes(damage) if damage is not None else shard.unlink()
+        with pytest.raises(UserError, match=r"last\.ckpt: .*damaged"):
+            checkpoints.check(path)
+    shard.write_bytes(whole)
+    for damage in (state[:-100], b"who,what,when\n"):
+        (path / "state.pt").write_bytes(damage)
+        with pytest.raises(UserError, match=r"last\.ckpt: not a checkpoint that lrec wrote, or a damaged one"):
+            checkpoints.check(path)
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"other\.ckpt: not a checkpoint that lrec wrote"):
+        checkpoints.check(tmp_path / "other.ckpt")
+
+
+def test_shards_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    write_by_hand(path, checkpoint(Transformer(CONFIG)), 3)
+    state = torch.load(path / "state.pt", weights_only=True)
+    torch.save(state | {"shards": state["shards"][:2]}, path / "state.pt")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.read(path)
+
+
+def test_the_last_checkpoint_is_the_last_that_was_completed(tmp_path: Path) -> None:
+    last = tmp_path / "last.ckpt"
+    assert checkpoints.find_last(tmp_path) is None
+    last.mkdir()
+    assert checkpoints.find_last(tmp_path) is None
+    checkpoints.write(tmp_path / "last-0.ckpt", checkpoint(Transformer(CONFIG)))  # what was there when a kill came
+    assert checkpoints.find_last(tmp_path) == tmp_path / "last-0.ckpt"
+    last.rmdir()
+    write_by_hand(last, checkpoint(Transformer(CONFIG)), 2)
+    assert checkpoints.find_last(tmp_path) == last
+
+
+def test_a_file_replaces_a_folder(tmp_path: Path) -> None:
+    path, whole = tmp_path / "last.ckpt", checkpoint(Transformer(CONFIG))
+    write_by_hand(path, whole, 2)
+    checkpoints.write(path, whole)
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt"]
+    checkpoints.check(path)
+
+
+def run_folder(folder: Path, net: Transformer) -> Path:
+    pl.DataFrame({"raw_id": [f"item {i} é" for i in range(7)]}).write_parquet(folder / "items.parquet")
+    (folder / "checkpoints").mkdir()
+    checkpoints.write(folder / "checkpoints" / "best.ckpt", checkpoint(net))
+    return folder / "checkpoints" / "best.ckpt"
+
+
+def hidden(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
+    return hidden_BLD
+
+
+@pytest.mark.parametrize("out", ["model", "model.safetensors"])
+def test_an_exported_file_is_the_network_and_its_items(out: str, tmp_path: Path) -> None:
+    net = Transformer(CONFIG, seed=4)
+    best = run_folder(tmp_path, net)
+    export(best, tmp_path / "out" / out)
+    models = [lrec.load(best), lrec.load(tmp_path / "out" / out)]
+    (tmp_path / "items.parquet").unlink()
+    models.append(lrec.load(str(tmp_path / "out" / out)))
+    items_BL = torch.tensor([[1, 2, 3], [6, 5, 0]])
+    for model in models:
+        assert model.net.config == CONFIG
+        assert torch.equal(model.net(items_BL, hidden), net.eval()(items_BL, hidden))
+        assert model.item_ids.to_list() == [f"item {i} é" for i in range(7)]
+        assert model.about["step"] == 3
+    (described,) = (tmp_path / "out").rglob("*.json")
+    assert json.loads(described.read_text())["data_hash"] == "abc"
+    assert set(load_file(described.with_suffix(".safetensors"))) == {*net.state_dict(), "item_ids", "item_ends"}
+
+
+def test_what_cannot_be_exported_or_loaded(tmp_path: Path) -> None:
+    best = run_folder(tmp_path, Transformer(CONFIG))
+    pl.DataFrame({"raw_id": ["a"]}).write_parquet(tmp_path / "few.parquet")
+    with pytest.raises(UserError, match=r"few\.parquet has 1 items, .* has 7"):
+        export(best, tmp_path / "out", tmp_path / "few.parquet")
+    (tmp_path / "items.parquet").unlink()
+    with pytest.raises(UserError, match=r"items\.parquet: no such file; --items"):
+        export(best, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    broken = tmp_path / "model.safetensors"
+    broken.write_bytes(b"no")
+    with pytest.raises(UserError, match=r"model\.safetensors: not a file that lrec export wrote"):
+        lrec.load(broken)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        lrec.load(tmp_path / "nowhere")
