@@ -1,7 +1,7 @@
 """The batch plan of training, the batches of evaluation, and the loaders that serve them.
 
 B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs,
-W windows of an epoch, U users, N rows of a batch's histories laid end to end.
+W windows of an epoch, T steps of an epoch, U users, N rows of a batch's histories laid end to end.
 
 Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
 positions_M or positions_B, and attention is causal, so that no mask is needed.
@@ -21,6 +21,8 @@ from lrec.errors import UserError
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
 POOL_STEPS = 64
+# Kinds of length that alternate; an optimizer's momentum is a mean over about as many steps.
+LENGTH_CLASSES = 8
 MAX_EVAL_ROWS = 1024
 MAX_EVAL_POSITIONS = 16384
 
@@ -96,7 +98,10 @@ class Planner:
         return -(-self.n_targets // self.targets_per_step)
 
     def plan(self, seed: int, epoch: int) -> Plan:
-        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps."""
+        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps.
+
+        The order of the steps is random, but short and long windows alternate.
+        """
         random = np.random.default_rng([seed, epoch])
         starts_W, lengths_W = self._windows(random)
         order = random.permutation(len(starts_W))
@@ -105,7 +110,8 @@ class Planner:
         keys = np.where(pools % 2, -lengths_W[order], lengths_W[order])
         order = order[np.lexsort((keys, pools))]
         steps = _share_out(lengths_W[order], self.n_targets, self.n_steps)
-        new_place = random.permutation(self.n_steps)[steps]
+        total_T = np.bincount(steps, weights=lengths_W[order], minlength=self.n_steps)
+        new_place = _alternating(total_T / np.bincount(steps, minlength=self.n_steps), random)[steps]
         order = order[np.argsort(new_place, kind="stable")]
         bounds = np.concatenate([[0], np.cumsum(np.bincount(new_place, minlength=self.n_steps))])
         assert (np.diff(bounds) > 0).all(), "a step has no windows"
@@ -132,6 +138,20 @@ def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
     """
     middle2 = 2 * np.cumsum(lengths) - lengths
     return np.minimum(middle2 * n // (2 * total), n - 1)
+
+
+def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A random place in the epoch for each step, such that a few steps in a row have lengths of all kinds.
+
+    Steps of one length after the other would make the optimizer follow the users who have it.
+    """
+    keys_T = np.empty(len(lengths_T))
+    for alike in np.array_split(np.argsort(lengths_T, kind="stable"), LENGTH_CLASSES):
+        # One step in each of len(alike) equal stretches of the epoch.
+        keys_T[alike] = (random.permutation(len(alike)) + random.random(len(alike))) / max(len(alike), 1)
+    places_T = np.empty(len(lengths_T), dtype=np.int64)
+    places_T[np.argsort(keys_T, kind="stable")] = np.arange(len(lengths_T))
+    return places_T
 
 
 def train_batch(

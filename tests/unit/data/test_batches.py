@@ -97,6 +97,20 @@ def test_the_plan_depends_on_seed_and_epoch_alone(make_lengths) -> None:
     assert len({pickle.dumps(planner.plan(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
+def test_short_and_long_windows_alternate(make_lengths) -> None:
+    split = LastItems()(make_lengths([4 + u % 30 for u in range(900)]))
+    planner = Planner(split.training_part(Reduction()), 32, 64)
+    plan = planner.plan(0, 0)
+    lengths_T = np.array([plan.lengths_W[a:b].mean() for a, b in pairwise(plan.bounds)])
+    assert len(lengths_T) > 150
+    assert max(plan.lengths_W[a:b].max() - plan.lengths_W[a:b].min() for a, b in pairwise(plan.bounds)) < 20
+    whole = lengths_T.mean()
+    for start in range(0, len(lengths_T) - 24, 8):
+        assert abs(lengths_T[start : start + 24].mean() - whole) < 0.25 * whole
+    later = planner.plan(0, 1)
+    assert plan.lengths_W[: plan.bounds[8]].tolist() != later.lengths_W[: later.bounds[8]].tolist()
+
+
 def test_cuts_of_long_users_fall_everywhere(make_lengths) -> None:
     split = LastItems()(make_lengths([42]))
     planner = Planner(split.training_part(Reduction()), 8, 16)
