@@ -36,6 +36,7 @@ OWN_COMMANDS = {
     "data describe": OwnCommand("a store's statistics", "lrec.data.describe", "describe", positional=True),
     "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.export", "export"),
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
+    "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.scaling.study", "study"),
     "scaling fit": OwnCommand("fit a law to points", "lrec.scaling.command", "fit_command"),
 }

@@ -1,0 +1,1 @@
+"""The five tasks, where recommenders are weakest, by model size: `docs/tasks.md` defines them."""

@@ -1,0 +1,212 @@
+"""From cases to what a task reports: every figure with its interval, the gain with size, and what that amounts to.
+
+A section of a task has groups (popularity groups, lengths of history, kinds of corruption ...) with the same metrics
+for every scorer: each size, and the baselines.
+
+Shape suffixes: C cases, R draws, S sizes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lrec.tasks.bootstrap import Bootstrap, Figure, figure, ratio, slope
+from lrec.tasks.cases import (
+    LIST_LENGTH,
+    Cases,
+    Ranked,
+    rank_by_net,
+    rank_by_popularity,
+    rank_by_repeating,
+    values_of,
+)
+from lrec.tasks.ladder import Ladder
+
+POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
+Draws = dict[str, np.ndarray]  # of each metric
+
+
+@dataclass
+class Group:
+    """What a group of cases comes to.
+
+    Attributes:
+        cases: Number of cases.
+        users: Number of users they belong to.
+        draws: Draws of every metric, by scorer: the sizes in ascending order, then the baselines.
+    """
+
+    cases: int
+    users: int
+    draws: dict[str, Draws]
+
+
+@dataclass
+class Section:
+    """A part of a task that has cases.
+
+    Attributes:
+        title: What the groups are.
+        ladder: Names of the sizes, which are scorers, and their N_body.
+        groups: By name, in order.
+        shown: Metrics of the tables; the first is drawn.
+        drawn: Groups that the figure shows; all by default.
+        findings: What it amounts to, a sentence each.
+    """
+
+    title: str
+    names: list[str]
+    n_body_S: np.ndarray
+    groups: dict[str, Group]
+    shown: Sequence[str] = ("NDCG@10", "HR@10")
+    drawn: Sequence[str] = ()
+    findings: list[str] = field(default_factory=list)
+
+    def figures(self, group: str) -> dict[str, dict[str, Figure]]:
+        """Every metric's figure in a group, by scorer."""
+        draws = self.groups[group].draws
+        return {scorer: {metric: figure(d) for metric, d in mine.items()} for scorer, mine in draws.items()}
+
+    def gains(self, group: str) -> dict[str, dict[str, Figure]]:
+        """Gain with size of every metric in a group: slope per decade of N_body, and ratio of largest to smallest."""
+        if len(self.names) < 2:
+            return {}
+        metrics = self.groups[group].draws[self.names[0]]
+        return {
+            metric: {"slope": figure(self.slope(group, metric)), "ratio": figure(self.ratio(group, metric))}
+            for metric in metrics
+        }
+
+    def slope(self, group: str, metric: str) -> np.ndarray:
+        """Draws of a metric's slope against log10 N_body."""
+        draws = self.groups[group].draws
+        return slope(np.stack([draws[name][metric] for name in self.names]), self.n_body_S)
+
+    def ratio(self, group: str, metric: str) -> np.ndarray:
+        """Draws of the largest size's metric over the smallest's."""
+        draws = self.groups[group].draws
+        return ratio(draws[self.names[-1]][metric], draws[self.names[0]][metric])
+
+
+class NoCasesError(Exception):
+    """A task, or a part of it, has no cases; the message says why and what would give it some."""
+
+
+def assess(
+    title: str,
+    groups: dict[str, Cases],
+    ladder: Ladder,
+    seed: int,
+    with_lists: bool = False,
+    candidates_V: np.ndarray | None = None,
+) -> Section:
+    """Every metric of every scorer in every group, all from the same resamples of the users.
+
+    Args:
+        title: What the groups are.
+        groups: Their cases; a group without any is left out.
+        ladder: The sizes.
+        seed: Of the resamples.
+        with_lists: Coverage too.
+        candidates_V: Catalogue items that are ranked; all by default.
+
+    Raises:
+        NoCasesError: no group has a case.
+    """
+    present = {name: cases for name, cases in groups.items() if len(cases)}
+    if not present:
+        raise NoCasesError(f"{title}: there is no case")
+    bootstrap = Bootstrap(np.concatenate([cases.users_C for cases in present.values()]), seed)
+    counts_V = ladder.counts_V
+
+    def draws_of(cases: Cases, rankings: list[Ranked]) -> Draws:
+        values = [values_of(ranked, counts_V) for ranked in rankings]
+        draws = {
+            metric: bootstrap.mean(np.mean([one[metric] for one in values], 0), cases.users_C) for metric in values[0]
+        }
+        if with_lists:
+            coverages = [bootstrap.coverage(r.top_CK, cases.users_C, len(counts_V)) for r in rankings]
+            draws[f"coverage@{LIST_LENGTH}"] = np.mean(coverages, 0)
+        return draws
+
+    result = {}
+    for name, cases in present.items():
+        draws = {
+            runs[0].name: draws_of(cases, [rank_by_net(run.net, cases, candidates_V) for run in runs])
+            for runs in ladder.runs.values()
+        }
+        draws[POPULARITY] = draws_of(cases, [rank_by_popularity(counts_V, cases, candidates_V)])
+        draws[REPEAT_LAST] = draws_of(cases, [rank_by_repeating(counts_V, cases, candidates_V)])
+        result[name] = Group(len(cases), len(np.unique(cases.users_C)), draws)
+    return Section(title, ladder.names, ladder.n_body_S, result)
+
+
+def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
+    """Which of two groups gains more with size, and whether because one got better or because the other got worse."""
+    missing = [name for name in (hard, easy) if name not in section.groups]
+    if missing:
+        return f"{metric}: no case in {' and '.join(missing)}, nothing to compare."
+    if len(section.names) < 2:
+        return f"{metric}: one size only, no gain with size."
+    parts, trends = [], {}
+    for group in (hard, easy):
+        change, times = figure(section.slope(group, metric)), figure(section.ratio(group, metric))
+        trends[group] = trend(change)
+        parts.append(f"{group} {trends[group]} ({_signed(change)} per decade, largest / smallest {_times(times)})")
+    difference = section.ratio(hard, metric) - section.ratio(easy, metric)
+    measure = "ratios"
+    if not np.isfinite(difference[0]):  # the smallest size scores 0
+        difference, measure = section.slope(hard, metric) - section.slope(easy, metric), "slopes"
+    verdict = _verdict(hard, easy, trends, trend(figure(difference)))
+    return f"{metric}: {'; '.join(parts)}. By the {measure}, {verdict}."
+
+
+def _verdict(hard: str, easy: str, trends: dict[str, str], ahead: str) -> str:
+    """In words: how the hard group fares against the easy one, given the trend of each and of their difference."""
+    worse = f"; {easy} got worse with size" if trends[easy] == "loses" else ""
+    if ahead == "gains" and trends[hard] == "gains":
+        return f"{hard} gains more than {easy}{worse}"
+    if ahead == "gains" and trends[easy] == "loses":
+        return f"{hard} looks better beside {easy} only because {easy} got worse with size"
+    if ahead == "gains":
+        return f"{hard} fares better than {easy}, but does not change measurably by itself"
+    if ahead == "loses" and trends[easy] == "gains":
+        return f"{easy} gains more than {hard}"
+    if ahead == "loses":
+        return f"{hard} fares worse than {easy}{worse}"
+    return f"there is no measurable difference between their gains{worse}"
+
+
+def trend(change: Figure) -> str:
+    """What an interval of a change says: gains, loses, or does not change measurably."""
+    if change.low > 0:
+        return "gains"
+    return "loses" if change.high < 0 else "does not change measurably"
+
+
+def _signed(change: Figure) -> str:
+    return f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+
+
+def _times(times: Figure) -> str:
+    if not np.isfinite(times.value):
+        return "undefined: the smallest scores 0"
+    return f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}]"
+
+
+@dataclass
+class TaskResult:
+    """A task's sections, and a line for each thing it could not do or left out."""
+
+    name: str
+    title: str
+    sections: list[Section] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, make: Callable[[], Section]) -> None:
+        """Add a section, or a line that says why there is none."""
+        try:
+            self.sections.append(make())
+        except NoCasesError as reason:
+            self.notes.append(str(reason))

@@ -1,0 +1,93 @@
+"""Intervals: users are drawn again with replacement, the same users for every size, group and metric (paired).
+
+A statistic is kept as its draws, an array whose first entry is the statistic itself (every user once) and whose others
+are those of the resamples. What is computed from draws entry by entry, a ratio or a slope, has draws of its own.
+
+Shape suffixes: R draws (resamples + 1), U distinct users, C cases, V catalogue, K list length, S sizes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+_BLOCK = 50  # draws computed at once, to bound memory
+
+
+class Figure(NamedTuple):
+    """A number with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Bootstrap:
+    """Draws of means and of coverage, over the users of a task."""
+
+    def __init__(self, users_C: np.ndarray, seed: int) -> None:
+        """Draw the resamples; the same for the same users and seed."""
+        self._users_U = np.unique(users_C)
+        n = len(self._users_U)
+        random = np.random.default_rng(seed)
+        # How often each user is drawn: once on average, so that a byte holds it.
+        self._times_RU = np.ones((RESAMPLES + 1, n), dtype=np.uint8)
+        for draw in range(1, RESAMPLES + 1):
+            self._times_RU[draw] = np.bincount(random.integers(0, n, n), minlength=n)
+
+    def mean(self, values_C: np.ndarray, users_C: np.ndarray) -> np.ndarray:
+        """Draws of the mean over the cases that have a value (are not nan); nan where a draw has no such case."""
+        has_C = ~np.isnan(values_C)
+        rows_C = self._rows(users_C[has_C])
+        n = len(self._users_U)
+        both_U2 = np.stack([np.bincount(rows_C, values_C[has_C], n), np.bincount(rows_C, minlength=n)], 1)
+        sums_R2 = np.concatenate([times.astype(np.float64) @ both_U2 for times in self._blocks()])
+        with np.errstate(invalid="ignore"):
+            return sums_R2[:, 0] / np.where(sums_R2[:, 1] > 0, sums_R2[:, 1], np.nan)
+
+    def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
+        """Draws of the share of the catalogue that stands in some list.
+
+        A resample has fewer distinct users than the sample, hence fewer items; the draws are shifted so that their mean
+        is the coverage itself.
+        """
+        rows_C = np.repeat(self._rows(users_C), top_CK.shape[1])
+        listed_V, columns = np.unique(top_CK, return_inverse=True)
+        shape = (len(self._users_U), len(listed_V))
+        listed_UV = sparse.csr_matrix((np.ones(len(rows_C), dtype=np.float32), (rows_C, columns.ravel())), shape)
+        draws_R = np.concatenate([((times.astype(np.float32) @ listed_UV) > 0).sum(1) for times in self._blocks()])
+        draws_R = draws_R / n_items
+        draws_R[1:] += draws_R[0] - draws_R[1:].mean()
+        return draws_R.clip(0, 1)
+
+    def _rows(self, users_C: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._users_U, users_C)
+
+    def _blocks(self) -> list[np.ndarray]:
+        return np.array_split(self._times_RU, -(-len(self._times_RU) // _BLOCK))
+
+
+def figure(draws_R: np.ndarray) -> Figure:
+    """The statistic and its percentile interval; draws that are not defined (nan) are left out of that."""
+    defined = draws_R[1:][~np.isnan(draws_R[1:])]
+    if np.isnan(draws_R[0]) or len(defined) == 0:
+        return Figure(float(draws_R[0]), np.nan, np.nan)
+    tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    # Percentiles that are draws themselves: between a number and infinity there is nothing to interpolate.
+    low, high = np.quantile(defined, tails, method="inverted_cdf")
+    return Figure(float(draws_R[0]), float(low), float(high))
+
+
+def slope(draws_SR: np.ndarray, n_body_S: np.ndarray) -> np.ndarray:
+    """Draws of the least-squares slope of a metric against log10 N_body: its gain per decade of size."""
+    x_S = np.log10(n_body_S)
+    x_S = x_S - x_S.mean()
+    return x_S @ draws_SR / (x_S @ x_S)
+
+
+def ratio(numerator_R: np.ndarray, denominator_R: np.ndarray) -> np.ndarray:
+    """Draws of a ratio; inf over zero, nan where both are zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return numerator_R / denominator_R

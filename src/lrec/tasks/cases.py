@@ -1,0 +1,275 @@
+"""Cases: histories with one target each, and what a scorer makes of them.
+
+Shape suffixes: C cases, N items of all histories laid end to end, U users, V catalogue, B rows of a batch, L positions,
+D width, K list length, E distinct items of all histories.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrec.data.batches import MAX_EVAL_POSITIONS, MAX_EVAL_ROWS
+from lrec.data.splits import Split, ranges
+from lrec.metrics import KS, score
+from lrec.net import Transformer
+
+LIST_LENGTH = 10
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Histories of catalogue items, oldest first, none of them empty, with the item to be predicted.
+
+    Attributes:
+        users_C: Store index of the user; a user may have several cases.
+        items_N: The histories laid end to end, catalogue indices.
+        lengths_C: Items of each history.
+        targets_C: Catalogue index of the target, -1 outside the catalogue.
+        blank_N: Items that are blanked in place; None for none. No history is blank as a whole.
+    """
+
+    users_C: np.ndarray
+    items_N: np.ndarray
+    lengths_C: np.ndarray
+    targets_C: np.ndarray
+    blank_N: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.users_C)
+
+    @property
+    def starts_C(self) -> np.ndarray:
+        """Where each history begins."""
+        return np.cumsum(self.lengths_C) - self.lengths_C
+
+    @property
+    def case_N(self) -> np.ndarray:
+        """The case that each item belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths_C)
+
+    def where(self, chosen_C: np.ndarray) -> Self:
+        """The chosen cases (a mask, or indices)."""
+        chosen_C = np.flatnonzero(chosen_C) if chosen_C.dtype == bool else chosen_C
+        places = ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C])
+        return replace(
+            self,
+            users_C=self.users_C[chosen_C],
+            items_N=self.items_N[places],
+            lengths_C=self.lengths_C[chosen_C],
+            targets_C=self.targets_C[chosen_C],
+            blank_N=None if self.blank_N is None else self.blank_N[places],
+        )
+
+    def last(self, n: int) -> Self:
+        """The same cases with the last n items of each history."""
+        lengths_C = np.minimum(self.lengths_C, n)
+        places = ranges(self.starts_C + self.lengths_C - lengths_C, lengths_C)
+        blank_N = None if self.blank_N is None else self.blank_N[places]
+        return replace(self, items_N=self.items_N[places], lengths_C=lengths_C, blank_N=blank_N)
+
+    def keeping(self, keep_N: np.ndarray) -> Self:
+        """The same cases with some items of their histories; cases that lose all of them are left out."""
+        lengths_C = np.bincount(self.case_N[keep_N], minlength=len(self))
+        blank_N = None if self.blank_N is None else self.blank_N[keep_N]
+        kept = replace(self, items_N=self.items_N[keep_N], lengths_C=lengths_C, blank_N=blank_N)
+        return kept.where(lengths_C > 0)
+
+
+def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:
+    """Predict the item at a user's position from the last `max_len` catalogue items before it.
+
+    Items outside the catalogue are left out of histories; cases without any item before the target are left out.
+    """
+    store = split.store
+    items_I = split.catalogue_index_I[store.items_N]
+    known_I = items_I >= 0
+    known_before_I1 = np.concatenate([[0], np.cumsum(known_I)])
+    begin_C = known_before_I1[store.offsets_U1[users_C]]
+    end_C = known_before_I1[store.offsets_U1[users_C] + positions_C]
+    lengths_C = np.minimum(end_C - begin_C, max_len)
+    cases = Cases(
+        users_C=users_C,
+        items_N=items_I[known_I][ranges(end_C - lengths_C, lengths_C)],
+        lengths_C=lengths_C,
+        targets_C=items_I[store.offsets_U1[users_C] + positions_C],
+    )
+    return cases.where(lengths_C > 0)
+
+
+class Ranked(NamedTuple):
+    """What a scorer makes of cases: cross-entropy (nan: none), exact rank (inf: a miss), and the best items."""
+
+    loss_C: np.ndarray
+    rank_C: np.ndarray
+    top_CK: np.ndarray
+
+
+class Padded(NamedTuple):
+    """A batch of histories, padded on the right."""
+
+    chosen_B: np.ndarray  # which cases they are
+    items_BL: Tensor
+    blank_BL: Tensor | None
+    last_B: Tensor  # flat index of each row's last item that is not blank
+
+
+def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
+    """The histories in batches of similar length; every case stands in one."""
+    order_C = np.argsort(cases.lengths_C, kind="stable")
+    start = 0
+    while start < len(order_C):
+        lengths = cases.lengths_C[order_C[start : start + MAX_EVAL_ROWS]]
+        fits = int((lengths * np.arange(1, len(lengths) + 1) <= MAX_EVAL_POSITIONS).sum())
+        chosen_B = order_C[start : start + max(fits, 1)]
+        start += len(chosen_B)
+        yield _padded(cases, chosen_B, device)
+
+
+def _padded(cases: Cases, chosen_B: np.ndarray, device: torch.device) -> Padded:
+    lengths_B = cases.lengths_C[chosen_B]
+    width = int(lengths_B.max())
+    places_N = ranges(cases.starts_C[chosen_B], lengths_B)
+    flat_N = ranges(np.arange(len(chosen_B)) * width, lengths_B)
+    items_BL = np.zeros((len(chosen_B), width), dtype=np.int64)
+    items_BL.ravel()[flat_N] = cases.items_N[places_N]
+    visible_BL = np.zeros((len(chosen_B), width), dtype=bool)
+    visible_BL.ravel()[flat_N] = True if cases.blank_N is None else ~cases.blank_N[places_N]
+    last_B = np.arange(len(chosen_B)) * width + width - 1 - visible_BL[:, ::-1].argmax(1)
+    blank_BL = None if cases.blank_N is None else torch.from_numpy(~visible_BL).to(device)
+    return Padded(chosen_B, torch.from_numpy(items_BL).to(device), blank_BL, torch.from_numpy(last_B).to(device))
+
+
+@torch.inference_mode()
+def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
+    """Rank each case's target among all items of the catalogue, or among the candidates (ascending) alone."""
+    device = net.items.weight.device
+    # What the candidates are called in a table of their own.
+    names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
+    targets_C = _index_among(names_V, cases.targets_C)
+    parts = []
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    for chosen_B, items_BL, blank_BL, last_B in batches(cases, device):
+        targets_B = torch.from_numpy(targets_C[chosen_B]).to(device)
+
+        def head(hidden_BLD: Tensor, table_VD: Tensor, last_B=last_B, targets_B=targets_B) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+            if candidates_V is not None:
+                table_VD = table_VD[torch.from_numpy(candidates_V).to(device)]
+            scores = score(hidden_BLD.flatten(0, 1)[last_B], table_VD, targets_B, nothing, nothing, LIST_LENGTH)
+            return scores.loss_B, scores.rank_B, scores.top_BK
+
+        found = net(items_BL, head, blank_BL=blank_BL)
+        parts.append((chosen_B, *(tensor.cpu().numpy() for tensor in found)))
+    order_C = np.argsort(np.concatenate([part[0] for part in parts]))
+    loss_C, rank_C, top_CK = (np.concatenate([part[i] for part in parts])[order_C] for i in (1, 2, 3))
+    return Ranked(loss_C.astype(np.float64), rank_C.astype(np.float64), names_V[top_CK])
+
+
+def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
+    """The same for the scorer that ranks by training count, ties half, and whose softmax is the share of training."""
+    counts_V = _among(counts_V, candidates_V)
+    ranks_V = _popularity_ranks(counts_V)
+    known_C = (cases.targets_C >= 0) & np.isfinite(ranks_V[cases.targets_C])
+    with np.errstate(divide="ignore"):
+        losses_V = -np.log(counts_V / counts_V.sum())
+    top_K = np.lexsort((np.arange(len(counts_V)), -counts_V))[: min(LIST_LENGTH, int((counts_V > 0).sum()))]
+    return Ranked(
+        np.where(known_C, losses_V[cases.targets_C], np.nan),
+        np.where(known_C, ranks_V[cases.targets_C], np.inf),
+        np.tile(top_K, (len(cases), 1)),
+    )
+
+
+def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
+    """The same for the scorer that lists the history's items, the last one first, and then all others by popularity.
+
+    Blanked items are none of the history. There is no cross-entropy.
+    """
+    counts_V = _among(counts_V, candidates_V)
+    ranks_V = _popularity_ranks(counts_V)
+    case_E, item_E, recency_E = _distinct_newest_first(cases, counts_V)
+    n_distinct_C = np.bincount(case_E, minlength=len(cases))
+    target_E = cases.targets_C[case_E]
+    # Without the history's items, those that were above the target or tied with it are not before it any more.
+    gone_E = np.where(
+        counts_V[item_E] > counts_V[target_E], 1.0, np.where(counts_V[item_E] == counts_V[target_E], 0.5, 0)
+    )
+    rank_C = ranks_V[cases.targets_C] - np.bincount(case_E, gone_E, minlength=len(cases)) + n_distinct_C
+    rank_C = np.where(cases.targets_C >= 0, rank_C, np.inf)
+    found_E = item_E == target_E
+    rank_C[case_E[found_E]] = recency_E[found_E] + 1
+    popular = np.lexsort((np.arange(len(counts_V)), -counts_V))[: int((counts_V > 0).sum())]
+    top_CK = _listed_first(cases, case_E, item_E, recency_E, popular, len(counts_V))
+    return Ranked(np.full(len(cases), np.nan), rank_C, top_CK)
+
+
+def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
+    """Place of each item among the ascending names, -1 where it is none of them."""
+    places_C = np.minimum(np.searchsorted(names_V, items_C), len(names_V) - 1)
+    return np.where(names_V[places_C] == items_C, places_C, -1)
+
+
+def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:
+    """The counts, 0 for what is no candidate: no catalogue item has that."""
+    if candidates_V is None:
+        return counts_V
+    result_V = np.zeros_like(counts_V)
+    result_V[candidates_V] = counts_V[candidates_V]
+    return result_V
+
+
+def _popularity_ranks(counts_V: np.ndarray) -> np.ndarray:
+    """1 + (items with a higher count) + (others with the same) / 2; inf where the count is 0."""
+    ascending = np.sort(counts_V)
+    higher_V = len(counts_V) - np.searchsorted(ascending, counts_V, side="right")
+    same_V = len(counts_V) - higher_V - np.searchsorted(ascending, counts_V, side="left")
+    return np.where(counts_V > 0, 1 + higher_V + (same_V - 1) / 2, np.inf)
+
+
+def _distinct_newest_first(cases: Cases, counts_V: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Case, item and recency (0 is the last item) of each distinct candidate in each history."""
+    keep_N = counts_V[cases.items_N] > 0
+    if cases.blank_N is not None:
+        keep_N &= ~cases.blank_N
+    # Newest first is the whole row backwards; the cases then come backwards too.
+    case_N, item_N = cases.case_N[keep_N][::-1], cases.items_N[keep_N][::-1]
+    _, first = np.unique(case_N * len(counts_V) + item_N, return_index=True)
+    first.sort()
+    case_E, item_E = case_N[first], item_N[first]
+    numbers_C = np.bincount(case_E, minlength=len(cases))
+    recency_E = ranges(np.zeros(len(cases), dtype=np.int64), numbers_C[::-1])
+    return case_E, item_E, recency_E
+
+
+def _listed_first(
+    cases: Cases, case_E: np.ndarray, item_E: np.ndarray, recency_E: np.ndarray, popular: np.ndarray, n_items: int
+) -> np.ndarray:
+    """The first items of each list: those of the history, then the popular ones that are not in it."""
+    k = min(LIST_LENGTH, len(popular))
+    own_CK = np.full((len(cases), k), -1)
+    near_E = recency_E < k
+    own_CK[case_E[near_E], recency_E[near_E]] = item_E[near_E]
+    most = int(np.bincount(case_E, minlength=1).max())
+    candidates_P = popular[: k + most]
+    keys_CP = np.arange(len(cases))[:, None] * n_items + candidates_P
+    in_history_CP = np.isin(keys_CP, case_E * n_items + item_E)
+    both = np.concatenate([own_CK, np.where(in_history_CP, -1, candidates_P)], 1)
+    return np.take_along_axis(both, np.argsort(both < 0, axis=1, kind="stable")[:, :k], 1)
+
+
+METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in KS)
+
+
+def values_of(ranked: Ranked, counts_V: np.ndarray) -> dict[str, np.ndarray]:
+    """Each case's value by metric; a mean over cases is the metric."""
+    values = {"loss": ranked.loss_C}
+    for k in KS:
+        hit_C = ranked.rank_C <= k
+        values[f"HR@{k}"] = hit_C.astype(np.float64)
+        values[f"NDCG@{k}"] = hit_C / np.log2(1 + ranked.rank_C)
+        values[f"MRR@{k}"] = hit_C / ranked.rank_C
+    values[f"popularity@{LIST_LENGTH}"] = counts_V[ranked.top_CK].mean(1)
+    return values

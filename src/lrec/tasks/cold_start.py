@@ -1,0 +1,63 @@
+"""Cold start: users who were never seen in training, after their last few items; and items that were hardly seen."""
+
+import numpy as np
+
+from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains
+from lrec.tasks.cases import cases_before
+from lrec.tasks.ladder import Ladder
+
+LENGTHS = (50, 40, 30, 20, 10, 5, 3, 1)
+HARD_LENGTH = 5
+# Most training interactions of a new item, and the groups above it.
+ITEM_GROUPS = {"1 to 4": (1, 4), "5 to 9": (5, 9), "10 to 19": (10, 19), "20 or more": (20, np.inf)}
+
+
+def cold_start(ladder: Ladder, seed: int) -> TaskResult:
+    """HR, NDCG, MRR, coverage and mean popularity for new users, and for new items."""
+    result = TaskResult("cold_start", "Cold start")
+    result.add(lambda: _new_users(ladder, seed, result.notes))
+    result.add(lambda: _new_items(ladder, seed, result.notes))
+    return result
+
+
+def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
+    """The last item of every held-out user, from at most the last n catalogue items before it."""
+    split = ladder.split
+    users_U = np.flatnonzero(split.held_out_U)
+    if len(users_U) == 0:
+        raise NoCasesError(
+            "New users: none are held out. Train with --data.split.held_out_users 0.2, a share of the users with more "
+            "than 50 interactions"
+        )
+    ends_U = np.diff(split.store.offsets_U1)[users_U]
+    cases = cases_before(split, users_U, ends_U - 1, ladder.max_len)
+    lengths = [n for n in LENGTHS if n <= ladder.max_len]
+    if longer := [str(n) for n in LENGTHS if n > ladder.max_len]:
+        notes.append(f"New users: no histories of {', '.join(longer)} items, as max_len is {ladder.max_len}")
+    if outside := int((cases.targets_C < 0).sum()):
+        notes.append(f"New users: {outside} of {len(cases)} targets lie outside the catalogue and count as misses")
+    groups = {f"last {n}": cases.last(n) for n in lengths}
+    section = assess("Users never seen in training, by length of the history", groups, ladder, seed, with_lists=True)
+    section.shown = ("NDCG@10", "HR@10", "coverage@10", "popularity@10")
+    hard = f"last {min(HARD_LENGTH, lengths[0])}"
+    section.findings = [compare_gains(section, metric, hard, f"last {lengths[0]}") for metric in ("NDCG@10", "HR@10")]
+    return section
+
+
+def _new_items(ladder: Ladder, seed: int, notes: list[str]) -> Section:
+    """Test targets by how often the item stands in the training part."""
+    targets = ladder.split.test_targets
+    cases = cases_before(ladder.split, targets.users_T, targets.positions_T, ladder.max_len)
+    if outside := int((cases.targets_C < 0).sum()):
+        notes.append(
+            f"New items: {outside} targets outside the catalogue (never in training) cannot be listed; left out"
+        )
+    counts_C = np.where(cases.targets_C >= 0, ladder.counts_V[cases.targets_C], 0)
+    groups = {
+        name: cases.where((counts_C >= least) & (counts_C <= most)) for name, (least, most) in ITEM_GROUPS.items()
+    }
+    notes += [f"New items: no test target has {name} training interactions" for name, g in groups.items() if not len(g)]
+    section = assess("Test targets by their training interactions", groups, ladder, seed, with_lists=True)
+    section.shown = ("NDCG@10", "HR@10", "coverage@10", "popularity@10")
+    section.findings = [compare_gains(section, metric, "1 to 4", "20 or more") for metric in ("NDCG@10", "HR@10")]
+    return section

@@ -1,0 +1,63 @@
+"""A task's picture: for each section its first metric against N_body, a line per group, the baselines dashed."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lrec.tasks.assessment import POPULARITY, Section, TaskResult
+from lrec.tasks.bootstrap import figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Picture
+
+SPREAD = 0.012  # of the axis, between the marks of neighbouring groups, so that their intervals stand side by side
+
+
+def task_figure(result: TaskResult) -> "Picture":
+    """Draw a task; needs no display and touches no global state of matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n = len(result.sections)
+    columns = min(n, 2)
+    rows = -(-n // columns)
+    picture = Figure(figsize=(6.4 * columns, 3.8 * rows + 0.3), dpi=150, layout="constrained")
+    FigureCanvasAgg(picture)
+    for index, section in enumerate(result.sections, start=1):
+        _draw(picture.add_subplot(rows, columns, index), section)
+    picture.suptitle(result.title, fontsize=11)
+    return picture
+
+
+def _draw(axes: "Axes", section: Section) -> None:
+    from matplotlib import colormaps
+
+    metric = section.shown[0]
+    groups = [name for name in section.drawn or section.groups if name in section.groups]
+    colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(groups)))
+    axes.set_xscale("log")
+    for place, (name, colour) in enumerate(zip(groups, colours, strict=True)):
+        draws = section.groups[name].draws
+        values, lows, highs = np.transpose([figure(draws[size][metric]) for size in section.names])
+        shifted = section.n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * _decades(section))
+        # A percentile interval may lie on one side of the figure; a bar has no negative length.
+        bars = np.nan_to_num([np.maximum(values - lows, 0), np.maximum(highs - values, 0)], posinf=0.0)
+        axes.errorbar(
+            shifted, values, bars, fmt="o-", ms=4, lw=1.4, elinewidth=0.9, capsize=2, color=colour,
+            label=f"{name} ({section.groups[name].cases:,})",
+        )  # fmt: skip
+        if metric in draws[POPULARITY]:
+            axes.axhline(draws[POPULARITY][metric][0], color=colour, lw=0.8, ls="--", alpha=0.7)
+    axes.plot([], [], color="#5a5a5a", lw=0.8, ls="--", label="popularity, same cases")
+    axes.set_title(section.title, fontsize=8.5)
+    axes.set_xlabel("parameters without embeddings, N_body")
+    axes.set_ylabel(metric.replace("_lost", ", share lost"))
+    axes.grid(True, which="major", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _decades(section: Section) -> float:
+    return float(np.ptp(np.log10(section.n_body_S))) or 1.0

@@ -1,0 +1,49 @@
+"""Long tail: test targets by the popularity of the item, in four groups of equal interaction mass.
+
+Shape suffixes: C cases, V catalogue.
+"""
+
+import numpy as np
+
+from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
+from lrec.tasks.cases import cases_before
+from lrec.tasks.ladder import Ladder
+
+GROUPS = ("G1", "G2", "G3", "G4")
+
+
+def quarters(counts_V: np.ndarray) -> np.ndarray:
+    """Group of each item, 0 (most popular) to 3.
+
+    Items lie side by side, the most popular first (ties by catalogue index), each as wide as its training count; the
+    row is cut into four parts of equal width, and an item belongs where its middle falls.
+    """
+    order = np.lexsort((np.arange(len(counts_V)), -counts_V))
+    widths = counts_V[order]
+    twice_middle = 2 * np.cumsum(widths) - widths
+    groups_V = np.empty(len(counts_V), dtype=np.int64)
+    groups_V[order] = np.minimum(len(GROUPS) * twice_middle // (2 * widths.sum()), len(GROUPS) - 1)
+    return groups_V
+
+
+def long_tail(ladder: Ladder, seed: int) -> TaskResult:
+    """HR, NDCG and MRR of the test targets of each popularity group."""
+    result = TaskResult("long_tail", "Long tail")
+    targets = ladder.split.test_targets
+    cases = cases_before(ladder.split, targets.users_T, targets.positions_T, ladder.max_len)
+    outside_C = cases.targets_C < 0
+    if outside_C.any():
+        result.notes.append(f"{outside_C.sum()} targets outside the catalogue belong to no group and are left out")
+    group_C = np.where(outside_C, -1, quarters(ladder.counts_V)[cases.targets_C])
+    groups = {name: cases.where(group_C == index) for index, name in enumerate(GROUPS)}
+    result.notes += [
+        f"{name}: no test target is an item of this group" for name, mine in groups.items() if not len(mine)
+    ]
+
+    def section() -> Section:
+        made = assess("Popularity of the target, G1 the most popular", groups, ladder, seed)
+        made.findings = [compare_gains(made, metric, "G4", "G1") for metric in made.shown]
+        return made
+
+    result.add(section)
+    return result

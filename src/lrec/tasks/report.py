@@ -1,0 +1,164 @@
+"""What the tasks leave behind: tasks.json, tasks.md, a figure per task, and the short tables on the terminal."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrec.files import replacing, write_json, write_text
+from lrec.tasks.assessment import Section, TaskResult
+from lrec.tasks.bootstrap import CONFIDENCE, RESAMPLES, Figure
+from lrec.tasks.figures import task_figure
+from lrec.tasks.ladder import Ladder
+
+SCHEMA = 1
+
+
+@dataclass
+class Report:
+    """The tasks of some runs.
+
+    Attributes:
+        ladder: The runs by size.
+        diverged: Folders of runs that were left out because their loss was not finite.
+        seed: Of corruption and resampling.
+        results: A result per task.
+    """
+
+    ladder: Ladder
+    diverged: list[Path]
+    seed: int
+    results: list[TaskResult] = field(default_factory=list)
+
+    def write(self, out: Path) -> None:
+        """Write tasks.json, tasks.md and the figures into a folder, created if absent."""
+        for result in self.results:
+            if result.sections:
+                with replacing(out / f"{result.name}.png") as temporary:
+                    task_figure(result).savefig(temporary, format="png")
+        write_json(out / "tasks.json", self.content())
+        write_text(out / "tasks.md", self.markdown())
+
+    def content(self) -> dict[str, Any]:
+        """The content of tasks.json; a number that is not finite becomes null."""
+        return {
+            "schema": SCHEMA,
+            "runs": {str(run.folder): n_body for n_body, runs in self.ladder.runs.items() for run in runs},
+            "diverged": [str(folder) for folder in self.diverged],
+            "users": self.ladder.split.store.n_users,
+            "items": len(self.ladder.counts_V),
+            "max_len": self.ladder.max_len,
+            "seed": self.seed,
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "tasks": {
+                result.name: {"notes": result.notes, "sections": [_content(section) for section in result.sections]}
+                for result in self.results
+            },
+        }
+
+    def markdown(self) -> str:
+        """tasks.md: a table per section and metric, what it says, and what could not be done."""
+        blocks = [
+            "# The five tasks",
+            f"{self.ladder.split.store.n_users:,} users, {len(self.ladder.counts_V):,} items, inputs of up to "
+            f"{self.ladder.max_len}. Intervals hold {100 * CONFIDENCE:.0f} % ({RESAMPLES:,} resamples of the users, the "
+            f"same for every size; seed {self.seed}); they say nothing of how another training would have ended. Slope: "
+            "change of the metric per decade of N_body.",
+            "\n".join(_runs_table(self.ladder)),
+            "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
+        ]
+        for result in self.results:
+            blocks.append(f"## {result.title}")
+            blocks += [f"![{result.name}]({result.name}.png)"] if result.sections else []
+            for section in result.sections:
+                blocks.append(f"### {section.title}")
+                blocks += ["\n".join(_table(section, metric)) for metric in section.shown]
+                blocks.append("\n".join(f"- {finding}" for finding in section.findings))
+            blocks.append("\n".join(f"- {note}." for note in result.notes))
+        return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def summary(self) -> str:
+        """The first metric of each section, its findings, and the notes, for a terminal."""
+        lines = []
+        for result in self.results:
+            for section in result.sections:
+                lines += ["", f"{result.title}. {section.title}", *_short_table(section), *section.findings]
+            lines += [] if result.sections else ["", f"{result.title}."]
+            lines += [f"{note}." for note in result.notes]
+        return "\n".join(lines).strip()
+
+
+def _content(section: Section) -> dict[str, Any]:
+    return {
+        "title": section.title,
+        "sizes": dict(zip(section.names, section.n_body_S.tolist(), strict=True)),
+        "groups": {
+            name: {
+                "cases": group.cases,
+                "users": group.users,
+                "scorers": _plain(section.figures(name)),
+                "gain": _plain(section.gains(name)),
+            }
+            for name, group in section.groups.items()
+        },
+        "findings": section.findings,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Figure):
+        return {key: number if math.isfinite(number) else None for key, number in value._asdict().items()}
+    return {key: _plain(item) for key, item in value.items()}
+
+
+def _runs_table(ladder: Ladder) -> list[str]:
+    lines = ["| size | N_body | runs |", "|---|---:|---|"]
+    for n_body, runs in ladder.runs.items():
+        lines.append(f"| {runs[0].name} | {n_body:,} | {', '.join(run.folder.name for run in runs)} |")
+    return lines
+
+
+def _table(section: Section, metric: str) -> list[str]:
+    """Groups by scorers, in Markdown."""
+    scorers = list(dict.fromkeys(name for group in section.groups.values() for name in group.draws))
+    head = [metric, "cases", *scorers]
+    with_gain = len(section.names) > 1
+    head += ["slope per decade", "largest / smallest"] if with_gain else []
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for name, group in section.groups.items():
+        figures = section.figures(name)
+        if metric not in figures[scorers[0]]:
+            continue
+        cells = [name, f"{group.cases:,}", *(_cell(figures[scorer][metric]) for scorer in scorers)]
+        if with_gain:
+            gain = section.gains(name)[metric]
+            cells += [_cell(gain["slope"], "+"), _cell(gain["ratio"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _short_table(section: Section) -> list[str]:
+    """The first metric of the drawn groups, without intervals."""
+    metric = section.shown[0]
+    groups = [name for name in section.drawn or section.groups if name in section.groups]
+    scorers = list(section.groups[groups[0]].draws)
+    lines = [f"{metric:<24}{'cases':>9}" + "".join(f"{name:>13}" for name in scorers)]
+    for name in groups:
+        group = section.groups[name]
+        values = "".join(f"{group.draws[scorer][metric][0]:>13.4f}" for scorer in scorers)
+        lines.append(f"{name:<24}{group.cases:>9,}{values}")
+    return lines
+
+
+def _cell(figure: Figure, sign: str = "") -> str:
+    if math.isnan(figure.value):
+        return "undefined"
+    return f"{_number(figure.value, sign)} [{_number(figure.low, sign)}, {_number(figure.high, sign)}]"
+
+
+def _number(value: float, sign: str) -> str:
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "undefined"
+    digits = ",.0f" if abs(value) >= 100 else ".2f" if abs(value) >= 1 else ".4f"
+    return f"{value:{sign}{digits}}"

@@ -1,0 +1,149 @@
+"""Robustness: test histories corrupted at random, the same corruption for every size, against the clean ones.
+
+Shape suffixes: C cases, N items of all histories laid end to end, M after insertion, R draws.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, trend
+from lrec.tasks.bootstrap import figure, ratio, slope
+from lrec.tasks.cases import Cases, cases_before
+from lrec.tasks.ladder import Ladder
+
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
+MIX_RATE = 0.3
+REACH = 3  # places that a shuffled item moves at most, but for what others make way for
+CLEAN = "clean"
+RELATIVE = ("NDCG@10", "HR@10")
+
+
+def replace_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
+    """Each item becomes, with probability `rate`, an item drawn evenly from the catalogue."""
+    chosen_N = random.random(len(cases.items_N)) < rate
+    return replace(cases, items_N=np.where(chosen_N, random.integers(0, n_items, len(chosen_N)), cases.items_N))
+
+
+def blank_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
+    """Each item is blanked in place with probability `rate`; where none would be left, the last one stays."""
+    chosen_N = random.random(len(cases.items_N)) < rate
+    return replace(cases, blank_N=chosen_N & ~_spared(cases, chosen_N))
+
+
+def delete_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
+    """Each item is deleted with probability `rate`; where none would be left, the last one stays."""
+    chosen_N = random.random(len(cases.items_N)) < rate
+    return cases.keeping(~chosen_N | _spared(cases, chosen_N))
+
+
+def insert_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
+    """Behind each item comes, with probability `rate`, an item drawn evenly from the catalogue."""
+    chosen_N = random.random(len(cases.items_N)) < rate
+    drawn_N = random.integers(0, n_items, len(chosen_N))
+    places_M = np.repeat(np.arange(len(chosen_N)), 1 + chosen_N)
+    items_M = cases.items_N[places_M]
+    added_M = np.concatenate([[False], places_M[1:] == places_M[:-1]])
+    items_M[added_M] = drawn_N[chosen_N]
+    lengths_C = cases.lengths_C + np.bincount(cases.case_N[chosen_N], minlength=len(cases))
+    return replace(cases, items_N=items_M, lengths_C=lengths_C)
+
+
+def shuffle_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
+    """With probability `rate` an item's place becomes a number drawn evenly within 3 of it; places decide the order."""
+    chosen_N = random.random(len(cases.items_N)) < rate
+    place_N = np.arange(len(chosen_N)) + chosen_N * random.uniform(-REACH, REACH, len(chosen_N))
+    return replace(cases, items_N=cases.items_N[np.lexsort((place_N, cases.case_N))])
+
+
+def mix_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
+    """The mix of arXiv 2311.11351: with probability `rate` an item is, half and half, replaced or blanked in place."""
+    fate_N = random.random(len(cases.items_N))
+    drawn_N = random.integers(0, n_items, len(fate_N))
+    replaced_N, blanked_N = fate_N < rate / 2, (fate_N >= rate / 2) & (fate_N < rate)
+    blanked_N &= ~_spared(cases, blanked_N)
+    return replace(cases, items_N=np.where(replaced_N, drawn_N, cases.items_N), blank_N=blanked_N)
+
+
+Corruption = Callable[[Cases, float, int, np.random.Generator], Cases]
+CORRUPTIONS: dict[str, Corruption] = {
+    "replaced": replace_items,
+    "blanked": blank_items,
+    "deleted": delete_items,
+    "inserted": insert_items,
+    "shuffled": shuffle_items,
+}
+
+
+def _spared(cases: Cases, chosen_N: np.ndarray) -> np.ndarray:
+    """The last item of each history of which all items are chosen."""
+    all_C = np.bincount(cases.case_N, chosen_N, len(cases)) == cases.lengths_C
+    spared_N = np.zeros(len(chosen_N), dtype=bool)
+    spared_N[(cases.starts_C + cases.lengths_C - 1)[all_C]] = True
+    return spared_N
+
+
+def corrupted(cases: Cases, n_items: int, max_len: int, seed: int) -> dict[str, Cases]:
+    """The cases clean, with the paper's mix, and with each corruption at each rate.
+
+    One draw of numbers serves all rates of a corruption, so that what a lower rate corrupts a higher one does too.
+    """
+    groups = {CLEAN: cases, f"mix {MIX_RATE}": mix_items(cases, MIX_RATE, n_items, np.random.default_rng([seed, 0]))}
+    for number, (name, corrupt) in enumerate(CORRUPTIONS.items(), start=1):
+        for rate in RATES:
+            groups[f"{name} {rate}"] = corrupt(cases, rate, n_items, np.random.default_rng([seed, number]))
+    return {name: group.last(max_len) for name, group in groups.items()}
+
+
+def robustness(ladder: Ladder, seed: int) -> TaskResult:
+    """Every metric on corrupted test histories, and the share of NDCG@10 and HR@10 that is lost."""
+    result = TaskResult("robustness", "Robustness")
+    targets = ladder.split.test_targets
+    cases = cases_before(ladder.split, targets.users_T, targets.positions_T, ladder.max_len)
+
+    def section() -> Section:
+        if not len(cases):
+            raise NoCasesError("there is no test target with a history")
+        groups = corrupted(cases, len(ladder.counts_V), ladder.max_len, seed)
+        made = assess("Corruption of the history, and its rate", groups, ladder, seed)
+        _add_losses(made)
+        return made
+
+    result.add(section)
+    return result
+
+
+def lost(metric: str) -> str:
+    """Name of the share of a metric that is lost against clean input."""
+    return f"{metric}_lost"
+
+
+def _add_losses(section: Section) -> None:
+    """The share lost, 1 - corrupted / clean, as a metric of every group but the clean one, and what it says."""
+    clean = section.groups[CLEAN].draws
+    for name, group in section.groups.items():
+        for scorer, draws in group.draws.items():
+            for metric in RELATIVE:
+                if name != CLEAN:
+                    draws[lost(metric)] = 1 - ratio(draws[metric], clean[scorer][metric])
+    section.shown = (lost("NDCG@10"), lost("HR@10"), "NDCG@10")
+    section.drawn = [f"mix {MIX_RATE}", *(f"{name} {MIX_RATE}" for name in CORRUPTIONS)]
+    if len(section.names) < 2:
+        section.findings = ["One size only, no gain with size."]
+        return
+    words = {"gains": "grows with size", "loses": "falls with size: larger models are more robust"}
+    for name in section.drawn:
+        scorers = section.groups[name].draws
+        change = figure(slope(np.stack([scorers[size][lost("NDCG@10")] for size in section.names]), section.n_body_S))
+        says = words.get(trend(change), "does not change measurably with size")
+        smallest, largest = (100 * scorers[size][lost("NDCG@10")][0] for size in (section.names[0], section.names[-1]))
+        section.findings.append(
+            f"{name}: the share of NDCG@10 that is lost {says} (smallest {smallest:.1f} %, largest {largest:.1f} %; "
+            f"{100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}] points per decade)."
+        )
+    before, after = (figure(section.slope(name, "NDCG@10")) for name in (CLEAN, section.drawn[0]))
+    if trend(before) == "loses" and trend(after) != "gains":
+        section.findings.append(
+            "NDCG@10 on clean histories falls with size: a smaller share lost then means less to lose, not robustness."
+        )

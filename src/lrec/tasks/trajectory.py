@@ -1,0 +1,268 @@
+"""Trajectory: a user's last items predicted step by step, each prediction fed back.
+
+Shape suffixes: C users with a trajectory, T steps, B rows of a batch, L positions, D width, V catalogue, S seen pairs,
+R draws.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrec.data.splits import ranges
+from lrec.metrics import score
+from lrec.net import KeyValueCache, Transformer
+from lrec.tasks.assessment import (
+    POPULARITY,
+    REPEAT_LAST,
+    Draws,
+    Group,
+    NoCasesError,
+    Section,
+    TaskResult,
+    compare_gains,
+)
+from lrec.tasks.bootstrap import Bootstrap
+from lrec.tasks.cases import Cases, batches, cases_before, rank_by_repeating
+from lrec.tasks.ladder import Ladder
+
+HITS = range(1, 11)
+BLEU_ORDERS = (2, 4)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What is known of each user before the trajectory, and the trajectory.
+
+    Attributes:
+        histories: What a network reads, the last max_len - T items; the target is the first of the trajectory.
+        seen: Everything before the trajectory.
+        truth_CT: Catalogue index of each item of the trajectory, -1 outside.
+    """
+
+    histories: Cases
+    seen: Cases
+    truth_CT: np.ndarray
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A scorer's own trajectory: items predicted, and the exact rank of the true item at each step (inf: a miss)."""
+
+    items_CT: np.ndarray
+    rank_CT: np.ndarray
+
+
+def trajectories(ladder: Ladder) -> Trajectories:
+    """Those of the split; NoCasesError where it has none, or max_len leaves no room for a history."""
+    split = ladder.split
+    users_C = np.flatnonzero((split.trajectory_U >= 0) & ~split.held_out_U)
+    if len(users_C) == 0:
+        raise NoCasesError(
+            "No user has a trajectory. Train with --data.split.trajectory 10, which takes users with more than "
+            "--data.split.trajectory_min_length interactions"
+        )
+    first_C = split.trajectory_U[users_C]
+    steps = int((np.diff(split.store.offsets_U1)[users_C] - first_C)[0])
+    if ladder.max_len <= steps:
+        raise NoCasesError(
+            f"A network of max_len {ladder.max_len} has no room for a history before {steps} steps; "
+            f"train with --data.max_len above {steps}"
+        )
+    histories = cases_before(split, users_C, first_C, ladder.max_len - steps)
+    seen = cases_before(split, users_C, first_C, int(first_C.max()))
+    if not len(histories):
+        raise NoCasesError("No user with a trajectory has an item of the catalogue before it")
+    rows_CT = (split.store.offsets_U1[histories.users_C] + split.trajectory_U[histories.users_C])[:, None]
+    truth_CT = split.catalogue_index_I[split.store.items_N[rows_CT + np.arange(steps)]]
+    return Trajectories(histories, seen, truth_CT)
+
+
+Feed = Callable[[Tensor], Tensor]  # the items of a step, to the hidden states after them
+
+
+@torch.inference_mode()
+def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
+    """Predict greedily from the cache: the best item at each step, ties by index, without repeats the best that was
+    neither seen nor predicted before."""
+    device = net.items.weight.device
+
+    def start(items_BL: Tensor, last_B: Tensor) -> tuple[Tensor, Tensor, Feed]:
+        rows, width = items_BL.shape
+        cache = KeyValueCache(rows, width + given.truth_CT.shape[1] - 1, device)
+        hidden_BD, table_VD = net(items_BL, lambda h_BLD, t_VD: (h_BLD.flatten(0, 1)[last_B], t_VD), cache=cache)
+        cache.keep(last_B % width + 1)
+        return hidden_BD, table_VD, lambda items_B: net(items_B[:, None], lambda h_BLD, _: h_BLD[:, 0], cache=cache)
+
+    return _decode(start, given, repeats, device)
+
+
+def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
+    """The same for a scorer that knows nothing but training counts, whatever is fed to it."""
+
+    def start(items_BL: Tensor, last_B: Tensor) -> tuple[Tensor, Tensor, Feed]:
+        ones_B1 = torch.ones(len(items_BL), 1)
+        table_V1 = torch.from_numpy(counts_V).double().log().float()[:, None]
+        return ones_B1, table_V1, lambda items_B: ones_B1
+
+    return _decode(start, given, repeats, torch.device("cpu"))
+
+
+def decode_repeating(counts_V: np.ndarray, given: Trajectories) -> Decoded:
+    """The same for repeat-last: its last item stays the last, so that it predicts that one for ever."""
+    steps = given.truth_CT.shape[1]
+    histories = given.histories
+    last_C = histories.items_N[histories.starts_C + histories.lengths_C - 1]
+    ranks = [
+        rank_by_repeating(counts_V, Cases(histories.users_C, histories.items_N, histories.lengths_C, truth_C)).rank_C
+        for truth_C in given.truth_CT.T
+    ]
+    return Decoded(np.repeat(last_C[:, None], steps, 1), np.stack(ranks, 1))
+
+
+def _decode(
+    start: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Feed]],
+    given: Trajectories,
+    repeats: bool,
+    device: torch.device,
+) -> Decoded:
+    items_CT, rank_CT = np.empty_like(given.truth_CT), np.empty(given.truth_CT.shape)
+    for chosen_B, history_BL, _, last_B in batches(given.histories, device):
+        hidden_BD, table_VD, feed = start(history_BL, last_B)
+        rows_S, items_S = _seen(given.seen, chosen_B, device)
+        if repeats:
+            rows_S, items_S = rows_S[:0], items_S[:0]
+        rows_B = torch.arange(len(chosen_B), device=device)
+        best_B = rows_B
+        for step in range(given.truth_CT.shape[1]):
+            if step:
+                hidden_BD = feed(best_B)
+            targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
+            scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
+            best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only where the whole catalogue was seen
+            items_CT[chosen_B, step] = scores.top_unseen_BK[:, 0].cpu().numpy()
+            rank_CT[chosen_B, step] = scores.rank_unseen_B.cpu().numpy()
+            if not repeats:
+                rows_S, items_S = torch.cat([rows_S, rows_B]), torch.cat([items_S, best_B])
+    return Decoded(items_CT, rank_CT)
+
+
+def _seen(seen: Cases, chosen_B: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and item of the distinct items that each row has seen."""
+    lengths_B = seen.lengths_C[chosen_B]
+    items = seen.items_N[ranges(seen.starts_C[chosen_B], lengths_B)]
+    pairs = np.unique(np.stack([np.repeat(np.arange(len(chosen_B)), lengths_B), items]), axis=1)
+    return torch.from_numpy(pairs[0]).to(device), torch.from_numpy(pairs[1]).to(device)
+
+
+def step_values(decoded: Decoded) -> dict[str, np.ndarray]:
+    """[rank <= k] of the true item, for each user and step, by metric."""
+    return {f"HR@{k}": (decoded.rank_CT <= k).astype(np.float64) for k in HITS}
+
+
+def matched(items_CT: np.ndarray, truth_CT: np.ndarray) -> np.ndarray:
+    """Which predictions stand in the true trajectory, in any place; each true item is matched once, by the earliest."""
+    free_CT = truth_CT >= 0
+    matched_CT = np.zeros(items_CT.shape, dtype=bool)
+    for step in range(items_CT.shape[1]):
+        same_CT = free_CT & (truth_CT == items_CT[:, step, None])
+        matched_CT[:, step] = same_CT.any(1)
+        found = np.flatnonzero(matched_CT[:, step])
+        free_CT[found, same_CT[found].argmax(1)] = False
+    return matched_CT
+
+
+def trajectory_values(decoded: Decoded, truth_CT: np.ndarray) -> dict[str, np.ndarray]:
+    """Each user's NDCG over the trajectory and overlap.
+
+    With m(t) = 1 where the prediction of step t is matched (`matched`): NDCG = sum_t m(t) / log2(1 + t) over the same
+    sum with every m(t) = 1; overlap = share of the steps that are matched.
+    """
+    matched_CT = matched(decoded.items_CT, truth_CT)
+    discounts_T = 1 / np.log2(2 + np.arange(truth_CT.shape[1]))
+    return {"NDCG": matched_CT @ discounts_T / discounts_T.sum(), "overlap": matched_CT.mean(1)}
+
+
+def clipped_matches(items_CT: np.ndarray, truth_CT: np.ndarray, n: int) -> np.ndarray:
+    """Each user's n-grams that stand in the true trajectory too, each at most as often as there: BLEU's numerator."""
+    grams = [np.lib.stride_tricks.sliding_window_view(sequence_CT, n, axis=1) for sequence_CT in (items_CT, truth_CT)]
+    # Each n-gram as one number; those that hold an item outside the catalogue match nothing.
+    _, codes = np.unique(np.concatenate([g.reshape(-1, n) for g in grams]), axis=0, return_inverse=True)
+    mine, true = codes.ravel().reshape(2, *grams[0].shape[:2])
+    true = np.where((grams[1] < 0).any(2), -1, true)
+    return matched(mine, true).sum(1).astype(np.float64)
+
+
+def bleu(
+    bootstrap: Bootstrap, users_C: np.ndarray, items_CT: np.ndarray, truth_CT: np.ndarray, order: int
+) -> np.ndarray:
+    """Draws of BLEU (Papineni et al. 2002) of all trajectories together, n-grams up to `order`.
+
+    The geometric mean over n of matched n-grams / n-grams; there is no brevity to punish, as all are equally long.
+    """
+    steps = truth_CT.shape[1]
+    precisions_NR = [
+        bootstrap.mean(clipped_matches(items_CT, truth_CT, n) / (steps - n + 1), users_C) for n in range(1, order + 1)
+    ]
+    return np.prod(np.maximum(precisions_NR, 0), 0) ** (1 / order)
+
+
+def trajectory(ladder: Ladder, seed: int) -> TaskResult:
+    """HR by step, NDCG, BLEU and overlap of the whole, where items may be predicted again and where they may not."""
+    result = TaskResult("trajectory", "Trajectory")
+    try:
+        given = trajectories(ladder)
+    except NoCasesError as reason:
+        result.notes.append(str(reason))
+        return result
+    if outside := int((given.truth_CT < 0).sum()):
+        result.notes.append(f"{outside} of {given.truth_CT.size} trajectory items lie outside the catalogue: misses")
+    for repeats in (True, False):
+        decoded = {runs[0].name: [decode(run.net, given, repeats) for run in runs] for runs in ladder.runs.values()}
+        decoded[POPULARITY] = [decode_popularity(ladder.counts_V, given, repeats)]
+        if repeats:
+            decoded[REPEAT_LAST] = [decode_repeating(ladder.counts_V, given)]
+        result.sections += _sections(ladder, given, decoded, repeats, seed)
+    result.notes.append("Without repeats, repeat-last has nothing to repeat and is popularity")
+    return result
+
+
+def _sections(
+    ladder: Ladder, given: Trajectories, decoded: dict[str, list[Decoded]], repeats: bool, seed: int
+) -> list[Section]:
+    """By step, and the whole."""
+    users_C = given.histories.users_C
+    bootstrap = Bootstrap(users_C, seed)
+    how = "items may be predicted again" if repeats else "nothing seen or predicted before is predicted"
+
+    def step_draws(runs: list[Decoded], step: int) -> Draws:
+        values = [step_values(run) for run in runs]
+        return {name: bootstrap.mean(np.mean([v[name][:, step] for v in values], 0), users_C) for name in values[0]}
+
+    def whole_draws(runs: list[Decoded]) -> Draws:
+        values = [trajectory_values(run, given.truth_CT) for run in runs]
+        draws = {name: bootstrap.mean(np.mean([v[name] for v in values], 0), users_C) for name in values[0]}
+        for order in BLEU_ORDERS:
+            each = [bleu(bootstrap, users_C, run.items_CT, given.truth_CT, order) for run in runs]
+            draws[f"BLEU-{order}"] = np.mean(each, 0)
+        return draws
+
+    n, steps = len(users_C), given.truth_CT.shape[1]
+    by_step = {
+        f"step {step + 1}": Group(n, n, {scorer: step_draws(runs, step) for scorer, runs in decoded.items()})
+        for step in range(steps)
+    }
+    whole = {"whole": Group(n, n, {scorer: whole_draws(runs) for scorer, runs in decoded.items()})}
+    sections = [
+        Section(f"By step; {how}", ladder.names, ladder.n_body_S, by_step, ("HR@10", "HR@1")),
+        Section(
+            f"Whole trajectory; {how}", ladder.names, ladder.n_body_S, whole, ("NDCG", "overlap", "BLEU-2", "BLEU-4")
+        ),
+    ]
+    sections[0].drawn = tuple(dict.fromkeys(f"step {step}" for step in (1, 2, (steps + 1) // 2, steps)))
+    sections[0].findings = [
+        compare_gains(sections[0], metric, f"step {steps}", "step 1") for metric in ("HR@10", "HR@1")
+    ]
+    return sections
