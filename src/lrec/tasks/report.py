@@ -62,9 +62,9 @@ class Report:
         blocks = [
             "# The five tasks",
             f"{self.ladder.split.store.n_users:,} users, {len(self.ladder.counts_V):,} items, inputs of up to "
-            f"{self.ladder.max_len}. Intervals hold {100 * CONFIDENCE:.0f} % ({RESAMPLES:,} resamples of the users, the "
-            f"same for every size; seed {self.seed}); they say nothing of how another training would have ended. Slope: "
-            "change of the metric per decade of N_body.",
+            f"{self.ladder.max_len}. Intervals hold {100 * CONFIDENCE:.0f} % ({RESAMPLES:,} resamples of the users, "
+            f"the same for every size; seed {self.seed}); they say nothing of how another training would have ended. "
+            "Slope: change of the metric per decade of N_body.",
             "\n".join(_runs_table(self.ladder)),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]

@@ -1,0 +1,90 @@
+"""Runs of two sizes on a small log with domains: networks as they were drawn, which say enough about arithmetic."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lrec.cli import with_shipped_configs
+from lrec.lightning_cli import compose, datamodule_of
+from lrec.net import Transformer, TransformerConfig, find_size
+from lrec.tasks.ladder import Data, Ladder, by_size, load_run
+
+MAX_LEN, STEPS = 12, 4
+SIZES = ("0.8k", "3k")
+
+
+@pytest.fixture(scope="session")
+def log_with_domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """90 users over 60 items of three domains, 3 to 80 interactions each, with repeats; some items are rare."""
+    random = np.random.default_rng(3)
+    lines = ["user,item,time,domain"]
+    for user in range(90):
+        favourite = int(random.integers(3))
+        for step in range(int(random.integers(3, 80)) if user % 3 else int(random.integers(52, 80))):
+            domain = favourite if random.random() < 0.93 else int(random.integers(3))
+            item = min(int(random.exponential(8)), 19)
+            lines.append(f"u{user:02},{'xyz'[domain]}{item:02},{1000 * step + user},{'xyz'[domain]}")
+        lines.append(f"u{user:02},x{'rare' if user % 9 else user},{10**6},x")
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_run(log_with_domains: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """A run's folder, with config.yaml and a best checkpoint of a network that was drawn, not trained."""
+    data_dir = tmp_path_factory.mktemp("data")
+
+    def make(folder: Path, size: str, seed: int, **options: object) -> Path:
+        chosen = {
+            "data.path": log_with_domains, "data.data_dir": data_dir, "data.domain_column": "domain",
+            "data.split.trajectory": STEPS, "data.split.held_out_users": 0.5, "data.max_len": MAX_LEN,
+            "data.targets_per_step": 256, "model.size": size,
+        }  # fmt: skip
+        chosen |= {name.replace("__", "."): value for name, value in options.items()}
+        arguments = ["--config=data/csv.yaml", *(f"--{name}={value}" for name, value in chosen.items())]
+        config = compose(with_shipped_configs(arguments))
+        data = datamodule_of(config)
+        data.prepare_data()
+        data.setup()
+        shape = TransformerConfig(data.n_items, data.max_len, *find_size(size))
+        net = Transformer(shape)
+        torch.manual_seed(seed)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        about = {
+            "n_items": shape.n_items, "max_len": shape.max_len, "layers": shape.layers, "width": shape.width,
+            "heads": shape.heads, "mup": None, "architecture.norm": "layer", "architecture.mlp": "gelu",
+            "architecture.positions": "learned", "architecture.qk_norm": False, "data_hash": data.data_hash,
+        }  # fmt: skip
+        weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+        state = {"lrec": about, "state_dict": weights, "global_step": 7}
+        torch.save(state, folder / "checkpoints" / "best.ckpt")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def runs(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs: one of the smaller size, two seeds of the larger."""
+    folder = tmp_path_factory.mktemp("runs")
+    for size, seed in ((SIZES[0], 1), (SIZES[1], 1), (SIZES[1], 2)):
+        make_run(folder / f"{size}-{seed}", size, seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ladder(runs: Path) -> Ladder:
+    """The same, loaded."""
+    data = Data()
+    return by_size([load_run(folder, data) for folder in sorted(runs.iterdir())], data)

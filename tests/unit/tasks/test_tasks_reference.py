@@ -1,0 +1,291 @@
+"""Every task's figures against the definitions of docs/tasks.md written out, one case and one item at a time."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from statistics import mean
+
+import numpy as np
+import pytest
+import torch
+
+from lrec.net import Transformer
+from lrec.tasks.assessment import Section
+from lrec.tasks.cases import cases_before
+from lrec.tasks.cold_start import cold_start
+from lrec.tasks.ladder import Ladder
+from lrec.tasks.long_tail import long_tail
+from lrec.tasks.robustness import corrupted, robustness
+from lrec.tasks.trajectory import trajectory
+from lrec.tasks.transfer import transfer
+
+Case = tuple[list[int], int]  # history, target; an item is its catalogue index, -1 outside
+SEED = 5
+NOTHING: frozenset[int] = frozenset()
+
+
+@dataclass
+class World:
+    """What the small log comes to, by plain Python."""
+
+    sequences: list[list[int]]  # of each user, -1 outside the catalogue
+    held_out: list[bool]
+    trajectory: list[int]  # first position, -1 for none
+    counts: list[int]
+    domains: list[str]
+    max_len: int
+
+    def known(self, items: list[int], n: int) -> list[int]:
+        """The last n catalogue items."""
+        items = [item for item in items if item >= 0]
+        return items[max(len(items) - n, 0) :]
+
+    def test_cases(self) -> list[Case]:
+        """The last item before the trajectory, of users with three or more until there."""
+        cases = []
+        for sequence, out, first in zip(self.sequences, self.held_out, self.trajectory, strict=True):
+            items = sequence if first < 0 else sequence[:first]
+            if not out and len(items) >= 3:
+                cases.append((self.known(items[:-1], self.max_len), items[-1]))
+        return cases
+
+
+@pytest.fixture(scope="module")
+def world(ladder: Ladder) -> World:
+    store = ladder.split.store
+    raw = store.item_table["raw_id"].to_list()
+    users = [
+        [raw[item] for item in store.items_N[store.offsets_U1[u] : store.offsets_U1[u + 1]]]
+        for u in range(store.n_users)
+    ]
+    held_out = [bool(out) for out in ladder.split.held_out_U]
+    assert 3 < sum(held_out) < 45, "a good part of the long users is held out"
+    first = [len(items) - 4 if len(items) > 15 else -1 for items in users]
+    trained: Counter[str] = Counter()
+    for items, out, begin in zip(users, held_out, first, strict=True):
+        before = items if begin < 0 else items[:begin]
+        if not out:
+            trained.update(before[:-2] if len(before) >= 3 else before)
+    catalogue = [item for item in raw if trained[item]]
+    index = {item: i for i, item in enumerate(catalogue)}
+    return World(
+        sequences=[[index.get(item, -1) for item in items] for items in users],
+        held_out=held_out,
+        trajectory=first,
+        counts=[trained[item] for item in catalogue],
+        domains=[item[0] for item in catalogue],
+        max_len=ladder.max_len,
+    )
+
+
+def rank_of(scores: list[float], target: int, without: set[int] | frozenset[int] = NOTHING) -> float:
+    """1 + the higher ones + half the ties; a miss where the target may not be listed."""
+    if target < 0 or target in without:
+        return math.inf
+    others = [s for item, s in enumerate(scores) if item != target and item not in without]
+    return 1 + sum(s > scores[target] for s in others) + sum(s == scores[target] for s in others) / 2
+
+
+def best_of(scores: list[float], n: int, without: set[int] | frozenset[int] = NOTHING) -> list[int]:
+    return sorted((i for i in range(len(scores)) if i not in without), key=lambda i: (-scores[i], i))[:n]
+
+
+@torch.no_grad()
+def net_scores(net: Transformer, history: list[int], blank: list[bool] | None = None) -> list[float]:
+    """Scores after the last item that is not blank, from the whole history at once."""
+    blank = blank or [False] * len(history)
+    last = max(i for i, gone in enumerate(blank) if not gone)
+    blank_BL = torch.tensor([blank]) if any(blank) else None
+    scores: torch.Tensor = net(torch.tensor([history]), lambda h, t: h[0, last] @ t.T, blank_BL=blank_BL)
+    return scores.tolist()
+
+
+def repeat_scores(counts: list[int], history: list[int]) -> list[float]:
+    """The history's items by their last place, above all others, which go by count."""
+    scores = [count / (sum(counts) + 1) for count in counts]
+    for place, item in enumerate(history):
+        scores[item] = 1.0 + place
+    return scores
+
+
+def metrics(rank: float) -> dict[str, float]:
+    values = {}
+    for k in (1, 5, 10, 50):
+        values[f"HR@{k}"] = float(rank <= k)
+        values[f"NDCG@{k}"] = 1 / math.log2(1 + rank) if rank <= k else 0.0
+        values[f"MRR@{k}"] = 1 / rank if rank <= k else 0.0
+    return values
+
+
+def log_loss(scores: list[float], target: int) -> float:
+    top = max(scores)
+    return top + math.log(sum(math.exp(s - top) for s in scores)) - scores[target]
+
+
+def check(section: Section, group: str, cases: list[Case], ladder: Ladder, world: World, blanks=None) -> None:
+    """Every scorer's figures in a group."""
+    assert section.groups[group].cases == len(cases)
+    blanks = blanks or [[False] * len(history) for history, _ in cases]
+    unblanked = [
+        [item for item, gone in zip(history, blank, strict=True) if not gone]
+        for (history, _), blank in zip(cases, blanks, strict=True)
+    ]
+    scored = {
+        runs[0].name: [
+            [net_scores(run.net, history, blank) for (history, _), blank in zip(cases, blanks, strict=True)]
+            for run in runs
+        ]
+        for runs in ladder.runs.values()
+    }
+    scored["popularity"] = [[[float(count) for count in world.counts] for _ in cases]]
+    scored["repeat-last"] = [[repeat_scores(world.counts, history) for history in unblanked]]
+    figures = section.figures(group)
+    assert set(figures) == set(scored)
+    for name, seeds in scored.items():
+        rows = [[metrics(rank_of(s, t)) for s, (_, t) in zip(scores, cases, strict=True)] for scores in seeds]
+        for metric in rows[0][0]:
+            expected = mean(mean(row[metric] for row in one) for one in rows)
+            assert figures[name][metric].value == pytest.approx(expected, abs=1e-9), (name, metric)
+        tops = [[best_of(s, 10) for s in scores] for scores in seeds]
+        popularity = mean(mean(mean(world.counts[i] for i in top) for top in one) for one in tops)
+        assert figures[name]["popularity@10"].value == pytest.approx(popularity)
+        if "coverage@10" in figures[name]:
+            coverage = mean(len({i for top in one for i in top}) / len(world.counts) for one in tops)
+            assert figures[name]["coverage@10"].value == pytest.approx(coverage)
+        if name not in ("popularity", "repeat-last"):
+            losses = [
+                mean(log_loss(s, t) for s, (_, t) in zip(scores, cases, strict=True) if t >= 0) for scores in seeds
+            ]
+            assert figures[name]["loss"].value == pytest.approx(mean(losses), rel=1e-5)
+
+
+def test_long_tail(ladder: Ladder, world: World) -> None:
+    result = long_tail(ladder, SEED)
+    order = sorted(range(len(world.counts)), key=lambda i: (-world.counts[i], i))
+    total, passed, group_of = sum(world.counts), 0, {}
+    for item in order:
+        middle = passed + world.counts[item] / 2
+        group_of[item] = min(int(4 * middle / total), 3)
+        passed += world.counts[item]
+    masses = [sum(world.counts[i] for i in group_of if group_of[i] == g) for g in range(4)]
+    assert max(masses) - min(masses) < 0.2 * total, "equal interaction mass, up to an item"
+    for number, group in enumerate(("G1", "G2", "G3", "G4")):
+        cases = [case for case in world.test_cases() if case[1] >= 0 and group_of[case[1]] == number]
+        check(result.sections[0], group, cases, ladder, world)
+
+
+def test_cold_start(ladder: Ladder, world: World) -> None:
+    result = cold_start(ladder, SEED)
+    users, items = result.sections
+    assert list(users.groups) == ["last 10", "last 5", "last 3", "last 1"]
+    assert result.notes[0] == "New users: no histories of 50, 40, 30, 20 items, as max_len is 12"
+    new = [sequence for sequence, out in zip(world.sequences, world.held_out, strict=True) if out]
+    for n in (10, 5, 1):
+        check(users, f"last {n}", [(world.known(s[:-1], n), s[-1]) for s in new], ladder, world)
+    for group, (least, most) in {"1 to 4": (1, 4), "20 or more": (20, 10**9)}.items():
+        cases = [case for case in world.test_cases() if case[1] >= 0 and least <= world.counts[case[1]] <= most]
+        if cases:
+            check(items, group, cases, ladder, world)
+        else:
+            assert f"New items: no test target has {group} training interactions" in result.notes
+
+
+def test_transfer(ladder: Ladder, world: World) -> None:
+    section = transfer(ladder, SEED).sections[0]
+    cases = [case for case in world.test_cases() if case[1] >= 0]
+    mixed = [world.domains[t] in {world.domains[item] for item in history} for history, t in cases]
+    for group, wanted in (("mix", True), ("diff", False)):
+        mine = [case for case, is_mix in zip(cases, mixed, strict=True) if is_mix == wanted]
+        check(section, group, mine, ladder, world)
+
+
+def test_robustness(ladder: Ladder, world: World) -> None:
+    section = robustness(ladder, SEED).sections[0]
+    targets = ladder.split.test_targets
+    clean = cases_before(ladder.split, targets.users_T, targets.positions_T, ladder.max_len)
+    groups = corrupted(clean, len(world.counts), ladder.max_len, SEED)
+    assert list(section.groups) == list(groups)
+    check(section, "clean", world.test_cases(), ladder, world)
+    for name in ("mix 0.3", "replaced 0.5", "blanked 0.5", "deleted 0.3", "inserted 0.3", "shuffled 0.4"):
+        mine = groups[name]
+        parts = np.split(mine.items_N, mine.starts_C[1:])
+        blanks = None if mine.blank_N is None else [p.tolist() for p in np.split(mine.blank_N, mine.starts_C[1:])]
+        cases = [(items.tolist(), int(target)) for items, target in zip(parts, mine.targets_C, strict=True)]
+        check(section, name, cases, ladder, world, blanks)
+        figures, before = section.figures(name), section.figures("clean")
+        for scorer in figures:
+            kept = figures[scorer]["HR@10"].value / before[scorer]["HR@10"].value
+            assert figures[scorer]["HR@10_lost"].value == pytest.approx(1 - kept)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_trajectory(ladder: Ladder, world: World, repeats: bool) -> None:
+    result = trajectory(ladder, SEED)
+    by_step, whole = result.sections[:2] if repeats else result.sections[2:]
+    users = [
+        (world.known(s[:first], world.max_len - 4), {i for i in s[:first] if i >= 0}, s[first:])
+        for s, first, out in zip(world.sequences, world.trajectory, world.held_out, strict=True)
+        if first >= 0 and not out
+    ]
+    scorers = {
+        runs[0].name: [lambda history, net=run.net: net_scores(net, history) for run in runs]
+        for runs in ladder.runs.values()
+    }
+    scorers["popularity"] = [lambda history: [float(count) for count in world.counts]]
+    if repeats:
+        scorers["repeat-last"] = [lambda history: repeat_scores(world.counts, history)]
+    assert set(by_step.figures("step 1")) == set(scorers)
+    for name, seeds in scorers.items():
+        walks = [[walk(score, *user, repeats) for user in users] for score in seeds]
+        for step in range(4):
+            figures = by_step.figures(f"step {step + 1}")[name]
+            for k in (1, 3, 10):
+                expected = mean(mean(float(ranks[step] <= k) for _, ranks in one) for one in walks)
+                assert figures[f"HR@{k}"].value == pytest.approx(expected), (name, step, k)
+        figures = whole.figures("whole")[name]
+        truths = [truth for _, _, truth in users]
+        predicted = [[items for items, _ in one] for one in walks]
+        for metric, of in (("NDCG", ndcg), ("overlap", overlap)):
+            expected = mean(mean(of(p, t) for p, t in zip(one, truths, strict=True)) for one in predicted)
+            assert figures[metric].value == pytest.approx(expected)
+        for order in (2, 4):
+            expected = mean(bleu(one, truths, order) for one in predicted)
+            assert figures[f"BLEU-{order}"].value == pytest.approx(expected), (name, order)
+
+
+def walk(score, history: list[int], seen: set[int], truth: list[int], repeats: bool) -> tuple[list[int], list[float]]:
+    """Predicted items and the true items' ranks, the whole history encoded again at every step."""
+    items: list[int] = []
+    ranks = []
+    for true in truth:
+        scores = score(history + items)
+        without = set() if repeats else seen | set(items)
+        ranks.append(rank_of(scores, true, without))
+        items.append(best_of(scores, 1, without)[0])
+    return items, ranks
+
+
+def ndcg(items: list[int], truth: list[int]) -> float:
+    left, gain = Counter(t for t in truth if t >= 0), 0.0
+    for step, item in enumerate(items, start=1):
+        if left[item]:
+            left[item] -= 1
+            gain += 1 / math.log2(1 + step)
+    return gain / sum(1 / math.log2(1 + step) for step in range(1, len(truth) + 1))
+
+
+def overlap(items: list[int], truth: list[int]) -> float:
+    return sum((Counter(items) & Counter(t for t in truth if t >= 0)).values()) / len(truth)
+
+
+def bleu(predicted: list[list[int]], truths: list[list[int]], order: int) -> float:
+    product = 1.0
+    for n in range(1, order + 1):
+        found, total = 0, 0
+        for items, truth in zip(predicted, truths, strict=True):
+            mine = Counter(tuple(items[i : i + n]) for i in range(len(items) - n + 1))
+            true = Counter(tuple(truth[i : i + n]) for i in range(len(truth) - n + 1))
+            found += sum((mine & true).values())
+            total += sum(mine.values())
+        product *= found / total
+    return product ** (1 / order)
