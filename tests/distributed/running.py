@@ -12,7 +12,7 @@ from lrec.cli import find_config
 # 51 items, which two processes cannot share equally, and 3 evaluation batches, so that one of them needs a filler.
 # An epoch has 14 steps: 20 end in the middle of the second.
 OPTIONS = [
-    "--config=data/synthetic.yaml",
+    f"--config={find_config('data/synthetic.yaml')}",
     "--data.n_users=2101",
     "--data.n_items=51",
     "--data.length=16",
@@ -42,8 +42,8 @@ def fit_command(folder: Path, run: Path, processes: int, *options: str) -> list[
     """`lrec fit` on so many processes with sharded parameters; 0 stands for one process without sharding."""
     return [
         *(sys.executable, "-m", "lrec", "fit"),
-        *(f"--config={find_config(option[9:])}" if option.startswith("--config=") else option for option in OPTIONS),
         f"--config={find_config(TRAINER[processes])}",
+        *OPTIONS,
         f"--trainer.devices={max(processes, 1)}",
         "--trainer.max_steps=20",
         f"--data.data_dir={folder / 'data'}",
