@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lrec import checkpoints
@@ -91,8 +92,10 @@ class CommandLine(LightningCLI):
         os.environ.setdefault("LREC_RUN", f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
         config.trainer.default_root_dir = config.trainer.default_root_dir or os.environ["LREC_RUN"]
         config.checkpoint.dirpath = config.checkpoint.dirpath or f"{config.trainer.default_root_dir}/checkpoints"
+        # config.yaml says how a run is trained, not where an attempt at it began.
+        self.ckpt_path, config.ckpt_path = config.ckpt_path, None
         if self.subcommand != "fit":
-            self.save_config_callback = None  # config.yaml says how the run was trained
+            self.save_config_callback = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with a TensorBoard logger in the run's folder unless the configuration has another or none."""
@@ -105,18 +108,12 @@ class CommandLine(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
-        config = self.config_init.fit
-        if config.ckpt_path is None and (self.run / "points.jsonl").exists():
+        if self.ckpt_path is None and (self.run / "points.jsonl").exists():
             raise UserError(
                 f"{self.run} holds a run already: choose another --trainer.default_root_dir, "
                 "or --ckpt_path=last to go on with it"
             )
-        if config.ckpt_path == "last":
-            config.ckpt_path = checkpoints.find_last(Path(config.checkpoint.dirpath))
-        elif config.ckpt_path == "best":
-            config.ckpt_path = Path(config.checkpoint.dirpath) / "best.ckpt"
-        if config.ckpt_path is not None:
-            config.ckpt_path = _checked(Path(config.ckpt_path))
+        self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
         for group in ("checkpoint", "early_stopping"):
             monitor = self.config_init.fit[group].monitor
             if monitor not in [f"val/{name}" for name in figure_names()]:
@@ -135,7 +132,7 @@ class CommandLine(LightningCLI):
         checkpoint = self.trainer.checkpoint_callback
         best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
         if self.model.diverged:
-            print("the loss is not finite: the run is marked diverged and not tested")
+            rank_zero_only(print)("the loss is not finite: the run is marked diverged and not tested")
         elif best:
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
 
@@ -163,23 +160,27 @@ class CommandLine(LightningCLI):
 
     def before_test(self) -> None:
         """Choose the run's best checkpoint where none was given."""
-        config = self.config_init[self.subcommand]
-        folder = self.run / "checkpoints"
-        if config.ckpt_path == "last":
-            config.ckpt_path = checkpoints.find_last(folder) or folder / "last.ckpt"
-        elif config.ckpt_path in (None, "best"):
-            config.ckpt_path = folder / "best.ckpt"
-        config.ckpt_path = _checked(Path(config.ckpt_path))
+        path = self._choose_checkpoint(default="best")
+        if path is None:
+            raise UserError(f"--ckpt_path last: {self.run} has none")
+        self.config_init[self.subcommand].ckpt_path = path
 
     before_validate = before_predict = before_test
 
-
-def _checked(path: Path) -> str:
-    try:
-        checkpoints.check(path)
-    except UserError as error:
-        raise UserError(f"--ckpt_path {error}") from error
-    return str(path)
+    def _choose_checkpoint(self, default: str | None) -> str | None:
+        """The checkpoint of --ckpt_path, checked; None for the last one of a run that has none."""
+        chosen = self.ckpt_path or default
+        folder = Path(self.config_init[self.subcommand].checkpoint.dirpath)
+        if chosen == "last":
+            path = checkpoints.find_last(folder)
+        else:
+            path = folder / "best.ckpt" if chosen == "best" else Path(chosen) if chosen else None
+        try:
+            if path is not None:
+                checkpoints.check(path)
+        except UserError as error:
+            raise UserError(f"--ckpt_path {error}") from error
+        return None if path is None else str(path)
 
 
 def _started_by_a_cluster() -> bool:

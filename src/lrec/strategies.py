@@ -63,17 +63,16 @@ class FSDP2(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Start the process group and lay out the mesh."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
+        processes = self.num_nodes * self.num_processes
+        group = processes if self.shard_group is None else self.shard_group
+        if group < 1 or processes % group:
+            raise UserError(f"shard_group {group} must divide the number of processes, {processes}")
+        self._data_parallel_size, self._tensor_parallel_size = processes, 1
         super().setup_environment()
-        group = self.shard_group or self.world_size
-        if self.world_size % group:
-            raise UserError(f"shard_group {group} must divide the number of processes, {self.world_size}")
-        device = self.root_device.type
-        if group == self.world_size:
-            mesh = init_device_mesh(device, (group,), mesh_dim_names=("shard",))
-        else:
-            mesh = init_device_mesh(device, (self.world_size // group, group), mesh_dim_names=("replicate", "shard"))
+        shape = {"replicate": processes // group, "shard": group}
+        if group == processes:
+            del shape["replicate"]
+        mesh = init_device_mesh(self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
         self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
 
     def setup(self, trainer: Trainer) -> None:

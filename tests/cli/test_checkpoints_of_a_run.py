@@ -1,0 +1,95 @@
+"""A run's checkpoints at the command line: gone on from, exported, refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+import yaml
+
+import lrec as package
+from lrec.cli import main
+from lrec.lightning_cli import datamodule_of
+from lrec.metrics import score
+
+OPTIONS = [
+    "--config=data/synthetic.yaml",
+    "--config=trainer/laptop.yaml",
+    "--data.n_users=200",
+    "--data.n_items=40",
+    "--data.length=12",
+    "--data.targets_per_step=256",
+    "--model.size=3k",
+    "--trainer.max_epochs=2",
+    "--trainer.enable_progress_bar=false",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs")
+    main(["fit", *OPTIONS, f"--data.data_dir={folder}", f"--trainer.default_root_dir={folder / 'run'}"])
+    return folder / "run"
+
+
+def test_last_begins_a_run_where_there_is_none(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    lrec("fit", *options, "--ckpt_path=last")
+    once = (tmp_path / "run" / "points.jsonl").read_text()
+    lrec("fit", *options, "--ckpt_path=last")  # finished: only the test is repeated
+    assert len(once.splitlines()) == len((tmp_path / "run" / "points.jsonl").read_text().splitlines()) == 2
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["ckpt_path"] is None
+
+
+def test_a_run_that_stopped_early_does_not_train_on(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    options += ["--trainer.max_epochs=20", "--model.optimizer.lr=1e-9", "--early_stopping.min_delta=1"]
+    options += ["--early_stopping.patience=2"]
+    lrec("fit", *options)
+    stopped = (tmp_path / "run" / "points.jsonl").read_text()
+    lrec("fit", *options, "--ckpt_path=last")
+    assert len((tmp_path / "run" / "points.jsonl").read_text().splitlines()) == len(stopped.splitlines()) == 3
+
+
+def test_an_exported_run_recommends_what_predict_does(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    printed = lrec("export", "--ckpt_path", run / "checkpoints" / "best.ckpt", "--out", tmp_path / "model")
+    assert "40 item ids written to" in printed
+    model = package.load(tmp_path / "model")
+    lrec("predict", "--config", run / "config.yaml", "--model.top_k=5", "--model.exclude_seen=false")
+    predictions = pl.read_parquet(run / "predictions.parquet")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data = datamodule_of(config)
+    data.prepare_data()
+    data.setup()
+    index = {raw_id: item for item, raw_id in enumerate(model.item_ids)}
+    user = 3
+    history = data.store.items_N[data.store.offsets_U1[user] : data.store.offsets_U1[user + 1]]
+    items_BL = torch.tensor([[index[raw_id] for raw_id in data.store.item_table["raw_id"].gather(history)]])
+    none, no_target_B = torch.zeros(0, dtype=torch.int64), torch.tensor([-1])
+    with torch.no_grad():
+        best = model.net(items_BL, lambda hidden, table: score(hidden[:, -1], table, no_target_B, none, none, 5))
+    expected = predictions.filter(user=data.raw_user_ids[user])["items"][0]
+    assert model.item_ids.gather(best.top_BK[0].numpy()).to_list() == expected.to_list()
+
+
+def test_what_no_run_can_go_on_from(
+    run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    folder = tmp_path / "shards.ckpt"
+    folder.mkdir()
+    for command in ("fit", "test"):
+        error = refused(command, *options, f"--ckpt_path={folder}")
+        assert f"--ckpt_path {folder}: not a checkpoint that lrec wrote, or a damaged one" in error
+    assert "has none" in refused("validate", *options, "--ckpt_path=last")
+    assert "no such checkpoint" in refused("export", f"--ckpt_path={tmp_path / 'no.ckpt'}", f"--out={tmp_path / 'out'}")
+    options += ["--trainer.strategy=lrec.FSDP2"]
+    group = "--trainer.strategy.shard_group="
+    for n in (3, 0):
+        assert f"shard_group {n} must divide the number of processes, 1" in refused("fit", *options, f"{group}{n}")
+    assert "every_n_steps must be at least 0, not -1" in refused("fit", *options, "--last.every_n_steps=-1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
+    assert "choose --trainer.default_root_dir" in refused("fit", *OPTIONS)
