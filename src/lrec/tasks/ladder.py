@@ -9,12 +9,13 @@ import numpy as np
 import torch
 import yaml
 
-from lrec import checkpoints, cost
+from lrec import cost
 from lrec.data.base import SequenceDataModule
 from lrec.data.splits import Split
 from lrec.errors import UserError
+from lrec.export import load
 from lrec.files import json_hash
-from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.net import Transformer
 
 
 @dataclass(frozen=True)
@@ -129,25 +130,11 @@ def load_run(folder: Path, data: Data) -> TrainedRun:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     if not isinstance(config, dict) or "data" not in config or "model" not in config:
         raise UserError(f"{folder / 'config.yaml'} is not the configuration of a run of lrec fit")
-    about, parameters = checkpoints.weights(best_checkpoint(folder))
-    if about["data_hash"] != data.of(config).data_hash:
+    model = load(best_checkpoint(folder))
+    if model.about["data_hash"] != data.of(config).data_hash:
         raise UserError(f"{folder} was trained on other data than its config.yaml now leads to")
-    with torch.device("meta"):
-        net = Transformer(_config_of(about))
-    net.load_state_dict(parameters, assign=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return TrainedRun(folder, net.float().eval().requires_grad_(False).to(device), config)
-
-
-def _config_of(about: dict[str, Any]) -> TransformerConfig:
-    prefix = "architecture."
-    choices = {name.removeprefix(prefix): value for name, value in about.items() if name.startswith(prefix)}
-    shape = {name: about[name] for name in ("n_items", "max_len", "layers", "width", "heads")}
-    return TransformerConfig(
-        **shape,
-        architecture=Architecture(**choices),
-        mup=MuP(**about["mup"]) if about["mup"] else None,
-    )
+    return TrainedRun(folder, model.net.float().requires_grad_(False).to(device), config)
 
 
 def by_size(runs: list[TrainedRun], data: Data) -> Ladder:

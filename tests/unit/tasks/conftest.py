@@ -60,6 +60,7 @@ def make_run(log_with_domains: Path, tmp_path_factory: pytest.TempPathFactory) -
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.4)
         (folder / "checkpoints").mkdir(parents=True)
+        data.item_table().write_parquet(folder / "items.parquet")
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         about = {
             "n_items": shape.n_items, "max_len": shape.max_len, "layers": shape.layers, "width": shape.width,
