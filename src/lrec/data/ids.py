@@ -6,6 +6,7 @@ import polars as pl
 # Integers below this are looked up in an array; others are encoded as text.
 _DIRECT = 1 << 24
 _UNKNOWN = np.uint32(0xFFFFFFFF)
+_NUMPY_INTEGERS = {pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64}
 
 
 class Ids:
@@ -70,7 +71,7 @@ class Ids:
 
 def _are_small(ids: pl.Series) -> bool:
     """Whether these are integers that can be looked up."""
-    if not ids.dtype.is_integer() or ids.null_count() or len(ids) == 0:
+    if ids.dtype not in _NUMPY_INTEGERS or ids.null_count() or len(ids) == 0:
         return False
     values_N = ids.to_numpy()
     return int(values_N.min()) >= 0 and int(values_N.max()) < _DIRECT

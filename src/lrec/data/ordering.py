@@ -52,9 +52,6 @@ class Pieces:
                         write_array(file, column)
             self._held = []
 
-    def __len__(self) -> int:
-        return len(self._held) + len(self._written)
-
     def part(self, number: int, start: int = 0, end: int | None = None) -> Piece:
         """Rows start .. end - 1 of a piece."""
         if not self.spilled:
@@ -136,7 +133,8 @@ def ordered(
     range_of_U = np.repeat(np.arange(n_ranges, dtype=np.uint16), np.diff(bounds))
     split = Pieces(folder / "ranges", 0 if rows.spilled else math.inf)
     cuts: list[np.ndarray] = []
-    for piece in _joined(rows.drain(), range_rows if rows.spilled else 1):
+    # Splitting takes an eighth of the memory of ordering; in a file, larger pieces make fewer reads.
+    for piece in _joined(rows.drain(), 8 * range_rows if rows.spilled else 1):
         piece["user"] = user_rank_K[piece["user"]]
         range_N = range_of_U[piece["user"]]
         if n_ranges > 1:

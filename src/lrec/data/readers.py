@@ -202,7 +202,7 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
                 odd = np.zeros(len(raw), dtype=bool)
                 odd[unusual] = True
                 raw = raw.zip_with(pl.Series(odd), pl.Series([None], dtype=pl.String))
-        if raw.dtype.is_integer() and raw.dtype != pl.UInt64:
+        if raw.dtype in (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16, pl.UInt32):
             raw = raw.cast(pl.Int64)
         elif raw.dtype.is_float():
             raw = raw.cast(pl.Float64)

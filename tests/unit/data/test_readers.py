@@ -50,6 +50,12 @@ def contents(store: Store) -> tuple:
     )
 
 
+def as_parquet(frame: pl.DataFrame) -> bytes:
+    file = io.BytesIO()
+    frame.write_parquet(file)
+    return file.getvalue()
+
+
 def example_rows(ids: list[str]) -> list[tuple[str, str, int]]:
     random = np.random.default_rng(0)
     return [(ids[u], ids[i], int(t)) for u, i, t in zip(*random.integers(0, len(ids), (3, 200)), strict=True)]
@@ -58,13 +64,11 @@ def example_rows(ids: list[str]) -> list[tuple[str, str, int]]:
 def test_the_same_rows_through_every_format_give_the_same_store(write) -> None:
     rows = example_rows(IDS)
     frame = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
-    parquet = io.BytesIO()
-    frame.write_parquet(parquet)
     csv = frame.write_csv().encode()
     files = {
         "log.csv": csv,
         "log.tsv": frame.write_csv(separator="\t"),
-        "log.parquet": parquet.getvalue(),
+        "log.parquet": as_parquet(frame),
         "log.jsonl": frame.write_ndjson(),
         "bom.csv": b"\xef\xbb\xbf" + csv,
         "crlf.csv": csv.replace(b"\n", b"\r\n"),
@@ -108,12 +112,19 @@ def test_only_the_mark_at_the_file_s_start_is_taken_off(write, monkeypatch, bloc
 
 def test_integers_keep_their_decimal_text(write) -> None:
     frame = pl.DataFrame({"user": [7, 7], "item": [2**62, -1], "timestamp": [1, 2]})
-    parquet = io.BytesIO()
-    frame.write_parquet(parquet)
-    for path in (write("i.parquet", parquet.getvalue()), write("i.jsonl", frame.write_ndjson())):
+    for path in (write("i.parquet", as_parquet(frame)), write("i.jsonl", frame.write_ndjson())):
         store = prepare(path)
         assert store.raw_user_ids.to_list() == ["7"]
         assert store.item_table["raw_id"].to_list() == ["-1", str(2**62)]
+
+
+@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt16, pl.UInt64, pl.Int128])
+def test_ids_of_every_width(write, dtype: pl.DataType) -> None:
+    ids = pl.Series([0, 1, 100, 1], dtype=dtype)
+    frame = pl.DataFrame({"user": ids, "item": ids, "timestamp": [1, 2, 3, 2], "more": ids})
+    store = prepare(write("ids.parquet", as_parquet(frame)))
+    assert store.raw_user_ids.to_list() == store.item_table["raw_id"].to_list() == ["0", "1", "100"]
+    assert store.statistics["duplicates_dropped"] == 1
 
 
 def test_other_column_names_domain_and_rating(write) -> None:
