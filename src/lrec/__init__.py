@@ -12,6 +12,7 @@ _HOME = {
     "EvaluationReport": "lrec.callbacks",
     "load": "lrec.export",
     "FSDP2": "lrec.strategies",
+    "BestAndLast": "lrec.interruption",
     "LastCheckpoint": "lrec.interruption",
     "AmazonDataModule": "lrec.data.amazon",
     "InteractionsDataModule": "lrec.data.interactions",

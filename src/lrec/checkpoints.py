@@ -100,8 +100,8 @@ def write_sharded(
         except (OSError, RuntimeError, SafetensorError) as error:
             failure = error
         if not agree(failure is None):
-            if sharding.first_copy:
-                mine.unlink(missing_ok=True)
+            if sharding.first_copy and mine.exists():
+                mine.unlink()
             raise _not_written(path, failure)
     if leads:
         _remove(aside)

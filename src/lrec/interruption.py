@@ -17,6 +17,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
+class BestAndLast(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, but last.ckpt follows every evaluation, not only one that was the best so far."""
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        self._last_global_step_saved = trainer.global_step  # what Lightning asks before it saves the last one
+
+
 class LastCheckpoint(Callback):
     """Keep RUN/checkpoints/last.ckpt young, and leave in good order.
 

@@ -24,7 +24,7 @@ from lrec.cli import OneLineParser
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import replacing
-from lrec.interruption import LastCheckpoint
+from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
 from lrec.strategies import FSDP2, CheckpointFiles
@@ -58,7 +58,7 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks of every run, each a group of options."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.add_lightning_class_args(StopAfterSwitch, "early_stopping")
         parser.add_lightning_class_args(ScalingPoints, "points")
         parser.add_lightning_class_args(LastCheckpoint, "last")

@@ -1,5 +1,6 @@
 """A run's checkpoints at the command line: gone on from, exported, refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,9 +49,13 @@ def test_a_run_that_stopped_early_does_not_train_on(run: Path, tmp_path: Path, l
     options += ["--trainer.max_epochs=20", "--model.optimizer.lr=1e-9", "--early_stopping.min_delta=1"]
     options += ["--early_stopping.patience=2"]
     lrec("fit", *options)
-    stopped = (tmp_path / "run" / "points.jsonl").read_text()
+    stopped = [json.loads(line) for line in (tmp_path / "run" / "points.jsonl").read_text().splitlines()]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == stopped[-1]["step"], "no evaluation is lost"
+    written = last.stat().st_mtime_ns
     lrec("fit", *options, "--ckpt_path=last")
-    assert len((tmp_path / "run" / "points.jsonl").read_text().splitlines()) == len(stopped.splitlines()) == 3
+    assert len((tmp_path / "run" / "points.jsonl").read_text().splitlines()) == len(stopped) == 3
+    assert last.stat().st_mtime_ns == written
 
 
 def test_an_exported_run_recommends_what_predict_does(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
