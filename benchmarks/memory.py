@@ -99,7 +99,7 @@ def train(config: TransformerConfig, case: Case, positions: int) -> None:
 
 
 def measure(case: Case, n_items: int, positions: int) -> int:
-    """Bytes a rank needs beyond the process itself; to be called in a fresh process, started by torchrun if sharded."""
+    """Bytes that one process needs beyond itself, the most of any shard; to be called in fresh processes."""
     if case.shards > 1:
         torch.distributed.init_process_group("gloo")
     config = shape_of(case, n_items)
@@ -107,21 +107,21 @@ def measure(case: Case, n_items: int, positions: int) -> int:
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
     train(config, case, positions)
-    needed = resident("VmHWM") - before
+    needed = torch.tensor(resident("VmHWM") - before)
     if case.shards > 1:
-        torch.distributed.destroy_process_group()
-    return needed
+        torch.distributed.all_reduce(needed, torch.distributed.ReduceOp.MAX)
+    return int(needed)
 
 
 def in_new_process(case: Case, options: argparse.Namespace, allocator: dict[str, str]) -> int:
-    """`measure` in fresh processes with these variables in their environment; the most that one needs."""
+    """`measure` in fresh processes with these variables in their environment."""
     command = [__file__, "--case", json.dumps(case), "--n_items", str(options.n_items)]
     command += ["--positions", str(options.positions)]
     if case.shards > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case.shards}", *command]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | allocator
     result = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True, env=environment)
-    return max(map(int, result.stdout.split()))
+    return int(result.stdout)
 
 
 def page(rows: dict[Case, list[int]], options: argparse.Namespace) -> str:
@@ -160,7 +160,9 @@ def main() -> None:
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(measure(Case(*options.case), options.n_items, options.positions))
+        needed = measure(Case(*options.case), options.n_items, options.positions)
+        if os.environ.get("RANK", "0") == "0":
+            print(needed)
         return
     started = time.monotonic()
     lines = options.results.read_text().splitlines() if options.results.exists() else []

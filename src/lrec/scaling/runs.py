@@ -15,7 +15,7 @@ import yaml
 
 from lrec.errors import UserError
 from lrec.files import locked, write_text
-from lrec.net import Architecture, TransformerConfig, find_size
+from lrec.net import Architecture, Dropout, OverDepth, TransformerConfig, find_size
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,13 @@ class Run:
     options: dict[str, Any]
 
     def net_config(self, n_items: int) -> TransformerConfig:
-        """The shape of the net it trains on a catalogue of `n_items`, without dropout and muP, which nothing counts."""
-        max_len = self.options["data"]["init_args"]["max_len"]
-        architecture = Architecture(**self.options["model"]["architecture"])
-        return TransformerConfig(n_items, max_len, *find_size(self.size), architecture=architecture)
+        """The shape of the net it trains on a catalogue of `n_items`, without muP, which costs nothing."""
+        model, max_len = self.options["model"], self.options["data"]["init_args"]["max_len"]
+        rates = model["dropout"]
+        dropout = Dropout(rates["embedding"], OverDepth(**rates["attention"]), OverDepth(**rates["residual"]))
+        return TransformerConfig(
+            n_items, max_len, *find_size(self.size), dropout, Architecture(**model["architecture"])
+        )
 
 
 class RunFailedError(RuntimeError):

@@ -152,8 +152,8 @@ def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
 def print_plan(runs: list[Run]) -> None:
     """The runs with their expected hours, memory and disk. Prepares the data: the catalogue's size decides the cost.
 
-    Hours assume a third of this machine's rate of float32 matrix products and ten seconds to start a run; memory counts
-    float32 parameters, gradients and two Adam moments plus a gibibyte for the process; disk counts two checkpoints.
+    Hours assume a third of this machine's rate of float32 matrix products and ten seconds to start a run; memory is
+    that of a float32 step on one process (`cost.memory`) plus a gibibyte for the process; disk counts two checkpoints.
     """
     from lrec.lightning_cli import datamodule_of
 
@@ -171,7 +171,8 @@ def print_plan(runs: list[Run]) -> None:
         config = run.net_config(n_items)
         targets = unique * (run.options["trainer"]["max_epochs"] or 1000)
         hours = (10 + 3 * targets * sum(cost.flops_per_interaction(config)) / rate) / 3600
-        memory, disk = 1 + 16 * cost.n_total(config) / 2**30, 24 * cost.n_total(config) / 2**30
+        step = cost.memory(config, positions=run.options["data"]["init_args"]["targets_per_step"])
+        memory, disk = 1 + step.total / 2**30, 24 * cost.n_total(config) / 2**30
         total += hours
         sizes = f"{cost.n_body(config):>12,}{cost.n_total(config):>12,}"
         print(f"{run.name:<32}{sizes}{hours:>9.3f}{memory:>7.1f}{disk:>10.2f}")
