@@ -110,6 +110,7 @@ def measure(case: Case, n_items: int, positions: int) -> int:
     needed = torch.tensor(resident("VmHWM") - before)
     if case.shards > 1:
         torch.distributed.all_reduce(needed, torch.distributed.ReduceOp.MAX)
+        torch.distributed.destroy_process_group()
     return int(needed)
 
 
