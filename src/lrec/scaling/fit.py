@@ -266,7 +266,7 @@ def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> 
     held = np.isfinite(held_T)
     for name, value in fixed.items():
         if value <= 0 and law.parameters.index(name) < k:  # a coefficient at zero
-            held_T[law.parameters.index(name)], held[law.parameters.index(name)] = low_T[0], True
+            held_T[law.parameters.index(name)], held[law.parameters.index(name)] = low_T[0] - 600, True
     if held.sum() < len(fixed):
         raise UserError(f"fit: {', '.join(fixed)} cannot be fixed without the exponents they go with")
     low_T[held] = high_T[held] = held_T[held]
