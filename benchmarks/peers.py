@@ -27,11 +27,11 @@ PEERS = {
     "rectools": ["rectools[torch]==0.19.0"],
     "recbole": ["recbole==1.2.1", "numpy<2", "pandas<2.2", "scipy<1.13"],
 }
-# Raw file, longest history, epochs.
+# Raw file (that of MovieLens-100K comes with RecBole), longest history, epochs.
 DATASETS = {
     "beauty": ("s3rec_Beauty.txt.gz", 50, 2),
     "ml-latest-small": ("ml-latest-small_ratings.csv.gz", 200, 1),
-    "ml-100k": ("u.data", 200, 2),
+    "ml-100k": ("ml-100k.inter", 200, 2),
 }
 
 
@@ -47,12 +47,10 @@ def main() -> None:
     pythons = {"lrec": Path(sys.executable)} | {peer: environment(options.environments, peer) for peer in PEERS}
     tables = []
     for name in options.datasets:
-        raw, max_len, epochs = DATASETS[name]
-        if not (options.data / raw).is_file():
-            tables.append(f"## {name}\n\nNot measured: {raw} is not at hand.\n")
-            continue
+        file, max_len, epochs = DATASETS[name]
+        raw = next((options.environments / "recbole").rglob(file), options.data / file)
         folder = options.environments / "data" / name
-        counts = write_log(options.data / raw, folder, options.users)
+        counts = write_log(raw, folder, options.users)
         results = {}
         for engine, python in pythons.items():
             runs = [
@@ -87,8 +85,8 @@ def write_log(raw: Path, folder: Path, users: int | None) -> dict[str, int]:
                 "item": [item for h in histories for item in h[1:]],
             }
         ).with_columns(pl.int_range(pl.len()).alias("time"))
-    elif raw.name == "u.data":
-        log = pl.read_csv(raw, separator="\t", has_header=False, new_columns=["user", "item", "rating", "time"])
+    elif raw.name.endswith(".inter"):
+        log = pl.read_csv(raw, separator="\t", new_columns=["user", "item", "rating", "time"])
     else:
         log = pl.read_csv(raw).rename({"userId": "user", "movieId": "item", "timestamp": "time"})
     log = log.select("user", "item", "time").unique(maintain_order=True)

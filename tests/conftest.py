@@ -1,8 +1,10 @@
 """What several tests need: the command line in this process, a small log, and real data where it is at hand."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,12 +18,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def lrec(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def lrec(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run `lrec` with arguments; returns what it printed. A UserError ends in SystemExit(2)."""
 
     def run(*arguments: object) -> str:
-        monkeypatch.delenv("LREC_RUN", raising=False)
-        main([str(argument) for argument in arguments])
+        # A run leaves its rank, port and seed in the environment: the next command must not take them for its own.
+        with patch.dict(os.environ):
+            main([str(argument) for argument in arguments])
         return capsys.readouterr().out
 
     return run

@@ -86,11 +86,13 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, and with it those of the logger and the checkpoints."""
         config = self.config[self.subcommand]
-        if config.trainer.default_root_dir is None and _started_by_a_cluster():
-            raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
-        # The processes that Lightning starts for further devices inherit the name of the first one's folder.
-        os.environ.setdefault("LREC_RUN", f"runs/{time.strftime('%Y%m%d-%H%M%S')}")
-        config.trainer.default_root_dir = config.trainer.default_root_dir or os.environ["LREC_RUN"]
+        if config.trainer.default_root_dir is None:
+            if _started_by_a_cluster():
+                raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
+            # The processes that Lightning starts for further devices inherit the name of the first one's folder.
+            config.trainer.default_root_dir = os.environ.setdefault(
+                "LREC_RUN", f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+            )
         config.checkpoint.dirpath = config.checkpoint.dirpath or f"{config.trainer.default_root_dir}/checkpoints"
         # config.yaml says how a run is trained, not where an attempt at it began.
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None

@@ -35,7 +35,7 @@ class Fit(Protocol):
 
 def environment() -> dict[str, str]:
     """That of a child: one thread for each process."""
-    return {name: value for name, value in os.environ.items() if name != "LREC_RUN"} | {"OMP_NUM_THREADS": "1"}
+    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def fit_command(folder: Path, run: Path, processes: int, *options: str) -> list[str]:
