@@ -31,10 +31,12 @@ def study(
     out: Path | None = None,
     seeds: tuple[int, ...] = (1,),
     holdout_seeds: tuple[int, ...] = (1,),
+    size_seeds: dict[str, tuple[int, ...]] | None = None,
     fractions: tuple[float, ...] = (1.0,),
     reduce: Literal["users", "interactions", "recent"] = "users",
     holdout: int = 2,
     options: dict[str, Any] | None = None,
+    rules: dict[str, Any] | None = None,
     size_options: dict[str, dict[str, Any]] | None = None,
     variants: dict[str, dict[str, Any]] | None = None,
     law: str | None = "lsrm",
@@ -51,10 +53,12 @@ def study(
         out: Folder of the study; studies/NAME by default.
         seeds: Seeds of the fitted sizes, a run each.
         holdout_seeds: Seeds of the held-out sizes, a run each.
+        size_seeds: Seeds of single sizes, in place of these.
         fractions: Shares of the training data; each has a ladder and a fit of its own.
         reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
         options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
+        rules: Options that follow the size, each as [factor, exponent]: factor * N_body ** exponent, to four digits.
         size_options: Further options by size.
         variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
         law: Law to fit to each fraction and variant; lsrm is L(x) = E + (x0/x)^a; none: no fit, with holdout 0.
@@ -67,17 +71,19 @@ def study(
         sizes,
         seeds,
         holdout_seeds,
+        size_seeds or {},
         fractions,
         reduce,
         holdout,
         options or {},
+        rules or {},
         size_options or {},
         variants or {"": {}},
     )
     _check(grid, law, jobs)
     runs = grid.runs()
     if dry_run:
-        print_plan(runs)
+        print_plan(runs, jobs)
         return
     out = out or Path("studies") / name
     book = _Book(out, name, runs, {"law": str(law), "x": x})
@@ -89,6 +95,11 @@ def study(
     print(write_report(out, name, runs, ladders))
 
 
+def ladder_n_body(size: str) -> int:
+    """N_body of an entry of the ladder, 12 L d²."""
+    return 12 * SIZES[size].layers * SIZES[size].width ** 2
+
+
 @dataclass(frozen=True)
 class Grid:
     """Sizes x seeds x fractions x variants, and what the configurations are composed of; the arguments of `study`."""
@@ -97,17 +108,19 @@ class Grid:
     sizes: list[str]
     seeds: tuple[int, ...]
     holdout_seeds: tuple[int, ...]
+    size_seeds: dict[str, tuple[int, ...]]
     fractions: tuple[float, ...]
     reduce: str
     holdout: int
     options: dict[str, Any]
+    rules: dict[str, Any]
     size_options: dict[str, dict[str, Any]]
     variants: dict[str, dict[str, Any]]
 
     @property
     def ladder(self) -> list[str]:
         """The sizes in order of N_body."""
-        return sorted(self.sizes, key=lambda size: SIZES[size].layers * SIZES[size].width ** 2)
+        return sorted(self.sizes, key=ladder_n_body)
 
     def runs(self) -> list[Run]:
         """Every run with its whole configuration; UserError where `lrec fit` would refuse it."""
@@ -115,14 +128,15 @@ class Grid:
         return [
             self._run(size, seed, fraction, variant, size in held_out)
             for fraction, variant, size in product(self.fractions, self.variants, self.ladder)
-            for seed in (self.holdout_seeds if size in held_out else self.seeds)
+            for seed in self.size_seeds.get(size, self.holdout_seeds if size in held_out else self.seeds)
         ]
 
     def _run(self, size: str, seed: int, fraction: float, variant: str, held_out: bool) -> Run:
         from lrec.lightning_cli import compose
 
         options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
-        for more in (self.options, self.size_options.get(size, {}), self.variants[variant]):
+        by_rule = {option: _power(option, rule, size) for option, rule in _dotted(self.rules).items()}
+        for more in (self.options, by_rule, self.size_options.get(size, {}), self.variants[variant]):
             options |= _dotted(more)
         if fraction != 1:
             options[f"data.reduction.{self.reduce}"] = fraction
@@ -143,12 +157,19 @@ def _dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _power(option: str, rule: Any, size: str) -> float:
+    match rule:
+        case [int() | float() as factor, int() | float() as exponent]:
+            return float(f"{factor * ladder_n_body(size) ** exponent:.4g}")
+    raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent]")
+
+
 def _as_argument(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _check(grid: Grid, law: str | None, jobs: int) -> None:
-    for size in [*grid.sizes, *grid.size_options]:
+    for size in [*grid.sizes, *grid.size_seeds, *grid.size_options]:
         find_size(size)
     for option in ("sizes", "seeds", "fractions"):
         values = getattr(grid, option)

@@ -149,11 +149,12 @@ def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
     return findings
 
 
-def print_plan(runs: list[Run]) -> None:
+def print_plan(runs: list[Run], jobs: int) -> None:
     """The runs with their expected hours, memory and disk. Prepares the data: the catalogue's size decides the cost.
 
-    Hours assume a third of this machine's rate of float32 matrix products and ten seconds to start a run; memory is
-    that of a float32 step on one process (`cost.memory`) plus a gibibyte for the process; disk counts two checkpoints.
+    Hours are those of one core and of all epochs, at a third of its rate of float32 matrix products, and ten seconds to
+    start a run; memory is that of a float32 step on one process (`cost.memory`) plus a gibibyte for the process; disk
+    counts two checkpoints.
     """
     from lrec.lightning_cli import datamodule_of
 
@@ -176,18 +177,22 @@ def print_plan(runs: list[Run]) -> None:
         total += hours
         sizes = f"{cost.n_body(config):>12,}{cost.n_total(config):>12,}"
         print(f"{run.name:<32}{sizes}{hours:>9.3f}{memory:>7.1f}{disk:>10.2f}")
-    print(f"{len(runs)} runs, {total:.2f} hours one after the other")
+    print(f"{len(runs)} runs, at most {total:.2f} hours of one core, {total / jobs:.2f} with {jobs} side by side")
 
 
 def _matmul_rate() -> float:
-    """Float32 FLOPs per second of this machine's matrix products, measured."""
+    """Float32 FLOPs per second of one core's matrix products, measured in processor time: other load counts little."""
     import time
 
     import torch
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     a = torch.ones(1024, 1024)
     a @ a
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(5):
         a @ a
-    return 5 * 2 * 1024**3 / (time.perf_counter() - started)
+    seconds = time.process_time() - started
+    torch.set_num_threads(threads)
+    return 5 * 2 * 1024**3 / seconds
