@@ -35,6 +35,7 @@ OWN_COMMANDS = {
     "data prepare": OwnCommand("raw interactions to a store", "lrec.data.prepare_command", "prepare"),
     "data describe": OwnCommand("a store's statistics", "lrec.data.describe", "describe", positional=True),
     "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.export", "export"),
+    "recommend": OwnCommand("the best next items for any histories", "lrec.recommend_command", "recommend"),
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
     "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.scaling.study", "study"),

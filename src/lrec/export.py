@@ -5,7 +5,6 @@ item_ends: where each ends) and, as JSON in its header, what it is: the network'
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,10 @@ from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.files import replacing, write_json
 from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.recommend import Model
 
 FORMAT = 1
 IDS, ENDS = "item_ids", "item_ends"
-
-
-@dataclass(frozen=True)
-class Model:
-    """A trained network with the names of its items.
-
-    Attributes:
-        net: The network, set to evaluate; `net(items_BL, head)` takes indices into item_ids.
-        item_ids: Raw id of each item of the catalogue.
-        about: Step, D, flops, data_hash and the fields of the network's shape.
-    """
-
-    net: Transformer
-    item_ids: pl.Series
-    about: dict[str, Any]
 
 
 def export(ckpt_path: Path, out: Path, items: Path | None = None) -> None:
@@ -63,22 +48,29 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None) -> None:
 
 
 def load(path: str | Path) -> Model:
-    """The network and its item ids, from an exported file, its folder, or a checkpoint of a run.
+    """The network and its item ids, from an exported file, its folder, a run's folder (its best checkpoint), or a
+    checkpoint of a run.
 
     Raises:
         UserError: it is none of these, or damaged.
     """
     path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if file.suffix != ".safetensors" or not file.is_file():
+    if path.is_dir() and not (path / checkpoints.STATE).exists():
+        exported, best = path / "model.safetensors", path / "checkpoints" / "best.ckpt"
+        if not exported.exists() and not best.exists():
+            raise UserError(
+                f"{path} holds neither model.safetensors (lrec export) nor checkpoints/best.ckpt (lrec fit)"
+            )
+        path = exported if exported.exists() else best
+    if path.suffix != ".safetensors" or not path.is_file():
         about, parameters = checkpoints.weights(path)
         return Model(_network(about, parameters), _item_ids(path, None, about["n_items"]), about)
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(path, framework="pt") as opened:
             about = json.loads(opened.metadata()["lrec"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a file that lrec export wrote, or a damaged one") from error
+        raise UserError(f"{path}: not a file that lrec export wrote, or a damaged one") from error
     text, ends = tensors.pop(IDS).numpy().tobytes(), tensors.pop(ENDS).tolist()
     item_ids = pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
     return Model(_network(about, tensors), item_ids, about)

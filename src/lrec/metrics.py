@@ -1,12 +1,12 @@
 """Heads for evaluation, and the metrics they feed.
 
-`score` gives cross-entropy, exact ranks and top-k lists in one pass over chunks of the catalogue; `RankMetrics` sums
-them up. Shape suffixes: B rows, D width, V catalogue, C items of a chunk, G groups of those, K list length, S seen
-pairs.
+`score` gives cross-entropy, exact ranks and top-k lists in one pass over chunks of the catalogue, `top_items` the lists
+alone; `RankMetrics` sums them up. Shape suffixes: B rows, D width, V catalogue, C items of a chunk, G groups of those,
+K list length, S seen pairs.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 
 import torch
@@ -54,17 +54,72 @@ def score(
     # Ranks need scores that tell items apart: never in the half precision of an autocast region.
     with torch.autocast(hidden_BD.device.type, enabled=False):
         hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
-        n_rows = max(len(hidden_BD), 1)
-        block = min(CPU_BLOCK_ROWS, n_rows) if hidden_BD.device.type == "cpu" else n_rows
-        # Held over all blocks and chunks: fresh memory costs more than what is computed in it.
-        scratch = hidden_BD.new_empty(2, block * min(CHUNK_ITEMS, len(table_VD)))
-        blocks = []
-        for start in range(0, n_rows, block):
-            rows = slice(start, start + block)
-            inside_S = (seen_rows_S >= start) & (seen_rows_S < start + block)
-            rows_S, items_S = seen_rows_S[inside_S] - start, seen_items_S[inside_S]
-            blocks.append(_score_block(hidden_BD[rows], table_VD, targets_B[rows], rows_S, items_S, k, scratch))
+        scratch = _scratch(hidden_BD, table_VD, 2)
+        blocks = [
+            _score_block(hidden_BD[rows], table_VD, targets_B[rows], rows_S, items_S, k, scratch)
+            for rows, rows_S, items_S in _row_blocks(hidden_BD, seen_rows_S, seen_items_S)
+        ]
         return Scores(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+class TopItems(NamedTuple):
+    """The best items of each row, best first, ties by item index; item -1 and score -inf in unused slots."""
+
+    items_BK: Tensor
+    scores_BK: Tensor
+
+
+@torch.no_grad()
+def top_items(hidden_BD: Tensor, table_VD: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> TopItems:
+    """The lists of `score` alone: exact, over every item that is not among the row's seen pairs.
+
+    Args:
+        hidden_BD: Hidden state of each row's last position.
+        table_VD: Item table.
+        seen_rows_S: Row of each seen pair.
+        seen_items_S: Item of each seen pair.
+        k: Length of the lists; capped at the catalogue's size.
+    """
+    with torch.autocast(hidden_BD.device.type, enabled=False):
+        hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
+        scratch = _scratch(hidden_BD, table_VD, 1)
+        blocks = []
+        for rows, rows_S, items_S in _row_blocks(hidden_BD, seen_rows_S, seen_items_S):
+            best = _TopK(len(hidden_BD[rows]), min(k, len(table_VD)), hidden_BD.device)
+            for start in range(0, len(table_VD), CHUNK_ITEMS):
+                (scores_BC,) = _scored(hidden_BD[rows], table_VD[start : start + CHUNK_ITEMS], scratch)
+                scores_BC[_inside(rows_S, items_S, start, scores_BC.shape[1])] = -math.inf
+                best.add(scores_BC, start)
+            blocks.append(best.best_first())
+        return TopItems(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+def _scratch(hidden_BD: Tensor, table_VD: Tensor, n: int) -> Tensor:
+    """Room for the scores of `n` blocks of rows and a chunk of items.
+
+    Held over all blocks and chunks: fresh memory costs more than what is computed in it.
+    """
+    return hidden_BD.new_empty(n, _block_rows(hidden_BD) * min(CHUNK_ITEMS, len(table_VD)))
+
+
+def _block_rows(hidden_BD: Tensor) -> int:
+    n_rows = max(len(hidden_BD), 1)
+    return min(CPU_BLOCK_ROWS, n_rows) if hidden_BD.device.type == "cpu" else n_rows
+
+
+def _row_blocks(hidden_BD: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows that are scored at once, with their seen pairs, whose rows count from the block's first."""
+    block = _block_rows(hidden_BD)
+    for start in range(0, max(len(hidden_BD), 1), block):
+        inside_S = (seen_rows_S >= start) & (seen_rows_S < start + block)
+        yield slice(start, start + block), seen_rows_S[inside_S] - start, seen_items_S[inside_S]
+
+
+def _scored(hidden_BD: Tensor, table_CD: Tensor, scratch: Tensor) -> list[Tensor]:
+    """The scratch's parts in the shape of the scores of a chunk; the first holds them."""
+    parts = [part[: len(hidden_BD) * len(table_CD)].view(len(hidden_BD), -1) for part in scratch]
+    torch.mm(hidden_BD, table_CD.T, out=parts[0])
+    return parts
 
 
 def _score_block(
@@ -88,8 +143,7 @@ def _score_block(
     lists, lists_unseen = _TopK(n_rows, k, hidden_BD.device), _TopK(n_rows, k, hidden_BD.device)
     for start in range(0, n_items, CHUNK_ITEMS):
         table_CD = table_VD[start : start + CHUNK_ITEMS]
-        scores_BC, work_BC = (part[: n_rows * len(table_CD)].view(n_rows, -1) for part in scratch)
-        torch.mm(hidden_BD, table_CD.T, out=scores_BC)
+        scores_BC, work_BC = _scored(hidden_BD, table_CD, scratch)
         lists.add(scores_BC, start)
         max_B1 = scores_BC.amax(1, keepdim=True)
         chunk_sum_B = torch.sub(scores_BC, max_B1, out=work_BC).exp_().sum(1)
@@ -147,10 +201,10 @@ class _TopK:
             self.scores_BK = self.scores_BK.gather(1, columns_BK)
             self.items_BK = self.items_BK.gather(1, columns_BK)
 
-    def best_first(self) -> tuple[Tensor, Tensor]:
-        """Items and scores, best first, ties by item index; item -1 where there is none that may be listed."""
+    def best_first(self) -> TopItems:
+        """The list of each row."""
         scores_BK, order_BK = self.scores_BK.sort(dim=1, descending=True, stable=True)
-        return self.items_BK.gather(1, order_BK).masked_fill(scores_BK == -math.inf, -1), scores_BK
+        return TopItems(self.items_BK.gather(1, order_BK).masked_fill(scores_BK == -math.inf, -1), scores_BK)
 
 
 def _top_columns(scores_BC: Tensor, k: int) -> Tensor:

@@ -204,30 +204,61 @@ def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray) -
     users, ends = task.users[chosen], task.ends[chosen]
     starts = split.store.offsets_U1[users]
     items_N = split.catalogue_index_I[split.store.items_N[ranges(starts, ends)]]
-    rows_N = np.repeat(np.arange(len(users)), ends)
-    known_N = items_N >= 0
-    items_N, rows_N = items_N[known_N], rows_N[known_N]
-    lengths_B = np.bincount(rows_N, minlength=len(users))
-    kept_B = np.minimum(lengths_B, max_len)
-    width = max(int(kept_B.max()), 1)
-    items_BL = np.zeros((len(users), width), dtype=np.int64)
-    first_row_B = np.arange(len(users)) * width
-    items_BL.ravel()[ranges(first_row_B, kept_B)] = items_N[ranges(np.cumsum(lengths_B) - kept_B, kept_B)]
+    histories = history_batch(items_N, ends, max_len, len(split.catalogue_V))
     if task.with_target:
         targets_B = split.catalogue_index_I[split.store.items_N[starts + ends]]
     else:
         targets_B = np.full(len(users), -1, dtype=np.int64)
-    n_items = len(split.catalogue_V)
-    seen_S = np.unique(rows_N * n_items + items_N)
     return EvalBatch(
+        items_BL=histories.items_BL,
+        positions_B=histories.positions_B,
+        targets_B=torch.from_numpy(targets_B),
+        weights_B=(histories.lengths_B > 0).float(),
+        users_B=torch.from_numpy(users.astype(np.int64)),
+        seen_rows_S=histories.seen_rows_S,
+        seen_items_S=histories.seen_items_S,
+    )
+
+
+class HistoryBatch(NamedTuple):
+    """A row per history: its last max_len known items."""
+
+    items_BL: Tensor  # int64
+    positions_B: Tensor  # int64, flat index of each row's last real position
+    lengths_B: Tensor  # int64, items of each row; 0 for a history without any known item
+    seen_rows_S: Tensor  # int64, row b ...
+    seen_items_S: Tensor  # int64, ... has seen this item: the distinct known items of the whole history
+
+
+def history_batch(items_N: np.ndarray, lengths_B: np.ndarray, max_len: int, n_items: int) -> HistoryBatch:
+    """The batch of these histories, laid end to end; items are catalogue indices, and -1 outside is left out."""
+    rows_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
+    known_N = items_N >= 0
+    items_N, rows_N = items_N[known_N], rows_N[known_N]
+    lengths_B = np.bincount(rows_N, minlength=len(lengths_B))
+    kept_B = np.minimum(lengths_B, max_len)
+    width = max(int(kept_B.max()), 1)
+    items_BL = np.zeros((len(lengths_B), width), dtype=np.int64)
+    first_row_B = np.arange(len(lengths_B)) * width
+    items_BL.ravel()[ranges(first_row_B, kept_B)] = items_N[ranges(np.cumsum(lengths_B) - kept_B, kept_B)]
+    seen_S = np.unique(rows_N * n_items + items_N)
+    return HistoryBatch(
         items_BL=torch.from_numpy(items_BL),
         positions_B=torch.from_numpy(first_row_B + np.maximum(kept_B - 1, 0)),
-        targets_B=torch.from_numpy(targets_B),
-        weights_B=torch.from_numpy((kept_B > 0).astype(np.float32)),
-        users_B=torch.from_numpy(users.astype(np.int64)),
+        lengths_B=torch.from_numpy(kept_B),
         seen_rows_S=torch.from_numpy(seen_S // n_items),
         seen_items_S=torch.from_numpy(seen_S % n_items),
     )
+
+
+def evaluation_bounds(lengths: np.ndarray) -> list[int]:
+    """Where rows of ascending lengths are cut into batches, by rows and padded positions; the first bound is 0."""
+    bounds = [0]
+    while (start := bounds[-1]) < len(lengths):
+        block = lengths[start : start + MAX_EVAL_ROWS]
+        fits = int((block * np.arange(1, len(block) + 1) <= MAX_EVAL_POSITIONS).sum())
+        bounds.append(start + max(fits, 1))
+    return bounds
 
 
 class Ranks(NamedTuple):
@@ -327,11 +358,7 @@ class _EvalDataset(Dataset[EvalBatch]):
         lengths = np.minimum(task.ends, max_len)
         self._order = np.argsort(lengths, kind="stable")
         lengths = lengths[self._order]
-        self._bounds = [0]
-        while (start := self._bounds[-1]) < len(lengths):
-            block = lengths[start : start + MAX_EVAL_ROWS]
-            fits = int((block * np.arange(1, len(block) + 1) <= MAX_EVAL_POSITIONS).sum())
-            self._bounds.append(start + max(fits, 1))
+        self._bounds = evaluation_bounds(lengths)
 
     def __len__(self) -> int:
         return -(-(len(self._bounds) - 1) // self.ranks.world)

@@ -6,13 +6,14 @@ D width, K list length, E distinct items of all histories.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.data.batches import MAX_EVAL_POSITIONS, MAX_EVAL_ROWS
+from lrec.data.batches import evaluation_bounds
 from lrec.data.splits import Split, ranges
 from lrec.metrics import KS, score
 from lrec.net import Transformer
@@ -120,13 +121,8 @@ class Padded(NamedTuple):
 def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
     """The histories in batches of similar length; every case stands in one."""
     order_C = np.argsort(cases.lengths_C, kind="stable")
-    start = 0
-    while start < len(order_C):
-        lengths = cases.lengths_C[order_C[start : start + MAX_EVAL_ROWS]]
-        fits = int((lengths * np.arange(1, len(lengths) + 1) <= MAX_EVAL_POSITIONS).sum())
-        chosen_B = order_C[start : start + max(fits, 1)]
-        start += len(chosen_B)
-        yield _padded(cases, chosen_B, device)
+    for start, end in pairwise(evaluation_bounds(cases.lengths_C[order_C])):
+        yield _padded(cases, order_C[start:end], device)
 
 
 def _padded(cases: Cases, chosen_B: np.ndarray, device: torch.device) -> Padded:

@@ -1,0 +1,204 @@
+"""Raw ids in, the best raw ids out: `Model`, a trained network with the names of its items.
+
+Shape suffixes: B histories, L positions, D width, V catalogue, C candidates, K list length, N items laid end to end.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrec.data.batches import evaluation_bounds, history_batch
+from lrec.data.histories import Histories, histories_of
+from lrec.data.splits import ranges
+from lrec.errors import UserError
+from lrec.metrics import TopItems, top_items
+from lrec.net import Transformer
+
+RawIds = Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with the names of its items; `lrec.load` makes one.
+
+    It computes where the network is: `model.net.to("cuda")` moves it.
+
+    Attributes:
+        net: The network, set to evaluate; `net(items_BL, head)` takes indices into item_ids.
+        item_ids: Raw id of each item of the catalogue.
+        about: Step, D, flops, data_hash and the fields of the network's shape.
+    """
+
+    net: Transformer
+    item_ids: pl.Series
+    about: dict[str, Any]
+
+    def recommend(
+        self,
+        histories: Any,
+        k: int = 10,
+        exclude_seen: bool = True,
+        allowed: RawIds | None = None,
+        exclude: RawIds | None = None,
+    ) -> pl.DataFrame:
+        """The k items that most likely come next in each history: exact, over the whole catalogue.
+
+        Users need not have been trained on. Items outside the catalogue are skipped; of what is left the last max_len
+        items count, and all of them as seen. A history without any known item gets an empty list.
+
+        Args:
+            histories: A Polars or pandas table with a row per user (columns user and items, lists) or per interaction
+                in time order (columns user and item), or a list of histories. Ids may be text or integers.
+            k: Most items of a list.
+            exclude_seen: Leave out the items of the history.
+            allowed: Only these items may be recommended; None for all.
+            exclude: These items may not be recommended.
+
+        Returns:
+            A row per user, in the order of `histories`: user, items (raw ids, best first; ties in the catalogue's
+            order), scores (logits), skipped (items of the history that are not in the catalogue).
+
+        Raises:
+            UserError: `histories` is none of these; k is below 1; none of the allowed items is in the catalogue.
+        """
+        if k < 1:
+            raise UserError(f"k must be at least 1, not {k}")
+        candidates_C = self._candidates(allowed, exclude)
+        found = [
+            self._recommend_block(block, k, exclude_seen, candidates_C)
+            for block in (histories if isinstance(histories, Histories) else histories_of(histories)).blocks()
+        ]
+        return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
+
+    def similar_items(self, items: RawIds, k: int = 10) -> pl.DataFrame:
+        """The k items whose embeddings have the largest cosine with each item's, itself left out.
+
+        Args:
+            items: Raw ids.
+            k: Length of the lists.
+
+        Returns:
+            A row per item: item, items (raw ids, most similar first), scores (cosines).
+
+        Raises:
+            UserError: an item is not in the catalogue, or k is below 1.
+        """
+        if k < 1:
+            raise UserError(f"k must be at least 1, not {k}")
+        raw = _as_text(items)
+        index_B = self._index(raw)
+        if (index_B < 0).any():
+            raise UserError(f"item {raw[int((index_B < 0).argmax())]!r} is not in the catalogue")
+        with torch.inference_mode():
+            directions_VD = F.normalize(self.net.items.weight.float(), dim=1)
+            itself_B = torch.from_numpy(index_B).to(directions_VD.device)
+            rows_B = torch.arange(len(raw), device=directions_VD.device)
+            top = top_items(directions_VD[itself_B], directions_VD, rows_B, itself_B, k)
+        return pl.DataFrame({"item": raw, **self._lists(top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy())})
+
+    def _recommend_block(
+        self, histories: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None
+    ) -> pl.DataFrame:
+        items_N, lengths_B = self._index(histories.items), histories.lengths_B
+        unknown_N = items_N < 0
+        skipped_B = np.bincount(np.repeat(np.arange(len(lengths_B)), lengths_B)[unknown_N], minlength=len(lengths_B))
+        items_N, lengths_B = items_N[~unknown_N], lengths_B - skipped_B
+        starts_B = np.cumsum(lengths_B) - lengths_B
+        max_len = self.net.config.max_len
+        n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
+        items_BK = np.full((len(lengths_B), min(k, n_candidates)), -1, dtype=np.int64)
+        scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
+        # Of like length in a batch; first those of no known item, whose lists stay empty.
+        order_B = np.argsort(np.minimum(lengths_B, max_len), kind="stable")[int((lengths_B == 0).sum()) :]
+        for start, end in pairwise(evaluation_bounds(np.minimum(lengths_B[order_B], max_len))):
+            chosen_B = order_B[start:end]
+            items = items_N[ranges(starts_B[chosen_B], lengths_B[chosen_B])]
+            top = self._top(items, lengths_B[chosen_B], k, exclude_seen, candidates_C)
+            items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
+        lists = self._lists(items_BK, scores_BK)
+        return pl.DataFrame({"user": histories.users, **lists, "skipped": pl.Series(skipped_B, dtype=pl.Int64)})
+
+    @torch.inference_mode()
+    def _top(
+        self, items_N: np.ndarray, lengths_B: np.ndarray, k: int, exclude_seen: bool, candidates_C: np.ndarray | None
+    ) -> TopItems:
+        n_items, device = self.net.config.n_items, self.net.items.weight.device
+        batch = history_batch(items_N, lengths_B, self.net.config.max_len, n_items)
+        rows_S, items_S = batch.seen_rows_S, batch.seen_items_S
+        if not exclude_seen:
+            rows_S, items_S = rows_S[:0], items_S[:0]
+        elif candidates_C is not None:
+            place_V = torch.full((n_items,), -1)
+            place_V[candidates_C] = torch.arange(len(candidates_C))
+            items_S = place_V[items_S]
+            rows_S, items_S = rows_S[items_S >= 0], items_S[items_S >= 0]
+
+        def head(hidden_BLD: Tensor, table_VD: Tensor) -> TopItems:
+            hidden_BD = hidden_BLD.flatten(0, 1)[batch.positions_B.to(device)]
+            if candidates_C is None:
+                return top_items(hidden_BD, table_VD, rows_S.to(device), items_S.to(device), k)
+            candidates = torch.from_numpy(candidates_C).to(device)  # ascending: ties keep the catalogue's order
+            top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), k)
+            return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
+
+        result: TopItems = self.net(batch.items_BL.to(device), head)
+        return result
+
+    @cached_property
+    def _names(self) -> pl.Enum:
+        return pl.Enum(self.item_ids)
+
+    def _index(self, raw_ids: pl.Series) -> np.ndarray:
+        """Catalogue index of each raw id, -1 outside."""
+        return (
+            raw_ids.cast(self._names, strict=False).to_physical().cast(pl.Int64).fill_null(-1).to_numpy(writable=True)
+        )
+
+    def _candidates(self, allowed: RawIds | None, exclude: RawIds | None) -> np.ndarray | None:
+        """Catalogue indices that may be listed, ascending; None for all."""
+        if allowed is None and exclude is None:
+            return None
+        may_V = np.full(len(self.item_ids), allowed is None)
+        for ids, may in ((allowed, True), (exclude, False)):
+            index = self._index(_as_text(ids or ()))
+            may_V[index[index >= 0]] = may
+        if not may_V.any():
+            raise UserError("no item of the catalogue may be recommended: see allowed and exclude")
+        return np.flatnonzero(may_V)
+
+    def _lists(self, items_BK: np.ndarray, scores_BK: np.ndarray) -> dict[str, pl.Series]:
+        """Lists of raw ids and scores, without unused slots."""
+        used_BK = pl.Series((items_BK >= 0).ravel())
+        columns = {
+            "items": self.item_ids.gather(np.maximum(items_BK, 0).ravel()),
+            "scores": pl.Series(scores_BK.ravel(), dtype=pl.Float32),
+        }
+        nothing = pl.Series([None])
+        return {
+            name: values.zip_with(used_BK, nothing.cast(values.dtype))
+            .reshape(items_BK.shape)
+            .arr.to_list()
+            .list.drop_nulls()
+            .alias(name)
+            for name, values in columns.items()
+        }
+
+
+_SCHEMA: dict[str, pl.DataType] = {
+    "user": pl.String(),
+    "items": pl.List(pl.String()),
+    "scores": pl.List(pl.Float32()),
+    "skipped": pl.Int64(),
+}
+
+
+def _as_text(ids: RawIds) -> pl.Series:
+    return pl.Series([str(raw_id) for raw_id in ids], dtype=pl.String)

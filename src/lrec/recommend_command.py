@@ -1,0 +1,128 @@
+"""`lrec recommend`: a file of histories in, a file of recommendations out, block by block."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from lrec.data.histories import histories_in
+from lrec.data.progress import Progress
+from lrec.data.readers import Columns, Format
+from lrec.data.titles import read_titles
+from lrec.errors import UserError
+from lrec.export import load
+from lrec.files import replacing
+from lrec.recommend import Model
+
+SHOWN = 10
+
+
+def recommend(
+    ckpt_path: Path,
+    histories: Path,
+    k: int = 10,
+    exclude_seen: bool = True,
+    user_column: str = "user",
+    item_column: str = "item",
+    time_column: str | None = "timestamp",
+    format: Format | None = None,
+    titles: Path | None = None,
+    title_item_column: str | None = None,
+    title_column: str = "title",
+    out: Path | None = None,
+) -> None:
+    """Write the items that most likely come next for each user of a file, trained on or not.
+
+    Args:
+        ckpt_path: A run's folder, one of its checkpoints, or what lrec export wrote.
+        histories: Interactions, a row each; or a row per user, with a column of lists named items (Parquet, JSON lines)
+            or as `user item item ...` (.txt). Items that the model does not know are skipped and counted.
+        k: Most items of a list.
+        exclude_seen: Leave out the items of the history.
+        user_column: Column of the user's id.
+        item_column: Column of the item's id, where a row is an interaction.
+        time_column: Column of the time, where a row is an interaction; null if rows are in time order.
+        format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
+        titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
+        title_item_column: Its column of item ids; the first one by default.
+        title_column: Its column of titles.
+        out: File to write: .parquet or .jsonl, a row per user (user, items, scores, skipped; titles where given), or
+            .csv, a row per recommendation. Without it the first users' are shown.
+    """
+    if k < 1:
+        raise UserError(f"--k must be at least 1, not {k}")
+    if out is not None and out.suffix not in _WRITERS:
+        raise UserError(f"--out {out}: its name must end in {', '.join(_WRITERS)}")
+    model = load(ckpt_path)
+    if torch.cuda.is_available():
+        model.net.to("cuda")
+    names = None if titles is None else read_titles(titles, title_item_column, title_column)
+    columns = Columns(user_column, item_column, time_column)
+    users = skipped = empty = 0
+    shown = None
+    progress = Progress()
+    progress.stage("recommend")
+    with tempfile.TemporaryDirectory(prefix="lrec-recommend-") as folder:
+        for found in _recommended(model, histories, format, columns, k, exclude_seen):
+            rows = found if names is None else _with_titles(found, names)
+            if shown is None:
+                shown = rows.head(SHOWN)
+                if out is None:
+                    break
+            rows.write_parquet(Path(folder) / f"{users:015d}.parquet")
+            users += len(rows)
+            skipped += int(rows["skipped"].sum())
+            empty += int((rows["items"].list.len() == 0).sum())
+            progress.add(len(rows))
+        progress.finish()
+        if shown is None:
+            raise UserError(f"{histories} holds no history")
+        if out is not None:
+            with replacing(out) as temporary:
+                _WRITERS[out.suffix](pl.scan_parquet(f"{folder}/*.parquet"), temporary)
+    print(_table(shown))
+    if out is None:
+        print("the first users of the file; --out writes all")
+        return
+    print(f"{users} users written to {out}; {skipped} items of their histories are unknown and were skipped")
+    if empty:
+        print(f"{empty} users get nothing: the model knows no item of their history, or nothing unseen is left")
+
+
+def _recommended(
+    model: Model, path: Path, file_format: Format | None, columns: Columns, k: int, exclude_seen: bool
+) -> Iterator[pl.DataFrame]:
+    for block in histories_in(path, file_format, columns):
+        yield model.recommend(block, k, exclude_seen)
+
+
+def _with_titles(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+    """The same with a column titles, null where an item has none."""
+    title = pl.element().replace_strict(names["item"], names["title"], default=None)
+    return rows.with_columns(pl.col("items").list.eval(title).alias("titles"))
+
+
+def _table(rows: pl.DataFrame) -> str:
+    lines = []
+    for row in rows.iter_rows(named=True):
+        names = [title or item for title, item in zip(row.get("titles") or row["items"], row["items"], strict=True)]
+        lines.append(f"{row['user']}: {', '.join(names) or 'nothing'}")
+    return "\n".join(lines)
+
+
+def _write_csv(rows: pl.LazyFrame, path: Path) -> None:
+    lists = [name for name in ("items", "scores", "titles") if name in rows.collect_schema()]
+    rows.filter(pl.col("items").list.len() > 0).with_columns(
+        pl.int_ranges(1, pl.col("items").list.len() + 1).alias("rank")
+    ).explode("rank", *lists).select(
+        "user", "rank", *(pl.col(name).alias(name.removesuffix("s")) for name in lists)
+    ).sink_csv(path)
+
+
+_WRITERS = {
+    ".parquet": lambda rows, path: rows.sink_parquet(path),
+    ".jsonl": lambda rows, path: rows.sink_ndjson(path),
+    ".csv": _write_csv,
+}

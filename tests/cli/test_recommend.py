@@ -1,0 +1,232 @@
+"""`lrec recommend` and `lrec.load(path).recommend`: raw ids in, the same lists as evaluation's out."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import lrec as package
+from lrec.errors import UserError
+from lrec.recommend import Model
+
+
+@pytest.fixture(scope="module")
+def run(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its predictions.parquet, which evaluation's own scoring made."""
+    from lrec.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    options = {
+        "data.path": log_csv,
+        "data.data_dir": tmp_path_factory.mktemp("stores"),
+        "data.user_column": "who",
+        "data.item_column": "what",
+        "data.time_column": "when",
+        "data.max_len": 10,
+        "data.targets_per_step": 256,
+        "model.size": "3k",
+        "model.optimizer.lr": 0.01,
+        "trainer.max_epochs": 3,
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": folder,
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    main(["fit", "--config=data/csv.yaml", "--config=trainer/laptop.yaml", *arguments])
+    main(["predict", "--config", str(folder / "config.yaml"), "--model.top_k=7"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Model:
+    return package.load(run)
+
+
+@pytest.fixture(scope="module")
+def histories(log_csv: Path) -> pl.DataFrame:
+    """Each user's items in time order."""
+    log = pl.read_csv(log_csv).sort("who", "when", maintain_order=True)
+    return log.group_by(pl.col("who").alias("user"), maintain_order=True).agg(pl.col("what").alias("items"))
+
+
+COLUMNS = ("--user_column=who", "--item_column=what", "--time_column=when")
+
+
+def same(found: pl.DataFrame, expected: pl.DataFrame) -> None:
+    """The same items for the same users, with scores that differ by no more than rounding."""
+    found, expected = found.sort("user"), expected.sort("user")
+    assert found["user"].to_list() == expected["user"].to_list()
+    assert found["items"].to_list() == expected["items"].to_list()
+    for mine, theirs in zip(found["scores"], expected["scores"], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_lists_are_those_of_evaluation(run: Path, model: Model, histories: pl.DataFrame) -> None:
+    predicted = pl.read_parquet(run / "predictions.parquet")
+    found = model.recommend(histories, k=7)
+    same(found, predicted)
+    assert found["user"].to_list() == histories["user"].to_list()
+    assert found["skipped"].sum() == 0
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl", "parquet", "txt", "rows.jsonl", "rows.parquet"])
+def test_every_form_of_histories_gives_them(
+    ending: str, run: Path, log_csv: Path, histories: pl.DataFrame, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    file, out = tmp_path / f"histories.{ending}", tmp_path / "out.parquet"
+    columns: tuple[str, ...] = ()
+    if ending in ("csv", "csv.gz"):
+        # Interactions of all users mixed, out of order.
+        mixed = pl.read_csv(log_csv).sample(fraction=1, shuffle=True, seed=3).write_csv().encode()
+        file.write_bytes(gzip.compress(mixed) if ending == "csv.gz" else mixed)
+        columns = COLUMNS
+    elif ending == "txt":
+        file.write_text("".join(f"{user} {' '.join(items)}\n" for user, items in histories.iter_rows()))
+    elif ending == "rows.jsonl":
+        pl.read_csv(log_csv).sort("when").rename({"who": "user", "what": "item"}).write_ndjson(file)
+        columns = ("--time_column=null",)
+    elif ending == "rows.parquet":
+        pl.read_csv(log_csv).write_parquet(file)
+        columns = COLUMNS
+    else:
+        histories.write_ndjson(file) if ending == "jsonl" else histories.write_parquet(file)
+    printed = lrec("recommend", "--ckpt_path", run, "--histories", file, "--k", 7, *columns, "--out", out)
+    same(pl.read_parquet(out), pl.read_parquet(run / "predictions.parquet"))
+    assert f"{len(histories)} users written to {out}; 0 items" in printed
+
+
+def test_checkpoint_exported_file_and_folder_agree(
+    run: Path, model: Model, histories: pl.DataFrame, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    best = run / "checkpoints" / "best.ckpt"
+    lrec("export", "--ckpt_path", best, "--out", tmp_path / "exported")
+    expected = model.recommend(histories, k=5)
+    for path in (best, tmp_path / "exported", tmp_path / "exported" / "model.safetensors"):
+        assert package.load(path).recommend(histories, k=5).equals(expected)
+
+
+def test_tables_in_memory(model: Model, histories: pl.DataFrame) -> None:
+    class Pandas(dict):  # type: ignore[type-arg]
+        """As much of a pandas table as is used."""
+
+        @property
+        def columns(self) -> list[str]:
+            return list(self)
+
+    expected = model.recommend(histories)
+    rows = histories.explode("items").rename({"items": "item"})
+    assert model.recommend(rows).equals(expected)
+    assert model.recommend(Pandas(rows.to_dict(as_series=False))).equals(expected)
+    lists = model.recommend(histories["items"].to_list())
+    assert lists.drop("user").equals(expected.drop("user"))
+    assert lists["user"].to_list() == list(range(len(histories)))
+    assert model.recommend([]).is_empty()
+    for wrong in (histories.rename({"items": "list"}), 3):
+        with pytest.raises(UserError, match="histories"):
+            model.recommend(wrong)
+
+
+def test_unknown_items_are_skipped_and_counted(model: Model) -> None:
+    found = model.recommend([["item-3", "item-4"], ["item-3", "new", "item-4", "new"], ["new"], []], k=4)
+    assert found["skipped"].to_list() == [0, 2, 1, 0]
+    assert found["items"][0].equals(found["items"][1])
+    assert found["items"].list.len().to_list() == [4, 4, 0, 0]
+
+
+def test_seen_items_are_left_out_of_the_whole_history(model: Model) -> None:
+    long = [f"item-{i}" for i in range(30)]  # max_len is 10
+    unseen, every = (model.recommend([long], k=40, exclude_seen=e)["items"][0].to_list() for e in (True, False))
+    assert set(unseen) == set(model.item_ids) - set(long)
+    assert set(every) == set(model.item_ids)
+    assert [item for item in every if item not in long] == unseen
+
+
+def test_allowed_and_excluded_items(model: Model, histories: pl.DataFrame) -> None:
+    every = model.recommend(histories, k=40)
+    allowed = [f"item-{i}" for i in range(0, 40, 3)]
+    exclude = ["item-6", "item-7"]
+    for options, may in (
+        ({"allowed": [*allowed, "unknown"]}, set(allowed)),
+        ({"exclude": exclude}, set(model.item_ids) - set(exclude)),
+        ({"allowed": allowed, "exclude": exclude}, set(allowed) - set(exclude)),
+    ):
+        found = model.recommend(histories, k=3, **options)
+        expected = [[item for item in items if item in may][:3] for items in every["items"].to_list()]
+        assert found["items"].to_list() == expected
+    with pytest.raises(UserError, match="allowed and exclude"):
+        model.recommend(histories, allowed=["unknown"])
+
+
+def test_similar_items(model: Model) -> None:
+    table = model.net.items.weight.detach().double().numpy()
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    names = model.item_ids.to_list()
+    found = model.similar_items(["item-5", "item-17"], k=6)
+    for item, items, scores in found.iter_rows():
+        cosines = table @ table[names.index(item)]
+        best = [i for i in np.argsort(-cosines) if names[i] != item][:6]
+        assert items == [names[i] for i in best]
+        np.testing.assert_allclose(scores, cosines[best], atol=1e-6)
+    with pytest.raises(UserError, match="'nothing' is not in the catalogue"):
+        model.similar_items(["nothing"])
+
+
+def test_integers_are_the_ids_that_spell_them(tmp_path: Path) -> None:
+    import torch
+
+    from lrec.net import Transformer, TransformerConfig
+
+    net = Transformer(TransformerConfig(5, 4, 1, 8, 1)).eval()
+    with torch.no_grad():
+        small = Model(net, pl.Series(["10", "11", "12", "13", "14"]), {})
+        assert small.recommend([[10, 12]]).equals(small.recommend([["10", "12"]]))
+        lists = pl.DataFrame({"user": [7], "items": [[10, 12]]})
+        assert small.recommend(lists)["items"].equals(small.recommend([["10", "12"]])["items"])
+
+
+def test_files_with_titles(
+    run: Path, model: Model, histories: pl.DataFrame, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    few = histories.head(3).vstack(pl.DataFrame({"user": ["stranger"], "items": [["new", "newer"]]}))
+    few.write_parquet(tmp_path / "few.parquet")
+    titles = tmp_path / "titles.csv"
+    titles.write_text("id,title\n" + "".join(f'item-{i},"Film, the {i}th"\n' for i in range(0, 40, 2)))
+    arguments = ("recommend", "--ckpt_path", run, "--histories", tmp_path / "few.parquet", "--k=4", "--titles", titles)
+    expected = model.recommend(few, k=4)
+    names = {f"item-{i}": f"Film, the {i}th" for i in range(0, 40, 2)}
+
+    printed = lrec(*arguments, "--out", tmp_path / "out.jsonl")
+    assert "4 users written" in printed
+    assert "2 items of their histories are unknown" in printed
+    assert "1 users get nothing" in printed
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["items"] for row in rows] == expected["items"].to_list()
+    assert [row["titles"] for row in rows] == [[names.get(i) for i in row["items"]] for row in rows]
+    first = ", ".join(names.get(item, item) for item in rows[0]["items"])
+    assert f"{rows[0]['user']}: {first}\n" in printed
+
+    lrec(*arguments, "--out", tmp_path / "out.csv")
+    flat = pl.read_csv(tmp_path / "out.csv")
+    assert flat.columns == ["user", "rank", "item", "score", "title"]
+    assert flat["item"].to_list() == [item for row in rows for item in row["items"]]
+    assert flat["rank"].to_list() == [1, 2, 3, 4] * 3
+    assert f"{rows[0]['user']}: {first}\n" in lrec(*arguments), "without --out the first users are shown"
+
+
+def test_what_is_wrong_is_said(run: Path, log_csv: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    def error(**changed: object) -> str:
+        options = {"ckpt_path": run, "histories": log_csv, "out": tmp_path / "out.csv"} | changed
+        return refused("recommend", *(f"--{name}={value}" for name, value in options.items()))
+
+    assert "has no column user (option user_column); its columns are who, what, when" in error()
+    assert "--k must be at least 1" in error(k=0)
+    assert "must end in .parquet, .jsonl, .csv" in error(out=tmp_path / "out.xls")
+    assert f"{tmp_path} holds neither model.safetensors" in error(ckpt_path=tmp_path)
+    assert "no such checkpoint" in error(ckpt_path=tmp_path / "nowhere")
+    assert "does not exist" in error(histories=tmp_path / "no.csv")
+    who = {"user_column": "who", "item_column": "what", "time_column": "when"}
+    assert "option title_column" in error(titles=log_csv, **who)
+    assert not list(tmp_path.iterdir())
