@@ -175,11 +175,13 @@ def _block_activations(config: TransformerConfig, stream: int, product: int) -> 
 
 
 def _head(config: TransformerConfig, positions: int, product: int, device: str) -> int:
-    """Bytes of full softmax beside hidden states: the table's gradient, and the logits of this chunk and the last."""
-    rows = chunk_rows(config.n_items, device)
-    per_logit = 8 if rows < positions or product == 2 else 4
-    per_entry = 4 if product == 4 else 8  # in bfloat16 also a copy of the table, and a product before it is added
-    return n_head(config) * per_entry + config.n_items * min(rows, positions) * per_logit
+    """Bytes of full softmax beside hidden states: the table's gradient, and a chunk's logits."""
+    rows = chunk_rows(config.n_items, config.width, device)
+    logits, table = config.n_items * min(rows, positions), n_head(config)
+    if product == 4:
+        return 4 * table + 4 * logits
+    # The gradient in float32, a copy of the table, then the logits with their softmax in float32, or a product to add.
+    return 6 * table + max(6 * logits, 2 * logits + 2 * table)
 
 
 def _block_backward(config: TransformerConfig, stream: int, product: int) -> int:

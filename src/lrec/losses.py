@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from lrec.errors import UserError
 
-# Logits held at once. On a CPU a chunk should stay in the cache, but products of fewer than 128 rows are slow; whatever
-# the catalogue, 2^26 logits (256 MiB) are the bound.
-CPU_CHUNK_ELEMENTS = 2**20
-CPU_CHUNK_ROWS = 128
-MAX_CHUNK_ELEMENTS = 2**26
+# Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
+# twice as many as the width); where not, more rows make faster products. MAX bounds memory, whatever the catalogue.
+CPU_CACHE_ELEMENTS = 2**21
+CPU_ROWS = 1024
+MAX_CHUNK_ELEMENTS = 100 * 2**20
 
 
 class Loss(ABC):
@@ -132,11 +132,13 @@ def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tens
     return loss
 
 
-def chunk_rows(n_items: int, device_type: str) -> int:
+def chunk_rows(n_items: int, width: int, device_type: str) -> int:
     """Targets whose logits full softmax holds at once."""
-    if device_type == "cpu":
-        return max(CPU_CHUNK_ELEMENTS // n_items, min(CPU_CHUNK_ROWS, MAX_CHUNK_ELEMENTS // n_items), 1)
-    return max(MAX_CHUNK_ELEMENTS // n_items, 1)
+    at_most = max(MAX_CHUNK_ELEMENTS // n_items, 1)
+    if device_type != "cpu":
+        return at_most
+    rows = max(CPU_CACHE_ELEMENTS // n_items, 2 * width)
+    return rows if rows * n_items <= 4 * CPU_CACHE_ELEMENTS else min(at_most, CPU_ROWS)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -145,27 +147,31 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
-        rows = chunk_rows(table_VD.shape[0], hidden_MD.device.type)
+        device = hidden_MD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
+        factor_MD, factor_VD = hidden_MD.to(dtype), table_VD.to(dtype)
+        rows = chunk_rows(len(factor_VD), factor_VD.shape[1], device)
         loss = hidden_MD.new_zeros((), dtype=torch.float32)
         grad_hidden_MD = torch.empty_like(hidden_MD) if needs_grad else None
         grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32) if needs_grad else None
-        for start in range(0, hidden_MD.shape[0], rows):
-            hidden_CD = hidden_MD[start : start + rows]
+        # One buffer for all chunks: the system would take memory of this size back, and clear it again, for every one.
+        buffer_CV = factor_MD.new_empty(min(rows, len(factor_MD)), len(factor_VD))
+        for start in range(0, len(factor_MD), rows):
+            factor_CD = factor_MD[start : start + rows]
             targets_C1 = targets_M[start : start + rows, None]
-            logits_CV = hidden_CD @ table_VD.T
-            matmul_dtype = logits_CV.dtype  # bfloat16 under autocast
-            logits_CV = logits_CV.float()
-            target_C1 = logits_CV.gather(1, targets_C1)
-            max_C1 = logits_CV.amax(1, keepdim=True)
-            weights_CV = logits_CV.sub_(max_C1).exp_()
-            sum_C1 = weights_CV.sum(1, keepdim=True)
-            loss += (max_C1 + sum_C1.log() - target_C1).sum()
+            logits_CV = torch.mm(factor_CD, factor_VD.T, out=buffer_CV[: len(factor_CD)])
+            target_C1, max_C1 = logits_CV.gather(1, targets_C1), logits_CV.amax(1, keepdim=True)
+            share_CV = logits_CV.float()  # the buffer itself, where the products are in float32
+            torch.softmax(share_CV, 1, out=share_CV)
+            # The most likely item's share is 1 / (sum of e^(logit - max)).
+            loss += (max_C1.float() - share_CV.amax(1, keepdim=True).log() - target_C1.float()).sum()
             if grad_hidden_MD is not None and grad_table_VD is not None:
-                # d loss / d logits = weights / sum - one-hot(target); the division waits for the C x D factors.
-                weights_CV.scatter_add_(1, targets_C1, -sum_C1)
-                weights_CV = weights_CV.to(matmul_dtype)
-                grad_hidden_MD[start : start + rows] = (weights_CV @ table_VD) / sum_C1
-                _add_product(grad_table_VD, weights_CV.T, hidden_CD / sum_C1)
+                # d loss / d logits = softmax - one-hot(target)
+                share_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=torch.float32))
+                if share_CV.dtype != dtype:
+                    share_CV = logits_CV.copy_(share_CV)
+                grad_hidden_MD[start : start + rows] = share_CV @ factor_VD
+                _add_product(grad_table_VD, share_CV.T, factor_CD)
         if grad_hidden_MD is not None and grad_table_VD is not None:
             ctx.save_for_backward(grad_hidden_MD, grad_table_VD.to(table_VD.dtype))
         return loss
@@ -179,10 +185,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
     """sum += left @ right; inside the product where the types allow it, which spares a pass over V x D per chunk."""
-    if left_VC.dtype == right_CD.dtype == sum_VD.dtype:
+    if left_VC.dtype == sum_VD.dtype:
         sum_VD.addmm_(left_VC, right_CD)
     else:
-        sum_VD += left_VC @ right_CD.to(left_VC.dtype)
+        sum_VD += left_VC @ right_CD
 
 
 def _check_negatives(negatives: int) -> None:

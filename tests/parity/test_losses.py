@@ -65,7 +65,15 @@ def test_the_logits_are_never_held_at_once() -> None:
     targets_M = torch.randint(0, 8192, (4096,))
     with Largest() as largest:
         losses.full_softmax(hidden_MD, table_VD, targets_M).backward()
-    assert largest.numel <= losses.chunk_rows(8192, "cpu") * 8192 <= losses.CPU_CHUNK_ELEMENTS < 4096 * 8192
+    assert largest.numel <= losses.chunk_rows(8192, 8, "cpu") * 8192 <= losses.CPU_CACHE_ELEMENTS < 4096 * 8192
+
+
+@pytest.mark.parametrize("n_items", [1, 100, 12_101, 26_744, 100_000, 1_000_000, 10**9])
+@pytest.mark.parametrize("width", [8, 64, 512, 4096])
+def test_logits_held_at_once_are_bounded_whatever_the_catalogue(n_items: int, width: int) -> None:
+    for device in ("cpu", "cuda"):
+        rows = losses.chunk_rows(n_items, width, device)
+        assert 1 <= rows <= max(losses.MAX_CHUNK_ELEMENTS // n_items, 1)
 
 
 def test_bfloat16_autocast_stays_close_and_finite() -> None:
