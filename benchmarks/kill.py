@@ -42,8 +42,8 @@ HEADER = f"""# Killed at random, and the same in the end
 
 A run is killed with SIGKILL after random times and started again with `--ckpt_path=last`. It saves at each evaluation
 and every {EVERY_N_STEPS} steps. All points of a finished run (losses, metrics, D, FLOPs, step) equal those of the
-undisturbed run to the last bit, or the benchmark fails; on two processes, train_loss, a mean over steps before and after
-the kill, to 1e-6.
+undisturbed run to the last bit, or the benchmark fails; on two processes, train_loss, a mean over steps before and
+after the kill, to 1e-6.
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 1
     OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 2

@@ -30,7 +30,7 @@ from lrec.optim import Optimizer
 
 LAYERS, HEAD_WIDTH, BASE_WIDTH = 2, 32, 32
 WIDTHS = (32, 64, 128)
-EXPONENTS = range(-11, -4)  # learning rates 2^-11 .. 2^-5
+EXPONENTS = range(-11, -2)  # learning rates 2^-11 .. 2^-3
 TARGETS_PER_STEP = 1024
 
 
