@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
+from lrec.scaling.agreement import agreement_figure
 from lrec.scaling.laws import LAWS
 from lrec.scaling.objective import Kind
 from lrec.scaling.plots import fit_figure
@@ -17,6 +18,8 @@ def fit_command(
     law: str = "lsrm",
     holdout: int = 2,
     x: str = "N_body",
+    d: str = "D",
+    u: str = "U",
     y: str = "test_loss",
     objective: Kind = "huber",
     floor: float | None = None,
@@ -26,9 +29,12 @@ def fit_command(
 
     Args:
         points: Files (.jsonl, .csv, .tsv, .parquet) or folders of runs (every points.jsonl under them).
-        law: Law to fit: lsrm, L(x) = E + (x0/x)^a.
+        law: Law to fit: lsrm, L(x) = E + (x0/x)^a, of size and data chinchilla and kaplan, and of size, data and
+            unique data repeated_data, muennighoff and overfitting.
         holdout: Number of largest sizes to hold out and predict.
         x: Column of what is scaled: N_body, N_total, D, flops or any other.
+        d: Column of the interactions processed, for laws of size and data.
+        u: Column of the unique interactions, for laws of repeated data.
         y: Column of the loss in nats.
         objective: Sum of Huber terms with delta 1e-3 (huber), of absolute values (lad) or of squares (lsq) of the
             residuals of the log loss.
@@ -37,11 +43,15 @@ def fit_command(
     """
     if law not in LAWS:
         raise UserError(f"--law: '{law}' is none of {', '.join(LAWS)}")
-    table_read = read_points(points, x, y)
-    fitted, held_out = holdout_report(LAWS[law], table_read, holdout, objective)
-    content = write_fit(out, fitted, held_out, source_hash(table_read), x, y)
+    chosen = LAWS[law]
+    others = dict(zip(("d", "u"), (d, u)[: len(chosen.variables) - 1], strict=False))
+    table_read = read_points(points, x, y, **others)
+    fitted, held_out = holdout_report(chosen, table_read, holdout, objective)
+    content = write_fit(out, fitted, held_out, source_hash(table_read, (*chosen.columns, "y")), x, y, d, u)
     with replacing(out / "fit.png") as temporary:
-        fit_figure(fitted, held_out, floor, x, y).savefig(temporary, format="png")
+        one = len(chosen.variables) == 1
+        figure = fit_figure(fitted, held_out, floor, x, y) if one else agreement_figure(fitted, held_out, x, y)
+        figure.savefig(temporary, format="png")
     write_text(out / "report.md", markdown(content))
     print(
         f"{content['formula']}, {content['n_points']} points of {content['n_sizes']} sizes\n\n{table(content)}\n\n{out}"

@@ -111,6 +111,34 @@ class Fit:
         """Parameters that bend to the points: neither fixed nor on a bound."""
         return (self.theta_T > self.low_T + 1e-6) & (self.theta_T < self.high_T - 1e-6)
 
+    @property
+    def bic(self) -> float:
+        """Bayesian information criterion, up to a constant that laws fitted to the same points share.
+
+        The likelihood is that of which the objective is the logarithm: Gaussian for lsq, Laplace's for huber and lad.
+        """
+        return self._deviance + (len(self.parameters) + 1) * float(np.log(len(self.points)))
+
+    @property
+    def aicc(self) -> float:
+        """Akaike's criterion corrected for few points (Hurvich and Tsai 1989), infinite where they are too few."""
+        n, p = len(self.points), len(self.parameters) + 1
+        return self._deviance + 2 * p + (2 * p * (p + 1) / (n - p - 1) if n > p + 1 else np.inf)
+
+    @property
+    def _deviance(self) -> float:
+        """Minus twice the log-likelihood, the scale of the residuals being estimated."""
+        n, residual_N = len(self.points), self.residual_N
+        if self.objective.kind == "lsq":
+            return n * float(np.log(2 * np.pi * np.maximum((residual_N**2).mean(), 1e-300)) + 1)
+        return 2 * n * float(np.log(2 * np.maximum(np.abs(residual_N).mean(), 1e-150)) + 1)
+
+    @property
+    def residual_N(self) -> Array:
+        """Actual minus fitted, of the logarithm or of the loss as the objective has it."""
+        fitted_N = self.curve(self.x_NV)
+        return np.log(self.y_N / fitted_N) if self.objective.residuals == "log" else self.y_N - fitted_N
+
     def curve(self, x: Sequence[float] | Array) -> Array:
         """The fitted loss at x, (N,) or (N, V)."""
         z_NV = np.log(as_columns(self.law, np.asarray(x, dtype=float)) / self.unit_V)

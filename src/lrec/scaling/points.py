@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +14,53 @@ from lrec.files import json_hash
 OWN_COLUMNS = {"schema", "best", "status"}
 """Columns that tell lrec's own points.jsonl from other tables."""
 
+METRICS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
+"""Metrics of lrec's own points that a law may link to the loss."""
 
-def read_points(paths: Sequence[Path], x: str = "N_body", y: str = "test_loss") -> pl.DataFrame:
+ROSE = 1.001
+"""A run is over-fitted if its last validation loss is this many times its best one."""
+
+
+def read_points(
+    paths: Sequence[Path], x: str = "N_body", y: str = "test_loss", d: str | None = None, u: str | None = None
+) -> pl.DataFrame:
     """Read the points to fit.
 
     Of lrec's own points.jsonl only the best evaluation of each run that did not diverge is used. If such points were
     trained on several amounts of data and `x` is a size, only those with the most unique targets U are used, since a
-    law of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U.
+    law of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U. A law of `d` sees all.
 
     Args:
         paths: Files (.jsonl, .csv, .tsv, .parquet) or folders; of a folder, every points.jsonl under it.
         x: Column of what is scaled.
         y: Column of the loss, in nats.
+        d: Column of the interactions processed, where the law depends on them as well.
+        u: Column of the unique interactions; likewise.
 
     Returns:
-        Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x.
+        Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x;
+        d and u where asked for. Of lrec's own points also d and u (D and U), flops, `METRICS`, and overfitted: whether
+        the validation loss rose again after its best.
 
     Raises:
         UserError: a missing path, column or value; a value that is not a positive number; nothing to read.
     """
-    frames = [_read_file(file, x, y) for file in _files(paths)]
+    columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
+    frames = [_read_file(file, columns) for file in _files(paths)]
     points = pl.concat([frame for frame, _ in frames])
-    if all(own for _, own in frames):
+    if d is None and all(own for _, own in frames):
         points = _at_fixed_other(points, x)
     if points.is_empty():
         raise UserError(
             f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."
         )
-    return points.select("x", "y", "file", "row").sort("x", "y", "file", "row")
+    known = [name for name in points.columns if points[name].null_count() < len(points) and name != "N"]
+    return points.select(known).sort("x", "y", "file", "row")
 
 
-def source_hash(points: pl.DataFrame) -> str:
-    """SHA-256 of the values used (columns x and y), whatever their order."""
-    return json_hash(sorted([float(x), float(y)] for x, y in points.select("x", "y").iter_rows()))
+def source_hash(points: pl.DataFrame, columns: Sequence[str] = ("x", "y")) -> str:
+    """SHA-256 of the values used, whatever the order of the points."""
+    return json_hash(sorted([float(value) for value in row] for row in points.select(columns).iter_rows()))
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -66,24 +80,38 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return list(files.values())
 
 
-def _read_file(file: Path, x: str, y: str) -> tuple[pl.DataFrame, bool]:
-    """The points of one file (columns x, y, file, row, N, U), and whether it is one of lrec's own."""
-    columns, rows = _read_rows(file)
+def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bool]:
+    """The points of one file, with a column for everything that any of them may have; and whether it is lrec's own."""
+    present, rows = _read_rows(file)
     if not rows:
         raise UserError(f"{file}: the file holds no rows")
-    for option, column in (("--x", x), ("--y", y)):
-        if column not in columns:
-            raise UserError(f"{file}: no column '{column}' ({option}); it has {', '.join(columns)}")
-    own = set(columns) >= OWN_COLUMNS
+    for name, column in columns.items():
+        if column not in present:
+            raise UserError(f"{file}: no column '{column}' (--{name}); it has {', '.join(present)}")
+    own = set(present) >= OWN_COLUMNS
+    last_val_loss = {row.get("run"): row.get("val_loss") for _, row in rows} if own else {}
     points = []
     for number, row in rows:
         if own and not (row.get("best") is True and row.get("status") != "diverged"):
             continue
-        x_value, y_value = (_positive(file, number, column, row.get(column)) for column in (x, y))
-        others = (row.get("N_body"), row.get("U")) if own else (None, None)
-        points.append((x_value, y_value, str(file), number, *others))
-    schema = {"x": pl.Float64, "y": pl.Float64, "file": pl.String, "row": pl.Int64, "N": pl.Float64, "U": pl.Float64}
-    return pl.DataFrame(points, schema=schema, orient="row", strict=False), own
+        point: dict[str, Any] = {"file": str(file), "row": number}
+        point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
+        points.append(_own(row, last_val_loss[row.get("run")]) | point if own else point)
+    schema: dict[str, type[pl.DataType]] = dict.fromkeys(("x", "y", "d", "u", "flops", *METRICS, "N"), pl.Float64)
+    schema |= {"overfitted": pl.Boolean, "file": pl.String, "row": pl.Int64}
+    return pl.DataFrame(points, schema=schema, strict=False), own
+
+
+def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
+    """What lrec's own points have beside the columns asked for; None where it is missing."""
+    best, metrics = row.get("val_loss"), row.get("metrics") or {}
+    return {
+        "N": row.get("N_body"),
+        "d": row.get("D"),
+        "u": row.get("U"),
+        "flops": row.get("flops"),
+        "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
+    } | {name: metrics.get(f"test/{name}") for name in METRICS}
 
 
 def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
@@ -138,7 +166,7 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
 
 def _at_fixed_other(points: pl.DataFrame, x: str) -> pl.DataFrame:
     """Of lrec's own points, those with the most data (x a size) or the largest size (x an amount of data)."""
-    other = {"N_body": "U", "N_head": "U", "N_total": "U", "D": "N", "U": "N"}.get(x)
+    other = {"N_body": "u", "N_head": "u", "N_total": "u", "D": "N", "U": "N"}.get(x)
     if other is None or points[other].null_count():
         return points
     return points.filter(pl.col(other) == pl.col(other).max())

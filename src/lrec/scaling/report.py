@@ -1,16 +1,24 @@
 """What a fit leaves behind: fit.json, report.md and the table on the terminal."""
 
+import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from lrec.errors import UserError
 from lrec.files import write_json
-from lrec.scaling.fit import Fit
+from lrec.scaling.fit import Fit, fit_points
+from lrec.scaling.laws import LAWS
+from lrec.scaling.objective import Objective
 from lrec.scaling.predict import Holdout, Profile
 
 
-def write_fit(out: Path, fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: str) -> dict[str, Any]:
+def write_fit(
+    out: Path, fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: str, d: str = "D", u: str = "U"
+) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content.
 
     Args:
@@ -20,13 +28,34 @@ def write_fit(out: Path, fit: Fit, holdout: Holdout | None, source_hash: str, x:
         source_hash: `points.source_hash` of every point read, held-out ones included.
         x: Column the sizes came from.
         y: Column the losses came from.
+        d: Column the interactions processed came from, in laws of them.
+        u: Column the unique interactions came from; likewise.
     """
-    content = fit_content(fit, holdout, source_hash, x, y)
+    content = fit_content(fit, holdout, source_hash, x, y, d, u)
     write_json(out / "fit.json", content)
     return content
 
 
-def fit_content(fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: str) -> dict[str, Any]:
+def read_fit(path: Path) -> tuple[Fit, dict[str, Any]]:
+    """The fit that `write_fit` wrote, and its content: the law is fitted again to the points in it, to the same end.
+
+    Raises:
+        UserError: no such file; not a fit, or one without its points.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        law, objective = LAWS[content["law"]], Objective(content["objective"], content["residuals"])
+        points = pl.DataFrame(content["points"])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
+    return fit_points(law, points, objective), content
+
+
+def fit_content(
+    fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: str, d: str = "D", u: str = "U"
+) -> dict[str, Any]:
     """The content of fit.json; a number that is not finite becomes null."""
     profile = Profile(fit)
     ends = profile.parameters()
@@ -35,7 +64,7 @@ def fit_content(fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: 
     content = {
         "law": fit.law.name,
         "formula": fit.law.formula,
-        "x": x,
+        **dict(zip(("x", "d", "u"), (x, d, u)[: len(fit.law.variables)], strict=False)),
         "y": y,
         "parameters": {
             name: {"value": value, "low": ends[name][0], "high": ends[name][1]}
@@ -52,6 +81,7 @@ def fit_content(fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: 
         "diagnostics": diagnostics,
         "holdout": None if holdout is None else asdict(holdout),
         "source_hash": source_hash,
+        "points": fit.points.drop("file", "row", strict=False).to_dicts(),
     }
     return dict(_finite(content))
 
@@ -83,7 +113,7 @@ def table(content: dict[str, Any]) -> str:
     """The content of fit.json as two Markdown tables, which read as well on a terminal."""
     parameters = [["parameter", "value", "90 % low", "90 % high"]]
     parameters += [[n, *(_number(p[k]) for k in ("value", "low", "high"))] for n, p in content["parameters"].items()]
-    blocks = [_markdown(parameters)]
+    blocks = [rows_table(parameters)]
     if content["holdout"]:
         rows = [[content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "inside", "naive error"]]
         rows += [
@@ -96,7 +126,7 @@ def table(content: dict[str, Any]) -> str:
             ]
             for p in content["holdout"]["points"]
         ]
-        blocks.append(_markdown(rows))
+        blocks.append(rows_table(rows))
         blocks.append(
             f"Mean absolute error {content['holdout']['mape']:.2f} %, of the naive prediction (as good as the best "
             f"small model) {content['holdout']['naive_mape']:.2f} %, "
@@ -124,7 +154,8 @@ A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["do
 """
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def rows_table(rows: list[list[str]]) -> str:
+    """A Markdown table of its header and rows, aligned so that it reads as well on a terminal."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

@@ -16,7 +16,7 @@ from lrec.cli import find_config
 from lrec.errors import UserError
 from lrec.files import json_hash, write_json
 from lrec.net import SIZES, find_size
-from lrec.scaling.fit import fit
+from lrec.scaling.fit import fit_points
 from lrec.scaling.laws import LAWS
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import predict
@@ -232,7 +232,7 @@ class _Book:
 def _fit_ladder(out: Path, runs: list[Run], law: str, x: str) -> Ladder:
     """Fit the small sizes of one ladder and predict its large ones; no large run is read."""
     points = read_points([out / "runs" / run.name / "points.jsonl" for run in runs if not run.held_out], x, "test_loss")
-    fitted = fit(LAWS[law], points["x"].to_numpy(), points["y"].to_numpy())
+    fitted = fit_points(LAWS[law], points)
     example = finished_point(out / "runs" / next(run.name for run in runs if not run.held_out))
     assert example is not None
     large = sorted({_count(run, x, example) for run in runs if run.held_out})

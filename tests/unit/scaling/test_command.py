@@ -114,3 +114,18 @@ def test_fitting_imports_no_deep_learning() -> None:
     code = "import sys, lrec.scaling.command; print({'torch', 'lightning', 'matplotlib'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+def test_a_law_of_size_and_data_from_the_named_columns(tmp_path: Path) -> None:
+    truth = {"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}
+    grid = np.array([[n, d] for n in np.geomspace(1e4, 1e6, 5) for d in np.geomspace(1e5, 1e7, 4)])
+    table = pl.DataFrame({"n": grid[:, 0], "tokens": grid[:, 1], "loss": LAWS["chinchilla"].loss(truth, grid)})
+    table.write_csv(tmp_path / "t.csv")
+    out = tmp_path / "out"
+    fit_command([tmp_path / "t.csv"], law="chinchilla", holdout=1, x="n", d="tokens", y="loss", out=out)
+    content = strict((out / "fit.json").read_text())
+    assert {name: p["value"] for name, p in content["parameters"].items()} == pytest.approx(truth, rel=1e-4)
+    assert (content["x"], content["d"]) == ("n", "tokens")
+    assert len(content["holdout"]["points"]) == 4
+    assert content["holdout"]["mape"] < 1e-3
+    assert (out / "fit.png").read_bytes().startswith(b"\x89PNG")

@@ -108,3 +108,28 @@ def test_runs_without_a_usable_point_are_refused(tmp_path: Path) -> None:
     write_lines(tmp_path / "points.jsonl", [own_row(10, None)])
     with pytest.raises(UserError, match="row 1: test_loss is None"):
         read_points([tmp_path])
+
+
+def test_a_law_of_data_sees_every_amount_of_data(tmp_path: Path) -> None:
+    rows = [own_row(n, 5.0, U=u, D=2 * u) for n in (10, 20) for u in (500, 1000)]
+    points = read_points([write_lines(tmp_path / "points.jsonl", rows)], d="D", u="U")
+    assert points.select("x", "d", "u").sort("x", "d").rows() == [
+        (n, 2.0 * u, float(u)) for n in (10.0, 20.0) for u in (500, 1000)
+    ]
+    pl.DataFrame({"n": [1e6], "tokens": [1e9], "loss": [3.0]}).write_csv(tmp_path / "t.csv")
+    assert read_points([tmp_path / "t.csv"], "n", "loss", d="tokens").select("x", "d", "y").rows() == [(1e6, 1e9, 3.0)]
+    with pytest.raises(UserError, match=r"no column 'U' \(--u\); it has n, tokens, loss"):
+        read_points([tmp_path / "t.csv"], "n", "loss", d="tokens", u="U")
+
+
+def test_own_points_bring_flops_metrics_and_whether_the_loss_rose_again(tmp_path: Path) -> None:
+    metrics = {"metrics": {"test/NDCG@10": 0.2, "val/NDCG@10": 0.9}}
+    for name, last in (("rose", 5.1), ("noise", 5.001)):
+        rows = [
+            own_row(10, 5.0, val_loss=5.0, flops=6e9, run=name, **metrics),
+            own_row(10, None, val_loss=last, best=False, run=name),
+        ]
+        write_lines(tmp_path / name / "points.jsonl", rows)
+    points = read_points([tmp_path])
+    assert points.select("flops", "NDCG@10", "overfitted").rows() == [(6e9, 0.2, False), (6e9, 0.2, True)]
+    assert "HR@10" not in points.columns

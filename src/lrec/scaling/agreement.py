@@ -1,0 +1,47 @@
+"""The picture of a law of several variables: fitted against actual losses, and what is left over."""
+
+from typing import TYPE_CHECKING
+
+from lrec.scaling.fit import Fit
+from lrec.scaling.predict import Holdout
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
+
+
+def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: str) -> "Figure":
+    """Draw fitted over actual losses, held-out ones with their 90 % intervals, and residuals over the size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    fitted_N = fit.curve(fit.x_NV)
+    held_out = holdout.points if holdout is not None else ()
+    losses = [*fit.y_N, *fitted_N, *(p.actual for p in held_out), *(p.predicted for p in held_out)]
+    ends = [min(losses) * 0.98, max(losses) * 1.02]
+    left.plot(ends, ends, color=GREY, lw=1, ls="--", label="fitted = actual")
+    left.plot(fit.y_N, fitted_N, ".", ms=6, color=BLUE, alpha=0.6, label="fitted points")
+    right.plot(fit.x_N, 100 * (fitted_N / fit.y_N - 1), ".", ms=6, color=BLUE, alpha=0.6)
+    if held_out:
+        actual, predicted = [p.actual for p in held_out], [p.predicted for p in held_out]
+        reach = [[p.predicted - p.low for p in held_out], [p.high - p.predicted for p in held_out]]
+        left.errorbar(
+            actual, predicted, reach, fmt="D", ms=4.5, mfc="white", mec=ORANGE, color=ORANGE, lw=0.9, capsize=2,
+            label="held out, 90 % interval",
+        )  # fmt: skip
+        errors = [p.error_pct for p in held_out]
+        right.plot([p.x for p in held_out], errors, "D", ms=4.5, mfc="white", mec=ORANGE)
+    right.axhline(0, color=GREY, lw=1, ls="--")
+    right.set_xscale("log")
+    left.set(xlim=ends, ylim=ends, xlabel=f"actual {y_label}", ylabel=f"{fit.law.name}: fitted or predicted {y_label}")
+    right.set(xlabel=x_label, ylabel="fitted - actual, % of actual")
+    left.legend(fontsize=7.5, edgecolor="none")
+    for axes in (left, right):
+        axes.grid(True, color="#dddddd", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
