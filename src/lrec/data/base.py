@@ -9,6 +9,7 @@ import polars as pl
 from lightning.pytorch import LightningDataModule
 
 from lrec.data.batches import EvalLoader, EvalTask, Planner, Ranks, TrainLoader
+from lrec.data.domain import of_domain
 from lrec.data.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.splits import LastItems, Reduction, Split, SplitRule, Targets
 from lrec.data.store import Store
@@ -37,6 +38,7 @@ class SequenceDataModule(LightningDataModule):
         max_len: int = 50,
         targets_per_step: int = 4096,
         k_core: int = 0,
+        only_domain: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
         memory_gib: float | None = None,
@@ -51,6 +53,8 @@ class SequenceDataModule(LightningDataModule):
             max_len: Longest input, in items.
             targets_per_step: Most targets of a global step, over all ranks and accumulated batches, on average.
             k_core: Keep users and items with at least so many interactions; 0 keeps all.
+            only_domain: Train on this domain's items and evaluate on them alone, cut where all domains together are
+                cut; null for all domains.
             num_workers: Worker processes that assemble batches; 0 for none.
             seed: Seed of the order of training.
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
@@ -74,6 +78,7 @@ class SequenceDataModule(LightningDataModule):
         self.max_len = max_len
         self.targets_per_step = targets_per_step
         self.k_core = k_core
+        self.only_domain = only_domain
         self.num_workers = num_workers
         self.seed = seed
         self.memory_gib = memory_gib
@@ -102,12 +107,17 @@ class SequenceDataModule(LightningDataModule):
         """Write the store unless it is there."""
         prepare_store(self.data_dir, self.store_name, self.source(), self.k_core, self.read, self.memory_gib)
 
+    def cut(self, store: Store) -> Split:
+        """Cut a store's users, and keep the domain that was asked for."""
+        split = self.split(store)
+        return split if self.only_domain is None else of_domain(split, self.only_domain)
+
     def setup(self, stage: str | None = None) -> None:
         """Open the store, cut it, and check the cut for leaks."""
         if hasattr(self, "planner"):
             return
-        self.store = Store.open(self.store_path)
-        self.split_positions = self.split(self.store)
+        self.split_positions = self.cut(Store.open(self.store_path))
+        self.store = self.split_positions.store
         if len(self.split_positions.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
         part = self.split_positions.training_part(self.reduction)

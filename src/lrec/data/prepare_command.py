@@ -13,6 +13,6 @@ def prepare(data: SequenceDataModule) -> None:
     """
     data.prepare_data()
     describe(data.store_path)
-    counts = data.split(Store.open(data.store_path)).counts
+    counts = data.cut(Store.open(data.store_path)).counts
     print()
     print_rows([("split", repr(data.split)), *((name, f"{count:,}") for name, count in counts.items())])

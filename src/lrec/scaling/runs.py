@@ -28,6 +28,7 @@ class Run:
         ladder: The runs that one law is for share it: what sets them apart from others, but for size and seed.
         held_out: Whether its loss is predicted before it is trained.
         options: The whole configuration of its `lrec fit`, but for where it writes.
+        starts_from: Name of the run whose best network it starts from; "" where it starts anew.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Run:
     ladder: str
     held_out: bool
     options: dict[str, Any]
+    starts_from: str = ""
 
     def net_config(self, n_items: int) -> TransformerConfig:
         """The shape of the net it trains on a catalogue of `n_items`, without muP, which costs nothing."""
@@ -67,17 +69,20 @@ def finished_point(folder: Path) -> dict[str, Any] | None:
 def train(runs: list[Run], folder: Path, study: str, jobs: int, threads: int) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Train those of `runs` that are not finished, `jobs` side by side; yield each run with its best point.
 
+    Runs that start from another one's network come after all others.
+
     Raises:
         UserError, RunFailedError: the last line of the log of a run that failed; those under way are let finish.
     """
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        futures = {pool.submit(_train_one, run, folder / run.name, study, threads): run for run in runs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for wave in ([run for run in runs if not run.starts_from], [run for run in runs if run.starts_from]):
+        with ThreadPoolExecutor(max_workers=jobs) as pool:
+            futures = {pool.submit(_train_one, run, folder / run.name, study, threads): run for run in wave}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def _train_one(run: Run, folder: Path, study: str, threads: int) -> dict[str, Any]:
@@ -93,6 +98,7 @@ def _train_one(run: Run, folder: Path, study: str, threads: int) -> dict[str, An
         write_text(folder / "config.yaml", yaml.safe_dump(run.options, sort_keys=False))
         arguments = [f"--config={folder / 'config.yaml'}", f"--trainer.default_root_dir={folder}"]
         arguments += [f"--points.study={study}", f"--points.run={run.name}"]
+        arguments += [f"--model.warm_start={folder.with_name(run.starts_from)}"] if run.starts_from else []
         arguments += ["--ckpt_path=last"] if resumed else []
         log = folder / "log.txt"
         with log.open("w") as out:

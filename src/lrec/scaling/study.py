@@ -39,6 +39,7 @@ def study(
     rules: dict[str, Any] | None = None,
     size_options: dict[str, dict[str, Any]] | None = None,
     variants: dict[str, dict[str, Any]] | None = None,
+    starts_from: dict[str, str] | None = None,
     law: str | None = "lsrm",
     x: Literal["N_body", "N_total"] = "N_body",
     jobs: int = 1,
@@ -61,6 +62,7 @@ def study(
         rules: Options that follow the size, each as [factor, exponent]: factor * N_body ** exponent, to four digits.
         size_options: Further options by size.
         variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
+        starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed.
         law: Law to fit to each fraction and variant; lsrm is L(x) = E + (x0/x)^a; none: no fit, with holdout 0.
         x: Parameters the law counts.
         jobs: Runs side by side, each with an equal share of the cores.
@@ -79,6 +81,7 @@ def study(
         rules or {},
         size_options or {},
         variants or {"": {}},
+        starts_from or {},
     )
     _check(grid, law, jobs)
     runs = grid.runs()
@@ -116,6 +119,7 @@ class Grid:
     rules: dict[str, Any]
     size_options: dict[str, dict[str, Any]]
     variants: dict[str, dict[str, Any]]
+    starts_from: dict[str, str]
 
     @property
     def ladder(self) -> list[str]:
@@ -142,11 +146,24 @@ class Grid:
             options[f"data.reduction.{self.reduce}"] = fraction
         arguments = [f"--config={find_config(config)}" for config in self.configs]
         arguments += [f"--{option}={_as_argument(value)}" for option, value in options.items()]
-        share = "" if fraction == 1 else f"{self.reduce}-{fraction:g}"
-        name = "-".join(part for part in (size, share, variant, f"seed{seed}") if part)
         ladder = [variant] if len(self.variants) > 1 else []
         ladder += [f"fraction-{fraction:g}"] if len(self.fractions) > 1 else []
-        return Run(name, size, seed, fraction, variant, "-".join(ladder), held_out, compose(arguments))
+        source = self.starts_from.get(variant)
+        return Run(
+            self._name(size, seed, fraction, variant),
+            size,
+            seed,
+            fraction,
+            variant,
+            "-".join(ladder),
+            held_out,
+            compose(arguments),
+            "" if source is None else self._name(size, seed, fraction, source),
+        )
+
+    def _name(self, size: str, seed: int, fraction: float, variant: str) -> str:
+        share = "" if fraction == 1 else f"{self.reduce}-{fraction:g}"
+        return "-".join(part for part in (size, share, variant, f"seed{seed}") if part)
 
 
 def _dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,6 +201,12 @@ def _check(grid: Grid, law: str | None, jobs: int) -> None:
     for variant in grid.variants:
         if not re.fullmatch(r"[\w.-]*", variant):
             raise UserError(f"--variants: the name {variant!r} must be made of letters, digits, '.', '_' and '-'")
+    for variant, source in grid.starts_from.items():
+        if not {variant, source} <= set(grid.variants) or source in grid.starts_from:
+            raise UserError(
+                f"--starts_from {variant}: {source}: name two of --variants ({', '.join(grid.variants)}), "
+                "the second one starting anew"
+            )
     if law is None:
         if grid.holdout:
             raise UserError(f"--holdout {grid.holdout}: without a law nothing is predicted, set it to 0")

@@ -16,12 +16,14 @@ def variants_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
     """Markdown: a row per fraction, size and variant, and what stands out of the seeds' noise; "" with one variant.
 
     Mean ± standard deviation over the seeds; differences from the first variant over the seeds that finished in both,
-    ± their standard error. A difference stands out where a paired t-test at 95 % says so.
+    ± their standard error. A difference stands out where a paired t-test at 95 % says so. A variant of another domain
+    has other targets, and no differences.
     """
     variants = list(dict.fromkeys(run.variant for run in runs))
     if len(variants) < 2:
         return ""
     base = variants[0]
+    domains = {run.variant: _domain(run) for run in runs}
     head = ["fraction", "size", "variant", "seeds"]
     head += [title for metric in METRICS for title in (metric, f"against {base}")]
     lines = ["| " + " | ".join(head) + " |", "|---:|---:|---|---:|" + "---:|" * (2 * len(METRICS))]
@@ -37,13 +39,14 @@ def variants_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
             for variant in variants
         }
         for variant, metrics in finished.items():
+            comparable = variant != base and domains[variant] == domains[base]
             cells = [f"{fraction:g}", size, variant, str(len(metrics))]
             for title, name in METRICS.items():
                 values = {seed: row[name] for seed, row in metrics.items()}
                 differences = [v - finished[base][seed][name] for seed, v in values.items() if seed in finished[base]]
                 cells.append(_mean(list(values.values())))
-                cells.append("" if variant == base else _mean(differences, "+", of_mean=True))
-                if variant != base:
+                cells.append(_mean(differences, "+", of_mean=True) if comparable else "")
+                if comparable:
                     compared += 1
                     if _stands_out(differences):
                         standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
@@ -54,6 +57,11 @@ def variants_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
         f"by chance alone {(1 - CONFIDENCE) * compared:.1f} would): {verdict}."
     )
     return "\n".join([*lines, "", note])
+
+
+def _domain(run: Run) -> str | None:
+    domain: str | None = run.options.get("data", {}).get("init_args", {}).get("only_domain")
+    return domain
 
 
 def _mean(values: list[float], sign: str = "", of_mean: bool = False) -> str:

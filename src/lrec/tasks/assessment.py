@@ -21,7 +21,7 @@ from lrec.tasks.cases import (
     rank_by_repeating,
     values_of,
 )
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.ladder import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
 Draws = dict[str, np.ndarray]  # of each metric
@@ -48,7 +48,8 @@ class Section:
 
     Attributes:
         title: What the groups are.
-        ladder: Names of the sizes, which are scorers, and their N_body.
+        names: Names of the sizes, which are scorers, ascending.
+        n_body_S: Their N_body.
         groups: By name, in order.
         shown: Metrics of the tables; the first is drawn.
         drawn: Groups that the figure shows; all by default.
@@ -99,7 +100,6 @@ def assess(
     ladder: Ladder,
     seed: int,
     with_lists: bool = False,
-    candidates_V: np.ndarray | None = None,
 ) -> Section:
     """Every metric of every scorer in every group, all from the same resamples of the users.
 
@@ -109,7 +109,6 @@ def assess(
         ladder: The sizes.
         seed: Of the resamples.
         with_lists: Coverage too.
-        candidates_V: Catalogue items that are ranked; all by default.
 
     Raises:
         NoCasesError: no group has a case.
@@ -118,28 +117,46 @@ def assess(
     if not present:
         raise NoCasesError(f"{title}: there is no case")
     bootstrap = Bootstrap(np.concatenate([cases.users_C for cases in present.values()]), seed)
-    counts_V = ladder.counts_V
+    measured = {
+        name: measure(bootstrap, cases, list(ladder.runs.values()), ladder.counts_V, with_lists)
+        for name, cases in present.items()
+    }
+    return Section(title, ladder.names, ladder.n_body_S, measured)
 
-    def draws_of(cases: Cases, rankings: list[Ranked]) -> Draws:
+
+def measure(
+    bootstrap: Bootstrap,
+    cases: Cases,
+    sizes: list[list[TrainedRun]],
+    counts_V: np.ndarray,
+    with_lists: bool = False,
+    candidates_V: np.ndarray | None = None,
+) -> Group:
+    """Every metric of every scorer on the same cases.
+
+    Args:
+        bootstrap: The resamples of the users.
+        cases: What is to be predicted, in catalogue indices of the networks.
+        sizes: The runs of each size, ascending; a metric is the mean over a size's runs.
+        counts_V: Training interactions of each catalogue item.
+        with_lists: Coverage too.
+        candidates_V: Catalogue items that are ranked, ascending; all by default.
+    """
+
+    def draws_of(rankings: list[Ranked]) -> Draws:
         values = [values_of(ranked, counts_V) for ranked in rankings]
-        draws = {
-            metric: bootstrap.mean(np.mean([one[metric] for one in values], 0), cases.users_C) for metric in values[0]
-        }
+        draws = bootstrap.means(
+            {metric: np.mean([one[metric] for one in values], 0) for metric in values[0]}, cases.users_C
+        )
         if with_lists:
             coverages = [bootstrap.coverage(r.top_CK, cases.users_C, len(counts_V)) for r in rankings]
             draws[f"coverage@{LIST_LENGTH}"] = np.mean(coverages, 0)
         return draws
 
-    result = {}
-    for name, cases in present.items():
-        draws = {
-            runs[0].name: draws_of(cases, [rank_by_net(run.net, cases, candidates_V) for run in runs])
-            for runs in ladder.runs.values()
-        }
-        draws[POPULARITY] = draws_of(cases, [rank_by_popularity(counts_V, cases, candidates_V)])
-        draws[REPEAT_LAST] = draws_of(cases, [rank_by_repeating(counts_V, cases, candidates_V)])
-        result[name] = Group(len(cases), len(np.unique(cases.users_C)), draws)
-    return Section(title, ladder.names, ladder.n_body_S, result)
+    draws = {runs[0].name: draws_of([rank_by_net(run.net, cases, candidates_V) for run in runs]) for runs in sizes}
+    draws[POPULARITY] = draws_of([rank_by_popularity(counts_V, cases, candidates_V)])
+    draws[REPEAT_LAST] = draws_of([rank_by_repeating(counts_V, cases, candidates_V)])
+    return Group(len(cases), len(np.unique(cases.users_C)), draws)
 
 
 def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
@@ -154,7 +171,8 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
         change, times = figure(section.slope(group, metric)), figure(section.ratio(group, metric))
         trends[group] = trend(change)
         parts.append(f"{group} {trends[group]} ({_signed(change)} per decade, largest / smallest {_times(times)})")
-    difference = section.ratio(hard, metric) - section.ratio(easy, metric)
+    with np.errstate(invalid="ignore"):  # of two unbounded ratios
+        difference = section.ratio(hard, metric) - section.ratio(easy, metric)
     measure = "ratios"
     if not np.isfinite(difference[0]):  # the smallest size scores 0
         difference, measure = section.slope(hard, metric) - section.slope(easy, metric), "slopes"

@@ -3,7 +3,7 @@
 A statistic is kept as its draws, an array whose first entry is the statistic itself (every user once) and whose others
 are those of the resamples. What is computed from draws entry by entry, a ratio or a slope, has draws of its own.
 
-Shape suffixes: R draws (resamples + 1), U distinct users, C cases, V catalogue, K list length, S sizes.
+Shape suffixes: R draws (resamples + 1), U distinct users, C cases, M metrics, V catalogue, K list length, S sizes.
 """
 
 from typing import NamedTuple
@@ -39,13 +39,21 @@ class Bootstrap:
 
     def mean(self, values_C: np.ndarray, users_C: np.ndarray) -> np.ndarray:
         """Draws of the mean over the cases that have a value (are not nan); nan where a draw has no such case."""
-        has_C = ~np.isnan(values_C)
-        rows_C = self._rows(users_C[has_C])
-        n = len(self._users_U)
-        both_U2 = np.stack([np.bincount(rows_C, values_C[has_C], n), np.bincount(rows_C, minlength=n)], 1)
-        sums_R2 = np.concatenate([times.astype(np.float64) @ both_U2 for times in self._blocks()])
+        return self.means({"": values_C}, users_C)[""]
+
+    def means(self, values: dict[str, np.ndarray], users_C: np.ndarray) -> dict[str, np.ndarray]:
+        """The same for each metric, all at once: most of the time goes into the resamples, whatever is summed."""
+        rows_C, n = self._rows(users_C), len(self._users_U)
+        values_CM = np.stack(list(values.values()), 1)
+        has_CM = ~np.isnan(values_CM)
+        columns = [np.bincount(rows_C, column_C, n) for column_C in np.where(has_CM, values_CM, 0).T]
+        columns += [np.bincount(rows_C, column_C, n) for column_C in has_CM.T]
+        columns_U2M = np.stack(columns, 1)
+        sums_R2M = np.concatenate([times.astype(np.float64) @ columns_U2M for times in self._blocks()])
+        sums_RM, numbers_RM = np.split(sums_R2M, 2, axis=1)
         with np.errstate(invalid="ignore"):
-            return sums_R2[:, 0] / np.where(sums_R2[:, 1] > 0, sums_R2[:, 1], np.nan)
+            draws_RM = sums_RM / np.where(numbers_RM > 0, numbers_RM, np.nan)
+        return dict(zip(values, draws_RM.T, strict=True))
 
     def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
         """Draws of the share of the catalogue that stands in some list.

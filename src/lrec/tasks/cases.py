@@ -17,6 +17,7 @@ from lrec.data.batches import evaluation_bounds
 from lrec.data.splits import Split, ranges
 from lrec.metrics import KS, score
 from lrec.net import Transformer
+from lrec.tasks.ranks import share_of, together
 
 LIST_LENGTH = 10
 
@@ -146,9 +147,10 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
     # What the candidates are called in a table of their own.
     names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
     targets_C = _index_among(names_V, cases.targets_C)
-    parts = []
+    n_listed = min(LIST_LENGTH, len(names_V))
+    loss_C, rank_C, top_CK = np.zeros(len(cases)), np.zeros(len(cases)), np.zeros((len(cases), n_listed), np.int64)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
-    for chosen_B, items_BL, blank_BL, last_B in batches(cases, device):
+    for chosen_B, items_BL, blank_BL, last_B in share_of(batches(cases, device)):
         targets_B = torch.from_numpy(targets_C[chosen_B]).to(device)
 
         def head(hidden_BLD: Tensor, table_VD: Tensor, last_B=last_B, targets_B=targets_B) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
@@ -158,10 +160,8 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
             return scores.loss_B, scores.rank_B, scores.top_BK
 
         found = net(items_BL, head, blank_BL=blank_BL)
-        parts.append((chosen_B, *(tensor.cpu().numpy() for tensor in found)))
-    order_C = np.argsort(np.concatenate([part[0] for part in parts]))
-    loss_C, rank_C, top_CK = (np.concatenate([part[i] for part in parts])[order_C] for i in (1, 2, 3))
-    return Ranked(loss_C.astype(np.float64), rank_C.astype(np.float64), names_V[top_CK])
+        loss_C[chosen_B], rank_C[chosen_B], top_CK[chosen_B] = (tensor.cpu().numpy() for tensor in found)
+    return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
 
 
 def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:

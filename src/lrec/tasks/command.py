@@ -8,8 +8,9 @@ from pathlib import Path
 from lrec.errors import UserError
 from lrec.tasks.assessment import TaskResult
 from lrec.tasks.cold_start import cold_start
-from lrec.tasks.ladder import Data, Ladder, by_size, diverged, load_run, run_folders
+from lrec.tasks.ladder import Data, Ladder, diverged, ladder_of, load_run, run_folders
 from lrec.tasks.long_tail import long_tail
+from lrec.tasks.ranks import leads, processes
 from lrec.tasks.report import Report
 from lrec.tasks.robustness import robustness
 from lrec.tasks.trajectory import trajectory
@@ -25,7 +26,7 @@ TASKS: dict[str, Callable[[Ladder, int], TaskResult]] = {
 
 
 def tasks_command(runs: list[Path], tasks: str = "all", out: Path = Path("tasks"), seed: int = 0) -> None:
-    """Put trained runs of one or many sizes to the five tasks.
+    """Put trained runs of one or many sizes to the five tasks; torchrun's processes share the work.
 
     Args:
         runs: Runs of lrec fit, or folders of them such as a study's runs; all on the same data.
@@ -33,13 +34,15 @@ def tasks_command(runs: list[Path], tasks: str = "all", out: Path = Path("tasks"
         out: Folder for tasks.json, tasks.md and the figures.
         seed: Of corruption and of the resamples behind the intervals.
     """
-    report = run_tasks(runs, tasks.split(","), seed)
-    report.write(out)
-    print(f"{report.summary()}\n\n{out / 'tasks.md'}")
+    with processes():
+        report = run_tasks(runs, tasks.split(","), seed)
+        if leads():
+            report.write(out)
+            print(f"{report.summary()}\n\n{out / 'tasks.md'}")
 
 
 def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int = 0) -> Report:
-    """Put trained runs to tasks: one process, which reads checkpoints of any number of ranks.
+    """Put trained runs to tasks; they may have been trained on any number of processes.
 
     Args:
         runs: Folders of runs, or folders that hold some.
@@ -57,12 +60,13 @@ def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int =
     if not finite:
         raise UserError("--runs: every run diverged")
     data = Data()
-    ladder = by_size([load_run(folder, data) for folder in finite], data)
+    ladder = ladder_of([load_run(folder, data) for folder in finite], data)
     report = Report(ladder, [folder for folder in folders if folder not in finite], seed)
     for name in chosen:
         started = time.monotonic()
         report.results.append(TASKS[name](ladder, seed))
-        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        if leads():
+            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return report
 
 

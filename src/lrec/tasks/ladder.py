@@ -1,12 +1,12 @@
 """Trained runs, read from their folders without a Trainer, in order of size."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from lrec import cost
@@ -16,6 +16,9 @@ from lrec.errors import UserError
 from lrec.export import load
 from lrec.files import json_hash
 from lrec.net import Transformer
+from lrec.tasks.ranks import device
+
+BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,32 @@ class TrainedRun:
         shape = self.net.config
         return self.config["model"].get("size") or f"{shape.layers}x{shape.width}"
 
+    @property
+    def domain(self) -> str | None:
+        """The domain that it was trained on alone; None for all."""
+        only: str | None = self.config["data"]["init_args"].get("only_domain")
+        return only
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether it started from a trained network."""
+        return self.config["model"].get("warm_start") is not None
+
+
+@dataclass(frozen=True)
+class DomainRuns:
+    """Runs trained on one domain alone.
+
+    Attributes:
+        split: The domain's part of the split of all domains.
+        alone: Those that started anew.
+        fine_tuned: Those that started from a trained network.
+    """
+
+    split: Split
+    alone: BySize
+    fine_tuned: BySize
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -51,12 +80,14 @@ class Ladder:
     Attributes:
         split: Where the users are cut.
         max_len: Longest input, in items.
-        runs: The runs of each size.
+        runs: The runs of each size, trained on all domains.
+        domains: Those trained on one domain alone, cut at the same places, by domain.
     """
 
     split: Split
     max_len: int
-    runs: dict[int, list[TrainedRun]]
+    runs: BySize
+    domains: dict[str, DomainRuns] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -67,6 +98,14 @@ class Ladder:
     def n_body_S(self) -> np.ndarray:
         """N_body of each size, ascending."""
         return np.array(list(self.runs), dtype=np.float64)
+
+    def rows(self) -> list[tuple[str, list[TrainedRun]]]:
+        """What the runs of each size were trained on, and the runs, all of them."""
+        rows = [("all", runs) for runs in self.runs.values()]
+        for name, mine in self.domains.items():
+            rows += [(f"domain {name}", runs) for runs in mine.alone.values()]
+            rows += [(f"domain {name}, from a trained network", runs) for runs in mine.fine_tuned.values()]
+        return rows
 
     @property
     def counts_V(self) -> np.ndarray:
@@ -133,11 +172,10 @@ def load_run(folder: Path, data: Data) -> TrainedRun:
     model = load(best_checkpoint(folder))
     if model.about["data_hash"] != data.of(config).data_hash:
         raise UserError(f"{folder} was trained on other data than its config.yaml now leads to")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return TrainedRun(folder, model.net.float().requires_grad_(False).to(device), config)
+    return TrainedRun(folder, model.net.float().requires_grad_(False).to(device()), config)
 
 
-def by_size(runs: list[TrainedRun], data: Data) -> Ladder:
+def ladder_of(runs: list[TrainedRun], data: Data) -> Ladder:
     """Put runs in order of size; UserError where they cannot be compared."""
     first = runs[0]
     base = data.of(first.config)
@@ -152,14 +190,33 @@ def by_size(runs: list[TrainedRun], data: Data) -> Ladder:
                 raise UserError(
                     f"{first.folder} and {run.folder} differ in their {what} ({one}, {two}): compare the same"
                 )
-    sizes: dict[int, list[TrainedRun]] = {}
+    whole = [run for run in runs if run.domain is None]
+    if not whole:
+        raise UserError("--runs: each is of one domain alone (data.only_domain): add those of all domains")
+    domains = {}
+    for name in sorted({run.domain for run in runs if run.domain is not None}):
+        mine = [run for run in runs if run.domain == name]
+        split = data.of(mine[0].config).split_positions
+        tuned, alone = (_by_size(run for run in mine if run.is_fine_tuned == is_tuned) for is_tuned in (True, False))
+        domains[name] = DomainRuns(split, alone, tuned)
+    return Ladder(data.of(whole[0].config).split_positions, base.max_len, _by_size(whole), domains)
+
+
+def _by_size(runs: Iterable[TrainedRun]) -> BySize:
+    sizes: BySize = {}
     for run in sorted(runs, key=lambda run: run.n_body):
         sizes.setdefault(run.n_body, []).append(run)
     for n_body, same in sizes.items():
         for run in same[1:]:
-            if run.config["model"] != same[0].config["model"]:
+            if _kind(run) != _kind(same[0]):
                 raise UserError(
                     f"{same[0].folder} and {run.folder} have the same N_body {n_body} and differ in their model "
-                    "options: compare one kind of model at a time"
+                    "options or their reduction of the data: compare one kind of run at a time"
                 )
-    return Ladder(base.split_positions, base.max_len, sizes)
+    return sizes
+
+
+def _kind(run: TrainedRun) -> tuple[Any, Any]:
+    """What runs of one size that differ in their seed alone share."""
+    model = {name: value for name, value in run.config["model"].items() if name != "warm_start"}
+    return model, run.config["data"]["init_args"].get("reduction")

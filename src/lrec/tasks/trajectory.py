@@ -27,6 +27,7 @@ from lrec.tasks.assessment import (
 from lrec.tasks.bootstrap import Bootstrap
 from lrec.tasks.cases import Cases, batches, cases_before, rank_by_repeating
 from lrec.tasks.ladder import Ladder
+from lrec.tasks.ranks import share_of, together
 
 HITS = range(1, 11)
 BLEU_ORDERS = (2, 4)
@@ -128,8 +129,8 @@ def _decode(
     repeats: bool,
     device: torch.device,
 ) -> Decoded:
-    items_CT, rank_CT = np.empty_like(given.truth_CT), np.empty(given.truth_CT.shape)
-    for chosen_B, history_BL, _, last_B in batches(given.histories, device):
+    items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
+    for chosen_B, history_BL, _, last_B in share_of(batches(given.histories, device)):
         hidden_BD, table_VD, feed = start(history_BL, last_B)
         rows_S, items_S = _seen(given.seen, chosen_B, device)
         if repeats:
@@ -146,7 +147,7 @@ def _decode(
             rank_CT[chosen_B, step] = scores.rank_unseen_B.cpu().numpy()
             if not repeats:
                 rows_S, items_S = torch.cat([rows_S, rows_B]), torch.cat([items_S, best_B])
-    return Decoded(items_CT, rank_CT)
+    return Decoded(together(items_CT), together(rank_CT))
 
 
 def _seen(seen: Cases, chosen_B: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -239,11 +240,11 @@ def _sections(
 
     def step_draws(runs: list[Decoded], step: int) -> Draws:
         values = [step_values(run) for run in runs]
-        return {name: bootstrap.mean(np.mean([v[name][:, step] for v in values], 0), users_C) for name in values[0]}
+        return bootstrap.means({name: np.mean([v[name][:, step] for v in values], 0) for name in values[0]}, users_C)
 
     def whole_draws(runs: list[Decoded]) -> Draws:
         values = [trajectory_values(run, given.truth_CT) for run in runs]
-        draws = {name: bootstrap.mean(np.mean([v[name] for v in values], 0), users_C) for name in values[0]}
+        draws = bootstrap.means({name: np.mean([v[name] for v in values], 0) for name in values[0]}, users_C)
         for order in BLEU_ORDERS:
             each = [bleu(bootstrap, users_C, run.items_CT, given.truth_CT, order) for run in runs]
             draws[f"BLEU-{order}"] = np.mean(each, 0)

@@ -1,22 +1,33 @@
 """Multi-domain transfer: targets whose domain stands in the history or does not; and what pre-training on all domains
 is worth to one.
 
-Shape suffixes: C cases, V catalogue.
+Shape suffixes: C cases, S sizes, R draws, V catalogue, W catalogue of one domain.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
-from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains
+from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
+from lrec.tasks.bootstrap import Bootstrap, figure
 from lrec.tasks.cases import Cases, cases_before
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.ladder import BySize, DomainRuns, Ladder, TrainedRun
 
 MIX, DIFF = "mix", "diff"
+ALONE, ZERO_SHOT, FINE_TUNED = "alone", "zero-shot", "fine-tuned"
 
 
 def transfer(ladder: Ladder, seed: int) -> TaskResult:
-    """HR, NDCG and MRR of test targets by whether the history holds an item of the target's domain."""
+    """Test targets by whether the history holds an item of their domain; then each domain that has runs of its own."""
     result = TaskResult("transfer", "Multi-domain transfer")
     result.add(lambda: _mix_and_diff(ladder, seed, result.notes))
+    if not ladder.domains:
+        result.notes.append(
+            "Pre-training: no run is of one domain alone. Train with --data.only_domain, anew and with "
+            "--model.warm_start; configs/study/transfer.yaml does"
+        )
+    for domain, runs in ladder.domains.items():
+        result.add(lambda domain=domain, runs=runs: _pretraining(domain, runs, ladder, seed, result.notes))  # type: ignore[misc]
     return result
 
 
@@ -52,3 +63,69 @@ def _mix_and_diff(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     section = assess("Target's domain in the history (mix) or not (diff)", groups, ladder, seed)
     section.findings = [compare_gains(section, metric, DIFF, MIX) for metric in section.shown]
     return section
+
+
+def _pretraining(domain: str, runs: DomainRuns, ladder: Ladder, seed: int, notes: list[str]) -> Section:
+    """The domain's test targets after, and among, its items alone, by what the networks were trained on."""
+    sizes = [n_body for n_body in runs.alone if n_body in ladder.runs]
+    if runs.fine_tuned:
+        sizes = [n_body for n_body in sizes if n_body in runs.fine_tuned]
+    else:
+        notes.append(f"Domain {domain}: no run started from a trained network (--model.warm_start)")
+    if not sizes:
+        raise NoCasesError(f"Domain {domain}: no size was trained both on all domains and on this one alone")
+    if left_out := [n for n in {**ladder.runs, **runs.alone, **runs.fine_tuned} if n not in sizes]:
+        numbers = ", ".join(f"{n_body:,}" for n_body in sorted(left_out))
+        notes.append(f"Domain {domain}: N_body {numbers} left out, as not trained in each way")
+    targets = runs.split.test_targets
+    cases = cases_before(runs.split, targets.users_T, targets.positions_T, ladder.max_len)
+    if not len(cases):
+        raise NoCasesError(f"Domain {domain}: no test target has an item of the domain before it")
+    # The networks of all domains know the items by other indices; these are the domain's, ascending in both.
+    index_W = ladder.split.catalogue_index_I[runs.split.catalogue_V]
+    among_all = replace(
+        cases,
+        items_N=index_W[cases.items_N],
+        targets_C=np.where(cases.targets_C >= 0, index_W[cases.targets_C], -1),
+    )
+    bootstrap = Bootstrap(cases.users_C, seed)
+
+    def of(by_size: BySize) -> list[list[TrainedRun]]:
+        return [by_size[n_body] for n_body in sizes]
+
+    groups = {
+        ALONE: measure(bootstrap, cases, of(runs.alone), runs.split.counts_V),
+        ZERO_SHOT: measure(bootstrap, among_all, of(ladder.runs), ladder.counts_V, candidates_V=index_W),
+    }
+    if runs.fine_tuned:
+        groups[FINE_TUNED] = measure(bootstrap, cases, of(runs.fine_tuned), runs.split.counts_V)
+    names = [ladder.runs[n_body][0].name for n_body in sizes]
+    title = f"Domain {domain}: trained on it alone, on all domains (zero-shot), on all and then on it"
+    section = Section(title, names, np.array(sizes, dtype=np.float64), groups)
+    _add_advantages(section)
+    return section
+
+
+def advantage(metric: str) -> str:
+    """Name of a metric's difference from training on the domain alone."""
+    return f"{metric}_over_{ALONE}"
+
+
+def _add_advantages(section: Section) -> None:
+    """The difference from the networks of the domain alone, as a metric of the others, and what it says."""
+    section.shown = ("NDCG@10", advantage("NDCG@10"), "HR@10", advantage("HR@10"))
+    alone = section.groups[ALONE].draws
+    for name, group in section.groups.items():
+        if name == ALONE:
+            continue
+        for metric in ("NDCG@10", "HR@10"):
+            for scorer, draws in group.draws.items():
+                draws[advantage(metric)] = draws[metric] - alone[scorer][metric]
+        words = {"gains": "better than", "loses": "worse than"}
+        parts = []
+        for size in section.names:
+            change = figure(group.draws[size][advantage("NDCG@10")])
+            says = words.get(trend(change), "not measurably different from")
+            parts.append(f"{size} {says} alone ({change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}])")
+        section.findings.append(f"NDCG@10, {name}: {'; '.join(parts)}.")
+        section.findings.append(compare_gains(section, "NDCG@10", name, ALONE))

@@ -14,10 +14,10 @@ MakeStore = Callable[..., Store]
 
 @pytest.fixture
 def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
-    """Prepare and open a store of (user, item, time) or (user, item) rows."""
+    """Prepare and open a store of (user, item), (user, item, time) or (user, item, time, domain) rows."""
 
     def make(rows: list[tuple], k_core: int = 0) -> Store:
-        names = ["user", "item", "time"][: len(rows[0])]
+        names = ["user", "item", "time", "domain"][: len(rows[0])]
         frame = pl.DataFrame(rows, schema=names, orient="row")
         folder = tmp_path_factory.mktemp("data")
         return Store.open(prepare_store(folder, "rows", {}, k_core, lambda: RawInteractions(frame)))

@@ -11,7 +11,7 @@ import yaml
 from lrec.cli import with_shipped_configs
 from lrec.lightning_cli import compose, datamodule_of
 from lrec.net import Transformer, TransformerConfig, find_size
-from lrec.tasks.ladder import Data, Ladder, by_size, load_run
+from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 
 MAX_LEN, STEPS = 12, 4
 SIZES = ("0.8k", "3k")
@@ -42,7 +42,7 @@ def make_run(log_with_domains: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A run's folder, with config.yaml and a best checkpoint of a network that was drawn, not trained."""
     data_dir = tmp_path_factory.mktemp("data")
 
-    def make(folder: Path, size: str, seed: int, **options: object) -> Path:
+    def make(folder: Path, size: str, seed: int, warm_start: Path | None = None, **options: object) -> Path:
         chosen = {
             "data.path": log_with_domains, "data.data_dir": data_dir, "data.domain_column": "domain",
             "data.split.trajectory": STEPS, "data.split.held_out_users": 0.5, "data.max_len": MAX_LEN,
@@ -51,6 +51,7 @@ def make_run(log_with_domains: Path, tmp_path_factory: pytest.TempPathFactory) -
         chosen |= {name.replace("__", "."): value for name, value in options.items()}
         arguments = ["--config=data/csv.yaml", *(f"--{name}={value}" for name, value in chosen.items())]
         config = compose(with_shipped_configs(arguments))
+        config["model"]["warm_start"] = None if warm_start is None else str(warm_start)
         data = datamodule_of(config)
         data.prepare_data()
         data.setup()
@@ -88,4 +89,4 @@ def runs(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ladder(runs: Path) -> Ladder:
     """The same, loaded."""
     data = Data()
-    return by_size([load_run(folder, data) for folder in sorted(runs.iterdir())], data)
+    return ladder_of([load_run(folder, data) for folder in sorted(runs.iterdir())], data)

@@ -2,7 +2,9 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -13,7 +15,7 @@ from lrec.net import Transformer
 from lrec.tasks.assessment import Section
 from lrec.tasks.cases import cases_before
 from lrec.tasks.cold_start import cold_start
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 from lrec.tasks.long_tail import long_tail
 from lrec.tasks.robustness import corrupted, robustness
 from lrec.tasks.trajectory import trajectory
@@ -33,6 +35,7 @@ class World:
     trajectory: list[int]  # first position, -1 for none
     counts: list[int]
     domains: list[str]
+    domains_of: list[list[str]]  # of each user's items
     max_len: int
 
     def known(self, items: list[int], n: int) -> list[int]:
@@ -74,6 +77,7 @@ def world(ladder: Ladder) -> World:
         trajectory=first,
         counts=[trained[item] for item in catalogue],
         domains=[item[0] for item in catalogue],
+        domains_of=[[item[0] for item in items] for items in users],
         max_len=ladder.max_len,
     )
 
@@ -197,6 +201,75 @@ def test_transfer(ladder: Ladder, world: World) -> None:
     for group, wanted in (("mix", True), ("diff", False)):
         mine = [case for case, is_mix in zip(cases, mixed, strict=True) if is_mix == wanted]
         check(section, group, mine, ladder, world)
+
+
+@pytest.fixture(scope="module")
+def transfer_ladder(runs: Path, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Ladder:
+    """Of both sizes, runs on domain y alone too: two seeds that started anew, and one from a trained network."""
+    folder = tmp_path_factory.mktemp("own")
+    own = [
+        make_run(folder / f"{size}-{seed}", size, seed, data__only_domain="y", **options)
+        for size in ("0.8k", "3k")
+        for seed, options in ((11, {}), (12, {}), (13, {"warm_start": runs / f"{size}-1"}))
+    ]
+    data = Data()
+    return ladder_of([load_run(run, data) for run in [*sorted(runs.iterdir()), *own]], data)
+
+
+def test_what_pretraining_is_worth_to_a_domain(transfer_ladder: Ladder, world: World) -> None:
+    section = transfer(transfer_ladder, SEED).sections[1]
+    items_of_y = [item for item, domain in enumerate(world.domains) if domain == "y"]
+    cases = []
+    for items, domains, out, first in zip(
+        world.sequences, world.domains_of, world.held_out, world.trajectory, strict=True
+    ):
+        end = len(items) if first < 0 else first
+        history = [item for item in items[: end - 1] if item in items_of_y]
+        if not out and end >= 3 and domains[end - 1] == "y" and history:
+            cases.append((world.known(history, world.max_len), items[end - 1]))
+    assert 5 < len(cases) < len(world.test_cases())
+    numbers = [items_of_y.index(target) if target >= 0 else -1 for _, target in cases]
+    own = transfer_ladder.domains["y"]
+    figures = {name: section.figures(name) for name in section.groups}
+
+    def own_scores(net: Transformer, history: list[int]) -> list[float]:
+        return net_scores(net, [items_of_y.index(item) for item in history])
+
+    def all_scores(net: Transformer, history: list[int]) -> list[float]:
+        scores = net_scores(net, history)
+        return [scores[item] for item in items_of_y]
+
+    for group, by_size, score in (
+        ("alone", own.alone, own_scores),
+        ("zero-shot", transfer_ladder.runs, all_scores),
+        ("fine-tuned", own.fine_tuned, own_scores),
+    ):
+        assert section.groups[group].cases == len(cases)
+        for same_size in by_size.values():
+            seeds = [[score(run.net, history) for history, _ in cases] for run in same_size]
+            found = figures[group][same_size[0].name]
+            for metric in metrics(1):
+                expected = mean(
+                    mean(metrics(rank_of(s, number))[metric] for s, number in zip(one, numbers, strict=True))
+                    for one in seeds
+                )
+                assert found[metric].value == pytest.approx(expected, abs=1e-9), (group, metric)
+            expected = mean(
+                mean(log_loss(s, number) for s, number in zip(one, numbers, strict=True) if number >= 0)
+                for one in seeds
+            )
+            assert found["loss"].value == pytest.approx(expected, rel=1e-5)
+            if group != "alone":
+                difference = found["NDCG@10"].value - figures["alone"][same_size[0].name]["NDCG@10"].value
+                assert found["NDCG@10_over_alone"].value == pytest.approx(difference)
+        baselines = {
+            "popularity": lambda history: [float(world.counts[item]) for item in items_of_y],
+            "repeat-last": lambda history: [repeat_scores(world.counts, history)[item] for item in items_of_y],
+        }
+        for name, baseline in baselines.items():
+            ranks = [rank_of(baseline(history), number) for (history, _), number in zip(cases, numbers, strict=True)]
+            expected = mean(metrics(rank)["NDCG@10"] for rank in ranks)
+            assert figures[group][name]["NDCG@10"].value == pytest.approx(expected)
 
 
 def test_robustness(ladder: Ladder, world: World) -> None:

@@ -1,0 +1,58 @@
+"""The processes that share the scoring: those of torchrun, or the one there is.
+
+Each scores every n-th batch, the same batches whatever their number, so that figures do not depend on it.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import distributed
+
+Batch = TypeVar("Batch")
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Join torchrun's other processes, where it started this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    distributed.init_process_group("gloo")  # only figures travel, and those lie on the CPU
+    try:
+        yield
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()
+
+
+def leads() -> bool:
+    """Whether this is the process that writes and says what all have found."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def device() -> torch.device:
+    """Where this process scores: a GPU of its own where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def share_of(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """This process's share."""
+    if not distributed.is_initialized():
+        return iter(batches)
+    return islice(batches, distributed.get_rank(), None, distributed.get_world_size())
+
+
+def together(values: np.ndarray) -> np.ndarray:
+    """The values of all processes, each of which has left zeros where others have values."""
+    if not distributed.is_initialized():
+        return values
+    total = torch.from_numpy(values.copy())
+    distributed.all_reduce(total)
+    return total.numpy()

@@ -1,0 +1,112 @@
+"""`lrec tasks` as a user meets it: what it writes, what it says of cases that do not exist, what it refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from lrec.tasks.command import TASKS, run_tasks
+
+MakeRun = Callable[..., Path]
+
+
+def test_everything_is_written_and_the_same_again(lrec: Callable[..., str], runs: Path, tmp_path: Path) -> None:
+    said = lrec("tasks", "--runs", runs, "--out", tmp_path / "one")
+    lrec("tasks", "--runs", runs, "--out", tmp_path / "two")
+    lrec("tasks", "--runs", runs, "--out", tmp_path / "three", "--seed", 1)
+    written = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert written == sorted(["tasks.json", "tasks.md", *(f"{name}.png" for name in TASKS)])
+    one, two, three = ((tmp_path / name / "tasks.json").read_text() for name in ("one", "two", "three"))
+    assert one == two != three
+    page = (tmp_path / "one" / "tasks.md").read_text()
+    for title in ("Cold start", "Long tail", "Robustness", "Multi-domain transfer", "Trajectory"):
+        assert f"## {title}" in page
+        assert title in said
+    for section in json.loads(one)["tasks"]["long_tail"]["sections"]:
+        for group in section["groups"].values():
+            assert set(group["scorers"]) == {"0.8k", "3k", "popularity", "repeat-last"}
+            for figures in group["scorers"].values():
+                for name in (f"{metric}@{k}" for metric in ("HR", "NDCG", "MRR") for k in (1, 5, 10, 50)):
+                    assert figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"]
+            assert set(group["gain"]["NDCG@10"]) == {"slope", "ratio"}
+
+
+def test_seeds_are_reproducible_in_python_too(runs: Path) -> None:
+    one, two, other = (run_tasks([runs], ["robustness"], seed).content() for seed in (3, 3, 4))
+    assert one == two
+    clean, corrupted = (
+        [content["tasks"]["robustness"]["sections"][0]["groups"][name]["scorers"]["3k"] for content in (one, other)]
+        for name in ("clean", "replaced 0.5")
+    )
+    assert clean[0]["NDCG@10"]["value"] == clean[1]["NDCG@10"]["value"]
+    assert corrupted[0]["NDCG@50"]["value"] != corrupted[1]["NDCG@50"]["value"]
+
+
+def test_cases_that_do_not_exist_get_a_line_and_the_rest_is_done(
+    make_run: MakeRun, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    options = {"data__split__trajectory": 0, "data__split__held_out_users": 0, "data__domain_column": "null"}
+    make_run(tmp_path / "plain", "0.8k", 1, **options)
+    lrec("tasks", "--runs", tmp_path / "plain", "--out", tmp_path / "out")
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())["tasks"]
+    notes = {name: " ".join(task["notes"]) for name, task in tasks.items()}
+    assert "New users: none are held out. Train with --data.split.held_out_users" in notes["cold_start"]
+    assert "No user has a trajectory. Train with --data.split.trajectory 10" in notes["trajectory"]
+    assert "The data have no domains" in notes["transfer"]
+    assert "Pre-training: no run is of one domain alone" in notes["transfer"]
+    assert {name for name, task in tasks.items() if task["sections"]} == {"cold_start", "long_tail", "robustness"}
+    page = (tmp_path / "out" / "tasks.md").read_text()
+    assert all(note + "." in page for task in tasks.values() for note in task["notes"])
+    assert not (tmp_path / "out" / "trajectory.png").exists()
+
+
+def test_no_room_for_a_trajectory_is_said(make_run: MakeRun, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    make_run(tmp_path / "short", "0.8k", 1, data__max_len=4)
+    said = lrec("tasks", "--runs", tmp_path / "short", "--tasks", "trajectory,long_tail", "--out", tmp_path / "out")
+    assert "A network of max_len 4 has no room for a history before 4 steps" in said
+    assert "G4" in said
+
+
+def test_what_cannot_be_compared_is_refused(
+    make_run: MakeRun, runs: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = ("--out", tmp_path / "out")
+    assert "--tasks tails: choose among cold_start, long_tail" in refused(
+        "tasks", "--runs", runs, "--tasks", "tails", *out
+    )
+    assert "no such folder" in refused("tasks", "--runs", tmp_path / "nowhere", *out)
+    assert "--seed must be at least 0" in refused("tasks", "--runs", runs, "--seed", -1, *out)
+    (tmp_path / "empty").mkdir()
+    assert "no run in or under this folder" in refused("tasks", "--runs", tmp_path / "empty", *out)
+    other = make_run(tmp_path / "other", "0.8k", 1, data__max_len=9)
+    assert "differ in their max_len" in refused("tasks", "--runs", runs, other, *out)
+    split = make_run(tmp_path / "split", "0.8k", 1, data__split__held_out_users=0.3)
+    assert "differ in their split" in refused("tasks", "--runs", runs, split, *out)
+    own = make_run(tmp_path / "own", "0.8k", 1, data__only_domain="x")
+    assert "add those of all domains" in refused("tasks", "--runs", own, *out)
+    kind = make_run(tmp_path / "kind", "3k", 3, model__exclude_seen="false")
+    assert "differ in their model options" in refused("tasks", "--runs", runs, kind, *out)
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(runs / "0.8k-1", unfinished)
+    (unfinished / "checkpoints" / "best.ckpt").unlink()
+    assert "has no checkpoints/best.ckpt" in refused("tasks", "--runs", unfinished, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_diverged_run_is_left_out_by_name(runs: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "runs" / "3k-2" / "points.jsonl").write_text(json.dumps({"status": "diverged"}) + "\n")
+    lrec("tasks", "--runs", tmp_path / "runs", "--tasks", "long_tail", "--out", tmp_path / "out")
+    assert "3k-2 diverged and was left out" in (tmp_path / "out" / "tasks.md").read_text()
+
+
+def test_a_run_of_other_data_than_its_config_is_refused(
+    make_run: MakeRun, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    run = make_run(tmp_path / "run", "0.8k", 1)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"]["k_core"] = 3
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "was trained on other data" in refused("tasks", "--runs", run, "--out", tmp_path / "out")
