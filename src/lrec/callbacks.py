@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec import cost
+from lrec.baselines import BASELINES
 from lrec.files import json_hash, replacing, write_json, write_text
 from lrec.metrics import KS
 from lrec.module import SequentialRecommender, TopK
@@ -146,7 +147,7 @@ class Announcer(Callback):
 
 
 class EvaluationReport(Announcer):
-    """Print the model beside popularity after each test or validate, and write the figures to RUN/metrics.json."""
+    """Print the model beside the baselines after each test or validate, and write the figures to RUN/metrics.json."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report `lrec validate`; evaluations during fit go to TensorBoard and points.jsonl."""
@@ -159,7 +160,7 @@ class EvaluationReport(Announcer):
 
     @rank_zero_only
     def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
-        figures = {"model": model.evaluations[stage], "popularity": model.evaluations[f"{stage}/popularity"]}
+        figures = {"model": model.evaluations[stage], **_baselines(stage, model)}
         floor = (model.data.floor or {}).get(stage)
         self.message = evaluation_table(stage, figures, floor)
         outside = int(figures["model"]["targets_outside_catalogue"])
@@ -227,9 +228,10 @@ def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: fl
     """The figures of each scorer as text: cross-entropy, then a line per metric over all items and over unseen ones."""
     lines = [f"{stage:<12}{'':<12}" + "".join(f"{f'@{k}':>10}" for k in KS)]
     for scorer, row in figures.items():
-        lines.append(f"{scorer:<12}loss {row['loss']:.4f}" + (f"  (floor {floor:.4f})" if floor is not None else ""))
+        loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
+        lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
         for suffix, title in (("", "all items"), ("_unseen", "unseen items")):
-            for name in ("HR", "NDCG", "MRR", "coverage", "popularity"):
+            for name in ("HR", "NDCG", "MRR", "coverage", "popularity") if scorer == "model" else ("HR", "NDCG"):
                 values = [row[f"{name}@{k}{suffix}"] for k in KS]
                 lines.append(f"  {title if name == 'HR' else '':<12}  {name:<10}" + "".join(_cell(v) for v in values))
     return "\n".join(lines)
@@ -248,10 +250,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _baselines(stage: str, model: SequentialRecommender) -> dict[str, dict[str, float]]:
+    """Figures of the baselines that were evaluated, by name."""
+    return {name: model.evaluations[f"{stage}/{name}"] for name in BASELINES if f"{stage}/{name}" in model.evaluations}
+
+
 def _prefixed(stage: str, model: SequentialRecommender) -> dict[str, float | None]:
     figures = {f"{stage}/{name}": value for name, value in model.evaluations[stage].items()}
-    baseline = model.evaluations.get(f"{stage}/popularity", {})
-    figures |= {f"{stage}/popularity/{name}": value for name, value in baseline.items()}
+    for baseline, row in _baselines(stage, model).items():
+        figures |= {f"{stage}/{baseline}/{name}": value for name, value in row.items()}
     return {name: _finite(value) for name, value in figures.items()}
 
 

@@ -35,9 +35,28 @@ class Scores(NamedTuple):
     top_unseen_scores_BK: Tensor
 
 
+class Overrides(NamedTuple):
+    """Scores of some (row, item) pairs, each pair once, in place of what hidden state and table give."""
+
+    rows_S: Tensor
+    items_S: Tensor
+    scores_S: Tensor
+
+    def of_rows(self, rows: slice) -> "Overrides":
+        """Those of some rows, which are then counted from the first of them."""
+        inside_S = (self.rows_S >= rows.start) & (self.rows_S < rows.stop)
+        return Overrides(self.rows_S[inside_S] - rows.start, self.items_S[inside_S], self.scores_S[inside_S])
+
+
 @torch.no_grad()
 def score(
-    hidden_BD: Tensor, table_VD: Tensor, targets_B: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor, k: int = max(KS)
+    hidden_BD: Tensor,
+    table_VD: Tensor,
+    targets_B: Tensor,
+    seen_rows_S: Tensor,
+    seen_items_S: Tensor,
+    k: int = max(KS),
+    overrides: Overrides | None = None,
 ) -> Scores:
     """Score every item of the catalogue for every row.
 
@@ -50,13 +69,23 @@ def score(
         seen_rows_S: Row of each seen pair.
         seen_items_S: Item of each seen pair.
         k: Length of the lists; capped at the catalogue's size.
+        overrides: Scores that are other than hidden state times table.
     """
     # Ranks need scores that tell items apart: never in the half precision of an autocast region.
     with torch.autocast(hidden_BD.device.type, enabled=False):
         hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
         scratch = _scratch(hidden_BD, table_VD, 2)
         blocks = [
-            _score_block(hidden_BD[rows], table_VD, targets_B[rows], rows_S, items_S, k, scratch)
+            _score_block(
+                hidden_BD[rows],
+                table_VD,
+                targets_B[rows],
+                rows_S,
+                items_S,
+                k,
+                scratch,
+                None if overrides is None else overrides.of_rows(rows),
+            )
             for rows, rows_S, items_S in _row_blocks(hidden_BD, seen_rows_S, seen_items_S)
         ]
         return Scores(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
@@ -130,12 +159,16 @@ def _score_block(
     seen_items_S: Tensor,
     k: int,
     scratch: Tensor,
+    overrides: Overrides | None,
 ) -> Scores:
     n_rows, n_items = hidden_BD.shape[0], table_VD.shape[0]
     k = min(k, n_items)
     known_B = targets_B >= 0
     target_B1 = targets_B.clamp(min=0)[:, None]
     target_score_B1 = (hidden_BD * table_VD[target_B1.squeeze(1)]).sum(1, keepdim=True)
+    if overrides is not None:
+        of_target_S = overrides.items_S == targets_B[overrides.rows_S]
+        target_score_B1[overrides.rows_S[of_target_S], 0] = overrides.scores_S[of_target_S]
     log_sum_B = hidden_BD.new_full((n_rows,), -math.inf)
     rank_B = torch.ones_like(log_sum_B)
     seen_above_B = torch.zeros_like(log_sum_B)
@@ -144,6 +177,10 @@ def _score_block(
     for start in range(0, n_items, CHUNK_ITEMS):
         table_CD = table_VD[start : start + CHUNK_ITEMS]
         scores_BC, work_BC = _scored(hidden_BD, table_CD, scratch)
+        if overrides is not None:
+            inside_S = (overrides.items_S >= start) & (overrides.items_S < start + len(table_CD))
+            places = overrides.rows_S[inside_S], overrides.items_S[inside_S] - start
+            scores_BC[places] = overrides.scores_S[inside_S]
         lists.add(scores_BC, start)
         max_B1 = scores_BC.amax(1, keepdim=True)
         chunk_sum_B = torch.sub(scores_BC, max_B1, out=work_BC).exp_().sum(1)

@@ -6,14 +6,16 @@ Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list len
 import hashlib
 import math
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrec import cost, parallel
+from lrec.baselines import BASELINES, Baselines
 from lrec.data.base import SequenceDataModule
 from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
@@ -120,7 +122,7 @@ class SequentialRecommender(LightningModule):
         # Whole numbers, which no precision of training rounds.
         self.register_buffer("counts_V", counts_V, persistent=False)
         self.model_evaluation = Evaluation(counts_V)
-        self.popularity_evaluation = Evaluation(counts_V)
+        self.baseline_evaluations = nn.ModuleDict({name: Evaluation(counts_V) for name in BASELINES})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with a scheduler that Lightning steps with it."""
@@ -246,25 +248,34 @@ class SequentialRecommender(LightningModule):
     def _evaluate(self, batch: EvalBatch) -> None:
         self.model_evaluation.update(self._score_last(batch, max(KS)), batch.targets_B, batch.weights_B)
         stage = "test" if self.trainer.testing else "val"
-        if f"{stage}/popularity" not in self.evaluations:
-            # A scorer of one feature, hidden state 1 and table log count: its softmax is the share of the training.
-            ones_B1 = torch.ones(len(batch.users_B), 1, device=self.device)
-            table_V1 = self.counts_V.double().log().float()[:, None]
-            popularity = score(ones_B1, table_V1, batch.targets_B, batch.seen_rows_S, batch.seen_items_S)
-            self.popularity_evaluation.update(popularity, batch.targets_B, batch.weights_B)
+        for name in self._baselines_of(stage):
+            if f"{stage}/{name}" not in self.evaluations:
+                evaluation = self.baseline_evaluations[name]
+                evaluation.update(self._baselines.score(name, batch), batch.targets_B, batch.weights_B)
+
+    @cached_property
+    def _baselines(self) -> Baselines:
+        return Baselines(self.data.split_positions, self.device)
+
+    def _baselines_of(self, stage: str) -> list[str]:
+        """Popularity stands beside every evaluation, the other baselines beside `lrec test` and `lrec validate`."""
+        fitting = stage == "val" and self.trainer.state.fn == "fit"
+        return [name for name in self._baselines.names if name == "popularity" or not fitting]
 
     def _close_evaluation(self, stage: str) -> None:
         self.evaluations[stage] = self.model_evaluation.compute()
         self.model_evaluation.reset()
-        # Popularity does not change during training: scored in the first whole evaluation of a stage, then kept.
-        baseline = f"{stage}/popularity"
-        if baseline not in self.evaluations:
-            figures = self.popularity_evaluation.compute()
-            self.popularity_evaluation.reset()
-            if not self.trainer.sanity_checking:
-                self.evaluations[baseline] = figures
+        # Baselines do not change during training: scored in the first whole evaluation of a stage, then kept.
+        for name in self._baselines_of(stage):
+            if f"{stage}/{name}" not in self.evaluations:
+                figures = self.baseline_evaluations[name].compute()
+                self.baseline_evaluations[name].reset()
+                if not self.trainer.sanity_checking:
+                    self.evaluations[f"{stage}/{name}"] = figures
         named = {f"{stage}/{name}": value for name, value in self.evaluations[stage].items()}
-        named |= {f"{baseline}/{name}": value for name, value in self.evaluations.get(baseline, {}).items()}
+        for baseline in BASELINES:
+            figures = self.evaluations.get(f"{stage}/{baseline}", {})
+            named |= {f"{stage}/{baseline}/{name}": value for name, value in figures.items() if math.isfinite(value)}
         # The figures are reduced over ranks already.
         self.log_dict(named, rank_zero_only=False, sync_dist=False)
 

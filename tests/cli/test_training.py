@@ -1,6 +1,7 @@
 """fit, validate, test and predict as a user runs them on a log of their own."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,15 @@ def test_the_model_learns_and_beats_popularity(run: Path) -> None:
     assert points_of(run)[-1]["train_loss"] < points_of(run)[0]["train_loss"]
 
 
+def test_baselines_stand_beside_the_model(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    # In this log an item is mostly followed by the next one, and an item hardly comes back soon.
+    assert metrics["markov"]["NDCG@10"] > 2 * metrics["popularity"]["NDCG@10"] > 4 * metrics["repeat-last"]["NDCG@10"]
+    assert metrics["markov"]["loss"] < metrics["popularity"]["loss"]
+    assert metrics["repeat-last"]["loss"] is None
+    assert 0 < metrics["recent-popularity"]["NDCG@10_unseen"] < metrics["markov"]["NDCG@10_unseen"]
+
+
 def test_tensorboard_has_the_agreed_prefixes(run: Path) -> None:
     events = EventAccumulator(str(run))
     events.Reload()
@@ -131,7 +141,8 @@ def test_test_and_validate_repeat_the_figures_of_fit(run: Path, lrec: Callable[.
     points = (run / "points.jsonl").read_bytes()
     printed = lrec("test", "--config", run / "config.yaml")
     assert json.loads((run / "metrics.json").read_text())["model"] == before["model"]
-    assert "popularity" in printed
+    for baseline in ("popularity", "recent-popularity", "repeat-last", "markov"):
+        assert re.search(rf"^{baseline} ", printed, re.MULTILINE)
     assert f"loss {before['model']['loss']:.4f}" in printed
     lrec("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "best.ckpt")
     validated = json.loads((run / "metrics.json").read_text())
