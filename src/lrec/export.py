@@ -24,16 +24,26 @@ FORMAT = 1
 IDS, ENDS = "item_ids", "item_ends"
 
 
-def export(ckpt_path: Path, out: Path, items: Path | None = None) -> None:
-    """Write a checkpoint as one file, with its description as JSON beside it.
+def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10) -> None:
+    """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
 
     Args:
-        ckpt_path: Checkpoint of a run, a file or a folder of shards.
-        out: A .safetensors file, or a folder, which gets model.safetensors; replaced where it exists.
+        ckpt_path: A run's folder (its best checkpoint), or a checkpoint, a file or a folder of shards.
+        out: A .safetensors or .onnx file, or a folder, which gets model.safetensors; replaced where it exists.
         items: The run's items.parquet; null for the one of the run that the checkpoint lies in.
+        k: Length of the lists that an .onnx file gives.
     """
+    if k < 1:
+        raise UserError(f"--k must be at least 1, not {k}")
+    ckpt_path = _file_of(ckpt_path)
     about, parameters = checkpoints.weights(ckpt_path)
     item_ids = _item_ids(ckpt_path, items, about["n_items"])
+    if out.suffix == ".onnx":
+        from lrec.onnx_file import write_onnx
+
+        difference = write_onnx(Model(_network(about, parameters), item_ids, about), out, k)
+        print(f"step {about['step']} written to {out}; onnxruntime's scores differ by at most {difference:.1g}")
+        return
     file = out if out.suffix == ".safetensors" else out / "model.safetensors"
     encoded = [raw_id.encode() for raw_id in item_ids]
     tensors = {name: tensor.contiguous() for name, tensor in parameters.items()} | {
@@ -54,14 +64,7 @@ def load(path: str | Path) -> Model:
     Raises:
         UserError: it is none of these, or damaged.
     """
-    path = Path(path)
-    if path.is_dir() and not (path / checkpoints.STATE).exists():
-        exported, best = path / "model.safetensors", path / "checkpoints" / "best.ckpt"
-        if not exported.exists() and not best.exists():
-            raise UserError(
-                f"{path} holds neither model.safetensors (lrec export) nor checkpoints/best.ckpt (lrec fit)"
-            )
-        path = exported if exported.exists() else best
+    path = _file_of(Path(path))
     if path.suffix != ".safetensors" or not path.is_file():
         about, parameters = checkpoints.weights(path)
         return Model(_network(about, parameters), _item_ids(path, None, about["n_items"]), about)
@@ -74,6 +77,16 @@ def load(path: str | Path) -> Model:
     text, ends = tensors.pop(IDS).numpy().tobytes(), tensors.pop(ENDS).tolist()
     item_ids = pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
     return Model(_network(about, tensors), item_ids, about)
+
+
+def _file_of(path: Path) -> Path:
+    """What is meant by a run's folder, its best checkpoint, or by an exported folder; else the path itself."""
+    if not path.is_dir() or (path / checkpoints.STATE).exists():
+        return path
+    exported, best = path / "model.safetensors", path / "checkpoints" / "best.ckpt"
+    if not exported.exists() and not best.exists():
+        raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/best.ckpt (lrec fit)")
+    return exported if exported.exists() else best
 
 
 def config_of(about: dict[str, Any]) -> TransformerConfig:

@@ -1,0 +1,112 @@
+"""A trained network as an ONNX file: histories in, scores and the best items out, for any runtime without PyTorch.
+
+Needs the extra `onnx`: pip install "lrec[onnx]".
+
+    items        int64 (batch, length): catalogue indices, oldest first, right-padded with any; length at most max_len
+    lengths      int64 (batch): real items of each row, at least 1
+    scores       float32 (batch, catalogue): logits of every item
+    top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index
+    top_scores   float32 (batch, k): their scores
+
+The metadata hold `item_ids`, a JSON list of the raw ids by index, and `lrec`, what the file is.
+"""
+
+import json
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrec.errors import UserError
+from lrec.files import replacing
+from lrec.net import Transformer
+from lrec.recommend import Model
+
+INPUTS, OUTPUTS = ("items", "lengths"), ("scores", "top_items", "top_scores")
+# ONNX is a protocol buffer, which holds less than 2 GiB.
+LARGEST = 2**31 - 2**27
+TOLERANCE = 1e-4
+
+
+class HistoryScores(nn.Module):
+    """What the file computes. B histories, L positions, D width, V catalogue, K list length."""
+
+    def __init__(self, net: Transformer, k: int) -> None:
+        super().__init__()
+        self.net, self.k = net, k
+
+    def forward(self, items_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of all items, and the best ones that are not in the row with theirs."""
+
+        def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
+            last_B1D = (lengths_B - 1)[:, None, None].expand(-1, 1, hidden_BLD.shape[2])
+            return hidden_BLD.gather(1, last_B1D).squeeze(1) @ table_VD.T
+
+        scores_BV = self.net(items_BL, head)
+        real_BL = torch.arange(items_BL.shape[1])[None] < lengths_B[:, None]
+        seen_BL = torch.where(real_BL, -math.inf, math.inf)
+        unseen_BV = torch.full_like(scores_BV, math.inf).scatter_reduce(1, items_BL, seen_BL, "amin")
+        top_BK = torch.minimum(scores_BV, unseen_BV).topk(self.k)
+        return scores_BV, top_BK.indices, top_BK.values
+
+
+def write_onnx(model: Model, file: Path, k: int) -> float:
+    """Write the file and run it; returns its largest difference from PyTorch's scores.
+
+    Raises:
+        UserError: the extra is not installed, or the network does not fit into one file.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch.onnx needs it)
+    except ImportError as error:
+        raise UserError(f'--out {file}: ONNX files need an extra: pip install "lrec[onnx]" ({error})') from None
+    net = model.net.float().cpu()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in net.parameters())
+    if size > LARGEST:
+        raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters, an ONNX file holds less than 2")
+    computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
+    # More than one row and position, which torch.export would take for constants.
+    items_BL = torch.arange(6).reshape(2, 3) % net.config.n_items
+    lengths_B = torch.tensor([3, 2])
+    batch = torch.export.Dim("batch", min=1)
+    length = torch.export.Dim("length", min=1, max=net.config.max_len)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that nothing here needs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            computes,
+            (items_BL, lengths_B),
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes=({0: batch, 1: length}, {0: batch}),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props["item_ids"] = json.dumps(model.item_ids.to_list())
+    program.model.metadata_props["lrec"] = json.dumps(model.about)
+    with replacing(file) as temporary:
+        program.save(temporary, external_data=False)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        difference = _difference(session, computes)
+        if not difference <= TOLERANCE:
+            raise AssertionError(f"the ONNX file's scores differ by {difference} from PyTorch's")
+    return difference
+
+
+@torch.inference_mode()
+def _difference(session: Any, computes: HistoryScores) -> float:
+    """Largest difference of the scores of a few random histories."""
+    config = computes.net.config
+    random = np.random.default_rng(0)
+    items_BL = random.integers(config.n_items, size=(5, config.max_len))
+    lengths_B = random.integers(1, config.max_len, size=5, endpoint=True)
+    (scores_BV,) = session.run(["scores"], {"items": items_BL, "lengths": lengths_B})
+    expected_BV = computes(torch.from_numpy(items_BL), torch.from_numpy(lengths_B))[0].numpy()
+    return float(np.abs(scores_BV - expected_BV).max())
