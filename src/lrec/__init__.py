@@ -10,6 +10,8 @@ _HOME = {
     "SequentialRecommender": "lrec.module",
     "ScalingPoints": "lrec.callbacks",
     "EvaluationReport": "lrec.callbacks",
+    "ItemProjector": "lrec.tensorboard",
+    "RunTable": "lrec.tensorboard",
     "load": "lrec.export",
     "FSDP2": "lrec.strategies",
     "BestAndLast": "lrec.interruption",

@@ -29,6 +29,7 @@ from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
+from lrec.tensorboard import ItemProjector, RunTable
 from lrec.throughput import Throughput
 
 StrategyRegistry.register("fsdp2", FSDP2, description="Parameters sharded over the processes, CPUs or GPUs")
@@ -62,6 +63,7 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(StopAfterSwitch, "early_stopping")
         parser.add_lightning_class_args(ScalingPoints, "points")
         parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(ItemProjector, "projector")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/loss",
@@ -116,6 +118,8 @@ class CommandLine(LightningCLI):
                 "or --ckpt_path=last to go on with it"
             )
         self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
+        if self.config_init.fit.ckpt_path is not None:
+            self.model.warm_start = None  # it has been made
         for group in ("checkpoint", "early_stopping"):
             monitor = self.config_init.fit[group].monitor
             if monitor not in [f"val/{name}" for name in figure_names()]:
@@ -213,7 +217,7 @@ def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLi
         subclass_mode_data=True,
         parser_class=Parser,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput()]},
+        trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

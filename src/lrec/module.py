@@ -7,10 +7,12 @@ import hashlib
 import math
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from lrec.metrics import KS, Evaluation, Scores, score
 from lrec.net import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.optim import Optimizer
 from lrec.switch import OptimizerSwitch
+from lrec.warm_start import begin_from
 
 
 class TopK(NamedTuple):
@@ -58,6 +61,7 @@ class SequentialRecommender(LightningModule):
         exclude_seen: bool = True,
         checkpoint_activations: bool = False,
         compile_blocks: bool = False,
+        warm_start: Path | None = None,
     ) -> None:
         """Choose the network by size or by layers, width and heads.
 
@@ -76,6 +80,8 @@ class SequentialRecommender(LightningModule):
             exclude_seen: Leave the user's own history out of predict's lists.
             checkpoint_activations: Keep the blocks' inputs alone and compute the rest again: less memory, more time.
             compile_blocks: Compile the blocks: minutes at the start, then faster steps.
+            warm_start: A run's folder, checkpoint or exported file of a network of the same shape that fit begins with.
+                Items that it knows, by raw id, keep their embeddings; new ones begin near the mean of these.
         """
         super().__init__()
         self.size, self.shape = _choose_size(size, layers, width, heads)
@@ -88,6 +94,7 @@ class SequentialRecommender(LightningModule):
         self.exclude_seen = exclude_seen
         self.checkpoint_activations = checkpoint_activations
         self.compile_blocks = compile_blocks
+        self.warm_start = warm_start
         self.D = 0
         self.flops = 0
         self.diverged = False
@@ -111,13 +118,18 @@ class SequentialRecommender(LightningModule):
             self.data.n_items, self.data.max_len, *self.shape, self.dropout, self.architecture, self.mup
         )
         strategy = self.trainer.strategy
+        seed, sharding = strategy.broadcast(torch.initial_seed()), getattr(strategy, "sharding", None)
         self.net = parallel.build(
             self.config,
-            strategy.broadcast(torch.initial_seed()),
-            getattr(strategy, "sharding", None),
+            seed,
+            sharding,
             self.checkpoint_activations,
             self.compile_blocks,
         )
+        if self.warm_start is not None and self.trainer.state.fn == "fit":
+            started = begin_from(self.warm_start, self.net, self.data.item_table()["raw_id"], seed)
+            parallel.fill(self.net, started.parameters, sharding)
+            rank_zero_only(print)(f"warm start from {self.warm_start}: {started}")
         counts_V = torch.as_tensor(self.data.item_counts_V)
         # Whole numbers, which no precision of training rounds.
         self.register_buffer("counts_V", counts_V, persistent=False)

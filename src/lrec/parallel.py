@@ -102,6 +102,14 @@ def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
         raise AssertionError(f"buffer {name} of {buffer.shape} has no initial value")
 
 
+@torch.no_grad()
+def fill(net: Transformer, values: dict[str, Tensor], sharding: Sharding | None = None) -> None:
+    """Give every parameter of a network that `build` made its rows of these whole values."""
+    for name, parameter in net.named_parameters():
+        value = values[name]
+        local(parameter).copy_(value if sharding is None else value[sharding.rows(len(value))])
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's rows of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

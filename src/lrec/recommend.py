@@ -94,7 +94,7 @@ class Model:
         if k < 1:
             raise UserError(f"k must be at least 1, not {k}")
         raw = _as_text(items)
-        index_B = self._index(raw)
+        index_B = self.index(raw)
         if (index_B < 0).any():
             raise UserError(f"item {raw[int((index_B < 0).argmax())]!r} is not in the catalogue")
         with torch.inference_mode():
@@ -107,7 +107,7 @@ class Model:
     def _recommend_block(
         self, histories: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None
     ) -> pl.DataFrame:
-        items_N, lengths_B = self._index(histories.items), histories.lengths_B
+        items_N, lengths_B = self.index(histories.items), histories.lengths_B
         unknown_N = items_N < 0
         skipped_B = np.bincount(np.repeat(np.arange(len(lengths_B)), lengths_B)[unknown_N], minlength=len(lengths_B))
         items_N, lengths_B = items_N[~unknown_N], lengths_B - skipped_B
@@ -156,8 +156,8 @@ class Model:
     def _names(self) -> pl.Enum:
         return pl.Enum(self.item_ids)
 
-    def _index(self, raw_ids: pl.Series) -> np.ndarray:
-        """Catalogue index of each raw id, -1 outside."""
+    def index(self, raw_ids: pl.Series) -> np.ndarray:
+        """Catalogue index of each raw id (text), int64, -1 outside."""
         return (
             raw_ids.cast(self._names, strict=False).to_physical().cast(pl.Int64).fill_null(-1).to_numpy(writable=True)
         )
@@ -168,7 +168,7 @@ class Model:
             return None
         may_V = np.full(len(self.item_ids), allowed is None)
         for ids, may in ((allowed, True), (exclude, False)):
-            index = self._index(_as_text(ids or ()))
+            index = self.index(_as_text(ids or ()))
             may_V[index[index >= 0]] = may
         if not may_V.any():
             raise UserError("no item of the catalogue may be recommended: see allowed and exclude")

@@ -1,0 +1,102 @@
+"""What TensorBoard shows of a run beside its curves: its row in the table of runs, and its items in the projector."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
+
+from lrec.data.titles import read_titles
+from lrec.errors import UserError
+from lrec.export import load
+from lrec.files import replacing, write_text
+from lrec.module import SequentialRecommender
+
+COMPARED = ("val/loss", "val/NDCG@10_unseen", "test/loss", "test/NDCG@10", "test/NDCG@10_unseen", "test/HR@10_unseen")
+
+
+class RunTable(Callback):
+    """A row for the run in TensorBoard's HPARAMS: the options of model and data, with the figures of val and test."""
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the options that config.yaml has; the figures are the curves of their names."""
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not path.is_file() or not loggers:
+            return
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        options = {name: value for part in ("model", "data") for name, value in _flat(part, config[part])}
+        for summary in hparams(options, dict.fromkeys(COMPARED)):
+            loggers[0].experiment.file_writer.add_summary(summary)
+
+
+class ItemProjector(Callback):
+    """Write the best checkpoint's most popular items for TensorBoard's PROJECTOR: embedding, title, count, domain."""
+
+    def __init__(
+        self,
+        items: int = 10_000,
+        titles: Path | None = None,
+        title_item_column: str | None = None,
+        title_column: str = "title",
+    ) -> None:
+        """Choose what is shown.
+
+        Args:
+            items: Number of items, the most popular ones; 0 for none.
+            titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
+            title_item_column: Its column of item ids; the first one by default.
+            title_column: Its column of titles.
+        """
+        if items < 0:
+            raise UserError(f"projector.items must be at least 0, not {items}")
+        self.items = items
+        self.names = None if titles is None else read_titles(titles, title_item_column, title_column)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write RUN/projector/ and RUN/projector_config.pbtxt, which names it."""
+        checkpoint = trainer.checkpoint_callback
+        best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        if self.items == 0 or not best:
+            return
+        assert isinstance(pl_module, SequentialRecommender)
+        run = Path(trainer.default_root_dir)
+        table = pl_module.data.item_table()
+        table = table.sort("count", "item", descending=[True, False]).head(self.items)
+        vectors = load(best).net.items.weight.detach().float().numpy()[table["item"].to_numpy()]
+        shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
+        if self.names is not None:
+            shown = shown.join(self.names, on="item", how="left", maintain_order="left")
+        shown = shown.select(column for column in shown if not column.is_null().all())
+        # A row is a line of the file, whatever is in a title.
+        plain = [" ".join(str(value if value is not None else "").split()) for row in shown.rows() for value in row]
+        lines = ["\t".join(plain[i : i + shown.width]) for i in range(0, len(plain), shown.width)]
+        write_text(run / "projector" / "items.tsv", "\n".join(["\t".join(shown.columns), *lines]) + "\n")
+        with replacing(run / "projector" / "vectors.bytes") as temporary:
+            np.ascontiguousarray(vectors).tofile(temporary)
+        write_text(
+            run / "projector_config.pbtxt",
+            "embeddings {\n"
+            '  tensor_name: "items"\n'
+            '  tensor_path: "projector/vectors.bytes"\n'
+            f"  tensor_shape: {vectors.shape[0]}\n  tensor_shape: {vectors.shape[1]}\n"
+            '  metadata_path: "projector/items.tsv"\n'
+            "}\n",
+        )
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Names and values of nested options, as the command line calls them."""
+    if isinstance(value, dict):
+        value = value.get("init_args", {}) | {"class": value["class_path"]} if "class_path" in value else value
+        return [pair for key, item in value.items() for pair in _flat(f"{name}.{key}", item)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return [(name, value)]
+    return [(name, str(value))]
