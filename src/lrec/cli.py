@@ -103,11 +103,22 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     command = getattr(import_module(entry.module), entry.function)
     parser = OneLineParser(prog=f"lrec {name}", description=entry.meaning)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values of the options below.")
-    paths: set[str | int] = {key for key, hint in typing.get_type_hints(command).items() if hint == list[Path]}
+    hints = typing.get_type_hints(command)
+    paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     parser.add_function_arguments(command, as_positional=entry.positional, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
         parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help="Files or folders.")
-    return command, parser, arguments[len(name.split()) :]
+    flags = {f"--{key}" for key, hint in hints.items() if hint is bool}
+    return command, parser, _with_values(arguments[len(name.split()) :], flags)
+
+
+def _with_values(options: list[str], flags: set[str]) -> list[str]:
+    """Options in which a flag alone, as in --dry_run, is --dry_run true."""
+    result: list[str] = []
+    for place, option in enumerate(options):
+        alone = option in flags and all(following.startswith("-") for following in options[place + 1 : place + 2])
+        result += [option, "true"] if alone else [option]
+    return result
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:

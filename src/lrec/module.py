@@ -262,12 +262,17 @@ class SequentialRecommender(LightningModule):
         stage = "test" if self.trainer.testing else "val"
         for name in self._baselines_of(stage):
             if f"{stage}/{name}" not in self.evaluations:
-                evaluation = self.baseline_evaluations[name]
-                evaluation.update(self._baselines.score(name, batch), batch.targets_B, batch.weights_B)
+                scores = self._baselines.score(name, batch)
+                self._baseline_evaluation(name).update(scores, batch.targets_B, batch.weights_B)
 
     @cached_property
     def _baselines(self) -> Baselines:
         return Baselines(self.data.split_positions, self.device)
+
+    def _baseline_evaluation(self, name: str) -> Evaluation:
+        evaluation = self.baseline_evaluations[name]
+        assert isinstance(evaluation, Evaluation)
+        return evaluation
 
     def _baselines_of(self, stage: str) -> list[str]:
         """Popularity stands beside every evaluation, the other baselines beside `lrec test` and `lrec validate`."""
@@ -280,8 +285,8 @@ class SequentialRecommender(LightningModule):
         # Baselines do not change during training: scored in the first whole evaluation of a stage, then kept.
         for name in self._baselines_of(stage):
             if f"{stage}/{name}" not in self.evaluations:
-                figures = self.baseline_evaluations[name].compute()
-                self.baseline_evaluations[name].reset()
+                figures = self._baseline_evaluation(name).compute()
+                self._baseline_evaluation(name).reset()
                 if not self.trainer.sanity_checking:
                     self.evaluations[f"{stage}/{name}"] = figures
         named = {f"{stage}/{name}": value for name, value in self.evaluations[stage].items()}

@@ -11,9 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from lrec import checkpoints
 from lrec.data.titles import read_titles
 from lrec.errors import UserError
-from lrec.export import load
 from lrec.files import replacing, write_text
 from lrec.module import SequentialRecommender
 
@@ -70,7 +70,7 @@ class ItemProjector(Callback):
         run = Path(trainer.default_root_dir)
         table = pl_module.data.item_table()
         table = table.sort("count", "item", descending=[True, False]).head(self.items)
-        vectors = load(best).net.items.weight.detach().float().numpy()[table["item"].to_numpy()]
+        vectors = checkpoints.weights(Path(best))[1]["items.weight"].float().numpy()[table["item"].to_numpy()]
         shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
         if self.names is not None:
             shown = shown.join(self.names, on="item", how="left", maintain_order="left")

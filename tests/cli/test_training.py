@@ -113,7 +113,8 @@ def test_the_model_learns_and_beats_popularity(run: Path) -> None:
 def test_baselines_stand_beside_the_model(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     # In this log an item is mostly followed by the next one, and an item hardly comes back soon.
-    assert metrics["markov"]["NDCG@10"] > 2 * metrics["popularity"]["NDCG@10"] > 4 * metrics["repeat-last"]["NDCG@10"]
+    assert metrics["markov"]["NDCG@10"] > 2 * metrics["popularity"]["NDCG@10"]
+    assert metrics["popularity"]["NDCG@10"] > metrics["repeat-last"]["NDCG@10"]
     assert metrics["markov"]["loss"] < metrics["popularity"]["loss"]
     assert metrics["repeat-last"]["loss"] is None
     assert 0 < metrics["recent-popularity"]["NDCG@10_unseen"] < metrics["markov"]["NDCG@10_unseen"]
