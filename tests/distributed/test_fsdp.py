@@ -56,11 +56,11 @@ def test_other_ways_to_take_the_same_steps(
     assert losses(other) == pytest.approx(losses(one), rel=1e-5)
 
 
-def test_products_in_bfloat16_stay_near(one: Path, fit: Fit) -> None:
-    half = fit("half", 2, EVERY_STEP, "--trainer.strategy=lrec.FSDP2", "--trainer.strategy.param_dtype=bfloat16")
-    # The fifth step's loss jumps at this learning rate, and multiplies any rounding before it.
-    assert losses(half)[:4] == pytest.approx(losses(one)[:4], rel=1e-3)
-    assert losses(half)[-1] < losses(half)[3]
+def test_products_in_bfloat16_stay_near(fit: Fit) -> None:
+    # At this learning rate no step's loss jumps, so that roundings are not multiplied.
+    slow = [EVERY_STEP, "--model.optimizer.lr=0.002"]
+    half = fit("half", 2, *slow, "--trainer.strategy=lrec.FSDP2", "--trainer.strategy.param_dtype=bfloat16")
+    assert losses(half) == pytest.approx(losses(fit("slow", 1, *slow)), rel=5e-4)
 
 
 def test_any_number_of_processes_evaluates_a_checkpoint_alike(two: Path) -> None:
