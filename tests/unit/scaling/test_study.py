@@ -22,6 +22,7 @@ def grid(**changes: Any) -> Grid:
         "rules": {},
         "size_options": {},
         "variants": {"": {}},
+        "starts_from": {},
     }
     return Grid(**(arguments | changes))
 
