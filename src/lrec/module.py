@@ -128,7 +128,7 @@ class SequentialRecommender(LightningModule):
         )
         if self.warm_start is not None and self.trainer.state.fn == "fit":
             started = begin_from(self.warm_start, self.net, self.data.item_table()["raw_id"], seed)
-            parallel.fill(self.net, started.parameters, sharding)
+            parallel.fill(self.net, lambda name, _: started.parameters[name], sharding)
             rank_zero_only(print)(f"warm start from {self.warm_start}: {started}")
         counts_V = torch.as_tensor(self.data.item_counts_V)
         # Whole numbers, which no precision of training rounds.

@@ -5,6 +5,7 @@ holds ceil(rows / shards) of them, the last ones fewer or none, so a catalogue o
 padded that a loss, a rank or a checkpoint could see.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,21 +93,18 @@ def _shard(net: Transformer, sharding: Sharding) -> None:
     fully_shard(net, mesh=sharding.mesh, mp_policy=precision)
 
 
-@torch.no_grad()
 def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
     net.to_empty(device=sharding.mesh.device_type)
-    for name, parameter in net.named_parameters():
-        value = net.initial_value(name, parameter.shape, seed)
-        local(parameter).copy_(value[sharding.rows(len(value))])
+    fill(net, lambda name, shape: net.initial_value(name, shape, seed), sharding)
     for name, buffer in net.named_buffers():
         raise AssertionError(f"buffer {name} of {buffer.shape} has no initial value")
 
 
 @torch.no_grad()
-def fill(net: Transformer, values: dict[str, Tensor], sharding: Sharding | None = None) -> None:
-    """Give every parameter of a network that `build` made its rows of these whole values."""
+def fill(net: Transformer, value_of: Callable[[str, torch.Size], Tensor], sharding: Sharding | None = None) -> None:
+    """Give every parameter its rows of a whole value, which is asked for by name and shape, one at a time."""
     for name, parameter in net.named_parameters():
-        value = values[name]
+        value = value_of(name, parameter.shape)
         local(parameter).copy_(value if sharding is None else value[sharding.rows(len(value))])
 
 

@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING
 
 from lrec.scaling.fit import Fit
+from lrec.scaling.plots import BLUE, GREY, ORANGE, draw_frame
 from lrec.scaling.predict import Holdout
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
 
 
 def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: str) -> "Figure":
@@ -41,7 +40,5 @@ def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: s
     right.set(xlabel=x_label, ylabel="fitted - actual, % of actual")
     left.legend(fontsize=7.5, edgecolor="none")
     for axes in (left, right):
-        axes.grid(True, color="#dddddd", lw=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        draw_frame(axes)
     return figure

@@ -1,253 +1,21 @@
-"""`lrec scaling plan`: what to train for a budget of FLOPs, a target loss or a size, and what to expect of it.
+"""`lrec scaling plan`: what to train for a budget of FLOPs, a target loss or a size, and what to expect of it."""
 
-Definitions: N the size in the fit's column x, D interactions processed, U unique ones, epochs D/U, C training FLOPs.
-"""
-
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
-from scipy.optimize import minimize_scalar
 
 from lrec.errors import UserError
 from lrec.files import write_json
 from lrec.scaling.fit import Fit
-from lrec.scaling.laws import Array
 from lrec.scaling.links import Expected, expected_metrics, fit_links
+from lrec.scaling.planners import AnyPlanner, Choice, Planner, SizePlanner, planner_of
 from lrec.scaling.predict import Prediction, Profile
 from lrec.scaling.report import read_fit, rows_table
 
 FAR = 100.0
 """Beyond this many times the largest fitted size or amount of data a plan says that it extrapolates."""
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Training FLOPs per interaction at size N: 6 N + h N^g.
-
-    The first term is that of the matrices N counts, forward and backward; the second, fitted to the FLOPs of the points
-    themselves, is what else there is: the item table, whose width grows with the body, and attention.
-    """
-
-    h: float = 0.0
-    g: float = 0.0
-
-    @classmethod
-    def of(cls, points: pl.DataFrame) -> "Compute":
-        """From points with flops and d; 6 N where they do not say more."""
-        if not {"flops", "d"} <= set(points.columns):
-            return cls()
-        known = points.drop_nulls(["flops", "d"])
-        rest_N = (known["flops"] / known["d"] - 6 * known["x"]).to_numpy()
-        if len(known) < 2 or (rest_N <= 0).any() or known["x"].n_unique() < 2:
-            return cls()
-        g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
-        return cls(float(np.exp(log_h)), float(g))
-
-    def per_interaction(self, size: Array | float) -> Any:
-        """FLOPs of an interaction, forward and backward."""
-        return 6 * np.asarray(size) + self.h * np.asarray(size) ** self.g
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What to train; None for what the law says nothing about."""
-
-    size: float | None
-    data: float | None
-    unique: float | None
-    flops: float | None
-
-    @property
-    def epochs(self) -> float | None:
-        """Passes over the unique data."""
-        return None if self.data is None or self.unique is None else self.data / self.unique
-
-
-class Planner:
-    """Chooses N, D and U by a law of size and data, within the passes over the data at which it was fitted.
-
-    Args:
-        fit: A fit of a law of N and D, or of N, D and U.
-        unique: Unique interactions there are; None: as many as a single pass needs.
-        epochs: Passes over them; None: whatever is best, within those fitted.
-
-    Raises:
-        UserError: more epochs than were fitted.
-    """
-
-    def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
-        self.fit, self.unique, self.epochs = fit, unique, epochs
-        self.compute = Compute.of(fit.points)
-        self.most_epochs = most_epochs(fit.points)
-        _check_epochs(epochs, self.most_epochs)
-        if epochs is not None and unique is None:
-            raise UserError("--epochs: name the number of unique interactions they go over with --unique")
-
-    def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
-        """The law's loss of N, D and U, which broadcast; U is what there is, at most D."""
-        unique = self.unique if unique is None else unique
-        size_N, data_N = np.broadcast_arrays(np.asarray(size, dtype=float), np.asarray(data, dtype=float))
-        columns = [size_N.ravel(), data_N.ravel()]
-        if len(self.fit.law.variables) == 3:
-            columns.append(columns[1] if unique is None else np.minimum(columns[1], unique))
-        return self.fit.curve(np.stack(columns, axis=1)).reshape(size_N.shape)
-
-    def for_flops(self, flops: float) -> Choice:
-        """The N and D = C / (FLOPs per interaction) with the least loss; D within the epochs allowed."""
-        size_G = np.geomspace(1.0, max(flops, 10.0), 4000)
-        data_G = flops / self.compute.per_interaction(size_G)
-        allowed_G = (data_G >= 1) & (data_G <= self._most_data() * (1 + 1e-9))
-        if self.epochs is not None and self.unique is not None:  # as many passes as asked for: N follows
-            size = float(np.exp(np.interp(-np.log(self.epochs * self.unique), -np.log(data_G), np.log(size_G))))
-            return self._choice(size, self.epochs * self.unique)
-        if not allowed_G.any():
-            raise UserError(f"--flops {flops:g}: too few to plan for")
-        size_G, data_G = size_G[allowed_G], data_G[allowed_G]
-        best = int(self.loss(size_G, data_G).argmin())
-        low, high = size_G[max(best - 1, 0)], size_G[min(best + 1, len(size_G) - 1)]
-
-        def at(log_size: float) -> float:
-            return float(self.loss(np.exp(log_size), flops / self.compute.per_interaction(np.exp(log_size))))
-
-        found = minimize_scalar(at, bounds=(np.log(low), np.log(high)), method="bounded", options={"xatol": 1e-10})
-        size = float(np.exp(found.x))
-        return self._choice(size, flops / float(self.compute.per_interaction(size)))
-
-    def for_loss(self, loss: float) -> Choice:
-        """The least C at which the best N and D reach the loss."""
-        most = 1e6 * 6 * float((self.fit.x_NV[:, 0] * self.fit.x_NV[:, 1]).max())
-        least = _bisect(lambda flops: self._loss_of(self.for_flops(flops)) - loss, 1e3, most)
-        if least is None:
-            bound = self._loss_of(self.for_flops(most))
-            raise UserError(
-                f"--loss {loss:g}: not reached with {most:.2g} FLOPs, a million times the largest fitted run; the law "
-                f"gives {bound:.4g} there" + (", with the data and epochs allowed" if self.unique else "")
-            )
-        return self.for_flops(least)
-
-    def for_size(self, size: float) -> Choice:
-        """With unique data given, the passes over it with the least loss; else the D for which N is compute-optimal."""
-        if self.unique is not None:
-            if self.epochs is not None:
-                return self._choice(size, self.epochs * self.unique)
-            data_G = np.linspace(self.unique, self._most_data(), 400)
-            return self._choice(size, float(data_G[self.loss(size, data_G).argmin()]))
-        enough = _bisect(lambda flops: size - float(self.for_flops(flops).size or 0), 6 * size, 1e12 * size**2)
-        if enough is None:
-            raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; name the data with --unique")
-        return self._choice(size, enough / float(self.compute.per_interaction(size)))
-
-    def doubled(self, choice: Choice) -> dict[str, float]:
-        """The loss with twice the parameters, with twice the data all of it new, and with twice the passes over it."""
-        n, d, u = choice.size, choice.data, choice.unique
-        assert n is not None
-        assert d is not None
-        assert u is not None
-        losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
-        if 2 * d / u <= self.most_epochs * (1 + 1e-9):
-            losses["epochs"] = float(self.loss(n, 2 * d, u))
-        return losses
-
-    def data_limited_from(self, choice: Choice) -> float | None:
-        """The least N at which, with this D and U, twice the data lowers the loss more than twice the parameters."""
-        d, u = choice.data, choice.unique
-        assert d is not None
-        assert u is not None
-        size_G = np.geomspace(1.0, 1e15, 3000)
-        better_G = self.loss(size_G, 2 * d, 2 * u) < self.loss(2 * size_G, d, u)
-        return float(size_G[better_G.argmax()]) if better_G.any() else None
-
-    def used_up(self, choice: Choice) -> bool:
-        """Whether only the epochs fitted keep the plan from more passes."""
-        assert choice.data is not None
-        return self.epochs is None and 0.999 * self._most_data() < choice.data
-
-    def _most_data(self) -> float:
-        return np.inf if self.unique is None else self.unique * self.most_epochs
-
-    def _choice(self, size: float, data: float) -> Choice:
-        unique = data if self.unique is None else min(self.unique, data)
-        return Choice(size, data, unique, data * float(self.compute.per_interaction(size)))
-
-    def _loss_of(self, choice: Choice) -> float:
-        assert choice.size is not None
-        assert choice.data is not None
-        return float(self.loss(choice.size, choice.data))
-
-
-class SizePlanner:
-    """Chooses a size by a law of size alone, which holds for the data and passes of the runs it was fitted to."""
-
-    def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
-        self.fit, points = fit, fit.points
-        self.compute = Compute.of(points)
-        self.unique = float(points["u"].max()) if "u" in points.columns else None  # type: ignore[arg-type]
-        passes = (points["d"] / points["u"]).median() if {"d", "u"} <= set(points.columns) else None
-        self.data = None if passes is None or self.unique is None else float(passes) * self.unique  # type: ignore[arg-type]
-        _check_epochs(epochs, most_epochs(points))
-        if epochs is not None:
-            raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
-        if unique is not None and (self.unique is None or abs(unique / self.unique - 1) > 0.01):
-            known = "unknown data" if self.unique is None else f"{self.unique:g} unique interactions"
-            raise UserError(
-                f"--unique {unique:g}: a law of size alone holds for the data it was fitted on ({known}); "
-                "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
-            )
-
-    def for_size(self, size: float) -> Choice:
-        """The data and passes are those of the runs fitted."""
-        flops = None if self.data is None else self.data * float(self.compute.per_interaction(size))
-        return Choice(size, self.data, self.unique, flops)
-
-    def for_loss(self, loss: float) -> Choice:
-        """The least size that reaches the loss."""
-        most = 1e6 * float(self.fit.x_N.max())
-        size = _bisect(lambda n: float(self.fit.curve([n])[0]) - loss, float(self.fit.x_N.min()) / 1e3, most)
-        if size is None:
-            raise UserError(
-                f"--loss {loss:g}: the law gives {self.fit.curve([most])[0]:.4g} at a million times the largest fitted "
-                "size, and never less than its floor"
-            )
-        return self.for_size(size)
-
-    def for_flops(self, flops: float) -> Choice:
-        """The size whose run, on the same data, costs the budget."""
-        if self.data is None:
-            raise UserError("--flops: the points say nothing of D and U; plan with --size or --loss")
-        data = self.data
-        size = _bisect(lambda n: flops - data * float(self.compute.per_interaction(n)), 1.0, flops)
-        if size is None:
-            raise UserError(f"--flops {flops:g}: too few for any size on {data:g} interactions")
-        return self.for_size(size)
-
-
-class FlopsPlanner:
-    """Reads a law of FLOPs; it says nothing of how they are to be spent."""
-
-    def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
-        self.fit = fit
-        if unique is not None or epochs is not None:
-            raise UserError("--unique, --epochs: a law of FLOPs alone says nothing of the data")
-
-    def for_flops(self, flops: float) -> Choice:
-        """The budget as it is."""
-        return Choice(None, None, None, flops)
-
-    def for_loss(self, loss: float) -> Choice:
-        """The least budget that reaches the loss."""
-        most = 1e6 * float(self.fit.x_N.max())
-        flops = _bisect(lambda c: float(self.fit.curve([c])[0]) - loss, float(self.fit.x_N.min()) / 1e3, most)
-        if flops is None:
-            raise UserError(f"--loss {loss:g}: the law gives {self.fit.curve([most])[0]:.4g} at {most:.2g} FLOPs")
-        return self.for_flops(flops)
-
-    def for_size(self, size: float) -> Choice:
-        """Refused."""
-        raise UserError(f"--size {size:g}: this is a law of FLOPs, without sizes; plan with --flops or --loss")
 
 
 def plan_command(
@@ -292,50 +60,10 @@ def plan_command(
     print(f"{fitted.law.formula}, fitted to {content['n_points']} points\n\n{table(result, content)}\n\n{out}")
 
 
-def planner_of(
-    fit: Fit, content: dict[str, Any], unique: float | None = None, epochs: float | None = None
-) -> Planner | SizePlanner | FlopsPlanner:
-    """The planner for the law's variables."""
-    if len(fit.law.variables) > 1:
-        return Planner(fit, unique, epochs)
-    if content["x"] in ("flops", "C"):
-        return FlopsPlanner(fit, unique, epochs)
-    if content["x"] in ("D", "U"):
-        raise UserError(
-            f"the fit is a law of {content['x']} alone: plans need one of size, of flops, or of size and data"
-        )
-    return SizePlanner(fit, unique, epochs)
-
-
-def most_epochs(points: pl.DataFrame) -> float:
-    """The most passes over its unique data of any fitted run; one where the points do not say."""
-    if not {"d", "u"} <= set(points.columns):
-        return 1.0
-    return max(1.0, float((points["d"] / points["u"]).max()))  # type: ignore[arg-type]
-
-
-def _check_epochs(epochs: float | None, most: float) -> None:
-    if epochs is not None and epochs > most * (1 + 1e-9):
-        raise UserError(
-            f"--epochs {epochs:g}: the law was fitted to runs of at most {most:.4g} passes over their data, and says "
-            "nothing of more; train runs with more passes, or plan for more unique data"
-        )
-
-
-def _bisect(function: Callable[[float], float], low: float, high: float) -> float | None:
-    """Where a falling function reaches nought, on a logarithmic scale; None where it does not fall that far."""
-    if function(high) > 0:
-        return None
-    for _ in range(60):
-        middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if function(middle) > 0 else (low, middle)
-    return high
-
-
 def _result(
     fit: Fit,
     content: dict[str, Any],
-    planner: Planner | SizePlanner | FlopsPlanner,
+    planner: AnyPlanner,
     choice: Choice,
     mfu: float,
     peak_flops: float,
@@ -367,7 +95,7 @@ def _result(
 def _notes(
     fit: Fit,
     content: dict[str, Any],
-    planner: Planner | SizePlanner | FlopsPlanner,
+    planner: AnyPlanner,
     choice: Choice,
     loss: Prediction,
     metrics: list[Expected],

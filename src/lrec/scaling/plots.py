@@ -92,10 +92,15 @@ def _style(axes: "Axes", x_label: str, y_label: str) -> None:
     axes.set_ylim(low, high)
     axes.set_xlabel(LABELS.get(x_label, x_label))
     axes.set_ylabel(LABELS.get(y_label, y_label))
+    draw_frame(axes)
+    axes.legend(fontsize=7.5, facecolor="white", edgecolor="none", framealpha=0.85)
+
+
+def draw_frame(axes: "Axes") -> None:
+    """A faint grid behind what is drawn, and no box around it."""
     axes.grid(True, which="major", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7.5, facecolor="white", edgecolor="none", framealpha=0.85)
 
 
 LABELS = {

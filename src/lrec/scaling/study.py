@@ -15,7 +15,7 @@ from lrec import cost
 from lrec.cli import find_config
 from lrec.errors import UserError
 from lrec.files import json_hash, write_json
-from lrec.net import SIZES, find_size
+from lrec.net import SIZES, TransformerConfig, find_size
 from lrec.scaling.fit import fit_points
 from lrec.scaling.laws import LAWS
 from lrec.scaling.points import read_points, source_hash
@@ -99,8 +99,8 @@ def study(
 
 
 def ladder_n_body(size: str) -> int:
-    """N_body of an entry of the ladder, 12 L d²."""
-    return 12 * SIZES[size].layers * SIZES[size].width ** 2
+    """N_body of an entry of the ladder."""
+    return cost.n_body(TransformerConfig(1, 1, *SIZES[size]))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,11 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
     return cases.where(lengths_C > 0)
 
 
+def cases_of_test(split: Split, max_len: int) -> Cases:
+    """Predict the split's test targets: see `cases_before`."""
+    return cases_before(split, split.test_targets.users_T, split.test_targets.positions_T, max_len)
+
+
 class Ranked(NamedTuple):
     """What a scorer makes of cases: cross-entropy (nan: none), exact rank (inf: a miss), and the best items."""
 
@@ -171,7 +176,7 @@ def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndar
     known_C = (cases.targets_C >= 0) & np.isfinite(ranks_V[cases.targets_C])
     with np.errstate(divide="ignore"):
         losses_V = -np.log(counts_V / counts_V.sum())
-    top_K = np.lexsort((np.arange(len(counts_V)), -counts_V))[: min(LIST_LENGTH, int((counts_V > 0).sum()))]
+    top_K = most_popular_first(counts_V)[: min(LIST_LENGTH, int((counts_V > 0).sum()))]
     return Ranked(
         np.where(known_C, losses_V[cases.targets_C], np.nan),
         np.where(known_C, ranks_V[cases.targets_C], np.inf),
@@ -197,9 +202,14 @@ def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarr
     rank_C = np.where(cases.targets_C >= 0, rank_C, np.inf)
     found_E = item_E == target_E
     rank_C[case_E[found_E]] = recency_E[found_E] + 1
-    popular = np.lexsort((np.arange(len(counts_V)), -counts_V))[: int((counts_V > 0).sum())]
+    popular = most_popular_first(counts_V)[: int((counts_V > 0).sum())]
     top_CK = _listed_first(cases, case_E, item_E, recency_E, popular, len(counts_V))
     return Ranked(np.full(len(cases), np.nan), rank_C, top_CK)
+
+
+def most_popular_first(counts_V: np.ndarray) -> np.ndarray:
+    """Catalogue indices by training count, ties by index."""
+    return np.argsort(-counts_V, kind="stable")
 
 
 def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
@@ -254,9 +264,6 @@ def _listed_first(
     in_history_CP = np.isin(keys_CP, case_E * n_items + item_E)
     both = np.concatenate([own_CK, np.where(in_history_CP, -1, candidates_P)], 1)
     return np.take_along_axis(both, np.argsort(both < 0, axis=1, kind="stable")[:, :k], 1)
-
-
-METRICS = tuple(f"{name}@{k}" for name in ("HR", "NDCG", "MRR") for k in KS)
 
 
 def values_of(ranked: Ranked, counts_V: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains
-from lrec.tasks.cases import cases_before
+from lrec.tasks.cases import cases_before, cases_of_test
 from lrec.tasks.ladder import Ladder
 
 LENGTHS = (50, 40, 30, 20, 10, 5, 3, 1)
@@ -46,8 +46,7 @@ def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
 
 def _new_items(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     """Test targets by how often the item stands in the training part."""
-    targets = ladder.split.test_targets
-    cases = cases_before(ladder.split, targets.users_T, targets.positions_T, ladder.max_len)
+    cases = cases_of_test(ladder.split, ladder.max_len)
     if outside := int((cases.targets_C < 0).sum()):
         notes.append(
             f"New items: {outside} targets outside the catalogue (never in training) cannot be listed; left out"

@@ -6,7 +6,7 @@ Shape suffixes: C cases, V catalogue.
 import numpy as np
 
 from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
-from lrec.tasks.cases import cases_before
+from lrec.tasks.cases import cases_of_test, most_popular_first
 from lrec.tasks.ladder import Ladder
 
 GROUPS = ("G1", "G2", "G3", "G4")
@@ -18,7 +18,7 @@ def quarters(counts_V: np.ndarray) -> np.ndarray:
     Items lie side by side, the most popular first (ties by catalogue index), each as wide as its training count; the
     row is cut into four parts of equal width, and an item belongs where its middle falls.
     """
-    order = np.lexsort((np.arange(len(counts_V)), -counts_V))
+    order = most_popular_first(counts_V)
     widths = counts_V[order]
     twice_middle = 2 * np.cumsum(widths) - widths
     groups_V = np.empty(len(counts_V), dtype=np.int64)
@@ -29,8 +29,7 @@ def quarters(counts_V: np.ndarray) -> np.ndarray:
 def long_tail(ladder: Ladder, seed: int) -> TaskResult:
     """HR, NDCG and MRR of the test targets of each popularity group."""
     result = TaskResult("long_tail", "Long tail")
-    targets = ladder.split.test_targets
-    cases = cases_before(ladder.split, targets.users_T, targets.positions_T, ladder.max_len)
+    cases = cases_of_test(ladder.split, ladder.max_len)
     outside_C = cases.targets_C < 0
     if outside_C.any():
         result.notes.append(f"{outside_C.sum()} targets outside the catalogue belong to no group and are left out")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lrec.files import replacing, write_json, write_text
 from lrec.tasks.assessment import Section, TaskResult
-from lrec.tasks.bootstrap import CONFIDENCE, RESAMPLES, Figure
+from lrec.tasks.bootstrap import CONFIDENCE, RESAMPLES, Figure, figure
 from lrec.tasks.figures import task_figure
 from lrec.tasks.ladder import Ladder
 
@@ -128,13 +128,11 @@ def _table(section: Section, metric: str) -> list[str]:
     head += ["slope per decade", "largest / smallest"] if with_gain else []
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for name, group in section.groups.items():
-        figures = section.figures(name)
-        if metric not in figures[scorers[0]]:
+        if metric not in group.draws[scorers[0]]:
             continue
-        cells = [name, f"{group.cases:,}", *(_cell(figures[scorer][metric]) for scorer in scorers)]
+        cells = [name, f"{group.cases:,}", *(_cell(figure(group.draws[scorer][metric])) for scorer in scorers)]
         if with_gain:
-            gain = section.gains(name)[metric]
-            cells += [_cell(gain["slope"], "+"), _cell(gain["ratio"])]
+            cells += [_cell(figure(section.slope(name, metric)), "+"), _cell(figure(section.ratio(name, metric)))]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -152,10 +150,10 @@ def _short_table(section: Section) -> list[str]:
     return lines
 
 
-def _cell(figure: Figure, sign: str = "") -> str:
-    if math.isnan(figure.value):
+def _cell(shown: Figure, sign: str = "") -> str:
+    if math.isnan(shown.value):
         return "undefined"
-    return f"{_number(figure.value, sign)} [{_number(figure.low, sign)}, {_number(figure.high, sign)}]"
+    return f"{_number(shown.value, sign)} [{_number(shown.low, sign)}, {_number(shown.high, sign)}]"
 
 
 def _number(value: float, sign: str) -> str:

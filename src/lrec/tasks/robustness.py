@@ -10,7 +10,7 @@ import numpy as np
 
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, trend
 from lrec.tasks.bootstrap import figure, ratio, slope
-from lrec.tasks.cases import Cases, cases_before
+from lrec.tasks.cases import Cases, cases_of_test
 from lrec.tasks.ladder import Ladder
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -99,8 +99,7 @@ def corrupted(cases: Cases, n_items: int, max_len: int, seed: int) -> dict[str, 
 def robustness(ladder: Ladder, seed: int) -> TaskResult:
     """Every metric on corrupted test histories, and the share of NDCG@10 and HR@10 that is lost."""
     result = TaskResult("robustness", "Robustness")
-    targets = ladder.split.test_targets
-    cases = cases_before(ladder.split, targets.users_T, targets.positions_T, ladder.max_len)
+    cases = cases_of_test(ladder.split, ladder.max_len)
 
     def section() -> Section:
         if not len(cases):

@@ -10,7 +10,7 @@ import numpy as np
 
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
 from lrec.tasks.bootstrap import Bootstrap, figure
-from lrec.tasks.cases import Cases, cases_before
+from lrec.tasks.cases import Cases, cases_of_test
 from lrec.tasks.ladder import BySize, DomainRuns, Ladder, TrainedRun
 
 MIX, DIFF = "mix", "diff"
@@ -51,8 +51,7 @@ def target_domain_in_history(cases: Cases, domain_V: np.ndarray) -> np.ndarray:
 
 def _mix_and_diff(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     domain_V = domains_of(ladder)
-    targets = ladder.split.test_targets
-    cases = cases_before(ladder.split, targets.users_T, targets.positions_T, ladder.max_len)
+    cases = cases_of_test(ladder.split, ladder.max_len)
     has_domain_C = (cases.targets_C >= 0) & (domain_V[cases.targets_C] >= 0)
     if (~has_domain_C).any():
         notes.append(f"{(~has_domain_C).sum()} targets outside the catalogue or without a domain are left out")
@@ -77,8 +76,7 @@ def _pretraining(domain: str, runs: DomainRuns, ladder: Ladder, seed: int, notes
     if left_out := [n for n in {**ladder.runs, **runs.alone, **runs.fine_tuned} if n not in sizes]:
         numbers = ", ".join(f"{n_body:,}" for n_body in sorted(left_out))
         notes.append(f"Domain {domain}: N_body {numbers} left out, as not trained in each way")
-    targets = runs.split.test_targets
-    cases = cases_before(runs.split, targets.users_T, targets.positions_T, ladder.max_len)
+    cases = cases_of_test(runs.split, ladder.max_len)
     if not len(cases):
         raise NoCasesError(f"Domain {domain}: no test target has an item of the domain before it")
     # The networks of all domains know the items by other indices; these are the domain's, ascending in both.

@@ -13,7 +13,8 @@ from lrec.errors import UserError
 from lrec.scaling.fit import Fit, fit_points
 from lrec.scaling.laws import LAWS, Array
 from lrec.scaling.links import fit_links
-from lrec.scaling.plan import Compute, Planner, plan_command
+from lrec.scaling.plan import plan_command
+from lrec.scaling.planners import Compute, Planner
 from lrec.scaling.predict import predict
 from lrec.scaling.report import write_fit
 
