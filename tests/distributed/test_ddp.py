@@ -1,12 +1,10 @@
 """Two processes (gloo) against one: the same steps, the same losses, the same metrics."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from running import points, run, run_here
 
 
 def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
@@ -27,16 +25,12 @@ def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
         f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}",
         f"--trainer.default_root_dir={folder}",
     ]
-    result = subprocess.run(
-        [sys.executable, "-m", "lrec", "fit", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=200,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+    command = [sys.executable, "-m", "lrec", "fit", *arguments]
+    if devices == 1:
+        run_here(command)
+    else:
+        run(command)
+    return points(folder)
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:

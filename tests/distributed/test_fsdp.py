@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import Fit, losses, points, run
+from running import Fit, losses, points, run, run_here
 
 EVERY_STEP = "--trainer.val_check_interval=1"
 
@@ -60,13 +60,14 @@ def test_products_in_bfloat16_stay_near(fit: Fit) -> None:
     # At this learning rate no step's loss jumps, so that roundings are not multiplied.
     slow = [EVERY_STEP, "--model.optimizer.lr=0.002"]
     half = fit("half", 2, *slow, "--trainer.strategy=lrec.FSDP2", "--trainer.strategy.param_dtype=bfloat16")
-    assert losses(half) == pytest.approx(losses(fit("slow", 1, *slow)), rel=5e-4)
+    assert losses(half) == pytest.approx(losses(fit("slow", 0, *slow)), rel=5e-4)
 
 
 def test_any_number_of_processes_evaluates_a_checkpoint_alike(two: Path) -> None:
     figures = []
-    for options in (["--trainer.strategy=auto", "--trainer.devices=1"], []):
-        run([*(sys.executable, "-m", "lrec", "validate"), f"--config={two / 'config.yaml'}", *options])
+    validate = [sys.executable, "-m", "lrec", "validate", f"--config={two / 'config.yaml'}"]
+    for start, options in ((run_here, ["--trainer.strategy=auto", "--trainer.devices=1"]), (run, [])):
+        start([*validate, *options])
         figures.append(json.loads((two / "metrics.json").read_text()))
     one_process, two_processes = figures
     for scorer in ("model", "popularity"):

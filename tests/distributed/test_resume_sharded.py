@@ -5,9 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import Fit, fit_command, losses
-
-from lrec.cli import main
+from running import Fit, fit_command, losses, run_here
 
 SWITCHED = "--model.optimizer.switch={at: 10, lr: 0.05}"
 DROPOUT = ["--model.dropout.embedding=0.1", "--model.dropout.residual={first: 0.2, last: 0.1}"]
@@ -28,7 +26,7 @@ def kept(run: Path, step: int) -> str:
 @pytest.mark.parametrize("step", BEFORE)
 def test_one_process_to_the_last_bit(step: int, folder: Path) -> None:
     def fit(name: str, *options: str) -> Path:
-        main(fit_command(folder, folder / name, 0, EVERY_THIRD, SWITCHED, *DROPOUT, *options)[3:])
+        run_here(fit_command(folder, folder / name, 0, EVERY_THIRD, SWITCHED, *DROPOUT, *options))
         return folder / name
 
     straight = folder / "straight"

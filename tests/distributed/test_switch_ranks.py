@@ -1,13 +1,11 @@
 """The optimizer's switch on two processes (gloo), replicated and sharded: the same phases and losses as on one."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import points, run, run_here
 
 from lrec import checkpoints
 
@@ -34,16 +32,12 @@ def fit(folder: Path, options: list[str], devices: int, strategy: str) -> list[d
         f"--trainer.default_root_dir={folder}",
         *options,
     ]
-    result = subprocess.run(
-        [sys.executable, "-m", "lrec", "fit", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=200,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+    command = [sys.executable, "-m", "lrec", "fit", *arguments]
+    if devices == 1:
+        run_here(command)
+    else:
+        run(command)
+    return points(folder)
 
 
 @pytest.mark.parametrize(
