@@ -1,16 +1,19 @@
 """Coverage of the prediction intervals: how often the truth lies inside a nominal 90 % interval.
 
 Losses are drawn from L = 4 + 1.2 N^-0.12 with independent log-normal noise, at sizes spaced evenly in log N between 1e5
-and 1e7 parameters; the law is fitted and asked for the curve, and for a new run, at 8 and 88 times the largest size.
+and 1e7 parameters; the law is fitted and asked for the curve, and for a new run, at 8 and 88 times the largest size, by
+profile likelihood and by bootstrap (300 refits).
 
     python benchmarks/interval_coverage.py --repeats 1000
 """
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 
+from lrec.scaling.bootstrap import bootstrap
 from lrec.scaling.fit import fit
 from lrec.scaling.laws import LAWS
 from lrec.scaling.predict import Profile
@@ -23,16 +26,17 @@ def curve(x: np.ndarray) -> np.ndarray:
     return 4 + 1.2 * x**-0.12
 
 
-def covered(n_sizes: int, n_seeds: int, repeat: int, noise: float = 0.003) -> np.ndarray:
+def covered(n_sizes: int, n_seeds: int, repeat: int, noise: float = 0.003, method: str = "profile") -> np.ndarray:
     """One draw: whether the mean curve (row 0) and a new run (row 1) are inside, and half-widths in percent (row 2)."""
     rng = np.random.default_rng([n_sizes, n_seeds, repeat])
     x = np.repeat(np.geomspace(1e5, 1e7, n_sizes), n_seeds)
     fitted = fit(LAWS["lsrm"], x, curve(x) * np.exp(noise * rng.standard_normal(len(x))))
     new_x = 1e7 * np.array(FACTORS)
     run = curve(new_x) * np.exp(noise * rng.standard_normal(len(new_x)))
+    intervals = Profile(fitted) if method == "profile" else bootstrap(fitted, refits=300)
     inside = [
         (p.mean_low <= c <= p.mean_high, p.low <= r <= p.high, 100 * (p.high - p.low) / 2 / c)
-        for p, c, r in zip(Profile(fitted).predict(new_x), curve(new_x), run, strict=True)
+        for p, c, r in zip(intervals.predict(new_x), curve(new_x), run, strict=True)
     ]
     return np.array(inside, dtype=float).T
 
@@ -42,13 +46,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--method", choices=["profile", "bootstrap"], default="profile")
     options = parser.parse_args()
+    draw = partial(covered, method=options.method)
     print("| sizes | seeds | curve 8x | curve 88x | run 8x | run 88x | half-width 8x, % | half-width 88x, % |")
     print("|---|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(options.workers) as pool:
         for n_sizes, n_seeds in [(4, 1), (5, 1), (6, 1), (8, 1), (12, 1), (4, 3), (6, 3)]:
             n = options.repeats
-            draws = np.array(list(pool.map(covered, [n_sizes] * n, [n_seeds] * n, range(n), chunksize=10)))
+            draws = np.array(list(pool.map(draw, [n_sizes] * n, [n_seeds] * n, range(n), chunksize=10)))
             shares, widths = draws.mean(0)[:2].ravel(), np.median(draws[:, 2], axis=0)
             cells = [f"{share:.3f}" for share in shares] + [f"{width:.2f}" for width in widths]
             print(f"| {n_sizes} | {n_seeds} | {' | '.join(cells)} |", flush=True)

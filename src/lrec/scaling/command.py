@@ -5,12 +5,13 @@ from pathlib import Path
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
 from lrec.scaling.agreement import agreement_figure
+from lrec.scaling.judge import rivals
 from lrec.scaling.laws import LAWS
 from lrec.scaling.objective import Kind
 from lrec.scaling.plots import fit_figure
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import holdout_report
-from lrec.scaling.report import markdown, table, write_fit
+from lrec.scaling.report import markdown, settings_word, table, write_fit
 
 
 def fit_command(
@@ -23,6 +24,7 @@ def fit_command(
     y: str = "test_loss",
     objective: Kind = "huber",
     floor: float | None = None,
+    compare: bool = True,
     out: Path = Path("fit"),
 ) -> None:
     """Fit a scaling law to points, predict the held-out largest sizes and compare.
@@ -39,6 +41,7 @@ def fit_command(
         objective: Sum of Huber terms with delta 1e-3 (huber), of absolute values (lad) or of squares (lsq) of the
             residuals of the log loss.
         floor: Least possible loss, drawn into the figure.
+        compare: Roll out every law of the same variables and put them side by side; laws of size and data take minutes.
         out: Folder for fit.json, fit.png and report.md.
     """
     if law not in LAWS:
@@ -47,12 +50,12 @@ def fit_command(
     others = dict(zip(("d", "u"), (d, u)[: len(chosen.variables) - 1], strict=False))
     table_read = read_points(points, x, y, **others)
     fitted, held_out = holdout_report(chosen, table_read, holdout, objective)
-    content = write_fit(out, fitted, held_out, source_hash(table_read, (*chosen.columns, "y")), x, y, d, u)
+    judged = rivals(chosen, table_read, holdout, objective) if compare else []
+    content = write_fit(out, fitted, held_out, source_hash(table_read, (*chosen.columns, "y")), x, y, d, u, judged)
     with replacing(out / "fit.png") as temporary:
         one = len(chosen.variables) == 1
         figure = fit_figure(fitted, held_out, floor, x, y) if one else agreement_figure(fitted, held_out, x, y)
         figure.savefig(temporary, format="png")
     write_text(out / "report.md", markdown(content))
-    print(
-        f"{content['formula']}, {content['n_points']} points of {content['n_sizes']} sizes\n\n{table(content)}\n\n{out}"
-    )
+    counted = f"{content['n_points']} points of {content['n_sizes']} {settings_word(content)}"
+    print(f"{content['formula']}, {counted}\n\n{table(content)}\n\n{out}")

@@ -112,17 +112,22 @@ class Fit:
         return (self.theta_T > self.low_T + 1e-6) & (self.theta_T < self.high_T - 1e-6)
 
     @property
+    def n_fitted(self) -> int:
+        """How many parameters were not held fixed."""
+        return int((self.low_T < self.high_T).sum())
+
+    @property
     def bic(self) -> float:
         """Bayesian information criterion, up to a constant that laws fitted to the same points share.
 
         The likelihood is that of which the objective is the logarithm: Gaussian for lsq, Laplace's for huber and lad.
         """
-        return self._deviance + (len(self.parameters) + 1) * float(np.log(len(self.points)))
+        return self._deviance + (self.n_fitted + 1) * float(np.log(len(self.points)))
 
     @property
     def aicc(self) -> float:
         """Akaike's criterion corrected for few points (Hurvich and Tsai 1989), infinite where they are too few."""
-        n, p = len(self.points), len(self.parameters) + 1
+        n, p = len(self.points), self.n_fitted + 1
         return self._deviance + 2 * p + (2 * p * (p + 1) / (n - p - 1) if n > p + 1 else np.inf)
 
     @property

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,22 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.files import write_json
 from lrec.scaling.fit import Fit, fit_points
+from lrec.scaling.judge import Rival, judged_content, verdict
 from lrec.scaling.laws import LAWS
 from lrec.scaling.objective import Objective
 from lrec.scaling.predict import Holdout, Profile
 
 
 def write_fit(
-    out: Path, fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: str, d: str = "D", u: str = "U"
+    out: Path,
+    fit: Fit,
+    holdout: Holdout | None,
+    source_hash: str,
+    x: str,
+    y: str,
+    d: str = "D",
+    u: str = "U",
+    judged: Sequence[Rival] = (),
 ) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content.
 
@@ -30,8 +40,9 @@ def write_fit(
         y: Column the losses came from.
         d: Column the interactions processed came from, in laws of them.
         u: Column the unique interactions came from; likewise.
+        judged: The laws compared, `judge.rivals`.
     """
-    content = fit_content(fit, holdout, source_hash, x, y, d, u)
+    content = fit_content(fit, holdout, source_hash, x, y, d, u, judged)
     write_json(out / "fit.json", content)
     return content
 
@@ -54,7 +65,14 @@ def read_fit(path: Path) -> tuple[Fit, dict[str, Any]]:
 
 
 def fit_content(
-    fit: Fit, holdout: Holdout | None, source_hash: str, x: str, y: str, d: str = "D", u: str = "U"
+    fit: Fit,
+    holdout: Holdout | None,
+    source_hash: str,
+    x: str,
+    y: str,
+    d: str = "D",
+    u: str = "U",
+    judged: Sequence[Rival] = (),
 ) -> dict[str, Any]:
     """The content of fit.json; a number that is not finite becomes null."""
     profile = Profile(fit)
@@ -80,6 +98,8 @@ def fit_content(
         "noise": {"sigma": profile.sigma, "dof": profile.dof},
         "diagnostics": diagnostics,
         "holdout": None if holdout is None else asdict(holdout),
+        "verdict": verdict(fit, holdout, judged, diagnostics["warnings"], x),
+        "comparison": judged_content(judged),
         "source_hash": source_hash,
         "points": fit.points.drop("file", "row", strict=False).to_dicts(),
     }
@@ -132,8 +152,25 @@ def table(content: dict[str, Any]) -> str:
             f"small model) {content['holdout']['naive_mape']:.2f} %, "
             f"extrapolating {content['holdout']['extrapolation_factor']:.1f} times."
         )
+    if len(content["comparison"]) > 1:
+        rows = [["law", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
+        rows += [_rival(rival) for rival in content["comparison"]]
+        blocks.append(rows_table(rows))
+    blocks.append(" ".join(content["verdict"]))
     blocks += [f"Warning: {warning}." for warning in content["diagnostics"]["warnings"]]
     return "\n\n".join(blocks)
+
+
+def _rival(rival: dict[str, Any]) -> list[str]:
+    rolled, held_out = rival["rollout"], rival["holdout_mape"]
+    cells = ["", "", ""]
+    if rolled:
+        inside = sum(step["inside"] for step in rolled["steps"])
+        cells = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", f"{inside} of {len(rolled['steps'])}"]
+    criteria = ["" if rival[key] is None else f"{rival[key]:.1f}" for key in ("aicc", "bic")]
+    return [
+        rival["law"], str(rival["n_parameters"]), *cells, "" if held_out is None else f"{held_out:.2f} %", *criteria
+    ]  # fmt: skip
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -141,7 +178,7 @@ def markdown(content: dict[str, Any]) -> str:
     d = content["diagnostics"]
     return f"""# {content["formula"]}
 
-{content["y"]} by {content["x"]}: {content["n_points"]} points of {content["n_sizes"]} sizes, \
+{content["y"]} by {content["x"]}: {content["n_points"]} points of {content["n_sizes"]} {settings_word(content)}, \
 objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; those of predictions are for a new run.
 
 ![fit](fit.png)
@@ -162,6 +199,11 @@ def rows_table(rows: list[list[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
     return "\n".join(lines)
+
+
+def settings_word(content: dict[str, Any]) -> str:
+    """What the distinct places of the points are."""
+    return "settings" if "d" in content else "sizes"
 
 
 def _number(value: float | None) -> str:

@@ -68,6 +68,9 @@ def test_fit_json_figure_report_and_table(tmp_path: Path, capsys: pytest.Capture
         assert f"{held_out['points'][1]['predicted']:.4f}" in text
         assert "naive error" in text
     assert "![fit](fit.png)" in report
+    for sentence in content["verdict"]:
+        assert sentence in report
+    assert [rival["law"] for rival in content["comparison"]].count("lsrm") == 1
 
 
 def test_columns_by_name_and_an_exponent_nobody_can_know(tmp_path: Path) -> None:

@@ -87,6 +87,13 @@ def test_all_parameters_free(law: str, objective: float, r2: float | None) -> No
         assert [p[name] for name in "abdk"] == pytest.approx([0.338, 0.469, 0.349, 0.707], abs=5e-4)
 
 
+def test_the_penalty_beats_worthless_repeats_by_78_units_of_bic() -> None:
+    """Which counts R_D on the data alone, as in the second of the four fits above."""
+    x, y = data_constrained()
+    repeats, penalty = (fit(LAWS[law], x, y) for law in ("repeated_data", "overfitting"))
+    assert repeats.bic - penalty.bic == pytest.approx(78, abs=0.5)
+
+
 def test_compute_optimal_sizes_of_porian_grow_with_the_published_exponents() -> None:
     """1/N*(C) is a power law without floor; least squares of its logarithm is a straight line."""
     pairs = table("porian_optimal_pairs.csv").drop_nulls()
