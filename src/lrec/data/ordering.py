@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from lrec.data.sorting import stable_argsort
 from lrec.data.store import write_array
 from lrec.data.threads import mapped
 
@@ -206,38 +207,12 @@ def _order(rows: Piece, first_user: int, end_user: int, item_rank_K: np.ndarray,
 def _stable_order(users_N: np.ndarray, times_N: np.ndarray | None) -> np.ndarray:
     """Order by (user, time, place)."""
     if times_N is None:
-        return np.argsort(users_N, kind="stable")
+        return stable_argsort(users_N)
     least = int(times_N.min())
     span = int(times_N.max()) - least + 1
-    n_keys = (int(users_N.max()) + 1) * span
-    if n_keys >= 1 << 63:
+    if (int(users_N.max()) + 1) * span >= 1 << 63:
         return np.lexsort((times_N, users_N))
-    keys_N = users_N * span + (times_N.astype(np.int64) - least)
-    place_bits = len(keys_N).bit_length()
-    # numpy's vectorised sorts are several times faster than its stable one.
-    if n_keys < 1 << (63 - place_bits):
-        keys_N <<= place_bits
-        keys_N |= np.arange(len(keys_N))
-        keys_N.sort()
-        keys_N &= (1 << place_bits) - 1
-        return keys_N
-    order_N = np.argsort(keys_N)
-    tied = _tied(keys_N[order_N])
-    if tied.any():
-        groups = np.cumsum(np.diff(keys_N[order_N[tied]], prepend=-1) != 0)
-        packed = (groups.astype(np.uint64) << np.uint64(32)) | order_N[tied].astype(np.uint64)
-        packed.sort()
-        order_N[tied] = (packed & np.uint64(0xFFFFFFFF)).astype(order_N.dtype)
-    return order_N
-
-
-def _tied(sorted_N: np.ndarray) -> np.ndarray:
-    """Whether each entry equals a neighbour."""
-    equal = sorted_N[1:] == sorted_N[:-1]
-    tied = np.zeros(len(sorted_N), dtype=bool)
-    tied[1:] = equal
-    tied[:-1] |= equal
-    return tied
+    return stable_argsort(users_N * span + (times_N.astype(np.int64) - least))
 
 
 def _first_of_equal(users_N: np.ndarray, rows: Piece, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:

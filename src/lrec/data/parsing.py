@@ -7,14 +7,16 @@ from collections.abc import Collection, Iterable, Iterator
 from csv import Error as CsvError
 from csv import reader as csv_reader
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from lrec.data.streams import BYTE_ORDER_MARK, count_byte, row_blocks
+from lrec.data.threads import mapped
 from lrec.errors import UserError
 
 _BATCH = 500_000
@@ -61,19 +63,56 @@ def csv_tables(
         header: Names of the columns of a file without a header.
         integers: Columns that become integers, block by block, where nothing is lost by it: it is several times faster.
     """
+    blocks = row_blocks(parts, name, quotes=True)
     row = 1
-    for block in row_blocks(parts, name, quotes=True):
-        _refuse_nul(block, name, row)
-        if header is None:
-            header, block = _split_header(block, name, separator)
-            row = 2
-            if not block:
-                continue
-        frame = _csv_block(block, name, row, separator, header, integers)
-        yield Table(name, frame, row, text=True)
-        row += frame.height
-    if row == 2 and header is not None:
+    if header is None:
+        first = next(blocks)
+        _refuse_nul(first, name, row)
+        header, first = _split_header(first, name, separator)
+        row = 2
+        blocks = chain([first] if first else [], blocks)
+
+    def table(block: _Block) -> Table:
+        return Table(name, _csv_block(block, name, separator, header, integers), block.row, text=True)
+
+    for read in mapped(table, _measured(blocks, name, separator, row)):
+        yield read
+        row = 0
+    if row == 2:
         raise UserError(f"{name} has a header but no rows")
+
+
+class _Block(NamedTuple):
+    """Some consecutive rows of a delimited file.
+
+    Attributes:
+        text: The rows, without the last line end.
+        row: Number of the first row.
+        rows: How many they are.
+        separators: Separators outside of quotes.
+        quoted: There are quotes.
+    """
+
+    text: bytes
+    row: int
+    rows: int
+    separators: int
+    quoted: bool
+
+
+def _measured(blocks: Iterable[bytes], name: str, separator: str, row: int) -> Iterator[_Block]:
+    """Blocks of text with their rows counted; what no row may hold is refused."""
+    for text in blocks:
+        _refuse_nul(text, name, row)
+        if quoted := b'"' in text:
+            rows, separators = _count_quoted(text, name, row, separator)
+        else:
+            text = text.replace(b"\r\n", b"\n") if b"\r" in text else text
+            if (place := text.find(b"\r")) >= 0:
+                _refuse_return(name, row + text.count(b"\n", 0, place))
+            rows, separators = count_byte(text, "\n") + 1, count_byte(text, separator)
+        yield _Block(text, row, rows, separators, quoted)
+        row += rows
 
 
 def _split_header(block: bytes, name: str, separator: str) -> tuple[list[str], bytes]:
@@ -95,58 +134,46 @@ def _refuse_repeated(header: list[str], name: str) -> None:
         raise UserError(f"{name}, row 1: two columns are named {repeated[0]}")
 
 
-def _csv_block(
-    block: bytes, name: str, row: int, separator: str, header: list[str], integers: Collection[str]
-) -> pl.DataFrame:
-    quoted = b'"' in block
-    if quoted:
-        rows, separators = _count_quoted(block, name, row, separator)
-    else:
-        block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
-        if (place := block.find(b"\r")) >= 0:
-            _refuse_return(name, row + block.count(b"\n", 0, place))
-        rows = count_byte(block, "\n") + 1
-        separators = count_byte(block, separator)
-        if separators == rows * (len(header) - 1):
-            frame = _integer_block(block, rows, separator, header, integers)
-            if frame is not None:
-                return frame
+def _csv_block(block: _Block, name: str, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame:
+    whole = block.separators == block.rows * (len(header) - 1)
+    if whole and not block.quoted:
+        frame = _integer_block(block, separator, header, integers)
+        if frame is not None:
+            return frame
     problem = ""
     # Polars takes a byte order mark off whatever it reads; only the file's own, gone by now, is none of the text.
-    text = BYTE_ORDER_MARK + block if block.startswith(BYTE_ORDER_MARK) else block
+    text = BYTE_ORDER_MARK + block.text if block.text.startswith(BYTE_ORDER_MARK) else block.text
     try:
         frame = pl.read_csv(
             text,
             separator=separator,
             has_header=False,
             schema=dict.fromkeys(header, pl.String),
-            quote_char='"' if quoted else None,
+            quote_char='"' if block.quoted else None,
         )
     except PolarsError as error:
         problem = f" ({first_line(error)})"
     else:
         # Polars fills a row that is too short with nulls; rows that are too long it refuses. So the sum tells.
-        if frame.height == rows and separators == rows * (len(header) - 1):
+        if whole and frame.height == block.rows:
             return frame
-    _refuse_row(block, name, row, separator, len(header))
-    raise UserError(f"{name}, rows {row} to {row + rows - 1}: not delimited text{problem}")
+    _refuse_row(block.text, name, block.row, separator, len(header))
+    raise UserError(f"{name}, rows {block.row} to {block.row + block.rows - 1}: not delimited text{problem}")
 
 
-def _integer_block(
-    block: bytes, rows: int, separator: str, header: list[str], integers: Collection[str]
-) -> pl.DataFrame | None:
+def _integer_block(block: _Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
     """The block with those of `integers` as integers that its first row has in their shortest spelling.
 
     None where there are none, or where a row spells them otherwise: that alone makes the text longer than its parts.
     """
-    first = block[: block.find(b"\n")] if rows > 1 else block
+    first = block.text[: block.text.find(b"\n")] if block.rows > 1 else block.text
     fields = dict(zip(header, first.split(separator.encode()), strict=False))
     chosen = [column for column in integers if column in fields and _SHORTEST_INTEGER.fullmatch(fields[column])]
     if not chosen:
         return None
     try:
         frame = pl.read_csv(
-            block,
+            block.text,
             separator=separator,
             has_header=False,
             schema={column: pl.Int64 if column in chosen else pl.String for column in header},
@@ -154,7 +181,7 @@ def _integer_block(
         )
     except PolarsError:
         return None
-    length = rows * len(header) - 1
+    length = block.rows * len(header) - 1
     for column in frame:
         if column.dtype == pl.String:
             length += int(column.str.len_bytes().sum())
@@ -162,7 +189,7 @@ def _integer_block(
             return None
         else:
             length += _digits(numbers)
-    return frame if frame.height == rows and length == len(block) else None
+    return frame if frame.height == block.rows and length == len(block.text) else None
 
 
 def _digits(numbers: np.ndarray) -> int:

@@ -145,8 +145,8 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     user_ids, user_rank_K, counts_U = users.ranked()
     item_ids, item_rank_K, _ = items.ranked()
     domain_ids, domain_rank_K, _ = domains.ranked()
-    # Small ranges are fastest; more than a few hundred of them are not.
-    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 18, n_rows >> 8))
+    # Ranges that fit the cache are fastest; more than a few hundred of them are not.
+    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, n_rows >> 10))
     progress.stage("order" if k > 1 else "order and write")
     parts = ordered(rows, work, user_rank_K, item_rank_K, counts_U, range_rows, raw.repeats)
     kept_U, kept_I = np.ones(len(user_ids), dtype=bool), np.ones(len(item_ids), dtype=bool)

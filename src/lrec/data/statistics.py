@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lrec.data.sorting import stable_argsort
+
 
 class Counter:
     """Statistics of interactions that come user after user, all of a user's at once."""
@@ -25,12 +27,13 @@ class Counter:
         n_items = len(self.counts_I)
         self._lengths.append(lengths_U)
         self.counts_I += np.bincount(items_N, minlength=n_items)
-        users_N = np.repeat(np.arange(len(lengths_U), dtype=np.int64), lengths_U)
-        pairs_N = np.sort(users_N * n_items + items_N)
-        self._repeats += int(np.count_nonzero(pairs_N[1:] == pairs_N[:-1]))
+        users_N = np.repeat(np.arange(len(lengths_U), dtype=np.int32), lengths_U)
+        # Users come in order: sorted by item, stably, what a user has twice is side by side.
+        by_item_N = stable_argsort(items_N)
+        again_N = _equal_to_next(items_N[by_item_N]) & _equal_to_next(users_N[by_item_N])
+        self._repeats += int(np.count_nonzero(again_N))
         if times_N is not None:
-            tied = (times_N[1:] == times_N[:-1]) & (users_N[1:] == users_N[:-1])
-            self._ties += int(np.count_nonzero(tied))
+            self._ties += int(np.count_nonzero(_equal_to_next(times_N) & _equal_to_next(users_N)))
             least, most = self._times or (int(times_N[0]), int(times_N[0]))
             self._times = (min(least, int(times_N.min())), max(most, int(times_N.max())))
 
@@ -56,6 +59,10 @@ class Counter:
             statistics["ties"] = self._ties
             statistics["first_time"], statistics["last_time"] = self._times
         return statistics
+
+
+def _equal_to_next(values_N: np.ndarray) -> np.ndarray:
+    return values_N[1:] == values_N[:-1]
 
 
 class ItemDomains:
