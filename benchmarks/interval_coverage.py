@@ -9,7 +9,6 @@ profile likelihood and by bootstrap (300 refits).
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 
 import numpy as np
 
@@ -18,46 +17,55 @@ from lrec.scaling.fit import fit
 from lrec.scaling.laws import LAWS
 from lrec.scaling.predict import Profile
 
-FACTORS = (8, 88)
+FACTORS = (8.0, 88.0)
+METHODS = ("profile", "bootstrap")
+ROWS = ((4, 1), (6, 1), (8, 1), (12, 1), (4, 3), (6, 3))
+"""Sizes, and seeds of each."""
 
 
 def curve(x: np.ndarray) -> np.ndarray:
-    """The true law."""
+    """The law the losses are drawn around."""
     return 4 + 1.2 * x**-0.12
 
 
-def covered(n_sizes: int, n_seeds: int, repeat: int, noise: float = 0.003, method: str = "profile") -> np.ndarray:
-    """One draw: whether the mean curve (row 0) and a new run (row 1) are inside, and half-widths in percent (row 2)."""
+def covered(n_sizes: int, n_seeds: int, repeat: int, noise: float = 0.003) -> np.ndarray:
+    """One draw, a row for each of `METHODS` and a column for each of `FACTORS`.
+
+    Whether the mean curve (0) and a new run (1) are inside, and the half-width of a new run's interval in percent (2).
+    """
     rng = np.random.default_rng([n_sizes, n_seeds, repeat])
     x = np.repeat(np.geomspace(1e5, 1e7, n_sizes), n_seeds)
     fitted = fit(LAWS["lsrm"], x, curve(x) * np.exp(noise * rng.standard_normal(len(x))))
     new_x = 1e7 * np.array(FACTORS)
     run = curve(new_x) * np.exp(noise * rng.standard_normal(len(new_x)))
-    intervals = Profile(fitted) if method == "profile" else bootstrap(fitted, refits=300)
     inside = [
-        (p.mean_low <= c <= p.mean_high, p.low <= r <= p.high, 100 * (p.high - p.low) / 2 / c)
-        for p, c, r in zip(intervals.predict(new_x), curve(new_x), run, strict=True)
+        [
+            (p.mean_low <= c <= p.mean_high, p.low <= r <= p.high, 100 * (p.high - p.low) / 2 / c)
+            for p, c, r in zip(intervals.predict(new_x), curve(new_x), run, strict=True)
+        ]
+        for intervals in (Profile(fitted), bootstrap(fitted, refits=300))
     ]
-    return np.array(inside, dtype=float).T
+    return np.array(inside, dtype=float).transpose(2, 0, 1)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a row for each way of sampling sizes and each method."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--method", choices=["profile", "bootstrap"], default="profile")
     options = parser.parse_args()
-    draw = partial(covered, method=options.method)
-    print("| sizes | seeds | curve 8x | curve 88x | run 8x | run 88x | half-width 8x, % | half-width 88x, % |")
-    print("|---|---|---|---|---|---|---|---|")
+    n = options.repeats
+    print(
+        "| sizes | seeds | intervals | curve 8x | curve 88x | run 8x | run 88x | half-width 8x, % | half-width 88x, % |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(options.workers) as pool:
-        for n_sizes, n_seeds in [(4, 1), (5, 1), (6, 1), (8, 1), (12, 1), (4, 3), (6, 3)]:
-            n = options.repeats
-            draws = np.array(list(pool.map(draw, [n_sizes] * n, [n_seeds] * n, range(n), chunksize=10)))
-            shares, widths = draws.mean(0)[:2].ravel(), np.median(draws[:, 2], axis=0)
-            cells = [f"{share:.3f}" for share in shares] + [f"{width:.2f}" for width in widths]
-            print(f"| {n_sizes} | {n_seeds} | {' | '.join(cells)} |", flush=True)
+        for n_sizes, n_seeds in ROWS:
+            draws = np.array(list(pool.map(covered, [n_sizes] * n, [n_seeds] * n, range(n), chunksize=10)))
+            for m, method in enumerate(METHODS):
+                shares, widths = draws[:, :2, m].mean(0).ravel(), np.median(draws[:, 2, m], axis=0)
+                cells = [f"{share:.3f}" for share in shares] + [f"{width:.2f}" for width in widths]
+                print(f"| {n_sizes} | {n_seeds} | {method} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

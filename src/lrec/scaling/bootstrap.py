@@ -81,10 +81,12 @@ def bootstrap(fit: Fit, refits: int = REFITS, seed: int = 0) -> Bootstrap:
 
 
 def _runs(fit: Fit) -> Array:
-    """For each point the number of its run; without a column `run` every point is a run of its own."""
+    """For each point the number of its run; a point without one (column `run`) is a run of its own."""
     if "run" not in fit.points.columns:
         return np.arange(len(fit.points))
-    return np.unique(fit.points["run"].to_numpy(), return_inverse=True)[1].ravel()
+    keys = [(run, number if run is None else None) for number, run in enumerate(fit.points["run"])]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
 
 
 def _resampled(residual_N: Array, run_N: Array, refits: int, rng: np.random.Generator) -> Array:

@@ -54,6 +54,12 @@ class Diagnostics:
     ranges: dict[str, tuple[float, float]]
     warnings: tuple[str, ...]
 
+    @property
+    def unidentified(self) -> tuple[str, ...]:
+        """Parameters that ended on a bound, or that the objective hardly tells from values `LOOSE` times apart."""
+        loose = (name for name, (low, high) in self.ranges.items() if high / low >= LOOSE)
+        return (*self.bound_hits, *(name for name in loose if name not in self.bound_hits))
+
 
 @dataclass(frozen=True, eq=False)
 class Fit:
@@ -391,17 +397,22 @@ def _ranges(fitted: Fit) -> dict[str, tuple[float, float]]:
     return ranges
 
 
+def rises(x_N: Array, y_N: Array) -> list[tuple[float, float]]:
+    """The steps from one size to the next over which the mean loss rises."""
+    sizes = np.unique(x_N)
+    means = [float(y_N[x_N == size].mean()) for size in sizes]
+    return [(float(sizes[i]), float(sizes[i + 1])) for i in range(len(sizes) - 1) if means[i + 1] > means[i]]
+
+
 def _data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
     warnings = []
     if len(law.variables) == 1:
-        sizes = np.unique(x_NV[:, 0])
-        means = [float(y_N[x_NV[:, 0] == size].mean()) for size in sizes]
-        rises = [f"{sizes[i]:.4g} to {sizes[i + 1]:.4g}" for i in range(len(sizes) - 1) if means[i + 1] > means[i]]
-        if rises and law.variables[0] != "L":
-            warnings.append(f"not monotone: the mean loss rises with x from {', '.join(rises)}")
-        if len(sizes) < 5:
+        steps = [f"{small:.4g} to {large:.4g}" for small, large in rises(x_NV[:, 0], y_N)]
+        if steps and law.variables[0] != "L":
+            warnings.append(f"not monotone: the mean loss rises with x from {', '.join(steps)}")
+        if (n_sizes := len(np.unique(x_NV))) < 5:
             warnings.append(
-                f"only {len(sizes)} sizes: the exponent is hardly determined; trust the intervals, not the point"
+                f"only {n_sizes} sizes: the exponent is hardly determined; trust the intervals, not the point"
             )
     if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
         warnings.append(
@@ -424,8 +435,9 @@ def _search_warnings(diagnostics: Diagnostics, unmoved: bool) -> list[str]:
         warnings.append(f"only {diagnostics.share_agreeing:.0%} of the starts agree on the optimum")
     if diagnostics.bound_hits:
         warnings.append(f"not identified: {', '.join(diagnostics.bound_hits)} ended on a bound")
-    for name, (low, high) in diagnostics.ranges.items():
-        if high / low >= LOOSE and name not in diagnostics.bound_hits:
+    for name in diagnostics.unidentified:
+        if name not in diagnostics.bound_hits:
+            low, high = diagnostics.ranges[name]
             warnings.append(
                 f"not identified: {name} could as well be anywhere between {low:.3g} and {high:.3g}; "
                 "report predictions with their intervals, not the parameter"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,13 +11,17 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.scaling.fit import Fit, fit_points
-from lrec.scaling.laws import LAWS, Array, Law
+from lrec.scaling.bootstrap import bootstrap
+from lrec.scaling.fit import Fit, fit_points, rises
+from lrec.scaling.laws import LAWS, Law
 from lrec.scaling.objective import Kind, Objective
-from lrec.scaling.predict import HeldOut, Holdout, compare, hold_out, predict, settings
+from lrec.scaling.predict import HeldOut, Holdout, Prediction, Profile, compare, hold_out, predict, settings
 
-FLOORLESS = {"lsrm": {"E": 0.0}, "kaplan": {"E": 0.0}}
+FLOORLESS = ("lsrm", "kaplan")
 """Laws that are compared without their floor too, as Kaplan et al. have it."""
+AHEAD = 10.0
+"""How many times the largest fitted size the outlook is for."""
+NOTHING_FIXED: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -32,33 +37,34 @@ class RollOut:
     mape: float
     naive_mape: float
 
+    @property
+    def inside(self) -> int:
+        """How many steps were inside the interval of a new run."""
+        return sum(step.inside for step in self.steps)
+
 
 @dataclass(frozen=True)
 class Rival:
-    """A law beside others of the same points: criteria are of the fit, errors of what was held out or rolled out.
+    """A law beside others of the same points.
 
-    BIC and AICc compare laws of one table only: the lower the better, differences below about 2 meaning nothing.
+    Attributes:
+        name: The law, and what is fixed in it.
+        fit: Of all but the held-out sizes. Its BIC and AICc compare laws of one table only: the lower the better,
+            differences below about 2 meaning nothing.
+        holdout_mape: Mean absolute percentage error on the held-out sizes, None where there are none.
     """
 
-    law: str
-    fixed: Mapping[str, float]
-    n_parameters: int
-    bic: float
-    aicc: float
+    name: str
+    fit: Fit
     holdout_mape: float | None
     rollout: RollOut | None
-
-    @property
-    def name(self) -> str:
-        """The law, and what is fixed in it."""
-        return ", ".join([self.law, *(f"{name} = {value:g}" for name, value in self.fixed.items())])
 
 
 def roll_out(
     law: Law,
     points: pl.DataFrame,
     objective: Objective | Kind = "huber",
-    fixed: Mapping[str, float] = MappingProxyType({}),
+    fixed: Mapping[str, float] = NOTHING_FIXED,
 ) -> RollOut | None:
     """Fit the k smallest sizes and predict the next, for every k; None where no k leaves enough to fit."""
     n_sizes = points["x"].n_unique()
@@ -83,52 +89,104 @@ def roll_out(
 def rivals(law: Law, points: pl.DataFrame, holdout: int, objective: Objective | Kind = "huber") -> list[Rival]:
     """Fit and roll out every law of the same variables, the best rolled out first; those not to be fitted left out.
 
-    Where the points have size and data, these are the laws of both; progress goes to stderr, since they take seconds.
+    Where the law is one of size, data and unique data, those of size and data alone are among them. Laws of several
+    variables take seconds to minutes, so progress goes to stderr.
     """
     small, large = hold_out(points, holdout)
-    least = min(len(law.variables), 2)
-    candidates = [other for other in LAWS.values() if least <= len(other.variables) <= len(law.variables)]
     found = []
-    for rival, fixed in [(other, f) for other in candidates for f in ({}, FLOORLESS.get(other.name)) if f is not None]:
-        if len(rival.variables) > 1:
-            print(f"rolling out {rival.name}", file=sys.stderr, flush=True)
+    for other, fixed in _of_the_same_variables(law):
+        name = ", ".join([other.name, *(f"{parameter} = {value:g}" for parameter, value in fixed.items())])
+        if len(other.variables) > 1:
+            print(f"rolling out {name}", file=sys.stderr, flush=True)
         try:
-            fitted = fit_points(rival, small, objective, fixed)
-        except UserError:
+            fitted = fit_points(other, small, objective, fixed)
+        except UserError:  # too few settings for so many parameters
             continue
-        mape = compare(fitted, predict(fitted, settings(rival, large)), large).mape if len(large) else None
-        rolled = roll_out(rival, points, objective, fixed)
-        found.append(Rival(rival.name, fixed, fitted.n_fitted, fitted.bic, fitted.aicc, mape, rolled))
+        mape = compare(fitted, predict(fitted, settings(other, large)), large).mape if len(large) else None
+        found.append(Rival(name, fitted, mape, roll_out(other, points, objective, fixed)))
     return sorted(found, key=lambda rival: np.inf if rival.rollout is None else rival.rollout.mape)
 
 
-def verdict(fit: Fit, holdout: Holdout | None, judged: Sequence[Rival], warnings: list[str], x: str) -> list[str]:
-    """What the fit, the held-out sizes and the roll-out come to, in plain words."""
-    sentences = [_held(fit, holdout, x)]
-    place, factor = _ten_times(fit)
-    (ahead,) = predict(fit, place)
-    sentences.append(
-        f"At {factor:g} times the largest fitted {x} expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] "
-        "for a new run."
-    )
-    rolled = next((rival.rollout for rival in judged if rival.name == fit.law.name), None)
-    if rolled is not None:
-        inside = sum(step.inside for step in rolled.steps)
-        sentences.append(
-            f"Rolled out from the smallest sizes on, the next size is missed by {rolled.mape:.2f} % on average (naive "
-            f"{rolled.naive_mape:.2f} %) and is inside its interval {inside} of {len(rolled.steps)} times."
+def _of_the_same_variables(law: Law) -> list[tuple[Law, Mapping[str, float]]]:
+    """Laws to compare, each with what is fixed in it."""
+    alike = [
+        other for other in LAWS.values() if min(len(law.variables), 2) <= len(other.variables) <= len(law.variables)
+    ]
+    return [
+        (other, fixed)
+        for other in alike
+        for fixed in (NOTHING_FIXED, {"E": 0.0})
+        if not fixed or other.name in FLOORLESS
+    ]
+
+
+def outlook(fit: Fit, profile: Profile) -> dict[str, Prediction]:
+    """The loss at `AHEAD` times the largest fitted size, at the most data that it had: by profile and by bootstrap."""
+    largest = max(map(tuple, fit.x_NV.tolist()))
+    place = np.array([[AHEAD * largest[0], *largest[1:]]])
+    predictions = {"profile": profile.predict(place)[0]}
+    with suppress(UserError):  # fewer runs than parameters
+        predictions["bootstrap"] = bootstrap(fit).predict(place)[0]
+    return predictions
+
+
+def unidentified(fit: Fit, profile: Profile) -> list[str]:
+    """Parameters that the points do not determine; the last exponent too if its interval reaches its bound."""
+    exponent = fit.law.parameters[-1]
+    (low, high), (lowest, highest) = profile.parameters()[exponent], fit.law.shape_bounds[-1]
+    unbounded = low <= lowest * 1.001 or high >= highest * 0.999
+    return list(dict.fromkeys([*fit.diagnostics.unidentified, *([exponent] if unbounded else [])]))
+
+
+def warnings(fit: Fit, profile: Profile, holdout: Holdout | None) -> list[str]:
+    """The fit's warnings, and those that only the intervals and the held-out sizes give rise to."""
+    found = list(fit.diagnostics.warnings)
+    if not profile.holds_fit:
+        found.append(
+            "outliers: the fit lies outside the least-squares region, so its intervals were widened to hold it; "
+            "look at the residuals"
         )
-    if len(judged) > 1:
-        by_bic = min(judged, key=lambda rival: rival.bic)
-        best = judged[0]
-        agree = "as BIC does" if best is by_bic else f"while BIC prefers {by_bic.name}"
-        sentences.append(f"Of the laws compared, {best.name} predicts the next size best, {agree}.")
-    unknown = sorted({w.split(":")[1].split()[0] for w in warnings if w.startswith("not identified")})
-    if unknown:
-        plural = "are" if len(unknown) > 1 else "is"
-        sentences.append(f"{', '.join(unknown)} {plural} not identified: rely on predictions with their intervals.")
-    if any(w.startswith("not monotone") for w in warnings):
-        sentences.append("The loss does not fall with every step in size: a power law describes the trend at most.")
+    for name in unidentified(fit, profile):
+        if name not in fit.diagnostics.unidentified:
+            low, high = profile.parameters()[name]
+            found.append(
+                f"not identified: the 90 % interval of {name} reaches its bound ({low:.3g} to {high:.3g}); "
+                "report predictions with their intervals, not the exponent"
+            )
+    if holdout is not None and holdout.extrapolation_factor > 100:
+        found.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
+    return found
+
+
+def verdict(
+    fit: Fit,
+    holdout: Holdout | None,
+    judged: Sequence[Rival],
+    ahead: Mapping[str, Prediction],
+    unsure: Sequence[str],
+    x: str,
+) -> list[str]:
+    """What the fit, the held-out sizes and the roll-out come to, in plain words.
+
+    Args:
+        fit: The fit of the small sizes.
+        holdout: The held-out sizes, None if there are none.
+        judged: The laws compared, `rivals`.
+        ahead: The `outlook`.
+        unsure: Parameters that are not identified, `unidentified`.
+        x: Name of the first variable.
+    """
+    sentences = [_held(fit, holdout, x), _expected(ahead, x)]
+    if len(fit.law.variables) == 1:
+        later = () if holdout is None else holdout.points
+        x_N, y_N = np.append(fit.x_N, [p.x for p in later]), np.append(fit.y_N, [p.actual for p in later])
+        if steps := rises(x_N, y_N):
+            where = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in steps)
+            sentences.append(f"The mean loss rises with {x} from {where}: a power law describes the trend at most.")
+    sentences += _compared(fit, judged)
+    if unsure:
+        plural = "are" if len(unsure) > 1 else "is"
+        sentences.append(f"{', '.join(unsure)} {plural} not identified: rely on predictions with their intervals.")
     return sentences
 
 
@@ -152,10 +210,30 @@ def _held(fit: Fit, holdout: Holdout | None, x: str) -> str:
     return f"The law holds in part over {reached:.1f} decades of {x}: {figures}."
 
 
-def _ten_times(fit: Fit) -> tuple[Array, float]:
-    """Ten times the largest size, at the most data that runs of that size had."""
-    largest = fit.x_NV[np.lexsort(fit.x_NV.T[::-1])[-1]]
-    return (np.concatenate([largest[:1] * 10, largest[1:]])[None], 10.0)
+def _expected(ahead: Mapping[str, Prediction], x: str) -> str:
+    p = ahead["profile"]
+    data = ", ".join(f"{name} {value:.4g}" for name, value in (("D", p.d), ("U", p.u)) if value is not None)
+    where = f"At {AHEAD:g} times the largest fitted {x}{' with ' + data if data else ''}"
+    sentence = f"{where} expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
+    if "bootstrap" in ahead:
+        sentence += f" (by bootstrap [{ahead['bootstrap'].low:.4g}, {ahead['bootstrap'].high:.4g}])"
+    return sentence + "."
+
+
+def _compared(fit: Fit, judged: Sequence[Rival]) -> list[str]:
+    sentences = []
+    rolled = [(rival, rival.rollout) for rival in judged if rival.rollout is not None]
+    for rival, steps in rolled:
+        if rival.name == fit.law.name:
+            sentences.append(
+                f"Rolled out from the smallest sizes on, the next size is missed by {steps.mape:.2f} % on average "
+                f"(naive {steps.naive_mape:.2f} %), inside its interval {steps.inside} of {len(steps.steps)} times."
+            )
+    if len(rolled) > 1:
+        best, by_bic = rolled[0][0], min(judged, key=lambda rival: rival.fit.bic)
+        agree = "as BIC has it too" if best is by_bic else f"while BIC prefers {by_bic.name}"
+        sentences.append(f"Of the laws compared, {best.name} predicts the next size best, {agree}.")
+    return sentences
 
 
 def judged_content(judged: Sequence[Rival]) -> list[dict[str, Any]]:
@@ -163,15 +241,16 @@ def judged_content(judged: Sequence[Rival]) -> list[dict[str, Any]]:
     return [
         {
             "law": rival.name,
-            "n_parameters": rival.n_parameters,
-            "bic": rival.bic,
-            "aicc": rival.aicc,
+            "n_parameters": rival.fit.n_fitted,
+            "bic": rival.fit.bic,
+            "aicc": rival.fit.aicc,
             "holdout_mape": rival.holdout_mape,
             "rollout": None
             if rival.rollout is None
             else {
                 "mape": rival.rollout.mape,
                 "naive_mape": rival.rollout.naive_mape,
+                "inside": rival.rollout.inside,
                 "steps": [vars(step) for step in rival.rollout.steps],
             },
         }

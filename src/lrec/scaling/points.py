@@ -40,7 +40,8 @@ def read_points(
     Returns:
         Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x;
         d and u where asked for. Of lrec's own points also d and u (D and U), flops, `METRICS`, and overfitted: whether
-        the validation loss rose again after its best.
+        the validation loss rose again after its best. Of other tables `run`, if they have such a column: points of
+        one run share its noise (`bootstrap`).
 
     Raises:
         UserError: a missing path, column or value; a value that is not a positive number; nothing to read.
@@ -96,9 +97,9 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
             continue
         point: dict[str, Any] = {"file": str(file), "row": number}
         point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
-        points.append(_own(row, last_val_loss[row.get("run")]) | point if own else point)
+        points.append((_own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}) | point)
     schema: dict[str, type[pl.DataType]] = dict.fromkeys(("x", "y", "d", "u", "flops", *METRICS, "N"), pl.Float64)
-    schema |= {"overfitted": pl.Boolean, "file": pl.String, "row": pl.Int64}
+    schema |= {"overfitted": pl.Boolean, "run": pl.String, "file": pl.String, "row": pl.Int64}
     return pl.DataFrame(points, schema=schema, strict=False), own
 
 

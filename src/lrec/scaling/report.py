@@ -12,7 +12,7 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.files import write_json
 from lrec.scaling.fit import Fit, fit_points
-from lrec.scaling.judge import Rival, judged_content, verdict
+from lrec.scaling.judge import Rival, judged_content, outlook, unidentified, verdict, warnings
 from lrec.scaling.laws import LAWS
 from lrec.scaling.objective import Objective
 from lrec.scaling.predict import Holdout, Profile
@@ -77,8 +77,9 @@ def fit_content(
     """The content of fit.json; a number that is not finite becomes null."""
     profile = Profile(fit)
     ends = profile.parameters()
-    diagnostics = asdict(fit.diagnostics)
-    diagnostics["warnings"] = all_warnings(fit, holdout)
+    unsure = unidentified(fit, profile)
+    diagnostics = asdict(fit.diagnostics) | {"warnings": warnings(fit, profile, holdout), "unidentified": unsure}
+    ahead = outlook(fit, profile)
     content = {
         "law": fit.law.name,
         "formula": fit.law.formula,
@@ -98,35 +99,13 @@ def fit_content(
         "noise": {"sigma": profile.sigma, "dof": profile.dof},
         "diagnostics": diagnostics,
         "holdout": None if holdout is None else asdict(holdout),
-        "verdict": verdict(fit, holdout, judged, diagnostics["warnings"], x),
+        "outlook": {method: asdict(prediction) for method, prediction in ahead.items()},
+        "verdict": verdict(fit, holdout, judged, ahead, unsure, x),
         "comparison": judged_content(judged),
         "source_hash": source_hash,
         "points": fit.points.drop("file", "row", strict=False).to_dicts(),
     }
     return dict(_finite(content))
-
-
-def all_warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
-    """The fit's warnings, and those that only the intervals and the held-out sizes give rise to."""
-    warnings = list(fit.diagnostics.warnings)
-    profile = Profile(fit)
-    exponent = fit.law.parameters[-1]
-    low, high = profile.parameters()[exponent]
-    if not profile.holds_fit:
-        warnings.append(
-            "outliers: the fit lies outside the least-squares region, so its intervals were widened to hold it; "
-            "look at the residuals"
-        )
-    said = any(exponent in warning for warning in warnings if warning.startswith("not identified"))
-    lowest, highest = fit.law.shape_bounds[-1]
-    if not said and (low <= lowest * 1.001 or high >= highest * 0.999):
-        warnings.append(
-            f"not identified: the 90 % interval of {exponent} reaches its bound ({low:.3g} to {high:.3g}); "
-            "report predictions with their intervals, not the exponent"
-        )
-    if holdout is not None and holdout.extrapolation_factor > 100:
-        warnings.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
-    return warnings
 
 
 def table(content: dict[str, Any]) -> str:
@@ -165,8 +144,8 @@ def _rival(rival: dict[str, Any]) -> list[str]:
     rolled, held_out = rival["rollout"], rival["holdout_mape"]
     cells = ["", "", ""]
     if rolled:
-        inside = sum(step["inside"] for step in rolled["steps"])
-        cells = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", f"{inside} of {len(rolled['steps'])}"]
+        inside = f"{rolled['inside']} of {len(rolled['steps'])}"
+        cells = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]
     criteria = ["" if rival[key] is None else f"{rival[key]:.1f}" for key in ("aicc", "bic")]
     return [
         rival["law"], str(rival["n_parameters"]), *cells, "" if held_out is None else f"{held_out:.2f} %", *criteria

@@ -67,6 +67,13 @@ def test_points_of_one_run_count_once() -> None:
     assert widths[2] < widths[0] / 2
 
 
+def test_points_without_a_run_are_runs_of_their_own() -> None:
+    size = np.geomspace(1e5, 1e7, 12)
+    points = pl.DataFrame({"x": size, "y": 4 + 1.2 * size**-0.12 + 0.01 * np.sin(size)})
+    some = points.with_columns(run=pl.Series(["a", "a"] + [None] * 10))
+    assert bootstrap(fit_points(LAWS["lsrm"], some), 50).dof == bootstrap(fit_points(LAWS["lsrm"], points), 50).dof - 1
+
+
 def test_too_few_runs_are_refused() -> None:
     size = np.repeat(np.geomspace(1e5, 1e7, 4), 2)
     points = pl.DataFrame(

@@ -125,10 +125,11 @@ def test_a_law_of_size_and_data_from_the_named_columns(tmp_path: Path) -> None:
     table = pl.DataFrame({"n": grid[:, 0], "tokens": grid[:, 1], "loss": LAWS["chinchilla"].loss(truth, grid)})
     table.write_csv(tmp_path / "t.csv")
     out = tmp_path / "out"
-    fit_command([tmp_path / "t.csv"], law="chinchilla", holdout=1, x="n", d="tokens", y="loss", out=out)
+    fit_command([tmp_path / "t.csv"], law="chinchilla", holdout=1, x="n", d="tokens", y="loss", compare=False, out=out)
     content = strict((out / "fit.json").read_text())
     assert {name: p["value"] for name, p in content["parameters"].items()} == pytest.approx(truth, rel=1e-4)
     assert (content["x"], content["d"]) == ("n", "tokens")
     assert len(content["holdout"]["points"]) == 4
+    assert content["comparison"] == []
     assert content["holdout"]["mape"] < 1e-3
     assert (out / "fit.png").read_bytes().startswith(b"\x89PNG")

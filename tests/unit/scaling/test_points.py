@@ -58,6 +58,13 @@ def test_other_tables_are_read_by_the_names_of_their_columns(tmp_path: Path, suf
     assert read_points([file], x="params", y="loss").select("x", "y").rows() == [(1e6, 3.5), (2e6, 3.25)]
 
 
+def test_a_column_run_of_other_tables_is_kept_and_of_our_own_points_is_not(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("N,L,run\n1,3.5,7\n2,3.25,7\n4,3.0,\n")
+    assert read_points([tmp_path / "t.csv"], "N", "L")["run"].to_list() == ["7", "7", None]
+    own = write_lines(tmp_path / "points.jsonl", [own_row(10, 5.0), own_row(20, 4.0)])
+    assert "run" not in read_points([own]).columns
+
+
 @given(st.permutations([(1.0, 4.0), (1.0, 4.1), (2.0, 3.5), (8.0, 3.0)]))
 def test_the_hash_ignores_the_order_of_rows_and_nothing_else(rows: list[tuple[float, float]]) -> None:
     frame = pl.DataFrame(rows, schema=["x", "y"], orient="row")
