@@ -31,7 +31,7 @@ PEERS = {
 DATASETS = {
     "beauty": ("s3rec_Beauty.txt.gz", 50, 2),
     "ml-latest-small": ("ml-latest-small_ratings.csv.gz", 200, 1),
-    "ml-100k": ("ml-100k.inter", 200, 2),
+    "ml-100k": ("ml-100k.inter", 200, 1),
 }
 
 
