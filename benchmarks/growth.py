@@ -35,6 +35,13 @@ CASES = [
 ]
 
 
+REMARKS = {
+    "size": "Below 1 is what the head costs whatever the size; it tends to 1 as blocks outgrow it.",
+    "items": "Full softmax costs a product with the whole table, so 1 is what it should be; a sampled loss costs less.",
+    "length": "Attention is a small share of a step at these widths, so that a long history costs hardly more.",
+}
+
+
 def measure(size: str, items: int, length: int, targets: int) -> dict[str, float]:
     """Median seconds of a step and the peak of the process."""
     net = Transformer(TransformerConfig(items, length, *SIZES[size]))
@@ -99,7 +106,7 @@ def main() -> None:
             gib.append(result["gib"])
             lines.append(f"| {entry} (steps of {targets:,}) | {seconds[-1]:,.1f} | {gib[-1]:.2f} |")
             print(lines[-1], flush=True)
-        lines += ["", f"Exponents: seconds {exponent(x, seconds):.2f}, memory {exponent(x, gib):.2f}."]
+        lines += ["", f"Exponents: seconds {exponent(x, seconds):.2f}, memory {exponent(x, gib):.2f}. {REMARKS[grows]}"]
     if options.out:
         options.out.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from lrec.errors import UserError
 
 # Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
-# twice as many as the width); where not, more rows make faster products. MAX bounds memory, whatever the catalogue.
+# twice as many as the width); where not, more rows make faster products. MAX bounds memory, but never to less than a
+# table's worth: every chunk passes over the whole table, and fewer rows would only multiply the passes.
 CPU_CACHE_ELEMENTS = 2**21
 CPU_ROWS = 1024
 MAX_CHUNK_ELEMENTS = 100 * 2**20
@@ -134,7 +135,7 @@ def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tens
 
 def chunk_rows(n_items: int, width: int, device_type: str) -> int:
     """Targets whose logits full softmax holds at once."""
-    at_most = max(MAX_CHUNK_ELEMENTS // n_items, 1)
+    at_most = max(MAX_CHUNK_ELEMENTS // n_items, width)
     if device_type != "cpu":
         return at_most
     rows = max(CPU_CACHE_ELEMENTS // n_items, 2 * width)
