@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from lrec.cli import main
+from lrec.cli import LIGHTNING_COMMANDS, main, own_command, with_shipped_configs
 
 # Lightning's log handler keeps the stderr of the test that imported it, which pytest closes.
 logging.raiseExceptions = False
@@ -42,6 +42,22 @@ def refused(lrec: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> Cal
         assert error.startswith("lrec: error: ")
         assert all(line.startswith("preparing ") for line in before)
         return error
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def parse() -> Callable[[list[str]], None]:
+    """Parse arguments as `lrec` would, without running anything."""
+
+    def run(arguments: list[str]) -> None:
+        from lrec.lightning_cli import compose
+
+        if arguments[0] in LIGHTNING_COMMANDS:
+            compose(with_shipped_configs(arguments[1:]), arguments[0])
+            return
+        _, parser, options = own_command(arguments)
+        parser.parse_args(with_shipped_configs(options))
 
     return run
 

@@ -162,7 +162,8 @@ class EvaluationReport(Announcer):
     def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
         figures = {"model": model.evaluations[stage], **_baselines(stage, model)}
         floor = (model.data.floor or {}).get(stage)
-        self.message = evaluation_table(stage, figures, floor)
+        table = evaluation_table(stage, figures, floor)
+        self.message = f"{trainer.ckpt_path}, after {model.D / model.data.U:.3g} epochs\n{table}"
         outside = int(figures["model"]["targets_outside_catalogue"])
         if outside:
             self.message += f"\n{outside} targets outside the catalogue: left out of the loss, misses in the ranking"

@@ -3,12 +3,14 @@
 Nothing here imports Lightning: commands that do not train start fast.
 """
 
+import json
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -49,7 +51,15 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UserError."""
-        raise UserError(" ".join(message.split()))
+        message = " ".join(message.split())
+        if re.search(r"required: (\w+\.)?data$", message):
+            message = "name a data set: --config configs/data/csv.yaml for a file of your own, or another of them"
+        elif found := re.search(r"key \"data\": .*Option '(\w+)' is not accepted", message):
+            message = (
+                f"--data.{found[1]} is no option of the data set that was chosen; "
+                "if none was, --config configs/data/csv.yaml chooses a file of your own"
+            )
+        raise UserError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,9 +95,10 @@ def _route(arguments: list[str]) -> None:
         run_lightning(with_shipped_configs(arguments))
         return
     command, parser, options = own_command(arguments)
-    values = parser.instantiate(parser.parse_args(with_shipped_configs(options)))
+    options, entries = _without_entries(with_shipped_configs(options), command)
+    values = parser.instantiate(parser.parse_args(options)).as_dict()
     values.pop("config", None)
-    command(**values.as_dict())
+    command(**values | {name: (values[name] or {}) | more for name, more in entries.items()})
 
 
 def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParser, list[str]]:
@@ -119,6 +130,37 @@ def _with_values(options: list[str], flags: set[str]) -> list[str]:
         alone = option in flags and all(following.startswith("-") for following in options[place + 1 : place + 2])
         result += [option, "true"] if alone else [option]
     return result
+
+
+def _without_entries(options: list[str], command: Callable[..., None]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Options, and entries of dictionaries among them: --options.data.path FILE is the entry data.path of options.
+
+    jsonargparse would take data for the entry, so that a second one below data replaced the first.
+    """
+    dictionaries = [name for name, hint in typing.get_type_hints(command).items() if hint == dict[str, Any] | None]
+    entry = re.compile(rf"--({'|'.join(dictionaries) or '(?!)'})\.([^=]+)(?:=(.*))?", re.DOTALL)
+    rest: list[str] = []
+    entries: dict[str, dict[str, Any]] = {}
+    arguments = iter(options)
+    for option in arguments:
+        if found := entry.fullmatch(option):
+            name, key, value = found.groups()
+            if value is None:
+                value = next(arguments, None)
+            if value is None:
+                raise UserError(f"{option}: a value is expected")
+            entries.setdefault(name, {})[key] = _value(value)
+        else:
+            rest.append(option)
+    return rest, entries
+
+
+def _value(text: str) -> Any:
+    """A number, list and so on where the text is JSON, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:

@@ -28,6 +28,8 @@ from lrec.optim import Optimizer
 from lrec.switch import OptimizerSwitch
 from lrec.warm_start import begin_from
 
+ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
+
 
 class TopK(NamedTuple):
     """Recommendations for a batch: users (store index), catalogue items best first, scores (logits)."""
@@ -294,7 +296,9 @@ class SequentialRecommender(LightningModule):
             figures = self.evaluations.get(f"{stage}/{baseline}", {})
             named |= {f"{stage}/{baseline}/{name}": value for name, value in figures.items() if math.isfinite(value)}
         # The figures are reduced over ranks already.
-        self.log_dict(named, rank_zero_only=False, sync_dist=False)
+        for on_bar in (True, False):
+            some = {name: value for name, value in named.items() if (name in ON_PROGRESS_BAR) == on_bar}
+            self.log_dict(some, prog_bar=on_bar, rank_zero_only=False, sync_dist=False)
 
     def _stop_if_diverged(self, loss: Tensor) -> None:
         finite = bool(torch.isfinite(loss).item())

@@ -93,6 +93,9 @@ def test_a_store_that_was_cut_or_edited(
         (["fit", "--data=lrec.SyntheticDataModule", "--model.siez=98k"], "siez"),
         (["fit", "--data=lrec.SyntheticDataModule", "--model.size=98k", "--model.layers=2"], "not both"),
         (["fit", "--data=lrec.SyntheticDataModule"], "model.size"),
+        (["fit", "--config=model/98k.yaml"], "configs/data/csv.yaml"),
+        (["fit", "--data.path=log.csv"], "configs/data/csv.yaml"),
+        (["data", "prepare"], "configs/data/csv.yaml"),
         (["fit", "--data=lrec.NoSuchDataModule", "--model.size=98k"], "NoSuchDataModule"),
         (["fit", "--data=lrec.SyntheticDataModule", "--model.size=98k", "--ckpt_path=no.ckpt"], "no.ckpt"),
         (

@@ -1,4 +1,9 @@
-"""Flags of lrec's own commands."""
+"""Flags and entries of dictionaries among the options of lrec's own commands."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 from lrec.cli import own_command
 
@@ -11,3 +16,15 @@ def test_a_flag_alone_is_true() -> None:
         assert parsed.k == 3
     _, parser, options = own_command(["scaling", "study", "--dry_run"])
     assert options == ["--dry_run", "true"]
+
+
+def test_entries_of_a_dictionary_add_up(
+    log_csv: Path, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"user": "who", "item": "what"}
+    columns = [f"--options.data.{column}_column={name}" for column, name in names.items()]
+    study = ("scaling", "study", "--config=study/csv.yaml", "--options.data.path", log_csv, *columns)
+    sizes = ("--sizes=[0.8k,1.7k,3k,4.8k,6.9k,9.4k]", "--rules.model.optimizer.lr=[0.1,-0.5]")
+    lrec(*study, "--options.data.time_column", "when", *sizes, "--dry_run")
+    assert len(list((tmp_path / "data").glob("log-*"))) == 1

@@ -124,7 +124,7 @@ def test_tables_in_memory(model: Model, histories: pl.DataFrame) -> None:
     assert lists.drop("user").equals(expected.drop("user"))
     assert lists["user"].to_list() == list(range(len(histories)))
     assert model.recommend([]).is_empty()
-    for wrong in (histories.rename({"items": "list"}), 3):
+    for wrong in (histories.rename({"items": "list"}), 3, "item-1", ["item-1", "item-2"]):
         with pytest.raises(UserError, match="histories"):
             model.recommend(wrong)
 

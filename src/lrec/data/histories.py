@@ -51,7 +51,10 @@ def histories_of(table: Any) -> Histories:
     """
     if not hasattr(table, "columns"):
         try:
-            lists = pl.Series([[str(item) for item in history] for history in table], dtype=pl.List(pl.String))
+            histories = list(table)
+            if any(isinstance(history, str) for history in histories):
+                raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
+            lists = pl.Series([[str(item) for item in history] for history in histories], dtype=pl.List(pl.String))
         except TypeError:
             raise UserError(f"histories: a table or a list of lists is expected, not {type(table).__name__}") from None
         return _of_lists(None, lists)

@@ -1,0 +1,120 @@
+"""Small files in the formats and under the names that the pages of the documentation speak of."""
+
+import gzip
+import json
+import lzma
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+ORDERS_YAML = """
+data:
+  class_path: lrec.InteractionsDataModule
+  init_args: {path: orders.csv, user_column: customer, item_column: product, time_column: bought_at}
+"""
+
+
+def write_stand_ins(folder: Path) -> None:
+    """120 users with 12 to 69 interactions each with 60 items, September to December 2000."""
+    log = _log()
+    names = {"user": pl.format("c_{}", "user"), "item": pl.format("SKU-{}", pl.col("item").cast(str).str.zfill(4))}
+    orders = log.select(
+        names["user"].alias("customer"),
+        names["item"].alias("product"),
+        pl.from_epoch("time").dt.to_string("iso").alias("bought_at"),
+        pl.lit(9.5).alias("price"),
+    )
+    orders.write_csv(folder / "orders.csv")
+    (folder / "orders.yaml").write_text(ORDERS_YAML)
+    interactions = log.select(names["user"], names["item"], "time")
+    interactions.write_csv(folder / "interactions.csv")
+    interactions.write_parquet(folder / "interactions.parquet")
+    histories = orders.group_by("customer", maintain_order=True).agg(pl.col("product").alias("items"))
+    histories.rename({"customer": "user"}).head(5).write_ndjson(folder / "new_users.jsonl")
+    orders.select("product", pl.lit("A thing").alias("title")).unique().write_csv(folder / "products.csv")
+    interactions.with_columns((pl.int_range(pl.len()) % 5 + 1).alias("stars")).write_csv(folder / "log.csv")
+    (folder / "logs").mkdir()
+    orders.rename({"product": "sku"}).write_parquet(folder / "logs" / "first.parquet")
+    dates = pl.col("bought_at").str.to_datetime().dt.strftime("%d/%m/%Y %H:%M:%S")
+    orders.with_columns(dates).write_csv(folder / "export.csv", separator=";")
+    _movielens(folder, log)
+    _amazon(folder, log)
+    category = (pl.col("item") % 2 + 10).alias("category")
+    ciao = log.select("user", "item", category, pl.col("time").alias("timestamp")).write_csv()
+    (folder / "ciao_ratings.csv.gz").write_bytes(gzip.compress(ciao.encode()))
+    lines = log.group_by("user", maintain_order=True).agg(pl.col("item").cast(str)).rows()
+    beauty = "".join(f"{user} {' '.join(items)}\n" for user, items in lines)
+    (folder / "s3rec_Beauty.txt.gz").write_bytes(gzip.compress(beauty.encode()))
+
+
+def write_points(folder: Path) -> None:
+    """Points of runs over sizes, data and passes, and a table of other names: what docs/laws.md fits."""
+    rows, run = [], folder / "runs" / "repeats"
+    for n, u, passes in ((n, u, r) for n in (1e3, 3e3, 1e4, 3e4, 1e5, 3e5) for u in (1e4, 1e5) for r in (1, 4, 16)):
+        rows.append({"N": n, "U": u, "D": u * passes, "loss": 5 + 30 / n**0.4 + 40 / (u * passes) ** 0.35})
+    run.mkdir(parents=True)
+    own = [
+        {"schema": 1, "best": True, "status": "finished", "run": f"r{i}", "N_body": row["N"], "U": row["U"]}
+        | {"D": row["D"], "val_loss": row["loss"], "test_loss": row["loss"]}
+        for i, row in enumerate(rows)
+    ]
+    (run / "points.jsonl").write_text("".join(json.dumps(point) + "\n" for point in own))
+    pl.DataFrame(rows).select(pl.col("N").alias("params"), pl.col("D").alias("tokens"), "loss").write_csv(
+        folder / "table.csv"
+    )
+
+
+def _log() -> pl.DataFrame:
+    generator = np.random.default_rng(0)
+    rows = []
+    for user in range(120):
+        item, length = int(generator.integers(60)), int(generator.integers(12, 70))
+        for time in np.sort(generator.choice(120 * 24 * 60, length, replace=False)):
+            rows.append((user, item, 967_766_400 + 60 * int(time)))
+            item = (item + 1) % 60 if generator.random() < 0.7 else int(generator.integers(60))
+    return pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+
+
+def _movielens(folder: Path, log: pl.DataFrame) -> None:
+    ratings = [(user + 1, item + 1, 4, time) for user, item, time in log.rows()]
+    dat = _lines("::", ratings)
+    csv = "userId,movieId,rating,timestamp\n" + _lines(",", ratings)
+    (folder / "data" / "raw").mkdir(parents=True)
+    for zipped, inside, text in (
+        ("ml-1m.zip", "ml-1m/ratings.dat", dat),
+        ("data/raw/ml-1m.zip", "ml-1m/ratings.dat", dat),
+        ("data/raw/ml-latest-small.zip", "ml-latest-small/ratings.csv", csv),
+        ("data/raw/ml-25m.zip", "ml-25m/ratings.csv", csv),
+        ("downloads/ml-20m.zip", "ml-20m/ratings.csv", csv),
+    ):
+        (folder / zipped).parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(folder / zipped, "w") as archive:
+            archive.writestr(inside, text)
+    (folder / "downloads" / "ml-1m").mkdir()
+    (folder / "downloads" / "ml-1m" / "ratings.dat").write_text(dat)
+    (folder / "ml-1m_ratings.dat.xz").write_bytes(lzma.compress(dat.encode()))
+    (folder / "ml-latest-small_ratings.csv.gz").write_bytes(gzip.compress(csv.encode()))
+    (folder / "ml-1m").mkdir()
+    movies = "".join(f"{item}::Film {item} (2000)::Drama\n" for item in range(1, 61))
+    (folder / "ml-1m" / "movies.dat").write_text(movies)
+
+
+def _amazon(folder: Path, log: pl.DataFrame) -> None:
+    rows = [(f"A{user}", f"B{item:09}", 5.0, time) for user, item, time in log.rows()]
+    (folder / "amazon").mkdir()
+    (folder / "amazon-2023").mkdir()
+    for place, domain in enumerate(("Books", "Magazine_Subscriptions", "Toys_and_Games")):
+        mine = [row for row, item in zip(rows, log["item"], strict=True) if item % 3 == place]
+        of_2018 = _lines(",", [(item, user, rating, time) for user, item, rating, time in mine])
+        (folder / "amazon" / f"{domain}.csv").write_text(of_2018)
+        of_2023 = _lines(",", [(user, item, rating, time * 1000) for user, item, rating, time in mine])
+        (folder / "amazon-2023" / f"{domain}.csv").write_text("user_id,parent_asin,rating,timestamp\n" + of_2023)
+        if domain == "Magazine_Subscriptions":
+            (folder / f"{domain}.csv.gz").write_bytes(gzip.compress(of_2018.encode()))
+
+
+def _lines(separator: str, rows: Iterable[tuple[object, ...]]) -> str:
+    return "".join(separator.join(str(value) for value in row) + "\n" for row in rows)

@@ -1,0 +1,134 @@
+"""What the README and the docs show is run, page by page, in a folder of small stand-ins for the files they name.
+
+Training is cut to one epoch. Studies, and what reads their runs, take minutes: `pytest -m slow` runs them, otherwise
+they are parsed. What needs GPUs or a cluster is parsed.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import polars as pl
+import pytest
+from stand_ins import write_points, write_stand_ins
+
+from lrec.cli import main
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+# GPUs, several nodes, and what a run on them has left.
+PARSED = re.compile(r"trainer/fsdp(-hybrid)?\.yaml|/shared/|runs/829m")
+SLOW = re.compile(r"lrec (scaling (study|fit|plan)|tasks) |trainer/fsdp-cpu\.yaml")
+SHORT = {
+    "fit": ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"],
+    "test": ["--trainer.enable_progress_bar=false"],
+    "predict": ["--trainer.enable_progress_bar=false"],
+    "scaling study": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
+}
+SYNTHETIC = ["--options.data.n_users=300"]
+
+Parse = Callable[[list[str]], None]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The page's commands and programs in their order, each with its language."""
+    found: list[tuple[str, str]] = []
+    for language, block in re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), re.DOTALL):
+        if language == "python":
+            found.append((language, block))
+            continue
+        lines = block.replace("\\\n", " ").splitlines()
+        found += [(language, command.strip()) for line in lines for command in line.split("&&")]
+    return [(language, text) for language, text in found if language == "python" or text.startswith("lrec ")]
+
+
+def commands() -> list[str]:
+    return [text for page in PAGES for language, text in blocks(page) if language == "bash"]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a reader who has been through the tutorial and has looked at MovieLens."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_stand_ins(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        run("lrec data prepare --config configs/data/ml-1m.yaml")
+        for language, text in blocks(REPOSITORY / "docs" / "tutorial.md"):
+            if language == "bash" and not SLOW.search(text):
+                run(text)
+    return folder
+
+
+@pytest.fixture
+def desk(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, to be written in."""
+    desk = tmp_path / "desk"
+    shutil.copytree(reader, desk)
+    monkeypatch.chdir(desk)
+    return desk
+
+
+def run(command: str) -> None:
+    """Run a printed command, made short."""
+    # The number in a store's name is a hash.
+    command = re.sub(r"data/ml-1m-0123456789abcdef", lambda _: str(next(Path("data").glob("ml-1m-*"))), command)
+    arguments = shlex.split(command)[1:]
+    name = next((name for name in SHORT if " ".join(arguments).startswith(name)), None)
+    arguments += SHORT.get(name or "", [])
+    if name == "scaling study" and re.search(r"quickstart|synthetic", command):
+        arguments += SYNTHETIC
+    if "fsdp-cpu" in command:  # the second process is started as this one was
+        subprocess.run([sys.executable, "-m", "lrec", *arguments], check=True)
+        return
+    with patch.dict(os.environ):
+        main(arguments)
+
+
+def follow(page: Path, may_run: Callable[[str], bool], parse: Parse) -> None:
+    """Do what the page shows, in its order."""
+    names = {
+        "table": pl.DataFrame({"user": ["c_1"], "items": [["SKU-0001", "SKU-0007"]]}),
+        "in_stock": ["SKU-0003", "SKU-0004"],
+        "banned": ["SKU-0005"],
+    }
+    text = page.read_text()
+    for folder in re.findall(r"--trainer\.default_root_dir (\S+)", text):
+        shutil.rmtree(folder, ignore_errors=True)  # it is the page itself that trains it
+    for language, block in blocks(page):
+        if language == "python":
+            if "onnxruntime" in block:
+                pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+            exec(block.replace('model.net.to("cuda")', "model.net"), names)
+        elif PARSED.search(block):
+            parse(shlex.split(block)[1:])
+        elif may_run(block):
+            run(block)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_what_a_page_shows_runs(page: Path, desk: Path, parse: Parse) -> None:
+    follow(page, lambda command: not SLOW.search(command), parse)
+
+
+@pytest.mark.parametrize("command", sorted({command for command in commands() if SLOW.search(command)}))
+def test_what_takes_minutes_parses(command: str, reader: Path, parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(reader)
+    parse(shlex.split(command)[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(SLOW.search(text) for _, text in blocks(page))],
+    ids=lambda page: page.stem,
+)
+def test_what_takes_minutes_runs(page: Path, desk: Path, parse: Parse) -> None:
+    write_points(desk)
+    follow(page, lambda command: bool(SLOW.search(command)), parse)

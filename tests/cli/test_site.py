@@ -1,0 +1,28 @@
+"""The site of the documentation: every page, link and name is found, and the reference leaves no name out."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lrec
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="needs the extra docs")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "api" / "index.html").read_text()
+    assert "of what is left the last max_len" in " ".join(reference.split()), "docstrings are in the reference"
+    assert (tmp_path / "benchmarks" / "prepare" / "index.html").exists()
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (REPOSITORY / "docs" / "api.md").read_text()
+    shown = re.findall(r"^::: lrec\S*?(\w+)$", page, re.MULTILINE)
+    assert set(lrec.__all__) <= set(shown)
