@@ -7,9 +7,16 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """A section for them behind the others."""
+    assert config.nav is not None
+    config.nav.append({"Benchmarks": [f"benchmarks/{page.name}" for page in _pages(config)]})
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add each benchmarks/*.md."""
-    for page in sorted(Path(config.config_file_path).parent.glob("benchmarks/*.md")):
+    """Add each."""
+    for page in _pages(config):
         files.append(File.generated(config, f"benchmarks/{page.name}", abs_src_path=str(page)))
     return files
 
@@ -17,3 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to them lead out of docs/ in the repository, but not in the site."""
     return markdown.replace("](../benchmarks/", "](benchmarks/")
+
+
+def _pages(config: MkDocsConfig) -> list[Path]:
+    return sorted(Path(config.config_file_path).parent.glob("benchmarks/*.md"))
