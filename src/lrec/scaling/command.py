@@ -7,7 +7,7 @@ from lrec.files import replacing, write_text
 from lrec.scaling.agreement import agreement_figure
 from lrec.scaling.judge import rivals
 from lrec.scaling.laws import LAWS
-from lrec.scaling.objective import Kind
+from lrec.scaling.objective import Kind, Objective, Residuals
 from lrec.scaling.plots import fit_figure
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import holdout_report
@@ -23,6 +23,7 @@ def fit_command(
     u: str = "U",
     y: str = "test_loss",
     objective: Kind = "huber",
+    residuals: Residuals = "log",
     floor: float | None = None,
     compare: bool = True,
     out: Path = Path("fit"),
@@ -39,7 +40,8 @@ def fit_command(
         u: Column of the unique interactions, for laws of repeated data.
         y: Column of the loss in nats.
         objective: Sum of Huber terms with delta 1e-3 (huber), of absolute values (lad) or of squares (lsq) of the
-            residuals of the log loss.
+            residuals.
+        residuals: Of the logarithm of the loss (log) or of the loss itself (level).
         floor: Least possible loss, drawn into the figure.
         compare: Roll out every law of the same variables and put them side by side; laws of size and data take minutes.
         out: Folder for fit.json, fit.png and report.md.
@@ -49,8 +51,9 @@ def fit_command(
     chosen = LAWS[law]
     others = dict(zip(("d", "u"), (d, u)[: len(chosen.variables) - 1], strict=False))
     table_read = read_points(points, x, y, **others)
-    fitted, held_out = holdout_report(chosen, table_read, holdout, objective)
-    judged = rivals(chosen, table_read, holdout, objective) if compare else []
+    minimised = Objective(objective, residuals)
+    fitted, held_out = holdout_report(chosen, table_read, holdout, minimised)
+    judged = rivals(chosen, table_read, holdout, minimised) if compare else []
     content = write_fit(out, fitted, held_out, source_hash(table_read, (*chosen.columns, "y")), x, y, d, u, judged)
     with replacing(out / "fit.png") as temporary:
         one = len(chosen.variables) == 1

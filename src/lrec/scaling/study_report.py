@@ -9,6 +9,7 @@ from typing import Any
 from lrec import cost
 from lrec.files import replacing, write_text
 from lrec.scaling.fit import Fit
+from lrec.scaling.judge import rivals
 from lrec.scaling.plots import fit_figure
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import Prediction, compare
@@ -69,7 +70,9 @@ def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, A
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
     every_point = read_points(list(files.values()), ladder.x, "test_loss")
-    content = write_fit(folder, ladder.fit, held_out, source_hash(every_point), ladder.x, "test_loss")
+    held_out_sizes = len(held_out.points) if held_out else 0
+    judged = rivals(ladder.fit.law, every_point, held_out_sizes, ladder.fit.objective)
+    content = write_fit(folder, ladder.fit, held_out, source_hash(every_point), ladder.x, "test_loss", judged=judged)
     figure = fit_figure(ladder.fit, held_out, _floor(points), ladder.x, "test_loss")
     with replacing(folder / "fit.png") as temporary:
         figure.savefig(temporary, format="png")

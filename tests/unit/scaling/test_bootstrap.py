@@ -6,8 +6,7 @@ import pytest
 from scipy import stats
 
 from lrec.errors import UserError
-from lrec.scaling.bootstrap import bootstrap
-from lrec.scaling.descent import descend
+from lrec.scaling.bootstrap import _resampled, bootstrap
 from lrec.scaling.fit import Fit, fit, fit_points
 from lrec.scaling.laws import LAWS
 from lrec.scaling.predict import predict
@@ -38,15 +37,17 @@ def test_intervals_agree_with_the_delta_method_and_the_profile_where_there_are_m
     assert ours.low < ours.mean_low < ours.predicted < ours.mean_high < ours.high
 
 
-def test_refits_are_at_their_optimum() -> None:
-    fitted = chinchilla(objective="huber")
-    boot = bootstrap(fitted, refits=20)
-    again = bootstrap(fitted, refits=20)
-    assert (boot.theta_BT == again.theta_BT).all()
-    spread = boot.theta_BT.std(0)
-    assert (spread > 1e-4).all()
-    end = descend(fitted.problem(), fitted.theta_T[None])
-    assert np.abs(end.theta_ST[0] - fitted.theta_T).max() < spread.min() / 10
+@pytest.mark.parametrize("objective", ["huber", "lsq"])
+def test_refits_end_where_a_full_search_of_the_same_losses_does(objective: str) -> None:
+    fitted = chinchilla(objective=objective)
+    boot = bootstrap(fitted, refits=4)
+    assert (boot.theta_BT == bootstrap(fitted, refits=4).theta_BT).all()
+    inflated_N = fitted.residual_N * np.sqrt(80 / 75)
+    drawn_BN = _resampled(inflated_N, np.arange(80), 4, np.random.default_rng(0))
+    assert np.isin(np.abs(drawn_BN), np.abs(inflated_N)).all()
+    for theta_T, drawn_N in zip(boot.theta_BT, drawn_BN, strict=True):
+        again = fit(fitted.law, fitted.x_NV, fitted.curve(fitted.x_NV) * np.exp(drawn_N), fitted.objective)
+        assert fitted.at(theta_T).curve(fitted.x_NV) == pytest.approx(again.curve(fitted.x_NV), rel=2e-6)
 
 
 def test_points_of_one_run_count_once() -> None:

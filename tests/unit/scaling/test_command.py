@@ -73,6 +73,17 @@ def test_fit_json_figure_report_and_table(tmp_path: Path, capsys: pytest.Capture
     assert [rival["law"] for rival in content["comparison"]].count("lsrm") == 1
 
 
+def test_residuals_in_level_are_in_nats(tmp_path: Path) -> None:
+    file = write_points(tmp_path / "runs")
+    contents = {}
+    for residuals in ("log", "level"):
+        fit_command([file], objective="lsq", residuals=residuals, compare=False, out=tmp_path / residuals)
+        contents[residuals] = strict((tmp_path / residuals / "fit.json").read_text())
+    assert contents["level"]["residuals"] == "level"
+    log, level = (contents[residuals]["noise"]["sigma"] for residuals in ("log", "level"))
+    assert level == pytest.approx(log * np.mean([p["y"] for p in contents["log"]["points"]]), rel=0.1)
+
+
 def test_columns_by_name_and_an_exponent_nobody_can_know(tmp_path: Path) -> None:
     x = np.geomspace(1e15, 1e19, 4)
     y = 3.0 + 0.01 * np.array([3.0, 2.9, -0.5, 0.1])
@@ -88,6 +99,7 @@ def test_columns_by_name_and_an_exponent_nobody_can_know(tmp_path: Path) -> None
     [
         ({"law": "none"}, "--law: 'none' is none of lsrm"),
         ({"objective": "ols"}, "--objective: 'ols'"),
+        ({"residuals": "relative"}, "--residuals: 'relative' is none of log, level"),
         ({"holdout": 4}, "needs at least 4 distinct sizes to fit, but there are 3"),
         ({"holdout": -1}, "--holdout"),
         ({"x": "N"}, "no column 'N'"),
