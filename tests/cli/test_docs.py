@@ -112,7 +112,11 @@ def follow(page: Path, may_run: Callable[[str], bool], parse: Parse) -> None:
             run(block)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def stem(page: Path) -> str:
+    return page.stem
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(not SLOW.search(text) for _, text in blocks(p))], ids=stem)
 def test_what_a_page_shows_runs(page: Path, desk: Path, parse: Parse) -> None:
     follow(page, lambda command: not SLOW.search(command), parse)
 
@@ -124,11 +128,7 @@ def test_what_takes_minutes_parses(command: str, reader: Path, parse: Parse, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if any(SLOW.search(text) for _, text in blocks(page))],
-    ids=lambda page: page.stem,
-)
+@pytest.mark.parametrize("page", [p for p in PAGES if any(SLOW.search(text) for _, text in blocks(p))], ids=stem)
 def test_what_takes_minutes_runs(page: Path, desk: Path, parse: Parse) -> None:
     write_points(desk)
-    follow(page, lambda command: bool(SLOW.search(command)), parse)
+    follow(page, lambda command: True, parse)
