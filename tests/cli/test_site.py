@@ -1,4 +1,4 @@
-"""The site of the documentation: every page, link and name is found, and the reference leaves no name out."""
+"""The site of the documentation: every page, link and name is found, and no name or figure is left out."""
 
 import re
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import lrec
+from lrec.baselines import BASELINES
+from lrec.metrics import figure_names
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,3 +28,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     page = (REPOSITORY / "docs" / "api.md").read_text()
     shown = re.findall(r"^::: lrec\S*?(\w+)$", page, re.MULTILINE)
     assert set(lrec.__all__) <= set(shown)
+
+
+def test_every_figure_and_baseline_is_defined() -> None:
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    figures = {re.sub(r"@\d+(_unseen)?", "@k", name) for name in figure_names()}
+    assert [name for name in (*figures, *BASELINES) if f"`{name}`" not in page] == []
