@@ -313,7 +313,10 @@ def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
         words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
         short = (words.list.len() < 2).arg_true()
         if len(short):
-            raise UserError(f"{name}, row {short[0] + row}: a user and at least one item are expected, between blanks")
+            raise UserError(
+                f"{name}, row {short[0] + row}: a user and at least one item are expected, between blanks "
+                "(format lines; csv and others are chosen by the option format)"
+            )
         frame = pl.DataFrame({"user": words.list.first(), "item": words.list.slice(1)})
         for number, user in enumerate(frame["user"].to_list(), start=row):
             if user in met:
