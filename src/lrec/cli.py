@@ -41,6 +41,7 @@ OWN_COMMANDS = {
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
     "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.scaling.study", "study"),
+    "scaling compare": OwnCommand("several studies in one figure", "lrec.scaling.compare", "compare"),
     "scaling fit": OwnCommand("fit a law to points", "lrec.scaling.command", "fit_command"),
     "scaling plan": OwnCommand("what to train for a budget, a loss or a size", "lrec.scaling.plan", "plan_command"),
 }

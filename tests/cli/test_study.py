@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "name": "tiny",
     "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
     "sizes": ["0.8k", "1.7k", "3k", "4.8k", "6.9k"],
@@ -23,6 +26,7 @@ STUDY = {
         "data.n_users": 300,
         "data.n_items": 50,
         "data.length": 20,
+        "data.split.trajectory": 4,
         "trainer.max_epochs": 2,
         "trainer.enable_progress_bar": False,
         "model.optimizer.lr": 0.01,
@@ -45,6 +49,10 @@ def start(folder: Path) -> "subprocess.Popen[str]":
 def state(folder: Path) -> dict[str, str]:
     path = folder / "studies" / "tiny" / "study.json"
     return json.loads(path.read_text())["state"] if path.is_file() else {}
+
+
+def points(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +88,12 @@ def test_the_study_leaves_what_the_design_says(undisturbed: Path) -> None:
     assert point["study"] == "tiny"
     assert point["run"] == "6.9k-seed1"
     assert point["test_loss"] > point["floor"]["test"]
+    losses = pl.read_parquet(study / "runs" / "6.9k-seed1" / "target_losses.parquet")
+    assert losses.group_by("step").len()["len"].to_list() == [300] * 5
+    assert losses.filter(pl.col("step") == 0)["loss"].mean() == pytest.approx(point["test_loss"], rel=1e-5)
+    assert losses["loss"].mean() == pytest.approx(point["trajectory_loss"], rel=1e-9)
+    by_user = losses.group_by("user").agg(pl.col("loss").mean())["loss"]
+    assert point["trajectory_loss_se"] == pytest.approx(by_user.std(ddof=0) / 300**0.5)
     report = (study / "report.md").read_text()
     assert f"{point['test_loss']:.4f}" in report
     assert "popularity" in report
@@ -87,6 +101,8 @@ def test_the_study_leaves_what_the_design_says(undisturbed: Path) -> None:
     events = EventAccumulator(str(study / "fit"))
     events.Reload()
     assert "scaling/fit" in events.Tags()["images"]
+    for name in ("compute", "repetition"):
+        assert (study / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_killed_study_ends_with_the_same_report(undisturbed: Path) -> None:
@@ -105,13 +121,80 @@ def test_a_killed_study_ends_with_the_same_report(undisturbed: Path) -> None:
         assert ours.read_text() == theirs.read_text(), out
 
 
-def test_another_grid_does_not_enter_the_folder(
+def test_runs_with_other_options_do_not_enter_the_folder(
     undisturbed: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(undisturbed)
     before = (undisturbed / "studies" / "tiny" / "study.json").read_bytes()
-    assert "another grid" in refused("scaling", "study", "--config", "tiny.yaml", "--seeds=[2]")
+    refusal = refused("scaling", "study", "--config", "tiny.yaml", "--options.model.optimizer.lr", 0.02)
+    assert "has run 0.8k-seed1 with other options (model.optimizer.lr 0.01, now 0.02)" in refusal
     assert (undisturbed / "studies" / "tiny" / "study.json").read_bytes() == before
+
+
+def trained(study: Path) -> list[str]:
+    """Runs that were trained here: `lrec fit` leaves a log."""
+    return sorted(path.parent.name for path in study.glob("runs/*/log.txt"))
+
+
+def test_a_study_is_extended_without_training_again(
+    undisturbed: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the record, without checkpoints and with the data elsewhere, goes on: only the new size is trained."""
+    earlier = undisturbed / "studies" / "tiny"
+    folder = undisturbed.parent / "extended"
+    study = folder / "studies" / "tiny"
+    study.mkdir(parents=True)
+    for name in ("study.json", "all_points.jsonl", "prediction.json"):
+        shutil.copy(earlier / name, study / name)
+    monkeypatch.chdir(folder)
+    command = ["scaling", "study", "--config", str(undisturbed / "tiny.yaml"), "--options.data.data_dir", "elsewhere"]
+    lrec(*command)
+    assert trained(study) == []
+    assert (study / "fit" / "fit.json").read_text() == (earlier / "fit" / "fit.json").read_text()
+    assert (study / "prediction.json").read_text() == (earlier / "prediction.json").read_text()
+    command.append(f"--sizes={json.dumps([*STUDY['sizes'], '9.4k'])}")
+    lrec(*command)
+    assert trained(study) == ["9.4k-seed1"]
+    assert json.loads((study / "fit" / "fit.json").read_text())["n_points"] == 5
+    assert json.loads((study / "prediction.json").read_text())["trained_before"] == []
+    assert (study / "prediction-1.json").read_text() == (earlier / "prediction.json").read_text()
+    # Refitted with a seed more at a small size, after the largest was trained: no prediction any more.
+    report = lrec(*command, f"--size_seeds={json.dumps({'0.8k': [1, 2]})}")
+    assert "Not a prediction: when it was written, 9.4k-seed1 had been trained" in report
+
+
+@pytest.mark.parametrize("kept", ["all_points.jsonl", "runs/*/points.jsonl"])
+def test_points_alone_are_enough_to_go_on(
+    undisturbed: Path, kept: str, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, study = undisturbed / "studies" / "tiny", tmp_path / "studies" / "tiny"
+    for path in earlier.glob(kept):
+        copy = study / path.relative_to(earlier)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    monkeypatch.chdir(tmp_path)
+    command = ["scaling", "study", "--config", str(undisturbed / "tiny.yaml")]
+    table = lrec(*command, "--status", "true")
+    assert table.count("finished") == 5
+    # A smaller grid first: what it leaves out is not lost.
+    lrec(*command, f"--sizes={json.dumps(STUDY['sizes'][:-1])}", "--holdout", 0)
+    lrec(*command)
+    assert trained(study) == []
+    assert (study / "all_points.jsonl").read_text() == (earlier / "all_points.jsonl").read_text()
+    assert (study / "fit" / "fit.json").read_text() == (earlier / "fit" / "fit.json").read_text()
+    assert "Not a prediction" in (study / "report.md").read_text()
+
+
+def test_a_run_that_left_the_grid_and_comes_back_has_the_same_options(
+    undisturbed: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = undisturbed.parent / "back"
+    shutil.copytree(undisturbed / "studies", folder / "studies")
+    monkeypatch.chdir(folder)
+    command = ["scaling", "study", "--config", str(undisturbed / "tiny.yaml")]
+    lrec(*command, f"--sizes={json.dumps(STUDY['sizes'][:-1])}", "--holdout", 0)
+    changed = ["--size_options", json.dumps({"6.9k": {"model.optimizer.lr": 0.02}})]
+    assert "has run 6.9k-seed1 with other options" in refused(*command, *changed)
 
 
 def test_a_finished_study_is_only_read(
@@ -141,6 +224,38 @@ def test_fit_reads_the_points_of_a_study(
     assert json.loads((undisturbed / "refit" / "fit.json").read_text()) == studied
 
 
+def test_studies_are_compared(
+    undisturbed: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(undisturbed)
+    shutil.copytree("studies/tiny", "studies/again")
+    printed = lrec("scaling", "compare", "--studies", "studies/tiny", "studies/again", "--out", "both")
+    assert "studies/again" in printed
+    compared = json.loads(Path("both/compare.json").read_text())
+    fit = json.loads(Path("studies/tiny/fit/fit.json").read_text())
+    assert list(compared["ladders"]) == ["studies/tiny", "studies/again"]
+    for ladder in compared["ladders"].values():
+        assert ladder["parameters"] == {name: bounds["value"] for name, bounds in fit["parameters"].items()}
+        assert len(ladder["points"]) == 4
+        assert [size for size, _ in ladder["held_out"]] == [6912]
+    assert Path("both/compare.png").read_bytes().startswith(b"\x89PNG")
+    nothing = refused("scaling", "compare", "--studies", "studies")
+    assert "--studies studies: no study there" in nothing
+
+
+def test_the_loss_over_trajectories_is_fitted(
+    undisturbed: Path, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = tmp_path / "studies" / "tiny"
+    study.mkdir(parents=True)
+    shutil.copy(undisturbed / "studies" / "tiny" / "all_points.jsonl", study)
+    lrec("scaling", "study", "--config", str(undisturbed / "tiny.yaml"), "--y", "trajectory_loss")
+    (best,) = (point for point in points(study / "runs" / "6.9k-seed1") if point["best"])
+    (held_out,) = json.loads((study / "fit" / "fit.json").read_text())["holdout"]["points"]
+    assert held_out["actual"] == pytest.approx(best["trajectory_loss"])
+
+
 def test_variants_without_a_law_are_compared(
     tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +264,7 @@ def test_variants_without_a_law_are_compared(
         "sizes": ["0.8k", "1.7k"],
         "holdout": 0,
         "law": None,
-        "options": STUDY["options"] | {"trainer.max_epochs": 1, "model.optimizer.switch": {"at": 2}},  # type: ignore[operator]
+        "options": STUDY["options"] | {"trainer.max_epochs": 1, "model.optimizer.switch": {"at": 2}},
         "variants": {"both": {}, "plain": {"model.optimizer.switch": None, "model.dropout.residual.first": 0.0}},
     }
     Path("variants.yaml").write_text(yaml.safe_dump(config))
@@ -159,7 +274,7 @@ def test_variants_without_a_law_are_compared(
     for size in ("0.8k", "1.7k"):
         for variant, phase, rate in (("both", "sgd", 0.1), ("plain", "adamw", 0.0)):
             run = runs / f"{size}-{variant}-seed1"
-            (point,) = [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
+            (point,) = points(run)
             assert point["lr_phase"] == phase
             assert yaml.safe_load((run / "config.yaml").read_text())["model"]["dropout"]["residual"]["first"] == rate
             assert f"| {size} | {variant} | 1 | {point['test_loss']:.4f} |" in report

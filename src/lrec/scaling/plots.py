@@ -1,7 +1,7 @@
-"""The picture of a fit: points, curve, 90 % band, held-out predictions and the floor."""
+"""The picture of a fit: points, curve, 90 % band, held-out predictions and the floor; below, what the curve misses."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
+LEGEND: dict[str, Any] = {"fontsize": 7.5, "facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
 
 
 def fit_figure(
@@ -32,12 +33,8 @@ def fit_figure(
         x_label: Column of x, or any other label.
         y_label: Column of the loss, or any other label.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure = new_figure(6.4, 5.4)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
     profile = Profile(fit)
     held_out: Sequence[Prediction | HeldOut] = holdout.points if isinstance(holdout, Holdout) else holdout or []
     last = max([float(fit.x_N.max()), *(p.x for p in held_out)])
@@ -66,8 +63,39 @@ def fit_figure(
         )  # fmt: skip
     if floor is not None:
         axes.axhline(floor, color=GREY, lw=1, ls="--", label=f"floor {floor:.4g}")
-    _style(axes, x_label, y_label)
+    style(axes, x_label, y_label)
+    axes.legend(**LEGEND)
+    axes.set_xlabel("")
+    _draw_residuals(below, fit, holdout if isinstance(holdout, Holdout) else None, x_P, band)
+    below.set_xlabel(LABELS.get(x_label, x_label))
     return figure
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_residuals(axes: "Axes", fit: Fit, holdout: Holdout | None, x_P: Array, band: Sequence[Prediction]) -> None:
+    """Every loss, and the band of a new run, as per cent above the curve."""
+    edges = [[100 * (end / p.predicted - 1) for end in (p.low, p.high)] for p in band]
+    axes.fill_between(x_P, *np.transpose(edges), color=BLUE, alpha=0.10, lw=0)
+    axes.axhline(0, color=BLUE, lw=1.2)
+    axes.plot(fit.x_N, 100 * (fit.y_N / fit.curve(fit.x_N) - 1), "o", ms=4, color=BLUE, mec="white", mew=0.5)
+    reach = [100 * (fit.y_N / fit.curve(fit.x_N) - 1)]
+    if holdout is not None:
+        missed = np.array([100 * (p.actual / p.predicted - 1) for p in holdout.points])
+        axes.plot([p.x for p in holdout.points], missed, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4)
+        reach.append(missed)
+    limit = 1.3 * max(0.1, float(np.abs(np.concatenate(reach)).max()))
+    axes.set_ylim(-limit, limit)
+    axes.set_ylabel("above curve, %")
+    draw_frame(axes)
 
 
 def _draw_points(axes: "Axes", fit: Fit) -> None:
@@ -78,7 +106,8 @@ def _draw_points(axes: "Axes", fit: Fit) -> None:
     axes.plot(sizes, means, "o", ms=5.5, color=BLUE, mec="white", mew=0.6, label="fitted sizes", zorder=3)
 
 
-def _style(axes: "Axes", x_label: str, y_label: str) -> None:
+def style(axes: "Axes", x_label: str, y_label: str) -> None:
+    """Logarithmic axes with round ticks, labels and a grid."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -93,7 +122,6 @@ def _style(axes: "Axes", x_label: str, y_label: str) -> None:
     axes.set_xlabel(LABELS.get(x_label, x_label))
     axes.set_ylabel(LABELS.get(y_label, y_label))
     draw_frame(axes)
-    axes.legend(fontsize=7.5, facecolor="white", edgecolor="none", framealpha=0.85)
 
 
 def draw_frame(axes: "Axes") -> None:

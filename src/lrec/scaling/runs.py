@@ -1,21 +1,24 @@
 """The runs of a study: what each trains, and `lrec fit` as a subprocess for each, started at most once at a time."""
 
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from lrec.errors import UserError
 from lrec.files import locked, write_text
 from lrec.net import Architecture, Dropout, OverDepth, TransformerConfig, find_size
+
+POLL_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,68 +54,201 @@ class Run:
         )
 
 
-class RunFailedError(RuntimeError):
-    """A run ended with an error that is not the user's."""
+class Outcome(NamedTuple):
+    """What became of a run: finished, diverged, failed (with the last line of its log) or stopped (to go on later)."""
+
+    status: str
+    point: dict[str, Any] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What runs side by side may take.
+
+    Attributes:
+        jobs: Number of runs.
+        cores: Cores of all of them, in equal shares.
+        memory_gib: Memory of all of them as the plan has it; none for no limit.
+        retries: How often a run that fails is started again by itself.
+    """
+
+    jobs: int
+    cores: int
+    memory_gib: float | None = None
+    retries: int = 0
+
+    @property
+    def threads(self) -> int:
+        """Cores of one run."""
+        return max(self.cores // self.jobs, 1)
+
+
+def points_of(folder: Path) -> list[dict[str, Any]]:
+    """The evaluations so far of the run in `folder`."""
+    path = folder / "points.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def finished_point(folder: Path) -> dict[str, Any] | None:
     """What the run in `folder` came to: its best and tested point, the last one if it diverged, None if unfinished."""
-    path = folder / "points.jsonl"
-    if not path.is_file():
-        return None
-    points: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    points = points_of(folder)
     if points and points[-1]["status"] == "diverged":
         return points[-1]
     return next((point for point in points if point["best"]), None)
 
 
-def train(runs: list[Run], folder: Path, study: str, jobs: int, threads: int) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """Train those of `runs` that are not finished, `jobs` side by side; yield each run with its best point.
+def outcome_of(folder: Path) -> Outcome | None:
+    """What the run in `folder` came to; None while it is to be trained or its losses by target are to be measured."""
+    point = finished_point(folder)
+    if point is None:
+        return None
+    # Without its checkpoint, as where its points alone were kept, it is what it is.
+    measured = (
+        "test_loss_se" in point or point["status"] == "diverged" or not (folder / "checkpoints" / "best.ckpt").exists()
+    )
+    return Outcome(point["status"], point) if measured else None
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process, of whatever study, trains the run in `folder` now."""
+    try:
+        with lock_of(folder).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def lock_of(folder: Path) -> Path:
+    """The file that whoever trains the run in `folder` holds."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+class Processes:
+    """The processes under way, so that all can be told to save and stop; once that is said, none is started."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._under_way: list[subprocess.Popen[bytes]] = []
+
+    def run(self, arguments: list[str], log: Path, threads: int, lock: int) -> int:
+        """Run `python -m` with arguments, inheriting the lock, to the end; returns its exit code."""
+        if self.stopping:
+            return -signal.SIGTERM
+        # A run starts the processes of its devices itself: it is not to take a scheduler's job for its own.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        with log.open("a") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment | {"OMP_NUM_THREADS": str(threads)},
+                pass_fds=[lock],
+            )
+            self._under_way.append(process)
+            code = process.wait()
+            self._under_way.remove(process)
+        return code
+
+    def stop(self) -> None:
+        """Tell all to stop."""
+        self.stopping = True
+        for process in list(self._under_way):
+            process.terminate()
+
+
+def train(
+    runs: list[Run],
+    folder: Path,
+    study: str,
+    limits: Limits,
+    memory_gib: dict[str, float] | None = None,
+    watch: Callable[[], bool] = lambda: True,
+) -> Iterator[tuple[Run, Outcome]]:
+    """Train runs, in order, within the limits; yield each with what became of it.
 
     Runs that start from another one's network come after all others.
 
-    Raises:
-        UserError, RunFailedError: the last line of the log of a run that failed; those under way are let finish.
+    Args:
+        runs: The runs.
+        folder: Where each has its folder.
+        study: Name of the study.
+        limits: What they may take side by side.
+        memory_gib: What each is expected to need; only where the limits say something of memory.
+        watch: Called every few seconds; once it says False no run is started, and those under way are told to save
+            and stop.
     """
-    for wave in ([run for run in runs if not run.starts_from], [run for run in runs if run.starts_from]):
-        with ThreadPoolExecutor(max_workers=jobs) as pool:
-            futures = {pool.submit(_train_one, run, folder / run.name, study, threads): run for run in wave}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    memory = memory_gib or dict.fromkeys((run.name for run in runs), 0.0)
+    limit = limits.memory_gib or float("inf")
+    waiting = sorted(runs, key=lambda run: run.starts_from != "")
+    running: dict[Future[Outcome], Run] = {}
+    processes = Processes()
+    with ThreadPoolExecutor(max_workers=limits.jobs) as pool:
+        try:
+            while waiting or running:
+                if not watch():
+                    waiting.clear()
+                    processes.stop()
+                while waiting and len(running) < limits.jobs:
+                    taken = sum(memory[run.name] for run in running.values())
+                    source_runs = waiting[0].starts_from in (run.name for run in running.values())
+                    if source_runs or (running and taken + memory[waiting[0].name] > limit):
+                        break
+                    run = waiting.pop(0)
+                    arguments = (run, folder / run.name, study, limits.threads, limits.retries, processes)
+                    running[pool.submit(train_one, *arguments)] = run
+                done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield running.pop(future), future.result()
+        except BaseException:
+            processes.stop()
+            raise
 
 
-def _train_one(run: Run, folder: Path, study: str, threads: int) -> dict[str, Any]:
-    # The run inherits the lock, so one that outlived its killed study is waited for, not repeated.
-    with locked(folder.with_name(f".{run.name}.lock")) as lock:
-        point = finished_point(folder)
-        if point is not None:
-            return point
-        # Resuming is exact: what a killed study left half-done goes on from its last checkpoint, or starts again.
-        resumed = (folder / "checkpoints" / "last.ckpt").exists()
-        if not resumed:
-            shutil.rmtree(folder, ignore_errors=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(run.options, sort_keys=False))
-        arguments = [f"--config={folder / 'config.yaml'}", f"--trainer.default_root_dir={folder}"]
-        arguments += [f"--points.study={study}", f"--points.run={run.name}"]
-        arguments += [f"--model.warm_start={folder.with_name(run.starts_from)}"] if run.starts_from else []
-        arguments += ["--ckpt_path=last"] if resumed else []
-        log = folder / "log.txt"
-        with log.open("w") as out:
-            result = subprocess.run(
-                [sys.executable, "-m", "lrec", "fit", *arguments],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-                pass_fds=[lock],
-                check=False,
-            )
-        point = finished_point(folder)
-        if result.returncode or point is None:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-            error = UserError if result.returncode == 2 else RunFailedError
-            raise error(f"run {run.name} failed (see {log}): {last[0].removeprefix('lrec: error: ')}")
-        return point
+def train_one(
+    run: Run, folder: Path, study: str, threads: int, retries: int = 0, processes: Processes | None = None
+) -> Outcome:
+    """Train a run unless it is finished, again where it fails, up to `retries` times.
+
+    A run that another process trains is waited for: it inherits the lock, and may outlive its killed study.
+    """
+    processes = processes or Processes()
+    with locked(lock_of(folder)) as lock:
+        for _ in range(retries + 1):
+            outcome = _attempt(run, folder, study, threads, lock, processes)
+            if outcome.status != "failed":
+                break
+        return outcome
+
+
+def _attempt(run: Run, folder: Path, study: str, threads: int, lock: int, processes: Processes) -> Outcome:
+    from lrec.interruption import TRY_AGAIN
+
+    log, code = folder / "log.txt", 0
+    if finished_point(folder) is None:
+        code = processes.run(["lrec", "fit", *_arguments(run, folder, study)], log, threads, lock)
+    if finished_point(folder) is not None and outcome_of(folder) is None:
+        code = processes.run(["lrec.scaling.target_losses", str(folder)], log, threads, lock)
+    if outcome := outcome_of(folder):
+        return outcome
+    if processes.stopping or code in (TRY_AGAIN, -signal.SIGTERM):
+        return Outcome("stopped")
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+    return Outcome("failed", reason=f"{last[0].removeprefix('lrec: error: ')} (see {log})")
+
+
+def _arguments(run: Run, folder: Path, study: str) -> list[str]:
+    """Those of the run's `lrec fit`, its folder made ready."""
+    # Resuming is exact: what a killed study left half-done goes on from its last checkpoint, or starts again.
+    resumed = (folder / "checkpoints" / "last.ckpt").exists()
+    if not resumed:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_text(folder / "config.yaml", yaml.safe_dump(run.options, sort_keys=False))
+    arguments = [f"--config={folder / 'config.yaml'}", f"--trainer.default_root_dir={folder}"]
+    arguments += [f"--points.study={study}", f"--points.run={run.name}"]
+    arguments += [f"--model.warm_start={folder.with_name(run.starts_from)}"] if run.starts_from else []
+    arguments += ["--ckpt_path=last"] if resumed else []
+    return arguments

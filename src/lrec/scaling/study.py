@@ -1,27 +1,32 @@
 """A scaling study: train the small sizes, fit a law, write the prediction, only then train the large sizes, and judge.
 
-Started again, a study goes on where it stopped: finished runs are kept, an unfinished one is resumed.
+Started again, a study goes on where it stopped: finished runs are kept, an unfinished one is resumed, and a larger grid
+trains only what is new.
 """
 
 import json
 import os
-import re
-from dataclasses import asdict, dataclass
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from lrec import cost
-from lrec.cli import find_config
 from lrec.errors import UserError
-from lrec.files import json_hash, write_json
-from lrec.net import SIZES, TransformerConfig, find_size
+from lrec.files import write_json
+from lrec.scaling import study_plan
+from lrec.scaling.book import Book, changed_options
+from lrec.scaling.cluster import train_on_cluster
 from lrec.scaling.fit import fit_points
+from lrec.scaling.grid import Grid, combined
 from lrec.scaling.laws import LAWS
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import predict
-from lrec.scaling.runs import Run, finished_point, train
-from lrec.scaling.study_report import Ladder, by_ladder, print_plan, write_report
+from lrec.scaling.progress import LiveTable, runs_table
+from lrec.scaling.runs import Limits, Outcome, Run, finished_point, outcome_of, train
+from lrec.scaling.study_report import Ladder, by_ladder, write_report
+from lrec.scaling.sweep import middle, sweep_runs, tune
 
 
 def study(
@@ -40,10 +45,23 @@ def study(
     size_options: dict[str, dict[str, Any]] | None = None,
     variants: dict[str, dict[str, Any]] | None = None,
     starts_from: dict[str, str] | None = None,
+    grid: dict[str, Any] | None = None,
+    sweep: dict[str, Any] | None = None,
+    sweep_sizes: list[str] | None = None,
     law: str | None = "lsrm",
     x: Literal["N_body", "N_total"] = "N_body",
+    y: Literal["test_loss", "trajectory_loss"] = "test_loss",
     jobs: int = 1,
+    cores: int | None = None,
+    memory_gib: float | None = None,
+    budget_hours: float | None = None,
+    budget_disk_gib: float | None = None,
+    retries: int = 0,
+    skip: tuple[str, ...] = (),
+    restart: tuple[str, ...] = (),
+    cluster: dict[str, Any] | None = None,
     dry_run: bool = False,
+    status: bool = False,
 ) -> None:
     """Train a ladder of sizes, fit a law to the small ones and predict the large ones before they are trained.
 
@@ -63,12 +81,27 @@ def study(
         size_options: Further options by size.
         variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
         starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed.
+        grid: Lists of values of any options, such as trainer.max_epochs; each combination is a variant.
+        sweep: Lists of values of options to tune: the best at each fitted size by val/loss become a rule of the size
+            before anything else is trained. Its runs are a study of their own, OUT-sweep.
+        sweep_sizes: Sizes that tune; all fitted ones by default.
         law: Law to fit to each fraction and variant; lsrm is L(x) = E + (x0/x)^a; none: no fit, with holdout 0.
         x: Parameters the law counts.
+        y: Loss that is fitted: of the test targets, or of those and of the split's trajectories.
         jobs: Runs side by side, each with an equal share of the cores.
+        cores: Cores of all runs together; all there are by default.
+        memory_gib: Memory of all runs together, in GiB, as --dry_run expects it; a run waits until there is room.
+        budget_hours: Hours of a core. A study that may take more does not start; once they are spent, all stops.
+        budget_disk_gib: Disk, in GiB. A study that may take more does not start.
+        retries: How often a run that fails is started again by itself; it goes on from its last checkpoint.
+        skip: Names of runs to leave out.
+        restart: Names of runs to train again from the beginning.
+        cluster: Train on a cluster as an array of jobs: parameters of submitit's AutoExecutor, such as
+            {timeout_min: 600, slurm_partition: gpu, gpus_per_node: 1}; {cluster: local} tries it without a cluster.
         dry_run: Print the runs with their hours, memory and disk, and stop.
+        status: Print the runs with their states and losses so far, and stop.
     """
-    grid = Grid(
+    whole = Grid(
         configs,
         sizes,
         seeds,
@@ -80,137 +113,69 @@ def study(
         options or {},
         rules or {},
         size_options or {},
-        variants or {"": {}},
+        combined(variants or {"": {}}, grid or {}),
         starts_from or {},
     )
-    _check(grid, law, jobs)
-    runs = grid.runs()
-    if dry_run:
-        print_plan(runs, jobs)
+    limits = Limits(jobs, _cores() if cores is None else cores, memory_gib, retries)
+    sweep = sweep or {}
+    _check(whole, law, limits)
+    out, judged_by = out or Path("studies") / name, {"law": str(law), "x": x, "y": y}
+    tuning = None
+    if sweep:
+        sweep_out = out.with_name(f"{out.name}-sweep")
+        tuning = Book(sweep_out, sweep_out.name, sweep_runs(whole, sweep, sweep_sizes), judged_by)
+    planned = replace(whole, rules=whole.rules | middle(sweep))
+    book = Book(out, name, planned.runs(), judged_by)
+    books = [each for each in (tuning, book) if each is not None]
+    _check_names([*restart, *skip], books)
+    if status:
+        print("\n\n".join(runs_table(each.runs, each.folder, each.state) for each in books))
         return
-    out = out or Path("studies") / name
-    book = _Book(out, name, runs, {"law": str(law), "x": x})
-    book.train([run for run in runs if not run.held_out], jobs)
-    ladders = [] if law is None else [_fit_ladder(out, mine, law, x) for mine in by_ladder(runs).values()]
+    costs: list[study_plan.Cost] = []
+    if dry_run or (memory_gib, budget_hours, budget_disk_gib) != (None, None, None):
+        costs = [cost for each in books for cost in study_plan.plan(each.runs, each.folder, limits.threads)]
+        if dry_run:
+            print(study_plan.plan_table(costs, limits))
+        study_plan.check(costs, memory_gib, budget_hours, budget_disk_gib)
+    if dry_run:
+        return
+
+    work = _Work(books, limits, {cost.run: cost.memory_gib for cost in costs}, budget_hours, cluster)
+    tuned = None
+    if tuning is not None:
+        work.train(tuning, tuning.enter(restart, skip))
+        tuned = tune(tuning.runs, tuning.folder, sweep)
+        write_json(tuning.out / "rules.json", tuned._asdict())
+        book = Book(out, name, replace(whole, rules=whole.rules | tuned.rules).runs(), judged_by)
+    runs = book.enter(restart, skip)
+    work.train(book, [run for run in runs if not run.held_out])
+    ladders = [] if law is None else [_fit_ladder(out, mine, law, x, y) for mine in by_ladder(runs).values()]
     if holdout:
-        _write_prediction(out / "prediction.json", ladders, runs)
-        book.train([run for run in runs if run.held_out], jobs)
-    print(write_report(out, name, runs, ladders))
+        _write_prediction(out, ladders, runs)
+        work.train(book, [run for run in runs if run.held_out])
+    print(write_report(out, name, runs, ladders, tuned))
 
 
-def ladder_n_body(size: str) -> int:
-    """N_body of an entry of the ladder."""
-    return cost.n_body(TransformerConfig(1, 1, *SIZES[size]))
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Sizes x seeds x fractions x variants, and what the configurations are composed of; the arguments of `study`."""
-
-    configs: list[str]
-    sizes: list[str]
-    seeds: tuple[int, ...]
-    holdout_seeds: tuple[int, ...]
-    size_seeds: dict[str, tuple[int, ...]]
-    fractions: tuple[float, ...]
-    reduce: str
-    holdout: int
-    options: dict[str, Any]
-    rules: dict[str, Any]
-    size_options: dict[str, dict[str, Any]]
-    variants: dict[str, dict[str, Any]]
-    starts_from: dict[str, str]
-
-    @property
-    def ladder(self) -> list[str]:
-        """The sizes in order of N_body."""
-        return sorted(self.sizes, key=ladder_n_body)
-
-    def runs(self) -> list[Run]:
-        """Every run with its whole configuration; UserError where `lrec fit` would refuse it."""
-        held_out = self.ladder[len(self.ladder) - self.holdout :]
-        return [
-            self._run(size, seed, fraction, variant, size in held_out)
-            for fraction, variant, size in product(self.fractions, self.variants, self.ladder)
-            for seed in self.size_seeds.get(size, self.holdout_seeds if size in held_out else self.seeds)
-        ]
-
-    def _run(self, size: str, seed: int, fraction: float, variant: str, held_out: bool) -> Run:
-        from lrec.lightning_cli import compose
-
-        options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
-        by_rule = {option: _power(option, rule, size) for option, rule in _dotted(self.rules).items()}
-        for more in (self.options, by_rule, self.size_options.get(size, {}), self.variants[variant]):
-            options |= _dotted(more)
-        if fraction != 1:
-            options[f"data.reduction.{self.reduce}"] = fraction
-        arguments = [f"--config={find_config(config)}" for config in self.configs]
-        arguments += [f"--{option}={_as_argument(value)}" for option, value in options.items()]
-        ladder = [variant] if len(self.variants) > 1 else []
-        ladder += [f"fraction-{fraction:g}"] if len(self.fractions) > 1 else []
-        source = self.starts_from.get(variant)
-        return Run(
-            self._name(size, seed, fraction, variant),
-            size,
-            seed,
-            fraction,
-            variant,
-            "-".join(ladder),
-            held_out,
-            compose(arguments),
-            "" if source is None else self._name(size, seed, fraction, source),
-        )
-
-    def _name(self, size: str, seed: int, fraction: float, variant: str) -> str:
-        share = "" if fraction == 1 else f"{self.reduce}-{fraction:g}"
-        return "-".join(part for part in (size, share, variant, f"seed{seed}") if part)
-
-
-def _dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by their dotted names; of an option given twice, the later one counts."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _power(option: str, rule: Any, size: str) -> float:
-    match rule:
-        case [int() | float() as factor, int() | float() as exponent]:
-            return float(f"{factor * ladder_n_body(size) ** exponent:.4g}")
-    raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent]")
-
-
-def _as_argument(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _check(grid: Grid, law: str | None, jobs: int) -> None:
-    for size in [*grid.sizes, *grid.size_seeds, *grid.size_options]:
-        find_size(size)
-    for option in ("sizes", "seeds", "fractions"):
-        values = getattr(grid, option)
-        if not values or len(set(values)) < len(values):
-            raise UserError(f"--{option} {list(values)}: name at least one, and each once")
-    if grid.holdout and not grid.holdout_seeds:
-        raise UserError("--holdout_seeds: name at least one")
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {jobs}")
-    if law is not None and law not in LAWS:
-        raise UserError(f"--law: {law!r} is none of {', '.join(LAWS)}")
-    for variant in grid.variants:
-        if not re.fullmatch(r"[\w.-]*", variant):
-            raise UserError(f"--variants: the name {variant!r} must be made of letters, digits, '.', '_' and '-'")
-    for variant, source in grid.starts_from.items():
-        if not {variant, source} <= set(grid.variants) or source in grid.starts_from:
-            raise UserError(
-                f"--starts_from {variant}: {source}: name two of --variants ({', '.join(grid.variants)}), "
-                "the second one starting anew"
-            )
+def _check(grid: Grid, law: str | None, limits: Limits) -> None:
+    for option, value in (("jobs", limits.jobs), ("cores", limits.cores)):
+        if value < 1:
+            raise UserError(f"--{option} must be at least 1, got {value}")
+    if limits.retries < 0:
+        raise UserError(f"--retries must be at least 0, got {limits.retries}")
     if law is None:
         if grid.holdout:
             raise UserError(f"--holdout {grid.holdout}: without a law nothing is predicted, set it to 0")
         return
+    if law not in LAWS:
+        raise UserError(f"--law: {law!r} is none of {', '.join(LAWS)}")
+    if len(LAWS[law].variables) > 1:
+        raise UserError(
+            f"--law {law}: a study fits laws of the size alone; give its points to lrec scaling fit for others"
+        )
     needed = len(LAWS[law].parameters) + 1
     if not 0 <= grid.holdout <= len(grid.sizes) - needed:
         raise UserError(
@@ -219,47 +184,85 @@ def _check(grid: Grid, law: str | None, jobs: int) -> None:
         )
 
 
-class _Book:
-    """study.json: the grid and the state of each run, written after every change."""
+def _check_names(names: list[str], books: list[Book]) -> None:
+    known = {run.name for book in books for run in book.runs}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"{unknown[0]} is none of the study's runs, which --status true lists")
 
-    def __init__(self, out: Path, name: str, runs: list[Run], judged_by: dict[str, str]) -> None:
-        self.out, self.name = out, name
-        self.path = out / "study.json"
-        grid = {"name": name, **judged_by, "runs": [asdict(run) for run in runs]}
-        self.head = {"name": name, "grid_hash": json_hash(grid), "grid": grid}
-        self.state = {run.name: "waiting" for run in runs}
-        if self.path.is_file():
-            if json.loads(self.path.read_text(encoding="utf-8"))["grid_hash"] != self.head["grid_hash"]:
-                raise UserError(
-                    f"{out} belongs to a study with another grid: choose another --out, or remove the folder"
-                )
-        elif out.exists() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty and holds no study: choose another --out")
-        self._write()
 
-    def _write(self) -> None:
-        write_json(self.path, self.head | {"state": self.state})
+class _Work:
+    """Trains the runs of a book, here or on a cluster, and says on the terminal what became of each."""
 
-    def train(self, runs: list[Run], jobs: int) -> None:
-        """Train what is not finished, with a line on the terminal for each run that is."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        finished = train(runs, self.out / "runs", self.name, jobs, max(cores // jobs, 1))
-        for done, (run, point) in enumerate(finished, start=1):
-            self.state[run.name] = point["status"]
-            self._write()
-            loss = "diverged" if point["test_loss"] is None else f"test loss {point['test_loss']:.4f}"
+    def __init__(
+        self,
+        books: list[Book],
+        limits: Limits,
+        memory_gib: dict[str, float],
+        budget_hours: float | None,
+        cluster: dict[str, Any] | None,
+    ) -> None:
+        self.books, self.limits, self.memory_gib = books, limits, memory_gib
+        self.budget_hours, self.cluster = budget_hours, cluster
+
+    def train(self, book: Book, runs: list[Run]) -> None:
+        """Train what is not finished; UserError where a run failed or was stopped."""
+        known = [(run, outcome) for run in runs if (outcome := outcome_of(book.folder / run.name)) is not None]
+        finished = [run for run, _ in known]
+        done = 0
+        failed: list[str] = []
+        for run, outcome in chain(known, self._start(book, [run for run in runs if run not in finished])):
+            book.note(run, outcome)
+            done += outcome.point is not None
             kind = "held out" if run.held_out else "fitted"
-            print(f"[{done}/{len(runs)} {kind}] {run.name}: {loss}, {point['wall_s']:.0f} s", flush=True)
+            print(f"[{done}/{len(runs)} {kind}] {run.name}: {_in_words(outcome)}", flush=True)
+            if outcome.status == "failed":
+                failed.append(f"run {run.name} failed: {outcome.reason}")
+        if failed:
+            more = f"; so did {len(failed) - 1} more, see {book.path}" if len(failed) > 1 else ""
+            raise UserError(f"{failed[0]}{more}. Start the study again to retry, or leave runs out with --skip")
+        if done < len(runs):
+            why = f"--budget_hours {self.budget_hours:g} are spent" if self._budget_is_spent() else "told to stop"
+            raise UserError(
+                f"{why}: {len(runs) - done} of {len(runs)} runs are not finished; start the study again to go on"
+            )
+
+    def _start(self, book: Book, runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
+        if self.cluster is not None:
+            yield from train_on_cluster(runs, book.folder, book.name, self.limits, self.cluster)
+            return
+        table = LiveTable()
+
+        def watch() -> bool:
+            table.draw(runs, book.folder)
+            return not self._budget_is_spent()
+
+        for ended in train(runs, book.folder, book.name, self.limits, self.memory_gib, watch):
+            table.clear()
+            yield ended
+        table.clear()
+
+    def _budget_is_spent(self) -> bool:
+        if self.budget_hours is None:
+            return False
+        hours = (study_plan.spent_hours(book.runs, book.folder, self.limits.threads) for book in self.books)
+        return sum(hours) >= self.budget_hours
 
 
-def _fit_ladder(out: Path, runs: list[Run], law: str, x: str) -> Ladder:
+def _in_words(outcome: Outcome) -> str:
+    if outcome.point is None:
+        return outcome.status
+    loss = "diverged" if outcome.point["test_loss"] is None else f"test loss {outcome.point['test_loss']:.4f}"
+    return f"{loss}, {outcome.point['wall_s']:.0f} s"
+
+
+def _fit_ladder(out: Path, runs: list[Run], law: str, x: str, y: str) -> Ladder:
     """Fit the small sizes of one ladder and predict its large ones; no large run is read."""
-    points = read_points([out / "runs" / run.name / "points.jsonl" for run in runs if not run.held_out], x, "test_loss")
+    points = read_points([out / "runs" / run.name / "points.jsonl" for run in runs if not run.held_out], x, y)
     fitted = fit_points(LAWS[law], points)
     example = finished_point(out / "runs" / next(run.name for run in runs if not run.held_out))
     assert example is not None
     large = sorted({_count(run, x, example) for run in runs if run.held_out})
-    return Ladder(runs[0].ladder, x, source_hash(points), fitted, tuple(predict(fitted, large)) if large else ())
+    return Ladder(runs[0].ladder, x, y, source_hash(points), fitted, tuple(predict(fitted, large)) if large else ())
 
 
 def _count(run: Run, x: str, example: dict[str, Any]) -> int:
@@ -268,23 +271,47 @@ def _count(run: Run, x: str, example: dict[str, Any]) -> int:
     return cost.n_body(config) if x == "N_body" else cost.n_total(config)
 
 
-def _write_prediction(path: Path, ladders: list[Ladder], runs: list[Run]) -> None:
-    """Commit to the prediction while the large runs are unread; a later start must find the same one."""
+def _write_prediction(out: Path, ladders: list[Ladder], runs: list[Run]) -> None:
+    """Commit to the prediction while the large runs are unread.
+
+    One that is there for the same points and held-out runs stays. One that rests on others (the study was extended)
+    is kept under a number, and the new one names the held-out runs that were trained before it.
+    """
+    path = out / "prediction.json"
+    held_out = [run for run in runs if run.held_out]
     prediction = {
         "ladders": [
             {
                 "ladder": ladder.name,
                 "law": ladder.fit.law.name,
                 "x": ladder.x,
+                "y": ladder.y,
                 "source_hash": ladder.source_hash,
                 "parameters": ladder.fit.parameters,
                 "predictions": [asdict(point) for point in ladder.predictions],
             }
             for ladder in ladders
         ],
-        "held_out_runs": {run.name: run.options for run in runs if run.held_out},
+        "held_out_runs": {run.name: run.options for run in held_out},
+        "trained_before": [run.name for run in held_out if (out / "runs" / run.name / "points.jsonl").is_file()],
     }
-    if not path.is_file():
-        write_json(path, prediction)
-    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(prediction)):
-        raise UserError(f"{path} was written from other points than the runs now hold: choose another --out")
+    if path.is_file():
+        if _same_prediction(json.loads(path.read_text(encoding="utf-8")), prediction):
+            return
+        number = 1 + len(list(out.glob("prediction-*.json")))
+        path.rename(out / f"prediction-{number}.json")
+    write_json(path, prediction)
+
+
+def _same_prediction(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether they rest on the same points and are for the same runs; the last digits may differ between machines."""
+    rest_on = [
+        [{name: ladder[name] for name in ("ladder", "law", "x", "y", "source_hash")} for ladder in each["ladders"]]
+        for each in (earlier, now)
+    ]
+    runs, others = now["held_out_runs"], earlier["held_out_runs"]
+    return (
+        rest_on[0] == rest_on[1]
+        and runs.keys() == others.keys()
+        and not any(changed_options(others[name], runs[name]) for name in runs)
+    )

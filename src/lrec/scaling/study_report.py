@@ -1,12 +1,15 @@
-"""What a study leaves behind: fit.json, fit.png and report.md of each ladder, and the figure in TensorBoard."""
+"""What a study leaves behind: report.md, fit.json and figures, also in TensorBoard."""
 
+import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lrec import cost
+import polars as pl
+
 from lrec.files import replacing, write_text
 from lrec.scaling.fit import Fit
 from lrec.scaling.judge import rivals
@@ -14,8 +17,14 @@ from lrec.scaling.plots import fit_figure
 from lrec.scaling.points import read_points, source_hash
 from lrec.scaling.predict import Prediction, compare
 from lrec.scaling.report import table, write_fit
-from lrec.scaling.runs import Run, finished_point
+from lrec.scaling.runs import Run, finished_point, points_of
+from lrec.scaling.study_figures import compute_figure, iso_flop_figure, repetition_figure
+from lrec.scaling.sweep import Tuned
+from lrec.scaling.target_losses import FILE, paired
 from lrec.scaling.variants import variants_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 
@@ -26,26 +35,31 @@ class Ladder:
 
     name: str
     x: str
+    y: str
     source_hash: str
     fit: Fit
     predictions: tuple[Prediction, ...]
 
 
-def write_report(out: Path, name: str, runs: list[Run], ladders: list[Ladder]) -> str:
+def write_report(out: Path, name: str, runs: list[Run], ladders: list[Ladder], tuned: Tuned | None = None) -> str:
     """Join the predictions with the large runs' losses, write everything under `out`, and return the report.
 
     The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
     """
     points = {run.name: finished_point(out / "runs" / run.name) or {} for run in runs}
     sections = [f"# Scaling study {name}"]
+    if tuned is not None:
+        sections.append(_tuned(tuned))
     if comparison := variants_table(runs, points):
         sections += ["## Variants", comparison]
+    sections += _figures(out, runs, points)
     laws = {ladder.name: ladder for ladder in ladders}
     for ladder, mine in by_ladder(runs).items():
-        if ladder:
-            sections.append(f"## {ladder}")
+        sections.append(f"## {ladder or 'Runs'}")
         own = {run.name: points[run.name] for run in mine}
         sections += [_runs_table(mine, own), "\n".join(_findings(mine, own))]
+        if noise := _noise(out, mine, own):
+            sections.append(noise)
         if ladder in laws:
             sections.append(_law(out, out / "fit" / ladder, mine, own, laws[ladder]))
     report = "\n\n".join(sections) + "\n"
@@ -66,22 +80,23 @@ def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, A
     files = {run.name: out / "runs" / run.name / "points.jsonl" for run in usable}
     held_out = None
     if large := [files[run.name] for run in usable if run.held_out]:
-        actual = read_points(large, ladder.x, "test_loss")
+        actual = read_points(large, ladder.x, ladder.y)
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
-    every_point = read_points(list(files.values()), ladder.x, "test_loss")
+    every_point = read_points(list(files.values()), ladder.x, ladder.y)
     held_out_sizes = len(held_out.points) if held_out else 0
     judged = rivals(ladder.fit.law, every_point, held_out_sizes, ladder.fit.objective)
-    content = write_fit(folder, ladder.fit, held_out, source_hash(every_point), ladder.x, "test_loss", judged=judged)
-    figure = fit_figure(ladder.fit, held_out, _floor(points), ladder.x, "test_loss")
-    with replacing(folder / "fit.png") as temporary:
-        figure.savefig(temporary, format="png")
-    _to_tensorboard(folder, figure)
+    source = source_hash(every_point)
+    content = write_fit(folder, ladder.fit, held_out, source, ladder.x, ladder.y, judged=judged)
+    floor = _floor(points) if ladder.y == "test_loss" else None
+    figure = fit_figure(ladder.fit, held_out, floor, ladder.x, ladder.y)
+    _save(folder / "fit.png", figure)
     return "\n\n".join(
         [
             f"## {content['formula']}, {ladder.x}",
             f"![fit]({folder.relative_to(out)}/fit.png)",
             table(content),
+            *_trained_before(out, [run.name for run in runs]),
         ]
     )
 
@@ -91,31 +106,112 @@ def _floor(points: dict[str, dict[str, Any]]) -> float | None:
     return floor
 
 
-def _to_tensorboard(folder: Path, figure: Any) -> None:
+def _save(path: Path, figure: "Figure") -> None:
+    """A picture as a file, and beside it in TensorBoard under scaling/."""
     from torch.utils.tensorboard import SummaryWriter
 
-    for old in folder.glob("events.out.tfevents.*"):
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    suffix = f".{path.stem}"
+    for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
-    with SummaryWriter(str(folder)) as writer:
-        writer.add_figure("scaling/fit", figure)
+    with SummaryWriter(str(path.parent), filename_suffix=suffix) as writer:
+        writer.add_figure(f"scaling/{path.stem}", figure)
+
+
+def _figures(out: Path, runs: list[Run], points: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Loss against compute, at equal compute and against epochs, for each variant; links to them."""
+    links = []
+    for variant in dict.fromkeys(run.variant for run in runs):
+        mine = [run for run in runs if run.variant == variant and points[run.name]["status"] != "diverged"]
+        whole = [points_of(out / "runs" / run.name) for run in mine if run.fraction == max(r.fraction for r in mine)]
+        every = [points_of(out / "runs" / run.name) for run in mine]
+        if not every:
+            continue
+        folder = out / "figures" / variant
+        drawn = {
+            "compute": compute_figure(whole),
+            "iso_flop": iso_flop_figure(whole),
+            "repetition": repetition_figure(every),
+        }
+        for name, figure in drawn.items():
+            if figure is not None:
+                _save(folder / f"{name}.png", figure)
+                links.append(f"![{name}]({(folder / name).relative_to(out)}.png)")
+    note = "Validation losses of all evaluations; those within a run come before its learning rate has fallen."
+    return ["## Compute and repetition", note, *links] if links else []
+
+
+def _tuned(tuned: Tuned) -> str:
+    """What was tuned on the fitted sizes, and the rules that all sizes follow."""
+    options = list(tuned.rules)
+    lines = ["| " + " | ".join(["size", *options, "val loss"]) + " |", "|" + "---:|" * (len(options) + 2)]
+    for size, best in tuned.best.items():
+        lines.append("| " + " | ".join([size, *(f"{best[o]:g}" for o in options), f"{best['val/loss']:.4f}"]) + " |")
+    rules = [f"- {o} = {factor:.4g} N_body^{exponent:.4g}" for o, (factor, exponent) in tuned.rules.items()]
+    return "\n".join(
+        ["## Tuned by validation loss", "", *lines, "", *rules, *(f"- Warning: {e}." for e in tuned.edges)]
+    )
+
+
+def _trained_before(out: Path, names: list[str]) -> list[str]:
+    """A warning where the prediction in force is none."""
+    path = out / "prediction.json"
+    trained = json.loads(path.read_text(encoding="utf-8"))["trained_before"] if path.is_file() else []
+    mine = [name for name in trained if name in names]
+    if not mine:
+        return []
+    earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
+    return [f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}."]
+
+
+def _noise(out: Path, runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
+    """Standard errors over users, and every step in size paired over them, where runs have losses by target."""
+    losses: dict[str, list[pl.DataFrame]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: points[run.name]["N_body"]):
+        path = out / "runs" / run.name / FILE
+        if points[run.name]["status"] != "diverged" and path.is_file():
+            losses[run.size].append(pl.read_parquet(path))
+    if len(losses) < 2:
+        return ""
+    with_trajectory = next(iter(losses.values()))[0]["step"].max() != 0
+    parts = {"test": pl.col("step") == 0} | ({"test and trajectory": pl.lit(True)} if with_trajectory else {})
+    head = ["step in size", *(f"difference in {part} loss" for part in parts)]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(parts)]
+    for small, large in pairwise(losses):
+        cells = [f"{small} to {large}"]
+        for chosen in parts.values():
+            sides = ([table.filter(chosen) for table in losses[size]] for size in (small, large))
+            cells.append("{:+.4f} ± {:.4f}".format(*paired(*sides)))
+        lines.append("| " + " | ".join(cells) + " |")
+    own = [points[run.name] for run in runs if points[run.name].get("test_loss_se") is not None]
+    note = f"A test loss has a standard error of {max(p['test_loss_se'] for p in own):.4f} at most, users being drawn"
+    if with_trajectory:
+        error = max(p["trajectory_loss_se"] for p in own)
+        note += f"; with the trajectories' targets, {error:.4f}"
+    return "\n".join([*lines, "", f"{note}. Differences are paired over users, ± their standard error."])
 
 
 def _runs_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
-    head = ["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *COLUMNS]
+    with_trajectory = any(point.get("trajectory_loss") is not None for point in points.values())
+    extra = ["with trajectory"] if with_trajectory else []
+    head = ["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *COLUMNS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
     for run in runs:
         point = points[run.name]
         size = run.size + (" (held out)" if run.held_out else "")
         cells = [size, str(run.seed), f"{point['N_body']:,}", f"{point['D']:,}", f"{point['epochs']:.2f}"]
         if point["status"] == "diverged":
-            cells += ["diverged"] + [""] * (len(COLUMNS) + 1)
+            cells += ["diverged"] + [""] * (len(COLUMNS) + len(extra) + 1)
         else:
             cells += [f"{point['val_loss']:.4f}", f"{point['test_loss']:.4f}"]
+            cells += [f"{point['trajectory_loss']:.4f}" if "trajectory_loss" in point else ""] if extra else []
             cells += [f"{point['metrics'][f'test/{column}']:.4f}" for column in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     tested = next((p for p in points.values() if p["status"] != "diverged"), None)
     if tested is not None:
         cells = ["popularity", "", "", "", "", "", f"{tested['metrics']['test/popularity/loss']:.4f}"]
+        cells += [""] * len(extra)
         cells += [f"{tested['metrics'][f'test/popularity/{column}']:.4f}" for column in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -150,52 +246,3 @@ def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
             f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {verdict}."
         )
     return findings
-
-
-def print_plan(runs: list[Run], jobs: int) -> None:
-    """The runs with their expected hours, memory and disk. Prepares the data: the catalogue's size decides the cost.
-
-    Hours are those of one core and of all epochs, at a third of its rate of float32 matrix products, and ten seconds to
-    start a run; memory is that of a float32 step on one process (`cost.memory`) plus a gibibyte for the process; disk
-    counts two checkpoints.
-    """
-    from lrec.lightning_cli import datamodule_of
-
-    rate = _matmul_rate()
-    counts: dict[float, tuple[int, int]] = {}
-    print(f"{'run':<32}{'N_body':>12}{'N_total':>12}{'hours':>9}{'GiB':>7}{'disk GiB':>10}")
-    total = 0.0
-    for run in runs:
-        if run.fraction not in counts:
-            data = datamodule_of(run.options)
-            data.prepare_data()
-            data.setup("fit")
-            counts[run.fraction] = (data.n_items, data.U)
-        n_items, unique = counts[run.fraction]
-        config = run.net_config(n_items)
-        targets = unique * (run.options["trainer"]["max_epochs"] or 1000)
-        hours = (10 + 3 * targets * sum(cost.flops_per_interaction(config)) / rate) / 3600
-        step = cost.memory(config, positions=run.options["data"]["init_args"]["targets_per_step"])
-        memory, disk = 1 + step.total / 2**30, 24 * cost.n_total(config) / 2**30
-        total += hours
-        sizes = f"{cost.n_body(config):>12,}{cost.n_total(config):>12,}"
-        print(f"{run.name:<32}{sizes}{hours:>9.3f}{memory:>7.1f}{disk:>10.2f}")
-    print(f"{len(runs)} runs, at most {total:.2f} hours of one core, {total / jobs:.2f} with {jobs} side by side")
-
-
-def _matmul_rate() -> float:
-    """Float32 FLOPs per second of one core's matrix products, measured in processor time: other load counts little."""
-    import time
-
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    a = torch.ones(1024, 1024)
-    a @ a
-    started = time.process_time()
-    for _ in range(5):
-        a @ a
-    seconds = time.process_time() - started
-    torch.set_num_threads(threads)
-    return 5 * 2 * 1024**3 / seconds

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lrec.errors import UserError
-from lrec.scaling.study import Grid
+from lrec.scaling.grid import Grid, combined
 
 
 def grid(**changes: Any) -> Grid:
@@ -54,3 +54,18 @@ def test_a_size_may_have_seeds_of_its_own() -> None:
 def test_a_rule_is_two_numbers() -> None:
     with pytest.raises(UserError, match=r"--rules.model.optimizer.lr: \[0.2\] is not \[factor, exponent\]"):
         grid(rules={"model.optimizer.lr": [0.2]}).runs()
+
+
+def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None:
+    values = {"model": {"optimizer.betas": [[0.9, 0.98], [0.9, 0.999]]}, "trainer.max_epochs": [1]}
+    named = combined({"both": {"model.size": "3k"}}, values)
+    assert list(named) == ["both-betas-_0.9_0.98_-max_epochs-1", "both-betas-_0.9_0.999_-max_epochs-1"]
+    assert named["both-betas-_0.9_0.98_-max_epochs-1"] == {
+        "model.size": "3k",
+        "model.optimizer.betas": [0.9, 0.98],
+        "trainer.max_epochs": 1,
+    }
+    with pytest.raises(UserError, match="--grid: two combinations would be named lr-1"):
+        combined({"": {}}, {"model.optimizer.lr": [1, "1"]})
+    with pytest.raises(UserError, match="the name 'a/b' must be made of"):
+        grid(variants=combined({"a/b": {}}, {}))

@@ -36,6 +36,8 @@ def make_run(out: Path, size: str, fraction: float, status: str = "finished", te
         "D": 1000,
         "U": int(1000 * fraction),
         "epochs": 1.0,
+        "step": 10,
+        "flops": 6000 * n_body(size),
         "val_loss": None if diverged else 5.0,
         "test_loss": None if diverged else (test_loss or loss(size, fraction)),
         "best": not diverged,
@@ -51,7 +53,9 @@ def make_run(out: Path, size: str, fraction: float, status: str = "finished", te
 def ladder(fraction: float) -> Ladder:
     x = [n_body(size) for size in LADDER[:-1]]
     fitted = fit(LAWS["lsrm"], x, [loss(size, fraction) for size in LADDER[:-1]])
-    return Ladder(f"fraction-{fraction:g}", "N_body", "hash", fitted, tuple(predict(fitted, [n_body(LADDER[-1])])))
+    return Ladder(
+        f"fraction-{fraction:g}", "N_body", "test_loss", "hash", fitted, tuple(predict(fitted, [n_body(LADDER[-1])]))
+    )
 
 
 def test_every_fraction_has_its_own_fit(tmp_path: Path) -> None:

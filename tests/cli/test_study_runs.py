@@ -1,0 +1,199 @@
+"""How a study treats its runs: failures, skips, budgets, sweeps, grids, and jobs of a cluster."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lrec.scaling.grid import Grid
+from lrec.scaling.runs import Limits, points_of, train
+
+STUDY: dict[str, Any] = {
+    "name": "runs",
+    "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
+    "sizes": ["0.8k", "1.7k"],
+    "holdout": 0,
+    "law": None,
+    "jobs": 2,
+    "options": {
+        "data.n_users": 100,
+        "data.n_items": 30,
+        "data.length": 10,
+        "trainer.max_epochs": 1,
+        "trainer.enable_progress_bar": False,
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("runs.yaml").write_text(yaml.safe_dump(STUDY))
+    return tmp_path / "studies" / "runs"
+
+
+def grid(**changes: Any) -> Grid:
+    return Grid(
+        **{name: STUDY[name] for name in ("configs", "sizes", "holdout", "options")} | changes,
+        seeds=(1,),
+        holdout_seeds=(1,),
+        size_seeds={},
+        fractions=(1.0,),
+        reduce="users",
+        rules={},
+        size_options={},
+        variants={"": {}},
+        starts_from={},
+    )
+
+
+def state(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "study.json").read_text())["state"]
+
+
+def test_a_failed_run_is_reported_retried_and_skipped(
+    folder: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    broken = ["--size_options", json.dumps({"1.7k": {"model.optimizer.switch.at": 1000}})]
+    message = refused("scaling", "study", "--config", "runs.yaml", *broken)
+    assert "run 1.7k-seed1 failed: optimizer.switch.at 1000: the run has" in message
+    assert state(folder) == {"0.8k-seed1": "finished", "1.7k-seed1": "failed"}
+    report = lrec("scaling", "study", "--config", "runs.yaml", *broken, "--skip", '["1.7k-seed1"]')
+    assert "| 0.8k | 1 |" in report
+    assert "| 1.7k | 1 |" not in report
+    restarted = lrec("scaling", "study", "--config", "runs.yaml", "--restart", '["1.7k-seed1"]')
+    assert "| 1.7k | 1 |" in restarted
+    table = lrec("scaling", "study", "--config", "runs.yaml", "--status", "true").splitlines()
+    assert [line.split()[:3] for line in table[1:]] == [
+        ["0.8k-seed1", "fitted", "finished"],
+        ["1.7k-seed1", "fitted", "finished"],
+    ]
+
+
+def test_what_may_take_more_than_allowed_does_not_start(folder: Path, refused: Callable[..., str]) -> None:
+    for option, value in (("budget_hours", 0.001), ("budget_disk_gib", 1e-6), ("memory_gib", 0.5)):
+        assert f"--{option} {value:g}: " in refused("scaling", "study", "--config", "runs.yaml", f"--{option}", value)
+    assert not folder.exists()
+
+
+def test_nothing_starts_once_the_budget_is_spent(folder: Path, refused: Callable[..., str]) -> None:
+    """What a run has taken counts, whatever the plan thinks of it."""
+    point = {"best": False, "status": "running", "wall_s": 5 * 3600.0}
+    points_file = folder / "runs" / "1.7k-seed1" / "points.jsonl"
+    points_file.parent.mkdir(parents=True)
+    points_file.write_text(json.dumps(point) + "\n")
+    message = refused("scaling", "study", "--config", "runs.yaml", "--cores", 2, "--budget_hours", 4)
+    assert "--budget_hours 4 are spent: 2 of 2 runs are not finished" in message
+    assert not (folder / "runs" / "0.8k-seed1").exists()
+
+
+def test_a_run_told_to_stop_saves_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrec.scaling.runs.POLL_S", 0.05)
+    options = STUDY["options"] | {"trainer.max_epochs": 30, "data.targets_per_step": 64}
+    (run,) = grid(sizes=["0.8k"], options=options).runs()
+    runs, limits = folder / "runs", Limits(jobs=1, cores=1)
+    last = runs / run.name / "checkpoints" / "last.ckpt"
+    stopped = list(train([run], runs, "runs", limits, watch=lambda: not last.exists()))
+    assert [outcome.status for _, outcome in stopped] == ["stopped"]
+    before = points_of(runs / run.name)
+    assert 0 < len(before) < 30
+    (outcome,) = (outcome for _, outcome in train([run], runs, "runs", limits))
+    assert outcome.status == "finished"
+    after = points_of(runs / run.name)
+    assert len(after) == 30
+    assert [p["val_loss"] for p in after[: len(before)]] == [p["val_loss"] for p in before]
+
+
+def test_grid_and_sweep(folder: Path, lrec: Callable[..., str]) -> None:
+    grid = json.dumps({"trainer": {"max_epochs": [1, 2]}})
+    sweep = json.dumps({"model": {"optimizer": {"lr": [0.001, 0.02]}}})
+    report = lrec("scaling", "study", "--config", "runs.yaml", "--grid", grid, "--sweep", sweep)
+    rules = json.loads((folder.with_name("runs-sweep") / "rules.json").read_text())["rules"]
+    factor, exponent = rules["model.optimizer.lr"]
+    for size, n_body in (("0.8k", 768), ("1.7k", 1728)):
+        for epochs in (1, 2):
+            config = yaml.safe_load((folder / "runs" / f"{size}-max_epochs-{epochs}-seed1" / "config.yaml").read_text())
+            assert config["trainer"]["max_epochs"] == epochs
+            assert config["model"]["optimizer"]["lr"] == pytest.approx(factor * n_body**exponent, rel=1e-3)
+    assert "## Tuned by validation loss" in report
+    assert "| 1 | 0.8k | max_epochs-2 |" in report
+
+
+def test_a_sweep_tries_positive_numbers_at_fitted_sizes(folder: Path, refused: Callable[..., str]) -> None:
+    command = ["scaling", "study", "--config", "runs.yaml"]
+    assert "0.01 is not a list of positive numbers" in refused(*command, "--sweep", '{"model.optimizer.lr": 0.01}')
+    values = ["--sweep", '{"model.optimizer.lr": [0.01]}']
+    assert "--sweep_sizes 12k: choose among" in refused(*command, *values, "--sweep_sizes", '["12k"]')
+
+
+def test_jobs_of_a_cluster(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
+    """submitit's local executor: the same jobs as on SLURM, in processes of this machine."""
+    command = ["scaling", "study", "--config", "runs.yaml", "--cluster"]
+    mistyped = refused(*command, '{"cluster": "local", "slurm_partitoin": "gpu"}')
+    assert mistyped.startswith("lrec: error: --cluster: ")
+    assert "slurm_partitoin" in mistyped
+    report = lrec(*command, '{"cluster": "local", "timeout_min": 5}')
+    assert "| 0.8k | 1 |" in report
+    assert state(folder) == {"0.8k-seed1": "finished", "1.7k-seed1": "finished"}
+    assert len(list((folder / "jobs").glob("*/*_log.out"))) == 2
+    assert report in lrec(*command, '{"cluster": "local"}')
+    assert len(list((folder / "jobs").glob("*/*_log.out"))) == 2
+
+
+SLURM = {
+    "sbatch": """
+        cp "$1" submitted.sh
+        for i in $(seq 0 $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")); do
+            SLURM_JOB_ID=$((8 + i)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
+            SLURM_NODEID=0 SLURM_JOB_NODELIST=node SLURM_PROCID=0 SLURM_LOCALID=0 bash "$1" > /dev/null 2>&1 &
+        done
+        echo Submitted batch job 7
+    """,
+    "srun": """
+        while [[ $1 == --* ]]; do [[ $1 == --unbuffered ]] || shift; shift; done
+        exec "$@"
+    """,
+    "sacct": """
+        printf 'JobID|State|NodeList\\n7_0|RUNNING|node\\n7_1|RUNNING|node\\n'
+    """,
+}
+
+
+def test_an_array_of_slurm(folder: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to SLURM and what its jobs do, with stand-ins for its commands that start the array here."""
+    commands = Path("slurm").resolve()
+    commands.mkdir()
+    for name, script in SLURM.items():
+        (commands / name).write_text("#!/bin/bash" + script)
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
+    parameters = {"timeout_min": 60, "slurm_partition": "cpu"}
+    command = ["scaling", "study", "--config", "runs.yaml", "--cores", 4]
+    lrec(*command, "--cluster", json.dumps(parameters))
+    assert state(folder) == {"0.8k-seed1": "finished", "1.7k-seed1": "finished"}
+    asked = re.findall("^#SBATCH --(.*)$", Path("submitted.sh").read_text(), re.MULTILINE)
+    assert {"array=0-1%2", "cpus-per-task=2", "job-name=runs", "partition=cpu", "time=60"} <= set(asked)
+
+
+def test_a_job_that_fails_is_reported(folder: Path, refused: Callable[..., str]) -> None:
+    broken = ["--size_options", json.dumps({"1.7k": {"model.optimizer.switch.at": 1000}})]
+    message = refused("scaling", "study", "--config", "runs.yaml", *broken, "--cluster", '{"cluster": "debug"}')
+    assert "run 1.7k-seed1 failed: optimizer.switch.at 1000: the run has" in message
+    assert state(folder) == {"0.8k-seed1": "finished", "1.7k-seed1": "failed"}
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="there is a cluster here")
+def test_without_a_cluster_there_is_one_line(folder: Path, refused: Callable[..., str]) -> None:
+    assert "--cluster: " in refused("scaling", "study", "--config", "runs.yaml", "--cluster", '{"timeout_min": 5}')
+
+
+def test_only_runs_of_the_study_are_skipped_and_restarted(folder: Path, refused: Callable[..., str]) -> None:
+    for option in ("--skip", "--restart"):
+        message = refused("scaling", "study", "--config", "runs.yaml", option, '["0.8k"]')
+        assert "0.8k is none of the study's runs" in message
