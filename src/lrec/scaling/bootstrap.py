@@ -2,7 +2,9 @@
 
 A naive bootstrap lies with few sizes: residuals of a fit are smaller than the noise, and a normal distribution has thin
 tails. Residuals are therefore multiplied by sqrt(n / (n - p)), and an interval reaches Student's t on n - p degrees of
-freedom standard deviations to either side, n counting runs and p the parameters that bend to them.
+freedom standard deviations to either side, n counting runs and p the parameters fitted. Even so the intervals are
+somewhat too narrow with few sizes (benchmarks/interval_coverage.md), since the refits scatter about one fit, which may
+itself be far off; those of `predict` are not.
 
 Points of one run (column `run`) share what the run has drawn, so they are resampled together: each run gets the
 residuals, with a random sign, of a run with as many points, as in the wild cluster bootstrap (Cameron, Gelbach and
@@ -24,6 +26,8 @@ from lrec.scaling.laws import Array, as_columns
 from lrec.scaling.predict import LEVEL, Prediction
 
 REFITS = 1000
+FLOOR_STARTS = (0.05, 0.5, 0.9)
+"""Shares of the lowest loss at which refits start the floor as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +68,10 @@ def bootstrap(fit: Fit, refits: int = REFITS, seed: int = 0) -> Bootstrap:
     """Refit the law to resampled residuals, from the fit's own parameters.
 
     Raises:
-        UserError: no more runs than parameters that bend to them.
+        UserError: no more runs than parameters fitted.
     """
     run_N = _runs(fit)
-    n, p = int(run_N.max()) + 1, int(fit.free_T.sum())
+    n, p = int(run_N.max()) + 1, fit.n_fitted
     if n <= p:
         raise UserError(f"bootstrap: {n} runs say nothing of the spread about a law of {p} free parameters")
     residual_N = fit.residual_N
@@ -75,9 +79,20 @@ def bootstrap(fit: Fit, refits: int = REFITS, seed: int = 0) -> Bootstrap:
     drawn_BN = _resampled(residual_N * np.sqrt(n / (n - p)), run_N, refits, np.random.default_rng(seed))
     curve_N = fit.curve(fit.x_NV)
     y_BN = curve_N * np.exp(drawn_BN) if fit.objective.residuals == "log" else np.maximum(curve_N + drawn_BN, 1e-9)
-    problem = replace(fit.problem(), model=residual_model(fit.law, fit.z_NV, y_BN, fit.objective))
-    ends = descend(problem, np.tile(fit.theta_T, (refits, 1)), rounds=100, tolerance=1e-10)
-    return Bootstrap(fit, ends.theta_ST, sigma, n - p)
+    start_ST = _starts(fit)
+    rows = len(start_ST)
+    problem = replace(fit.problem(), model=residual_model(fit.law, fit.z_NV, np.tile(y_BN, (rows, 1)), fit.objective))
+    ends = descend(problem, np.repeat(start_ST, refits, axis=0), rounds=100, tolerance=1e-10)
+    best_B = ends.value_S.reshape(rows, refits).argmin(0)
+    theta_BT = ends.theta_ST.reshape(rows, refits, -1)[best_B, np.arange(refits)]
+    return Bootstrap(fit, theta_BT, sigma, n - p)
+
+
+def _starts(fit: Fit) -> Array:
+    """The fit's own parameters; and others of the floor, which at zero would not rise again by itself."""
+    start_ST = np.tile(fit.theta_T, (1 + len(FLOOR_STARTS) * bool(fit.law.floor_starts), 1))
+    start_ST[1:, 0] = np.log(fit.y_N.min() * np.array(FLOOR_STARTS[: len(start_ST) - 1]))
+    return np.asarray(np.clip(start_ST, fit.low_T, fit.high_T))
 
 
 def _runs(fit: Fit) -> Array:

@@ -121,12 +121,16 @@ def _of_the_same_variables(law: Law) -> list[tuple[Law, Mapping[str, float]]]:
 
 
 def outlook(fit: Fit, profile: Profile) -> dict[str, Prediction]:
-    """The loss at `AHEAD` times the largest fitted size, at the most data that it had: by profile and by bootstrap."""
+    """The loss at `AHEAD` times the largest fitted size, at the most data that it had: by profile.
+
+    By bootstrap too where outliers had the profile widened, unless there are fewer runs than parameters.
+    """
     largest = max(map(tuple, fit.x_NV.tolist()))
     place = np.array([[AHEAD * largest[0], *largest[1:]]])
     predictions = {"profile": profile.predict(place)[0]}
-    with suppress(UserError):  # fewer runs than parameters
-        predictions["bootstrap"] = bootstrap(fit).predict(place)[0]
+    if not profile.holds_fit:
+        with suppress(UserError):
+            predictions["bootstrap"] = bootstrap(fit).predict(place)[0]
     return predictions
 
 

@@ -72,16 +72,23 @@ def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_s
     assert "predicts the next size best" in said
     fitted, _ = holdout_report(LSRM, points, 2)
     (ahead,) = predict(fitted, [10 * SIZES[5]])
-    assert f"expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] for a new run (by bootstrap [" in said
+    assert f"expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] for a new run." in said
     assert "nothing was held out" in words(points, holdout=0)
 
 
-def test_profile_and_bootstrap_see_the_same_ahead() -> None:
-    fitted = fit_points(LSRM, with_floor())
-    profile, boot = outlook(fitted, Profile(fitted)).values()
-    assert profile.x == boot.x == 10 * SIZES[-1]
-    assert profile.predicted == boot.predicted
-    assert boot.high - boot.low == pytest.approx(profile.high - profile.low, rel=0.5)
+def test_where_outliers_widen_the_profile_the_bootstrap_is_given_too() -> None:
+    size = np.repeat(SIZES, 3)
+    loss = (4 + 60 * size**-0.4) * np.exp(1e-4 * np.random.default_rng(0).standard_normal(24))
+    clean = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
+    assert set(outlook(clean, Profile(clean))) == {"profile"}
+    loss[-3] *= 1.02
+    fitted = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
+    ahead = outlook(fitted, Profile(fitted))
+    assert ahead["profile"].x == ahead["bootstrap"].x == 10 * SIZES[-1]
+    assert ahead["profile"].predicted == ahead["bootstrap"].predicted
+    boot = ahead["bootstrap"]
+    said = " ".join(verdict(fitted, None, [], ahead, [], "N_body"))
+    assert f"for a new run (by bootstrap [{boot.low:.4g}, {boot.high:.4g}])" in said
 
 
 def test_of_laws_of_size_and_data_the_outlook_is_at_the_most_data() -> None:
