@@ -26,12 +26,13 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PARSED = re.compile(r"trainer/fsdp(-hybrid)?\.yaml|/shared/|runs/829m")
 SLOW = re.compile(r"lrec (scaling (study|compare|fit|plan)|tasks) |trainer/fsdp-cpu\.yaml")
 SHORT = {
-    "fit": ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"],
-    "test": ["--trainer.enable_progress_bar=false"],
-    "predict": ["--trainer.enable_progress_bar=false"],
-    "scaling study": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
+    r"lrec fit ": ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"],
+    r"lrec fit .*data/synthetic\.yaml": ["--data.n_users=300"],
+    r"lrec (test|predict) ": ["--trainer.enable_progress_bar=false"],
+    r"lrec scaling study ": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
+    r"study/(quickstart|tasks-synthetic)\.yaml": ["--options.data.n_users=300"],
+    r"study/ablation\.yaml": ["--options.model.optimizer.switch.at=2"],
 }
-SYNTHETIC = ["--options.data.n_users=300"]
 
 Parse = Callable[[list[str]], None]
 
@@ -80,10 +81,8 @@ def run(command: str) -> None:
     # The number in a store's name is a hash.
     command = re.sub(r"data/ml-1m-0123456789abcdef", lambda _: str(next(Path("data").glob("ml-1m-*"))), command)
     arguments = shlex.split(command)[1:]
-    name = next((name for name in SHORT if " ".join(arguments).startswith(name)), None)
-    arguments += SHORT.get(name or "", [])
-    if name == "scaling study" and re.search(r"quickstart|synthetic", command):
-        arguments += SYNTHETIC
+    for pattern, options in SHORT.items():
+        arguments += options if re.search(pattern, command) else []
     if "fsdp-cpu" in command:  # the second process is started as this one was
         subprocess.run([sys.executable, "-m", "lrec", *arguments], check=True)
         return
@@ -132,3 +131,12 @@ def test_what_takes_minutes_parses(command: str, reader: Path, parse: Parse, mon
 def test_what_takes_minutes_runs(page: Path, desk: Path, parse: Parse) -> None:
     write_points(desk)
     follow(page, lambda command: True, parse)
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "benchmarks").glob("*.md")), ids=stem)
+def test_a_benchmark_names_a_script_and_its_options(page: Path) -> None:
+    shown = re.findall(r"^    (?:\w+=\S+ )*python (benchmarks/\w+\.py)(.*)$", page.read_text(), re.MULTILINE)
+    assert shown
+    for script, options in shown:
+        program = (REPOSITORY / script).read_text()
+        assert [option for option in re.findall(r"--\w+", options) if f'"{option}"' not in program] == []
