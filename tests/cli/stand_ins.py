@@ -51,20 +51,27 @@ def write_stand_ins(folder: Path) -> None:
 
 
 def write_points(folder: Path) -> None:
-    """Points of runs over sizes, data and passes, and a table of other names: what docs/laws.md fits."""
-    rows, run = [], folder / "runs" / "repeats"
-    for n, u, passes in ((n, u, r) for n in (1e3, 3e3, 1e4, 3e4, 1e5, 3e5) for u in (1e4, 1e5) for r in (1, 4, 16)):
-        rows.append({"N": n, "U": u, "D": u * passes, "loss": 5 + 30 / n**0.4 + 40 / (u * passes) ** 0.35})
-    run.mkdir(parents=True)
-    own = [
-        {"schema": 1, "best": True, "status": "finished", "run": f"r{i}", "N_body": row["N"], "U": row["U"]}
-        | {"D": row["D"], "val_loss": row["loss"], "test_loss": row["loss"]}
-        for i, row in enumerate(rows)
+    """Points of runs over sizes, data and passes, those of a quickstart, and a table: what docs/laws.md fits."""
+    rows = [
+        {"N": n, "U": u, "D": u * r, "loss": 5 + 30 / n**0.4 + 40 / (u * r) ** 0.35}
+        for n in (1e3, 3e3, 1e4, 3e4, 1e5, 3e5)
+        for u in (1e4, 1e5)
+        for r in (1, 4, 16)
     ]
-    (run / "points.jsonl").write_text("".join(json.dumps(point) + "\n" for point in own))
-    pl.DataFrame(rows).select(pl.col("N").alias("params"), pl.col("D").alias("tokens"), "loss").write_csv(
-        folder / "table.csv"
-    )
+    _points(folder / "runs" / "repeats", rows)
+    _points(folder / "studies" / "quickstart", [row for row in rows if row["D"] == max(row["D"] for row in rows)])
+    table = pl.DataFrame(rows).select(pl.col("N").alias("params"), pl.col("D").alias("tokens"), "loss")
+    table.write_csv(folder / "table.csv")
+
+
+def _points(folder: Path, rows: list[dict[str, float]]) -> None:
+    folder.mkdir(parents=True)
+    lines = []
+    for number, row in enumerate(rows):
+        point = {"schema": 1, "best": True, "status": "finished", "run": f"r{number}", "N_body": row["N"]}
+        losses = {"val_loss": row["loss"], "test_loss": row["loss"]}
+        lines.append(json.dumps(point | {"U": row["U"], "D": row["D"]} | losses) + "\n")
+    (folder / "points.jsonl").write_text("".join(lines))
 
 
 def _log() -> pl.DataFrame:

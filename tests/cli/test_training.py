@@ -145,6 +145,8 @@ def test_test_and_validate_repeat_the_figures_of_fit(run: Path, lrec: Callable[.
     for baseline in ("popularity", "recent-popularity", "repeat-last", "markov"):
         assert re.search(rf"^{baseline} ", printed, re.MULTILINE)
     assert f"loss {before['model']['loss']:.4f}" in printed
+    (best,) = [point for point in points_of(run) if point["best"]]
+    assert f"{run / 'checkpoints' / 'best.ckpt'}, after {best['epochs']:.3g} epochs\n" in printed
     lrec("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "best.ckpt")
     validated = json.loads((run / "metrics.json").read_text())
     (best,) = [point for point in points_of(run) if point["best"]]
