@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # GPUs, several nodes, and what a run on them has left.
 PARSED = re.compile(r"trainer/fsdp(-hybrid)?\.yaml|/shared/|runs/829m")
-SLOW = re.compile(r"lrec (scaling (study|compare|fit|plan)|tasks) |trainer/fsdp-cpu\.yaml")
+SLOW = re.compile(r"lrec (scaling|tasks) |trainer/fsdp-cpu\.yaml")
 SHORT = {
     r"lrec fit ": ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"],
     r"lrec fit .*data/synthetic\.yaml": ["--data.n_users=300"],
