@@ -22,7 +22,7 @@ from lrec.data.base import SequenceDataModule
 from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax, Loss
-from lrec.metrics import KS, Evaluation, Scores, score
+from lrec.metrics import Evaluation, Scores, TopItems, score, top_items
 from lrec.net import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.optim import Optimizer
 from lrec.switch import OptimizerSwitch
@@ -204,10 +204,14 @@ class SequentialRecommender(LightningModule):
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> TopK:
         """The best items for each user's whole history."""
-        scores = self._score_last(batch, self.top_k)
-        if self.exclude_seen:
-            return TopK(batch.users_B, scores.top_unseen_BK, scores.top_unseen_scores_BK)
-        return TopK(batch.users_B, scores.top_BK, scores.top_scores_BK)
+        seen = slice(None if self.exclude_seen else 0)
+
+        def head(hidden_BLD: Tensor, table_VD: Tensor) -> TopItems:
+            hidden_BD = hidden_BLD.flatten(0, 1)[batch.positions_B]
+            return top_items(hidden_BD, table_VD, batch.seen_rows_S[seen], batch.seen_items_S[seen], self.top_k)
+
+        best: TopItems = self.net(batch.items_BL, head)
+        return TopK(batch.users_B, best.items_BK, best.scores_BK)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the run has spent and on what data."""
@@ -251,16 +255,12 @@ class SequentialRecommender(LightningModule):
         architecture = {f"architecture.{name}": value for name, value in shape.pop("architecture").items()}
         return shape | architecture
 
-    def _score_last(self, batch: EvalBatch, k: int) -> Scores:
+    def _evaluate(self, batch: EvalBatch) -> None:
         def head(hidden_BLD: Tensor, table_VD: Tensor) -> Scores:
             hidden_BD = hidden_BLD.flatten(0, 1)[batch.positions_B]
-            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, k)
+            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S)
 
-        scores: Scores = self.net(batch.items_BL, head)
-        return scores
-
-    def _evaluate(self, batch: EvalBatch) -> None:
-        self.model_evaluation.update(self._score_last(batch, max(KS)), batch.targets_B, batch.weights_B)
+        self.model_evaluation.update(self.net(batch.items_BL, head), batch.targets_B, batch.weights_B)
         stage = "test" if self.trainer.testing else "val"
         for name in self._baselines_of(stage):
             if f"{stage}/{name}" not in self.evaluations:
