@@ -194,7 +194,8 @@ def page(tables: list[str], threads: int) -> str:
             "the peers take minutes for each: the accuracies compare what is learned in an epoch, not what the",
             "models reach. RecBole's evaluation is timed as it is, without the filter; its figures are computed",
             "from its scores with it. lrec's evaluation counts more: cross-entropy, ranks and lists of 50 with and",
-            "without the filter, for the model and the four baselines. Memory is the peak of the process, imports included.",
+            "without the filter, for the model and the four baselines. Memory is the peak of the process, imports",
+            "included.",
             "",
             *tables,
         ]
