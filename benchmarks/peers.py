@@ -60,9 +60,9 @@ def main() -> None:
             results[engine] = sorted(runs, key=lambda result: result["seconds"])[len(runs) // 2]
         ceiling = ceiling_targets_per_s(counts, max_len, options.threads)
         tables.append(table(name, counts, max_len, epochs, results, ceiling))
-        print(tables[-1])
-    if options.users is None:
-        (HERE / "peers.md").write_text(page(tables, options.threads))
+        print(tables[-1], flush=True)
+        if options.users is None:  # after each data set: the peers take up to half an hour for one
+            (HERE / "peers.md").write_text(page(tables, options.threads))
 
 
 def environment(root: Path, peer: str) -> Path:
