@@ -17,7 +17,6 @@ KS = (1, 5, 10, 50)
 CHUNK_ITEMS = 2**14
 # Rows scored at once on a CPU: with a chunk of items they make 8 MiB of scores, most of which stay in the caches.
 CPU_BLOCK_ROWS = 128
-GROUP = 16
 
 
 class Scores(NamedTuple):
@@ -182,9 +181,9 @@ def _score_block(
             places = overrides.rows_S[inside_S], overrides.items_S[inside_S] - start
             scores_BC[places] = overrides.scores_S[inside_S]
         lists.add(scores_BC, start)
-        max_B1 = scores_BC.amax(1, keepdim=True)
-        chunk_sum_B = torch.sub(scores_BC, max_B1, out=work_BC).exp_().sum(1)
-        log_sum_B = torch.logaddexp(log_sum_B, max_B1.squeeze(1) + chunk_sum_B.log())
+        # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
+        share_BC = torch.softmax(scores_BC, 1, out=work_BC)
+        log_sum_B = torch.logaddexp(log_sum_B, scores_BC.amax(1) - share_BC.amax(1).log())
         # The sum of what `_above` gives, in fewer passes.
         rank_B += (torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1) + len(table_CD)) / 2
         # Taken back, with the very scores that were counted: the target itself, and for the unseen rank the seen items.
@@ -251,11 +250,13 @@ def _top_columns(scores_BC: Tensor, k: int) -> Tensor:
     groups holds a column that comes before all of any other group. So most scores are only looked at for their maximum.
     """
     n_columns = scores_BC.shape[1]
-    if n_columns < 2 * GROUP * k:
+    # Near the root of n_columns / k, where there are as many groups as columns in those that are chosen.
+    group = 1 << (n_columns // k).bit_length() // 2
+    if group <= 4:
         return _top_columns_of_few(scores_BC, k)
-    whole = n_columns // GROUP * GROUP
-    groups_BK = _top_columns(scores_BC[:, :whole].unflatten(1, (-1, GROUP)).amax(2), k)
-    candidates_BKC = (groups_BK * GROUP)[:, :, None] + torch.arange(GROUP, device=scores_BC.device)
+    whole = n_columns // group * group
+    groups_BK = _top_columns(scores_BC[:, :whole].unflatten(1, (-1, group)).amax(2), k)
+    candidates_BKC = (groups_BK * group)[:, :, None] + torch.arange(group, device=scores_BC.device)
     rest_BC = torch.arange(whole, n_columns, device=scores_BC.device).expand(len(scores_BC), -1)
     columns_BC = torch.cat([candidates_BKC.flatten(1), rest_BC], 1)
     return columns_BC.gather(1, _top_columns_of_few(scores_BC.gather(1, columns_BC), k))

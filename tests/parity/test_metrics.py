@@ -37,24 +37,30 @@ def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float
 
 @pytest.mark.parametrize("levels", [None, 1])
 @pytest.mark.parametrize(
-    ("n_items", "chunk", "group", "rows"),
-    [(3, 16384, 16, 128), (70, 16384, 16, 7), (70, 8, 16, 128), (130, 64, 2, 9), (331, 16384, 2, 128)],
+    ("n_items", "chunk", "k", "rows"),
+    [
+        (3, 16384, 10, 128),
+        (70, 16384, 10, 7),
+        (70, 8, 10, 128),
+        (130, 64, 1, 9),
+        (331, 16384, 5, 128),
+        (2100, 999, 3, 7),
+    ],
 )
 def test_scores_equal_a_naive_sort(  # type: ignore[no-untyped-def]
-    n_items: int, chunk: int, group: int, rows: int, levels: int | None, monkeypatch
+    n_items: int, chunk: int, k: int, rows: int, levels: int | None, monkeypatch
 ) -> None:
     monkeypatch.setattr(metrics, "CHUNK_ITEMS", chunk)
-    monkeypatch.setattr(metrics, "GROUP", group)
     monkeypatch.setattr(metrics, "CPU_BLOCK_ROWS", rows)
     hidden_BD, table_VD, targets_B, rows_S, items_S, seen_BV = make_case(n_items, levels)
-    result = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=10)
+    result = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k)
     logits_BV = hidden_BD @ table_VD.T
     for row in range(B):
         scores, target = logits_BV[row].tolist(), int(targets_B[row])
         everything = list(range(n_items))
         unseen = [item for item in everything if not seen_BV[row, item]]
         for candidates, top_K in ((everything, result.top_BK[row]), (unseen, result.top_unseen_BK[row])):
-            best = sorted(candidates, key=lambda item: (-scores[item], item))[:10]
+            best = sorted(candidates, key=lambda item: (-scores[item], item))[:k]
             assert top_K.tolist() == best + [-1] * (len(top_K) - len(best))
         if target < 0:
             assert math.isnan(result.loss_B[row])
