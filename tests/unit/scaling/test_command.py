@@ -115,14 +115,14 @@ def test_bad_requests_leave_nothing_behind(tmp_path: Path, options: dict[str, An
 def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
     points = read_points([write_points(tmp_path)])
     fitted = fit(LAWS["lsrm"], points["x"].to_numpy(), points["y"].to_numpy())
-    axes = fit_figure(fitted, predict(fitted, [4e6]), floor=3.9).axes[0]
+    axes, residuals = fit_figure(fitted, predict(fitted, [4e6]), floor=3.9).axes[:2]
     _, labels = axes.get_legend_handles_labels()
     shown = "\n".join(labels)
     for wanted in ("E + (x0/x)^a", "90 % band", "single runs", "fitted sizes", "predicted", "floor 3.9"):
         assert wanted in shown
     assert "actual" not in shown
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    assert axes.get_xlabel() == "parameters without embeddings, N_body"
+    assert residuals.get_xlabel() == "parameters without embeddings, N_body"
 
 
 def test_fitting_imports_no_deep_learning() -> None:
