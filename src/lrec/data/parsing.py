@@ -75,10 +75,10 @@ def csv_tables(
     def table(block: _Block) -> Table:
         return Table(name, _csv_block(block, name, separator, header, integers), block.row, text=True)
 
-    for read in mapped(table, _measured(blocks, name, separator, row)):
-        yield read
-        row = 0
-    if row == 2:
+    last: Table | None = None
+    for last in mapped(table, _measured(blocks, name, separator, row)):
+        yield last
+    if last is None:
         raise UserError(f"{name} has a header but no rows")
 
 

@@ -5,8 +5,7 @@ Whatever is wrong with a file ends as a UserError that names the file and the ro
 
 import io
 import zlib
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,33 +112,25 @@ def _checked_frames(
     agreement = _Agreement()
     units = _Units()
     kept = 0
-    # Threads read ahead: they are ended here, with the last reference to the tables, and not by the garbage collector,
-    # which must not wait for any.
-    with closing(_each(tables)) as each:
-        del tables
-        for table in each:
-            agreement.check(table)
-            if table.frame.is_empty():
-                continue
-            dates = units.dates(table.name)
-            checked, was_dates = _check(table, wanted, dates)
-            if "time" in checked:
-                units.note(table.name, checked["time"], was_dates)
-            if not duplicates:
-                checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
-            frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
-            if min_rating is not None:
-                frame = frame.filter(pl.col("rating") >= min_rating).drop("rating")
-            kept += frame.height
-            yield frame
+    for table in tables:
+        agreement.check(table)
+        if table.frame.is_empty():
+            continue
+        dates = units.dates(table.name)
+        checked, was_dates = _check(table, wanted, dates)
+        if "time" in checked:
+            units.note(table.name, checked["time"], was_dates)
+        if not duplicates:
+            checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
+        frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
+        if min_rating is not None:
+            frame = frame.filter(pl.col("rating") >= min_rating).drop("rating")
+        kept += frame.height
+        yield frame
     if min_rating is not None and kept == 0:
         raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
     if columns.time is not None and units.unit() is not None:
         facts["time_unit"] = units.unit()
-
-
-def _each(tables: Iterable[Table]) -> Generator[Table]:
-    yield from tables
 
 
 class _Agreement:

@@ -14,31 +14,38 @@ THREADS = 2
 
 def ahead(things: Iterable[T]) -> Iterator[T]:
     """The same things, each next one made in a second thread while the present one is used."""
-    iterator = iter(things)
-    with ThreadPoolExecutor(1) as pool:
+    iterator, pool = iter(things), _pool(1)
+    coming = pool.submit(next, iterator, None)
+    while (thing := coming.result()) is not None:
         coming = pool.submit(next, iterator, None)
-        while (thing := coming.result()) is not None:
-            coming = pool.submit(next, iterator, None)
-            yield thing
+        yield thing
 
 
 def mapped(function: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
     """function(thing) for each thing, in order; of several failures that of the first thing is raised."""
     coming: deque[Future[R]] = deque()
     failure: Exception | None = None
-    with ThreadPoolExecutor(THREADS) as pool:
-        iterator = iter(things)
-        while True:
-            try:
-                coming.append(pool.submit(function, next(iterator)))
-            except StopIteration:
-                break
-            except Exception as error:  # raised once all that precedes it has been handed over
-                failure = error
-                break
-            if len(coming) > THREADS:
-                yield coming.popleft().result()
-        while coming:
+    iterator, pool = iter(things), _pool(THREADS)
+    while True:
+        try:
+            coming.append(pool.submit(function, next(iterator)))
+        except StopIteration:
+            break
+        except Exception as error:  # raised once all that precedes it has been handed over
+            failure = error
+            break
+        if len(coming) > THREADS:
             yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()
     if failure is not None:
         raise failure
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """A pool whose threads end by themselves once nothing refers to it.
+
+    It is never shut down, since that waits for its threads: a generator that is dropped half-way is closed by whoever
+    drops it, and that may be the garbage collector inside a thread that holds what those threads need.
+    """
+    return ThreadPoolExecutor(threads)

@@ -1,6 +1,9 @@
 """Stores made from rows, and the real data where they are at hand."""
 
-from collections.abc import Callable
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -43,3 +46,19 @@ def interactions_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture
+def _no_pool_thread_left() -> Iterator[None]:
+    """The test's threads of pools end once nothing refers to their work any more."""
+
+    def pools() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")}
+
+    before = pools()
+    yield
+    gc.collect()
+    last = time.monotonic() + 10
+    while not pools() <= before and time.monotonic() < last:
+        time.sleep(0.01)
+    assert pools() <= before  # earlier ones may have ended meanwhile
