@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from lrec.figures import draw_frame, new_figure
 from lrec.scaling.fit import Fit
-from lrec.scaling.plots import BLUE, GREY, ORANGE, draw_frame
+from lrec.scaling.plots import BLUE, GREY, ORANGE
 from lrec.scaling.predict import Holdout
 
 if TYPE_CHECKING:
@@ -12,11 +13,7 @@ if TYPE_CHECKING:
 
 def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: str) -> "Figure":
     """Draw fitted over actual losses, held-out ones with their 90 % intervals, and residuals over the size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 4.2)
     left, right = figure.subplots(1, 2)
     fitted_N = fit.curve(fit.x_NV)
     held_out = holdout.points if holdout is not None else ()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lrec.figures import draw_frame, new_figure
 from lrec.scaling.fit import Fit
 from lrec.scaling.laws import Array
 from lrec.scaling.predict import HeldOut, Holdout, Prediction, Profile
@@ -71,16 +72,6 @@ def fit_figure(
     return figure
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _draw_residuals(axes: "Axes", fit: Fit, holdout: Holdout | None, x_P: Array, band: Sequence[Prediction]) -> None:
     """Every loss, and the band of a new run, as per cent above the curve."""
     edges = [[100 * (end / p.predicted - 1) for end in (p.low, p.high)] for p in band]
@@ -122,13 +113,6 @@ def style(axes: "Axes", x_label: str, y_label: str) -> None:
     axes.set_xlabel(LABELS.get(x_label, x_label))
     axes.set_ylabel(LABELS.get(y_label, y_label))
     draw_frame(axes)
-
-
-def draw_frame(axes: "Axes") -> None:
-    """A faint grid behind what is drawn, and no box around it."""
-    axes.grid(True, which="major", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 LABELS = {

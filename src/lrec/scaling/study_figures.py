@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lrec.figures import new_figure
 from lrec.scaling.fit import Fit
 from lrec.scaling.laws import Array
-from lrec.scaling.plots import LEGEND, new_figure, style
+from lrec.scaling.plots import LEGEND, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

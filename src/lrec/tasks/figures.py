@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lrec.figures import draw_frame, new_figure
 from lrec.tasks.assessment import POPULARITY, Section, TaskResult
 from lrec.tasks.bootstrap import figure
 
@@ -16,14 +17,10 @@ SPREAD = 0.012  # of the axis, between the marks of neighbouring groups, so that
 
 def task_figure(result: TaskResult) -> "Picture":
     """Draw a task; needs no display and touches no global state of matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     n = len(result.sections)
     columns = min(n, 2)
     rows = -(-n // columns)
-    picture = Figure(figsize=(6.4 * columns, 3.8 * rows + 0.3), dpi=150, layout="constrained")
-    FigureCanvasAgg(picture)
+    picture = new_figure(6.4 * columns, 3.8 * rows + 0.3)
     for index, section in enumerate(result.sections, start=1):
         _draw(picture.add_subplot(rows, columns, index), section)
     picture.suptitle(result.title, fontsize=11)
@@ -53,9 +50,7 @@ def _draw(axes: "Axes", section: Section) -> None:
     axes.set_title(section.title, fontsize=8.5)
     axes.set_xlabel("parameters without embeddings, N_body")
     axes.set_ylabel(metric.replace("_lost", ", share lost"))
-    axes.grid(True, which="major", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    draw_frame(axes)
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
