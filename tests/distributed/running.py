@@ -71,6 +71,14 @@ def run_here(command: list[str]) -> None:
     torch.set_num_threads(threads)
 
 
+def run_on(processes: int, command: list[str]) -> None:
+    """The command, in this process where one is enough."""
+    if processes > 1:
+        run(command)
+    else:
+        run_here(command)
+
+
 def points(run: Path) -> list[dict[str, Any]]:
     """The points of a run."""
     return [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]

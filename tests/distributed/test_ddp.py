@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import points, run, run_here
+from running import points, run_on
 
 
 def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
@@ -25,11 +25,7 @@ def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
         f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}",
         f"--trainer.default_root_dir={folder}",
     ]
-    command = [sys.executable, "-m", "lrec", "fit", *arguments]
-    if devices == 1:
-        run_here(command)
-    else:
-        run(command)
+    run_on(devices, [sys.executable, "-m", "lrec", "fit", *arguments])
     return points(folder)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import points, run, run_here
+from running import points, run_on
 
 from lrec import checkpoints
 
@@ -32,11 +32,7 @@ def fit(folder: Path, options: list[str], devices: int, strategy: str) -> list[d
         f"--trainer.default_root_dir={folder}",
         *options,
     ]
-    command = [sys.executable, "-m", "lrec", "fit", *arguments]
-    if devices == 1:
-        run_here(command)
-    else:
-        run(command)
+    run_on(devices, [sys.executable, "-m", "lrec", "fit", *arguments])
     return points(folder)
 
 
