@@ -50,16 +50,14 @@ class Bootstrap:
         law, x_PV = self.fit.law, as_columns(self.fit.law, np.asarray(x, dtype=float))
         log_loss_BP, _ = law.log_loss(self.theta_BT, np.log(x_PV / self.fit.unit_V))
         t = float(stats.t.ppf((1 + level) / 2, self.dof))
+        log = self.fit.objective.residuals == "log"
         predictions = []
         for p, (where, loss) in enumerate(zip(x_PV.tolist(), self.fit.curve(x_PV).tolist(), strict=True)):
-            if self.fit.objective.residuals == "log":
-                spread = float(np.sqrt(((log_loss_BP[:, p] - np.log(loss)) ** 2).mean()))
-                reach = (t * spread, t * float(np.hypot(spread, self.sigma)))
-                ends = [loss * float(np.exp(sign * r)) for r in reach for sign in (-1, 1)]
-            else:
-                spread = float(np.sqrt(((np.exp(log_loss_BP[:, p]) - loss) ** 2).mean()))
-                reach = (t * spread, t * float(np.hypot(spread, self.sigma)))
-                ends = [loss + sign * r for r in reach for sign in (-1, 1)]
+            above_B = log_loss_BP[:, p] - np.log(loss) if log else np.exp(log_loss_BP[:, p]) - loss
+            spread = float(np.sqrt((above_B**2).mean()))
+            reach = (t * spread, t * float(np.hypot(spread, self.sigma)))
+            signed = [sign * r for r in reach for sign in (-1, 1)]
+            ends = [loss * float(np.exp(r)) if log else loss + r for r in signed]
             predictions.append(Prediction(where[0], loss, *ends, *where[1:]))
         return predictions
 

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ FLOORLESS = ("lsrm", "kaplan")
 """Laws that are compared without their floor too, as Kaplan et al. have it."""
 AHEAD = 10.0
 """How many times the largest fitted size the outlook is for."""
-NOTHING_FIXED: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,25 @@ def roll_out(
     law: Law,
     points: pl.DataFrame,
     objective: Objective | Kind = "huber",
-    fixed: Mapping[str, float] = NOTHING_FIXED,
+    fixed: Mapping[str, float] | None = None,
+    known: Fit | None = None,
 ) -> RollOut | None:
-    """Fit the k smallest sizes and predict the next, for every k; None where no k leaves enough to fit."""
+    """Fit the k smallest sizes and predict the next, for every k; None where no k leaves enough to fit.
+
+    Args:
+        law: The law.
+        points: As `points.read_points` gives them.
+        objective: As for `fit_points`.
+        fixed: As for `fit_points`.
+        known: The fit for one k, so that it is not made again.
+    """
     n_sizes = points["x"].n_unique()
     steps: list[HeldOut] = []
     for k in range(2, n_sizes):
         small, larger = hold_out(points, n_sizes - k)
         following = larger.filter(pl.col("x") == pl.col("x").min())
         try:
-            fitted = fit_points(law, small, objective, fixed)
+            fitted = known if known and known.points.equals(small) else fit_points(law, small, objective, fixed)
         except UserError:  # too few sizes yet
             continue
         steps += compare(fitted, predict(fitted, settings(law, following)), following).points
@@ -95,7 +102,7 @@ def rivals(law: Law, points: pl.DataFrame, holdout: int, objective: Objective | 
     small, large = hold_out(points, holdout)
     found = []
     for other, fixed in _of_the_same_variables(law):
-        name = ", ".join([other.name, *(f"{parameter} = {value:g}" for parameter, value in fixed.items())])
+        name = ", ".join([other.name, *(f"{parameter} = {value:g}" for parameter, value in (fixed or {}).items())])
         if len(other.variables) > 1:
             print(f"rolling out {name}", file=sys.stderr, flush=True)
         try:
@@ -103,20 +110,17 @@ def rivals(law: Law, points: pl.DataFrame, holdout: int, objective: Objective | 
         except UserError:  # too few settings for so many parameters
             continue
         mape = compare(fitted, predict(fitted, settings(other, large)), large).mape if len(large) else None
-        found.append(Rival(name, fitted, mape, roll_out(other, points, objective, fixed)))
+        found.append(Rival(name, fitted, mape, roll_out(other, points, objective, fixed, fitted)))
     return sorted(found, key=lambda rival: np.inf if rival.rollout is None else rival.rollout.mape)
 
 
-def _of_the_same_variables(law: Law) -> list[tuple[Law, Mapping[str, float]]]:
+def _of_the_same_variables(law: Law) -> list[tuple[Law, Mapping[str, float] | None]]:
     """Laws to compare, each with what is fixed in it."""
     alike = [
         other for other in LAWS.values() if min(len(law.variables), 2) <= len(other.variables) <= len(law.variables)
     ]
     return [
-        (other, fixed)
-        for other in alike
-        for fixed in (NOTHING_FIXED, {"E": 0.0})
-        if not fixed or other.name in FLOORLESS
+        (other, fixed) for other in alike for fixed in (None, {"E": 0.0}) if fixed is None or other.name in FLOORLESS
     ]
 
 
@@ -137,7 +141,7 @@ def outlook(fit: Fit, profile: Profile) -> dict[str, Prediction]:
 def unidentified(fit: Fit, profile: Profile) -> list[str]:
     """Parameters that the points do not determine; the last exponent too if its interval reaches its bound."""
     exponent = fit.law.parameters[-1]
-    (low, high), (lowest, highest) = profile.parameters()[exponent], fit.law.shape_bounds[-1]
+    (low, high), (lowest, highest) = profile.parameters[exponent], fit.law.shape_bounds[-1]
     unbounded = low <= lowest * 1.001 or high >= highest * 0.999
     return list(dict.fromkeys([*fit.diagnostics.unidentified, *([exponent] if unbounded else [])]))
 
@@ -152,7 +156,7 @@ def warnings(fit: Fit, profile: Profile, holdout: Holdout | None) -> list[str]:
         )
     for name in unidentified(fit, profile):
         if name not in fit.diagnostics.unidentified:
-            low, high = profile.parameters()[name]
+            low, high = profile.parameters[name]
             found.append(
                 f"not identified: the 90 % interval of {name} reaches its bound ({low:.3g} to {high:.3g}); "
                 "report predictions with their intervals, not the exponent"

@@ -15,6 +15,7 @@ Shapes: N points, V variables, K coefficients, H shape parameters, G shapes, P p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -120,6 +121,7 @@ class Profile:
             predictions.append(Prediction(where[0], loss, *ends, *where[1:]))
         return predictions
 
+    @cached_property
     def parameters(self) -> dict[str, tuple[float, float]]:
         """Low and high of each parameter; they always hold the fit's own value."""
         law, k, own = self._law, self._law.n_coefficients, self._fit.parameters
@@ -144,7 +146,7 @@ class Profile:
         """The best fits with the floor pinned at the ends of its interval, since floor and exponent are confounded."""
         name = self._law.parameters[0]
         fits = []
-        for floor in self.parameters()[name]:
+        for floor in self.parameters[name]:
             rest_GN = self._target_N - floor * self._phi_GNK[..., 0]
             sse_G, others_GK = np.full(len(rest_GN), np.inf), np.zeros((len(rest_GN), self._phi_GNK.shape[-1]))
             for used in [used for used in self._subsets if 0 not in used]:

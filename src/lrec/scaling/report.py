@@ -29,7 +29,7 @@ def write_fit(
     u: str = "U",
     judged: Sequence[Rival] = (),
 ) -> dict[str, Any]:
-    """Write `out`/fit.json, whole or not at all, and return its content.
+    """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null.
 
     Args:
         out: Folder, created if absent.
@@ -42,45 +42,12 @@ def write_fit(
         u: Column the unique interactions came from; likewise.
         judged: The laws compared, `judge.rivals`.
     """
-    content = fit_content(fit, holdout, source_hash, x, y, d, u, judged)
-    write_json(out / "fit.json", content)
-    return content
-
-
-def read_fit(path: Path) -> tuple[Fit, dict[str, Any]]:
-    """The fit that `write_fit` wrote, and its content: the law is fitted again to the points in it, to the same end.
-
-    Raises:
-        UserError: no such file; not a fit, or one without its points.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        law, objective = LAWS[content["law"]], Objective(content["objective"], content["residuals"])
-        points = pl.DataFrame(content["points"])
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
-    return fit_points(law, points, objective), content
-
-
-def fit_content(
-    fit: Fit,
-    holdout: Holdout | None,
-    source_hash: str,
-    x: str,
-    y: str,
-    d: str = "D",
-    u: str = "U",
-    judged: Sequence[Rival] = (),
-) -> dict[str, Any]:
-    """The content of fit.json; a number that is not finite becomes null."""
     profile = Profile(fit)
-    ends = profile.parameters()
+    ends = profile.parameters
     unsure = unidentified(fit, profile)
     diagnostics = asdict(fit.diagnostics) | {"warnings": warnings(fit, profile, holdout), "unidentified": unsure}
     ahead = outlook(fit, profile)
-    content = {
+    content: dict[str, Any] = {
         "law": fit.law.name,
         "formula": fit.law.formula,
         **dict(zip(("x", "d", "u"), (x, d, u)[: len(fit.law.variables)], strict=False)),
@@ -105,7 +72,26 @@ def fit_content(
         "source_hash": source_hash,
         "points": fit.points.drop("file", "row", strict=False).to_dicts(),
     }
-    return dict(_finite(content))
+    content = _finite(content)
+    write_json(out / "fit.json", content)
+    return content
+
+
+def read_fit(path: Path) -> tuple[Fit, dict[str, Any]]:
+    """The fit that `write_fit` wrote, and its content: the law is fitted again to the points in it, to the same end.
+
+    Raises:
+        UserError: no such file; not a fit, or one without its points.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        law, objective = LAWS[content["law"]], Objective(content["objective"], content["residuals"])
+        points = pl.DataFrame(content["points"])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
+    return fit_points(law, points, objective), content
 
 
 def table(content: dict[str, Any]) -> str:

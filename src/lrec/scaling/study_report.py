@@ -124,10 +124,11 @@ def _figures(out: Path, runs: list[Run], points: Mapping[str, dict[str, Any]]) -
     links = []
     for variant in dict.fromkeys(run.variant for run in runs):
         mine = [run for run in runs if run.variant == variant and points[run.name]["status"] != "diverged"]
-        whole = [points_of(out / "runs" / run.name) for run in mine if run.fraction == max(r.fraction for r in mine)]
-        every = [points_of(out / "runs" / run.name) for run in mine]
-        if not every:
+        if not mine:
             continue
+        every = [points_of(out / "runs" / run.name) for run in mine]
+        most = max(run.fraction for run in mine)
+        whole = [evaluations for run, evaluations in zip(mine, every, strict=True) if run.fraction == most]
         folder = out / "figures" / variant
         drawn = {
             "compute": compute_figure(whole),

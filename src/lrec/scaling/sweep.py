@@ -88,7 +88,4 @@ def tune(runs: list[Run], folder: Path, values: dict[str, Any]) -> Tuned:
 
 
 def _value(run: Run, option: str) -> float:
-    value: Any = run.options
-    for part in option.replace("data.", "data.init_args.", 1).split("."):
-        value = value[part]
-    return float(value)
+    return float(dotted(run.options)[option.replace("data.", "data.init_args.", 1)])

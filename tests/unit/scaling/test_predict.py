@@ -83,7 +83,7 @@ def test_points_on_the_curve_leave_no_doubt() -> None:
     (p,) = profile.predict([8.8e8])
     assert p.high - p.low < 1e-6
     assert p.predicted == pytest.approx(curve(np.array([8.8e8]))[0])
-    low, high = profile.parameters()["a"]
+    low, high = profile.parameters["a"]
     assert low == pytest.approx(0.12, rel=1e-4)
     assert high == pytest.approx(0.12, rel=1e-4)
 
@@ -101,15 +101,15 @@ def test_seeds_are_pure_error_unless_the_sizes_scatter_more() -> None:
 
 def test_parameter_intervals_hold_the_truth_and_say_when_it_is_unknown() -> None:
     truth = {"E": 4, "x0": 1.2 ** (1 / 0.12), "a": 0.12}
-    for name, (low, high) in Profile(small_fit(n_sizes=12, n_seeds=3, sigma=0.0005)).parameters().items():
+    for name, (low, high) in Profile(small_fit(n_sizes=12, n_seeds=3, sigma=0.0005)).parameters.items():
         assert 0 < low < truth[name] < high
-    low, high = Profile(small_fit(n_sizes=4)).parameters()["a"]
+    low, high = Profile(small_fit(n_sizes=4)).parameters["a"]
     assert high > 20 * low
 
 
 def test_pinned_floors_are_the_intervals_ends_and_still_fit() -> None:
     fitted = small_fit(n_sizes=12)
-    ends = Profile(fitted).parameters()["E"]
+    ends = Profile(fitted).parameters["E"]
     for end, pinned in zip(ends, Profile(fitted).pinned(), strict=True):
         assert pinned.parameters["E"] == end
         assert pinned.curve(fitted.x_N) == pytest.approx(fitted.y_N, rel=0.01)
