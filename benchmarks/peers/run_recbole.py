@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--max_len", type=int)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--batches", type=int, help="An epoch is so many batches of its rows, at most.")
     parser.add_argument("--lr", type=float, default=1e-3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -70,6 +71,10 @@ def main() -> None:
     train_data, _, test_data = data_preparation(config, dataset)
     model = SASRec(config, train_data.dataset)
     trainer = Trainer(config, model)
+    rows_per_epoch = len(train_data.dataset)
+    if options.batches is not None:
+        rows_per_epoch = min(rows_per_epoch, options.batches * 2048)
+        train_data.sampler._num_samples = rows_per_epoch  # the first of each epoch's random order
     started = time.perf_counter()
     trainer.fit(train_data, saved=False, verbose=False)
     seconds = time.perf_counter() - started
@@ -82,7 +87,8 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "targets": len(train_data.dataset) * options.epochs,
+                "targets": rows_per_epoch * options.epochs,
+                "whole": rows_per_epoch == len(train_data.dataset),
                 "seconds": seconds,
                 "memory_gib": fit_memory,
                 "evaluation_memory_gib": memory,

@@ -116,7 +116,8 @@ def top_items(hidden_BD: Tensor, table_VD: Tensor, seen_rows_S: Tensor, seen_ite
             best = _TopK(len(hidden_BD[rows]), min(k, len(table_VD)), hidden_BD.device)
             for start in range(0, len(table_VD), CHUNK_ITEMS):
                 (scores_BC,) = _scored(hidden_BD[rows], table_VD[start : start + CHUNK_ITEMS], scratch)
-                scores_BC[_inside(rows_S, items_S, start, scores_BC.shape[1])] = -math.inf
+                inside_S = _inside(items_S, start, scores_BC.shape[1])
+                scores_BC[rows_S[inside_S], items_S[inside_S] - start] = -math.inf
                 best.add(scores_BC, start)
             blocks.append(best.best_first())
         return TopItems(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
@@ -170,33 +171,37 @@ def _score_block(
         target_score_B1[overrides.rows_S[of_target_S], 0] = overrides.scores_S[of_target_S]
     log_sum_B = hidden_BD.new_full((n_rows,), -math.inf)
     rank_B = torch.ones_like(log_sum_B)
-    seen_above_B = torch.zeros_like(log_sum_B)
     all_rows_B = torch.arange(n_rows, device=hidden_BD.device)
-    lists, lists_unseen = _TopK(n_rows, k, hidden_BD.device), _TopK(n_rows, k, hidden_BD.device)
+    seen_scores_S = hidden_BD.new_empty(len(seen_items_S))
+    best = _TopK(n_rows, k, hidden_BD.device)
     for start in range(0, n_items, CHUNK_ITEMS):
         table_CD = table_VD[start : start + CHUNK_ITEMS]
         scores_BC, work_BC = _scored(hidden_BD, table_CD, scratch)
         if overrides is not None:
-            inside_S = (overrides.items_S >= start) & (overrides.items_S < start + len(table_CD))
+            inside_S = _inside(overrides.items_S, start, len(table_CD))
             places = overrides.rows_S[inside_S], overrides.items_S[inside_S] - start
             scores_BC[places] = overrides.scores_S[inside_S]
-        lists.add(scores_BC, start)
         # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
         share_BC = torch.softmax(scores_BC, 1, out=work_BC)
         log_sum_B = torch.logaddexp(log_sum_B, scores_BC.amax(1) - share_BC.amax(1).log())
         # The sum of what `_above` gives, in fewer passes.
         rank_B += (torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1) + len(table_CD)) / 2
-        # Taken back, with the very scores that were counted: the target itself, and for the unseen rank the seen items.
-        rows_B, columns_B = _inside(all_rows_B, target_B1.squeeze(1), start, scores_BC.shape[1])
-        rank_B.index_add_(0, rows_B, -_above(scores_BC[rows_B, columns_B], target_score_B1[rows_B, 0]))
-        rows_S, columns_S = _inside(seen_rows_S, seen_items_S, start, scores_BC.shape[1])
-        seen_above_B.index_add_(0, rows_S, _above(scores_BC[rows_S, columns_S], target_score_B1[rows_S, 0]))
-        scores_BC[rows_S, columns_S] = -math.inf
-        lists_unseen.add(scores_BC, start)
+        # Taken back, with the very score that was counted: the target itself.
+        rows_B = all_rows_B[_inside(target_B1[:, 0], start, len(table_CD))]
+        of_target_B = scores_BC[rows_B, target_B1[rows_B, 0] - start]
+        rank_B.index_add_(0, rows_B, -_above(of_target_B, target_score_B1[rows_B, 0]))
+        inside_S = _inside(seen_items_S, start, len(table_CD))
+        places = seen_rows_S[inside_S], seen_items_S[inside_S] - start
+        seen_scores_S[inside_S] = scores_BC[places]
+        scores_BC[places] = -math.inf
+        best.add(scores_BC, start)
+    seen_above_B = torch.zeros_like(log_sum_B)
+    seen_above_B.index_add_(0, seen_rows_S, _above(seen_scores_S, target_score_B1[seen_rows_S, 0]))
     target_seen_B = torch.zeros_like(known_B)
     target_seen_B[seen_rows_S[seen_items_S == targets_B[seen_rows_S]]] = True
-    top_BK, top_scores_BK = lists.best_first()
-    top_unseen_BK, top_unseen_scores_BK = lists_unseen.best_first()
+    top_unseen_BK, top_unseen_scores_BK = best.best_first()
+    best.add_pairs(seen_rows_S, seen_items_S, seen_scores_S)
+    top_BK, top_scores_BK = best.best_first()
     return Scores(
         loss_B=torch.where(known_B, log_sum_B - target_score_B1.squeeze(1), math.nan),
         rank_B=torch.where(known_B, rank_B, math.inf),
@@ -213,10 +218,9 @@ def _above(scores: Tensor, target_score: Tensor) -> Tensor:
     return (scores - target_score).sign_().add_(1).div_(2)
 
 
-def _inside(rows: Tensor, items: Tensor, start: int, n_chunk: int) -> tuple[Tensor, Tensor]:
-    """The pairs whose item lies in the chunk, as row and column."""
-    inside = (items >= start) & (items < start + n_chunk)
-    return rows[inside], items[inside] - start
+def _inside(items: Tensor, start: int, n_chunk: int) -> Tensor:
+    """Which items lie in the chunk."""
+    return (items >= start) & (items < start + n_chunk)
 
 
 class _TopK:
@@ -228,10 +232,30 @@ class _TopK:
         self.items_BK = torch.empty((n_rows, 0), dtype=torch.int64, device=device)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
+        """Add a chunk of the catalogue from item `start` on; chunks come in order, before any pairs."""
         columns_BK = _top_columns(scores_BC, self.k)
         # Earlier chunks hold the smaller indices, so what is put behind them keeps the order.
         self.scores_BK = torch.cat([self.scores_BK, scores_BC.gather(1, columns_BK)], 1)
         self.items_BK = torch.cat([self.items_BK, columns_BK + start], 1)
+        self._shorten()
+
+    def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
+        """Add single items of single rows, in any order."""
+        of_row_B = torch.bincount(rows_S, minlength=len(self.scores_BK))
+        order_S = items_S.argsort()
+        order_S = order_S[rows_S[order_S].argsort(stable=True)]
+        rows_S = rows_S[order_S]
+        slots_S = torch.arange(len(rows_S), device=rows_S.device) - (of_row_B.cumsum(0) - of_row_B)[rows_S]
+        scores_BS = self.scores_BK.new_full((len(of_row_B), int(of_row_B.max())), -math.inf)
+        items_BS = torch.zeros_like(scores_BS, dtype=torch.int64)
+        scores_BS[rows_S, slots_S], items_BS[rows_S, slots_S] = scores_S[order_S], items_S[order_S]
+        columns_BK = _top_columns(scores_BS, self.k)
+        items_BK = torch.cat([self.items_BK, items_BS.gather(1, columns_BK)], 1)
+        self.items_BK, order_BK = items_BK.sort(1)
+        self.scores_BK = torch.cat([self.scores_BK, scores_BS.gather(1, columns_BK)], 1).gather(1, order_BK)
+        self._shorten()
+
+    def _shorten(self) -> None:
         if self.scores_BK.shape[1] > self.k:
             columns_BK = _top_columns(self.scores_BK, self.k)
             self.scores_BK = self.scores_BK.gather(1, columns_BK)

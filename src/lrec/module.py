@@ -206,11 +206,10 @@ class SequentialRecommender(LightningModule):
         """The best items for each user's whole history."""
         seen = slice(None if self.exclude_seen else 0)
 
-        def head(hidden_BLD: Tensor, table_VD: Tensor) -> TopItems:
-            hidden_BD = hidden_BLD.flatten(0, 1)[batch.positions_B]
+        def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
             return top_items(hidden_BD, table_VD, batch.seen_rows_S[seen], batch.seen_items_S[seen], self.top_k)
 
-        best: TopItems = self.net(batch.items_BL, head)
+        best: TopItems = self.net(batch.items_BL, head, alone_B=batch.positions_B)
         return TopK(batch.users_B, best.items_BK, best.scores_BK)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -256,11 +255,11 @@ class SequentialRecommender(LightningModule):
         return shape | architecture
 
     def _evaluate(self, batch: EvalBatch) -> None:
-        def head(hidden_BLD: Tensor, table_VD: Tensor) -> Scores:
-            hidden_BD = hidden_BLD.flatten(0, 1)[batch.positions_B]
+        def head(hidden_BD: Tensor, table_VD: Tensor) -> Scores:
             return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S)
 
-        self.model_evaluation.update(self.net(batch.items_BL, head), batch.targets_B, batch.weights_B)
+        scores = self.net(batch.items_BL, head, alone_B=batch.positions_B)
+        self.model_evaluation.update(scores, batch.targets_B, batch.weights_B)
         stage = "test" if self.trainer.testing else "val"
         for name in self._baselines_of(stage):
             if f"{stage}/{name}" not in self.evaluations:

@@ -259,8 +259,9 @@ class Reading(NamedTuple):
     """What positions read where it is not simply themselves and all before them."""
 
     allowed_B1LC: Tensor  # bool: position l reads position c
-    positions_BL: Tensor | None = None  # None: from 0
+    positions_BL: Tensor | None = None  # of those that read; None: from 0
     cache: KeyValueCache | None = None
+    alone_B: Tensor | None = None  # flat index of the one position of each row that reads; None: all do
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
@@ -290,17 +291,31 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(inner, width)
 
     def forward(self, hidden_BLD: Tensor, reading: Reading | None = None) -> Tensor:
-        """Attention, causal unless `reading` says otherwise, and the perceptron, each on a residual branch."""
-        hidden_BLD = self._add(hidden_BLD, self._attend(self.attention_norm(hidden_BLD), reading))
+        """Attention, causal unless `reading` says otherwise, and the perceptron, each on a residual branch; (B, 1, D)
+        where one position of each row reads alone."""
+        branch_BLD = self._attend(self.attention_norm(hidden_BLD), reading)
+        if reading is not None and reading.alone_B is not None:
+            hidden_BLD = _at(hidden_BLD, reading.alone_B)
+        hidden_BLD = self._add(hidden_BLD, branch_BLD)
         return self._add(hidden_BLD, self._perceive(self.mlp_norm(hidden_BLD)))
 
     def _attend(self, hidden_BLD: Tensor, reading: Reading | None) -> Tensor:
-        query_BLHK, key_BLHK, value_BLHK = self.qkv(hidden_BLD).unflatten(-1, (3, self.config.heads, -1)).unbind(-3)
+        alone_B = None if reading is None else reading.alone_B
+        if alone_B is None:
+            query_BLHK, key_BLHK, value_BLHK = self.qkv(hidden_BLD).unflatten(-1, (3, self.config.heads, -1)).unbind(-3)
+        else:
+            of_query, of_rest = slice(self.config.width), slice(self.config.width, None)
+            asking_B1D = _at(hidden_BLD, alone_B)
+            query_BLHK = F.linear(asking_B1D, self.qkv.weight[of_query], self.qkv.bias[of_query])
+            query_BLHK = query_BLHK.unflatten(-1, (self.config.heads, -1))
+            rest_BLE = F.linear(hidden_BLD, self.qkv.weight[of_rest], self.qkv.bias[of_rest])
+            key_BLHK, value_BLHK = rest_BLE.unflatten(-1, (2, self.config.heads, -1)).unbind(-3)
         if self.config.architecture.qk_norm:
             query_BLHK, key_BLHK = _normalised(query_BLHK, self.query_norm), _normalised(key_BLHK, self.key_norm)
         positions_BL = None if reading is None else reading.positions_BL
         if self.config.architecture.positions == "rotary":
-            query_BLHK, key_BLHK = rotate(query_BLHK, positions_BL), rotate(key_BLHK, positions_BL)
+            query_BLHK = rotate(query_BLHK, positions_BL)
+            key_BLHK = rotate(key_BLHK, positions_BL if alone_B is None else None)
         if reading is not None and reading.cache is not None:
             assert positions_BL is not None
             key_BLHK, value_BLHK = reading.cache.extend(self.layer, positions_BL, key_BLHK, value_BLHK)
@@ -327,6 +342,11 @@ class Block(nn.Module):
         if self.residual_dropout:
             branch_BLD = F.dropout(branch_BLD, self.residual_dropout, self.training)
         return torch.add(hidden_BLD, branch_BLD, alpha=self.config.branch_scale)
+
+
+def _at(hidden_BLD: Tensor, alone_B: Tensor) -> Tensor:
+    """One position of each row, (B, 1, D)."""
+    return hidden_BLD.flatten(0, 1)[alone_B][:, None]
 
 
 def _normalised(x_BLHK: Tensor, norm: nn.RMSNorm) -> Tensor:
@@ -419,8 +439,9 @@ class Transformer(nn.Module):
         head: Callable[[Tensor, Tensor], Result],
         blank_BL: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        alone_B: Tensor | None = None,
     ) -> Result:
-        """Encode the histories and return `head(hidden_BLD, table_VD)`.
+        """Encode the histories and return `head(hidden_BLD, table_VD)`, or `head(hidden_BD, table_VD)` of `alone_B`.
 
         Args:
             items_BL: Catalogue indices, right-padded with any.
@@ -429,8 +450,10 @@ class Transformer(nn.Module):
                 own hidden state knows nothing of it.
             cache: What earlier items of these histories have left; `items_BL` goes on from there, and is put in. For
                 inference, without blanks.
+            alone_B: Flat index b * L + l of the one position of each row whose hidden state is wanted: the last block
+                computes no other. Without a cache.
         """
-        assert blank_BL is None or cache is None
+        assert cache is None or (blank_BL is None and alone_B is None)
         length = items_BL.shape[1]
         hidden_BLD = self.items(items_BL)
         reading = None
@@ -444,10 +467,14 @@ class Transformer(nn.Module):
             hidden_BLD = hidden_BLD + self.positions.weight[places]
         hidden_BLD = F.dropout(hidden_BLD, self.config.dropout.embedding, self.training)
         for block in self.blocks:
+            if alone_B is not None and block is self.blocks[-1]:
+                reading = _reading_alone(alone_B, length, reading)
             if self.checkpoint_activations and self.training:
                 hidden_BLD = checkpoint(block, hidden_BLD, reading, use_reentrant=False)
             else:
                 hidden_BLD = block(hidden_BLD, reading)
+        if alone_B is not None:
+            hidden_BLD = hidden_BLD.squeeze(1)
         hidden_BLD = self.norm(hidden_BLD)
         if self.config.mup is not None:
             hidden_BLD = hidden_BLD * self.config.width_scale
@@ -460,3 +487,13 @@ def _reading_around(blank_BL: Tensor) -> Reading:
     earlier_LL = torch.ones(length, length, dtype=torch.bool, device=blank_BL.device).tril(-1)
     itself_LL = torch.eye(length, dtype=torch.bool, device=blank_BL.device)
     return Reading((itself_LL | (earlier_LL & ~blank_BL[:, None, :]))[:, None])
+
+
+def _reading_alone(alone_B: Tensor, length: int, reading: Reading | None) -> Reading:
+    """One position of each row reads what it would read among all."""
+    place_B1 = (alone_B % length)[:, None]
+    if reading is None:
+        allowed_BC = torch.arange(length, device=alone_B.device) <= place_B1
+    else:
+        allowed_BC = reading.allowed_B1LC.flatten(0, 2)[alone_B]
+    return Reading(allowed_BC[:, None, None], place_B1, alone_B=alone_B)

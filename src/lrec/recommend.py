@@ -141,15 +141,14 @@ class Model:
             items_S = place_V[items_S]
             rows_S, items_S = rows_S[items_S >= 0], items_S[items_S >= 0]
 
-        def head(hidden_BLD: Tensor, table_VD: Tensor) -> TopItems:
-            hidden_BD = hidden_BLD.flatten(0, 1)[batch.positions_B.to(device)]
+        def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
             if candidates_C is None:
                 return top_items(hidden_BD, table_VD, rows_S.to(device), items_S.to(device), k)
             candidates = torch.from_numpy(candidates_C).to(device)  # ascending: ties keep the catalogue's order
             top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), k)
             return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
 
-        result: TopItems = self.net(batch.items_BL.to(device), head)
+        result: TopItems = self.net(batch.items_BL.to(device), head, alone_B=batch.positions_B.to(device))
         return result
 
     @cached_property

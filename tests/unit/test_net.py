@@ -5,7 +5,7 @@ import torch
 
 from lrec import cost
 from lrec.errors import UserError
-from lrec.net import SIZES, Dropout, OverDepth, Transformer, TransformerConfig, find_size
+from lrec.net import SIZES, Architecture, Dropout, MuP, OverDepth, Transformer, TransformerConfig, find_size
 
 LSRM = {"98k": 98_304, "786k": 786_432, "1.6m": 1_572_864, "9.4m": 9_437_184, "75m": 75_497_472, "829m": 829_440_000}
 
@@ -42,6 +42,24 @@ def test_no_position_sees_a_later_item() -> None:
     before, after = net(items_BL, hidden), net(changed_BL, hidden)
     torch.testing.assert_close(before[:, :6], after[:, :6])
     assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("blanks", [False, True])
+@pytest.mark.parametrize(
+    "architecture", [Architecture(), Architecture(norm="rms", mlp="swiglu", positions="rotary", qk_norm=True)]
+)
+def test_a_position_alone_is_what_it_is_among_all(architecture: Architecture, blanks: bool, layers: int) -> None:
+    torch.manual_seed(0)
+    net = Transformer(TransformerConfig(50, 9, layers, 16, 2, architecture=architecture, mup=MuP(2, 8, 2)))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # biases too, which begin at 0
+    items_BL = torch.randint(0, 50, (4, 9))
+    blank_BL = torch.rand(4, 9) < 0.4 if blanks else None
+    alone_B = torch.tensor([8, 3, 0, 5]) + 9 * torch.arange(4)
+    among_all = net(items_BL, hidden, blank_BL=blank_BL).flatten(0, 1)[alone_B]
+    torch.testing.assert_close(net(items_BL, hidden, blank_BL=blank_BL, alone_B=alone_B), among_all)
 
 
 def test_initialisation_scales_residual_projections_by_depth() -> None:

@@ -158,13 +158,13 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
     for chosen_B, items_BL, blank_BL, last_B in share_of(batches(cases, device)):
         targets_B = torch.from_numpy(targets_C[chosen_B]).to(device)
 
-        def head(hidden_BLD: Tensor, table_VD: Tensor, last_B=last_B, targets_B=targets_B) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+        def head(hidden_BD: Tensor, table_VD: Tensor, targets_B: Tensor = targets_B) -> tuple[Tensor, ...]:
             if candidates_V is not None:
                 table_VD = table_VD[torch.from_numpy(candidates_V).to(device)]
-            scores = score(hidden_BLD.flatten(0, 1)[last_B], table_VD, targets_B, nothing, nothing, LIST_LENGTH)
+            scores = score(hidden_BD, table_VD, targets_B, nothing, nothing, LIST_LENGTH)
             return scores.loss_B, scores.rank_B, scores.top_BK
 
-        found = net(items_BL, head, blank_BL=blank_BL)
+        found = net(items_BL, head, blank_BL=blank_BL, alone_B=last_B)
         loss_C[chosen_B], rank_C[chosen_B], top_CK[chosen_B] = (tensor.cpu().numpy() for tensor in found)
     return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
 
