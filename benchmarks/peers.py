@@ -32,8 +32,8 @@ PEERS = {
 # prefixes of 200 items a whole one takes it half an hour.
 DATASETS = {
     "beauty": ("s3rec_Beauty.txt.gz", 50, 2, None),
-    "ml-latest-small": ("ml-latest-small_ratings.csv.gz", 200, 1, 8),
-    "ml-100k": ("ml-100k.inter", 200, 1, 8),
+    "ml-latest-small": ("ml-latest-small_ratings.csv.gz", 200, 1, 4),
+    "ml-100k": ("ml-100k.inter", 200, 1, 4),
 }
 
 
@@ -198,7 +198,7 @@ def page(tables: list[str], threads: int) -> str:
             "items ranked. Few epochs, because the peers take minutes for each: the accuracies compare what is",
             "learned in so many epochs, not what the models reach. Users/s: every test user's ten best items,",
             "`recommend` of lrec and of RecTools, raw ids in and out; RecBole's full-sort evaluation is timed as it",
-            "is, without the filter, and its figures are computed from its scores with it. At length 200 eight",
+            "is, without the filter, and its figures are computed from its scores with it. At length 200 four",
             "batches of RecBole's epoch are timed. Memory is the peak of the process, imports included. lrec runs",
             "before, between and after the peers: its median.",
             "",
