@@ -25,6 +25,8 @@ def test_shipped_configurations_parse(config: Path, parse: Callable[[list[str]],
         return
     missing = {"data": "--config=data/synthetic.yaml", "model": "--config=model/98k.yaml"}
     missing.pop(config.parent.name, None)
+    if config.parent.name == "recipes":
+        missing = {}
     parse(["fit", f"--config={config}", *missing.values()])
 
 
