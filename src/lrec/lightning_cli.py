@@ -46,6 +46,10 @@ _NOT_FOR_USERS = (
 )
 
 
+# A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
+FEW_STEPS, MORE_STEPS = 10, 50
+
+
 class Parser(OneLineParser, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
@@ -130,8 +134,18 @@ class CommandLine(LightningCLI):
         trainer: Any = self.trainer
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
         if trainer.is_global_zero:
+            self._hint_at_more_steps()
             with replacing(self.run / "items.parquet") as temporary:
                 self.datamodule.item_table().write_parquet(temporary)
+
+    def _hint_at_more_steps(self) -> None:
+        data = self.datamodule
+        smaller = max(2 * data.max_len, data.U // MORE_STEPS)
+        if data.steps_per_epoch < FEW_STEPS and smaller < data.targets_per_step:
+            print(
+                f"an epoch has no more than {data.steps_per_epoch} of the optimizer's steps: "
+                f"--data.targets_per_step {smaller} would make it {-(-data.U // smaller)}"
+            )
 
     def after_fit(self) -> None:
         """Test the best checkpoint."""
