@@ -3,6 +3,7 @@
 import argparse
 import json
 import resource
+import statistics
 import time
 import warnings
 from pathlib import Path
@@ -83,9 +84,11 @@ def main() -> None:
     model.fit(Dataset.construct(train))
     fit_memory = peak_gib()
     users = test[Columns.User].to_numpy()
-    started = time.perf_counter()
-    lists = model.recommend(users, Dataset.construct(before_test), k=10, filter_viewed=True)
-    evaluation_seconds = time.perf_counter() - started
+    evaluation_seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        lists = model.recommend(users, Dataset.construct(before_test), k=10, filter_viewed=True)
+        evaluation_seconds.append(time.perf_counter() - started)
     merged = lists.merge(test[[Columns.User, Columns.Item]], on=[Columns.User, Columns.Item])
     lengths = train.groupby(Columns.User).size().to_numpy()
     print(
@@ -97,7 +100,7 @@ def main() -> None:
                 "memory_gib": fit_memory,
                 "evaluation_memory_gib": peak_gib(),
                 "users": len(users),
-                "evaluation_seconds": evaluation_seconds,
+                "evaluation_seconds": statistics.median(evaluation_seconds),
                 "HR@10": len(merged) / len(users),
                 "NDCG@10": float((1 / np.log2(1 + merged[Columns.Rank])).sum() / len(users)),
                 "version": __import__("rectools").__version__,
