@@ -1,7 +1,12 @@
 """What several tests need: the command line in this process, a small log, and real data where it is at hand."""
 
-import logging
 import os
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before anything that counts the cores is imported
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
+
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
