@@ -204,7 +204,7 @@ def page(tables: list[str], threads: int) -> str:
             "",
             "RecBole's evaluation of Beauty reads 50 padded positions of every history: some 280 GFLOP of products,",
             "at 60 GFLOP/s. lrec's, of real positions, the last block at one of them, and scores, are a fifth, 57; in",
-            "small pieces, and with lists beside them, they run at 40 GFLOP/s. So an exact evaluation of this model",
+            "small pieces, and with lists beside them, they run at 47 GFLOP/s. So an exact evaluation of this model",
             "can hardly be five times as fast as RecBole's.",
             "",
             *tables,
