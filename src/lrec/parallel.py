@@ -76,8 +76,9 @@ def build(
 def _compile(net: Transformer) -> None:
     """Compile each block for batches of any shape; blocks that differ in nothing but their weights share the work."""
     # A dropout rate is a constant of its graph, so a schedule over depth makes one for every block: in training, in
-    # evaluation, and once more where a batch has one row or one position. Beyond its limit torch would stop compiling.
-    limit = 5 * len(net.blocks)
+    # evaluation, and once more where a batch has one row or one position; and the last block, where one position of each
+    # row is wanted, has graphs of its own. Beyond its limit torch would stop compiling.
+    limit = 5 * len(net.blocks) + 5
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, limit)
     for block in net.blocks:
