@@ -76,8 +76,8 @@ def build(
 def _compile(net: Transformer) -> None:
     """Compile each block for batches of any shape; blocks that differ in nothing but their weights share the work."""
     # A dropout rate is a constant of its graph, so a schedule over depth makes one for every block: in training, in
-    # evaluation, and once more where a batch has one row or one position; and the last block, where one position of each
-    # row is wanted, has graphs of its own. Beyond its limit torch would stop compiling.
+    # evaluation, and once more where a batch has one row or one position. The last block has graphs of its own where
+    # one position of each row is wanted. Beyond its limit torch would stop compiling.
     limit = 5 * len(net.blocks) + 5
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, limit)
