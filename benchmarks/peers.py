@@ -52,14 +52,17 @@ def main() -> None:
         raw = next((options.environments / "recbole").rglob(file), options.data / file)
         folder = options.environments / "data" / name
         counts = write_log(raw, folder, options.users)
-        results = {"lrec": {}}
-        ours = [run("lrec", pythons["lrec"], folder, max_len, epochs, options.threads)]
+
+        def measure(engine: str, *more: str | int) -> dict:
+            return run(engine, pythons[engine], folder, max_len, epochs, options.threads, *more)  # noqa: B023 (at once)
+
+        ours, theirs = [measure("lrec")], {}
         for peer in PEERS:
-            some = ["--batches", batches] if peer == "recbole" and batches is not None else []
-            results[peer] = run(peer, pythons[peer], folder, max_len, epochs, options.threads, *some)
-            ours.append(run("lrec", pythons["lrec"], folder, max_len, epochs, options.threads))
+            theirs[peer] = measure(peer, *(["--batches", batches] if peer == "recbole" and batches else []))
+            ours.append(measure("lrec"))
         times = ("seconds", "evaluation_seconds", "test_seconds")
-        results["lrec"] = ours[0] | {name: statistics.median(result[name] for result in ours) for name in times}
+        median = {name: statistics.median(result[name] for result in ours) for name in times}
+        results = {"lrec": ours[0] | median} | theirs
         ceiling = ceiling_targets_per_s(counts, max_len, options.threads)
         tables.append(table(name, counts, max_len, epochs, results, ceiling))
         print(tables[-1], flush=True)
@@ -160,7 +163,9 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
     ]
     for engine, result in results.items():
         speed, evaluation = result["targets"] / result["seconds"], result["users"] / result["evaluation_seconds"]
-        accuracy = "{HR@10:.4f} | {NDCG@10:.4f}".format_map(result) if result["whole"] else "part of | an epoch"
+        accuracy = (
+            "{HR@10:.4f} | {NDCG@10:.4f}".format_map(result) if result.get("whole", True) else "part of | an epoch"
+        )
         lines.append(
             f"| {engine} {result['version']} | {speed:,.0f} | {our_speed / speed:.1f}x | {result['memory_gib']:.2f} "
             f"| {ours['memory_gib'] / result['memory_gib']:.2f} | {accuracy} "

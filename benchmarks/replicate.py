@@ -69,12 +69,19 @@ PROTOCOLS = {
 }
 
 
+# The data set that each recipe is named for; those of other data sets are not at hand.
+RECIPES = {
+    path.stem: name
+    for path in sorted((HERE.parent / "configs" / "recipes").glob("*.yaml"))
+    for name in PROTOCOLS
+    if path.stem.startswith(f"{name}-")
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    recipes = sorted(path.stem for path in (HERE.parent / "configs" / "recipes").glob("*.yaml"))
-    recipes = [recipe for recipe in recipes if protocol_of(recipe) is not None]
     parser.add_argument("--data", type=Path, required=True, help="Folder with the raw files.")
-    parser.add_argument("--recipes", nargs="+", choices=recipes, default=recipes)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--jobs", type=int, default=2, help="Runs trained side by side.")
@@ -83,15 +90,10 @@ def main() -> None:
         folders = [options.runs / f"{recipe}-seed{seed}" for recipe in options.recipes for seed in options.seeds]
         list(pool.map(lambda folder: train(folder, options.data), folders))
     sections = [
-        section(name, protocol, [recipe for recipe in options.recipes if protocol_of(recipe) == name], options)
+        section(name, protocol, [recipe for recipe in options.recipes if RECIPES[recipe] == name], options)
         for name, protocol in PROTOCOLS.items()
     ]
     write_text(HERE / "replicate.md", page([text for text in sections if text]))
-
-
-def protocol_of(recipe: str) -> str | None:
-    """The data set a recipe is named for; None where its data are not at hand."""
-    return next((name for name in PROTOCOLS if recipe.startswith(f"{name}-")), None)
 
 
 def train(folder: Path, data: Path) -> None:
@@ -100,7 +102,7 @@ def train(folder: Path, data: Path) -> None:
         return
     recipe, seed = folder.name.rsplit("-seed", 1)
     command = [sys.executable, "-m", "lrec", "fit", "--config", f"configs/recipes/{recipe}.yaml"]
-    command += ["--data.path", str(data / PROTOCOLS[protocol_of(recipe) or ""].file), "--data.seed", seed]
+    command += ["--data.path", str(data / PROTOCOLS[RECIPES[recipe]].file), "--data.seed", seed]
     command += ["--seed_everything", seed, "--trainer.default_root_dir", str(folder)]
     command += ["--trainer.enable_progress_bar", "false"]
     if (folder / "checkpoints" / "last.ckpt").exists():
@@ -128,16 +130,13 @@ class Outcome(NamedTuple):
 
 def outcome(recipe: str, protocol: Protocol, options: argparse.Namespace) -> Outcome:
     """Evaluate the runs of a recipe."""
-    ranks, points, data = [], [], Data()
-    for seed in options.seeds:
-        folder = options.runs / f"{recipe}-seed{seed}"
-        ranks.append(ranks_of(load_run(folder, data), data, protocol.drop_unknown))
-        points.append(finished_point(folder))
+    folders = [options.runs / f"{recipe}-seed{seed}" for seed in options.seeds]
+    points, data = [finished_point(folder) for folder in folders], Data()
     return Outcome(
-        np.stack(ranks),
+        np.stack([ranks_of(load_run(folder, data), data, protocol.drop_unknown) for folder in folders]),
         points[0],
         float(np.mean([point["metrics"]["val/NDCG@10_unseen"] for point in points])),
-        float(np.mean([points_of(options.runs / f"{recipe}-seed{seed}")[-1]["wall_s"] / 60 for seed in options.seeds])),
+        float(np.mean([points_of(folder)[-1]["wall_s"] / 60 for folder in folders])),
         ", ".join(sorted({point["commit"][:7] for point in points})),
     )
 

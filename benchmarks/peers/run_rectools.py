@@ -95,7 +95,6 @@ def main() -> None:
         json.dumps(
             {
                 "targets": int(np.minimum(np.maximum(lengths - 1, 0), options.max_len).sum()) * options.epochs,
-                "whole": True,
                 "seconds": Stopwatch.seconds,
                 "memory_gib": fit_memory,
                 "evaluation_memory_gib": peak_gib(),

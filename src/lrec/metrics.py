@@ -243,7 +243,7 @@ class _TopK:
         """Add single items of single rows, in any order."""
         of_row_B = torch.bincount(rows_S, minlength=len(self.scores_BK))
         order_S = items_S.argsort()
-        order_S = order_S[rows_S[order_S].argsort(stable=True)]
+        order_S = order_S[rows_S[order_S].argsort(stable=True)]  # by row, and in each by item
         rows_S = rows_S[order_S]
         slots_S = torch.arange(len(rows_S), device=rows_S.device) - (of_row_B.cumsum(0) - of_row_B)[rows_S]
         scores_BS = self.scores_BK.new_full((len(of_row_B), int(of_row_B.max())), -math.inf)
