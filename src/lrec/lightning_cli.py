@@ -78,6 +78,8 @@ class CommandLine(LightningCLI):
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": "val/loss",
                 "early_stopping.patience": 10,
+                # After evaluations only: max_steps may end an epoch before its own.
+                "early_stopping.check_on_train_epoch_end": False,
             }
         )
 
@@ -155,6 +157,11 @@ class CommandLine(LightningCLI):
             rank_zero_only(print)("the loss is not finite: the run is marked diverged and not tested")
         elif best:
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
+        else:
+            rank_zero_only(print)(
+                "training ended before an evaluation, so there is no best checkpoint to test: "
+                "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

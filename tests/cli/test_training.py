@@ -217,6 +217,16 @@ def test_a_small_log_in_large_steps_gets_a_hint(options: list[str], tmp_path: Pa
     assert points_of(tmp_path / "more")[-1]["step"] == int(found[2])
 
 
+def test_a_run_whose_steps_end_before_an_evaluation_says_so(
+    options: list[str], tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    folder = tmp_path / "short"
+    printed = lrec("fit", *options, f"--trainer.default_root_dir={folder}", "--trainer.max_steps=2")
+    assert "training ended before an evaluation" in printed
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    assert points_of(folder) == []
+
+
 def test_a_diverged_run_stops_and_says_so(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:
     folder = tmp_path / "diverged"
     printed = lrec("fit", *options, f"--trainer.default_root_dir={folder}", "--model.optimizer.lr=1e38")
