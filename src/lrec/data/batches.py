@@ -166,11 +166,8 @@ def train_batch(
     if len(starts) == 0:
         empty = torch.zeros(0, dtype=torch.int64)
         return TrainBatch(torch.zeros(1, 1, dtype=torch.int64), empty, empty, step_targets, step_pairs)
-    width = int(lengths.max())
     places = ranges(starts, lengths)
-    positions_M = ranges(np.arange(len(starts)) * width, lengths)
-    items_BL = np.zeros((len(starts), width), dtype=np.int64)
-    items_BL.ravel()[positions_M] = catalogue_index_I[part.items(places)]
+    items_BL, positions_M = padded(catalogue_index_I[part.items(places)], lengths)
     targets_M = catalogue_index_I[part.items(places + 1)]
     return TrainBatch(
         torch.from_numpy(items_BL),
@@ -237,18 +234,24 @@ def history_batch(items_N: np.ndarray, lengths_B: np.ndarray, max_len: int, n_it
     items_N, rows_N = items_N[known_N], rows_N[known_N]
     lengths_B = np.bincount(rows_N, minlength=len(lengths_B))
     kept_B = np.minimum(lengths_B, max_len)
-    width = max(int(kept_B.max()), 1)
-    items_BL = np.zeros((len(lengths_B), width), dtype=np.int64)
-    first_row_B = np.arange(len(lengths_B)) * width
-    items_BL.ravel()[ranges(first_row_B, kept_B)] = items_N[ranges(np.cumsum(lengths_B) - kept_B, kept_B)]
+    items_BL, _ = padded(items_N[ranges(np.cumsum(lengths_B) - kept_B, kept_B)], kept_B)
+    starts_B = np.arange(len(lengths_B)) * items_BL.shape[1]
     seen_S = np.unique(rows_N * n_items + items_N)
     return HistoryBatch(
         items_BL=torch.from_numpy(items_BL),
-        positions_B=torch.from_numpy(first_row_B + np.maximum(kept_B - 1, 0)),
+        positions_B=torch.from_numpy(starts_B + np.maximum(kept_B - 1, 0)),
         lengths_B=torch.from_numpy(kept_B),
         seen_rows_S=torch.from_numpy(seen_S // n_items),
         seen_items_S=torch.from_numpy(seen_S % n_items),
     )
+
+
+def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of so many values, laid end to end, as (B, L) with zeros on the right, and each value's flat index there."""
+    values_BL = np.zeros((len(lengths_B), max(int(lengths_B.max()), 1)), values_N.dtype)
+    flat_N = ranges(np.arange(len(lengths_B)) * values_BL.shape[1], lengths_B)
+    values_BL.ravel()[flat_N] = values_N
+    return values_BL, flat_N
 
 
 def evaluation_bounds(lengths: np.ndarray) -> list[int]:

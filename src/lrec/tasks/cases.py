@@ -1,5 +1,8 @@
 """Cases: histories with one target each, and what a scorer makes of them.
 
+Popularity and repeat-last are those of `lrec.baselines` in closed form: they rank among candidates and around blanked
+items, exactly, without a score for every item of the catalogue.
+
 Shape suffixes: C cases, N items of all histories laid end to end, U users, V catalogue, B rows of a batch, L positions,
 D width, K list length, E distinct items of all histories.
 """
@@ -13,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.data.batches import evaluation_bounds
+from lrec.data.batches import evaluation_bounds, padded
 from lrec.data.splits import Split, ranges
 from lrec.metrics import KS, score
 from lrec.net import Transformer
@@ -128,21 +131,15 @@ def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
     """The histories in batches of similar length; every case stands in one."""
     order_C = np.argsort(cases.lengths_C, kind="stable")
     for start, end in pairwise(evaluation_bounds(cases.lengths_C[order_C])):
-        yield _padded(cases, order_C[start:end], device)
-
-
-def _padded(cases: Cases, chosen_B: np.ndarray, device: torch.device) -> Padded:
-    lengths_B = cases.lengths_C[chosen_B]
-    width = int(lengths_B.max())
-    places_N = ranges(cases.starts_C[chosen_B], lengths_B)
-    flat_N = ranges(np.arange(len(chosen_B)) * width, lengths_B)
-    items_BL = np.zeros((len(chosen_B), width), dtype=np.int64)
-    items_BL.ravel()[flat_N] = cases.items_N[places_N]
-    visible_BL = np.zeros((len(chosen_B), width), dtype=bool)
-    visible_BL.ravel()[flat_N] = True if cases.blank_N is None else ~cases.blank_N[places_N]
-    last_B = np.arange(len(chosen_B)) * width + width - 1 - visible_BL[:, ::-1].argmax(1)
-    blank_BL = None if cases.blank_N is None else torch.from_numpy(~visible_BL).to(device)
-    return Padded(chosen_B, torch.from_numpy(items_BL).to(device), blank_BL, torch.from_numpy(last_B).to(device))
+        chosen_B = order_C[start:end]
+        batch = cases.where(chosen_B)
+        items_BL, flat_N = padded(batch.items_N, batch.lengths_C)
+        blank_BL = None
+        if batch.blank_N is not None:
+            blank_BL = torch.from_numpy(padded(batch.blank_N, batch.lengths_C)[0]).to(device)
+            flat_N = np.where(batch.blank_N, 0, flat_N)
+        last_B = np.maximum.reduceat(flat_N, batch.starts_C)
+        yield Padded(chosen_B, torch.from_numpy(items_BL).to(device), blank_BL, torch.from_numpy(last_B).to(device))
 
 
 @torch.inference_mode()
