@@ -1,7 +1,8 @@
 """`lrec export`: any checkpoint as one safetensors file that can recommend; and `lrec.load`, which reads it back.
 
 The file holds the network's parameters by name, the raw ids of the catalogue (item_ids: UTF-8 laid end to end;
-item_ends: where each ends) and, as JSON in its header, what it is: the network's shape, step, D, FLOPs, data hash.
+item_ends: where each ends) and, as JSON in its header, what it is: the network's shape, step, D, FLOPs, hash and
+columns of the training data.
 """
 
 import json

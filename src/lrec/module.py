@@ -218,6 +218,7 @@ class SequentialRecommender(LightningModule):
             "D": self.D,
             "flops": self.flops,
             "data_hash": self.data.data_hash,
+            "columns": asdict(self.data.columns) if self.data.columns else None,
             "diverged": self.diverged,
             "train_loss": self._train_loss_totals(),
             **self._shape_dict(),

@@ -34,7 +34,7 @@ class Model:
     Attributes:
         net: The network, set to evaluate; `net(items_BL, head)` takes indices into item_ids.
         item_ids: Raw id of each item of the catalogue.
-        about: Step, D, flops, data_hash and the fields of the network's shape.
+        about: Step, D, flops, data_hash, columns (names of the training data's) and the fields of the network's shape.
     """
 
     net: Transformer

@@ -1,8 +1,8 @@
 """`lrec recommend`: a file of histories in, a file of recommendations out, block by block."""
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -14,9 +14,11 @@ from lrec.data.titles import read_titles
 from lrec.errors import UserError
 from lrec.export import load
 from lrec.files import replacing
-from lrec.recommend import Model
 
 SHOWN = 10
+# An option that was left out, which null is not; and the names of columns that are tried behind the training data's.
+AUTO = "auto"
+USUAL = {"user": "user", "item": "item", "time": "timestamp"}
 
 
 def recommend(
@@ -24,9 +26,9 @@ def recommend(
     histories: Path,
     k: int = 10,
     exclude_seen: bool = True,
-    user_column: str = "user",
-    item_column: str = "item",
-    time_column: str | None = "timestamp",
+    user_column: str = AUTO,
+    item_column: str = AUTO,
+    time_column: str | None = AUTO,
     format: Format | None = None,
     titles: Path | None = None,
     title_item_column: str | None = None,
@@ -41,9 +43,11 @@ def recommend(
             or as `user item item ...` (.txt). Items that the model does not know are skipped and counted.
         k: Most items of a list.
         exclude_seen: Leave out the items of the history.
-        user_column: Column of the user's id.
-        item_column: Column of the item's id, where a row is an interaction.
-        time_column: Column of the time, where a row is an interaction; null if rows are in time order.
+        user_column: Column of the user's id; auto: named as in the training data, or user where the file has that
+            instead.
+        item_column: Column of the item's id, where a row is an interaction; auto: as in training, or item.
+        time_column: Column of the time, where a row is an interaction; auto: as in training, or timestamp; null if rows
+            are in time order.
         format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
         titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
         title_item_column: Its column of item ids; the first one by default.
@@ -59,13 +63,16 @@ def recommend(
     if torch.cuda.is_available():
         model.net.to("cuda")
     names = None if titles is None else read_titles(titles, title_item_column, title_column)
-    columns = Columns(user_column, item_column, time_column)
+    given = {"user": user_column, "item": item_column, "time": time_column}
+    trained = model.about.get("columns") or USUAL
+    columns, otherwise = (_columns(given, defaults) for defaults in (trained, USUAL))
     users = skipped = empty = 0
     shown = None
     progress = Progress()
     progress.stage("recommend")
     with tempfile.TemporaryDirectory(prefix="lrec-recommend-") as folder:
-        for found in _recommended(model, histories, format, columns, k, exclude_seen):
+        for block in histories_in(histories, format, columns, otherwise):
+            found = model.recommend(block, k, exclude_seen)
             rows = found if names is None else _with_titles(found, names)
             if shown is None:
                 shown = rows.head(SHOWN)
@@ -91,11 +98,8 @@ def recommend(
         print(f"{empty} users get nothing: the model knows no item of their history, or nothing unseen is left")
 
 
-def _recommended(
-    model: Model, path: Path, file_format: Format | None, columns: Columns, k: int, exclude_seen: bool
-) -> Iterator[pl.DataFrame]:
-    for block in histories_in(path, file_format, columns):
-        yield model.recommend(block, k, exclude_seen)
+def _columns(given: dict[str, Any], defaults: dict[str, Any]) -> Columns:
+    return Columns(**{key: defaults[key] if name == AUTO else name for key, name in given.items()})
 
 
 def _with_titles(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:

@@ -14,18 +14,15 @@ from lrec.errors import UserError
 from lrec.recommend import Model
 
 
-@pytest.fixture(scope="module")
-def run(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with its predictions.parquet, which evaluation's own scoring made."""
+def fit(log: Path, folder: Path, data: str = "lrec.InteractionsDataModule", **options: object) -> None:
+    """A run on a log, a data set with these options."""
     from lrec.cli import main
 
-    folder = tmp_path_factory.mktemp("runs") / "first"
     options = {
-        "data.path": log_csv,
-        "data.data_dir": tmp_path_factory.mktemp("stores"),
-        "data.user_column": "who",
-        "data.item_column": "what",
-        "data.time_column": "when",
+        "data": data,
+        "data.path": log,
+        "data.data_dir": folder.parent / "stores",
+        **{f"data.{name}": value for name, value in options.items()},
         "data.max_len": 10,
         "data.targets_per_step": 256,
         "model.size": "3k",
@@ -35,7 +32,16 @@ def run(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer.default_root_dir": folder,
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    main(["fit", "--config=data/csv.yaml", "--config=trainer/laptop.yaml", *arguments])
+    main(["fit", "--config=trainer/laptop.yaml", *arguments])
+
+
+@pytest.fixture(scope="module")
+def run(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its predictions.parquet, which evaluation's own scoring made."""
+    from lrec.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    fit(log_csv, folder, user_column="who", item_column="what", time_column="when")
     main(["predict", "--config", str(folder / "config.yaml"), "--model.top_k=7"])
     return folder
 
@@ -50,9 +56,6 @@ def histories(log_csv: Path) -> pl.DataFrame:
     """Each user's items in time order."""
     log = pl.read_csv(log_csv).sort("who", "when", maintain_order=True)
     return log.group_by(pl.col("who").alias("user"), maintain_order=True).agg(pl.col("what").alias("items"))
-
-
-COLUMNS = ("--user_column=who", "--item_column=what", "--time_column=when")
 
 
 def same(found: pl.DataFrame, expected: pl.DataFrame) -> None:
@@ -77,25 +80,79 @@ def test_every_form_of_histories_gives_them(
     ending: str, run: Path, log_csv: Path, histories: pl.DataFrame, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     file, out = tmp_path / f"histories.{ending}", tmp_path / "out.parquet"
-    columns: tuple[str, ...] = ()
     if ending in ("csv", "csv.gz"):
         # Interactions of all users mixed, out of order.
         mixed = pl.read_csv(log_csv).sample(fraction=1, shuffle=True, seed=3).write_csv().encode()
         file.write_bytes(gzip.compress(mixed) if ending == "csv.gz" else mixed)
-        columns = COLUMNS
     elif ending == "txt":
         file.write_text("".join(f"{user} {' '.join(items)}\n" for user, items in histories.iter_rows()))
     elif ending == "rows.jsonl":
-        pl.read_csv(log_csv).sort("when").rename({"who": "user", "what": "item"}).write_ndjson(file)
-        columns = ("--time_column=null",)
+        pl.read_csv(log_csv).write_ndjson(file)
     elif ending == "rows.parquet":
         pl.read_csv(log_csv).write_parquet(file)
-        columns = COLUMNS
     else:
         histories.write_ndjson(file) if ending == "jsonl" else histories.write_parquet(file)
-    printed = lrec("recommend", "--ckpt_path", run, "--histories", file, "--k", 7, *columns, "--out", out)
+    printed = lrec("recommend", "--ckpt_path", run, "--histories", file, "--k", 7, "--out", out)
     same(pl.read_parquet(out), pl.read_parquet(run / "predictions.parquet"))
     assert f"{len(histories)} users written to {out}; 0 items" in printed
+
+
+def test_columns_are_named_as_in_training_or_as_usual_where_the_file_has_these_instead(
+    run: Path, log_csv: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    mixed = pl.read_csv(log_csv).sample(fraction=1, shuffle=True, seed=3)
+    usual = {"who": "user", "what": "item", "when": "timestamp"}
+    file, out = tmp_path / "mixed.csv", tmp_path / "out.parquet"
+    lrec("export", "--ckpt_path", run, "--out", tmp_path / "exported")
+
+    def recommended(log: pl.DataFrame, *options: str, model: Path = run) -> pl.DataFrame:
+        log.write_csv(file)
+        lrec("recommend", "--ckpt_path", model, "--histories", file, "--k=7", *options, "--out", out)
+        return pl.read_parquet(out)
+
+    expected = pl.read_parquet(run / "predictions.parquet")
+    same(recommended(mixed), expected)
+    same(recommended(mixed, model=tmp_path / "exported"), expected)
+    same(recommended(mixed.rename(usual)), expected)
+    both = mixed.with_columns(user=pl.lit("all"), item=pl.lit("item-1"), timestamp=pl.lit(7))
+    same(recommended(both), expected)
+    assert recommended(both, "--user_column=user")["user"].to_list() == ["all"]
+    backwards = mixed.sort("when").with_columns(4_000_000_000 - pl.col("when"))
+    same(recommended(backwards, "--time_column=null"), expected)
+    mixed.rename({"who": "other"}).write_csv(file)
+    error = refused("recommend", "--ckpt_path", run, "--histories", file)
+    assert "has no column who (option user_column); its columns are other, what, when" in error
+
+
+def test_without_times_in_training_and_in_the_file_rows_are_in_time_order(
+    log_csv: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    file, out = tmp_path / "log.csv", tmp_path / "out.parquet"
+    pl.read_csv(log_csv).sort("when").drop("when").write_csv(file)
+    fit(file, tmp_path / "run", user_column="who", item_column="what", time_column="null")
+    found = []
+    for options in ((), ("--time_column=null",)):
+        lrec("recommend", "--ckpt_path", tmp_path / "run", "--histories", file, *options, "--out", out)
+        found.append(pl.read_parquet(out))
+    assert found[0].equals(found[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "options"),
+    [
+        ("ratings.csv", ["userId", "movieId", "timestamp"], {"data": "lrec.MovieLensDataModule"}),
+        ("Books.csv", ["user_id", "parent_asin", "timestamp"], {"data": "lrec.AmazonDataModule", "year": 2023}),
+    ],
+)
+def test_a_public_data_set_is_read_with_the_columns_that_it_has(
+    name: str, columns: list[str], options: dict[str, str], log_csv: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    file, out = tmp_path / name, tmp_path / "out.parquet"
+    log = pl.read_csv(log_csv)
+    log.rename(dict(zip(log.columns, columns, strict=True))).with_columns(rating=5.0).write_csv(file)
+    fit(file, tmp_path / "run", **options)
+    lrec("recommend", "--ckpt_path", tmp_path / "run", "--histories", file, "--out", out)
+    assert pl.read_parquet(out).select("user", "skipped").rows() == [(user, 0) for user in sorted(set(log["who"]))]
 
 
 def test_checkpoint_exported_file_and_folder_agree(
@@ -221,12 +278,11 @@ def test_what_is_wrong_is_said(run: Path, log_csv: Path, tmp_path: Path, refused
         options = {"ckpt_path": run, "histories": log_csv, "out": tmp_path / "out.csv"} | changed
         return refused("recommend", *(f"--{name}={value}" for name, value in options.items()))
 
-    assert "has no column user (option user_column); its columns are who, what, when" in error()
+    assert "has no column user (option user_column); its columns are who, what, when" in error(user_column="user")
     assert "--k must be at least 1" in error(k=0)
     assert "must end in .parquet, .jsonl, .csv" in error(out=tmp_path / "out.xls")
     assert f"{tmp_path} holds neither model.safetensors" in error(ckpt_path=tmp_path)
     assert "no such checkpoint" in error(ckpt_path=tmp_path / "nowhere")
     assert "does not exist" in error(histories=tmp_path / "no.csv")
-    who = {"user_column": "who", "item_column": "what", "time_column": "when"}
-    assert "option title_column" in error(titles=log_csv, **who)
+    assert "option title_column" in error(titles=log_csv)
     assert not list(tmp_path.iterdir())

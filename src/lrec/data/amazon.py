@@ -75,6 +75,7 @@ class AmazonDataModule(SequenceDataModule):
         self.year: Year = year
         self.domains = domains
         self.repeats = repeats
+        self.columns = _COLUMNS[year]
 
     @property
     def store_name(self) -> str:

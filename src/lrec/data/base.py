@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lrec.data.batches import EvalLoader, EvalTask, Planner, Ranks, TrainLoader
 from lrec.data.domain import of_domain
 from lrec.data.prepare import RawInteractions, prepare_store, store_path
+from lrec.data.readers import Columns
 from lrec.data.splits import LastItems, Reduction, Split, SplitRule, Targets
 from lrec.data.store import Store
 from lrec.errors import UserError
@@ -24,8 +25,12 @@ class SequenceDataModule(LightningDataModule):
     them (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir.
 
     After `setup`: store, split_positions (where each user is cut), planner, and the properties below.
+
+    Attributes:
+        columns: Names of the raw data's columns; None where they have none.
     """
 
+    columns: Columns | None = None
     store: Store
     split_positions: Split
     planner: Planner

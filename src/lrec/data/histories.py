@@ -5,6 +5,7 @@ Shape suffixes: B histories.
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def histories_of(table: Any) -> Histories:
     )
 
 
-def histories_in(path: Path, file_format: Format | None, columns: Columns) -> Iterator[Histories]:
+def histories_in(path: Path, file_format: Format | None, columns: Columns, otherwise: Columns) -> Iterator[Histories]:
     """Histories in a file, in blocks.
 
     A row may be a user (Parquet or JSON lines with a column `items` of lists; or the format `lines`): blocks then come
@@ -80,6 +81,7 @@ def histories_in(path: Path, file_format: Format | None, columns: Columns) -> It
         path: The file, plain or compressed.
         file_format: Its format; None for what its name tells.
         columns: Names of its columns; `time` None where interactions are in time order.
+        otherwise: Each name is taken where the file has it and does not have that of `columns`.
 
     Raises:
         UserError: the file is damaged, or does not have these columns.
@@ -90,6 +92,9 @@ def histories_in(path: Path, file_format: Format | None, columns: Columns) -> It
     tables = read_table(path, file_format, columns)
     first = next(tables)
     tables = chain([first], tables)
+    found, names = first.frame.columns, vars(columns)
+    others = {key: name for key, name in vars(otherwise).items() if name in found and names[key] not in found}
+    columns = replace(columns, **others)
     if file_format == "lines":
         yield from (_of_rows(table.frame) for table in tables)
     elif _has_lists(first.frame):

@@ -23,6 +23,8 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 class InteractionsDataModule(SequenceDataModule):
     """Interactions from files with any column names, plain or compressed (.gz, .xz, .zst)."""
 
+    columns: Columns
+
     def __init__(
         self,
         path: Path,

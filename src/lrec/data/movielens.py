@@ -33,6 +33,8 @@ _RATINGS = re.compile(r"(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|
 class MovieLensDataModule(SequenceDataModule):
     """MovieLens ratings, each an interaction whatever its value; downloaded from GroupLens unless they are at hand."""
 
+    columns = _COLUMNS
+
     def __init__(self, path: Path | None = None, version: Version | None = None, **options: Any) -> None:
         """Say where the ratings are, or which to download.
 
