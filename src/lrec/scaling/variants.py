@@ -46,11 +46,13 @@ def variants_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
                 differences = [v - finished[base][seed][name] for seed, v in values.items() if seed in finished[base]]
                 cells.append(_mean(list(values.values())))
                 cells.append(_mean(differences, "+", of_mean=True) if comparable else "")
-                if comparable:
+                if comparable and len(differences) > 1:
                     compared += 1
                     if _stands_out(differences):
                         standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
             lines.append("| " + " | ".join(cells) + " |")
+    if not compared:
+        return "\n".join([*lines, "", "No difference has two seeds, so none can be set against the seeds' noise."])
     verdict = "; ".join(standing_out) or "none"
     note = (
         f"Of {compared} differences from {base}, those that stand out of the seeds' noise (paired t-test, 95 %; "
@@ -74,7 +76,5 @@ def _mean(values: list[float], sign: str = "", of_mean: bool = False) -> str:
 
 
 def _stands_out(differences: list[float]) -> bool:
-    if len(differences) < 2:
-        return False
     error = stdev(differences) / math.sqrt(len(differences))
     return abs(mean(differences)) > student.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * error
