@@ -192,6 +192,13 @@ class Profile:
         sse_G = (((phi_GNS @ solution_GS[..., None])[..., 0] - target_GN) ** 2).sum(-1)
         return inverse_GSS, solution_GS, sse_G
 
+    @cached_property
+    def _solutions(self) -> list[tuple[list[int], Array, Array, Array]]:
+        """At the admissible shapes, for every set of coefficients that are not zero: the set, and its `_solve`."""
+        rest_GN = self._target_N - self._phi_GNK @ self._held_K
+        sets = [*self._subsets, *([[]] if self._held_K.any() else [])]
+        return [(used, *self._solve(self._phi_GNK[..., used], rest_GN)) for used in sets]
+
     def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:
         """Least and greatest coefficients . direction (+ a run's noise of that variance in units of sigma^2).
 
@@ -199,9 +206,8 @@ class Profile:
         zero, it has them over the uncut ellipsoid: so every set of coefficients is tried and the admissible ones kept.
         """
         low_G, high_G = np.full(len(direction_GK), np.nan), np.full(len(direction_GK), np.nan)
-        rest_GN, held_G = self._target_N - self._phi_GNK @ self._held_K, direction_GK @ self._held_K
-        for used in [*self._subsets, *([[]] if self._held_K.any() else [])]:
-            inverse_GSS, solution_GS, sse_G = self._solve(self._phi_GNK[..., used], rest_GN)
+        held_G = direction_GK @ self._held_K
+        for used, inverse_GSS, solution_GS, sse_G in self._solutions:
             step_GS = np.einsum("gst,gt->gs", inverse_GSS, direction_GK[:, used])
             centre_G = (solution_GS * direction_GK[:, used]).sum(-1) + held_G
             variance_G = (step_GS * direction_GK[:, used]).sum(-1) + noise
@@ -239,27 +245,25 @@ class Profile:
             return best_H[None]
         if len(free) > 1:
             return self._cloud(best_H, free)
-        ends = []
-        for bound in (self._low_H[free[0]], self._high_H[free[0]]):
+        inside_GH, outside_GH = np.tile(best_H, (2, 1)), np.tile(best_H, (2, 1))
+        for end, bound in enumerate((self._low_H[free[0]], self._high_H[free[0]])):
             line_GH = np.tile(best_H, (400, 1))
             line_GH[:, free[0]] = np.linspace(float(best_H[free[0]]), bound, 400)
             inside = np.flatnonzero(self._best(line_GH)[0] <= self._limit)
             farthest = int(inside[-1]) if len(inside) else 0
-            beyond = min(farthest + 1, 399)
-            ends.append(self._edge(line_GH[farthest], line_GH[beyond])[free[0]])
+            inside_GH[end], outside_GH[end] = line_GH[farthest], line_GH[min(farthest + 1, 399)]
+        ends = self._edges(inside_GH, outside_GH)[:, free[0]]
         shape_GH = np.tile(best_H, (601, 1))
         shape_GH[1:, free[0]] = np.linspace(ends[0], ends[1], 600)
         return shape_GH
 
-    def _edge(self, inside_H: Array, outside_H: Array) -> Array:
-        """Where between the two the sum of squares reaches its limit."""
+    def _edges(self, inside_GH: Array, outside_GH: Array) -> Array:
+        """Where between the two of each pair the sum of squares reaches its limit."""
         for _ in range(45):
-            middle_H = (inside_H + outside_H) / 2
-            if self._best(middle_H[None])[0][0] <= self._limit:
-                inside_H = middle_H
-            else:
-                outside_H = middle_H
-        return inside_H
+            middle_GH = (inside_GH + outside_GH) / 2
+            holds_G1 = (self._best(middle_GH)[0] <= self._limit)[:, None]
+            inside_GH, outside_GH = np.where(holds_G1, middle_GH, inside_GH), np.where(holds_G1, outside_GH, middle_GH)
+        return inside_GH
 
     def _cloud(self, best_H: Array, free: Array) -> Array:
         """Random walkers over the admissible shapes, each step along the difference of two others.
@@ -269,12 +273,10 @@ class Profile:
         """
         rng = np.random.default_rng(0)
         walker_GH = np.tile(best_H, (WALKERS, 1))
-        spread_H = np.zeros(len(best_H))
-        for h in free:  # how far one parameter alone may go, as a first guess of the scale
-            for sign in (-1, 1):
-                reach_H = best_H.copy()
-                reach_H[h] = np.clip(best_H[h] + sign * 3.0, self._low_H[h], self._high_H[h])
-                spread_H[h] = max(spread_H[h], abs(self._edge(best_H, reach_H)[h] - best_H[h]))
+        # How far one parameter alone may go, as a first guess of the scale.
+        moves_GH = 3.0 * np.concatenate([-np.eye(len(best_H))[free], np.eye(len(best_H))[free]])
+        reach_GH = np.clip(best_H + moves_GH, self._low_H, self._high_H)
+        spread_H = np.abs(self._edges(np.tile(best_H, (len(reach_GH), 1)), reach_GH) - best_H).max(0)
         walker_GH += spread_H * rng.uniform(-1, 1, walker_GH.shape)
         walker_GH = np.clip(walker_GH, self._low_H, self._high_H)
         walker_GH[self._best(walker_GH)[0] > self._limit] = best_H
