@@ -95,8 +95,9 @@ def _minimise(problem: Problem, theta_ST: Array, rows_S: Array, delta: float, ro
         step[uphill] = -free_gradient[uphill]
         # A step is at most a few e-folds of a parameter: far away the quadratic model means nothing.
         step /= np.maximum(np.abs(step).max(-1, keepdims=True) / 4.0, 1.0)
-        moved = _line_search(problem, theta, step, value_S[a], free_gradient, rows_S[a], delta)
-        new_theta, new_value, new_gradient, square, jacobian, found = moved
+        new_theta, new_value, new_gradient, found = _line_search(
+            problem, theta, step, value_S[a], gradient, free_gradient, rows_S[a], delta
+        )
         fall = value_S[a] - new_value
         change, turn = new_theta - theta, np.where(held, 0.0, new_gradient - gradient)
         small = fall <= tolerance * np.abs(value_S[a])
@@ -105,23 +106,23 @@ def _minimise(problem: Problem, theta_ST: Array, rows_S: Array, delta: float, ro
         # Where nothing moves, start afresh from Gauss and Newton's Hessian; done where that does not move either.
         stuck = small | ~found
         stalled_S[a] = np.where(stuck, stalled_S[a] + 1, 0)
-        renew = stuck & (stalled_S[a] == 1)
-        if renew.any():
-            inverse_STT[a[renew]] = _gauss_newton(square[renew], jacobian[renew])
+        renew = a[stuck & (stalled_S[a] == 1)]
+        if len(renew):
+            inverse_STT[renew] = _gauss_newton(*problem.at(theta_ST[renew], rows_S[renew], delta)[2:])
         active_S = a[stalled_S[a] < 2]
     return theta_ST
 
 
 def _without(inverse_STT: Array, held_ST: Array) -> Array:
     """The inverse Hessian of the free parameters, those held at their bounds fixed: a Schur complement."""
-    if not held_ST.any():
+    rows_S = np.flatnonzero(held_ST.any(-1))
+    if not len(rows_S):
         return inverse_STT
-    result = inverse_STT.copy()
-    for s in np.flatnonzero(held_ST.any(-1)):
-        held = held_ST[s]
-        across = inverse_STT[s][:, held]
-        result[s] -= across @ np.linalg.pinv(inverse_STT[s][np.ix_(held, held)]) @ across.T
-    return result
+    result_STT, held_RT = inverse_STT.copy(), held_ST[rows_S]
+    across_RTT = np.where(held_RT[:, None], inverse_STT[rows_S], 0.0)
+    within_RTT = np.where(held_RT[:, :, None], across_RTT, 0.0)
+    result_STT[rows_S] -= across_RTT @ np.linalg.pinv(within_RTT) @ across_RTT.swapaxes(-1, -2)
+    return result_STT
 
 
 def _gauss_newton(square_SM: Array, jacobian_SMT: Array) -> Array:
@@ -151,31 +152,32 @@ def _bfgs(inverse_STT: Array, change_ST: Array, turn_ST: Array, found_S: Array) 
 
 
 def _line_search(
-    problem: Problem, theta_ST: Array, step_ST: Array, value_S: Array, gradient_ST: Array, rows_S: Array, delta: float
-) -> tuple[Array, Array, Array, Array, Array, Array]:
+    problem: Problem,
+    theta_ST: Array,
+    step_ST: Array,
+    value_S: Array,
+    gradient_ST: Array,
+    free_gradient_ST: Array,
+    rows_S: Array,
+    delta: float,
+) -> tuple[Array, Array, Array, Array]:
     """Weak Wolfe by bisection along the projected path; where no lower value is found, the start of the path."""
     n = len(theta_ST)
-    slope_S = (step_ST * gradient_ST).sum(-1)
+    slope_S = (step_ST * free_gradient_ST).sum(-1)
     low_S, high_S, length_S = np.zeros(n), np.full(n, np.inf), np.ones(n)
-    best_theta, best_value = theta_ST.copy(), value_S.copy()
-    best_gradient = np.zeros_like(theta_ST)
-    best_square: Array | None = None
-    best_jacobian: Array | None = None
+    best_theta, best_value, best_gradient = theta_ST.copy(), value_S.copy(), gradient_ST.copy()
     found_S = np.zeros(n, dtype=bool)
     todo = np.arange(n)
     for _ in range(40):
         trial = np.clip(theta_ST[todo] + length_S[todo, None] * step_ST[todo], *problem.bounds(rows_S[todo]))
-        value, gradient, square, jacobian = problem.at(trial, rows_S[todo], delta)
-        if best_square is None or best_jacobian is None:
-            best_square, best_jacobian, best_gradient = square.copy(), jacobian.copy(), gradient.copy()
+        value, gradient, *_ = problem.at(trial, rows_S[todo], delta)
         length = length_S[todo]
         lower = np.isfinite(value) & (value <= value_S[todo] + LOWER_SHARE * length * slope_S[todo])
         flat = (step_ST[todo] * gradient).sum(-1) >= STEEPER_SHARE * slope_S[todo]
         better = lower & (value < best_value[todo])
-        if better.any():
-            at = todo[better]
-            best_theta[at], best_value[at], best_gradient[at] = trial[better], value[better], gradient[better]
-            best_square[at], best_jacobian[at], found_S[at] = square[better], jacobian[better], True
+        at = todo[better]
+        best_theta[at], best_value[at], best_gradient[at] = trial[better], value[better], gradient[better]
+        found_S[at] = True
         high_S[todo] = np.where(lower, high_S[todo], length)
         low_S[todo] = np.where(lower, length, low_S[todo])
         # Below the value's own precision there is nothing to be found.
@@ -186,9 +188,4 @@ def _line_search(
             break
         bounded = np.isfinite(high_S[todo])
         length_S[todo] = np.where(bounded, (low_S[todo] + np.where(bounded, high_S[todo], 0)) / 2, 2 * length_S[todo])
-    assert best_square is not None
-    assert best_jacobian is not None
-    lost = ~found_S
-    if lost.any():
-        _, best_gradient[lost], best_square[lost], best_jacobian[lost] = problem.at(theta_ST[lost], rows_S[lost], delta)
-    return best_theta, best_value, best_gradient, best_square, best_jacobian, found_S
+    return best_theta, best_value, best_gradient, found_S

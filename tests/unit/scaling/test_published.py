@@ -94,6 +94,23 @@ def test_the_penalty_beats_worthless_repeats_by_78_units_of_bic() -> None:
     assert repeats.bic - penalty.bic == pytest.approx(78, abs=0.5)
 
 
+def test_few_points_are_fitted_no_worse_by_a_law_that_holds_another() -> None:
+    """At the greatest R_N Muennighoff's law is `repeated_data`; two sizes determine neither."""
+    x, y = data_constrained()
+    smallest = x[:, 0] <= np.unique(x[:, 0])[1]
+    inner, outer = (fit(LAWS[law], x[smallest], y[smallest]) for law in ("repeated_data", "muennighoff"))
+    assert len(inner.points) == 16
+    assert outer.value <= inner.value * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("law", "n_sizes"), [("kaplan", 6), ("muennighoff", 7)])
+def test_both_routes_come_to_one_curve_where_the_objective_has_kinks(law: str, n_sizes: int) -> None:
+    x, y = data_constrained()
+    smallest = x[:, 0] <= np.unique(x[:, 0])[n_sizes - 1]
+    fitted = fit(LAWS[law], x[smallest][:, : len(LAWS[law].variables)], y[smallest])
+    assert fitted.diagnostics.route_difference < 1e-4
+
+
 def test_compute_optimal_sizes_of_porian_grow_with_the_published_exponents() -> None:
     """1/N*(C) is a power law without floor; least squares of its logarithm is a straight line."""
     pairs = table("porian_optimal_pairs.csv").drop_nulls()
