@@ -26,6 +26,8 @@ class Switch:
         at: Optimizer steps that AdamW takes; none: until the validation loss has converged.
         patience: Evaluations without improvement after which val/loss counts as converged.
         min_improvement: Least fall of val/loss, in nats, that counts as improvement.
+        latest: Share of all steps after which AdamW gives way without having converged, so that no run ends at a rate
+            that has not fallen (not used with at).
         lr: Learning rate of SGD at the switch (under muP that of the base shape, as AdamW's).
         momentum: Momentum of SGD; its buffer is empty at the switch.
         weight_decay: L2 penalty of matrices and tables during SGD.
@@ -36,6 +38,7 @@ class Switch:
     at: int | None = None
     patience: int = 3
     min_improvement: float = 0.0
+    latest: float = 0.9
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -52,10 +55,16 @@ class Switch:
         for name in ("min_improvement", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.switch.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.latest <= 1:
+            raise UserError(f"optimizer.switch.latest must be above 0 and at most 1, got {self.latest}")
         if not 0 <= self.momentum < 1:
             raise UserError(f"optimizer.switch.momentum must be at least 0 and below 1, got {self.momentum}")
         if not 0 <= self.final_lr <= 1:
             raise UserError(f"optimizer.switch.final_lr must lie in 0..1, got {self.final_lr}")
+
+    def due(self, total_steps: int) -> int:
+        """The step of `total_steps` at which SGD begins, whether or not the loss has converged; at least 1."""
+        return max(round(self.latest * total_steps), 1) if self.at is None else self.at
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ class Optimizer:
             lr=self.lr,
             betas=self.betas,
             switch=switch,
+            due=switch.due(total_steps) if switch else None,
         )
 
         def factor_of(index: int) -> Callable[[int], float]:
@@ -151,10 +161,17 @@ class AdamWThenSGD(AdamW):
     and exp_avg becomes SGD's momentum buffer. Groups have sgd_lr, sgd_weight_decay and momentum beside AdamW's options.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], switch: Switch | None = None, **options: Any) -> None:
-        """AdamW's arguments, and the switch that the training loop is to make."""
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        switch: Switch | None = None,
+        due: int | None = None,
+        **options: Any,
+    ) -> None:
+        """AdamW's arguments, the switch that the training loop is to make, and the step at which it is due."""
         super().__init__([{"sgd_from": None} | group for group in groups], fused=True, **options)
         self.switch = switch
+        self.due = due
         # True would mean that the step undoes a gradient scaler's scale itself, and Lightning then refuses to clip.
         self._step_supports_amp_scaling = False
 

@@ -11,17 +11,16 @@ from lrec.optim import AdamWThenSGD
 
 
 class OptimizerSwitch(Callback):
-    """Make the switch that the optimizer is configured for: at its step, or once val/loss has converged."""
+    """Make the switch that the optimizer is configured for: once val/loss has converged, or when it is due."""
 
     def __init__(self) -> None:
         self.best = math.inf
         self.waited = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Switch before the first micro-batch of the step that was named."""
+        """Switch before the first micro-batch of the step at which it is due."""
         optimizer = optimizer_of(trainer)
-        switch = optimizer.switch
-        if switch and switch.at is not None and optimizer.sgd_from is None and trainer.global_step >= switch.at:
+        if optimizer.due is not None and optimizer.sgd_from is None and trainer.global_step >= optimizer.due:
             optimizer.begin_sgd(trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -112,6 +112,18 @@ def test_convergence_switches_and_early_stopping_waits_for_it(
         assert min(losses[: end - 2]) > min(losses[end - 2 : end]), "it could have stopped earlier"
 
 
+def test_a_run_that_does_not_converge_switches_when_it_is_due(
+    options: list[str], tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    lrec("fit", *options, f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=4",
+         "--model.optimizer.switch={patience: 9, latest: 0.5}")  # fmt: skip
+    assert [point["lr_phase"] for point in points_of(tmp_path)] == ["adamw", "adamw", "sgd", "sgd"]
+    assert (
+        last_checkpoint(tmp_path)["optimizer_states"][0]["param_groups"][0]["sgd_from"]
+        == points_of(tmp_path)[1]["step"]
+    )
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_resume_before_at_and_after_a_fixed_step_is_exact(
     accumulated: int, options: list[str], tmp_path: Path, lrec: Callable[..., str]

@@ -172,6 +172,7 @@ def test_a_checkpoint_of_either_phase_goes_on_bitwise(saved_after: int) -> None:
         ({"lr": 0.0}, r"optimizer\.switch\.lr must be above 0, got 0"),
         ({"min_improvement": -0.1}, r"optimizer\.switch\.min_improvement must not be negative, got -0\.1"),
         ({"weight_decay": -1.0}, r"optimizer\.switch\.weight_decay must not be negative"),
+        ({"latest": 0.0}, r"optimizer\.switch\.latest must be above 0 and at most 1, got 0"),
         ({"momentum": 1.0}, r"optimizer\.switch\.momentum must be at least 0 and below 1, got 1"),
         ({"final_lr": 1.5}, r"optimizer\.switch\.final_lr must lie in 0\.\.1, got 1\.5"),
     ],
