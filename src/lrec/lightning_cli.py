@@ -78,8 +78,6 @@ class CommandLine(LightningCLI):
                 "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": "val/loss",
                 "early_stopping.patience": 10,
-                # After evaluations only: max_steps may end an epoch before its own.
-                "early_stopping.check_on_train_epoch_end": False,
             }
         )
 

@@ -52,6 +52,11 @@ class OptimizerSwitch(Callback):
 class StopAfterSwitch(EarlyStopping):
     """EarlyStopping; where the optimizer is to switch, it looks at SGD's evaluations only."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look where an evaluation ends unless told otherwise: max_steps may end an epoch before its evaluation."""
+        self._check_on_train_epoch_end = self._check_on_train_epoch_end or False
+        super().setup(trainer, pl_module, stage)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the evaluation, unless AdamW reached it and SGD is still to come."""
         if not _awaits_sgd(trainer):
