@@ -155,7 +155,7 @@ class CommandLine(LightningCLI):
             rank_zero_only(print)("the loss is not finite: the run is marked diverged and not tested")
         elif best:
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
-        else:
+        elif "val/loss" not in self.trainer.callback_metrics:
             rank_zero_only(print)(
                 "training ended before an evaluation, so there is no best checkpoint to test: "
                 "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"

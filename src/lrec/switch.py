@@ -54,7 +54,7 @@ class StopAfterSwitch(EarlyStopping):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look where an evaluation ends unless told otherwise: max_steps may end an epoch before its evaluation."""
-        self._check_on_train_epoch_end = self._check_on_train_epoch_end or False
+        self._check_on_train_epoch_end = bool(self._check_on_train_epoch_end)
         super().setup(trainer, pl_module, stage)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,7 @@ Shapes: S starts, M residuals, T parameters.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +53,11 @@ class Problem:
         """Those of some rows."""
         return (self.low_ST, self.high_ST) if len(self.low_ST) == 1 else (self.low_ST[rows_S], self.high_ST[rows_S])
 
+    def values(self, theta_ST: Array) -> Array:
+        """The objective at the parameters of every start."""
+        residual_SM, _ = self.model(theta_ST, np.arange(len(theta_ST)))
+        return (self.weight_SM * self.objective.terms(residual_SM)).sum(-1)
+
     def at(self, theta_ST: Array, rows_S: Array, delta: float) -> tuple[Array, Array, Array, Array]:
         """Value_S, gradient_ST, and what a Gauss-Newton Hessian needs: weights_SM and jacobian_SMT."""
         residual_SM, jacobian_SMT = self.model(theta_ST, rows_S)
@@ -71,8 +76,30 @@ def descend(problem: Problem, start_ST: Array, rounds: int = 400, tolerance: flo
     deltas = [smallest] if problem.objective.kind != "lad" else [1e-2, 1e-3, 1e-4, 1e-6, smallest]
     for delta in deltas:
         theta_ST = _minimise(problem, theta_ST, rows_S, delta, rounds, tolerance)
-    residual_SM, _ = problem.model(theta_ST, rows_S)
-    return Descent(theta_ST, (problem.weight_SM * problem.objective.terms(residual_SM)).sum(-1))
+    return Descent(theta_ST, problem.values(theta_ST))
+
+
+def along_bounds(problem: Problem, theta_T: Array) -> Array:
+    """Parameters from which no detour over a bound of one of them leads lower.
+
+    Where points hardly determine a law, valleys are long and narrow, and parameters lie on bounds at their ends.
+    """
+    value = problem.values(theta_T[None])[0]
+    low_T, high_T = problem.low_ST[0], problem.high_ST[0]
+    free = np.flatnonzero(low_T < high_T)
+    which_S, bound_S = np.tile(free, 2), np.concatenate([low_T[free], high_T[free]])
+    rows_S = np.arange(len(which_S))
+    for _ in range(10):
+        start_ST, low_ST, high_ST = (np.tile(part_T, (len(rows_S), 1)) for part_T in (theta_T, low_T, high_T))
+        for part_ST in (start_ST, low_ST, high_ST):
+            part_ST[rows_S, which_S] = bound_S
+        on_bound = descend(replace(problem, low_ST=low_ST, high_ST=high_ST), start_ST)
+        freed = descend(problem, on_bound.theta_ST[on_bound.value_S.argsort()[:3]])
+        lowest = float(freed.value_S.min())
+        if not lowest < value * (1 - 1e-6):
+            break
+        theta_T, value = freed.theta_ST[freed.value_S.argmin()], lowest
+    return theta_T
 
 
 def _minimise(problem: Problem, theta_ST: Array, rows_S: Array, delta: float, rounds: int, tolerance: float) -> Array:

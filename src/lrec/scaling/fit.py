@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.scaling.descent import Model, Problem, descend
+from lrec.scaling.descent import Model, Problem, along_bounds, descend
 from lrec.scaling.laws import Array, Law, as_columns
 from lrec.scaling.objective import Kind, Objective
 from lrec.scaling.varpro import Projection
@@ -239,11 +239,11 @@ def fit_points(
     ends = descend(problem, start_ST)
     best = int(ends.value_S.argmin())
     descended_T = ends.theta_ST[best]
-    if np.mean(ends.value_S <= ends.value_S[best] * AGREED) < SETTLED:
-        descended_T = _along_bounds(problem, descended_T)
+    if _agreeing(ends.value_S, ends.value_S[best]) < SETTLED:
+        descended_T = along_bounds(problem, descended_T)
     projected_T = Projection(law, objective, z_NV, y_N, low_T, high_T).minimise()
     routes = _snapped(problem, np.array([descended_T, projected_T]), law.n_coefficients)
-    value_S = _values(problem, routes)
+    value_S = problem.values(routes)
     winner = int(value_S.argmin())
     theta_T, value = routes[winner], float(value_S[winner])
     log_loss_N, jacobian_NT = (part[0] for part in law.log_loss(theta_T[None], z_NV))
@@ -261,7 +261,7 @@ def fit_points(
         r2=_r2(y_N, np.exp(log_loss_N)),
         diagnostics=Diagnostics(
             starts=len(start_ST),
-            share_agreeing=float(np.mean(ends.value_S <= value * AGREED + 1e-15)),
+            share_agreeing=_agreeing(ends.value_S, value),
             bound_hits=tuple(
                 name
                 for name, hit, fixed_ in zip(law.parameters, ~free_T, low_T == high_T, strict=True)
@@ -333,32 +333,9 @@ def _starts(law: Law, z_NV: Array, y_N: Array) -> Array:
     return np.array(thetas)
 
 
-def _values(problem: Problem, theta_ST: Array) -> Array:
-    residual_SM, _ = problem.model(theta_ST, np.arange(len(theta_ST)))
-    return problem.objective.terms(residual_SM).sum(-1)
-
-
-def _along_bounds(problem: Problem, theta_T: Array) -> Array:
-    """Parameters from which no detour over a bound of one of them leads lower.
-
-    Where points hardly determine a law, valleys are long and narrow, and parameters lie on bounds at their ends.
-    """
-    value = _values(problem, theta_T[None])[0]
-    low_T, high_T = problem.low_ST[0], problem.high_ST[0]
-    free = np.flatnonzero(low_T < high_T)
-    which_S, bound_S = np.tile(free, 2), np.concatenate([low_T[free], high_T[free]])
-    rows_S = np.arange(len(which_S))
-    for _ in range(10):
-        start_ST, low_ST, high_ST = (np.tile(part_T, (len(rows_S), 1)) for part_T in (theta_T, low_T, high_T))
-        for part_ST in (start_ST, low_ST, high_ST):
-            part_ST[rows_S, which_S] = bound_S
-        on_bound = descend(replace(problem, low_ST=low_ST, high_ST=high_ST), start_ST)
-        freed = descend(problem, on_bound.theta_ST[on_bound.value_S.argsort()[:3]])
-        lowest = float(freed.value_S.min())
-        if not lowest < value * (1 - 1e-6):
-            break
-        theta_T, value = freed.theta_ST[freed.value_S.argmin()], lowest
-    return theta_T
+def _agreeing(value_S: Array, best: float) -> float:
+    """Share of the starts that ended about as low as the best."""
+    return float(np.mean(value_S <= best * AGREED + 1e-15))
 
 
 def _snapped(problem: Problem, theta_ST: Array, n_coefficients: int) -> Array:
@@ -373,7 +350,7 @@ def _snapped(problem: Problem, theta_ST: Array, n_coefficients: int) -> Array:
         low_ST, high_ST, trial_ST = problem.low_ST.copy(), problem.high_ST.copy(), theta_ST[[s]].copy()
         low_ST[0, t] = high_ST[0, t] = trial_ST[0, t] = bound
         end = descend(replace(problem, low_ST=low_ST, high_ST=high_ST), trial_ST)
-        if end.value_S[0] <= _values(problem, theta_ST[[s]])[0] * (1 + 1e-7) + 1e-14:
+        if end.value_S[0] <= problem.values(theta_ST[[s]])[0] * (1 + 1e-7) + 1e-14:
             theta_ST[s] = end.theta_ST[0]
     return theta_ST
 
