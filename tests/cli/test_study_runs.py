@@ -151,7 +151,7 @@ SLURM = {
         cp "$1" submitted.sh
         for i in $(seq 0 $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")); do
             SLURM_JOB_ID=$((8 + i)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
-            SLURM_NODEID=0 SLURM_JOB_NODELIST=node SLURM_PROCID=0 SLURM_LOCALID=0 bash "$1" > /dev/null 2>&1 &
+            SLURM_NODEID=0 SLURM_JOB_NODELIST=node SLURM_PROCID=0 SLURM_LOCALID=0 bash submitted.sh > /dev/null 2>&1 &
         done
         echo Submitted batch job 7
     """,
