@@ -16,6 +16,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lrec.scaling.runs import is_running
+
 STUDY: dict[str, Any] = {
     "name": "tiny",
     "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
@@ -106,15 +108,20 @@ def test_the_study_leaves_what_the_design_says(undisturbed: Path) -> None:
 
 
 def test_a_killed_study_ends_with_the_same_report(undisturbed: Path) -> None:
+    """Told to stop after one run, killed after the next."""
     folder = undisturbed.parent / "killed"
-    process = start(folder)
-    deadline = time.monotonic() + 200
-    while "finished" not in state(folder).values():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(state(folder).values()).count("waiting") >= 2
+    for finished, sent, code in ((1, signal.SIGTERM, 75), (2, signal.SIGKILL, -signal.SIGKILL)):
+        process = start(folder)
+        deadline = time.monotonic() + 200
+        while list(state(folder).values()).count("finished") < finished:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(sent)
+        assert process.wait(timeout=60) == code
+        if sent == signal.SIGTERM:  # its runs were told to save and stop, and have done so
+            assert "running" not in state(folder).values()
+            assert not any(is_running(run) for run in (folder / "studies" / "tiny" / "runs").glob("*seed1"))
+        assert "waiting" in state(folder).values()
     out, _ = start(folder).communicate(timeout=300)
     for name in ("report.md", "prediction.json", "fit/fit.json"):
         ours, theirs = (base / "studies" / "tiny" / name for base in (folder, undisturbed))

@@ -6,7 +6,11 @@ trains only what is new.
 
 import json
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -203,9 +207,12 @@ class _Work:
     ) -> None:
         self.books, self.limits, self.memory_gib = books, limits, memory_gib
         self.budget_hours, self.cluster = budget_hours, cluster
+        self.interrupted = False
 
     def train(self, book: Book, runs: list[Run]) -> None:
-        """Train what is not finished; UserError where a run failed or was stopped."""
+        """Train what is not finished; UserError where a run failed or was stopped; exit 75 on a signal."""
+        from lrec.interruption import TRY_AGAIN
+
         known = [(run, outcome) for run in runs if (outcome := outcome_of(book.folder / run.name)) is not None]
         finished = [run for run, _ in known]
         done = 0
@@ -221,10 +228,12 @@ class _Work:
             more = f"; so did {len(failed) - 1} more, see {book.path}" if len(failed) > 1 else ""
             raise UserError(f"{failed[0]}{more}. Start the study again to retry, or leave runs out with --skip")
         if done < len(runs):
+            left = f"{len(runs) - done} of {len(runs)} runs are not finished; start the study again to go on"
+            if self.interrupted:
+                print(f"lrec: interrupted: {left}", file=sys.stderr)
+                sys.exit(TRY_AGAIN)
             why = f"--budget_hours {self.budget_hours:g} are spent" if self._budget_is_spent() else "told to stop"
-            raise UserError(
-                f"{why}: {len(runs) - done} of {len(runs)} runs are not finished; start the study again to go on"
-            )
+            raise UserError(f"{why}: {left}")
 
     def _start(self, book: Book, runs: list[Run]) -> Iterator[tuple[Run, Outcome]]:
         if self.cluster is not None:
@@ -234,12 +243,31 @@ class _Work:
 
         def watch() -> bool:
             table.draw(runs, book.folder)
-            return not self._budget_is_spent()
+            return not (self.interrupted or self._budget_is_spent())
 
-        for ended in train(runs, book.folder, book.name, self.limits, self.memory_gib, watch):
-            table.clear()
-            yield ended
+        with self._listening():
+            for ended in train(runs, book.folder, book.name, self.limits, self.memory_gib, watch):
+                table.clear()
+                yield ended
         table.clear()
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """A signal to stop is for the runs too: without this they would go on alone."""
+        from lrec.interruption import SIGNALS
+
+        def note(*_: Any) -> None:
+            self.interrupted = True
+
+        if threading.current_thread() is not threading.main_thread():  # Python lets no other one listen
+            yield
+            return
+        before = {number: signal.signal(number, note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _budget_is_spent(self) -> bool:
         if self.budget_hours is None:
