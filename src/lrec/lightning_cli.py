@@ -2,9 +2,9 @@
 
 import logging
 import os
-import time
 import warnings
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,9 +95,10 @@ class CommandLine(LightningCLI):
         if config.trainer.default_root_dir is None:
             if _started_by_a_cluster():
                 raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
-            # The processes that Lightning starts for further devices inherit the name of the first one's folder.
+            # The processes that Lightning starts for further devices inherit the name of the first one's folder. Runs
+            # that a script starts side by side begin in the same second.
             config.trainer.default_root_dir = os.environ.setdefault(
-                "LREC_RUN", f"runs/{time.strftime('%Y%m%d-%H%M%S')}"
+                "LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
             )
         config.checkpoint.dirpath = config.checkpoint.dirpath or f"{config.trainer.default_root_dir}/checkpoints"
         # config.yaml says how a run is trained, not where an attempt at it began.
