@@ -1,6 +1,5 @@
 """What an interruption costs a run: a last checkpoint every so many steps, and one more when a scheduler says stop."""
 
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lrec.errors import UserError
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+from lrec.signals import TRY_AGAIN, Handlers, deafen, listen
 
 
 class BestAndLast(ModelCheckpoint):
@@ -45,13 +42,13 @@ class LastCheckpoint(Callback):
         self._training = False
         self._saved_step = 0
         self._group: Any = None
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._handlers: Handlers = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen for signals, instead of Lightning, whose handlers save nothing and wait for other processes."""
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         if not self._handlers:
-            self._handlers = {number: signal.signal(number, partial(self._note, trainer)) for number in SIGNALS}
+            self._handlers = listen(partial(self._note, trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on, a signal waits for the end of the step."""
@@ -107,8 +104,7 @@ class LastCheckpoint(Callback):
             _leave(trainer)
 
     def _deafen(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        deafen(self._handlers)
         self._handlers = {}
         self._training = False
 

@@ -107,25 +107,37 @@ def test_the_study_leaves_what_the_design_says(undisturbed: Path) -> None:
         assert (study / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def start_until_a_run_is_finished(folder: Path) -> "subprocess.Popen[str]":
+    process = start(folder)
+    deadline = time.monotonic() + 200
+    while "finished" not in state(folder).values():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
 def test_a_killed_study_ends_with_the_same_report(undisturbed: Path) -> None:
-    """Told to stop after one run, killed after the next."""
     folder = undisturbed.parent / "killed"
-    for finished, sent, code in ((1, signal.SIGTERM, 75), (2, signal.SIGKILL, -signal.SIGKILL)):
-        process = start(folder)
-        deadline = time.monotonic() + 200
-        while list(state(folder).values()).count("finished") < finished:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(sent)
-        assert process.wait(timeout=60) == code
-        if sent == signal.SIGTERM:  # its runs were told to save and stop, and have done so
-            assert "running" not in state(folder).values()
-            assert not any(is_running(run) for run in (folder / "studies" / "tiny" / "runs").glob("*seed1"))
-        assert "waiting" in state(folder).values()
+    process = start_until_a_run_is_finished(folder)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(state(folder).values()).count("waiting") >= 2
     out, _ = start(folder).communicate(timeout=300)
     for name in ("report.md", "prediction.json", "fit/fit.json"):
         ours, theirs = (base / "studies" / "tiny" / name for base in (folder, undisturbed))
         assert ours.read_text() == theirs.read_text(), out
+
+
+def test_a_study_that_is_told_to_stop_leaves_no_run_behind(tmp_path: Path) -> None:
+    process = start_until_a_run_is_finished(tmp_path)
+    runs = tmp_path / "studies" / "tiny" / "runs"
+    assert any(is_running(run) for run in runs.iterdir())
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert "runs are not finished; start the study again to go on" in out
+    assert not any(is_running(run) for run in runs.iterdir())
+    assert len(state(tmp_path)) > list(state(tmp_path).values()).count("finished")
 
 
 def test_runs_with_other_options_do_not_enter_the_folder(

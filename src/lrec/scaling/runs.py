@@ -17,6 +17,7 @@ import yaml
 
 from lrec.files import locked, write_text
 from lrec.net import Architecture, Dropout, OverDepth, TransformerConfig, find_size
+from lrec.signals import TRY_AGAIN
 
 POLL_S = 5.0
 
@@ -225,8 +226,6 @@ def train_one(
 
 
 def _attempt(run: Run, folder: Path, study: str, threads: int, lock: int, processes: Processes) -> Outcome:
-    from lrec.interruption import TRY_AGAIN
-
     log, code = folder / "log.txt", 0
     if finished_point(folder) is None:
         code = processes.run(["lrec", "fit", *_arguments(run, folder, study)], log, threads, lock)

@@ -6,11 +6,8 @@ trains only what is new.
 
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
@@ -31,6 +28,7 @@ from lrec.scaling.progress import LiveTable, runs_table
 from lrec.scaling.runs import Limits, Outcome, Run, finished_point, outcome_of, train
 from lrec.scaling.study_report import Ladder, by_ladder, write_report
 from lrec.scaling.sweep import middle, sweep_runs, tune
+from lrec.signals import TRY_AGAIN, deafen, listen
 
 
 def study(
@@ -211,8 +209,6 @@ class _Work:
 
     def train(self, book: Book, runs: list[Run]) -> None:
         """Train what is not finished; UserError where a run failed or was stopped; exit 75 on a signal."""
-        from lrec.interruption import TRY_AGAIN
-
         known = [(run, outcome) for run in runs if (outcome := outcome_of(book.folder / run.name)) is not None]
         finished = [run for run, _ in known]
         done = 0
@@ -245,29 +241,18 @@ class _Work:
             table.draw(runs, book.folder)
             return not (self.interrupted or self._budget_is_spent())
 
-        with self._listening():
+        handlers = listen(self._note_interruption)
+        try:
             for ended in train(runs, book.folder, book.name, self.limits, self.memory_gib, watch):
                 table.clear()
                 yield ended
+        finally:
+            deafen(handlers)
         table.clear()
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """A signal to stop is for the runs too: without this they would go on alone."""
-        from lrec.interruption import SIGNALS
-
-        def note(*_: Any) -> None:
-            self.interrupted = True
-
-        if threading.current_thread() is not threading.main_thread():  # Python lets no other one listen
-            yield
-            return
-        before = {number: signal.signal(number, note) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _note_interruption(self, *_: object) -> None:
+        """A signal to stop is for the runs too: `watch` passes it on."""
+        self.interrupted = True
 
     def _budget_is_spent(self) -> bool:
         if self.budget_hours is None:
