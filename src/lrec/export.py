@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from lrec import checkpoints
 from lrec.errors import UserError
-from lrec.files import replacing, write_json
+from lrec.files import check_writable, replacing, write_json
 from lrec.net import Architecture, MuP, Transformer, TransformerConfig
 from lrec.recommend import Model
 
@@ -29,38 +29,44 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10) -
     """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
 
     Args:
-        ckpt_path: A run's folder (its best checkpoint), or a checkpoint, a file or a folder of shards.
+        ckpt_path: A run's folder (its best checkpoint), a checkpoint, a file or a folder of shards, or what this wrote.
         out: A .safetensors or .onnx file, or a folder, which gets model.safetensors; replaced where it exists.
-        items: The run's items.parquet; null for the one of the run that the checkpoint lies in.
+        items: The run's items.parquet; null for the one of the run that the checkpoint lies in (an exported file has
+            its own).
         k: Length of the lists that an .onnx file gives.
     """
     if k < 1:
         raise UserError(f"--k must be at least 1, not {k}")
-    ckpt_path = _file_of(ckpt_path)
-    about, parameters = checkpoints.weights(ckpt_path)
-    item_ids = _item_ids(ckpt_path, items, about["n_items"])
-    if out.suffix == ".onnx":
+    file = out if out.suffix in (".safetensors", ".onnx") else out / "model.safetensors"
+    check_writable(file, "--out")
+    model = load(ckpt_path, items)
+    step = model.about["step"]
+    if file.suffix == ".onnx":
         from lrec.onnx_file import write_onnx
 
-        difference = write_onnx(Model(_network(about, parameters), item_ids, about), out, k)
-        print(f"step {about['step']} written to {out}; onnxruntime's scores differ by at most {difference:.1g}")
+        difference = write_onnx(model, file, k)
+        print(f"step {step} written to {file}; onnxruntime's scores differ by at most {difference:.1g}")
         return
-    file = out if out.suffix == ".safetensors" else out / "model.safetensors"
-    encoded = [raw_id.encode() for raw_id in item_ids]
+    parameters = model.net.state_dict()
+    encoded = [raw_id.encode() for raw_id in model.item_ids]
     tensors = {name: tensor.contiguous() for name, tensor in parameters.items()} | {
         IDS: torch.from_numpy(np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8).copy()),
         ENDS: torch.from_numpy(np.cumsum([len(word) for word in encoded])),
     }
-    about = {"format": FORMAT, **about}
+    about = {"format": FORMAT, **model.about}
     with replacing(file) as temporary:
         save_file(tensors, temporary, {"lrec": json.dumps(about)})
     write_json(file.with_suffix(".json"), about)
-    print(f"{len(parameters)} parameters at step {about['step']} and {len(item_ids)} item ids written to {file}")
+    print(f"{len(parameters)} parameters at step {step} and {len(model.item_ids)} item ids written to {file}")
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, items: Path | None = None) -> Model:
     """The network and its item ids, from an exported file, its folder, a run's folder (its best checkpoint), or a
     checkpoint of a run.
+
+    Args:
+        path: One of these.
+        items: The run's items.parquet, where a checkpoint does not lie in its run's folder.
 
     Raises:
         UserError: it is none of these, or damaged.
@@ -68,7 +74,7 @@ def load(path: str | Path) -> Model:
     path = _file_of(Path(path))
     if path.suffix != ".safetensors" or not path.is_file():
         about, parameters = checkpoints.weights(path)
-        return Model(_network(about, parameters), _item_ids(path, None, about["n_items"]), about)
+        return Model(_network(about, parameters), _item_ids(path, items, about["n_items"]), about)
     try:
         with safe_open(path, framework="pt") as opened:
             about = json.loads(opened.metadata()["lrec"])

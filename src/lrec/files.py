@@ -11,6 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lrec.errors import UserError
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise UserError where no file can be put at `path`: to be asked before hours of work, not after."""
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: name a file")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{option} {path}: {above} is not a folder")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{option} {path}: {above} cannot be written to")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:

@@ -146,7 +146,7 @@ def _row_blocks(hidden_BD: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor) ->
 
 def _scored(hidden_BD: Tensor, table_CD: Tensor, scratch: Tensor) -> list[Tensor]:
     """The scratch's parts in the shape of the scores of a chunk; the first holds them."""
-    parts = [part[: len(hidden_BD) * len(table_CD)].view(len(hidden_BD), -1) for part in scratch]
+    parts = [part[: len(hidden_BD) * len(table_CD)].view(len(hidden_BD), len(table_CD)) for part in scratch]
     torch.mm(hidden_BD, table_CD.T, out=parts[0])
     return parts
 

@@ -219,6 +219,8 @@ class SequentialRecommender(LightningModule):
             "flops": self.flops,
             "data_hash": self.data.data_hash,
             "columns": asdict(self.data.columns) if self.data.columns else None,
+            "min_rating": self.data.min_rating,
+            "repeats": self.data.repeats,
             "diverged": self.diverged,
             "train_loss": self._train_loss_totals(),
             **self._shape_dict(),

@@ -5,8 +5,9 @@ Needs the extra `onnx`: pip install "lrec[onnx]".
     items        int64 (batch, length): catalogue indices, oldest first, right-padded with any; length at most max_len
     lengths      int64 (batch): real items of each row, at least 1
     scores       float32 (batch, catalogue): logits of every item
-    top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index
-    top_scores   float32 (batch, k): their scores
+    top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index; -1 where there are
+                 fewer than k
+    top_scores   float32 (batch, k): their scores; -inf there
 
 The metadata hold `item_ids`, a JSON list of the raw ids by index, and `lrec`, what the file is.
 """
@@ -52,7 +53,7 @@ class HistoryScores(nn.Module):
         seen_BL = torch.where(real_BL, -math.inf, math.inf)
         unseen_BV = torch.full_like(scores_BV, math.inf).scatter_reduce(1, items_BL, seen_BL, "amin")
         top_BK = torch.minimum(scores_BV, unseen_BV).topk(self.k)
-        return scores_BV, top_BK.indices, top_BK.values
+        return scores_BV, top_BK.indices.masked_fill(top_BK.values == -math.inf, -1), top_BK.values
 
 
 def write_onnx(model: Model, file: Path, k: int) -> float:

@@ -34,7 +34,8 @@ class Model:
     Attributes:
         net: The network, set to evaluate; `net(items_BL, head)` takes indices into item_ids.
         item_ids: Raw id of each item of the catalogue.
-        about: Step, D, flops, data_hash, columns (names of the training data's) and the fields of the network's shape.
+        about: Step, D, flops, data_hash, the fields of the network's shape, and how the training data were read:
+            columns (names), min_rating, repeats.
     """
 
     net: Transformer
@@ -59,7 +60,7 @@ class Model:
                 in time order (columns user and item), or a list of histories. Ids may be text or integers.
             k: Most items of a list.
             exclude_seen: Leave out the items of the history.
-            allowed: Only these items may be recommended; None for all.
+            allowed: Only these items, a list or a column of raw ids, may be recommended; None for all.
             exclude: These items may not be recommended.
 
         Returns:
@@ -82,7 +83,7 @@ class Model:
         """The k items whose embeddings have the largest cosine with each item's, itself left out.
 
         Args:
-            items: Raw ids.
+            items: Raw ids, a list or a column.
             k: Length of the lists.
 
         Returns:
@@ -93,7 +94,7 @@ class Model:
         """
         if k < 1:
             raise UserError(f"k must be at least 1, not {k}")
-        raw = _as_text(items)
+        raw = _as_text(items, "items")
         index_B = self.index(raw)
         if (index_B < 0).any():
             raise UserError(f"item {raw[int((index_B < 0).argmax())]!r} is not in the catalogue")
@@ -166,8 +167,8 @@ class Model:
         if allowed is None and exclude is None:
             return None
         may_V = np.full(len(self.item_ids), allowed is None)
-        for ids, may in ((allowed, True), (exclude, False)):
-            index = self.index(_as_text(ids or ()))
+        for name, ids, may in (("allowed", allowed, True), ("exclude", exclude, False)):
+            index = self.index(_as_text(() if ids is None else ids, name))
             may_V[index[index >= 0]] = may
         if not may_V.any():
             raise UserError("no item of the catalogue may be recommended: see allowed and exclude")
@@ -199,5 +200,7 @@ _SCHEMA: dict[str, pl.DataType] = {
 }
 
 
-def _as_text(ids: RawIds) -> pl.Series:
+def _as_text(ids: RawIds, name: str) -> pl.Series:
+    if isinstance(ids, str) or hasattr(ids, "columns"):
+        raise UserError(f"{name}: a list or a column of raw ids is expected, not {type(ids).__name__}")
     return pl.Series([str(raw_id) for raw_id in ids], dtype=pl.String)

@@ -1,19 +1,20 @@
 """`lrec recommend`: a file of histories in, a file of recommendations out, block by block."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 
-from lrec.data.histories import histories_in
+from lrec.data.histories import Reading, histories_in
 from lrec.data.progress import Progress
 from lrec.data.readers import Columns, Format
 from lrec.data.titles import read_titles
 from lrec.errors import UserError
 from lrec.export import load
-from lrec.files import replacing
+from lrec.files import check_writable, replacing
 
 SHOWN = 10
 # An option that was left out, which null is not; and the names of columns that are tried behind the training data's.
@@ -57,32 +58,41 @@ def recommend(
     """
     if k < 1:
         raise UserError(f"--k must be at least 1, not {k}")
-    if out is not None and out.suffix not in _WRITERS:
-        raise UserError(f"--out {out}: its name must end in {', '.join(_WRITERS)}")
+    if out is not None:
+        if out.suffix not in _WRITERS:
+            raise UserError(f"--out {out}: its name must end in {', '.join(_WRITERS)}")
+        if out.resolve() == histories.resolve():
+            raise UserError(f"--out {out} is the file of the histories: it would be lost")
+        check_writable(out, "--out")
     model = load(ckpt_path)
     if torch.cuda.is_available():
         model.net.to("cuda")
     names = None if titles is None else read_titles(titles, title_item_column, title_column)
+    if names is not None and not names["item"].is_in(model.item_ids.implode()).any():
+        raise UserError(f"--titles {titles} names no item of the model: see --title_item_column")
     given = {"user": user_column, "item": item_column, "time": time_column}
-    trained = model.about.get("columns") or USUAL
-    columns, otherwise = (_columns(given, defaults) for defaults in (trained, USUAL))
+    about = model.about
+    trained = about.get("columns") or USUAL
+    columns = replace(_columns(given, trained), rating=trained.get("rating"))
+    reading = Reading(columns, about.get("min_rating"), about.get("repeats", True))
     users = skipped = empty = 0
     shown = None
     progress = Progress()
     progress.stage("recommend")
     with tempfile.TemporaryDirectory(prefix="lrec-recommend-") as folder:
-        for block in histories_in(histories, format, columns, otherwise):
+        for block in histories_in(histories, format, reading, _columns(given, USUAL)):
             found = model.recommend(block, k, exclude_seen)
             rows = found if names is None else _with_titles(found, names)
-            if shown is None:
-                shown = rows.head(SHOWN)
-                if out is None:
-                    break
-            rows.write_parquet(Path(folder) / f"{users:015d}.parquet")
+            rows = rows if out is not None else rows.head(SHOWN)
+            shown = rows.head(SHOWN) if shown is None else shown
+            if out is not None:
+                rows.write_parquet(Path(folder) / f"{users:015d}.parquet")
             users += len(rows)
             skipped += int(rows["skipped"].sum())
             empty += int((rows["items"].list.len() == 0).sum())
             progress.add(len(rows))
+            if out is None:
+                break
         progress.finish()
         if shown is None:
             raise UserError(f"{histories} holds no history")
@@ -90,10 +100,8 @@ def recommend(
             with replacing(out) as temporary:
                 _WRITERS[out.suffix](pl.scan_parquet(f"{folder}/*.parquet"), temporary)
     print(_table(shown))
-    if out is None:
-        print("the first users of the file; --out writes all")
-        return
-    print(f"{users} users written to {out}; {skipped} items of their histories are unknown and were skipped")
+    which = "the first users of the file, --out writes all" if out is None else f"{users} users written to {out}"
+    print(f"{which}; {skipped} items of their histories are unknown and were skipped")
     if empty:
         print(f"{empty} users get nothing: the model knows no item of their history, or nothing unseen is left")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -124,6 +125,32 @@ def test_columns_are_named_as_in_training_or_as_usual_where_the_file_has_these_i
     assert "has no column who (option user_column); its columns are other, what, when" in error
 
 
+def test_what_training_left_out_is_left_out_here(log_csv: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    file, out = tmp_path / "log.csv", tmp_path / "out.parquet"
+    log = pl.read_csv(log_csv)
+    log.with_columns(stars=pl.Series(np.arange(len(log)) * 7 % 5 + 1)).write_csv(file)
+    names = {"user_column": "who", "item_column": "what", "time_column": "when", "rating_column": "stars"}
+    fit(file, tmp_path / "run", **names, min_rating=3)
+    lrec("predict", "--config", tmp_path / "run" / "config.yaml", "--model.top_k=7")
+    lrec("export", "--ckpt_path", tmp_path / "run", "--out", tmp_path / "exported")
+    for model in ("run", "exported"):
+        lrec("recommend", "--ckpt_path", tmp_path / model, "--histories", file, "--k=7", "--out", out)
+        same(pl.read_parquet(out), pl.read_parquet(tmp_path / "run" / "predictions.parquet"))
+
+
+def test_an_item_that_a_user_has_had_before_counts_where_it_did_in_training(
+    log_csv: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    file, out = tmp_path / "Books.csv", tmp_path / "out.parquet"
+    columns = dict(zip(["who", "what", "when"], ["user_id", "parent_asin", "timestamp"], strict=True))
+    log = pl.read_csv(log_csv).rename(columns).with_columns(rating=5.0)
+    pl.concat([log, log.with_columns(pl.col("timestamp") + 1)]).write_csv(file)
+    fit(file, tmp_path / "run", data="lrec.AmazonDataModule", year=2023, repeats="false")
+    lrec("predict", "--config", tmp_path / "run" / "config.yaml", "--model.top_k=7")
+    lrec("recommend", "--ckpt_path", tmp_path / "run", "--histories", file, "--k=7", "--out", out)
+    same(pl.read_parquet(out), pl.read_parquet(tmp_path / "run" / "predictions.parquet"))
+
+
 def test_without_times_in_training_and_in_the_file_rows_are_in_time_order(
     log_csv: Path, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
@@ -161,22 +188,31 @@ def test_checkpoint_exported_file_and_folder_agree(
     best = run / "checkpoints" / "best.ckpt"
     lrec("export", "--ckpt_path", best, "--out", tmp_path / "exported")
     expected = model.recommend(histories, k=5)
-    for path in (best, tmp_path / "exported", tmp_path / "exported" / "model.safetensors"):
+    lrec("export", "--ckpt_path", tmp_path / "exported", "--out", tmp_path / "again.safetensors")
+    for path in (
+        best,
+        tmp_path / "exported",
+        tmp_path / "exported" / "model.safetensors",
+        tmp_path / "again.safetensors",
+    ):
         assert package.load(path).recommend(histories, k=5).equals(expected)
 
 
 def test_tables_in_memory(model: Model, histories: pl.DataFrame) -> None:
-    class Pandas(dict):  # type: ignore[type-arg]
-        """As much of a pandas table as is used."""
-
-        @property
-        def columns(self) -> list[str]:
-            return list(self)
-
     expected = model.recommend(histories)
     rows = histories.explode("items").rename({"items": "item"})
     assert model.recommend(rows).equals(expected)
-    assert model.recommend(Pandas(rows.to_dict(as_series=False))).equals(expected)
+    pandas = pd.DataFrame(rows.to_dict(as_series=False))
+    assert model.recommend(pandas).equals(expected)
+    assert model.recommend(pandas.assign(other=pd.Series([1, "mixed", None]))).equals(expected)
+    assert model.recommend(pd.DataFrame(histories.to_dict(as_series=False))).equals(expected)
+    gap = pd.DataFrame({"user": [1, 1, 1], "item": ["item-3", None, "item-4"]})
+    without = model.recommend([["item-3", "item-4"]])
+    assert model.recommend(gap).rows() == without.with_columns(user=1, skipped=1).rows()
+    pairs = pl.DataFrame({"items": [["item-3", "item-4"]]})
+    fixed = pairs.with_columns(pl.col("items").list.to_array(2))
+    assert model.recommend(fixed).equals(model.recommend(pairs))
+    assert model.recommend(pl.DataFrame({"items": []})).is_empty()
     lists = model.recommend(histories["items"].to_list())
     assert lists.drop("user").equals(expected.drop("user"))
     assert lists["user"].to_list() == list(range(len(histories)))
@@ -215,6 +251,24 @@ def test_allowed_and_excluded_items(model: Model, histories: pl.DataFrame) -> No
         assert found["items"].to_list() == expected
     with pytest.raises(UserError, match="allowed and exclude"):
         model.recommend(histories, allowed=["unknown"])
+
+
+@pytest.mark.parametrize("kind", [list, set, pl.Series, np.array, pd.Series, iter])
+def test_allowed_and_excluded_items_of_any_kind(kind: Callable[[list[str]], object], model: Model) -> None:
+    history = [["item-3", "item-4"]]
+    first, second = model.recommend(history, k=2)["items"][0].to_list()
+    assert model.recommend(history, k=1, exclude=kind([first]))["items"].to_list() == [[second]]
+    assert model.recommend(history, k=2, allowed=kind([second]))["items"].to_list() == [[second]]
+    assert model.similar_items(kind([first]), k=1)["item"].to_list() == [first]
+
+
+def test_a_single_id_is_no_list_of_items(model: Model) -> None:
+    for wrong in ("item-5", pl.DataFrame({"item": ["item-5"]})):
+        with pytest.raises(UserError, match="exclude: a list or a column of raw ids is expected"):
+            model.recommend([["item-3"]], exclude=wrong)
+        with pytest.raises(UserError, match="items: a list or a column of raw ids is expected"):
+            model.similar_items(wrong)
+    assert model.similar_items([]).is_empty()
 
 
 def test_similar_items(model: Model) -> None:
@@ -270,10 +324,18 @@ def test_files_with_titles(
     assert flat.columns == ["user", "rank", "item", "score", "title"]
     assert flat["item"].to_list() == [item for row in rows for item in row["items"]]
     assert flat["rank"].to_list() == [1, 2, 3, 4] * 3
-    assert f"{rows[0]['user']}: {first}\n" in lrec(*arguments), "without --out the first users are shown"
+    shown = lrec(*arguments)
+    assert f"{rows[0]['user']}: {first}\n" in shown, "without --out the first users are shown"
+    assert "2 items of their histories are unknown" in shown
+    assert "1 users get nothing" in shown
 
 
-def test_what_is_wrong_is_said(run: Path, log_csv: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_what_is_wrong_is_said(
+    run: Path, log_csv: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, refused: Callable[..., str]
+) -> None:
+    titles = tmp_path_factory.mktemp("titles") / "titles.csv"
+    titles.write_text("title,id\nFilm,item-1\n")
+
     def error(**changed: object) -> str:
         options = {"ckpt_path": run, "histories": log_csv, "out": tmp_path / "out.csv"} | changed
         return refused("recommend", *(f"--{name}={value}" for name, value in options.items()))
@@ -285,4 +347,10 @@ def test_what_is_wrong_is_said(run: Path, log_csv: Path, tmp_path: Path, refused
     assert "no such checkpoint" in error(ckpt_path=tmp_path / "nowhere")
     assert "does not exist" in error(histories=tmp_path / "no.csv")
     assert "option title_column" in error(titles=log_csv)
+    assert "titles.csv names no item of the model" in error(titles=titles)
+    assert "is a folder: name one file" in error(histories=log_csv.parent)
+    assert "it would be lost" in error(histories=log_csv, out=log_csv)
+    (titles.parent / "folder.csv").mkdir()
+    assert "is a folder: name a file" in error(out=titles.parent / "folder.csv")
+    assert "titles.csv is not a folder" in error(out=titles / "out.csv")
     assert not list(tmp_path.iterdir())

@@ -132,10 +132,10 @@ def test_the_projector_shows_the_items_and_the_table_the_run(early: Path) -> Non
 
 
 def test_titles_in_the_projector(early: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
-    (tmp_path / "movies.dat").write_bytes("1::Amélie (2001)::Comedy\n2::Heat::Crime\n".encode("latin-1"))
+    (tmp_path / "ml-1m_movies.dat").write_bytes("1::Amélie (2001)::Comedy\n2::Heat::Crime\n".encode("latin-1"))
     lines = ["user,item,time", *(f"u{u},{1 + (u + s) % 3},{s}" for u in range(20) for s in range(6))]
     (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
-    titles = {"projector__titles": tmp_path / "movies.dat", "projector__items": 2}
+    titles = {"projector__titles": tmp_path / "ml-1m_movies.dat", "projector__items": 2}
     lrec(*arguments(tmp_path / "log.csv", tmp_path / "run", **titles, trainer__max_epochs=1))
     header, *rows = (tmp_path / "run" / "projector" / "items.tsv").read_text().splitlines()
     assert header == "item\tcount\ttitle"

@@ -68,6 +68,18 @@ def test_scores_and_lists_are_pytorch_s(batch: int, exported: tuple[Model, Any])
             assert len(set(listed) - set(row[:n])) == 10
 
 
+def test_a_row_with_fewer_unseen_items_than_k_lists_no_seen_one(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` has it")
+    from lrec.onnx_file import write_onnx
+
+    model = Model(Transformer(TransformerConfig(6, 4, 1, 8, 1)).eval(), pl.Series(list("abcdef")), {"step": 7})
+    write_onnx(model, tmp_path / "model.onnx", 10)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    _, top_BK, top_scores_BK = session.run(None, {"items": np.array([[1, 2, 4]]), "lengths": np.array([3])})
+    assert sorted(top_BK[0]) == [-1, -1, -1, 0, 3, 5]
+    assert np.isneginf(top_scores_BK[0, 3:]).all()
+
+
 def test_the_file_knows_its_items(exported: tuple[Model, Any]) -> None:
     model, session = exported
     metadata = session.get_modelmeta().custom_metadata_map

@@ -28,9 +28,13 @@ class SequenceDataModule(LightningDataModule):
 
     Attributes:
         columns: Names of the raw data's columns; None where they have none.
+        min_rating: Least rating of an interaction that is kept; None keeps all.
+        repeats: Keep all interactions of a user with an item; False keeps the first in time.
     """
 
     columns: Columns | None = None
+    min_rating: float | None = None
+    repeats: bool = True
     store: Store
     split_positions: Split
     planner: Planner

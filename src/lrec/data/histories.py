@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from lrec.data.parsing import Table
-from lrec.data.prepare import prepare_store
+from lrec.data.prepare import RawInteractions, prepare_store
 from lrec.data.readers import Columns, Format, infer_format, read_table, to_interactions
 from lrec.data.store import Store
 from lrec.errors import UserError
@@ -39,6 +39,14 @@ class Histories(NamedTuple):
             yield Histories(self.users[start : start + size], self.items.slice(first, int(lengths_B.sum())), lengths_B)
 
 
+class Reading(NamedTuple):
+    """How rows of interactions are read: as those of the training data were."""
+
+    columns: Columns
+    min_rating: float | None = None  # compared where the rows have a column of ratings
+    repeats: bool = True
+
+
 def histories_of(table: Any) -> Histories:
     """Histories in memory.
 
@@ -51,26 +59,21 @@ def histories_of(table: Any) -> Histories:
         UserError: it is none of these.
     """
     if not hasattr(table, "columns"):
-        try:
-            histories = list(table)
-            if any(isinstance(history, str) for history in histories):
-                raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
-            lists = pl.Series([[str(item) for item in history] for history in histories], dtype=pl.List(pl.String))
-        except TypeError:
-            raise UserError(f"histories: a table or a list of lists is expected, not {type(table).__name__}") from None
-        return _of_lists(None, lists)
-    frame = table if isinstance(table, pl.DataFrame) else pl.DataFrame({name: list(table[name]) for name in table})
-    if "items" in frame.columns and isinstance(frame["items"].dtype, pl.List):
-        return _of_lists(frame["user"] if "user" in frame.columns else None, frame["items"])
-    if {"user", "item"} <= set(frame.columns):
-        rows = frame.group_by("user", maintain_order=True).agg(pl.col("item").alias("items"))
+        return _of_lists(None, _lists(table))
+    names = [str(name) for name in table.columns]
+    columns = {name: _column(table[name]) for name in ("user", "item") if name in names}
+    user, item = columns.get("user"), columns.get("item")
+    if "items" in names:
+        return _of_lists(user, _lists(table["items"]))
+    if user is not None and item is not None:
+        rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.col("item").alias("items"))
         return _of_lists(rows["user"], rows["items"])
     raise UserError(
-        f"histories has the columns {', '.join(frame.columns)}: user and items (lists), or user and item, are expected"
+        f"histories has the columns {', '.join(names)}: user and items (lists), or user and item, are expected"
     )
 
 
-def histories_in(path: Path, file_format: Format | None, columns: Columns, otherwise: Columns) -> Iterator[Histories]:
+def histories_in(path: Path, file_format: Format | None, reading: Reading, otherwise: Columns) -> Iterator[Histories]:
     """Histories in a file, in blocks.
 
     A row may be a user (Parquet or JSON lines with a column `items` of lists; or the format `lines`): blocks then come
@@ -80,13 +83,15 @@ def histories_in(path: Path, file_format: Format | None, columns: Columns, other
     Args:
         path: The file, plain or compressed.
         file_format: Its format; None for what its name tells.
-        columns: Names of its columns; `time` None where interactions are in time order.
-        otherwise: Each name is taken where the file has it and does not have that of `columns`.
+        reading: Names of its columns, `time` None where interactions are in time order; and which of these count.
+        otherwise: Each name is taken where the file has it and does not have that of `reading`.
 
     Raises:
         UserError: the file is damaged, or does not have these columns.
     """
-    file_format = file_format or infer_format(path.name)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name one file")
+    file_format, columns = file_format or infer_format(path.name), reading.columns
     if file_format is None:
         raise UserError(f"the name of {path} does not tell its format: set the option format")
     tables = read_table(path, file_format, columns)
@@ -94,13 +99,36 @@ def histories_in(path: Path, file_format: Format | None, columns: Columns, other
     tables = chain([first], tables)
     found, names = first.frame.columns, vars(columns)
     others = {key: name for key, name in vars(otherwise).items() if name in found and names[key] not in found}
-    columns = replace(columns, **others)
+    reading = reading._replace(
+        columns=replace(columns, **others), min_rating=reading.min_rating if columns.rating in found else None
+    )
     if file_format == "lines":
         yield from (_of_rows(table.frame) for table in tables)
     elif _has_lists(first.frame):
-        yield from (block for table in tables for block in _of_table(table, columns.user).blocks())
+        yield from (block for table in tables for block in _of_table(table, reading.columns.user).blocks())
     else:
-        yield from _in_order(path, tables, columns)
+        yield from _in_order(path, tables, reading)
+
+
+def _column(values: Any) -> pl.Series:
+    """A column of a Polars or pandas table, null where a value is missing."""
+    if isinstance(values, pl.Series):
+        return values
+    plain = values.tolist()
+    return pl.Series([None if gone else value for value, gone in zip(plain, values.isna(), strict=True)])
+
+
+def _lists(histories: Any) -> pl.Series:
+    """Lists of text from a column or a list of histories."""
+    if isinstance(histories, pl.Series) and (histories.dtype == pl.Null or isinstance(histories.dtype, pl.List)):
+        return histories.cast(pl.List(pl.String))
+    try:
+        rows = list(histories)
+        if any(isinstance(row, str) for row in rows):
+            raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
+        return pl.Series([[str(item) for item in row] for row in rows], dtype=pl.List(pl.String))
+    except TypeError:
+        raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
 
 def _of_lists(users: pl.Series | None, lists: pl.Series) -> Histories:
@@ -122,13 +150,16 @@ def _has_lists(frame: pl.DataFrame) -> bool:
         return False
     lists = frame["items"]
     # In JSON lines, nested values arrive as their text.
-    return isinstance(lists.dtype, pl.List) or (lists.dtype == pl.String and (lists.head(1).str.starts_with("[").any()))
+    text = lists.dtype == pl.String and lists.drop_nulls().head(1).str.starts_with("[").any()
+    return isinstance(lists.dtype, pl.List | pl.Array) or bool(text)
 
 
 def _of_table(table: Table, user_column: str) -> Histories:
     if user_column not in table.frame.columns:
         raise UserError(f"{table.name} has no column {user_column} (option user_column)")
     lists = table.frame["items"]
+    if isinstance(lists.dtype, pl.Array):
+        lists = lists.arr.to_list()
     if lists.dtype == pl.String:
         try:
             lists = lists.str.json_decode(pl.List(pl.String))
@@ -137,11 +168,13 @@ def _of_table(table: Table, user_column: str) -> Histories:
     return _of_lists(table.frame[user_column], lists)
 
 
-def _in_order(path: Path, tables: Iterable[Table], columns: Columns) -> Iterator[Histories]:
+def _in_order(path: Path, tables: Iterable[Table], reading: Reading) -> Iterator[Histories]:
+    def read() -> RawInteractions:
+        interactions = to_interactions(tables, reading.columns, reading.min_rating)
+        return replace(interactions, repeats=reading.repeats)
+
     with tempfile.TemporaryDirectory(prefix="lrec-histories-") as folder:
-        store = Store.open(
-            prepare_store(Path(folder), "histories", {"path": str(path)}, 0, lambda: to_interactions(tables, columns))
-        )
+        store = Store.open(prepare_store(Path(folder), "histories", {"path": str(path)}, 0, read))
         raw_items = store.item_table["raw_id"]
         for start in range(0, store.n_users, BLOCK):
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]

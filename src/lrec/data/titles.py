@@ -23,7 +23,7 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
     Raises:
         UserError: there is no such file or column.
     """
-    if path.name == "movies.dat":
+    if re.search(r"movies\.dat(\.\w+)?$", path.name):
         rows = re.findall(r"^(\d+)::(.*)::[^:]*$", read_bytes(path).decode("latin-1"), re.MULTILINE)
         return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")
     file_format = infer_format(path.name)
