@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lrec.errors import UserError
-from lrec.files import replacing, write_text
+from lrec.files import check_writable, replacing, write_text
 from lrec.scaling.agreement import agreement_figure
 from lrec.scaling.judge import rivals
 from lrec.scaling.laws import LAWS
@@ -48,6 +48,7 @@ def fit_command(
     """
     if law not in LAWS:
         raise UserError(f"--law: '{law}' is none of {', '.join(LAWS)}")
+    check_writable(out / "fit.json", "--out")
     chosen = LAWS[law]
     others = dict(zip(("d", "u"), (d, u)[: len(chosen.variables) - 1], strict=False))
     table_read = read_points(points, x, y, **others)

@@ -27,6 +27,9 @@ UNDECIDED = 1.35
 LOOSE = 4.0
 """A parameter that may as well be this many times another value is not identified."""
 
+RISES_SHOWN = 4
+"""Steps in size that a warning lists by their sizes."""
+
 AGREED = 1.001
 """Starts that end below this multiple of the best objective agree."""
 SETTLED = 0.5
@@ -414,14 +417,17 @@ def rises(x_N: Array, y_N: Array) -> list[tuple[float, float]]:
 
 def _data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
     warnings = []
-    if len(law.variables) == 1:
-        steps = [f"{small:.4g} to {large:.4g}" for small, large in rises(x_NV[:, 0], y_N)]
-        if steps and law.variables[0] != "L":
-            warnings.append(f"not monotone: the mean loss rises with x from {', '.join(steps)}")
-        if (n_sizes := len(np.unique(x_NV))) < 5:
-            warnings.append(
-                f"only {n_sizes} sizes: the exponent is hardly determined; trust the intervals, not the point"
-            )
+    # At the same data, where the law has a variable for it.
+    _, group_N = np.unique(x_NV[:, 1:], axis=0, return_inverse=True)
+    groups = [group_N.ravel() == group for group in range(int(group_N.max()) + 1)]
+    steps = [step for mine_N in groups for step in rises(x_NV[mine_N, 0], y_N[mine_N])]
+    if steps and law.variables[0] != "L":
+        some = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in dict.fromkeys(steps[:RISES_SHOWN]))
+        where = some if len(steps) <= RISES_SHOWN else f"{some} and in {len(steps) - RISES_SHOWN} more steps"
+        same = " at the same data" if len(law.variables) > 1 else ""
+        warnings.append(f"not monotone: the mean loss rises with x{same} from {where}")
+    if (n_sizes := len(np.unique(x_NV[:, 0]))) < 5:
+        warnings.append(f"only {n_sizes} sizes: the exponent is hardly determined; trust the intervals, not the point")
     if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
         warnings.append(
             f"over-fitting: the validation loss of {count} of {len(points)} runs rose again after its best, which is "

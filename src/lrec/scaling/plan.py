@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lrec.errors import UserError
-from lrec.files import write_json
+from lrec.files import check_writable, write_json
 from lrec.scaling.fit import Fit
 from lrec.scaling.links import Expected, expected_metrics, fit_links
 from lrec.scaling.planners import AnyPlanner, Choice, Planner, SizePlanner, planner_of
@@ -15,7 +15,7 @@ from lrec.scaling.predict import Prediction, Profile
 from lrec.scaling.report import read_fit, rows_table
 
 FAR = 100.0
-"""Beyond this many times the largest fitted size or amount of data a plan says that it extrapolates."""
+"""This many times above the largest fitted size or amount of data, or below the smallest, a plan says so."""
 
 
 def plan_command(
@@ -49,13 +49,16 @@ def plan_command(
     for name, value in (request | {"unique": unique, "epochs": epochs, "mfu": mfu, "peak_flops": peak_flops}).items():
         if value is not None and not (np.isfinite(value) and value > 0):
             raise UserError(f"--{name} {value:g}: must be a positive number")
+    if mfu > 1:
+        raise UserError(f"--mfu {mfu:g}: a share of the peak, at most 1, is expected")
+    out = out or fit.with_name("plan.json")
+    check_writable(out, "--out")
     fitted, content = read_fit(fit)
     planner = planner_of(fitted, content, unique, epochs)
     ((name, value),) = given.items()
     choice: Choice = getattr(planner, f"for_{name}")(value)
     result = _result(fitted, content, planner, choice, mfu, peak_flops)
     result = {"fit": str(fit), "source_hash": content["source_hash"], "request": given} | result
-    out = out or fit.with_name("plan.json")
     write_json(out, result)
     print(f"{fitted.law.formula}, fitted to {content['n_points']} points\n\n{table(result, content)}\n\n{out}")
 
@@ -102,9 +105,13 @@ def _notes(
 ) -> list[str]:
     notes = []
     for name, value in (("x", loss.x), ("d", loss.d)):
-        largest = float(fit.points[name].max()) if name in fit.points.columns else np.inf  # type: ignore[arg-type]
-        if value is not None and value > FAR * largest:
+        if value is None or name not in fit.points.columns:
+            continue
+        smallest, largest = float(fit.points[name].min()), float(fit.points[name].max())  # type: ignore[arg-type]
+        if value > FAR * largest:
             notes.append(f"{content[name]} is {value / largest:.0f} times the largest that was fitted")
+        if value < smallest / FAR:
+            notes.append(f"{content[name]} is a {smallest / value:.0f}th of the smallest that was fitted")
     if isinstance(planner, Planner) and planner.used_up(choice):
         notes.append(
             f"the data is used up: {planner.most_epochs:.4g} passes, the most that was fitted, bound the plan; "

@@ -64,50 +64,62 @@ class Planner:
 
     Args:
         fit: A fit of a law of N and D, or of N, D and U.
-        unique: Unique interactions there are; None: as many as a single pass needs.
+        unique: Unique interactions there are; None: as many as the fewest passes fitted need.
         epochs: Passes over them; None: whatever is best, within those fitted.
 
     Raises:
-        UserError: more epochs than were fitted.
+        UserError: more or fewer epochs than were fitted.
     """
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
         self.fit, self.unique, self.epochs = fit, unique, epochs
         self.compute = Compute.of(fit.points)
-        self.most_epochs = most_epochs(fit.points)
-        _check_epochs(epochs, self.most_epochs)
+        self.least_epochs, self.most_epochs = epochs_of(fit.points)
+        _check_epochs(epochs, self.least_epochs, self.most_epochs)
         if epochs is not None and unique is None:
             raise UserError("--epochs: name the number of unique interactions they go over with --unique")
 
     def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
-        """The law's loss of N, D and U, which broadcast; U is what there is, at most D."""
-        unique = self.unique if unique is None else unique
+        """The law's loss of N, D and U, which broadcast; U is what there is, or what that many passes need."""
         size_N, data_N = np.broadcast_arrays(np.asarray(size, dtype=float), np.asarray(data, dtype=float))
         columns = [size_N.ravel(), data_N.ravel()]
-        if len(self.fit.law.variables) == 3:
-            columns.append(columns[1] if unique is None else np.minimum(columns[1], unique))
+        if self.repeats_count:
+            columns.append(np.broadcast_to(self._unique_of(columns[1]) if unique is None else unique, columns[1].shape))
         return self.fit.curve(np.stack(columns, axis=1)).reshape(size_N.shape)
 
     def for_flops(self, flops: float) -> Choice:
-        """The N and D = C / (FLOPs per interaction) with the least loss; D within the epochs allowed."""
-        size_G = np.geomspace(1.0, max(flops, 10.0), 4000)
-        data_G = flops / self.compute.per_interaction(size_G)
-        allowed_G = (data_G >= 1) & (data_G <= self._most_data() * (1 + 1e-9))
+        """The N and D with the least loss that cost no more; D within the epochs allowed.
+
+        All is spent, unless more passes would raise the loss.
+        """
+        size_G = np.geomspace(1.0, max(flops, 10.0), 500)
+        most_G = np.minimum(flops / self.compute.per_interaction(size_G), self._most_data())
         if self.epochs is not None and self.unique is not None:  # as many passes as asked for: N follows
-            size = float(np.exp(np.interp(-np.log(self.epochs * self.unique), -np.log(data_G), np.log(size_G))))
-            return self._choice(size, self.epochs * self.unique)
-        if not allowed_G.any():
+            data = self.epochs * self.unique
+            size = _bisect(lambda n: flops - data * float(self.compute.per_interaction(n)), 1.0, max(flops, 10.0))
+            if size is None or data * float(self.compute.per_interaction(1.0)) > flops:
+                raise UserError(
+                    f"--flops {flops:g}: too few for {self.epochs:g} passes over {self.unique:g} interactions"
+                )
+            return self._choice(size, data)
+        if not (most_G >= 1).any():
             raise UserError(f"--flops {flops:g}: too few to plan for")
-        size_G, data_G = size_G[allowed_G], data_G[allowed_G]
-        best = int(self.loss(size_G, data_G).argmin())
+        size_G, most_G = size_G[most_G >= 1], most_G[most_G >= 1]
+        best = int(self.loss(size_G, self._best_data(size_G, most_G)).argmin())
         low, high = size_G[max(best - 1, 0)], size_G[min(best + 1, len(size_G) - 1)]
 
-        def at(log_size: float) -> float:
-            return float(self.loss(np.exp(log_size), flops / self.compute.per_interaction(np.exp(log_size))))
+        def data_at(size: float) -> float:
+            most = min(flops / float(self.compute.per_interaction(size)), self._most_data())
+            return float(self._best_data(np.array([size]), np.array([most]))[0])
 
-        found = minimize_scalar(at, bounds=(np.log(low), np.log(high)), method="bounded", options={"xatol": 1e-10})
+        found = minimize_scalar(
+            lambda log_size: float(self.loss(np.exp(log_size), data_at(np.exp(log_size)))),
+            bounds=(np.log(low), np.log(high)),
+            method="bounded",
+            options={"xatol": 1e-10},
+        )
         size = float(np.exp(found.x))
-        return self._choice(size, flops / float(self.compute.per_interaction(size)))
+        return self._choice(size, data_at(size))
 
     def for_loss(self, loss: float) -> Choice:
         """The least C at which the best N and D reach the loss."""
@@ -126,21 +138,23 @@ class Planner:
         if self.unique is not None:
             if self.epochs is not None:
                 return self._choice(size, self.epochs * self.unique)
-            data_G = np.linspace(self.unique, self._most_data(), 400)
-            return self._choice(size, float(data_G[self.loss(size, data_G).argmin()]))
+            return self._choice(size, float(self._best_data(np.array([size]), np.array([self._most_data()]))[0]))
         enough = _bisect(lambda flops: size - float(self.for_flops(flops).size or 0), 6 * size, 1e12 * size**2)
         if enough is None:
             raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; name the data with --unique")
         return self._choice(size, enough / float(self.compute.per_interaction(size)))
 
     def doubled(self, choice: Choice) -> dict[str, float]:
-        """The loss with twice the parameters, with twice the data all of it new, and with twice the passes over it."""
+        """The loss with twice the parameters, with twice the data all of it new, and with twice the passes over it.
+
+        Passes only by a law that tells them from new data, and as far as they were fitted.
+        """
         n, d, u = choice.size, choice.data, choice.unique
         assert n is not None
         assert d is not None
         assert u is not None
         losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
-        if 2 * d / u <= self.most_epochs * (1 + 1e-9):
+        if self.repeats_count and 2 * d / u <= self.most_epochs * (1 + 1e-9):
             losses["epochs"] = float(self.loss(n, 2 * d, u))
         return losses
 
@@ -158,12 +172,30 @@ class Planner:
         assert choice.data is not None
         return self.epochs is None and 0.999 * self._most_data() < choice.data
 
+    @property
+    def repeats_count(self) -> bool:
+        """Whether the law tells repeated interactions from new ones."""
+        return len(self.fit.law.variables) == 3
+
     def _most_data(self) -> float:
         return np.inf if self.unique is None else self.unique * self.most_epochs
 
+    def _unique_of(self, data: Array | float) -> Any:
+        needed = np.asarray(data) / self.least_epochs
+        return needed if self.unique is None else np.minimum(needed, self.unique)
+
+    def _best_data(self, size_G: Array, most_G: Array) -> Array:
+        """The D, at most so much of it, with the least loss at each N: less than that only where passes do harm."""
+        if self.unique is None or not self.repeats_count:
+            return most_G
+        # In equal steps of the passes' logarithm, up to the most that is allowed.
+        least_G = np.minimum(self.unique * self.least_epochs, most_G)
+        data_GK = least_G[:, None] * (most_G / least_G)[:, None] ** np.linspace(0, 1, 401)
+        data_GK[:, -1] = most_G
+        return data_GK[np.arange(len(size_G)), self.loss(size_G[:, None], data_GK).argmin(1)]
+
     def _choice(self, size: float, data: float) -> Choice:
-        unique = data if self.unique is None else min(self.unique, data)
-        return Choice(size, data, unique, data * float(self.compute.per_interaction(size)))
+        return Choice(size, data, float(self._unique_of(data)), data * float(self.compute.per_interaction(size)))
 
     def _loss_of(self, choice: Choice) -> float:
         assert choice.size is not None
@@ -180,7 +212,6 @@ class SizePlanner:
         self.unique = float(points["u"].max()) if "u" in points.columns else None  # type: ignore[arg-type]
         passes = (points["d"] / points["u"]).median() if {"d", "u"} <= set(points.columns) else None
         self.data = None if passes is None or self.unique is None else float(passes) * self.unique  # type: ignore[arg-type]
-        _check_epochs(epochs, most_epochs(points))
         if epochs is not None:
             raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
         if unique is not None and (self.unique is None or abs(unique / self.unique - 1) > 0.01):
@@ -260,18 +291,19 @@ def planner_of(
     return SizePlanner(fit, unique, epochs)
 
 
-def most_epochs(points: pl.DataFrame) -> float:
-    """The most passes over its unique data of any fitted run; one where the points do not say."""
+def epochs_of(points: pl.DataFrame) -> tuple[float, float]:
+    """The fewest and the most passes over its unique data of any fitted run; one where the points do not say."""
     if not {"d", "u"} <= set(points.columns):
-        return 1.0
-    return max(1.0, float((points["d"] / points["u"]).max()))  # type: ignore[arg-type]
+        return 1.0, 1.0
+    passes = (points["d"] / points["u"]).clip(lower_bound=1.0)
+    return float(passes.min()), float(passes.max())  # type: ignore[arg-type]
 
 
-def _check_epochs(epochs: float | None, most: float) -> None:
-    if epochs is not None and epochs > most * (1 + 1e-9):
+def _check_epochs(epochs: float | None, least: float, most: float) -> None:
+    if epochs is not None and not least * (1 - 1e-9) <= epochs <= most * (1 + 1e-9):
         raise UserError(
-            f"--epochs {epochs:g}: the law was fitted to runs of at most {most:.4g} passes over their data, and says "
-            "nothing of more; train runs with more passes, or plan for more unique data"
+            f"--epochs {epochs:g}: the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data, and "
+            "says nothing of others; train runs with as many passes, or plan for other unique data"
         )
 
 

@@ -28,7 +28,8 @@ def read_points(
 
     Of lrec's own points.jsonl only the best evaluation of each run that did not diverge is used. If such points were
     trained on several amounts of data and `x` is a size, only those with the most unique targets U are used, since a
-    law of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U. A law of `d` sees all.
+    law of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U. If `x` is flops, only the
+    best runs of those with the most U: no run is as good with fewer. A law of `d` sees all.
 
     Args:
         paths: Files (.jsonl, .csv, .tsv, .parquet) or folders; of a folder, every points.jsonl under it.
@@ -44,18 +45,19 @@ def read_points(
         one run share its noise (`bootstrap`).
 
     Raises:
-        UserError: a missing path, column or value; a value that is not a positive number; nothing to read.
+        UserError: a missing path, column or value; a value that is not a positive number; nothing to read; own points
+            of a size and seed more than once, where `x` is a size.
     """
     columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
     frames = [_read_file(file, columns) for file in _files(paths)]
     points = pl.concat([frame for frame, _ in frames])
     if d is None and all(own for _, own in frames):
-        points = _at_fixed_other(points, x)
+        points = _comparable(points, x)
     if points.is_empty():
         raise UserError(
             f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."
         )
-    known = [name for name in points.columns if points[name].null_count() < len(points) and name != "N"]
+    known = [name for name in points.columns if points[name].null_count() < len(points) and name not in ("N", "seed")]
     return points.select(known).sort("x", "y", "file", "row")
 
 
@@ -99,7 +101,7 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
         point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
         points.append((_own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}) | point)
     schema: dict[str, type[pl.DataType]] = dict.fromkeys(("x", "y", "d", "u", "flops", *METRICS, "N"), pl.Float64)
-    schema |= {"overfitted": pl.Boolean, "run": pl.String, "file": pl.String, "row": pl.Int64}
+    schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "run": pl.String, "file": pl.String, "row": pl.Int64}
     return pl.DataFrame(points, schema=schema, strict=False), own
 
 
@@ -108,6 +110,7 @@ def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
     best, metrics = row.get("val_loss"), row.get("metrics") or {}
     return {
         "N": row.get("N_body"),
+        "seed": row.get("seed"),
         "d": row.get("D"),
         "u": row.get("U"),
         "flops": row.get("flops"),
@@ -165,9 +168,20 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
     return parsed
 
 
-def _at_fixed_other(points: pl.DataFrame, x: str) -> pl.DataFrame:
-    """Of lrec's own points, those with the most data (x a size) or the largest size (x an amount of data)."""
-    other = {"N_body": "u", "N_head": "u", "N_total": "u", "D": "N", "U": "N"}.get(x)
+def _comparable(points: pl.DataFrame, x: str) -> pl.DataFrame:
+    """Of lrec's own points, those with the most data (x a size or flops) or the largest size (x an amount of data)."""
+    other = {"N_body": "u", "N_head": "u", "N_total": "u", "flops": "u", "D": "N", "U": "N"}.get(x)
     if other is None or points[other].null_count():
         return points
-    return points.filter(pl.col(other) == pl.col(other).max())
+    points = points.filter(pl.col(other) == pl.col(other).max())
+    if x == "flops":
+        points = points.sort("x", "y")
+        return points.filter(pl.col("y") < pl.col("y").cum_min().shift(1, fill_value=math.inf))
+    again = points.filter(pl.struct("x", "seed").is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
+    if other == "u" and len(again):
+        one, two = again["file"][:2]
+        raise UserError(
+            f"{one} and {two} are both of {x} {again['x'][0]:g} and seed {again['seed'][0]}: a law of size compares "
+            "runs that differ in nothing else. Name the runs of one variant, or fit a law of size and data"
+        )
+    return points

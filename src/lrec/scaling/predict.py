@@ -329,10 +329,16 @@ def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     return points.filter(~pl.col("x").is_in(largest)), points.filter(pl.col("x").is_in(largest))
 
 
-def naive(fit: Fit) -> float:
-    """The loss of the best small model: what to expect where larger ones buy nothing."""
-    _, setting_N = np.unique(fit.x_NV, axis=0, return_inverse=True)
-    return float((np.bincount(setting_N.ravel(), fit.y_N) / np.bincount(setting_N.ravel())).min())
+def naive(fit: Fit, at: Sequence[float]) -> float:
+    """The loss of the best small model: what to expect where larger ones buy nothing.
+
+    Of the small models that had no more data and no more unique data than `at`, one of the law's settings, has; of all
+    where none had so little.
+    """
+    settings_GV, setting_N = np.unique(fit.x_NV, axis=0, return_inverse=True)
+    mean_G = np.bincount(setting_N.ravel(), fit.y_N) / np.bincount(setting_N.ravel())
+    alike_G = (settings_GV[:, 1:] <= np.asarray(at)[1:] * (1 + 1e-9)).all(1)
+    return float(mean_G[alike_G].min() if alike_G.any() else mean_G.min())
 
 
 def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Holdout:
@@ -341,7 +347,6 @@ def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -
     Raises:
         UserError: a prediction without an actual value, or no prediction at all.
     """
-    expected = naive(fit)
     groups = actual.group_by(fit.law.columns).agg(pl.col("y").mean()).iter_rows()
     means = {tuple(float(value) for value in where): float(loss) for *where, loss in groups}
     if not predictions:
@@ -358,7 +363,7 @@ def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -
                 **vars(p),
                 actual=loss,
                 error_pct=100 * (p.predicted / loss - 1),
-                naive_error_pct=100 * (expected / loss - 1),
+                naive_error_pct=100 * (naive(fit, p.at) / loss - 1),
                 half_width_pct=100 * (p.high - p.low) / 2 / loss,
                 inside=p.low <= loss <= p.high,
             )

@@ -86,10 +86,10 @@ def read_fit(path: Path) -> tuple[Fit, dict[str, Any]]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         law, objective = LAWS[content["law"]], Objective(content["objective"], content["residuals"])
-        points = pl.DataFrame(content["points"])
+        points = pl.DataFrame(content["points"], infer_schema_length=None)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
     return fit_points(law, points, objective), content
 

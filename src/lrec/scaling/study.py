@@ -151,11 +151,22 @@ def study(
         book = Book(out, name, replace(whole, rules=whole.rules | tuned.rules).runs(), judged_by)
     runs = book.enter(restart, skip)
     work.train(book, [run for run in runs if not run.held_out])
-    ladders = [] if law is None else [_fit_ladder(out, mine, law, x, y) for mine in by_ladder(runs).values()]
-    if holdout:
+    ladders: list[Ladder] = []
+    unfit: dict[str, str] = {}
+    for ladder, mine in by_ladder(runs).items():
+        if law is None:
+            break
+        try:
+            ladders.append(_fit_ladder(out, mine, law, x, y))
+        except UserError as error:  # too few of its runs did not diverge
+            unfit[ladder] = str(error)
+    if holdout and ladders:
         _write_prediction(out, ladders, runs)
-        work.train(book, [run for run in runs if run.held_out])
-    print(write_report(out, name, runs, ladders, tuned))
+        work.train(book, [run for run in runs if run.held_out and run.ladder not in unfit])
+    reported = [run for run in runs if not (run.held_out and run.ladder in unfit)]
+    print(write_report(out, name, reported, ladders, unfit, tuned))
+    if unfit and not ladders:
+        raise UserError(next(iter(unfit.values())))
 
 
 def _cores() -> int:

@@ -41,8 +41,17 @@ class Ladder:
     predictions: tuple[Prediction, ...]
 
 
-def write_report(out: Path, name: str, runs: list[Run], ladders: list[Ladder], tuned: Tuned | None = None) -> str:
+def write_report(
+    out: Path,
+    name: str,
+    runs: list[Run],
+    ladders: list[Ladder],
+    unfit: Mapping[str, str],
+    tuned: Tuned | None = None,
+) -> str:
     """Join the predictions with the large runs' losses, write everything under `out`, and return the report.
+
+    `unfit` says of ladders why no law could be fitted to them.
 
     The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
     """
@@ -60,6 +69,8 @@ def write_report(out: Path, name: str, runs: list[Run], ladders: list[Ladder], t
         sections += [_runs_table(mine, own), "\n".join(_findings(mine, own))]
         if noise := _noise(out, mine, own):
             sections.append(noise)
+        if ladder in unfit:
+            sections.append(f"No law: {unfit[ladder]}")
         if ladder in laws:
             sections.append(_law(out, out / "fit" / ladder, mine, own, laws[ladder]))
     report = "\n\n".join(sections) + "\n"
@@ -227,7 +238,11 @@ def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
         if point["status"] != "diverged":
             losses[point["N_body"]].append(point["test_loss"])
             sizes[point["N_body"]] = run.size
+    diverged = [run.name for run in runs if points[run.name]["status"] == "diverged"]
+    left_out = [f"- Diverged and left out: {', '.join(diverged)}."] if diverged else []
     means = {n: sum(values) / len(values) for n, values in sorted(losses.items())}
+    if not means:
+        return left_out
     order = list(means)
     rises = [f"{sizes[small]} to {sizes[large]}" for small, large in pairwise(order) if means[large] >= means[small]]
     best = min(means, key=lambda n: means[n])
@@ -236,10 +251,8 @@ def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
         if rises
         else "- The mean test loss falls with every step in size.",
         f"- Best size: {sizes[best]}, mean test loss {means[best]:.4f}.",
+        *left_out,
     ]
-    diverged = [run.name for run in runs if points[run.name]["status"] == "diverged"]
-    if diverged:
-        findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
     if (floor := _floor(points)) is not None:
         below = [run.name for run in runs if (points[run.name]["test_loss"] or floor) < floor]
         verdict = f"below it: {', '.join(below)}" if below else "every run lies above it"

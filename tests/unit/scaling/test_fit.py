@@ -1,6 +1,7 @@
 """The fit against exact answers, scipy's general optimisers and the laws of scaling themselves."""
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from scipy.optimize import least_squares, minimize
 from scipy.special import huber
 
 from lrec.errors import UserError
-from lrec.scaling.fit import fit
+from lrec.scaling.fit import fit, fit_points
 from lrec.scaling.laws import LAWS, LINKS, Array, Law, Lsrm
 
 LSRM = LAWS["lsrm"]
@@ -149,6 +150,18 @@ def test_a_loss_that_rises_with_size_is_said() -> None:
     assert fit(LSRM, SIZES, y).diagnostics.warnings == ()
     y[3] = y[2] + 0.01
     assert any(w.startswith("not monotone") for w in fit(LSRM, SIZES, y).diagnostics.warnings)
+
+
+def test_a_loss_that_rises_with_size_at_the_same_data_is_said() -> None:
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e4, 1e7, 4), np.geomspace(1e6, 1e8, 3)))
+    law = LAWS["chinchilla"]
+    y = law.loss({"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}, np.stack([n, d], 1))
+    points = pl.DataFrame({"x": n, "d": d, "y": y})
+    assert not any("not monotone" in w for w in fit_points(law, points).diagnostics.warnings)
+    risen = points.with_columns(y=pl.when(pl.col("x") > 5e6).then(pl.col("y") + 0.5).otherwise("y"))
+    warnings = fit_points(law, risen).diagnostics.warnings
+    assert any("rises with x at the same data from 1e+06 to 1e+07" in w for w in warnings)
+    assert any(w.startswith("only 4 sizes") for w in warnings)
 
 
 def test_few_sizes_and_bound_hits_are_said() -> None:

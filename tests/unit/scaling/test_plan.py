@@ -81,6 +81,42 @@ def test_limited_data_is_repeated_as_long_as_that_helps_and_never_beyond_what_wa
         assert planner.for_flops(flops).epochs <= 16 * (1 + 1e-6)  # type: ignore[operator]
 
 
+def test_a_larger_budget_never_plans_a_higher_loss_where_passes_do_harm() -> None:
+    planner = Planner(overfitting(), unique=1e6)
+    budgets = np.geomspace(1e11, 1e17, 13)
+    choices = [planner.for_flops(flops) for flops in budgets]
+    losses = np.array([float(planner.loss(c.size, c.data)) for c in choices])  # type: ignore[arg-type]
+    assert (np.diff(losses) <= 1e-6).all()
+    assert all(choice.flops <= flops * (1 + 1e-6) for choice, flops in zip(choices, budgets, strict=True))  # type: ignore[operator]
+    # Brute force over N and D of the budget.
+    n, passes = (g.ravel() for g in np.meshgrid(np.geomspace(1e3, 1e11, 800), np.geomspace(1, 16, 300)))
+    n, passes = n[6 * n * passes * 1e6 <= 1e15], passes[6 * n * passes * 1e6 <= 1e15]
+    least = LAWS["overfitting"].loss(REPEATED, np.stack([n, passes * 1e6, np.full(len(n), 1e6)], 1)).min()
+    assert float(np.interp(1e15, budgets, losses)) == pytest.approx(least, rel=1e-3)
+    reached = planner.for_loss(float(losses[6]))
+    assert reached.flops <= budgets[6] * 1.01  # type: ignore[operator]
+
+
+def test_used_up_data_is_said_whenever_it_bounds_the_plan() -> None:
+    planner = Planner(chinchilla(), unique=1e7)
+    bounded = [planner.used_up(planner.for_flops(flops)) for flops in np.geomspace(1e10, 1e22, 25)]
+    assert bounded == sorted(bounded)
+    assert bounded[0] is False
+    assert sum(bounded) > 10
+    with pytest.raises(UserError, match="too few for 1 passes"):
+        Planner(chinchilla(), unique=1e7, epochs=1).for_flops(1e6)
+
+
+def test_a_law_of_runs_with_many_passes_plans_as_many() -> None:
+    x = np.array([[n, 30 * u, u] for n in np.geomspace(1e4, 1e6, 5) for u in np.geomspace(1e5, 1e7, 4)])
+    planner = Planner(fit_points(LAWS["chinchilla"], points_of(x)))
+    choice = planner.for_flops(1e14)
+    assert choice.epochs == pytest.approx(30)
+    assert set(planner.doubled(choice)) == {"parameters", "data"}
+    with pytest.raises(UserError, match="30 to 30 passes"):
+        Planner(planner.fit, unique=1e6, epochs=1)
+
+
 def test_doubling_data_beats_doubling_parameters_from_the_size_said() -> None:
     planner = Planner(chinchilla())
     choice = planner.for_flops(1e14)
@@ -167,7 +203,7 @@ def test_the_plans_interval_is_the_fits(tmp_path: Path) -> None:
         ({"size": 1e6, "flops": 1e12}, "one of --flops, --loss and --size"),
         ({"size": -1.0}, "--size -1: must be a positive number"),
         ({"loss": 1.5}, "--loss 1.5: not reached"),
-        ({"size": 1e6, "unique": 1e6, "epochs": 40.0}, "at most 16 passes"),
+        ({"size": 1e6, "unique": 1e6, "epochs": 40.0}, "runs of 1 to 16 passes"),
         ({"size": 1e6, "epochs": 4.0}, "with --unique"),
     ],
 )
@@ -197,3 +233,15 @@ def test_files_that_are_no_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text('{"law": "lsrm"}')
     with pytest.raises(UserError, match=r"not a fit\.json"):
         plan_command(tmp_path / "fit.json", size=1e6)
+    with pytest.raises(UserError, match=r"not a fit\.json"):
+        plan_command(tmp_path, size=1e6)
+    with pytest.raises(UserError, match=r"--out .* is not a folder"):
+        plan_command(of_size(tmp_path), size=1e6, out=tmp_path / "fit.json" / "plan.json")
+    with pytest.raises(UserError, match="at most 1, is expected"):
+        plan_command(of_size(tmp_path), size=1e6, mfu=40)
+
+
+def test_what_lies_far_from_what_was_fitted_is_said(tmp_path: Path) -> None:
+    for size, said in ((1e9, "N_body is 1000 times the largest"), (10.0, "N_body is a 1000th of the smallest")):
+        plan_command(of_size(tmp_path), size=size)
+        assert any(said in note for note in json.loads((tmp_path / "plan.json").read_text())["notes"])

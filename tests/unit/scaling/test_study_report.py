@@ -60,7 +60,7 @@ def ladder(fraction: float) -> Ladder:
 
 def test_every_fraction_has_its_own_fit(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, fraction) for fraction in (0.5, 1.0) for size in LADDER]
-    report = write_report(tmp_path, "two", runs, [ladder(0.5), ladder(1.0)])
+    report = write_report(tmp_path, "two", runs, [ladder(0.5), ladder(1.0)], {})
     for fraction in (0.5, 1.0):
         content = json.loads((tmp_path / "fit" / f"fraction-{fraction:g}" / "fit.json").read_text())
         assert content["holdout"]["points"][0]["actual"] == loss("49k", fraction)
@@ -75,11 +75,21 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     runs.append(make_run(tmp_path, "6.9k", 1.0, test_loss=loss("1.7k", 1.0)))
     runs.append(make_run(tmp_path, "12k", 1.0, test_loss=3.95))
     runs.append(make_run(tmp_path, "49k", 1.0, status="diverged"))
-    report = write_report(tmp_path, "bad", runs, [ladder(1.0)])
+    report = write_report(tmp_path, "bad", runs, [ladder(1.0)], {})
     assert "rises with size from 3k to 6.9k: not monotone" in report
     assert "below it: 12k-1.0" in report
     assert "Diverged and left out: 49k-1.0" in report
     assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
+
+
+def test_a_ladder_without_a_law_does_not_take_the_others_reports_away(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
+    runs += [make_run(tmp_path, size, 0.5, status="diverged") for size in LADDER[:-1]]
+    report = write_report(tmp_path, "half", runs, [ladder(1.0)], {"fraction-0.5": "no usable point"})
+    assert "No law: no usable point" in report
+    assert "Diverged and left out: 0.8k-0.5, 1.7k-0.5" in report
+    assert (tmp_path / "fit" / "fraction-1" / "fit.json").is_file()
+    assert not (tmp_path / "fit" / "fraction-0.5").exists()
 
 
 def test_a_run_is_finished_when_its_best_point_is_tested(tmp_path: Path) -> None:
