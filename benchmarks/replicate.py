@@ -31,18 +31,20 @@ HERE = Path(__file__).parent
 
 
 class Protocol(NamedTuple):
-    """A data set, how it is evaluated, and what is published of it."""
+    """A data set, how it is evaluated, and what is published of it so."""
 
     title: str
+    recipes: str  # what the names of its recipes begin with
     file: str
     drop_unknown: bool  # users whose test item stands in no training history are left out, or are misses
     reference: str  # the recipe that the others are set beside
     published: dict[str, tuple[float, float]]  # HR@10 and NDCG@10
 
 
-PROTOCOLS = {
-    "beauty": Protocol(
+PROTOCOLS = [
+    Protocol(
         "Amazon Beauty of S3-Rec, length 50, protocol of transformer_benchmark (eSASRec)",
+        "beauty-",
         "s3rec_Beauty.txt.gz",
         True,
         "beauty-sampled",
@@ -53,8 +55,9 @@ PROTOCOLS = {
             "FuXi-alpha": (0.0809, 0.0451),
         },
     ),
-    "ml-1m": Protocol(
+    Protocol(
         "MovieLens-1M, length 200, protocol of sasrec-bert4rec-recsys23",
+        "ml-1m-",
         "ml-1m_ratings.dat.xz",
         False,
         "ml-1m-sampled",
@@ -62,19 +65,30 @@ PROTOCOLS = {
             "SASRec, BCE with one negative": (0.2500, 0.1341),
             "SASRec, full softmax": (0.3152, 0.1821),
             "SASRec, 3,000 negatives": (0.3159, 0.1857),
-            "eSASRec (its own protocol, unknown items dropped)": (0.3133, 0.1772),
-            "FuXi-alpha (the same)": (0.3164, 0.1813),
         },
     ),
-}
+    Protocol(
+        "MovieLens-1M, length 200, protocol of transformer_benchmark (eSASRec)",
+        "ml-1m-",
+        "ml-1m_ratings.dat.xz",
+        True,
+        "ml-1m-sampled",
+        {
+            "SASRec, sampled softmax": (0.2929, 0.1684),
+            "eSASRec": (0.3133, 0.1772),
+            "HSTU": (0.3037, 0.1719),
+            "FuXi-alpha": (0.3164, 0.1813),
+        },
+    ),
+]
 
 
-# The data set that each recipe is named for; those of other data sets are not at hand.
+# The file that each recipe is trained on; those of other data sets are not at hand.
 RECIPES = {
-    path.stem: name
+    path.stem: protocol.file
     for path in sorted((HERE.parent / "configs" / "recipes").glob("*.yaml"))
-    for name in PROTOCOLS
-    if path.stem.startswith(f"{name}-")
+    for protocol in PROTOCOLS
+    if path.stem.startswith(protocol.recipes)
 }
 
 
@@ -90,10 +104,10 @@ def main() -> None:
         folders = [options.runs / f"{recipe}-seed{seed}" for recipe in options.recipes for seed in options.seeds]
         list(pool.map(lambda folder: train(folder, options.data), folders))
     sections = [
-        section(name, protocol, [recipe for recipe in options.recipes if RECIPES[recipe] == name], options)
-        for name, protocol in PROTOCOLS.items()
+        section(protocol, [recipe for recipe in options.recipes if recipe.startswith(protocol.recipes)], options)
+        for protocol in PROTOCOLS
     ]
-    write_text(HERE / "replicate.md", page([text for text in sections if text]))
+    write_text(HERE / "replicate.md", page([text for text in sections if text], options.seeds))
 
 
 def train(folder: Path, data: Path) -> None:
@@ -102,7 +116,7 @@ def train(folder: Path, data: Path) -> None:
         return
     recipe, seed = folder.name.rsplit("-seed", 1)
     command = [sys.executable, "-m", "lrec", "fit", "--config", f"configs/recipes/{recipe}.yaml"]
-    command += ["--data.path", str(data / PROTOCOLS[RECIPES[recipe]].file), "--data.seed", seed]
+    command += ["--data.path", str(data / RECIPES[recipe]), "--data.seed", seed]
     command += ["--seed_everything", seed, "--trainer.default_root_dir", str(folder)]
     command += ["--trainer.enable_progress_bar", "false"]
     if (folder / "checkpoints" / "last.ckpt").exists():
@@ -156,7 +170,7 @@ def ranks_of(run: TrainedRun, data: Data, drop_unknown: bool) -> np.ndarray:
     return torch.cat(ranks)[torch.cat(users).argsort()].numpy()
 
 
-def section(name: str, protocol: Protocol, recipes: list[str], options: argparse.Namespace) -> str:
+def section(protocol: Protocol, recipes: list[str], options: argparse.Namespace) -> str:
     """A data set's table; empty without recipes."""
     if not recipes:
         return ""
@@ -205,7 +219,7 @@ def metrics_of(ranks_SU: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return hits_SU, hits_SU / np.log2(1 + ranks_SU)
 
 
-def page(sections: list[str]) -> str:
+def page(sections: list[str], seeds: list[int]) -> str:
     """benchmarks/replicate.md."""
     return "\n".join(
         [
@@ -218,8 +232,11 @@ def page(sections: list[str]) -> str:
             "",
             "Leave-one-out: the last item of a user is the test, the one before validates; the whole catalogue is",
             "ranked, seen items left out. Each recipe (configs/recipes) was chosen and is stopped by validation",
-            "NDCG@10, and was frozen before its test figures were looked at. Means over seeds; intervals hold 95 %,",
-            "over users, paired.",
+            "NDCG@10, and was frozen before its test figures were looked at. Means over the seeds "
+            f"{', '.join(map(str, seeds))};",
+            "intervals hold 95 %, over users, paired. Each seed is",
+            "",
+            "    lrec fit --config configs/recipes/RECIPE.yaml --data.path FILE --data.seed N --seed_everything N",
             "",
             *sections,
         ]
