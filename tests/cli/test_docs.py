@@ -53,6 +53,13 @@ def commands() -> list[str]:
     return [text for page in PAGES for language, text in blocks(page) if language == "bash"]
 
 
+def quoted() -> list[str]:
+    """Commands with options inside sentences, and those that pages of benchmarks show."""
+    pages = [*PAGES, *sorted((REPOSITORY / "benchmarks").rglob("*.md"))]
+    shown = re.compile(r"`(lrec (?!COMMAND)[^`]* --[^`]*)`|^    (lrec .*)$", re.MULTILINE)
+    return sorted({inside or alone for page in pages for inside, alone in shown.findall(page.read_text())})
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a reader who has been through the tutorial and has looked at MovieLens."""
@@ -122,6 +129,12 @@ def test_what_a_page_shows_runs(page: Path, desk: Path, parse: Parse) -> None:
 
 @pytest.mark.parametrize("command", sorted({command for command in commands() if SLOW.search(command)}))
 def test_what_takes_minutes_parses(command: str, reader: Path, parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(reader)
+    parse(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", quoted())
+def test_what_a_page_quotes_parses(command: str, reader: Path, parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(reader)
     parse(shlex.split(command)[1:])
 
