@@ -1,6 +1,9 @@
 """What every picture begins and ends with."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lrec.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,3 +25,16 @@ def draw_frame(axes: "Axes") -> None:
     axes.grid(True, which="major", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(path: Path, figure: "Figure") -> None:
+    """A picture as a file, and beside it in TensorBoard under scaling/, in place of those that were there."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    suffix = f".{path.stem}"
+    for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
+        old.unlink()
+    with SummaryWriter(str(path.parent), filename_suffix=suffix) as writer:
+        writer.add_figure(f"scaling/{path.stem}", figure)

@@ -1,9 +1,10 @@
-"""`lrec scaling fit`: points in; fit.json, fit.png, report.md and a table out."""
+"""`lrec scaling fit`: points in; fit.json, fit.png (in TensorBoard too), report.md and a table out."""
 
 from pathlib import Path
 
 from lrec.errors import UserError
-from lrec.files import check_writable, replacing, write_text
+from lrec.figures import save_figure
+from lrec.files import check_writable, write_text
 from lrec.scaling.agreement import agreement_figure
 from lrec.scaling.judge import rivals
 from lrec.scaling.laws import LAWS
@@ -56,10 +57,9 @@ def fit_command(
     fitted, held_out = holdout_report(chosen, table_read, holdout, minimised)
     judged = rivals(chosen, table_read, holdout, minimised) if compare else []
     content = write_fit(out, fitted, held_out, source_hash(table_read, (*chosen.columns, "y")), x, y, d, u, judged)
-    with replacing(out / "fit.png") as temporary:
-        one = len(chosen.variables) == 1
-        figure = fit_figure(fitted, held_out, floor, x, y) if one else agreement_figure(fitted, held_out, x, y)
-        figure.savefig(temporary, format="png")
+    one = len(chosen.variables) == 1
+    figure = fit_figure(fitted, held_out, floor, x, y) if one else agreement_figure(fitted, held_out, x, y)
+    save_figure(out / "fit.png", figure)
     write_text(out / "report.md", markdown(content))
     counted = f"{content['n_points']} points of {content['n_sizes']} {settings_word(content)}"
     print(f"{content['formula']}, {counted}\n\n{table(content)}\n\n{out}")

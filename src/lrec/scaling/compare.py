@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec.errors import UserError
-from lrec.files import replacing, write_json
+from lrec.figures import save_figure
+from lrec.files import write_json
 from lrec.scaling.fit import Fit, fit_points
 from lrec.scaling.laws import LAWS
 from lrec.scaling.points import read_points
@@ -40,8 +41,7 @@ def compare(
             large = [finished_point(folder / "runs" / run["name"]) for run in runs if run["held_out"]]
             held_out = [(float(p[x]), float(p[y])) for p in large if p is not None and p["status"] != "diverged"]
             ladders[name] = fit_points(LAWS[law], points), held_out
-    with replacing(out / "compare.png") as temporary:
-        studies_figure(ladders, x, y).savefig(temporary, format="png")
+    save_figure(out / "compare.png", studies_figure(ladders, x, y))
     content = {
         name: {
             "parameters": fitted.parameters,

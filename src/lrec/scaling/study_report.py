@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 
-from lrec.files import replacing, write_text
+from lrec.figures import save_figure
+from lrec.files import write_text
 from lrec.scaling.fit import Fit
 from lrec.scaling.judge import rivals
 from lrec.scaling.plots import fit_figure
@@ -22,9 +23,6 @@ from lrec.scaling.study_figures import compute_figure, iso_flop_figure, repetiti
 from lrec.scaling.sweep import Tuned
 from lrec.scaling.target_losses import FILE, paired
 from lrec.scaling.variants import variants_table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 
@@ -101,7 +99,7 @@ def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, A
     content = write_fit(folder, ladder.fit, held_out, source, ladder.x, ladder.y, judged=judged)
     floor = _floor(points) if ladder.y == "test_loss" else None
     figure = fit_figure(ladder.fit, held_out, floor, ladder.x, ladder.y)
-    _save(folder / "fit.png", figure)
+    save_figure(folder / "fit.png", figure)
     return "\n\n".join(
         [
             f"## {content['formula']}, {ladder.x}",
@@ -115,19 +113,6 @@ def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, A
 def _floor(points: dict[str, dict[str, Any]]) -> float | None:
     floor: float | None = (next(iter(points.values()))["floor"] or {}).get("test")
     return floor
-
-
-def _save(path: Path, figure: "Figure") -> None:
-    """A picture as a file, and beside it in TensorBoard under scaling/."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-    suffix = f".{path.stem}"
-    for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
-        old.unlink()
-    with SummaryWriter(str(path.parent), filename_suffix=suffix) as writer:
-        writer.add_figure(f"scaling/{path.stem}", figure)
 
 
 def _figures(out: Path, runs: list[Run], points: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -148,7 +133,7 @@ def _figures(out: Path, runs: list[Run], points: Mapping[str, dict[str, Any]]) -
         }
         for name, figure in drawn.items():
             if figure is not None:
-                _save(folder / f"{name}.png", figure)
+                save_figure(folder / f"{name}.png", figure)
                 links.append(f"![{name}]({(folder / name).relative_to(out)}.png)")
     note = "Validation losses of all evaluations; those within a run come before its learning rate has fallen."
     return ["## Compute and repetition", note, *links] if links else []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lrec.errors import UserError
 from lrec.scaling.command import fit_command
@@ -44,7 +45,13 @@ def test_fit_json_figure_report_and_table(tmp_path: Path, capsys: pytest.Capture
     write_points(tmp_path / "runs/a")
     out = tmp_path / "new" / "fit"
     fit_command([tmp_path / "runs"], floor=3.9, out=out)
-    assert sorted(path.name for path in out.iterdir()) == ["fit.json", "fit.png", "report.md"]
+    fit_command([tmp_path / "runs"], floor=3.9, out=out)
+    *events, fit_json, fit_png, report_md = sorted(path.name for path in out.iterdir())
+    assert (fit_json, fit_png, report_md) == ("fit.json", "fit.png", "report.md")
+    assert len(events) == 1
+    shown = EventAccumulator(str(out))
+    shown.Reload()
+    assert shown.Tags()["images"] == ["scaling/fit"]
     content = strict((out / "fit.json").read_text())
     assert content["law"] == "lsrm"
     assert content["n_points"] == 10
