@@ -103,8 +103,9 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         folders = [options.runs / f"{recipe}-seed{seed}" for recipe in options.recipes for seed in options.seeds]
         list(pool.map(lambda folder: train(folder, options.data), folders))
+    outcomes = {recipe: outcome(recipe, options) for recipe in options.recipes}
     sections = [
-        section(protocol, [recipe for recipe in options.recipes if recipe.startswith(protocol.recipes)], options)
+        section(protocol, {recipe: found for recipe, found in outcomes.items() if recipe.startswith(protocol.recipes)})
         for protocol in PROTOCOLS
     ]
     write_text(HERE / "replicate.md", page([text for text in sections if text], options.seeds))
@@ -132,7 +133,7 @@ def train(folder: Path, data: Path) -> None:
 class Outcome(NamedTuple):
     """What the seeds of a recipe come to: test ranks among unseen items of seeds x users, and what they took.
 
-    A target in no training history has rank nan where it is left out, and inf where it is a miss.
+    A target in no training history has rank nan.
     """
 
     ranks_SU: np.ndarray
@@ -142,12 +143,12 @@ class Outcome(NamedTuple):
     commit: str
 
 
-def outcome(recipe: str, protocol: Protocol, options: argparse.Namespace) -> Outcome:
+def outcome(recipe: str, options: argparse.Namespace) -> Outcome:
     """Evaluate the runs of a recipe."""
     folders = [options.runs / f"{recipe}-seed{seed}" for seed in options.seeds]
     points, data = [finished_point(folder) for folder in folders], Data()
     return Outcome(
-        np.stack([ranks_of(load_run(folder, data), data, protocol.drop_unknown) for folder in folders]),
+        np.stack([ranks_of(load_run(folder, data), data) for folder in folders]),
         points[0],
         float(np.mean([point["metrics"]["val/NDCG@10_unseen"] for point in points])),
         float(np.mean([points_of(folder)[-1]["wall_s"] / 60 for folder in folders])),
@@ -156,7 +157,7 @@ def outcome(recipe: str, protocol: Protocol, options: argparse.Namespace) -> Out
 
 
 @torch.inference_mode()
-def ranks_of(run: TrainedRun, data: Data, drop_unknown: bool) -> np.ndarray:
+def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
     """Rank of each test target among the items its user has not seen, in order of users."""
     users, ranks = [], []
     for batch in data.of(run.config).test_dataloader():
@@ -166,15 +167,19 @@ def ranks_of(run: TrainedRun, data: Data, drop_unknown: bool) -> np.ndarray:
 
         users.append(batch.users_B)
         rank_B = run.net(batch.items_BL, head, alone_B=batch.positions_B).rank_unseen_B
-        ranks.append(torch.where(batch.targets_B < 0, math.nan if drop_unknown else math.inf, rank_B))
+        ranks.append(torch.where(batch.targets_B < 0, math.nan, rank_B))
     return torch.cat(ranks)[torch.cat(users).argsort()].numpy()
 
 
-def section(protocol: Protocol, recipes: list[str], options: argparse.Namespace) -> str:
-    """A data set's table; empty without recipes."""
-    if not recipes:
+def section(protocol: Protocol, outcomes: dict[str, Outcome]) -> str:
+    """A data set's table by a protocol, of its recipes' outcomes; empty without recipes."""
+    if not outcomes:
         return ""
-    outcomes = {recipe: outcome(recipe, protocol, options) for recipe in recipes}
+    if not protocol.drop_unknown:  # an unknown target is a miss
+        outcomes = {
+            recipe: found._replace(ranks_SU=np.where(np.isnan(found.ranks_SU), math.inf, found.ranks_SU))
+            for recipe, found in outcomes.items()
+        }
     reference, first = outcomes.get(protocol.reference), next(iter(outcomes.values()))
     users_U = np.arange(first.ranks_SU.shape[1])
     kept = int((~np.isnan(first.ranks_SU[0])).sum())

@@ -81,9 +81,9 @@ def recommend(
     progress.stage("recommend")
     with tempfile.TemporaryDirectory(prefix="lrec-recommend-") as folder:
         for block in histories_in(histories, format, reading, _columns(given, USUAL)):
+            block = block if out is not None else next(block.blocks(SHOWN))
             found = model.recommend(block, k, exclude_seen)
             rows = found if names is None else _with_titles(found, names)
-            rows = rows if out is not None else rows.head(SHOWN)
             shown = rows.head(SHOWN) if shown is None else shown
             if out is not None:
                 rows.write_parquet(Path(folder) / f"{users:015d}.parquet")

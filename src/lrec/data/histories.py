@@ -120,7 +120,7 @@ def _column(values: Any) -> pl.Series:
 
 def _lists(histories: Any) -> pl.Series:
     """Lists of text from a column or a list of histories."""
-    if isinstance(histories, pl.Series) and (histories.dtype == pl.Null or isinstance(histories.dtype, pl.List)):
+    if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
         return histories.cast(pl.List(pl.String))
     try:
         rows = list(histories)
@@ -158,14 +158,12 @@ def _of_table(table: Table, user_column: str) -> Histories:
     if user_column not in table.frame.columns:
         raise UserError(f"{table.name} has no column {user_column} (option user_column)")
     lists = table.frame["items"]
-    if isinstance(lists.dtype, pl.Array):
-        lists = lists.arr.to_list()
     if lists.dtype == pl.String:
         try:
             lists = lists.str.json_decode(pl.List(pl.String))
         except pl.exceptions.PolarsError:
             raise UserError(f"{table.name}: items are not a list in every row from {table.first_row} on") from None
-    return _of_lists(table.frame[user_column], lists)
+    return _of_lists(table.frame[user_column], _lists(lists))
 
 
 def _in_order(path: Path, tables: Iterable[Table], reading: Reading) -> Iterator[Histories]:

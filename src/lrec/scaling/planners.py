@@ -92,34 +92,28 @@ class Planner:
 
         All is spent, unless more passes would raise the loss.
         """
+        if self.epochs is not None and self.unique is not None:
+            return self._for_passes(flops, self.epochs, self.unique)
+
+        def data_at(size: Array | float) -> Array:
+            most = np.minimum(flops / self.compute.per_interaction(size), self._most_data())
+            return self._best_data(*np.atleast_1d(size, most))
+
         size_G = np.geomspace(1.0, max(flops, 10.0), 500)
-        most_G = np.minimum(flops / self.compute.per_interaction(size_G), self._most_data())
-        if self.epochs is not None and self.unique is not None:  # as many passes as asked for: N follows
-            data = self.epochs * self.unique
-            size = _bisect(lambda n: flops - data * float(self.compute.per_interaction(n)), 1.0, max(flops, 10.0))
-            if size is None or data * float(self.compute.per_interaction(1.0)) > flops:
-                raise UserError(
-                    f"--flops {flops:g}: too few for {self.epochs:g} passes over {self.unique:g} interactions"
-                )
-            return self._choice(size, data)
-        if not (most_G >= 1).any():
+        data_G = data_at(size_G)
+        if not (data_G >= 1).any():
             raise UserError(f"--flops {flops:g}: too few to plan for")
-        size_G, most_G = size_G[most_G >= 1], most_G[most_G >= 1]
-        best = int(self.loss(size_G, self._best_data(size_G, most_G)).argmin())
+        size_G, data_G = size_G[data_G >= 1], data_G[data_G >= 1]
+        best = int(self.loss(size_G, data_G).argmin())
         low, high = size_G[max(best - 1, 0)], size_G[min(best + 1, len(size_G) - 1)]
-
-        def data_at(size: float) -> float:
-            most = min(flops / float(self.compute.per_interaction(size)), self._most_data())
-            return float(self._best_data(np.array([size]), np.array([most]))[0])
-
         found = minimize_scalar(
-            lambda log_size: float(self.loss(np.exp(log_size), data_at(np.exp(log_size)))),
+            lambda log_size: self.loss(np.exp(log_size), data_at(np.exp(log_size))).item(),
             bounds=(np.log(low), np.log(high)),
             method="bounded",
             options={"xatol": 1e-10},
         )
         size = float(np.exp(found.x))
-        return self._choice(size, data_at(size))
+        return self._choice(size, data_at(size).item())
 
     def for_loss(self, loss: float) -> Choice:
         """The least C at which the best N and D reach the loss."""
@@ -138,7 +132,7 @@ class Planner:
         if self.unique is not None:
             if self.epochs is not None:
                 return self._choice(size, self.epochs * self.unique)
-            return self._choice(size, float(self._best_data(np.array([size]), np.array([self._most_data()]))[0]))
+            return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data())).item())
         enough = _bisect(lambda flops: size - float(self.for_flops(flops).size or 0), 6 * size, 1e12 * size**2)
         if enough is None:
             raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; name the data with --unique")
@@ -176,6 +170,14 @@ class Planner:
     def repeats_count(self) -> bool:
         """Whether the law tells repeated interactions from new ones."""
         return len(self.fit.law.variables) == 3
+
+    def _for_passes(self, flops: float, epochs: float, unique: float) -> Choice:
+        """As many passes as asked for: N follows."""
+        data = epochs * unique
+        size = _bisect(lambda n: flops - data * float(self.compute.per_interaction(n)), 1.0, max(flops, 10.0))
+        if size is None or data * float(self.compute.per_interaction(1.0)) > flops:
+            raise UserError(f"--flops {flops:g}: too few for {epochs:g} passes over {unique:g} interactions")
+        return self._choice(size, data)
 
     def _most_data(self) -> float:
         return np.inf if self.unique is None else self.unique * self.most_epochs

@@ -177,8 +177,10 @@ def _comparable(points: pl.DataFrame, x: str) -> pl.DataFrame:
     if x == "flops":
         points = points.sort("x", "y")
         return points.filter(pl.col("y") < pl.col("y").cum_min().shift(1, fill_value=math.inf))
+    if other != "u":
+        return points
     again = points.filter(pl.struct("x", "seed").is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
-    if other == "u" and len(again):
+    if len(again):
         one, two = again["file"][:2]
         raise UserError(
             f"{one} and {two} are both of {x} {again['x'][0]:g} and seed {again['seed'][0]}: a law of size compares "

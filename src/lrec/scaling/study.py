@@ -160,11 +160,11 @@ def study(
             ladders.append(_fit_ladder(out, mine, law, x, y))
         except UserError as error:  # too few of its runs did not diverge
             unfit[ladder] = str(error)
+    runs = [run for run in runs if not (run.held_out and run.ladder in unfit)]
     if holdout and ladders:
         _write_prediction(out, ladders, runs)
-        work.train(book, [run for run in runs if run.held_out and run.ladder not in unfit])
-    reported = [run for run in runs if not (run.held_out and run.ladder in unfit)]
-    print(write_report(out, name, reported, ladders, unfit, tuned))
+        work.train(book, [run for run in runs if run.held_out])
+    print(write_report(out, name, runs, ladders, unfit, tuned))
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))
 
