@@ -2,13 +2,15 @@
 
 Losses are drawn from L = 4 + 1.2 N^-0.12 with independent log-normal noise, at sizes spaced evenly in log N between 1e5
 and 1e7 parameters; the law is fitted and asked for the curve, and for a new run, at 8 and 88 times the largest size, by
-profile likelihood and by bootstrap (300 refits).
+profile likelihood (0.35 s of a core a draw) and by bootstrap (300 refits, several seconds).
 
-    python benchmarks/interval_coverage.py --repeats 1000
+    python benchmarks/interval_coverage.py --repeats 1000 --methods profile
 """
 
 import argparse
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from lrec.scaling.laws import LAWS
 from lrec.scaling.predict import Profile
 
 FACTORS = (8.0, 88.0)
-METHODS = ("profile", "bootstrap")
+METHODS = {"profile": Profile, "bootstrap": partial(bootstrap, refits=300)}
 ROWS = ((4, 1), (6, 1), (8, 1), (12, 1), (4, 3), (6, 3))
 """Sizes, and seeds of each."""
 
@@ -28,8 +30,8 @@ def curve(x: np.ndarray) -> np.ndarray:
     return 4 + 1.2 * x**-0.12
 
 
-def covered(n_sizes: int, n_seeds: int, repeat: int, noise: float = 0.003) -> np.ndarray:
-    """One draw, a row for each of `METHODS` and a column for each of `FACTORS`.
+def covered(methods: Sequence[str], n_sizes: int, n_seeds: int, repeat: int, noise: float = 0.003) -> np.ndarray:
+    """One draw, a row for each method and a column for each of `FACTORS`.
 
     Whether the mean curve (0) and a new run (1) are inside, and the half-width of a new run's interval in percent (2).
     """
@@ -43,7 +45,7 @@ def covered(n_sizes: int, n_seeds: int, repeat: int, noise: float = 0.003) -> np
             (p.mean_low <= c <= p.mean_high, p.low <= r <= p.high, 100 * (p.high - p.low) / 2 / c)
             for p, c, r in zip(intervals.predict(new_x), curve(new_x), run, strict=True)
         ]
-        for intervals in (Profile(fitted), bootstrap(fitted, refits=300))
+        for intervals in (METHODS[method](fitted) for method in methods)
     ]
     return np.array(inside, dtype=float).transpose(2, 0, 1)
 
@@ -52,17 +54,18 @@ def main() -> None:
     """Print a row for each way of sampling sizes and each method."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    n = options.repeats
     print(
         "| sizes | seeds | intervals | curve 8x | curve 88x | run 8x | run 88x | half-width 8x, % | half-width 88x, % |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(options.workers) as pool:
         for n_sizes, n_seeds in ROWS:
-            draws = np.array(list(pool.map(covered, [n_sizes] * n, [n_seeds] * n, range(n), chunksize=10)))
-            for m, method in enumerate(METHODS):
+            draw = partial(covered, options.methods, n_sizes, n_seeds)
+            draws = np.array(list(pool.map(draw, range(options.repeats), chunksize=10)))
+            for m, method in enumerate(options.methods):
                 shares, widths = draws[:, :2, m].mean(0).ravel(), np.median(draws[:, 2, m], axis=0)
                 cells = [f"{share:.3f}" for share in shares] + [f"{width:.2f}" for width in widths]
                 print(f"| {n_sizes} | {n_seeds} | {method} | {' | '.join(cells)} |", flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from lrec.data.histories import Reading, histories_in
+from lrec.data.histories import ReadingRules, histories_in
 from lrec.data.progress import Progress
 from lrec.data.readers import Columns, Format
 from lrec.data.titles import read_titles
@@ -74,7 +74,7 @@ def recommend(
     about = model.about
     trained = about.get("columns") or USUAL
     columns = replace(_columns(given, trained), rating=trained.get("rating"))
-    reading = Reading(columns, about.get("min_rating"), about.get("repeats", True))
+    reading = ReadingRules(columns, about.get("min_rating"), about.get("repeats", True))
     users = skipped = empty = 0
     shown = None
     progress = Progress()

@@ -39,7 +39,7 @@ class Histories(NamedTuple):
             yield Histories(self.users[start : start + size], self.items.slice(first, int(lengths_B.sum())), lengths_B)
 
 
-class Reading(NamedTuple):
+class ReadingRules(NamedTuple):
     """How rows of interactions are read: as those of the training data were."""
 
     columns: Columns
@@ -73,7 +73,9 @@ def histories_of(table: Any) -> Histories:
     )
 
 
-def histories_in(path: Path, file_format: Format | None, reading: Reading, otherwise: Columns) -> Iterator[Histories]:
+def histories_in(
+    path: Path, file_format: Format | None, reading: ReadingRules, otherwise: Columns
+) -> Iterator[Histories]:
     """Histories in a file, in blocks.
 
     A row may be a user (Parquet or JSON lines with a column `items` of lists; or the format `lines`): blocks then come
@@ -166,7 +168,7 @@ def _of_table(table: Table, user_column: str) -> Histories:
     return _of_lists(table.frame[user_column], _lists(lists))
 
 
-def _in_order(path: Path, tables: Iterable[Table], reading: Reading) -> Iterator[Histories]:
+def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Iterator[Histories]:
     def read() -> RawInteractions:
         interactions = to_interactions(tables, reading.columns, reading.min_rating)
         return replace(interactions, repeats=reading.repeats)

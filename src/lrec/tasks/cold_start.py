@@ -48,9 +48,7 @@ def _new_items(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     """Test targets by how often the item stands in the training part."""
     cases = cases_of_test(ladder.split, ladder.max_len)
     if outside := int((cases.targets_C < 0).sum()):
-        notes.append(
-            f"New items: {outside} targets outside the catalogue (never in training) cannot be listed; left out"
-        )
+        notes.append(f"New items: left out: {outside} of {len(cases)} targets, never in training and so never listed")
     counts_C = np.where(cases.targets_C >= 0, ladder.counts_V[cases.targets_C], 0)
     groups = {
         name: cases.where((counts_C >= least) & (counts_C <= most)) for name, (least, most) in ITEM_GROUPS.items()

@@ -131,7 +131,7 @@ def test_ninety_percent_intervals_cover_about_ninety_percent(n_sizes: int) -> No
     A naive bootstrap covers .46 to .70 with four sizes. Of 30 draws at .90, 99 times in 100 at least 22 are inside.
     """
     covered = load_benchmark().covered
-    shares = np.mean([covered(n_sizes, 1, repeat)[:2, 0] for repeat in range(30)], axis=0)
+    shares = np.mean([covered(["profile"], n_sizes, 1, repeat)[:2, 0] for repeat in range(30)], axis=0)
     assert shares.shape == (2, 2)
     assert (shares >= 22 / 30).all(), shares
 
