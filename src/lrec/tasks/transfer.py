@@ -54,7 +54,7 @@ def _mix_and_diff(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     cases = cases_of_test(ladder.split, ladder.max_len)
     has_domain_C = (cases.targets_C >= 0) & (domain_V[cases.targets_C] >= 0)
     if outside := int((~has_domain_C).sum()):
-        notes.append(f"Left out: {outside} of {len(cases)} targets, outside the catalogue or without a domain")
+        notes.append(f"Left out: {outside} of {len(cases):,} targets, outside the catalogue or without a domain")
     cases = cases.where(has_domain_C)
     mixed_C = target_domain_in_history(cases, domain_V)
     groups = {MIX: cases.where(mixed_C), DIFF: cases.where(~mixed_C)}
