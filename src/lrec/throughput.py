@@ -66,6 +66,7 @@ class Throughput(Callback):
         """Measure the peak, start the clock."""
         model = _model(pl_module)
         self.peak_flops_per_s = measure_peak(model.device, _matmul_dtype(trainer))
+        _hint_at_float32(trainer, model.device, self.peak_flops_per_s)
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         self.total = _Stretch(model)
@@ -166,6 +167,19 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
         seconds = time.perf_counter() - start
         best, spent = min(best, seconds), spent + seconds
     return 2 * side**3 / best
+
+
+@rank_zero_only
+def _hint_at_float32(trainer: Trainer, device: torch.device, peak_flops_per_s: float) -> None:
+    """Say so where a processor has no instructions for the precision: training would take many times as long."""
+    if device.type != "cpu" or _matmul_dtype(trainer) == torch.float32:
+        return
+    float32 = measure_peak(device, torch.float32)
+    if float32 > 2 * peak_flops_per_s:
+        print(
+            f"this processor multiplies at {peak_flops_per_s / 1e9:,.0f} GFLOP/s in {trainer.precision}, at "
+            f"{float32 / 1e9:,.0f} in float32: --trainer.precision 32-true is faster here"
+        )
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -48,6 +48,14 @@ def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> Non
     assert {"perf/targets_per_s", "perf/real_share", "perf/mfu", "perf/memory_gib"} <= set(events.Tags()["scalars"])
 
 
+def test_a_precision_that_the_processor_lacks_is_said_at_once(fit: Callable[..., tuple[str, Path]]) -> None:
+    bfloat16, float32 = (measure_peak(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32))
+    if 0.25 < bfloat16 / float32 < 1:
+        pytest.skip("this processor's bfloat16 is neither clearly slower nor faster")
+    printed, _ = fit("--trainer.max_epochs=1", "--trainer.precision=bf16-mixed")
+    assert ("--trainer.precision 32-true is faster here" in printed) == (bfloat16 < float32)
+
+
 def test_flops_are_those_of_the_windows_as_they_are(fit: Callable[..., tuple[str, Path]]) -> None:
     """The synthetic users are of one length, so the sum over windows can be written down where one window holds all."""
     _, run = fit("--trainer.max_epochs=1", "--data.length=20", "--data.max_len=50")
