@@ -2,12 +2,14 @@
 
     python benchmarks/replicate.py --data FOLDER [--recipes beauty-sasrec ...] [--seeds 1 2 3] [--jobs 2]
 
-Trains what is not yet trained, `lrec fit` with one core a run, under --runs, and writes benchmarks/replicate.md. FOLDER
-holds the raw files. Intervals are over users, 95 %, of the mean over seeds, paired with the data set's own re-run of
-SASRec with sampled softmax.
+FOLDER holds the raw files. What a run comes to is kept as benchmarks/replicate/RECIPE-seedN.json; runs that are not
+there are trained, `lrec fit` with one core a run, under --runs. Then benchmarks/replicate.md is written from all that
+are there. Intervals are over users, 95 %, of the mean over seeds, paired with the data set's own re-run of SASRec with
+sampled softmax.
 """
 
 import argparse
+import json
 import math
 import platform
 import subprocess
@@ -15,19 +17,21 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lrec.baselines import BASELINES
-from lrec.files import write_text
+from lrec.files import write_json, write_text
 from lrec.metrics import Scores, score
 from lrec.scaling.runs import finished_point, points_of
 from lrec.tasks.bootstrap import Bootstrap, figure
 from lrec.tasks.ladder import Data, TrainedRun, load_run
 
 HERE = Path(__file__).parent
+OUTCOMES = HERE / "replicate"
+K = 10
 
 
 class Protocol(NamedTuple):
@@ -100,15 +104,19 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--jobs", type=int, default=2, help="Runs trained side by side.")
     options = parser.parse_args()
+    names = [f"{recipe}-seed{seed}" for recipe in options.recipes for seed in options.seeds]
+    names = [name for name in names if not (OUTCOMES / f"{name}.json").exists()]
     with ThreadPoolExecutor(options.jobs) as pool:
-        folders = [options.runs / f"{recipe}-seed{seed}" for recipe in options.recipes for seed in options.seeds]
-        list(pool.map(lambda folder: train(folder, options.data), folders))
-    outcomes = {recipe: outcome(recipe, options) for recipe in options.recipes}
+        list(pool.map(lambda name: train(options.runs / name, options.data), names))
+    data = Data()
+    for name in names:
+        write_json(OUTCOMES / f"{name}.json", measured(options.runs / name, data))
+    kept = {recipe: outcomes_of(recipe) for recipe in RECIPES}
     sections = [
-        section(protocol, {recipe: found for recipe, found in outcomes.items() if recipe.startswith(protocol.recipes)})
+        section(protocol, {recipe: runs for recipe, runs in kept.items() if runs and RECIPES[recipe] == protocol.file})
         for protocol in PROTOCOLS
     ]
-    write_text(HERE / "replicate.md", page([text for text in sections if text], options.seeds))
+    write_text(HERE / "replicate.md", page([text for text in sections if text]))
 
 
 def train(folder: Path, data: Path) -> None:
@@ -130,30 +138,50 @@ def train(folder: Path, data: Path) -> None:
     print(f"{folder.name}: {points_of(folder)[-1]['wall_s'] / 60:.0f} min", flush=True)
 
 
+def measured(folder: Path, data: Data) -> dict:
+    """What a run comes to; of its test ranks those up to ten, and the targets outside the catalogue."""
+    point = finished_point(folder)
+    assert point is not None, f"{folder} is trained"
+    ranks_U = ranks_of(load_run(folder, data), data)
+    figures = point["metrics"]
+    return {
+        "commit": point["commit"][:7],
+        "minutes": round(points_of(folder)[-1]["wall_s"] / 60, 1),
+        "epochs": round(points_of(folder)[-1]["epochs"]),
+        "validation": figures[f"val/NDCG@{K}_unseen"],
+        "baselines": {
+            baseline: [figures[f"test/{baseline}/{name}@{K}_unseen"] for name in ("HR", "NDCG")]
+            for baseline in BASELINES
+            if f"test/{baseline}/HR@{K}_unseen" in figures  # no recent popularity where nothing is known of time
+        },
+        "users": len(ranks_U),
+        "unknown": np.flatnonzero(np.isnan(ranks_U)).tolist(),
+        "ranks": {str(user): int(ranks_U[user]) for user in np.flatnonzero(ranks_U <= K)},
+    }
+
+
 class Outcome(NamedTuple):
-    """What the seeds of a recipe come to: test ranks among unseen items of seeds x users, and what they took.
+    """What a run came to, with its test ranks in order of users: inf beyond ten, nan outside the catalogue."""
 
-    A target in no training history has rank nan.
-    """
-
-    ranks_SU: np.ndarray
-    point: dict[str, Any]  # the tested point of the first seed
-    val_ndcg: float
+    seed: int
+    ranks_U: np.ndarray
+    validation: float
+    baselines: dict[str, list[float]]
     minutes: float
     commit: str
 
 
-def outcome(recipe: str, options: argparse.Namespace) -> Outcome:
-    """Evaluate the runs of a recipe."""
-    folders = [options.runs / f"{recipe}-seed{seed}" for seed in options.seeds]
-    points, data = [finished_point(folder) for folder in folders], Data()
-    return Outcome(
-        np.stack([ranks_of(load_run(folder, data), data) for folder in folders]),
-        points[0],
-        float(np.mean([point["metrics"]["val/NDCG@10_unseen"] for point in points])),
-        float(np.mean([points_of(folder)[-1]["wall_s"] / 60 for folder in folders])),
-        ", ".join(sorted({point["commit"][:7] for point in points})),
-    )
+def outcomes_of(recipe: str) -> list[Outcome]:
+    """What is kept of a recipe's runs."""
+    outcomes = []
+    for path in sorted(OUTCOMES.glob(f"{recipe}-seed*.json")):
+        kept = json.loads(path.read_text())
+        ranks_U = np.full(kept["users"], math.inf)
+        ranks_U[kept["unknown"]] = math.nan
+        ranks_U[[int(user) for user in kept["ranks"]]] = list(kept["ranks"].values())
+        seed = int(path.stem.rsplit("seed", 1)[1])
+        outcomes.append(Outcome(seed, ranks_U, kept["validation"], kept["baselines"], kept["minutes"], kept["commit"]))
+    return outcomes
 
 
 @torch.inference_mode()
@@ -171,18 +199,15 @@ def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
     return torch.cat(ranks)[torch.cat(users).argsort()].numpy()
 
 
-def section(protocol: Protocol, outcomes: dict[str, Outcome]) -> str:
-    """A data set's table by a protocol, of its recipes' outcomes; empty without recipes."""
-    if not outcomes:
+def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:
+    """A data set's table by a protocol, of its recipes' outcomes; empty without any."""
+    if not recipes:
         return ""
+    ranks = {recipe: np.stack([run.ranks_U for run in runs]) for recipe, runs in recipes.items()}
     if not protocol.drop_unknown:  # an unknown target is a miss
-        outcomes = {
-            recipe: found._replace(ranks_SU=np.where(np.isnan(found.ranks_SU), math.inf, found.ranks_SU))
-            for recipe, found in outcomes.items()
-        }
-    reference, first = outcomes.get(protocol.reference), next(iter(outcomes.values()))
-    users_U = np.arange(first.ranks_SU.shape[1])
-    kept = int((~np.isnan(first.ranks_SU[0])).sum())
+        ranks = {recipe: np.where(np.isnan(ranks_SU), math.inf, ranks_SU) for recipe, ranks_SU in ranks.items()}
+    first = next(iter(ranks.values()))[0]
+    users_U, kept = np.arange(len(first)), int((~np.isnan(first)).sum())
     bootstrap = Bootstrap(users_U, seed=0)
     lines = [
         f"## {protocol.title}",
@@ -190,55 +215,60 @@ def section(protocol: Protocol, outcomes: dict[str, Outcome]) -> str:
         f"{kept:,} test users of {len(users_U):,}; targets in no training history are "
         + ("left out." if protocol.drop_unknown else "misses."),
         "",
-        "| | validation NDCG@10 | HR@10 | NDCG@10 | NDCG@10 of each seed | HR@10 against the reference | "
+        "| | seeds | validation NDCG@10 | HR@10 | NDCG@10 | NDCG@10 of each seed | HR@10 against the reference | "
         "NDCG@10 against the reference | minutes a seed | commit |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
-    for recipe, found in outcomes.items():
-        hits, gains = metrics_of(found.ranks_SU)
+    for recipe, runs in recipes.items():
+        hits, gains = metrics_of(ranks[recipe])
         against = ["", ""]
-        if reference is not None and recipe != protocol.reference:
-            for place, (mine, theirs) in enumerate(zip((hits, gains), metrics_of(reference.ranks_SU), strict=True)):
-                difference = figure(bootstrap.mean((mine - theirs).mean(0), users_U))
+        if protocol.reference in recipes and recipe != protocol.reference:
+            for place, (mine, theirs) in enumerate(
+                zip((hits, gains), metrics_of(ranks[protocol.reference]), strict=True)
+            ):
+                difference = figure(bootstrap.mean(mine.mean(0) - theirs.mean(0), users_U))
                 against[place] = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-        each = ", ".join(f"{value:.4f}" for value in np.nanmean(gains, 1))
         mark = " (reference)" if recipe == protocol.reference else ""
-        lines.append(
-            f"| {recipe}{mark} | {found.val_ndcg:.4f} | {np.nanmean(hits):.4f} | {np.nanmean(gains):.4f} | {each} "
-            f"| {against[0]} | {against[1]} | {found.minutes:.0f} | {found.commit} |"
-        )
-    for baseline in BASELINES:
-        figures = [first.point["metrics"].get(f"test/{baseline}/{name}@10_unseen") for name in ("HR", "NDCG")]
-        if None in figures:  # recent popularity, where nothing is known of time
-            continue
+        cells = [
+            f"{recipe}{mark}",
+            ", ".join(str(run.seed) for run in runs),
+            f"{np.mean([run.validation for run in runs]):.4f}",
+            f"{np.nanmean(hits):.4f}",
+            f"{np.nanmean(gains):.4f}",
+            ", ".join(f"{value:.4f}" for value in np.nanmean(gains, 1)),
+            *against,
+            f"{np.mean([run.minutes for run in runs]):.0f}",
+            ", ".join(sorted({run.commit for run in runs})),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    for baseline, figures in next(iter(recipes.values()))[0].baselines.items():
         hr, ndcg = (value * len(users_U) / kept for value in figures)
-        lines.append(f"| {baseline} | | {hr:.4f} | {ndcg:.4f} | | | | | |")
+        lines.append(f"| {baseline} | | | {hr:.4f} | {ndcg:.4f} | | | | | |")
     for label, (hr, ndcg) in protocol.published.items():
-        lines.append(f"| published: {label} | | {hr:.4f} | {ndcg:.4f} | | | | | |")
+        lines.append(f"| published: {label} | | | {hr:.4f} | {ndcg:.4f} | | | | | |")
     return "\n".join(lines) + "\n"
 
 
 def metrics_of(ranks_SU: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """HR@10 and NDCG@10 of each seed and user."""
-    hits_SU = np.where(np.isnan(ranks_SU), np.nan, ranks_SU <= 10)
+    hits_SU = np.where(np.isnan(ranks_SU), np.nan, ranks_SU <= K)
     return hits_SU, hits_SU / np.log2(1 + ranks_SU)
 
 
-def page(sections: list[str], seeds: list[int]) -> str:
+def page(sections: list[str]) -> str:
     """benchmarks/replicate.md."""
     return "\n".join(
         [
             "# Recipes beside published figures",
             "",
-            f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, one core a run, torch {torch.__version__}, Python "
-            f"{platform.python_version()}.",
+            f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, one core a run, float32, torch {torch.__version__}, "
+            f"Python {platform.python_version()}.",
             "",
             "    python benchmarks/replicate.py --data FOLDER",
             "",
             "Leave-one-out: the last item of a user is the test, the one before validates; the whole catalogue is",
             "ranked, seen items left out. Each recipe (configs/recipes) was chosen and is stopped by validation",
-            "NDCG@10, and was frozen before its test figures were looked at. Means over the seeds "
-            f"{', '.join(map(str, seeds))};",
+            "NDCG@10, and was frozen before its test figures were looked at. Figures are means over the seeds;",
             "intervals hold 95 %, over users, paired. Each seed is",
             "",
             "    lrec fit --config configs/recipes/RECIPE.yaml --data.path FILE --data.seed N --seed_everything N",
