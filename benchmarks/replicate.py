@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from lrec.baselines import BASELINES
-from lrec.files import write_json, write_text
+from lrec.files import write_text
 from lrec.metrics import Scores, score
 from lrec.scaling.runs import finished_point, points_of
 from lrec.tasks.bootstrap import Bootstrap, figure
@@ -110,7 +110,7 @@ def main() -> None:
         list(pool.map(lambda name: train(options.runs / name, options.data), names))
     data = Data()
     for name in names:
-        write_json(OUTCOMES / f"{name}.json", measured(options.runs / name, data))
+        write_text(OUTCOMES / f"{name}.json", json.dumps(measured(options.runs / name, data)) + "\n")
     kept = {recipe: outcomes_of(recipe) for recipe in RECIPES}
     sections = [
         section(protocol, {recipe: runs for recipe, runs in kept.items() if runs and RECIPES[recipe] == protocol.file})
