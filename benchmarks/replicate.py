@@ -269,7 +269,7 @@ def page(sections: list[str]) -> str:
             "Leave-one-out: the last item of a user is the test, the one before validates; the whole catalogue is",
             "ranked, seen items left out. Each recipe (configs/recipes) was chosen and is stopped by validation",
             "NDCG@10, and was frozen before its test figures were looked at. Figures are means over the seeds;",
-            "intervals hold 95 %, over users, paired. docs/recipes.md says what was tried. The first seed of the first is",
+            "intervals hold 95 %, over users, paired. docs/recipes.md says what was tried. A first seed is",
             "",
             "    lrec fit --config configs/recipes/beauty-sasrec.yaml --data.path s3rec_Beauty.txt.gz --data.seed 1 "
             "--seed_everything 1",
