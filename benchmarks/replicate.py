@@ -140,14 +140,14 @@ def train(folder: Path, data: Path) -> None:
 
 def measured(folder: Path, data: Data) -> dict:
     """What a run comes to; of its test ranks those up to ten, and the targets outside the catalogue."""
-    point = finished_point(folder)
+    point, last = finished_point(folder), points_of(folder)[-1]
     assert point is not None, f"{folder} is trained"
     ranks_U = ranks_of(load_run(folder, data), data)
     figures = point["metrics"]
     return {
         "commit": point["commit"][:7],
-        "minutes": round(points_of(folder)[-1]["wall_s"] / 60, 1),
-        "epochs": round(points_of(folder)[-1]["epochs"]),
+        "minutes": round(last["wall_s"] / 60, 1),
+        "epochs": round(last["epochs"]),
         "validation": figures[f"val/NDCG@{K}_unseen"],
         "baselines": {
             baseline: [figures[f"test/{baseline}/{name}@{K}_unseen"] for name in ("HR", "NDCG")]
@@ -226,8 +226,7 @@ def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:
             for place, (mine, theirs) in enumerate(
                 zip((hits, gains), metrics_of(ranks[protocol.reference]), strict=True)
             ):
-                difference = figure(bootstrap.mean(mine.mean(0) - theirs.mean(0), users_U))
-                against[place] = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+                against[place] = figure(bootstrap.mean(mine.mean(0) - theirs.mean(0), users_U)).signed()
         mark = " (reference)" if recipe == protocol.reference else ""
         cells = [
             f"{recipe}{mark}",
@@ -268,8 +267,8 @@ def page(sections: list[str]) -> str:
             "",
             "Leave-one-out: the last item of a user is the test, the one before validates; the whole catalogue is",
             "ranked, seen items left out. Each recipe (configs/recipes) was chosen and is stopped by validation",
-            "NDCG@10, and was frozen before its test figures were looked at. Figures are means over the seeds;",
-            "intervals hold 95 %, over users, paired. docs/recipes.md says what was tried. A first seed is",
+            "NDCG@10, and frozen before the test figures of these runs were looked at; docs/recipes.md says what was",
+            "tried. Figures are means over the seeds; intervals hold 95 %, over users, paired. A first seed is",
             "",
             "    lrec fit --config configs/recipes/beauty-sasrec.yaml --data.path s3rec_Beauty.txt.gz --data.seed 1 "
             "--seed_everything 1",

@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 import torch
 from peers import environment, write_log
+from replicate import metrics_of
 
 import lrec
 from lrec.files import write_json, write_text
@@ -78,7 +79,7 @@ def main() -> None:
         trials = {engine: train(engine, TRIALS, options.seeds[:1]) for engine in engines}
         tried = {engine: [run.result() for run in runs] for engine, runs in trials.items()}
         best = {
-            engine: max(range(len(TRIALS)), key=lambda trial: ndcg(runs[trial].validation_U).mean())
+            engine: max(range(len(TRIALS)), key=lambda trial: validation_ndcg(runs[trial]))
             for engine, runs in tried.items()
         }
         finals = {engine: train(engine, [TRIALS[best[engine]]], options.seeds) for engine in engines}
@@ -169,9 +170,9 @@ def run(command: list[str], variables: dict[str, str]) -> str:
     return finished.stdout
 
 
-def ndcg(ranks: np.ndarray) -> np.ndarray:
-    """NDCG@10 of each target."""
-    return np.where(ranks <= 10, 1 / np.log2(1 + ranks), 0.0)
+def validation_ndcg(outcome: Outcome) -> float:
+    """What chooses among the trials."""
+    return float(metrics_of(outcome.validation_U)[1].mean())
 
 
 def page(
@@ -181,14 +182,14 @@ def page(
     options: argparse.Namespace,
 ) -> str:
     """benchmarks/tuned.md."""
-    hits = {engine: np.stack([run.test_U <= 10 for run in runs]).astype(float) for engine, runs in tested.items()}
-    gains = {engine: np.stack([ndcg(run.test_U) for run in runs]) for engine, runs in tested.items()}
+    hits, gains = {}, {}
+    for engine, runs in tested.items():
+        hits[engine], gains[engine] = metrics_of(np.stack([run.test_U for run in runs]))
     users_U = np.arange(gains["lrec"].shape[1])
     bootstrap = Bootstrap(users_U, seed=0)
 
     def difference(values: dict[str, np.ndarray]) -> str:
-        found = figure(bootstrap.mean((values["lrec"] - values["RecTools"]).mean(0), users_U))
-        return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+        return figure(bootstrap.mean((values["lrec"] - values["RecTools"]).mean(0), users_U)).signed()
 
     lines = [
         "# lrec beside a tuned RecTools",
@@ -224,7 +225,7 @@ def page(
     lines += ["|---|" + "---:|" * 3 * len(tried)]
     for trial, setting in enumerate(TRIALS):
         cells = [
-            f"{ndcg(runs[trial].validation_U).mean():.4f} | {runs[trial].epochs} | {runs[trial].minutes:.1f}"
+            f"{validation_ndcg(runs[trial]):.4f} | {runs[trial].epochs} | {runs[trial].minutes:.1f}"
             for runs in tried.values()
         ]
         lines.append(f"| {setting} | {' | '.join(cells)} |")

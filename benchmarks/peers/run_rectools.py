@@ -9,12 +9,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from pytorch_lightning import Callback, Trainer
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
+from rectools_log import read_log
 
 warnings.filterwarnings("ignore")
 
@@ -41,18 +41,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    log = pd.read_csv(options.folder / "log.csv").rename(
-        columns={"user": Columns.User, "item": Columns.Item, "time": Columns.Datetime}
-    )
-    log[Columns.Datetime] = pd.to_datetime(log[Columns.Datetime], unit="s")
-    log[Columns.Weight] = 1.0
-    from_end = log.groupby(Columns.User).cumcount(ascending=False)
-    size = log.groupby(Columns.User)[Columns.Item].transform("size")
-    held_out = (size >= 3) & (from_end < 2)
-    train = log[~held_out]
+    log, is_validation, is_test = read_log(options.folder / "log.csv")
+    train = log[~is_validation & ~is_test]
     known = set(train[Columns.Item])
-    test = log[(size >= 3) & (from_end == 0)]
-    before_test = log[~((size >= 3) & (from_end == 0)) & log[Columns.Item].isin(known)]
+    test = log[is_test]
+    before_test = log[~is_test & log[Columns.Item].isin(known)]
 
     def trainer() -> Trainer:
         return Trainer(

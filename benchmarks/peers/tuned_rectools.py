@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
+from rectools_log import read_log
 
 warnings.filterwarnings("ignore")
 
@@ -35,15 +36,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     seed_everything(options.seed)
-    log = pd.read_csv(options.log).rename(
-        columns={"user": Columns.User, "item": Columns.Item, "time": Columns.Datetime}
-    )
-    log[Columns.Datetime] = pd.to_datetime(log[Columns.Datetime], unit="s")
-    log[Columns.Weight] = 1.0
-    from_end = log.groupby(Columns.User).cumcount(ascending=False)
-    held_out = log.groupby(Columns.User)[Columns.Item].transform("size") >= 3
-    test, validation = held_out & (from_end == 0), held_out & (from_end == 1)
-    checkpoints = tempfile.mkdtemp()
+    log, validation, test = read_log(options.log)
+    checkpoints = tempfile.TemporaryDirectory()
 
     def trainer() -> Trainer:
         return Trainer(
@@ -55,7 +49,7 @@ def main() -> None:
             enable_model_summary=False,
             callbacks=[
                 EarlyStopping("val_loss", patience=options.patience),
-                ModelCheckpoint(checkpoints, "best", monitor="val_loss", save_weights_only=True),
+                ModelCheckpoint(checkpoints.name, "best", monitor="val_loss", save_weights_only=True),
             ],
         )
 
@@ -79,7 +73,7 @@ def main() -> None:
     model.fit(Dataset.construct(log[~test]))
     seconds = time.perf_counter() - started
     epochs = model.fit_trainer.current_epoch
-    model.load_weights_from_checkpoint(f"{checkpoints}/best.ckpt")
+    model.load_weights_from_checkpoint(f"{checkpoints.name}/best.ckpt")
 
     def ranks(targets: pd.Series, history: pd.Series) -> list[int | None]:
         """Rank of each target, in order of users."""

@@ -65,8 +65,9 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the peak, start the clock."""
         model = _model(pl_module)
-        self.peak_flops_per_s = measure_peak(model.device, _matmul_dtype(trainer))
-        _hint_at_float32(trainer, model.device, self.peak_flops_per_s)
+        dtype = _matmul_dtype(trainer)
+        self.peak_flops_per_s = measure_peak(model.device, dtype)
+        _hint_at_float32(trainer, model.device, dtype, self.peak_flops_per_s)
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
         self.total = _Stretch(model)
@@ -170,15 +171,17 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 @rank_zero_only
-def _hint_at_float32(trainer: Trainer, device: torch.device, peak_flops_per_s: float) -> None:
-    """Say so where a processor has no instructions for the precision: training would take many times as long."""
-    if device.type != "cpu" or _matmul_dtype(trainer) == torch.float32:
+def _hint_at_float32(trainer: Trainer, device: torch.device, dtype: torch.dtype, peak_flops_per_s: float) -> None:
+    """Say so where a processor has no instructions for the type: training would take many times as long."""
+    if device.type != "cpu" or dtype == torch.float32:
         return
     float32 = measure_peak(device, torch.float32)
     if float32 > 2 * peak_flops_per_s:
+        by_strategy = str(trainer.precision).startswith("32")
+        way_out = "no param_dtype of the strategy" if by_strategy else "--trainer.precision 32-true"
         print(
-            f"this processor multiplies at {peak_flops_per_s / 1e9:,.0f} GFLOP/s in {trainer.precision}, at "
-            f"{float32 / 1e9:,.0f} in float32: --trainer.precision 32-true is faster here"
+            f"this processor multiplies at {peak_flops_per_s / 1e9:,.0f} GFLOP/s in {dtype}, "
+            f"at {float32 / 1e9:,.0f} in float32: {way_out} is faster here"
         )
 
 

@@ -170,7 +170,7 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
     for group in (hard, easy):
         change, times = figure(section.slope(group, metric)), figure(section.ratio(group, metric))
         trends[group] = trend(change)
-        parts.append(f"{group} {trends[group]} ({_signed(change)} per decade, largest / smallest {_times(times)})")
+        parts.append(f"{group} {trends[group]} ({change.signed()} per decade, largest / smallest {_times(times)})")
     with np.errstate(invalid="ignore"):  # of two unbounded ratios
         difference = section.ratio(hard, metric) - section.ratio(easy, metric)
     measure = "ratios"
@@ -201,10 +201,6 @@ def trend(change: Figure) -> str:
     if change.low > 0:
         return "gains"
     return "loses" if change.high < 0 else "does not change measurably"
-
-
-def _signed(change: Figure) -> str:
-    return f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
 
 
 def _times(times: Figure) -> str:

@@ -23,6 +23,10 @@ class Figure(NamedTuple):
     low: float
     high: float
 
+    def signed(self) -> str:
+        """The number and its interval, as of a change."""
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
 
 class Bootstrap:
     """Draws of means and of coverage, over the users of a task."""

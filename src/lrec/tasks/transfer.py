@@ -124,6 +124,6 @@ def _add_advantages(section: Section) -> None:
         for size in section.names:
             change = figure(group.draws[size][advantage("NDCG@10")])
             says = words.get(trend(change), "not measurably different from")
-            parts.append(f"{size} {says} alone ({change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}])")
+            parts.append(f"{size} {says} alone ({change.signed()})")
         section.findings.append(f"NDCG@10, {name}: {'; '.join(parts)}.")
         section.findings.append(compare_gains(section, "NDCG@10", name, ALONE))
