@@ -8,15 +8,15 @@ give the published number of training interactions.
 """
 
 import argparse
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from processes import measure
 
 ROWS, USERS, ITEMS = 20_000_263, 138_493, 26_744
 # Ratings of a user in MovieLens-20M.
@@ -137,22 +137,6 @@ def generate(file: Path, rows: int) -> None:
             part.unlink()
 
 
-def measure(command: list[str]) -> tuple[list[float], float, float]:
-    """What a command prints, its wall-clock seconds and its peak memory in GiB."""
-    # A process in between, because the peak of children is the largest of them all.
-    code = (
-        "import json, resource, subprocess, sys; out = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True);"
-        "print(json.dumps([out.returncode, out.stdout, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
-    )
-    start = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True, check=True)
-    seconds = time.monotonic() - start
-    status, output, peak_kib = json.loads(result.stdout)
-    if status:
-        raise SystemExit(f"{command[0]} failed with {status}")
-    return [float(word) for word in output.split()], seconds, peak_kib / (1 << 20)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pandas", help="python of an environment with pandas and pyarrow; left out: lrec alone")
@@ -187,8 +171,9 @@ def report(arguments: argparse.Namespace, folder: Path) -> None:
         if arguments.rows <= ROWS:
             file.read_bytes()  # all of them find the file in the page cache
         load = os.getloadavg()[0]
-        results[tool] = measure(command)
-        printed, whole, peak = results[tool]
+        words, whole, peak = measure(command)
+        printed = [float(word) for word in words.split()]
+        results[tool] = printed, whole, peak
         print(f"{tool}: {printed[3]:.1f} s ({whole:.1f} s with imports), {peak:.2f} GiB", file=sys.stderr)
         machine = f"{os.cpu_count()} cores {platform.machine()}, load {load:.1f}"
         add_row(arguments, tool, results, file.stat().st_size, polars.__version__, machine)

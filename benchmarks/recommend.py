@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 import torch
 from peers import environment
+from processes import measure
 from safetensors.torch import save_file
 
 from lrec.cost import n_body
@@ -185,8 +186,8 @@ def by_users(options: argparse.Namespace) -> str:
             for file, arguments in (("users.parquet", ()), ("rows.csv", ("--time_column", "time"))):
                 command = [sys.executable, "-m", "lrec", "recommend", "--ckpt_path", folder / "model.safetensors"]
                 command += ["--histories", folder / file, *arguments, "--out", folder / "out.parquet"]
-                started = time.perf_counter()
-                cells.append(f"{peak_of([str(part) for part in command]):.2f} | {time.perf_counter() - started:.0f}")
+                _, seconds, peak = measure([str(part) for part in command])
+                cells.append(f"{peak:.2f} | {seconds:.0f}")
             lines.append(f"| {users:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -202,16 +203,6 @@ def write_exported(model: Model, file: Path) -> None:
     tensors["item_ends"] = torch.from_numpy(np.cumsum([len(word) for word in encoded]))
     save_file(tensors, file, {"lrec": json.dumps(about)})
     load(file)
-
-
-def peak_of(command: list[str]) -> float:
-    """Peak memory of a command, in GiB."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return usage.ru_maxrss / 2**20
 
 
 def peak_gib() -> float:
