@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import distributed
 
 from lrec import checkpoints
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
@@ -27,6 +28,7 @@ from lrec.files import replacing
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
+from lrec.scaling import target_losses
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
@@ -149,13 +151,15 @@ class CommandLine(LightningCLI):
             )
 
     def after_fit(self) -> None:
-        """Test the best checkpoint."""
+        """Test the best checkpoint. For a study's run of one process, the losses by target too: all is imported."""
         checkpoint = self.trainer.checkpoint_callback
         best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
         if self.model.diverged:
             rank_zero_only(print)("the loss is not finite: the run is marked diverged and not tested")
         elif best:
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
+            if self.config_init.fit.points.study is not None and not distributed.is_initialized():
+                target_losses.main(self.run)
         elif "val/loss" not in self.trainer.callback_metrics:
             rank_zero_only(print)(
                 "training ended before an evaluation, so there is no best checkpoint to test: "

@@ -108,6 +108,14 @@ def test_a_run_told_to_stop_saves_and_goes_on(folder: Path, monkeypatch: pytest.
     after = points_of(runs / run.name)
     assert len(after) == 30
     assert [p["val_loss"] for p in after[: len(before)]] == [p["val_loss"] for p in before]
+    # Killed after its test, before its losses by target were measured: only they are.
+    (runs / run.name / "target_losses.parquet").unlink()
+    unmeasured = [{name: value for name, value in point.items() if name != "test_loss_se"} for point in after]
+    (runs / run.name / "points.jsonl").write_text("".join(json.dumps(point) + "\n" for point in unmeasured))
+    (outcome,) = (outcome for _, outcome in train([run], runs, "runs", limits))
+    assert outcome.status == "finished"
+    assert points_of(runs / run.name) == after
+    assert (runs / run.name / "target_losses.parquet").exists()
 
 
 def test_grid_and_sweep(folder: Path, lrec: Callable[..., str]) -> None:

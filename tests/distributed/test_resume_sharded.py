@@ -42,13 +42,18 @@ def two(folder: Path, fit: Fit) -> Path:
     return fit("two-dropout", 2, EVERY_THIRD, SWITCHED, *DROPOUT, keep(folder / "two-dropout-kept"))
 
 
-@pytest.mark.parametrize("step", BEFORE)
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, marks=pytest.mark.slow), 10, pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_two_processes(step: int, two: Path, fit: Fit) -> None:
     resumed = fit(f"two-dropout-{step}", 2, EVERY_THIRD, SWITCHED, *DROPOUT, kept(two, step))
     assert losses(resumed) == pytest.approx(losses(two), rel=1e-6)
 
 
-@pytest.mark.parametrize(("before", "after", "step"), [(2, 1, 5), (2, 0, 10), (0, 2, 15), (1, 2, 10)])
+@pytest.mark.parametrize(
+    ("before", "after", "step"),
+    [(2, 1, 5), (2, 0, 10), pytest.param(0, 2, 15, marks=pytest.mark.slow), (1, 2, 10)],
+)
 def test_another_number_of_processes(before: int, after: int, step: int, folder: Path, fit: Fit) -> None:
     """From shards to one process with and without sharding, from one file or one shard to two processes."""
     straight = folder / f"from-{before}"

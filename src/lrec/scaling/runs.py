@@ -229,7 +229,7 @@ def _attempt(run: Run, folder: Path, study: str, threads: int, lock: int, proces
     log, code = folder / "log.txt", 0
     if finished_point(folder) is None:
         code = processes.run(["lrec", "fit", *_arguments(run, folder, study)], log, threads, lock)
-    if finished_point(folder) is not None and outcome_of(folder) is None:
+    if finished_point(folder) is not None and outcome_of(folder) is None:  # several processes, or killed in between
         code = processes.run(["lrec.scaling.target_losses", str(folder)], log, threads, lock)
     if outcome := outcome_of(folder):
         return outcome
