@@ -7,7 +7,6 @@ ten best unseen items, in order of users; one that is not among them is null.
 import argparse
 import json
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -69,9 +68,7 @@ def main() -> None:
         get_trainer_func=trainer,
         recommend_torch_device="cpu",
     )
-    started = time.perf_counter()
     model.fit(Dataset.construct(log[~test]))
-    seconds = time.perf_counter() - started
     epochs = model.fit_trainer.current_epoch
     model.load_weights_from_checkpoint(f"{checkpoints.name}/best.ckpt")
 
@@ -90,7 +87,6 @@ def main() -> None:
                 "validation": ranks(validation, ~test & ~validation),
                 "test": ranks(test, ~test),
                 "epochs": epochs,
-                "minutes": seconds / 60,
             }
         )
     )
