@@ -23,10 +23,9 @@ import polars as pl
 import torch
 from peers import environment
 from processes import measure
-from safetensors.torch import save_file
 
 from lrec.cost import n_body
-from lrec.export import IDS, load
+from lrec.export import write_safetensors
 from lrec.files import write_text
 from lrec.net import SIZES, Transformer, TransformerConfig
 from lrec.recommend import Model
@@ -59,8 +58,9 @@ def main() -> None:
 
 def untrained(size: str, n_items: int) -> Model:
     """A network of a size with items named i0, i1, ..."""
-    net = Transformer(TransformerConfig(n_items, MAX_LEN, *SIZES[size])).eval()
-    return Model(net, pl.Series([f"i{item}" for item in range(n_items)]), {})
+    config = TransformerConfig(n_items, MAX_LEN, *SIZES[size])
+    about = {name: getattr(config, name) for name in ("n_items", "max_len", "layers", "width", "heads")} | {"mup": None}
+    return Model(Transformer(config).eval(), pl.Series([f"i{item}" for item in range(n_items)]), about)
 
 
 def random_histories(users: int, n_items: int, length: int) -> pl.DataFrame:
@@ -175,7 +175,7 @@ def by_users(options: argparse.Namespace) -> str:
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_exported(untrained(PEER_SIZE, n_items), folder / "model.safetensors")
+        write_safetensors(untrained(PEER_SIZE, n_items), folder / "model.safetensors")
         for users in (options.users // 4, options.users // 2, options.users, 2 * options.users):
             histories = random_histories(users, n_items, length)
             histories.write_parquet(folder / "users.parquet")
@@ -190,19 +190,6 @@ def by_users(options: argparse.Namespace) -> str:
                 cells.append(f"{peak:.2f} | {seconds:.0f}")
             lines.append(f"| {users:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def write_exported(model: Model, file: Path) -> None:
-    """What lrec export would write of the network."""
-    encoded = [raw_id.encode() for raw_id in model.item_ids]
-    config = model.net.config
-    about = {name: getattr(config, name) for name in ("n_items", "max_len", "layers", "width", "heads")}
-    about |= {f"architecture.{name}": value for name, value in vars(config.architecture).items()} | {"mup": None}
-    tensors = {name: parameter.detach() for name, parameter in model.net.named_parameters()}
-    tensors[IDS] = torch.from_numpy(np.frombuffer(b"".join(encoded), dtype=np.uint8).copy())
-    tensors["item_ends"] = torch.from_numpy(np.cumsum([len(word) for word in encoded]))
-    save_file(tensors, file, {"lrec": json.dumps(about)})
-    load(file)
 
 
 def peak_gib() -> float:

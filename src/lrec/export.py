@@ -47,9 +47,15 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10) -
         difference = write_onnx(model, file, k)
         print(f"step {step} written to {file}; onnxruntime's scores differ by at most {difference:.1g}")
         return
-    parameters = model.net.state_dict()
+    write_safetensors(model, file)
+    parameters = sum(parameter.numel() for parameter in model.net.parameters())
+    print(f"{parameters:,} parameters at step {step} and {len(model.item_ids):,} item ids written to {file}")
+
+
+def write_safetensors(model: Model, file: Path) -> None:
+    """Write a network and its item ids as one file, and as JSON beside it what it is."""
     encoded = [raw_id.encode() for raw_id in model.item_ids]
-    tensors = {name: tensor.contiguous() for name, tensor in parameters.items()} | {
+    tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()} | {
         IDS: torch.from_numpy(np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8).copy()),
         ENDS: torch.from_numpy(np.cumsum([len(word) for word in encoded])),
     }
@@ -57,7 +63,6 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10) -
     with replacing(file) as temporary:
         save_file(tensors, temporary, {"lrec": json.dumps(about)})
     write_json(file.with_suffix(".json"), about)
-    print(f"{len(parameters)} parameters at step {step} and {len(model.item_ids)} item ids written to {file}")
 
 
 def load(path: str | Path, items: Path | None = None) -> Model:
