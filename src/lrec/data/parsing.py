@@ -20,6 +20,7 @@ from lrec.data.threads import mapped
 from lrec.errors import UserError
 
 _BATCH = 500_000
+_NESTED_BATCH = 50_000  # of rows that hold a list each
 _SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONG_NUMBER = re.compile(rb"[:,\[\s](-?\d{19,})(?=[,\]}\s])")
@@ -328,15 +329,15 @@ def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
 
 def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
     """Read a Parquet file batch by batch, with the types of its columns."""
-    row = 1
     try:
         # Engines that write in parallel leave files without rows: their columns still count.
-        yield Table(name, pl.read_parquet(source, n_rows=0, hive_partitioning=False), row)
-        for frame in pl.scan_parquet(source, hive_partitioning=False).collect_batches(
-            chunk_size=_BATCH, maintain_order=True
-        ):
-            yield Table(name, frame, row)
-            row += frame.height
+        yield Table(name, pl.read_parquet(source, n_rows=0, hive_partitioning=False), 1)
+        rows = pl.scan_parquet(source, hive_partitioning=False)
+        nested = any(dtype.is_nested() for dtype in rows.collect_schema().dtypes())
+        batch = _NESTED_BATCH if nested else _BATCH
+        # One slice after the other: collect_batches decodes up to 128 row groups ahead, which is most files whole.
+        for start in range(0, rows.select(pl.len()).collect().item(), batch):
+            yield Table(name, rows.slice(start, batch).collect(), start + 1)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
     except (PolarsError, PanicException, OSError) as error:
