@@ -347,7 +347,7 @@ def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -
     Raises:
         UserError: a prediction without an actual value, or no prediction at all.
     """
-    groups = actual.group_by(fit.law.columns).agg(pl.col("y").mean()).iter_rows()
+    groups = actual.group_by(fit.law.columns, maintain_order=True).agg(pl.col("y").mean()).iter_rows()
     means = {tuple(float(value) for value in where): float(loss) for *where, loss in groups}
     if not predictions:
         raise UserError("held-out report: there is no prediction to compare")

@@ -71,7 +71,7 @@ def targets(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
     """Of the mean over all rows, users being drawn: sqrt(sum over users of (sum of what is above the mean)²) / rows."""
     above = losses.select("user", above=pl.col(column) - pl.col(column).mean())
-    by_user = above.group_by("user").sum()["above"].to_numpy()
+    by_user = above.group_by("user", maintain_order=True).sum()["above"].to_numpy()  # a sum's last digit depends on order
     return math.sqrt(float(by_user @ by_user)) / len(losses)
 
 
@@ -82,8 +82,11 @@ def paired(small: list[pl.DataFrame], large: list[pl.DataFrame]) -> tuple[float,
         small: Losses of the runs of the small size, a table for each seed; seeds are averaged.
         large: Those of the large size on the same targets.
     """
-    one, other = (pl.concat(tables).group_by("user", "step").agg(pl.col("loss").mean()) for tables in (small, large))
-    both = one.join(other, on=["user", "step"], suffix="_large")
+    one, other = (
+        pl.concat(tables).group_by("user", "step", maintain_order=True).agg(pl.col("loss").mean())
+        for tables in (small, large)
+    )
+    both = one.join(other, on=["user", "step"], suffix="_large", maintain_order="left")
     difference = both.select("user", difference=pl.col("loss_large") - pl.col("loss"))
     return float(difference["difference"].to_numpy().mean()), standard_error(difference, "difference")
 

@@ -35,3 +35,9 @@ def test_pairs_do_without_the_spread_of_users() -> None:
         - (small[0]["loss"].to_numpy() + small[1]["loss"].to_numpy()) / 2
     )
     assert error == pytest.approx(per_user.reshape(USERS, STEPS).mean(1).std() / USERS**0.5)
+
+
+def test_the_last_digit_does_not_depend_on_the_order_of_threads() -> None:
+    sides = [losses(1), losses(2)], [losses(3)]
+    assert len({standard_error(sides[0][0]) for _ in range(50)}) == 1
+    assert len({paired(*sides) for _ in range(50)}) == 1
