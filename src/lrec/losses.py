@@ -77,11 +77,12 @@ class SampledSoftmax(Loss):
     def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum of -log softmax over target and negatives."""
         negatives_N, log_q_N = _draw(self.negatives, counts_V, self.power)
-        target_M, scores_MN = _scores(hidden_MD, table_VD, targets_M, negatives_N)
-        if self.logq:
-            scores_MN = scores_MN - (log_q_N + math.log(self.negatives))
-        scores_MN = scores_MN.masked_fill(negatives_N == targets_M[:, None], -math.inf)
-        return (torch.logaddexp(target_M, scores_MN.logsumexp(1)) - target_M).sum()
+        correction_N = -(log_q_N + math.log(self.negatives)) if self.logq else torch.zeros_like(log_q_N)
+        rows_ND, target_M = F.embedding(negatives_N, table_VD), _target_scores(hidden_MD, table_VD, targets_M)
+        loss: Tensor = _ChunkedSampledCrossEntropy.apply(
+            hidden_MD, rows_ND, target_M, correction_N, targets_M, negatives_N
+        )
+        return loss
 
     def flops_per_target(self, n_items: int, width: int) -> int:
         """6 (N + 1) d."""
@@ -112,7 +113,8 @@ class GBCE(Loss):
     def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum over targets."""
         negatives_N, _ = _draw(self.negatives, counts_V, 0.0)
-        target_M, scores_MN = _scores(hidden_MD, table_VD, targets_M, negatives_N)
+        target_M = _target_scores(hidden_MD, table_VD, targets_M)
+        scores_MN = (hidden_MD @ F.embedding(negatives_N, table_VD).T).float()
         share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
         beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
         # log(1 - sigmoid(s)) = -softplus(s); a negative that is the row's target counts for nothing.
@@ -134,7 +136,7 @@ def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tens
 
 
 def chunk_rows(n_items: int, width: int, device_type: str) -> int:
-    """Targets whose logits full softmax holds at once."""
+    """Targets whose logits a softmax over so many items holds at once."""
     at_most = max(MAX_CHUNK_ELEMENTS // n_items, width)
     if device_type != "cpu":
         return at_most
@@ -148,10 +150,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
-        device = hidden_MD.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
-        factor_MD, factor_VD = hidden_MD.to(dtype), table_VD.to(dtype)
-        rows = chunk_rows(len(factor_VD), factor_VD.shape[1], device)
+        factor_MD, factor_VD = _factors(hidden_MD, table_VD)
+        rows = chunk_rows(len(factor_VD), hidden_MD.shape[1], hidden_MD.device.type)
         loss = hidden_MD.new_zeros((), dtype=torch.float32)
         grad_hidden_MD = torch.empty_like(hidden_MD) if needs_grad else None
         grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32) if needs_grad else None
@@ -169,7 +169,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden_MD is not None and grad_table_VD is not None:
                 # d loss / d logits = softmax - one-hot(target)
                 share_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=torch.float32))
-                if share_CV.dtype != dtype:
+                if share_CV.dtype != factor_VD.dtype:
                     share_CV = logits_CV.copy_(share_CV)
                 grad_hidden_MD[start : start + rows] = share_CV @ factor_VD
                 _add_product(grad_table_VD, share_CV.T, factor_CD)
@@ -182,6 +182,64 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_hidden_MD, grad_table_VD = ctx.saved_tensors
         return grad_hidden_MD * grad_loss, grad_table_VD * grad_loss, None
+
+
+class _ChunkedSampledCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies over each row's target and the negatives; made chunk by chunk as full softmax's are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        rows_ND: Tensor,
+        target_M: Tensor,
+        correction_N: Tensor,
+        targets_M: Tensor,
+        negatives_N: Tensor,
+    ) -> Tensor:
+        needs_grad = any(ctx.needs_input_grad)
+        factor_MD, factor_ND = _factors(hidden_MD, rows_ND)
+        rows = chunk_rows(len(factor_ND), hidden_MD.shape[1], hidden_MD.device.type)
+        loss = hidden_MD.new_zeros((), dtype=torch.float32)
+        grad_hidden_MD = torch.empty_like(hidden_MD) if needs_grad else None
+        grad_rows_ND = torch.zeros_like(rows_ND, dtype=torch.float32) if needs_grad else None
+        grad_target_M = torch.empty_like(target_M) if needs_grad else None
+        buffer_CN = factor_MD.new_empty(min(rows, len(factor_MD)), len(factor_ND))
+        for start in range(0, len(factor_MD), rows):
+            factor_CD = factor_MD[start : start + rows]
+            target_C1 = target_M[start : start + rows, None]
+            scores_CN = torch.mm(factor_CD, factor_ND.T, out=buffer_CN[: len(factor_CD)])
+            share_CN = scores_CN.float().add_(correction_N)
+            # Not -inf: a row's negatives may all be its target.
+            share_CN.masked_fill_(negatives_N == targets_M[start : start + rows, None], torch.finfo(torch.float32).min)
+            max_C1 = share_CN.amax(1, keepdim=True)
+            torch.softmax(share_CN, 1, out=share_CN)
+            negatives_C1 = max_C1 - share_CN.amax(1, keepdim=True).log()  # log of the sum of e^score
+            all_C1 = torch.logaddexp(target_C1, negatives_C1)
+            loss += (all_C1 - target_C1).sum()
+            if grad_hidden_MD is not None and grad_rows_ND is not None and grad_target_M is not None:
+                # d loss / d score is the share of target and negatives together, less 1 for the target.
+                part_C1 = (negatives_C1 - all_C1).exp()
+                share_CN = share_CN.to(factor_CD.dtype)
+                grad_hidden_MD[start : start + rows] = part_C1 * (share_CN @ factor_ND)
+                _add_product(grad_rows_ND, share_CN.T, (part_C1 * factor_CD).to(factor_CD.dtype))
+                grad_target_M[start : start + rows] = -part_C1[:, 0]
+        if grad_hidden_MD is not None and grad_rows_ND is not None and grad_target_M is not None:
+            ctx.save_for_backward(grad_hidden_MD, grad_rows_ND.to(rows_ND.dtype), grad_target_M)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        grad_hidden_MD, grad_rows_ND, grad_target_M = (grad * grad_loss for grad in ctx.saved_tensors)
+        return grad_hidden_MD, grad_rows_ND, grad_target_M, None, None, None
+
+
+def _factors(*factors: Tensor) -> tuple[Tensor, ...]:
+    """The matrices in the type of their product: autocast's, where it is on."""
+    device = factors[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factors[0].dtype
+    return tuple(factor.to(dtype) for factor in factors)
 
 
 def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
@@ -211,8 +269,6 @@ def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
     return drawn_N, (mass_V[drawn_N] / upto_V[-1]).log().float()
 
 
-def _scores(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, negatives_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores, in float32, of each row's target and of every negative."""
-    target_M = (hidden_MD * F.embedding(targets_M, table_VD)).sum(1)
-    scores_MN = hidden_MD @ F.embedding(negatives_N, table_VD).T
-    return target_M.float(), scores_MN.float()
+def _target_scores(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
+    """The score of each row's target, in float32."""
+    return (hidden_MD * F.embedding(targets_M, table_VD)).sum(1).float()

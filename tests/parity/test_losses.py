@@ -47,7 +47,8 @@ def test_no_targets_give_no_loss_and_no_gradient() -> None:
     assert not table_VD.grad.any()
 
 
-def test_the_logits_are_never_held_at_once() -> None:
+@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(8192)], ids=["full", "sampled"])
+def test_the_logits_are_never_held_at_once(loss: losses.Loss) -> None:
     """Largest tensor made in forward and backward, seen through torch's dispatcher."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -64,7 +65,7 @@ def test_the_logits_are_never_held_at_once() -> None:
     table_VD = torch.randn(8192, 8, requires_grad=True)
     targets_M = torch.randint(0, 8192, (4096,))
     with Largest() as largest:
-        losses.full_softmax(hidden_MD, table_VD, targets_M).backward()
+        loss(hidden_MD, table_VD, targets_M, torch.ones(8192)).backward()
     assert largest.numel <= losses.chunk_rows(8192, 8, "cpu") * 8192 <= losses.CPU_CACHE_ELEMENTS < 4096 * 8192
 
 
@@ -77,15 +78,18 @@ def test_logits_held_at_once_are_bounded_whatever_the_catalogue(n_items: int, wi
         assert 1 <= rows <= max(losses.MAX_CHUNK_ELEMENTS // n_items, width)
 
 
-def test_bfloat16_autocast_stays_close_and_finite() -> None:
+@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(500)], ids=["full", "sampled"])
+def test_bfloat16_autocast_stays_close_and_finite(loss: losses.Loss) -> None:
     hidden_MD = torch.randn(300, 32, requires_grad=True)
     table_VD = torch.randn(1000, 32, requires_grad=True)
-    targets_M = torch.randint(0, 1000, (300,))
-    expected = losses.full_softmax(hidden_MD, table_VD, targets_M)
+    targets_M, counts_V = torch.randint(0, 1000, (300,)), torch.ones(1000)
+    torch.manual_seed(0)
+    expected = loss(hidden_MD, table_VD, targets_M, counts_V)
+    torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = losses.full_softmax(hidden_MD, table_VD, targets_M)
-    loss.backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
+        lower = loss(hidden_MD, table_VD, targets_M, counts_V)
+    lower.backward()
+    assert lower.item() == pytest.approx(expected.item(), rel=5e-3)
     assert table_VD.grad is not None
     assert torch.isfinite(table_VD.grad).all()
 
@@ -125,19 +129,33 @@ def test_sampled_losses_equal_their_formulas_row_by_row(monkeypatch: pytest.Monk
     drawn_N = torch.tensor([4, 4, 17, int(targets_M[0]), 88])
     log_q_N = torch.linspace(-5, -3, 5)
     monkeypatch.setattr(losses, "_draw", lambda *_: (drawn_N, log_q_N))
-    softmax, gbce = 0.0, 0.0
+    softmax, gbce = torch.zeros((), dtype=torch.float64), 0.0
     share = 5 / 89
     beta = share * (0.75 * (1 - 1 / share) + 1 / share)
     scores_MV = (hidden_MD @ table_VD.T).double()
     for scores_V, target in zip(scores_MV, targets_M.tolist(), strict=True):
         others = [n for n in range(5) if drawn_N[n] != target]
         corrected = torch.stack([scores_V[target], *(scores_V[drawn_N[n]] - log_q_N[n] - math.log(5) for n in others)])
-        softmax -= corrected.log_softmax(0)[0].item()
+        softmax = softmax - corrected.log_softmax(0)[0]
         negative = sum((1 - scores_V[drawn_N[n]].sigmoid()).log().item() for n in others)
         gbce -= (beta * scores_V[target].sigmoid().log().item() + negative) / 6
     ours = losses.SampledSoftmax(5)(hidden_MD, table_VD, targets_M, counts_V)
-    assert ours.item() == pytest.approx(softmax, rel=1e-5)
+    assert ours.item() == pytest.approx(softmax.item(), rel=1e-5)
+    parameters = (hidden_MD, table_VD)
+    pairs = zip(*(torch.autograd.grad(loss * 0.5, parameters) for loss in (ours, softmax)), strict=True)
+    for grad, expected_grad in pairs:
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
     assert losses.GBCE(5)(hidden_MD, table_VD, targets_M, counts_V).item() == pytest.approx(gbce, rel=1e-5)
+
+
+def test_negatives_that_are_all_the_target_cost_nothing() -> None:
+    hidden_MD, table_VD = torch.randn(4, 3, requires_grad=True), torch.randn(1, 3, requires_grad=True)
+    targets_M, counts_V = torch.zeros(4, dtype=torch.int64), torch.ones(1)
+    loss = losses.SampledSoftmax(7)(hidden_MD, table_VD, targets_M, counts_V)
+    loss.backward()
+    assert loss.item() == 0
+    assert hidden_MD.grad is not None
+    assert not hidden_MD.grad.any()
 
 
 def test_negatives_are_drawn_by_count_to_the_power() -> None:

@@ -71,7 +71,8 @@ def targets(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
     """Of the mean over all rows, users being drawn: sqrt(sum over users of (sum of what is above the mean)²) / rows."""
     above = losses.select("user", above=pl.col(column) - pl.col(column).mean())
-    by_user = above.group_by("user", maintain_order=True).sum()["above"].to_numpy()  # a sum's last digit depends on order
+    # In order: the last digit of the sum depends on it.
+    by_user = above.group_by("user", maintain_order=True).sum()["above"].to_numpy()
     return math.sqrt(float(by_user @ by_user)) / len(losses)
 
 
