@@ -8,6 +8,7 @@ Shape suffixes: M targets, D width, V catalogue, C targets of a chunk, N negativ
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +78,20 @@ class SampledSoftmax(Loss):
     def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum of -log softmax over target and negatives."""
         negatives_N, log_q_N = _draw(self.negatives, counts_V, self.power)
-        correction_N = -(log_q_N + math.log(self.negatives)) if self.logq else torch.zeros_like(log_q_N)
-        rows_ND, target_M = F.embedding(negatives_N, table_VD), _target_scores(hidden_MD, table_VD, targets_M)
-        loss: Tensor = _ChunkedSampledCrossEntropy.apply(
-            hidden_MD, rows_ND, target_M, correction_N, targets_M, negatives_N
-        )
-        return loss
+        correction_N = log_q_N + math.log(self.negatives) if self.logq else torch.zeros_like(log_q_N)
+        target_M = _target_scores(hidden_MD, table_VD, targets_M)
+
+        def of_chunk(scores_CN: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+            scores_CN -= correction_N
+            # Not -inf: all negatives of a row may be its target.
+            scores_CN.masked_fill_(negatives_N == targets_M[chunk, None], torch.finfo(scores_CN.dtype).min)
+            negatives_C = _softmax_(scores_CN)
+            all_C = torch.logaddexp(target_M[chunk], negatives_C)
+            share_C = (negatives_C - all_C).exp()  # of the negatives beside the target
+            scores_CN *= share_C[:, None]
+            return (all_C - target_M[chunk]).sum(), -share_C
+
+        return _chunked(hidden_MD, F.embedding(negatives_N, table_VD), of_chunk, target_M)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
         """6 (N + 1) d."""
@@ -113,13 +122,19 @@ class GBCE(Loss):
     def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum over targets."""
         negatives_N, _ = _draw(self.negatives, counts_V, 0.0)
-        target_M = _target_scores(hidden_MD, table_VD, targets_M)
-        scores_MN = (hidden_MD @ F.embedding(negatives_N, table_VD).T).float()
         share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
         beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
-        # log(1 - sigmoid(s)) = -softplus(s); a negative that is the row's target counts for nothing.
-        losses_MN = F.softplus(scores_MN).masked_fill(negatives_N == targets_M[:, None], 0.0)
-        return (beta * F.softplus(-target_M).sum() + losses_MN.sum()) / (self.negatives + 1)
+
+        def of_chunk(scores_CN: Tensor, chunk: slice) -> tuple[Tensor, None]:
+            # log(1 - sigmoid(s)) = -softplus(s); a negative that is the row's target counts for nothing.
+            hit_CN = negatives_N == targets_M[chunk, None]
+            loss = F.softplus(scores_CN).masked_fill_(hit_CN, 0.0).sum()
+            scores_CN.sigmoid_().masked_fill_(hit_CN, 0.0)
+            return loss, None
+
+        negative = _chunked(hidden_MD, F.embedding(negatives_N, table_VD), of_chunk)
+        positive = F.softplus(-_target_scores(hidden_MD, table_VD, targets_M)).sum()
+        return (beta * positive + negative) / (self.negatives + 1)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
         """6 (N + 1) d."""
@@ -131,12 +146,20 @@ def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tens
 
     Holds `chunk_rows` x V logits at once, never the M x V tensor, in forward or backward.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden_MD, table_VD, targets_M)
-    return loss
+
+    def of_chunk(scores_CV: Tensor, chunk: slice) -> tuple[Tensor, None]:
+        targets_C1 = targets_M[chunk, None]
+        target_C1 = scores_CV.gather(1, targets_C1)
+        loss = (_softmax_(scores_CV) - target_C1[:, 0]).sum()
+        # d loss / d scores = softmax - one-hot(target)
+        scores_CV.scatter_add_(1, targets_C1, -torch.ones_like(target_C1))
+        return loss, None
+
+    return _chunked(hidden_MD, table_VD, of_chunk)
 
 
 def chunk_rows(n_items: int, width: int, device_type: str) -> int:
-    """Targets whose logits a softmax over so many items holds at once."""
+    """Rows of a chunk: targets whose scores of `n_items` items are held at once."""
     at_most = max(MAX_CHUNK_ELEMENTS // n_items, width)
     if device_type != "cpu":
         return at_most
@@ -144,102 +167,63 @@ def chunk_rows(n_items: int, width: int, device_type: str) -> int:
     return rows if rows * n_items <= 4 * CPU_CACHE_ELEMENTS else min(at_most, CPU_ROWS)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of full-softmax cross-entropies; both gradients are made in the forward, chunk by chunk."""
+# The loss of a chunk from its scores, in float32, which it overwrites by its gradients in them; and the gradient in the
+# chunk's `target_M`, where there is one.
+OfChunk = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
+
+
+def _chunked(hidden_MD: Tensor, table_VD: Tensor, of_chunk: OfChunk, target_M: Tensor | None = None) -> Tensor:
+    """Sum of a loss of the scores hidden @ table.T, and of `target_M`; a chunk of scores is held at a time."""
+    loss: Tensor = _Chunked.apply(hidden_MD, table_VD, target_M, of_chunk)
+    return loss
+
+
+class _Chunked(torch.autograd.Function):
+    """All gradients are made in the forward, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, target_M: Tensor | None, of_chunk: OfChunk) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
-        factor_MD, factor_VD = _factors(hidden_MD, table_VD)
-        rows = chunk_rows(len(factor_VD), hidden_MD.shape[1], hidden_MD.device.type)
+        device = hidden_MD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
+        factor_MD, factor_VD = hidden_MD.to(dtype), table_VD.to(dtype)
+        rows = chunk_rows(len(factor_VD), factor_VD.shape[1], device)
         loss = hidden_MD.new_zeros((), dtype=torch.float32)
         grad_hidden_MD = torch.empty_like(hidden_MD) if needs_grad else None
         grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32) if needs_grad else None
+        grads_target_C = []
         # One buffer for all chunks: the system would take memory of this size back, and clear it again, for every one.
         buffer_CV = factor_MD.new_empty(min(rows, len(factor_MD)), len(factor_VD))
         for start in range(0, len(factor_MD), rows):
-            factor_CD = factor_MD[start : start + rows]
-            targets_C1 = targets_M[start : start + rows, None]
-            logits_CV = torch.mm(factor_CD, factor_VD.T, out=buffer_CV[: len(factor_CD)])
-            target_C1, max_C1 = logits_CV.gather(1, targets_C1), logits_CV.amax(1, keepdim=True)
-            share_CV = logits_CV.float()  # the buffer itself, where the products are in float32
-            torch.softmax(share_CV, 1, out=share_CV)
-            # The most likely item's share is 1 / (sum of e^(logit - max)).
-            loss += (max_C1.float() - share_CV.amax(1, keepdim=True).log() - target_C1.float()).sum()
+            chunk = slice(start, start + rows)
+            factor_CD = factor_MD[chunk]
+            product_CV = torch.mm(factor_CD, factor_VD.T, out=buffer_CV[: len(factor_CD)])
+            scores_CV = product_CV.float()  # the buffer itself, where the products are in float32
+            loss_of_chunk, grad_target_C = of_chunk(scores_CV, chunk)
+            loss += loss_of_chunk
             if grad_hidden_MD is not None and grad_table_VD is not None:
-                # d loss / d logits = softmax - one-hot(target)
-                share_CV.scatter_add_(1, targets_C1, -torch.ones_like(targets_C1, dtype=torch.float32))
-                if share_CV.dtype != factor_VD.dtype:
-                    share_CV = logits_CV.copy_(share_CV)
-                grad_hidden_MD[start : start + rows] = share_CV @ factor_VD
-                _add_product(grad_table_VD, share_CV.T, factor_CD)
+                grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
+                grad_hidden_MD[chunk] = grad_CV @ factor_VD
+                _add_product(grad_table_VD, grad_CV.T, factor_CD)
+            if grad_target_C is not None:
+                grads_target_C.append(grad_target_C)
         if grad_hidden_MD is not None and grad_table_VD is not None:
-            ctx.save_for_backward(grad_hidden_MD, grad_table_VD.to(table_VD.dtype))
+            grad_target_M = torch.cat(grads_target_C) if grads_target_C else None
+            ctx.save_for_backward(grad_hidden_MD, grad_table_VD.to(table_VD.dtype), grad_target_M)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_hidden_MD, grad_table_VD = ctx.saved_tensors
-        return grad_hidden_MD * grad_loss, grad_table_VD * grad_loss, None
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), None
 
 
-class _ChunkedSampledCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies over each row's target and the negatives; made chunk by chunk as full softmax's are."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_MD: Tensor,
-        rows_ND: Tensor,
-        target_M: Tensor,
-        correction_N: Tensor,
-        targets_M: Tensor,
-        negatives_N: Tensor,
-    ) -> Tensor:
-        needs_grad = any(ctx.needs_input_grad)
-        factor_MD, factor_ND = _factors(hidden_MD, rows_ND)
-        rows = chunk_rows(len(factor_ND), hidden_MD.shape[1], hidden_MD.device.type)
-        loss = hidden_MD.new_zeros((), dtype=torch.float32)
-        grad_hidden_MD = torch.empty_like(hidden_MD) if needs_grad else None
-        grad_rows_ND = torch.zeros_like(rows_ND, dtype=torch.float32) if needs_grad else None
-        grad_target_M = torch.empty_like(target_M) if needs_grad else None
-        buffer_CN = factor_MD.new_empty(min(rows, len(factor_MD)), len(factor_ND))
-        for start in range(0, len(factor_MD), rows):
-            factor_CD = factor_MD[start : start + rows]
-            target_C1 = target_M[start : start + rows, None]
-            scores_CN = torch.mm(factor_CD, factor_ND.T, out=buffer_CN[: len(factor_CD)])
-            share_CN = scores_CN.float().add_(correction_N)
-            # Not -inf: a row's negatives may all be its target.
-            share_CN.masked_fill_(negatives_N == targets_M[start : start + rows, None], torch.finfo(torch.float32).min)
-            max_C1 = share_CN.amax(1, keepdim=True)
-            torch.softmax(share_CN, 1, out=share_CN)
-            negatives_C1 = max_C1 - share_CN.amax(1, keepdim=True).log()  # log of the sum of e^score
-            all_C1 = torch.logaddexp(target_C1, negatives_C1)
-            loss += (all_C1 - target_C1).sum()
-            if grad_hidden_MD is not None and grad_rows_ND is not None and grad_target_M is not None:
-                # d loss / d score is the share of target and negatives together, less 1 for the target.
-                part_C1 = (negatives_C1 - all_C1).exp()
-                share_CN = share_CN.to(factor_CD.dtype)
-                grad_hidden_MD[start : start + rows] = part_C1 * (share_CN @ factor_ND)
-                _add_product(grad_rows_ND, share_CN.T, (part_C1 * factor_CD).to(factor_CD.dtype))
-                grad_target_M[start : start + rows] = -part_C1[:, 0]
-        if grad_hidden_MD is not None and grad_rows_ND is not None and grad_target_M is not None:
-            ctx.save_for_backward(grad_hidden_MD, grad_rows_ND.to(rows_ND.dtype), grad_target_M)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        grad_hidden_MD, grad_rows_ND, grad_target_M = (grad * grad_loss for grad in ctx.saved_tensors)
-        return grad_hidden_MD, grad_rows_ND, grad_target_M, None, None, None
-
-
-def _factors(*factors: Tensor) -> tuple[Tensor, ...]:
-    """The matrices in the type of their product: autocast's, where it is on."""
-    device = factors[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else factors[0].dtype
-    return tuple(factor.to(dtype) for factor in factors)
+def _softmax_(scores_CV: Tensor) -> Tensor:
+    """Turn scores into softmax in place; return the log of the sum of e^score of each row."""
+    max_C1 = scores_CV.amax(1, keepdim=True)
+    torch.softmax(scores_CV, 1, out=scores_CV)
+    # The most likely item's share is 1 / (sum of e^(score - max)).
+    return (max_C1 - scores_CV.amax(1, keepdim=True).log())[:, 0]
 
 
 def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:

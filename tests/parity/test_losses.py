@@ -37,17 +37,18 @@ def test_float64_gradients_pass_gradcheck() -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_no_targets_give_no_loss_and_no_gradient() -> None:
+@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(), losses.GBCE()])
+def test_no_targets_give_no_loss_and_no_gradient(loss: losses.Loss) -> None:
     hidden_MD = torch.empty(0, 4, requires_grad=True)
     table_VD = torch.randn(6, 4, requires_grad=True)
-    loss = losses.full_softmax(hidden_MD, table_VD, torch.empty(0, dtype=torch.int64))
-    loss.backward()
-    assert loss.item() == 0
+    total = loss(hidden_MD, table_VD, torch.empty(0, dtype=torch.int64), torch.ones(6))
+    total.backward()
+    assert total.item() == 0
     assert table_VD.grad is not None
     assert not table_VD.grad.any()
 
 
-@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(8192)], ids=["full", "sampled"])
+@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(8192), losses.GBCE(8192)])
 def test_the_logits_are_never_held_at_once(loss: losses.Loss) -> None:
     """Largest tensor made in forward and backward, seen through torch's dispatcher."""
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,7 +79,7 @@ def test_logits_held_at_once_are_bounded_whatever_the_catalogue(n_items: int, wi
         assert 1 <= rows <= max(losses.MAX_CHUNK_ELEMENTS // n_items, width)
 
 
-@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(500)], ids=["full", "sampled"])
+@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(500), losses.GBCE(500)])
 def test_bfloat16_autocast_stays_close_and_finite(loss: losses.Loss) -> None:
     hidden_MD = torch.randn(300, 32, requires_grad=True)
     table_VD = torch.randn(1000, 32, requires_grad=True)
@@ -129,7 +130,7 @@ def test_sampled_losses_equal_their_formulas_row_by_row(monkeypatch: pytest.Monk
     drawn_N = torch.tensor([4, 4, 17, int(targets_M[0]), 88])
     log_q_N = torch.linspace(-5, -3, 5)
     monkeypatch.setattr(losses, "_draw", lambda *_: (drawn_N, log_q_N))
-    softmax, gbce = torch.zeros((), dtype=torch.float64), 0.0
+    softmax, gbce = torch.zeros(2, dtype=torch.float64)
     share = 5 / 89
     beta = share * (0.75 * (1 - 1 / share) + 1 / share)
     scores_MV = (hidden_MD @ table_VD.T).double()
@@ -137,15 +138,16 @@ def test_sampled_losses_equal_their_formulas_row_by_row(monkeypatch: pytest.Monk
         others = [n for n in range(5) if drawn_N[n] != target]
         corrected = torch.stack([scores_V[target], *(scores_V[drawn_N[n]] - log_q_N[n] - math.log(5) for n in others)])
         softmax = softmax - corrected.log_softmax(0)[0]
-        negative = sum((1 - scores_V[drawn_N[n]].sigmoid()).log().item() for n in others)
-        gbce -= (beta * scores_V[target].sigmoid().log().item() + negative) / 6
-    ours = losses.SampledSoftmax(5)(hidden_MD, table_VD, targets_M, counts_V)
-    assert ours.item() == pytest.approx(softmax.item(), rel=1e-5)
-    parameters = (hidden_MD, table_VD)
-    pairs = zip(*(torch.autograd.grad(loss * 0.5, parameters) for loss in (ours, softmax)), strict=True)
-    for grad, expected_grad in pairs:
-        torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
-    assert losses.GBCE(5)(hidden_MD, table_VD, targets_M, counts_V).item() == pytest.approx(gbce, rel=1e-5)
+        negative = (1 - scores_V[drawn_N[others]].sigmoid()).log().sum()
+        gbce = gbce - (beta * scores_V[target].sigmoid().log() + negative) / 6
+    for loss, expected in ((losses.SampledSoftmax(5), softmax), (losses.GBCE(5), gbce)):
+        ours = loss(hidden_MD, table_VD, targets_M, counts_V)
+        assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
+        grads, expected_grads = (
+            torch.autograd.grad(sum_ * 0.5, (hidden_MD, table_VD), retain_graph=True) for sum_ in (ours, expected)
+        )
+        for grad, expected_grad in zip(grads, expected_grads, strict=True):
+            torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
 
 
 def test_negatives_that_are_all_the_target_cost_nothing() -> None:
