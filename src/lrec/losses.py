@@ -201,8 +201,9 @@ class _Chunked(torch.autograd.Function):
             scores_CV = product_CV.float()  # the buffer itself, where the products are in float32
             loss_of_chunk, grad_target_C = of_chunk(scores_CV, chunk)
             loss += loss_of_chunk
+            grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
+            del scores_CV  # in bfloat16 a copy, twice as large as the buffer
             if grad_hidden_MD is not None and grad_table_VD is not None:
-                grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
                 grad_hidden_MD[chunk] = grad_CV @ factor_VD
                 _add_product(grad_table_VD, grad_CV.T, factor_CD)
             if grad_target_C is not None:
