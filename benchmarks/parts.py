@@ -52,9 +52,10 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure_loss(loss: Loss, columns: int) -> dict[str, float]:
+def measure_loss(loss: Loss) -> dict[str, float]:
     """Loss and gradients of 25,600 positions among 100,000 items, width 128, against the products with its columns."""
     positions, items, width = 25_600, 100_000, 128
+    columns = getattr(loss, "negatives", items)
     hidden_MD = torch.randn(positions, width, requires_grad=True)
     table_VD = (0.02 * torch.randn(items, width)).requires_grad_()
     targets_M, counts_V = torch.randint(items, (positions,)), torch.ones(items)
@@ -191,9 +192,9 @@ def generated_data(folder: Path) -> InteractionsDataModule:
 
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
-    "loss FullSoftmax": lambda: measure_loss(FullSoftmax(), 100_000),
-    "loss SampledSoftmax": lambda: measure_loss(SampledSoftmax(8192), 8192),
-    "loss GBCE": lambda: measure_loss(GBCE(8192), 8192),
+    "loss FullSoftmax": lambda: measure_loss(FullSoftmax()),
+    "loss SampledSoftmax": lambda: measure_loss(SampledSoftmax(8192)),
+    "loss GBCE": lambda: measure_loss(GBCE(8192)),
     **{
         f"step {size} {precision}{' compiled' if compiled else ''}": (
             lambda size=size, precision=precision, compiled=compiled: measure_step(size, precision, compiled)
