@@ -14,10 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from lrec.scaling.bootstrap import bootstrap
-from lrec.scaling.fit import fit
-from lrec.scaling.laws import LAWS
-from lrec.scaling.predict import Profile
+from lrec.laws.bootstrap import bootstrap
+from lrec.laws.fit import fit
+from lrec.laws.forms import LAWS
+from lrec.laws.predict import Profile
 
 FACTORS = (8.0, 88.0)
 METHODS = {"profile": Profile, "bootstrap": partial(bootstrap, refits=300)}

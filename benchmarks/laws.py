@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from lrec.scaling.bootstrap import bootstrap
-from lrec.scaling.fit import fit
-from lrec.scaling.laws import LAWS
-from lrec.scaling.objective import Kind
-from lrec.scaling.predict import holdout_report
+from lrec.laws.bootstrap import bootstrap
+from lrec.laws.fit import fit
+from lrec.laws.forms import LAWS
+from lrec.laws.objective import Kind
+from lrec.laws.predict import holdout_report
 
 
 def held_out(name: str, law: str, points: pl.DataFrame, objective: Kind = "huber") -> tuple[float, float]:

@@ -25,7 +25,7 @@ import torch
 from lrec.baselines import BASELINES
 from lrec.files import write_text
 from lrec.metrics import Scores, score
-from lrec.scaling.runs import finished_point, points_of
+from lrec.study.launch import finished_point, points_of
 from lrec.tasks.bootstrap import Bootstrap, figure
 from lrec.tasks.ladder import Data, TrainedRun, load_run
 

@@ -27,7 +27,7 @@ from replicate import metrics_of
 
 import lrec
 from lrec.files import write_text
-from lrec.scaling.runs import finished_point, points_of
+from lrec.study.launch import finished_point, points_of
 from lrec.tasks.bootstrap import Bootstrap, figure
 
 HERE = Path(__file__).parent

@@ -40,10 +40,10 @@ OWN_COMMANDS = {
     "recommend": OwnCommand("the best next items for any histories", "lrec.recommend_command", "recommend"),
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
     "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
-    "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.scaling.study", "study"),
-    "scaling compare": OwnCommand("several studies in one figure", "lrec.scaling.compare", "compare"),
-    "scaling fit": OwnCommand("fit a law to points", "lrec.scaling.command", "fit_command"),
-    "scaling plan": OwnCommand("what to train for a budget, a loss or a size", "lrec.scaling.plan", "plan_command"),
+    "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.study.study", "study"),
+    "scaling compare": OwnCommand("several studies in one figure", "lrec.study.comparison", "compare"),
+    "scaling fit": OwnCommand("fit a law to points", "lrec.study.fit_command", "fit_command"),
+    "scaling plan": OwnCommand("what to train for a budget, a loss or a size", "lrec.laws.plan", "plan_command"),
 }
 
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
-from lrec import checkpoints
+from lrec import checkpoints, target_losses
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.cli import OneLineParser
 from lrec.data.datasets import SequenceDataModule
@@ -28,7 +28,6 @@ from lrec.files import replacing
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
-from lrec.scaling import target_losses
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable

@@ -11,7 +11,7 @@ from lrec import cost
 from lrec.cli import find_config
 from lrec.lightning_cli import compose
 from lrec.net import Architecture, Transformer
-from lrec.scaling.runs import Run
+from lrec.study.launch import Run
 
 MODERN, MUP = "--config=model/modern.yaml", "--config=model/mup.yaml"
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lrec.scaling.runs import is_running
+from lrec.study.launch import is_running
 
 STUDY: dict[str, Any] = {
     "name": "tiny",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lrec.scaling.grid import Grid
-from lrec.scaling.runs import Limits, points_of, train
+from lrec.study.grid import Grid
+from lrec.study.launch import Limits, points_of, train
 
 STUDY: dict[str, Any] = {
     "name": "runs",
@@ -94,7 +94,7 @@ def test_nothing_starts_once_the_budget_is_spent(folder: Path, refused: Callable
 
 
 def test_a_run_told_to_stop_saves_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrec.scaling.runs.POLL_S", 0.05)
+    monkeypatch.setattr("lrec.study.launch.POLL_S", 0.05)
     options = STUDY["options"] | {"trainer.max_epochs": 30, "data.targets_per_step": 64}
     (run,) = grid(sizes=["0.8k"], options=options).runs()
     runs, limits = folder / "runs", Limits(jobs=1, cores=1)

@@ -1,0 +1,148 @@
+"""The picture of a fit: points, curve, 90 % band, held-out predictions and the floor; below, what the curve misses."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lrec.figures import draw_frame, new_figure
+from lrec.laws.fit import Fit
+from lrec.laws.forms import Array
+from lrec.laws.predict import HeldOut, Holdout, Prediction, Profile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
+LEGEND: dict[str, Any] = {"fontsize": 7.5, "facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
+
+
+def fit_figure(
+    fit: Fit,
+    holdout: Holdout | Sequence[Prediction] | None = None,
+    floor: float | None = None,
+    x_label: str = "N_body",
+    y_label: str = "test_loss",
+) -> "Figure":
+    """Draw a fit on logarithmic axes; needs no display and touches no global state of matplotlib.
+
+    Args:
+        fit: The fit of the small sizes.
+        holdout: Held-out sizes: predicted with 90 % interval of a new run, and, if known, actual.
+        floor: The least loss possible, such as the synthetic set's Bayes-optimal loss.
+        x_label: Column of x, or any other label.
+        y_label: Column of the loss, or any other label.
+    """
+    figure = new_figure(6.4, 5.4)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
+    profile = Profile(fit)
+    held_out: Sequence[Prediction | HeldOut] = holdout.points if isinstance(holdout, Holdout) else holdout or []
+    last = max([float(fit.x_N.max()), *(p.x for p in held_out)])
+    x_P = np.geomspace(fit.x_N.min() / 1.3, last * 1.6, 120)
+    band = profile.predict(x_P)
+    runs, means = [(p.low, p.high) for p in band], [(p.mean_low, p.mean_high) for p in band]
+    axes.fill_between(x_P, *np.transpose(runs), color=BLUE, alpha=0.10, lw=0, label="90 % band of a new run")
+    axes.fill_between(x_P, *np.transpose(means), color=BLUE, alpha=0.20, lw=0, label="90 % band of the curve")
+    axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
+    pinned = profile.pinned()
+    name, ends = fit.law.parameters[0], [_short(end.parameters[fit.law.parameters[0]]) for end in pinned]
+    for i, end in enumerate(pinned):
+        label = f"{name} pinned at {ends[0]} and {ends[1]}, its interval's ends" if i == 0 else None
+        axes.plot(x_P, end.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
+    _draw_points(axes, fit)
+    for i, p in enumerate(held_out):
+        label = "predicted, 90 % interval" if i == 0 else None
+        axes.errorbar(
+            p.x, p.predicted, [[p.predicted - p.low], [p.high - p.predicted]],
+            fmt="_", ms=13, color=ORANGE, lw=1.2, capsize=4, label=label,
+        )  # fmt: skip
+    if isinstance(holdout, Holdout):
+        axes.plot(
+            [p.x for p in holdout.points], [p.actual for p in holdout.points],
+            "D", ms=5.5, mfc="white", mec=ORANGE, mew=1.4, label="held out, actual", zorder=4,
+        )  # fmt: skip
+    if floor is not None:
+        axes.axhline(floor, color=GREY, lw=1, ls="--", label=f"floor {floor:.4g}")
+    style(axes, x_label, y_label)
+    axes.legend(**LEGEND)
+    axes.set_xlabel("")
+    _draw_residuals(below, fit, holdout if isinstance(holdout, Holdout) else None, x_P, band)
+    below.set_xlabel(LABELS.get(x_label, x_label))
+    return figure
+
+
+def _draw_residuals(axes: "Axes", fit: Fit, holdout: Holdout | None, x_P: Array, band: Sequence[Prediction]) -> None:
+    """Every loss, and the band of a new run, as per cent above the curve."""
+    edges = [[100 * (end / p.predicted - 1) for end in (p.low, p.high)] for p in band]
+    axes.fill_between(x_P, *np.transpose(edges), color=BLUE, alpha=0.10, lw=0)
+    axes.axhline(0, color=BLUE, lw=1.2)
+    axes.plot(fit.x_N, 100 * (fit.y_N / fit.curve(fit.x_N) - 1), "o", ms=4, color=BLUE, mec="white", mew=0.5)
+    reach = [100 * (fit.y_N / fit.curve(fit.x_N) - 1)]
+    if holdout is not None:
+        missed = np.array([100 * (p.actual / p.predicted - 1) for p in holdout.points])
+        axes.plot([p.x for p in holdout.points], missed, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4)
+        reach.append(missed)
+    limit = 1.3 * max(0.1, float(np.abs(np.concatenate(reach)).max()))
+    axes.set_ylim(-limit, limit)
+    axes.set_ylabel("above curve, %")
+    draw_frame(axes)
+
+
+def _draw_points(axes: "Axes", fit: Fit) -> None:
+    sizes = np.unique(fit.x_N)
+    means = [float(fit.y_N[fit.x_N == size].mean()) for size in sizes]
+    if len(fit.x_N) > len(sizes):
+        axes.plot(fit.x_N, fit.y_N, ".", ms=4, color=BLUE, alpha=0.55, label="single runs")
+    axes.plot(sizes, means, "o", ms=5.5, color=BLUE, mec="white", mew=0.6, label="fitted sizes", zorder=3)
+
+
+def style(axes: "Axes", x_label: str, y_label: str) -> None:
+    """Logarithmic axes with round ticks, labels and a grid."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    ticks = _round_ticks(low, high)
+    axes.set_yticks(ticks)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(LogLocator(subs=()))
+    axes.set_ylim(low, high)
+    axes.set_xlabel(LABELS.get(x_label, x_label))
+    axes.set_ylabel(LABELS.get(y_label, y_label))
+    draw_frame(axes)
+
+
+LABELS = {
+    "N_body": "parameters without embeddings, N_body",
+    "N_total": "all parameters, N_total",
+    "D": "interactions processed, D",
+    "U": "unique training targets, U",
+    "flops": "training FLOPs",
+    "test_loss": "test loss (nats per target)",
+    "val_loss": "validation loss (nats per target)",
+}
+
+
+def _round_ticks(low: float, high: float) -> Array:
+    """Up to seven round values within a narrow logarithmic axis."""
+    rough = (high - low) / 7
+    magnitude = 10 ** np.floor(np.log10(rough))
+    step = magnitude * min((m for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough), default=10)
+    return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 10)
+
+
+def _formula(fit: Fit) -> str:
+    values = ", ".join(f"{name} = {_short(value)}" for name, value in fit.parameters.items())
+    return f"{fit.law.formula}\n{values}"
+
+
+def _short(value: float) -> str:
+    """Three digits, and powers of ten as print has them."""
+    text = f"{value:.3g}"
+    if "e" not in text:
+        return text
+    digits, power = text.split("e")
+    return f"${digits}\\times 10^{{{int(power)}}}$"

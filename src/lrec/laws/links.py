@@ -1,0 +1,51 @@
+"""From loss to metric: what HR@10 or NDCG@10 to expect at a loss, from runs that have both."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from lrec.errors import UserError
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.forms import LINKS
+from lrec.laws.points import METRICS
+from lrec.laws.predict import Prediction, Profile
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A metric expected at a predicted loss; low and high hold both the loss's interval and the link's own."""
+
+    metric: str
+    predicted: float
+    low: float
+    high: float
+
+
+def fit_links(points: pl.DataFrame) -> dict[str, Fit]:
+    """For each of `METRICS` that the points have, the better law of it given the loss, by AICc.
+
+    Runs at which a metric is 0 say nothing of its logarithm and are left out; so are metrics with too few other runs.
+    """
+    links = {}
+    for metric in METRICS:
+        if metric not in points.columns:
+            continue
+        own = points.select(x="y", y=metric).drop_nulls().filter(pl.col("y") > 0)
+        found = []
+        for law in LINKS.values():
+            try:
+                found.append(fit_points(law, own, "lsq"))
+            except UserError:  # too few losses, or too close together, for this law
+                continue
+        if found:
+            links[metric] = min(found, key=lambda link: link.aicc)
+    return links
+
+
+def expected_metrics(links: dict[str, Fit], loss: Prediction) -> list[Expected]:
+    """What the links make of a predicted loss: the higher the loss, the lower the metric."""
+    expected = []
+    for metric, link in links.items():
+        at_high, at, at_low = Profile(link).predict([loss.high, loss.predicted, max(loss.low, 1e-9)])
+        expected.append(Expected(metric, at.predicted, min(at_high.low, at.predicted), max(at_low.high, at.predicted)))
+    return expected

@@ -1,0 +1,319 @@
+"""What to choose for a budget of FLOPs, a target loss or a size: a planner for each kind of law.
+
+Definitions: N the size in the fit's column x, D interactions processed, U unique ones, epochs D/U, C training FLOPs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.optimize import minimize_scalar
+
+from lrec.errors import UserError
+from lrec.laws.fit import Fit
+from lrec.laws.forms import Array
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Training FLOPs per interaction at size N: 6 N + h N^g.
+
+    The first term is that of the matrices N counts, forward and backward; the second, fitted to the FLOPs of the points
+    themselves, is what else there is: the item table, whose width grows with the body, and attention.
+    """
+
+    h: float = 0.0
+    g: float = 0.0
+
+    @classmethod
+    def of(cls, points: pl.DataFrame) -> "Compute":
+        """From points with flops and d; 6 N where they do not say more."""
+        if not {"flops", "d"} <= set(points.columns):
+            return cls()
+        known = points.drop_nulls(["flops", "d"])
+        rest_N = (known["flops"] / known["d"] - 6 * known["x"]).to_numpy()
+        if len(known) < 2 or (rest_N <= 0).any() or known["x"].n_unique() < 2:
+            return cls()
+        g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
+        return cls(float(np.exp(log_h)), float(g))
+
+    def per_interaction(self, size: Array | float) -> Any:
+        """FLOPs of an interaction, forward and backward."""
+        return 6 * np.asarray(size) + self.h * np.asarray(size) ** self.g
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to train; None for what the law says nothing about."""
+
+    size: float | None
+    data: float | None
+    unique: float | None
+    flops: float | None
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the unique data."""
+        return None if self.data is None or self.unique is None else self.data / self.unique
+
+
+class Planner:
+    """Chooses N, D and U by a law of size and data, within the passes over the data at which it was fitted.
+
+    Args:
+        fit: A fit of a law of N and D, or of N, D and U.
+        unique: Unique interactions there are; None: as many as the fewest passes fitted need.
+        epochs: Passes over them; None: whatever is best, within those fitted.
+
+    Raises:
+        UserError: more or fewer epochs than were fitted.
+    """
+
+    def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
+        self.fit, self.unique, self.epochs = fit, unique, epochs
+        self.compute = Compute.of(fit.points)
+        self.least_epochs, self.most_epochs = epochs_of(fit.points)
+        _check_epochs(epochs, self.least_epochs, self.most_epochs)
+        if epochs is not None and unique is None:
+            raise UserError("--epochs: name the number of unique interactions they go over with --unique")
+
+    def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
+        """The law's loss of N, D and U, which broadcast; U is what there is, or what that many passes need."""
+        size_N, data_N = np.broadcast_arrays(np.asarray(size, dtype=float), np.asarray(data, dtype=float))
+        columns = [size_N.ravel(), data_N.ravel()]
+        if self.repeats_count:
+            columns.append(np.broadcast_to(self._unique_of(columns[1]) if unique is None else unique, columns[1].shape))
+        return self.fit.curve(np.stack(columns, axis=1)).reshape(size_N.shape)
+
+    def for_flops(self, flops: float) -> Choice:
+        """The N and D with the least loss that cost no more; D within the epochs allowed.
+
+        All is spent, unless more passes would raise the loss.
+        """
+        if self.epochs is not None and self.unique is not None:
+            return self._for_passes(flops, self.epochs, self.unique)
+
+        def data_at(size: Array | float) -> Array:
+            most = np.minimum(flops / self.compute.per_interaction(size), self._most_data())
+            return self._best_data(*np.atleast_1d(size, most))
+
+        size_G = np.geomspace(1.0, max(flops, 10.0), 500)
+        data_G = data_at(size_G)
+        if not (data_G >= 1).any():
+            raise UserError(f"--flops {flops:g}: too few to plan for")
+        size_G, data_G = size_G[data_G >= 1], data_G[data_G >= 1]
+        best = int(self.loss(size_G, data_G).argmin())
+        low, high = size_G[max(best - 1, 0)], size_G[min(best + 1, len(size_G) - 1)]
+        found = minimize_scalar(
+            lambda log_size: self.loss(np.exp(log_size), data_at(np.exp(log_size))).item(),
+            bounds=(np.log(low), np.log(high)),
+            method="bounded",
+            options={"xatol": 1e-10},
+        )
+        size = float(np.exp(found.x))
+        return self._choice(size, data_at(size).item())
+
+    def for_loss(self, loss: float) -> Choice:
+        """The least C at which the best N and D reach the loss."""
+        most = 1e6 * 6 * float((self.fit.x_NV[:, 0] * self.fit.x_NV[:, 1]).max())
+        least = _bisect(lambda flops: self._loss_of(self.for_flops(flops)) - loss, 1e3, most)
+        if least is None:
+            bound = self._loss_of(self.for_flops(most))
+            raise UserError(
+                f"--loss {loss:g}: not reached with {most:.2g} FLOPs, a million times the largest fitted run; the law "
+                f"gives {bound:.4g} there" + (", with the data and epochs allowed" if self.unique else "")
+            )
+        return self.for_flops(least)
+
+    def for_size(self, size: float) -> Choice:
+        """With unique data given, the passes over it with the least loss; else the D for which N is compute-optimal."""
+        if self.unique is not None:
+            if self.epochs is not None:
+                return self._choice(size, self.epochs * self.unique)
+            return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data())).item())
+        enough = _bisect(lambda flops: size - float(self.for_flops(flops).size or 0), 6 * size, 1e12 * size**2)
+        if enough is None:
+            raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; name the data with --unique")
+        return self._choice(size, enough / float(self.compute.per_interaction(size)))
+
+    def doubled(self, choice: Choice) -> dict[str, float]:
+        """The loss with twice the parameters, with twice the data all of it new, and with twice the passes over it.
+
+        Passes only by a law that tells them from new data, and as far as they were fitted.
+        """
+        n, d, u = choice.size, choice.data, choice.unique
+        assert n is not None
+        assert d is not None
+        assert u is not None
+        losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
+        if self.repeats_count and 2 * d / u <= self.most_epochs * (1 + 1e-9):
+            losses["epochs"] = float(self.loss(n, 2 * d, u))
+        return losses
+
+    def data_limited_from(self, choice: Choice) -> float | None:
+        """The least N at which, with this D and U, twice the data lowers the loss more than twice the parameters."""
+        d, u = choice.data, choice.unique
+        assert d is not None
+        assert u is not None
+        size_G = np.geomspace(1.0, 1e15, 3000)
+        better_G = self.loss(size_G, 2 * d, 2 * u) < self.loss(2 * size_G, d, u)
+        return float(size_G[better_G.argmax()]) if better_G.any() else None
+
+    def used_up(self, choice: Choice) -> bool:
+        """Whether only the epochs fitted keep the plan from more passes."""
+        assert choice.data is not None
+        return self.epochs is None and 0.999 * self._most_data() < choice.data
+
+    @property
+    def repeats_count(self) -> bool:
+        """Whether the law tells repeated interactions from new ones."""
+        return len(self.fit.law.variables) == 3
+
+    def _for_passes(self, flops: float, epochs: float, unique: float) -> Choice:
+        """As many passes as asked for: N follows."""
+        data = epochs * unique
+        size = _bisect(lambda n: flops - data * float(self.compute.per_interaction(n)), 1.0, max(flops, 10.0))
+        if size is None or data * float(self.compute.per_interaction(1.0)) > flops:
+            raise UserError(f"--flops {flops:g}: too few for {epochs:g} passes over {unique:g} interactions")
+        return self._choice(size, data)
+
+    def _most_data(self) -> float:
+        return np.inf if self.unique is None else self.unique * self.most_epochs
+
+    def _unique_of(self, data: Array | float) -> Any:
+        needed = np.asarray(data) / self.least_epochs
+        return needed if self.unique is None else np.minimum(needed, self.unique)
+
+    def _best_data(self, size_G: Array, most_G: Array) -> Array:
+        """The D, at most so much of it, with the least loss at each N: less than that only where passes do harm."""
+        if self.unique is None or not self.repeats_count:
+            return most_G
+        # In equal steps of the passes' logarithm, up to the most that is allowed.
+        least_G = np.minimum(self.unique * self.least_epochs, most_G)
+        data_GK = least_G[:, None] * (most_G / least_G)[:, None] ** np.linspace(0, 1, 401)
+        data_GK[:, -1] = most_G
+        return data_GK[np.arange(len(size_G)), self.loss(size_G[:, None], data_GK).argmin(1)]
+
+    def _choice(self, size: float, data: float) -> Choice:
+        return Choice(size, data, float(self._unique_of(data)), data * float(self.compute.per_interaction(size)))
+
+    def _loss_of(self, choice: Choice) -> float:
+        assert choice.size is not None
+        assert choice.data is not None
+        return float(self.loss(choice.size, choice.data))
+
+
+class SizePlanner:
+    """Chooses a size by a law of size alone, which holds for the data and passes of the runs it was fitted to."""
+
+    def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
+        self.fit, points = fit, fit.points
+        self.compute = Compute.of(points)
+        self.unique = float(points["u"].max()) if "u" in points.columns else None  # type: ignore[arg-type]
+        passes = (points["d"] / points["u"]).median() if {"d", "u"} <= set(points.columns) else None
+        self.data = None if passes is None or self.unique is None else float(passes) * self.unique  # type: ignore[arg-type]
+        if epochs is not None:
+            raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
+        if unique is not None and (self.unique is None or abs(unique / self.unique - 1) > 0.01):
+            known = "unknown data" if self.unique is None else f"{self.unique:g} unique interactions"
+            raise UserError(
+                f"--unique {unique:g}: a law of size alone holds for the data it was fitted on ({known}); "
+                "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
+            )
+
+    def for_size(self, size: float) -> Choice:
+        """The data and passes are those of the runs fitted."""
+        flops = None if self.data is None else self.data * float(self.compute.per_interaction(size))
+        return Choice(size, self.data, self.unique, flops)
+
+    def for_loss(self, loss: float) -> Choice:
+        """The least size that reaches the loss."""
+        most = 1e6 * float(self.fit.x_N.max())
+        size = _bisect(lambda n: float(self.fit.curve([n])[0]) - loss, float(self.fit.x_N.min()) / 1e3, most)
+        if size is None:
+            raise UserError(
+                f"--loss {loss:g}: the law gives {self.fit.curve([most])[0]:.4g} at a million times the largest fitted "
+                "size, and never less than its floor"
+            )
+        return self.for_size(size)
+
+    def for_flops(self, flops: float) -> Choice:
+        """The size whose run, on the same data, costs the budget."""
+        if self.data is None:
+            raise UserError("--flops: the points say nothing of D and U; plan with --size or --loss")
+        data = self.data
+        size = _bisect(lambda n: flops - data * float(self.compute.per_interaction(n)), 1.0, flops)
+        if size is None:
+            raise UserError(f"--flops {flops:g}: too few for any size on {data:g} interactions")
+        return self.for_size(size)
+
+
+class FlopsPlanner:
+    """Reads a law of FLOPs; it says nothing of how they are to be spent."""
+
+    def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
+        self.fit = fit
+        if unique is not None or epochs is not None:
+            raise UserError("--unique, --epochs: a law of FLOPs alone says nothing of the data")
+
+    def for_flops(self, flops: float) -> Choice:
+        """The budget as it is."""
+        return Choice(None, None, None, flops)
+
+    def for_loss(self, loss: float) -> Choice:
+        """The least budget that reaches the loss."""
+        most = 1e6 * float(self.fit.x_N.max())
+        flops = _bisect(lambda c: float(self.fit.curve([c])[0]) - loss, float(self.fit.x_N.min()) / 1e3, most)
+        if flops is None:
+            raise UserError(f"--loss {loss:g}: the law gives {self.fit.curve([most])[0]:.4g} at {most:.2g} FLOPs")
+        return self.for_flops(flops)
+
+    def for_size(self, size: float) -> Choice:
+        """Refused."""
+        raise UserError(f"--size {size:g}: this is a law of FLOPs, without sizes; plan with --flops or --loss")
+
+
+AnyPlanner = Planner | SizePlanner | FlopsPlanner
+
+
+def planner_of(
+    fit: Fit, content: dict[str, Any], unique: float | None = None, epochs: float | None = None
+) -> AnyPlanner:
+    """The planner for the law's variables."""
+    if len(fit.law.variables) > 1:
+        return Planner(fit, unique, epochs)
+    if content["x"] in ("flops", "C"):
+        return FlopsPlanner(fit, unique, epochs)
+    if content["x"] in ("D", "U"):
+        raise UserError(
+            f"the fit is a law of {content['x']} alone: plans need one of size, of flops, or of size and data"
+        )
+    return SizePlanner(fit, unique, epochs)
+
+
+def epochs_of(points: pl.DataFrame) -> tuple[float, float]:
+    """The fewest and the most passes over its unique data of any fitted run; one where the points do not say."""
+    if not {"d", "u"} <= set(points.columns):
+        return 1.0, 1.0
+    passes = (points["d"] / points["u"]).clip(lower_bound=1.0)
+    return float(passes.min()), float(passes.max())  # type: ignore[arg-type]
+
+
+def _check_epochs(epochs: float | None, least: float, most: float) -> None:
+    if epochs is not None and not least * (1 - 1e-9) <= epochs <= most * (1 + 1e-9):
+        raise UserError(
+            f"--epochs {epochs:g}: the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data, and "
+            "says nothing of others; train runs with as many passes, or plan for other unique data"
+        )
+
+
+def _bisect(function: Callable[[float], float], low: float, high: float) -> float | None:
+    """Where a falling function reaches nought, on a logarithmic scale; None where it does not fall that far."""
+    if function(high) > 0:
+        return None
+    for _ in range(60):
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if function(middle) > 0 else (low, middle)
+    return high

@@ -1,0 +1,185 @@
+"""What a fit leaves behind: fit.json, report.md and the table on the terminal."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lrec.errors import UserError
+from lrec.files import write_json
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.forms import LAWS
+from lrec.laws.judge import Rival, judged_content, outlook, unidentified, verdict, warnings
+from lrec.laws.objective import Objective
+from lrec.laws.predict import Holdout, Profile
+
+
+def write_fit(
+    out: Path,
+    fit: Fit,
+    holdout: Holdout | None,
+    source_hash: str,
+    x: str,
+    y: str,
+    d: str = "D",
+    u: str = "U",
+    judged: Sequence[Rival] = (),
+) -> dict[str, Any]:
+    """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null.
+
+    Args:
+        out: Folder, created if absent.
+        fit: The fit of the small sizes.
+        holdout: The held-out sizes, None if there are none.
+        source_hash: `points.source_hash` of every point read, held-out ones included.
+        x: Column the sizes came from.
+        y: Column the losses came from.
+        d: Column the interactions processed came from, in laws of them.
+        u: Column the unique interactions came from; likewise.
+        judged: The laws compared, `judge.rivals`.
+    """
+    profile = Profile(fit)
+    ends = profile.parameters
+    unsure = unidentified(fit, profile)
+    diagnostics = asdict(fit.diagnostics) | {"warnings": warnings(fit, profile, holdout), "unidentified": unsure}
+    ahead = outlook(fit, profile)
+    content: dict[str, Any] = {
+        "law": fit.law.name,
+        "formula": fit.law.formula,
+        **dict(zip(("x", "d", "u"), (x, d, u)[: len(fit.law.variables)], strict=False)),
+        "y": y,
+        "parameters": {
+            name: {"value": value, "low": ends[name][0], "high": ends[name][1]}
+            for name, value in fit.parameters.items()
+        },
+        "objective": fit.objective.kind,
+        "residuals": fit.objective.residuals,
+        "objective_value": fit.value,
+        "n_points": len(fit.x_N),
+        "n_sizes": fit.n_sizes,
+        "x_range": [float(fit.x_N.min()), float(fit.x_N.max())],
+        "r2": fit.r2,
+        "noise": {"sigma": profile.sigma, "dof": profile.dof},
+        "diagnostics": diagnostics,
+        "holdout": None if holdout is None else asdict(holdout),
+        "outlook": {method: asdict(prediction) for method, prediction in ahead.items()},
+        "verdict": verdict(fit, holdout, judged, ahead, unsure, x),
+        "comparison": judged_content(judged),
+        "source_hash": source_hash,
+        "points": fit.points.drop("file", "row", strict=False).to_dicts(),
+    }
+    content = _finite(content)
+    write_json(out / "fit.json", content)
+    return content
+
+
+def read_fit(path: Path) -> tuple[Fit, dict[str, Any]]:
+    """The fit that `write_fit` wrote, and its content: the law is fitted again to the points in it, to the same end.
+
+    Raises:
+        UserError: no such file; not a fit, or one without its points.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        law, objective = LAWS[content["law"]], Objective(content["objective"], content["residuals"])
+        points = pl.DataFrame(content["points"], infer_schema_length=None)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
+    return fit_points(law, points, objective), content
+
+
+def table(content: dict[str, Any]) -> str:
+    """The content of fit.json as two Markdown tables, which read as well on a terminal."""
+    parameters = [["parameter", "value", "90 % low", "90 % high"]]
+    parameters += [[n, *(_number(p[k]) for k in ("value", "low", "high"))] for n, p in content["parameters"].items()]
+    blocks = [rows_table(parameters)]
+    if content["holdout"]:
+        rows = [[content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "inside", "naive error"]]
+        rows += [
+            [
+                _number(p["x"]),
+                *(f"{p[key]:.4f}" for key in ("predicted", "low", "high", "actual")),
+                f"{p['error_pct']:+.2f} %",
+                "yes" if p["inside"] else "no",
+                f"{p['naive_error_pct']:+.2f} %",
+            ]
+            for p in content["holdout"]["points"]
+        ]
+        blocks.append(rows_table(rows))
+        blocks.append(
+            f"Mean absolute error {content['holdout']['mape']:.2f} %, of the naive prediction (as good as the best "
+            f"small model) {content['holdout']['naive_mape']:.2f} %, "
+            f"extrapolating {content['holdout']['extrapolation_factor']:.1f} times."
+        )
+    if len(content["comparison"]) > 1:
+        rows = [["law", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
+        rows += [_rival(rival) for rival in content["comparison"]]
+        blocks.append(rows_table(rows))
+    blocks.append(" ".join(content["verdict"]))
+    blocks += [f"Warning: {warning}." for warning in content["diagnostics"]["warnings"]]
+    return "\n\n".join(blocks)
+
+
+def _rival(rival: dict[str, Any]) -> list[str]:
+    rolled, held_out = rival["rollout"], rival["holdout_mape"]
+    cells = ["", "", ""]
+    if rolled:
+        inside = f"{rolled['inside']} of {len(rolled['steps'])}"
+        cells = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]
+    criteria = ["" if rival[key] is None else f"{rival[key]:.1f}" for key in ("aicc", "bic")]
+    return [
+        rival["law"], str(rival["n_parameters"]), *cells, "" if held_out is None else f"{held_out:.2f} %", *criteria
+    ]  # fmt: skip
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """A short report of the content of fit.json, to stand beside fit.png."""
+    d = content["diagnostics"]
+    return f"""# {content["formula"]}
+
+{content["y"]} by {content["x"]}: {content["n_points"]} points of {content["n_sizes"]} {settings_word(content)}, \
+objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; those of predictions are for a new run.
+
+![fit](fit.png)
+
+{table(content)}
+
+Search: {d["share_agreeing"]:.0%} of {d["starts"]} starts agree; gradient {d["gradient_norm"]:.1e}; condition number \
+{d["condition_number"]:.3g}; the second route's curve differs by at most {d["route_difference"]:.1e}. \
+A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
+"""
+
+
+def rows_table(rows: list[list[str]]) -> str:
+    """A Markdown table of its header and rows, aligned so that it reads as well on a terminal."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def settings_word(content: dict[str, Any]) -> str:
+    """What the distinct places of the points are."""
+    return "settings" if "d" in content else "sizes"
+
+
+def _number(value: float | None) -> str:
+    return "unbounded" if value is None else f"{value:.4g}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,1 +1,0 @@
-"""Scaling laws: points in, fits with intervals, held-out predictions and studies out."""

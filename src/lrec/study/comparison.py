@@ -1,0 +1,73 @@
+"""`lrec scaling compare`: the ladders of several studies, recipes or data sets in one figure."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from lrec.errors import UserError
+from lrec.figures import save_figure
+from lrec.files import write_json
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.forms import LAWS
+from lrec.laws.points import read_points
+from lrec.study.figures import studies_figure
+from lrec.study.launch import finished_point
+
+
+def compare(
+    studies: list[Path],
+    law: str = "lsrm",
+    x: Literal["N_body", "N_total"] = "N_body",
+    y: Literal["test_loss", "trajectory_loss"] = "test_loss",
+    out: Path = Path("compare"),
+) -> None:
+    """Draw the points and laws of several studies into one figure.
+
+    Args:
+        studies: Folders of studies; each fraction and variant of a study is a ladder of its own.
+        law: Law to fit to the sizes that each study fitted.
+        x: Parameters the law counts.
+        y: Loss.
+        out: Folder for compare.png and compare.json.
+    """
+    if law not in LAWS or len(LAWS[law].variables) > 1:
+        raise UserError(f"--law: {law!r} is no law of the size alone")
+    ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
+    for folder in studies:
+        for name, runs in _ladders(folder).items():
+            points = read_points(
+                [folder / "runs" / r["name"] / "points.jsonl" for r in runs if not r["held_out"]], x, y
+            )
+            large = [finished_point(folder / "runs" / run["name"]) for run in runs if run["held_out"]]
+            held_out = [(float(p[x]), float(p[y])) for p in large if p is not None and p["status"] != "diverged"]
+            ladders[name] = fit_points(LAWS[law], points), held_out
+    save_figure(out / "compare.png", studies_figure(ladders, x, y))
+    content = {
+        name: {
+            "parameters": fitted.parameters,
+            "points": [list(point) for point in zip(fitted.x_N.tolist(), fitted.y_N.tolist(), strict=True)],
+            "held_out": held_out,
+        }
+        for name, (fitted, held_out) in ladders.items()
+    }
+    write_json(out / "compare.json", {"law": law, "formula": LAWS[law].formula, "x": x, "y": y, "ladders": content})
+    for name, (fitted, _) in ladders.items():
+        values = ", ".join(f"{key} {value:.4g}" for key, value in fitted.parameters.items())
+        print(f"{name:<40}{values}")
+    print(f"\n{out / 'compare.png'}")
+
+
+def _ladders(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a study's ladders that have points, by the study's folder and the ladder's name."""
+    path = folder / "study.json"
+    if not path.is_file():
+        raise UserError(f"--studies {folder}: no study there (no study.json)")
+    study = json.loads(path.read_text(encoding="utf-8"))
+    ladders: dict[str, list[dict[str, Any]]] = {}
+    for run in study["grid"]["runs"]:
+        if finished_point(folder / "runs" / run["name"]) is not None:
+            name = " ".join(part for part in (str(folder), run["ladder"]) if part)
+            ladders.setdefault(name, []).append(run)
+    if not ladders:
+        raise UserError(f"--studies {folder}: no run of it is finished")
+    return ladders

@@ -1,0 +1,65 @@
+"""`lrec scaling fit`: points in; fit.json, fit.png (in TensorBoard too), report.md and a table out."""
+
+from pathlib import Path
+
+from lrec.errors import UserError
+from lrec.figures import save_figure
+from lrec.files import check_writable, write_text
+from lrec.laws.agreement import agreement_figure
+from lrec.laws.figures import fit_figure
+from lrec.laws.forms import LAWS
+from lrec.laws.judge import rivals
+from lrec.laws.objective import Kind, Objective, Residuals
+from lrec.laws.points import read_points, source_hash
+from lrec.laws.predict import holdout_report
+from lrec.laws.report import markdown, settings_word, table, write_fit
+
+
+def fit_command(
+    points: list[Path],
+    law: str = "lsrm",
+    holdout: int = 2,
+    x: str = "N_body",
+    d: str = "D",
+    u: str = "U",
+    y: str = "test_loss",
+    objective: Kind = "huber",
+    residuals: Residuals = "log",
+    floor: float | None = None,
+    compare: bool = True,
+    out: Path = Path("fit"),
+) -> None:
+    """Fit a scaling law to points, predict the held-out largest sizes and compare.
+
+    Args:
+        points: Files (.jsonl, .csv, .tsv, .parquet) or folders of runs (every points.jsonl under them).
+        law: Law to fit: lsrm, L(x) = E + (x0/x)^a, of size and data chinchilla and kaplan, and of size, data and
+            unique data repeated_data, muennighoff and overfitting.
+        holdout: Number of largest sizes to hold out and predict.
+        x: Column of what is scaled: N_body, N_total, D, flops or any other.
+        d: Column of the interactions processed, for laws of size and data.
+        u: Column of the unique interactions, for laws of repeated data.
+        y: Column of the loss in nats.
+        objective: Sum of Huber terms with delta 1e-3 (huber), of absolute values (lad) or of squares (lsq) of the
+            residuals.
+        residuals: Of the logarithm of the loss (log) or of the loss itself (level).
+        floor: Least possible loss, drawn into the figure.
+        compare: Roll out every law of the same variables and put them side by side; laws of size and data take minutes.
+        out: Folder for fit.json, fit.png and report.md.
+    """
+    if law not in LAWS:
+        raise UserError(f"--law: '{law}' is none of {', '.join(LAWS)}")
+    check_writable(out / "fit.json", "--out")
+    chosen = LAWS[law]
+    others = dict(zip(("d", "u"), (d, u)[: len(chosen.variables) - 1], strict=False))
+    table_read = read_points(points, x, y, **others)
+    minimised = Objective(objective, residuals)
+    fitted, held_out = holdout_report(chosen, table_read, holdout, minimised)
+    judged = rivals(chosen, table_read, holdout, minimised) if compare else []
+    content = write_fit(out, fitted, held_out, source_hash(table_read, (*chosen.columns, "y")), x, y, d, u, judged)
+    one = len(chosen.variables) == 1
+    figure = fit_figure(fitted, held_out, floor, x, y) if one else agreement_figure(fitted, held_out, x, y)
+    save_figure(out / "fit.png", figure)
+    write_text(out / "report.md", markdown(content))
+    counted = f"{content['n_points']} points of {content['n_sizes']} {settings_word(content)}"
+    print(f"{content['formula']}, {counted}\n\n{table(content)}\n\n{out}")

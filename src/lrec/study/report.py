@@ -1,0 +1,247 @@
+"""What a study leaves behind: report.md, fit.json and figures, also in TensorBoard."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lrec.figures import save_figure
+from lrec.files import write_text
+from lrec.laws.figures import fit_figure
+from lrec.laws.fit import Fit
+from lrec.laws.judge import rivals
+from lrec.laws.points import read_points, source_hash
+from lrec.laws.predict import Prediction, compare
+from lrec.laws.report import table, write_fit
+from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
+from lrec.study.launch import Run, finished_point, points_of
+from lrec.study.sweep import Tuned
+from lrec.study.variants import variants_table
+from lrec.target_losses import FILE, paired
+
+COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The law of one fraction and variant: fitted to the small sizes, with predictions for the large ones."""
+
+    name: str
+    x: str
+    y: str
+    source_hash: str
+    fit: Fit
+    predictions: tuple[Prediction, ...]
+
+
+def write_report(
+    out: Path,
+    name: str,
+    runs: list[Run],
+    ladders: list[Ladder],
+    unfit: Mapping[str, str],
+    tuned: Tuned | None = None,
+) -> str:
+    """Join the predictions with the large runs' losses, write everything under `out`, and return the report.
+
+    `unfit` says of ladders why no law could be fitted to them.
+
+    The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
+    """
+    points = {run.name: finished_point(out / "runs" / run.name) or {} for run in runs}
+    sections = [f"# Scaling study {name}"]
+    if tuned is not None:
+        sections.append(_tuned(tuned))
+    if comparison := variants_table(runs, points):
+        sections += ["## Variants", comparison]
+    sections += _figures(out, runs, points)
+    laws = {ladder.name: ladder for ladder in ladders}
+    for ladder, mine in by_ladder(runs).items():
+        sections.append(f"## {ladder or 'Runs'}")
+        own = {run.name: points[run.name] for run in mine}
+        sections += [_runs_table(mine, own), "\n".join(_findings(mine, own))]
+        if noise := _noise(out, mine, own):
+            sections.append(noise)
+        if ladder in unfit:
+            sections.append(f"No law: {unfit[ladder]}")
+        if ladder in laws:
+            sections.append(_law(out, out / "fit" / ladder, mine, own, laws[ladder]))
+    report = "\n\n".join(sections) + "\n"
+    write_text(out / "report.md", report)
+    return report
+
+
+def by_ladder(runs: list[Run]) -> dict[str, list[Run]]:
+    """The runs of each ladder."""
+    ladders: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        ladders[run.ladder].append(run)
+    return ladders
+
+
+def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, Any]], ladder: Ladder) -> str:
+    usable = [run for run in runs if points[run.name]["status"] != "diverged"]
+    files = {run.name: out / "runs" / run.name / "points.jsonl" for run in usable}
+    held_out = None
+    if large := [files[run.name] for run in usable if run.held_out]:
+        actual = read_points(large, ladder.x, ladder.y)
+        reached = set(actual["x"].to_list())
+        held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
+    every_point = read_points(list(files.values()), ladder.x, ladder.y)
+    held_out_sizes = len(held_out.points) if held_out else 0
+    judged = rivals(ladder.fit.law, every_point, held_out_sizes, ladder.fit.objective)
+    source = source_hash(every_point)
+    content = write_fit(folder, ladder.fit, held_out, source, ladder.x, ladder.y, judged=judged)
+    floor = _floor(points) if ladder.y == "test_loss" else None
+    figure = fit_figure(ladder.fit, held_out, floor, ladder.x, ladder.y)
+    save_figure(folder / "fit.png", figure)
+    return "\n\n".join(
+        [
+            f"## {content['formula']}, {ladder.x}",
+            f"![fit]({folder.relative_to(out)}/fit.png)",
+            table(content),
+            *_trained_before(out, [run.name for run in runs]),
+        ]
+    )
+
+
+def _floor(points: dict[str, dict[str, Any]]) -> float | None:
+    floor: float | None = (next(iter(points.values()))["floor"] or {}).get("test")
+    return floor
+
+
+def _figures(out: Path, runs: list[Run], points: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Loss against compute, at equal compute and against epochs, for each variant; links to them."""
+    links = []
+    for variant in dict.fromkeys(run.variant for run in runs):
+        mine = [run for run in runs if run.variant == variant and points[run.name]["status"] != "diverged"]
+        if not mine:
+            continue
+        every = [points_of(out / "runs" / run.name) for run in mine]
+        most = max(run.fraction for run in mine)
+        whole = [evaluations for run, evaluations in zip(mine, every, strict=True) if run.fraction == most]
+        folder = out / "figures" / variant
+        drawn = {
+            "compute": compute_figure(whole),
+            "iso_flop": iso_flop_figure(whole),
+            "repetition": repetition_figure(every),
+        }
+        for name, figure in drawn.items():
+            if figure is not None:
+                save_figure(folder / f"{name}.png", figure)
+                links.append(f"![{name}]({(folder / name).relative_to(out)}.png)")
+    note = "Validation losses of all evaluations; those within a run come before its learning rate has fallen."
+    return ["## Compute and repetition", note, *links] if links else []
+
+
+def _tuned(tuned: Tuned) -> str:
+    """What was tuned on the fitted sizes, and the rules that all sizes follow."""
+    options = list(tuned.rules)
+    lines = ["| " + " | ".join(["size", *options, "val loss"]) + " |", "|" + "---:|" * (len(options) + 2)]
+    for size, best in tuned.best.items():
+        lines.append("| " + " | ".join([size, *(f"{best[o]:g}" for o in options), f"{best['val/loss']:.4f}"]) + " |")
+    rules = [f"- {o} = {factor:.4g} N_body^{exponent:.4g}" for o, (factor, exponent) in tuned.rules.items()]
+    return "\n".join(
+        ["## Tuned by validation loss", "", *lines, "", *rules, *(f"- Warning: {e}." for e in tuned.edges)]
+    )
+
+
+def _trained_before(out: Path, names: list[str]) -> list[str]:
+    """A warning where the prediction in force is none."""
+    path = out / "prediction.json"
+    trained = json.loads(path.read_text(encoding="utf-8"))["trained_before"] if path.is_file() else []
+    mine = [name for name in trained if name in names]
+    if not mine:
+        return []
+    earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
+    return [f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}."]
+
+
+def _noise(out: Path, runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
+    """Standard errors over users, and every step in size paired over them, where runs have losses by target."""
+    losses: dict[str, list[pl.DataFrame]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: points[run.name]["N_body"]):
+        path = out / "runs" / run.name / FILE
+        if points[run.name]["status"] != "diverged" and path.is_file():
+            losses[run.size].append(pl.read_parquet(path))
+    if len(losses) < 2:
+        return ""
+    with_trajectory = next(iter(losses.values()))[0]["step"].max() != 0
+    parts = {"test": pl.col("step") == 0} | ({"test and trajectory": pl.lit(True)} if with_trajectory else {})
+    head = ["step in size", *(f"difference in {part} loss" for part in parts)]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(parts)]
+    for small, large in pairwise(losses):
+        cells = [f"{small} to {large}"]
+        for chosen in parts.values():
+            sides = ([table.filter(chosen) for table in losses[size]] for size in (small, large))
+            cells.append("{:+.4f} ± {:.4f}".format(*paired(*sides)))
+        lines.append("| " + " | ".join(cells) + " |")
+    own = [points[run.name] for run in runs if points[run.name].get("test_loss_se") is not None]
+    note = f"A test loss has a standard error of {max(p['test_loss_se'] for p in own):.4f} at most, users being drawn"
+    if with_trajectory:
+        error = max(p["trajectory_loss_se"] for p in own)
+        note += f"; with the trajectories' targets, {error:.4f}"
+    return "\n".join([*lines, "", f"{note}. Differences are paired over users, ± their standard error."])
+
+
+def _runs_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
+    with_trajectory = any(point.get("trajectory_loss") is not None for point in points.values())
+    extra = ["with trajectory"] if with_trajectory else []
+    head = ["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *COLUMNS]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
+    for run in runs:
+        point = points[run.name]
+        size = run.size + (" (held out)" if run.held_out else "")
+        cells = [size, str(run.seed), f"{point['N_body']:,}", f"{point['D']:,}", f"{point['epochs']:.2f}"]
+        if point["status"] == "diverged":
+            cells += ["diverged"] + [""] * (len(COLUMNS) + len(extra) + 1)
+        else:
+            cells += [f"{point['val_loss']:.4f}", f"{point['test_loss']:.4f}"]
+            cells += [f"{point['trajectory_loss']:.4f}" if "trajectory_loss" in point else ""] if extra else []
+            cells += [f"{point['metrics'][f'test/{column}']:.4f}" for column in COLUMNS]
+        lines.append("| " + " | ".join(cells) + " |")
+    tested = next((p for p in points.values() if p["status"] != "diverged"), None)
+    if tested is not None:
+        cells = ["popularity", "", "", "", "", "", f"{tested['metrics']['test/popularity/loss']:.4f}"]
+        cells += [""] * len(extra)
+        cells += [f"{tested['metrics'][f'test/popularity/{column}']:.4f}" for column in COLUMNS]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
+    """What the table says, in words: monotone or not, the best size, over-fitting, the floor."""
+    losses: dict[int, list[float]] = defaultdict(list)
+    sizes = {}
+    for run in runs:
+        point = points[run.name]
+        if point["status"] != "diverged":
+            losses[point["N_body"]].append(point["test_loss"])
+            sizes[point["N_body"]] = run.size
+    diverged = [run.name for run in runs if points[run.name]["status"] == "diverged"]
+    left_out = [f"- Diverged and left out: {', '.join(diverged)}."] if diverged else []
+    means = {n: sum(values) / len(values) for n, values in sorted(losses.items())}
+    if not means:
+        return left_out
+    order = list(means)
+    rises = [f"{sizes[small]} to {sizes[large]}" for small, large in pairwise(order) if means[large] >= means[small]]
+    best = min(means, key=lambda n: means[n])
+    findings = [
+        f"- The mean test loss rises with size from {', '.join(rises)}: not monotone."
+        if rises
+        else "- The mean test loss falls with every step in size.",
+        f"- Best size: {sizes[best]}, mean test loss {means[best]:.4f}.",
+        *left_out,
+    ]
+    if (floor := _floor(points)) is not None:
+        below = [run.name for run in runs if (points[run.name]["test_loss"] or floor) < floor]
+        verdict = f"below it: {', '.join(below)}" if below else "every run lies above it"
+        findings.append(
+            f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {verdict}."
+        )
+    return findings

@@ -1,0 +1,96 @@
+"""The loss of a trained run on each held-out target, and its noise: `python -m lrec.target_losses RUN`.
+
+A user of the split has one test target; those with a trajectory have its items too, each predicted from the true items
+before it. Their mean is less noisy, and losses by user allow sizes to be compared in pairs.
+
+Shape suffixes: C targets, U users with a target, S sizes.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from lrec.data.splits import Split, ranges
+from lrec.files import replacing, write_text
+from lrec.study.launch import points_of
+
+FILE = "target_losses.parquet"
+
+
+def main(folder: Path) -> None:
+    """Write RUN/target_losses.parquet (user, step, loss) and add means and standard errors to the run's best point.
+
+    step is 0 for a test target, 1, 2, ... along the trajectory. Targets outside the catalogue are left out.
+    """
+    from lrec.tasks.cases import cases_before, rank_by_net
+    from lrec.tasks.ladder import Data, load_run
+
+    data = Data()
+    run = load_run(folder, data)
+    module = data.of(run.config)
+    users_C, positions_C, steps_C = targets(module.split_positions)
+    losses = []
+    for step in np.unique(steps_C):
+        chosen_C = steps_C == step
+        cases = cases_before(module.split_positions, users_C[chosen_C], positions_C[chosen_C], module.max_len)
+        loss_C = rank_by_net(run.net, cases).loss_C
+        losses.append(pl.DataFrame({"user": cases.users_C, "step": np.full(len(cases), step), "loss": loss_C}))
+    table = pl.concat(losses).filter(pl.col("loss").is_not_nan())
+    with replacing(folder / FILE) as temporary:
+        table.write_parquet(temporary)
+    test = table.filter(pl.col("step") == 0)
+    noise = {"test_loss_se": standard_error(test)}
+    if len(test) < len(table):
+        noise |= {
+            "trajectory_loss": float(table["loss"].to_numpy().mean()),
+            "trajectory_loss_se": standard_error(table),
+        }
+    points = points_of(folder)
+    for point in points:
+        point |= noise if point["best"] else {}
+    write_text(folder / "points.jsonl", "".join(json.dumps(point) + "\n" for point in points))
+
+
+def targets(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User, position and step of the test targets, and of the trajectories of the same users."""
+    test = split.test_targets
+    users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
+    ends_U = np.diff(split.store.offsets_U1)[users_U]
+    lengths_U = ends_U - split.trajectory_U[users_U]
+    return (
+        np.concatenate([test.users_T, np.repeat(users_U, lengths_U)]),
+        np.concatenate([test.positions_T, ranges(split.trajectory_U[users_U], lengths_U)]),
+        np.concatenate([np.zeros(len(test.users_T), dtype=np.int64), ranges(np.ones_like(users_U), lengths_U)]),
+    )
+
+
+def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
+    """Of the mean over all rows, users being drawn: sqrt(sum over users of (sum of what is above the mean)²) / rows."""
+    above = losses.select("user", above=pl.col(column) - pl.col(column).mean())
+    # In order: the last digit of the sum depends on it.
+    by_user = above.group_by("user", maintain_order=True).sum()["above"].to_numpy()
+    return math.sqrt(float(by_user @ by_user)) / len(losses)
+
+
+def paired(small: list[pl.DataFrame], large: list[pl.DataFrame]) -> tuple[float, float]:
+    """How much the loss of the large size differs from that of the small one, and its standard error paired over users.
+
+    Args:
+        small: Losses of the runs of the small size, a table for each seed; seeds are averaged.
+        large: Those of the large size on the same targets.
+    """
+    one, other = (
+        pl.concat(tables).group_by("user", "step", maintain_order=True).agg(pl.col("loss").mean())
+        for tables in (small, large)
+    )
+    both = one.join(other, on=["user", "step"], suffix="_large", maintain_order="left")
+    difference = both.select("user", difference=pl.col("loss_large") - pl.col("loss"))
+    return float(difference["difference"].to_numpy().mean()), standard_error(difference, "difference")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

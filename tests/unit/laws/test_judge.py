@@ -1,0 +1,125 @@
+"""What a table of points is said to show: roll-outs, laws side by side, and the verdict."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lrec.laws.fit import fit_points
+from lrec.laws.forms import LAWS, Array
+from lrec.laws.judge import outlook, rivals, roll_out, unidentified, verdict, warnings
+from lrec.laws.predict import Profile, holdout_report, predict
+
+LSRM = LAWS["lsrm"]
+SIZES = np.geomspace(1e4, 1e7, 8)
+
+
+def points_of(y: Array) -> pl.DataFrame:
+    return pl.DataFrame({"x": SIZES, "y": y})
+
+
+def with_floor(noise: float = 0.001) -> pl.DataFrame:
+    return points_of((4 + 60 * SIZES**-0.4) * np.exp(noise * np.random.default_rng(1).standard_normal(len(SIZES))))
+
+
+def of_size_and_data() -> pl.DataFrame:
+    grid = np.array([[n, d] for n in (1e4, 1e5, 1e6) for d in np.geomspace(1e5, 1e7, 4)])
+    loss = LAWS["chinchilla"].loss({"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}, grid)
+    loss *= np.exp(1e-4 * np.random.default_rng(0).standard_normal(len(loss)))
+    return pl.DataFrame({"x": grid[:, 0], "d": grid[:, 1], "y": loss})
+
+
+def words(points: pl.DataFrame, holdout: int = 2) -> str:
+    fitted, held_out = holdout_report(LSRM, points, holdout)
+    profile = Profile(fitted)
+    judged, ahead, unsure = rivals(LSRM, points, holdout), outlook(fitted, profile), unidentified(fitted, profile)
+    return " ".join(verdict(fitted, held_out, judged, ahead, unsure, "N_body"))
+
+
+def test_a_roll_out_predicts_every_next_size_from_the_smaller_ones_alone() -> None:
+    points = with_floor()
+    rolled = roll_out(LSRM, points)
+    assert rolled is not None
+    # Four sizes are the fewest for three parameters.
+    assert [step.x for step in rolled.steps] == pytest.approx(SIZES[4:])
+    for k, step in enumerate(rolled.steps, start=4):
+        fitted = fit_points(LSRM, points.head(k))
+        assert step.predicted == predict(fitted, SIZES[k : k + 1])[0].predicted
+        assert step.naive_error_pct == pytest.approx(100 * (points["y"][:k].min() / points["y"][k] - 1))
+    assert rolled.mape == pytest.approx(np.mean([abs(step.error_pct) for step in rolled.steps]))
+    assert roll_out(LSRM, points.head(4)) is None
+
+
+def test_the_law_that_made_the_points_comes_first() -> None:
+    first, second = rivals(LSRM, with_floor(0.0003), 2)
+    assert (first.name, second.name) == ("lsrm", "lsrm, E = 0")
+    assert (first.fit.n_fitted, second.fit.n_fitted) == (3, 2)
+    assert first.fit.bic < second.fit.bic - 10
+    power = rivals(LSRM, points_of(9 * SIZES**-0.1 * np.exp(1e-3 * np.random.default_rng(0).standard_normal(8))), 2)
+    for criterion in ("bic", "aicc"):
+        assert min(power, key=lambda rival: getattr(rival.fit, criterion)).name == "lsrm, E = 0"
+
+
+def test_only_laws_of_the_points_variables_are_compared() -> None:
+    found = rivals(LAWS["chinchilla"], of_size_and_data(), 1)
+    assert found[0].name == "chinchilla"
+    assert {rival.fit.law.name for rival in found} == {"chinchilla", "kaplan"}
+
+
+def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_size() -> None:
+    points = with_floor(0.0003)
+    said = words(points)
+    assert "The law holds over 3.0 decades of N_body" in said
+    assert "predicts the next size best" in said
+    fitted, _ = holdout_report(LSRM, points, 2)
+    (ahead,) = predict(fitted, [10 * SIZES[5]])
+    assert f"expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] for a new run." in said
+    assert "nothing was held out" in words(points, holdout=0)
+
+
+def test_where_outliers_widen_the_profile_the_bootstrap_is_given_too() -> None:
+    size = np.repeat(SIZES, 3)
+    loss = (4 + 60 * size**-0.4) * np.exp(1e-4 * np.random.default_rng(0).standard_normal(24))
+    clean = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
+    assert set(outlook(clean, Profile(clean))) == {"profile"}
+    loss[-3] *= 1.02
+    fitted = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
+    ahead = outlook(fitted, Profile(fitted))
+    assert ahead["profile"].x == ahead["bootstrap"].x == 10 * SIZES[-1]
+    assert ahead["profile"].predicted == ahead["bootstrap"].predicted
+    boot = ahead["bootstrap"]
+    said = " ".join(verdict(fitted, None, [], ahead, [], "N_body"))
+    assert f"for a new run (by bootstrap [{boot.low:.4g}, {boot.high:.4g}])" in said
+
+
+def test_of_laws_of_size_and_data_the_outlook_is_at_the_most_data() -> None:
+    fitted = fit_points(LAWS["chinchilla"], of_size_and_data())
+    ahead = outlook(fitted, Profile(fitted))
+    assert (ahead["profile"].x, ahead["profile"].d) == (1e7, 1e7)
+    assert "10 times the largest fitted N_body with D 1e+07 expect" in " ".join(
+        verdict(fitted, None, [], ahead, [], "N_body")
+    )
+
+
+def test_a_law_that_fails_is_said_to_fail_and_where_the_loss_rises() -> None:
+    loss = 4 + 60 * SIZES**-0.4
+    loss[6:] = loss[5] * np.array([1.001, 1.002])
+    said = words(points_of(loss))
+    assert "The law does not hold" in said
+    assert "The mean loss rises with N_body from 1.389e+06 to 3.728e+06" in said
+    assert "rises" not in words(with_floor())
+
+
+@pytest.mark.parametrize(
+    ("loss", "unknown"),
+    [(9 * SIZES**-0.1, ["E"]), (4 + 60 * SIZES**-0.4, []), (np.where(SIZES < 2e4, 5.0, 4.0), ["x0", "a"])],
+)
+def test_what_the_points_do_not_determine_is_named(loss: Array, unknown: list[str]) -> None:
+    noise = np.exp(3e-4 * np.random.default_rng(5).standard_normal(8))
+    fitted = fit_points(LSRM, points_of(loss * noise))
+    profile = Profile(fitted)
+    assert unidentified(fitted, profile) == unknown
+    said = " ".join(verdict(fitted, None, [], outlook(fitted, profile), unidentified(fitted, profile), "N_body"))
+    assert ("not identified" in said) == bool(unknown)
+    assert ", ".join(unknown) in said
+    for name in unknown:
+        assert any("not identified" in warning and name in warning for warning in warnings(fitted, profile, None))

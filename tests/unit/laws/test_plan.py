@@ -1,0 +1,247 @@
+"""Plans against closed forms and brute force, and the questions a law cannot answer."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lrec.errors import UserError
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.forms import LAWS, Array
+from lrec.laws.links import fit_links
+from lrec.laws.plan import plan_command
+from lrec.laws.planners import Compute, Planner
+from lrec.laws.predict import predict
+from lrec.laws.report import write_fit
+
+TRUTH = {"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}
+REPEATED = TRUTH | {"P": 0.03, "d": 1.2, "k": 0.6}
+
+
+def grid(passes: tuple[float, ...] = (1.0,)) -> Array:
+    """Sizes x unique data x passes: N, D, U."""
+    return np.array(
+        [[n, u * p, u] for n in np.geomspace(1e4, 1e6, 5) for u in np.geomspace(1e5, 1e7, 4) for p in passes]
+    )
+
+
+def points_of(x: Array, law: str = "chinchilla", parameters: dict[str, float] = TRUTH) -> pl.DataFrame:
+    y = LAWS[law].loss(parameters, x[:, : len(LAWS[law].variables)])
+    return pl.DataFrame({"x": x[:, 0], "d": x[:, 1], "u": x[:, 2], "y": y})
+
+
+@cache
+def chinchilla() -> Fit:
+    return fit_points(LAWS["chinchilla"], points_of(grid()))
+
+
+@cache
+def overfitting() -> Fit:
+    x = grid(passes=(1.0, 4.0, 16.0))
+    return fit_points(LAWS["overfitting"], points_of(x, "overfitting", REPEATED))
+
+
+def test_the_best_size_for_a_budget_is_the_closed_form() -> None:
+    """N = G (C/6)^(b/(a+b)), D = (C/6)^(a/(a+b)) / G, G = (aA/bB)^(1/(a+b)) (arXiv 2203.15556, equation 4)."""
+    a, b = TRUTH["a"], TRUTH["b"]
+    g = (a * TRUTH["A"] / (b * TRUTH["B"])) ** (1 / (a + b))
+    for flops in (1e12, 1e15):
+        choice = Planner(chinchilla()).for_flops(flops)
+        assert choice.size == pytest.approx(g * (flops / 6) ** (b / (a + b)), rel=1e-4)
+        assert choice.data == pytest.approx((flops / 6) ** (a / (a + b)) / g, rel=1e-4)
+        assert choice.epochs == 1
+        assert choice.flops == pytest.approx(flops)
+
+
+def test_budget_loss_and_size_lead_to_one_plan() -> None:
+    planner = Planner(chinchilla())
+    by_flops = planner.for_flops(1e14)
+    assert by_flops.size is not None
+    assert by_flops.data is not None
+    for other in (planner.for_loss(float(planner.loss(by_flops.size, by_flops.data))), planner.for_size(by_flops.size)):
+        assert other.size == pytest.approx(by_flops.size, rel=1e-4)
+        assert other.flops == pytest.approx(1e14, rel=1e-3)
+
+
+def test_limited_data_is_repeated_as_long_as_that_helps_and_never_beyond_what_was_fitted() -> None:
+    planner = Planner(overfitting(), unique=1e6)
+    for size in (1e5, 1e7):
+        choice = planner.for_size(size)
+        passes = np.linspace(1, 16, 3001)
+        losses = LAWS["overfitting"].loss(
+            REPEATED, np.stack([np.full(3001, size), passes * 1e6, np.full(3001, 1e6)], 1)
+        )
+        assert choice.epochs == pytest.approx(passes[losses.argmin()], abs=0.1)
+    assert planner.for_size(1e7).epochs < planner.for_size(1e5).epochs  # type: ignore[operator]
+    for flops in np.geomspace(1e10, 1e18, 9):
+        assert planner.for_flops(flops).epochs <= 16 * (1 + 1e-6)  # type: ignore[operator]
+
+
+def test_a_larger_budget_never_plans_a_higher_loss_where_passes_do_harm() -> None:
+    planner = Planner(overfitting(), unique=1e6)
+    budgets = np.geomspace(1e11, 1e17, 13)
+    choices = [planner.for_flops(flops) for flops in budgets]
+    losses = np.array([float(planner.loss(c.size, c.data)) for c in choices])  # type: ignore[arg-type]
+    assert (np.diff(losses) <= 1e-6).all()
+    assert all(choice.flops <= flops * (1 + 1e-6) for choice, flops in zip(choices, budgets, strict=True))  # type: ignore[operator]
+    # Brute force over N and D of the budget.
+    n, passes = (g.ravel() for g in np.meshgrid(np.geomspace(1e3, 1e11, 800), np.geomspace(1, 16, 300)))
+    n, passes = n[6 * n * passes * 1e6 <= 1e15], passes[6 * n * passes * 1e6 <= 1e15]
+    least = LAWS["overfitting"].loss(REPEATED, np.stack([n, passes * 1e6, np.full(len(n), 1e6)], 1)).min()
+    assert float(np.interp(1e15, budgets, losses)) == pytest.approx(least, rel=1e-3)
+    reached = planner.for_loss(float(losses[6]))
+    assert reached.flops <= budgets[6] * 1.01  # type: ignore[operator]
+
+
+def test_used_up_data_is_said_whenever_it_bounds_the_plan() -> None:
+    planner = Planner(chinchilla(), unique=1e7)
+    bounded = [planner.used_up(planner.for_flops(flops)) for flops in np.geomspace(1e10, 1e22, 25)]
+    assert bounded == sorted(bounded)
+    assert bounded[0] is False
+    assert sum(bounded) > 10
+    with pytest.raises(UserError, match="too few for 1 passes"):
+        Planner(chinchilla(), unique=1e7, epochs=1).for_flops(1e6)
+
+
+def test_a_law_of_runs_with_many_passes_plans_as_many() -> None:
+    x = np.array([[n, 30 * u, u] for n in np.geomspace(1e4, 1e6, 5) for u in np.geomspace(1e5, 1e7, 4)])
+    planner = Planner(fit_points(LAWS["chinchilla"], points_of(x)))
+    choice = planner.for_flops(1e14)
+    assert choice.epochs == pytest.approx(30)
+    assert set(planner.doubled(choice)) == {"parameters", "data"}
+    with pytest.raises(UserError, match="30 to 30 passes"):
+        Planner(planner.fit, unique=1e6, epochs=1)
+
+
+def test_doubling_data_beats_doubling_parameters_from_the_size_said() -> None:
+    planner = Planner(chinchilla())
+    choice = planner.for_flops(1e14)
+    border = planner.data_limited_from(choice)
+    assert border is not None
+    for size, data_wins in ((border / 1.1, False), (border * 1.1, True)):
+        assert (planner.loss(size, 2 * choice.data) < planner.loss(2 * size, choice.data)) == data_wins  # type: ignore[operator]
+
+
+def test_flops_of_an_interaction_are_those_of_the_points() -> None:
+    x = grid()
+    per_interaction = 6 * x[:, 0] + 900 * x[:, 0] ** 0.5
+    points = points_of(x).with_columns(flops=pl.Series(per_interaction * x[:, 1]))
+    compute = Compute.of(points)
+    assert compute.per_interaction(1e8) == pytest.approx(6e8 + 900 * 1e4, rel=1e-9)
+    assert Compute.of(points.drop("flops")).per_interaction(1e8) == 6e8
+    assert Compute.of(points.with_columns(flops=5 * pl.col("x") * pl.col("d"))).per_interaction(1e8) == 6e8
+
+
+def test_links_find_the_law_that_made_the_metric() -> None:
+    loss = np.linspace(4.5, 6.5, 12)
+    metrics = {"NDCG@10": 0.3 * (1 - loss / 7), "HR@10": 0.02 + 0.4 / (1 + np.exp(12 * (loss / 5.2 - 1)))}
+    links = fit_links(pl.DataFrame({"x": np.geomspace(1e6, 1e3, 12), "y": loss} | metrics))
+    assert {metric: link.law.name for metric, link in links.items()} == {"NDCG@10": "linear", "HR@10": "logistic"}
+    assert links["NDCG@10"].curve([4.0])[0] == pytest.approx(0.3 * (1 - 4 / 7), rel=1e-6)
+    assert links["HR@10"].curve([4.0])[0] == pytest.approx(0.02 + 0.4 / (1 + np.exp(12 * (4 / 5.2 - 1))), rel=1e-4)
+
+
+def written(folder: Path, fit: Fit, x: str = "N_body") -> Path:
+    write_fit(folder, fit, None, "hash", x, "test_loss")
+    return folder / "fit.json"
+
+
+def of_size(folder: Path) -> Path:
+    """A law of size alone, of runs of five passes over a million interactions, with a metric."""
+    size = np.geomspace(1e4, 1e6, 8)
+    loss = 4 + 6 * size**-0.25
+    return written(
+        folder,
+        fit_points(
+            LAWS["lsrm"],
+            pl.DataFrame({"x": size, "y": loss, "d": [5e6] * 8, "u": [1e6] * 8, "NDCG@10": 0.3 * (1 - loss / 7)}),
+        ),
+    )
+
+
+def test_the_command_says_what_to_train_and_what_to_expect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = of_size(tmp_path)
+    plan_command(fit, size=1e7, mfu=0.5, peak_flops=1e12)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (plan["N"], plan["D"], plan["U"], plan["epochs"]) == (1e7, 5e6, 1e6, 5)
+    assert plan["flops"] == pytest.approx(6e7 * 5e6)
+    assert plan["gpu_hours"] == pytest.approx(6e7 * 5e6 / 0.5e12 / 3600)
+    loss = 4 + 6 * 1e7**-0.25
+    assert plan["loss"]["predicted"] == pytest.approx(loss, rel=1e-6)
+    (metric,) = plan["metrics"]
+    assert metric["metric"] == "NDCG@10"
+    assert metric["low"] <= metric["predicted"] <= metric["high"]
+    assert metric["predicted"] == pytest.approx(0.3 * (1 - loss / 7), rel=1e-4)
+    printed = capsys.readouterr().out
+    for text in ("N_body", "GPU-hours at 50% of 1 TFLOP/s", f"{loss:.4f}", "NDCG@10"):
+        assert text in printed
+    plan_command(fit, loss=loss, out=tmp_path / "other.json")
+    assert json.loads((tmp_path / "other.json").read_text())["N"] == pytest.approx(1e7, rel=1e-3)
+    plan_command(fit, flops=6e7 * 5e6, out=tmp_path / "other.json")
+    assert json.loads((tmp_path / "other.json").read_text())["N"] == pytest.approx(1e7, rel=1e-3)
+
+
+def test_the_plans_interval_is_the_fits(tmp_path: Path) -> None:
+    points = points_of(grid())
+    noisy = points.with_columns(y=points["y"] * np.exp(0.003 * np.random.default_rng(0).standard_normal(len(points))))
+    fitted = fit_points(LAWS["chinchilla"], noisy)
+    plan_command(written(tmp_path, fitted), flops=1e14)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (expected,) = predict(fitted, np.array([[plan["N"], plan["D"]]]))
+    assert (plan["loss"]["low"], plan["loss"]["high"]) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert plan["doubled"]["data"] < plan["loss"]["predicted"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "one of --flops, --loss and --size"),
+        ({"size": 1e6, "flops": 1e12}, "one of --flops, --loss and --size"),
+        ({"size": -1.0}, "--size -1: must be a positive number"),
+        ({"loss": 1.5}, "--loss 1.5: not reached"),
+        ({"size": 1e6, "unique": 1e6, "epochs": 40.0}, "runs of 1 to 16 passes"),
+        ({"size": 1e6, "epochs": 4.0}, "with --unique"),
+    ],
+)
+def test_what_a_law_of_data_cannot_answer(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    fit = written(tmp_path, overfitting())
+    with pytest.raises(UserError, match=said):
+        plan_command(fit, **options)
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"size": 1e6, "unique": 2e6}, "holds for the data it was fitted on"),
+        ({"size": 1e6, "epochs": 4.0}, "holds for the passes"),
+        ({"loss": 3.9}, "never less than its floor"),
+    ],
+)
+def test_what_a_law_of_size_cannot_answer(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        plan_command(of_size(tmp_path), **options)
+
+
+def test_files_that_are_no_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        plan_command(tmp_path / "fit.json", size=1e6)
+    (tmp_path / "fit.json").write_text('{"law": "lsrm"}')
+    with pytest.raises(UserError, match=r"not a fit\.json"):
+        plan_command(tmp_path / "fit.json", size=1e6)
+    with pytest.raises(UserError, match=r"not a fit\.json"):
+        plan_command(tmp_path, size=1e6)
+    with pytest.raises(UserError, match=r"--out .* is not a folder"):
+        plan_command(of_size(tmp_path), size=1e6, out=tmp_path / "fit.json" / "plan.json")
+    with pytest.raises(UserError, match="at most 1, is expected"):
+        plan_command(of_size(tmp_path), size=1e6, mfu=40)
+
+
+def test_what_lies_far_from_what_was_fitted_is_said(tmp_path: Path) -> None:
+    for size, said in ((1e9, "N_body is 1000 times the largest"), (10.0, "N_body is a 1000th of the smallest")):
+        plan_command(of_size(tmp_path), size=size)
+        assert any(said in note for note in json.loads((tmp_path / "plan.json").read_text())["notes"])

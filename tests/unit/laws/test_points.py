@@ -1,0 +1,160 @@
+"""Reading points: what is taken, what is refused, and with which words."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrec.errors import UserError
+from lrec.laws.points import read_points, source_hash
+
+
+def own_row(n_body: float, loss: float | None, **changes: object) -> dict[str, object]:
+    row = {"schema": 1, "best": True, "status": "finished", "N_body": n_body, "U": 1000, "D": 5000, "test_loss": loss}
+    return row | changes
+
+
+def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_folder_gives_the_best_evaluation_of_every_run_that_did_not_diverge(tmp_path: Path) -> None:
+    write_lines(tmp_path / "b/points.jsonl", [own_row(10, None, best=False), own_row(10, 5.0)])
+    write_lines(tmp_path / "a/deep/points.jsonl", [own_row(20, 4.0)])
+    write_lines(tmp_path / "c/points.jsonl", [own_row(30, None, status="diverged")])
+    points = read_points([tmp_path])
+    assert points.select("x", "y").rows() == [(10.0, 5.0), (20.0, 4.0)]
+    assert points["row"].to_list() == [2, 1]
+
+
+def test_a_file_named_twice_counts_once(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "points.jsonl", [own_row(10, 5.0)])
+    assert len(read_points([tmp_path, file])) == 1
+
+
+def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> None:
+    rows = [own_row(n, 5.0, U=u, D=u) for n in (10, 20) for u in (500, 1000)]
+    file = write_lines(tmp_path / "points.jsonl", rows)
+    assert read_points([file], x="N_body")["x"].to_list() == [10.0, 20.0]
+    assert read_points([file], x="U")["x"].to_list() == [500.0, 1000.0]
+
+
+def test_a_law_of_size_refuses_variants_of_one_run(tmp_path: Path) -> None:
+    for name, epochs in (("long", 16), ("short", 1)):
+        rows = [own_row(n, 5.0, seed=seed, D=1000 * epochs) for n in (10, 20) for seed in (1, 2)]
+        write_lines(tmp_path / name / "points.jsonl", rows)
+    with pytest.raises(UserError, match=r"long/points.jsonl and .*short/points.jsonl are both of N_body 10 and seed 1"):
+        read_points([tmp_path])
+    assert len(read_points([tmp_path / "long"])) == 4
+    assert len(read_points([tmp_path], d="D", u="U")) == 8
+
+
+def test_a_law_of_flops_goes_along_the_best_runs(tmp_path: Path) -> None:
+    runs = [(1e6, 5.5), (2e6, 5.2), (3e6, 5.3), (4e6, 5.0), (4e6, 4.9), (5e6, 4.95), (9e6, 4.8)]
+    rows = [own_row(10, loss, flops=flops) for flops, loss in runs]
+    rows.append(own_row(10, 4.0, flops=2.5e6, U=500))
+    points = read_points([write_lines(tmp_path / "points.jsonl", rows)], x="flops")
+    assert points.select("x", "y").rows() == [(1e6, 5.5), (2e6, 5.2), (4e6, 4.9), (9e6, 4.8)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "jsonl"])
+def test_other_tables_are_read_by_the_names_of_their_columns(tmp_path: Path, suffix: str) -> None:
+    table = pl.DataFrame({"params": [1e6, 2e6], "loss": [3.5, 3.25], "best": [False, True]})
+    file = tmp_path / f"table.{suffix}"
+    match suffix:
+        case "parquet":
+            table.write_parquet(file)
+        case "jsonl":
+            table.write_ndjson(file)
+        case _:
+            table.write_csv(file, separator="\t" if suffix == "tsv" else ",")
+    assert read_points([file], x="params", y="loss").select("x", "y").rows() == [(1e6, 3.5), (2e6, 3.25)]
+
+
+def test_a_column_run_of_other_tables_is_kept_and_of_our_own_points_is_not(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("N,L,run\n1,3.5,7\n2,3.25,7\n4,3.0,\n")
+    assert read_points([tmp_path / "t.csv"], "N", "L")["run"].to_list() == ["7", "7", None]
+    own = write_lines(tmp_path / "points.jsonl", [own_row(10, 5.0), own_row(20, 4.0)])
+    assert "run" not in read_points([own]).columns
+
+
+@given(st.permutations([(1.0, 4.0), (1.0, 4.1), (2.0, 3.5), (8.0, 3.0)]))
+def test_the_hash_ignores_the_order_of_rows_and_nothing_else(rows: list[tuple[float, float]]) -> None:
+    frame = pl.DataFrame(rows, schema=["x", "y"], orient="row")
+    ordered = frame.sort("x", "y")
+    assert source_hash(frame) == source_hash(ordered)
+    assert source_hash(frame) != source_hash(frame.with_columns(pl.col("y") + 1e-12))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.csv", "params,loss\n1,2\n", r"t\.csv: no column 'N' \(--x\); it has params, loss"),
+        ("t.csv", "N,loss\n1,2\n", r"no column 'L' \(--y\); it has N, loss"),
+        ("t.csv", "N,L\n1,2\n3,abc\n", r"t\.csv, row 3: L is 'abc', not a positive number"),
+        ("t.csv", "N,L\n1,nan\n", r"row 2: L is 'nan'"),
+        ("t.csv", "N,L\n1,\n", r"row 2: L is None"),
+        ("t.csv", "N,L\n-1,2\n", r"row 2: N is '-1'"),
+        ("t.csv", "N,L\ninf,2\n", r"row 2: N is 'inf'"),
+        ("t.csv", "", r"t\.csv: the file is empty"),
+        ("t.csv", "N,L\n", r"t\.csv: the file holds no rows"),
+        ("t.jsonl", "", r"t\.jsonl: the file holds no rows"),
+        ("t.jsonl", '{"N": 1, "L": 2}\n{"N": 1, "L"', r"t\.jsonl, row 2: not a JSON object"),
+        ("t.jsonl", '{"N": 1, "L": NaN}\n', r"row 1: L is nan"),
+        ("t.parquet", "no parquet", r"t\.parquet: not readable as parquet"),
+        ("t.xlsx", "N", r"t\.xlsx: points are read from"),
+    ],
+)
+def test_bad_files_are_refused_naming_file_and_row(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said) as refusal:
+        read_points([tmp_path / name], x="N", y="L")
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_paths_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_points([tmp_path / "absent.csv"])
+    with pytest.raises(UserError, match=r"no points\.jsonl in or under"):
+        read_points([tmp_path])
+    with pytest.raises(UserError, match="name at least one"):
+        read_points([])
+
+
+def test_runs_without_a_usable_point_are_refused(tmp_path: Path) -> None:
+    write_lines(tmp_path / "points.jsonl", [own_row(10, None, status="diverged")])
+    with pytest.raises(UserError, match="no usable point"):
+        read_points([tmp_path])
+    write_lines(tmp_path / "points.jsonl", [own_row(10, None)])
+    with pytest.raises(UserError, match="row 1: test_loss is None"):
+        read_points([tmp_path])
+
+
+def test_a_law_of_data_sees_every_amount_of_data(tmp_path: Path) -> None:
+    rows = [own_row(n, 5.0, U=u, D=2 * u) for n in (10, 20) for u in (500, 1000)]
+    points = read_points([write_lines(tmp_path / "points.jsonl", rows)], d="D", u="U")
+    assert points.select("x", "d", "u").sort("x", "d").rows() == [
+        (n, 2.0 * u, float(u)) for n in (10.0, 20.0) for u in (500, 1000)
+    ]
+    pl.DataFrame({"n": [1e6], "tokens": [1e9], "loss": [3.0]}).write_csv(tmp_path / "t.csv")
+    assert read_points([tmp_path / "t.csv"], "n", "loss", d="tokens").select("x", "d", "y").rows() == [(1e6, 1e9, 3.0)]
+    with pytest.raises(UserError, match=r"no column 'U' \(--u\); it has n, tokens, loss"):
+        read_points([tmp_path / "t.csv"], "n", "loss", d="tokens", u="U")
+
+
+def test_own_points_bring_flops_metrics_and_whether_the_loss_rose_again(tmp_path: Path) -> None:
+    metrics = {"metrics": {"test/NDCG@10": 0.2, "val/NDCG@10": 0.9}}
+    for name, last in (("rose", 5.1), ("noise", 5.001)):
+        rows = [
+            own_row(10, 5.0, val_loss=5.0, flops=6e9, run=name, **metrics),
+            own_row(10, None, val_loss=last, best=False, run=name),
+        ]
+        write_lines(tmp_path / name / "points.jsonl", rows)
+    points = read_points([tmp_path])
+    assert points.select("flops", "NDCG@10", "overfitted").rows() == [(6e9, 0.2, False), (6e9, 0.2, True)]
+    assert "HR@10" not in points.columns

@@ -1,0 +1,154 @@
+"""`lrec scaling fit` as a user meets it: files in, files and a table out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lrec.errors import UserError
+from lrec.laws.figures import fit_figure
+from lrec.laws.fit import fit
+from lrec.laws.forms import LAWS
+from lrec.laws.points import read_points, source_hash
+from lrec.laws.predict import predict
+from lrec.study.fit_command import fit_command
+
+
+def write_points(folder: Path, n_sizes: int = 7, n_seeds: int = 2) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for size in np.geomspace(2e3, 8e5, n_sizes).round():
+        for seed in range(n_seeds):
+            loss = (4 + 6 * size**-0.25) * np.exp(0.002 * rng.standard_normal())
+            row = {"schema": 1, "best": True, "status": "finished", "seed": seed, "N_body": size, "U": 10, "D": 20}
+            lines.append(json.dumps(row | {"test_loss": loss}) + "\n")
+    file = folder / "points.jsonl"
+    file.write_text("".join(lines))
+    return file
+
+
+def strict(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_fit_json_figure_report_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_points(tmp_path / "runs/a")
+    out = tmp_path / "new" / "fit"
+    fit_command([tmp_path / "runs"], floor=3.9, out=out)
+    fit_command([tmp_path / "runs"], floor=3.9, out=out)
+    *events, fit_json, fit_png, report_md = sorted(path.name for path in out.iterdir())
+    assert (fit_json, fit_png, report_md) == ("fit.json", "fit.png", "report.md")
+    assert len(events) == 1
+    shown = EventAccumulator(str(out))
+    shown.Reload()
+    assert shown.Tags()["images"] == ["scaling/fit"]
+    content = strict((out / "fit.json").read_text())
+    assert content["law"] == "lsrm"
+    assert content["n_points"] == 10
+    for name, truth in (("E", 4.0), ("x0", 6.0**4), ("a", 0.25)):
+        p = content["parameters"][name]
+        assert p["low"] <= p["value"] <= p["high"]
+        assert p["low"] < truth < p["high"]
+    assert {"starts", "share_agreeing", "bound_hits", "gradient_norm", "condition_number", "warnings"} <= set(
+        content["diagnostics"]
+    )
+    held_out = content["holdout"]
+    assert {"mape", "naive_mape", "extrapolation_factor"} <= set(held_out)
+    assert len(held_out["points"]) == 2
+    assert {"x", "predicted", "low", "high", "actual", "error_pct", "inside"} <= set(held_out["points"][0])
+    assert held_out["mape"] < held_out["naive_mape"] / 3
+    assert content["source_hash"] == source_hash(read_points([tmp_path / "runs"]))
+    assert (out / "fit.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    report = (out / "report.md").read_text()
+    for text in (printed, report):
+        assert f"{held_out['points'][1]['predicted']:.4f}" in text
+        assert "naive error" in text
+    assert "![fit](fit.png)" in report
+    for sentence in content["verdict"]:
+        assert sentence in report
+    assert [rival["law"] for rival in content["comparison"]].count("lsrm") == 1
+
+
+def test_residuals_in_level_are_in_nats(tmp_path: Path) -> None:
+    file = write_points(tmp_path / "runs")
+    contents = {}
+    for residuals in ("log", "level"):
+        fit_command([file], objective="lsq", residuals=residuals, compare=False, out=tmp_path / residuals)
+        contents[residuals] = strict((tmp_path / residuals / "fit.json").read_text())
+    assert contents["level"]["residuals"] == "level"
+    log, level = (contents[residuals]["noise"]["sigma"] for residuals in ("log", "level"))
+    assert level == pytest.approx(log * np.mean([p["y"] for p in contents["log"]["points"]]), rel=0.1)
+
+
+def test_columns_by_name_and_an_exponent_nobody_can_know(tmp_path: Path) -> None:
+    x = np.geomspace(1e15, 1e19, 4)
+    y = 3.0 + 0.01 * np.array([3.0, 2.9, -0.5, 0.1])
+    pl.DataFrame({"budget": x, "loss": y}).write_csv(tmp_path / "t.csv")
+    fit_command([tmp_path / "t.csv"], holdout=0, x="budget", y="loss", objective="lsq", out=tmp_path / "out")
+    content = strict((tmp_path / "out/fit.json").read_text())
+    assert content["holdout"] is None
+    assert any(w.startswith("not identified") for w in content["diagnostics"]["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"law": "none"}, "--law: 'none' is none of lsrm"),
+        ({"objective": "ols"}, "--objective: 'ols'"),
+        ({"residuals": "relative"}, "--residuals: 'relative' is none of log, level"),
+        ({"holdout": 4}, "needs at least 4 distinct sizes to fit, but there are 3"),
+        ({"holdout": -1}, "--holdout"),
+        ({"x": "N"}, "no column 'N'"),
+    ],
+)
+def test_bad_requests_leave_nothing_behind(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    file = write_points(tmp_path / "runs")
+    with pytest.raises(UserError, match=said):
+        fit_command([file], out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
+    points = read_points([write_points(tmp_path)])
+    fitted = fit(LAWS["lsrm"], points["x"].to_numpy(), points["y"].to_numpy())
+    axes, residuals = fit_figure(fitted, predict(fitted, [4e6]), floor=3.9).axes[:2]
+    _, labels = axes.get_legend_handles_labels()
+    shown = "\n".join(labels)
+    for wanted in ("E + (x0/x)^a", "90 % band", "single runs", "fitted sizes", "predicted", "floor 3.9"):
+        assert wanted in shown
+    assert "actual" not in shown
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert residuals.get_xlabel() == "parameters without embeddings, N_body"
+
+
+def test_fitting_imports_no_deep_learning() -> None:
+    code = "import sys, lrec.study.fit_command; print({'torch', 'lightning', 'matplotlib'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
+def test_a_law_of_size_and_data_from_the_named_columns(tmp_path: Path) -> None:
+    truth = {"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}
+    grid = np.array([[n, d] for n in np.geomspace(1e4, 1e6, 5) for d in np.geomspace(1e5, 1e7, 4)])
+    table = pl.DataFrame({"n": grid[:, 0], "tokens": grid[:, 1], "loss": LAWS["chinchilla"].loss(truth, grid)})
+    table.write_csv(tmp_path / "t.csv")
+    out = tmp_path / "out"
+    fit_command([tmp_path / "t.csv"], law="chinchilla", holdout=1, x="n", d="tokens", y="loss", compare=False, out=out)
+    content = strict((out / "fit.json").read_text())
+    assert {name: p["value"] for name, p in content["parameters"].items()} == pytest.approx(truth, rel=1e-4)
+    assert (content["x"], content["d"]) == ("n", "tokens")
+    assert len(content["holdout"]["points"]) == 4
+    assert content["comparison"] == []
+    assert content["holdout"]["mape"] < 1e-3
+    assert (out / "fit.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,71 @@
+"""The grid of a study: which runs there are, and what each is trained with."""
+
+from typing import Any
+
+import pytest
+
+from lrec.errors import UserError
+from lrec.study.grid import Grid, combined
+
+
+def grid(**changes: Any) -> Grid:
+    arguments: dict[str, Any] = {
+        "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
+        "sizes": ["12k", "3k"],
+        "seeds": (1,),
+        "holdout_seeds": (1,),
+        "size_seeds": {},
+        "fractions": (1.0,),
+        "reduce": "recent",
+        "holdout": 1,
+        "options": {},
+        "rules": {},
+        "size_options": {},
+        "variants": {"": {}},
+        "starts_from": {},
+    }
+    return Grid(**(arguments | changes))
+
+
+def test_options_follow_the_size_by_rule() -> None:
+    runs = grid(
+        options={"model.optimizer.lr": 1.0},
+        rules={"model": {"optimizer.lr": [0.2, -0.5], "dropout.residual.first": [0.01, 0.25]}},
+        size_options={"12k": {"model.optimizer.lr": 0.5}},
+    ).runs()
+    small, large = (run.options["model"] for run in runs)
+    assert small["optimizer"]["lr"] == pytest.approx(0.2 / 3072**0.5, rel=1e-3)
+    assert large["optimizer"]["lr"] == 0.5
+    assert large["dropout"]["residual"]["first"] == pytest.approx(0.01 * 12288**0.25, rel=1e-3)
+
+
+def test_a_size_may_have_seeds_of_its_own() -> None:
+    runs = grid(size_seeds={"3k": (1, 2)}, fractions=(1.0, 0.5)).runs()
+    assert [(run.name, run.held_out) for run in runs] == [
+        ("3k-seed1", False),
+        ("3k-seed2", False),
+        ("12k-seed1", True),
+        ("3k-recent-0.5-seed1", False),
+        ("3k-recent-0.5-seed2", False),
+        ("12k-recent-0.5-seed1", True),
+    ]
+
+
+def test_a_rule_is_two_numbers() -> None:
+    with pytest.raises(UserError, match=r"--rules.model.optimizer.lr: \[0.2\] is not \[factor, exponent\]"):
+        grid(rules={"model.optimizer.lr": [0.2]}).runs()
+
+
+def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None:
+    values = {"model": {"optimizer.betas": [[0.9, 0.98], [0.9, 0.999]]}, "trainer.max_epochs": [1]}
+    named = combined({"both": {"model.size": "3k"}}, values)
+    assert list(named) == ["both-betas-_0.9_0.98_-max_epochs-1", "both-betas-_0.9_0.999_-max_epochs-1"]
+    assert named["both-betas-_0.9_0.98_-max_epochs-1"] == {
+        "model.size": "3k",
+        "model.optimizer.betas": [0.9, 0.98],
+        "trainer.max_epochs": 1,
+    }
+    with pytest.raises(UserError, match="--grid: two combinations would be named lr-1"):
+        combined({"": {}}, {"model.optimizer.lr": [1, "1"]})
+    with pytest.raises(UserError, match="the name 'a/b' must be made of"):
+        grid(variants=combined({"a/b": {}}, {}))

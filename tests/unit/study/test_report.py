@@ -1,0 +1,101 @@
+"""What a study's report says, from runs that are there on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lrec.laws.fit import fit
+from lrec.laws.forms import LAWS
+from lrec.laws.predict import predict
+from lrec.net import SIZES
+from lrec.study.launch import Run, finished_point
+from lrec.study.report import COLUMNS, Ladder, write_report
+
+LADDER = ("0.8k", "1.7k", "3k", "6.9k", "12k", "49k")
+
+
+def n_body(size: str) -> int:
+    return 12 * SIZES[size].layers * SIZES[size].width ** 2
+
+
+def loss(size: str, fraction: float) -> float:
+    return 4 + 0.2 * (1 - fraction) + (2e3 / n_body(size)) ** 0.3
+
+
+def make_run(out: Path, size: str, fraction: float, status: str = "finished", test_loss: float | None = None) -> Run:
+    """A run's folder with the points `lrec fit` would leave."""
+    run = Run(f"{size}-{fraction}", size, 1, fraction, "", f"fraction-{fraction:g}", size == LADDER[-1], {})
+    folder = out / "runs" / run.name
+    folder.mkdir(parents=True)
+    diverged = status == "diverged"
+    point = {
+        "schema": 1,
+        "size": size,
+        "N_body": n_body(size),
+        "D": 1000,
+        "U": int(1000 * fraction),
+        "epochs": 1.0,
+        "step": 10,
+        "flops": 6000 * n_body(size),
+        "val_loss": None if diverged else 5.0,
+        "test_loss": None if diverged else (test_loss or loss(size, fraction)),
+        "best": not diverged,
+        "status": status,
+        "floor": {"val": 3.9, "test": 4.0},
+        "metrics": {f"test/{name}": 0.1 for name in (*COLUMNS, "popularity/loss")}
+        | {f"test/popularity/{name}": 0.05 for name in COLUMNS},
+    }
+    (folder / "points.jsonl").write_text(json.dumps(point) + "\n")
+    return run
+
+
+def ladder(fraction: float) -> Ladder:
+    x = [n_body(size) for size in LADDER[:-1]]
+    fitted = fit(LAWS["lsrm"], x, [loss(size, fraction) for size in LADDER[:-1]])
+    return Ladder(
+        f"fraction-{fraction:g}", "N_body", "test_loss", "hash", fitted, tuple(predict(fitted, [n_body(LADDER[-1])]))
+    )
+
+
+def test_every_fraction_has_its_own_fit(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, fraction) for fraction in (0.5, 1.0) for size in LADDER]
+    report = write_report(tmp_path, "two", runs, [ladder(0.5), ladder(1.0)], {})
+    for fraction in (0.5, 1.0):
+        content = json.loads((tmp_path / "fit" / f"fraction-{fraction:g}" / "fit.json").read_text())
+        assert content["holdout"]["points"][0]["actual"] == loss("49k", fraction)
+        assert content["parameters"]["E"]["value"] == pytest.approx(4 + 0.2 * (1 - fraction), rel=1e-4)
+    assert "falls with every step in size" in report
+    assert "every run lies above it" in report
+    assert (tmp_path / "report.md").read_text() == report
+
+
+def test_what_went_wrong_is_said(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER[:3]]
+    runs.append(make_run(tmp_path, "6.9k", 1.0, test_loss=loss("1.7k", 1.0)))
+    runs.append(make_run(tmp_path, "12k", 1.0, test_loss=3.95))
+    runs.append(make_run(tmp_path, "49k", 1.0, status="diverged"))
+    report = write_report(tmp_path, "bad", runs, [ladder(1.0)], {})
+    assert "rises with size from 3k to 6.9k: not monotone" in report
+    assert "below it: 12k-1.0" in report
+    assert "Diverged and left out: 49k-1.0" in report
+    assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
+
+
+def test_a_ladder_without_a_law_does_not_take_the_others_reports_away(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
+    runs += [make_run(tmp_path, size, 0.5, status="diverged") for size in LADDER[:-1]]
+    report = write_report(tmp_path, "half", runs, [ladder(1.0)], {"fraction-0.5": "no usable point"})
+    assert "No law: no usable point" in report
+    assert "Diverged and left out: 0.8k-0.5, 1.7k-0.5" in report
+    assert (tmp_path / "fit" / "fraction-1" / "fit.json").is_file()
+    assert not (tmp_path / "fit" / "fraction-0.5").exists()
+
+
+def test_a_run_is_finished_when_its_best_point_is_tested(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "3k", 1.0)
+    path = tmp_path / "runs" / run.name / "points.jsonl"
+    assert finished_point(path.parent) == json.loads(path.read_text())
+    path.write_text(path.read_text().replace('"best": true', '"best": false'))
+    assert finished_point(path.parent) is None
+    assert finished_point(tmp_path) is None

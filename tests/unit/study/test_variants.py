@@ -1,0 +1,54 @@
+"""The table that compares a study's variants, against scipy's paired t-test."""
+
+from typing import Any
+
+import pytest
+from scipy.stats import ttest_rel
+
+from lrec.study.launch import Run
+from lrec.study.variants import METRICS, variants_table
+
+LOSSES = {  # by size and variant, over seeds 1, 2, 3
+    ("25k", "both"): [5.60, 5.70, 5.65],
+    ("25k", "neither"): [5.50, 5.61, 5.54],
+    ("98k", "both"): [5.30, 5.40, 5.20],
+    ("98k", "neither"): [5.35, 5.35, 5.25],
+}
+
+
+def make(losses: dict[tuple[str, str], list[float]]) -> tuple[list[Run], dict[str, dict[str, Any]]]:
+    runs, points = [], {}
+    for (size, variant), values in losses.items():
+        for seed, loss in enumerate(values, start=1):
+            runs.append(Run(f"{size}-{variant}-seed{seed}", size, seed, 1.0, variant, variant, False, {}))
+            points[runs[-1].name] = {"status": "finished", "metrics": dict.fromkeys(METRICS.values(), loss)}
+    return runs, points
+
+
+def test_means_noise_and_differences() -> None:
+    report = variants_table(*make(LOSSES))
+    assert "| 25k | both | 3 | 5.6500 ± 0.0500 |  |" in report
+    # Paired over seeds: -.10, -.09, -.11, whose mean has the standard error .01 / sqrt(3).
+    assert "| 25k | neither | 3 | 5.5500 ± 0.0557 | -0.1000 ± 0.0058 |" in report
+    *_, verdict = report.splitlines()
+    for size in ("25k", "98k"):
+        apart = ttest_rel(LOSSES[size, "neither"], LOSSES[size, "both"]).pvalue < 0.05
+        assert (f"test loss of neither at {size}" in verdict) == apart
+
+
+def test_a_diverged_run_is_left_out() -> None:
+    runs, points = make(LOSSES)
+    points["25k-neither-seed2"] = {"status": "diverged", "metrics": {}}
+    report = variants_table(runs, points)
+    assert "| 25k | neither | 2 | 5.5200 ± 0.0283 | -0.1050 ± 0.0050 |" in report
+
+
+def test_one_seed_has_no_noise() -> None:
+    report = variants_table(*make({key: values[:1] for key, values in LOSSES.items()}))
+    assert "| 98k | neither | 1 | 5.3500 | +0.0500 |" in report
+    assert "No difference has two seeds" in report
+
+
+@pytest.mark.parametrize("variants", [["both"], [""]])
+def test_one_variant_is_no_comparison(variants: list[str]) -> None:
+    assert variants_table(*make({("25k", variant): [5.0] for variant in variants})) == ""
