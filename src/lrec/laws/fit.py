@@ -74,7 +74,7 @@ class Fit:
     """A law fitted to points.
 
     Attributes:
-        points: The points fitted, as `points.read_points` gives them.
+        points: The points fitted, a table as `laws.points` has it.
         unit_V: Geometric means of the variables, by which they are divided for the law's internals.
         theta_T: Logarithms of the parameters as the law's basis has them: coefficients, then shape.
         low_T, high_T: Their bounds.
@@ -228,7 +228,7 @@ def fit_points(
     objective: Objective | Kind = "huber",
     fixed: Mapping[str, float] | None = None,
 ) -> Fit:
-    """Fit `law` to points as `points.read_points` gives them; see `fit`."""
+    """Fit `law` to points a table as `laws.points` has it; see `fit`."""
     objective = objective if isinstance(objective, Objective) else Objective(objective)
     x_NV, y_N = points.select(law.columns).to_numpy().astype(float), points["y"].to_numpy().astype(float)
     _check(law, x_NV, y_N, fixed or {})

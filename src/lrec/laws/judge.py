@@ -69,7 +69,7 @@ def roll_out(
 
     Args:
         law: The law.
-        points: As `points.read_points` gives them.
+        points: A table as `laws.points` has it.
         objective: As for `fit_points`.
         fixed: As for `fit_points`.
         known: The fit for one k, so that it is not made again.

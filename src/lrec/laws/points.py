@@ -1,189 +1,25 @@
-"""Scaling points: reads tables of (size, loss) from lrec's own runs or from anywhere else."""
+"""The table that laws are fitted to: a Polars frame with a row per trained run.
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+    x           what is scaled: a size, an amount of data or FLOPs; positive
+    y           the loss in nats; positive
+    d, u        interactions processed and unique ones, for laws of them
+    run         points of one run share its noise
+    flops       training FLOPs
+    overfitted  whether the validation loss rose again after its best
+
+x and y are required; a law asks for d and u where it depends on them. `METRICS` may stand beside them.
+"""
+
+from collections.abc import Sequence
 
 import polars as pl
 
-from lrec.errors import UserError
 from lrec.files import json_hash
 
-OWN_COLUMNS = {"schema", "best", "status"}
-"""Columns that tell lrec's own points.jsonl from other tables."""
-
 METRICS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
-"""Metrics of lrec's own points that a law may link to the loss."""
-
-ROSE = 1.001
-"""A run is over-fitted if its last validation loss is this many times its best one."""
-
-
-def read_points(
-    paths: Sequence[Path], x: str = "N_body", y: str = "test_loss", d: str | None = None, u: str | None = None
-) -> pl.DataFrame:
-    """Read the points to fit.
-
-    Of lrec's own points.jsonl only the best evaluation of each run that did not diverge is used. If such points were
-    trained on several amounts of data and `x` is a size, only those with the most unique targets U are used, since a
-    law of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U. If `x` is flops, only the
-    best runs of those with the most U: no run is as good with fewer. A law of `d` sees all.
-
-    Args:
-        paths: Files (.jsonl, .csv, .tsv, .parquet) or folders; of a folder, every points.jsonl under it.
-        x: Column of what is scaled.
-        y: Column of the loss, in nats.
-        d: Column of the interactions processed, where the law depends on them as well.
-        u: Column of the unique interactions; likewise.
-
-    Returns:
-        Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x;
-        d and u where asked for. Of lrec's own points also d and u (D and U), flops, `METRICS`, and overfitted: whether
-        the validation loss rose again after its best. Of other tables `run`, if they have such a column: points of
-        one run share its noise (`bootstrap`).
-
-    Raises:
-        UserError: a missing path, column or value; a value that is not a positive number; nothing to read; own points
-            of a size and seed more than once, where `x` is a size.
-    """
-    columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
-    frames = [_read_file(file, columns) for file in _files(paths)]
-    points = pl.concat([frame for frame, _ in frames])
-    if d is None and all(own for _, own in frames):
-        points = _comparable(points, x)
-    if points.is_empty():
-        raise UserError(
-            f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."
-        )
-    known = [name for name in points.columns if points[name].null_count() < len(points) and name not in ("N", "seed")]
-    return points.select(known).sort("x", "y", "file", "row")
+"""Metrics that a law may link to the loss."""
 
 
 def source_hash(points: pl.DataFrame, columns: Sequence[str] = ("x", "y")) -> str:
     """SHA-256 of the values used, whatever the order of the points."""
     return json_hash(sorted([float(value) for value in row] for row in points.select(columns).iter_rows()))
-
-
-def _files(paths: Sequence[Path]) -> list[Path]:
-    files: dict[Path, Path] = {}  # by resolved path: a file named twice counts once
-    for path in paths:
-        if path.is_dir():
-            found = sorted(path.rglob("points.jsonl"))
-            if not found:
-                raise UserError(f"{path}: no points.jsonl in or under this folder; name a folder of runs, or a file")
-            files |= {file.resolve(): file for file in found}
-        elif path.is_file():
-            files[path.resolve()] = path
-        else:
-            raise UserError(f"{path}: no such file or folder")
-    if not files:
-        raise UserError("--points: name at least one file or folder")
-    return list(files.values())
-
-
-def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bool]:
-    """The points of one file, with a column for everything that any of them may have; and whether it is lrec's own."""
-    present, rows = _read_rows(file)
-    if not rows:
-        raise UserError(f"{file}: the file holds no rows")
-    for name, column in columns.items():
-        if column not in present:
-            raise UserError(f"{file}: no column '{column}' (--{name}); it has {', '.join(present)}")
-    own = set(present) >= OWN_COLUMNS
-    last_val_loss = {row.get("run"): row.get("val_loss") for _, row in rows} if own else {}
-    points = []
-    for number, row in rows:
-        if own and not (row.get("best") is True and row.get("status") != "diverged"):
-            continue
-        point: dict[str, Any] = {"file": str(file), "row": number}
-        point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
-        points.append((_own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}) | point)
-    schema: dict[str, type[pl.DataType]] = dict.fromkeys(("x", "y", "d", "u", "flops", *METRICS, "N"), pl.Float64)
-    schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "run": pl.String, "file": pl.String, "row": pl.Int64}
-    return pl.DataFrame(points, schema=schema, strict=False), own
-
-
-def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
-    """What lrec's own points have beside the columns asked for; None where it is missing."""
-    best, metrics = row.get("val_loss"), row.get("metrics") or {}
-    return {
-        "N": row.get("N_body"),
-        "seed": row.get("seed"),
-        "d": row.get("D"),
-        "u": row.get("U"),
-        "flops": row.get("flops"),
-        "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
-    } | {name: metrics.get(f"test/{name}") for name in METRICS}
-
-
-def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Column names, and each row with its number."""
-    if file.suffix == ".jsonl":
-        return _read_json_lines(file)
-    if file.stat().st_size == 0:
-        raise UserError(f"{file}: the file is empty")
-    try:
-        if file.suffix == ".parquet":
-            frame, first = pl.read_parquet(file), 1
-        elif file.suffix in {".csv", ".tsv"}:
-            separator = "\t" if file.suffix == ".tsv" else ","
-            frame, first = pl.read_csv(file, separator=separator, infer_schema=False), 2
-        else:
-            raise UserError(f"{file}: points are read from .jsonl, .csv, .tsv or .parquet files")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{file}: not readable as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
-    return frame.columns, list(enumerate(frame.iter_rows(named=True), start=first))
-
-
-def _read_json_lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    columns: dict[str, None] = {}
-    rows = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not a text file in UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, row {number}: not a JSON object ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, row {number}: not a JSON object")
-        columns |= dict.fromkeys(row)
-        rows.append((number, row))
-    return list(columns), rows
-
-
-def _positive(file: Path, number: int, column: str, value: Any) -> float:
-    try:
-        parsed = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        parsed = math.nan
-    if not (math.isfinite(parsed) and parsed > 0):
-        raise UserError(f"{file}, row {number}: {column} is {value!r}, not a positive number; mend or remove the row")
-    return parsed
-
-
-def _comparable(points: pl.DataFrame, x: str) -> pl.DataFrame:
-    """Of lrec's own points, those with the most data (x a size or flops) or the largest size (x an amount of data)."""
-    other = {"N_body": "u", "N_head": "u", "N_total": "u", "flops": "u", "D": "N", "U": "N"}.get(x)
-    if other is None or points[other].null_count():
-        return points
-    points = points.filter(pl.col(other) == pl.col(other).max())
-    if x == "flops":
-        points = points.sort("x", "y")
-        return points.filter(pl.col("y") < pl.col("y").cum_min().shift(1, fill_value=math.inf))
-    if other != "u":
-        return points
-    again = points.filter(pl.struct("x", "seed").is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
-    if len(again):
-        one, two = again["file"][:2]
-        raise UserError(
-            f"{one} and {two} are both of {x} {again['x'][0]:g} and seed {again['seed'][0]}: a law of size compares "
-            "runs that differ in nothing else. Name the runs of one variant, or fit a law of size and data"
-        )
-    return points

@@ -321,7 +321,7 @@ def predict(fit: Fit, x: Sequence[float] | Array, level: float = LEVEL) -> list[
 
 
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split points (as `read_points` gives them) into those of all but the k largest sizes and the rest."""
+    """Split points (a table as `laws.points` has it) into those of all but the k largest sizes and the rest."""
     sizes = points["x"].unique().sort()
     if not 0 <= k < len(sizes):
         raise UserError(f"--holdout: {k} of {len(sizes)} sizes cannot be held out; use 0 to {len(sizes) - 1}")

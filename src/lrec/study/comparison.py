@@ -9,9 +9,9 @@ from lrec.figures import save_figure
 from lrec.files import write_json
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import LAWS
-from lrec.laws.points import read_points
 from lrec.study.figures import studies_figure
 from lrec.study.launch import finished_point
+from lrec.study.points import read_points
 
 
 def compare(

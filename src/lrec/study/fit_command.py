@@ -10,9 +10,10 @@ from lrec.laws.figures import fit_figure
 from lrec.laws.forms import LAWS
 from lrec.laws.judge import rivals
 from lrec.laws.objective import Kind, Objective, Residuals
-from lrec.laws.points import read_points, source_hash
+from lrec.laws.points import source_hash
 from lrec.laws.predict import holdout_report
 from lrec.laws.report import markdown, settings_word, table, write_fit
+from lrec.study.points import read_points
 
 
 def fit_command(

@@ -15,11 +15,12 @@ from lrec.files import write_text
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit import Fit
 from lrec.laws.judge import rivals
-from lrec.laws.points import read_points, source_hash
+from lrec.laws.points import source_hash
 from lrec.laws.predict import Prediction, compare
 from lrec.laws.report import table, write_fit
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.launch import Run, finished_point, points_of
+from lrec.study.points import read_points
 from lrec.study.sweep import Tuned
 from lrec.study.variants import variants_table
 from lrec.target_losses import FILE, paired

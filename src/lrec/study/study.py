@@ -18,13 +18,14 @@ from lrec.errors import UserError
 from lrec.files import write_json
 from lrec.laws.fit import fit_points
 from lrec.laws.forms import LAWS
-from lrec.laws.points import read_points, source_hash
+from lrec.laws.points import source_hash
 from lrec.laws.predict import predict
 from lrec.signals import TRY_AGAIN, deafen, listen
 from lrec.study import budget
 from lrec.study.cluster import train_on_cluster
 from lrec.study.grid import Grid, combined
 from lrec.study.launch import Limits, Outcome, Run, finished_point, outcome_of, train
+from lrec.study.points import read_points
 from lrec.study.progress import LiveTable, runs_table
 from lrec.study.record import Book, changed_options
 from lrec.study.report import Ladder, by_ladder, write_report

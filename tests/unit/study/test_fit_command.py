@@ -15,9 +15,10 @@ from lrec.errors import UserError
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit import fit
 from lrec.laws.forms import LAWS
-from lrec.laws.points import read_points, source_hash
+from lrec.laws.points import source_hash
 from lrec.laws.predict import predict
 from lrec.study.fit_command import fit_command
+from lrec.study.points import read_points
 
 
 def write_points(folder: Path, n_sizes: int = 7, n_seeds: int = 2) -> Path:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrec.errors import UserError
-from lrec.laws.points import read_points, source_hash
+from lrec.laws.points import source_hash
+from lrec.study.points import read_points
 
 
 def own_row(n_body: float, loss: float | None, **changes: object) -> dict[str, object]:
