@@ -10,11 +10,12 @@ import typing
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 
 from lrec.errors import UserError
+from lrec.parser import OneLineParser, with_shipped_configs
 
 LIGHTNING_COMMANDS = {
     "fit": "train a model, then test its best checkpoint",
@@ -45,22 +46,6 @@ OWN_COMMANDS = {
     "scaling fit": OwnCommand("fit a law to points", "lrec.study.fit_command", "fit_command"),
     "scaling plan": OwnCommand("what to train for a budget, a loss or a size", "lrec.laws.plan", "plan_command"),
 }
-
-
-class OneLineParser(ArgumentParser):
-    """A parser whose errors are UserErrors of one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as a UserError."""
-        message = " ".join(message.split())
-        if re.search(r"required: (\w+\.)?data$", message):
-            message = "name a data set: --config configs/data/csv.yaml for a file of your own, or another of them"
-        elif found := re.search(r"key \"data\": .*Option '(\w+)' is not accepted", message):
-            message = (
-                f"--data.{found[1]} is no option of the data set that was chosen; "
-                "if none was, --config configs/data/csv.yaml chooses a file of your own"
-            )
-        raise UserError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -162,31 +147,6 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def with_shipped_configs(arguments: list[str]) -> list[str]:
-    """Replace each --config path that is not there by the shipped fragment of that name; UserError where neither is."""
-    result = list(arguments)
-    for index, argument in enumerate(arguments):
-        if argument in ("-c", "--config") and index + 1 < len(arguments):
-            result[index + 1] = str(find_config(arguments[index + 1]))
-        elif argument.startswith("--config="):
-            result[index] = f"--config={find_config(argument.removeprefix('--config='))}"
-    return result
-
-
-def find_config(name: str | Path) -> Path:
-    """The configuration file `name`: beside the caller, else among those that come with lrec."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    package = Path(__file__).parent
-    # In a wheel the fragments lie in the package, in a checkout at its root.
-    for root in (package / "configs", package.parents[1] / "configs"):
-        shipped = root / Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else root / path
-        if not path.is_absolute() and shipped.is_file():
-            return shipped
-    raise UserError(f"--config {name}: no such file here or among the configurations that come with lrec")
 
 
 def _overview() -> str:

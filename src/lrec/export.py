@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.files import check_writable, replacing, write_json
-from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.net import Transformer, TransformerConfig
 from lrec.recommend import Model
 
 FORMAT = 1
@@ -101,26 +101,9 @@ def _file_of(path: Path) -> Path:
     return exported if exported.exists() else best
 
 
-def config_of(about: dict[str, Any]) -> TransformerConfig:
-    """The shape of the network that a checkpoint or an exported file describes, without dropout."""
-    architecture = {
-        name.removeprefix("architecture."): value for name, value in about.items() if name.startswith("architecture.")
-    }
-    n_items, max_len, layers, width, heads = (about[n] for n in ("n_items", "max_len", "layers", "width", "heads"))
-    return TransformerConfig(
-        n_items,
-        max_len,
-        layers,
-        width,
-        heads,
-        architecture=Architecture(**architecture),
-        mup=MuP(**about["mup"]) if about["mup"] else None,
-    )
-
-
 def _network(about: dict[str, Any], parameters: dict[str, torch.Tensor]) -> Transformer:
     with torch.device("meta"):
-        net = Transformer(config_of(about))
+        net = Transformer(TransformerConfig.from_dict(about))
     net.load_state_dict(parameters, assign=True)
     return net.eval()
 

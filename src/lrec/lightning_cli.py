@@ -21,13 +21,13 @@ from torch import distributed
 
 from lrec import checkpoints, target_losses
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
-from lrec.cli import OneLineParser
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import replacing
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
+from lrec.parser import OneLineParser
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
@@ -274,11 +274,3 @@ def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
     cli = _command_line(_ComposedConfig, [command, *arguments])
     options: dict[str, Any] = yaml.safe_load(cli._parser(command).dump(cli.config[command], skip_unset=False))
     return options
-
-
-def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
-    """The DataModule of a composed configuration."""
-    parser = Parser()
-    parser.add_subclass_arguments(SequenceDataModule, "data", required=True)
-    datamodule: SequenceDataModule = parser.instantiate(parser.parse_object({"data": config["data"]})).data
-    return datamodule

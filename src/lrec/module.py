@@ -223,7 +223,7 @@ class SequentialRecommender(LightningModule):
             "repeats": self.data.repeats,
             "diverged": self.diverged,
             "train_loss": self._train_loss_totals(),
-            **self._shape_dict(),
+            **self.config.to_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -231,7 +231,7 @@ class SequentialRecommender(LightningModule):
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
-        for name, value in self._shape_dict().items():
+        for name, value in self.config.to_dict().items():
             if saved.get(name) != value:
                 raise UserError(f"the checkpoint has {name} {saved.get(name)}, the config {value}: give its own config")
         if saved["data_hash"] != self.data.data_hash:
@@ -249,13 +249,6 @@ class SequentialRecommender(LightningModule):
         totals = torch.stack([loss_sum.double(), loss_sum.new_tensor(self._train_targets, dtype=torch.float64)])
         loss_total, targets = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         return loss_total, int(targets)
-
-    def _shape_dict(self) -> dict[str, Any]:
-        """What makes two networks differ in more than their weights: all of the config but dropout."""
-        shape = asdict(self.config)
-        del shape["dropout"]
-        architecture = {f"architecture.{name}": value for name, value in shape.pop("architecture").items()}
-        return shape | architecture
 
     def _evaluate(self, batch: EvalBatch) -> None:
         def head(hidden_BD: Tensor, table_VD: Tensor) -> Scores:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lrec import cost
-from lrec.cli import find_config
 from lrec.lightning_cli import compose
 from lrec.net import Architecture, Transformer
+from lrec.parser import find_config
 from lrec.study.launch import Run
 
 MODERN, MUP = "--config=model/modern.yaml", "--config=model/mup.yaml"

@@ -1,5 +1,7 @@
 """Every data set and split: once imported, options accept their bare names, and --help lists them."""
 
+from typing import Any
+
 from lrec.data.amazon import AmazonDataModule
 from lrec.data.base import SequenceDataModule
 from lrec.data.interactions import InteractionsDataModule
@@ -7,6 +9,7 @@ from lrec.data.movielens import MovieLensDataModule
 from lrec.data.splits import LastItems
 from lrec.data.synthetic import SyntheticDataModule
 from lrec.data.temporal import GlobalTemporal
+from lrec.parser import OneLineParser
 
 __all__ = [
     "AmazonDataModule",
@@ -16,4 +19,13 @@ __all__ = [
     "MovieLensDataModule",
     "SequenceDataModule",
     "SyntheticDataModule",
+    "datamodule_of",
 ]
+
+
+def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
+    """The DataModule that a run's configuration names; UserError where its options do not fit it."""
+    parser = OneLineParser()
+    parser.add_subclass_arguments(SequenceDataModule, "data", required=True)
+    datamodule: SequenceDataModule = parser.instantiate(parser.parse_object({"data": config["data"]})).data
+    return datamodule

@@ -30,7 +30,7 @@ def plan(runs: list[Run], folder: Path, threads: int) -> list[Cost]:
     start a run: early stopping makes them fewer. Memory is that of a float32 step on one process (`cost.memory`) plus a
     gibibyte for the process; disk counts two checkpoints. Runs that are finished in `folder` cost what they took.
     """
-    from lrec.lightning_cli import datamodule_of
+    from lrec.data.datasets import datamodule_of
 
     rate = _matmul_rate()
     opened: dict[str, tuple[int, int, int]] = {}

@@ -7,9 +7,9 @@ from itertools import product
 from typing import Any
 
 from lrec import cost
-from lrec.cli import find_config
 from lrec.errors import UserError
 from lrec.net import SIZES, TransformerConfig, find_size
+from lrec.parser import find_config
 from lrec.study.launch import Run
 
 

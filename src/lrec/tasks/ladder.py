@@ -153,7 +153,7 @@ class Data:
 
     def of(self, config: dict[str, Any]) -> SequenceDataModule:
         """The DataModule of a run, set up; prepared first where its store is not there."""
-        from lrec.lightning_cli import datamodule_of
+        from lrec.data.datasets import datamodule_of
 
         key = json_hash(config["data"])
         if key not in self._opened:

@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-from lrec.cli import with_shipped_configs
-from lrec.lightning_cli import compose, datamodule_of
+from lrec.data.datasets import datamodule_of
+from lrec.lightning_cli import compose
 from lrec.net import Transformer, TransformerConfig, find_size
+from lrec.parser import with_shipped_configs
 from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 
 MAX_LEN, STEPS = 12, 4
