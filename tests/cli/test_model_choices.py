@@ -9,8 +9,9 @@ import torch
 
 from lrec import cost
 from lrec.lightning_cli import compose
-from lrec.net import Architecture, Transformer
+from lrec.net import Transformer
 from lrec.parser import find_config
+from lrec.shape import Architecture
 from lrec.study.launch import Run
 
 MODERN, MUP = "--config=model/modern.yaml", "--config=model/mup.yaml"

@@ -8,8 +8,8 @@ from typing import Any
 
 from lrec import cost
 from lrec.errors import UserError
-from lrec.net import SIZES, TransformerConfig, find_size
 from lrec.parser import find_config
+from lrec.shape import SIZES, TransformerConfig, find_size
 from lrec.study.launch import Run
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lrec.files import locked, write_text
-from lrec.net import Architecture, Dropout, OverDepth, TransformerConfig, find_size
+from lrec.shape import Architecture, Dropout, OverDepth, TransformerConfig, find_size
 from lrec.signals import TRY_AGAIN
 
 POLL_S = 5.0

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrec.blocks import KeyValueCache
 from lrec.data.splits import ranges
 from lrec.metrics import score
-from lrec.net import KeyValueCache, Transformer
+from lrec.net import Transformer
 from lrec.tasks.assessment import (
     POPULARITY,
     REPEAT_LAST,

@@ -8,7 +8,7 @@ import pytest
 from lrec.laws.fit import fit
 from lrec.laws.forms import LAWS
 from lrec.laws.predict import predict
-from lrec.net import SIZES
+from lrec.shape import SIZES
 from lrec.study.launch import Run, finished_point
 from lrec.study.report import COLUMNS, Ladder, write_report
 
