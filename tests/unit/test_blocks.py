@@ -1,4 +1,4 @@
-"""A user's own part of a block keeps the promises of lrec's own: causality, blanks, decoding, counts, initial values."""
+"""A user's own part of a block keeps the promises of lrec's own: causality, blanks, decoding, counts, first values."""
 
 from pathlib import Path
 
