@@ -26,7 +26,7 @@ from lrec.baselines import BASELINES
 from lrec.files import write_text
 from lrec.metrics import Scores, score
 from lrec.study.launch import finished_point, points_of
-from lrec.tasks.bootstrap import Bootstrap, figure
+from lrec.tasks.estimates import UserResamples, estimate
 from lrec.tasks.ladder import Data, TrainedRun, load_run
 
 HERE = Path(__file__).parent
@@ -208,7 +208,7 @@ def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:
         ranks = {recipe: np.where(np.isnan(ranks_SU), math.inf, ranks_SU) for recipe, ranks_SU in ranks.items()}
     first = next(iter(ranks.values()))[0]
     users_U, kept = np.arange(len(first)), int((~np.isnan(first)).sum())
-    bootstrap = Bootstrap(users_U, seed=0)
+    resamples = UserResamples(users_U, seed=0)
     lines = [
         f"## {protocol.title}",
         "",
@@ -226,7 +226,7 @@ def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:
             for place, (mine, theirs) in enumerate(
                 zip((hits, gains), metrics_of(ranks[protocol.reference]), strict=True)
             ):
-                against[place] = figure(bootstrap.mean(mine.mean(0) - theirs.mean(0), users_U)).signed()
+                against[place] = estimate(resamples.mean(mine.mean(0) - theirs.mean(0), users_U)).signed()
         mark = " (reference)" if recipe == protocol.reference else ""
         cells = [
             f"{recipe}{mark}",

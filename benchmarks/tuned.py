@@ -28,7 +28,7 @@ from replicate import metrics_of
 import lrec
 from lrec.files import write_text
 from lrec.study.launch import finished_point, points_of
-from lrec.tasks.bootstrap import Bootstrap, figure
+from lrec.tasks.estimates import UserResamples, estimate
 
 HERE = Path(__file__).parent
 OUTCOMES = HERE / "tuned"
@@ -191,10 +191,10 @@ def page(
     for engine, runs in tested.items():
         hits[engine], gains[engine] = metrics_of(np.stack([run.test_U for run in runs]))
     users_U = np.arange(gains["lrec"].shape[1])
-    bootstrap = Bootstrap(users_U, seed=0)
+    resamples = UserResamples(users_U, seed=0)
 
     def difference(values: dict[str, np.ndarray]) -> str:
-        return figure(bootstrap.mean((values["lrec"] - values["RecTools"]).mean(0), users_U)).signed()
+        return estimate(resamples.mean((values["lrec"] - values["RecTools"]).mean(0), users_U)).signed()
 
     lines = [
         "# lrec beside a tuned RecTools",

@@ -26,7 +26,7 @@ from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import replacing
 from lrec.interruption import BestAndLast, LastCheckpoint
-from lrec.metrics import figure_names
+from lrec.metrics import metric_names
 from lrec.module import SequentialRecommender
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
@@ -128,8 +128,8 @@ class CommandLine(LightningCLI):
             self.model.warm_start = None  # it has been made
         for group in ("checkpoint", "early_stopping"):
             monitor = self.config_init.fit[group].monitor
-            if monitor not in [f"val/{name}" for name in figure_names()]:
-                raise UserError(f"--{group}.monitor {monitor}: choose one of val/{', val/'.join(figure_names())}")
+            if monitor not in [f"val/{name}" for name in metric_names()]:
+                raise UserError(f"--{group}.monitor {monitor}: choose one of val/{', val/'.join(metric_names())}")
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         # At least one training loss is logged per epoch, however short.

@@ -303,8 +303,8 @@ def _top_columns_of_few(scores_BC: Tensor, k: int) -> Tensor:
     return columns_BK.sort(1).values
 
 
-def figure_names() -> list[str]:
-    """Every figure of an evaluation, as it is called after `val/` or `test/`."""
+def metric_names() -> list[str]:
+    """Every metric of an evaluation, as it is called after `val/` or `test/`."""
     ranked = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR", "coverage", "popularity") for k in KS]
     return ["loss", *ranked, *(f"{name}_unseen" for name in ranked)]
 

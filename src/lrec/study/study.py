@@ -20,7 +20,7 @@ from lrec.laws.fit import fit_points
 from lrec.laws.forms import LAWS
 from lrec.laws.points import source_hash
 from lrec.laws.predict import predict
-from lrec.signals import TRY_AGAIN, deafen, listen
+from lrec.signals import TRY_AGAIN, on_signals
 from lrec.study import budget
 from lrec.study.cluster import train_on_cluster
 from lrec.study.grid import Grid, combined
@@ -253,13 +253,10 @@ class _Work:
             table.draw(runs, book.folder)
             return not (self.interrupted or self._budget_is_spent())
 
-        handlers = listen(self._note_interruption)
-        try:
+        with on_signals(self._note_interruption):
             for ended in train(runs, book.folder, book.name, self.limits, self.memory_gib, watch):
                 table.clear()
                 yield ended
-        finally:
-            deafen(handlers)
         table.clear()
 
     def _note_interruption(self, *_: object) -> None:

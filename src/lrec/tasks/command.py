@@ -10,7 +10,7 @@ from lrec.tasks.assessment import TaskResult
 from lrec.tasks.cold_start import cold_start
 from lrec.tasks.ladder import Data, Ladder, diverged, ladder_of, load_run, run_folders
 from lrec.tasks.long_tail import long_tail
-from lrec.tasks.ranks import leads, processes
+from lrec.tasks.processes import leads, processes
 from lrec.tasks.report import Report
 from lrec.tasks.robustness import robustness
 from lrec.tasks.trajectory import trajectory

@@ -16,7 +16,7 @@ from lrec.errors import UserError
 from lrec.export import load
 from lrec.files import json_hash
 from lrec.net import Transformer
-from lrec.tasks.ranks import device
+from lrec.tasks.processes import device
 
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
 

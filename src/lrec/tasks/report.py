@@ -7,7 +7,7 @@ from typing import Any
 
 from lrec.files import replacing, write_json, write_text
 from lrec.tasks.assessment import Section, TaskResult
-from lrec.tasks.bootstrap import CONFIDENCE, RESAMPLES, Figure, figure
+from lrec.tasks.estimates import CONFIDENCE, RESAMPLES, Estimate, estimate
 from lrec.tasks.figures import task_figure
 from lrec.tasks.ladder import Ladder
 
@@ -97,7 +97,7 @@ def _content(section: Section) -> dict[str, Any]:
             name: {
                 "cases": group.cases,
                 "users": group.users,
-                "scorers": _plain(section.figures(name)),
+                "scorers": _plain(section.estimates(name)),
                 "gain": _plain(section.gains(name)),
             }
             for name, group in section.groups.items()
@@ -107,7 +107,7 @@ def _content(section: Section) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Figure):
+    if isinstance(value, Estimate):
         return {key: number if math.isfinite(number) else None for key, number in value._asdict().items()}
     return {key: _plain(item) for key, item in value.items()}
 
@@ -130,9 +130,9 @@ def _table(section: Section, metric: str) -> list[str]:
     for name, group in section.groups.items():
         if metric not in group.draws[scorers[0]]:
             continue
-        cells = [name, f"{group.cases:,}", *(_cell(figure(group.draws[scorer][metric])) for scorer in scorers)]
+        cells = [name, f"{group.cases:,}", *(_cell(estimate(group.draws[scorer][metric])) for scorer in scorers)]
         if with_gain:
-            cells += [_cell(figure(section.slope(name, metric)), "+"), _cell(figure(section.ratio(name, metric)))]
+            cells += [_cell(estimate(section.slope(name, metric)), "+"), _cell(estimate(section.ratio(name, metric)))]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -150,7 +150,7 @@ def _short_table(section: Section) -> list[str]:
     return lines
 
 
-def _cell(shown: Figure, sign: str = "") -> str:
+def _cell(shown: Estimate, sign: str = "") -> str:
     if math.isnan(shown.value):
         return "undefined"
     return f"{_number(shown.value, sign)} [{_number(shown.low, sign)}, {_number(shown.high, sign)}]"

@@ -24,10 +24,10 @@ from lrec.tasks.assessment import (
     TaskResult,
     compare_gains,
 )
-from lrec.tasks.bootstrap import Bootstrap
 from lrec.tasks.cases import Cases, batches, cases_before, rank_by_repeating
+from lrec.tasks.estimates import UserResamples
 from lrec.tasks.ladder import Ladder
-from lrec.tasks.ranks import share_of, together
+from lrec.tasks.processes import share_of, together
 
 HITS = range(1, 11)
 BLEU_ORDERS = (2, 4)
@@ -197,7 +197,7 @@ def clipped_matches(items_CT: np.ndarray, truth_CT: np.ndarray, n: int) -> np.nd
 
 
 def bleu(
-    bootstrap: Bootstrap, users_C: np.ndarray, items_CT: np.ndarray, truth_CT: np.ndarray, order: int
+    resamples: UserResamples, users_C: np.ndarray, items_CT: np.ndarray, truth_CT: np.ndarray, order: int
 ) -> np.ndarray:
     """Draws of BLEU (Papineni et al. 2002) of all trajectories together, n-grams up to `order`.
 
@@ -205,7 +205,7 @@ def bleu(
     """
     steps = truth_CT.shape[1]
     precisions_NR = [
-        bootstrap.mean(clipped_matches(items_CT, truth_CT, n) / (steps - n + 1), users_C) for n in range(1, order + 1)
+        resamples.mean(clipped_matches(items_CT, truth_CT, n) / (steps - n + 1), users_C) for n in range(1, order + 1)
     ]
     return np.prod(np.maximum(precisions_NR, 0), 0) ** (1 / order)
 
@@ -235,18 +235,18 @@ def _sections(
 ) -> list[Section]:
     """By step, and the whole."""
     users_C = given.histories.users_C
-    bootstrap = Bootstrap(users_C, seed)
+    resamples = UserResamples(users_C, seed)
     how = "items may be predicted again" if repeats else "nothing seen or predicted before is predicted"
 
     def step_draws(runs: list[Decoded], step: int) -> Draws:
         values = [step_values(run) for run in runs]
-        return bootstrap.means({name: np.mean([v[name][:, step] for v in values], 0) for name in values[0]}, users_C)
+        return resamples.means({name: np.mean([v[name][:, step] for v in values], 0) for name in values[0]}, users_C)
 
     def whole_draws(runs: list[Decoded]) -> Draws:
         values = [trajectory_values(run, given.truth_CT) for run in runs]
-        draws = bootstrap.means({name: np.mean([v[name] for v in values], 0) for name in values[0]}, users_C)
+        draws = resamples.means({name: np.mean([v[name] for v in values], 0) for name in values[0]}, users_C)
         for order in BLEU_ORDERS:
-            each = [bleu(bootstrap, users_C, run.items_CT, given.truth_CT, order) for run in runs]
+            each = [bleu(resamples, users_C, run.items_CT, given.truth_CT, order) for run in runs]
             draws[f"BLEU-{order}"] = np.mean(each, 0)
         return draws
 
