@@ -50,8 +50,13 @@ OWN_COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `lrec` with these arguments (those of the process by default)."""
+    """Run `lrec` with these arguments (those of the process by default).
+
+    Class paths may name the user's own files in the current folder, after everything that is installed.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         _route(arguments)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """LightningCLI for `lrec fit|validate|test|predict`: the run folder, its logger and checkpoints, the test after fit."""
 
+import argparse
 import logging
 import os
 import warnings
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,7 +25,7 @@ from lrec import checkpoints, target_losses
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.files import replacing
+from lrec.files import replacing, write_text
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
@@ -58,9 +60,35 @@ class Parser(OneLineParser, LightningArgumentParser):
         """Raise the message as a UserError that names the option to be mended."""
         OneLineParser.error(self, message, ex)
 
+    def format_help(self, *arguments: Any) -> str:
+        """Lightning's help, and the options of lrec's own model: those of --model depend on the class it names."""
+        text = super().format_help(*arguments)
+        if "model" not in self.get_defaults():
+            return text
+        own = OneLineParser(usage=argparse.SUPPRESS, add_help=False)
+        own.add_class_arguments(SequentialRecommender, "model", sub_configs=True)
+        return f"{text}\n{own.format_help()}"
+
+
+class ConfigOfRun(SaveConfigCallback):
+    """The configuration as RUN/config.yaml, whatever the loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it."""
+        text = yaml.safe_dump(_plain(self.parser, self.config), sort_keys=False, allow_unicode=True)
+        write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+
 
 class CommandLine(LightningCLI):
     """A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ..."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The trainer, the model (lrec's own unless --model names another class) and the data."""
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.add_subclass_arguments(
+            SequentialRecommender, "model", fail_untyped=False, default={"class_path": "lrec.SequentialRecommender"}
+        )
+        parser.add_subclass_arguments(SequenceDataModule, "data", fail_untyped=False, required=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks of every run, each a group of options."""
@@ -237,9 +265,9 @@ def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLi
     return cls(
         SequentialRecommender,
         SequenceDataModule,
-        subclass_mode_data=True,
         parser_class=Parser,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=ConfigOfRun,
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]},
         seed_everything_default=0,
         auto_configure_optimizers=False,
@@ -272,5 +300,12 @@ def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
     """
     _quieten()
     cli = _command_line(_ComposedConfig, [command, *arguments])
-    options: dict[str, Any] = yaml.safe_load(cli._parser(command).dump(cli.config[command], skip_unset=False))
+    return _plain(cli._parser(command), cli.config[command])
+
+
+def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """A configuration as plain values; lrec's own model without its class path, as options give it."""
+    options: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_unset=False))
+    if options["model"]["class_path"] == "lrec.SequentialRecommender":
+        options["model"] = options["model"]["init_args"]
     return options
