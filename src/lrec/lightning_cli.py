@@ -25,11 +25,12 @@ from lrec import checkpoints, target_losses
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.files import replacing, write_text
+from lrec.files import write_text
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
 from lrec.parser import OneLineParser
+from lrec.run import BEST, Run
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
@@ -76,7 +77,7 @@ class ConfigOfRun(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it."""
         text = yaml.safe_dump(_plain(self.parser, self.config), sort_keys=False, allow_unicode=True)
-        write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+        write_text(Run(Path(trainer.default_root_dir)).config_file, text)
 
 
 class CommandLine(LightningCLI):
@@ -114,9 +115,9 @@ class CommandLine(LightningCLI):
         """The configuration is the truth: a checkpoint's hyper-parameters never override it."""
 
     @property
-    def run(self) -> Path:
+    def run(self) -> Run:
         """The run's folder."""
-        return Path(self.trainer.default_root_dir)
+        return Run(Path(self.trainer.default_root_dir))
 
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, and with it those of the logger and the checkpoints."""
@@ -146,10 +147,10 @@ class CommandLine(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
-        if self.ckpt_path is None and (self.run / "points.jsonl").exists():
+        if self.ckpt_path is None and self.run.begun:
             raise UserError(
-                f"{self.run} holds a run already: choose another --trainer.default_root_dir, "
-                "or --ckpt_path=last to go on with it"
+                f"{self.run.folder} holds a run already: choose another --trainer.default_root_dir, "
+                "or --ckpt_path=last to resume it"
             )
         self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
         if self.config_init.fit.ckpt_path is not None:
@@ -165,8 +166,7 @@ class CommandLine(LightningCLI):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
         if trainer.is_global_zero:
             self._hint_at_more_steps()
-            with replacing(self.run / "items.parquet") as temporary:
-                self.datamodule.item_table().write_parquet(temporary)
+            self.run.write_items(self.datamodule.item_table())
 
     def _hint_at_more_steps(self) -> None:
         data = self.datamodule
@@ -186,7 +186,7 @@ class CommandLine(LightningCLI):
         elif best:
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
             if self.config_init.fit.points.study is not None and not distributed.is_initialized():
-                target_losses.main(self.run)
+                target_losses.main(self.run.folder)
         elif "val/loss" not in self.trainer.callback_metrics:
             rank_zero_only(print)(
                 "training ended before an evaluation, so there is no best checkpoint to test: "
@@ -219,7 +219,7 @@ class CommandLine(LightningCLI):
         """Choose the run's best checkpoint where none was given."""
         path = self._choose_checkpoint(default="best")
         if path is None:
-            raise UserError(f"--ckpt_path last: {self.run} has none")
+            raise UserError(f"--ckpt_path last: {self.run.folder} has none")
         self.config_init[self.subcommand].ckpt_path = path
 
     before_validate = before_predict = before_test
@@ -231,7 +231,7 @@ class CommandLine(LightningCLI):
         if chosen == "last":
             path = checkpoints.find_last(folder)
         else:
-            path = folder / "best.ckpt" if chosen == "best" else Path(chosen) if chosen else None
+            path = folder / BEST if chosen == "best" else Path(chosen) if chosen else None
         try:
             if path is not None:
                 checkpoints.check(path)

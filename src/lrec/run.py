@@ -25,6 +25,7 @@ from lrec.files import json_hash, replacing, write_json, write_text
 
 SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"
+BEST, LAST = "best.ckpt", "last.ckpt"
 
 # Where data lie and how they are served: no part of what is trained.
 _PLACES = ("data.path", "data.data_dir", "data.num_workers", "data.memory_gib")
@@ -255,12 +256,12 @@ class Run:
     @property
     def best(self) -> Path:
         """Its best checkpoint."""
-        return self.checkpoints / "best.ckpt"
+        return self.checkpoints / BEST
 
     @property
     def last(self) -> Path:
         """Its last checkpoint."""
-        return self.checkpoints / "last.ckpt"
+        return self.checkpoints / LAST
 
     @property
     def log_file(self) -> Path:
@@ -360,5 +361,5 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         runs |= {folder.resolve(): Run(folder) for folder in found}
     for run in runs.values():
         if not run.best.exists():
-            raise UserError(f"{run.folder} has no checkpoints/best.ckpt: finish the run, or leave it out of --runs")
+            raise UserError(f"{run.folder} has no checkpoints/{BEST}: finish the run, or leave it out of --runs")
     return list(runs.values())
