@@ -14,7 +14,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from lrec.cli import LIGHTNING_COMMANDS, main, own_command, with_shipped_configs
+from lrec.cli import LIGHTNING_COMMANDS, main, own_command
+from lrec.parser import with_shipped_configs
 
 # Lightning's log handler keeps the stderr of the test that imported it, which pytest closes.
 logging.raiseExceptions = False

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.files import check_writable, replacing, write_json
-from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.net import Transformer, TransformerConfig
 from lrec.recommend import Model
+from lrec.run import Run, run_of
 
 FORMAT = 1
 IDS, ENDS = "item_ids", "item_ends"
@@ -95,39 +96,22 @@ def _file_of(path: Path) -> Path:
     """What is meant by a run's folder, its best checkpoint, or by an exported folder; else the path itself."""
     if not path.is_dir() or (path / checkpoints.STATE).exists():
         return path
-    exported, best = path / "model.safetensors", path / "checkpoints" / "best.ckpt"
+    exported, best = path / "model.safetensors", Run(path).best
     if not exported.exists() and not best.exists():
-        raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/best.ckpt (lrec fit)")
+        raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name} (lrec fit)")
     return exported if exported.exists() else best
-
-
-def config_of(about: dict[str, Any]) -> TransformerConfig:
-    """The shape of the network that a checkpoint or an exported file describes, without dropout."""
-    architecture = {
-        name.removeprefix("architecture."): value for name, value in about.items() if name.startswith("architecture.")
-    }
-    n_items, max_len, layers, width, heads = (about[n] for n in ("n_items", "max_len", "layers", "width", "heads"))
-    return TransformerConfig(
-        n_items,
-        max_len,
-        layers,
-        width,
-        heads,
-        architecture=Architecture(**architecture),
-        mup=MuP(**about["mup"]) if about["mup"] else None,
-    )
 
 
 def _network(about: dict[str, Any], parameters: dict[str, torch.Tensor]) -> Transformer:
     with torch.device("meta"):
-        net = Transformer(config_of(about))
+        net = Transformer(TransformerConfig.from_dict(about))
     net.load_state_dict(parameters, assign=True)
     return net.eval()
 
 
 def _item_ids(ckpt_path: Path, items: Path | None, n_items: int) -> pl.Series:
     """Raw ids from a run's items.parquet."""
-    path = items or ckpt_path.absolute().parent.parent / "items.parquet"
+    path = items or run_of(ckpt_path).items_file
     if not path.is_file():
         raise UserError(f"{path}: no such file; --items names the items.parquet of the run that made {ckpt_path}")
     item_ids = pl.read_parquet(path, columns=["raw_id"])["raw_id"]

@@ -25,6 +25,7 @@ from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import Evaluation, Scores, TopItems, score, top_items
 from lrec.net import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.optim import Optimizer
+from lrec.parser import made_of
 from lrec.switch import OptimizerSwitch
 from lrec.warm_start import begin_from
 
@@ -105,6 +106,10 @@ class SequentialRecommender(LightningModule):
         self._train_loss_sum: Tensor | None = None
         self._train_targets = 0
 
+    def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
+        """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
+        return TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.mup)
+
     @property
     def data(self) -> SequenceDataModule:
         """The DataModule of the attached trainer."""
@@ -116,9 +121,7 @@ class SequentialRecommender(LightningModule):
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
         if hasattr(self, "net"):
             return
-        self.config = TransformerConfig(
-            self.data.n_items, self.data.max_len, *self.shape, self.dropout, self.architecture, self.mup
-        )
+        self.config = self.network_config(self.data.n_items, self.data.max_len)
         strategy = self.trainer.strategy
         seed, sharding = strategy.broadcast(torch.initial_seed()), getattr(strategy, "sharding", None)
         self.net = parallel.build(
@@ -223,7 +226,7 @@ class SequentialRecommender(LightningModule):
             "repeats": self.data.repeats,
             "diverged": self.diverged,
             "train_loss": self._train_loss_totals(),
-            **self._shape_dict(),
+            **self.config.to_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -231,7 +234,7 @@ class SequentialRecommender(LightningModule):
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
-        for name, value in self._shape_dict().items():
+        for name, value in self.config.to_dict().items():
             if saved.get(name) != value:
                 raise UserError(f"the checkpoint has {name} {saved.get(name)}, the config {value}: give its own config")
         if saved["data_hash"] != self.data.data_hash:
@@ -249,13 +252,6 @@ class SequentialRecommender(LightningModule):
         totals = torch.stack([loss_sum.double(), loss_sum.new_tensor(self._train_targets, dtype=torch.float64)])
         loss_total, targets = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
         return loss_total, int(targets)
-
-    def _shape_dict(self) -> dict[str, Any]:
-        """What makes two networks differ in more than their weights: all of the config but dropout."""
-        shape = asdict(self.config)
-        del shape["dropout"]
-        architecture = {f"architecture.{name}": value for name, value in shape.pop("architecture").items()}
-        return shape | architecture
 
     def _evaluate(self, batch: EvalBatch) -> None:
         def head(hidden_BD: Tensor, table_VD: Tensor) -> Scores:
@@ -307,6 +303,11 @@ class SequentialRecommender(LightningModule):
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             self.diverged = True
             self.trainer.should_stop = True
+
+
+def model_of(config: dict[str, Any]) -> SequentialRecommender:
+    """The model that a run's configuration names, without a network yet; UserError where its options do not fit it."""
+    return made_of(config, "model", SequentialRecommender)
 
 
 def _choose_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:

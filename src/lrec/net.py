@@ -9,8 +9,8 @@ V catalogue.
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lrec.errors import UserError
 INIT_STD = 0.02
 NORM_EPS = 1e-12
 ROTARY_BASE = 10_000.0
+_ARCHITECTURE = "architecture."
 
 
 class Size(NamedTuple):
@@ -215,6 +216,28 @@ class TransformerConfig:
         if self.mup is None:
             return self.head_width**-0.5
         return math.sqrt(self.mup.base_width / self.mup.base_heads) / self.head_width
+
+    def to_dict(self) -> dict[str, Any]:
+        """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout.
+
+        Plain values; those of the architecture are named architecture.norm and so on.
+        """
+        shape = asdict(self)
+        del shape["dropout"]
+        architecture = {f"{_ARCHITECTURE}{name}": value for name, value in shape.pop("architecture").items()}
+        return shape | architecture
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TransformerConfig":
+        """The network that `to_dict` described, without dropout; what else is among the values is left alone."""
+        architecture = {
+            name.removeprefix(_ARCHITECTURE): value for name, value in values.items() if name.startswith(_ARCHITECTURE)
+        }
+        return cls(
+            **{name: values[name] for name in ("n_items", "max_len", "layers", "width", "heads")},
+            architecture=Architecture(**architecture),
+            mup=None if values["mup"] is None else MuP(**values["mup"]),
+        )
 
 
 class KeyValueCache:

@@ -11,7 +11,7 @@ import yaml
 
 import lrec as package
 from lrec.cli import main
-from lrec.lightning_cli import datamodule_of
+from lrec.data.datasets import datamodule_of
 from lrec.metrics import score
 
 OPTIONS = [

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrec.cli import with_shipped_configs
 from lrec.data.base import SequenceDataModule
-from lrec.lightning_cli import compose, datamodule_of
+from lrec.data.datasets import datamodule_of
+from lrec.lightning_cli import compose
+from lrec.parser import with_shipped_configs
 
 
 def preset(name: str, path: Path, data_dir: Path) -> SequenceDataModule:

@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 import yaml
 
-from lrec.cli import with_shipped_configs
+from lrec.data.datasets import datamodule_of
 from lrec.data.splits import LastItems, SplitRule
 from lrec.data.temporal import GlobalTemporal
-from lrec.lightning_cli import compose, datamodule_of
+from lrec.lightning_cli import compose
+from lrec.parser import with_shipped_configs
 
 BASE = ["--config=data/synthetic.yaml", "--model.size=0.8k"]
 

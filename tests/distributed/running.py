@@ -10,7 +10,8 @@ from unittest.mock import patch
 
 import torch
 
-from lrec.cli import find_config, main
+from lrec.cli import main
+from lrec.parser import find_config
 
 # 51 items, which two processes cannot share equally, and 3 evaluation batches, so that one of them needs a filler.
 # An epoch has 14 steps: 20 end in the middle of the second.

@@ -1,5 +1,7 @@
 """Every data set and split: once imported, options accept their bare names, and --help lists them."""
 
+from typing import Any
+
 from lrec.data.amazon import AmazonDataModule
 from lrec.data.base import SequenceDataModule
 from lrec.data.interactions import InteractionsDataModule
@@ -7,6 +9,7 @@ from lrec.data.movielens import MovieLensDataModule
 from lrec.data.splits import LastItems
 from lrec.data.synthetic import SyntheticDataModule
 from lrec.data.temporal import GlobalTemporal
+from lrec.parser import made_of
 
 __all__ = [
     "AmazonDataModule",
@@ -16,4 +19,10 @@ __all__ = [
     "MovieLensDataModule",
     "SequenceDataModule",
     "SyntheticDataModule",
+    "datamodule_of",
 ]
+
+
+def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
+    """The DataModule that a run's configuration names; UserError where its options do not fit it."""
+    return made_of(config, "data", SequenceDataModule)  # type: ignore[type-abstract]
