@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lrec.files import replacing, write_json, write_text
+from lrec.tables import rows_table
 from lrec.tasks.assessment import Section, TaskResult
 from lrec.tasks.estimates import CONFIDENCE, RESAMPLES, Estimate, estimate
 from lrec.tasks.figures import task_figure
@@ -65,7 +66,7 @@ class Report:
             f"{self.ladder.max_len}. Intervals hold {100 * CONFIDENCE:.0f} % ({RESAMPLES:,} resamples of the users, "
             f"the same for every size; seed {self.seed}); they say nothing of how another training would have ended. "
             "Slope: change of the metric per decade of N_body.",
-            "\n".join(_runs_table(self.ladder)),
+            _runs_table(self.ladder),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
         for result in self.results:
@@ -73,7 +74,7 @@ class Report:
             blocks += [f"![{result.name}]({result.name}.png)"] if result.sections else []
             for section in result.sections:
                 blocks.append(f"### {section.title}")
-                blocks += ["\n".join(_table(section, metric)) for metric in section.shown]
+                blocks += [_table(section, metric) for metric in section.shown]
                 blocks.append("\n".join(f"- {finding}" for finding in section.findings))
             blocks.append("\n".join(f"- {note}." for note in result.notes))
         return "\n\n".join(block for block in blocks if block) + "\n"
@@ -112,29 +113,26 @@ def _plain(value: Any) -> Any:
     return {key: _plain(item) for key, item in value.items()}
 
 
-def _runs_table(ladder: Ladder) -> list[str]:
-    lines = ["| size | N_body | trained on | runs |", "|---|---:|---|---|"]
+def _runs_table(ladder: Ladder) -> str:
+    rows = [["size", "N_body", "trained on", "runs"]]
     for what, runs in ladder.rows():
-        names = ", ".join(run.run.name for run in runs)
-        lines.append(f"| {runs[0].name} | {runs[0].n_body:,} | {what} | {names} |")
-    return lines
+        rows.append([runs[0].name, f"{runs[0].n_body:,}", what, ", ".join(run.run.name for run in runs)])
+    return rows_table(rows, text=(0, 2, 3), padded=False)
 
 
-def _table(section: Section, metric: str) -> list[str]:
+def _table(section: Section, metric: str) -> str:
     """Groups by scorers, in Markdown."""
     scorers = list(dict.fromkeys(name for group in section.groups.values() for name in group.draws))
-    head = [metric, "cases", *scorers]
     with_gain = len(section.names) > 1
-    head += ["slope per decade", "largest / smallest"] if with_gain else []
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    rows = [[metric, "cases", *scorers, *(["slope per decade", "largest / smallest"] if with_gain else [])]]
     for name, group in section.groups.items():
         if metric not in group.draws[scorers[0]]:
             continue
-        cells = [name, f"{group.cases:,}", *(_cell(estimate(group.draws[scorer][metric])) for scorer in scorers)]
+        row = [name, f"{group.cases:,}", *(_cell(estimate(group.draws[scorer][metric])) for scorer in scorers)]
         if with_gain:
-            cells += [_cell(estimate(section.slope(name, metric)), "+"), _cell(estimate(section.ratio(name, metric)))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            row += [_cell(estimate(section.slope(name, metric)), "+"), _cell(estimate(section.ratio(name, metric)))]
+        rows.append(row)
+    return rows_table(rows, text=(0,), padded=False)
 
 
 def _short_table(section: Section) -> list[str]:
