@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lrec.errors import UserError
+from lrec.run import LAST
 from lrec.signals import TRY_AGAIN, Handlers, deafen, listen
 
 
@@ -137,5 +138,5 @@ def _last_path(trainer: Trainer) -> Path | None:
     """Where the run keeps its last checkpoint; None with --checkpoint.save_last=false."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is not None:
-            return Path(callback.dirpath) / "last.ckpt"
+            return Path(callback.dirpath) / LAST
     return None

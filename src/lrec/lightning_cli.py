@@ -1,5 +1,6 @@
 """LightningCLI for `lrec fit|validate|test|predict`: the run folder, its logger and checkpoints, the test after fit."""
 
+import argparse
 import logging
 import os
 import warnings
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,11 +25,12 @@ from lrec import checkpoints, target_losses
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.files import replacing
+from lrec.files import write_text
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import figure_names
 from lrec.module import SequentialRecommender
 from lrec.parser import OneLineParser
+from lrec.run import BEST, Run
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
@@ -58,6 +61,24 @@ class Parser(OneLineParser, LightningArgumentParser):
         """Raise the message as a UserError that names the option to be mended."""
         OneLineParser.error(self, message, ex)
 
+    def format_help(self, *arguments: Any) -> str:
+        """Lightning's help, and the options of lrec's own model: those of --model depend on the class it names."""
+        text = super().format_help(*arguments)
+        if "model" not in self.get_defaults():
+            return text
+        own = OneLineParser(usage=argparse.SUPPRESS, add_help=False)
+        own.add_class_arguments(SequentialRecommender, "model", sub_configs=True)
+        return f"{text}\n{own.format_help()}"
+
+
+class ConfigOfRun(SaveConfigCallback):
+    """The configuration as RUN/config.yaml, whatever the loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it."""
+        text = yaml.safe_dump(_plain(self.parser, self.config), sort_keys=False, allow_unicode=True)
+        write_text(Run(Path(trainer.default_root_dir)).config_file, text)
+
 
 class CommandLine(LightningCLI):
     """A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ..."""
@@ -65,6 +86,14 @@ class CommandLine(LightningCLI):
     def __init__(self, command: str, *args: Any, **kwargs: Any) -> None:
         self.command = command
         super().__init__(*args, **kwargs)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The trainer, the model (lrec's own unless --model names another class) and the data."""
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.add_subclass_arguments(
+            SequentialRecommender, "model", fail_untyped=False, default={"class_path": "lrec.SequentialRecommender"}
+        )
+        parser.add_subclass_arguments(SequenceDataModule, "data", fail_untyped=False, required=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks of every run, each a group of options."""
@@ -90,9 +119,9 @@ class CommandLine(LightningCLI):
         """The configuration is the truth: a checkpoint's hyper-parameters never override it."""
 
     @property
-    def run(self) -> Path:
+    def run(self) -> Run:
         """The run's folder."""
-        return Path(self.trainer.default_root_dir)
+        return Run(Path(self.trainer.default_root_dir))
 
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, and with it those of the logger and the checkpoints."""
@@ -122,10 +151,10 @@ class CommandLine(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
-        if self.ckpt_path is None and (self.run / "points.jsonl").exists():
+        if self.ckpt_path is None and self.run.begun:
             raise UserError(
-                f"{self.run} holds a run already: choose another --trainer.default_root_dir, "
-                "or --ckpt_path=last to go on with it"
+                f"{self.run.folder} holds a run already: choose another --trainer.default_root_dir, "
+                "or --ckpt_path=last to resume it"
             )
         self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
         if self.config_init.fit.ckpt_path is not None:
@@ -141,8 +170,7 @@ class CommandLine(LightningCLI):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
         if trainer.is_global_zero:
             self._hint_at_more_steps()
-            with replacing(self.run / "items.parquet") as temporary:
-                self.datamodule.item_table().write_parquet(temporary)
+            self.run.write_items(self.datamodule.item_table())
 
     def _hint_at_more_steps(self) -> None:
         data = self.datamodule
@@ -162,7 +190,7 @@ class CommandLine(LightningCLI):
         elif best:
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
             if self.config_init.fit.points.study is not None and not distributed.is_initialized():
-                target_losses.main(self.run)
+                target_losses.main(self.run.folder)
         elif "val/loss" not in self.trainer.callback_metrics:
             rank_zero_only(print)(
                 "training ended before an evaluation, so there is no best checkpoint to test: "
@@ -197,7 +225,7 @@ class CommandLine(LightningCLI):
         """Choose the run's best checkpoint where none was given."""
         path = self._choose_checkpoint(default="best")
         if path is None:
-            raise UserError(f"--ckpt_path last: {self.run} has none")
+            raise UserError(f"--ckpt_path last: {self.run.folder} has none")
         self.config_init[self.subcommand].ckpt_path = path
 
     before_validate = before_predict = before_test
@@ -209,7 +237,7 @@ class CommandLine(LightningCLI):
         if chosen == "last":
             path = checkpoints.find_last(folder)
         else:
-            path = folder / "best.ckpt" if chosen == "best" else Path(chosen) if chosen else None
+            path = folder / BEST if chosen == "best" else Path(chosen) if chosen else None
         try:
             if path is not None:
                 checkpoints.check(path)
@@ -244,9 +272,9 @@ def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLi
         arguments[0],
         SequentialRecommender,
         SequenceDataModule,
-        subclass_mode_data=True,
         parser_class=Parser,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=ConfigOfRun,
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]},
         seed_everything_default=0,
         auto_configure_optimizers=False,
@@ -279,5 +307,12 @@ def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
     """
     _quieten()
     cli = _command_line(_ComposedConfig, [command, *arguments])
-    options: dict[str, Any] = yaml.safe_load(cli._parser(command).dump(cli.config[command], skip_unset=False))
+    return _plain(cli._parser(command), cli.config[command])
+
+
+def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+    """A configuration as plain values; lrec's own model without its class path, as options give it."""
+    options: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_unset=False))
+    if options["model"]["class_path"] == "lrec.SequentialRecommender":
+        options["model"] = options["model"]["init_args"]
     return options

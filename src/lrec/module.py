@@ -25,6 +25,7 @@ from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import Evaluation, Scores, TopItems, score, top_items
 from lrec.net import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.optim import Optimizer
+from lrec.parser import made_of
 from lrec.switch import OptimizerSwitch
 from lrec.warm_start import begin_from
 
@@ -105,6 +106,10 @@ class SequentialRecommender(LightningModule):
         self._train_loss_sum: Tensor | None = None
         self._train_targets = 0
 
+    def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
+        """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
+        return TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.mup)
+
     @property
     def data(self) -> SequenceDataModule:
         """The DataModule of the attached trainer."""
@@ -116,9 +121,7 @@ class SequentialRecommender(LightningModule):
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
         if hasattr(self, "net"):
             return
-        self.config = TransformerConfig(
-            self.data.n_items, self.data.max_len, *self.shape, self.dropout, self.architecture, self.mup
-        )
+        self.config = self.network_config(self.data.n_items, self.data.max_len)
         strategy = self.trainer.strategy
         seed, sharding = strategy.broadcast(torch.initial_seed()), getattr(strategy, "sharding", None)
         self.net = parallel.build(
@@ -300,6 +303,11 @@ class SequentialRecommender(LightningModule):
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             self.diverged = True
             self.trainer.should_stop = True
+
+
+def model_of(config: dict[str, Any]) -> SequentialRecommender:
+    """The model that a run's configuration names, without a network yet; UserError where its options do not fit it."""
+    return made_of(config, "model", SequentialRecommender)
 
 
 def _choose_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
@@ -14,15 +14,55 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UserError."""
-        message = " ".join(message.split())
+        message = _with_options(" ".join(message.split()))
         if re.search(r"required: (\w+\.)?data$", message):
             message = "name a data set: --config configs/data/csv.yaml for a file of your own, or another of them"
-        elif found := re.search(r"key \"data\": .*Option '(\w+)' is not accepted", message):
+        elif found := re.search(r"--data: no option '(\w+)'", message):
             message = (
                 f"--data.{found[1]} is no option of the data set that was chosen; "
                 "if none was, --config configs/data/csv.yaml chooses a file of your own"
             )
         raise UserError(message)
+
+
+# What jsonargparse says where none of several types fits: their names, then what is wrong with each.
+_NONE_FITS = re.compile(
+    r"Does not validate against any of the Union.*? Errors: - (.*?) Given value type: \S+ \S+ Given value: (.*)"
+)
+
+
+def _with_options(message: str) -> str:
+    """jsonargparse's message with --model.loss in place of 'Parser key "model": Parser key "loss":', and so on."""
+    message = re.sub(r"- Expected a path but \S+ either not accessible or invalid - ", "", message)
+    message = _NONE_FITS.sub(lambda found: _reasons(*found.groups()), message)
+    message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
+    message = re.sub(r"(--[\w.]+): --(?=\w)", r"\1.", message)
+    message = re.sub(r"Option '([\w.]+)' is not accepted", r"no option '\1'", message)
+    message = re.sub(
+        r"Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is no subclass of \2", message
+    )
+    return re.sub(r"Problem with given class_path '(\S+)': ", r"\1: ", message)
+
+
+def _reasons(errors: str, value: str) -> str:
+    """What is wrong with the value, without what is said twice or of null."""
+    reasons = [reason for reason in dict.fromkeys(errors.split(" - ")) if "NoneType" not in reason]
+    return "; ".join(reasons).replace("Import path does", f"Import path {value} does")
+
+
+T = TypeVar("T")
+
+
+def made_of(config: dict[str, Any], name: str, base: type[T]) -> T:
+    """The object that entry `name` of a run's configuration describes: `base`, or a subclass by its class path.
+
+    Raises:
+        UserError: the class is not there or does not fit, or its options do not.
+    """
+    parser = OneLineParser()
+    parser.add_subclass_arguments(base, name, fail_untyped=False, required=True)
+    made: T = parser.instantiate(parser.parse_object({name: config[name]}))[name]
+    return made
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:

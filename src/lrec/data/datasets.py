@@ -9,7 +9,7 @@ from lrec.data.movielens import MovieLensDataModule
 from lrec.data.splits import LastItems
 from lrec.data.synthetic import SyntheticDataModule
 from lrec.data.temporal import GlobalTemporal
-from lrec.parser import OneLineParser
+from lrec.parser import made_of
 
 __all__ = [
     "AmazonDataModule",
@@ -25,7 +25,4 @@ __all__ = [
 
 def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
     """The DataModule that a run's configuration names; UserError where its options do not fit it."""
-    parser = OneLineParser()
-    parser.add_subclass_arguments(SequenceDataModule, "data", required=True)
-    datamodule: SequenceDataModule = parser.instantiate(parser.parse_object({"data": config["data"]})).data
-    return datamodule
+    return made_of(config, "data", SequenceDataModule)  # type: ignore[type-abstract]

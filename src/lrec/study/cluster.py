@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from lrec.errors import UserError
-from lrec.study.launch import POLL_S, Limits, Outcome, Run, train_one
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import POLL_S, Limits, Outcome, train_one
 
 
 def train_on_cluster(
-    runs: list[Run], folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
-) -> Iterator[tuple[Run, Outcome]]:
+    runs: list[PlannedRun], folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
+) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Submit runs as one array, wait, and yield each with what became of it.
 
     Runs that start from another one's network are a second array, once the first has ended.
@@ -44,8 +45,8 @@ def train_on_cluster(
 
 
 def _submit(
-    executor: Any, runs: list[Run], folder: Path, study: str, cpus: int, retries: int
-) -> Iterator[tuple[Run, Outcome]]:
+    executor: Any, runs: list[PlannedRun], folder: Path, study: str, cpus: int, retries: int
+) -> Iterator[tuple[PlannedRun, Outcome]]:
     import submitit
 
     if not runs:

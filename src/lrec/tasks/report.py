@@ -43,7 +43,7 @@ class Report:
         """The content of tasks.json; a number that is not finite becomes null."""
         return {
             "schema": SCHEMA,
-            "runs": {str(run.folder): run.n_body for _, runs in self.ladder.rows() for run in runs},
+            "runs": {str(run.run.folder): run.n_body for _, runs in self.ladder.rows() for run in runs},
             "diverged": [str(folder) for folder in self.diverged],
             "users": self.ladder.split.store.n_users,
             "items": len(self.ladder.counts_V),
@@ -115,7 +115,7 @@ def _plain(value: Any) -> Any:
 def _runs_table(ladder: Ladder) -> list[str]:
     lines = ["| size | N_body | trained on | runs |", "|---|---:|---|---|"]
     for what, runs in ladder.rows():
-        names = ", ".join(run.folder.name for run in runs)
+        names = ", ".join(run.run.name for run in runs)
         lines.append(f"| {runs[0].name} | {runs[0].n_body:,} | {what} | {names} |")
     return lines
 

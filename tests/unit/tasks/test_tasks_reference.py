@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lrec.net import Transformer
+from lrec.run import Run
 from lrec.tasks.assessment import Section
 from lrec.tasks.cases import cases_before
 from lrec.tasks.cold_start import cold_start
@@ -213,7 +214,7 @@ def transfer_ladder(runs: Path, make_run: Callable[..., Path], tmp_path_factory:
         for seed, options in ((11, {}), (12, {}), (13, {"warm_start": runs / f"{size}-1"}))
     ]
     data = Data()
-    return ladder_of([load_run(run, data) for run in [*sorted(runs.iterdir()), *own]], data)
+    return ladder_of([load_run(Run(folder), data) for folder in [*sorted(runs.iterdir()), *own]], data)
 
 
 def test_what_pretraining_is_worth_to_a_domain(transfer_ladder: Ladder, world: World) -> None:
