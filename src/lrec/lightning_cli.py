@@ -83,6 +83,10 @@ class ConfigOfRun(SaveConfigCallback):
 class CommandLine(LightningCLI):
     """A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ..."""
 
+    def __init__(self, command: str, *args: Any, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(*args, **kwargs)
+
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The trainer, the model (lrec's own unless --model names another class) and the data."""
         parser.add_lightning_class_args(Trainer, "trainer")
@@ -193,11 +197,13 @@ class CommandLine(LightningCLI):
                 "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"
             )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, without the options that lrec settles: its own table and file take their place."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's needs no self
+        """The command that was asked for: the parsers of the other three would take half a second.
+
+        Options that lrec settles are left out: its own table and file take their place.
+        """
         settled = {"weights_only", "verbose", "return_predictions"}
-        return {name: skip | settled for name, skip in LightningCLI.subcommands().items()}
+        return {self.command: LightningCLI.subcommands()[self.command] | settled}
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a checkpoint to go on from may hold tensors and plain values only."""
@@ -263,6 +269,7 @@ def _quieten() -> None:
 
 def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLine:
     return cls(
+        arguments[0],
         SequentialRecommender,
         SequenceDataModule,
         parser_class=Parser,
