@@ -25,8 +25,8 @@ import torch
 from lrec.baselines import BASELINES
 from lrec.files import write_text
 from lrec.metrics import Scores, score
-from lrec.study.launch import finished_point, points_of
-from lrec.tasks.bootstrap import Bootstrap, figure
+from lrec.run import Run
+from lrec.tasks.estimates import UserResamples, estimate
 from lrec.tasks.ladder import Data, TrainedRun, load_run
 
 HERE = Path(__file__).parent
@@ -121,7 +121,7 @@ def main() -> None:
 
 def train(folder: Path, data: Path) -> None:
     """Train the run, unless it is; one that was interrupted goes on."""
-    if finished_point(folder) is not None:
+    if Run(folder).result is not None:
         return
     recipe, seed = folder.name.rsplit("-seed", 1)
     command = [sys.executable, "-m", "lrec", "fit", "--config", f"configs/recipes/{recipe}.yaml"]
@@ -135,19 +135,19 @@ def train(folder: Path, data: Path) -> None:
         finished = subprocess.run(command, stdout=log, stderr=log)
     if finished.returncode:
         raise SystemExit(f"{folder} failed: see its log.txt")
-    print(f"{folder.name}: {points_of(folder)[-1]['wall_s'] / 60:.0f} min", flush=True)
+    print(f"{folder.name}: {Run(folder).points[-1].wall_s / 60:.0f} min", flush=True)
 
 
 def measured(folder: Path, data: Data) -> dict:
     """What a run comes to; of its test ranks those up to ten, and the targets outside the catalogue."""
-    point, last = finished_point(folder), points_of(folder)[-1]
+    point, last = Run(folder).result, Run(folder).points[-1]
     assert point is not None, f"{folder} is trained"
-    ranks_U = ranks_of(load_run(folder, data), data)
-    figures = point["metrics"]
+    ranks_U = ranks_of(load_run(Run(folder), data), data)
+    figures = point.metrics
     return {
-        "commit": point["commit"][:7],
-        "minutes": round(last["wall_s"] / 60, 1),
-        "epochs": round(last["epochs"]),
+        "commit": (point.commit or "")[:7],
+        "minutes": round(last.wall_s / 60, 1),
+        "epochs": round(last.epochs),
         "validation": figures[f"val/NDCG@{K}_unseen"],
         "baselines": {
             baseline: [figures[f"test/{baseline}/{name}@{K}_unseen"] for name in ("HR", "NDCG")]
@@ -208,7 +208,7 @@ def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:
         ranks = {recipe: np.where(np.isnan(ranks_SU), math.inf, ranks_SU) for recipe, ranks_SU in ranks.items()}
     first = next(iter(ranks.values()))[0]
     users_U, kept = np.arange(len(first)), int((~np.isnan(first)).sum())
-    bootstrap = Bootstrap(users_U, seed=0)
+    resamples = UserResamples(users_U, seed=0)
     lines = [
         f"## {protocol.title}",
         "",
@@ -226,7 +226,7 @@ def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:
             for place, (mine, theirs) in enumerate(
                 zip((hits, gains), metrics_of(ranks[protocol.reference]), strict=True)
             ):
-                against[place] = figure(bootstrap.mean(mine.mean(0) - theirs.mean(0), users_U)).signed()
+                against[place] = estimate(resamples.mean(mine.mean(0) - theirs.mean(0), users_U)).signed()
         mark = " (reference)" if recipe == protocol.reference else ""
         cells = [
             f"{recipe}{mark}",

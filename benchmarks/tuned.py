@@ -27,8 +27,8 @@ from replicate import metrics_of
 
 import lrec
 from lrec.files import write_text
-from lrec.study.launch import finished_point, points_of
-from lrec.tasks.bootstrap import Bootstrap, figure
+from lrec.run import Run
+from lrec.tasks.estimates import UserResamples, estimate
 
 HERE = Path(__file__).parent
 OUTCOMES = HERE / "tuned"
@@ -101,7 +101,7 @@ def main() -> None:
 def train_lrec(runs: Path, setting: Setting, seed: int) -> dict:
     """`lrec fit` and the lists of its best checkpoint."""
     folder = runs / f"lrec-{setting.lr:g}-{setting.dropout:g}-seed{seed}"
-    if finished_point(folder) is None:
+    if Run(folder).result is None:
         rates = ["embedding", "attention.first", "attention.last", "residual.first", "residual.last"]
         values = {
             "data": "lrec.InteractionsDataModule",
@@ -140,13 +140,13 @@ def train_lrec(runs: Path, setting: Setting, seed: int) -> dict:
             items.index(target) + 1 if target in items else None for items, target in zip(lists, targets, strict=True)
         ]
 
-    point = finished_point(folder)
+    point = Run(folder).result
     assert point is not None
     return {
         "validation": ranks(2),
         "test": ranks(1),
-        "epochs": round(points_of(folder)[-1]["epochs"]),
-        "popularity": [point["metrics"][f"test/popularity/{name}@10_unseen"] for name in ("HR", "NDCG")],
+        "epochs": round(Run(folder).points[-1].epochs),
+        "popularity": [point.metrics[f"test/popularity/{name}@10_unseen"] for name in ("HR", "NDCG")],
     }
 
 
@@ -191,10 +191,10 @@ def page(
     for engine, runs in tested.items():
         hits[engine], gains[engine] = metrics_of(np.stack([run.test_U for run in runs]))
     users_U = np.arange(gains["lrec"].shape[1])
-    bootstrap = Bootstrap(users_U, seed=0)
+    resamples = UserResamples(users_U, seed=0)
 
     def difference(values: dict[str, np.ndarray]) -> str:
-        return figure(bootstrap.mean((values["lrec"] - values["RecTools"]).mean(0), users_U)).signed()
+        return estimate(resamples.mean((values["lrec"] - values["RecTools"]).mean(0), users_U)).signed()
 
     lines = [
         "# lrec beside a tuned RecTools",

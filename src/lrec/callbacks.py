@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrec import cost
 from lrec.baselines import BASELINES
-from lrec.files import json_hash, replacing, write_json, write_text
+from lrec.files import replacing
 from lrec.metrics import KS
 from lrec.module import SequentialRecommender, TopK
+from lrec.run import Point, Run
 from lrec.switch import optimizer_of
-
-SCHEMA = 1
 
 
 class ScalingPoints(Callback):
@@ -39,7 +39,7 @@ class ScalingPoints(Callback):
         """
         self.study = study
         self.run = run
-        self.points: list[dict[str, Any]] = []
+        self.points: list[Point] = []
         self.started = 0.0
         self.spent_s = 0.0
 
@@ -56,8 +56,7 @@ class ScalingPoints(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the run's status."""
         status = "diverged" if _model(pl_module).diverged else "finished"
-        for point in self.points:
-            point["status"] = status
+        self.points = [replace(point, status=status) for point in self.points]
         self._write(trainer)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,22 +64,25 @@ class ScalingPoints(Callback):
         if not self.points:
             return
         model = _model(pl_module)
-        for point in self.points:
-            point["best"] = point["D"] == model.D
-            if point["best"]:
-                point["test_loss"] = _finite(model.evaluations["test"]["loss"])
-                point["metrics"] |= _prefixed("test", model)
-                _log(trainer, {"test_loss": point["test_loss"]}, point["step"])
+        test_loss, figures = _finite(model.evaluations["test"]["loss"]), _prefixed("test", model)
+        for place, point in enumerate(self.points):
+            if best := point.D == model.D:
+                point = replace(point, test_loss=test_loss, metrics=point.metrics | figures)
+                _log(trainer, {"test_loss": test_loss}, point.step)
+            self.points[place] = replace(point, best=best)
         self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The points so far travel with the checkpoint."""
-        checkpoint["lrec_points"] = {"points": json.dumps(self.points), "spent_s": self._wall_s()}
+        checkpoint["lrec_points"] = {
+            "points": json.dumps([point.to_dict() for point in self.points]),
+            "spent_s": self._wall_s(),
+        }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continue the points of a run that is resumed (a test after fit keeps those of the fit)."""
         if trainer.state.fn == "fit":
-            self.points = json.loads(checkpoint["lrec_points"]["points"])
+            self.points = [Point.from_dict(point) for point in json.loads(checkpoint["lrec_points"]["points"])]
             self.spent_s = checkpoint["lrec_points"]["spent_s"]
 
     def _wall_s(self) -> float:
@@ -90,48 +92,44 @@ class ScalingPoints(Callback):
         model, data = _model(pl_module), _model(pl_module).data
         config = model.config
         self.points.append(
-            {
-                "schema": SCHEMA,
-                "study": self.study,
-                "run": self.run or Path(trainer.default_root_dir).name,
-                "size": model.size,
-                "n_layers": config.layers,
-                "d_model": config.width,
-                "n_heads": config.heads,
-                "N_body": cost.n_body(config),
-                "N_head": cost.n_head(config),
-                "N_total": cost.n_total(config),
-                "D": model.D,
-                "U": data.U,
-                "epochs": model.D / data.U,
-                "flops": model.flops,
-                "step": trainer.global_step,
-                "train_loss": _finite(model.train_loss),
-                "val_loss": _finite(model.evaluations["val"]["loss"]),
-                "test_loss": None,
-                "metrics": _prefixed("val", model),
-                "selected_on": _selected_on(trainer),
-                "lr_phase": optimizer_of(trainer).phase_of(trainer.global_step),
-                "best": False,
-                "status": "diverged" if model.diverged else "running",
-                "seed": data.seed,
-                "precision": str(trainer.precision),
-                "world_size": trainer.world_size,
-                "wall_s": round(self._wall_s(), 3),
-                "floor": data.floor,
-                "data_hash": data.data_hash,
-                "config_hash": _config_hash(trainer),
-                "commit": _commit(),
-            }
+            Point(
+                study=self.study,
+                run=self.run or _run(trainer).name,
+                size=model.size,
+                n_layers=config.layers,
+                d_model=config.width,
+                n_heads=config.heads,
+                N_body=cost.n_body(config),
+                N_head=cost.n_head(config),
+                N_total=cost.n_total(config),
+                D=model.D,
+                U=data.U,
+                epochs=model.D / data.U,
+                flops=model.flops,
+                step=trainer.global_step,
+                train_loss=_finite(model.train_loss),
+                val_loss=_finite(model.evaluations["val"]["loss"]),
+                metrics=_prefixed("val", model),
+                selected_on=_selected_on(trainer),
+                lr_phase=optimizer_of(trainer).phase_of(trainer.global_step),
+                status="diverged" if model.diverged else "running",
+                seed=data.seed,
+                precision=str(trainer.precision),
+                world_size=trainer.world_size,
+                wall_s=round(self._wall_s(), 3),
+                floor=data.floor,
+                data_hash=data.data_hash,
+                config_hash=_run(trainer).config_hash,
+                commit=_commit(),
+            )
         )
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
-        _log(trainer, {name: self.points[-1][name] for name in shown}, trainer.global_step)
+        _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
         self._write(trainer)
 
     @rank_zero_only
     def _write(self, trainer: Trainer) -> None:
-        path = Path(trainer.default_root_dir) / "points.jsonl"
-        write_text(path, "".join(json.dumps(point) + "\n" for point in self.points))
+        _run(trainer).write_points(self.points)
 
 
 class Announcer(Callback):
@@ -167,8 +165,7 @@ class EvaluationReport(Announcer):
         outside = int(figures["model"]["targets_outside_catalogue"])
         if outside:
             self.message += f"\n{outside} targets outside the catalogue: left out of the loss, misses in the ranking"
-        write_json(
-            Path(trainer.default_root_dir) / "metrics.json",
+        _run(trainer).write_metrics(
             {
                 "stage": stage,
                 "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -176,7 +173,7 @@ class EvaluationReport(Announcer):
                 "floor": floor,
                 **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
                 "data_hash": model.data.data_hash,
-                "config_hash": _config_hash(trainer),
+                "config_hash": _run(trainer).config_hash,
                 "commit": _commit(),
             },
         )
@@ -218,8 +215,7 @@ class PredictionWriter(Announcer):
                 "scores": [s[keep].tolist() for s, keep in zip(scores_BK, listed_BK, strict=True)],
             }
         )
-        part = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = Path(trainer.default_root_dir) / f"predictions{part}.parquet"
+        path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
         with replacing(path) as temporary:
             rows.write_parquet(temporary)
         self.message = f"{len(rows)} users written to {path}"
@@ -273,9 +269,8 @@ def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:
         logger.log_metrics({f"scaling/{name}": v for name, v in numbers.items() if v is not None}, step=step)
 
 
-def _config_hash(trainer: Trainer) -> str | None:
-    path = Path(trainer.default_root_dir) / "config.yaml"
-    return json_hash(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _run(trainer: Trainer) -> Run:
+    return Run(Path(trainer.default_root_dir))
 
 
 @cache

@@ -29,6 +29,7 @@ from lrec.errors import UserError
 from lrec.files import replacing
 from lrec.net import with_todays_names
 from lrec.parallel import Sharding
+from lrec.run import LAST
 
 STATE = "state.pt"
 SHARDED = "sharded"  # in state.pt, (SHARDED, name, rows) stands for a tensor whose rows are in the shards
@@ -159,7 +160,7 @@ def check(path: Path) -> None:
 
 def find_last(folder: Path) -> Path | None:
     """The last checkpoint in a run's folder of checkpoints; None where none was completed."""
-    last = folder / "last.ckpt"
+    last = folder / LAST
     return next((path for path in (last, _aside(last)) if path.is_file() or (path / STATE).is_file()), None)
 
 

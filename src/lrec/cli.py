@@ -8,6 +8,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ OWN_COMMANDS = {
     "recommend": OwnCommand("the best next items for any histories", "lrec.recommend_command", "recommend"),
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
     "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
-    "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.study.study", "study"),
+    "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.study.study", "run_study"),
     "scaling compare": OwnCommand("several studies in one figure", "lrec.study.comparison", "compare"),
     "scaling fit": OwnCommand("fit a law to points", "lrec.study.fit_command", "fit_command"),
     "scaling plan": OwnCommand("what to train for a budget, a loss or a size", "lrec.laws.plan", "plan_command"),
@@ -86,16 +87,22 @@ def _route(arguments: list[str]) -> None:
         run_lightning(with_shipped_configs(arguments))
         return
     command, parser, options = own_command(arguments)
-    options, entries = _without_entries(with_shipped_configs(options), command)
+    settings = _settings_of(command)
+    options, entries = _without_entries(with_shipped_configs(options), settings or command)
     values = parser.instantiate(parser.parse_args(options)).as_dict()
     values.pop("config", None)
-    command(**values | {name: (values[name] or {}) | more for name, more in entries.items()})
+    values |= {name: (values[name] or {}) | more for name, more in entries.items()}
+    if settings is None:
+        command(**values)
+    else:
+        command(settings(**values))
 
 
 def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParser, list[str]]:
     """One of lrec's own commands, its parser, and what is left for that to parse.
 
-    The parser has an option for each argument of the function, and --config for a YAML.
+    The parser has an option for each argument of the function, or for each field of its one dataclass, and --config for
+    a YAML.
     """
     name = next((n for n in (arguments[0], " ".join(arguments[:2])) if n in OWN_COMMANDS), None)
     if name is None:
@@ -105,13 +112,23 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     command = getattr(import_module(entry.module), entry.function)
     parser = OneLineParser(prog=f"lrec {name}", description=entry.meaning)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values of the options below.")
-    hints = typing.get_type_hints(command)
+    settings = _settings_of(command)
+    hints = typing.get_type_hints(settings or command)
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
-    parser.add_function_arguments(command, as_positional=entry.positional, skip=paths, sub_configs=True)
+    if settings is None:
+        parser.add_function_arguments(command, as_positional=entry.positional, skip=paths, sub_configs=True)
+    else:
+        parser.add_class_arguments(settings, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
         parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help="Files or folders.")
     flags = {f"--{key}" for key, hint in hints.items() if hint is bool}
     return command, parser, _with_values(arguments[len(name.split()) :], flags)
+
+
+def _settings_of(command: Callable[..., None]) -> type | None:
+    """The dataclass that holds the options of a command, None where the function itself names them."""
+    hints = [hint for name, hint in typing.get_type_hints(command).items() if name != "return"]
+    return next((hint for hint in hints if isinstance(hint, type) and is_dataclass(hint)), None)
 
 
 def _with_values(options: list[str], flags: set[str]) -> list[str]:
@@ -123,12 +140,14 @@ def _with_values(options: list[str], flags: set[str]) -> list[str]:
     return result
 
 
-def _without_entries(options: list[str], command: Callable[..., None]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+def _without_entries(options: list[str], command: Callable[..., Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Options, and entries of dictionaries among them: --options.data.path FILE is the entry data.path of options.
 
     jsonargparse would take data for the entry, so that a second one below data replaced the first.
     """
-    dictionaries = [name for name, hint in typing.get_type_hints(command).items() if hint == dict[str, Any] | None]
+    dictionaries = [
+        name for name, hint in typing.get_type_hints(command).items() if hint in (dict[str, Any], dict[str, Any] | None)
+    ]
     entry = re.compile(rf"--({'|'.join(dictionaries) or '(?!)'})\.([^=]+)(?:=(.*))?", re.DOTALL)
     rest: list[str] = []
     entries: dict[str, dict[str, Any]] = {}

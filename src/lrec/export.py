@@ -20,6 +20,7 @@ from lrec.errors import UserError
 from lrec.files import check_writable, replacing, write_json
 from lrec.net import Transformer, with_todays_names
 from lrec.recommend import Model
+from lrec.run import Run, run_of
 from lrec.shape import TransformerConfig
 
 FORMAT = 1
@@ -96,9 +97,9 @@ def _file_of(path: Path) -> Path:
     """What is meant by a run's folder, its best checkpoint, or by an exported folder; else the path itself."""
     if not path.is_dir() or (path / checkpoints.STATE).exists():
         return path
-    exported, best = path / "model.safetensors", path / "checkpoints" / "best.ckpt"
+    exported, best = path / "model.safetensors", Run(path).best
     if not exported.exists() and not best.exists():
-        raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/best.ckpt (lrec fit)")
+        raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name} (lrec fit)")
     return exported if exported.exists() else best
 
 
@@ -111,7 +112,7 @@ def _network(about: dict[str, Any], parameters: dict[str, torch.Tensor]) -> Tran
 
 def _item_ids(ckpt_path: Path, items: Path | None, n_items: int) -> pl.Series:
     """Raw ids from a run's items.parquet."""
-    path = items or ckpt_path.absolute().parent.parent / "items.parquet"
+    path = items or run_of(ckpt_path).items_file
     if not path.is_file():
         raise UserError(f"{path}: no such file; --items names the items.parquet of the run that made {ckpt_path}")
     item_ids = pl.read_parquet(path, columns=["raw_id"])["raw_id"]

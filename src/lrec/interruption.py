@@ -1,6 +1,7 @@
 """What an interruption costs a run: a last checkpoint every so many steps, and one more when a scheduler says stop."""
 
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -11,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lrec.errors import UserError
-from lrec.signals import TRY_AGAIN, Handlers, deafen, listen
+from lrec.run import LAST
+from lrec.signals import TRY_AGAIN, on_signals
 
 
 class BestAndLast(ModelCheckpoint):
@@ -42,13 +44,13 @@ class LastCheckpoint(Callback):
         self._training = False
         self._saved_step = 0
         self._group: Any = None
-        self._handlers: Handlers = {}
+        self._listening = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen for signals, instead of Lightning, whose handlers save nothing and wait for other processes."""
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        if not self._handlers:
-            self._handlers = listen(partial(self._note, trainer))
+        self._stop_listening()
+        self._listening.enter_context(on_signals(partial(self._note, trainer)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on, a signal waits for the end of the step."""
@@ -91,21 +93,20 @@ class LastCheckpoint(Callback):
             trainer.should_stop = checkpoint.get("lrec_stopped", False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen no more."""
-        self._deafen()
+        """Restore the handlers of before."""
+        self._stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Listen no more."""
-        self._deafen()
+        """Restore the handlers of before."""
+        self._stop_listening()
 
     def _note(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
         self._signalled = True
         if not self._training:  # nothing to save
             _leave(trainer)
 
-    def _deafen(self) -> None:
-        deafen(self._handlers)
-        self._handlers = {}
+    def _stop_listening(self) -> None:
+        self._listening.close()
         self._training = False
 
     def _any(self, here: bool) -> bool:
@@ -137,5 +138,5 @@ def _last_path(trainer: Trainer) -> Path | None:
     """Where the run keeps its last checkpoint; None with --checkpoint.save_last=false."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is not None:
-            return Path(callback.dirpath) / "last.ckpt"
+            return Path(callback.dirpath) / LAST
     return None

@@ -25,11 +25,11 @@ from lrec import checkpoints, target_losses
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.files import replacing, write_text
 from lrec.interruption import BestAndLast, LastCheckpoint
-from lrec.metrics import figure_names
+from lrec.metrics import metric_names
 from lrec.module import SequentialRecommender
 from lrec.parser import OneLineParser
+from lrec.run import BEST, Run, RunConfig
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
@@ -57,7 +57,7 @@ class Parser(OneLineParser, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as a UserError that names the option to be mended."""
+        """Raise the message as a UserError that names the option."""
         OneLineParser.error(self, message, ex)
 
     def format_help(self, *arguments: Any) -> str:
@@ -75,12 +75,15 @@ class ConfigOfRun(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it."""
-        text = yaml.safe_dump(_plain(self.parser, self.config), sort_keys=False, allow_unicode=True)
-        write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+        Run(Path(trainer.default_root_dir)).write_config(RunConfig(_plain(self.parser, self.config)))
 
 
 class CommandLine(LightningCLI):
     """A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ..."""
+
+    def __init__(self, command: str, *args: Any, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(*args, **kwargs)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The trainer, the model (lrec's own unless --model names another class) and the data."""
@@ -114,9 +117,9 @@ class CommandLine(LightningCLI):
         """The configuration is the truth: a checkpoint's hyper-parameters never override it."""
 
     @property
-    def run(self) -> Path:
+    def run(self) -> Run:
         """The run's folder."""
-        return Path(self.trainer.default_root_dir)
+        return Run(Path(self.trainer.default_root_dir))
 
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, and with it those of the logger and the checkpoints."""
@@ -146,18 +149,18 @@ class CommandLine(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
-        if self.ckpt_path is None and (self.run / "points.jsonl").exists():
+        if self.ckpt_path is None and self.run.begun:
             raise UserError(
-                f"{self.run} holds a run already: choose another --trainer.default_root_dir, "
-                "or --ckpt_path=last to go on with it"
+                f"{self.run.folder} holds a run already: choose another --trainer.default_root_dir, "
+                "or --ckpt_path=last to resume it"
             )
         self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
         if self.config_init.fit.ckpt_path is not None:
             self.model.warm_start = None  # it has been made
         for group in ("checkpoint", "early_stopping"):
             monitor = self.config_init.fit[group].monitor
-            if monitor not in [f"val/{name}" for name in figure_names()]:
-                raise UserError(f"--{group}.monitor {monitor}: choose one of val/{', val/'.join(figure_names())}")
+            if monitor not in [f"val/{name}" for name in metric_names()]:
+                raise UserError(f"--{group}.monitor {monitor}: choose one of val/{', val/'.join(metric_names())}")
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         # At least one training loss is logged per epoch, however short.
@@ -165,8 +168,7 @@ class CommandLine(LightningCLI):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
         if trainer.is_global_zero:
             self._hint_at_more_steps()
-            with replacing(self.run / "items.parquet") as temporary:
-                self.datamodule.item_table().write_parquet(temporary)
+            self.run.write_items(self.datamodule.item_table())
 
     def _hint_at_more_steps(self) -> None:
         data = self.datamodule
@@ -186,18 +188,20 @@ class CommandLine(LightningCLI):
         elif best:
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
             if self.config_init.fit.points.study is not None and not distributed.is_initialized():
-                target_losses.main(self.run)
+                target_losses.main(self.run.folder)
         elif "val/loss" not in self.trainer.callback_metrics:
             rank_zero_only(print)(
                 "training ended before an evaluation, so there is no best checkpoint to test: "
                 "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"
             )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, without the options that lrec settles: its own table and file take their place."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's needs no self
+        """The command that was asked for: the parsers of the other three would take half a second.
+
+        Options that lrec settles are left out: its own table and file take their place.
+        """
         settled = {"weights_only", "verbose", "return_predictions"}
-        return {name: skip | settled for name, skip in LightningCLI.subcommands().items()}
+        return {self.command: LightningCLI.subcommands()[self.command] | settled}
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a checkpoint to go on from may hold tensors and plain values only."""
@@ -219,7 +223,7 @@ class CommandLine(LightningCLI):
         """Choose the run's best checkpoint where none was given."""
         path = self._choose_checkpoint(default="best")
         if path is None:
-            raise UserError(f"--ckpt_path last: {self.run} has none")
+            raise UserError(f"--ckpt_path last: {self.run.folder} has none")
         self.config_init[self.subcommand].ckpt_path = path
 
     before_validate = before_predict = before_test
@@ -231,7 +235,7 @@ class CommandLine(LightningCLI):
         if chosen == "last":
             path = checkpoints.find_last(folder)
         else:
-            path = folder / "best.ckpt" if chosen == "best" else Path(chosen) if chosen else None
+            path = folder / BEST if chosen == "best" else Path(chosen) if chosen else None
         try:
             if path is not None:
                 checkpoints.check(path)
@@ -263,6 +267,7 @@ def _quieten() -> None:
 
 def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLine:
     return cls(
+        arguments[0],
         SequentialRecommender,
         SequenceDataModule,
         parser_class=Parser,

@@ -30,8 +30,6 @@ class Scores(NamedTuple):
     rank_unseen_B: Tensor
     top_BK: Tensor
     top_unseen_BK: Tensor
-    top_scores_BK: Tensor
-    top_unseen_scores_BK: Tensor
 
 
 class Overrides(NamedTuple):
@@ -199,17 +197,14 @@ def _score_block(
     seen_above_B.index_add_(0, seen_rows_S, _above(seen_scores_S, target_score_B1[seen_rows_S, 0]))
     target_seen_B = torch.zeros_like(known_B)
     target_seen_B[seen_rows_S[seen_items_S == targets_B[seen_rows_S]]] = True
-    top_unseen_BK, top_unseen_scores_BK = best.best_first()
+    top_unseen_BK = best.best_first().items_BK
     best.add_pairs(seen_rows_S, seen_items_S, seen_scores_S)
-    top_BK, top_scores_BK = best.best_first()
     return Scores(
         loss_B=torch.where(known_B, log_sum_B - target_score_B1.squeeze(1), math.nan),
         rank_B=torch.where(known_B, rank_B, math.inf),
         rank_unseen_B=torch.where(known_B & ~target_seen_B, rank_B - seen_above_B, math.inf),
-        top_BK=top_BK,
+        top_BK=best.best_first().items_BK,
         top_unseen_BK=top_unseen_BK,
-        top_scores_BK=top_scores_BK,
-        top_unseen_scores_BK=top_unseen_scores_BK,
     )
 
 
@@ -303,8 +298,8 @@ def _top_columns_of_few(scores_BC: Tensor, k: int) -> Tensor:
     return columns_BK.sort(1).values
 
 
-def figure_names() -> list[str]:
-    """Every figure of an evaluation, as it is called after `val/` or `test/`."""
+def metric_names() -> list[str]:
+    """Every metric of an evaluation, as it is called after `val/` or `test/`."""
     ranked = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR", "coverage", "popularity") for k in KS]
     return ["loss", *ranked, *(f"{name}_unseen" for name in ranked)]
 

@@ -2,24 +2,23 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
-Handlers = dict[signal.Signals, Any]
 
-
-def listen(heed: Callable[[int, FrameType | None], object]) -> Handlers:
-    """Have `heed` called on each signal; returns what `deafen` takes, empty in a thread, which cannot."""
+@contextmanager
+def on_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Call `handler` on each of the signals, then restore the handlers of before; a thread can do neither."""
     if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.signal(number, heed) for number in SIGNALS}
-
-
-def deafen(handlers: Handlers) -> None:
-    """Listen no more: whoever listened before does so again."""
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)

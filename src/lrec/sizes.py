@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec import cost
-from lrec.data.batches import Planner
+from lrec.data.batches import BatchPlan
 from lrec.data.splits import LastItems, Reduction
 from lrec.data.store import Store
 from lrec.errors import UserError
@@ -116,7 +116,7 @@ def _full_windows(n_items: int, max_len: int) -> Windows:
 def _windows_of(store: Store, max_len: int) -> Windows:
     split = LastItems()(store)
     part = split.training_part(Reduction())
-    lengths_W = Planner(part, max_len, targets_per_step=2 * max_len).plan(seed=0, epoch=0).lengths_W
+    lengths_W = BatchPlan(part, max_len, targets_per_step=2 * max_len).epoch(seed=0, epoch=0).lengths_W
     return Windows(len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum()))
 
 

@@ -6,19 +6,21 @@ before it. Their mean is less noisy, and losses by user allow sizes to be compar
 Shape suffixes: C targets, U users with a target, S sizes.
 """
 
-import json
 import math
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from lrec.cases import cases_before, rank_by_net
+from lrec.data.datasets import datamodule_of
 from lrec.data.splits import Split, ranges
-from lrec.files import replacing, write_text
-from lrec.study.launch import points_of
-
-FILE = "target_losses.parquet"
+from lrec.export import load
+from lrec.files import replacing
+from lrec.run import Run
 
 
 def main(folder: Path) -> None:
@@ -26,33 +28,30 @@ def main(folder: Path) -> None:
 
     step is 0 for a test target, 1, 2, ... along the trajectory. Targets outside the catalogue are left out.
     """
-    from lrec.tasks.cases import cases_before, rank_by_net
-    from lrec.tasks.ladder import Data, load_run
-
-    data = Data()
-    run = load_run(folder, data)
-    module = data.of(run.config)
+    run = Run(folder)
+    module = datamodule_of(run.config.options)
+    module.prepare_data()
+    module.setup("test")
+    net = load(run.best).net.float()
     users_C, positions_C, steps_C = targets(module.split_positions)
     losses = []
     for step in np.unique(steps_C):
         chosen_C = steps_C == step
         cases = cases_before(module.split_positions, users_C[chosen_C], positions_C[chosen_C], module.max_len)
-        loss_C = rank_by_net(run.net, cases).loss_C
+        loss_C = rank_by_net(net, cases).loss_C
         losses.append(pl.DataFrame({"user": cases.users_C, "step": np.full(len(cases), step), "loss": loss_C}))
     table = pl.concat(losses).filter(pl.col("loss").is_not_nan())
-    with replacing(folder / FILE) as temporary:
+    with replacing(run.target_losses_file) as temporary:
         table.write_parquet(temporary)
     test = table.filter(pl.col("step") == 0)
-    noise = {"test_loss_se": standard_error(test)}
-    if len(test) < len(table):
-        noise |= {
-            "trajectory_loss": float(table["loss"].to_numpy().mean()),
-            "trajectory_loss_se": standard_error(table),
-        }
-    points = points_of(folder)
-    for point in points:
-        point |= noise if point["best"] else {}
-    write_text(folder / "points.jsonl", "".join(json.dumps(point) + "\n" for point in points))
+    with_trajectory = len(test) < len(table)
+    measured = partial(
+        replace,
+        test_loss_se=standard_error(test),
+        trajectory_loss=float(table["loss"].to_numpy().mean()) if with_trajectory else None,
+        trajectory_loss_se=standard_error(table) if with_trajectory else None,
+    )
+    run.write_points([measured(point) if point.best else point for point in run.points])
 
 
 def targets(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,10 +1,8 @@
 """What TensorBoard shows of a run beside its curves: its row in the table of runs, and its items in the projector."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -16,6 +14,7 @@ from lrec.data.titles import read_titles
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
 from lrec.module import SequentialRecommender
+from lrec.run import Run
 
 COMPARED = ("val/loss", "val/NDCG@10_unseen", "test/loss", "test/NDCG@10", "test/NDCG@10_unseen", "test/HR@10_unseen")
 
@@ -26,12 +25,15 @@ class RunTable(Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the options that config.yaml has; the figures are the curves of their names."""
-        path = Path(trainer.default_root_dir) / "config.yaml"
+        run = Run(Path(trainer.default_root_dir))
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not path.is_file() or not loggers:
+        if not run.config_file.is_file() or not loggers:
             return
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        options = {name: value for part in ("model", "data") for name, value in _flat(part, config[part])}
+        options = {
+            name: value if value is None or isinstance(value, bool | int | float | str) else str(value)
+            for name, value in run.config.flat.items()
+            if name.startswith(("model.", "data."))
+        }
         for summary in hparams(options, dict.fromkeys(COMPARED)):
             loggers[0].experiment.file_writer.add_summary(summary)
 
@@ -90,13 +92,3 @@ class ItemProjector(Callback):
             '  metadata_path: "projector/items.tsv"\n'
             "}\n",
         )
-
-
-def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
-    """Names and values of nested options, as the command line calls them."""
-    if isinstance(value, dict):
-        value = value.get("init_args", {}) | {"class": value["class_path"]} if "class_path" in value else value
-        return [pair for key, item in value.items() for pair in _flat(f"{name}.{key}", item)]
-    if value is None or isinstance(value, bool | int | float | str):
-        return [(name, value)]
-    return [(name, str(value))]

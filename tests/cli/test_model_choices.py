@@ -12,7 +12,7 @@ from lrec.lightning_cli import compose
 from lrec.net import Transformer
 from lrec.parser import find_config
 from lrec.shape import Architecture
-from lrec.study.launch import Run
+from lrec.study.grid import PlannedRun
 
 MODERN, MUP = "--config=model/modern.yaml", "--config=model/mup.yaml"
 
@@ -75,8 +75,9 @@ def test_a_checkpoint_of_another_choice_is_refused(
 
 
 def test_a_study_counts_the_architecture_it_trains() -> None:
-    options = compose([f"--config={find_config(f'{name}.yaml')}" for name in ("data/synthetic", "model/modern")])
-    config = Run("name", "25k", 0, 1.0, "", "", False, options).net_config(n_items=200)
+    configs = [f"--config={find_config(f'{name}.yaml')}" for name in ("data/synthetic", "model/modern")]
+    options = compose([*configs, "--model.size=25k"])
+    config = PlannedRun("name", "25k", 0, 1.0, "", "", False, options).network(n_items=200)
     net = Transformer(config)
     assert config.architecture == Architecture("rms", "swiglu", "rotary", True)
     assert cost.n_total(config) == sum(parameter.numel() for parameter in net.parameters())

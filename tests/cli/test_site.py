@@ -9,7 +9,7 @@ import pytest
 
 import lrec
 from lrec.baselines import BASELINES
-from lrec.metrics import figure_names
+from lrec.metrics import metric_names
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -32,5 +32,5 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 def test_every_figure_and_baseline_is_defined() -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
-    figures = {re.sub(r"@\d+(_unseen)?", "@k", name) for name in figure_names()}
+    figures = {re.sub(r"@\d+(_unseen)?", "@k", name) for name in metric_names()}
     assert [name for name in (*figures, *BASELINES) if f"`{name}`" not in page] == []

@@ -5,14 +5,17 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from lrec.study.grid import Grid
-from lrec.study.launch import Limits, points_of, train
+from lrec.run import Run
+from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.launch import Limits, train
+from lrec.study.options import Study
 
 STUDY: dict[str, Any] = {
     "name": "runs",
@@ -38,19 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "studies" / "runs"
 
 
-def grid(**changes: Any) -> Grid:
-    return Grid(
-        **{name: STUDY[name] for name in ("configs", "sizes", "holdout", "options")} | changes,
-        seeds=(1,),
-        holdout_seeds=(1,),
-        size_seeds={},
-        fractions=(1.0,),
-        reduce="users",
-        rules={},
-        size_options={},
-        variants={"": {}},
-        starts_from={},
-    )
+def runs_of(**changes: Any) -> list[PlannedRun]:
+    return planned_runs(Study(**{name: STUDY[name] for name in STUDY if name != "jobs"} | changes))
 
 
 def state(folder: Path) -> dict[str, str]:
@@ -96,25 +88,24 @@ def test_nothing_starts_once_the_budget_is_spent(folder: Path, refused: Callable
 def test_a_run_told_to_stop_saves_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lrec.study.launch.POLL_S", 0.05)
     options = STUDY["options"] | {"trainer.max_epochs": 30, "data.targets_per_step": 64}
-    (run,) = grid(sizes=["0.8k"], options=options).runs()
+    (run,) = runs_of(sizes=["0.8k"], options=options)
     runs, limits = folder / "runs", Limits(jobs=1, cores=1)
     last = runs / run.name / "checkpoints" / "last.ckpt"
     stopped = list(train([run], runs, "runs", limits, watch=lambda: not last.exists()))
     assert [outcome.status for _, outcome in stopped] == ["stopped"]
-    before = points_of(runs / run.name)
+    before = Run(runs / run.name).points
     assert 0 < len(before) < 30
     (outcome,) = (outcome for _, outcome in train([run], runs, "runs", limits))
     assert outcome.status == "finished"
-    after = points_of(runs / run.name)
+    after = Run(runs / run.name).points
     assert len(after) == 30
-    assert [p["val_loss"] for p in after[: len(before)]] == [p["val_loss"] for p in before]
+    assert [p.val_loss for p in after[: len(before)]] == [p.val_loss for p in before]
     # Killed after its test, before its losses by target were measured: only they are.
     (runs / run.name / "target_losses.parquet").unlink()
-    unmeasured = [{name: value for name, value in point.items() if name != "test_loss_se"} for point in after]
-    (runs / run.name / "points.jsonl").write_text("".join(json.dumps(point) + "\n" for point in unmeasured))
+    Run(runs / run.name).write_points([replace(point, test_loss_se=None) for point in after])
     (outcome,) = (outcome for _, outcome in train([run], runs, "runs", limits))
     assert outcome.status == "finished"
-    assert points_of(runs / run.name) == after
+    assert Run(runs / run.name).points == after
     assert (runs / run.name / "target_losses.parquet").exists()
 
 

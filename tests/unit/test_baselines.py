@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import lrec
-from lrec.baselines import BASELINES, Baselines
+from lrec.baselines import BASELINES, Baselines, CommonOrder, Pairs, newest_first
 from lrec.data.base import SequenceDataModule
 
 
@@ -69,6 +71,8 @@ def test_ranks_lists_and_losses_are_those_of_the_definition(name: str, data: Seq
                 assert scores.rank_unseen_B[row].item() == 1 + higher + (tied.sum() - 1) / 2
             best = values[scores.top_BK[row][:10].numpy()]
             np.testing.assert_allclose(best, np.sort(values)[::-1][:10], atol=1e-6)
+            best = values[scores.top_unseen_BK[row][:10].numpy()]
+            np.testing.assert_allclose(best, np.sort(unseen)[::-1][:10], atol=1e-6)
             if name == "repeat-last":
                 assert math.isnan(scores.loss_B[row].item())
             else:
@@ -76,6 +80,45 @@ def test_ranks_lists_and_losses_are_those_of_the_definition(name: str, data: Seq
                 assert scores.loss_B[row].item() == pytest.approx(-math.log(share), abs=1e-5)
             checked += 1
     assert checked > 50
+
+
+ITEMS = 12
+SOME = st.lists(st.integers(0, ITEMS - 1), unique=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([-math.inf, 0.0, 1.0, 2.0]), min_size=ITEMS, max_size=ITEMS),
+    st.lists(st.tuples(st.integers(-1, ITEMS - 1), SOME, SOME), min_size=1, max_size=4),
+    st.integers(1, ITEMS + 2),
+)
+def test_a_common_order_equals_a_sort_of_each_row(
+    scores: list[float], rows: list[tuple[int, list[int], list[int]]], k: int
+) -> None:
+    first, without = (
+        Pairs(torch.tensor([r for r, row in enumerate(rows) for _ in row[part]], dtype=torch.int64),
+              torch.tensor([item for row in rows for item in row[part]], dtype=torch.int64))
+        for part in (1, 2)
+    )  # fmt: skip
+    targets_B = torch.tensor([target for target, _, _ in rows])
+    rank_B, top_BK = CommonOrder(torch.tensor(scores)).ranked(targets_B, k, first, without)
+    for (target, own, left_out), rank, top in zip(rows, rank_B.tolist(), top_BK.tolist(), strict=True):
+        values = {item: score for item, score in enumerate(scores) if score > -math.inf and item not in left_out}
+        values |= {item: 100.0 - place for place, item in enumerate(own) if item in values}
+        expected = math.inf
+        if target in values:
+            others = [value for item, value in values.items() if item != target]
+            expected = 1 + sum(v > values[target] for v in others) + sum(v == values[target] for v in others) / 2
+        assert rank == expected
+        best = sorted(values, key=lambda item: (-values[item], item))[:k]
+        assert top == best + [-1] * (k - len(best))
+
+
+def test_the_newest_item_comes_first_and_once() -> None:
+    rows_N, items_N = torch.tensor([0, 0, 0, 0, 2, 2, 2]), torch.tensor([3, 1, 3, 2, 1, 1, 0])
+    pairs = newest_first(rows_N, items_N, 4)
+    assert pairs.rows_S.tolist() == [0, 0, 0, 2, 2]
+    assert pairs.items_S.tolist() == [2, 3, 1, 0, 1]
 
 
 def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from lightning.pytorch import LightningDataModule
 
-from lrec.data.batches import EvalLoader, EvalTask, Planner, Ranks, TrainLoader
+from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainLoader
 from lrec.data.domain import of_domain
 from lrec.data.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.readers import Columns
@@ -24,7 +24,7 @@ class SequenceDataModule(LightningDataModule):
     A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read
     them (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir.
 
-    After `setup`: store, split_positions (where each user is cut), planner, and the properties below.
+    After `setup`: store, split_positions (where each user is cut), batch_plan, and the properties below.
 
     Attributes:
         columns: Names of the raw data's columns; None where they have none.
@@ -37,7 +37,7 @@ class SequenceDataModule(LightningDataModule):
     repeats: bool = True
     store: Store
     split_positions: Split
-    planner: Planner
+    batch_plan: BatchPlan
 
     def __init__(
         self,
@@ -123,14 +123,14 @@ class SequenceDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store, cut it, and check the cut for leaks."""
-        if hasattr(self, "planner"):
+        if hasattr(self, "batch_plan"):
             return
         self.split_positions = self.cut(Store.open(self.store_path))
         self.store = self.split_positions.store
         if len(self.split_positions.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
         part = self.split_positions.training_part(self.reduction)
-        self.planner = Planner(part, self.max_len, self.targets_per_step)
+        self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
 
     @property
     def n_items(self) -> int:
@@ -150,12 +150,12 @@ class SequenceDataModule(LightningDataModule):
     @property
     def U(self) -> int:
         """Targets of an epoch."""
-        return self.planner.n_targets
+        return self.batch_plan.n_targets
 
     @property
     def steps_per_epoch(self) -> int:
         """S: global steps of an epoch."""
-        return self.planner.n_steps
+        return self.batch_plan.n_steps
 
     @property
     def data_hash(self) -> str:
@@ -182,7 +182,7 @@ class SequenceDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches, from where a loaded checkpoint stopped."""
         loader = TrainLoader(
-            self.planner, self.split_positions.catalogue_index_I, self.seed, self._ranks(), self.num_workers
+            self.batch_plan, self.split_positions.catalogue_index_I, self.seed, self._ranks(), self.num_workers
         )
         if self._resume is not None:
             loader.load_state_dict(self._resume)

@@ -50,7 +50,7 @@ class EvalBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class EpochPlan:
     """An epoch's windows in the order they are trained on: step s owns windows bounds[s] .. bounds[s + 1] - 1."""
 
     starts_W: np.ndarray  # entry of the training part where the window's inputs begin
@@ -72,8 +72,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Makes the plan of any epoch from the training part: `plan` is a pure function of (seed, epoch)."""
+class BatchPlan:
+    """The batches of training: what is the same in every epoch, and `epoch`, a pure function of (seed, epoch)."""
 
     part: TrainingPart
     max_len: int
@@ -97,7 +97,7 @@ class Planner:
         """S: global steps of an epoch, the same in each."""
         return -(-self.n_targets // self.targets_per_step)
 
-    def plan(self, seed: int, epoch: int) -> Plan:
+    def epoch(self, seed: int, epoch: int) -> EpochPlan:
         """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps.
 
         The order of the steps is random, but short and long windows alternate.
@@ -115,7 +115,7 @@ class Planner:
         order = order[np.argsort(new_place, kind="stable")]
         bounds = np.concatenate([[0], np.cumsum(np.bincount(new_place, minlength=self.n_steps))])
         assert (np.diff(bounds) > 0).all(), "a step has no windows"
-        return Plan(starts_W[order], lengths_W[order], bounds)
+        return EpochPlan(starts_W[order], lengths_W[order], bounds)
 
     def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         users = np.flatnonzero(self.part.lengths_U > 1)
@@ -285,18 +285,18 @@ ALONE = Ranks()
 class _TrainDataset(Dataset[TrainBatch]):
     """Micro-batches by (epoch, step, accumulated micro-batch); a worker makes each epoch's plan once."""
 
-    def __init__(self, planner: Planner, catalogue_index_I: np.ndarray, seed: int, ranks: Ranks) -> None:
-        self.planner, self.catalogue_index_I, self.seed, self.ranks = planner, catalogue_index_I, seed, ranks
-        self._epoch_plan: tuple[int, Plan] | None = None
+    def __init__(self, plan: BatchPlan, catalogue_index_I: np.ndarray, seed: int, ranks: Ranks) -> None:
+        self.plan, self.catalogue_index_I, self.seed, self.ranks = plan, catalogue_index_I, seed, ranks
+        self._epoch: tuple[int, EpochPlan] | None = None
 
     def __getitem__(self, key: tuple[int, int, int]) -> TrainBatch:
         epoch, step, accumulated = key
-        if self._epoch_plan is None or self._epoch_plan[0] != epoch:
-            self._epoch_plan = epoch, self.planner.plan(self.seed, epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = epoch, self.plan.epoch(self.seed, epoch)
         world, rank, accumulation = self.ranks
-        plan = self._epoch_plan[1]
+        plan = self._epoch[1]
         starts, lengths, total = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
-        return train_batch(self.planner.part, self.catalogue_index_I, starts, lengths, total, plan.pairs(step))
+        return train_batch(self.plan.part, self.catalogue_index_I, starts, lengths, total, plan.pairs(step))
 
 
 class TrainLoader:
@@ -308,10 +308,10 @@ class TrainLoader:
     """
 
     def __init__(
-        self, planner: Planner, catalogue_index_I: np.ndarray, seed: int, ranks: Ranks = ALONE, num_workers: int = 0
+        self, plan: BatchPlan, catalogue_index_I: np.ndarray, seed: int, ranks: Ranks = ALONE, num_workers: int = 0
     ) -> None:
-        self.ranks, self.n_steps, self._num_workers = ranks, planner.n_steps, num_workers
-        self._dataset = _TrainDataset(planner, catalogue_index_I, seed, ranks)
+        self.ranks, self.n_steps, self._num_workers = ranks, plan.n_steps, num_workers
+        self._dataset = _TrainDataset(plan, catalogue_index_I, seed, ranks)
         self._epoch, self._consumed = -1, self.n_steps * ranks.accumulation
         self._resumed = False
 

@@ -3,12 +3,13 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lrec import cost
 from lrec.errors import UserError
 from lrec.files import json_hash
-from lrec.study.launch import Limits, Run, finished_point, points_of
+from lrec.run import Run, RunConfig
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import Limits
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Cost:
     disk_gib: float
 
 
-def plan(runs: list[Run], folder: Path, threads: int) -> list[Cost]:
+def plan(runs: list[PlannedRun], folder: Path, threads: int) -> list[Cost]:
     """The cost of each run. Prepares the data: the catalogue's size decides it.
 
     Hours are those of one core and of all epochs, at a third of its rate of float32 matrix products, and ten seconds to
@@ -36,19 +37,19 @@ def plan(runs: list[Run], folder: Path, threads: int) -> list[Cost]:
     opened: dict[str, tuple[int, int, int]] = {}
     costs = []
     for run in runs:
-        key = json_hash(run.options["data"]["init_args"] | {"seed": 0})
+        key = json_hash(run.config.data | {"seed": 0})
         if key not in opened:
             data = datamodule_of(run.options)
             data.prepare_data()
             data.setup("fit")
             opened[key] = data.n_items, data.U, data.steps_per_epoch
         n_items, unique, steps = opened[key]
-        config = run.net_config(n_items)
-        targets = unique * _epochs(run.options["trainer"], steps)
+        config = run.network(n_items)
+        targets = unique * _epochs(run.config, steps)
         hours = (10 + 3 * targets * sum(cost.flops_per_interaction(config)) / rate) / 3600
-        if finished_point(folder / run.name) is not None:
+        if Run(folder / run.name).result is not None:
             hours = spent_hours([run], folder, threads)
-        step = cost.memory(config, positions=run.options["data"]["init_args"]["targets_per_step"])
+        step = cost.memory(config, positions=run.config.value("data.targets_per_step"))
         total = cost.n_total(config)
         costs.append(
             Cost(run.name, cost.n_body(config), total, hours, 1 + step.total / 2**30, disk_gib=24 * total / 2**30)
@@ -56,10 +57,10 @@ def plan(runs: list[Run], folder: Path, threads: int) -> list[Cost]:
     return costs
 
 
-def _epochs(trainer: dict[str, Any], steps_per_epoch: int) -> float:
+def _epochs(config: RunConfig, steps_per_epoch: int) -> float:
     """The most epochs that a run may take; Lightning's own default is 1000."""
-    by_steps = trainer["max_steps"] / steps_per_epoch if trainer["max_steps"] >= 0 else float("inf")
-    epochs = trainer["max_epochs"]
+    steps, epochs = config.value("trainer.max_steps", -1), config.value("trainer.max_epochs")
+    by_steps = steps / steps_per_epoch if steps >= 0 else float("inf")
     if epochs is None:
         epochs = 1000 if by_steps == float("inf") else float("inf")
     return float(min(by_steps, epochs if epochs >= 0 else float("inf")))
@@ -97,9 +98,9 @@ def check(costs: list[Cost], memory_gib: float | None, hours: float | None, disk
             )
 
 
-def spent_hours(runs: list[Run], folder: Path, threads: int) -> float:
+def spent_hours(runs: list[PlannedRun], folder: Path, threads: int) -> float:
     """Hours of a core that the runs have taken up to their last evaluation."""
-    last = [points[-1]["wall_s"] for run in runs if (points := points_of(folder / run.name))]
+    last = [points[-1].wall_s for run in runs if (points := Run(folder / run.name).points)]
     return sum(last) * threads / 3600
 
 

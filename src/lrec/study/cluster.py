@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_utilities.core.imports import RequirementCache
+
 from lrec.errors import UserError
-from lrec.study.launch import POLL_S, Limits, Outcome, Run, train_one
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import POLL_S, Limits, Outcome, train_one
 
 
 def train_on_cluster(
-    runs: list[Run], folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
-) -> Iterator[tuple[Run, Outcome]]:
+    runs: list[PlannedRun], folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
+) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Submit runs as one array, wait, and yield each with what became of it.
 
     Runs that start from another one's network are a second array, once the first has ended.
@@ -26,10 +29,9 @@ def train_on_cluster(
         parameters: Those of submitit's AutoExecutor.update_parameters, such as timeout_min, slurm_partition or
             gpus_per_node, and cluster: slurm (the default), local (processes here) or debug (in this process).
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("--cluster needs submitit: pip install 'lrec[cluster]'") from error
+    if not (installed := RequirementCache("submitit>=1.5")):
+        raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
+    import submitit
 
     options = dict(parameters)
     try:
@@ -44,8 +46,8 @@ def train_on_cluster(
 
 
 def _submit(
-    executor: Any, runs: list[Run], folder: Path, study: str, cpus: int, retries: int
-) -> Iterator[tuple[Run, Outcome]]:
+    executor: Any, runs: list[PlannedRun], folder: Path, study: str, cpus: int, retries: int
+) -> Iterator[tuple[PlannedRun, Outcome]]:
     import submitit
 
     if not runs:

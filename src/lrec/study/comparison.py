@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lrec.errors import UserError
 from lrec.figures import save_figure
 from lrec.files import write_json
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import LAWS
+from lrec.run import Run
 from lrec.study.figures import studies_figure
-from lrec.study.launch import finished_point
 from lrec.study.points import read_points
 
 
@@ -35,11 +35,9 @@ def compare(
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     for folder in studies:
         for name, runs in _ladders(folder).items():
-            points = read_points(
-                [folder / "runs" / r["name"] / "points.jsonl" for r in runs if not r["held_out"]], x, y
-            )
-            large = [finished_point(folder / "runs" / run["name"]) for run in runs if run["held_out"]]
-            held_out = [(float(p[x]), float(p[y])) for p in large if p is not None and p["status"] != "diverged"]
+            points = read_points([run.points_file for run, held_out in runs if not held_out], x, y)
+            large = [run.result for run, held_out in runs if held_out]
+            held_out = [(float(getattr(p, x)), float(getattr(p, y))) for p in large if p is not None and not p.diverged]
             ladders[name] = fit_points(LAWS[law], points), held_out
     save_figure(out / "compare.png", studies_figure(ladders, x, y))
     content = {
@@ -57,17 +55,19 @@ def compare(
     print(f"\n{out / 'compare.png'}")
 
 
-def _ladders(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The runs of a study's ladders that have points, by the study's folder and the ladder's name."""
+def _ladders(folder: Path) -> dict[str, list[tuple[Run, bool]]]:
+    """The finished runs of a study's ladders and whether each is held out, by the study's folder and the ladder's
+    name."""
     path = folder / "study.json"
     if not path.is_file():
         raise UserError(f"--studies {folder}: no study there (no study.json)")
     study = json.loads(path.read_text(encoding="utf-8"))
-    ladders: dict[str, list[dict[str, Any]]] = {}
+    ladders: dict[str, list[tuple[Run, bool]]] = {}
     for run in study["grid"]["runs"]:
-        if finished_point(folder / "runs" / run["name"]) is not None:
+        trained = Run(folder / "runs" / run["name"])
+        if trained.result is not None:
             name = " ".join(part for part in (str(folder), run["ladder"]) if part)
-            ladders.setdefault(name, []).append(run)
+            ladders.setdefault(name, []).append((trained, run["held_out"]))
     if not ladders:
         raise UserError(f"--studies {folder}: no run of it is finished")
     return ladders

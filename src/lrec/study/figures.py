@@ -13,6 +13,7 @@ from lrec.figures import new_figure
 from lrec.laws.figures import LEGEND, style
 from lrec.laws.fit import Fit
 from lrec.laws.forms import Array
+from lrec.run import Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 BUDGETS = 6
 INK = "#222222"
-Points = Sequence[Mapping[str, Any]]  # those of one run, by step
+Points = Sequence[Point]  # those of one run, by step
 
 
 def compute_figure(runs: Sequence[Points]) -> "Figure":
@@ -72,7 +73,7 @@ def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
     A size stands only at amounts between a run's first evaluation and its last, interpolated over log FLOPs; seeds are
     averaged.
     """
-    trajectories = [(points[0]["N_body"], *trajectory(points, "flops")) for points in runs]
+    trajectories = [(points[0].N_body, *trajectory(points, "flops")) for points in runs]
     first = min(flops_P[0] for _, flops_P, _ in trajectories)
     last = max(flops_P[-1] for _, flops_P, _ in trajectories)
     curves = {}
@@ -89,11 +90,11 @@ def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
 
 def repetition_figure(runs: Sequence[Points]) -> "Figure":
     """Validation loss against epochs, a panel for each amount of unique data, largest first."""
-    amounts = sorted({points[0]["U"] for points in runs}, reverse=True)
+    amounts = sorted({points[0].U for points in runs}, reverse=True)
     figure = new_figure(1.8 + 3.4 * len(amounts), 3.8)
     panels = figure.subplots(1, len(amounts), sharey=True, squeeze=False)[0]
     for axes, unique in zip(panels, amounts, strict=True):
-        _draw_runs(axes, [points for points in runs if points[0]["U"] == unique], "epochs", _shades(runs))
+        _draw_runs(axes, [points for points in runs if unique == points[0].U], "epochs", _shades(runs))
         axes.set_title(f"{unique:,} unique targets", fontsize=9)
     for axes in panels:  # once all is drawn: they share an axis of losses
         style(axes, "epochs over the data, D/U", "val_loss" if axes is panels[0] else "")
@@ -129,8 +130,8 @@ def studies_figure(fits: Mapping[str, tuple[Fit, Sequence[tuple[float, float]]]]
 def _draw_runs(axes: "Axes", runs: Sequence[Points], x: str, shades: Mapping[float, Any]) -> None:
     """A line a run, with a circle at its best evaluation; each size has its colour and stands in the legend once."""
     labelled = set()
-    for points in sorted(runs, key=lambda points: points[0]["N_body"]):
-        size, color = points[0]["size"], shades[points[0]["N_body"]]
+    for points in sorted(runs, key=lambda points: points[0].N_body):
+        size, color = points[0].size, shades[points[0].N_body]
         x_P, loss_P = trajectory(points, x)
         axes.plot(x_P, loss_P, color=color, lw=1.1, label="" if size in labelled else size)
         axes.plot(x_P[loss_P.argmin()], loss_P.min(), "o", ms=4, color=color, mec="white", mew=0.5)
@@ -139,7 +140,7 @@ def _draw_runs(axes: "Axes", runs: Sequence[Points], x: str, shades: Mapping[flo
 
 def trajectory(points: Points, x: str) -> tuple[Array, Array]:
     """A run's finite validation losses against a column."""
-    finite = [(point[x], point["val_loss"]) for point in points if point["val_loss"] is not None]
+    finite = [(getattr(point, x), point.val_loss) for point in points if point.val_loss is not None]
     x_P, loss_P = np.array(finite, dtype=float).T
     return x_P, loss_P
 
@@ -150,7 +151,7 @@ def _first_digit(value: float, _: int) -> str:
 
 
 def _shades(runs: Sequence[Points]) -> dict[float, Any]:
-    sizes = sorted({points[0]["N_body"] for points in runs})
+    sizes = sorted({points[0].N_body for points in runs})
     return dict(zip(sizes, _colors(len(sizes)), strict=True))
 
 

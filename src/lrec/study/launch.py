@@ -1,7 +1,6 @@
-"""The runs of a study: what each trains, and `lrec fit` as a subprocess for each, started at most once at a time."""
+"""Training the runs of a study: `lrec fit` as a subprocess for each, started at most once at a time."""
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -11,55 +10,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-
-from lrec.files import locked, write_text
-from lrec.shape import Architecture, Dropout, OverDepth, TransformerConfig, find_size
+from lrec.files import locked
+from lrec.run import Point, Run
 from lrec.signals import TRY_AGAIN
+from lrec.study.grid import PlannedRun
 
 POLL_S = 5.0
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training of the grid.
-
-    Attributes:
-        name: Unique in the study; the name of its folder.
-        variant: Which of the study's variants it is; "" where there is one only.
-        ladder: The runs that one law is for share it: what sets them apart from others, but for size and seed.
-        held_out: Whether its loss is predicted before it is trained.
-        options: The whole configuration of its `lrec fit`, but for where it writes.
-        starts_from: Name of the run whose best network it starts from; "" where it starts anew.
-    """
-
-    name: str
-    size: str
-    seed: int
-    fraction: float
-    variant: str
-    ladder: str
-    held_out: bool
-    options: dict[str, Any]
-    starts_from: str = ""
-
-    def net_config(self, n_items: int) -> TransformerConfig:
-        """The shape of the net it trains on a catalogue of `n_items`, without muP, which costs nothing."""
-        model, max_len = self.options["model"], self.options["data"]["init_args"]["max_len"]
-        rates = model["dropout"]
-        dropout = Dropout(rates["embedding"], OverDepth(**rates["attention"]), OverDepth(**rates["residual"]))
-        return TransformerConfig(
-            n_items, max_len, *find_size(self.size), dropout, Architecture(**model["architecture"])
-        )
-
-
 class Outcome(NamedTuple):
-    """What became of a run: finished, diverged, failed (with the last line of its log) or stopped (to go on later)."""
+    """What became of a run: finished, diverged, failed (with the last line of its log) or stopped (to be resumed)."""
 
     status: str
-    point: dict[str, Any] | None = None
+    point: Point | None = None
     reason: str = ""
 
 
@@ -85,30 +50,14 @@ class Limits:
         return max(self.cores // self.jobs, 1)
 
 
-def points_of(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations so far of the run in `folder`."""
-    path = folder / "points.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def finished_point(folder: Path) -> dict[str, Any] | None:
-    """What the run in `folder` came to: its best and tested point, the last one if it diverged, None if unfinished."""
-    points = points_of(folder)
-    if points and points[-1]["status"] == "diverged":
-        return points[-1]
-    return next((point for point in points if point["best"]), None)
-
-
-def outcome_of(folder: Path) -> Outcome | None:
-    """What the run in `folder` came to; None while it is to be trained or its losses by target are to be measured."""
-    point = finished_point(folder)
+def outcome_of(run: Run) -> Outcome | None:
+    """What became of a run; None while it is to be trained or its losses by target are to be measured."""
+    point = run.result
     if point is None:
         return None
     # Without its checkpoint, as where its points alone were kept, it is what it is.
-    measured = (
-        "test_loss_se" in point or point["status"] == "diverged" or not (folder / "checkpoints" / "best.ckpt").exists()
-    )
-    return Outcome(point["status"], point) if measured else None
+    measured = point.test_loss_se is not None or point.diverged or not run.best.exists()
+    return Outcome(point.status, point) if measured else None
 
 
 def is_running(folder: Path) -> bool:
@@ -162,13 +111,13 @@ class Processes:
 
 
 def train(
-    runs: list[Run],
+    runs: list[PlannedRun],
     folder: Path,
     study: str,
     limits: Limits,
     memory_gib: dict[str, float] | None = None,
     watch: Callable[[], bool] = lambda: True,
-) -> Iterator[tuple[Run, Outcome]]:
+) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Train runs, in order, within the limits; yield each with what became of it.
 
     Runs that start from another one's network come after all others.
@@ -185,7 +134,7 @@ def train(
     memory = memory_gib or dict.fromkeys((run.name for run in runs), 0.0)
     limit = limits.memory_gib or float("inf")
     waiting = sorted(runs, key=lambda run: run.starts_from != "")
-    running: dict[Future[Outcome], Run] = {}
+    running: dict[Future[Outcome], PlannedRun] = {}
     processes = Processes()
     with ThreadPoolExecutor(max_workers=limits.jobs) as pool:
         try:
@@ -210,7 +159,7 @@ def train(
 
 
 def train_one(
-    run: Run, folder: Path, study: str, threads: int, retries: int = 0, processes: Processes | None = None
+    run: PlannedRun, folder: Path, study: str, threads: int, retries: int = 0, processes: Processes | None = None
 ) -> Outcome:
     """Train a run unless it is finished, again where it fails, up to `retries` times.
 
@@ -225,29 +174,29 @@ def train_one(
         return outcome
 
 
-def _attempt(run: Run, folder: Path, study: str, threads: int, lock: int, processes: Processes) -> Outcome:
-    log, code = folder / "log.txt", 0
-    if finished_point(folder) is None:
-        code = processes.run(["lrec", "fit", *_arguments(run, folder, study)], log, threads, lock)
-    if finished_point(folder) is not None and outcome_of(folder) is None:  # several processes, or killed in between
-        code = processes.run(["lrec.target_losses", str(folder)], log, threads, lock)
-    if outcome := outcome_of(folder):
+def _attempt(run: PlannedRun, folder: Path, study: str, threads: int, lock: int, processes: Processes) -> Outcome:
+    trained, code = Run(folder), 0
+    if trained.result is None:
+        code = processes.run(["lrec", "fit", *_arguments(run, trained, study)], trained.log_file, threads, lock)
+    if trained.result is not None and outcome_of(trained) is None:  # several processes, or killed in between
+        code = processes.run(["lrec.target_losses", str(folder)], trained.log_file, threads, lock)
+    if outcome := outcome_of(trained):
         return outcome
     if processes.stopping or code in (TRY_AGAIN, -signal.SIGTERM):
         return Outcome("stopped")
-    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-    return Outcome("failed", reason=f"{last[0].removeprefix('lrec: error: ')} (see {log})")
+    last = trained.log_file.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+    return Outcome("failed", reason=f"{last[0].removeprefix('lrec: error: ')} (see {trained.log_file})")
 
 
-def _arguments(run: Run, folder: Path, study: str) -> list[str]:
+def _arguments(run: PlannedRun, trained: Run, study: str) -> list[str]:
     """Those of the run's `lrec fit`, its folder made ready."""
-    # Resuming is exact: what a killed study left half-done goes on from its last checkpoint, or starts again.
-    resumed = (folder / "checkpoints" / "last.ckpt").exists()
+    # Resuming is exact: what a killed study left unfinished resumes from its last checkpoint, or starts again.
+    resumed = trained.last.exists()
     if not resumed:
-        shutil.rmtree(folder, ignore_errors=True)
-    write_text(folder / "config.yaml", yaml.safe_dump(run.options, sort_keys=False))
-    arguments = [f"--config={folder / 'config.yaml'}", f"--trainer.default_root_dir={folder}"]
+        shutil.rmtree(trained.folder, ignore_errors=True)
+    trained.write_config(run.config)
+    arguments = [f"--config={trained.config_file}", f"--trainer.default_root_dir={trained.folder}"]
     arguments += [f"--points.study={study}", f"--points.run={run.name}"]
-    arguments += [f"--model.warm_start={folder.with_name(run.starts_from)}"] if run.starts_from else []
+    arguments += [f"--model.warm_start={trained.folder.with_name(run.starts_from)}"] if run.starts_from else []
     arguments += ["--ckpt_path=last"] if resumed else []
     return arguments

@@ -10,6 +10,7 @@ import polars as pl
 
 from lrec.errors import UserError
 from lrec.laws.points import METRICS
+from lrec.run import POINTS, find_points
 
 OWN_COLUMNS = {"schema", "best", "status"}
 """Columns that tell lrec's own points.jsonl from other tables."""
@@ -62,9 +63,9 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     files: dict[Path, Path] = {}  # by resolved path: a file named twice counts once
     for path in paths:
         if path.is_dir():
-            found = sorted(path.rglob("points.jsonl"))
+            found = find_points(path)
             if not found:
-                raise UserError(f"{path}: no points.jsonl in or under this folder; name a folder of runs, or a file")
+                raise UserError(f"{path}: no {POINTS} in or under this folder; name a folder of runs, or a file")
             files |= {file.resolve(): file for file in found}
         elif path.is_file():
             files[path.resolve()] = path

@@ -4,10 +4,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from lrec.study.launch import Run, finished_point, is_running, points_of
+from lrec.run import Run
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import is_running
 
 
-def runs_table(runs: list[Run], folder: Path, known: dict[str, str]) -> str:
+def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
     """State, progress and losses of every run, of runs on other nodes too.
 
     Args:
@@ -20,24 +22,24 @@ def runs_table(runs: list[Run], folder: Path, known: dict[str, str]) -> str:
     for run in runs:
         kind = "held out" if run.held_out else "fitted"
         line = f"{run.name:<32}{kind:<9}{_state(folder / run.name, known.get(run.name, 'waiting')):<12}"
-        if points := points_of(folder / run.name):
+        if points := Run(folder / run.name).points:
             last = points[-1]
-            best = min((p["val_loss"] for p in points if p["val_loss"] is not None), default=None)
-            test = next((p["test_loss"] for p in points if p["best"]), None)
-            line += f"{last['epochs']:>8.2f}{last['step']:>9,}"
-            numbers = (last["train_loss"], last["val_loss"], best, test, last["wall_s"] / 3600)
+            best = min((p.val_loss for p in points if p.val_loss is not None), default=None)
+            test = next((p.test_loss for p in points if p.best), None)
+            line += f"{last.epochs:>8.2f}{last.step:>9,}"
+            numbers = (last.train_loss, last.val_loss, best, test, last.wall_s / 3600)
             line += "".join(" " * 10 if number is None else f"{number:>10.4f}" for number in numbers)
         lines.append(line)
     return "\n".join(lines)
 
 
 def _state(folder: Path, known: str) -> str:
-    """running, finished, diverged, unfinished (it goes on where it stopped), or what is known of it."""
+    """running, finished, diverged, unfinished (it resumes where it stopped), or what is known of it."""
     if is_running(folder):
         return "running"
-    if point := finished_point(folder):
-        return str(point["status"])
-    return "unfinished" if known == "waiting" and points_of(folder) else known
+    if point := Run(folder).result:
+        return point.status
+    return "unfinished" if known == "waiting" and Run(folder).points else known
 
 
 class LiveTable:
@@ -46,7 +48,7 @@ class LiveTable:
     def __init__(self) -> None:
         self.lines = 0
 
-    def draw(self, runs: list[Run], folder: Path) -> None:
+    def draw(self, runs: list[PlannedRun], folder: Path) -> None:
         """Show how far the runs are, in place of what was shown before."""
         if not sys.stderr.isatty():
             return

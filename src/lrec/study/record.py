@@ -12,18 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lrec.errors import UserError
 from lrec.files import write_json, write_text
-from lrec.study.grid import dotted
-from lrec.study.launch import Outcome, Run, finished_point
+from lrec.run import Point, Run, RunConfig, find_points, points_text, read_points_file
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import Outcome
+from lrec.study.options import Study
 
-# Where data lie and how they are served: no part of what is trained.
-_PLACES = ("data.init_args.path", "data.init_args.data_dir", "data.init_args.num_workers", "data.init_args.memory_gib")
 
-
-class Book:
+class Record:
     """The record of a study, written after every change.
 
     Attributes:
@@ -32,31 +29,34 @@ class Book:
         state: waiting, skipped, stopped, failed, diverged or finished, by name of a run.
     """
 
-    def __init__(self, out: Path, name: str, runs: list[Run], judged_by: dict[str, str]) -> None:
-        """Open the study's folder, and put back the points of finished runs whose own folders were not kept.
+    def __init__(self, study: Study, runs: list[PlannedRun]) -> None:
+        """Open the study's folder, and restore the points of finished runs whose own folders were not kept.
 
         Args:
-            out: The study's folder.
-            name: Its name.
-            runs: The runs of the grid, more or other ones than before too.
-            judged_by: The law and its variables.
+            study: The study.
+            runs: The runs of its grid, which may have more or other ones than before.
 
         Raises:
             UserError: the folder holds something else.
         """
-        self.out, self.name, self.runs, self.judged_by = out, name, runs, judged_by
+        out = study.folder
+        self.study, self.out, self.runs = study, out, runs
         self.folder, self.path, self._points = out / "runs", out / "study.json", out / "all_points.jsonl"
-        self._put_back()
+        self._restore_points()
         earlier: dict[str, Any] = {"grid": {"runs": []}, "earlier_runs": [], "state": {}}
         if self.path.is_file():
             earlier |= json.loads(self.path.read_text(encoding="utf-8"))
-        elif out.exists() and any(out.iterdir()) and not any(self.folder.glob("*/points.jsonl")):
+        elif out.exists() and any(out.iterdir()) and not find_points(self.folder):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
         self.state: dict[str, str] = {run.name: earlier["state"].get(run.name, "waiting") for run in runs}
         self.reasons: dict[str, str] = {}
 
-    def enter(self, restart: Collection[str], skip: Collection[str]) -> list[Run]:
+    def trained(self, run: PlannedRun) -> Run:
+        """The folder of a run."""
+        return Run(self.folder / run.name)
+
+    def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
         """Take the runs into the study and return those to be trained or read; finished ones are kept as they are.
 
         Args:
@@ -67,71 +67,68 @@ class Book:
             UserError: a run was begun with other options than it now has.
         """
         for run in self.runs:
-            folder = self.folder / run.name
+            trained = self.trained(run)
             if run.name in restart:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(trained.folder, ignore_errors=True)
             elif changes := self._changes(run):
                 raise UserError(
                     f"{self.out} has run {run.name} with other options ({changes}): choose another --out, "
                     f"or --restart '[{run.name}]' to train it again"
                 )
-            point = finished_point(folder)
-            self.state[run.name] = "waiting" if point is None else point["status"]
+            point = trained.result
+            self.state[run.name] = "waiting" if point is None else point.status
             if run.name in skip:
                 self.state[run.name] = "skipped"
         self._write()
         return [run for run in self.runs if run.name not in skip]
 
-    def note(self, run: Run, outcome: Outcome) -> None:
+    def note(self, run: PlannedRun, outcome: Outcome) -> None:
         """Write down what became of a run."""
         self.state[run.name] = outcome.status
         if outcome.reason:
             self.reasons[run.name] = outcome.reason
         self._write()
 
-    def _changes(self, run: Run) -> str:
+    def _changes(self, run: PlannedRun) -> str:
         if run.name not in self._earlier or not (self.folder / run.name).exists():
             return ""
-        return changed_options(self._earlier[run.name]["options"], run.options)
+        return changed_options(RunConfig(self._earlier[run.name]["options"]), run.config)
 
     def _write(self) -> None:
         """study.json, and the points of all finished runs, those that have left the grid too."""
-        grid = {"name": self.name, **self.judged_by, "runs": [asdict(run) for run in self.runs]}
-        finished = [file for file in sorted(self.folder.glob("*/points.jsonl")) if finished_point(file.parent)]
-        outside = {file.parent.name for file in finished} & set(self._earlier) - set(self.state)
+        study = self.study
+        runs = [asdict(run) for run in self.runs]
+        grid = {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y, "runs": runs}
+        finished = [run for file in find_points(self.folder) if (run := Run(file.parent)).result is not None]
+        outside = {run.name for run in finished} & set(self._earlier) - set(self.state)
         content = {
-            "name": self.name,
+            "name": study.name,
             "grid": grid,
             "state": self.state,
             "reasons": self.reasons,
             "earlier_runs": [self._earlier[name] for name in sorted(outside)],
         }
         write_json(self.path, content)
-        write_text(self._points, "".join(file.read_text(encoding="utf-8") for file in finished))
+        write_text(self._points, points_text(point for run in finished for point in run.points))
 
-    def _put_back(self) -> None:
-        lines: dict[str, list[str]] = defaultdict(list)
-        if self._points.is_file():
-            for line in self._points.read_text(encoding="utf-8").splitlines():
-                lines[json.loads(line)["run"]].append(line + "\n")
-        for name, mine in lines.items():
+    def _restore_points(self) -> None:
+        points: dict[str, list[Point]] = defaultdict(list)
+        for point in read_points_file(self._points) if self._points.is_file() else []:
+            points[point.run].append(point)
+        for name, mine in points.items():
             if not (self.folder / name).exists():
-                write_text(self.folder / name / "points.jsonl", "".join(mine))
+                Run(self.folder / name).write_points(mine)
 
 
-def changed_options(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+def changed_options(earlier: RunConfig, now: RunConfig) -> str:
     """What differs in what is trained, in words; an option that an earlier version did not know has its default."""
-    if _trained_with(earlier) == _trained_with(now):
+    if earlier.trained_with == now.trained_with:
         return ""
     from lrec.lightning_cli import compose
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(yaml.safe_dump(earlier), encoding="utf-8")
-        before, after = _trained_with(compose([f"--config={path}"])), _trained_with(now)
+        run = Run(Path(folder))
+        run.write_config(earlier)
+        before, after = RunConfig(compose([f"--config={run.config_file}"])).trained_with, now.trained_with
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name)}, now {after.get(name)}" for name in differing)
-
-
-def _trained_with(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in dotted(json.loads(json.dumps(options))).items() if name not in _PLACES}

@@ -3,48 +3,36 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from lrec.figures import save_figure
 from lrec.files import write_text
 from lrec.laws.figures import fit_figure
-from lrec.laws.fit import Fit
 from lrec.laws.judge import rivals
 from lrec.laws.points import source_hash
-from lrec.laws.predict import Prediction, compare
+from lrec.laws.predict import compare
 from lrec.laws.report import table, write_fit
+from lrec.run import Point, Run
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
-from lrec.study.launch import Run, finished_point, points_of
+from lrec.study.grid import PlannedRun
 from lrec.study.points import read_points
+from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.sweep import Tuned
 from lrec.study.variants import variants_table
-from lrec.target_losses import FILE, paired
+from lrec.tables import rows_table
+from lrec.target_losses import paired
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """The law of one fraction and variant: fitted to the small sizes, with predictions for the large ones."""
-
-    name: str
-    x: str
-    y: str
-    source_hash: str
-    fit: Fit
-    predictions: tuple[Prediction, ...]
 
 
 def write_report(
     out: Path,
     name: str,
-    runs: list[Run],
-    ladders: list[Ladder],
+    runs: list[PlannedRun],
+    ladders: list[LadderFit],
     unfit: Mapping[str, str],
     tuned: Tuned | None = None,
 ) -> str:
@@ -54,7 +42,7 @@ def write_report(
 
     The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
     """
-    points = {run.name: finished_point(out / "runs" / run.name) or {} for run in runs}
+    points = {run.name: Run(out / "runs" / run.name).result or Point() for run in runs}
     sections = [f"# Scaling study {name}"]
     if tuned is not None:
         sections.append(_tuned(tuned))
@@ -77,17 +65,9 @@ def write_report(
     return report
 
 
-def by_ladder(runs: list[Run]) -> dict[str, list[Run]]:
-    """The runs of each ladder."""
-    ladders: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        ladders[run.ladder].append(run)
-    return ladders
-
-
-def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, Any]], ladder: Ladder) -> str:
-    usable = [run for run in runs if points[run.name]["status"] != "diverged"]
-    files = {run.name: out / "runs" / run.name / "points.jsonl" for run in usable}
+def _law(out: Path, folder: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> str:
+    usable = [run for run in runs if not points[run.name].diverged]
+    files = {run.name: Run(out / "runs" / run.name).points_file for run in usable}
     held_out = None
     if large := [files[run.name] for run in usable if run.held_out]:
         actual = read_points(large, ladder.x, ladder.y)
@@ -111,19 +91,19 @@ def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, A
     )
 
 
-def _floor(points: dict[str, dict[str, Any]]) -> float | None:
-    floor: float | None = (next(iter(points.values()))["floor"] or {}).get("test")
+def _floor(points: dict[str, Point]) -> float | None:
+    floor: float | None = (next(iter(points.values())).floor or {}).get("test")
     return floor
 
 
-def _figures(out: Path, runs: list[Run], points: Mapping[str, dict[str, Any]]) -> list[str]:
+def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
     """Loss against compute, at equal compute and against epochs, for each variant; links to them."""
     links = []
     for variant in dict.fromkeys(run.variant for run in runs):
-        mine = [run for run in runs if run.variant == variant and points[run.name]["status"] != "diverged"]
+        mine = [run for run in runs if run.variant == variant and not points[run.name].diverged]
         if not mine:
             continue
-        every = [points_of(out / "runs" / run.name) for run in mine]
+        every = [Run(out / "runs" / run.name).points for run in mine]
         most = max(run.fraction for run in mine)
         whole = [evaluations for run, evaluations in zip(mine, every, strict=True) if run.fraction == most]
         folder = out / "figures" / variant
@@ -143,13 +123,12 @@ def _figures(out: Path, runs: list[Run], points: Mapping[str, dict[str, Any]]) -
 def _tuned(tuned: Tuned) -> str:
     """What was tuned on the fitted sizes, and the rules that all sizes follow."""
     options = list(tuned.rules)
-    lines = ["| " + " | ".join(["size", *options, "val loss"]) + " |", "|" + "---:|" * (len(options) + 2)]
+    rows = [["size", *options, "val loss"]]
     for size, best in tuned.best.items():
-        lines.append("| " + " | ".join([size, *(f"{best[o]:g}" for o in options), f"{best['val/loss']:.4f}"]) + " |")
+        rows.append([size, *(f"{best[o]:g}" for o in options), f"{best['val/loss']:.4f}"])
+    table = rows_table(rows, padded=False)
     rules = [f"- {o} = {factor:.4g} N_body^{exponent:.4g}" for o, (factor, exponent) in tuned.rules.items()]
-    return "\n".join(
-        ["## Tuned by validation loss", "", *lines, "", *rules, *(f"- Warning: {e}." for e in tuned.edges)]
-    )
+    return "\n".join(["## Tuned by validation loss", "", table, "", *rules, *(f"- Warning: {e}." for e in tuned.edges)])
 
 
 def _trained_before(out: Path, names: list[str]) -> list[str]:
@@ -163,68 +142,72 @@ def _trained_before(out: Path, names: list[str]) -> list[str]:
     return [f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}."]
 
 
-def _noise(out: Path, runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
+def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> str:
     """Standard errors over users, and every step in size paired over them, where runs have losses by target."""
     losses: dict[str, list[pl.DataFrame]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: points[run.name]["N_body"]):
-        path = out / "runs" / run.name / FILE
-        if points[run.name]["status"] != "diverged" and path.is_file():
+    for run in sorted(runs, key=lambda run: points[run.name].N_body):
+        path = Run(out / "runs" / run.name).target_losses_file
+        if not points[run.name].diverged and path.is_file():
             losses[run.size].append(pl.read_parquet(path))
     if len(losses) < 2:
         return ""
     with_trajectory = next(iter(losses.values()))[0]["step"].max() != 0
     parts = {"test": pl.col("step") == 0} | ({"test and trajectory": pl.lit(True)} if with_trajectory else {})
     head = ["step in size", *(f"difference in {part} loss" for part in parts)]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(parts)]
+    rows = [head]
     for small, large in pairwise(losses):
         cells = [f"{small} to {large}"]
         for chosen in parts.values():
             sides = ([table.filter(chosen) for table in losses[size]] for size in (small, large))
             cells.append("{:+.4f} ± {:.4f}".format(*paired(*sides)))
-        lines.append("| " + " | ".join(cells) + " |")
-    own = [points[run.name] for run in runs if points[run.name].get("test_loss_se") is not None]
-    note = f"A test loss has a standard error of {max(p['test_loss_se'] for p in own):.4f} at most, users being drawn"
+        rows.append(cells)
+    own = [points[run.name] for run in runs]
+    error = max(point.test_loss_se for point in own if point.test_loss_se is not None)
+    note = f"A test loss has a standard error of {error:.4f} at most, users being drawn"
     if with_trajectory:
-        error = max(p["trajectory_loss_se"] for p in own)
+        error = max(point.trajectory_loss_se for point in own if point.trajectory_loss_se is not None)
         note += f"; with the trajectories' targets, {error:.4f}"
-    return "\n".join([*lines, "", f"{note}. Differences are paired over users, ± their standard error."])
+    return "\n".join(
+        [
+            rows_table(rows, text=(0,), padded=False),
+            "",
+            f"{note}. Differences are paired over users, ± their standard error.",
+        ]
+    )
 
 
-def _runs_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
-    with_trajectory = any(point.get("trajectory_loss") is not None for point in points.values())
+def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
+    with_trajectory = any(point.trajectory_loss is not None for point in points.values())
     extra = ["with trajectory"] if with_trajectory else []
-    head = ["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *COLUMNS]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
+    rows = [["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *COLUMNS]]
     for run in runs:
         point = points[run.name]
         size = run.size + (" (held out)" if run.held_out else "")
-        cells = [size, str(run.seed), f"{point['N_body']:,}", f"{point['D']:,}", f"{point['epochs']:.2f}"]
-        if point["status"] == "diverged":
+        cells = [size, str(run.seed), f"{point.N_body:,}", f"{point.D:,}", f"{point.epochs:.2f}"]
+        if point.diverged:
             cells += ["diverged"] + [""] * (len(COLUMNS) + len(extra) + 1)
         else:
-            cells += [f"{point['val_loss']:.4f}", f"{point['test_loss']:.4f}"]
-            cells += [f"{point['trajectory_loss']:.4f}" if "trajectory_loss" in point else ""] if extra else []
-            cells += [f"{point['metrics'][f'test/{column}']:.4f}" for column in COLUMNS]
-        lines.append("| " + " | ".join(cells) + " |")
-    tested = next((p for p in points.values() if p["status"] != "diverged"), None)
+            losses = [point.val_loss, point.test_loss, *([point.trajectory_loss] if extra else [])]
+            cells += ["" if loss is None else f"{loss:.4f}" for loss in losses]
+            cells += [f"{point.metric(f'test/{column}'):.4f}" for column in COLUMNS]
+        rows.append(cells)
+    tested = next((point for point in points.values() if not point.diverged), None)
     if tested is not None:
-        cells = ["popularity", "", "", "", "", "", f"{tested['metrics']['test/popularity/loss']:.4f}"]
-        cells += [""] * len(extra)
-        cells += [f"{tested['metrics'][f'test/popularity/{column}']:.4f}" for column in COLUMNS]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = ["popularity", "", "", "", "", "", f"{tested.metric('test/popularity/loss'):.4f}", *([""] * len(extra))]
+        rows.append(cells + [f"{tested.metric(f'test/popularity/{column}'):.4f}" for column in COLUMNS])
+    return rows_table(rows, padded=False)
 
 
-def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
+def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
     """What the table says, in words: monotone or not, the best size, over-fitting, the floor."""
     losses: dict[int, list[float]] = defaultdict(list)
     sizes = {}
     for run in runs:
         point = points[run.name]
-        if point["status"] != "diverged":
-            losses[point["N_body"]].append(point["test_loss"])
-            sizes[point["N_body"]] = run.size
-    diverged = [run.name for run in runs if points[run.name]["status"] == "diverged"]
+        if point.test_loss is not None:
+            losses[point.N_body].append(point.test_loss)
+            sizes[point.N_body] = run.size
+    diverged = [run.name for run in runs if points[run.name].diverged]
     left_out = [f"- Diverged and left out: {', '.join(diverged)}."] if diverged else []
     means = {n: sum(values) / len(values) for n, values in sorted(losses.items())}
     if not means:
@@ -240,7 +223,7 @@ def _findings(runs: list[Run], points: dict[str, dict[str, Any]]) -> list[str]:
         *left_out,
     ]
     if (floor := _floor(points)) is not None:
-        below = [run.name for run in runs if (points[run.name]["test_loss"] or floor) < floor]
+        below = [run.name for run in runs if (points[run.name].test_loss or floor) < floor]
         verdict = f"below it: {', '.join(below)}" if below else "every run lies above it"
         findings.append(
             f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {verdict}."

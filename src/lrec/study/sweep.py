@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrec.errors import UserError
-from lrec.study.grid import Grid, combined, dotted, ladder_n_body
-from lrec.study.launch import Run, points_of
+from lrec.run import Run, dotted
+from lrec.study.grid import PlannedRun
+from lrec.study.options import Study, combined, ladder_n_body
 
 
 class Tuned(NamedTuple):
-    """What a sweep came to.
+    """The result of a sweep.
 
     Attributes:
         rules: factor and exponent of each option, by dotted name: least squares of log value on log N_body.
@@ -25,48 +26,49 @@ class Tuned(NamedTuple):
     edges: list[str]
 
 
-def sweep_runs(grid: Grid, values: dict[str, Any], sizes: list[str] | None) -> list[Run]:
-    """A run for every combination of values at each size that tunes; first seed, all data, first variant.
-
-    Args:
-        grid: The study's.
-        values: The values of each option, nested or by dotted name.
-        sizes: Sizes that tune; those that are fitted by default.
-    """
-    fitted = [size for size in grid.ladder if size not in grid.held_out]
-    chosen = fitted if sizes is None else sizes
-    if outside := [size for size in chosen if size not in fitted]:
-        raise UserError(f"--sweep_sizes {outside[0]}: choose among the sizes that are fitted, {', '.join(fitted)}")
-    for option, several in dotted(values).items():
+def sweep_of(study: Study) -> Study:
+    """A run for every combination of the sweep's values at each size that tunes; first seed, all data, first variant,
+    in the folder OUT-sweep."""
+    chosen = study.fitted if study.sweep_sizes is None else study.sweep_sizes
+    if outside := [size for size in chosen if size not in study.fitted]:
+        raise UserError(
+            f"--sweep_sizes {outside[0]}: choose among the sizes that are fitted, {', '.join(study.fitted)}"
+        )
+    for option, several in dotted(study.sweep).items():
         if not (isinstance(several, list) and several and all(isinstance(v, int | float) and v > 0 for v in several)):
             raise UserError(f"--sweep.{option}: {several!r} is not a list of positive numbers")
-    variant = next(iter(grid.variants.values()))
-    tuning = replace(
-        grid,
+    folder = study.folder.with_name(f"{study.folder.name}-sweep")
+    return replace(
+        study,
+        name=folder.name,
+        out=folder,
         starts_from={},
         sizes=chosen,
-        seeds=grid.seeds[:1],
+        seeds=study.seeds[:1],
         size_seeds={},
         fractions=(1.0,),
         holdout=0,
-        variants=combined({"": variant}, values),
+        law=None,
+        variants=combined({"": next(iter(study.every_variant.values()))}, study.sweep),
+        grid={},
     )
-    return tuning.runs()
 
 
-def middle(values: dict[str, Any]) -> dict[str, list[float]]:
-    """Rules that give every size the middle value: what is planned with before the sweep has run."""
-    return {option: [sorted(several)[len(several) // 2], 0.0] for option, several in dotted(values).items()}
+def with_middle_values(study: Study) -> Study:
+    """The study with the middle value of each swept option: what is planned with before the sweep has run."""
+    middle = {option: [sorted(values)[len(values) // 2], 0.0] for option, values in dotted(study.sweep).items()}
+    return replace(study, rules=study.rules | middle)
 
 
-def tune(runs: list[Run], folder: Path, values: dict[str, Any]) -> Tuned:
+def tune(runs: list[PlannedRun], folder: Path, values: dict[str, Any]) -> Tuned:
     """The rules that follow from the sweep's runs, by their best validation loss; test losses are not looked at."""
     axes = dotted(values)
     losses: dict[str, dict[tuple[float, ...], float]] = {}
     for run in runs:
-        reached = [p["val_loss"] for p in points_of(folder / run.name) if p["val_loss"] is not None]
-        if reached and points_of(folder / run.name)[-1]["status"] != "diverged":
-            chosen = tuple(_value(run, option) for option in axes)
+        points = Run(folder / run.name).points
+        reached = [point.val_loss for point in points if point.val_loss is not None]
+        if reached and not points[-1].diverged:
+            chosen = tuple(float(run.config.value(option)) for option in axes)
             losses.setdefault(run.size, {})[chosen] = min(reached)
     if not losses:
         raise UserError("--sweep: every run diverged; try smaller values")
@@ -85,7 +87,3 @@ def tune(runs: list[Run], folder: Path, values: dict[str, Any]) -> Tuned:
         factor = np.exp(log_value.mean() - exponent * log_n.mean())
         rules[option] = [float(f"{factor:.6g}"), float(f"{exponent:.6g}")]
     return Tuned(rules, best, edges)
-
-
-def _value(run: Run, option: str) -> float:
-    return float(dotted(run.options)[option.replace("data.", "data.init_args.", 1)])

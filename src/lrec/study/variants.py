@@ -2,17 +2,18 @@
 
 import math
 from statistics import mean, stdev
-from typing import Any
 
 from scipy.stats import t as student
 
-from lrec.study.launch import Run
+from lrec.run import Point
+from lrec.study.grid import PlannedRun
+from lrec.tables import rows_table
 
 METRICS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95
 
 
-def variants_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
+def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     """Markdown: a row per fraction, size and variant, and what stands out of the seeds' noise; "" with one variant.
 
     Mean ± standard deviation over the seeds; differences from the first variant over the seeds that finished in both,
@@ -23,47 +24,42 @@ def variants_table(runs: list[Run], points: dict[str, dict[str, Any]]) -> str:
     if len(variants) < 2:
         return ""
     base = variants[0]
-    domains = {run.variant: _domain(run) for run in runs}
+    domains = {run.variant: run.config.only_domain for run in runs}
     head = ["fraction", "size", "variant", "seeds"]
-    head += [title for metric in METRICS for title in (metric, f"against {base}")]
-    lines = ["| " + " | ".join(head) + " |", "|---:|---:|---|---:|" + "---:|" * (2 * len(METRICS))]
+    rows = [head + [title for metric in METRICS for title in (metric, f"against {base}")]]
     compared, standing_out = 0, []
     for fraction, size in dict.fromkeys((run.fraction, run.size) for run in runs):
         finished = {
             variant: {
-                run.seed: points[run.name]["metrics"]
+                run.seed: points[run.name]
                 for run in runs
-                if (run.fraction, run.size, run.variant) == (fraction, size, variant)
-                and points[run.name]["status"] != "diverged"
+                if (run.fraction, run.size, run.variant) == (fraction, size, variant) and not points[run.name].diverged
             }
             for variant in variants
         }
-        for variant, metrics in finished.items():
+        for variant, by_seed in finished.items():
             comparable = variant != base and domains[variant] == domains[base]
-            cells = [f"{fraction:g}", size, variant, str(len(metrics))]
+            cells = [f"{fraction:g}", size, variant, str(len(by_seed))]
             for title, name in METRICS.items():
-                values = {seed: row[name] for seed, row in metrics.items()}
-                differences = [v - finished[base][seed][name] for seed, v in values.items() if seed in finished[base]]
+                values = {seed: point.metric(name) for seed, point in by_seed.items()}
+                shared = [seed for seed in values if seed in finished[base]]
+                differences = [values[seed] - finished[base][seed].metric(name) for seed in shared]
                 cells.append(_mean(list(values.values())))
                 cells.append(_mean(differences, "+", of_mean=True) if comparable else "")
                 if comparable and len(differences) > 1:
                     compared += 1
                     if _stands_out(differences):
                         standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
-            lines.append("| " + " | ".join(cells) + " |")
+            rows.append(cells)
+    table = rows_table(rows, text=(2,), padded=False)
     if not compared:
-        return "\n".join([*lines, "", "No difference has two seeds, so none can be set against the seeds' noise."])
+        return "\n".join([table, "", "No difference has two seeds, so none can be set against the seeds' noise."])
     verdict = "; ".join(standing_out) or "none"
     note = (
         f"Of {compared} differences from {base}, those that stand out of the seeds' noise (paired t-test, 95 %; "
         f"by chance alone {(1 - CONFIDENCE) * compared:.1f} would): {verdict}."
     )
-    return "\n".join([*lines, "", note])
-
-
-def _domain(run: Run) -> str | None:
-    domain: str | None = run.options.get("data", {}).get("init_args", {}).get("only_domain")
-    return domain
+    return "\n".join([table, "", note])
 
 
 def _mean(values: list[float], sign: str = "", of_mean: bool = False) -> str:

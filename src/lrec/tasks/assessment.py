@@ -1,4 +1,4 @@
-"""From cases to what a task reports: every figure with its interval, the gain with size, and what that amounts to.
+"""From cases to what a task reports: every number with its interval, the gain with size, and what that amounts to.
 
 A section of a task has groups (popularity groups, lengths of history, kinds of corruption ...) with the same metrics
 for every scorer: each size, and the baselines.
@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lrec.tasks.bootstrap import Bootstrap, Figure, figure, ratio, slope
-from lrec.tasks.cases import (
+from lrec.cases import (
     LIST_LENGTH,
     Cases,
     Ranked,
@@ -21,6 +20,7 @@ from lrec.tasks.cases import (
     rank_by_repeating,
     values_of,
 )
+from lrec.tasks.estimates import Estimate, UserResamples, estimate, ratio, slope
 from lrec.tasks.ladder import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
@@ -52,7 +52,7 @@ class Section:
         n_body_S: Their N_body.
         groups: By name, in order.
         shown: Metrics of the tables; the first is drawn.
-        drawn: Groups that the figure shows; all by default.
+        drawn: Groups in the figure; all by default.
         findings: What it amounts to, a sentence each.
     """
 
@@ -64,18 +64,18 @@ class Section:
     drawn: Sequence[str] = ()
     findings: list[str] = field(default_factory=list)
 
-    def figures(self, group: str) -> dict[str, dict[str, Figure]]:
-        """Every metric's figure in a group, by scorer."""
+    def estimates(self, group: str) -> dict[str, dict[str, Estimate]]:
+        """Estimate of every metric in a group, by scorer."""
         draws = self.groups[group].draws
-        return {scorer: {metric: figure(d) for metric, d in mine.items()} for scorer, mine in draws.items()}
+        return {scorer: {metric: estimate(d) for metric, d in mine.items()} for scorer, mine in draws.items()}
 
-    def gains(self, group: str) -> dict[str, dict[str, Figure]]:
+    def gains(self, group: str) -> dict[str, dict[str, Estimate]]:
         """Gain with size of every metric in a group: slope per decade of N_body, and ratio of largest to smallest."""
         if len(self.names) < 2:
             return {}
         metrics = self.groups[group].draws[self.names[0]]
         return {
-            metric: {"slope": figure(self.slope(group, metric)), "ratio": figure(self.ratio(group, metric))}
+            metric: {"slope": estimate(self.slope(group, metric)), "ratio": estimate(self.ratio(group, metric))}
             for metric in metrics
         }
 
@@ -116,16 +116,16 @@ def assess(
     present = {name: cases for name, cases in groups.items() if len(cases)}
     if not present:
         raise NoCasesError(f"{title}: there is no case")
-    bootstrap = Bootstrap(np.concatenate([cases.users_C for cases in present.values()]), seed)
+    resamples = UserResamples(np.concatenate([cases.users_C for cases in present.values()]), seed)
     measured = {
-        name: measure(bootstrap, cases, list(ladder.runs.values()), ladder.counts_V, with_lists)
+        name: measure(resamples, cases, list(ladder.runs.values()), ladder.counts_V, with_lists)
         for name, cases in present.items()
     }
     return Section(title, ladder.names, ladder.n_body_S, measured)
 
 
 def measure(
-    bootstrap: Bootstrap,
+    resamples: UserResamples,
     cases: Cases,
     sizes: list[list[TrainedRun]],
     counts_V: np.ndarray,
@@ -135,7 +135,7 @@ def measure(
     """Every metric of every scorer on the same cases.
 
     Args:
-        bootstrap: The resamples of the users.
+        resamples: The resamples of the users.
         cases: What is to be predicted, in catalogue indices of the networks.
         sizes: The runs of each size, ascending; a metric is the mean over a size's runs.
         counts_V: Training interactions of each catalogue item.
@@ -145,11 +145,11 @@ def measure(
 
     def draws_of(rankings: list[Ranked]) -> Draws:
         values = [values_of(ranked, counts_V) for ranked in rankings]
-        draws = bootstrap.means(
+        draws = resamples.means(
             {metric: np.mean([one[metric] for one in values], 0) for metric in values[0]}, cases.users_C
         )
         if with_lists:
-            coverages = [bootstrap.coverage(r.top_CK, cases.users_C, len(counts_V)) for r in rankings]
+            coverages = [resamples.coverage(r.top_CK, cases.users_C, len(counts_V)) for r in rankings]
             draws[f"coverage@{LIST_LENGTH}"] = np.mean(coverages, 0)
         return draws
 
@@ -168,7 +168,7 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
         return f"{metric}: one size only, no gain with size."
     parts, trends = [], {}
     for group in (hard, easy):
-        change, times = figure(section.slope(group, metric)), figure(section.ratio(group, metric))
+        change, times = estimate(section.slope(group, metric)), estimate(section.ratio(group, metric))
         trends[group] = trend(change)
         parts.append(f"{group} {trends[group]} ({change.signed()} per decade, largest / smallest {_times(times)})")
     with np.errstate(invalid="ignore"):  # of two unbounded ratios
@@ -176,7 +176,7 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
     measure = "ratios"
     if not np.isfinite(difference[0]):  # the smallest size scores 0
         difference, measure = section.slope(hard, metric) - section.slope(easy, metric), "slopes"
-    verdict = _verdict(hard, easy, trends, trend(figure(difference)))
+    verdict = _verdict(hard, easy, trends, trend(estimate(difference)))
     return f"{metric}: {'; '.join(parts)}. By the {measure}, {verdict}."
 
 
@@ -196,14 +196,14 @@ def _verdict(hard: str, easy: str, trends: dict[str, str], ahead: str) -> str:
     return f"there is no measurable difference between their gains{worse}"
 
 
-def trend(change: Figure) -> str:
+def trend(change: Estimate) -> str:
     """What an interval of a change says: gains, loses, or does not change measurably."""
     if change.low > 0:
         return "gains"
     return "loses" if change.high < 0 else "does not change measurably"
 
 
-def _times(times: Figure) -> str:
+def _times(times: Estimate) -> str:
     if not np.isfinite(times.value):
         return "undefined: the smallest scores 0"
     return f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}]"

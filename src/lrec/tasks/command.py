@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lrec.errors import UserError
+from lrec.processes import leads, processes
+from lrec.run import find_runs
 from lrec.tasks.assessment import TaskResult
 from lrec.tasks.cold_start import cold_start
-from lrec.tasks.ladder import Data, Ladder, diverged, ladder_of, load_run, run_folders
+from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 from lrec.tasks.long_tail import long_tail
-from lrec.tasks.ranks import leads, processes
 from lrec.tasks.report import Report
 from lrec.tasks.robustness import robustness
 from lrec.tasks.trajectory import trajectory
@@ -55,13 +56,13 @@ def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int =
     chosen = _chosen(tasks)
     if seed < 0:
         raise UserError(f"--seed must be at least 0, not {seed}")
-    folders = run_folders(list(runs))
-    finite = [folder for folder in folders if not diverged(folder)]
+    found = find_runs(runs)
+    finite = [run for run in found if not run.diverged]
     if not finite:
         raise UserError("--runs: every run diverged")
     data = Data()
-    ladder = ladder_of([load_run(folder, data) for folder in finite], data)
-    report = Report(ladder, [folder for folder in folders if folder not in finite], seed)
+    ladder = ladder_of([load_run(run, data) for run in finite], data)
+    report = Report(ladder, [run.folder for run in found if run not in finite], seed)
     for name in chosen:
         started = time.monotonic()
         report.results.append(TASKS[name](ladder, seed))

@@ -1,4 +1,4 @@
-"""A task's picture: for each section its first metric against N_body, a line per group, the baselines dashed."""
+"""A task's figure: for each section its first metric against N_body, a line per group, the baselines dashed."""
 
 from typing import TYPE_CHECKING
 
@@ -6,25 +6,25 @@ import numpy as np
 
 from lrec.figures import draw_frame, new_figure
 from lrec.tasks.assessment import POPULARITY, Section, TaskResult
-from lrec.tasks.bootstrap import figure
+from lrec.tasks.estimates import estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Picture
+    from matplotlib.figure import Figure
 
 SPREAD = 0.012  # of the axis, between the marks of neighbouring groups, so that their intervals stand side by side
 
 
-def task_figure(result: TaskResult) -> "Picture":
+def task_figure(result: TaskResult) -> "Figure":
     """Draw a task; needs no display and touches no global state of matplotlib."""
     n = len(result.sections)
     columns = min(n, 2)
     rows = -(-n // columns)
-    picture = new_figure(6.4 * columns, 3.8 * rows + 0.3)
+    figure = new_figure(6.4 * columns, 3.8 * rows + 0.3)
     for index, section in enumerate(result.sections, start=1):
-        _draw(picture.add_subplot(rows, columns, index), section)
-    picture.suptitle(result.title, fontsize=11)
-    return picture
+        _draw(figure.add_subplot(rows, columns, index), section)
+    figure.suptitle(result.title, fontsize=11)
+    return figure
 
 
 def _draw(axes: "Axes", section: Section) -> None:
@@ -36,9 +36,9 @@ def _draw(axes: "Axes", section: Section) -> None:
     axes.set_xscale("log")
     for place, (name, colour) in enumerate(zip(groups, colours, strict=True)):
         draws = section.groups[name].draws
-        values, lows, highs = np.transpose([figure(draws[size][metric]) for size in section.names])
+        values, lows, highs = np.transpose([estimate(draws[size][metric]) for size in section.names])
         shifted = section.n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * _decades(section))
-        # A percentile interval may lie on one side of the figure; a bar has no negative length.
+        # A percentile interval may lie on one side of the value; a bar has no negative length.
         bars = np.nan_to_num([np.maximum(values - lows, 0), np.maximum(highs - values, 0)], posinf=0.0)
         axes.errorbar(
             shifted, values, bars, fmt="o-", ms=4, lw=1.4, elinewidth=0.9, capsize=2, color=colour,

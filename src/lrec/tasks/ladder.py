@@ -1,39 +1,31 @@
 """Trained runs, read from their folders without a Trainer, in order of size."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lrec import cost
 from lrec.data.base import SequenceDataModule
+from lrec.data.datasets import datamodule_of
 from lrec.data.splits import Split
 from lrec.errors import UserError
 from lrec.export import load
 from lrec.files import json_hash
 from lrec.net import Transformer
-from lrec.tasks.ranks import device
+from lrec.processes import device
+from lrec.run import Run, RunConfig
 
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's best network and what it was trained with.
+    """A run and its best network, ready to evaluate."""
 
-    Attributes:
-        folder: The run's folder.
-        net: The network, ready to evaluate.
-        config: The run's config.yaml.
-    """
-
-    folder: Path
+    run: Run
     net: Transformer
-    config: dict[str, Any]
 
     @property
     def n_body(self) -> int:
@@ -44,18 +36,7 @@ class TrainedRun:
     def name(self) -> str:
         """The size as the ladder calls it, or layers x width."""
         shape = self.net.config
-        return self.config["model"].get("size") or f"{shape.layers}x{shape.width}"
-
-    @property
-    def domain(self) -> str | None:
-        """The domain that it was trained on alone; None for all."""
-        only: str | None = self.config["data"]["init_args"].get("only_domain")
-        return only
-
-    @property
-    def is_fine_tuned(self) -> bool:
-        """Whether it started from a trained network."""
-        return self.config["model"].get("warm_start") is not None
+        return self.run.config.size or f"{shape.layers}x{shape.width}"
 
 
 @dataclass(frozen=True)
@@ -113,93 +94,58 @@ class Ladder:
         return self.split.counts_V
 
 
-def run_folders(paths: list[Path]) -> list[Path]:
-    """The runs in or under these folders: folders with config.yaml and checkpoints/.
-
-    Raises:
-        UserError: a path is no folder, or there is no run under it, or a run has no best checkpoint.
-    """
-    folders: dict[Path, Path] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise UserError(f"--runs {path}: no such folder")
-        found = sorted(file.parent for file in path.rglob("config.yaml"))
-        if not found:
-            raise UserError(f"--runs {path}: no run in or under this folder (a run has a config.yaml)")
-        folders |= {folder.resolve(): folder for folder in found}
-    for folder in folders.values():
-        if not best_checkpoint(folder).exists():
-            raise UserError(f"{folder} has no checkpoints/best.ckpt: finish the run, or leave it out of --runs")
-    return list(folders.values())
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """Where a run keeps its best checkpoint."""
-    return folder / "checkpoints" / "best.ckpt"
-
-
-def diverged(folder: Path) -> bool:
-    """Whether the run's loss was not finite at the end."""
-    path = folder / "points.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return bool(lines) and json.loads(lines[-1])["status"] == "diverged"
-
-
 class Data:
     """The data of runs, each opened once."""
 
     def __init__(self) -> None:
         self._opened: dict[str, SequenceDataModule] = {}
 
-    def of(self, config: dict[str, Any]) -> SequenceDataModule:
+    def of(self, config: RunConfig) -> SequenceDataModule:
         """The DataModule of a run, set up; prepared first where its store is not there."""
-        from lrec.data.datasets import datamodule_of
-
-        key = json_hash(config["data"])
+        key = json_hash(config.data)
         if key not in self._opened:
-            data = datamodule_of(config)
+            data = datamodule_of(config.options)
             data.prepare_data()
             data.setup("test")
             self._opened[key] = data
         return self._opened[key]
 
 
-def load_run(folder: Path, data: Data) -> TrainedRun:
+def load_run(run: Run, data: Data) -> TrainedRun:
     """A run's best network, on a GPU where there is one; UserError where it does not fit the run's data."""
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or "data" not in config or "model" not in config:
-        raise UserError(f"{folder / 'config.yaml'} is not the configuration of a run of lrec fit")
-    model = load(best_checkpoint(folder))
-    if model.about["data_hash"] != data.of(config).data_hash:
-        raise UserError(f"{folder} was trained on other data than its config.yaml now leads to")
-    return TrainedRun(folder, model.net.float().requires_grad_(False).to(device()), config)
+    module = data.of(run.config)
+    model = load(run.best)
+    if model.about["data_hash"] != module.data_hash:
+        raise UserError(f"{run.folder} was trained on other data than its configuration now leads to")
+    return TrainedRun(run, model.net.float().requires_grad_(False).to(device()))
 
 
 def ladder_of(runs: list[TrainedRun], data: Data) -> Ladder:
     """Put runs in order of size; UserError where they cannot be compared."""
-    first = runs[0]
+    first = runs[0].run
     base = data.of(first.config)
-    for run in runs[1:]:
-        other = data.of(run.config)
+    for other in (trained.run for trained in runs[1:]):
+        module = data.of(other.config)
         for what, one, two in (
-            ("store", base.store.path.resolve(), other.store.path.resolve()),
-            ("split", base.split, other.split),
-            ("max_len", base.max_len, other.max_len),
+            ("store", base.store.path.resolve(), module.store.path.resolve()),
+            ("split", base.split, module.split),
+            ("max_len", base.max_len, module.max_len),
         ):
             if one != two:
                 raise UserError(
-                    f"{first.folder} and {run.folder} differ in their {what} ({one}, {two}): compare the same"
+                    f"{first.folder} and {other.folder} differ in their {what} ({one}, {two}): compare the same"
                 )
-    whole = [run for run in runs if run.domain is None]
+    whole = [run for run in runs if run.run.config.only_domain is None]
     if not whole:
         raise UserError("--runs: each is of one domain alone (data.only_domain): add those of all domains")
     domains = {}
-    for name in sorted({run.domain for run in runs if run.domain is not None}):
-        mine = [run for run in runs if run.domain == name]
-        split = data.of(mine[0].config).split_positions
-        tuned, alone = (_by_size(run for run in mine if run.is_fine_tuned == is_tuned) for is_tuned in (True, False))
+    for name in sorted({domain for run in runs if (domain := run.run.config.only_domain) is not None}):
+        mine = [run for run in runs if run.run.config.only_domain == name]
+        split = data.of(mine[0].run.config).split_positions
+        tuned = _by_size(run for run in mine if run.run.config.starts_from_a_network)
+        alone = _by_size(run for run in mine if not run.run.config.starts_from_a_network)
         domains[name] = DomainRuns(split, alone, tuned)
-    return Ladder(data.of(whole[0].config).split_positions, base.max_len, _by_size(whole), domains)
+    return Ladder(data.of(whole[0].run.config).split_positions, base.max_len, _by_size(whole), domains)
 
 
 def _by_size(runs: Iterable[TrainedRun]) -> BySize:
@@ -210,13 +156,13 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
         for run in same[1:]:
             if _kind(run) != _kind(same[0]):
                 raise UserError(
-                    f"{same[0].folder} and {run.folder} have the same N_body {n_body} and differ in their model "
-                    "options or their reduction of the data: compare one kind of run at a time"
+                    f"{same[0].run.folder} and {run.run.folder} have the same N_body {n_body} and differ in their "
+                    "model options or their reduction of the data: compare one kind of run at a time"
                 )
     return sizes
 
 
 def _kind(run: TrainedRun) -> tuple[Any, Any]:
     """What runs of one size that differ in their seed alone share."""
-    model = {name: value for name, value in run.config["model"].items() if name != "warm_start"}
-    return model, run.config["data"]["init_args"].get("reduction")
+    config = run.run.config
+    return {**config.model, "warm_start": None}, config.data.get("reduction")

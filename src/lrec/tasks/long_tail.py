@@ -5,8 +5,8 @@ Shape suffixes: C cases, V catalogue.
 
 import numpy as np
 
+from lrec.cases import cases_of_test
 from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
-from lrec.tasks.cases import cases_of_test, most_popular_first
 from lrec.tasks.ladder import Ladder
 
 GROUPS = ("G1", "G2", "G3", "G4")
@@ -18,7 +18,7 @@ def quarters(counts_V: np.ndarray) -> np.ndarray:
     Items lie side by side, the most popular first (ties by catalogue index), each as wide as its training count; the
     row is cut into four parts of equal width, and an item belongs where its middle falls.
     """
-    order = most_popular_first(counts_V)
+    order = np.argsort(-counts_V, kind="stable")
     widths = counts_V[order]
     twice_middle = 2 * np.cumsum(widths) - widths
     groups_V = np.empty(len(counts_V), dtype=np.int64)

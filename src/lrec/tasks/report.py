@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lrec.files import replacing, write_json, write_text
+from lrec.tables import rows_table
 from lrec.tasks.assessment import Section, TaskResult
-from lrec.tasks.bootstrap import CONFIDENCE, RESAMPLES, Figure, figure
+from lrec.tasks.estimates import CONFIDENCE, RESAMPLES, Estimate, estimate
 from lrec.tasks.figures import task_figure
 from lrec.tasks.ladder import Ladder
 
@@ -43,7 +44,7 @@ class Report:
         """The content of tasks.json; a number that is not finite becomes null."""
         return {
             "schema": SCHEMA,
-            "runs": {str(run.folder): run.n_body for _, runs in self.ladder.rows() for run in runs},
+            "runs": {str(run.run.folder): run.n_body for _, runs in self.ladder.rows() for run in runs},
             "diverged": [str(folder) for folder in self.diverged],
             "users": self.ladder.split.store.n_users,
             "items": len(self.ladder.counts_V),
@@ -65,7 +66,7 @@ class Report:
             f"{self.ladder.max_len}. Intervals hold {100 * CONFIDENCE:.0f} % ({RESAMPLES:,} resamples of the users, "
             f"the same for every size; seed {self.seed}); they say nothing of how another training would have ended. "
             "Slope: change of the metric per decade of N_body.",
-            "\n".join(_runs_table(self.ladder)),
+            _runs_table(self.ladder),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
         for result in self.results:
@@ -73,7 +74,7 @@ class Report:
             blocks += [f"![{result.name}]({result.name}.png)"] if result.sections else []
             for section in result.sections:
                 blocks.append(f"### {section.title}")
-                blocks += ["\n".join(_table(section, metric)) for metric in section.shown]
+                blocks += [_table(section, metric) for metric in section.shown]
                 blocks.append("\n".join(f"- {finding}" for finding in section.findings))
             blocks.append("\n".join(f"- {note}." for note in result.notes))
         return "\n\n".join(block for block in blocks if block) + "\n"
@@ -97,7 +98,7 @@ def _content(section: Section) -> dict[str, Any]:
             name: {
                 "cases": group.cases,
                 "users": group.users,
-                "scorers": _plain(section.figures(name)),
+                "scorers": _plain(section.estimates(name)),
                 "gain": _plain(section.gains(name)),
             }
             for name, group in section.groups.items()
@@ -107,34 +108,31 @@ def _content(section: Section) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Figure):
+    if isinstance(value, Estimate):
         return {key: number if math.isfinite(number) else None for key, number in value._asdict().items()}
     return {key: _plain(item) for key, item in value.items()}
 
 
-def _runs_table(ladder: Ladder) -> list[str]:
-    lines = ["| size | N_body | trained on | runs |", "|---|---:|---|---|"]
+def _runs_table(ladder: Ladder) -> str:
+    rows = [["size", "N_body", "trained on", "runs"]]
     for what, runs in ladder.rows():
-        names = ", ".join(run.folder.name for run in runs)
-        lines.append(f"| {runs[0].name} | {runs[0].n_body:,} | {what} | {names} |")
-    return lines
+        rows.append([runs[0].name, f"{runs[0].n_body:,}", what, ", ".join(run.run.name for run in runs)])
+    return rows_table(rows, text=(0, 2, 3), padded=False)
 
 
-def _table(section: Section, metric: str) -> list[str]:
+def _table(section: Section, metric: str) -> str:
     """Groups by scorers, in Markdown."""
     scorers = list(dict.fromkeys(name for group in section.groups.values() for name in group.draws))
-    head = [metric, "cases", *scorers]
     with_gain = len(section.names) > 1
-    head += ["slope per decade", "largest / smallest"] if with_gain else []
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    rows = [[metric, "cases", *scorers, *(["slope per decade", "largest / smallest"] if with_gain else [])]]
     for name, group in section.groups.items():
         if metric not in group.draws[scorers[0]]:
             continue
-        cells = [name, f"{group.cases:,}", *(_cell(figure(group.draws[scorer][metric])) for scorer in scorers)]
+        row = [name, f"{group.cases:,}", *(_cell(estimate(group.draws[scorer][metric])) for scorer in scorers)]
         if with_gain:
-            cells += [_cell(figure(section.slope(name, metric)), "+"), _cell(figure(section.ratio(name, metric)))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            row += [_cell(estimate(section.slope(name, metric)), "+"), _cell(estimate(section.ratio(name, metric)))]
+        rows.append(row)
+    return rows_table(rows, text=(0,), padded=False)
 
 
 def _short_table(section: Section) -> list[str]:
@@ -150,7 +148,7 @@ def _short_table(section: Section) -> list[str]:
     return lines
 
 
-def _cell(shown: Figure, sign: str = "") -> str:
+def _cell(shown: Estimate, sign: str = "") -> str:
     if math.isnan(shown.value):
         return "undefined"
     return f"{_number(shown.value, sign)} [{_number(shown.low, sign)}, {_number(shown.high, sign)}]"

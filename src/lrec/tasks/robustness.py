@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from lrec.cases import Cases, cases_of_test
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, trend
-from lrec.tasks.bootstrap import figure, ratio, slope
-from lrec.tasks.cases import Cases, cases_of_test
+from lrec.tasks.estimates import estimate, ratio, slope
 from lrec.tasks.ladder import Ladder
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -134,14 +134,14 @@ def _add_losses(section: Section) -> None:
     words = {"gains": "grows with size", "loses": "falls with size: larger models are more robust"}
     for name in section.drawn:
         scorers = section.groups[name].draws
-        change = figure(slope(np.stack([scorers[size][lost("NDCG@10")] for size in section.names]), section.n_body_S))
+        change = estimate(slope(np.stack([scorers[size][lost("NDCG@10")] for size in section.names]), section.n_body_S))
         says = words.get(trend(change), "does not change measurably with size")
         smallest, largest = (100 * scorers[size][lost("NDCG@10")][0] for size in (section.names[0], section.names[-1]))
         section.findings.append(
             f"{name}: the share of NDCG@10 that is lost {says} (smallest {smallest:.1f} %, largest {largest:.1f} %; "
             f"{100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}] points per decade)."
         )
-    before, after = (figure(section.slope(name, "NDCG@10")) for name in (CLEAN, section.drawn[0]))
+    before, after = (estimate(section.slope(name, "NDCG@10")) for name in (CLEAN, section.drawn[0]))
     if trend(before) == "loses" and trend(after) != "gains":
         section.findings.append(
             "NDCG@10 on clean histories falls with size: a smaller share lost then means less to lose, not robustness."

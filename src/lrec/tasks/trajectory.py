@@ -4,17 +4,18 @@ Shape suffixes: C users with a trajectory, T steps, B rows of a batch, L positio
 R draws.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lrec.baselines import Pairs
 from lrec.blocks import KeyValueCache
-from lrec.data.splits import ranges
+from lrec.cases import Cases, batches, by_count, cases_before, rank_by_repeating
 from lrec.metrics import score
 from lrec.net import Transformer
+from lrec.processes import share_of, together
 from lrec.tasks.assessment import (
     POPULARITY,
     REPEAT_LAST,
@@ -25,10 +26,8 @@ from lrec.tasks.assessment import (
     TaskResult,
     compare_gains,
 )
-from lrec.tasks.bootstrap import Bootstrap
-from lrec.tasks.cases import Cases, batches, cases_before, rank_by_repeating
+from lrec.tasks.estimates import UserResamples
 from lrec.tasks.ladder import Ladder
-from lrec.tasks.ranks import share_of, together
 
 HITS = range(1, 11)
 BLEU_ORDERS = (2, 4)
@@ -82,65 +81,29 @@ def trajectories(ladder: Ladder) -> Trajectories:
     return Trajectories(histories, seen, truth_CT)
 
 
-Feed = Callable[[Tensor], Tensor]  # the items of a step, to the hidden states after them
-
-
 @torch.inference_mode()
 def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     """Predict greedily from the cache: the best item at each step, ties by index, without repeats the best that was
     neither seen nor predicted before."""
     device = net.items.weight.device
-
-    def start(items_BL: Tensor, last_B: Tensor) -> tuple[Tensor, Tensor, Feed]:
-        rows, width = items_BL.shape
-        cache = KeyValueCache(rows, width + given.truth_CT.shape[1] - 1, device)
-        hidden_BD, table_VD = net(items_BL, lambda h_BLD, t_VD: (h_BLD.flatten(0, 1)[last_B], t_VD), cache=cache)
-        cache.keep(last_B % width + 1)
-        return hidden_BD, table_VD, lambda items_B: net(items_B[:, None], lambda h_BLD, _: h_BLD[:, 0], cache=cache)
-
-    return _decode(start, given, repeats, device)
-
-
-def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
-    """The same for a scorer that knows nothing but training counts, whatever is fed to it."""
-
-    def start(items_BL: Tensor, last_B: Tensor) -> tuple[Tensor, Tensor, Feed]:
-        ones_B1 = torch.ones(len(items_BL), 1)
-        table_V1 = torch.from_numpy(counts_V).double().log().float()[:, None]
-        return ones_B1, table_V1, lambda items_B: ones_B1
-
-    return _decode(start, given, repeats, torch.device("cpu"))
-
-
-def decode_repeating(counts_V: np.ndarray, given: Trajectories) -> Decoded:
-    """The same for repeat-last: its last item stays the last, so that it predicts that one for ever."""
-    steps = given.truth_CT.shape[1]
-    histories = given.histories
-    last_C = histories.items_N[histories.starts_C + histories.lengths_C - 1]
-    ranks = [
-        rank_by_repeating(counts_V, Cases(histories.users_C, histories.items_N, histories.lengths_C, truth_C)).rank_C
-        for truth_C in given.truth_CT.T
-    ]
-    return Decoded(np.repeat(last_C[:, None], steps, 1), np.stack(ranks, 1))
-
-
-def _decode(
-    start: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Feed]],
-    given: Trajectories,
-    repeats: bool,
-    device: torch.device,
-) -> Decoded:
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
-    for chosen_B, history_BL, _, last_B in share_of(batches(given.histories, device)):
-        hidden_BD, table_VD, feed = start(history_BL, last_B)
-        rows_S, items_S = _seen(given.seen, chosen_B, device)
-        if repeats:
-            rows_S, items_S = rows_S[:0], items_S[:0]
-        rows_B = torch.arange(len(chosen_B), device=device)
+    steps = given.truth_CT.shape[1]
+    for chosen_B, items_BL, _, last_B in share_of(batches(given.histories, device)):
+        n_rows, width = items_BL.shape
+        cache = KeyValueCache(n_rows, width + steps - 1, device)
+
+        def first(hidden_BLD: Tensor, table_VD: Tensor, last_B: Tensor = last_B) -> tuple[Tensor, Tensor]:
+            return hidden_BLD.flatten(0, 1)[last_B], table_VD
+
+        hidden_BD, table_VD = net(items_BL, first, cache=cache)
+        cache.keep(last_B % width + 1)
+        seen = _seen(given.seen.where(chosen_B), device)
+        rows_S, items_S = (pairs_S[:0] for pairs_S in seen) if repeats else seen
+        rows_B = torch.arange(n_rows, device=device)
         best_B = rows_B
-        for step in range(given.truth_CT.shape[1]):
+        for step in range(steps):
             if step:
-                hidden_BD = feed(best_B)
+                hidden_BD = net(best_B[:, None], lambda hidden_BLD, _: hidden_BLD[:, 0], cache=cache)
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only where the whole catalogue was seen
@@ -151,12 +114,34 @@ def _decode(
     return Decoded(together(items_CT), together(rank_CT))
 
 
-def _seen(seen: Cases, chosen_B: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and item of the distinct items that each row has seen."""
-    lengths_B = seen.lengths_C[chosen_B]
-    items = seen.items_N[ranges(seen.starts_C[chosen_B], lengths_B)]
-    pairs = np.unique(np.stack([np.repeat(np.arange(len(chosen_B)), lengths_B), items]), axis=1)
-    return torch.from_numpy(pairs[0]).to(device), torch.from_numpy(pairs[1]).to(device)
+def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
+    """The same for popularity: it predicts the most popular item for ever, or without repeats one after the other."""
+    order, truth_CT = by_count(counts_V), torch.from_numpy(given.truth_CT)
+    without = None if repeats else _seen(given.seen)
+    _, items_CT = order.ranked(truth_CT[:, 0], truth_CT.shape[1], without=without)
+    if repeats:
+        items_CT = items_CT[:, :1].expand_as(truth_CT)
+    ranks = []
+    for items_C, truth_C in zip(items_CT.T, truth_CT.T, strict=True):
+        ranks.append(order.ranked(truth_C, 1, without=without)[0])
+        if without is not None:
+            rows_S = (items_C >= 0).nonzero()[:, 0]
+            without = Pairs(torch.cat([without.rows_S, rows_S]), torch.cat([without.items_S, items_C[rows_S]]))
+    return Decoded(items_CT.numpy(), torch.stack(ranks, 1).numpy())
+
+
+def decode_repeating(counts_V: np.ndarray, given: Trajectories) -> Decoded:
+    """The same for repeat-last: its last item stays the last, so that it predicts that one for ever."""
+    histories, steps = given.histories, given.truth_CT.shape[1]
+    last_C = histories.items_N[histories.starts_C + histories.lengths_C - 1]
+    ranks = [rank_by_repeating(counts_V, replace(histories, targets_C=truth_C)).rank_C for truth_C in given.truth_CT.T]
+    return Decoded(np.repeat(last_C[:, None], steps, 1), np.stack(ranks, 1))
+
+
+def _seen(seen: Cases, device: torch.device | None = None) -> Pairs:
+    """The distinct items that each history holds."""
+    pairs = np.unique(np.stack([seen.case_N, seen.items_N]), axis=1)
+    return Pairs(*torch.from_numpy(pairs).to(device))
 
 
 def step_values(decoded: Decoded) -> dict[str, np.ndarray]:
@@ -198,7 +183,7 @@ def clipped_matches(items_CT: np.ndarray, truth_CT: np.ndarray, n: int) -> np.nd
 
 
 def bleu(
-    bootstrap: Bootstrap, users_C: np.ndarray, items_CT: np.ndarray, truth_CT: np.ndarray, order: int
+    resamples: UserResamples, users_C: np.ndarray, items_CT: np.ndarray, truth_CT: np.ndarray, order: int
 ) -> np.ndarray:
     """Draws of BLEU (Papineni et al. 2002) of all trajectories together, n-grams up to `order`.
 
@@ -206,7 +191,7 @@ def bleu(
     """
     steps = truth_CT.shape[1]
     precisions_NR = [
-        bootstrap.mean(clipped_matches(items_CT, truth_CT, n) / (steps - n + 1), users_C) for n in range(1, order + 1)
+        resamples.mean(clipped_matches(items_CT, truth_CT, n) / (steps - n + 1), users_C) for n in range(1, order + 1)
     ]
     return np.prod(np.maximum(precisions_NR, 0), 0) ** (1 / order)
 
@@ -236,18 +221,18 @@ def _sections(
 ) -> list[Section]:
     """By step, and the whole."""
     users_C = given.histories.users_C
-    bootstrap = Bootstrap(users_C, seed)
+    resamples = UserResamples(users_C, seed)
     how = "items may be predicted again" if repeats else "nothing seen or predicted before is predicted"
 
     def step_draws(runs: list[Decoded], step: int) -> Draws:
         values = [step_values(run) for run in runs]
-        return bootstrap.means({name: np.mean([v[name][:, step] for v in values], 0) for name in values[0]}, users_C)
+        return resamples.means({name: np.mean([v[name][:, step] for v in values], 0) for name in values[0]}, users_C)
 
     def whole_draws(runs: list[Decoded]) -> Draws:
         values = [trajectory_values(run, given.truth_CT) for run in runs]
-        draws = bootstrap.means({name: np.mean([v[name] for v in values], 0) for name in values[0]}, users_C)
+        draws = resamples.means({name: np.mean([v[name] for v in values], 0) for name in values[0]}, users_C)
         for order in BLEU_ORDERS:
-            each = [bleu(bootstrap, users_C, run.items_CT, given.truth_CT, order) for run in runs]
+            each = [bleu(resamples, users_C, run.items_CT, given.truth_CT, order) for run in runs]
             draws[f"BLEU-{order}"] = np.mean(each, 0)
         return draws
 

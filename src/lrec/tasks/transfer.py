@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from lrec.cases import Cases, cases_of_test
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
-from lrec.tasks.bootstrap import Bootstrap, figure
-from lrec.tasks.cases import Cases, cases_of_test
+from lrec.tasks.estimates import UserResamples, estimate
 from lrec.tasks.ladder import BySize, DomainRuns, Ladder, TrainedRun
 
 MIX, DIFF = "mix", "diff"
@@ -86,17 +86,17 @@ def _pretraining(domain: str, runs: DomainRuns, ladder: Ladder, seed: int, notes
         items_N=index_W[cases.items_N],
         targets_C=np.where(cases.targets_C >= 0, index_W[cases.targets_C], -1),
     )
-    bootstrap = Bootstrap(cases.users_C, seed)
+    resamples = UserResamples(cases.users_C, seed)
 
     def of(by_size: BySize) -> list[list[TrainedRun]]:
         return [by_size[n_body] for n_body in sizes]
 
     groups = {
-        ALONE: measure(bootstrap, cases, of(runs.alone), runs.split.counts_V),
-        ZERO_SHOT: measure(bootstrap, among_all, of(ladder.runs), ladder.counts_V, candidates_V=index_W),
+        ALONE: measure(resamples, cases, of(runs.alone), runs.split.counts_V),
+        ZERO_SHOT: measure(resamples, among_all, of(ladder.runs), ladder.counts_V, candidates_V=index_W),
     }
     if runs.fine_tuned:
-        groups[FINE_TUNED] = measure(bootstrap, cases, of(runs.fine_tuned), runs.split.counts_V)
+        groups[FINE_TUNED] = measure(resamples, cases, of(runs.fine_tuned), runs.split.counts_V)
     names = [ladder.runs[n_body][0].name for n_body in sizes]
     title = f"Domain {domain}: trained on it alone, on all domains (zero-shot), on all and then on it"
     section = Section(title, names, np.array(sizes, dtype=np.float64), groups)
@@ -122,7 +122,7 @@ def _add_advantages(section: Section) -> None:
         words = {"gains": "better than", "loses": "worse than"}
         parts = []
         for size in section.names:
-            change = figure(group.draws[size][advantage("NDCG@10")])
+            change = estimate(group.draws[size][advantage("NDCG@10")])
             says = words.get(trend(change), "not measurably different from")
             parts.append(f"{size} {says} alone ({change.signed()})")
         section.findings.append(f"NDCG@10, {name}: {'; '.join(parts)}.")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.batches import EvalLoader, EvalTask, Planner, Ranks, TrainBatch, TrainLoader
+from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainBatch, TrainLoader
 from lrec.data.splits import LastItems, Reduction, Split
 from lrec.errors import UserError
 
@@ -34,8 +34,8 @@ def windows(batch: TrainBatch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return found
 
 
-def load(split: Split, planner: Planner, *ranks: int, seed: int = 0, num_workers: int = 0) -> TrainLoader:
-    return TrainLoader(planner, split.catalogue_index_I, seed, Ranks(*ranks), num_workers)
+def load(split: Split, plan: BatchPlan, *ranks: int, seed: int = 0, num_workers: int = 0) -> TrainLoader:
+    return TrainLoader(plan, split.catalogue_index_I, seed, Ranks(*ranks), num_workers)
 
 
 @FIXTURE_ONCE
@@ -52,20 +52,20 @@ def test_every_target_once_an_epoch_after_its_predecessors(
         expected.update(pairwise(sequence))  # (input, target)
     if not expected:
         with pytest.raises(UserError, match="no training target"):
-            Planner(part, max_len, 2 * max_len)
+            BatchPlan(part, max_len, 2 * max_len)
         return
-    planner = Planner(part, max_len, 2 * max_len)
-    assert planner.n_targets == expected.total()
-    assert planner.n_steps == np.ceil(planner.n_targets / (2 * max_len))
-    loader = load(split, planner, seed=seed)
+    plan = BatchPlan(part, max_len, 2 * max_len)
+    assert plan.n_targets == expected.total()
+    assert plan.n_steps == np.ceil(plan.n_targets / (2 * max_len))
+    loader = load(split, plan, seed=seed)
     for _ in range(2):
         found: Counter = Counter()
         batches = list(loader)
-        assert len(batches) == len(loader) == planner.n_steps
+        assert len(batches) == len(loader) == plan.n_steps
         for batch in batches:
             assert batch.items_BL.shape[1] <= max_len
             assert batch.step_targets == len(batch.targets_M)
-            assert abs(batch.step_targets - planner.n_targets / planner.n_steps) <= max_len
+            assert abs(batch.step_targets - plan.n_targets / plan.n_steps) <= max_len
             for inputs, targets in windows(batch):
                 # Every item belongs to one user, so the pairs tell whether inputs are the targets shifted by one.
                 assert inputs[1:] == targets[:-1]
@@ -78,9 +78,9 @@ def test_every_target_once_an_epoch_after_its_predecessors(
 def test_the_step_is_the_same_on_any_number_of_ranks(make_lengths, lengths: list[int], shape: tuple[int, int]) -> None:
     world, accumulation = shape
     split = LastItems()(make_lengths([*lengths, 30]))
-    planner = Planner(split.training_part(Reduction()), 8, 16)
-    alone = list(load(split, planner))
-    ranks = [list(load(split, planner, world, rank, accumulation)) for rank in range(world)]
+    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    alone = list(load(split, plan))
+    ranks = [list(load(split, plan, world, rank, accumulation)) for rank in range(world)]
     for step, whole in enumerate(alone):
         micro = [batches[step * accumulation + a] for batches in ranks for a in range(accumulation)]
         assert Counter(window for batch in micro for window in windows(batch)) == Counter(windows(whole))
@@ -92,35 +92,35 @@ def test_the_step_is_the_same_on_any_number_of_ranks(make_lengths, lengths: list
 
 def test_the_plan_depends_on_seed_and_epoch_alone(make_lengths) -> None:
     split = LastItems()(make_lengths([40, 50, 60, 7, 7, 7]))
-    planner = Planner(split.training_part(Reduction()), 8, 16)
-    assert pickle.dumps(planner.plan(1, 2)) == pickle.dumps(planner.plan(1, 2))
-    assert len({pickle.dumps(planner.plan(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    assert pickle.dumps(plan.epoch(1, 2)) == pickle.dumps(plan.epoch(1, 2))
+    assert len({pickle.dumps(plan.epoch(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
 def test_short_and_long_windows_alternate(make_lengths) -> None:
     split = LastItems()(make_lengths([4 + u % 30 for u in range(900)]))
-    planner = Planner(split.training_part(Reduction()), 32, 64)
-    plan = planner.plan(0, 0)
-    lengths_T = np.array([plan.lengths_W[a:b].mean() for a, b in pairwise(plan.bounds)])
+    plan = BatchPlan(split.training_part(Reduction()), 32, 64)
+    first = plan.epoch(0, 0)
+    lengths_T = np.array([first.lengths_W[a:b].mean() for a, b in pairwise(first.bounds)])
     assert len(lengths_T) > 150
-    assert max(plan.lengths_W[a:b].max() - plan.lengths_W[a:b].min() for a, b in pairwise(plan.bounds)) < 20
+    assert max(first.lengths_W[a:b].max() - first.lengths_W[a:b].min() for a, b in pairwise(first.bounds)) < 20
     whole = lengths_T.mean()
     for start in range(0, len(lengths_T) - 24, 8):
         assert abs(lengths_T[start : start + 24].mean() - whole) < 0.25 * whole
-    later = planner.plan(0, 1)
-    assert plan.lengths_W[: plan.bounds[8]].tolist() != later.lengths_W[: later.bounds[8]].tolist()
+    later = plan.epoch(0, 1)
+    assert first.lengths_W[: first.bounds[8]].tolist() != later.lengths_W[: later.bounds[8]].tolist()
 
 
 def test_cuts_of_long_users_fall_everywhere(make_lengths) -> None:
     split = LastItems()(make_lengths([42]))
-    planner = Planner(split.training_part(Reduction()), 8, 16)
-    starts = {int(start) for epoch in range(60) for start in planner.plan(0, epoch).starts_W}
+    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    starts = {int(start) for epoch in range(60) for start in plan.epoch(0, epoch).starts_W}
     assert starts == set(range(39))
 
 
 def test_global_random_state_is_left_alone(make_lengths) -> None:
     split = LastItems()(make_lengths([42]))
-    loader = load(split, Planner(split.training_part(Reduction()), 8, 16))
+    loader = load(split, BatchPlan(split.training_part(Reduction()), 8, 16))
     before = torch.get_rng_state()
     list(loader)
     assert torch.equal(before, torch.get_rng_state())
@@ -134,12 +134,12 @@ def as_lists(batches: list) -> list:
 @pytest.mark.parametrize("taken", [0, 1, 4, 12])
 def test_resume_in_mid_epoch_on_another_number_of_ranks(make_lengths, taken: int, num_workers: int) -> None:
     split = LastItems()(make_lengths([42] * 5))
-    planner = Planner(split.training_part(Reduction()), 8, 16)
-    assert planner.n_steps == 13
-    straight = load(split, planner)
+    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    assert plan.n_steps == 13
+    straight = load(split, plan)
     epochs = [as_lists(list(straight)) for _ in range(3)]
 
-    pair = [load(split, planner, 2, rank, num_workers=num_workers) for rank in range(2)]
+    pair = [load(split, plan, 2, rank, num_workers=num_workers) for rank in range(2)]
     list(pair[1])
     assert sum(1 for _ in pair[1]) == 13
     list(pair[0])
@@ -149,7 +149,7 @@ def test_resume_in_mid_epoch_on_another_number_of_ranks(make_lengths, taken: int
     state = pair[0].state_dict()
     assert (state["epoch"], state["step"]) == ((1, taken) if taken else (0, 13))
 
-    resumed = load(split, planner, num_workers=num_workers)
+    resumed = load(split, plan, num_workers=num_workers)
     resumed.load_state_dict(state)
     assert as_lists(list(resumed)) == epochs[1][taken:]
     assert as_lists(list(resumed)) == epochs[2]
@@ -157,16 +157,16 @@ def test_resume_in_mid_epoch_on_another_number_of_ranks(make_lengths, taken: int
 
 def test_resume_in_mid_epoch_needs_the_same_accumulation(make_lengths) -> None:
     split = LastItems()(make_lengths([42] * 5))
-    planner = Planner(split.training_part(Reduction()), 8, 16)
+    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
     with pytest.raises(UserError, match="accumulate_grad_batches=2"):
-        load(split, planner).load_state_dict({"epoch": 0, "step": 3, "accumulation": 2})
-    load(split, planner).load_state_dict({"epoch": 0, "step": planner.n_steps, "accumulation": 2})
+        load(split, plan).load_state_dict({"epoch": 0, "step": 3, "accumulation": 2})
+    load(split, plan).load_state_dict({"epoch": 0, "step": plan.n_steps, "accumulation": 2})
 
 
 def test_a_step_must_hold_two_windows(make_lengths) -> None:
     split = LastItems()(make_lengths([42]))
     with pytest.raises(UserError, match=r"at least 2 \* max_len = 16"):
-        Planner(split.training_part(Reduction()), 8, 15)
+        BatchPlan(split.training_part(Reduction()), 8, 15)
 
 
 @FIXTURE_ONCE

@@ -76,7 +76,7 @@ def test_ciao(interactions_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_every_step(interactions_dir: Path, tmp_path: Path, world: int) -> None:
     data = ready(MovieLensDataModule(interactions_dir, version="latest-small", data_dir=tmp_path))
-    plan = data.planner.plan(0, 0)
+    plan = data.batch_plan.epoch(0, 0)
     for step in range(data.steps_per_epoch):
         whole_starts, whole_lengths, total = plan.micro_batch(step, 0, 1)
         parts = [plan.micro_batch(step, rank, world) for rank in range(world)]

@@ -1,23 +1,22 @@
 """What the pictures of a study show, from points that are made up."""
 
-from typing import Any
-
 import numpy as np
 
+from lrec.run import Point
 from lrec.study.figures import compute_figure, envelope, iso_flop_figure, iso_flops, repetition_figure
 
 
-def run(size: int, epochs: int = 6, unique: int = 1000) -> list[dict[str, Any]]:
+def run(size: int, epochs: int = 6, unique: int = 1000) -> list[Point]:
     """A run on whose every evaluation loss = 3 + 10 / size^.3 + 20 / D^.3."""
     return [
-        {
-            "size": f"{size}",
-            "N_body": size,
-            "U": unique,
-            "epochs": float(epoch),
-            "flops": 6.0 * size * epoch * unique,
-            "val_loss": 3 + 10 / size**0.3 + 20 / (epoch * unique) ** 0.3,
-        }
+        Point(
+            size=f"{size}",
+            N_body=size,
+            U=unique,
+            epochs=float(epoch),
+            flops=6 * size * epoch * unique,
+            val_loss=3 + 10 / size**0.3 + 20 / (epoch * unique) ** 0.3,
+        )
         for epoch in range(1, epochs + 1)
     ]
 
@@ -28,7 +27,7 @@ def test_the_envelope_lies_under_every_run() -> None:
     assert (np.diff(loss_G) <= 0).all()
     for points in runs:
         for point in points:
-            assert np.interp(point["flops"], flops_G, loss_G) <= point["val_loss"] + 2e-3
+            assert np.interp(point.flops, flops_G, loss_G) <= point.val_loss + 2e-3
 
 
 def test_equal_compute_is_not_extrapolated() -> None:
@@ -45,5 +44,5 @@ def test_repetition_has_a_panel_for_each_amount_of_data() -> None:
     figure = repetition_figure(runs)
     assert [axes.get_title() for axes in figure.axes] == ["1,000 unique targets", "500 unique targets"]
     lowest, highest = figure.axes[0].get_ylim()
-    assert all(lowest < point["val_loss"] < highest for points in runs for point in points)
+    assert all(lowest < point.val_loss < highest for points in runs for point in points)
     assert len(compute_figure(runs).axes[0].get_legend().get_texts()) == 3

@@ -5,34 +5,32 @@ from typing import Any
 import pytest
 
 from lrec.errors import UserError
-from lrec.study.grid import Grid, combined
+from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.options import Study, combined
 
 
-def grid(**changes: Any) -> Grid:
+def study(**changes: Any) -> Study:
     arguments: dict[str, Any] = {
+        "name": "grid",
         "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
-        "sizes": ["12k", "3k"],
-        "seeds": (1,),
-        "holdout_seeds": (1,),
-        "size_seeds": {},
-        "fractions": (1.0,),
+        "sizes": ["12k", "3k", "0.8k", "1.7k", "6.9k"],
         "reduce": "recent",
         "holdout": 1,
-        "options": {},
-        "rules": {},
-        "size_options": {},
-        "variants": {"": {}},
-        "starts_from": {},
     }
-    return Grid(**(arguments | changes))
+    return Study(**(arguments | changes))
+
+
+def runs_of(sizes: tuple[str, ...] = ("3k", "12k"), **changes: Any) -> list[PlannedRun]:
+    """The runs of a study with these changes, of some of its sizes."""
+    return [run for run in planned_runs(study(**changes)) if run.size in sizes]
 
 
 def test_options_follow_the_size_by_rule() -> None:
-    runs = grid(
+    runs = runs_of(
         options={"model.optimizer.lr": 1.0},
         rules={"model": {"optimizer.lr": [0.2, -0.5], "dropout.residual.first": [0.01, 0.25]}},
         size_options={"12k": {"model.optimizer.lr": 0.5}},
-    ).runs()
+    )
     small, large = (run.options["model"] for run in runs)
     assert small["optimizer"]["lr"] == pytest.approx(0.2 / 3072**0.5, rel=1e-3)
     assert large["optimizer"]["lr"] == 0.5
@@ -40,7 +38,7 @@ def test_options_follow_the_size_by_rule() -> None:
 
 
 def test_a_size_may_have_seeds_of_its_own() -> None:
-    runs = grid(size_seeds={"3k": (1, 2)}, fractions=(1.0, 0.5)).runs()
+    runs = runs_of(size_seeds={"3k": (1, 2)}, fractions=(1.0, 0.5))
     assert [(run.name, run.held_out) for run in runs] == [
         ("3k-seed1", False),
         ("3k-seed2", False),
@@ -53,7 +51,7 @@ def test_a_size_may_have_seeds_of_its_own() -> None:
 
 def test_a_rule_is_two_numbers() -> None:
     with pytest.raises(UserError, match=r"--rules.model.optimizer.lr: \[0.2\] is not \[factor, exponent\]"):
-        grid(rules={"model.optimizer.lr": [0.2]}).runs()
+        runs_of(rules={"model.optimizer.lr": [0.2]})
 
 
 def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None:
@@ -68,4 +66,4 @@ def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None
     with pytest.raises(UserError, match="--grid: two combinations would be named lr-1"):
         combined({"": {}}, {"model.optimizer.lr": [1, "1"]})
     with pytest.raises(UserError, match="the name 'a/b' must be made of"):
-        grid(variants=combined({"a/b": {}}, {}))
+        study(variants=combined({"a/b": {}}, {}))

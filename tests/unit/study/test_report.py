@@ -8,9 +8,11 @@ import pytest
 from lrec.laws.fit import fit
 from lrec.laws.forms import LAWS
 from lrec.laws.predict import predict
+from lrec.run import Point, Run
 from lrec.shape import SIZES
-from lrec.study.launch import Run, finished_point
-from lrec.study.report import COLUMNS, Ladder, write_report
+from lrec.study.grid import PlannedRun
+from lrec.study.prediction import LadderFit
+from lrec.study.report import COLUMNS, write_report
 
 LADDER = ("0.8k", "1.7k", "3k", "6.9k", "12k", "49k")
 
@@ -23,9 +25,11 @@ def loss(size: str, fraction: float) -> float:
     return 4 + 0.2 * (1 - fraction) + (2e3 / n_body(size)) ** 0.3
 
 
-def make_run(out: Path, size: str, fraction: float, status: str = "finished", test_loss: float | None = None) -> Run:
+def make_run(
+    out: Path, size: str, fraction: float, status: str = "finished", test_loss: float | None = None
+) -> PlannedRun:
     """A run's folder with the points `lrec fit` would leave."""
-    run = Run(f"{size}-{fraction}", size, 1, fraction, "", f"fraction-{fraction:g}", size == LADDER[-1], {})
+    run = PlannedRun(f"{size}-{fraction}", size, 1, fraction, "", f"fraction-{fraction:g}", size == LADDER[-1], {})
     folder = out / "runs" / run.name
     folder.mkdir(parents=True)
     diverged = status == "diverged"
@@ -50,10 +54,10 @@ def make_run(out: Path, size: str, fraction: float, status: str = "finished", te
     return run
 
 
-def ladder(fraction: float) -> Ladder:
+def ladder(fraction: float) -> LadderFit:
     x = [n_body(size) for size in LADDER[:-1]]
     fitted = fit(LAWS["lsrm"], x, [loss(size, fraction) for size in LADDER[:-1]])
-    return Ladder(
+    return LadderFit(
         f"fraction-{fraction:g}", "N_body", "test_loss", "hash", fitted, tuple(predict(fitted, [n_body(LADDER[-1])]))
     )
 
@@ -95,7 +99,7 @@ def test_a_ladder_without_a_law_does_not_take_the_others_reports_away(tmp_path: 
 def test_a_run_is_finished_when_its_best_point_is_tested(tmp_path: Path) -> None:
     run = make_run(tmp_path, "3k", 1.0)
     path = tmp_path / "runs" / run.name / "points.jsonl"
-    assert finished_point(path.parent) == json.loads(path.read_text())
+    assert Run(path.parent).result == Point.from_dict(json.loads(path.read_text()))
     path.write_text(path.read_text().replace('"best": true', '"best": false'))
-    assert finished_point(path.parent) is None
-    assert finished_point(tmp_path) is None
+    assert Run(path.parent).result is None
+    assert Run(tmp_path).result is None

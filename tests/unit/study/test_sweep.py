@@ -5,19 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from lrec.study.grid import ladder_n_body
-from lrec.study.launch import Run
+from lrec.study.grid import PlannedRun
+from lrec.study.options import ladder_n_body
 from lrec.study.sweep import tune
 
 VALUES = [0.0025, 0.005, 0.01, 0.02]
 
 
-def sweep(folder: Path, best: dict[str, float]) -> list[Run]:
+def sweep(folder: Path, best: dict[str, float]) -> list[PlannedRun]:
     """Runs whose validation loss is least at `best`, and whose test loss says the contrary."""
     runs = []
     for size, optimum in best.items():
         for value in VALUES:
-            run = Run(f"{size}-{value}", size, 1, 1.0, "", "", False, {"model": {"optimizer": {"lr": value}}})
+            run = PlannedRun(
+                f"{size}-{value}", size, 1, 1.0, "", "", False, {"model": {"optimizer": {"lr": value}}, "data": {}}
+            )
             (folder / run.name).mkdir()
             distance = abs(value / optimum - 1)
             point = {"val_loss": 5 + distance, "test_loss": 5 - distance, "status": "finished"}

@@ -1,11 +1,10 @@
 """The table that compares a study's variants, against scipy's paired t-test."""
 
-from typing import Any
-
 import pytest
 from scipy.stats import ttest_rel
 
-from lrec.study.launch import Run
+from lrec.run import Point
+from lrec.study.grid import PlannedRun
 from lrec.study.variants import METRICS, variants_table
 
 LOSSES = {  # by size and variant, over seeds 1, 2, 3
@@ -16,12 +15,12 @@ LOSSES = {  # by size and variant, over seeds 1, 2, 3
 }
 
 
-def make(losses: dict[tuple[str, str], list[float]]) -> tuple[list[Run], dict[str, dict[str, Any]]]:
+def make(losses: dict[tuple[str, str], list[float]]) -> tuple[list[PlannedRun], dict[str, Point]]:
     runs, points = [], {}
     for (size, variant), values in losses.items():
         for seed, loss in enumerate(values, start=1):
-            runs.append(Run(f"{size}-{variant}-seed{seed}", size, seed, 1.0, variant, variant, False, {}))
-            points[runs[-1].name] = {"status": "finished", "metrics": dict.fromkeys(METRICS.values(), loss)}
+            runs.append(PlannedRun(f"{size}-{variant}-seed{seed}", size, seed, 1.0, variant, variant, False, {}))
+            points[runs[-1].name] = Point(status="finished", metrics=dict.fromkeys(METRICS.values(), loss))
     return runs, points
 
 
@@ -38,7 +37,7 @@ def test_means_noise_and_differences() -> None:
 
 def test_a_diverged_run_is_left_out() -> None:
     runs, points = make(LOSSES)
-    points["25k-neither-seed2"] = {"status": "diverged", "metrics": {}}
+    points["25k-neither-seed2"] = Point(status="diverged")
     report = variants_table(runs, points)
     assert "| 25k | neither | 2 | 5.5200 ± 0.0283 | -0.1050 ± 0.0050 |" in report
 

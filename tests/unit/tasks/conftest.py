@@ -12,6 +12,7 @@ from lrec.data.datasets import datamodule_of
 from lrec.lightning_cli import compose
 from lrec.net import Transformer
 from lrec.parser import with_shipped_configs
+from lrec.run import Run
 from lrec.shape import TransformerConfig, find_size
 from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 
@@ -91,4 +92,4 @@ def runs(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ladder(runs: Path) -> Ladder:
     """The same, loaded."""
     data = Data()
-    return ladder_of([load_run(folder, data) for folder in sorted(runs.iterdir())], data)
+    return ladder_of([load_run(Run(folder), data) for folder in sorted(runs.iterdir())], data)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from lrec.cases import cases_before
 from lrec.net import Transformer
+from lrec.run import Run
 from lrec.tasks.assessment import Section
-from lrec.tasks.cases import cases_before
 from lrec.tasks.cold_start import cold_start
 from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 from lrec.tasks.long_tail import long_tail
@@ -143,7 +144,7 @@ def check(section: Section, group: str, cases: list[Case], ladder: Ladder, world
     }
     scored["popularity"] = [[[float(count) for count in world.counts] for _ in cases]]
     scored["repeat-last"] = [[repeat_scores(world.counts, history) for history in unblanked]]
-    figures = section.figures(group)
+    figures = section.estimates(group)
     assert set(figures) == set(scored)
     for name, seeds in scored.items():
         rows = [[metrics(rank_of(s, t)) for s, (_, t) in zip(scores, cases, strict=True)] for scores in seeds]
@@ -213,7 +214,7 @@ def transfer_ladder(runs: Path, make_run: Callable[..., Path], tmp_path_factory:
         for seed, options in ((11, {}), (12, {}), (13, {"warm_start": runs / f"{size}-1"}))
     ]
     data = Data()
-    return ladder_of([load_run(run, data) for run in [*sorted(runs.iterdir()), *own]], data)
+    return ladder_of([load_run(Run(folder), data) for folder in [*sorted(runs.iterdir()), *own]], data)
 
 
 def test_what_pretraining_is_worth_to_a_domain(transfer_ladder: Ladder, world: World) -> None:
@@ -230,7 +231,7 @@ def test_what_pretraining_is_worth_to_a_domain(transfer_ladder: Ladder, world: W
     assert 5 < len(cases) < len(world.test_cases())
     numbers = [items_of_y.index(target) if target >= 0 else -1 for _, target in cases]
     own = transfer_ladder.domains["y"]
-    figures = {name: section.figures(name) for name in section.groups}
+    figures = {name: section.estimates(name) for name in section.groups}
 
     def own_scores(net: Transformer, history: list[int]) -> list[float]:
         return net_scores(net, [items_of_y.index(item) for item in history])
@@ -285,7 +286,7 @@ def test_robustness(ladder: Ladder, world: World) -> None:
         blanks = None if mine.blank_N is None else [p.tolist() for p in np.split(mine.blank_N, mine.starts_C[1:])]
         cases = [(items.tolist(), int(target)) for items, target in zip(parts, mine.targets_C, strict=True)]
         check(section, name, cases, ladder, world, blanks)
-        figures, before = section.figures(name), section.figures("clean")
+        figures, before = section.estimates(name), section.estimates("clean")
         for scorer in figures:
             kept = figures[scorer]["HR@10"].value / before[scorer]["HR@10"].value
             assert figures[scorer]["HR@10_lost"].value == pytest.approx(1 - kept)
@@ -307,15 +308,15 @@ def test_trajectory(ladder: Ladder, world: World, repeats: bool) -> None:
     scorers["popularity"] = [lambda history: [float(count) for count in world.counts]]
     if repeats:
         scorers["repeat-last"] = [lambda history: repeat_scores(world.counts, history)]
-    assert set(by_step.figures("step 1")) == set(scorers)
+    assert set(by_step.estimates("step 1")) == set(scorers)
     for name, seeds in scorers.items():
         walks = [[walk(score, *user, repeats) for user in users] for score in seeds]
         for step in range(4):
-            figures = by_step.figures(f"step {step + 1}")[name]
+            figures = by_step.estimates(f"step {step + 1}")[name]
             for k in (1, 3, 10):
                 expected = mean(mean(float(ranks[step] <= k) for _, ranks in one) for one in walks)
                 assert figures[f"HR@{k}"].value == pytest.approx(expected), (name, step, k)
-        figures = whole.figures("whole")[name]
+        figures = whole.estimates("whole")[name]
         truths = [truth for _, _, truth in users]
         predicted = [[items for items, _ in one] for one in walks]
         for metric, of in (("NDCG", ndcg), ("overlap", overlap)):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from lrec.tasks.bootstrap import Bootstrap, figure, ratio, slope
+from lrec.tasks.estimates import UserResamples, estimate, ratio, slope
 
 
 def test_the_interval_of_a_mean_is_that_of_theory() -> None:
     random = np.random.default_rng(0)
     values_C = random.normal(3.0, 2.0, 900)
-    found = figure(Bootstrap(np.arange(900), 1).mean(values_C, np.arange(900)))
+    found = estimate(UserResamples(np.arange(900), 1).mean(values_C, np.arange(900)))
     half = 1.96 * values_C.std() / 30
     assert found.value == pytest.approx(values_C.mean())
     assert found.low == pytest.approx(values_C.mean() - half, abs=0.15 * half)
@@ -20,15 +20,17 @@ def test_users_are_drawn_not_cases() -> None:
     """A hundred cases of the same user say no more than one."""
     random = np.random.default_rng(0)
     values_U = random.normal(size=50)
-    alone = Bootstrap(np.arange(50), 1).mean(values_U, np.arange(50))
-    repeated = Bootstrap(np.repeat(np.arange(50), 100), 1).mean(np.repeat(values_U, 100), np.repeat(np.arange(50), 100))
+    alone = UserResamples(np.arange(50), 1).mean(values_U, np.arange(50))
+    repeated = UserResamples(np.repeat(np.arange(50), 100), 1).mean(
+        np.repeat(values_U, 100), np.repeat(np.arange(50), 100)
+    )
     np.testing.assert_allclose(alone, repeated, rtol=1e-9)
 
 
 def test_draws_are_means_over_the_users_drawn() -> None:
     users_C, values_C = np.array([4, 4, 9, 7, 7, 7]), np.array([1.0, 2.0, 5.0, np.nan, 0.0, 7.0])
-    bootstrap = Bootstrap(users_C, 3)
-    draws_R = bootstrap.mean(values_C, users_C)
+    resamples = UserResamples(users_C, 3)
+    draws_R = resamples.mean(values_C, users_C)
     random = np.random.default_rng(3)
     mine = {4: [1.0, 2.0], 7: [0.0, 7.0], 9: [5.0]}
     for draw in range(1, 20):
@@ -39,7 +41,7 @@ def test_draws_are_means_over_the_users_drawn() -> None:
 
 def test_the_same_seed_gives_the_same_draws_and_another_does_not() -> None:
     values_C = np.random.default_rng(0).random(40)
-    one, same, other = (Bootstrap(np.arange(40), seed).mean(values_C, np.arange(40)) for seed in (1, 1, 2))
+    one, same, other = (UserResamples(np.arange(40), seed).mean(values_C, np.arange(40)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one[1:], other[1:])
 
@@ -47,21 +49,21 @@ def test_the_same_seed_gives_the_same_draws_and_another_does_not() -> None:
 def test_paired_sizes_share_what_is_hard_for_both() -> None:
     """Two sizes that differ by a constant have a slope without uncertainty, however much the users differ."""
     hard_C = np.random.default_rng(0).normal(size=200)
-    bootstrap = Bootstrap(np.arange(200), 0)
-    draws_SR = np.stack([bootstrap.mean(hard_C + gain, np.arange(200)) for gain in (0.0, 0.1, 0.2)])
-    found = figure(slope(draws_SR, np.array([1e3, 1e4, 1e5])))
+    resamples = UserResamples(np.arange(200), 0)
+    draws_SR = np.stack([resamples.mean(hard_C + gain, np.arange(200)) for gain in (0.0, 0.1, 0.2)])
+    found = estimate(slope(draws_SR, np.array([1e3, 1e4, 1e5])))
     assert found == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_coverage_counts_items_once_and_its_interval_holds_it() -> None:
     random = np.random.default_rng(0)
     top_CK = random.zipf(1.5, (60, 5)).clip(max=80) - 1
-    draws_R = Bootstrap(np.arange(60), 0).coverage(top_CK, np.arange(60), 80)
+    draws_R = UserResamples(np.arange(60), 0).coverage(top_CK, np.arange(60), 80)
     assert draws_R[0] == len(np.unique(top_CK)) / 80
-    assert figure(draws_R).low < draws_R[0] < figure(draws_R).high
+    assert estimate(draws_R).low < draws_R[0] < estimate(draws_R).high
 
 
 def test_a_ratio_over_zero_is_unbounded_and_zero_over_zero_undefined() -> None:
     draws_R = ratio(np.array([1.0, 1.0, 0.0, 2.0]), np.array([0.0, 2.0, 0.0, 1.0]))
-    assert figure(draws_R) == (np.inf, 0.5, 2.0)
-    assert np.isnan(figure(ratio(np.zeros(3), np.zeros(3)))).all()
+    assert estimate(draws_R) == (np.inf, 0.5, 2.0)
+    assert np.isnan(estimate(ratio(np.zeros(3), np.zeros(3)))).all()

@@ -1,6 +1,6 @@
 """The processes that share the scoring: those of torchrun, or the one there is.
 
-Each scores every n-th batch, the same batches whatever their number, so that figures do not depend on it.
+Each scores every n-th batch, the same batches whatever their number, so that the numbers do not depend on it.
 """
 
 import os
@@ -22,7 +22,7 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    distributed.init_process_group("gloo")  # only figures travel, and those lie on the CPU
+    distributed.init_process_group("gloo")  # only numbers travel, and those lie on the CPU
     try:
         yield
         distributed.barrier()

@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 _BLOCK = 50  # draws computed at once, to bound memory
 
 
-class Figure(NamedTuple):
+class Estimate(NamedTuple):
     """A number with its interval."""
 
     value: float
@@ -28,7 +28,7 @@ class Figure(NamedTuple):
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-class Bootstrap:
+class UserResamples:
     """Draws of means and of coverage, over the users of a task."""
 
     def __init__(self, users_C: np.ndarray, seed: int) -> None:
@@ -81,15 +81,15 @@ class Bootstrap:
         return np.array_split(self._times_RU, -(-len(self._times_RU) // _BLOCK))
 
 
-def figure(draws_R: np.ndarray) -> Figure:
+def estimate(draws_R: np.ndarray) -> Estimate:
     """The statistic and its percentile interval; draws that are not defined (nan) are left out of that."""
     defined = draws_R[1:][~np.isnan(draws_R[1:])]
     if np.isnan(draws_R[0]) or len(defined) == 0:
-        return Figure(float(draws_R[0]), np.nan, np.nan)
+        return Estimate(float(draws_R[0]), np.nan, np.nan)
     tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
     # Percentiles that are draws themselves: between a number and infinity there is nothing to interpolate.
     low, high = np.quantile(defined, tails, method="inverted_cdf")
-    return Figure(float(draws_R[0]), float(low), float(high))
+    return Estimate(float(draws_R[0]), float(low), float(high))
 
 
 def slope(draws_SR: np.ndarray, n_body_S: np.ndarray) -> np.ndarray:

@@ -1,10 +1,7 @@
 """Cases: histories with one target each, and what a scorer makes of them.
 
-Popularity and repeat-last are those of `lrec.baselines` in closed form: they rank among candidates and around blanked
-items, exactly, without a score for every item of the catalogue.
-
 Shape suffixes: C cases, N items of all histories laid end to end, U users, V catalogue, B rows of a batch, L positions,
-D width, K list length, E distinct items of all histories.
+D width, K list length.
 """
 
 from collections.abc import Iterator
@@ -16,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lrec.baselines import CommonOrder, Pairs, newest_first
 from lrec.data.batches import evaluation_bounds, padded
 from lrec.data.splits import Split, ranges
 from lrec.metrics import KS, score
 from lrec.net import Transformer
-from lrec.tasks.ranks import share_of, together
+from lrec.processes import share_of, together
 
 LIST_LENGTH = 10
 
@@ -169,98 +167,50 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
 def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
     """The same for the scorer that ranks by training count, ties half, and whose softmax is the share of training."""
     counts_V = _among(counts_V, candidates_V)
-    ranks_V = _popularity_ranks(counts_V)
-    known_C = (cases.targets_C >= 0) & np.isfinite(ranks_V[cases.targets_C])
+    rank_C, top_CK = _ranked(counts_V, cases.targets_C)
     with np.errstate(divide="ignore"):
         losses_V = -np.log(counts_V / counts_V.sum())
-    top_K = most_popular_first(counts_V)[: min(LIST_LENGTH, int((counts_V > 0).sum()))]
-    return Ranked(
-        np.where(known_C, losses_V[cases.targets_C], np.nan),
-        np.where(known_C, ranks_V[cases.targets_C], np.inf),
-        np.tile(top_K, (len(cases), 1)),
-    )
+    return Ranked(np.where(np.isfinite(rank_C), losses_V[cases.targets_C], np.nan), rank_C, top_CK)
 
 
 def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
     """The same for the scorer that lists the history's items, the last one first, and then all others by popularity.
 
-    Blanked items are none of the history. There is no cross-entropy.
+    Blanked items do not count as the history's. There is no cross-entropy.
     """
     counts_V = _among(counts_V, candidates_V)
-    ranks_V = _popularity_ranks(counts_V)
-    case_E, item_E, recency_E = _distinct_newest_first(cases, counts_V)
-    n_distinct_C = np.bincount(case_E, minlength=len(cases))
-    target_E = cases.targets_C[case_E]
-    # Without the history's items, those that were above the target or tied with it are not before it any more.
-    gone_E = np.where(
-        counts_V[item_E] > counts_V[target_E], 1.0, np.where(counts_V[item_E] == counts_V[target_E], 0.5, 0)
-    )
-    rank_C = ranks_V[cases.targets_C] - np.bincount(case_E, gone_E, minlength=len(cases)) + n_distinct_C
-    rank_C = np.where(cases.targets_C >= 0, rank_C, np.inf)
-    found_E = item_E == target_E
-    rank_C[case_E[found_E]] = recency_E[found_E] + 1
-    popular = most_popular_first(counts_V)[: int((counts_V > 0).sum())]
-    top_CK = _listed_first(cases, case_E, item_E, recency_E, popular, len(counts_V))
+    case_N, items_N = torch.from_numpy(cases.case_N), torch.from_numpy(cases.items_N)
+    if cases.blank_N is not None:
+        read_N = torch.from_numpy(~cases.blank_N)
+        case_N, items_N = case_N[read_N], items_N[read_N]
+    rank_C, top_CK = _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
     return Ranked(np.full(len(cases), np.nan), rank_C, top_CK)
 
 
-def most_popular_first(counts_V: np.ndarray) -> np.ndarray:
-    """Catalogue indices by training count, ties by index."""
-    return np.argsort(-counts_V, kind="stable")
+def by_count(counts_V: np.ndarray) -> CommonOrder:
+    """Catalogue items by training count; those without any are not listed."""
+    return CommonOrder(torch.from_numpy(counts_V).double().log())
+
+
+def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, first: Pairs | None = None) -> tuple[np.ndarray, np.ndarray]:
+    k = min(LIST_LENGTH, int((counts_V > 0).sum()))
+    rank_C, top_CK = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, first)
+    return rank_C.numpy(), top_CK.numpy()
 
 
 def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
-    """Place of each item among the ascending names, -1 where it is none of them."""
+    """Place of each item among the ascending names, -1 where it is not among them."""
     places_C = np.minimum(np.searchsorted(names_V, items_C), len(names_V) - 1)
     return np.where(names_V[places_C] == items_C, places_C, -1)
 
 
 def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:
-    """The counts, 0 for what is no candidate: no catalogue item has that."""
+    """The counts, and 0, which no catalogue item has, for an item that is not a candidate."""
     if candidates_V is None:
         return counts_V
     result_V = np.zeros_like(counts_V)
     result_V[candidates_V] = counts_V[candidates_V]
     return result_V
-
-
-def _popularity_ranks(counts_V: np.ndarray) -> np.ndarray:
-    """1 + (items with a higher count) + (others with the same) / 2; inf where the count is 0."""
-    ascending = np.sort(counts_V)
-    higher_V = len(counts_V) - np.searchsorted(ascending, counts_V, side="right")
-    same_V = len(counts_V) - higher_V - np.searchsorted(ascending, counts_V, side="left")
-    return np.where(counts_V > 0, 1 + higher_V + (same_V - 1) / 2, np.inf)
-
-
-def _distinct_newest_first(cases: Cases, counts_V: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Case, item and recency (0 is the last item) of each distinct candidate in each history."""
-    keep_N = counts_V[cases.items_N] > 0
-    if cases.blank_N is not None:
-        keep_N &= ~cases.blank_N
-    # Newest first is the whole row backwards; the cases then come backwards too.
-    case_N, item_N = cases.case_N[keep_N][::-1], cases.items_N[keep_N][::-1]
-    _, first = np.unique(case_N * len(counts_V) + item_N, return_index=True)
-    first.sort()
-    case_E, item_E = case_N[first], item_N[first]
-    numbers_C = np.bincount(case_E, minlength=len(cases))
-    recency_E = ranges(np.zeros(len(cases), dtype=np.int64), numbers_C[::-1])
-    return case_E, item_E, recency_E
-
-
-def _listed_first(
-    cases: Cases, case_E: np.ndarray, item_E: np.ndarray, recency_E: np.ndarray, popular: np.ndarray, n_items: int
-) -> np.ndarray:
-    """The first items of each list: those of the history, then the popular ones that are not in it."""
-    k = min(LIST_LENGTH, len(popular))
-    own_CK = np.full((len(cases), k), -1)
-    near_E = recency_E < k
-    own_CK[case_E[near_E], recency_E[near_E]] = item_E[near_E]
-    most = int(np.bincount(case_E, minlength=1).max())
-    candidates_P = popular[: k + most]
-    keys_CP = np.arange(len(cases))[:, None] * n_items + candidates_P
-    in_history_CP = np.isin(keys_CP, case_E * n_items + item_E)
-    both = np.concatenate([own_CK, np.where(in_history_CP, -1, candidates_P)], 1)
-    return np.take_along_axis(both, np.argsort(both < 0, axis=1, kind="stable")[:, :k], 1)
 
 
 def values_of(ranked: Ranked, counts_V: np.ndarray) -> dict[str, np.ndarray]:

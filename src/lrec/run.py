@@ -1,0 +1,365 @@
+"""A run's folder: the one place that knows what lies in it, what a point holds and what its options are called.
+
+config.yaml             every option of its `lrec fit` (`RunConfig`)
+points.jsonl            a `Point` per evaluation
+items.parquet           the catalogue: item (index), raw_id, count, domain
+metrics.json            the figures of the last test or validation
+predictions.parquet     the lists of `lrec predict`, a part for each process where there are several
+target_losses.parquet   in studies, the loss on each held-out target
+checkpoints/            best.ckpt, last.ckpt
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from lrec.errors import UserError
+from lrec.files import json_hash, replacing, write_json, write_text
+
+SCHEMA = 1
+POINTS, CONFIG = "points.jsonl", "config.yaml"
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+# Where data lie and how they are served: no part of what is trained.
+_PLACES = ("data.path", "data.data_dir", "data.num_workers", "data.memory_gib")
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation of a run, a line of points.jsonl.
+
+    Attributes:
+        schema: Version of this list of fields.
+        study: Name of the study that the run belongs to.
+        run: Name of the run.
+        size: Entry of the ladder, or layers x width.
+        n_layers, d_model, n_heads: Shape of the network.
+        N_body: Parameters of the blocks' matrices.
+        N_head: Parameters of the item table.
+        N_total: All parameters.
+        D: Targets trained on so far.
+        U: Targets of an epoch.
+        epochs: D / U.
+        flops: Spent on training so far.
+        step: The optimizer's steps so far.
+        train_loss: Mean over the targets since the evaluation before, in nats.
+        val_loss: Cross-entropy over the whole catalogue, in nats; None where it is not finite.
+        test_loss: The same on the test targets, of the best point alone.
+        metrics: Every figure of the evaluation by its name in TensorBoard.
+        selected_on: The metric that chose the best checkpoint.
+        lr_phase: Phase of the optimizer: adamw or sgd.
+        best: Whether this is the evaluation whose checkpoint was tested.
+        status: running, finished or diverged.
+        seed: Of the order of training.
+        precision: The trainer's.
+        world_size: Number of processes.
+        wall_s: Seconds of training and evaluation so far, of resumed runs too.
+        floor: Least possible loss of val and test, where it is known.
+        data_hash: Of the store, the split and the reduction.
+        config_hash: Of config.yaml.
+        commit: Of the lrec checkout that trained.
+        test_loss_se: Standard error of test_loss, users being drawn; in studies.
+        trajectory_loss: Mean loss of the test targets and of the split's trajectories; in studies.
+        trajectory_loss_se: Its standard error.
+    """
+
+    schema: int = SCHEMA
+    study: str | None = None
+    run: str = ""
+    size: str = ""
+    n_layers: int = 0
+    d_model: int = 0
+    n_heads: int = 0
+    N_body: int = 0
+    N_head: int = 0
+    N_total: int = 0
+    D: int = 0
+    U: int = 0
+    epochs: float = 0.0
+    flops: int = 0
+    step: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    test_loss: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    selected_on: str | None = None
+    lr_phase: str = ""
+    best: bool = False
+    status: str = "running"
+    seed: int = 0
+    precision: str = ""
+    world_size: int = 1
+    wall_s: float = 0.0
+    floor: dict[str, float] | None = None
+    data_hash: str = ""
+    config_hash: str | None = None
+    commit: str | None = None
+    test_loss_se: float | None = None
+    trajectory_loss: float | None = None
+    trajectory_loss_se: float | None = None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run's loss was not finite."""
+        return self.status == "diverged"
+
+    def metric(self, name: str) -> float:
+        """A figure of the evaluation by its name in TensorBoard; nan where it is not known or not finite."""
+        value = self.metrics.get(name)
+        return math.nan if value is None else value
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields in order, without those that only studies add where they are not known."""
+        last = ("test_loss_se", "trajectory_loss", "trajectory_loss_se")
+        return {name: value for name, value in vars(self).items() if name not in last or value is not None}
+
+    @classmethod
+    def from_dict(cls, fields_of_line: dict[str, Any]) -> "Point":
+        """A point from the fields of a line; what an earlier version did not write has its default."""
+        return cls(**{name: value for name, value in fields_of_line.items() if name in _FIELDS})
+
+
+_FIELDS = frozenset(each.name for each in fields(Point))
+
+
+def points_text(points: Iterable[Point]) -> str:
+    """Points as the lines of a file."""
+    return "".join(json.dumps(point.to_dict()) + "\n" for point in points)
+
+
+def read_points_file(path: Path) -> list[Point]:
+    """The points in a file, of one run or of several; UserError where a line is none."""
+    points = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            points.append(Point.from_dict(json.loads(line)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, row {number}: not a point that lrec wrote") from error
+    return points
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every option of a run, by the names that the command line has for them.
+
+    Attributes:
+        options: The options as config.yaml nests them.
+    """
+
+    options: dict[str, Any]
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """Every option by its dotted name, such as data.max_len or model.optimizer.lr; a class is NAME.class_path."""
+        return dotted(without_init_args(self.options))
+
+    def value(self, option: str, default: Any = None) -> Any:
+        """An option by its dotted name; `default` where there is none of that name or it is null."""
+        value = self.flat.get(option)
+        return default if value is None else value
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The options of the model."""
+        model: dict[str, Any] = without_init_args(self.options["model"])
+        return model
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The options of the data set, its class_path among them."""
+        data: dict[str, Any] = without_init_args(self.options["data"])
+        return data
+
+    @property
+    def size(self) -> str | None:
+        """Entry of the ladder; None where the network's shape is given otherwise."""
+        size: str | None = self.value("model.size")
+        return size
+
+    @property
+    def only_domain(self) -> str | None:
+        """The domain that is trained on alone; None for all."""
+        domain: str | None = self.value("data.only_domain")
+        return domain
+
+    @property
+    def starts_from_a_network(self) -> bool:
+        """Whether it begins with a trained network."""
+        return self.value("model.warm_start") is not None
+
+    @property
+    def trained_with(self) -> dict[str, Any]:
+        """What decides the trained network, by dotted name: all but where data lie and how they are served."""
+        plain = json.loads(json.dumps(self.flat))
+        return {name: value for name, value in plain.items() if name not in _PLACES}
+
+
+def without_init_args(options: Any) -> Any:
+    """Nested options in which those of a class stand beside its class_path, as the command line names them."""
+    if not isinstance(options, dict):
+        return options
+    beside = {name: value for name, value in options.items() if name != "init_args"} | (options.get("init_args") or {})
+    return {name: without_init_args(value) for name, value in beside.items()}
+
+
+def dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options by their dotted names; of an option given twice, the later one counts."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder; nothing of it is read before it is asked for."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def config_file(self) -> Path:
+        """Where its options stand."""
+        return self.folder / CONFIG
+
+    @property
+    def points_file(self) -> Path:
+        """Where its points stand."""
+        return self.folder / POINTS
+
+    @property
+    def items_file(self) -> Path:
+        """Where its catalogue stands."""
+        return self.folder / "items.parquet"
+
+    @property
+    def target_losses_file(self) -> Path:
+        """Where its losses by target stand."""
+        return self.folder / "target_losses.parquet"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints lie."""
+        return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Its best checkpoint."""
+        return self.checkpoints / BEST
+
+    @property
+    def last(self) -> Path:
+        """Its last checkpoint."""
+        return self.checkpoints / LAST
+
+    @property
+    def log_file(self) -> Path:
+        """What it printed, where a study started it."""
+        return self.folder / "log.txt"
+
+    def predictions_file(self, rank: int | None = None) -> Path:
+        """Where predict's lists stand: of one process of several, of all without a rank."""
+        return self.folder / ("predictions.parquet" if rank is None else f"predictions.{rank}.parquet")
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Its options; UserError where there are none or they are no run's."""
+        try:
+            options = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder}: no run there (it has no {CONFIG})") from error
+        except (yaml.YAMLError, UnicodeDecodeError, OSError):
+            options = None
+        if not isinstance(options, dict) or "data" not in options or "model" not in options:
+            raise UserError(f"{self.config_file} is not the configuration of a run of lrec fit")
+        return RunConfig(options)
+
+    @property
+    def config_hash(self) -> str | None:
+        """Of config.yaml as it is written; None where there is none."""
+        return json_hash(self.config_file.read_text(encoding="utf-8")) if self.config_file.is_file() else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has been evaluated."""
+        return self.points_file.is_file()
+
+    @property
+    def points(self) -> list[Point]:
+        """Its evaluations so far, as they stand now."""
+        return read_points_file(self.points_file) if self.begun else []
+
+    @property
+    def result(self) -> Point | None:
+        """What it came to: its best and tested point, its last one if it diverged, None while it is unfinished."""
+        points = self.points
+        if points and points[-1].diverged:
+            return points[-1]
+        return next((point for point in points if point.best), None)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss was not finite at the end."""
+        points = self.points
+        return bool(points) and points[-1].diverged
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """Raw id of each item of the catalogue; UserError where they are not there."""
+        if not self.items_file.is_file():
+            raise UserError(f"{self.items_file}: no such file")
+        return pl.read_parquet(self.items_file, columns=["raw_id"])["raw_id"]
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write its options."""
+        write_text(self.config_file, yaml.safe_dump(config.options, sort_keys=False))
+
+    def write_points(self, points: Sequence[Point]) -> None:
+        """Write all its points."""
+        write_text(self.points_file, points_text(points))
+
+    def write_items(self, table: pl.DataFrame) -> None:
+        """Write its catalogue."""
+        with replacing(self.items_file) as temporary:
+            table.write_parquet(temporary)
+
+    def write_metrics(self, figures: dict[str, Any]) -> None:
+        """Write the figures of its last evaluation."""
+        write_json(self.folder / "metrics.json", figures)
+
+
+def run_of(checkpoint: Path) -> Run:
+    """The run that a checkpoint lies in."""
+    return Run(checkpoint.absolute().parent.parent)
+
+
+def find_points(folder: Path) -> list[Path]:
+    """The files of points in or under a folder."""
+    return sorted(folder.rglob(POINTS))
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """The runs in or under these folders, each once; UserError where there is none, or one has no best checkpoint."""
+    runs: dict[Path, Run] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"--runs {path}: no such folder")
+        found = sorted(file.parent for file in path.rglob(CONFIG))
+        if not found:
+            raise UserError(f"--runs {path}: no run in or under this folder (a run has a {CONFIG})")
+        runs |= {folder.resolve(): Run(folder) for folder in found}
+    for run in runs.values():
+        if not run.best.exists():
+            raise UserError(f"{run.folder} has no checkpoints/{BEST}: finish the run, or leave it out of --runs")
+    return list(runs.values())

@@ -1,0 +1,199 @@
+"""The options of a study: one frozen dataclass, whose docstring is the help of `lrec scaling study`."""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from lrec import cost
+from lrec.errors import UserError
+from lrec.laws.forms import LAWS
+from lrec.run import dotted
+from lrec.shape import SIZES, TransformerConfig, find_size
+
+
+@dataclass(frozen=True)
+class Study:
+    """Train a ladder of sizes, fit a law to the small ones and predict the large ones before they are trained.
+
+    Attributes:
+        name: Name of the study.
+        configs: Configuration files that every run is composed of, as for lrec fit --config.
+        sizes: Entries of the ladder.
+        out: Folder of the study; studies/NAME by default.
+        seeds: Seeds of the fitted sizes, a run each.
+        holdout_seeds: Seeds of the held-out sizes, a run each.
+        size_seeds: Seeds of single sizes, in place of these.
+        fractions: Shares of the training data; each has a ladder and a fit of its own.
+        reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
+        holdout: Number of largest sizes that are predicted instead of fitted.
+        options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
+        rules: Options that follow the size, each as [factor, exponent]: factor * N_body ** exponent, to four digits.
+        size_options: Further options by size.
+        variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
+        starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed.
+        grid: Lists of values of any options, such as trainer.max_epochs; each combination is a variant.
+        sweep: Lists of values of options to tune: the best at each fitted size by val/loss become a rule of the size
+            before anything else is trained. Its runs are a study of their own, OUT-sweep.
+        sweep_sizes: Sizes that tune; all fitted ones by default.
+        law: Law to fit to each fraction and variant; lsrm is L(x) = E + (x0/x)^a; none: no fit, with holdout 0.
+        x: Parameters the law counts.
+        y: Loss that is fitted: of the test targets, or of those and of the split's trajectories.
+        jobs: Runs side by side, each with an equal share of the cores.
+        cores: Cores of all runs together; all there are by default.
+        memory_gib: Memory of all runs together, in GiB, as --dry_run expects it; a run waits until there is room.
+        budget_hours: Hours of a core. A study that may take more does not start; once they are spent, all stops.
+        budget_disk_gib: Disk, in GiB. A study that may take more does not start.
+        retries: How often a run that fails is started again by itself; it resumes from its last checkpoint.
+        skip: Names of runs to leave out.
+        restart: Names of runs to train again from the beginning.
+        cluster: Train on a cluster as an array of jobs: parameters of submitit's AutoExecutor, such as
+            {timeout_min: 600, slurm_partition: gpu, gpus_per_node: 1}; {cluster: local} tries it without a cluster.
+        dry_run: Print the runs with their hours, memory and disk, and stop.
+        status: Print the runs with their states and losses so far, and stop.
+    """
+
+    name: str
+    configs: list[str]
+    sizes: list[str]
+    out: Path | None = None
+    seeds: tuple[int, ...] = (1,)
+    holdout_seeds: tuple[int, ...] = (1,)
+    size_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fractions: tuple[float, ...] = (1.0,)
+    reduce: Literal["users", "interactions", "recent"] = "users"
+    holdout: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+    size_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    starts_from: dict[str, str] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any] = field(default_factory=dict)
+    sweep_sizes: list[str] | None = None
+    law: str | None = "lsrm"
+    x: Literal["N_body", "N_total"] = "N_body"
+    y: Literal["test_loss", "trajectory_loss"] = "test_loss"
+    jobs: int = 1
+    cores: int | None = None
+    memory_gib: float | None = None
+    budget_hours: float | None = None
+    budget_disk_gib: float | None = None
+    retries: int = 0
+    skip: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+    cluster: dict[str, Any] | None = None
+    dry_run: bool = False
+    status: bool = False
+
+    def __post_init__(self) -> None:
+        for size in [*self.sizes, *self.size_seeds, *self.size_options]:
+            find_size(size)
+        for option in ("sizes", "seeds", "fractions"):
+            values = getattr(self, option)
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"--{option} {list(values)}: name at least one, and each once")
+        if self.holdout and not self.holdout_seeds:
+            raise UserError("--holdout_seeds: name at least one")
+        for option, value, least in (("jobs", self.jobs, 1), ("cores", self.n_cores, 1), ("retries", self.retries, 0)):
+            if value < least:
+                raise UserError(f"--{option} must be at least {least}, got {value}")
+        self._check_variants()
+        self._check_law()
+
+    def _check_variants(self) -> None:
+        variants = self.every_variant
+        for variant in variants:
+            if not re.fullmatch(r"[\w.-]*", variant):
+                raise UserError(f"--variants: the name {variant!r} must be made of letters, digits, '.', '_' and '-'")
+        for variant, source in self.starts_from.items():
+            if not {variant, source} <= set(variants) or source in self.starts_from:
+                raise UserError(
+                    f"--starts_from {variant}: {source}: name two of --variants ({', '.join(variants)}), "
+                    "the second one starting anew"
+                )
+
+    def _check_law(self) -> None:
+        if self.law is None:
+            if self.holdout:
+                raise UserError(f"--holdout {self.holdout}: without a law nothing is predicted, set it to 0")
+            return
+        if self.law not in LAWS:
+            raise UserError(f"--law: {self.law!r} is none of {', '.join(LAWS)}")
+        law = LAWS[self.law]
+        if len(law.variables) > 1:
+            raise UserError(
+                f"--law {self.law}: a study fits laws of the size alone; give its points to lrec scaling fit for others"
+            )
+        needed = len(law.parameters) + 1
+        if not 0 <= self.holdout <= len(self.sizes) - needed:
+            raise UserError(
+                f"the law {self.law} needs at least {needed} fitted sizes (its parameters + 1): "
+                f"{len(self.sizes)} sizes with --holdout {self.holdout} leave {len(self.sizes) - self.holdout}"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where the study is written."""
+        return self.out or Path("studies") / self.name
+
+    @property
+    def n_cores(self) -> int:
+        """Cores of all runs together."""
+        if self.cores is not None:
+            return self.cores
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
+    def every_variant(self) -> dict[str, dict[str, Any]]:
+        """The options of each variant by name, those of the grid among them."""
+        return combined(self.variants or {"": {}}, self.grid)
+
+    @property
+    def held_out(self) -> list[str]:
+        """The largest sizes, which are predicted instead of fitted."""
+        return ascending(self.sizes)[len(self.sizes) - self.holdout :]
+
+    @property
+    def fitted(self) -> list[str]:
+        """The sizes that the law is fitted to, in order of N_body."""
+        return ascending(self.sizes)[: len(self.sizes) - self.holdout]
+
+
+def ladder_n_body(size: str) -> int:
+    """N_body of an entry of the ladder."""
+    return cost.n_body(TransformerConfig(1, 1, *SIZES[size]))
+
+
+def ascending(sizes: list[str]) -> list[str]:
+    """Entries of the ladder in order of N_body."""
+    return sorted(sizes, key=ladder_n_body)
+
+
+def combined(variants: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every variant with every combination of the options' values, named after them, as in `both-lr-0.01`.
+
+    Args:
+        variants: Options by name of a variant.
+        values: A list of values for each of further options, nested or by dotted name.
+    """
+    axes = dotted(values)
+    for option, several in axes.items():
+        if not isinstance(several, list) or not several:
+            raise UserError(f"--grid.{option}: {several!r} is not a list of values")
+    result: dict[str, dict[str, Any]] = {}
+    for (variant, options), *chosen in product(variants.items(), *([(o, v) for v in axes[o]] for o in axes)):
+        parts = [f"{option.rsplit('.')[-1]}-{as_argument(value)}" for option, value in chosen]
+        name = "-".join(part for part in (variant, *(re.sub(r"[^\w.-]+", "_", part) for part in parts)) if part)
+        if name in result:
+            raise UserError(f"--grid: two combinations would be named {name}: use --variants to name them")
+        result[name] = options | dict(chosen)
+    return result
+
+
+def as_argument(value: Any) -> str:
+    """An option's value as it is written on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,104 @@
+"""The prediction of a study: laws fitted to the small sizes of each ladder, committed to before a large run is read."""
+
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lrec import cost
+from lrec.files import write_json
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.forms import LAWS
+from lrec.laws.points import source_hash
+from lrec.laws.predict import Prediction, predict
+from lrec.run import Point, Run, RunConfig
+from lrec.study.grid import PlannedRun
+from lrec.study.options import Study
+from lrec.study.points import read_points
+from lrec.study.record import changed_options
+
+
+@dataclass(frozen=True)
+class LadderFit:
+    """The law of one fraction and variant: fitted to the small sizes, with predictions for the large ones."""
+
+    name: str
+    x: str
+    y: str
+    source_hash: str
+    fit: Fit
+    predictions: tuple[Prediction, ...]
+
+
+def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
+    """The runs of each ladder."""
+    ladders: dict[str, list[PlannedRun]] = defaultdict(list)
+    for run in runs:
+        ladders[run.ladder].append(run)
+    return ladders
+
+
+def fit_ladder(study: Study, runs: list[PlannedRun]) -> LadderFit:
+    """Fit the small sizes of one ladder and predict its large ones; no large run is read."""
+    assert study.law is not None
+    trained = [Run(study.folder / "runs" / run.name) for run in runs if not run.held_out]
+    points = read_points([run.points_file for run in trained], study.x, study.y)
+    fitted = fit_points(LAWS[study.law], points)
+    example = trained[0].result
+    assert example is not None
+    large = sorted({_count(run, study.x, example) for run in runs if run.held_out})
+    predictions = tuple(predict(fitted, large)) if large else ()
+    return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions)
+
+
+def _count(run: PlannedRun, x: str, example: Point) -> int:
+    """The parameters a run will have, from its size and from the catalogue that a finished run found."""
+    config = run.network(n_items=example.N_head // example.d_model)
+    return cost.n_body(config) if x == "N_body" else cost.n_total(config)
+
+
+def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]) -> None:
+    """Commit to the prediction while the large runs are unread.
+
+    One that is there for the same points and held-out runs stays. One that rests on others (the study was extended)
+    is kept under a number, and the new one names the held-out runs that were trained before it.
+    """
+    path = out / "prediction.json"
+    held_out = [run for run in runs if run.held_out]
+    prediction = {
+        "ladders": [
+            {
+                "ladder": ladder.name,
+                "law": ladder.fit.law.name,
+                "x": ladder.x,
+                "y": ladder.y,
+                "source_hash": ladder.source_hash,
+                "parameters": ladder.fit.parameters,
+                "predictions": [asdict(point) for point in ladder.predictions],
+            }
+            for ladder in ladders
+        ],
+        "held_out_runs": {run.name: run.options for run in held_out},
+        "trained_before": [run.name for run in held_out if Run(out / "runs" / run.name).begun],
+    }
+    if path.is_file():
+        if _same_prediction(json.loads(path.read_text(encoding="utf-8")), prediction):
+            return
+        number = 1 + len(list(out.glob("prediction-*.json")))
+        path.rename(out / f"prediction-{number}.json")
+    write_json(path, prediction)
+
+
+def _same_prediction(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether they rest on the same points and are for the same runs; the last digits may differ between machines."""
+    rest_on = [
+        [{name: ladder[name] for name in ("ladder", "law", "x", "y", "source_hash")} for ladder in each["ladders"]]
+        for each in (earlier, now)
+    ]
+    runs, others = now["held_out_runs"], earlier["held_out_runs"]
+    return (
+        rest_on[0] == rest_on[1]
+        and runs.keys() == others.keys()
+        and not any(changed_options(RunConfig(others[name]), RunConfig(runs[name])) for name in runs)
+    )
