@@ -34,7 +34,9 @@ _HOME = {
     "SampledSoftmax": "lrec.losses",
     "GBCE": "lrec.losses",
     "Throughput": "lrec.throughput",
+    "Loss": "lrec.losses",
     "Optimizer": "lrec.optim",
+    "OptimizerConfig": "lrec.optim",
     "Switch": "lrec.optim",
     "UserError": "lrec.errors",
 }

@@ -21,7 +21,7 @@ from lrec.files import replacing
 from lrec.metrics import KS
 from lrec.module import SequentialRecommender, TopK
 from lrec.run import Point, Run
-from lrec.switch import optimizer_of
+from lrec.switch import phase
 
 
 class ScalingPoints(Callback):
@@ -111,7 +111,7 @@ class ScalingPoints(Callback):
                 val_loss=_finite(model.evaluations["val"]["loss"]),
                 metrics=_prefixed("val", model),
                 selected_on=_selected_on(trainer),
-                lr_phase=optimizer_of(trainer).phase_of(trainer.global_step),
+                lr_phase=phase(trainer),
                 status="diverged" if model.diverged else "running",
                 seed=data.seed,
                 precision=str(trainer.precision),

@@ -28,6 +28,7 @@ from lrec.errors import UserError
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import metric_names
 from lrec.module import SequentialRecommender
+from lrec.optim import Optimizer
 from lrec.parser import OneLineParser
 from lrec.run import BEST, Run, RunConfig
 from lrec.strategies import FSDP2, CheckpointFiles
@@ -66,7 +67,8 @@ class Parser(OneLineParser, LightningArgumentParser):
         if "model" not in self.get_defaults():
             return text
         own = OneLineParser(usage=argparse.SUPPRESS, add_help=False)
-        own.add_class_arguments(SequentialRecommender, "model", sub_configs=True)
+        own.add_class_arguments(SequentialRecommender, "model", skip={"optimizer"}, sub_configs=True)
+        own.add_class_arguments(Optimizer, "model.optimizer", sub_configs=True)
         return f"{text}\n{own.format_help()}"
 
 
@@ -309,8 +311,15 @@ def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
 
 
 def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
-    """A configuration as plain values; lrec's own model without its class path, as options give it."""
+    """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
     options: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_unset=False))
-    if options["model"]["class_path"] == "lrec.SequentialRecommender":
-        options["model"] = options["model"]["init_args"]
+    model = options["model"]["init_args"]
+    if "optimizer" in model:
+        model["optimizer"] = _without_class(model["optimizer"], "lrec.Optimizer")
+    options["model"] = _without_class(options["model"], "lrec.SequentialRecommender")
     return options
+
+
+def _without_class(options: dict[str, Any], own: str) -> dict[str, Any]:
+    """The arguments alone where the class is lrec's own."""
+    return options["init_args"] if options["class_path"] == own else options

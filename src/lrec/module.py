@@ -24,7 +24,7 @@ from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import Evaluation, Scores, TopItems, score, top_items
-from lrec.optim import Optimizer
+from lrec.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.parser import made_of
 from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.switch import OptimizerSwitch
@@ -60,7 +60,7 @@ class SequentialRecommender(LightningModule):
         architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
         mup: MuP | None = None,
         loss: Loss = FullSoftmax(),  # noqa: B008 (frozen)
-        optimizer: Optimizer = Optimizer(),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig | OfParameters = Optimizer(),  # noqa: B008 (frozen)
         top_k: int = 10,
         exclude_seen: bool = True,
         checkpoint_activations: bool = False,
@@ -77,9 +77,10 @@ class SequentialRecommender(LightningModule):
             dropout: Dropout rates; those of the blocks run linearly over depth.
             architecture: What a block is made of.
             mup: Maximal-update parametrisation over width and depth; null for the standard one.
-            loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq) or GBCE (negatives,
-                calibration). Evaluation is over the whole catalogue whatever this is.
-            optimizer: AdamW and its schedule, and SGD after it where there is a switch.
+            loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq), GBCE (negatives,
+                calibration), or a Loss of your own. Evaluation is over the whole catalogue whatever this is.
+            optimizer: AdamW and its schedule, and SGD after it where there is a switch; a class of torch.optim, with a
+                constant rate; or an OptimizerConfig of your own.
             top_k: Items a user gets from predict.
             exclude_seen: Leave the user's own history out of predict's lists.
             checkpoint_activations: Keep the blocks' inputs alone and compute the rest again: less memory, more time.
@@ -146,12 +147,12 @@ class SequentialRecommender(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with a scheduler that Lightning steps with it."""
         total_steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = self.optimizer.build(self.net, total_steps)
+        optimizer, scheduler = build(self.optimizer, self.net, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
         """What makes the optimizer's switch, where there is one."""
-        return [OptimizerSwitch()] if self.optimizer.switch else []
+        return [OptimizerSwitch()] if isinstance(self.optimizer, Optimizer) and self.optimizer.switch else []
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """Seed dropout from (seed, micro-step, rank), so that a resumed run drops what the undisturbed one would."""

@@ -1,6 +1,7 @@
-"""The optimizer: parameter groups, the learning rate of every step, and AdamW that can give way to SGD."""
+"""Optimizers: lrec's own (parameter groups, rate of every step, AdamW that can give way to SGD), and any other."""
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.sgd import sgd
 
 from lrec.errors import UserError
 from lrec.net import Transformer
 
 Decay = Literal["cosine", "linear", "constant"]
+BuiltOptimizer = tuple[torch.optim.Optimizer, LRScheduler]
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,36 @@ class Switch:
         return max(round(self.latest * total_steps), 1) if self.at is None else self.at
 
 
+class OptimizerConfig(ABC):
+    """An optimizer and its schedule, before there is anything to optimize."""
+
+    @abstractmethod
+    def build(self, net: Transformer, total_steps: int) -> BuiltOptimizer:
+        """The optimizer of the network's parameters, and the scheduler that steps once per step of the optimizer.
+
+        `net.lr_multiplier(name)` is the share of the learning rate that muP has for a parameter.
+        """
+
+
+# A torch optimizer by its class: what makes it of groups of parameters.
+OfParameters = Callable[[Iterable], torch.optim.Optimizer]
+
+
+def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_steps: int) -> BuiltOptimizer:
+    """What trains, and its scheduler; a torch optimizer keeps its rate, times muP's share of each parameter."""
+    if isinstance(optimizer, OptimizerConfig):
+        return optimizer.build(net, total_steps)
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in net.named_parameters():
+        groups[net.lr_multiplier(name)].append(parameter)
+    made = optimizer([{"params": parameters} for parameters in groups.values()])
+    for group, multiplier in zip(made.param_groups, groups, strict=True):
+        group["lr"] *= multiplier
+    return made, LambdaLR(made, lambda step: 1.0)
+
+
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(OptimizerConfig):
     """AdamW with linear warm-up and decay, both per optimizer step, and SGD after it where there is a switch.
 
     Attributes:

@@ -45,8 +45,9 @@ def _with_options(message: str) -> str:
 
 
 def _reasons(errors: str, value: str) -> str:
-    """What is wrong with the value, without what is said twice or of null."""
-    reasons = [reason for reason in dict.fromkeys(errors.split(" - ")) if "NoneType" not in reason]
+    """What is wrong with the value, without what is said twice, or of types that it cannot have been meant for."""
+    others = ("NoneType", "expects a function or a callable class")
+    reasons = [each for each in dict.fromkeys(errors.split(" - ")) if not any(other in each for other in others)]
     return "; ".join(reasons).replace("Import path does", f"Import path {value} does")
 
 

@@ -19,7 +19,7 @@ class OptimizerSwitch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Switch before the first micro-batch of the step at which it is due."""
-        optimizer = optimizer_of(trainer)
+        optimizer = _switching(trainer)
         if optimizer.due is not None and optimizer.sgd_from is None and trainer.global_step >= optimizer.due:
             optimizer.begin_sgd(trainer.global_step)
 
@@ -27,7 +27,7 @@ class OptimizerSwitch(Callback):
         """Switch after as many evaluations without improvement as patience says."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        optimizer = optimizer_of(trainer)
+        optimizer = _switching(trainer)
         switch = optimizer.switch
         if switch is None or switch.at is not None or optimizer.sgd_from is not None:
             return
@@ -71,12 +71,20 @@ class StopAfterSwitch(EarlyStopping):
 def _awaits_sgd(trainer: Trainer) -> bool:
     if trainer.state.fn != TrainerFn.FITTING:
         return False
-    optimizer = optimizer_of(trainer)
-    return optimizer.switch is not None and optimizer.phase_of(trainer.global_step) == "adamw"
+    (optimizer,) = trainer.optimizers
+    switches = isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None
+    return switches and phase(trainer) == "adamw"
 
 
-def optimizer_of(trainer: Trainer) -> AdamWThenSGD:
-    """The run's optimizer."""
+def phase(trainer: Trainer) -> str:
+    """What took the optimizer's last step: adamw or sgd of lrec's own, else the name of the class."""
+    (optimizer,) = trainer.optimizers
+    if isinstance(optimizer, AdamWThenSGD):
+        return optimizer.phase_of(trainer.global_step)
+    return type(optimizer).__name__.lower()
+
+
+def _switching(trainer: Trainer) -> AdamWThenSGD:
     (optimizer,) = trainer.optimizers
     assert isinstance(optimizer, AdamWThenSGD)
     return optimizer

@@ -16,32 +16,13 @@ from lrec.module import model_of
 from lrec.shape import Dropout, OverDepth
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-MODEL = """
-from torch import Tensor
-
-from lrec import SequentialRecommender
-
-
-class Cautious(SequentialRecommender):
-    '''Trains on a part of the loss.'''
-
-    def __init__(self, share: float = 1.0, **options) -> None:
-        super().__init__(**options)
-        self.share = share
-
-    def training_step(self, batch, batch_idx: int) -> Tensor:
-        return self.share * super().training_step(batch, batch_idx)
-
-
-class NoModel:
-    pass
-"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "my_models.py").write_text(MODEL)
-    shutil.copy(EXAMPLES / "gated_attention.py", tmp_path)
+    for example in EXAMPLES.glob("*.py"):
+        shutil.copy(example, tmp_path)
+    (tmp_path / "nothing.py").write_text("class Nothing: ...\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -70,19 +51,19 @@ def points_of(run: Path) -> list[dict]:  # type: ignore[type-arg]
 
 def test_a_model_by_its_class_path(options: list[str], folder: Path, lrec: Callable[..., str]) -> None:
     constant = ["--model.optimizer.decay=constant", "--model.optimizer.warmup=0"]
-    own = ["--model=my_models.Cautious", "--model.share=0.5", *constant]
+    own = ["--model=noisy_recommender.NoisyRecommender", "--model.noise=0.5", *constant]
     lrec("fit", *options, *own, "--trainer.default_root_dir=half", "--trainer.max_epochs=1")
     lrec("fit", "--config=half/config.yaml", "--trainer.max_epochs=2", "--ckpt_path=last")
     lrec("fit", *options, *own, "--trainer.default_root_dir=whole")
     config = yaml.safe_load(Path("whole/config.yaml").read_text())
-    assert config["model"]["class_path"] == "my_models.Cautious"
-    assert (config["model"]["init_args"]["share"], config["model"]["init_args"]["size"]) == (0.5, "3k")
+    assert config["model"]["class_path"] == "noisy_recommender.NoisyRecommender"
+    assert (config["model"]["init_args"]["noise"], config["model"]["init_args"]["size"]) == (0.5, "3k")
     whole, resumed = points_of(Path("whole")), points_of(Path("half"))
     assert whole[-1]["val_loss"] == resumed[-1]["val_loss"] < whole[0]["val_loss"]
     assert whole[0]["N_body"] == 12 * 16**2
     assert f"loss {whole[-1]['test_loss']:.4f}" in lrec("test", "--config=whole/config.yaml")
     model = model_of(config)
-    assert type(model).__name__ == "Cautious"
+    assert type(model).__name__ == "NoisyRecommender"
     assert model.network_config(n_items=40, max_len=10).width == 16
 
 
@@ -118,21 +99,50 @@ def test_a_part_of_a_block_by_its_class_path(
     assert "keep their embeddings" in lrec("fit", *options, *own, *warm)
 
 
+@pytest.mark.parametrize(
+    ("own", "phase"),
+    [
+        (["--model.loss=smoothed_softmax.SmoothedSoftmax", "--model.loss.share=0.2"], "adamw"),
+        (["--model.optimizer=nesterov.Nesterov", "--model.optimizer.lr=0.3"], "sgd"),
+        (["--model.optimizer=torch.optim.Adagrad", "--model.optimizer.lr=0.1", "--config=model/mup.yaml"], "adagrad"),
+    ],
+    ids=["loss", "optimizer", "torch's optimizer"],
+)
+def test_a_loss_and_an_optimizer_by_class_path(
+    own: list[str], phase: str, options: list[str], folder: Path, lrec: Callable[..., str]
+) -> None:
+    kept = {"dirpath": "kept", "filename": "{step}", "every_n_train_steps": 13, "save_top_k": -1}
+    keep = f"--trainer.callbacks+={json.dumps({'class_path': 'ModelCheckpoint', 'init_args': kept})}"
+    lrec("fit", *options, *own, "--trainer.default_root_dir=whole")
+    lrec("fit", *options, *own, keep, "--trainer.default_root_dir=watched")
+    lrec("fit", *options, *own, "--trainer.default_root_dir=resumed", "--ckpt_path=kept/step=13.ckpt")
+    whole, resumed = points_of(Path("whole")), points_of(Path("resumed"))
+    assert len(whole) == 2
+    for name in ("val_loss", "test_loss", "step", "flops", "lr_phase"):
+        assert [point[name] for point in whole] == [point[name] for point in resumed]
+    assert whole[-1]["val_loss"] < whole[0]["val_loss"]
+    assert {point["lr_phase"] for point in whole} == {phase}
+    assert f"loss {whole[-1]['test_loss']:.4f}" in lrec("test", "--config=whole/config.yaml")
+    assert package.load("whole").item_ids.len() == 40
+
+
 def test_overlays_and_flags_are_those_of_the_chosen_model(folder: Path) -> None:
     Path("flat.yaml").write_text("model: {size: 98k, dropout: {embedding: 0.1}}\n")
-    Path("own.yaml").write_text("model: {class_path: my_models.Cautious, init_args: {size: 3k, share: 0.25}}\n")
+    Path("own.yaml").write_text(
+        "model: {class_path: noisy_recommender.NoisyRecommender, init_args: {size: 3k, noise: 0.25}}\n"
+    )
     Path("more.yaml").write_text("model: {dropout: {residual: {first: 0.2}}}\n")
     data = ["--config=configs/data/synthetic.yaml"]
     plain = compose([*map(_shipped, data), "--config=flat.yaml", "--config=more.yaml", "--model.top_k=3"])["model"]
-    assert (plain["size"], plain["top_k"]) == ("98k", 3)
+    assert (plain["size"], plain["top_k"], plain["optimizer"]["lr"]) == ("98k", 3, 0.001)
     dropout = Dropout(0.1, residual=OverDepth(first=0.2))
     assert model_of({"model": plain}).network_config(9, 9).dropout == dropout
     explicit = {"class_path": "lrec.SequentialRecommender", "init_args": plain}
     assert model_of({"model": explicit}).network_config(9, 9) == model_of({"model": plain}).network_config(9, 9)
     for order, size in ((["own", "flat", "more"], "98k"), (["flat", "own", "more"], "3k")):
-        own = compose([*map(_shipped, data), *(f"--config={name}.yaml" for name in order), "--model.share=0.75"])
-        assert own["model"]["class_path"] == "my_models.Cautious"
-        assert own["model"]["init_args"] | {"share": 0.75, "size": size} == own["model"]["init_args"]
+        own = compose([*map(_shipped, data), *(f"--config={name}.yaml" for name in order), "--model.noise=0.75"])
+        assert own["model"]["class_path"] == "noisy_recommender.NoisyRecommender"
+        assert own["model"]["init_args"] | {"noise": 0.75, "size": size} == own["model"]["init_args"]
         assert model_of(own).network_config(9, 9).dropout == dropout
 
 
@@ -145,14 +155,17 @@ def _shipped(argument: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model=my_models.NoModel"], "--model: my_models.NoModel is no subclass of SequentialRecommender"),
-        (["--model=my_models.Missing"], "--model: my_models.Missing: module 'my_models' has no attribute 'Missing'"),
+        (["--model=nothing.Nothing"], "--model: nothing.Nothing is no subclass of SequentialRecommender"),
+        (["--model=nothing.Missing"], "--model: nothing.Missing: module 'nothing' has no attribute 'Missing'"),
         (["--model=my_files.Missing"], "--model: my_files.Missing: No module named 'my_files'"),
-        (["--model=my_models.Cautious", "--model.shares=1"], "--model: no option 'shares'"),
+        (["--model=noisy_recommender.NoisyRecommender", "--model.noises=1"], "--model: no option 'noises'"),
         (
-            ["--model.architecture.attention=my_models.NoModel"],
-            "model.architecture.attention my_models.NoModel is no subclass of lrec.blocks.Attention",
+            ["--model.architecture.attention=nothing.Nothing"],
+            "model.architecture.attention nothing.Nothing is no subclass of lrec.blocks.Attention",
         ),
+        (["--model.loss=nothing.Nothing"], "--model.loss: nothing.Nothing is no subclass of Loss"),
+        (["--model.optimizer=nothing.Nothing"], "--model.optimizer: nothing.Nothing is no subclass of OptimizerConfig"),
+        (["--model.optimizer=nesterov.Nesterov", "--model.optimizer.x=1"], "--model.optimizer: no option 'x'"),
         (["--model.optimizer.lr=fast"], "--model.optimizer.lr: Expected a <class 'float'>. Got value: fast"),
     ],
 )
@@ -160,7 +173,8 @@ def test_a_class_that_does_not_fit_is_one_line(
     arguments: list[str], says: str, options: list[str], folder: Path, refused: Callable[..., str]
 ) -> None:
     assert refused("fit", *options, *arguments) == f"lrec: error: {says}"
-    assert {path.name for path in folder.iterdir()} <= {"my_models.py", "gated_attention.py", "__pycache__"}
+    assert {path.suffix for path in folder.iterdir()} <= {".py", ""}
+    assert not (folder / "runs").exists()
 
 
 def test_help_lists_the_options_of_lrec_s_own_model(

@@ -1,6 +1,7 @@
 """Full softmax against the naive one that holds every logit; the sampled losses against it and their formulas."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,17 @@ def test_loss_and_gradients_equal_the_naive_ones(targets: int, items: int) -> No
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
+
+
+def test_the_example_of_an_own_loss_is_label_smoothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    from smoothed_softmax import SmoothedSoftmax
+
+    torch.manual_seed(0)
+    hidden_MD, table_VD, targets_M = torch.randn(9, 4), torch.randn(30, 4), torch.randint(30, (9,))
+    expected = F.cross_entropy(hidden_MD @ table_VD.T, targets_M, reduction="sum", label_smoothing=0.2)
+    loss = SmoothedSoftmax(share=0.2)(hidden_MD, table_VD, targets_M, torch.ones(30))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_float64_gradients_pass_gradcheck() -> None:

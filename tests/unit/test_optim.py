@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from lrec.errors import UserError
 from lrec.net import Transformer
-from lrec.optim import AdamWThenSGD, Optimizer, Switch
-from lrec.shape import TransformerConfig
+from lrec.optim import AdamWThenSGD, Optimizer, Switch, build
+from lrec.shape import MuP, TransformerConfig
 
 CONFIG = TransformerConfig(7, 5, 2, 8, 1)
 
@@ -50,6 +51,19 @@ def test_scheduler_steps_with_the_optimizer() -> None:
         adamw.step()
         scheduler.step()
     assert seen == pytest.approx([0.2, 0.4, 0.4, 0.2])
+
+
+def test_an_optimizer_of_torch_has_a_constant_rate_times_mup_s_share() -> None:
+    net = Transformer(TransformerConfig(7, 5, 2, 32, 1, mup=MuP(2, 8, 1)))
+    adagrad, scheduler = build(partial(torch.optim.Adagrad, lr=0.1), net, 10)
+    rates = {id(parameter): group["lr"] for group in adagrad.param_groups for parameter in group["params"]}
+    for _ in range(3):
+        adagrad.step()
+        scheduler.step()
+    for name, parameter in net.named_parameters():
+        is_matrix = name.startswith("blocks.") and parameter.ndim == 2
+        assert rates[id(parameter)] == pytest.approx(0.1 / 4 if is_matrix else 0.1)
+    assert {group["lr"] for group in adagrad.param_groups} == set(rates.values())
 
 
 def test_wrong_values_are_refused() -> None:
