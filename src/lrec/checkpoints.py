@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from lrec.errors import UserError
 from lrec.files import replacing
+from lrec.net import with_todays_names
 from lrec.parallel import Sharding
 from lrec.run import LAST
 
@@ -137,7 +138,8 @@ def read(path: Path, rows: Rows = everything, optimizer: bool = True) -> dict[st
                 return leaf[rows(len(leaf))].clone()
             return leaf
 
-        return {key: _mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}
+        checkpoint = {key: _mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}
+        return checkpoint | {"state_dict": with_todays_names(checkpoint["state_dict"])}
 
 
 def weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

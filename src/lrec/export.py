@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.files import check_writable, replacing, write_json
-from lrec.net import Transformer, TransformerConfig
+from lrec.net import Transformer, with_todays_names
 from lrec.recommend import Model
 from lrec.run import Run, run_of
+from lrec.shape import TransformerConfig
 
 FORMAT = 1
 IDS, ENDS = "item_ids", "item_ends"
@@ -89,7 +90,7 @@ def load(path: str | Path, items: Path | None = None) -> Model:
         raise UserError(f"{path}: not a file that lrec export wrote, or a damaged one") from error
     text, ends = tensors.pop(IDS).numpy().tobytes(), tensors.pop(ENDS).tolist()
     item_ids = pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
-    return Model(_network(about, tensors), item_ids, about)
+    return Model(_network(about, with_todays_names(tensors)), item_ids, about)
 
 
 def _file_of(path: Path) -> Path:

@@ -25,12 +25,11 @@ from lrec import checkpoints, target_losses
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.files import write_text
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import metric_names
 from lrec.module import SequentialRecommender
 from lrec.parser import OneLineParser
-from lrec.run import BEST, Run
+from lrec.run import BEST, Run, RunConfig
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
@@ -58,7 +57,7 @@ class Parser(OneLineParser, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as a UserError that names the option to be mended."""
+        """Raise the message as a UserError that names the option."""
         OneLineParser.error(self, message, ex)
 
     def format_help(self, *arguments: Any) -> str:
@@ -76,8 +75,7 @@ class ConfigOfRun(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it."""
-        text = yaml.safe_dump(_plain(self.parser, self.config), sort_keys=False, allow_unicode=True)
-        write_text(Run(Path(trainer.default_root_dir)).config_file, text)
+        Run(Path(trainer.default_root_dir)).write_config(RunConfig(_plain(self.parser, self.config)))
 
 
 class CommandLine(LightningCLI):

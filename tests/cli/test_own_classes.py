@@ -9,7 +9,7 @@ import yaml
 
 from lrec.lightning_cli import compose
 from lrec.module import model_of
-from lrec.net import Dropout, OverDepth
+from lrec.shape import Dropout, OverDepth
 
 MODEL = """
 from torch import Tensor

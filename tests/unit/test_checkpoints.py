@@ -17,8 +17,9 @@ import lrec
 from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.export import export
-from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.parallel import Sharding
+from lrec.shape import Architecture, MuP, TransformerConfig
 
 CONFIG = TransformerConfig(7, 5, 2, 8, 2, architecture=Architecture(norm="rms"), mup=MuP())
 ABOUT = {

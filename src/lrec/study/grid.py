@@ -5,9 +5,9 @@ from itertools import product
 from typing import Any
 
 from lrec.errors import UserError
-from lrec.net import TransformerConfig
 from lrec.parser import find_config
 from lrec.run import RunConfig, dotted
+from lrec.shape import TransformerConfig
 from lrec.study.options import Study, as_argument, ascending, ladder_n_body
 
 

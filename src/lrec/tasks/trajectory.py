@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lrec.baselines import Pairs
+from lrec.blocks import KeyValueCache
 from lrec.cases import Cases, batches, by_count, cases_before, rank_by_repeating
 from lrec.metrics import score
-from lrec.net import KeyValueCache, Transformer
+from lrec.net import Transformer
 from lrec.processes import share_of, together
 from lrec.tasks.assessment import (
     POPULARITY,
