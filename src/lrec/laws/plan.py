@@ -12,7 +12,8 @@ from lrec.laws.fit import Fit
 from lrec.laws.links import Expected, expected_metrics, fit_links
 from lrec.laws.planners import AnyPlanner, Choice, Planner, SizePlanner, planner_of
 from lrec.laws.predict import Prediction, Profile
-from lrec.laws.report import read_fit, rows_table
+from lrec.laws.report import read_fit
+from lrec.tables import rows_table
 
 FAR = 100.0
 """This many times above the largest fitted size or amount of data, or below the smallest, a plan says so."""

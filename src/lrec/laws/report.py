@@ -16,6 +16,7 @@ from lrec.laws.forms import LAWS
 from lrec.laws.judge import Rival, judged_content, outlook, unidentified, verdict, warnings
 from lrec.laws.objective import Objective
 from lrec.laws.predict import Holdout, Profile
+from lrec.tables import rows_table
 
 
 def write_fit(
@@ -154,16 +155,6 @@ Search: {d["share_agreeing"]:.0%} of {d["starts"]} starts agree; gradient {d["gr
 {d["condition_number"]:.3g}; the second route's curve differs by at most {d["route_difference"]:.1e}. \
 A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
 """
-
-
-def rows_table(rows: list[list[str]]) -> str:
-    """A Markdown table of its header and rows, aligned so that it reads as well on a terminal."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-    return "\n".join(lines)
 
 
 def settings_word(content: dict[str, Any]) -> str:
