@@ -22,7 +22,7 @@ from scipy import stats
 from lrec.errors import UserError
 from lrec.laws.descent import descend
 from lrec.laws.fit import Fit, residual_model
-from lrec.laws.forms import Array, as_columns
+from lrec.laws.law import Array, as_columns
 from lrec.laws.predict import LEVEL, Prediction
 
 REFITS = 1000

@@ -7,7 +7,7 @@ import numpy as np
 
 from lrec.figures import draw_frame, new_figure
 from lrec.laws.fit import Fit
-from lrec.laws.forms import Array
+from lrec.laws.law import Array
 from lrec.laws.predict import HeldOut, Holdout, Prediction, Profile
 
 if TYPE_CHECKING:

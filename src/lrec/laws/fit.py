@@ -14,7 +14,7 @@ import polars as pl
 
 from lrec.errors import UserError
 from lrec.laws.descent import Model, Problem, along_bounds, descend
-from lrec.laws.forms import Array, Law, as_columns
+from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Kind, Objective
 from lrec.laws.varpro import Projection
 

@@ -12,7 +12,8 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.laws.bootstrap import bootstrap
 from lrec.laws.fit import Fit, fit_points, rises
-from lrec.laws.forms import LAWS, Law
+from lrec.laws.forms import LAWS
+from lrec.laws.law import Law
 from lrec.laws.objective import Kind, Objective
 from lrec.laws.predict import HeldOut, Holdout, Prediction, Profile, compare, hold_out, predict, settings
 

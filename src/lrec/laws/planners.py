@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from lrec.errors import UserError
 from lrec.laws.fit import Fit
-from lrec.laws.forms import Array
+from lrec.laws.law import Array
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from scipy import stats
 from lrec.errors import UserError
 from lrec.laws.descent import descend
 from lrec.laws.fit import VANISHED, Fit, fit_points
-from lrec.laws.forms import Array, Law, as_columns
+from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Kind, Objective
 
 LEVEL = 0.9

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from lrec.laws.fit import fit_points
-from lrec.laws.forms import LAWS, Array
+from lrec.laws.forms import LAWS
 from lrec.laws.judge import outlook, rivals, roll_out, unidentified, verdict, warnings
+from lrec.laws.law import Array
 from lrec.laws.predict import Profile, holdout_report, predict
 
 LSRM = LAWS["lsrm"]

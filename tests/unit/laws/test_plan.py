@@ -11,7 +11,8 @@ import pytest
 
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import LAWS, Array
+from lrec.laws.forms import LAWS
+from lrec.laws.law import Array
 from lrec.laws.links import fit_links
 from lrec.laws.plan import plan_command
 from lrec.laws.planners import Compute, Planner

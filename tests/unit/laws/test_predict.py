@@ -13,7 +13,8 @@ from scipy import stats
 
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit
-from lrec.laws.forms import LAWS, Array
+from lrec.laws.forms import LAWS
+from lrec.laws.law import Array
 from lrec.laws.predict import Prediction, Profile, compare, hold_out, holdout_report, predict
 
 LSRM = LAWS["lsrm"]
