@@ -12,10 +12,9 @@ import polars as pl
 
 from lrec.figures import save_figure
 from lrec.files import write_text
+from lrec.laws.analysis import judge
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit import Fit
-from lrec.laws.judge import rivals
-from lrec.laws.points import source_hash
 from lrec.laws.predict import Prediction, compare
 from lrec.laws.report import table, write_fit
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
@@ -94,10 +93,7 @@ def _law(out: Path, folder: Path, runs: list[Run], points: dict[str, dict[str, A
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
     every_point = read_points(list(files.values()), ladder.x, ladder.y)
-    held_out_sizes = len(held_out.points) if held_out else 0
-    judged = rivals(ladder.fit.law, every_point, held_out_sizes, ladder.fit.objective)
-    source = source_hash(every_point)
-    content = write_fit(folder, ladder.fit, held_out, source, ladder.x, ladder.y, judged=judged)
+    content = write_fit(folder, judge(ladder.fit, held_out, every_point, {"x": ladder.x, "y": ladder.y}))
     floor = _floor(points) if ladder.y == "test_loss" else None
     figure = fit_figure(ladder.fit, held_out, floor, ladder.x, ladder.y)
     save_figure(folder / "fit.png", figure)
