@@ -17,6 +17,8 @@ from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Limits, train
 from lrec.study.options import Study
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 STUDY: dict[str, Any] = {
     "name": "runs",
     "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],

@@ -1,6 +1,6 @@
 """SequenceDataModule: what every data set shares; a data set adds `store_name`, `source` and `read`."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lrec.errors import UserError
 from lrec.files import json_hash
 
 
-class SequenceDataModule(LightningDataModule):
+class SequenceDataModule(LightningDataModule, ABC):
     """Raw interactions -> store -> split -> batches.
 
     A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read

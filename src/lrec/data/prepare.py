@@ -39,9 +39,10 @@ class RawInteractions:
     """What a data set hands over: its rows in the order of the source, and what it says of itself.
 
     Attributes:
-        frame: A frame, or consecutive ones, with columns user and item (strings or integers), time (int64, absent
+        frame: A frame, or consecutive ones, with columns user and item (strings or integers), time (integers, absent
             where the source has none), domain or FILE_DOMAIN (string, optional) and REST (uint64, optional), none of
             them null. Where there is REST, of rows that are equal in all columns but FILE_DOMAIN the first is kept.
+            Consecutive frames are made in a thread.
         facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Read after the last frame.
         repeats: Keep all interactions of a user with an item; false keeps the first in time.
     """
@@ -58,8 +59,13 @@ class RawInteractions:
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
-    """Where the store of this source and these options lies."""
-    return Path(data_dir) / f"{name}-{json_hash([SCHEMA, source, k_core])[:16]}"
+    """Where the store of this source and these options lies; UserError where these cannot name one."""
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"store_name {name!r}: letters, digits, _ and - are allowed")
+    try:
+        return Path(data_dir) / f"{name}-{json_hash([SCHEMA, source, k_core])[:16]}"
+    except TypeError as error:
+        raise UserError(f"{name}: source() must hold plain values ({error})") from None
 
 
 def prepare_store(
@@ -137,6 +143,7 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     n_rows = 0
     progress.stage("read")
     for frame in ahead(raw.frames()):
+        _refuse_unfit(frame, meta["name"], n_rows)
         rows.append(_piece(frame, n_rows, users, items, domains))
         n_rows += frame.height
         progress.add(frame.height)
@@ -195,6 +202,20 @@ def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
     for part in parts:
         yield part
         progress.add(part.n_rows)
+
+
+def _refuse_unfit(frame: pl.DataFrame, name: str, first_row: int) -> None:
+    """Raise where a data set's own `read` gives something else than a `RawInteractions` holds."""
+    if missing := {"user", "item"} - set(frame.columns):
+        raise UserError(f"{name}: read() gives no column {min(missing)}; its columns are {', '.join(frame.columns)}")
+    for column, dtype in frame.schema.items():
+        is_text, is_whole = dtype == pl.String, dtype.is_integer()
+        fits = {"user": is_text or is_whole, "item": is_text or is_whole, "time": is_whole, "domain": is_text}
+        if not fits.get(column, True):
+            raise UserError(f"{name}: read() gives {column} as {dtype}; ids are text or integers, times integers")
+        if column in fits and frame[column].null_count():
+            row = first_row + int(frame[column].is_null().arg_max() or 0) + 1
+            raise UserError(f"{name}, row {row}: read() gives no {column}")
 
 
 def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids) -> Piece:

@@ -5,7 +5,7 @@ Shape suffixes: U users, N interactions, I items of the store, V items of the ca
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import NamedTuple
@@ -20,11 +20,40 @@ HELD_OUT_MIN_LENGTH = 50
 
 
 class SplitRule(ABC):
-    """A way to cut every user's sequence: `LastItems` or `GlobalTemporal`. A frozen dataclass; its repr names it."""
+    """A way to cut every user's sequence: `LastItems`, `GlobalTemporal`, or a class of your own.
+
+    A subclass is a frozen dataclass that defines `cut`. Its fields are its options (`--data.split my_split.Rule`), and
+    its repr is part of the data hash, by which a run knows what it was trained on.
+    """
 
     @abstractmethod
+    def cut(self, store: Store) -> "Split":
+        """Where each user is cut.
+
+        Args:
+            store: `offsets_U1` tells whose interactions are whose, `items_N` and `times_N` (None where the source has
+                no times) are those interactions, user after user, each in time order.
+        """
+
     def __call__(self, store: Store) -> "Split":
-        """Cut the store's users and check the cut for leaks."""
+        """Cut the store's users; whatever the rule, the cut is checked, for leaks above all.
+
+        Raises:
+            UserError: the rule is not a dataclass, or its split is not whole, leaks, or leaves nothing to train on.
+        """
+        name = type(self).__name__
+        if not is_dataclass(self):
+            raise UserError(f"split {name}: make it a frozen dataclass, so that its options are part of its repr")
+        split = self.cut(store)
+        if not isinstance(split, Split):
+            raise UserError(f"split {name}: cut returned {type(split).__name__}, not a Split")
+        try:
+            split.check()
+        except AssertionError as error:
+            raise UserError(f"split {name}: {error}") from None
+        if len(split.catalogue_V) == 0:
+            raise UserError(f"split {name}: the split leaves nothing to train on: hold out less")
+        return split
 
 
 @dataclass(frozen=True)
@@ -57,14 +86,14 @@ class LastItems(SplitRule):
                 f"so that something is left to train on, not {self.trajectory_min_length}"
             )
 
-    def __call__(self, store: Store) -> "Split":
-        """Cut the store's users; the positions are checked for leaks."""
+    def cut(self, store: Store) -> "Split":
+        """Count from the end of each sequence."""
         lengths_U = np.diff(store.offsets_U1)
         held_out_U = (lengths_U > HELD_OUT_MIN_LENGTH) & _chosen(store, "held out", self.held_out_users)
         long_U = (lengths_U > self.trajectory_min_length) if self.trajectory else np.zeros_like(held_out_U)
         end_U = lengths_U - long_U * self.trajectory
         evaluated_U = end_U >= 3
-        split = Split(
+        return Split(
             store=store,
             train_U=np.where(held_out_U, 0, np.where(evaluated_U, end_U - 2, lengths_U)),
             val_U=np.where(evaluated_U, end_U - 2, -1),
@@ -74,10 +103,6 @@ class LastItems(SplitRule):
             trajectory_U=np.where(long_U, end_U, -1),
             held_out_U=held_out_U,
         )
-        split.check()
-        if len(split.catalogue_V) == 0:
-            raise UserError("the split leaves nothing to train on: hold out fewer users")
-        return split
 
 
 @dataclass(frozen=True)
@@ -208,6 +233,7 @@ class Split:
 
     def check(self) -> None:
         """Fail loudly unless training < validation < test < trajectory holds within every user."""
+        self._check_shapes()
         end_U = np.diff(self.store.offsets_U1)
         leaks = [self.held_out_U & (self.train_U > 0)]
         for begin_U, number_U in (
@@ -220,6 +246,27 @@ class Split:
             leaks.append(has_U & (begin_U + number_U > end_U))
             end_U = np.where(has_U, begin_U, end_U)
         _refuse_leak(np.logical_or.reduce(leaks))
+
+    def _check_shapes(self) -> None:
+        """Fail loudly unless every array has an entry for each user and says what it should of each."""
+        arrays = {name: value for name, value in vars(self).items() if name.endswith("_U")}
+        for name, values_U in arrays.items():
+            kind, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
+            if np.shape(values_U) != (self.store.n_users,) or values_U.dtype.kind not in kind:
+                raise AssertionError(f"{name} is not an array of {wanted}, one for each of {self.store.n_users} users")
+        if (self.train_U < 0).any():
+            raise AssertionError("train_U is negative")
+        for part, first_U, number_U in (
+            ("val", self.val_U, self.val_targets_U),
+            ("test", self.test_U, self.test_targets_U),
+        ):
+            wrong_U = (number_U < 0) | ((number_U > 0) != (first_U >= 0))
+            if wrong_U.any():
+                user = int(wrong_U.argmax())
+                raise AssertionError(
+                    f"user {user} (store index) has {part}_U {first_U[user]} and {part}_targets_U {number_U[user]}: "
+                    "a position and how many follow on it, or -1 and 0"
+                )
 
     def check_times(self) -> None:
         """Fail loudly unless everyone's training < everyone's validation < everyone's test holds in time."""

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from lrec.errors import UserError
@@ -17,7 +18,11 @@ from lrec.tasks.robustness import robustness
 from lrec.tasks.trajectory import trajectory
 from lrec.tasks.transfer import transfer
 
-TASKS: dict[str, Callable[[Ladder, int], TaskResult]] = {
+# A task gets the runs by size and the seed of whatever it draws, and returns sections with groups of cases
+# (`assessment.assess` scores them). It runs on every process alike.
+Task = Callable[[Ladder, int], TaskResult]
+
+TASKS: dict[str, Task] = {
     "cold_start": cold_start,
     "long_tail": long_tail,
     "robustness": robustness,
@@ -31,7 +36,8 @@ def tasks_command(runs: list[Path], tasks: str = "all", out: Path = Path("tasks"
 
     Args:
         runs: Runs of lrec fit, or folders of them such as a study's runs; all on the same data.
-        tasks: Names with commas between them: cold_start, long_tail, robustness, transfer, trajectory; or all.
+        tasks: Names with commas between them: cold_start, long_tail, robustness, transfer, trajectory; or all; and
+            functions of your own, as my_task.repeat_consumption in my_task.py.
         out: Folder for tasks.json, tasks.md and the figures.
         seed: Of corruption and of the resamples behind the intervals.
     """
@@ -47,11 +53,11 @@ def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int =
 
     Args:
         runs: Folders of runs, or folders that hold some.
-        tasks: Their names; all for all.
+        tasks: Their names, all for all of lrec's; MODULE.FUNCTION for one of your own.
         seed: Of corruption and resampling.
 
     Raises:
-        UserError: an unknown task; no run; runs that cannot be compared.
+        UserError: an unknown task, or one that returns no TaskResult; no run; runs that cannot be compared.
     """
     chosen = _chosen(tasks)
     if seed < 0:
@@ -63,17 +69,36 @@ def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int =
     data = Data()
     ladder = ladder_of([load_run(run, data) for run in finite], data)
     report = Report(ladder, [run.folder for run in found if run not in finite], seed)
-    for name in chosen:
+    for name, task in chosen.items():
         started = time.monotonic()
-        report.results.append(TASKS[name](ladder, seed))
+        result = task(ladder, seed)
+        if not isinstance(result, TaskResult):
+            raise UserError(f"--tasks {name} returned {type(result).__name__}, not a TaskResult")
+        if result.name in (other.name for other in report.results):
+            raise UserError(f"--tasks {name}: its result is named {result.name}, as that of another task is")
+        report.results.append(result)
         if leads():
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return report
 
 
-def _chosen(tasks: Sequence[str]) -> list[str]:
-    """The tasks named, each once, in their own order."""
-    names = {name.strip() for name in tasks}
-    if unknown := sorted(names - {"all", *TASKS}):
-        raise UserError(f"--tasks {unknown[0]}: choose among {', '.join(TASKS)}, or all")
-    return [name for name in TASKS if name in names or "all" in names]
+def _chosen(tasks: Sequence[str]) -> dict[str, Task]:
+    """The tasks named, each once: lrec's in their own order, then those of other modules."""
+    names = dict.fromkeys(name.strip() for name in tasks)
+    own = {name: _imported(name) for name in names if "." in name}
+    if unknown := sorted(set(names) - {"all", *TASKS, *own}):
+        raise UserError(
+            f"--tasks {unknown[0]}: choose among {', '.join(TASKS)}, or all; one of your own is FILE.FUNCTION"
+        )
+    return {name: task for name, task in TASKS.items() if name in names or "all" in names} | own
+
+
+def _imported(name: str) -> Task:
+    module, _, attribute = name.rpartition(".")
+    try:
+        task: Task = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--tasks {name}: {error}") from error
+    if not callable(task):
+        raise UserError(f"--tasks {name} is {type(task).__name__}, not a function of the runs and a seed")
+    return task

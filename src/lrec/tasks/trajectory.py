@@ -66,7 +66,10 @@ def trajectories(ladder: Ladder) -> Trajectories:
             "--data.split.trajectory_min_length interactions"
         )
     first_C = split.trajectory_U[users_C]
-    steps = int((np.diff(split.store.offsets_U1)[users_C] - first_C)[0])
+    steps_C = np.diff(split.store.offsets_U1)[users_C] - first_C
+    steps = int(steps_C[0])
+    if (steps_C != steps).any():
+        raise NoCasesError(f"Trajectories have {steps_C.min()} to {steps_C.max()} items; the split must cut all alike")
     if ladder.max_len <= steps:
         raise NoCasesError(
             f"A network of max_len {ladder.max_len} has no room for a history before {steps} steps; "

@@ -5,9 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
+from lrec.errors import UserError
 from lrec.tasks.command import TASKS, run_tasks
+from lrec.tasks.ladder import Ladder
 
 MakeRun = Callable[..., Path]
 
@@ -67,6 +70,51 @@ def test_no_room_for_a_trajectory_is_said(make_run: MakeRun, tmp_path: Path, lre
     said = lrec("tasks", "--runs", tmp_path / "short", "--tasks", "trajectory,long_tail", "--out", tmp_path / "out")
     assert "A network of max_len 4 has no room for a history before 4 steps" in said
     assert "G4" in said
+
+
+def test_a_task_of_one_s_own(
+    runs: Path, ladder: Ladder, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(Path(__file__).parents[3] / "examples" / "my_task.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    said = lrec("tasks", "--runs", runs, "--tasks", "my_task.repeat_consumption,long_tail", "--out", "out")
+    tasks = json.loads(Path("out/tasks.json").read_text())["tasks"]
+    assert list(tasks) == ["long_tail", "repeat_consumption"]
+    groups = tasks["repeat_consumption"]["sections"][0]["groups"]
+    split, store = ladder.split, ladder.split.store
+    expected = {"again": 0, "new": 0}
+    for user, position in zip(*split.test_targets, strict=True):
+        items = split.catalogue_index_I[store.items_N[store.offsets_U1[user] :][: position + 1]]
+        before = items[:-1][items[:-1] >= 0][-ladder.max_len :]
+        if items[-1] >= 0 and len(before):
+            expected["again" if items[-1] in before else "new"] += 1
+    assert {name: group["cases"] for name, group in groups.items()} == expected
+    assert min(expected.values()) > 0
+    assert groups["new"]["scorers"]["repeat-last"]["HR@1"]["value"] == 0
+    assert "Repeat consumption. Whether the history holds the target" in said
+    assert Path("out/repeat_consumption.png").exists()
+
+
+def test_a_task_that_does_not_fit_is_one_line(
+    runs: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_tasks.py").write_text(
+        "from lrec.tasks.assessment import TaskResult\n"
+        "number = 3\n"
+        "def nothing(ladder, seed):\n    return None\n"
+        "def namesake(ladder, seed):\n    return TaskResult('long_tail', 'Mine')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for tasks, says in (
+        ("my_tasks.missing", "--tasks my_tasks.missing: module 'my_tasks' has no attribute 'missing'"),
+        ("my_nowhere.task", "--tasks my_nowhere.task: No module named 'my_nowhere'"),
+        ("my_tasks.number", "--tasks my_tasks.number is int, not a function of the runs and a seed"),
+        ("my_tasks.nothing", "--tasks my_tasks.nothing returned NoneType, not a TaskResult"),
+    ):
+        assert refused("tasks", "--runs", runs, "--tasks", tasks, "--out", "out").startswith(f"lrec: error: {says}")
+    with pytest.raises(UserError, match="its result is named long_tail, as that of another task is"):
+        run_tasks([runs], ["my_tasks.namesake", "long_tail"])
+    assert not Path("out").exists()
 
 
 def test_what_cannot_be_compared_is_refused(

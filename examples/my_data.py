@@ -1,0 +1,53 @@
+"""A DataModule of your own: the orders of a shop, in an SQLite database.
+
+    lrec data prepare --data my_data.ShopOrders --data.path shop.db
+    lrec fit --data my_data.ShopOrders --data.path shop.db --model.size 3k
+
+See docs/extending.md.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lrec import UserError
+from lrec.data.base import SequenceDataModule
+from lrec.data.prepare import RawInteractions, source_hashes
+
+ORDERS = "SELECT customer AS user, product AS item, ordered_at AS time FROM orders WHERE NOT returned ORDER BY rowid"
+
+
+class ShopOrders(SequenceDataModule):
+    """Orders that were not returned, each an interaction."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        """Say where the database is.
+
+        Args:
+            path: The database file; its table orders has customer, product, ordered_at (seconds) and returned.
+        """
+        super().__init__(**options)
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{self.path} does not exist (option path)")
+
+    @property
+    def store_name(self) -> str:
+        """The prepared store's folder begins with it."""
+        return "shop"
+
+    def source(self) -> dict[str, Any]:
+        """What the store is found again by: it is prepared anew when this changes."""
+        return {"kind": "shop", "query": ORDERS, "files": source_hashes(self.data_dir, [self.path])}
+
+    def read(self) -> RawInteractions:
+        """The rows in the order of the source, and the unit of their times."""
+        return RawInteractions(self._blocks(), {"time_unit": "s"})
+
+    def _blocks(self) -> Iterator[pl.DataFrame]:
+        # Opened here, because blocks are read ahead in a thread, and SQLite wants one thread for a connection.
+        connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+        yield from pl.read_database(ORDERS, connection, iter_batches=True, batch_size=500_000)

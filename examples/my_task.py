@@ -1,0 +1,30 @@
+"""A task of your own: does size help where users come back to an item, or where they find a new one?
+
+    lrec tasks --runs studies/mine/runs --tasks long_tail,my_task.repeat_consumption --out tasks
+
+See docs/extending.md. Shape suffixes: C cases, N items of all histories laid end to end.
+"""
+
+import numpy as np
+from lrec.tasks.cases import cases_of_test
+
+from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
+from lrec.tasks.ladder import Ladder
+
+
+def repeat_consumption(ladder: Ladder, seed: int) -> TaskResult:
+    """Test targets that the history holds, and those that are new to it."""
+    result = TaskResult("repeat_consumption", "Repeat consumption")
+    cases = cases_of_test(ladder.split, ladder.max_len)
+    cases = cases.where(cases.targets_C >= 0)
+    times_C = np.bincount(cases.case_N, cases.items_N == cases.targets_C[cases.case_N], len(cases))
+    groups = {"again": cases.where(times_C > 0), "new": cases.where(times_C == 0)}
+    result.notes += [f"{name}: there is no such target" for name, mine in groups.items() if not len(mine)]
+
+    def section() -> Section:
+        made = assess("Whether the history holds the target", groups, ladder, seed)
+        made.findings = [compare_gains(made, metric, "new", "again") for metric in made.shown]
+        return made
+
+    result.add(section)
+    return result
