@@ -126,9 +126,9 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
 
 
 def _settings_of(command: Callable[..., None]) -> type | None:
-    """The dataclass that holds the options of a command, None where the function itself names them."""
-    hints = [hint for name, hint in typing.get_type_hints(command).items() if name != "return"]
-    return next((hint for hint in hints if isinstance(hint, type) and is_dataclass(hint)), None)
+    """The dataclass that is a command's one argument and holds its options; None where the function names them."""
+    first, *others = [hint for name, hint in typing.get_type_hints(command).items() if name != "return"]
+    return first if not others and isinstance(first, type) and is_dataclass(first) else None
 
 
 def _with_values(options: list[str], flags: set[str]) -> list[str]:
