@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_utilities.core.apply_func import apply_to_collection
+
 from lrec.files import replacing, write_json, write_text
 from lrec.tables import rows_table
 from lrec.tasks.assessment import Section, TaskResult
@@ -98,8 +100,8 @@ def _content(section: Section) -> dict[str, Any]:
             name: {
                 "cases": group.cases,
                 "users": group.users,
-                "scorers": _plain(section.estimates(name)),
-                "gain": _plain(section.gains(name)),
+                "scorers": apply_to_collection(section.estimates(name), Estimate, _plain),
+                "gain": apply_to_collection(section.gains(name), Estimate, _plain),
             }
             for name, group in section.groups.items()
         },
@@ -107,10 +109,8 @@ def _content(section: Section) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return {key: number if math.isfinite(number) else None for key, number in value._asdict().items()}
-    return {key: _plain(item) for key, item in value.items()}
+def _plain(shown: Estimate) -> dict[str, float | None]:
+    return {key: number if math.isfinite(number) else None for key, number in shown._asdict().items()}
 
 
 def _runs_table(ladder: Ladder) -> str:
