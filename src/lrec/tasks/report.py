@@ -1,4 +1,4 @@
-"""What the tasks leave behind: tasks.json, tasks.md, a figure per task, and the short tables on the terminal."""
+"""What the tasks write: tasks.json, tasks.md, a figure per task, and the short tables on the terminal."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ SCHEMA = 1
 
 @dataclass
 class Report:
-    """The tasks of some runs.
+    """The results of tasks on runs.
 
     Attributes:
         ladder: The runs by size.
@@ -61,7 +61,7 @@ class Report:
         }
 
     def markdown(self) -> str:
-        """tasks.md: a table per section and metric, what it says, and what could not be done."""
+        """tasks.md: a table per section and metric, the findings, and the notes."""
         blocks = [
             "# The five tasks",
             f"{self.ladder.split.store.n_users:,} users, {len(self.ladder.counts_V):,} items, inputs of up to "
