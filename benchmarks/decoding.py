@@ -17,8 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lrec.blocks import KeyValueCache
 from lrec.files import write_text
-from lrec.net import SIZES, Architecture, KeyValueCache, Transformer, TransformerConfig
+from lrec.net import Transformer
+from lrec.shape import SIZES, Architecture, TransformerConfig
 
 LENGTH, STEPS = 50, 10
 ARCHITECTURES = {"gpt2": Architecture(), "modern": Architecture("rms", "swiglu", "rotary", True)}

@@ -28,8 +28,8 @@ from lrec.data.interactions import InteractionsDataModule
 from lrec.data.movielens import MovieLensDataModule
 from lrec.files import write_json, write_text
 from lrec.module import SequentialRecommender
-from lrec.net import Dropout, OverDepth
 from lrec.optim import Optimizer
+from lrec.shape import Dropout, OverDepth
 
 SIZE, LR, TARGETS_PER_STEP, MAX_LEN = "25k", 0.003125, 1024, 50
 RATE, JOBS = OverDepth(0.2, 0.2), 2

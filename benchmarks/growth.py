@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from lrec.losses import full_softmax
-from lrec.net import SIZES, Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.optim import Optimizer
+from lrec.shape import SIZES, TransformerConfig
 
 HERE = Path(__file__).parent
 # (what grows, entry, size, items, length, targets a step)

@@ -17,7 +17,7 @@ import numpy as np
 from lrec.laws.bootstrap import bootstrap
 from lrec.laws.fit import fit
 from lrec.laws.forms import LAWS
-from lrec.laws.predict import Profile
+from lrec.laws.profile import Profile
 
 FACTORS = (8.0, 88.0)
 METHODS = {"profile": Profile, "bootstrap": partial(bootstrap, refits=300)}

@@ -28,8 +28,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from lrec import cost
 from lrec.files import write_text
 from lrec.losses import full_softmax
-from lrec.net import SIZES, Architecture, TransformerConfig
 from lrec.parallel import Sharding, build
+from lrec.shape import SIZES, Architecture, TransformerConfig
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
 

@@ -25,8 +25,9 @@ from torch import Tensor
 from lrec.data.synthetic import SyntheticDataModule
 from lrec.files import write_text
 from lrec.losses import full_softmax
-from lrec.net import MuP, Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.optim import Optimizer
+from lrec.shape import MuP, TransformerConfig
 
 LAYERS, HEAD_WIDTH, BASE_WIDTH = 2, 32, 32
 WIDTHS = (32, 64, 128)

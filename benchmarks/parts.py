@@ -28,8 +28,9 @@ from lrec.data.batches import TrainBatch
 from lrec.data.interactions import InteractionsDataModule
 from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
 from lrec.metrics import score
-from lrec.net import Dropout, OverDepth, Transformer, TransformerConfig, find_size
+from lrec.net import Transformer
 from lrec.optim import Optimizer
+from lrec.shape import Dropout, OverDepth, TransformerConfig, find_size
 from lrec.throughput import measure_peak
 
 HERE = Path(__file__).parent

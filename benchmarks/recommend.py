@@ -27,8 +27,9 @@ from processes import measure
 from lrec.cost import n_body
 from lrec.export import write_safetensors
 from lrec.files import write_text
-from lrec.net import SIZES, Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.recommend import Model
+from lrec.shape import SIZES, TransformerConfig
 
 HERE = Path(__file__).parent
 MAX_LEN, K = 50, 10

@@ -7,13 +7,15 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before anything that counts the
     os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+import warm_python
 from lrec.cli import LIGHTNING_COMMANDS, main, own_command
 from lrec.parser import with_shipped_configs
 
@@ -50,6 +52,23 @@ def refused(lrec: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> Cal
         return error
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _warm_executable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if sys.platform != "linux":
+        yield sys.executable
+        return
+    executable, server = warm_python.start(tmp_path_factory.mktemp("warm"))
+    yield executable
+    server.communicate()
+
+
+@pytest.fixture(scope="module")
+def warm_processes(_warm_executable: str) -> Iterator[None]:
+    """Processes of `lrec` that a module's tests start, and those that they start, have imported Lightning already."""
+    with patch.object(sys, "executable", _warm_executable):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import polars as pl
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,11 +29,13 @@ from torch.distributed.tensor import DTensor
 
 from lrec.errors import UserError
 from lrec.files import replacing
+from lrec.net import with_todays_names
 from lrec.parallel import Sharding
 from lrec.run import LAST
 
 STATE = "state.pt"
 SHARDED = "sharded"  # in state.pt, (SHARDED, name, rows) stands for a tensor whose rows are in the shards
+ITEMS, IDS, ENDS = "lrec_items", "item_ids", "item_ends"  # the raw ids of the catalogue, in the entry ITEMS
 PARTS = ("state_dict", "optimizer_states")  # the parts of a checkpoint whose tensors are sharded as parameters are
 Rows = Callable[[int], slice]
 
@@ -137,14 +141,46 @@ def read(path: Path, rows: Rows = everything, optimizer: bool = True) -> dict[st
                 return leaf[rows(len(leaf))].clone()
             return leaf
 
-        return {key: _mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}
+        checkpoint = {key: _mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}
+        return checkpoint | {"state_dict": with_todays_names(checkpoint["state_dict"])}
 
 
-def weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a checkpoint says of itself (shape of the network, D, data hash ...), and the parameters by name."""
-    checkpoint = read(path, optimizer=False)
-    net = {name.removeprefix("net."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    return checkpoint["lrec"] | {"step": checkpoint["global_step"]}, net
+class Trained(NamedTuple):
+    """A trained network as it is stored.
+
+    Attributes:
+        about: What it says of itself: the network's shape, step, D, data hash ...
+        parameters: By name.
+        item_ids: Raw id of each item of the catalogue; none in checkpoints of earlier versions.
+    """
+
+    about: dict[str, Any]
+    parameters: dict[str, Tensor]
+    item_ids: pl.Series
+
+
+def trained(checkpoint: dict[str, Any]) -> Trained:
+    """The network of a checkpoint that was read."""
+    return Trained(
+        checkpoint["lrec"] | {"step": checkpoint["global_step"]},
+        {name.removeprefix("net."): tensor for name, tensor in checkpoint["state_dict"].items()},
+        ids_of_tensors(checkpoint[ITEMS]) if ITEMS in checkpoint else pl.Series(dtype=pl.String),
+    )
+
+
+def ids_as_tensors(ids: pl.Series) -> dict[str, Tensor]:
+    """Raw ids as two tensors: item_ids, UTF-8 laid end to end, and item_ends, where each ends."""
+    text = "".join(ids).encode() or b"\0"  # safetensors knows no empty tensor
+    return {
+        IDS: torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()),
+        ENDS: torch.from_numpy(ids.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy(writable=True)),
+    }
+
+
+def ids_of_tensors(tensors: dict[str, Tensor]) -> pl.Series:
+    """The raw ids that `ids_as_tensors` laid down."""
+    text, ends = tensors[IDS].numpy().tobytes(), tensors[ENDS].tolist()
+    return pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
 
 
 def check(path: Path) -> None:

@@ -1,29 +1,20 @@
 """Parameters, FLOPs and memory of a size: pure functions of the config."""
 
+from functools import cache
 from typing import Literal, NamedTuple
 
+import torch
+
 from lrec.losses import chunk_rows
-from lrec.net import TransformerConfig
+from lrec.net import Transformer
+from lrec.shape import TransformerConfig
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 
 
-def n_body(config: TransformerConfig) -> int:
-    """Entries of the blocks' matrices: no biases, norms or embeddings (as in arXiv 2311.11351).
-
-    12 L d², exactly; with SwiGLU where 3 divides d, and otherwise to 1 / (8 d) for the rounding of its inner width.
-    """
-    perceptron = {"gelu": 2, "swiglu": 3}[config.architecture.mlp] * config.width * config.inner_width
-    return config.layers * (4 * config.width**2 + perceptron)
-
-
-def n_head(config: TransformerConfig) -> int:
-    """Entries of the tied item table, V d."""
-    return config.n_items * config.width
-
-
 class Parameters(NamedTuple):
-    """Trained parameters by group."""
+    """Trained parameters by group: the blocks' matrices, item table, what else enters with the items, other vectors of
+    the blocks, norms."""
 
     body: int
     items: int
@@ -32,24 +23,51 @@ class Parameters(NamedTuple):
     norms: int
 
 
+@cache
 def parameters(config: TransformerConfig) -> Parameters:
-    """Every trained parameter: N_body, N_head, learned positions, biases of the matrices, gains and biases of norms."""
-    choice, d = config.architecture, config.width
-    mlp_in = config.inner_width * (2 if choice.mlp == "swiglu" else 1)
-    norm = 2 * d if choice.norm == "layer" else d
-    qk_norm = 2 * config.head_width if choice.qk_norm else 0
-    return Parameters(
-        body=n_body(config),
-        items=n_head(config),
-        positions=config.max_len * d if choice.positions == "learned" else 0,
-        biases=config.layers * (3 * d + d + mlp_in + d),
-        norms=config.layers * (2 * norm + qk_norm) + norm,
-    )
+    """Every trained parameter, counted on a network without memory."""
+    count = dict.fromkeys(Parameters._fields, 0)
+    for name, parameter in _net(config).named_parameters():
+        if name == "items.weight":
+            group = "items"
+        elif name.startswith("positions."):
+            group = "positions"
+        elif name.startswith("blocks.") and parameter.ndim >= 2:
+            group = "body"
+        else:
+            group = "norms" if "norm" in name else "biases"
+        count[group] += parameter.numel()
+    return Parameters(**count)
+
+
+def _net(config: TransformerConfig) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def n_body(config: TransformerConfig) -> int:
+    """Entries of the blocks' matrices: no biases, norms or embeddings (as in arXiv 2311.11351).
+
+    12 L d² of lrec's own blocks, exactly; with SwiGLU where 3 divides d, and otherwise to 1 / (8 d) for the rounding of
+    its inner width.
+    """
+    return parameters(config).body
+
+
+def n_head(config: TransformerConfig) -> int:
+    """Entries of the tied item table, V d."""
+    return config.n_items * config.width
 
 
 def n_total(config: TransformerConfig) -> int:
     """Every trained parameter."""
     return sum(parameters(config))
+
+
+@cache
+def flops_per_pair(config: TransformerConfig) -> int:
+    """FLOPs forward, in all blocks, of a pair of a position and one it attends to: 4 L d of softmax attention."""
+    return sum(attention.flops_per_pair() for attention in _net(config).attentions)
 
 
 class Flops(NamedTuple):
@@ -70,7 +88,7 @@ def flops_per_interaction(config: TransformerConfig, pairs: float | None = None,
     """
     if pairs is None:
         pairs = (config.max_len + 1) / 2
-    blocks = 2 * n_body(config) + round(4 * config.layers * config.width * pairs)
+    blocks = 2 * n_body(config) + round(flops_per_pair(config) * pairs)
     forward = blocks + 2 * n_head(config)
     return Flops(forward, 2 * forward, blocks if checkpointing else 0)
 
@@ -81,10 +99,11 @@ def training_flops(config: TransformerConfig, targets: int, pairs: int, head_flo
     Args:
         config: The network.
         targets: Positions with a target.
-        pairs: Pairs of a position and one it attends to: 4 d FLOPs each in every block forward, twice that backward.
+        pairs: Pairs of a position and one it attends to: 4 d FLOPs each in a block of softmax attention forward, twice
+            that backward.
         head_flops_per_target: What the loss costs (`Loss.flops_per_target`).
     """
-    return targets * (6 * n_body(config) + head_flops_per_target) + 12 * config.layers * config.width * pairs
+    return targets * (6 * n_body(config) + head_flops_per_target) + 3 * flops_per_pair(config) * pairs
 
 
 class Memory(NamedTuple):
@@ -121,6 +140,8 @@ def memory(
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> Memory:
     """Memory of a training step with AdamW and full softmax; attention dropout is counted as the CPU computes it.
+
+    A part of your own is taken to keep what softmax attention or a perceptron of inner width 4 d keeps.
 
     Args:
         config: The network.
@@ -159,7 +180,7 @@ def _block_activations(config: TransformerConfig, stream: int, product: int) -> 
     choice, d, inner = config.architecture, config.width, config.inner_width
     kept = 2 * stream * d  # inputs of the norms
     kept += product * 6 * d  # inputs of qkv, attention_out and mlp_in; queries, keys, values
-    kept += product * (2 if choice.mlp == "gelu" else 4) * inner
+    kept += product * (4 if choice.mlp == "swiglu" else 2) * inner
     kept += 16 + 4 * config.heads  # statistics of norms and attention
     if choice.norm == "rms":
         kept += 2 * d * (4 if stream == 4 else 6)  # normalised, in float32
@@ -186,4 +207,4 @@ def _head(config: TransformerConfig, positions: int, product: int, device: str) 
 
 def _block_backward(config: TransformerConfig, stream: int, product: int) -> int:
     """Bytes a position holds while the last block goes backward through its perceptron."""
-    return product * (2 if config.architecture.mlp == "gelu" else 4) * config.inner_width + stream * config.width
+    return product * (4 if config.architecture.mlp == "swiglu" else 2) * config.inner_width + stream * config.width

@@ -7,9 +7,7 @@ columns of the training data.
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,29 +16,31 @@ from safetensors.torch import save_file
 from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.files import check_writable, replacing, write_json
-from lrec.net import Transformer, TransformerConfig
+from lrec.net import Transformer, with_todays_names
+from lrec.parser import check_trusted
 from lrec.recommend import Model
 from lrec.run import Run, run_of
+from lrec.shape import TransformerConfig
 
 FORMAT = 1
-IDS, ENDS = "item_ids", "item_ends"
 
 
-def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10) -> None:
+def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10, trust: bool = False) -> None:
     """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
 
     Args:
         ckpt_path: A run's folder (its best checkpoint), a checkpoint, a file or a folder of shards, or what this wrote.
         out: A .safetensors or .onnx file, or a folder, which gets model.safetensors; replaced where it exists.
-        items: The run's items.parquet; null for the one of the run that the checkpoint lies in (an exported file has
-            its own).
+        items: The run's items.parquet, for a checkpoint of an earlier version that was moved out of its run's folder;
+            others have their items.
         k: Length of the lists that an .onnx file gives.
+        trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     if k < 1:
         raise UserError(f"--k must be at least 1, not {k}")
     file = out if out.suffix in (".safetensors", ".onnx") else out / "model.safetensors"
     check_writable(file, "--out")
-    model = load(ckpt_path, items)
+    model = load(ckpt_path, items, trust)
     step = model.about["step"]
     if file.suffix == ".onnx":
         from lrec.onnx_file import write_onnx
@@ -55,41 +55,48 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10) -
 
 def write_safetensors(model: Model, file: Path) -> None:
     """Write a network and its item ids as one file, and as JSON beside it what it is."""
-    encoded = [raw_id.encode() for raw_id in model.item_ids]
-    tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()} | {
-        IDS: torch.from_numpy(np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8).copy()),
-        ENDS: torch.from_numpy(np.cumsum([len(word) for word in encoded])),
-    }
+    tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
+    tensors |= checkpoints.ids_as_tensors(model.item_ids)
     about = {"format": FORMAT, **model.about}
     with replacing(file) as temporary:
         save_file(tensors, temporary, {"lrec": json.dumps(about)})
     write_json(file.with_suffix(".json"), about)
 
 
-def load(path: str | Path, items: Path | None = None) -> Model:
+def load(path: str | Path, items: str | Path | None = None, trust: bool = False) -> Model:
     """The network and its item ids, from an exported file, its folder, a run's folder (its best checkpoint), or a
-    checkpoint of a run.
+    checkpoint.
 
     Args:
         path: One of these.
-        items: The run's items.parquet, where a checkpoint does not lie in its run's folder.
+        items: The run's items.parquet, for a checkpoint of an earlier version that is not in its run's folder.
+        trust: Import classes that it names and that are not lrec's own, such as a part of a block.
 
     Raises:
-        UserError: it is none of these, or damaged.
+        UserError: it is none of these, or damaged; it names a class that is not trusted.
     """
-    path = _file_of(Path(path))
+    stored = read(Path(path), items)
+    check_trusted(stored.about, trust, path)
+    return model_of(stored)
+
+
+def read(path: Path, items: str | Path | None = None) -> checkpoints.Trained:
+    """What `load` reads, before anything is imported that it names."""
+    path = _file_of(path)
     if path.suffix != ".safetensors" or not path.is_file():
-        about, parameters = checkpoints.weights(path)
-        return Model(_network(about, parameters), _item_ids(path, items, about["n_items"]), about)
+        stored = checkpoints.trained(checkpoints.read(path, optimizer=False))
+        if len(stored.item_ids) == 0:
+            stored = stored._replace(item_ids=_item_ids(path, items, stored.about["n_items"]))
+        return stored
     try:
         with safe_open(path, framework="pt") as opened:
             about = json.loads(opened.metadata()["lrec"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        item_ids = checkpoints.ids_of_tensors(tensors)
     except (SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a file that lrec export wrote, or a damaged one") from error
-    text, ends = tensors.pop(IDS).numpy().tobytes(), tensors.pop(ENDS).tolist()
-    item_ids = pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
-    return Model(_network(about, tensors), item_ids, about)
+    parameters = {name: tensor for name, tensor in tensors.items() if name not in (checkpoints.IDS, checkpoints.ENDS)}
+    return checkpoints.Trained(about, with_todays_names(parameters), item_ids)
 
 
 def _file_of(path: Path) -> Path:
@@ -102,16 +109,17 @@ def _file_of(path: Path) -> Path:
     return exported if exported.exists() else best
 
 
-def _network(about: dict[str, Any], parameters: dict[str, torch.Tensor]) -> Transformer:
+def model_of(stored: checkpoints.Trained) -> Model:
+    """The network, set to evaluate, with the names of its items."""
     with torch.device("meta"):
-        net = Transformer(TransformerConfig.from_dict(about))
-    net.load_state_dict(parameters, assign=True)
-    return net.eval()
+        net = Transformer(TransformerConfig.from_dict(stored.about))
+    net.load_state_dict(stored.parameters, assign=True)
+    return Model(net.eval(), stored.item_ids, stored.about)
 
 
-def _item_ids(ckpt_path: Path, items: Path | None, n_items: int) -> pl.Series:
+def _item_ids(ckpt_path: Path, items: str | Path | None, n_items: int) -> pl.Series:
     """Raw ids from a run's items.parquet."""
-    path = items or run_of(ckpt_path).items_file
+    path = run_of(ckpt_path).items_file if items is None else Path(items)
     if not path.is_file():
         raise UserError(f"{path}: no such file; --items names the items.parquet of the run that made {ckpt_path}")
     item_ids = pl.read_parquet(path, columns=["raw_id"])["raw_id"]

@@ -25,12 +25,11 @@ from lrec import checkpoints, target_losses
 from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.files import write_text
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.metrics import metric_names
 from lrec.module import SequentialRecommender
 from lrec.parser import OneLineParser
-from lrec.run import BEST, Run
+from lrec.run import BEST, Run, RunConfig
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
@@ -58,7 +57,7 @@ class Parser(OneLineParser, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as a UserError that names the option to be mended."""
+        """Raise the message as a UserError that names the option."""
         OneLineParser.error(self, message, ex)
 
     def format_help(self, *arguments: Any) -> str:
@@ -76,12 +75,15 @@ class ConfigOfRun(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it."""
-        text = yaml.safe_dump(_plain(self.parser, self.config), sort_keys=False, allow_unicode=True)
-        write_text(Run(Path(trainer.default_root_dir)).config_file, text)
+        Run(Path(trainer.default_root_dir)).write_config(RunConfig(_plain(self.parser, self.config)))
 
 
 class CommandLine(LightningCLI):
     """A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ..."""
+
+    def __init__(self, command: str, *args: Any, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(*args, **kwargs)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The trainer, the model (lrec's own unless --model names another class) and the data."""
@@ -193,11 +195,13 @@ class CommandLine(LightningCLI):
                 "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"
             )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands, without the options that lrec settles: its own table and file take their place."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's needs no self
+        """The command that was asked for: the parsers of the other three would take half a second.
+
+        Options that lrec settles are left out: its own table and file take their place.
+        """
         settled = {"weights_only", "verbose", "return_predictions"}
-        return {name: skip | settled for name, skip in LightningCLI.subcommands().items()}
+        return {self.command: LightningCLI.subcommands()[self.command] | settled}
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a checkpoint to go on from may hold tensors and plain values only."""
@@ -263,6 +267,7 @@ def _quieten() -> None:
 
 def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLine:
     return cls(
+        arguments[0],
         SequentialRecommender,
         SequenceDataModule,
         parser_class=Parser,

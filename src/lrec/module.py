@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from lrec import cost, parallel
 from lrec.baselines import BASELINES, Baselines
+from lrec.blocks import check_parts
 from lrec.data.base import SequenceDataModule
 from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import Evaluation, Scores, TopItems, score, top_items
-from lrec.net import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.optim import Optimizer
 from lrec.parser import made_of
+from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.switch import OptimizerSwitch
 from lrec.warm_start import begin_from
 
@@ -88,6 +89,7 @@ class SequentialRecommender(LightningModule):
         """
         super().__init__()
         self.size, self.shape = _choose_size(size, layers, width, heads)
+        check_parts(architecture)
         self.dropout = dropout
         self.architecture = architecture
         self.mup = mup
@@ -234,9 +236,10 @@ class SequentialRecommender(LightningModule):
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
+        theirs = TransformerConfig.from_dict(saved).to_dict()  # what came later has its default in older checkpoints
         for name, value in self.config.to_dict().items():
-            if saved.get(name) != value:
-                raise UserError(f"the checkpoint has {name} {saved.get(name)}, the config {value}: give its own config")
+            if theirs[name] != value:
+                raise UserError(f"the checkpoint has {name} {theirs[name]}, the config {value}: give its own config")
         if saved["data_hash"] != self.data.data_hash:
             raise UserError("the checkpoint was trained on other data, another split or another reduction")
         self.D, self.flops = saved["D"], saved["flops"]

@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from lrec.net import Transformer, TransformerConfig
+from lrec.net import Transformer
+from lrec.shape import TransformerConfig
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def recommend(
     title_item_column: str | None = None,
     title_column: str = "title",
     out: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Write the items that most likely come next for each user of a file, trained on or not.
 
@@ -55,6 +56,7 @@ def recommend(
         title_column: Its column of titles.
         out: File to write: .parquet or .jsonl, a row per user (user, items, scores, skipped; titles where given), or
             .csv, a row per recommendation. Without it the first users' are shown.
+        trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     if k < 1:
         raise UserError(f"--k must be at least 1, not {k}")
@@ -64,7 +66,7 @@ def recommend(
         if out.resolve() == histories.resolve():
             raise UserError(f"--out {out} is the file of the histories: it would be lost")
         check_writable(out, "--out")
-    model = load(ckpt_path)
+    model = load(ckpt_path, trust=trust)
     if torch.cuda.is_available():
         model.net.to("cuda")
     names = None if titles is None else read_titles(titles, title_item_column, title_column)

@@ -10,7 +10,7 @@ from lrec.data.splits import LastItems, Reduction
 from lrec.data.store import Store
 from lrec.errors import UserError
 from lrec.files import write_json
-from lrec.net import SIZES, Architecture, Dropout, TransformerConfig, find_size
+from lrec.shape import SIZES, Architecture, Dropout, TransformerConfig, find_size
 
 
 def sizes(

@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from lrec.cases import cases_before, rank_by_net
+from lrec.data.datasets import datamodule_of
 from lrec.data.splits import Split, ranges
+from lrec.export import load
 from lrec.files import replacing
 from lrec.run import Run
 
@@ -25,13 +28,11 @@ def main(folder: Path) -> None:
 
     step is 0 for a test target, 1, 2, ... along the trajectory. Targets outside the catalogue are left out.
     """
-    from lrec.tasks.cases import cases_before, rank_by_net
-    from lrec.tasks.ladder import Data, load_run
-
     run = Run(folder)
-    data = Data()
-    net = load_run(run, data).net
-    module = data.of(run.config)
+    module = datamodule_of(run.config.options)
+    module.prepare_data()
+    module.setup("test")
+    net = load(run.best).net.float()
     users_C, positions_C, steps_C = targets(module.split_positions)
     losses = []
     for step in np.unique(steps_C):

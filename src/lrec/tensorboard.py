@@ -72,7 +72,8 @@ class ItemProjector(Callback):
         run = Path(trainer.default_root_dir)
         table = pl_module.data.item_table()
         table = table.sort("count", "item", descending=[True, False]).head(self.items)
-        vectors = checkpoints.weights(Path(best))[1]["items.weight"].float().numpy()[table["item"].to_numpy()]
+        parameters = checkpoints.trained(checkpoints.read(Path(best), optimizer=False)).parameters
+        vectors = parameters["items.weight"].float().numpy()[table["item"].to_numpy()]
         shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
         if self.names is not None:
             shown = shown.join(self.names, on="item", how="left", maintain_order="left")

@@ -3,7 +3,6 @@
 Shape suffixes: V catalogue of the new network, D width.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lrec.errors import UserError
-from lrec.export import load
+from lrec.export import model_of, read
 from lrec.net import Transformer
+from lrec.shape import TransformerConfig
 
 
 class WarmStart(NamedTuple):
@@ -46,13 +46,14 @@ def begin_from(path: Path, net: Transformer, raw_ids: pl.Series, seed: int) -> W
     Raises:
         UserError: the two networks differ in more than their catalogues.
     """
-    old = load(path)
-    mine, theirs = asdict(net.config), asdict(old.net.config)
-    for name in mine.keys() - {"n_items", "dropout"}:
+    stored = read(path)
+    mine, theirs = net.config.to_dict(), TransformerConfig.from_dict(stored.about).to_dict()
+    for name in mine.keys() - {"n_items"}:
         if mine[name] != theirs[name]:
             raise UserError(
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
             )
+    old = model_of(stored)  # which names the classes that the config names, and no others
     table_VD = old.net.items.weight.detach().float()
     drawn_VD = net.initial_value("items.weight", torch.Size((len(raw_ids), table_VD.shape[1])), seed)
     place_V = old.index(raw_ids)

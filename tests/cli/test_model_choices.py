@@ -9,8 +9,9 @@ import torch
 
 from lrec import cost
 from lrec.lightning_cli import compose
-from lrec.net import Architecture, Transformer
+from lrec.net import Transformer
 from lrec.parser import find_config
+from lrec.shape import Architecture
 from lrec.study.grid import PlannedRun
 
 MODERN, MUP = "--config=model/modern.yaml", "--config=model/mup.yaml"
@@ -74,7 +75,8 @@ def test_a_checkpoint_of_another_choice_is_refused(
 
 
 def test_a_study_counts_the_architecture_it_trains() -> None:
-    options = compose([f"--config={find_config(f'{name}.yaml')}" for name in ("data/synthetic", "model/modern")])
+    configs = [f"--config={find_config(f'{name}.yaml')}" for name in ("data/synthetic", "model/modern")]
+    options = compose([*configs, "--model.size=25k"])
     config = PlannedRun("name", "25k", 0, 1.0, "", "", False, options).network(n_items=200)
     net = Transformer(config)
     assert config.architecture == Architecture("rms", "swiglu", "rotary", True)

@@ -1,16 +1,21 @@
 """Classes of the user's own file in the current folder, named on the command line: trained, saved, resumed, refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
+import lrec as package
+from lrec import cost
 from lrec.lightning_cli import compose
 from lrec.module import model_of
-from lrec.net import Dropout, OverDepth
+from lrec.shape import Dropout, OverDepth
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = """
 from torch import Tensor
 
@@ -36,6 +41,7 @@ class NoModel:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_models.py").write_text(MODEL)
+    shutil.copy(EXAMPLES / "gated_attention.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -80,6 +86,38 @@ def test_a_model_by_its_class_path(options: list[str], folder: Path, lrec: Calla
     assert model.network_config(n_items=40, max_len=10).width == 16
 
 
+def test_a_part_of_a_block_by_its_class_path(
+    options: list[str], folder: Path, log_csv: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    constant = ["--model.optimizer.decay=constant", "--model.optimizer.warmup=0", "--model.optimizer.lr=0.01"]
+    own = ["--model.architecture.attention=gated_attention.GatedAttention", "--model.architecture.qk_norm=false"]
+    lrec("fit", *options, *own, *constant, "--trainer.default_root_dir=whole")
+    lrec("fit", *options, *own, *constant, "--trainer.default_root_dir=half", "--trainer.max_epochs=1")
+    lrec("fit", "--config=half/config.yaml", "--trainer.max_epochs=2", "--ckpt_path=last")
+    whole, resumed = points_of(Path("whole")), points_of(Path("half"))
+    assert whole[-1]["val_loss"] == resumed[-1]["val_loss"] < whole[0]["val_loss"]
+    assert whole[0]["N_body"] == (5 + 8) * 16**2  # queries, keys, values, gate, out; the perceptron
+    assert f"loss {whole[-1]['test_loss']:.4f}" in lrec("test", "--config=whole/config.yaml")
+    assert "the checkpoint has architecture.attention gated_attention.GatedAttention, the config softmax" in refused(
+        "test", "--config=whole/config.yaml", "--model.architecture.attention=softmax"
+    )
+    lrec("predict", "--config=whole/config.yaml")
+    recommend = ["recommend", "--ckpt_path=whole", f"--histories={log_csv}", "--out=lists.parquet"]
+    error = refused(*recommend)
+    assert "whole names the class gated_attention.GatedAttention, which is not lrec's own: --trust" in error
+    lrec(*recommend, "--trust")
+    predicted, found = (pl.read_parquet(f).sort("user") for f in ("whole/predictions.parquet", "lists.parquet"))
+    assert predicted["items"].to_list() == found["items"].to_list()
+    export = ["export", "--ckpt_path=whole", "--out=exported"]
+    assert "--trust" in refused(*export)
+    lrec(*export, "--trust")
+    model = package.load("exported", trust=True)
+    assert type(model.net.blocks[0].attention).__name__ == "GatedAttention"
+    assert cost.n_total(model.net.config) == sum(parameter.numel() for parameter in model.net.parameters())
+    warm = ["--model.warm_start=whole", "--trainer.default_root_dir=warm", "--trainer.max_epochs=1"]
+    assert "keep their embeddings" in lrec("fit", *options, *own, *warm)
+
+
 def test_overlays_and_flags_are_those_of_the_chosen_model(folder: Path) -> None:
     Path("flat.yaml").write_text("model: {size: 98k, dropout: {embedding: 0.1}}\n")
     Path("own.yaml").write_text("model: {class_path: my_models.Cautious, init_args: {size: 3k, share: 0.25}}\n")
@@ -111,6 +149,10 @@ def _shipped(argument: str) -> str:
         (["--model=my_models.Missing"], "--model: my_models.Missing: module 'my_models' has no attribute 'Missing'"),
         (["--model=my_files.Missing"], "--model: my_files.Missing: No module named 'my_files'"),
         (["--model=my_models.Cautious", "--model.shares=1"], "--model: no option 'shares'"),
+        (
+            ["--model.architecture.attention=my_models.NoModel"],
+            "model.architecture.attention my_models.NoModel is no subclass of lrec.blocks.Attention",
+        ),
         (["--model.optimizer.lr=fast"], "--model.optimizer.lr: Expected a <class 'float'>. Got value: fast"),
     ],
 )
@@ -118,7 +160,7 @@ def test_a_class_that_does_not_fit_is_one_line(
     arguments: list[str], says: str, options: list[str], folder: Path, refused: Callable[..., str]
 ) -> None:
     assert refused("fit", *options, *arguments) == f"lrec: error: {says}"
-    assert [path.name for path in folder.iterdir() if path.name != "__pycache__"] == ["my_models.py"]
+    assert {path.name for path in folder.iterdir()} <= {"my_models.py", "gated_attention.py", "__pycache__"}
 
 
 def test_help_lists_the_options_of_lrec_s_own_model(

@@ -288,7 +288,8 @@ def test_similar_items(model: Model) -> None:
 def test_integers_are_the_ids_that_spell_them(tmp_path: Path) -> None:
     import torch
 
-    from lrec.net import Transformer, TransformerConfig
+    from lrec.net import Transformer
+    from lrec.shape import TransformerConfig
 
     net = Transformer(TransformerConfig(5, 4, 1, 8, 1)).eval()
     with torch.no_grad():

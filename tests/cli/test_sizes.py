@@ -13,7 +13,7 @@ from lrec import cost
 from lrec.data.batches import BatchPlan
 from lrec.data.splits import LastItems, Reduction
 from lrec.data.store import Store
-from lrec.net import SIZES, TransformerConfig
+from lrec.shape import SIZES, TransformerConfig
 
 REPOSITORY = Path(__file__).parents[2]
 

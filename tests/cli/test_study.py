@@ -18,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lrec.study.launch import is_running
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 STUDY: dict[str, Any] = {
     "name": "tiny",
     "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],

@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lrec import cost
-from lrec.net import TransformerConfig
+from lrec.shape import TransformerConfig
 from lrec.throughput import measure_peak
 
 QUICK = (

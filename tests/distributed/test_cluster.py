@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from running import OPTIONS, Fit, environment, losses, points
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 REPOSITORY = Path(__file__).parents[2]
 EVERY_FIFTH = "--trainer.val_check_interval=5"
 SRUN = """#!{python}
@@ -25,11 +27,14 @@ SCONTROL = '#!/bin/sh\necho "$@" >> "$SCONTROL_LOG"\n'
 
 @pytest.fixture
 def cluster(folder: Path, tmp_path: Path) -> dict[str, str]:
-    """The environment of both recipes, with the commands of this Python first and stand-ins for those of SLURM."""
-    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
+    """The environment of both recipes, with this Python's commands first and stand-ins for those of SLURM."""
+    commands = {"srun": SRUN.format(python=sys.executable), "scontrol": SCONTROL}
+    for name, module in (("lrec", "lrec"), ("torchrun", "torch.distributed.run")):
+        commands[name] = f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n'
+    for name, text in commands.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{tmp_path}:{os.environ['PATH']}"
     return environment() | {"PATH": path, "RUN": str(tmp_path / "run"), "TRAINER": "configs/trainer/fsdp-cpu.yaml"}
 
 

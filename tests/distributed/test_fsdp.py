@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from running import Fit, losses, points, run, run_here
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 EVERY_STEP = "--trainer.val_check_interval=1"
 
 

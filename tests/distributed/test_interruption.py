@@ -1,5 +1,6 @@
 """Signals, kills and full disks: what they cost is at most the steps since the last checkpoint."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ import torch
 from running import Fit, environment, fit_command, losses
 
 from lrec import checkpoints
+
+pytestmark = pytest.mark.usefixtures("warm_processes")
 
 LONG = ["--trainer.max_steps=100", "--trainer.val_check_interval=7", "--last.every_n_steps=3"]
 
@@ -29,9 +32,18 @@ def interrupt(process: "subprocess.Popen[str]", run: Path, number: signal.Signal
     while newest(last) == before:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill([process.pid, *map(int, children)][which], number)
+    os.kill(second_process(run) if which else process.pid, number)
     return process.communicate(timeout=100)[0]
+
+
+def second_process(run: Path) -> int:
+    """The process that the first one of a run has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            mine = str(run).encode() in (folder / "cmdline").read_bytes()
+            if mine and b"LOCAL_RANK=1\0" in (folder / "environ").read_bytes():
+                return int(folder.name)
+    raise AssertionError(f"{run} has no second process")
 
 
 def newest(checkpoint: Path) -> int:

@@ -5,6 +5,8 @@ import math
 import pytest
 from running import Fit, points
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 CHOICES = ("--config=model/modern.yaml", "--config=model/mup.yaml", "--model.optimizer.lr=0.003")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from running import Fit, fit_command, losses, run_here
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 SWITCHED = "--model.optimizer.switch={at: 10, lr: 0.05}"
 DROPOUT = ["--model.dropout.embedding=0.1", "--model.dropout.residual={first: 0.2, last: 0.1}"]
 EVERY_THIRD = "--trainer.val_check_interval=3"

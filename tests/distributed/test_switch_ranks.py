@@ -9,6 +9,8 @@ from running import points, run_on
 
 from lrec import checkpoints
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 AT_A_STEP = ["--model.optimizer.switch={at: 7, lr: 0.3}", "--trainer.max_epochs=3"]
 ON_CONVERGENCE = ["--model.optimizer.switch={patience: 1, min_improvement: 0.15, lr: 0.3}", "--trainer.max_epochs=6"]
 

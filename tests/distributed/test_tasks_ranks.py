@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from running import Fit, run
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 # Long enough for a trajectory and for held-out users, in several batches of evaluation.
 LONG = ["--data.length=60", "--data.split.trajectory=4", "--data.split.held_out_users=0.3", "--trainer.max_steps=5"]
 LONG += ["--trainer.val_check_interval=5"]

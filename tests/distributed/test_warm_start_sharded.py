@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from running import Fit, fit_command, losses, points, run
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 SHORT = (
     "--data.n_users=301",
     "--data.targets_per_step=512",

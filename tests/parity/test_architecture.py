@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lrec import cost
-from lrec.net import SIZES, Architecture, MuP, Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.optim import Optimizer
+from lrec.shape import SIZES, Architecture, MuP, TransformerConfig
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
 CHOICES = {
@@ -61,11 +62,11 @@ def logits_of(
         x_BLD = x_BLD + parameters["positions.weight"][positions_L]
     for layer in range(config.layers):
         block = f"blocks.{layer}"
-        qkv = linear(norm(x_BLD, f"{block}.attention_norm"), f"{block}.qkv")
+        qkv = linear(norm(x_BLD, f"{block}.attention_norm"), f"{block}.attention.qkv")
         query, key, value = (part.unflatten(-1, (config.heads, -1)) for part in qkv.split(config.width, -1))
         if choice.qk_norm:
-            query = rms(query, parameters[f"{block}.query_norm.weight"])
-            key = rms(key, parameters[f"{block}.key_norm.weight"])
+            query = rms(query, parameters[f"{block}.attention.query_norm.weight"])
+            key = rms(key, parameters[f"{block}.attention.key_norm.weight"])
         if choice.positions == "rotary":
             query, key = turned(query, positions_L), turned(key, positions_L)
         head_width = config.width / config.heads
@@ -75,14 +76,14 @@ def logits_of(
         weights_BHLL = scores_BHLL.masked_fill(later_LL, -math.inf).softmax(-1)
         read = torch.einsum("bhlm,bmhk->blhk", weights_BHLL, value).flatten(-2)
         branch = 1 if mup is None else mup.base_layers / config.layers
-        x_BLD = x_BLD + branch * linear(read, f"{block}.attention_out")
-        inner = linear(norm(x_BLD, f"{block}.mlp_norm"), f"{block}.mlp_in")
+        x_BLD = x_BLD + branch * linear(read, f"{block}.attention.out")
+        inner = linear(norm(x_BLD, f"{block}.mlp_norm"), f"{block}.mlp.up")
         if choice.mlp == "gelu":
             inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
         else:
             gate, value = inner.tensor_split(2, -1)
             inner = gate / (1 + torch.exp(-gate)) * value
-        x_BLD = x_BLD + branch * linear(inner, f"{block}.mlp_out")
+        x_BLD = x_BLD + branch * linear(inner, f"{block}.mlp.out")
     share = 1 if mup is None else mup.base_width / config.width
     return norm(x_BLD, "norm") @ parameters["items.weight"].T * share
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.net import Block, Transformer, TransformerConfig
+from lrec.blocks import Block
+from lrec.net import Transformer
+from lrec.shape import TransformerConfig
 
 
 def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
@@ -23,7 +25,7 @@ def gpt2_block(x_LD: Tensor, block: Block, heads: int) -> Tensor:
     """One sequence, one head and one position at a time."""
     length, width = x_LD.shape
     head_width = width // heads
-    qkv = layer_norm(x_LD, block.attention_norm) @ block.qkv.weight.T + block.qkv.bias
+    qkv = layer_norm(x_LD, block.attention_norm) @ block.attention.qkv.weight.T + block.attention.qkv.bias
     query, key, value = qkv.split(width, -1)
     read = torch.zeros(length, width, dtype=x_LD.dtype)
     for head in range(heads):
@@ -37,9 +39,9 @@ def gpt2_block(x_LD: Tensor, block: Block, heads: int) -> Tensor:
             exponentials = [math.exp(w - top) for w in weights]
             for past, exponential in enumerate(exponentials):
                 read[position, columns] += exponential / sum(exponentials) * value[past, columns]
-    x_LD = x_LD + read @ block.attention_out.weight.T + block.attention_out.bias
-    inner = gelu(layer_norm(x_LD, block.mlp_norm) @ block.mlp_in.weight.T + block.mlp_in.bias)
-    return x_LD + inner @ block.mlp_out.weight.T + block.mlp_out.bias
+    x_LD = x_LD + read @ block.attention.out.weight.T + block.attention.out.bias
+    inner = gelu(layer_norm(x_LD, block.mlp_norm) @ block.mlp.up.weight.T + block.mlp.up.bias)
+    return x_LD + inner @ block.mlp.out.weight.T + block.mlp.out.bias
 
 
 @pytest.mark.parametrize(("layers", "width", "heads"), [(1, 8, 1), (2, 12, 3), (3, 8, 2)])

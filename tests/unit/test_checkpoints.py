@@ -17,8 +17,9 @@ import lrec
 from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.export import export
-from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.parallel import Sharding
+from lrec.shape import Architecture, MuP, TransformerConfig
 
 CONFIG = TransformerConfig(7, 5, 2, 8, 2, architecture=Architecture(norm="rms"), mup=MuP())
 ABOUT = {
@@ -85,7 +86,7 @@ def test_any_number_of_processes_reads_what_any_other_wrote(written: int, read: 
     parts = [checkpoints.read(path, sharding.rows)["state_dict"] for sharding in shardings(read)]
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
-    about, weights = checkpoints.weights(path)
+    about, weights, _ = checkpoints.trained(checkpoints.read(path))
     assert about == ABOUT | {"step": 3}
     assert weights.keys() == dict(Transformer(CONFIG).named_parameters()).keys()
 

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrec import cost
 from lrec.losses import full_softmax
-from lrec.net import Architecture, Dropout, OverDepth, Transformer, TransformerConfig
+from lrec.net import Transformer
+from lrec.shape import Architecture, Dropout, OverDepth, TransformerConfig
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
 

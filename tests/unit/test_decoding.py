@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.net import Architecture, KeyValueCache, MuP, Transformer, TransformerConfig
+from lrec.blocks import KeyValueCache
+from lrec.net import Transformer
+from lrec.shape import Architecture, MuP, TransformerConfig
 
 STEPS = 10
 CHOICES = {

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lrec.errors import UserError
-from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.optim import Optimizer, Switch
+from lrec.shape import Architecture, MuP, TransformerConfig
 
 WIDTHS = (32, 64, 128, 256)
 DEPTHS = (2, 4, 8, 16)

@@ -5,7 +5,8 @@ import torch
 
 from lrec import cost
 from lrec.errors import UserError
-from lrec.net import SIZES, Architecture, Dropout, MuP, OverDepth, Transformer, TransformerConfig, find_size
+from lrec.net import Transformer
+from lrec.shape import SIZES, Architecture, Dropout, MuP, OverDepth, TransformerConfig, find_size
 
 LSRM = {"98k": 98_304, "786k": 786_432, "1.6m": 1_572_864, "9.4m": 9_437_184, "75m": 75_497_472, "829m": 829_440_000}
 
@@ -67,10 +68,10 @@ def test_initialisation_scales_residual_projections_by_depth() -> None:
     net = Transformer(TransformerConfig(500, 10, 8, 64, 2))
     assert net.items.weight.std().item() == pytest.approx(0.02, rel=0.05)
     for block in net.blocks:
-        assert block.mlp_in.weight.std().item() == pytest.approx(0.02, rel=0.05)
-        assert block.mlp_out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
-        assert block.attention_out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
-        assert not block.qkv.bias.any()
+        assert block.mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert block.mlp.out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+        assert block.attention.out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
+        assert not block.attention.qkv.bias.any()
         assert (block.mlp_norm.weight == 1).all()
 
 
@@ -81,8 +82,8 @@ def test_initial_values_depend_on_seed_and_name_alone() -> None:
     torch.manual_seed(2)
     same, other = Transformer(config, seed=5).state_dict(), Transformer(config, seed=6).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["blocks.0.qkv.weight"], other["blocks.0.qkv.weight"])
-    assert not torch.equal(one["blocks.0.qkv.weight"], one["blocks.1.qkv.weight"])
+    assert not torch.equal(one["blocks.0.attention.qkv.weight"], other["blocks.0.attention.qkv.weight"])
+    assert not torch.equal(one["blocks.0.attention.qkv.weight"], one["blocks.1.attention.qkv.weight"])
 
 
 def test_recomputed_activations_change_nothing() -> None:
@@ -100,8 +101,8 @@ def test_recomputed_activations_change_nothing() -> None:
 
 def test_dropout_runs_linearly_from_first_to_last_block() -> None:
     net = Transformer(TransformerConfig(5, 5, 5, 8, 1, Dropout(0.5, OverDepth(0.4, 0.0), OverDepth(0.1, 0.3))))
-    assert [block.attention_dropout for block in net.blocks] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
-    assert [block.residual_dropout for block in net.blocks] == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
+    assert [block.attention.dropout for block in net.blocks] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
+    assert [block.dropout for block in net.blocks] == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
     assert OverDepth(first=0.2, last=0.1).of_layer(0, 1) == 0.2
 
 

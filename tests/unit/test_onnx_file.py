@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 import torch
 
-from lrec.net import Architecture, MuP, Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.recommend import Model
+from lrec.shape import Architecture, MuP, TransformerConfig
 
 N_ITEMS = 300
 MAX_LEN = 50

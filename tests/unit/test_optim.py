@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lrec.errors import UserError
-from lrec.net import Transformer, TransformerConfig
+from lrec.net import Transformer
 from lrec.optim import AdamWThenSGD, Optimizer, Switch
+from lrec.shape import TransformerConfig
 
 CONFIG = TransformerConfig(7, 5, 2, 8, 1)
 

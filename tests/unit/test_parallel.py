@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from lrec import parallel
 from lrec.losses import full_softmax
-from lrec.net import Dropout, OverDepth, TransformerConfig
+from lrec.shape import Dropout, OverDepth, TransformerConfig
 
 FALLING = OverDepth(0.2, 0.1)
 

@@ -20,10 +20,11 @@ import numpy as np
 from scipy import stats
 
 from lrec.errors import UserError
+from lrec.laws.candidate import residual_model
 from lrec.laws.descent import descend
-from lrec.laws.fit import Fit, residual_model
-from lrec.laws.forms import Array, as_columns
-from lrec.laws.predict import LEVEL, Prediction
+from lrec.laws.fit import Fit
+from lrec.laws.law import Array, as_columns
+from lrec.laws.profile import LEVEL, Prediction
 
 REFITS = 1000
 FLOOR_STARTS = (0.05, 0.5, 0.9)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lrec.laws.forms import Array
+from lrec.laws.law import Array
 from lrec.laws.objective import Objective
 
 Model = Callable[[Array, Array], tuple[Array, Array]]

@@ -7,8 +7,9 @@ import numpy as np
 
 from lrec.figures import draw_frame, new_figure
 from lrec.laws.fit import Fit
-from lrec.laws.forms import Array
-from lrec.laws.predict import HeldOut, Holdout, Prediction, Profile
+from lrec.laws.law import Array
+from lrec.laws.predict import HeldOut, Holdout
+from lrec.laws.profile import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,20 +37,19 @@ def fit_figure(
     """
     figure = new_figure(6.4, 5.4)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
-    profile = Profile(fit)
     held_out: Sequence[Prediction | HeldOut] = holdout.points if isinstance(holdout, Holdout) else holdout or []
     last = max([float(fit.x_N.max()), *(p.x for p in held_out)])
     x_P = np.geomspace(fit.x_N.min() / 1.3, last * 1.6, 120)
-    band = profile.predict(x_P)
+    band = fit.profile.predict(x_P)
     runs, means = [(p.low, p.high) for p in band], [(p.mean_low, p.mean_high) for p in band]
     axes.fill_between(x_P, *np.transpose(runs), color=BLUE, alpha=0.10, lw=0, label="90 % band of a new run")
     axes.fill_between(x_P, *np.transpose(means), color=BLUE, alpha=0.20, lw=0, label="90 % band of the curve")
     axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
-    pinned = profile.pinned()
-    name, ends = fit.law.parameters[0], [_short(end.parameters[fit.law.parameters[0]]) for end in pinned]
-    for i, end in enumerate(pinned):
-        label = f"{name} pinned at {ends[0]} and {ends[1]}, its interval's ends" if i == 0 else None
-        axes.plot(x_P, end.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
+    pinned = fit.profile.pinned()
+    ends = " and ".join(_short(floor) for floor, _ in pinned)
+    for i, (_, candidate) in enumerate(pinned):
+        label = f"{fit.law.parameters[0]} pinned at {ends}, its interval's ends" if i == 0 else None
+        axes.plot(x_P, candidate.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
     _draw_points(axes, fit)
     for i, p in enumerate(held_out):
         label = "predicted, 90 % interval" if i == 0 else None

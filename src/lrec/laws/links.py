@@ -8,7 +8,7 @@ from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import LINKS
 from lrec.laws.points import METRICS
-from lrec.laws.predict import Prediction, Profile
+from lrec.laws.profile import Prediction
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,6 @@ def expected_metrics(links: dict[str, Fit], loss: Prediction) -> list[Expected]:
     """What the links make of a predicted loss: the higher the loss, the lower the metric."""
     expected = []
     for metric, link in links.items():
-        at_high, at, at_low = Profile(link).predict([loss.high, loss.predicted, max(loss.low, 1e-9)])
+        at_high, at, at_low = link.profile.predict([loss.high, loss.predicted, max(loss.low, 1e-9)])
         expected.append(Expected(metric, at.predicted, min(at_high.low, at.predicted), max(at_low.high, at.predicted)))
     return expected

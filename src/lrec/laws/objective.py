@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from lrec.errors import UserError
-from lrec.laws.forms import Array
+from lrec.laws.law import Array
 
 Kind = Literal["huber", "lad", "lsq"]
 Residuals = Literal["log", "level"]

@@ -8,11 +8,12 @@ import numpy as np
 
 from lrec.errors import UserError
 from lrec.files import check_writable, write_json
+from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
 from lrec.laws.links import Expected, expected_metrics, fit_links
-from lrec.laws.planners import AnyPlanner, Choice, Planner, SizePlanner, planner_of
-from lrec.laws.predict import Prediction, Profile
-from lrec.laws.report import read_fit, rows_table
+from lrec.laws.profile import Prediction
+from lrec.laws.report import read_fit
+from lrec.tables import rows_table
 
 FAR = 100.0
 """This many times above the largest fitted size or amount of data, or below the smallest, a plan says so."""
@@ -54,10 +55,10 @@ def plan_command(
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
     fitted, content = read_fit(fit)
-    planner = planner_of(fitted, content, unique, epochs)
+    chooser = chooser_of(fitted, content, unique, epochs)
     ((name, value),) = given.items()
-    choice: Choice = getattr(planner, f"for_{name}")(value)
-    result = _result(fitted, content, planner, choice, mfu, peak_flops)
+    choice: Choice = getattr(chooser, f"for_{name}")(value)
+    result = _result(fitted, content, chooser, choice, mfu, peak_flops)
     result = {"fit": str(fit), "source_hash": content["source_hash"], "request": given} | result
     write_json(out, result)
     print(f"{fitted.law.formula}, fitted to {content['n_points']} points\n\n{table(result, content)}\n\n{out}")
@@ -66,14 +67,14 @@ def plan_command(
 def _result(
     fit: Fit,
     content: dict[str, Any],
-    planner: AnyPlanner,
+    chooser: Chooser,
     choice: Choice,
     mfu: float,
     peak_flops: float,
 ) -> dict[str, Any]:
     at = {"x": choice.size or choice.flops, "N": choice.size, "D": choice.data, "U": choice.unique}
     where = [at[name] for name in fit.law.variables]
-    (loss,) = Profile(fit).predict(np.array([where], dtype=float))
+    (loss,) = fit.profile.predict(np.array([where], dtype=float))
     metrics = expected_metrics(fit_links(fit.points), loss)
     result = {
         "N": choice.size,
@@ -88,17 +89,17 @@ def _result(
         "metrics": [asdict(metric) for metric in metrics],
         "doubled": None,
         "data_limited_from": None,
-        "notes": _notes(fit, content, planner, choice, loss, metrics),
+        "notes": _notes(fit, content, chooser, choice, loss, metrics),
     }
-    if isinstance(planner, Planner):
-        result |= {"doubled": planner.doubled(choice), "data_limited_from": planner.data_limited_from(choice)}
+    if isinstance(chooser, DataChooser):
+        result |= {"doubled": chooser.doubled(choice), "data_limited_from": chooser.data_limited_from(choice)}
     return result
 
 
 def _notes(
     fit: Fit,
     content: dict[str, Any],
-    planner: AnyPlanner,
+    chooser: Chooser,
     choice: Choice,
     loss: Prediction,
     metrics: list[Expected],
@@ -112,12 +113,12 @@ def _notes(
             notes.append(f"{content[name]} is {value / largest:.0f} times the largest that was fitted")
         if value < smallest / FAR:
             notes.append(f"{content[name]} is a {smallest / value:.0f}th of the smallest that was fitted")
-    if isinstance(planner, Planner) and planner.used_up(choice):
+    if isinstance(chooser, DataChooser) and chooser.used_up(choice):
         notes.append(
-            f"the data is used up: {planner.most_epochs:.4g} passes, the most that was fitted, bound the plan; "
+            f"the data is used up: {chooser.most_epochs:.4g} passes, the most that was fitted, bound the plan; "
             "more unique data would lower the loss"
         )
-    if isinstance(planner, SizePlanner):
+    if isinstance(chooser, SizeChooser):
         notes.append("D, U and epochs are those of the fitted runs: a law of size alone holds for these")
     if not metrics:
         notes.append("the points have no metrics, so none is expected")

@@ -1,57 +1,16 @@
-"""Predictions of a fitted law with 90 % intervals, before and after the truth is known.
-
-The intervals are profile likelihoods (for a new run: predictive profile likelihoods), with the residual variance
-estimated on n - p degrees of freedom and Student's t as its yardstick, which keeps them honest with few sizes. A value
-belongs to the interval if some parameters that pass through it explain the points nearly as well as the best ones do:
-
-    SSE(best parameters through the value) <= SSE_min + s^2 t^2
-
-where SSE is of relative residuals (of residuals in level, where the fit's objective has those). At a fixed shape those
-parameters form an ellipsoid, cut where coefficients would be negative, whose extremes are known in closed form; the
-interval spans those of all admissible shapes.
-
-Shapes: N points, V variables, K coefficients, H shape parameters, G shapes, P places to predict.
-"""
+"""Predictions of a fitted law, before and after the truth is known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from lrec.errors import UserError
-from lrec.laws.descent import descend
-from lrec.laws.fit import VANISHED, Fit, fit_points
-from lrec.laws.forms import Array, Law, as_columns
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.law import Array, Law
 from lrec.laws.objective import Kind, Objective
-
-LEVEL = 0.9
-POOLING_LEVEL = 0.25
-"""Seed noise and the sizes' own scatter about the curve are pooled unless an F test tells them apart at this level."""
-WALKERS, STEPS = 160, 48
-"""Size of the cloud of admissible shapes where there are several shape parameters."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The loss expected at x (and d, u): the curve with the interval of its mean, and the wider one of a new run."""
-
-    x: float
-    predicted: float
-    mean_low: float
-    mean_high: float
-    low: float
-    high: float
-    d: float | None = None
-    u: float | None = None
-
-    @property
-    def at(self) -> tuple[float, ...]:
-        """The variables."""
-        return tuple(value for value in (self.x, self.d, self.u) if value is not None)
+from lrec.laws.profile import Prediction
 
 
 @dataclass(frozen=True)
@@ -69,255 +28,37 @@ class HeldOut(Prediction):
 
 
 @dataclass(frozen=True)
-class Holdout:
-    """Held-out sizes with mean absolute percentage errors of the law and of the naive prediction."""
+class Comparison:
+    """Predictions beside what came."""
 
     points: tuple[HeldOut, ...]
-    mape: float
-    naive_mape: float
+
+    @property
+    def mape(self) -> float:
+        """Mean absolute percentage error of the law."""
+        return float(np.mean([abs(p.error_pct) for p in self.points]))
+
+    @property
+    def naive_mape(self) -> float:
+        """That of "as good as the best small model"."""
+        return float(np.mean([abs(p.naive_error_pct) for p in self.points]))
+
+    @property
+    def inside(self) -> int:
+        """How many were inside the interval of a new run."""
+        return sum(p.inside for p in self.points)
+
+
+@dataclass(frozen=True)
+class Holdout(Comparison):
+    """The held-out sizes of a fit, the largest of them `extrapolation_factor` times the largest fitted."""
+
     extrapolation_factor: float
 
 
-class Profile:
-    """The parameters of a fit's law that explain its points about as well as the best ones, at a level.
-
-    Attributes:
-        sigma: Estimated relative standard deviation of a run about the curve (absolute for residuals in level).
-        dof: Its degrees of freedom.
-        holds_fit: Whether the fit itself is among them; a robust fit is not where outliers bend least squares.
-    """
-
-    def __init__(self, fit: Fit, level: float = LEVEL) -> None:
-        law, k = fit.law, fit.law.n_coefficients
-        self._fit, self._law, self._z_NV = fit, law, fit.z_NV
-        self._scale_N = fit.curve(fit.x_NV) if fit.objective.residuals == "log" else np.ones(len(fit.points))
-        held_K = fit.low_T[:k] == fit.high_T[:k]
-        self._held_K = np.where(held_K, np.exp(fit.theta_T[:k]), 0.0)
-        self._subsets = subsets(np.flatnonzero(~held_K))
-        self._low_H, self._high_H = fit.low_T[k:], fit.high_T[k:]
-        best_H = self._best_shape()
-        (least,), (positive,) = self._best(best_H[None])
-        # A parameter that ends on its bound does not bend to the points: it costs no degree of freedom.
-        free_H = (best_H > self._low_H + 1e-6) & (best_H < self._high_H - 1e-6)
-        self.sigma, self.dof = self._noise(best_H, float(least), int(positive) + int(free_H.sum()))
-        # The added epsilon keeps the best shape itself inside when the points lie exactly on the curve.
-        self._limit = least + (self.sigma * stats.t.ppf((1 + level) / 2, self.dof)) ** 2 + 1e-24
-        self.shape_GH = self._shapes(best_H)
-        self._phi_GNK = self._basis(self.shape_GH) / self._scale_N[:, None]
-        fitted_N = fit.curve(fit.x_NV)
-        self.holds_fit = bool((((fit.y_N - fitted_N) / self._scale_N) ** 2).sum() <= self._limit)
-
-    def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
-        """The loss at each x, with both intervals; they always hold the fit's own curve."""
-        x_PV = as_columns(self._law, np.asarray(x, dtype=float))
-        phi_GPK = self._basis(self.shape_GH, np.log(x_PV / self._fit.unit_V))
-        log_residuals = self._fit.objective.residuals == "log"
-        predictions = []
-        for p, (where, loss) in enumerate(zip(x_PV.tolist(), self._fit.curve(x_PV).tolist(), strict=True)):
-            ends = []
-            for noise in (0.0, loss**2 if log_residuals else 1.0):
-                low_G, high_G = self._extremes(phi_GPK[:, p], noise)
-                ends += [max(0.0, min(loss, float(np.nanmin(low_G)))), max(loss, float(np.nanmax(high_G)))]
-            predictions.append(Prediction(where[0], loss, *ends, *where[1:]))
-        return predictions
-
-    @cached_property
-    def parameters(self) -> dict[str, tuple[float, float]]:
-        """Low and high of each parameter; they always hold the fit's own value."""
-        law, k, own = self._law, self._law.n_coefficients, self._fit.parameters
-        values: dict[str, list[float]] = {name: [value] for name, value in own.items()}
-        # At a fixed shape a parameter rises or falls with its coefficient, whose extremes are known.
-        for i in range(k):
-            names = [law.parameters[i], *(name for name, on in law.tied.items() if on == i)]
-            direction_GK = np.broadcast_to(np.eye(k)[i], (len(self.shape_GH), k))
-            for end_G in self._extremes(direction_GK, 0.0):
-                for end, shape_H in zip(end_G.tolist(), self.shape_GH, strict=True):
-                    if not np.isnan(end):
-                        named = law.named(np.full(k, max(end, 0.0)), np.exp(shape_H), self._fit.unit_V)
-                        for name in names:
-                            values[name].append(named[name])
-        for shape_H in self.shape_GH:
-            named = law.named(np.ones(k), np.exp(shape_H), self._fit.unit_V)
-            for name in set(law.parameters[k:]) - set(law.tied):
-                values[name].append(named[name])
-        return {name: (min(found), max(found)) for name, found in values.items()}
-
-    def pinned(self) -> list[Fit]:
-        """The best fits with the floor pinned at the ends of its interval, since floor and exponent are confounded."""
-        name = self._law.parameters[0]
-        fits = []
-        for floor in self.parameters[name]:
-            rest_GN = self._target_N - floor * self._phi_GNK[..., 0]
-            sse_G, others_GK = np.full(len(rest_GN), np.inf), np.zeros((len(rest_GN), self._phi_GNK.shape[-1]))
-            for used in [used for used in self._subsets if 0 not in used]:
-                _, solution_GS, error_G = self._solve(self._phi_GNK[..., used], rest_GN)
-                better_G = (solution_GS >= 0).all(-1) & (error_G < sse_G)
-                sse_G = np.where(better_G, error_G, sse_G)
-                others_GK[better_G] = 0
-                others_GK[np.ix_(np.flatnonzero(better_G), np.array(used))] = solution_GS[better_G]
-            best = int(sse_G.argmin())
-            coefficients_K = np.array([floor, *others_GK[best][1:]])
-            with np.errstate(divide="ignore"):
-                theta_T = np.concatenate([np.log(coefficients_K), self.shape_GH[best]])
-            fits.append(self._fit.at(np.maximum(theta_T, np.log(self._fit.y_N.min()) - VANISHED)))
-            fits[-1].parameters[name] = floor
-        return fits
-
-    @property
-    def _target_N(self) -> Array:
-        return self._fit.y_N / self._scale_N
-
-    def _basis(self, log_shape_GH: Array, z_NV: Array | None = None) -> Array:
-        return np.exp(self._law.log_basis(np.exp(log_shape_GH), self._z_NV if z_NV is None else z_NV)[0])
-
-    def _best(self, log_shape_GH: Array) -> tuple[Array, Array]:
-        """Least sum of squared residuals at each shape, and how many coefficients are positive there."""
-        phi_GNK = self._basis(log_shape_GH) / self._scale_N[:, None]
-        rest_GN = self._target_N - phi_GNK @ self._held_K
-        least_G, positive_G = (rest_GN**2).sum(-1), np.zeros(len(log_shape_GH), dtype=int)
-        least_G = np.where(self._held_K.any(), least_G, np.inf)
-        for used in self._subsets:
-            _, solution_GS, sse_G = self._solve(phi_GNK[..., used], rest_GN)
-            better_G = (solution_GS >= 0).all(-1) & (sse_G < least_G)
-            least_G, positive_G = np.where(better_G, sse_G, least_G), np.where(better_G, len(used), positive_G)
-        return least_G, positive_G
-
-    def _solve(self, phi_GNS: Array, target_GN: Array) -> tuple[Array, Array, Array]:
-        """Inverse Gram matrices, unconstrained solutions and their sums of squares."""
-        gram_GSS = phi_GNS.swapaxes(-1, -2) @ phi_GNS
-        scale_GS = np.sqrt(np.maximum(np.diagonal(gram_GSS, axis1=-2, axis2=-1), 1e-280))
-        both_GSS = scale_GS[:, :, None] * scale_GS[:, None]
-        inverse_GSS = np.linalg.inv(gram_GSS / both_GSS + 1e-14 * np.eye(gram_GSS.shape[-1])) / both_GSS
-        solution_GS = (inverse_GSS @ (phi_GNS.swapaxes(-1, -2) @ target_GN[..., None]))[..., 0]
-        sse_G = (((phi_GNS @ solution_GS[..., None])[..., 0] - target_GN) ** 2).sum(-1)
-        return inverse_GSS, solution_GS, sse_G
-
-    @cached_property
-    def _solutions(self) -> list[tuple[list[int], Array, Array, Array]]:
-        """At the admissible shapes, for every set of coefficients that are not zero: the set, and its `_solve`."""
-        rest_GN = self._target_N - self._phi_GNK @ self._held_K
-        sets = [*self._subsets, *([[]] if self._held_K.any() else [])]
-        return [(used, *self._solve(self._phi_GNK[..., used], rest_GN)) for used in sets]
-
-    def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:
-        """Least and greatest coefficients . direction (+ a run's noise of that variance in units of sigma^2).
-
-        A linear function over an ellipsoid cut by the orthant has its extremes where, on the coefficients that are not
-        zero, it has them over the uncut ellipsoid: so every set of coefficients is tried and the admissible ones kept.
-        """
-        low_G, high_G = np.full(len(direction_GK), np.nan), np.full(len(direction_GK), np.nan)
-        held_G = direction_GK @ self._held_K
-        for used, inverse_GSS, solution_GS, sse_G in self._solutions:
-            step_GS = np.einsum("gst,gt->gs", inverse_GSS, direction_GK[:, used])
-            centre_G = (solution_GS * direction_GK[:, used]).sum(-1) + held_G
-            variance_G = (step_GS * direction_GK[:, used]).sum(-1) + noise
-            slack_G = self._limit - sse_G
-            length_G = np.sqrt(np.maximum(slack_G, 0) / np.maximum(variance_G, 1e-300))
-            for sign, end_G, choose in ((-1, low_G, np.fmin), (1, high_G, np.fmax)):
-                admissible_G = (slack_G >= 0) & (solution_GS + sign * length_G[:, None] * step_GS >= 0).all(-1)
-                value_G = np.where(admissible_G, centre_G + sign * length_G * variance_G, np.nan)
-                end_G[:] = choose(end_G, value_G)
-        return low_G, high_G
-
-    def _best_shape(self) -> Array:
-        """The logarithm of the shape with the least sum of squares: near the fit, or on a grid; by pattern search."""
-        k = self._law.n_coefficients
-        least_squares = self._fit.problem(Objective("lsq", self._fit.objective.residuals))
-        starts_ST = np.tile(self._fit.theta_T, (4, 1))
-        if self._law.floor_starts:
-            starts_ST[1:, 0] = np.log(self._fit.y_N.min() * np.array([0.05, 0.5, 0.9]))
-        shape_GH = descend(least_squares, starts_ST).theta_ST[:, k:]
-        if len(self._low_H) == 1:
-            shape_GH = np.concatenate([shape_GH, np.linspace(self._low_H, self._high_H, 400)])
-        best_H = shape_GH[self._best(shape_GH)[0].argmin()]
-        width = (self._high_H - self._low_H) / 400
-        directions = np.concatenate([np.zeros((1, len(best_H))), np.eye(len(best_H)), -np.eye(len(best_H))])
-        while width.max() > 1e-9:
-            near_GH = np.clip(best_H + width * directions, self._low_H, self._high_H)
-            best = int(self._best(near_GH)[0].argmin())
-            best_H, width = near_GH[best], width / (1 if best else 4)
-        return best_H
-
-    def _shapes(self, best_H: Array) -> Array:
-        """Logarithms of admissible shapes, the best among them: evenly for one parameter, else a cloud."""
-        free = np.flatnonzero(self._high_H > self._low_H)
-        if not len(free):
-            return best_H[None]
-        if len(free) > 1:
-            return self._cloud(best_H, free)
-        inside_GH, outside_GH = np.tile(best_H, (2, 1)), np.tile(best_H, (2, 1))
-        for end, bound in enumerate((self._low_H[free[0]], self._high_H[free[0]])):
-            line_GH = np.tile(best_H, (400, 1))
-            line_GH[:, free[0]] = np.linspace(float(best_H[free[0]]), bound, 400)
-            inside = np.flatnonzero(self._best(line_GH)[0] <= self._limit)
-            farthest = int(inside[-1]) if len(inside) else 0
-            inside_GH[end], outside_GH[end] = line_GH[farthest], line_GH[min(farthest + 1, 399)]
-        ends = self._edges(inside_GH, outside_GH)[:, free[0]]
-        shape_GH = np.tile(best_H, (601, 1))
-        shape_GH[1:, free[0]] = np.linspace(ends[0], ends[1], 600)
-        return shape_GH
-
-    def _edges(self, inside_GH: Array, outside_GH: Array) -> Array:
-        """Where between the two of each pair the sum of squares reaches its limit."""
-        for _ in range(45):
-            middle_GH = (inside_GH + outside_GH) / 2
-            holds_G1 = (self._best(middle_GH)[0] <= self._limit)[:, None]
-            inside_GH, outside_GH = np.where(holds_G1, middle_GH, inside_GH), np.where(holds_G1, outside_GH, middle_GH)
-        return inside_GH
-
-    def _cloud(self, best_H: Array, free: Array) -> Array:
-        """Random walkers over the admissible shapes, each step along the difference of two others.
-
-        Such steps fit themselves to any region (ter Braak 2006, "A Markov chain Monte Carlo version of the genetic
-        algorithm differential evolution"); uniform over the region, most of the walkers are near its border.
-        """
-        rng = np.random.default_rng(0)
-        walker_GH = np.tile(best_H, (WALKERS, 1))
-        # How far one parameter alone may go, as a first guess of the scale.
-        moves_GH = 3.0 * np.concatenate([-np.eye(len(best_H))[free], np.eye(len(best_H))[free]])
-        reach_GH = np.clip(best_H + moves_GH, self._low_H, self._high_H)
-        spread_H = np.abs(self._edges(np.tile(best_H, (len(reach_GH), 1)), reach_GH) - best_H).max(0)
-        walker_GH += spread_H * rng.uniform(-1, 1, walker_GH.shape)
-        walker_GH = np.clip(walker_GH, self._low_H, self._high_H)
-        walker_GH[self._best(walker_GH)[0] > self._limit] = best_H
-        seen = [best_H[None]]
-        for step in range(STEPS):
-            first, second = rng.integers(WALKERS, size=(2, WALKERS))
-            length = rng.choice([0.3, 0.8, 1.5], size=(WALKERS, 1))
-            jitter_GH = 0.05 * spread_H * rng.standard_normal(walker_GH.shape)
-            trial_GH = walker_GH + length * (walker_GH[first] - walker_GH[second]) + jitter_GH
-            trial_GH = np.clip(trial_GH, self._low_H, self._high_H)
-            inside_G = self._best(trial_GH)[0] <= self._limit
-            walker_GH = np.where(inside_G[:, None], trial_GH, walker_GH)
-            if step >= STEPS // 4:
-                seen.append(walker_GH[inside_G])
-        return np.concatenate(seen)
-
-    def _noise(self, best_H: Array, least: float, p: int) -> tuple[float, int]:
-        """Standard deviation of a residual and its degrees of freedom, p parameters being free.
-
-        Runs of one size differ by seed noise alone. If the sizes' means scatter about the curve more than that noise
-        explains, the sizes are the units that count, and the spread of seeds says nothing about a new size.
-        """
-        _, size_N = np.unique(self._fit.x_NV, axis=0, return_inverse=True)
-        size_N = size_N.ravel()
-        n, k = len(size_N), int(size_N.max()) + 1
-        means = np.bincount(size_N, self._target_N) / np.bincount(size_N)
-        pure = float(((self._target_N - means[size_N]) ** 2).sum())
-        lack = max(least - pure, 0.0)
-        if n > k > p and lack / (k - p) > stats.f.isf(POOLING_LEVEL, k - p, n - k) * pure / (n - k):
-            return float(np.sqrt(lack / (k - p))), k - p
-        return float(np.sqrt(least / (n - p))), n - p
-
-
-def subsets(members: Array) -> list[list[int]]:
-    """The non-empty subsets, larger ones first."""
-    return [list(chosen) for size in range(len(members), 0, -1) for chosen in combinations(members.tolist(), size)]
-
-
-def predict(fit: Fit, x: Sequence[float] | Array, level: float = LEVEL) -> list[Prediction]:
-    """Predict the loss at each x, with the intervals of the mean curve and of a new run at `level`."""
-    return Profile(fit, level).predict(x)
+def predict(fit: Fit, x: Sequence[float] | Array) -> list[Prediction]:
+    """The loss at each x, with the 90 % intervals of the mean curve and of a new run."""
+    return fit.profile.predict(x)
 
 
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -368,12 +109,7 @@ def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -
                 inside=p.low <= loss <= p.high,
             )
         )
-    return Holdout(
-        points=tuple(points),
-        mape=float(np.mean([abs(p.error_pct) for p in points])),
-        naive_mape=float(np.mean([abs(p.naive_error_pct) for p in points])),
-        extrapolation_factor=max(p.x for p in points) / float(fit.x_N.max()),
-    )
+    return Holdout(tuple(points), max(p.x for p in points) / float(fit.x_N.max()))
 
 
 def settings(law: Law, points: pl.DataFrame) -> Array:

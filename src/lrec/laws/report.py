@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,47 +10,22 @@ import polars as pl
 
 from lrec.errors import UserError
 from lrec.files import write_json
+from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import LAWS
-from lrec.laws.judge import Rival, judged_content, outlook, unidentified, verdict, warnings
 from lrec.laws.objective import Objective
-from lrec.laws.predict import Holdout, Profile
+from lrec.laws.predict import Holdout
+from lrec.laws.rivals import Rival
+from lrec.tables import rows_table
 
 
-def write_fit(
-    out: Path,
-    fit: Fit,
-    holdout: Holdout | None,
-    source_hash: str,
-    x: str,
-    y: str,
-    d: str = "D",
-    u: str = "U",
-    judged: Sequence[Rival] = (),
-) -> dict[str, Any]:
-    """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null.
-
-    Args:
-        out: Folder, created if absent.
-        fit: The fit of the small sizes.
-        holdout: The held-out sizes, None if there are none.
-        source_hash: `points.source_hash` of every point read, held-out ones included.
-        x: Column the sizes came from.
-        y: Column the losses came from.
-        d: Column the interactions processed came from, in laws of them.
-        u: Column the unique interactions came from; likewise.
-        judged: The laws compared, `judge.rivals`.
-    """
-    profile = Profile(fit)
-    ends = profile.parameters
-    unsure = unidentified(fit, profile)
-    diagnostics = asdict(fit.diagnostics) | {"warnings": warnings(fit, profile, holdout), "unidentified": unsure}
-    ahead = outlook(fit, profile)
+def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
+    """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null."""
+    fit, ends = analysis.fit, analysis.fit.profile.parameters
     content: dict[str, Any] = {
         "law": fit.law.name,
         "formula": fit.law.formula,
-        **dict(zip(("x", "d", "u"), (x, d, u)[: len(fit.law.variables)], strict=False)),
-        "y": y,
+        **analysis.names,
         "parameters": {
             name: {"value": value, "low": ends[name][0], "high": ends[name][1]}
             for name, value in fit.parameters.items()
@@ -63,18 +37,46 @@ def write_fit(
         "n_sizes": fit.n_sizes,
         "x_range": [float(fit.x_N.min()), float(fit.x_N.max())],
         "r2": fit.r2,
-        "noise": {"sigma": profile.sigma, "dof": profile.dof},
-        "diagnostics": diagnostics,
-        "holdout": None if holdout is None else asdict(holdout),
-        "outlook": {method: asdict(prediction) for method, prediction in ahead.items()},
-        "verdict": verdict(fit, holdout, judged, ahead, unsure, x),
-        "comparison": judged_content(judged),
-        "source_hash": source_hash,
+        "noise": {"sigma": fit.profile.sigma, "dof": fit.profile.dof},
+        "diagnostics": asdict(fit.diagnostics) | {"warnings": analysis.warnings, "unidentified": analysis.unidentified},
+        "holdout": None if analysis.holdout is None else _holdout_content(analysis.holdout),
+        "outlook": {method: asdict(prediction) for method, prediction in analysis.outlook.items()},
+        "verdict": analysis.verdict,
+        "comparison": [_rival_content(rival) for rival in analysis.rivals],
+        "source_hash": analysis.source_hash,
         "points": fit.points.drop("file", "row", strict=False).to_dicts(),
     }
     content = _finite(content)
     write_json(out / "fit.json", content)
     return content
+
+
+def _holdout_content(holdout: Holdout) -> dict[str, Any]:
+    return {
+        "points": [asdict(point) for point in holdout.points],
+        "mape": holdout.mape,
+        "naive_mape": holdout.naive_mape,
+        "extrapolation_factor": holdout.extrapolation_factor,
+    }
+
+
+def _rival_content(rival: Rival) -> dict[str, Any]:
+    rolled = rival.rollout
+    return {
+        "law": rival.name,
+        "n_parameters": rival.fit.n_fitted,
+        "bic": rival.fit.bic,
+        "aicc": rival.fit.aicc,
+        "holdout_mape": rival.holdout_mape,
+        "rollout": None
+        if rolled is None
+        else {
+            "mape": rolled.mape,
+            "naive_mape": rolled.naive_mape,
+            "inside": rolled.inside,
+            "steps": [asdict(step) for step in rolled.points],
+        },
+    }
 
 
 def read_fit(path: Path) -> tuple[Fit, dict[str, Any]]:
@@ -154,16 +156,6 @@ Search: {d["share_agreeing"]:.0%} of {d["starts"]} starts agree; gradient {d["gr
 {d["condition_number"]:.3g}; the second route's curve differs by at most {d["route_difference"]:.1e}. \
 A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
 """
-
-
-def rows_table(rows: list[list[str]]) -> str:
-    """A Markdown table of its header and rows, aligned so that it reads as well on a terminal."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|")
-    return "\n".join(lines)
 
 
 def settings_word(content: dict[str, Any]) -> str:

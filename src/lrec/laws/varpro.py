@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from lrec.laws.descent import Problem, descend
-from lrec.laws.forms import Array, Law
+from lrec.laws.law import Array, Law
 from lrec.laws.objective import Objective
 
 GRID = {1: 200, 2: 24**2}

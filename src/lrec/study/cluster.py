@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lightning_utilities.core.imports import RequirementCache
+
 from lrec.errors import UserError
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import POLL_S, Limits, Outcome, train_one
@@ -27,10 +29,9 @@ def train_on_cluster(
         parameters: Those of submitit's AutoExecutor.update_parameters, such as timeout_min, slurm_partition or
             gpus_per_node, and cluster: slurm (the default), local (processes here) or debug (in this process).
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("--cluster needs submitit: pip install 'lrec[cluster]'") from error
+    if not (installed := RequirementCache("submitit>=1.5")):
+        raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
+    import submitit
 
     options = dict(parameters)
     try:

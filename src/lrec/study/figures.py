@@ -12,7 +12,7 @@ import numpy as np
 from lrec.figures import new_figure
 from lrec.laws.figures import LEGEND, style
 from lrec.laws.fit import Fit
-from lrec.laws.forms import Array
+from lrec.laws.law import Array
 from lrec.run import Point
 
 if TYPE_CHECKING:

@@ -6,12 +6,10 @@ from lrec.errors import UserError
 from lrec.figures import save_figure
 from lrec.files import check_writable, write_text
 from lrec.laws.agreement import agreement_figure
+from lrec.laws.analysis import analyse
 from lrec.laws.figures import fit_figure
 from lrec.laws.forms import LAWS
-from lrec.laws.judge import rivals
 from lrec.laws.objective import Kind, Objective, Residuals
-from lrec.laws.points import source_hash
-from lrec.laws.predict import holdout_report
 from lrec.laws.report import markdown, settings_word, table, write_fit
 from lrec.study.points import read_points
 
@@ -54,13 +52,12 @@ def fit_command(
     chosen = LAWS[law]
     others = dict(zip(("d", "u"), (d, u)[: len(chosen.variables) - 1], strict=False))
     table_read = read_points(points, x, y, **others)
-    minimised = Objective(objective, residuals)
-    fitted, held_out = holdout_report(chosen, table_read, holdout, minimised)
-    judged = rivals(chosen, table_read, holdout, minimised) if compare else []
-    content = write_fit(out, fitted, held_out, source_hash(table_read, (*chosen.columns, "y")), x, y, d, u, judged)
+    names = {"x": x, "d": d, "u": u, "y": y}
+    analysis = analyse(chosen, table_read, holdout, names, Objective(objective, residuals), compare)
+    content = write_fit(out, analysis)
+    shown = analysis.fit, analysis.holdout
     one = len(chosen.variables) == 1
-    figure = fit_figure(fitted, held_out, floor, x, y) if one else agreement_figure(fitted, held_out, x, y)
-    save_figure(out / "fit.png", figure)
+    save_figure(out / "fit.png", fit_figure(*shown, floor, x, y) if one else agreement_figure(*shown, x, y))
     write_text(out / "report.md", markdown(content))
     counted = f"{content['n_points']} points of {content['n_sizes']} {settings_word(content)}"
     print(f"{content['formula']}, {counted}\n\n{table(content)}\n\n{out}")

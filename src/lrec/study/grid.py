@@ -5,9 +5,9 @@ from itertools import product
 from typing import Any
 
 from lrec.errors import UserError
-from lrec.net import Architecture, Dropout, OverDepth, TransformerConfig, find_size
 from lrec.parser import find_config
 from lrec.run import RunConfig, dotted
+from lrec.shape import TransformerConfig
 from lrec.study.options import Study, as_argument, ascending, ladder_n_body
 
 
@@ -41,13 +41,9 @@ class PlannedRun:
 
     def network(self, n_items: int) -> TransformerConfig:
         """The network that it trains on a catalogue of `n_items`."""
-        model = self.config.model
-        rates = model["dropout"]
-        dropout = Dropout(rates["embedding"], OverDepth(**rates["attention"]), OverDepth(**rates["residual"]))
-        architecture = Architecture(**model["architecture"])
-        return TransformerConfig(
-            n_items, self.config.value("data.max_len"), *find_size(self.size), dropout, architecture
-        )
+        from lrec.module import model_of
+
+        return model_of(self.options).network_config(n_items, self.config.value("data.max_len"))
 
 
 def planned_runs(study: Study) -> list[PlannedRun]:

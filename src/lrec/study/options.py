@@ -11,8 +11,8 @@ from typing import Any, Literal
 from lrec import cost
 from lrec.errors import UserError
 from lrec.laws.forms import LAWS
-from lrec.net import SIZES, TransformerConfig, find_size
 from lrec.run import dotted
+from lrec.shape import SIZES, TransformerConfig, find_size
 
 
 @dataclass(frozen=True)

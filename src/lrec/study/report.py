@@ -10,9 +10,8 @@ import polars as pl
 
 from lrec.figures import save_figure
 from lrec.files import write_text
+from lrec.laws.analysis import judge
 from lrec.laws.figures import fit_figure
-from lrec.laws.judge import rivals
-from lrec.laws.points import source_hash
 from lrec.laws.predict import compare
 from lrec.laws.report import table, write_fit
 from lrec.run import Point, Run
@@ -74,10 +73,7 @@ def _law(out: Path, folder: Path, runs: list[PlannedRun], points: dict[str, Poin
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
     every_point = read_points(list(files.values()), ladder.x, ladder.y)
-    held_out_sizes = len(held_out.points) if held_out else 0
-    judged = rivals(ladder.fit.law, every_point, held_out_sizes, ladder.fit.objective)
-    source = source_hash(every_point)
-    content = write_fit(folder, ladder.fit, held_out, source, ladder.x, ladder.y, judged=judged)
+    content = write_fit(folder, judge(ladder.fit, held_out, every_point, {"x": ladder.x, "y": ladder.y}))
     floor = _floor(points) if ladder.y == "test_loss" else None
     figure = fit_figure(ladder.fit, held_out, floor, ladder.x, ladder.y)
     save_figure(folder / "fit.png", figure)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lrec.tasks.cases import (
+from lrec.cases import (
     LIST_LENGTH,
     Cases,
     Ranked,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from lrec.cases import cases_before, cases_of_test
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains
-from lrec.tasks.cases import cases_before, cases_of_test
 from lrec.tasks.ladder import Ladder
 
 LENGTHS = (50, 40, 30, 20, 10, 5, 3, 1)

@@ -7,12 +7,12 @@ from importlib import import_module
 from pathlib import Path
 
 from lrec.errors import UserError
+from lrec.processes import leads, processes
 from lrec.run import find_runs
 from lrec.tasks.assessment import TaskResult
 from lrec.tasks.cold_start import cold_start
 from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 from lrec.tasks.long_tail import long_tail
-from lrec.tasks.processes import leads, processes
 from lrec.tasks.report import Report
 from lrec.tasks.robustness import robustness
 from lrec.tasks.trajectory import trajectory

@@ -14,8 +14,8 @@ from lrec.errors import UserError
 from lrec.export import load
 from lrec.files import json_hash
 from lrec.net import Transformer
+from lrec.processes import device
 from lrec.run import Run, RunConfig
-from lrec.tasks.processes import device
 
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
 

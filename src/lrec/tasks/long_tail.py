@@ -5,8 +5,8 @@ Shape suffixes: C cases, V catalogue.
 
 import numpy as np
 
+from lrec.cases import cases_of_test
 from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
-from lrec.tasks.cases import cases_of_test
 from lrec.tasks.ladder import Ladder
 
 GROUPS = ("G1", "G2", "G3", "G4")

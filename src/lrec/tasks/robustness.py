@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from lrec.cases import Cases, cases_of_test
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, trend
-from lrec.tasks.cases import Cases, cases_of_test
 from lrec.tasks.estimates import estimate, ratio, slope
 from lrec.tasks.ladder import Ladder
 

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from lrec.baselines import Pairs
+from lrec.blocks import KeyValueCache
+from lrec.cases import Cases, batches, by_count, cases_before, rank_by_repeating
 from lrec.metrics import score
-from lrec.net import KeyValueCache, Transformer
+from lrec.net import Transformer
+from lrec.processes import share_of, together
 from lrec.tasks.assessment import (
     POPULARITY,
     REPEAT_LAST,
@@ -23,10 +26,8 @@ from lrec.tasks.assessment import (
     TaskResult,
     compare_gains,
 )
-from lrec.tasks.cases import Cases, batches, by_count, cases_before, rank_by_repeating
 from lrec.tasks.estimates import UserResamples
 from lrec.tasks.ladder import Ladder
-from lrec.tasks.processes import share_of, together
 
 HITS = range(1, 11)
 BLEU_ORDERS = (2, 4)

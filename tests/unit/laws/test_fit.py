@@ -10,7 +10,9 @@ from scipy.special import huber
 
 from lrec.errors import UserError
 from lrec.laws.fit import fit, fit_points
-from lrec.laws.forms import LAWS, LINKS, Array, Law, Lsrm
+from lrec.laws.forms import LAWS, LINKS
+from lrec.laws.law import Array, Law
+from lrec.laws.power_laws import Lsrm
 
 LSRM = LAWS["lsrm"]
 SIZES = np.geomspace(1e5, 1e7, 6)

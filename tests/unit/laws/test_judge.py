@@ -4,10 +4,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lrec.laws.analysis import analyse
 from lrec.laws.fit import fit_points
-from lrec.laws.forms import LAWS, Array
-from lrec.laws.judge import outlook, rivals, roll_out, unidentified, verdict, warnings
-from lrec.laws.predict import Profile, holdout_report, predict
+from lrec.laws.forms import LAWS
+from lrec.laws.law import Array, Law
+from lrec.laws.predict import holdout_report, predict
+from lrec.laws.rivals import Rival, rivals, roll_out
+from lrec.laws.verdict import outlook, unidentified, verdict, warnings
 
 LSRM = LAWS["lsrm"]
 SIZES = np.geomspace(1e4, 1e7, 8)
@@ -29,10 +32,11 @@ def of_size_and_data() -> pl.DataFrame:
 
 
 def words(points: pl.DataFrame, holdout: int = 2) -> str:
-    fitted, held_out = holdout_report(LSRM, points, holdout)
-    profile = Profile(fitted)
-    judged, ahead, unsure = rivals(LSRM, points, holdout), outlook(fitted, profile), unidentified(fitted, profile)
-    return " ".join(verdict(fitted, held_out, judged, ahead, unsure, "N_body"))
+    return " ".join(analyse(LSRM, points, holdout, {"x": "N_body", "y": "test_loss"}).verdict)
+
+
+def rivals_of(law: Law, points: pl.DataFrame, holdout: int) -> list[Rival]:
+    return rivals(*holdout_report(law, points, holdout), points)
 
 
 def test_a_roll_out_predicts_every_next_size_from_the_smaller_ones_alone() -> None:
@@ -40,27 +44,27 @@ def test_a_roll_out_predicts_every_next_size_from_the_smaller_ones_alone() -> No
     rolled = roll_out(LSRM, points)
     assert rolled is not None
     # Four sizes are the fewest for three parameters.
-    assert [step.x for step in rolled.steps] == pytest.approx(SIZES[4:])
-    for k, step in enumerate(rolled.steps, start=4):
+    assert [step.x for step in rolled.points] == pytest.approx(SIZES[4:])
+    for k, step in enumerate(rolled.points, start=4):
         fitted = fit_points(LSRM, points.head(k))
         assert step.predicted == predict(fitted, SIZES[k : k + 1])[0].predicted
         assert step.naive_error_pct == pytest.approx(100 * (points["y"][:k].min() / points["y"][k] - 1))
-    assert rolled.mape == pytest.approx(np.mean([abs(step.error_pct) for step in rolled.steps]))
+    assert rolled.mape == pytest.approx(np.mean([abs(step.error_pct) for step in rolled.points]))
     assert roll_out(LSRM, points.head(4)) is None
 
 
 def test_the_law_that_made_the_points_comes_first() -> None:
-    first, second = rivals(LSRM, with_floor(0.0003), 2)
+    first, second = rivals_of(LSRM, with_floor(0.0003), 2)
     assert (first.name, second.name) == ("lsrm", "lsrm, E = 0")
     assert (first.fit.n_fitted, second.fit.n_fitted) == (3, 2)
     assert first.fit.bic < second.fit.bic - 10
-    power = rivals(LSRM, points_of(9 * SIZES**-0.1 * np.exp(1e-3 * np.random.default_rng(0).standard_normal(8))), 2)
+    power = rivals_of(LSRM, points_of(9 * SIZES**-0.1 * np.exp(1e-3 * np.random.default_rng(0).standard_normal(8))), 2)
     for criterion in ("bic", "aicc"):
         assert min(power, key=lambda rival: getattr(rival.fit, criterion)).name == "lsrm, E = 0"
 
 
 def test_only_laws_of_the_points_variables_are_compared() -> None:
-    found = rivals(LAWS["chinchilla"], of_size_and_data(), 1)
+    found = rivals_of(LAWS["chinchilla"], of_size_and_data(), 1)
     assert found[0].name == "chinchilla"
     assert {rival.fit.law.name for rival in found} == {"chinchilla", "kaplan"}
 
@@ -80,10 +84,10 @@ def test_where_outliers_widen_the_profile_the_bootstrap_is_given_too() -> None:
     size = np.repeat(SIZES, 3)
     loss = (4 + 60 * size**-0.4) * np.exp(1e-4 * np.random.default_rng(0).standard_normal(24))
     clean = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
-    assert set(outlook(clean, Profile(clean))) == {"profile"}
+    assert set(outlook(clean)) == {"profile"}
     loss[-3] *= 1.02
     fitted = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
-    ahead = outlook(fitted, Profile(fitted))
+    ahead = outlook(fitted)
     assert ahead["profile"].x == ahead["bootstrap"].x == 10 * SIZES[-1]
     assert ahead["profile"].predicted == ahead["bootstrap"].predicted
     boot = ahead["bootstrap"]
@@ -93,7 +97,7 @@ def test_where_outliers_widen_the_profile_the_bootstrap_is_given_too() -> None:
 
 def test_of_laws_of_size_and_data_the_outlook_is_at_the_most_data() -> None:
     fitted = fit_points(LAWS["chinchilla"], of_size_and_data())
-    ahead = outlook(fitted, Profile(fitted))
+    ahead = outlook(fitted)
     assert (ahead["profile"].x, ahead["profile"].d) == (1e7, 1e7)
     assert "10 times the largest fitted N_body with D 1e+07 expect" in " ".join(
         verdict(fitted, None, [], ahead, [], "N_body")
@@ -116,10 +120,9 @@ def test_a_law_that_fails_is_said_to_fail_and_where_the_loss_rises() -> None:
 def test_what_the_points_do_not_determine_is_named(loss: Array, unknown: list[str]) -> None:
     noise = np.exp(3e-4 * np.random.default_rng(5).standard_normal(8))
     fitted = fit_points(LSRM, points_of(loss * noise))
-    profile = Profile(fitted)
-    assert unidentified(fitted, profile) == unknown
-    said = " ".join(verdict(fitted, None, [], outlook(fitted, profile), unidentified(fitted, profile), "N_body"))
+    assert unidentified(fitted) == unknown
+    said = " ".join(verdict(fitted, None, [], outlook(fitted), unidentified(fitted), "N_body"))
     assert ("not identified" in said) == bool(unknown)
     assert ", ".join(unknown) in said
     for name in unknown:
-        assert any("not identified" in warning and name in warning for warning in warnings(fitted, profile, None))
+        assert any("not identified" in warning and name in warning for warning in warnings(fitted, None))

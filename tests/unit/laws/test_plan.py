@@ -10,11 +10,13 @@ import polars as pl
 import pytest
 
 from lrec.errors import UserError
+from lrec.laws.analysis import judge
+from lrec.laws.choosers import Compute, DataChooser
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import LAWS, Array
+from lrec.laws.forms import LAWS
+from lrec.laws.law import Array
 from lrec.laws.links import fit_links
 from lrec.laws.plan import plan_command
-from lrec.laws.planners import Compute, Planner
 from lrec.laws.predict import predict
 from lrec.laws.report import write_fit
 
@@ -50,7 +52,7 @@ def test_the_best_size_for_a_budget_is_the_closed_form() -> None:
     a, b = TRUTH["a"], TRUTH["b"]
     g = (a * TRUTH["A"] / (b * TRUTH["B"])) ** (1 / (a + b))
     for flops in (1e12, 1e15):
-        choice = Planner(chinchilla()).for_flops(flops)
+        choice = DataChooser(chinchilla()).for_flops(flops)
         assert choice.size == pytest.approx(g * (flops / 6) ** (b / (a + b)), rel=1e-4)
         assert choice.data == pytest.approx((flops / 6) ** (a / (a + b)) / g, rel=1e-4)
         assert choice.epochs == 1
@@ -58,34 +60,34 @@ def test_the_best_size_for_a_budget_is_the_closed_form() -> None:
 
 
 def test_budget_loss_and_size_lead_to_one_plan() -> None:
-    planner = Planner(chinchilla())
-    by_flops = planner.for_flops(1e14)
+    chooser = DataChooser(chinchilla())
+    by_flops = chooser.for_flops(1e14)
     assert by_flops.size is not None
     assert by_flops.data is not None
-    for other in (planner.for_loss(float(planner.loss(by_flops.size, by_flops.data))), planner.for_size(by_flops.size)):
+    for other in (chooser.for_loss(float(chooser.loss(by_flops.size, by_flops.data))), chooser.for_size(by_flops.size)):
         assert other.size == pytest.approx(by_flops.size, rel=1e-4)
         assert other.flops == pytest.approx(1e14, rel=1e-3)
 
 
 def test_limited_data_is_repeated_as_long_as_that_helps_and_never_beyond_what_was_fitted() -> None:
-    planner = Planner(overfitting(), unique=1e6)
+    chooser = DataChooser(overfitting(), unique=1e6)
     for size in (1e5, 1e7):
-        choice = planner.for_size(size)
+        choice = chooser.for_size(size)
         passes = np.linspace(1, 16, 3001)
         losses = LAWS["overfitting"].loss(
             REPEATED, np.stack([np.full(3001, size), passes * 1e6, np.full(3001, 1e6)], 1)
         )
         assert choice.epochs == pytest.approx(passes[losses.argmin()], abs=0.1)
-    assert planner.for_size(1e7).epochs < planner.for_size(1e5).epochs  # type: ignore[operator]
+    assert chooser.for_size(1e7).epochs < chooser.for_size(1e5).epochs  # type: ignore[operator]
     for flops in np.geomspace(1e10, 1e18, 9):
-        assert planner.for_flops(flops).epochs <= 16 * (1 + 1e-6)  # type: ignore[operator]
+        assert chooser.for_flops(flops).epochs <= 16 * (1 + 1e-6)  # type: ignore[operator]
 
 
 def test_a_larger_budget_never_plans_a_higher_loss_where_passes_do_harm() -> None:
-    planner = Planner(overfitting(), unique=1e6)
+    chooser = DataChooser(overfitting(), unique=1e6)
     budgets = np.geomspace(1e11, 1e17, 13)
-    choices = [planner.for_flops(flops) for flops in budgets]
-    losses = np.array([float(planner.loss(c.size, c.data)) for c in choices])  # type: ignore[arg-type]
+    choices = [chooser.for_flops(flops) for flops in budgets]
+    losses = np.array([float(chooser.loss(c.size, c.data)) for c in choices])  # type: ignore[arg-type]
     assert (np.diff(losses) <= 1e-6).all()
     assert all(choice.flops <= flops * (1 + 1e-6) for choice, flops in zip(choices, budgets, strict=True))  # type: ignore[operator]
     # Brute force over N and D of the budget.
@@ -93,37 +95,37 @@ def test_a_larger_budget_never_plans_a_higher_loss_where_passes_do_harm() -> Non
     n, passes = n[6 * n * passes * 1e6 <= 1e15], passes[6 * n * passes * 1e6 <= 1e15]
     least = LAWS["overfitting"].loss(REPEATED, np.stack([n, passes * 1e6, np.full(len(n), 1e6)], 1)).min()
     assert float(np.interp(1e15, budgets, losses)) == pytest.approx(least, rel=1e-3)
-    reached = planner.for_loss(float(losses[6]))
+    reached = chooser.for_loss(float(losses[6]))
     assert reached.flops <= budgets[6] * 1.01  # type: ignore[operator]
 
 
 def test_used_up_data_is_said_whenever_it_bounds_the_plan() -> None:
-    planner = Planner(chinchilla(), unique=1e7)
-    bounded = [planner.used_up(planner.for_flops(flops)) for flops in np.geomspace(1e10, 1e22, 25)]
+    chooser = DataChooser(chinchilla(), unique=1e7)
+    bounded = [chooser.used_up(chooser.for_flops(flops)) for flops in np.geomspace(1e10, 1e22, 25)]
     assert bounded == sorted(bounded)
     assert bounded[0] is False
     assert sum(bounded) > 10
     with pytest.raises(UserError, match="too few for 1 passes"):
-        Planner(chinchilla(), unique=1e7, epochs=1).for_flops(1e6)
+        DataChooser(chinchilla(), unique=1e7, epochs=1).for_flops(1e6)
 
 
 def test_a_law_of_runs_with_many_passes_plans_as_many() -> None:
     x = np.array([[n, 30 * u, u] for n in np.geomspace(1e4, 1e6, 5) for u in np.geomspace(1e5, 1e7, 4)])
-    planner = Planner(fit_points(LAWS["chinchilla"], points_of(x)))
-    choice = planner.for_flops(1e14)
+    chooser = DataChooser(fit_points(LAWS["chinchilla"], points_of(x)))
+    choice = chooser.for_flops(1e14)
     assert choice.epochs == pytest.approx(30)
-    assert set(planner.doubled(choice)) == {"parameters", "data"}
+    assert set(chooser.doubled(choice)) == {"parameters", "data"}
     with pytest.raises(UserError, match="30 to 30 passes"):
-        Planner(planner.fit, unique=1e6, epochs=1)
+        DataChooser(chooser.fit, unique=1e6, epochs=1)
 
 
 def test_doubling_data_beats_doubling_parameters_from_the_size_said() -> None:
-    planner = Planner(chinchilla())
-    choice = planner.for_flops(1e14)
-    border = planner.data_limited_from(choice)
+    chooser = DataChooser(chinchilla())
+    choice = chooser.for_flops(1e14)
+    border = chooser.data_limited_from(choice)
     assert border is not None
     for size, data_wins in ((border / 1.1, False), (border * 1.1, True)):
-        assert (planner.loss(size, 2 * choice.data) < planner.loss(2 * size, choice.data)) == data_wins  # type: ignore[operator]
+        assert (chooser.loss(size, 2 * choice.data) < chooser.loss(2 * size, choice.data)) == data_wins  # type: ignore[operator]
 
 
 def test_flops_of_an_interaction_are_those_of_the_points() -> None:
@@ -146,7 +148,8 @@ def test_links_find_the_law_that_made_the_metric() -> None:
 
 
 def written(folder: Path, fit: Fit, x: str = "N_body") -> Path:
-    write_fit(folder, fit, None, "hash", x, "test_loss")
+    names = {"x": x, "d": "D", "u": "U", "y": "test_loss"}
+    write_fit(folder, judge(fit, None, fit.points, names, with_rivals=False))
     return folder / "fit.json"
 
 

@@ -13,8 +13,10 @@ from scipy import stats
 
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit
-from lrec.laws.forms import LAWS, Array
-from lrec.laws.predict import Prediction, Profile, compare, hold_out, holdout_report, predict
+from lrec.laws.forms import LAWS
+from lrec.laws.law import Array
+from lrec.laws.predict import compare, hold_out, holdout_report, predict
+from lrec.laws.profile import Prediction, Profile
 
 LSRM = LAWS["lsrm"]
 SLOW = pytest.mark.slow
@@ -65,7 +67,7 @@ def test_intervals_nest_and_widen() -> None:
     for p in predictions:
         assert p.low < p.mean_low < p.predicted < p.mean_high < p.high
     assert all(near.high - near.low < far.high - far.low for near, far in pairwise(predictions))
-    for narrow, wide in zip(predict(fitted, [8e7], level=0.5), predict(fitted, [8e7], level=0.99), strict=True):
+    for narrow, wide in zip(Profile(fitted, 0.5).predict([8e7]), Profile(fitted, 0.99).predict([8e7]), strict=True):
         assert wide.low < narrow.low < narrow.high < wide.high
 
 
@@ -110,8 +112,9 @@ def test_parameter_intervals_hold_the_truth_and_say_when_it_is_unknown() -> None
 def test_pinned_floors_are_the_intervals_ends_and_still_fit() -> None:
     fitted = small_fit(n_sizes=12)
     ends = Profile(fitted).parameters["E"]
-    for end, pinned in zip(ends, Profile(fitted).pinned(), strict=True):
-        assert pinned.parameters["E"] == end
+    for end, (floor, pinned) in zip(ends, Profile(fitted).pinned(), strict=True):
+        assert floor == end
+        assert pinned.parameters["E"] == pytest.approx(end, rel=1e-12)
         assert pinned.curve(fitted.x_N) == pytest.approx(fitted.y_N, rel=0.01)
 
 

@@ -11,8 +11,10 @@ from scipy.optimize import least_squares, minimize
 from scipy.special import huber
 
 from lrec.laws.fit import Fit, fit
-from lrec.laws.forms import LAWS, Array, _worth
+from lrec.laws.forms import LAWS
+from lrec.laws.law import Array
 from lrec.laws.objective import Objective
+from lrec.laws.repetition_laws import _worth
 
 TABLES = Path(__file__).parents[4] / "shared" / "data" / "scaling"
 pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason="the public tables lie beside the repository, not in it")

@@ -10,9 +10,10 @@ import yaml
 
 from lrec.data.datasets import datamodule_of
 from lrec.lightning_cli import compose
-from lrec.net import Transformer, TransformerConfig, find_size
+from lrec.net import Transformer
 from lrec.parser import with_shipped_configs
 from lrec.run import Run
+from lrec.shape import TransformerConfig, find_size
 from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 
 MAX_LEN, STEPS = 12, 4

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from lrec.cases import cases_before
 from lrec.net import Transformer
 from lrec.run import Run
 from lrec.tasks.assessment import Section
-from lrec.tasks.cases import cases_before
 from lrec.tasks.cold_start import cold_start
 from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 from lrec.tasks.long_tail import long_tail

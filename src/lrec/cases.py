@@ -18,7 +18,7 @@ from lrec.data.batches import evaluation_bounds, padded
 from lrec.data.splits import Split, ranges
 from lrec.metrics import KS, score
 from lrec.net import Transformer
-from lrec.tasks.processes import share_of, together
+from lrec.processes import share_of, together
 
 LIST_LENGTH = 10
 

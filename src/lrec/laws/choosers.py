@@ -1,4 +1,4 @@
-"""What to choose for a budget of FLOPs, a target loss or a size: a planner for each kind of law.
+"""What to choose for a budget of FLOPs, a target loss or a size: a chooser for each kind of law.
 
 Definitions: N the size in the fit's column x, D interactions processed, U unique ones, epochs D/U, C training FLOPs.
 """
@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from lrec.errors import UserError
 from lrec.laws.fit import Fit
-from lrec.laws.forms import Array
+from lrec.laws.law import Array
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Choice:
         return None if self.data is None or self.unique is None else self.data / self.unique
 
 
-class Planner:
+class DataChooser:
     """Chooses N, D and U by a law of size and data, within the passes over the data at which it was fitted.
 
     Args:
@@ -205,7 +205,7 @@ class Planner:
         return float(self.loss(choice.size, choice.data))
 
 
-class SizePlanner:
+class SizeChooser:
     """Chooses a size by a law of size alone, which holds for the data and passes of the runs it was fitted to."""
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
@@ -250,7 +250,7 @@ class SizePlanner:
         return self.for_size(size)
 
 
-class FlopsPlanner:
+class FlopsChooser:
     """Reads a law of FLOPs; it says nothing of how they are to be spent."""
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
@@ -275,22 +275,20 @@ class FlopsPlanner:
         raise UserError(f"--size {size:g}: this is a law of FLOPs, without sizes; plan with --flops or --loss")
 
 
-AnyPlanner = Planner | SizePlanner | FlopsPlanner
+Chooser = DataChooser | SizeChooser | FlopsChooser
 
 
-def planner_of(
-    fit: Fit, content: dict[str, Any], unique: float | None = None, epochs: float | None = None
-) -> AnyPlanner:
-    """The planner for the law's variables."""
+def chooser_of(fit: Fit, content: dict[str, Any], unique: float | None = None, epochs: float | None = None) -> Chooser:
+    """The chooser for the law's variables."""
     if len(fit.law.variables) > 1:
-        return Planner(fit, unique, epochs)
+        return DataChooser(fit, unique, epochs)
     if content["x"] in ("flops", "C"):
-        return FlopsPlanner(fit, unique, epochs)
+        return FlopsChooser(fit, unique, epochs)
     if content["x"] in ("D", "U"):
         raise UserError(
             f"the fit is a law of {content['x']} alone: plans need one of size, of flops, or of size and data"
         )
-    return SizePlanner(fit, unique, epochs)
+    return SizeChooser(fit, unique, epochs)
 
 
 def epochs_of(points: pl.DataFrame) -> tuple[float, float]:

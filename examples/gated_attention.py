@@ -1,0 +1,33 @@
+"""A block's part of your own: gated attention without softmax, after HSTU (arXiv 2402.17152).
+
+Try it from this folder: lrec fit --model.architecture.attention gated_attention.GatedAttention ...
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrec import Attention
+from lrec.blocks import CAUSAL, Reading
+from lrec.shape import TransformerConfig
+
+
+class GatedAttention(Attention):
+    """W (U * norm(mean over what is read of silu(Q K^T * scale) V)): weights that need not sum to 1, gated by U."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.qkvu = nn.Linear(config.width, 4 * config.width)
+        self.read_norm = nn.LayerNorm(config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
+        query_BLHK, key_BLHK, value_BLHK, gate_BLHK = (
+            self.qkvu(hidden_BLD).unflatten(-1, (4, self.config.heads, -1)).unbind(-3)
+        )
+        query_BLHK, key_BLHK = (self.placed(x_BLHK, reading.positions_BL) for x_BLHK in (query_BLHK, key_BLHK))
+        allowed_B1LC = self.allowed(hidden_BLD, reading)
+        scores_BHLC = torch.einsum("blhk,bchk->bhlc", query_BLHK, key_BLHK) * self.config.attention_scale
+        weights_BHLC = F.silu(scores_BHLC) * allowed_B1LC / allowed_B1LC.sum(-1, keepdim=True)
+        read_BLD = torch.einsum("bhlc,bchk->blhk", weights_BHLC, value_BLHK).flatten(-2)
+        return self.out(gate_BLHK.flatten(-2) * self.read_norm(read_BLD))

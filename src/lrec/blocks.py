@@ -1,0 +1,367 @@
+"""What a Transformer is made of: `Block`, and its parts, each a class that a user's own may replace.
+
+`Attention`, `MLP` and `Positions` say what a part gets and gives. `Reading` is what positions read where it is not
+simply themselves and all before them. Shape suffixes:
+B batch rows, L positions, C positions that are read, D width, H heads, K width per head, J half of it, F inner width.
+"""
+
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrec.errors import UserError
+from lrec.shape import Architecture, TransformerConfig
+
+NORM_EPS = 1e-12
+ROTARY_BASE = 10_000.0
+
+
+class KeyValueCache:
+    """Keys and values that inference has computed, so that one more item costs one position.
+
+    Attributes:
+        filled_B: Positions of each row that are in; the row's next item stands at that position.
+    """
+
+    def __init__(self, rows: int, capacity: int, device: torch.device | None = None) -> None:
+        """Make room for `capacity` positions of each row; those of a Transformer with learned positions are max_len."""
+        self.capacity = capacity
+        self.filled_B = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._reach = 0  # no row is filled beyond; known without asking the device
+        self._layers: dict[int, tuple[Tensor, ...]] = {}
+
+    def keep(self, lengths_B: Tensor) -> None:
+        """Forget each row's positions from its length on, such as the padding of the histories it was filled with."""
+        self.filled_B = lengths_B
+
+    def reading(self, length: int) -> "Reading":
+        """Where the next `length` items of each row stand, and what they read: everything up to themselves."""
+        self._reach = min(self._reach + length, self.capacity)
+        positions_BL = self.filled_B[:, None] + torch.arange(length, device=self.filled_B.device)
+        read_C = torch.arange(self._reach, device=self.filled_B.device)
+        self.filled_B = self.filled_B + length
+        return Reading((read_C <= positions_BL[..., None])[:, None], positions_BL, self)
+
+    def extend(self, layer: int, positions_BL: Tensor, *new: Tensor) -> tuple[Tensor, ...]:
+        """Put in what a block has at the positions, such as keys and values (B, L, H, K); return all of it,
+        (B, C, H, K)."""
+        if layer not in self._layers:
+            self._layers[layer] = tuple(each.new_zeros(len(each), self.capacity, *each.shape[2:]) for each in new)
+        rows_B1 = torch.arange(len(positions_BL), device=positions_BL.device)[:, None]
+        for whole, each in zip(self._layers[layer], new, strict=True):
+            whole[rows_B1, positions_BL] = each
+        return tuple(whole[:, : self._reach] for whole in self._layers[layer])
+
+
+class Reading(NamedTuple):
+    """What positions read; by default themselves and all before them."""
+
+    allowed_B1LC: Tensor | None = None  # bool: position l reads position c; None: c <= l
+    positions_BL: Tensor | None = None  # of those that read; None: from 0
+    cache: KeyValueCache | None = None  # where what was read before lies; for an Attention that `caches`
+    alone_B: Tensor | None = None  # flat index of the one position of each row that reads; None: all do
+
+
+CAUSAL = Reading()
+
+
+class Positions(nn.Module, ABC):
+    """How order enters.
+
+    Attributes:
+        where: "input": made once, and gets the items' vectors (B, L, D). "attention": made in each block, and gets its
+            queries and its keys (B, L, H, K).
+    """
+
+    where: Literal["input", "attention"] = "input"
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """For a network of this shape."""
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, states: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """The states, with the position of each; None: 0, 1, 2 ..."""
+
+
+class Branch(nn.Module, ABC):
+    """A branch of a block: the hidden states, normalised, in; what is added to them out.
+
+    It is made once per block, on the meta device where its parameters are sharded or counted, so that it may hold
+    parameters and no buffers. Those of two and more dimensions count as N_body and as 2 FLOPs per entry and position;
+    muP scales their learning rate.
+    """
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """The part of block `layer` (0 is the lowest) of a network."""
+        super().__init__()
+        self.config = config
+        self.layer = layer
+
+    def initial_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        """The parameter `name` of this part before training, float32 on the CPU; None: the usual rule.
+
+        The usual rule: Normal(0, 0.02) for matrices, divided by sqrt(2 L) where the name ends in out.weight; 1 for
+        vectors whose name ends in norm.weight; 0 for others.
+        """
+        return None
+
+
+class Attention(Branch):
+    """How positions read each other, the first branch of a block.
+
+    Attributes:
+        caches: Whether `forward` knows `Reading.cache`. Without, decoding encodes the whole histories at every step.
+    """
+
+    caches: bool = False
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """Attention of block `layer`, with the positions that enter here, if any."""
+        super().__init__(config, layer)
+        self.positions = positions(config, "attention")
+
+    @abstractmethod
+    def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
+        """What each position adds, (B, L, D), from those that `reading` allows it alone."""
+
+    def alone(self, hidden_BLD: Tensor, reading: Reading) -> Tensor:
+        """The same for one position of each row, `reading.alone_B`, (B, 1, D)."""
+        assert reading.alone_B is not None
+        return at(self(hidden_BLD, reading._replace(alone_B=None)), reading.alone_B)
+
+    def placed(self, x_BLHK: Tensor, positions_BL: Tensor | None) -> Tensor:
+        """Queries or keys, with their positions where these enter here."""
+        return x_BLHK if self.positions is None else self.positions(x_BLHK, positions_BL)
+
+    def flops_per_pair(self) -> int:
+        """FLOPs forward for each pair of a position and one it reads: 2 d for its score, 2 d for its value."""
+        return 4 * self.config.width
+
+    def allowed(self, hidden_BLD: Tensor, reading: Reading) -> Tensor:
+        """Which positions each reads, bool, (B or 1, 1, L, C)."""
+        if reading.allowed_B1LC is not None:
+            return reading.allowed_B1LC
+        length = hidden_BLD.shape[1]
+        return torch.ones(length, length, dtype=torch.bool, device=hidden_BLD.device).tril()[None, None]
+
+
+class MLP(Branch):
+    """What each position makes of itself, the second branch of a block."""
+
+    @abstractmethod
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """What each position adds, (B, L, D), from its own hidden state alone."""
+
+
+class LearnedPositions(Positions):
+    """A vector per position, added to the items."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """One for each of max_len positions."""
+        super().__init__(config)
+        self.weight = nn.Parameter(torch.empty(config.max_len, config.width))
+
+    def forward(self, states: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Items plus vectors."""
+        return states + self.weight[slice(states.shape[1]) if positions_BL is None else positions_BL]
+
+
+class RotaryPositions(Positions):
+    """Turn the pair (2j, 2j + 1) of position l by the angle l * 10000^(-2j / K). Source: arXiv 2104.09864."""
+
+    where = "attention"
+
+    def forward(self, states: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Queries or keys, turned."""
+        length, width = states.shape[1], states.shape[-1]
+        dtype = torch.promote_types(states.dtype, torch.float32)  # angles of late positions need more than bfloat16
+        if positions_BL is None:
+            positions_BL = torch.arange(length, device=states.device)[None]
+        speeds_J = ROTARY_BASE ** -(torch.arange(0, width, 2, dtype=dtype, device=states.device) / width)
+        angles_BL1J = positions_BL[..., None, None].to(dtype) * speeds_J
+        cosine_BL1J, sine_BL1J = angles_BL1J.cos(), angles_BL1J.sin()
+        even_BLHJ, odd_BLHJ = states.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = (even_BLHJ * cosine_BL1J - odd_BLHJ * sine_BL1J, even_BLHJ * sine_BL1J + odd_BLHJ * cosine_BL1J)
+        return torch.stack(turned, -1).flatten(-2).to(states.dtype)
+
+
+class SoftmaxAttention(Attention):
+    """softmax(Q K^T * scale) V by heads, with biases on every matrix."""
+
+    caches = True
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """With dropout of the weights, QK-norm and positions as the config has them."""
+        super().__init__(config, layer)
+        self.dropout = config.dropout.attention.of_layer(layer, config.layers)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        qk_norm = config.architecture.qk_norm
+        self.query_norm = nn.RMSNorm(config.head_width, NORM_EPS) if qk_norm else None
+        self.key_norm = nn.RMSNorm(config.head_width, NORM_EPS) if qk_norm else None
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
+        """Every position reads what `reading` says."""
+        query_BLHK, key_BLHK, value_BLHK = self.qkv(hidden_BLD).unflatten(-1, (3, self.config.heads, -1)).unbind(-3)
+        query_BLHK = self.placed(_normed(query_BLHK, self.query_norm), reading.positions_BL)
+        key_BLHK = self.placed(_normed(key_BLHK, self.key_norm), reading.positions_BL)
+        if reading.cache is not None:
+            assert reading.positions_BL is not None
+            key_BLHK, value_BLHK = reading.cache.extend(self.layer, reading.positions_BL, key_BLHK, value_BLHK)
+        return self._read(query_BLHK, key_BLHK, value_BLHK, reading.allowed_B1LC)
+
+    def alone(self, hidden_BLD: Tensor, reading: Reading) -> Tensor:
+        """Keys and values of all positions, everything else of the one."""
+        assert reading.alone_B is not None
+        of_query, of_rest = slice(self.config.width), slice(self.config.width, None)
+        query_B1D = F.linear(at(hidden_BLD, reading.alone_B), self.qkv.weight[of_query], self.qkv.bias[of_query])
+        rest_BLE = F.linear(hidden_BLD, self.qkv.weight[of_rest], self.qkv.bias[of_rest])
+        key_BLHK, value_BLHK = rest_BLE.unflatten(-1, (2, self.config.heads, -1)).unbind(-3)
+        length = hidden_BLD.shape[1]
+        place_B1 = (reading.alone_B % length)[:, None]
+        if reading.allowed_B1LC is None:
+            allowed_BC = torch.arange(length, device=hidden_BLD.device) <= place_B1
+        else:
+            allowed_BC = reading.allowed_B1LC.flatten(0, 2)[reading.alone_B]
+        query_B1HK = query_B1D.unflatten(-1, (self.config.heads, -1))
+        query_B1HK = self.placed(_normed(query_B1HK, self.query_norm), place_B1)
+        key_BLHK = self.placed(_normed(key_BLHK, self.key_norm), None)
+        return self._read(query_B1HK, key_BLHK, value_BLHK, allowed_BC[:, None, None])
+
+    def _read(self, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, allowed_B1LC: Tensor | None) -> Tensor:
+        # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
+        read_BHLK = F.scaled_dot_product_attention(
+            query_BLHK.transpose(1, 2),
+            key_BCHK.transpose(1, 2),
+            value_BCHK.transpose(1, 2),
+            attn_mask=allowed_B1LC,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=allowed_B1LC is None,
+            scale=self.config.attention_scale,
+        )
+        return self.out(read_BHLK.transpose(1, 2).flatten(-2))
+
+
+def _normed(x_BLHK: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+    if norm is None:
+        return x_BLHK
+    # Under autocast x is bfloat16 and the gains are float32, which the norm's kernels refuse to mix.
+    return norm(x_BLHK.to(norm.weight.dtype)).to(x_BLHK.dtype)
+
+
+class Gelu(MLP):
+    """W2 gelu(W1 x), with biases."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """Of inner width 4 d."""
+        super().__init__(config, layer)
+        self.up = nn.Linear(config.width, config.inner_width)
+        self.out = nn.Linear(config.inner_width, config.width)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """Every position by itself."""
+        return self.out(F.gelu(self.up(hidden_BLD)))
+
+
+class SwiGLU(MLP):
+    """W2 (silu(Wg x) * (W1 x)), with biases. Source: arXiv 2002.05202."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """Of inner width 8 d / 3."""
+        super().__init__(config, layer)
+        self.up = nn.Linear(config.width, 2 * config.inner_width)  # gate, then value
+        self.out = nn.Linear(config.inner_width, config.width)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """Every position by itself."""
+        gate_BLF, value_BLF = self.up(hidden_BLD).chunk(2, -1)
+        return self.out(F.silu(gate_BLF) * value_BLF)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    attention: Attention
+    mlp: MLP
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """Block `layer` (0 is the lowest) of a net."""
+        super().__init__()
+        self.branch_scale = config.branch_scale
+        self.dropout = config.dropout.residual.of_layer(layer, config.layers)
+        self.attention_norm = norm(config)
+        self.attention = part_class(config.architecture, "attention")(config, layer)
+        self.mlp_norm = norm(config)
+        self.mlp = part_class(config.architecture, "mlp")(config, layer)
+
+    def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
+        """The hidden states after this block; (B, 1, D) where one position of each row reads alone."""
+        if reading.alone_B is not None:
+            branch_B1D = self.attention.alone(self.attention_norm(hidden_BLD), reading)
+            hidden_BLD = self._add(at(hidden_BLD, reading.alone_B), branch_B1D)
+        else:
+            hidden_BLD = self._add(hidden_BLD, self.attention(self.attention_norm(hidden_BLD), reading))
+        return self._add(hidden_BLD, self.mlp(self.mlp_norm(hidden_BLD)))
+
+    def _add(self, hidden_BLD: Tensor, branch_BLD: Tensor) -> Tensor:
+        if self.dropout:
+            branch_BLD = F.dropout(branch_BLD, self.dropout, self.training)
+        return torch.add(hidden_BLD, branch_BLD, alpha=self.branch_scale)
+
+
+def at(hidden_BLD: Tensor, alone_B: Tensor) -> Tensor:
+    """One position of each row, (B, 1, D)."""
+    return hidden_BLD.flatten(0, 1)[alone_B][:, None]
+
+
+def norm(config: TransformerConfig) -> nn.Module:
+    """A norm of the hidden states."""
+    made: nn.Module = part_class(config.architecture, "norm")(config.width, NORM_EPS)
+    return made
+
+
+def positions(config: TransformerConfig, where: Literal["input", "attention"]) -> Positions | None:
+    """What makes order enter there; None where it enters elsewhere."""
+    kind = part_class(config.architecture, "positions")
+    return kind(config) if kind.where == where else None
+
+
+# What each choice of an Architecture may be: lrec's own by name, and the class that a user's own has to inherit from.
+PARTS: dict[str, tuple[type[nn.Module], dict[str, type[nn.Module]]]] = {
+    "attention": (Attention, {"softmax": SoftmaxAttention}),
+    "norm": (nn.Module, {"layer": nn.LayerNorm, "rms": nn.RMSNorm}),
+    "mlp": (MLP, {"gelu": Gelu, "swiglu": SwiGLU}),
+    "positions": (Positions, {"learned": LearnedPositions, "rotary": RotaryPositions}),
+}
+
+
+def part_class(architecture: Architecture, part: str) -> type[Any]:
+    """The class of a part; UserError where there is none of that name or it does not fit."""
+    name: str = getattr(architecture, part)
+    base, own = PARTS[part]
+    if name in own:
+        return own[name]
+    option = f"model.architecture.{part} {name}"
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise UserError(f"{option}: choose {', '.join(own)} or a class by its path, such as my_parts.Mine")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{option}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{option} is no subclass of {base.__module__}.{base.__name__}")
+    kind: type[Any] = found
+    return kind
+
+
+def check_parts(architecture: Architecture) -> None:
+    """UserError where a part cannot be found or does not fit."""
+    for part in PARTS:
+        part_class(architecture, part)

@@ -1,0 +1,126 @@
+"""A law with some values of its parameters, set beside the points it is to explain.
+
+Shapes: N points, V variables, S starts, T parameters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from lrec.laws.descent import Model, Problem
+from lrec.laws.law import Array, Law, as_columns
+from lrec.laws.objective import Objective
+
+VANISHED = 16.0
+"""A coefficient e^16 times smaller than the lowest loss counts as zero; also how far above the highest it may lie."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Parameters of a law that may explain the points.
+
+    Attributes:
+        points: The points to be fitted, a table as `laws.points` has it.
+        unit_V: Geometric means of the variables, by which they are divided for the law's internals.
+        low_T, high_T: Bounds of the parameters; equal where one is fixed.
+        theta_T: Logarithms of the parameters as the law's basis has them: coefficients, then shape.
+    """
+
+    law: Law
+    objective: Objective
+    points: pl.DataFrame
+    unit_V: Array
+    low_T: Array
+    high_T: Array
+    theta_T: Array
+
+    def at(self, theta_T: Array) -> "Candidate":
+        """The same with other parameters."""
+        return Candidate(self.law, self.objective, self.points, self.unit_V, self.low_T, self.high_T, theta_T)
+
+    @cached_property
+    def x_NV(self) -> Array:
+        """The variables, a column each."""
+        return self.points.select(self.law.columns).to_numpy().astype(float)
+
+    @property
+    def x_N(self) -> Array:
+        """The first variable: the size."""
+        return self.x_NV[:, 0]
+
+    @cached_property
+    def y_N(self) -> Array:
+        """The losses."""
+        return self.points["y"].to_numpy().astype(float)
+
+    @property
+    def z_NV(self) -> Array:
+        """Logarithms of the variables in their units."""
+        return np.log(self.x_NV / self.unit_V)
+
+    @property
+    def n_sizes(self) -> int:
+        """Distinct settings of the variables."""
+        return len(np.unique(self.x_NV, axis=0))
+
+    @property
+    def free_T(self) -> Array:
+        """Parameters that bend to the points: neither fixed nor on a bound."""
+        return (self.theta_T > self.low_T + 1e-6) & (self.theta_T < self.high_T - 1e-6)
+
+    @property
+    def n_fitted(self) -> int:
+        """How many parameters are not held fixed."""
+        return int((self.low_T < self.high_T).sum())
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """By the names in `law.formula`, in the units of the data; a coefficient that vanished is zero."""
+        log_c_K, log_shape_H = np.split(self.theta_T, [self.law.n_coefficients])
+        coefficients_K = np.where(log_c_K <= np.log(self.y_N.min()) - VANISHED + 1e-9, 0.0, np.exp(log_c_K))
+        return self.law.named(coefficients_K, np.exp(log_shape_H), self.unit_V)
+
+    @property
+    def value(self) -> float:
+        """The objective, summed over the points."""
+        return float(self.problem().values(self.theta_T[None])[0])
+
+    @property
+    def r2(self) -> float:
+        """Share of the losses' variance explained."""
+        spread = float(((self.y_N - self.y_N.mean()) ** 2).sum())
+        return 1 - float(((self.y_N - self.curve(self.x_NV)) ** 2).sum()) / spread if spread > 0 else 0.0
+
+    @property
+    def residual_N(self) -> Array:
+        """Actual minus fitted, of the logarithm or of the loss as the objective has it."""
+        fitted_N = self.curve(self.x_NV)
+        return np.log(self.y_N / fitted_N) if self.objective.residuals == "log" else self.y_N - fitted_N
+
+    def curve(self, x: Sequence[float] | Array) -> Array:
+        """The loss at x, (N,) or (N, V)."""
+        z_NV = np.log(as_columns(self.law, np.asarray(x, dtype=float)) / self.unit_V)
+        return np.exp(self.law.log_loss(self.theta_T[None], z_NV)[0][0])
+
+    def problem(self, objective: Objective | None = None) -> Problem:
+        """What is minimised, or the same with another objective."""
+        objective = objective or self.objective
+        model = residual_model(self.law, self.z_NV, self.y_N, objective)
+        return Problem(model, objective, np.ones((1, len(self.points))), self.low_T[None], self.high_T[None])
+
+
+def residual_model(law: Law, z_NV: Array, y_N: Array, objective: Objective) -> Model:
+    """Residuals of the losses y_N, or of a row of losses for each start, and their derivatives by theta."""
+    log_y = np.log(y_N)
+
+    def model(theta_ST: Array, rows_S: Array) -> tuple[Array, Array]:
+        log_loss_SN, jacobian_SNT = law.log_loss(theta_ST, z_NV)
+        if objective.residuals == "log":
+            return (log_y if log_y.ndim == 1 else log_y[rows_S]) - log_loss_SN, -jacobian_SNT
+        loss_SN = np.exp(log_loss_SN)
+        return (y_N if y_N.ndim == 1 else y_N[rows_S]) - loss_SN, -jacobian_SNT * loss_SN[..., None]
+
+    return model

@@ -1,0 +1,184 @@
+"""How the search for a fit went, and how far to trust the answer.
+
+Shapes: S starts, N points, V variables, T parameters.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+
+from lrec.laws.candidate import Candidate
+from lrec.laws.descent import Descent, Problem, descend
+from lrec.laws.law import Array, Law
+
+UNDECIDED = 1.35
+"""Log-likelihood by which parameters must fall behind the best ones to be told apart: half of chi squared at 90 %."""
+LOOSE = 4.0
+"""A parameter that may as well be this many times another value is not identified."""
+RISES_SHOWN = 4
+"""Steps in size that a warning lists by their sizes."""
+AGREED = 1.001
+"""Starts that end below this multiple of the best objective agree."""
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """How the search went.
+
+    Attributes:
+        starts: Starting points tried.
+        share_agreeing: Share of them that ended within 0.1 % of the best objective.
+        bound_hits: Parameters that ended on a bound.
+        gradient_norm: Largest component of the gradient of the objective by the logarithms of the parameters, bounds
+            respected; 0 at an optimum.
+        condition_number: Of the Jacobian of the log loss by the logarithms of the parameters, x normalised.
+        route_difference: Largest relative difference of the two routes' curves, over the points and up to 10 times
+            the largest x.
+        ranges: For each exponent (or R*), the values that the objective itself hardly tells apart.
+        warnings: What a reader should know, in sentences.
+    """
+
+    starts: int
+    share_agreeing: float
+    bound_hits: tuple[str, ...]
+    gradient_norm: float
+    condition_number: float
+    route_difference: float
+    ranges: dict[str, tuple[float, float]]
+    warnings: tuple[str, ...]
+
+    @property
+    def unidentified(self) -> tuple[str, ...]:
+        """Parameters that ended on a bound, or that the objective hardly tells from values `LOOSE` times apart."""
+        loose = (name for name, (low, high) in self.ranges.items() if high / low >= LOOSE)
+        return (*self.bound_hits, *(name for name in loose if name not in self.bound_hits))
+
+
+def diagnose(best: Candidate, start_ST: Array, ends: Descent, routes_ST: Array) -> Diagnostics:
+    """Of the winner of two routes, the first of which descended from `start_ST` to `ends`."""
+    law, low_T, high_T = best.law, best.low_T, best.high_T
+    free_T = (best.theta_T > low_T) & (best.theta_T < high_T)
+    _, jacobian_NT = (part[0] for part in law.log_loss(best.theta_T[None], best.z_NV))
+    diagnostics = Diagnostics(
+        starts=len(start_ST),
+        share_agreeing=share_agreeing(ends, best.value),
+        bound_hits=tuple(
+            name for name, hit, fixed in zip(law.parameters, ~free_T, low_T == high_T, strict=True) if hit and not fixed
+        ),
+        gradient_norm=_gradient_norm(best.problem(), best.theta_T),
+        condition_number=float(np.linalg.cond(jacobian_NT[:, free_T])) if free_T.any() else 1.0,
+        route_difference=_route_difference(law, routes_ST, best.z_NV),
+        ranges=_ranges(best),
+        warnings=(),
+    )
+    lowest_T = ends.theta_ST[ends.value_S.argmin()]
+    unmoved = bool(np.abs(lowest_T - start_ST).max(-1).min() < 1e-6) and bool((low_T < high_T).any())
+    warnings = _data_warnings(law, best.points, best.x_NV, best.y_N) + _search_warnings(diagnostics, unmoved)
+    return replace(diagnostics, warnings=tuple(warnings))
+
+
+def share_agreeing(ends: Descent, best: float) -> float:
+    """Share of the starts that ended about as low as the best."""
+    return float(np.mean(ends.value_S <= best * AGREED + 1e-15))
+
+
+def _gradient_norm(problem: Problem, theta_T: Array) -> float:
+    """Largest component of the gradient that no bound holds back."""
+    objective = problem.objective
+    _, gradient_ST, *_ = problem.at(theta_T[None], np.zeros(1, dtype=int), objective.smallest_delta)
+    low_T, high_T = problem.low_ST[0], problem.high_ST[0]
+    held = ((theta_T <= low_T) & (gradient_ST[0] > 0)) | ((theta_T >= high_T) & (gradient_ST[0] < 0))
+    return float(np.abs(np.where(held | (low_T == high_T), 0.0, gradient_ST[0])).max())
+
+
+def _route_difference(law: Law, routes_ST: Array, z_NV: Array) -> float:
+    largest_V = z_NV.max(0)
+    path_V = np.linspace(0, 1, 25)[:, None]
+    wide_NV = np.concatenate([z_NV, z_NV.min(0) + path_V * (largest_V - z_NV.min(0)), largest_V + path_V * np.log(10)])
+    if "U" in law.variables:
+        wide_NV[:, 2] = np.minimum(wide_NV[:, 2], wide_NV[:, 1])
+    log_loss_SN, _ = law.log_loss(routes_ST, wide_NV)
+    return float(np.abs(np.expm1(log_loss_SN[0] - log_loss_SN[1])).max())
+
+
+def _ranges(best: Candidate) -> dict[str, tuple[float, float]]:
+    """For each shape parameter, the values at which the objective can be had almost as low as at the best ones."""
+    law, k = best.law, best.law.n_coefficients
+    n_left = best.n_sizes - int(best.free_T.sum())
+    if best.value < 1e-12 * len(best.points) or n_left < 1:
+        return {}
+    factors = np.log(2) * np.array([*np.arange(0.5, 4, 0.5), 5, 6.5, 8])
+    rows = [(t, sign * f) for t in range(k, len(best.theta_T)) for sign in (-1, 1) for f in factors]
+    rows = [
+        (t, f)
+        for t, f in rows
+        if best.low_T[t] < best.high_T[t] and best.low_T[t] <= best.theta_T[t] + f <= best.high_T[t]
+    ]
+    if not rows:
+        return {}
+    low_ST, high_ST = (np.tile(bound_T, (len(rows), 1)) for bound_T in (best.low_T, best.high_T))
+    start_ST = np.tile(best.theta_T, (len(rows), 1))
+    for s, (t, f) in enumerate(rows):
+        start_ST[s, t] = low_ST[s, t] = high_ST[s, t] = best.theta_T[t] + f
+    problem = replace(best.problem(), low_ST=low_ST, high_ST=high_ST)
+    value_S = descend(problem, start_ST, rounds=60).value_S
+    share = 0.5 if best.objective.kind == "lsq" else 1.0  # of a Gaussian and of a Laplace likelihood
+    behind_S = share * n_left * np.log(value_S / best.value)
+    ranges = {}
+    for t in sorted({t for t, _ in rows}):
+        near = [f for (row, f), behind in zip(rows, behind_S, strict=True) if row == t and behind < UNDECIDED]
+        at = best.theta_T[t]
+        ranges[law.parameters[t]] = (float(np.exp(at + min([0, *near]))), float(np.exp(at + max([0, *near]))))
+    return ranges
+
+
+def rises(x_N: Array, y_N: Array) -> list[tuple[float, float]]:
+    """The steps from one size to the next over which the mean loss rises."""
+    sizes = np.unique(x_N)
+    means = [float(y_N[x_N == size].mean()) for size in sizes]
+    return [(float(sizes[i]), float(sizes[i + 1])) for i in range(len(sizes) - 1) if means[i + 1] > means[i]]
+
+
+def _data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
+    warnings = []
+    # At the same data, where the law has a variable for it.
+    _, group_N = np.unique(x_NV[:, 1:], axis=0, return_inverse=True)
+    groups = [group_N.ravel() == group for group in range(int(group_N.max()) + 1)]
+    steps = [step for mine_N in groups for step in rises(x_NV[mine_N, 0], y_N[mine_N])]
+    if steps and law.variables[0] != "L":
+        some = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in dict.fromkeys(steps[:RISES_SHOWN]))
+        where = some if len(steps) <= RISES_SHOWN else f"{some} and in {len(steps) - RISES_SHOWN} more steps"
+        same = " at the same data" if len(law.variables) > 1 else ""
+        warnings.append(f"not monotone: the mean loss rises with x{same} from {where}")
+    if (n_sizes := len(np.unique(x_NV[:, 0]))) < 5:
+        warnings.append(f"only {n_sizes} sizes: the exponent is hardly determined; trust the intervals, not the point")
+    if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
+        warnings.append(
+            f"over-fitting: the validation loss of {count} of {len(points)} runs rose again after its best, which is "
+            "what is used; with stronger regularisation the curve may be another"
+        )
+    return warnings
+
+
+def _search_warnings(diagnostics: Diagnostics, unmoved: bool) -> list[str]:
+    warnings = []
+    if unmoved:
+        warnings.append("the search from many starts returned its own start; only the second route supports the fit")
+    if diagnostics.route_difference > 1e-4:
+        warnings.append(
+            f"the two routes of the fit differ by up to {diagnostics.route_difference:.2%} in loss; "
+            "the one with the lower objective is used"
+        )
+    if diagnostics.share_agreeing < 0.1:
+        warnings.append(f"only {diagnostics.share_agreeing:.0%} of the starts agree on the optimum")
+    if diagnostics.bound_hits:
+        warnings.append(f"not identified: {', '.join(diagnostics.bound_hits)} ended on a bound")
+    for name in diagnostics.unidentified:
+        if name not in diagnostics.bound_hits:
+            low, high = diagnostics.ranges[name]
+            warnings.append(
+                f"not identified: {name} could as well be anywhere between {low:.3g} and {high:.3g}; "
+                "report predictions with their intervals, not the parameter"
+            )
+    return warnings

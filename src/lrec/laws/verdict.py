@@ -1,0 +1,137 @@
+"""What a fit, its held-out sizes and its rivals come to, in words."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from lrec.errors import UserError
+from lrec.laws.bootstrap import bootstrap
+from lrec.laws.diagnostics import rises
+from lrec.laws.fit import Fit
+from lrec.laws.predict import Holdout
+from lrec.laws.profile import Prediction
+from lrec.laws.rivals import Rival
+
+AHEAD = 10.0
+"""How many times the largest fitted size the outlook is for."""
+
+
+def outlook(fit: Fit) -> dict[str, Prediction]:
+    """The loss at `AHEAD` times the largest fitted size, at the most data that it had: by profile.
+
+    By bootstrap too where outliers had the profile widened, unless there are fewer runs than parameters.
+    """
+    largest = max(map(tuple, fit.x_NV.tolist()))
+    place = np.array([[AHEAD * largest[0], *largest[1:]]])
+    predictions = {"profile": fit.profile.predict(place)[0]}
+    if not fit.profile.holds_fit:
+        with suppress(UserError):
+            predictions["bootstrap"] = bootstrap(fit).predict(place)[0]
+    return predictions
+
+
+def unidentified(fit: Fit) -> list[str]:
+    """Parameters that the points do not determine; the last exponent too if its interval reaches its bound."""
+    exponent = fit.law.parameters[-1]
+    (low, high), (lowest, highest) = fit.profile.parameters[exponent], fit.law.shape_bounds[-1]
+    unbounded = low <= lowest * 1.001 or high >= highest * 0.999
+    return list(dict.fromkeys([*fit.diagnostics.unidentified, *([exponent] if unbounded else [])]))
+
+
+def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
+    """The fit's warnings, and those that only the intervals and the held-out sizes give rise to."""
+    found = list(fit.diagnostics.warnings)
+    if not fit.profile.holds_fit:
+        found.append(
+            "outliers: the fit lies outside the least-squares region, so its intervals were widened to hold it; "
+            "look at the residuals"
+        )
+    for name in unidentified(fit):
+        if name not in fit.diagnostics.unidentified:
+            low, high = fit.profile.parameters[name]
+            found.append(
+                f"not identified: the 90 % interval of {name} reaches its bound ({low:.3g} to {high:.3g}); "
+                "report predictions with their intervals, not the exponent"
+            )
+    if holdout is not None and holdout.extrapolation_factor > 100:
+        found.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
+    return found
+
+
+def verdict(
+    fit: Fit,
+    holdout: Holdout | None,
+    judged: Sequence[Rival],
+    ahead: Mapping[str, Prediction],
+    unsure: Sequence[str],
+    x: str,
+) -> list[str]:
+    """What the fit, the held-out sizes and the roll-out come to, in plain words.
+
+    Args:
+        fit: The fit of the small sizes.
+        holdout: The held-out sizes, None if there are none.
+        judged: The laws compared, `rivals`.
+        ahead: The `outlook`.
+        unsure: Parameters that are not identified, `unidentified`.
+        x: Name of the first variable.
+    """
+    sentences = [_held(fit, holdout, x), _expected(ahead, x)]
+    if len(fit.law.variables) == 1:
+        later = () if holdout is None else holdout.points
+        x_N, y_N = np.append(fit.x_N, [p.x for p in later]), np.append(fit.y_N, [p.actual for p in later])
+        if steps := rises(x_N, y_N):
+            where = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in steps)
+            sentences.append(f"The mean loss rises with {x} from {where}: a power law describes the trend at most.")
+    sentences += _compared(fit, judged)
+    if unsure:
+        plural = "are" if len(unsure) > 1 else "is"
+        sentences.append(f"{', '.join(unsure)} {plural} not identified: rely on predictions with their intervals.")
+    return sentences
+
+
+def _held(fit: Fit, holdout: Holdout | None, x: str) -> str:
+    decades = np.log10(fit.x_N.max() / fit.x_N.min())
+    if holdout is None:
+        return (
+            f"The law is fitted over {decades:.1f} decades of {x}; nothing was held out, so nothing says whether it "
+            "holds beyond them."
+        )
+    inside, n = holdout.inside, len(holdout.points)
+    reached = decades + np.log10(holdout.extrapolation_factor)
+    figures = (
+        f"held-out sizes up to {holdout.extrapolation_factor:.3g} times the largest fitted were predicted within "
+        f"{holdout.mape:.2f} % on average (naive {holdout.naive_mape:.2f} %), {inside} of {n} inside the 90 % interval"
+    )
+    if holdout.mape > holdout.naive_mape:
+        return f"The law does not hold: {figures}, which is worse than to expect nothing of larger sizes."
+    if holdout.mape <= holdout.naive_mape / 2 and inside >= 0.7 * n:
+        return f"The law holds over {reached:.1f} decades of {x}: {figures}."
+    return f"The law holds in part over {reached:.1f} decades of {x}: {figures}."
+
+
+def _expected(ahead: Mapping[str, Prediction], x: str) -> str:
+    p = ahead["profile"]
+    data = ", ".join(f"{name} {value:.4g}" for name, value in (("D", p.d), ("U", p.u)) if value is not None)
+    where = f"At {AHEAD:g} times the largest fitted {x}{' with ' + data if data else ''}"
+    sentence = f"{where} expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
+    if "bootstrap" in ahead:
+        sentence += f" (by bootstrap [{ahead['bootstrap'].low:.4g}, {ahead['bootstrap'].high:.4g}])"
+    return sentence + "."
+
+
+def _compared(fit: Fit, judged: Sequence[Rival]) -> list[str]:
+    sentences = []
+    rolled = [(rival, rival.rollout) for rival in judged if rival.rollout is not None]
+    for rival, steps in rolled:
+        if rival.name == fit.law.name:
+            sentences.append(
+                f"Rolled out from the smallest sizes on, the next size is missed by {steps.mape:.2f} % on average "
+                f"(naive {steps.naive_mape:.2f} %), inside its interval {steps.inside} of {len(steps.points)} times."
+            )
+    if len(rolled) > 1:
+        best, by_bic = rolled[0][0], min(judged, key=lambda rival: rival.fit.bic)
+        agree = "as BIC has it too" if best is by_bic else f"while BIC prefers {by_bic.name}"
+        sentences.append(f"Of the laws compared, {best.name} predicts the next size best, {agree}.")
+    return sentences

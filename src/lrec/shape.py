@@ -1,0 +1,233 @@
+"""The shape of a network: plain values, which say all but its weights.
+
+`SIZES` is the ladder, `Architecture` what a block is made of, `Dropout` its rates over depth, `MuP` how it is
+parametrised over width and depth, `TransformerConfig` all of it for a catalogue.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from lrec.errors import UserError
+
+_ARCHITECTURE = "architecture."
+
+
+class Size(NamedTuple):
+    """An entry of the ladder: number of blocks, width and heads."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+# Named by N_body = 12 * layers * width^2. 98k, 786k, 1.6m, 9.4m, 75m and 829m are the sizes of arXiv 2311.11351; the
+# others are for a laptop.
+SIZES: dict[str, Size] = {
+    "0.8k": Size(1, 8, 1),
+    "1.7k": Size(1, 12, 1),
+    "3k": Size(1, 16, 1),
+    "4.8k": Size(1, 20, 1),
+    "6.9k": Size(1, 24, 1),
+    "9.4k": Size(1, 28, 1),
+    "12k": Size(1, 32, 1),
+    "25k": Size(2, 32, 1),
+    "49k": Size(1, 64, 1),
+    "55k": Size(2, 48, 2),
+    "74k": Size(6, 32, 1),
+    "98k": Size(2, 64, 2),
+    "111k": Size(1, 96, 1),
+    "221k": Size(2, 96, 2),
+    "442k": Size(1, 192, 1),
+    "786k": Size(4, 128, 4),
+    "1.6m": Size(8, 128, 4),
+    "9.4m": Size(12, 256, 8),
+    "75m": Size(24, 512, 8),
+    "829m": Size(48, 1200, 24),
+}
+
+
+def find_size(name: str) -> Size:
+    """The ladder's entry of that name; UserError listing the names where there is none."""
+    if name not in SIZES:
+        raise UserError(f"unknown size {name!r}: choose one of {', '.join(SIZES)}, or give layers, width and heads")
+    return SIZES[name]
+
+
+@dataclass(frozen=True)
+class OverDepth:
+    """A dropout rate that runs linearly from the first block to the last.
+
+    Attributes:
+        first: Rate in the first (lowest) block.
+        last: Rate in the last (highest) block.
+    """
+
+    first: float = 0.0
+    last: float = 0.0
+
+    def of_layer(self, layer: int, layers: int) -> float:
+        """The rate of block `layer` (0 is the lowest) among `layers`; the first block's where there is one only."""
+        return self.first + (self.last - self.first) * layer / max(layers - 1, 1)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout rates; 0 is off. Those of the blocks run over depth: layer-wise adaptive dropout, arXiv 2311.11351.
+
+    Attributes:
+        embedding: Rate after the sum of item and position embeddings.
+        attention: Rates of the attention weights.
+        residual: Rates of the two residual branches of a block.
+    """
+
+    embedding: float = 0.0
+    attention: OverDepth = OverDepth()
+    residual: OverDepth = OverDepth()
+
+    def __post_init__(self) -> None:
+        rates = {"embedding": self.embedding}
+        for name in ("attention", "residual"):
+            rates |= {f"{name}.{end}": getattr(getattr(self, name), end) for end in ("first", "last")}
+        for name, rate in rates.items():
+            if not 0 <= rate < 1:
+                raise UserError(f"dropout.{name} must be at least 0 and below 1, got {rate}")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a block is made of; the default is that of GPT-2 and of arXiv 2311.11351.
+
+    Each part but qk_norm may be a class of your own, named by its path, such as my_parts.GatedAttention.
+
+    Attributes:
+        attention: How positions read each other; softmax, or a subclass of lrec.Attention.
+        norm: Normalisation before each branch and at the end; layer (LayerNorm), rms (RMSNorm, arXiv 1910.07467), or a
+            module made as norm(width, eps).
+        mlp: Perceptron; gelu with inner width 4 d, swiglu (arXiv 2002.05202) with 8 d / 3, which has as many
+            parameters, or a subclass of lrec.MLP.
+        positions: How order enters; learned adds a vector per position to the items, rotary turns queries and keys
+            (arXiv 2104.09864), or a subclass of lrec.Positions.
+        qk_norm: Normalise queries and keys of softmax attention per head (RMSNorm, arXiv 2010.04245).
+    """
+
+    norm: str = "layer"
+    mlp: str = "gelu"
+    positions: str = "learned"
+    qk_norm: bool = False
+    attention: str = "softmax"
+
+
+@dataclass(frozen=True)
+class MuP:
+    """Maximal-update parametrisation: a learning rate found at the base shape holds at other widths and depths.
+
+    With d0, h0, L0 the base and d, h, L the net, all for Adam (arXiv 2203.03466, table 8):
+
+    - matrices of the blocks: initial standard deviation times sqrt(d0 / d), learning rate times d0 / d;
+    - item table (tied) and positions: initialised and trained alike at every width, and logits times d0 / d;
+    - attention: query-key products times sqrt(d0 / h0) / (d / h), that is 1 / head width instead of its square root;
+    - depth: each residual branch times L0 / L, and the 1/sqrt(2 L) of the initialisation stays at L0 (arXiv 2505.01618
+      with alpha = 1).
+
+    At the base shape this is the standard parametrisation, exactly.
+
+    Attributes:
+        base_layers: Number of blocks at which the learning rate was found.
+        base_width: Width at which it was found.
+        base_heads: Attention heads at which it was found.
+    """
+
+    base_layers: int = 2
+    base_width: int = 64
+    base_heads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("base_layers", "base_width", "base_heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"mup.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a Transformer.
+
+    Attributes:
+        n_items: Catalogue size V.
+        max_len: Longest history in items; the number of learned positions.
+        layers: Number of blocks L.
+        width: Width d of the hidden states and of the item table.
+        heads: Attention heads; must divide width.
+        dropout: Dropout rates.
+        architecture: What a block is made of.
+        mup: Maximal-update parametrisation; None for the standard one.
+    """
+
+    n_items: int
+    max_len: int
+    layers: int
+    width: int
+    heads: int
+    dropout: Dropout = Dropout()
+    architecture: Architecture = Architecture()
+    mup: MuP | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_items", "max_len", "layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise UserError(f"heads must divide width, got width {self.width} and heads {self.heads}")
+        if self.architecture.positions == "rotary" and self.head_width % 2:
+            raise UserError(
+                f"architecture.positions rotary needs an even width per head, got {self.width} / {self.heads} heads"
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Width per attention head, d / h."""
+        return self.width // self.heads
+
+    @property
+    def inner_width(self) -> int:
+        """Width inside the perceptron: 4 d, or 8 d / 3 to the nearest integer for SwiGLU's three matrices."""
+        return round(8 * self.width / 3) if self.architecture.mlp == "swiglu" else 4 * self.width
+
+    @property
+    def width_scale(self) -> float:
+        """d0 / d: what muP multiplies logits and the learning rate of the blocks' matrices by."""
+        return 1.0 if self.mup is None else self.mup.base_width / self.width
+
+    @property
+    def branch_scale(self) -> float:
+        """L0 / L: what muP multiplies residual branches by."""
+        return 1.0 if self.mup is None else self.mup.base_layers / self.layers
+
+    @property
+    def attention_scale(self) -> float:
+        """What query-key products are multiplied by."""
+        if self.mup is None:
+            return self.head_width**-0.5
+        return math.sqrt(self.mup.base_width / self.mup.base_heads) / self.head_width
+
+    def to_dict(self) -> dict[str, Any]:
+        """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout.
+
+        Plain values; those of the architecture are named architecture.norm and so on.
+        """
+        shape = asdict(self)
+        del shape["dropout"]
+        architecture = {f"{_ARCHITECTURE}{name}": value for name, value in shape.pop("architecture").items()}
+        return shape | architecture
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TransformerConfig":
+        """The network that `to_dict` described, without dropout; what else is among the values is left alone."""
+        architecture = {
+            name.removeprefix(_ARCHITECTURE): value for name, value in values.items() if name.startswith(_ARCHITECTURE)
+        }
+        return cls(
+            **{name: values[name] for name in ("n_items", "max_len", "layers", "width", "heads")},
+            architecture=Architecture(**architecture),
+            mup=None if values["mup"] is None else MuP(**values["mup"]),
+        )
