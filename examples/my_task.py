@@ -6,8 +6,8 @@ See docs/extending.md. Shape suffixes: C cases, N items of all histories laid en
 """
 
 import numpy as np
-from lrec.tasks.cases import cases_of_test
 
+from lrec.cases import cases_of_test
 from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
 from lrec.tasks.ladder import Ladder
 

@@ -1,4 +1,4 @@
-"""Cases: histories with one target each, and what a scorer makes of them.
+"""Cases: histories with one target each, and how scorers rank the targets.
 
 Shape suffixes: C cases, N items of all histories laid end to end, U users, V catalogue, B rows of a batch, L positions,
 D width, K list length.
@@ -25,14 +25,14 @@ LIST_LENGTH = 10
 
 @dataclass(frozen=True)
 class Cases:
-    """Histories of catalogue items, oldest first, none of them empty, with the item to be predicted.
+    """Histories of at least one catalogue item, oldest first, with the item to predict after each.
 
     Attributes:
         users_C: Store index of the user; a user may have several cases.
         items_N: The histories laid end to end, catalogue indices.
         lengths_C: Items of each history.
         targets_C: Catalogue index of the target, -1 outside the catalogue.
-        blank_N: Items that are blanked in place; None for none. No history is blank as a whole.
+        blank_N: Which items are blanked in place; None if there are none. At least one item of each history is not.
     """
 
     users_C: np.ndarray
@@ -109,7 +109,7 @@ def cases_of_test(split: Split, max_len: int) -> Cases:
 
 
 class Ranked(NamedTuple):
-    """What a scorer makes of cases: cross-entropy (nan: none), exact rank (inf: a miss), and the best items."""
+    """A scorer's result on cases: cross-entropy (nan if there is none), exact rank (inf for a miss), best items."""
 
     loss_C: np.ndarray
     rank_C: np.ndarray
@@ -119,14 +119,14 @@ class Ranked(NamedTuple):
 class Padded(NamedTuple):
     """A batch of histories, padded on the right."""
 
-    chosen_B: np.ndarray  # which cases they are
+    chosen_B: np.ndarray  # indices of the cases
     items_BL: Tensor
     blank_BL: Tensor | None
     last_B: Tensor  # flat index of each row's last item that is not blank
 
 
 def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
-    """The histories in batches of similar length; every case stands in one."""
+    """The histories in batches of similar length; every case is in one of them."""
     order_C = np.argsort(cases.lengths_C, kind="stable")
     for start, end in pairwise(evaluation_bounds(cases.lengths_C[order_C])):
         chosen_B = order_C[start:end]
@@ -144,7 +144,7 @@ def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
 def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
     """Rank each case's target among all items of the catalogue, or among the candidates (ascending) alone."""
     device = net.items.weight.device
-    # What the candidates are called in a table of their own.
+    # Catalogue indices of the candidates, which get a table of their own.
     names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
     targets_C = _index_among(names_V, cases.targets_C)
     n_listed = min(LIST_LENGTH, len(names_V))
@@ -165,7 +165,7 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
 
 
 def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
-    """The same for the scorer that ranks by training count, ties half, and whose softmax is the share of training."""
+    """The same by training count, ties half; the probability of an item is its share of the training interactions."""
     counts_V = _among(counts_V, candidates_V)
     rank_C, top_CK = _ranked(counts_V, cases.targets_C)
     with np.errstate(divide="ignore"):
@@ -174,9 +174,9 @@ def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndar
 
 
 def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
-    """The same for the scorer that lists the history's items, the last one first, and then all others by popularity.
+    """The same with the items of the history listed first, the last one on top, and then all others by popularity.
 
-    Blanked items do not count as the history's. There is no cross-entropy.
+    Blanked items do not belong to the history. There is no cross-entropy.
     """
     counts_V = _among(counts_V, candidates_V)
     case_N, items_N = torch.from_numpy(cases.case_N), torch.from_numpy(cases.items_N)
@@ -205,7 +205,7 @@ def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
 
 
 def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:
-    """The counts, and 0, which no catalogue item has, for an item that is not a candidate."""
+    """The counts, with 0 for items that are not candidates; no catalogue item has a count of 0."""
     if candidates_V is None:
         return counts_V
     result_V = np.zeros_like(counts_V)

@@ -1,4 +1,4 @@
-"""What every picture begins and ends with."""
+"""What all pictures have in common."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,14 +21,14 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def draw_frame(axes: "Axes") -> None:
-    """A faint grid behind what is drawn, and no box around it."""
+    """A faint grid in the background, and no box."""
     axes.grid(True, which="major", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
-    """A picture as a file, and beside it in TensorBoard under scaling/, in place of those that were there."""
+    """Write a picture as a file, and beside it for TensorBoard under scaling/, replacing earlier ones."""
     from torch.utils.tensorboard import SummaryWriter
 
     with replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""What an interruption costs a run: a last checkpoint every so many steps, and one more when a scheduler says stop."""
+"""Limits what an interruption costs a run: a checkpoint every few steps, and one more when a scheduler stops it."""
 
 import sys
 from contextlib import ExitStack
@@ -17,25 +17,25 @@ from lrec.signals import TRY_AGAIN, on_signals
 
 
 class BestAndLast(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, but last.ckpt follows every evaluation, not only one that was the best so far."""
+    """Lightning's ModelCheckpoint, but with a last.ckpt after every evaluation, not only after the best so far."""
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         super()._save_topk_checkpoint(trainer, monitor_candidates)
-        self._last_global_step_saved = trainer.global_step  # what Lightning asks before it saves the last one
+        self._last_global_step_saved = trainer.global_step  # Lightning compares it before it saves the last one
 
 
 class LastCheckpoint(Callback):
-    """Keep RUN/checkpoints/last.ckpt young, and leave in good order.
+    """Keep RUN/checkpoints/last.ckpt recent, and save before a scheduler's signal ends the run.
 
     On SIGTERM or SIGUSR1 to any process the run finishes its step, saves and exits with code 75: start it again with
-    --ckpt_path=last. A checkpoint of a run that had stopped early says so, and a resumed run stops too.
+    --ckpt_path=last. A checkpoint records that a run stopped early, and the resumed run stops as well.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
-        """Choose how much may be lost.
+        """Choose how much training an interruption may lose.
 
         Args:
-            every_n_steps: Save after so many steps, beside each evaluation; 0 for at evaluations alone.
+            every_n_steps: Save after this many steps, and at each evaluation; 0 for evaluations only.
         """
         if every_n_steps < 0:
             raise UserError(f"last.every_n_steps must be at least 0, not {every_n_steps}")
@@ -53,17 +53,17 @@ class LastCheckpoint(Callback):
         self._listening.enter_context(on_signals(partial(self._note, trainer)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, a signal waits for the end of the step."""
+        """From now on a signal waits for the end of the step."""
         self._training = True
         self._saved_step = trainer.global_step
         if trainer.world_size > 1:
-            # Over gloo, so that asking each other never waits for a GPU.
+            # Over gloo, so that the processes never wait for a GPU to ask each other.
             self._group = torch.distributed.new_group(backend="gloo")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time, and leave where a signal came."""
+        """Save if it is due, and exit if a signal came."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         interrupted = self._any(self._signalled)
@@ -78,31 +78,31 @@ class LastCheckpoint(Callback):
                 _leave(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave where a signal came during the last evaluation, which has saved: the test waits for the next start."""
+        """Exit if a signal came during the last evaluation, which has saved; the next start runs the test."""
         if self._any(self._signalled):
             _leave(trainer)
         self._training = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note whether the run has stopped early."""
+        """Record whether the run has stopped early."""
         checkpoint["lrec_stopped"] = trainer.should_stop
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let a run that had stopped early rest."""
+        """Do not continue a run that had stopped early."""
         if trainer.state.fn == "fit":
             trainer.should_stop = checkpoint.get("lrec_stopped", False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the handlers of before."""
+        """Restore the earlier handlers."""
         self._stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the handlers of before."""
+        """Restore the earlier handlers."""
         self._stop_listening()
 
     def _note(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
         self._signalled = True
-        if not self._training:  # nothing to save
+        if not self._training:  # there is nothing to save
             _leave(trainer)
 
     def _stop_listening(self) -> None:
@@ -121,7 +121,7 @@ class LastCheckpoint(Callback):
 def _leave(trainer: Trainer) -> None:
     if trainer.is_global_zero:
         print(f"lrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
-    # Lightning kills the process that started the others when one of these fails: the first one speaks for all.
+    # Lightning kills the process that started the others when one of them fails, so only the first reports it.
     sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
 

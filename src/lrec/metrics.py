@@ -33,14 +33,14 @@ class Scores(NamedTuple):
 
 
 class Overrides(NamedTuple):
-    """Scores of some (row, item) pairs, each pair once, in place of what hidden state and table give."""
+    """Scores of some (row, item) pairs, each pair once, that replace those of hidden state and table."""
 
     rows_S: Tensor
     items_S: Tensor
     scores_S: Tensor
 
     def of_rows(self, rows: slice) -> "Overrides":
-        """Those of some rows, which are then counted from the first of them."""
+        """Those of some rows, numbered from the first of them."""
         inside_S = (self.rows_S >= rows.start) & (self.rows_S < rows.stop)
         return Overrides(self.rows_S[inside_S] - rows.start, self.items_S[inside_S], self.scores_S[inside_S])
 
@@ -66,9 +66,9 @@ def score(
         seen_rows_S: Row of each seen pair.
         seen_items_S: Item of each seen pair.
         k: Length of the lists; capped at the catalogue's size.
-        overrides: Scores that are other than hidden state times table.
+        overrides: Scores that replace hidden state times table.
     """
-    # Ranks need scores that tell items apart: never in the half precision of an autocast region.
+    # Half precision, as in an autocast region, would tie scores that differ.
     with torch.autocast(hidden_BD.device.type, enabled=False):
         hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
         scratch = _scratch(hidden_BD, table_VD, 2)
@@ -97,7 +97,7 @@ class TopItems(NamedTuple):
 
 @torch.no_grad()
 def top_items(hidden_BD: Tensor, table_VD: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> TopItems:
-    """The lists of `score` alone: exact, over every item that is not among the row's seen pairs.
+    """Only the lists of `score`: exact, over every item that is not among the row's seen pairs.
 
     Args:
         hidden_BD: Hidden state of each row's last position.
@@ -122,9 +122,9 @@ def top_items(hidden_BD: Tensor, table_VD: Tensor, seen_rows_S: Tensor, seen_ite
 
 
 def _scratch(hidden_BD: Tensor, table_VD: Tensor, n: int) -> Tensor:
-    """Room for the scores of `n` blocks of rows and a chunk of items.
+    """Memory for `n` times the scores of a block of rows and a chunk of items.
 
-    Held over all blocks and chunks: fresh memory costs more than what is computed in it.
+    It is reused for all blocks and chunks, because allocating it takes longer than computing the scores.
     """
     return hidden_BD.new_empty(n, _block_rows(hidden_BD) * min(CHUNK_ITEMS, len(table_VD)))
 
@@ -143,7 +143,7 @@ def _row_blocks(hidden_BD: Tensor, seen_rows_S: Tensor, seen_items_S: Tensor) ->
 
 
 def _scored(hidden_BD: Tensor, table_CD: Tensor, scratch: Tensor) -> list[Tensor]:
-    """The scratch's parts in the shape of the scores of a chunk; the first holds them."""
+    """The parts of the scratch memory in the shape of a chunk's scores; the first one contains them."""
     parts = [part[: len(hidden_BD) * len(table_CD)].view(len(hidden_BD), len(table_CD)) for part in scratch]
     torch.mm(hidden_BD, table_CD.T, out=parts[0])
     return parts
@@ -184,7 +184,7 @@ def _score_block(
         log_sum_B = torch.logaddexp(log_sum_B, scores_BC.amax(1) - share_BC.amax(1).log())
         # The sum of what `_above` gives, in fewer passes.
         rank_B += (torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1) + len(table_CD)) / 2
-        # Taken back, with the very score that was counted: the target itself.
+        # Take back the target itself, with exactly the score that was counted.
         rows_B = all_rows_B[_inside(target_B1[:, 0], start, len(table_CD))]
         of_target_B = scores_BC[rows_B, target_B1[rows_B, 0] - start]
         rank_B.index_add_(0, rows_B, -_above(of_target_B, target_score_B1[rows_B, 0]))
@@ -209,7 +209,7 @@ def _score_block(
 
 
 def _above(scores: Tensor, target_score: Tensor) -> Tensor:
-    """What each score adds to the target's rank: 1 where it is higher, a half where it is tied."""
+    """What each score adds to the target's rank: 1 if it is higher, a half if it is tied."""
     return (scores - target_score).sign_().add_(1).div_(2)
 
 
@@ -219,7 +219,7 @@ def _inside(items: Tensor, start: int, n_chunk: int) -> Tensor:
 
 
 class _TopK:
-    """The k best items seen so far for each row, in order of item index, -inf scores as any other."""
+    """The k best items so far of each row, in order of item index; a score of -inf is like any other."""
 
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         self.k = k
@@ -229,7 +229,7 @@ class _TopK:
     def add(self, scores_BC: Tensor, start: int) -> None:
         """Add a chunk of the catalogue from item `start` on; chunks come in order, before any pairs."""
         columns_BK = _top_columns(scores_BC, self.k)
-        # Earlier chunks hold the smaller indices, so what is put behind them keeps the order.
+        # Earlier chunks have the smaller indices, so appending keeps the order.
         self.scores_BK = torch.cat([self.scores_BK, scores_BC.gather(1, columns_BK)], 1)
         self.items_BK = torch.cat([self.items_BK, columns_BK + start], 1)
         self._shorten()
@@ -263,13 +263,13 @@ class _TopK:
 
 
 def _top_columns(scores_BC: Tensor, k: int) -> Tensor:
-    """Columns of the k largest scores, those of lower columns where scores are tied; ascending.
+    """Columns of the k largest scores, ascending; of tied scores, those of the lower columns.
 
-    They lie in the k groups of neighbouring columns whose largest scores are chosen by the same rule: each of these
-    groups holds a column that comes before all of any other group. So most scores are only looked at for their maximum.
+    They are in the k groups of neighbouring columns whose maxima the same rule chooses, since each of these groups has
+    a column that comes before all columns of the other groups. So of most scores only the groups' maxima are computed.
     """
     n_columns = scores_BC.shape[1]
-    # Near the root of n_columns / k, where there are as many groups as columns in those that are chosen.
+    # Near the square root of n_columns / k, where there are as many groups as columns in the chosen groups.
     group = 1 << (n_columns // k).bit_length() // 2
     if group <= 4:
         return _top_columns_of_few(scores_BC, k)
@@ -308,7 +308,7 @@ class RankMetrics(Metric):
     """HR, NDCG and MRR, item coverage and mean popularity at 1, 5, 10 and 50, from ranks and top-k lists.
 
     HR@k = [rank <= k]; NDCG@k = [rank <= k] / log2(1 + rank); MRR@k = [rank <= k] / rank; means over weighted rows.
-    coverage@k = share of the catalogue that stands in some list of k; popularity@k = mean training count of the listed.
+    coverage@k = share of the catalogue that is in some list of k; popularity@k = mean training count of the listed.
     All states are sums, so the result depends neither on batch size nor on the number of ranks.
     """
 
@@ -374,7 +374,7 @@ class CrossEntropy(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), "sum")
 
     def update(self, loss_B: Tensor, targets_B: Tensor, weights_B: Tensor) -> None:
-        """Add rows; those with target -1 count as outside the catalogue and leave the mean alone."""
+        """Add rows; those with target -1 count as outside the catalogue and do not change the mean."""
         known_B = targets_B >= 0
         self.loss_sum += (torch.where(known_B, loss_B, 0.0).double() * weights_B).sum()
         self.inside += (known_B * weights_B).sum()
@@ -396,7 +396,7 @@ class Evaluation(nn.Module):
         self.unseen_items = RankMetrics(item_counts_V)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow `fn` to its device but keep the types: a network trained in half precision does not round sums."""
+        """Move to the device of `fn` but keep the types: half precision of the network must not round sums."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
 
     def update(self, scores: Scores, targets_B: Tensor, weights_B: Tensor) -> None:
@@ -406,13 +406,13 @@ class Evaluation(nn.Module):
         self.unseen_items.update(scores.rank_unseen_B, scores.top_unseen_BK, weights_B)
 
     def compute(self) -> dict[str, float]:
-        """Every figure by name, reduced over the ranks."""
+        """Every metric by name, reduced over the ranks."""
         figures = dict(self.cross_entropy.compute())
         figures |= self.every_item.compute()
         figures |= {f"{name}_unseen": value for name, value in self.unseen_items.compute().items()}
         return {name: float(value) for name, value in figures.items()}
 
     def reset(self) -> None:
-        """Forget what was added."""
+        """Start again with empty sums."""
         for metric in (self.cross_entropy, self.every_item, self.unseen_items):
             metric.reset()

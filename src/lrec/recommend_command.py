@@ -17,7 +17,7 @@ from lrec.export import load
 from lrec.files import check_writable, replacing
 
 SHOWN = 10
-# An option that was left out, which null is not; and the names of columns that are tried behind the training data's.
+# The value of an option that was not given (null is a value); and fallback names of columns.
 AUTO = "auto"
 USUAL = {"user": "user", "item": "item", "time": "timestamp"}
 
@@ -43,9 +43,9 @@ def recommend(
         ckpt_path: A run's folder, one of its checkpoints, or what lrec export wrote.
         histories: Interactions, a row each; or a row per user, with a column of lists named items (Parquet, JSON lines)
             or as `user item item ...` (.txt). Items that the model does not know are skipped and counted.
-        k: Most items of a list.
+        k: Largest number of items in a list.
         exclude_seen: Leave out the items of the history.
-        user_column: Column of the user's id; auto: named as in the training data, or user where the file has that
+        user_column: Column of the user's id; auto: named as in the training data, or user if the file has that
             instead.
         item_column: Column of the item's id, where a row is an interaction; auto: as in training, or item.
         time_column: Column of the time, where a row is an interaction; auto: as in training, or timestamp; null if rows
@@ -113,7 +113,7 @@ def _columns(given: dict[str, Any], defaults: dict[str, Any]) -> Columns:
 
 
 def _with_titles(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
-    """The same with a column titles, null where an item has none."""
+    """The same with a column titles, null for items without one."""
     title = pl.element().replace_strict(names["item"], names["title"], default=None)
     return rows.with_columns(pl.col("items").list.eval(title).alias("titles"))
 

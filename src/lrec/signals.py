@@ -1,4 +1,4 @@
-"""How a scheduler says stop, and the exit code that answers: start the same command again. Without Lightning."""
+"""Signals with which a scheduler stops a process, and the exit code that says: start the same command again."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 @contextmanager
 def on_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Call `handler` on each of the signals, then restore the handlers of before; a thread can do neither."""
+    """Call `handler` on each of SIGNALS, then restore the earlier handlers; outside the main thread, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: its row in the table of runs, and its items in the projector."""
+"""What TensorBoard shows of a run besides its curves: its row in the table of runs, and its items in the projector."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ COMPARED = ("val/loss", "val/NDCG@10_unseen", "test/loss", "test/NDCG@10", "test
 
 
 class RunTable(Callback):
-    """A row for the run in TensorBoard's HPARAMS: the options of model and data, with the figures of val and test."""
+    """A row for the run in TensorBoard's HPARAMS: the options of model and data, with the metrics of val and test."""
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the options that config.yaml has; the figures are the curves of their names."""
+        """Write the options in config.yaml; TensorBoard takes the metrics from the curves of the same names."""
         run = Run(Path(trainer.default_root_dir))
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not run.config_file.is_file() or not loggers:
@@ -78,7 +78,7 @@ class ItemProjector(Callback):
         if self.names is not None:
             shown = shown.join(self.names, on="item", how="left", maintain_order="left")
         shown = shown.select(column for column in shown if not column.is_null().all())
-        # A row is a line of the file, whatever is in a title.
+        # Each row must be one line of the file, whatever a title contains.
         plain = [" ".join(str(value if value is not None else "").split()) for row in shown.rows() for value in row]
         lines = ["\t".join(plain[i : i + shown.width]) for i in range(0, len(plain), shown.width)]
         write_text(run / "projector" / "items.tsv", "\n".join(["\t".join(shown.columns), *lines]) + "\n")

@@ -1,4 +1,4 @@
-"""Throughput: how fast a run trains, how much of it is real work, and how near it comes to what the machine can do."""
+"""Throughput: how fast a run trains, how much of it is real work, and how close it is to what the machine can do."""
 
 import resource
 import sys
@@ -16,23 +16,23 @@ from lrec.files import write_json
 from lrec.module import SequentialRecommender
 
 GIB = 2**30
-# Side of the square matrices whose product is the measure: large enough for the best rate, small enough for a moment.
+# Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What a stretch of training did; evaluation and saving are not counted, waiting for data is.
+    """The speed of a part of training; evaluation and saving do not count, waiting for data does.
 
     Attributes:
         targets_per_s: Real targets per second, over all ranks.
         real_share: Share of the positions of this rank's batches that are real, not padding.
         flops_per_s: FLOPs of forward and backward per second, over all ranks: blocks, attention, head.
-        mfu: Those as a share of all ranks' measured matrix-product rate.
+        mfu: Model FLOPs utilisation: the share of the ranks' measured matrix-product rate.
         peak_flops_per_s: Measured rate of one rank.
         memory_gib: Peak memory of this rank so far: allocated on a GPU, the process on a CPU.
-        seconds: Length of the stretch.
+        seconds: Duration of this part.
     """
 
     targets_per_s: float
@@ -44,7 +44,7 @@ class Rate:
     seconds: float
 
     def line(self) -> str:
-        """In one line."""
+        """As one line of text."""
         return (
             f"{self.targets_per_s:,.0f} targets/s, {self.real_share:.1%} of the positions real, "
             f"{self.flops_per_s / 1e9:,.1f} GFLOP/s = {self.mfu:.0%} of the matrix products' "
@@ -55,11 +55,11 @@ class Rate:
 class Throughput(Callback):
     """Log perf/ every `log_every_n_steps`, and write RUN/throughput.json and a line at the end of fit.
 
-    Clocks are read when Lightning logs, so a GPU is not made to wait at every step.
+    Clocks are read when Lightning logs, so that a GPU does not have to wait at every step.
     """
 
     def __init__(self) -> None:
-        """Nothing to choose."""
+        """No options."""
         self.summary: str | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,7 +98,7 @@ class Throughput(Callback):
             self.recent = _Stretch(_model(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum up the whole fit."""
+        """Report the whole fit."""
         rate = self.total.rate(trainer, _model(pl_module), self.peak_flops_per_s)
         if rate.seconds > 0:
             self._report(trainer, rate)
@@ -155,7 +155,7 @@ class _Stretch:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a large square matrix product: the best of those that fit into a fifth of a second."""
+    """FLOPs per second of a large square matrix product, the best of as many as run in a fifth of a second."""
     side = PEAK_SIDE.get(device.type, 1024)
     matrix = torch.ones(side, side, device=device, dtype=dtype)
     product = matrix @ matrix
@@ -172,7 +172,7 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 @rank_zero_only
 def _hint_at_float32(trainer: Trainer, device: torch.device, dtype: torch.dtype, peak_flops_per_s: float) -> None:
-    """Say so where a processor has no instructions for the type: training would take many times as long."""
+    """Print a hint if the processor has no instructions for the type, which slows training down many times."""
     if device.type != "cpu" or dtype == torch.float32:
         return
     float32 = measure_peak(device, torch.float32)

@@ -5,7 +5,7 @@
 2018    item, user, rating, seconds; no header                  the same
 2023    header user_id,parent_asin,rating,timestamp (ms)        user_id, parent_asin, rating, timestamp (ms)
 
-Any of them plain or compressed (.gz, .xz, .zst), one file per domain, whose name tells the domain: Books.csv,
+Files are plain or compressed (.gz, .xz, .zst). There is one per domain, and its name tells the domain: Books.csv,
 ratings_Books.csv, reviews_Books_5.json.gz and amazon2018_Books.csv.gz are all of the domain Books.
 """
 
@@ -52,8 +52,8 @@ class _File(NamedTuple):
 class AmazonDataModule(SequenceDataModule):
     """Amazon reviews, each an interaction whatever its rating; several domains make one sequence per user, in time.
 
-    Each item is tagged with its domain; one that stands in several domains' files has the first domain by name. A row
-    that stands in several files, identical in every column, is one interaction. Where a user's interactions tie in
+    Each item is tagged with its domain; an item in the files of several domains gets the first domain by name. A row
+    that several files have, identical in every column, is one interaction. Where a user's interactions tie in
     time, those of the first domain by name come first.
     """
 
@@ -109,7 +109,7 @@ class AmazonDataModule(SequenceDataModule):
                 if file.layout == "csv" and header is not None:
                     _refuse_other_year(table, self.year)
                 self._refuse_missing(table)
-            # Reviews leave out what is not known, ratings have only four columns.
+            # Reviews leave out unknown keys, and ratings have only four columns.
             yield replace(table, keys_vary=True, domain=file.domain)
 
     def _refuse_missing(self, table: Table) -> None:

@@ -21,14 +21,14 @@ from lrec.errors import UserError
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
 POOL_STEPS = 64
-# Kinds of length that alternate; an optimizer's momentum is a mean over about as many steps.
+# Classes of length that alternate; an optimizer's momentum averages over about as many steps.
 LENGTH_CLASSES = 8
 MAX_EVAL_ROWS = 1024
 MAX_EVAL_POSITIONS = 16384
 
 
 class TrainBatch(NamedTuple):
-    """A micro-batch of training windows; one row of item 0 without targets if there is nothing for it."""
+    """A micro-batch of training windows; if there are no windows for it, one row of item 0 without targets."""
 
     items_BL: Tensor  # int64
     positions_M: Tensor  # int64, flat b*L + l of each position that predicts a target, ascending
@@ -143,11 +143,11 @@ def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
 def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """A random place in the epoch for each step, such that a few steps in a row have lengths of all kinds.
 
-    Steps of one length after the other would make the optimizer follow the users who have it.
+    Many steps of one length in a row would pull the optimizer towards the users with histories of that length.
     """
     keys_T = np.empty(len(lengths_T))
     for alike in np.array_split(np.argsort(lengths_T, kind="stable"), LENGTH_CLASSES):
-        # One step in each of len(alike) equal stretches of the epoch.
+        # One step in each of len(alike) equal parts of the epoch.
         keys_T[alike] = (random.permutation(len(alike)) + random.random(len(alike))) / max(len(alike), 1)
     places_T = np.empty(len(lengths_T), dtype=np.int64)
     places_T[np.argsort(keys_T, kind="stable")] = np.arange(len(lengths_T))
@@ -228,7 +228,7 @@ class HistoryBatch(NamedTuple):
 
 
 def history_batch(items_N: np.ndarray, lengths_B: np.ndarray, max_len: int, n_items: int) -> HistoryBatch:
-    """The batch of these histories, laid end to end; items are catalogue indices, and -1 outside is left out."""
+    """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out."""
     rows_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
     known_N = items_N >= 0
     items_N, rows_N = items_N[known_N], rows_N[known_N]
@@ -247,7 +247,7 @@ def history_batch(items_N: np.ndarray, lengths_B: np.ndarray, max_len: int, n_it
 
 
 def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of so many values, laid end to end, as (B, L) with zeros on the right, and each value's flat index there."""
+    """Rows that are laid end to end, as (B, L) with zeros on the right, and the flat index of each value in it."""
     values_BL = np.zeros((len(lengths_B), max(int(lengths_B.max()), 1)), values_N.dtype)
     flat_N = ranges(np.arange(len(lengths_B)) * values_BL.shape[1], lengths_B)
     values_BL.ravel()[flat_N] = values_N
@@ -273,7 +273,7 @@ class Ranks(NamedTuple):
 
 
 def _serve(dataset: Dataset, keys: Sequence, num_workers: int) -> DataLoader:
-    # Its own generator: DataLoader would draw from the global one, and what is trained would depend on it.
+    # A generator of its own: DataLoader would draw from the global one and so change what is trained.
     return DataLoader(
         dataset, batch_size=None, sampler=keys, num_workers=num_workers, generator=torch.Generator().manual_seed(0)
     )
@@ -303,8 +303,8 @@ class TrainLoader:
     """This rank's micro-batches of one epoch per pass; it owns (epoch, step consumed) and resumes exactly.
 
     Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one.
-    The state may be loaded on another number of ranks, but in mid-epoch only with the same accumulation, because
-    Lightning goes on counting micro-batches.
+    The state may be loaded on another number of ranks, but in the middle of an epoch only with the same accumulation,
+    because Lightning continues to count micro-batches.
     """
 
     def __init__(

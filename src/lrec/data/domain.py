@@ -1,7 +1,7 @@
 """One domain of a data set, cut where all of its domains together are cut.
 
-A model of one domain may then start from one of all domains, and be compared with it: nothing that is held out for one
-was trained on by the other.
+A model of one domain may then start from a model of all domains and be compared with it: neither was trained on what is
+held out for the other.
 
 Shape suffixes: U users, N interactions, I items of the store.
 """
@@ -20,7 +20,7 @@ from lrec.files import json_hash
 
 @dataclass(frozen=True)
 class DomainStore(Store):
-    """A store's interactions with the items of one domain; users and items, and their numbers, are the store's."""
+    """A store's interactions with the items of one domain; users and items keep the store's indices."""
 
     domain: str
 
@@ -73,7 +73,7 @@ def of_domain(split: Split, domain: str) -> Split:
     before_N1 = np.concatenate([[0], np.cumsum(store.kept_N)])
 
     def within(positions_U: np.ndarray) -> np.ndarray:
-        """How many of a user's first interactions are the domain's."""
+        """How many of each user's first `positions_U` interactions are the domain's."""
         return before_N1[whole.offsets_U1[:-1] + positions_U] - before_N1[whole.offsets_U1[:-1]]
 
     def part(first_U: np.ndarray, number_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,11 +19,11 @@ _TIMEOUT_S = 30
 def fetch(url: str, path: Path) -> None:
     """Download `url` to `path` unless it is there; processes that want the same file wait for the first.
 
-    What was received before a failure stays beside `path` and is gone on with, unless the file changed on the server.
-    The MD5 is the one in the file `url`.md5, where the server has that.
+    What was received before a failure stays beside `path`, and the next call resumes from it unless the file changed on
+    the server. The MD5 comes from the file `url`.md5, where the server has one.
 
     Raises:
-        UserError: The file cannot be fetched whole; the sentence says where to put it by hand.
+        UserError: The file cannot be fetched whole; the message says where to put it by hand.
     """
     if path.exists():
         return
@@ -81,7 +81,7 @@ def _published_md5(url: str) -> str | None:
 
 
 def _append(url: str, part: Path, start: int, total: int) -> None:
-    """Receive what follows the first `start` bytes, or everything where the server knows no ranges."""
+    """Receive what follows the first `start` bytes, or everything where the server does not support ranges."""
     with _open(url, Range=f"bytes={start}-") as response:
         resumed = response.status == 206
         if resumed and not response.headers["Content-Range"].startswith(f"bytes {start}-"):

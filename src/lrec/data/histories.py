@@ -1,4 +1,4 @@
-"""Histories that are to be gone on with: from a table in memory, or from a file, block by block.
+"""Histories to be continued by recommendations: from a table in memory, or from a file, block by block.
 
 Shape suffixes: B histories.
 """
@@ -19,7 +19,7 @@ from lrec.data.readers import Columns, Format, infer_format, read_table, to_inte
 from lrec.data.store import Store
 from lrec.errors import UserError
 
-# Enough to find histories of like length that are encoded together; few enough that their lists take little memory.
+# Enough to batch histories of similar length; few enough that their lists take little memory.
 BLOCK = 8192
 
 
@@ -31,7 +31,7 @@ class Histories(NamedTuple):
     lengths_B: np.ndarray
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
-        """The same, so many at a time."""
+        """The same histories, `size` at a time."""
         ends_B = np.cumsum(self.lengths_B)
         for start in range(0, len(self.users), size):
             lengths_B = self.lengths_B[start : start + size]
@@ -56,7 +56,7 @@ def histories_of(table: Any) -> Histories:
             users are numbered from 0.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is something else.
     """
     if not hasattr(table, "columns"):
         return _of_lists(None, _lists(table))
@@ -86,7 +86,7 @@ def histories_in(
         path: The file, plain or compressed.
         file_format: Its format; None for what its name tells.
         reading: Names of its columns, `time` None where interactions are in time order; and which of these count.
-        otherwise: Each name is taken where the file has it and does not have that of `reading`.
+        otherwise: Names to fall back on where the file lacks the column that `reading` names.
 
     Raises:
         UserError: the file is damaged, or does not have these columns.
@@ -142,7 +142,7 @@ def _of_lists(users: pl.Series | None, lists: pl.Series) -> Histories:
 
 
 def _of_rows(frame: pl.DataFrame) -> Histories:
-    """From user and item, the rows of a user beside each other."""
+    """From columns user and item; the rows of a user are adjacent."""
     runs = frame["user"].rle()
     return Histories(runs.struct.field("value"), frame["item"], runs.struct.field("len").to_numpy().astype(np.int64))
 

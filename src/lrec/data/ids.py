@@ -10,16 +10,16 @@ _NUMPY_INTEGERS = {pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, p
 
 
 class Ids:
-    """Raw ids as codes in the order of first sight; at the end the codes' ranks in text order.
+    """Raw ids as codes in the order in which they appear; at the end, the rank of each code in text order.
 
-    An integer is the same id as the text that spells it.
+    An integer and the text that spells it are the same id.
 
     Shape suffixes: N rows, K ids.
     """
 
     def __init__(self) -> None:
         self._type = pl.Categorical(pl.Categories.random())
-        # Polars forgets the codes with the last column that has them.
+        # Polars drops the codes with the last column that uses them.
         self._anchor = pl.Series([], dtype=self._type)
         self._counts_K = np.zeros(0, dtype=np.int64)
         self._code_of_integer = np.zeros(0, dtype=np.uint32)
@@ -38,7 +38,7 @@ class Ids:
     def ranked(self) -> tuple[pl.Series, np.ndarray, np.ndarray]:
         """The ids in text order, each code's place in it (int32), and the rows of each id, in text order."""
         codes = pl.Series("raw_id", np.arange(len(self._counts_K), dtype=np.uint32))
-        # Codes of another column's ids may lie between: they have no rows.
+        # Codes that belong to another column have no rows here.
         codes = codes.filter(pl.Series(self._counts_K > 0))
         ids = codes.cat.to(self._type).cast(pl.String)
         order = ids.arg_sort().to_numpy()

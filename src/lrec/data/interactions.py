@@ -59,7 +59,7 @@ class InteractionsDataModule(SequenceDataModule):
 
     @property
     def store_name(self) -> str:
-        """The file's or folder's name, as far as it can name a folder."""
+        """The name of the file or folder, without characters that a folder's name should not have."""
         return re.sub(r"[^\w-]+", "_", self.path.name.split(".")[0]).strip("_") or "interactions"
 
     def source(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _RATINGS = re.compile(r"(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|
 
 
 class MovieLensDataModule(SequenceDataModule):
-    """MovieLens ratings, each an interaction whatever its value; downloaded from GroupLens unless they are at hand."""
+    """MovieLens ratings, each an interaction whatever its value; downloaded from GroupLens unless they are there."""
 
     columns = _COLUMNS
 
@@ -58,7 +58,7 @@ class MovieLensDataModule(SequenceDataModule):
 
     @property
     def store_name(self) -> str:
-        """ml-VERSION, as far as the names tell it."""
+        """ml-VERSION, or movielens where no name tells the version."""
         version = self.version or _version_of(self._file())
         return f"ml-{version}" if version else "movielens"
 
@@ -88,7 +88,7 @@ class MovieLensDataModule(SequenceDataModule):
             named = [file for file in files if _version_of(file) == self.version]
             files = named or [file for file in files if _version_of(file) is None]
         ratings = [file for file in files if _layout(file.name) is not None]
-        # An unpacked data set often lies beside its zip.
+        # An unpacked data set often has its zip beside it.
         found = ratings or [file for file in files if file.suffix == ".zip" and _version_of(file)]
         wanted = "MovieLens ratings" if self.version is None else f"ratings of MovieLens {self.version}"
         if not found:
@@ -130,14 +130,14 @@ def _parse(parts: Iterable[bytes], file_name: str, name: str) -> Iterator[Table]
         case "u.data":
             yield from csv_tables(parts, name, "\t", header, _COLUMNS.integers)
         case "ratings.dat":
-            # Polars takes one byte as separator; no field of this file holds a tab.
+            # Polars accepts separators of one byte; no field of this file contains a tab.
             yield from csv_tables(_single_separators(parts), name, "\t", header, _COLUMNS.integers)
         case _:
             yield from csv_tables(parts, name, ",", integers=_COLUMNS.integers)
 
 
 def _single_separators(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Tabs for double colons, also for one that is cut between two pieces."""
+    """Tabs for double colons, also for a pair that is cut between two pieces."""
     held = b""
     for part in parts:
         text = (held + part).replace(b"::", b"\t")

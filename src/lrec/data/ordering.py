@@ -1,8 +1,8 @@
 """Rows of any number, in bounded memory: kept in the order of their source, then handed out user after user.
 
-Rows are columns of integers, in pieces. They stay in memory up to a limit, beyond it they lie in a file. Either way
-every piece is split into ranges of users of a size that fits, and each range is ordered by itself: the result is the
-same.
+Rows are columns of integers, in pieces. They stay in memory up to a limit; beyond it they go to a file. Either way
+every piece is split into ranges of users of a size that fits, and each range is ordered by itself, so the result is
+the same.
 
 Shape suffixes: N rows of a range, U users, I items, K ids.
 """
@@ -20,7 +20,7 @@ from lrec.data.store import write_array
 from lrec.data.threads import mapped
 
 REST = "rest"
-# A domain that is the file's, not the row's: rows that differ in it alone are equal.
+# A domain that belongs to the file, not to the row: rows that differ only in it are duplicates.
 FILE_DOMAIN = "file_domain"
 
 # Columns of consecutive rows, by name.
@@ -35,7 +35,7 @@ class Pieces:
         self._limit = limit
         self._held: list[Piece] = []
         self._size = 0
-        # Of each piece in the file: where it begins, its rows, and its columns' types.
+        # Of each piece in the file: its offset, its number of rows, and the types of its columns.
         self._written: list[tuple[int, int, dict[str, np.dtype]]] = []
         self.spilled = False
 
@@ -78,7 +78,7 @@ class Pieces:
 
 
 def narrow(values_N: np.ndarray) -> np.ndarray:
-    """A copy of the integers, in 2 or 4 bytes each where these hold them all."""
+    """A copy of the integers, in 2 or 4 bytes each if these suffice for all of them."""
     if len(values_N) == 0 or values_N.min() < 0:
         return values_N.copy()
     most = values_N.max()
@@ -91,8 +91,8 @@ class Ordered(NamedTuple):
     Attributes:
         first_user: The first of the users.
         lengths_U: Interactions of each user.
-        columns: item, and time, domain or FILE_DOMAIN, and row (number in the source) where there are any.
-        repeats_dropped: Interactions of these users with an item they had already, where those are dropped.
+        columns: item, and where there are any: time, domain or FILE_DOMAIN, and row (number in the source).
+        repeats_dropped: How many interactions with an item that the user already had were dropped.
     """
 
     first_user: int
@@ -117,11 +117,11 @@ def ordered(
 ) -> Iterator[Ordered]:
     """Rows by (user, time, place in the source), without those that are identical to an earlier one.
 
-    They are split at once, in the thread of the caller: freed memory is used again by the thread that had it. Each
-    range is ordered when it is asked for.
+    They are split at once, in the thread of the caller, because freed memory is reused by the thread that allocated it.
+    Each range is ordered when it is needed.
 
     Args:
-        rows: Columns user and item (codes), and where there are any time, domain, row and REST; they are used up.
+        rows: Columns user and item (codes), and where there are any, time, domain, row and REST; they are consumed.
         folder: Where ranges of users lie if `rows` spilled.
         user_rank_K: Place of each user code in the order of users.
         item_rank_K: Place of each item code in the order of items.
@@ -162,7 +162,7 @@ def _concatenated(pieces: list[Piece]) -> Piece:
 
 
 def _joined(pieces: Iterable[Piece], least: int) -> Iterator[Piece]:
-    """The same rows in pieces of at least so many rows."""
+    """The same rows in pieces of at least `least` rows."""
     held: list[Piece] = []
     for piece in pieces:
         held.append(piece)
@@ -218,7 +218,7 @@ def _stable_order(users_N: np.ndarray, times_N: np.ndarray | None) -> np.ndarray
 def _first_of_equal(users_N: np.ndarray, rows: Piece, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
     """Whether each row, in order, is the first of those that are equal in all but their place and their file.
 
-    `rest_N` is in the order of the source yet: only that of few rows is looked at.
+    `rest_N` is still in the order of the source, because only few of its entries are needed.
     """
     fresh_N = np.ones(len(users_N), dtype=bool)
     suspects = np.arange(len(users_N))
@@ -231,7 +231,7 @@ def _first_of_equal(users_N: np.ndarray, rows: Piece, rest_N: np.ndarray, order_
     if len(suspects):
         compared = {name: column[suspects] for name, column in rows.items() if name not in ("row", FILE_DOMAIN)}
         frame = pl.DataFrame({"user": users_N[suspects], **compared, REST: rest_N[order_N[suspects]]})
-        # Equal hashes only make rows suspect; comparing all rows would cost several times the time and memory.
+        # Equal hashes only select the rows to compare; comparing all would take several times the time and memory.
         equal = frame.hash_rows().is_duplicated().to_numpy()
         suspects = suspects[equal]
         first = frame.filter(equal).select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
@@ -240,7 +240,7 @@ def _first_of_equal(users_N: np.ndarray, rows: Piece, rest_N: np.ndarray, order_
 
 
 class Spool:
-    """Ordered interactions that are gone over several times: in memory, or in a file."""
+    """Ordered interactions to be read several times: in memory, or in a file."""
 
     def __init__(self, parts: Iterator[Ordered], file: Path, in_file: bool) -> None:
         self._pieces = Pieces(file, 0 if in_file else math.inf)
@@ -260,7 +260,7 @@ def find_core(
     """Which users and which items belong to the largest subset in which each has at least k interactions.
 
     Args:
-        parts: Gives all interactions; called once a round.
+        parts: Returns all interactions; called once a round.
         n_users: Number of users.
         n_items: Number of items.
         k: At least 1.

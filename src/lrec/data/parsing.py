@@ -20,7 +20,7 @@ from lrec.data.threads import mapped
 from lrec.errors import UserError
 
 _BATCH = 500_000
-_NESTED_BATCH = 50_000  # of rows that hold a list each
+_NESTED_BATCH = 50_000  # for rows that contain lists
 _SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONG_NUMBER = re.compile(rb"[:,\[\s](-?\d{19,})(?=[,\]}\s])")
@@ -35,9 +35,9 @@ class Table:
         frame: All its columns.
         first_row: Number of the first row of `frame`, counted from 1, header included.
         keys_vary: A column of the file may be absent where all of its values here are null.
-        domain: The domain of all the file's rows, where the file as a whole has one. It is no column: rows that differ
-            in nothing else are duplicates.
-        text: The file is text: a column of integers has only such as the text spells in their shortest form.
+        domain: The domain of the whole file, if it has one. It is not a column: rows that differ in nothing else are
+            duplicates.
+        text: The file is text; a column of integers then has only integers that the text spells in the shortest form.
     """
 
     name: str
@@ -62,7 +62,7 @@ def csv_tables(
         name: The file, for messages.
         separator: One character.
         header: Names of the columns of a file without a header.
-        integers: Columns that become integers, block by block, where nothing is lost by it: it is several times faster.
+        integers: Columns to parse as integers, block by block, where that loses nothing; it is several times faster.
     """
     blocks = row_blocks(parts, name, quotes=True)
     row = 1
@@ -102,7 +102,7 @@ class _Block(NamedTuple):
 
 
 def _measured(blocks: Iterable[bytes], name: str, separator: str, row: int) -> Iterator[_Block]:
-    """Blocks of text with their rows counted; what no row may hold is refused."""
+    """Blocks of text with their rows counted; UserError for characters that no row may contain."""
     for text in blocks:
         _refuse_nul(text, name, row)
         if quoted := b'"' in text:
@@ -142,7 +142,7 @@ def _csv_block(block: _Block, name: str, separator: str, header: list[str], inte
         if frame is not None:
             return frame
     problem = ""
-    # Polars takes a byte order mark off whatever it reads; only the file's own, gone by now, is none of the text.
+    # Polars removes a byte order mark from whatever it reads. That of the file is already gone; any other is text.
     text = BYTE_ORDER_MARK + block.text if block.text.startswith(BYTE_ORDER_MARK) else block.text
     try:
         frame = pl.read_csv(
@@ -155,7 +155,7 @@ def _csv_block(block: _Block, name: str, separator: str, header: list[str], inte
     except PolarsError as error:
         problem = f" ({first_line(error)})"
     else:
-        # Polars fills a row that is too short with nulls; rows that are too long it refuses. So the sum tells.
+        # Polars refuses rows that are too long, but fills short ones with nulls: the number of separators shows those.
         if whole and frame.height == block.rows:
             return frame
     _refuse_row(block.text, name, block.row, separator, len(header))
@@ -163,9 +163,9 @@ def _csv_block(block: _Block, name: str, separator: str, header: list[str], inte
 
 
 def _integer_block(block: _Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
-    """The block with those of `integers` as integers that its first row has in their shortest spelling.
+    """The block, with those columns of `integers` as integers that its first row spells in the shortest form.
 
-    None where there are none, or where a row spells them otherwise: that alone makes the text longer than its parts.
+    None if there are none, or if a row spells one otherwise, which the length of the text reveals.
     """
     first = block.text[: block.text.find(b"\n")] if block.rows > 1 else block.text
     fields = dict(zip(header, first.split(separator.encode()), strict=False))
@@ -212,7 +212,7 @@ def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[in
     bad = np.concatenate([bad_open, bad_close, quotes[-1:] if len(quotes) % 2 else quotes[:0]])
     if len(bad):
         place = int(bad.min())
-        # A row that begins in front of a quote which is never closed has no end of its own.
+        # A row with a quote that is never closed has no end of its own.
         number = row + int(np.searchsorted(ends, place))
         raise UserError(f"{name}, row {number}: a quote that does not enclose a whole field")
     returns = _outside(np.flatnonzero(text == ord("\r")), quotes)
@@ -233,7 +233,7 @@ def _refuse_return(name: str, row: int) -> NoReturn:
 
 def _refuse_nul(block: bytes, name: str, row: int) -> None:
     if (place := block.find(b"\0")) >= 0:
-        # A file in another encoding has NULs too; what is not UTF-8 in front of them tells it better.
+        # A file in another encoding has NULs too; bytes before them that are not UTF-8 make a clearer message.
         decode(block[:place], name, row)
         number = row + block.count(b"\n", 0, place)
         raise UserError(f"{name}, row {number}: a NUL byte")
@@ -262,7 +262,7 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
         try:
             try:
                 columns = pl.read_ndjson(block, infer_schema_length=None).columns
-            except PolarsError:  # a damaged line, or types of a column that do not go together
+            except PolarsError:  # a damaged line, or a column of incompatible types
                 columns = _json_keys(block, name, row)
             frame = pl.read_ndjson(block, schema=dict.fromkeys(columns, pl.String))
         except PolarsError as error:
@@ -330,12 +330,12 @@ def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
 def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
     """Read a Parquet file batch by batch, with the types of its columns."""
     try:
-        # Engines that write in parallel leave files without rows: their columns still count.
+        # Engines that write in parallel leave files without rows, whose columns are still checked.
         yield Table(name, pl.read_parquet(source, n_rows=0, hive_partitioning=False), 1)
         rows = pl.scan_parquet(source, hive_partitioning=False)
         nested = any(dtype.is_nested() for dtype in rows.collect_schema().dtypes())
         batch = _NESTED_BATCH if nested else _BATCH
-        # One slice after the other: collect_batches decodes up to 128 row groups ahead, which is most files whole.
+        # Slice by slice: collect_batches decodes up to 128 row groups ahead, which for most files is everything.
         for start in range(0, rows.select(pl.len()).collect().item(), batch):
             yield Table(name, rows.slice(start, batch).collect(), start + 1)
     except FileNotFoundError:

@@ -1,5 +1,9 @@
 """Raw interactions in, a store out: k-core to its fixed point, stable order, integer encoding, statistics.
 
+Reading, ordering and encoding are written by hand, block by block: Polars' streaming engine and DuckDB make the same
+arrays of 20 million rows in two to four times the processor time and three to four times the memory, without the row
+number of a mistake (benchmarks/prepare.md).
+
 Shape suffixes: N interactions, U users, I items.
 """
 
@@ -27,7 +31,7 @@ from lrec.errors import UserError
 from lrec.files import file_hash, json_hash, locked, replacing, write_json
 
 _GIB = 1 << 30
-# Bytes per row of a range of users while it is put in order, all copies counted.
+# Bytes per row of a range of users while it is ordered, including all copies.
 _ORDERING_BYTES = 512
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.\d+\.[0-9a-f]{8}\.tmp")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -36,7 +40,7 @@ _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 
 @dataclass(frozen=True)
 class RawInteractions:
-    """What a data set hands over: its rows in the order of the source, and what it says of itself.
+    """What a data set hands over: its rows in the order of the source, and facts about itself.
 
     Attributes:
         frame: A frame, or consecutive ones, with columns user and item (strings or integers), time (integers, absent
@@ -52,7 +56,7 @@ class RawInteractions:
     repeats: bool = True
 
     def frames(self) -> Iterable[pl.DataFrame]:
-        """The frames, once."""
+        """The frames; they can be read once."""
         if isinstance(self.frame, pl.DataFrame | pl.LazyFrame):
             return [self.frame.lazy().collect()]
         return self.frame
@@ -84,8 +88,8 @@ def prepare_store(
         source: JSON-able identity of the raw data (file hashes, options of reading).
         k_core: Keep users and items with at least so many interactions among the kept; 0 keeps all.
         read: Reads the raw data; called only if the store is not there.
-        memory_gib: Memory for the rows, in GiB; what does not fit lies in a temporary folder beside the store. None:
-            half of what the machine has available. The store does not depend on it.
+        memory_gib: Memory for the rows, in GiB; what does not fit goes to a temporary folder beside the store. None:
+            half of the available memory. The store does not depend on it.
     """
     path = store_path(data_dir, name, source, k_core)
     if path.exists():
@@ -94,7 +98,7 @@ def prepare_store(
         if path.exists():
             return path
         for left in Path(data_dir).iterdir():
-            # Left by a process that was killed: whoever prepares holds the lock.
+            # Left by a process that was killed: a running one would hold the lock.
             if _TEMPORARY.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
         print(f"preparing {path}", file=sys.stderr)
@@ -108,7 +112,7 @@ def prepare_store(
 
 @contextmanager
 def _writing_to(data_dir: Path) -> Iterator[None]:
-    """Turn what may be wrong with the folder of stores into UserErrors."""
+    """Raise a UserError where the folder of stores has no room or cannot be used."""
     try:
         yield
     except OSError as error:
@@ -132,8 +136,8 @@ def _available_gib() -> float:
 def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, memory: int) -> None:
     """Fill the store's folder.
 
-    Memory: a quarter for the rows as read, as much for their copy by ranges, a quarter for the range that is ordered;
-    the rest for what is being read and for the ids.
+    Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
+    is being ordered, and the rest for the block that is being read and the ids.
     """
     progress = Progress()
     work = folder / "work"
@@ -152,7 +156,7 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     user_ids, user_rank_K, counts_U = users.ranked()
     item_ids, item_rank_K, _ = items.ranked()
     domain_ids, domain_rank_K, _ = domains.ranked()
-    # Ranges that fit the cache are fastest; more than a few hundred of them are not.
+    # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, n_rows >> 10))
     progress.stage("order" if k > 1 else "order and write")
     parts = ordered(rows, work, user_rank_K, item_rank_K, counts_U, range_rows, raw.repeats)
@@ -205,7 +209,7 @@ def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
 
 
 def _refuse_unfit(frame: pl.DataFrame, name: str, first_row: int) -> None:
-    """Raise where a data set's own `read` gives something else than a `RawInteractions` holds."""
+    """Raise UserError where a data set's `read` gives a frame that is not as `RawInteractions` says."""
     if missing := {"user", "item"} - set(frame.columns):
         raise UserError(f"{name}: read() gives no column {min(missing)}; its columns are {', '.join(frame.columns)}")
     for column, dtype in frame.schema.items():
@@ -221,7 +225,7 @@ def _refuse_unfit(frame: pl.DataFrame, name: str, first_row: int) -> None:
 def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids) -> Piece:
     """A frame's rows as integers; `row`, the number in the source, where there are domains.
 
-    Nothing of the frame stays in use: Polars does not give back to numpy what it frees.
+    Everything is copied from the frame: memory that Polars frees is not available to numpy.
     """
     piece = {"user": narrow(users.encode(frame["user"])), "item": narrow(items.encode(frame["item"]))}
     if "time" in frame.columns:

@@ -1,4 +1,4 @@
-"""`lrec data prepare`: apart from `describe`, because the DataModule's type brings Lightning with it."""
+"""`lrec data prepare`, apart from `describe`, because it imports the DataModules and so Lightning."""
 
 from lrec.data.datasets import SequenceDataModule
 from lrec.data.describe import describe, print_rows

@@ -8,7 +8,7 @@ from collections.abc import Callable
 class Progress:
     """Rows and seconds of each stage; silent for the first two seconds.
 
-    On a terminal one line is written over and over, elsewhere a line every ten seconds.
+    On a terminal one line is updated in place; elsewhere a line is printed every ten seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,7 +26,7 @@ class Progress:
         self._stage, self._rows, self._stage_start = name, 0, self._clock()
 
     def add(self, rows: int) -> None:
-        """Note that so many more rows of the stage are done."""
+        """Count more rows of the stage."""
         self._rows += rows
         now = self._clock()
         if now >= self._next:

@@ -1,6 +1,6 @@
 """Raw files in, checked interactions out, block by block.
 
-Whatever is wrong with a file ends as a UserError that names the file and the row, counted from 1, header included.
+Any mistake in a file is a UserError that names the file and the row, counted from 1 with the header.
 """
 
 import io
@@ -37,7 +37,7 @@ _FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are used; None: there is none."""
+    """Names of the columns that are used; None where there is no such column."""
 
     user: str
     item: str
@@ -47,12 +47,12 @@ class Columns:
 
     @property
     def integers(self) -> tuple[str, ...]:
-        """Those that are read as integers where their text allows it."""
+        """Columns that are read as integers where their text allows it."""
         return (self.user, self.item) if self.time is None else (self.user, self.item, self.time)
 
 
 def infer_format(name: str) -> Format | None:
-    """The format a file's name tells, a compression's ending aside."""
+    """The format that a file's ending tells, apart from that of a compression."""
     path = Path(name)
     if path.suffix in COMPRESSIONS:
         path = path.with_suffix("")
@@ -76,7 +76,7 @@ def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Ta
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, decompressed as its ending says."""
+    """The bytes of a file, decompressed according to its ending."""
     data = b"".join(pieces(path))
     if not data.strip():
         raise UserError(f"{path} is empty")
@@ -89,7 +89,7 @@ def to_interactions(
     """Check the rows that are used and keep ratings of at least `min_rating`.
 
     Args:
-        tables: Raw tables with the same columns; the rows of a file follow each other.
+        tables: Raw tables with the same columns; the rows of a file are consecutive.
         columns: Which of their columns are used.
         min_rating: Least rating of a row that is kept; None keeps all.
         duplicates: Keep rows that are identical in every column.
@@ -156,7 +156,7 @@ class _Agreement:
 
 
 class _Units:
-    """The unit of each file's times: dates are read as microseconds, and of numbers the median tells."""
+    """The unit of each file's times: microseconds for dates; for numbers, the median decides."""
 
     def __init__(self) -> None:
         self._dates: dict[str, bool] = {}
@@ -183,9 +183,9 @@ class _Units:
 
 
 def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Series | None) -> pl.Series:
-    """64 bits of each row's columns apart from `exact`, for telling rows that are identical in every column.
+    """A hash of 64 bits of each row's columns apart from `exact`, to find rows that are identical in every column.
 
-    A sum over columns, so that a JSON object's key that is absent equals null, and the order of keys is no matter.
+    It is a sum over columns, so that a missing key of a JSON object equals null and the order of keys does not matter.
     """
     total = np.zeros(table.frame.height, dtype=np.uint64)
     for column, raw in table.frame.to_dict().items():
@@ -195,7 +195,7 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
             if raw.dtype.is_integer():
                 continue
             if raw.dtype == pl.String:
-                # Text that is not the number's own spelling tells more than the number.
+                # Text that spells a number unusually differs from another spelling of the same number.
                 unusual = _unusual_numbers(raw, times)
                 if len(unusual) == 0:
                     continue
@@ -212,19 +212,19 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
 
 
 def _unusual_numbers(raw: pl.Series, numbers: pl.Series) -> np.ndarray:
-    """Rows whose text is not the number's own spelling."""
+    """Rows whose text is not the usual spelling of its number."""
     lengths = raw.str.len_bytes().to_numpy()
-    # A text of n characters whose value has n digits holds those digits alone.
+    # A text of n characters whose value has n digits consists of those digits.
     least = np.concatenate([[0], 10 ** np.arange(1, 19, dtype=np.int64)])[np.minimum(lengths, 19) - 1]
     rows = np.flatnonzero((numbers.to_numpy() < least) | (lengths > 19))
     return rows[(raw.gather(rows) != numbers.gather(rows).cast(pl.String)).to_numpy()]
 
 
 def _blank(raw: pl.Series) -> np.ndarray:
-    """Rows that are null or nothing but blanks."""
+    """Rows that are null or consist of blanks."""
     blank = raw.is_null().to_numpy().copy()
     if raw.dtype == pl.String:
-        # Every blank sorts before "!" or behind ASCII; the full test is slow.
+        # Every blank sorts before "!" or after ASCII; this spares most rows the slow test.
         rows = ((raw < "!") | (raw > "~")).fill_null(False).arg_true()
         blank[rows.to_numpy()] = (raw.gather(rows).str.strip_chars() == "").to_numpy()
     return blank
@@ -256,7 +256,7 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
         else:
             checked[key] = raw if raw.dtype.is_integer() and key != "domain" else raw.cast(pl.String)
             problem = "is not text"
-        # A blank is text, but no number.
+        # A blank is text, but not a number.
         is_text = key not in ("time", "rating") and raw.dtype == pl.String
         if not is_text and checked[key].null_count() == 0:
             continue

@@ -6,13 +6,13 @@ _DIGIT_BITS = 16
 
 
 def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
-    """What puts the keys in order, equal ones in the order they have.
+    """Indices that sort the keys; equal keys keep their order.
 
-    A radix sort, least digits first: numpy's stable argsort of 16 bits is one, and several times as fast as its sorts
-    of wider integers.
+    A radix sort, least significant digits first. numpy's stable argsort of 16-bit integers is a radix sort too, several
+    times as fast as its sorts of wider integers.
 
     Args:
-        keys_N: Integers, none of them negative.
+        keys_N: Integers of at least 0.
     """
     order_N = np.argsort(keys_N.astype(np.uint16), kind="stable")
     for shift in range(_DIGIT_BITS, int(keys_N.max(initial=0)).bit_length(), _DIGIT_BITS):

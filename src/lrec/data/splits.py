@@ -107,7 +107,7 @@ class LastItems(SplitRule):
 
 @dataclass(frozen=True)
 class Reduction:
-    """Keep a part of the training data; the catalogue and everything evaluated stay. Smaller shares nest in larger.
+    """Keep a part of the training data; the catalogue and all targets stay. Smaller shares nest in larger ones.
 
     Users are chosen first, then the recent items of each, then single interactions among what is left.
 
@@ -136,7 +136,7 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Cut positions per user; -1 where a user has no such part. A user's targets of one kind follow on each other.
+    """Cut positions per user; -1 where a user has no such part. A user's targets of one kind are consecutive.
 
     Attributes:
         store: The store it cuts.
@@ -146,8 +146,8 @@ class Split:
         test_U: Position of the first test target.
         test_targets_U: Number of test targets.
         trajectory_U: Position of the first trajectory item.
-        held_out_U: Users of no training part. They have targets, but `val_users`, `val_targets` and those of the test
-            leave them out.
+        held_out_U: Users without a training part. They have targets, but `val_users`, `val_targets`, `test_users` and
+            `test_targets` leave them out.
     """
 
     store: Store
@@ -203,7 +203,7 @@ class Split:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Interactions of each part, and the items and users that go with them."""
+        """Number of interactions in each part, of items in the catalogue and of held-out users."""
         lengths_U = np.diff(self.store.offsets_U1)
         return {
             "training": int(self.train_U.sum()),
@@ -248,7 +248,7 @@ class Split:
         _refuse_leak(np.logical_or.reduce(leaks))
 
     def _check_shapes(self) -> None:
-        """Fail loudly unless every array has an entry for each user and says what it should of each."""
+        """Fail loudly unless every array has an entry for each user, and the entries make sense."""
         arrays = {name: value for name, value in vars(self).items() if name.endswith("_U")}
         for name, values_U in arrays.items():
             kind, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
@@ -265,7 +265,7 @@ class Split:
                 user = int(wrong_U.argmax())
                 raise AssertionError(
                     f"user {user} (store index) has {part}_U {first_U[user]} and {part}_targets_U {number_U[user]}: "
-                    "a position and how many follow on it, or -1 and 0"
+                    "a position and a number of targets, or -1 and 0"
                 )
 
     def check_times(self) -> None:
@@ -315,7 +315,7 @@ class TrainingPart:
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers starts[i] .. starts[i] + lengths[i] - 1, one range after the other."""
+    """The numbers starts[i] .. starts[i] + lengths[i] - 1 for each i, concatenated."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)

@@ -1,4 +1,4 @@
-"""What is counted while a store is written.
+"""Statistics that are counted while a store is written.
 
 Shape suffixes: N interactions, U users, I items.
 """
@@ -11,7 +11,7 @@ from lrec.data.sorting import stable_argsort
 
 
 class Counter:
-    """Statistics of interactions that come user after user, all of a user's at once."""
+    """Statistics of interactions that are added user after user, each user's all at once."""
 
     def __init__(self, n_items: int) -> None:
         self.counts_I = np.zeros(n_items, dtype=np.int64)
@@ -28,7 +28,7 @@ class Counter:
         self._lengths.append(lengths_U)
         self.counts_I += np.bincount(items_N, minlength=n_items)
         users_N = np.repeat(np.arange(len(lengths_U), dtype=np.int32), lengths_U)
-        # Users come in order: sorted by item, stably, what a user has twice is side by side.
+        # Users are in order, so that a stable sort by item puts a user's repeats side by side.
         by_item_N = stable_argsort(items_N)
         again_N = _equal_to_next(items_N[by_item_N]) & _equal_to_next(users_N[by_item_N])
         self._repeats += int(np.count_nonzero(again_N))

@@ -25,7 +25,7 @@ from lrec.errors import UserError
 from lrec.files import file_hash, json_hash, write_json
 
 SCHEMA = 1
-# What meta.json's facts may call the unit of times, and how many of it make a second.
+# Units of time in the facts of meta.json, and how many of each make a second.
 TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _FILES = ("items.npy", "offsets.npy", "times.npy", "items.parquet", "users.parquet")
 _BLOCK = 4096
@@ -113,7 +113,7 @@ class Store:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the source says of itself beyond its rows, such as the floor of a synthetic set."""
+        """Facts about the source beyond its rows, such as the floor of a synthetic set."""
         return self.meta["facts"]
 
     @property
@@ -123,12 +123,12 @@ class Store:
         return json_hash([self.meta["source"], self.meta["options"], arrays])
 
     def _map(self, name: str) -> np.ndarray:
-        # numpy cannot map an empty array, and a store is never empty.
+        # numpy cannot map an empty array, but a store is never empty.
         return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
 
 
 def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
-    """Write an array's bytes; numpy's own tofile does not say why it fails."""
+    """Write the bytes of an array; numpy's tofile does not say why it fails."""
     file.write(values_N.view(np.uint8).data)
 
 
@@ -170,7 +170,7 @@ class StoreWriter:
 
 
 class _ArrayWriter:
-    """A one-dimensional .npy file of a length that is known only at its end."""
+    """A one-dimensional .npy file whose length is known only at the end."""
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self._path = path
@@ -188,7 +188,7 @@ class _ArrayWriter:
             file.write(self._header())
 
     def _header(self) -> bytes:
-        """The header of a file of the present length; numpy pads it so that its size does not depend on the length."""
+        """The header for the current length; numpy pads it so that its size does not depend on the length."""
         header = io.BytesIO()
         description = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),

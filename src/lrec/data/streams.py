@@ -1,4 +1,4 @@
-"""Bytes of raw files, piece by piece: decompression, and cuts between rows. Nothing here holds a whole file."""
+"""Bytes of raw files, piece by piece: decompressed, and cut between rows. No file is held as a whole."""
 
 import gzip
 import lzma
@@ -22,7 +22,7 @@ _LONGEST_ROW = 1 << 27
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """A file's bytes in pieces, decompressed as its ending says."""
+    """The bytes of a file in pieces, decompressed according to its ending."""
     try:
         with path.open("rb") as file:
             yield from decompressed(file, path.name, str(path))
@@ -57,6 +57,7 @@ def _read(file: IO[bytes] | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
 
 
 def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
+    """Frame by frame: zstandard's own reader across frames does not notice a file that was cut off."""
     frame = None
     for piece in data:
         while piece:
@@ -90,7 +91,7 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
         if end:
             yield (block := _without_start(held, end, begun))
             lines += count_byte(block, "\n") + 1
-            # The line ends stay: they are blank rows unless nothing but line ends follows.
+            # The line ends stay: they are blank rows unless only line ends follow.
             del held[:end]
             begun = True
         elif len(held) > _LONGEST_ROW:
@@ -118,13 +119,13 @@ def _without_line_ends(held: bytearray, end: int) -> int:
 
 
 def count_byte(data: bytes, character: str) -> int:
-    """How often a character of ASCII occurs; several times faster than bytes.count."""
+    """How often an ASCII character occurs; several times faster than bytes.count."""
     text, wanted = np.frombuffer(data, dtype=np.uint8), ord(character)
     return sum(int(np.count_nonzero(text[start : start + _CACHED] == wanted)) for start in range(0, len(text), _CACHED))
 
 
 def _last_row_end(held: bytearray, quotes: bool) -> int:
-    """Bytes up to and with the last line end that ends a row; 0: none does."""
+    """Number of bytes up to and including the last line end that ends a row; 0 if there is none."""
     if not quotes or b'"' not in held:
         return held.rfind(b"\n") + 1
     text = np.frombuffer(bytes(held), dtype=np.uint8)

@@ -20,9 +20,9 @@ class GlobalTemporal(SplitRule):
     """Cut everyone's sequence at the same two times: training before the first, validation up to the second, then test.
 
     A cut is a share of all interactions in the order of time (0.8), a time in the source's unit (1388534400), or an ISO
-    date, UTC unless it says otherwise ("2014-01-01"). What happens at the time of a cut comes after it, so that ties
-    are never torn apart. A target's input is everything of the user before it, targets included; a user's very first
-    interaction is no target, for want of an input.
+    date, UTC unless it says otherwise ("2014-01-01"). Interactions at the time of a cut come after it, so that
+    ties stay together. A target's input is everything of the user before it, including targets; a user's very first
+    interaction is not a target, because it has no input.
 
     Args:
         validate_from: First cut: share of all interactions (above 0, below 1), epoch (whole number) or ISO date.
@@ -73,7 +73,7 @@ class GlobalTemporal(SplitRule):
         return split
 
     def _targets(self, begin_U: np.ndarray, end_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Position of the first target, -1 for none, and number of targets, among positions begin .. end - 1."""
+        """Position of the first target (-1 if there is none) and number of targets among positions begin .. end - 1."""
         begin_U = np.maximum(begin_U, 1)
         targets_U = np.maximum(end_U - begin_U, 0)
         if self.targets == "first":
@@ -105,6 +105,6 @@ def _instant(name: str, cut: str) -> datetime:
 
 
 def _count_before(store: Store, time: int) -> np.ndarray:
-    """Each user's number of interactions before the time: the first so many, as they are in order of time."""
+    """Each user's number of interactions before the time, which are the first ones, in order of time."""
     assert store.times_N is not None
     return np.add.reduceat(store.times_N < time, store.offsets_U1[:-1], dtype=np.int64)

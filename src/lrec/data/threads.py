@@ -1,4 +1,4 @@
-"""Work on what comes next while the present is used: in threads, in order, a bounded number ahead."""
+"""Work ahead in threads: the next things are made while the current one is used, in order and in bounded number."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,12 +8,12 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Things that are worked on at a time; each adds to the peak of memory.
+# Number of things in work at a time; each adds to the peak memory.
 THREADS = 2
 
 
 def ahead(things: Iterable[T]) -> Iterator[T]:
-    """The same things, each next one made in a second thread while the present one is used."""
+    """The same things; the next one is made in a second thread while the current one is used."""
     iterator, pool = iter(things), _pool(1)
     coming = pool.submit(next, iterator, None)
     while (thing := coming.result()) is not None:
@@ -22,7 +22,7 @@ def ahead(things: Iterable[T]) -> Iterator[T]:
 
 
 def mapped(function: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
-    """function(thing) for each thing, in order; of several failures that of the first thing is raised."""
+    """function(thing) for each thing, in order; of several failures, that of the earliest thing is raised."""
     coming: deque[Future[R]] = deque()
     failure: Exception | None = None
     iterator, pool = iter(things), _pool(THREADS)
@@ -31,7 +31,7 @@ def mapped(function: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
             coming.append(pool.submit(function, next(iterator)))
         except StopIteration:
             break
-        except Exception as error:  # raised once all that precedes it has been handed over
+        except Exception as error:  # raised after the results of all earlier things
             failure = error
             break
         if len(coming) > THREADS:
@@ -45,7 +45,7 @@ def mapped(function: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
 def _pool(threads: int) -> ThreadPoolExecutor:
     """A pool whose threads end by themselves once nothing refers to it.
 
-    It is never shut down, since that waits for its threads: a generator that is dropped half-way is closed by whoever
-    drops it, and that may be the garbage collector inside a thread that holds what those threads need.
+    It is never shut down, because that waits for its threads. A generator that is dropped half-way may be closed by the
+    garbage collector, in a thread that holds a lock which those threads need.
     """
     return ThreadPoolExecutor(threads)

@@ -1,8 +1,8 @@
-"""Times of any spelling as whole numbers."""
+"""Times in any format as whole numbers."""
 
 import polars as pl
 
-# A median time below each bound means seconds, milliseconds, microseconds; above them all it means nanoseconds.
+# A median below each bound means seconds, milliseconds or microseconds; above the last one, nanoseconds.
 UNIT_BOUNDS = (10**11, 10**14, 10**17)
 UNITS = ("s", "ms", "us", "ns")
 
@@ -12,7 +12,7 @@ def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
 
     Args:
         raw: Times as numbers, text or dates.
-        dates: Whether text holds ISO 8601 dates; None: whichever leaves fewer nulls.
+        dates: Whether text contains ISO 8601 dates; None for whichever reading leaves fewer nulls.
     """
     if raw.dtype.is_temporal():
         return raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us"), True

@@ -1,4 +1,4 @@
-"""From cases to what a task reports: every number with its interval, the gain with size, and what that amounts to.
+"""From cases to what a task reports: every number with its interval, the gain with size, and findings in words.
 
 A section of a task has groups (popularity groups, lengths of history, kinds of corruption ...) with the same metrics
 for every scorer: each size, and the baselines.
@@ -29,7 +29,7 @@ Draws = dict[str, np.ndarray]  # of each metric
 
 @dataclass
 class Group:
-    """What a group of cases comes to.
+    """The metrics of a group of cases.
 
     Attributes:
         cases: Number of cases.
@@ -44,7 +44,7 @@ class Group:
 
 @dataclass
 class Section:
-    """A part of a task that has cases.
+    """A part of a task.
 
     Attributes:
         title: What the groups are.
@@ -53,7 +53,7 @@ class Section:
         groups: By name, in order.
         shown: Metrics of the tables; the first is drawn.
         drawn: Groups in the figure; all by default.
-        findings: What it amounts to, a sentence each.
+        findings: Conclusions, a sentence each.
     """
 
     title: str
@@ -91,7 +91,7 @@ class Section:
 
 
 class NoCasesError(Exception):
-    """A task, or a part of it, has no cases; the message says why and what would give it some."""
+    """A task, or a part of it, has no cases; the message says why, and how to get some."""
 
 
 def assess(
@@ -108,7 +108,7 @@ def assess(
         groups: Their cases; a group without any is left out.
         ladder: The sizes.
         seed: Of the resamples.
-        with_lists: Coverage too.
+        with_lists: Also compute coverage.
 
     Raises:
         NoCasesError: no group has a case.
@@ -136,10 +136,10 @@ def measure(
 
     Args:
         resamples: The resamples of the users.
-        cases: What is to be predicted, in catalogue indices of the networks.
+        cases: The cases, in catalogue indices of the networks.
         sizes: The runs of each size, ascending; a metric is the mean over a size's runs.
         counts_V: Training interactions of each catalogue item.
-        with_lists: Coverage too.
+        with_lists: Also compute coverage.
         candidates_V: Catalogue items that are ranked, ascending; all by default.
     """
 
@@ -181,7 +181,7 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
 
 
 def _verdict(hard: str, easy: str, trends: dict[str, str], ahead: str) -> str:
-    """In words: how the hard group fares against the easy one, given the trend of each and of their difference."""
+    """How the hard group compares with the easy one in words, given the trend of each and of their difference."""
     worse = f"; {easy} got worse with size" if trends[easy] == "loses" else ""
     if ahead == "gains" and trends[hard] == "gains":
         return f"{hard} gains more than {easy}{worse}"
@@ -197,7 +197,7 @@ def _verdict(hard: str, easy: str, trends: dict[str, str], ahead: str) -> str:
 
 
 def trend(change: Estimate) -> str:
-    """What an interval of a change says: gains, loses, or does not change measurably."""
+    """What the interval of a change says: gains, loses, or does not change measurably."""
     if change.low > 0:
         return "gains"
     return "loses" if change.high < 0 else "does not change measurably"
@@ -211,7 +211,7 @@ def _times(times: Estimate) -> str:
 
 @dataclass
 class TaskResult:
-    """A task's sections, and a line for each thing it could not do or left out."""
+    """The sections of a task, and notes: a line for each thing that it could not do or left out."""
 
     name: str
     title: str

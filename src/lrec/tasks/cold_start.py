@@ -1,4 +1,4 @@
-"""Cold start: users who were never seen in training, after their last few items; and items that were hardly seen."""
+"""Cold start: users who were not in training, after their last few items; and items that were rare in training."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
 
 
 def _new_items(ladder: Ladder, seed: int, notes: list[str]) -> Section:
-    """Test targets by how often the item stands in the training part."""
+    """Test targets by how often the item occurs in the training part."""
     cases = cases_of_test(ladder.split, ladder.max_len)
     if outside := int((cases.targets_C < 0).sum()):
         notes.append(f"New items: left out: {outside} of {len(cases):,} targets, never in training and so never listed")

@@ -1,7 +1,8 @@
 """Intervals: users are drawn again with replacement, the same users for every size, group and metric (paired).
 
-A statistic is kept as its draws, an array whose first entry is the statistic itself (every user once) and whose others
-are those of the resamples. What is computed from draws entry by entry, a ratio or a slope, has draws of its own.
+A statistic is kept as its draws: an array that begins with the statistic itself (every user once) and continues with
+those of the resamples. A ratio or a slope is computed from draws entry by entry and so has draws of its own.
+scipy.stats.bootstrap would resample anew for each statistic, which could then not be paired.
 
 Shape suffixes: R draws (resamples + 1), U distinct users, C cases, M metrics, V catalogue, K list length, S sizes.
 """
@@ -24,7 +25,7 @@ class Estimate(NamedTuple):
     high: float
 
     def signed(self) -> str:
-        """The number and its interval, as of a change."""
+        """The number and its interval, with signs, as for a change."""
         return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
@@ -36,7 +37,7 @@ class UserResamples:
         self._users_U = np.unique(users_C)
         n = len(self._users_U)
         random = np.random.default_rng(seed)
-        # How often each user is drawn: once on average, so that a byte holds it.
+        # How often each user is drawn: once on average, so that a byte suffices.
         self._times_RU = np.ones((RESAMPLES + 1, n), dtype=np.uint8)
         for draw in range(1, RESAMPLES + 1):
             self._times_RU[draw] = np.bincount(random.integers(0, n, n), minlength=n)
@@ -46,7 +47,7 @@ class UserResamples:
         return self.means({"": values_C}, users_C)[""]
 
     def means(self, values: dict[str, np.ndarray], users_C: np.ndarray) -> dict[str, np.ndarray]:
-        """The same for each metric, all at once: most of the time goes into the resamples, whatever is summed."""
+        """The same for several metrics at once, which takes hardly longer than for one."""
         rows_C, n = self._rows(users_C), len(self._users_U)
         values_CM = np.stack(list(values.values()), 1)
         has_CM = ~np.isnan(values_CM)
@@ -60,7 +61,7 @@ class UserResamples:
         return dict(zip(values, draws_RM.T, strict=True))
 
     def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
-        """Draws of the share of the catalogue that stands in some list.
+        """Draws of the share of the catalogue that is in some list.
 
         A resample has fewer distinct users than the sample, hence fewer items; the draws are shifted so that their mean
         is the coverage itself.
@@ -82,12 +83,12 @@ class UserResamples:
 
 
 def estimate(draws_R: np.ndarray) -> Estimate:
-    """The statistic and its percentile interval; draws that are not defined (nan) are left out of that."""
+    """The statistic and its percentile interval; draws that are undefined (nan) are left out of the interval."""
     defined = draws_R[1:][~np.isnan(draws_R[1:])]
     if np.isnan(draws_R[0]) or len(defined) == 0:
         return Estimate(float(draws_R[0]), np.nan, np.nan)
     tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
-    # Percentiles that are draws themselves: between a number and infinity there is nothing to interpolate.
+    # Percentiles that are draws themselves, because a number and infinity cannot be interpolated.
     low, high = np.quantile(defined, tails, method="inverted_cdf")
     return Estimate(float(draws_R[0]), float(low), float(high))
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SPREAD = 0.012  # of the axis, between the marks of neighbouring groups, so that their intervals stand side by side
+SPREAD = 0.012  # share of the axis between the marks of neighbouring groups, so that their intervals do not overlap
 
 
 def task_figure(result: TaskResult) -> "Figure":
-    """Draw a task; needs no display and touches no global state of matplotlib."""
+    """Draw a task, without a display and without global state of matplotlib."""
     n = len(result.sections)
     columns = min(n, 2)
     rows = -(-n // columns)
@@ -38,7 +38,7 @@ def _draw(axes: "Axes", section: Section) -> None:
         draws = section.groups[name].draws
         values, lows, highs = np.transpose([estimate(draws[size][metric]) for size in section.names])
         shifted = section.n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * _decades(section))
-        # A percentile interval may lie on one side of the value; a bar has no negative length.
+        # A percentile interval may be on one side of the value, but a bar cannot have a negative length.
         bars = np.nan_to_num([np.maximum(values - lows, 0), np.maximum(highs - values, 0)], posinf=0.0)
         axes.errorbar(
             shifted, values, bars, fmt="o-", ms=4, lw=1.4, elinewidth=0.9, capsize=2, color=colour,

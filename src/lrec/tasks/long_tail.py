@@ -15,8 +15,8 @@ GROUPS = ("G1", "G2", "G3", "G4")
 def quarters(counts_V: np.ndarray) -> np.ndarray:
     """Group of each item, 0 (most popular) to 3.
 
-    Items lie side by side, the most popular first (ties by catalogue index), each as wide as its training count; the
-    row is cut into four parts of equal width, and an item belongs where its middle falls.
+    Items are put in a row, the most popular first (ties by catalogue index), each as wide as its training count. The
+    row is cut into four parts of equal width, and an item belongs to the part that contains its middle.
     """
     order = np.argsort(-counts_V, kind="stable")
     widths = counts_V[order]

@@ -1,9 +1,11 @@
-"""What the tasks leave behind: tasks.json, tasks.md, a figure per task, and the short tables on the terminal."""
+"""What the tasks write: tasks.json, tasks.md, a figure per task, and the short tables on the terminal."""
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from lrec.files import replacing, write_json, write_text
 from lrec.tables import rows_table
@@ -17,7 +19,7 @@ SCHEMA = 1
 
 @dataclass
 class Report:
-    """The tasks of some runs.
+    """The results of tasks on runs.
 
     Attributes:
         ladder: The runs by size.
@@ -59,7 +61,7 @@ class Report:
         }
 
     def markdown(self) -> str:
-        """tasks.md: a table per section and metric, what it says, and what could not be done."""
+        """tasks.md: a table per section and metric, the findings, and the notes."""
         blocks = [
             "# The five tasks",
             f"{self.ladder.split.store.n_users:,} users, {len(self.ladder.counts_V):,} items, inputs of up to "
@@ -98,8 +100,8 @@ def _content(section: Section) -> dict[str, Any]:
             name: {
                 "cases": group.cases,
                 "users": group.users,
-                "scorers": _plain(section.estimates(name)),
-                "gain": _plain(section.gains(name)),
+                "scorers": apply_to_collection(section.estimates(name), Estimate, _plain),
+                "gain": apply_to_collection(section.gains(name), Estimate, _plain),
             }
             for name, group in section.groups.items()
         },
@@ -107,10 +109,8 @@ def _content(section: Section) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return {key: number if math.isfinite(number) else None for key, number in value._asdict().items()}
-    return {key: _plain(item) for key, item in value.items()}
+def _plain(shown: Estimate) -> dict[str, float | None]:
+    return {key: number if math.isfinite(number) else None for key, number in shown._asdict().items()}
 
 
 def _runs_table(ladder: Ladder) -> str:

@@ -15,7 +15,7 @@ from lrec.tasks.ladder import Ladder
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 MIX_RATE = 0.3
-REACH = 3  # places that a shuffled item moves at most, but for what others make way for
+REACH = 3  # a shuffled item moves by at most so many places, and by those that others leave or take
 CLEAN = "clean"
 RELATIVE = ("NDCG@10", "HR@10")
 
@@ -39,7 +39,7 @@ def delete_items(cases: Cases, rate: float, n_items: int, random: np.random.Gene
 
 
 def insert_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """Behind each item comes, with probability `rate`, an item drawn evenly from the catalogue."""
+    """After each item, with probability `rate`, an item drawn evenly from the catalogue is inserted."""
     chosen_N = random.random(len(cases.items_N)) < rate
     drawn_N = random.integers(0, n_items, len(chosen_N))
     places_M = np.repeat(np.arange(len(chosen_N)), 1 + chosen_N)
@@ -51,14 +51,14 @@ def insert_items(cases: Cases, rate: float, n_items: int, random: np.random.Gene
 
 
 def shuffle_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """With probability `rate` an item's place becomes a number drawn evenly within 3 of it; places decide the order."""
+    """With probability `rate` a place becomes a number drawn evenly within 3 of it; items are sorted by place."""
     chosen_N = random.random(len(cases.items_N)) < rate
     place_N = np.arange(len(chosen_N)) + chosen_N * random.uniform(-REACH, REACH, len(chosen_N))
     return replace(cases, items_N=cases.items_N[np.lexsort((place_N, cases.case_N))])
 
 
 def mix_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """The mix of arXiv 2311.11351: with probability `rate` an item is, half and half, replaced or blanked in place."""
+    """The mix of arXiv 2311.11351: each item is replaced, or blanked in place, with probability `rate` / 2."""
     fate_N = random.random(len(cases.items_N))
     drawn_N = random.integers(0, n_items, len(fate_N))
     replaced_N, blanked_N = fate_N < rate / 2, (fate_N >= rate / 2) & (fate_N < rate)
@@ -77,7 +77,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def _spared(cases: Cases, chosen_N: np.ndarray) -> np.ndarray:
-    """The last item of each history of which all items are chosen."""
+    """The last item of each history whose items are all chosen."""
     all_C = np.bincount(cases.case_N, chosen_N, len(cases)) == cases.lengths_C
     spared_N = np.zeros(len(chosen_N), dtype=bool)
     spared_N[(cases.starts_C + cases.lengths_C - 1)[all_C]] = True
@@ -119,7 +119,7 @@ def lost(metric: str) -> str:
 
 
 def _add_losses(section: Section) -> None:
-    """The share lost, 1 - corrupted / clean, as a metric of every group but the clean one, and what it says."""
+    """The share lost, 1 - corrupted / clean, as a metric of every group but the clean one, and the findings."""
     clean = section.groups[CLEAN].draws
     for name, group in section.groups.items():
         for scorer, draws in group.draws.items():

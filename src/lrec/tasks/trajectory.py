@@ -57,7 +57,7 @@ class Decoded:
 
 
 def trajectories(ladder: Ladder) -> Trajectories:
-    """Those of the split; NoCasesError where it has none, or max_len leaves no room for a history."""
+    """The trajectories of the split; NoCasesError if it has none, or if max_len leaves no room for a history."""
     split = ladder.split
     users_C = np.flatnonzero((split.trajectory_U >= 0) & ~split.held_out_U)
     if len(users_C) == 0:
@@ -86,7 +86,7 @@ def trajectories(ladder: Ladder) -> Trajectories:
 
 @torch.inference_mode()
 def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
-    """Predict greedily from the cache: the best item at each step, ties by index, without repeats the best that was
+    """Predict greedily from the cache: at each step the best item, ties by index; without repeats, the best that was
     neither seen nor predicted before."""
     device = net.items.weight.device
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
@@ -109,7 +109,7 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
                 hidden_BD = net(best_B[:, None], lambda hidden_BLD, _: hidden_BLD[:, 0], cache=cache)
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
-            best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only where the whole catalogue was seen
+            best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen
             items_CT[chosen_B, step] = scores.top_unseen_BK[:, 0].cpu().numpy()
             rank_CT[chosen_B, step] = scores.rank_unseen_B.cpu().numpy()
             if not repeats:
@@ -118,7 +118,7 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
 
 
 def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
-    """The same for popularity: it predicts the most popular item for ever, or without repeats one after the other."""
+    """The same for popularity: always the most popular item, or without repeats one after the other."""
     order, truth_CT = by_count(counts_V), torch.from_numpy(given.truth_CT)
     without = None if repeats else _seen(given.seen)
     _, items_CT = order.ranked(truth_CT[:, 0], truth_CT.shape[1], without=without)
@@ -134,7 +134,7 @@ def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) 
 
 
 def decode_repeating(counts_V: np.ndarray, given: Trajectories) -> Decoded:
-    """The same for repeat-last: its last item stays the last, so that it predicts that one for ever."""
+    """The same for repeat-last, which always predicts the last item of the history."""
     histories, steps = given.histories, given.truth_CT.shape[1]
     last_C = histories.items_N[histories.starts_C + histories.lengths_C - 1]
     ranks = [rank_by_repeating(counts_V, replace(histories, targets_C=truth_C)).rank_C for truth_C in given.truth_CT.T]
@@ -153,7 +153,7 @@ def step_values(decoded: Decoded) -> dict[str, np.ndarray]:
 
 
 def matched(items_CT: np.ndarray, truth_CT: np.ndarray) -> np.ndarray:
-    """Which predictions stand in the true trajectory, in any place; each true item is matched once, by the earliest."""
+    """Which predictions are in the true trajectory, in any place; each true item is matched once, by the earliest."""
     free_CT = truth_CT >= 0
     matched_CT = np.zeros(items_CT.shape, dtype=bool)
     for step in range(items_CT.shape[1]):
@@ -176,9 +176,9 @@ def trajectory_values(decoded: Decoded, truth_CT: np.ndarray) -> dict[str, np.nd
 
 
 def clipped_matches(items_CT: np.ndarray, truth_CT: np.ndarray, n: int) -> np.ndarray:
-    """Each user's n-grams that stand in the true trajectory too, each at most as often as there: BLEU's numerator."""
+    """How many n-grams of each user are in the true trajectory, each at most as often as there: BLEU's numerator."""
     grams = [np.lib.stride_tricks.sliding_window_view(sequence_CT, n, axis=1) for sequence_CT in (items_CT, truth_CT)]
-    # Each n-gram as one number; those that hold an item outside the catalogue match nothing.
+    # Each n-gram as one number; n-grams with an item outside the catalogue match nothing.
     _, codes = np.unique(np.concatenate([g.reshape(-1, n) for g in grams]), axis=0, return_inverse=True)
     mine, true = codes.ravel().reshape(2, *grams[0].shape[:2])
     true = np.where((grams[1] < 0).any(2), -1, true)
@@ -190,7 +190,8 @@ def bleu(
 ) -> np.ndarray:
     """Draws of BLEU (Papineni et al. 2002) of all trajectories together, n-grams up to `order`.
 
-    The geometric mean over n of matched n-grams / n-grams; there is no brevity to punish, as all are equally long.
+    The geometric mean over n of matched n-grams / n-grams. All trajectories are equally long, so there is no brevity
+    penalty. torchmetrics' bleu_score would give one number, not a draw for each resample.
     """
     steps = truth_CT.shape[1]
     precisions_NR = [
@@ -200,7 +201,7 @@ def bleu(
 
 
 def trajectory(ladder: Ladder, seed: int) -> TaskResult:
-    """HR by step, NDCG, BLEU and overlap of the whole, where items may be predicted again and where they may not."""
+    """HR by step, and NDCG, BLEU and overlap of the whole, with and without predicting items again."""
     result = TaskResult("trajectory", "Trajectory")
     try:
         given = trajectories(ladder)

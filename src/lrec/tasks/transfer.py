@@ -1,5 +1,5 @@
-"""Multi-domain transfer: targets whose domain stands in the history or does not; and what pre-training on all domains
-is worth to one.
+"""Multi-domain transfer: targets whose domain is in the history or is not; and how much pre-training on all domains
+helps one of them.
 
 Shape suffixes: C cases, S sizes, R draws, V catalogue, W catalogue of one domain.
 """
@@ -18,7 +18,7 @@ ALONE, ZERO_SHOT, FINE_TUNED = "alone", "zero-shot", "fine-tuned"
 
 
 def transfer(ladder: Ladder, seed: int) -> TaskResult:
-    """Test targets by whether the history holds an item of their domain; then each domain that has runs of its own."""
+    """Test targets by whether the history has an item of their domain; then each domain that has runs of its own."""
     result = TaskResult("transfer", "Multi-domain transfer")
     result.add(lambda: _mix_and_diff(ladder, seed, result.notes))
     if not ladder.domains:
@@ -32,8 +32,7 @@ def transfer(ladder: Ladder, seed: int) -> TaskResult:
 
 
 def domains_of(ladder: Ladder) -> np.ndarray:
-    """Domain of each catalogue item as a number, ascending by name, -1 where it has none; NoCasesError where all have
-    none."""
+    """Domain of each catalogue item as a number, ascending by name, or -1; NoCasesError if the data have no domains."""
     domains = ladder.split.store.item_table["domain"].gather(ladder.split.catalogue_V)
     if domains.null_count() == len(domains):
         raise NoCasesError(
@@ -44,7 +43,7 @@ def domains_of(ladder: Ladder) -> np.ndarray:
 
 
 def target_domain_in_history(cases: Cases, domain_V: np.ndarray) -> np.ndarray:
-    """Whether each history holds an item of the target's domain."""
+    """Whether each history has an item of the target's domain."""
     same_N = domain_V[cases.items_N] == domain_V[cases.targets_C][cases.case_N]
     return np.bincount(cases.case_N, same_N, len(cases)) > 0
 
@@ -65,7 +64,7 @@ def _mix_and_diff(ladder: Ladder, seed: int, notes: list[str]) -> Section:
 
 
 def _pretraining(domain: str, runs: DomainRuns, ladder: Ladder, seed: int, notes: list[str]) -> Section:
-    """The domain's test targets after, and among, its items alone, by what the networks were trained on."""
+    """The domain's test targets, with histories and candidates of the domain, by what the networks were trained on."""
     sizes = [n_body for n_body in runs.alone if n_body in ladder.runs]
     if runs.fine_tuned:
         sizes = [n_body for n_body in sizes if n_body in runs.fine_tuned]
@@ -79,7 +78,7 @@ def _pretraining(domain: str, runs: DomainRuns, ladder: Ladder, seed: int, notes
     cases = cases_of_test(runs.split, ladder.max_len)
     if not len(cases):
         raise NoCasesError(f"Domain {domain}: no test target has an item of the domain before it")
-    # The networks of all domains know the items by other indices; these are the domain's, ascending in both.
+    # Indices of the domain's items in the networks of all domains; both catalogues have the same order.
     index_W = ladder.split.catalogue_index_I[runs.split.catalogue_V]
     among_all = replace(
         cases,
@@ -110,7 +109,7 @@ def advantage(metric: str) -> str:
 
 
 def _add_advantages(section: Section) -> None:
-    """The difference from the networks of the domain alone, as a metric of the others, and what it says."""
+    """The difference from the networks of the domain alone, as a metric of the others, and the findings."""
     section.shown = ("NDCG@10", advantage("NDCG@10"), "HR@10", advantage("HR@10"))
     alone = section.groups[ALONE].draws
     for name, group in section.groups.items():

@@ -1,4 +1,4 @@
-"""Split rules and DataModules of a user's own file, in the current folder: used, and refused in one line."""
+"""Split rules, DataModules and callbacks of a user's own file, in the current folder: used, and refused in one line."""
 
 import shutil
 import sqlite3
@@ -93,7 +93,7 @@ class Own(SequenceDataModule):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the examples of docs/extending.md, where the command is run."""
-    for name in ("my_split.py", "my_data.py"):
+    for name in ("my_split.py", "my_data.py", "my_callback.py"):
         shutil.copy(EXAMPLES / name, tmp_path)
     (tmp_path / "my_wrong.py").write_text(WRONG)
     monkeypatch.chdir(tmp_path)
@@ -126,7 +126,8 @@ def test_a_split_rule_cuts_trains_and_is_found_again(csv: list[str], folder: Pat
     assert said["split"] == "LastShare(share=0.2)"
     assert said["test"] == said["validation"] == f"{sum(held):,}"
     assert said["training"] == f"{lengths.sum() - 2 * sum(held):,}"
-    lrec("fit", *csv, *own, *TINY)
+    callback = ["--trainer.callbacks+=my_callback.Announcer", "--trainer.callbacks.metric=HR@10"]
+    assert lrec("fit", *csv, *own, *TINY, *callback).startswith("step 3: HR@10 0.")
     assert yaml.safe_load(Path("run/config.yaml").read_text())["data"]["init_args"]["split"] == {
         "class_path": "my_split.LastShare",
         "init_args": {"share": 0.2},
