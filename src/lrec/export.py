@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lrec import checkpoints
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.files import check_writable, replacing, write_json
 from lrec.net import Transformer, with_todays_names
 from lrec.parser import check_trusted
@@ -36,8 +36,7 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10, t
         k: Length of the lists that an .onnx file gives.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
-    if k < 1:
-        raise UserError(f"--k must be at least 1, not {k}")
+    check_range("--k", k, at_least=1)
     out = Path(out)
     file = out if out.suffix in (".safetensors", ".onnx") else out / "model.safetensors"
     check_writable(file, "--out")

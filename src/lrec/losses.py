@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lrec.errors import UserError
+from lrec.errors import check_range
 
 # Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
 # twice as many as the width); where not, more rows make faster products. MAX bounds memory, but never to less than a
@@ -71,9 +71,8 @@ class SampledSoftmax(Loss):
     logq: bool = True
 
     def __post_init__(self) -> None:
-        _check_negatives(self.negatives)
-        if not self.power >= 0:
-            raise UserError(f"loss.power must be at least 0, not {self.power}")
+        check_range("loss.negatives", self.negatives, at_least=1)
+        check_range("loss.power", self.power, at_least=0)
 
     def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum of -log softmax over target and negatives."""
@@ -115,9 +114,8 @@ class GBCE(Loss):
     calibration: float = 0.75
 
     def __post_init__(self) -> None:
-        _check_negatives(self.negatives)
-        if not 0 <= self.calibration <= 1:
-            raise UserError(f"loss.calibration must lie in 0..1, not {self.calibration}")
+        check_range("loss.negatives", self.negatives, at_least=1)
+        check_range("loss.calibration", self.calibration, at_least=0, at_most=1)
 
     def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum over targets."""
@@ -233,11 +231,6 @@ def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
         sum_VD.addmm_(left_VC, right_CD)
     else:
         sum_VD += left_VC @ right_CD
-
-
-def _check_negatives(negatives: int) -> None:
-    if negatives < 1:
-        raise UserError(f"loss.negatives must be at least 1, not {negatives}")
 
 
 def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:

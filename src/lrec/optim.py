@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.sgd import sgd
 
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.net import Transformer
 
 Decay = Literal["cosine", "linear", "constant"]
@@ -48,21 +48,14 @@ class Switch:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.at is not None and self.at < 1:
-            raise UserError(f"optimizer.switch.at must be at least 1 step, got {self.at}")
-        if self.patience < 1:
-            raise UserError(f"optimizer.switch.patience must be at least 1, got {self.patience}")
-        if not self.lr > 0:
-            raise UserError(f"optimizer.switch.lr must be above 0, got {self.lr}")
-        for name in ("min_improvement", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"optimizer.switch.{name} must not be negative, got {getattr(self, name)}")
-        if not 0 < self.latest <= 1:
-            raise UserError(f"optimizer.switch.latest must be above 0 and at most 1, got {self.latest}")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"optimizer.switch.momentum must be at least 0 and below 1, got {self.momentum}")
-        if not 0 <= self.final_lr <= 1:
-            raise UserError(f"optimizer.switch.final_lr must lie in 0..1, got {self.final_lr}")
+        check_range("optimizer.switch.at", self.at, at_least=1)
+        check_range("optimizer.switch.patience", self.patience, at_least=1)
+        check_range("optimizer.switch.lr", self.lr, above=0)
+        check_range("optimizer.switch.min_improvement", self.min_improvement, at_least=0)
+        check_range("optimizer.switch.weight_decay", self.weight_decay, at_least=0)
+        check_range("optimizer.switch.latest", self.latest, above=0, at_most=1)
+        check_range("optimizer.switch.momentum", self.momentum, at_least=0, below=1)
+        check_range("optimizer.switch.final_lr", self.final_lr, at_least=0, at_most=1)
 
     def due(self, total_steps: int) -> int:
         """The step of `total_steps` at which SGD begins, whether or not the loss has converged; at least 1."""
@@ -120,11 +113,9 @@ class Optimizer(OptimizerConfig):
     switch: Switch | None = None
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise UserError(f"optimizer.lr must be above 0, got {self.lr}")
-        for name in ("warmup", "final_lr"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"optimizer.{name} must lie in 0..1, got {getattr(self, name)}")
+        check_range("optimizer.lr", self.lr, above=0)
+        check_range("optimizer.warmup", self.warmup, at_least=0, at_most=1)
+        check_range("optimizer.final_lr", self.final_lr, at_least=0, at_most=1)
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """Share of lr that step `step` (from 0) of `total_steps` uses while AdamW runs."""

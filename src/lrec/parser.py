@@ -15,7 +15,7 @@ class OneLineParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UserError."""
         message = _with_options(" ".join(message.split()))
-        if re.search(r"required: (\w+\.)?data$", message):
+        if re.search(r"required: (\w+\.)?data$|--data: .*\.SequenceDataModule is abstract", message):
             message = "name a data set: --config configs/data/csv.yaml for a file of your own, or another of them"
         elif found := re.search(r"--data: no option '(\w+)'", message):
             message = (

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lrec.data.batches import evaluation_bounds, history_batch
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits import ranges
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.metrics import TopItems, top_items
 from lrec.net import Transformer
 
@@ -70,8 +70,7 @@ class Model:
         Raises:
             UserError: `histories` is none of these; k is below 1; none of the allowed items is in the catalogue.
         """
-        if k < 1:
-            raise UserError(f"k must be at least 1, not {k}")
+        check_range("k", k, at_least=1)
         candidates_C = self._candidates(allowed, exclude)
         found = [
             self._recommend_block(block, k, exclude_seen, candidates_C)
@@ -92,8 +91,7 @@ class Model:
         Raises:
             UserError: an item is not in the catalogue, or k is below 1.
         """
-        if k < 1:
-            raise UserError(f"k must be at least 1, not {k}")
+        check_range("k", k, at_least=1)
         raw = _as_text(items, "items")
         index_B = self.index(raw)
         if (index_B < 0).any():

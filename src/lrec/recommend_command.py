@@ -12,7 +12,7 @@ from lrec.data.histories import ReadingRules, histories_in
 from lrec.data.progress import Progress
 from lrec.data.readers import Columns, Format
 from lrec.data.titles import read_titles
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.export import load
 from lrec.files import check_writable, replacing
 
@@ -58,8 +58,7 @@ def recommend(
             .csv, a row per recommendation. Without it the first users' are shown.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
-    if k < 1:
-        raise UserError(f"--k must be at least 1, not {k}")
+    check_range("--k", k, at_least=1)
     if out is not None:
         if out.suffix not in _WRITERS:
             raise UserError(f"--out {out}: its name must end in {', '.join(_WRITERS)}")

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 
 _ARCHITECTURE = "architecture."
 
@@ -90,8 +90,7 @@ class Dropout:
         for name in ("attention", "residual"):
             rates |= {f"{name}.{end}": getattr(getattr(self, name), end) for end in ("first", "last")}
         for name, rate in rates.items():
-            if not 0 <= rate < 1:
-                raise UserError(f"dropout.{name} must be at least 0 and below 1, got {rate}")
+            check_range(f"dropout.{name}", rate, at_least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,7 @@ class MuP:
 
     def __post_init__(self) -> None:
         for name in ("base_layers", "base_width", "base_heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"mup.{name} must be at least 1, got {getattr(self, name)}")
+            check_range(f"mup.{name}", getattr(self, name), at_least=1)
 
 
 @dataclass(frozen=True)
@@ -174,8 +172,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("n_items", "max_len", "layers", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_range(name, getattr(self, name), at_least=1)
         if self.width % self.heads:
             raise UserError(f"heads must divide width, got width {self.width} and heads {self.heads}")
         if self.architecture.positions == "rotary" and self.head_width % 2:

@@ -8,7 +8,7 @@ from lrec import cost
 from lrec.data.batches import BatchPlan
 from lrec.data.splits import LastItems, Reduction
 from lrec.data.store import Store
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.files import write_json
 from lrec.shape import SIZES, Architecture, Dropout, TransformerConfig, find_size
 
@@ -55,8 +55,7 @@ def sizes(
         "world_size": world_size,
         "accumulation": accumulation,
     }.items():
-        if value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
+        check_range(f"--{name}", value, at_least=1)
     shards = world_size if shards is None else shards
     if shards < 1 or world_size % shards:
         raise UserError(f"--shards must divide --world_size {world_size}, got {shards}")

@@ -14,7 +14,7 @@ from lrec.data.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.readers import Columns
 from lrec.data.splits import LastItems, Reduction, Split, SplitRule, Targets
 from lrec.data.store import Store
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.files import json_hash
 
 
@@ -69,18 +69,13 @@ class SequenceDataModule(LightningDataModule, ABC):
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
         """
         super().__init__()
-        if max_len < 1:
-            raise UserError(f"max_len must be at least 1, not {max_len}")
+        check_range("max_len", max_len, at_least=1)
         if targets_per_step < 2 * max_len:
             raise UserError(f"targets_per_step must be at least 2 * max_len = {2 * max_len}, not {targets_per_step}")
-        if k_core < 0:
-            raise UserError(f"k_core must be at least 0, not {k_core}")
-        if num_workers < 0:
-            raise UserError(f"num_workers must be at least 0, not {num_workers}")
-        if seed < 0:
-            raise UserError(f"seed must be at least 0, not {seed}")
-        if memory_gib is not None and not memory_gib > 0:
-            raise UserError(f"memory_gib must be greater than 0, not {memory_gib}")
+        check_range("k_core", k_core, at_least=0)
+        check_range("num_workers", num_workers, at_least=0)
+        check_range("seed", seed, at_least=0)
+        check_range("memory_gib", memory_gib, above=0)
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
