@@ -18,7 +18,7 @@ from lrec import cost
 from lrec.baselines import BASELINES
 from lrec.files import replacing
 from lrec.metrics import KS
-from lrec.module import SequentialRecommender
+from lrec.module import SequentialRecommender, recommender
 from lrec.run import Point, Run
 from lrec.switch import phase
 
@@ -54,7 +54,7 @@ class ScalingPoints(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the run's status."""
-        status = "diverged" if _model(pl_module).diverged else "finished"
+        status = "diverged" if recommender(pl_module).diverged else "finished"
         self.points = [replace(point, status=status) for point in self.points]
         self._write(trainer)
 
@@ -62,7 +62,7 @@ class ScalingPoints(Callback):
         """Mark the best point where the best checkpoint was tested right after fit."""
         if not self.points:
             return
-        model = _model(pl_module)
+        model = recommender(pl_module)
         test_loss, figures = _finite(model.evaluations["test"]["loss"]), _prefixed("test", model)
         for place, point in enumerate(self.points):
             if best := point.D == model.D:
@@ -88,7 +88,7 @@ class ScalingPoints(Callback):
         return self.spent_s + time.monotonic() - self.started
 
     def _add_point(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model, data = _model(pl_module), _model(pl_module).data
+        model, data = recommender(pl_module), recommender(pl_module).data
         config = model.config
         self.points.append(
             Point(
@@ -149,11 +149,11 @@ class EvaluationReport(Announcer):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report `lrec validate`; evaluations during fit go to TensorBoard and points.jsonl."""
         if trainer.state.fn == "validate":
-            self._report("val", trainer, _model(pl_module))
+            self._report("val", trainer, recommender(pl_module))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the test."""
-        self._report("test", trainer, _model(pl_module))
+        self._report("test", trainer, recommender(pl_module))
 
     @rank_zero_only
     def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
@@ -224,11 +224,6 @@ def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: fl
 
 def _cell(value: float) -> str:
     return f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}"
-
-
-def _model(pl_module: LightningModule) -> SequentialRecommender:
-    assert isinstance(pl_module, SequentialRecommender)
-    return pl_module
 
 
 def _finite(value: float) -> float | None:

@@ -359,6 +359,12 @@ class SequentialRecommender(LightningModule):
             self.trainer.should_stop = True
 
 
+def recommender(pl_module: LightningModule) -> SequentialRecommender:
+    """The model that a callback gets."""
+    assert isinstance(pl_module, SequentialRecommender)
+    return pl_module
+
+
 def refuse_another(trained: dict[str, Any], config: TransformerConfig, data_hash: str | None = None) -> None:
     """UserError where a trained network is of another shape than the config, or was trained on other data."""
     theirs = TransformerConfig.from_dict(trained).to_dict()  # what came later has its default in older checkpoints

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.data.batches import TrainBatch
 from lrec.files import write_json
-from lrec.module import SequentialRecommender
+from lrec.module import SequentialRecommender, recommender
 
 GIB = 2**30
 # Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.
@@ -64,7 +64,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the peak, start the clock."""
-        model = _model(pl_module)
+        model = recommender(pl_module)
         dtype = _matmul_dtype(trainer)
         self.peak_flops_per_s = measure_peak(model.device, dtype)
         _hint_at_float32(trainer, model.device, dtype, self.peak_flops_per_s)
@@ -76,12 +76,12 @@ class Throughput(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: evaluation is not training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._each("pause", _model(pl_module))
+            self._each("pause", recommender(pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start it again."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._each("resume", _model(pl_module))
+            self._each("resume", recommender(pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
@@ -91,15 +91,15 @@ class Throughput(Callback):
             stretch.positions += batch.items_BL.numel()
             stretch.real += len(batch.targets_M)
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            rate = self.recent.rate(trainer, _model(pl_module), self.peak_flops_per_s)
+            rate = self.recent.rate(trainer, recommender(pl_module), self.peak_flops_per_s)
             shown = {f"perf/{name}": value for name, value in asdict(rate).items() if name != "seconds"}
             pl_module.log_dict(shown)
             pl_module.log("targets/s", rate.targets_per_s, prog_bar=True, logger=False)
-            self.recent = _Stretch(_model(pl_module))
+            self.recent = _Stretch(recommender(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the whole fit."""
-        rate = self.total.rate(trainer, _model(pl_module), self.peak_flops_per_s)
+        rate = self.total.rate(trainer, recommender(pl_module), self.peak_flops_per_s)
         if rate.seconds > 0:
             self._report(trainer, rate)
 
@@ -203,8 +203,3 @@ def _matmul_dtype(trainer: Trainer) -> torch.dtype:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _model(pl_module: LightningModule) -> SequentialRecommender:
-    assert isinstance(pl_module, SequentialRecommender)
-    return pl_module
