@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,7 +18,7 @@ from lrec import cost
 from lrec.baselines import BASELINES
 from lrec.files import replacing
 from lrec.metrics import KS
-from lrec.module import SequentialRecommender, TopK
+from lrec.module import SequentialRecommender
 from lrec.run import Point, Run
 from lrec.switch import phase
 
@@ -187,7 +186,7 @@ class PredictionWriter(Announcer):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with nothing."""
-        self.batches: list[TopK] = []
+        self.batches: list[pl.DataFrame] = []
 
     def on_predict_batch_end(
         self,
@@ -198,23 +197,12 @@ class PredictionWriter(Announcer):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the lists of a batch, without its filler rows."""
-        real_B = batch.weights_B > 0
-        self.batches.append(TopK(*(part[real_B].cpu() for part in outputs)))
+        """Keep the lists of a batch."""
+        self.batches.append(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, in raw ids."""
-        data = _model(pl_module).data
-        users_B, items_BK, scores_BK = (torch.cat(parts).numpy() for parts in zip(*self.batches, strict=True))
-        raw_items = data.item_table()["raw_id"]
-        listed_BK = items_BK >= 0  # a list is short where the user has seen almost the whole catalogue
-        rows = pl.DataFrame(
-            {
-                "user": data.raw_user_ids.gather(users_B),
-                "items": [raw_items.gather(i[keep]) for i, keep in zip(items_BK, listed_BK, strict=True)],
-                "scores": [s[keep].tolist() for s, keep in zip(scores_BK, listed_BK, strict=True)],
-            }
-        )
+        """Write the file."""
+        rows = pl.concat(self.batches).cast({"scores": pl.List(pl.Float64)})
         path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
         with replacing(path) as temporary:
             rows.write_parquet(temporary)

@@ -38,6 +38,7 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10, t
     """
     if k < 1:
         raise UserError(f"--k must be at least 1, not {k}")
+    out = Path(out)
     file = out if out.suffix in (".safetensors", ".onnx") else out / "model.safetensors"
     check_writable(file, "--out")
     model = load(ckpt_path, items, trust)

@@ -8,15 +8,17 @@ import math
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Self
 
+import polars as pl
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lrec import cost, parallel
+from lrec import checkpoints, cost, parallel
+from lrec.arguments import as_plain, class_path, remade
 from lrec.baselines import BASELINES, Baselines
 from lrec.blocks import check_parts
 from lrec.data.base import SequenceDataModule
@@ -24,21 +26,15 @@ from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import Evaluation, Scores, TopItems, score, top_items
+from lrec.net import Transformer
 from lrec.optim import OfParameters, Optimizer, OptimizerConfig, build
-from lrec.parser import made_of
+from lrec.parser import check_trusted, made_of
+from lrec.recommend import lists_of
 from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.switch import OptimizerSwitch
 from lrec.warm_start import begin_from
 
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
-
-
-class TopK(NamedTuple):
-    """Recommendations for a batch: users (store index), catalogue items best first, scores (logits)."""
-
-    users_B: Tensor
-    items_BK: Tensor
-    scores_BK: Tensor
 
 
 class SequentialRecommender(LightningModule):
@@ -48,6 +44,7 @@ class SequentialRecommender(LightningModule):
     `evaluations`.
     """
 
+    net: Transformer
     counts_V: Tensor
 
     def __init__(
@@ -65,7 +62,7 @@ class SequentialRecommender(LightningModule):
         exclude_seen: bool = True,
         checkpoint_activations: bool = False,
         compile_blocks: bool = False,
-        warm_start: Path | None = None,
+        warm_start: str | Path | None = None,
     ) -> None:
         """Choose the network by size or by layers, width and heads.
 
@@ -89,6 +86,7 @@ class SequentialRecommender(LightningModule):
                 Items that it knows, by raw id, keep their embeddings; new ones begin near the mean of these.
         """
         super().__init__()
+        self.save_hyperparameters(logger=False)  # those of a subclass too
         self.size, self.shape = _choose_size(size, layers, width, heads)
         check_parts(architecture)
         self.dropout = dropout
@@ -103,6 +101,7 @@ class SequentialRecommender(LightningModule):
         self.warm_start = warm_start
         self.D = 0
         self.flops = 0
+        self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self.diverged = False
         self.evaluations: dict[str, dict[str, float]] = {}
         self.train_loss = math.nan
@@ -120,22 +119,57 @@ class SequentialRecommender(LightningModule):
         assert isinstance(datamodule, SequenceDataModule)
         return datamodule
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, trust: bool = False, **changed: Any) -> Self:  # type: ignore[override]
+        """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
+
+        Args:
+            checkpoint_path: A file or a folder of shards.
+            trust: Import classes that the checkpoint names and that are not lrec's own.
+            changed: Arguments of the model that replace those it was made with.
+
+        Raises:
+            UserError: it is no checkpoint of such a model.
+        """
+        path = Path(checkpoint_path)
+        checkpoint = checkpoints.read(path, optimizer=False)
+        about, parameters, _ = checkpoints.trained(checkpoint)
+        if "model" not in about:
+            raise UserError(f"{path} is of an earlier version, which did not keep its model's arguments: use lrec.load")
+        if about["model"] not in map(class_path, cls.__mro__):
+            raise UserError(f"{path} holds a {about['model']}, which its own load_from_checkpoint loads")
+        for name, kind in about["not_stored"].items():
+            if name not in changed:
+                raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
+        stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
+        check_trusted([stored, about], trust, path)
+        model = remade(cls, stored, changed)
+        model.config = model.network_config(about["n_items"], about["max_len"])
+        refuse_another(about, model.config)
+        with torch.device("meta"):
+            model.net = Transformer(model.config)
+        model.net.load_state_dict(parameters, assign=True)
+        model._trained, model.D, model.flops = about, about["D"], about["flops"]
+        return model
+
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
-        if hasattr(self, "net"):
+        config = self.network_config(self.data.n_items, self.data.max_len)
+        if self._trained is not None:
+            refuse_another(self._trained, config, self.data.data_hash)
+        if hasattr(self, "counts_V"):
             return
-        self.config = self.network_config(self.data.n_items, self.data.max_len)
+        loaded = dict(self.net.named_parameters()) if self._trained is not None else None
+        self.config = config
+        self._trained = config.to_dict() | {"data_hash": self.data.data_hash}
         strategy = self.trainer.strategy
         seed, sharding = strategy.broadcast(torch.initial_seed()), getattr(strategy, "sharding", None)
-        self.net = parallel.build(
-            self.config,
-            seed,
-            sharding,
-            self.checkpoint_activations,
-            self.compile_blocks,
-        )
-        if self.warm_start is not None and self.trainer.state.fn == "fit":
-            started = begin_from(self.warm_start, self.net, self.data.item_table()["raw_id"], seed)
+        self.net = parallel.build(config, seed, sharding, self.checkpoint_activations, self.compile_blocks)
+        self.item_ids = self.data.item_table()["raw_id"]
+        if loaded is not None:
+            parallel.fill(self.net, lambda name, _: loaded[name], sharding)
+        elif self.warm_start is not None and self.trainer.state.fn == "fit":
+            started = begin_from(self.warm_start, self.net, self.item_ids, seed)
             parallel.fill(self.net, lambda name, _: started.parameters[name], sharding)
             rank_zero_only(print)(f"warm start from {self.warm_start}: {started}")
         counts_V = torch.as_tensor(self.data.item_counts_V)
@@ -208,18 +242,33 @@ class SequentialRecommender(LightningModule):
         """Log the test figures."""
         self._close_evaluation("test")
 
-    def predict_step(self, batch: EvalBatch, batch_idx: int) -> TopK:
-        """The best items for each user's whole history."""
+    def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
+        """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
+        (logits)."""
         seen = slice(None if self.exclude_seen else 0)
 
         def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
             return top_items(hidden_BD, table_VD, batch.seen_rows_S[seen], batch.seen_items_S[seen], self.top_k)
 
         best: TopItems = self.net(batch.items_BL, head, alone_B=batch.positions_B)
-        return TopK(batch.users_B, best.items_BK, best.scores_BK)
+        real_B = batch.weights_B > 0  # not the filler rows of a batch
+        users_B, items_BK, scores_BK = (
+            part[real_B].cpu().numpy() for part in (batch.users_B, best.items_BK, best.scores_BK)
+        )
+        lists = lists_of(self.item_ids, items_BK, scores_BK)
+        return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_B), **lists})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the run has spent and on what data."""
+        """Add what the run has spent and on what data, the items' raw ids, and what the model was made with."""
+        arguments: dict[str, Any] = {}
+        not_stored = {}
+        for name, value in self.hparams.items():
+            try:
+                arguments[name] = as_plain(value)
+            except TypeError:
+                not_stored[name] = type(value).__name__
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
+        checkpoint[checkpoints.ITEMS] = self._items_as_tensors
         checkpoint["lrec"] = {
             "D": self.D,
             "flops": self.flops,
@@ -229,6 +278,8 @@ class SequentialRecommender(LightningModule):
             "repeats": self.data.repeats,
             "diverged": self.diverged,
             "train_loss": self._train_loss_totals(),
+            "model": class_path(type(self)),
+            "not_stored": not_stored,
             **self.config.to_dict(),
         }
 
@@ -237,12 +288,7 @@ class SequentialRecommender(LightningModule):
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
-        theirs = TransformerConfig.from_dict(saved).to_dict()  # what came later has its default in older checkpoints
-        for name, value in self.config.to_dict().items():
-            if theirs[name] != value:
-                raise UserError(f"the checkpoint has {name} {theirs[name]}, the config {value}: give its own config")
-        if saved["data_hash"] != self.data.data_hash:
-            raise UserError("the checkpoint was trained on other data, another split or another reduction")
+        refuse_another(saved, self.config, self.data.data_hash)
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
             self.diverged = saved["diverged"]
@@ -268,6 +314,10 @@ class SequentialRecommender(LightningModule):
             if f"{stage}/{name}" not in self.evaluations:
                 scores = self._baselines.score(name, batch)
                 self._baseline_evaluation(name).update(scores, batch.targets_B, batch.weights_B)
+
+    @cached_property
+    def _items_as_tensors(self) -> dict[str, Tensor]:
+        return checkpoints.ids_as_tensors(self.item_ids)
 
     @cached_property
     def _baselines(self) -> Baselines:
@@ -307,6 +357,16 @@ class SequentialRecommender(LightningModule):
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             self.diverged = True
             self.trainer.should_stop = True
+
+
+def refuse_another(trained: dict[str, Any], config: TransformerConfig, data_hash: str | None = None) -> None:
+    """UserError where a trained network is of another shape than the config, or was trained on other data."""
+    theirs = TransformerConfig.from_dict(trained).to_dict()  # what came later has its default in older checkpoints
+    for name, value in config.to_dict().items():
+        if theirs[name] != value:
+            raise UserError(f"the checkpoint has {name} {theirs[name]}, the config {value}: give its own config")
+    if data_hash is not None and trained["data_hash"] != data_hash:
+        raise UserError("the checkpoint was trained on other data, another split or another reduction")
 
 
 def model_of(config: dict[str, Any]) -> SequentialRecommender:

@@ -103,7 +103,9 @@ class Model:
             itself_B = torch.from_numpy(index_B).to(directions_VD.device)
             rows_B = torch.arange(len(raw), device=directions_VD.device)
             top = top_items(directions_VD[itself_B], directions_VD, rows_B, itself_B, k)
-        return pl.DataFrame({"item": raw, **self._lists(top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy())})
+        return pl.DataFrame(
+            {"item": raw, **lists_of(self.item_ids, top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy())}
+        )
 
     def _recommend_block(
         self, histories: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None
@@ -124,7 +126,7 @@ class Model:
             items = items_N[ranges(starts_B[chosen_B], lengths_B[chosen_B])]
             top = self._top(items, lengths_B[chosen_B], k, exclude_seen, candidates_C)
             items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
-        lists = self._lists(items_BK, scores_BK)
+        lists = lists_of(self.item_ids, items_BK, scores_BK)
         return pl.DataFrame({"user": histories.users, **lists, "skipped": pl.Series(skipped_B, dtype=pl.Int64)})
 
     @torch.inference_mode()
@@ -174,22 +176,23 @@ class Model:
             raise UserError("no item of the catalogue may be recommended: see allowed and exclude")
         return np.flatnonzero(may_V)
 
-    def _lists(self, items_BK: np.ndarray, scores_BK: np.ndarray) -> dict[str, pl.Series]:
-        """Lists of raw ids and scores, without unused slots."""
-        used_BK = pl.Series((items_BK >= 0).ravel())
-        columns = {
-            "items": self.item_ids.gather(np.maximum(items_BK, 0).ravel()),
-            "scores": pl.Series(scores_BK.ravel(), dtype=pl.Float32),
-        }
-        nothing = pl.Series([None])
-        return {
-            name: values.zip_with(used_BK, nothing.cast(values.dtype))
-            .reshape(items_BK.shape)
-            .arr.to_list()
-            .list.drop_nulls()
-            .alias(name)
-            for name, values in columns.items()
-        }
+
+def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -> dict[str, pl.Series]:
+    """Lists of raw ids and scores, columns items and scores, without unused slots (index -1)."""
+    used_BK = pl.Series((items_BK >= 0).ravel())
+    columns = {
+        "items": item_ids.gather(np.maximum(items_BK, 0).ravel()),
+        "scores": pl.Series(scores_BK.ravel(), dtype=pl.Float32),
+    }
+    nothing = pl.Series([None])
+    return {
+        name: values.zip_with(used_BK, nothing.cast(values.dtype))
+        .reshape(items_BK.shape)
+        .arr.to_list()
+        .list.drop_nulls()
+        .alias(name)
+        for name, values in columns.items()
+    }
 
 
 _SCHEMA: dict[str, pl.DataType] = {

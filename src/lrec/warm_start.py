@@ -29,7 +29,7 @@ class WarmStart(NamedTuple):
         return f"{self.kept} items keep their embeddings, {self.new} are new, {self.gone} are gone"
 
 
-def begin_from(path: Path, net: Transformer, raw_ids: pl.Series, seed: int) -> WarmStart:
+def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, seed: int) -> WarmStart:
     """Parameters for `net` from a trained network of the same shape.
 
     An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
@@ -46,7 +46,7 @@ def begin_from(path: Path, net: Transformer, raw_ids: pl.Series, seed: int) -> W
     Raises:
         UserError: the two networks differ in more than their catalogues.
     """
-    stored = read(path)
+    stored = read(Path(path))
     mine, theirs = net.config.to_dict(), TransformerConfig.from_dict(stored.about).to_dict()
     for name in mine.keys() - {"n_items"}:
         if mine[name] != theirs[name]:

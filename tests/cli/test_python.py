@@ -1,0 +1,231 @@
+"""lrec from Python: Lightning's own Trainer, and everything that follows from a checkpoint alone."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+import lrec
+from lrec import InteractionsDataModule, SequentialRecommender
+from lrec.errors import UserError
+from lrec.losses import FullSoftmax, Loss
+from lrec.optim import Optimizer, Switch
+from lrec.shape import Architecture, Dropout, MuP, OverDepth
+
+
+@dataclass(frozen=True)
+class Doubled(FullSoftmax):
+    """A loss that a checkpoint can keep."""
+
+    factor: float = 2.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.factor * super().__call__(*arguments)
+
+
+class Tripled(FullSoftmax):
+    """A loss that it cannot keep: no dataclass of its arguments."""
+
+    def __init__(self, factor: float = 3.0) -> None:
+        object.__setattr__(self, "secret", object())
+
+
+class Own(SequentialRecommender):
+    """A model of one's own."""
+
+    def __init__(self, note: str, loss: Loss = FullSoftmax(), **options: Any) -> None:  # noqa: B008
+        super().__init__(loss=loss, **options)
+        self.note = note
+
+
+def data(log: Path, folder: Path, **options: Any) -> InteractionsDataModule:
+    """Paths are text throughout."""
+    return InteractionsDataModule(
+        str(log),  # type: ignore[arg-type]
+        user_column="who",
+        item_column="what",
+        time_column="when",
+        data_dir=str(folder),
+        max_len=10,
+        targets_per_step=256,
+        **options,
+    )
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        default_root_dir=str(folder),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture(scope="module")
+def trained(log_csv: Path, stores: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """The checkpoint of a plain Trainer, moved away from everything that it was written beside; and its test."""
+    folder = tmp_path_factory.mktemp("run")
+    model = SequentialRecommender(size="3k", optimizer=Optimizer(lr=0.01))
+    fitted = trainer(folder, max_epochs=2)
+    fitted.fit(model, data(log_csv, stores))
+    (figures,) = fitted.test(model, data(log_csv, stores), verbose=False)
+    assert list(folder.glob("lightning_logs/version_0/events.*"))  # Lightning's default logger
+    alone = tmp_path_factory.mktemp("alone") / "model.ckpt"
+    shutil.move(fitted.checkpoint_callback.best_model_path, alone)  # type: ignore[union-attr]
+    return alone, figures
+
+
+def test_a_loaded_model_tests_and_predicts_as_the_trained_one(
+    trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    path, figures = trained
+    model = SequentialRecommender.load_from_checkpoint(str(path))
+    assert (model.size, model.optimizer, model.D) == ("3k", Optimizer(lr=0.01), 2 * data_of(log_csv, stores).U)
+    (again,) = trainer(tmp_path).test(model, data(log_csv, stores), verbose=False)
+    assert again == figures
+    batches = trainer(tmp_path).predict(model, data(log_csv, stores))
+    predicted = pl.concat(batches).sort("user")  # type: ignore[arg-type]
+    log = pl.read_csv(log_csv).sort("who", "when", maintain_order=True)
+    histories = log.group_by(pl.col("who").alias("user"), maintain_order=True).agg(pl.col("what").alias("items"))
+    expected = lrec.load(str(path)).recommend(histories).sort("user")
+    assert predicted["items"].to_list() == expected["items"].to_list()
+    assert predicted["user"].to_list() == expected["user"].to_list()
+    assert predicted.schema == expected.drop("skipped").schema
+
+
+def data_of(log: Path, folder: Path) -> InteractionsDataModule:
+    module = data(log, folder)
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def test_training_goes_on_from_a_checkpoint_or_begins_with_its_network(
+    trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    path, figures = trained
+    whole = trainer(tmp_path, max_epochs=3)
+    resumed = SequentialRecommender(size="3k", optimizer=Optimizer(lr=0.01))
+    whole.fit(resumed, data(log_csv, stores), ckpt_path=str(path))
+    assert resumed.D == 3 * data_of(log_csv, stores).U
+    begun = SequentialRecommender.load_from_checkpoint(path, optimizer=Optimizer(lr=0.0001))
+    trainer(tmp_path, max_epochs=1).fit(begun, data(log_csv, stores))
+    assert begun.evaluations["val"]["loss"] < figures["test/loss"] + 0.5
+
+
+def test_a_folder_of_shards_is_as_good(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    whole = torch.load(trained[0], weights_only=True)
+    folder = tmp_path / "sharded.ckpt"
+    folder.mkdir()
+    rows = {f"state_dict/{name}": tensor for name, tensor in whole["state_dict"].items()}
+    save_file(rows, folder / "all.safetensors", {"starts": str(dict.fromkeys(rows, 0)).replace("'", '"')})
+    places = {name: ("sharded", f"state_dict/{name}", len(tensor)) for name, tensor in whole["state_dict"].items()}
+    torch.save(whole | {"state_dict": places, "shards": ["all.safetensors"]}, folder / "state.pt")
+    models = [SequentialRecommender.load_from_checkpoint(path).net.state_dict() for path in (trained[0], folder)]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert lrec.load(folder).item_ids.equals(lrec.load(trained[0]).item_ids)
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "explicit": {"layers": 2, "width": 16, "heads": 2, "dropout": Dropout(0.1, OverDepth(0.2, 0.1)), "mup": MuP()},
+    "modern": {"size": "3k", "architecture": Architecture("rms", "swiglu", "rotary", True), "top_k": 3},
+    "switch": {"size": "3k", "optimizer": Optimizer(switch=Switch(at=2)), "loss": lrec.GBCE(negatives=8)},
+    "torch's optimizer": {"size": "3k", "optimizer": partial(torch.optim.SGD, lr=0.1)},
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_every_argument_comes_back(name: str, log_csv: Path, stores: Path, tmp_path: Path) -> None:
+    fitted = trainer(tmp_path, max_steps=3, limit_val_batches=0, logger=False)
+    fitted.fit(SequentialRecommender(**ARGUMENTS[name]), data(log_csv, stores))
+    fitted.save_checkpoint(tmp_path / "model.ckpt")
+    model = SequentialRecommender.load_from_checkpoint(tmp_path / "model.ckpt")
+    for argument, value in ARGUMENTS[name].items():
+        if argument == "optimizer" and isinstance(value, partial):
+            made = model.optimizer(model.net.parameters())  # type: ignore[operator]
+            assert (type(made), made.param_groups[0]["lr"]) == (torch.optim.SGD, 0.1)
+        elif argument not in ("layers", "width", "heads"):
+            assert getattr(model, argument) == value
+    assert model.shape == SequentialRecommender(**ARGUMENTS[name]).shape
+
+
+def test_a_model_and_a_loss_of_one_s_own(log_csv: Path, stores: Path, tmp_path: Path) -> None:
+    def saved(loss: Loss) -> Path:
+        fitted = trainer(tmp_path, max_steps=2, limit_val_batches=0, logger=False)
+        fitted.fit(Own("mine", loss, size="3k"), data(log_csv, stores))
+        fitted.save_checkpoint(tmp_path / "own.ckpt")
+        return tmp_path / "own.ckpt"
+
+    path = saved(Doubled(factor=4.0))
+    with pytest.raises(UserError, match=r"names the class test_python\.Doubled, which is not lrec's own"):
+        Own.load_from_checkpoint(path)
+    model = Own.load_from_checkpoint(path, trust=True)
+    assert (model.note, model.loss) == ("mine", Doubled(factor=4.0))
+    assert Own.load_from_checkpoint(path, trust=True, note="yours").note == "yours"
+    with pytest.raises(UserError, match=r"holds a test_python\.Own, which its own load_from_checkpoint loads"):
+        SequentialRecommender.load_from_checkpoint(path, trust=True)
+    assert lrec.load(path).about["model"] == "test_python.Own"  # no class of the checkpoint is needed
+    path = saved(Tripled())
+    with pytest.raises(UserError, match=r"could not keep loss, a Tripled: load_from_checkpoint\(\.\.\., loss=\.\.\.\)"):
+        Own.load_from_checkpoint(path)
+    tripled = Tripled()
+    assert Own.load_from_checkpoint(path, loss=tripled).loss is tripled
+
+
+def test_what_does_not_fit_is_refused(
+    trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    model = SequentialRecommender.load_from_checkpoint(trained[0])
+    with pytest.raises(UserError, match="trained on other data, another split"):
+        trainer(tmp_path).test(model, data(log_csv, stores, split=lrec.LastItems(held_out_users=0.5)))
+    with pytest.raises(UserError, match="the checkpoint has layers 1, the config 2"):
+        SequentialRecommender.load_from_checkpoint(trained[0], size="98k")
+    with pytest.raises(UserError, match="no such checkpoint"):
+        SequentialRecommender.load_from_checkpoint(tmp_path / "nowhere.ckpt")
+    before = torch.load(trained[0], weights_only=True)
+    del before["lrec"]["model"], before["lrec_items"]
+    torch.save(before, tmp_path / "before.ckpt")
+    with pytest.raises(UserError, match="of an earlier version"):
+        SequentialRecommender.load_from_checkpoint(tmp_path / "before.ckpt")
+    with pytest.raises(UserError, match=r"items\.parquet: no such file"):
+        lrec.load(tmp_path / "before.ckpt")
+
+
+def test_a_checkpoint_of_lrec_fit_needs_nothing_beside_it(
+    log_csv: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    import lrec as package
+
+    lrec("fit", "--config=data/csv.yaml", "--config=trainer/laptop.yaml", f"--data.path={log_csv}",
+         "--data.user_column=who", "--data.item_column=what", "--data.time_column=when", "--model.size=3k",
+         f"--data.data_dir={tmp_path / 'stores'}", "--data.max_len=10", "--data.targets_per_step=256",
+         f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.max_epochs=1",
+         "--trainer.enable_progress_bar=false")  # fmt: skip
+    whole = package.load(tmp_path / "run")
+    shutil.move(tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "alone.ckpt")
+    shutil.rmtree(tmp_path / "run")
+    alone = package.load(tmp_path / "alone.ckpt")
+    assert alone.item_ids.equals(whole.item_ids)
+    assert alone.about == whole.about
+    assert SequentialRecommender.load_from_checkpoint(tmp_path / "alone.ckpt").size == "3k"
+
+
+def test_dir_lists_the_names() -> None:
+    assert {"load", "SequentialRecommender", "InteractionsDataModule", "Attention", "UserError"} <= set(dir(lrec))
+    for name in lrec.__all__:
+        assert getattr(lrec, name).__name__ == name
