@@ -6,13 +6,13 @@ B batch rows, L positions, C positions that are read, D width, H heads, K width 
 """
 
 from abc import ABC, abstractmethod
-from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrec.class_paths import imported
 from lrec.errors import UserError
 from lrec.shape import Architecture, TransformerConfig
 
@@ -347,16 +347,12 @@ def part_class(architecture: Architecture, part: str) -> type[Any]:
     base, own = PARTS[part]
     if name in own:
         return own[name]
-    option = f"model.architecture.{part} {name}"
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        raise UserError(f"{option}: choose {', '.join(own)} or a class by its path, such as my_parts.Mine")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{option}: {error}") from error
+    option = f"model.architecture.{part}"
+    if "." not in name:
+        raise UserError(f"{option} {name}: choose {', '.join(own)} or a class by its path, such as my_parts.Mine")
+    found = imported(name, option)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"{option} is no subclass of {base.__module__}.{base.__name__}")
+        raise UserError(f"{option} {name} is no subclass of {base.__module__}.{base.__name__}")
     kind: type[Any] = found
     return kind
 

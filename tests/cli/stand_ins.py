@@ -3,6 +3,8 @@
 import gzip
 import json
 import lzma
+import shutil
+import sqlite3
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 ORDERS_YAML = """
 data:
   class_path: lrec.InteractionsDataModule
@@ -18,7 +21,9 @@ data:
 
 
 def write_stand_ins(folder: Path) -> None:
-    """120 users with 12 to 69 interactions each with 60 items, September to December 2000."""
+    """120 users with 12 to 69 interactions each with 60 items, September to December 2000; and the examples."""
+    for example in EXAMPLES.glob("*.py"):
+        shutil.copy(example, folder)
     log = _log()
     names = {"user": pl.format("c_{}", "user"), "item": pl.format("SKU-{}", pl.col("item").cast(str).str.zfill(4))}
     orders = log.select(
@@ -29,6 +34,10 @@ def write_stand_ins(folder: Path) -> None:
     )
     orders.write_csv(folder / "orders.csv")
     (folder / "orders.yaml").write_text(ORDERS_YAML)
+    with sqlite3.connect(folder / "shop.db") as shop:
+        shop.execute("CREATE TABLE orders (customer TEXT, product TEXT, ordered_at INTEGER, returned INTEGER)")
+        sold = [(f"c_{user}", f"SKU-{item:04}", time, 0) for user, item, time in log.rows()]
+        shop.executemany("INSERT INTO orders VALUES (?, ?, ?, ?)", sold)
     interactions = log.select(names["user"], names["item"], "time")
     interactions.write_csv(folder / "interactions.csv")
     interactions.write_parquet(folder / "interactions.parquet")

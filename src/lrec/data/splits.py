@@ -249,11 +249,14 @@ class Split:
 
     def _check_shapes(self) -> None:
         """Fail loudly unless every array has an entry for each user, and the entries make sense."""
-        arrays = {name: value for name, value in vars(self).items() if name.endswith("_U")}
-        for name, values_U in arrays.items():
-            kind, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
-            if np.shape(values_U) != (self.store.n_users,) or values_U.dtype.kind not in kind:
-                raise AssertionError(f"{name} is not an array of {wanted}, one for each of {self.store.n_users} users")
+        n_users = self.store.n_users
+        for name, values_U in vars(self).items():
+            if not name.endswith("_U"):
+                continue
+            kinds, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
+            is_array = isinstance(values_U, np.ndarray) and values_U.shape == (n_users,)
+            if not is_array or values_U.dtype.kind not in kinds:
+                raise AssertionError(f"{name} is not an array of {wanted}, one for each of {n_users} users")
         if (self.train_U < 0).any():
             raise AssertionError("train_U is negative")
         for part, first_U, number_U in (

@@ -3,9 +3,9 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 
+from lrec.class_paths import imported
 from lrec.errors import UserError
 from lrec.processes import leads, processes
 from lrec.run import find_runs
@@ -85,7 +85,7 @@ def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int =
 def _chosen(tasks: Sequence[str]) -> dict[str, Task]:
     """The tasks named, each once: lrec's in their own order, then those of other modules."""
     names = dict.fromkeys(name.strip() for name in tasks)
-    own = {name: _imported(name) for name in names if "." in name}
+    own = {name: _own_task(name) for name in names if "." in name}
     if unknown := sorted(set(names) - {"all", *TASKS, *own}):
         raise UserError(
             f"--tasks {unknown[0]}: choose among {', '.join(TASKS)}, or all; one of your own is FILE.FUNCTION"
@@ -93,12 +93,8 @@ def _chosen(tasks: Sequence[str]) -> dict[str, Task]:
     return {name: task for name, task in TASKS.items() if name in names or "all" in names} | own
 
 
-def _imported(name: str) -> Task:
-    module, _, attribute = name.rpartition(".")
-    try:
-        task: Task = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--tasks {name}: {error}") from error
+def _own_task(name: str) -> Task:
+    task: Task = imported(name, "--tasks")
     if not callable(task):
         raise UserError(f"--tasks {name} is {type(task).__name__}, not a function of the runs and a seed")
     return task

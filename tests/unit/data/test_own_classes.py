@@ -49,6 +49,7 @@ class Wrong(SplitRule):
         return {
             "nothing": lambda: None,
             "short": lambda: replace(split, test_U=split.test_U[1:]),
+            "list": lambda: replace(split, held_out_U=split.held_out_U.tolist()),
             "text": lambda: replace(split, train_U=split.train_U.astype(str)),
             "negative": lambda: replace(split, train_U=split.train_U - 100),
             "number": lambda: replace(split, val_targets_U=split.val_targets_U - 1),
@@ -146,6 +147,7 @@ def test_a_split_rule_cuts_trains_and_is_found_again(csv: list[str], folder: Pat
         (["my_split.LastShare", "--data.split.part=0.5"], "--data.split: no option 'part'"),
         ("nothing", "split Wrong: cut returned NoneType, not a Split"),
         ("short", "split Wrong: test_U is not an array of integers, one for each of 300 users"),
+        ("list", "split Wrong: held_out_U is not an array of bool, one for each of 300 users"),
         ("text", "split Wrong: train_U is not an array of integers, one for each of 300 users"),
         ("negative", "split Wrong: train_U is negative"),
         ("number", "split Wrong: user 0 (store index) has val_U"),
