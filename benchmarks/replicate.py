@@ -188,7 +188,7 @@ def outcomes_of(recipe: str) -> list[Outcome]:
 def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
     """Rank of each test target among the items its user has not seen, in order of users."""
     users, ranks = [], []
-    for batch in data.of(run.config).test_dataloader():
+    for batch in data.of(run.run).test_dataloader():
 
         def head(hidden_BD: torch.Tensor, table_VD: torch.Tensor, batch=batch) -> Scores:
             return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S)

@@ -4,6 +4,7 @@ Nothing here imports Lightning: commands that do not train start fast.
 """
 
 import json
+import os
 import re
 import sys
 import typing
@@ -55,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Class paths may name the user's own files in the current folder, after everything that is installed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "" not in sys.path:
-        sys.path.append("")
+    # By its name: jsonargparse reads a configuration from within the folder that holds it.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     try:
         _route(arguments)
     except KeyboardInterrupt:

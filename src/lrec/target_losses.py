@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     module = datamodule_of(run.config.options)
     module.prepare_data()
     module.setup("test")
-    net = load(run.best).net.float()
+    net = load(run.best, trust=True).net.float()  # whoever trained it has imported its classes
     users_C, positions_C, steps_C = targets(module.split_positions)
     losses = []
     for step in np.unique(steps_C):

@@ -24,7 +24,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "lrec"
 
 # From the ground up. A module may import from its own layer and from those before it; "data" stands for all of data/.
 LAYERS = {
-    "ground": "errors files signals figures tables parser processes run",
+    "ground": "errors files signals figures tables class_paths parser arguments processes run",
     "what is computed": "data shape blocks net losses metrics cost baselines cases laws",
     "a network trained, kept and used": "optim switch parallel checkpoints strategies interruption export onnx_file "
     "warm_start recommend recommend_command target_losses sizes",
@@ -36,7 +36,7 @@ LAYERS = {
 OF_LAYER = {name: layer for layer, names in enumerate(LAYERS.values()) for name in names.split()}
 
 # laws/ knows tables of points: neither runs nor studies, neither Lightning nor torch.
-LAWS_MAY_IMPORT = {"laws", "errors", "files", "figures", "tables"}
+LAWS_MAY_IMPORT = {"laws", "errors", "files", "figures", "tables", "class_paths"}
 LIGHTNING = {"lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning"}
 
 

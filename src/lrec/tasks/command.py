@@ -31,7 +31,9 @@ TASKS: dict[str, Task] = {
 }
 
 
-def tasks_command(runs: list[Path], tasks: str = "all", out: Path = Path("tasks"), seed: int = 0) -> None:
+def tasks_command(
+    runs: list[Path], tasks: str = "all", out: Path = Path("tasks"), seed: int = 0, trust: bool = False
+) -> None:
     """Put trained runs of one or many sizes to the five tasks; torchrun's processes share the work.
 
     Args:
@@ -40,21 +42,23 @@ def tasks_command(runs: list[Path], tasks: str = "all", out: Path = Path("tasks"
             functions of your own, as my_task.repeat_consumption in my_task.py.
         out: Folder for tasks.json, tasks.md and the figures.
         seed: Of corruption and of the resamples behind the intervals.
+        trust: Import classes that the runs name and that are not lrec's own.
     """
     with processes():
-        report = run_tasks(runs, tasks.split(","), seed)
+        report = run_tasks(runs, tasks.split(","), seed, trust)
         if leads():
             report.write(out)
             print(f"{report.summary()}\n\n{out / 'tasks.md'}")
 
 
-def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int = 0) -> Report:
+def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int = 0, trust: bool = False) -> Report:
     """Put trained runs to tasks; they may have been trained on any number of processes.
 
     Args:
         runs: Folders of runs, or folders that hold some.
         tasks: Their names, all for all of lrec's; MODULE.FUNCTION for one of your own.
         seed: Of corruption and resampling.
+        trust: Import classes that the runs name and that are not lrec's own.
 
     Raises:
         UserError: an unknown task, or one that returns no TaskResult; no run; runs that cannot be compared.
@@ -66,7 +70,7 @@ def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int =
     finite = [run for run in found if not run.diverged]
     if not finite:
         raise UserError("--runs: every run diverged")
-    data = Data()
+    data = Data(trust)
     ladder = ladder_of([load_run(run, data) for run in finite], data)
     report = Report(ladder, [run.folder for run in found if run not in finite], seed)
     for name, task in chosen.items():

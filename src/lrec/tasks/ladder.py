@@ -14,8 +14,9 @@ from lrec.errors import UserError
 from lrec.export import load
 from lrec.files import json_hash
 from lrec.net import Transformer
+from lrec.parser import check_trusted
 from lrec.processes import device
-from lrec.run import Run, RunConfig
+from lrec.run import Run
 
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
 
@@ -97,14 +98,21 @@ class Ladder:
 class Data:
     """The data of runs, each opened once."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: bool = False) -> None:
+        """Begin with none.
+
+        Args:
+            trust: Import classes that runs name and that are not lrec's own.
+        """
+        self.trust = trust
         self._opened: dict[str, SequenceDataModule] = {}
 
-    def of(self, config: RunConfig) -> SequenceDataModule:
+    def of(self, run: Run) -> SequenceDataModule:
         """The DataModule of a run, set up; prepared first where its store is not there."""
-        key = json_hash(config.data)
+        key = json_hash(run.config.data)
         if key not in self._opened:
-            data = datamodule_of(config.options)
+            check_trusted(run.config.options["data"], self.trust, run.config_file)
+            data = datamodule_of(run.config.options)
             data.prepare_data()
             data.setup("test")
             self._opened[key] = data
@@ -113,8 +121,8 @@ class Data:
 
 def load_run(run: Run, data: Data) -> TrainedRun:
     """A run's best network, on a GPU where there is one; UserError where it does not fit the run's data."""
-    module = data.of(run.config)
-    model = load(run.best)
+    module = data.of(run)
+    model = load(run.best, trust=data.trust)
     if model.about["data_hash"] != module.data_hash:
         raise UserError(f"{run.folder} was trained on other data than its configuration now leads to")
     return TrainedRun(run, model.net.float().requires_grad_(False).to(device()))
@@ -123,9 +131,9 @@ def load_run(run: Run, data: Data) -> TrainedRun:
 def ladder_of(runs: list[TrainedRun], data: Data) -> Ladder:
     """Put runs in order of size; UserError where they cannot be compared."""
     first = runs[0].run
-    base = data.of(first.config)
+    base = data.of(first)
     for other in (trained.run for trained in runs[1:]):
-        module = data.of(other.config)
+        module = data.of(other)
         for what, one, two in (
             ("store", base.store.path.resolve(), module.store.path.resolve()),
             ("split", base.split, module.split),
@@ -141,11 +149,11 @@ def ladder_of(runs: list[TrainedRun], data: Data) -> Ladder:
     domains = {}
     for name in sorted({domain for run in runs if (domain := run.run.config.only_domain) is not None}):
         mine = [run for run in runs if run.run.config.only_domain == name]
-        split = data.of(mine[0].run.config).split_positions
+        split = data.of(mine[0].run).split_positions
         tuned = _by_size(run for run in mine if run.run.config.starts_from_a_network)
         alone = _by_size(run for run in mine if not run.run.config.starts_from_a_network)
         domains[name] = DomainRuns(split, alone, tuned)
-    return Ladder(data.of(whole[0].run.config).split_positions, base.max_len, _by_size(whole), domains)
+    return Ladder(data.of(whole[0].run).split_positions, base.max_len, _by_size(whole), domains)
 
 
 def _by_size(runs: Iterable[TrainedRun]) -> BySize:
