@@ -321,7 +321,7 @@ class SequentialRecommender(LightningModule):
 
     @cached_property
     def _baselines(self) -> Baselines:
-        return Baselines(self.data.split_positions, self.device)
+        return Baselines(self.data.cuts, self.device)
 
     def _baseline_evaluation(self, name: str) -> Evaluation:
         evaluation = self.baseline_evaluations[name]

@@ -33,11 +33,11 @@ def main(folder: Path) -> None:
     module.prepare_data()
     module.setup("test")
     net = load(run.best, trust=True).net.float()  # whoever trained it has imported its classes
-    users_C, positions_C, steps_C = targets(module.split_positions)
+    users_C, positions_C, steps_C = targets(module.cuts)
     losses = []
     for step in np.unique(steps_C):
         chosen_C = steps_C == step
-        cases = cases_before(module.split_positions, users_C[chosen_C], positions_C[chosen_C], module.max_len)
+        cases = cases_before(module.cuts, users_C[chosen_C], positions_C[chosen_C], module.max_len)
         loss_C = rank_by_net(net, cases).loss_C
         losses.append(pl.DataFrame({"user": cases.users_C, "step": np.full(len(cases), step), "loss": loss_C}))
     table = pl.concat(losses).filter(pl.col("loss").is_not_nan())

@@ -29,7 +29,7 @@ def test_movielens(lengths: list[int], tmp_path: Path, lrec) -> None:
     path.write_text("\n".join(lines) + "\n")
     data = preset("lsrm-ml20m", path, tmp_path)
 
-    rows, split = data.store.statistics["interactions"], data.split_positions
+    rows, split = data.store.statistics["interactions"], data.cuts
     assert rows == sum(lengths), "every rating is an interaction, and the duplicate is none"
     is_long = np.array([length > 15 for length in lengths])
     counts = split.counts
@@ -62,8 +62,8 @@ def test_amazon(tmp_path: Path) -> None:
     statistics = data.store.statistics
     assert (statistics["users"], statistics["items"], statistics["interactions"]) == (31, 33, 31 * 33)
     assert statistics["domains"] == 2
-    counts = data.split_positions.counts
-    assert (data.split_positions.test_U == 33 - 11).all()
+    counts = data.cuts.counts
+    assert (data.cuts.test_U == 33 - 11).all()
     assert counts["training"] + counts["validation"] == statistics["interactions"] - 11 * statistics["users"]
     first_user = data.store.items_N[: data.store.offsets_U1[1]]
     domains = data.store.item_table["domain"].gather(first_user).to_list()

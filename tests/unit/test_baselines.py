@@ -51,7 +51,7 @@ def test_ranks_lists_and_losses_are_those_of_the_definition(name: str, data: Seq
     whole = {user: list(zip(t, i, strict=True)) for user, i, t in rows.group_by("who").all().iter_rows()}
     training = {user: row[:-2] if len(row) >= 3 else row for user, row in whole.items()}
     catalogue = data.item_table()["raw_id"].to_list()
-    baselines = Baselines(data.split_positions, torch.device("cpu"))
+    baselines = Baselines(data.cuts, torch.device("cpu"))
     checked = 0
     for batch in data.test_dataloader():
         scores = baselines.score(name, batch)
@@ -130,5 +130,5 @@ def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:
     )
     data.prepare_data()
     data.setup()
-    names = Baselines(data.split_positions, torch.device("cpu")).names
+    names = Baselines(data.cuts, torch.device("cpu")).names
     assert names == ["popularity", "repeat-last", "markov"]

@@ -24,7 +24,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read
     them (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir.
 
-    After `setup`: store, split_positions (where each user is cut), batch_plan, and the properties below.
+    After `setup`: store, cuts (where each user is cut), batch_plan, and the properties below.
 
     Attributes:
         columns: Names of the raw data's columns; None where they have none.
@@ -36,7 +36,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     min_rating: float | None = None
     repeats: bool = True
     store: Store
-    split_positions: Split
+    cuts: Split
     batch_plan: BatchPlan
 
     def __init__(
@@ -120,22 +120,22 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Open the store, cut it, and check the cut for leaks."""
         if hasattr(self, "batch_plan"):
             return
-        self.split_positions = self.cut(Store.open(self.store_path))
-        self.store = self.split_positions.store
-        if len(self.split_positions.val_users) == 0:
+        self.cuts = self.cut(Store.open(self.store_path))
+        self.store = self.cuts.store
+        if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
-        part = self.split_positions.training_part(self.reduction)
+        part = self.cuts.training_part(self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
 
     @property
     def n_items(self) -> int:
         """V: items of the catalogue."""
-        return len(self.split_positions.catalogue_V)
+        return len(self.cuts.catalogue_V)
 
     @property
     def item_counts_V(self) -> np.ndarray:
         """Interactions of each catalogue item in the unreduced training part, int64."""
-        return self.split_positions.counts_V
+        return self.cuts.counts_V
 
     @property
     def n_users(self) -> int:
@@ -169,16 +169,14 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def item_table(self) -> pl.DataFrame:
         """The catalogue: item (catalogue index), raw_id, count (in the training part), domain."""
-        table = self.store.item_table[self.split_positions.catalogue_V]
+        table = self.store.item_table[self.cuts.catalogue_V]
         return table.select(
             pl.Series("item", np.arange(self.n_items)), "raw_id", pl.Series("count", self.item_counts_V), "domain"
         )
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches, from where a loaded checkpoint stopped."""
-        loader = TrainLoader(
-            self.batch_plan, self.split_positions.catalogue_index_I, self.seed, self._ranks(), self.num_workers
-        )
+        loader = TrainLoader(self.batch_plan, self.cuts.catalogue_index_I, self.seed, self._ranks(), self.num_workers)
         if self._resume is not None:
             loader.load_state_dict(self._resume)
             self._resume = None
@@ -187,11 +185,11 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets, after the items before them."""
-        return self._target_loader(self.split_positions.val_targets)
+        return self._target_loader(self.cuts.val_targets)
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets, after the items before them, validation targets included."""
-        return self._target_loader(self.split_positions.test_targets)
+        return self._target_loader(self.cuts.test_targets)
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
@@ -212,7 +210,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True))
 
     def _eval_loader(self, task: EvalTask) -> EvalLoader:
-        return EvalLoader(self.split_positions, task, self.max_len, self._ranks(), self.num_workers)
+        return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers)
 
     def _ranks(self) -> Ranks:
         if self.trainer is None:

@@ -241,7 +241,7 @@ class SyntheticDataModule(SequenceDataModule):
 
     @cached_property
     def _floor(self) -> dict[str, float]:
-        split, (n_users, length) = self.split_positions, self.sequences
+        split, (n_users, length) = self.cuts, self.sequences
         numbers_I = self.store.item_table["raw_id"].cast(pl.Int64).to_numpy()
         items_UL = numbers_I[self.store.items_N].reshape(n_users, length)
         catalogue_V = np.zeros(self.process.n_items, dtype=bool)

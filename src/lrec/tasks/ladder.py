@@ -149,11 +149,11 @@ def ladder_of(runs: list[TrainedRun], data: Data) -> Ladder:
     domains = {}
     for name in sorted({domain for run in runs if (domain := run.run.config.only_domain) is not None}):
         mine = [run for run in runs if run.run.config.only_domain == name]
-        split = data.of(mine[0].run).split_positions
+        split = data.of(mine[0].run).cuts
         tuned = _by_size(run for run in mine if run.run.config.starts_from_a_network)
         alone = _by_size(run for run in mine if not run.run.config.starts_from_a_network)
         domains[name] = DomainRuns(split, alone, tuned)
-    return Ladder(data.of(whole[0].run).split_positions, base.max_len, _by_size(whole), domains)
+    return Ladder(data.of(whole[0].run).cuts, base.max_len, _by_size(whole), domains)
 
 
 def _by_size(runs: Iterable[TrainedRun]) -> BySize:

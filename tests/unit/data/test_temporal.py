@@ -186,7 +186,7 @@ def test_a_data_module_trains_and_tests_by_time(interactions_dir: Path, tmp_path
     data = MovieLensDataModule(interactions_dir, version="latest-small", data_dir=tmp_path, split=rule)
     data.prepare_data()
     data.setup()
-    times, split = data.store.times_N, data.split_positions
+    times, split = data.store.times_N, data.cuts
     first, second = np.sort(times)[[int(0.8 * 100_836), int(0.9 * 100_836)]]
     assert data.item_counts_V.sum() == (times < first).sum()
     targets = len(split.val_targets.users_T), len(split.test_targets.users_T)

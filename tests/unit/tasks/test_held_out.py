@@ -32,7 +32,7 @@ def test_rewriting_the_held_out_users_changes_no_batch_no_catalogue_and_no_count
         for time in range(int(random.integers(3, 90)))
     ]
     before = module(tmp_path / "before.csv", rows)
-    held_out = {before.raw_user_ids[int(user)] for user in np.flatnonzero(before.split_positions.held_out_U)}
+    held_out = {before.raw_user_ids[int(user)] for user in np.flatnonzero(before.cuts.held_out_U)}
     assert 5 < len(held_out) < 35
     # All they have done is now with two items: one that everybody knows, one that nobody else has.
     after = module(
@@ -47,7 +47,7 @@ def test_rewriting_the_held_out_users_changes_no_batch_no_catalogue_and_no_count
         assert torch.equal(one.targets_M, two.targets_M)
     for loaders in (("val_dataloader", 2), ("test_dataloader", 1)):
         users = {int(user) for batch in getattr(before, loaders[0])() for user in batch.users_B}
-        assert not users & set(np.flatnonzero(before.split_positions.held_out_U).tolist())
+        assert not users & set(np.flatnonzero(before.cuts.held_out_U).tolist())
 
 
 def test_an_epoch_is_the_training_part_of_the_others_exactly(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_an_epoch_is_the_training_part_of_the_others_exactly(tmp_path: Path) -> 
     names = data.item_table()["raw_id"].to_list()
     targets = Counter(names[int(item)] for epoch, batch in _batches(data) if epoch == 0 for item in batch.targets_M)
     expected = set()
-    split = data.split_positions
+    split = data.cuts
     for user, raw_id in enumerate(data.raw_user_ids):
         expected |= {f"{raw_id}-{time}" for time in range(1, int(split.train_U[user]))}
     assert targets == Counter(expected)
