@@ -5,16 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lrec.class_paths import class_path
 from lrec.errors import UserError
 from lrec.parser import OneLineParser
 
 T = TypeVar("T")
-
-
-def class_path(kind: type) -> str:
-    """What names a class: lrec.X for lrec's own."""
-    own = kind.__module__.startswith("lrec.")
-    return f"lrec.{kind.__name__}" if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def as_plain(value: Any) -> Any:

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lrec import checkpoints
+from lrec.class_paths import check_trusted
 from lrec.errors import UserError, check_range
 from lrec.files import check_writable, replacing, write_json
 from lrec.net import Transformer, with_todays_names
-from lrec.parser import check_trusted
 from lrec.recommend import Model
 from lrec.run import Run, run_of
 from lrec.shape import TransformerConfig

@@ -18,9 +18,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lrec import checkpoints, cost, parallel
-from lrec.arguments import as_plain, class_path, remade
+from lrec.arguments import as_plain, remade
 from lrec.baselines import BASELINES, Baselines
 from lrec.blocks import check_parts
+from lrec.class_paths import check_trusted, class_path
 from lrec.data.base import SequenceDataModule
 from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
@@ -28,7 +29,7 @@ from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import Evaluation, Scores, TopItems, score, top_items
 from lrec.net import Transformer
 from lrec.optim import OfParameters, Optimizer, OptimizerConfig, build
-from lrec.parser import check_trusted, made_of
+from lrec.parser import made_of
 from lrec.recommend import lists_of
 from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.switch import OptimizerSwitch

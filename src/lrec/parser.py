@@ -66,35 +66,6 @@ def made_of(config: dict[str, Any], name: str, base: type[T]) -> T:
     return made
 
 
-def check_trusted(stored: Any, trust: bool, where: object) -> None:
-    """What a stored run names is imported only where it is lrec's own or of torch.nn and torch.optim, or the user
-    trusts it.
-
-    Args:
-        stored: Options or a network's shape, nested or flat, as `where` holds them.
-        trust: Whether other classes may be imported.
-        where: The file or folder, for the message.
-
-    Raises:
-        UserError: a class is not lrec's own, and it is not trusted.
-    """
-    for name, value in stored.items() if isinstance(stored, dict) else enumerate(stored):
-        if isinstance(value, dict | list):
-            check_trusted(value, trust, where)
-        elif not trust and _names_a_class(name, value) and not value.startswith(_OWN):
-            raise UserError(
-                f"{where} names the class {value}, which is not lrec's own: --trust (trust=True in Python) imports it"
-            )
-
-
-def _names_a_class(name: object, value: object) -> bool:
-    return isinstance(value, str) and "." in value and str(name).rpartition(".")[2] in _NAME_A_CLASS
-
-
-_OWN = ("lrec.", "torch.nn.", "torch.optim.")
-_NAME_A_CLASS = ("class_path", "attention", "norm", "mlp", "positions")
-
-
 def with_shipped_configs(arguments: list[str]) -> list[str]:
     """Replace each --config path that is not there by the shipped fragment of that name; UserError where neither is."""
     result = list(arguments)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lrec import cost
+from lrec.class_paths import check_trusted
 from lrec.data.base import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits import Split
@@ -14,7 +15,6 @@ from lrec.errors import UserError
 from lrec.export import load
 from lrec.files import json_hash
 from lrec.net import Transformer
-from lrec.parser import check_trusted
 from lrec.processes import device
 from lrec.run import Run
 
