@@ -1,6 +1,7 @@
 """Fits a scaling law by two independent routes.
 
-Route one: descent from many starts. Route two: variable projection. The lower objective wins, and both are compared.
+Route one: descent from many starts. Route two: scipy's trust region from the best of them. The lower objective wins,
+and both are compared.
 
 Shapes: S starts, N points, V variables, T parameters.
 """
@@ -20,7 +21,7 @@ from lrec.laws.diagnostics import Diagnostics, diagnose, share_agreeing
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Kind, Objective
 from lrec.laws.profile import Profile
-from lrec.laws.varpro import Projection
+from lrec.laws.trust_region import trust_region
 
 NARROWEST = 1.01
 """Sizes that span less than this factor tell a power from a constant by rounding errors alone."""
@@ -108,8 +109,8 @@ def fit_points(
     descended_T = ends.theta_ST[ends.value_S.argmin()]
     if share_agreeing(ends, ends.value_S.min()) < SETTLED:
         descended_T = along_bounds(problem, descended_T)
-    projected_T = Projection(law, objective, start.z_NV, y_N, low_T, high_T).minimise()
-    routes_ST = _snapped(problem, np.array([descended_T, projected_T]), law.n_coefficients)
+    second_T = trust_region(law, objective, start.z_NV, y_N, low_T, high_T, start_ST)
+    routes_ST = _snapped(problem, np.array([descended_T, second_T]), law.n_coefficients)
     best = start.at(routes_ST[problem.values(routes_ST).argmin()])
     return Fit(law, objective, points, unit_V, low_T, high_T, best.theta_T, diagnose(best, start_ST, ends, routes_ST))
 

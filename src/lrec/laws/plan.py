@@ -29,6 +29,7 @@ def plan_command(
     mfu: float = 0.4,
     peak_flops: float = 989e12,
     out: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Plan a run from a fitted law: its size, data, passes, expected loss and metrics, FLOPs and GPU-hours.
 
@@ -42,6 +43,7 @@ def plan_command(
         mfu: Share of the peak that training reaches (model FLOPs utilisation).
         peak_flops: FLOP/s of a GPU; an H100's dense bfloat16 by default.
         out: File for the plan; plan.json beside the fit by default.
+        trust: Import the law that the fit names where it is not lrec's own.
     """
     request = {"flops": flops, "loss": loss, "size": size}
     given = {name: value for name, value in request.items() if value is not None}
@@ -54,7 +56,7 @@ def plan_command(
         raise UserError(f"--mfu {mfu:g}: a share of the peak, at most 1, is expected")
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
-    fitted, content = read_fit(fit)
+    fitted, content = read_fit(fit, trust)
     chooser = chooser_of(fitted, content, unique, epochs)
     ((name, value),) = given.items()
     choice: Choice = getattr(chooser, f"for_{name}")(value)

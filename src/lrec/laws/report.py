@@ -8,11 +8,12 @@ from typing import Any
 
 import polars as pl
 
+from lrec.class_paths import check_trusted
 from lrec.errors import UserError
 from lrec.files import write_json
 from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import LAWS
+from lrec.laws.forms import law_named, name_of
 from lrec.laws.objective import Objective
 from lrec.laws.predict import Holdout
 from lrec.laws.rivals import Rival
@@ -23,7 +24,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null."""
     fit, ends = analysis.fit, analysis.fit.profile.parameters
     content: dict[str, Any] = {
-        "law": fit.law.name,
+        "law": name_of(fit.law),
         "formula": fit.law.formula,
         **analysis.names,
         "parameters": {
@@ -79,18 +80,25 @@ def _rival_content(rival: Rival) -> dict[str, Any]:
     }
 
 
-def read_fit(path: Path) -> tuple[Fit, dict[str, Any]]:
+def read_fit(path: Path, trust: bool = False) -> tuple[Fit, dict[str, Any]]:
     """The fit that `write_fit` wrote, and its content: the law is fitted again to the points in it, to the same end.
+
+    Args:
+        path: fit.json.
+        trust: Import a law that is not lrec's own.
 
     Raises:
         UserError: no such file; not a fit, or one without its points.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        law, objective = LAWS[content["law"]], Objective(content["objective"], content["residuals"])
+        check_trusted({"class_path": content["law"]}, trust, path)
+        law, objective = law_named(content["law"]), Objective(content["objective"], content["residuals"])
         points = pl.DataFrame(content["points"], infer_schema_length=None)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
     return fit_points(law, points, objective), content

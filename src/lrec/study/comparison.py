@@ -8,7 +8,7 @@ from lrec.errors import UserError
 from lrec.figures import save_figure
 from lrec.files import write_json
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import LAWS
+from lrec.laws.forms import law_named
 from lrec.run import Run
 from lrec.study.figures import studies_figure
 from lrec.study.points import read_points
@@ -25,12 +25,13 @@ def compare(
 
     Args:
         studies: Folders of studies; each fraction and variant of a study is a ladder of its own.
-        law: Law to fit to the sizes that each study fitted.
+        law: Law of the size alone to fit to the sizes that each study fitted, by name or class path.
         x: Parameters the law counts.
         y: Loss.
         out: Folder for compare.png and compare.json.
     """
-    if law not in LAWS or len(LAWS[law].variables) > 1:
+    chosen = law_named(law)
+    if len(chosen.variables) > 1:
         raise UserError(f"--law: {law!r} is no law of the size alone")
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     for folder in studies:
@@ -38,7 +39,7 @@ def compare(
             points = read_points([run.points_file for run, held_out in runs if not held_out], x, y)
             large = [run.result for run, held_out in runs if held_out]
             held_out = [(float(getattr(p, x)), float(getattr(p, y))) for p in large if p is not None and not p.diverged]
-            ladders[name] = fit_points(LAWS[law], points), held_out
+            ladders[name] = fit_points(chosen, points), held_out
     save_figure(out / "compare.png", studies_figure(ladders, x, y))
     content = {
         name: {
@@ -48,7 +49,7 @@ def compare(
         }
         for name, (fitted, held_out) in ladders.items()
     }
-    write_json(out / "compare.json", {"law": law, "formula": LAWS[law].formula, "x": x, "y": y, "ladders": content})
+    write_json(out / "compare.json", {"law": law, "formula": chosen.formula, "x": x, "y": y, "ladders": content})
     for name, (fitted, _) in ladders.items():
         values = ", ".join(f"{key} {value:.4g}" for key, value in fitted.parameters.items())
         print(f"{name:<40}{values}")

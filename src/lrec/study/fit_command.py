@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from lrec.errors import UserError
 from lrec.figures import save_figure
 from lrec.files import check_writable, write_text
 from lrec.laws.agreement import agreement_figure
 from lrec.laws.analysis import analyse
 from lrec.laws.figures import fit_figure
-from lrec.laws.forms import LAWS
+from lrec.laws.forms import law_named
 from lrec.laws.objective import Kind, Objective, Residuals
 from lrec.laws.report import markdown, settings_word, table, write_fit
 from lrec.study.points import read_points
@@ -33,7 +32,7 @@ def fit_command(
     Args:
         points: Files (.jsonl, .csv, .tsv, .parquet) or folders of runs (every points.jsonl under them).
         law: Law to fit: lsrm, L(x) = E + (x0/x)^a, of size and data chinchilla and kaplan, and of size, data and
-            unique data repeated_data, muennighoff and overfitting.
+            unique data repeated_data, muennighoff and overfitting; or one of your own by its class path.
         holdout: Number of largest sizes to hold out and predict.
         x: Column of what is scaled: N_body, N_total, D, flops or any other.
         d: Column of the interactions processed, for laws of size and data.
@@ -46,10 +45,8 @@ def fit_command(
         compare: Roll out every law of the same variables and put them side by side; laws of size and data take minutes.
         out: Folder for fit.json, fit.png and report.md.
     """
-    if law not in LAWS:
-        raise UserError(f"--law: '{law}' is none of {', '.join(LAWS)}")
+    chosen = law_named(law)
     check_writable(out / "fit.json", "--out")
-    chosen = LAWS[law]
     others = dict(zip(("d", "u"), (d, u)[: len(chosen.variables) - 1], strict=False))
     table_read = read_points(points, x, y, **others)
     names = {"x": x, "d": d, "u": u, "y": y}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lrec import cost
 from lrec.errors import UserError
-from lrec.laws.forms import LAWS
+from lrec.laws.forms import law_named
 from lrec.run import dotted
 from lrec.shape import SIZES, TransformerConfig, find_size
 
@@ -39,7 +39,8 @@ class Study:
         sweep: Lists of values of options to tune: the best at each fitted size by val/loss become a rule of the size
             before anything else is trained. Its runs are a study of their own, OUT-sweep.
         sweep_sizes: Sizes that tune; all fitted ones by default.
-        law: Law to fit to each fraction and variant; lsrm is L(x) = E + (x0/x)^a; none: no fit, with holdout 0.
+        law: Law to fit to each fraction and variant; lsrm is L(x) = E + (x0/x)^a; one of your own by its class path;
+            null: no fit, with holdout 0.
         x: Parameters the law counts.
         y: Loss that is fitted: of the test targets, or of those and of the split's trajectories.
         jobs: Runs side by side, each with an equal share of the cores.
@@ -121,9 +122,7 @@ class Study:
             if self.holdout:
                 raise UserError(f"--holdout {self.holdout}: without a law nothing is predicted, set it to 0")
             return
-        if self.law not in LAWS:
-            raise UserError(f"--law: {self.law!r} is none of {', '.join(LAWS)}")
-        law = LAWS[self.law]
+        law = law_named(self.law)
         if len(law.variables) > 1:
             raise UserError(
                 f"--law {self.law}: a study fits laws of the size alone; give its points to lrec scaling fit for others"

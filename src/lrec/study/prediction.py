@@ -9,7 +9,7 @@ from typing import Any
 from lrec import cost
 from lrec.files import write_json
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import LAWS
+from lrec.laws.forms import law_named, name_of
 from lrec.laws.points import source_hash
 from lrec.laws.predict import Prediction, predict
 from lrec.run import Point, Run, RunConfig
@@ -44,7 +44,7 @@ def fit_ladder(study: Study, runs: list[PlannedRun]) -> LadderFit:
     assert study.law is not None
     trained = [Run(study.folder / "runs" / run.name) for run in runs if not run.held_out]
     points = read_points([run.points_file for run in trained], study.x, study.y)
-    fitted = fit_points(LAWS[study.law], points)
+    fitted = fit_points(law_named(study.law), points)
     example = trained[0].result
     assert example is not None
     large = sorted({_count(run, study.x, example) for run in runs if run.held_out})
@@ -70,7 +70,7 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
         "ladders": [
             {
                 "ladder": ladder.name,
-                "law": ladder.fit.law.name,
+                "law": name_of(ladder.fit.law),
                 "x": ladder.x,
                 "y": ladder.y,
                 "source_hash": ladder.source_hash,

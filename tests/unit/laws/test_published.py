@@ -201,7 +201,7 @@ def test_normalised_variables_keep_the_problem_well_conditioned() -> None:
     theta = np.array([np.log(p["A"]), np.log(p["B"]), np.log(p["E"]), p["a"], p["b"]])
     assert np.linalg.cond(Naive().jacobian(theta)) > 1000
     assert fitted.diagnostics.condition_number < 50
-    # At a given shape, variable projection leaves a problem in the coefficients alone.
+    # At a given shape, a problem in the coefficients alone is left.
     basis = CHINCHILLA.log_basis(np.array([[p["a"], p["b"]]]), fitted.z_NV)[0][0]
     assert np.linalg.cond(np.exp(basis)) < 15
     assert fitted.diagnostics.route_difference < 1e-6

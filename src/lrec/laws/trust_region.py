@@ -1,0 +1,81 @@
+"""The second, independent route to a law's parameters: scipy's trust region from the best few starts.
+
+It shares nothing with `descent` but the law's formula: derivatives are differences, and Huber's function is
+`scipy.optimize.least_squares`' own. Its huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2)
+beyond, summed over the points, as `Objective` has it; least absolute deviations are Huber's function of a tiny delta,
+divided by it.
+
+Shapes: S starts, N points, T parameters, F free ones.
+"""
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from lrec.laws.law import Array, Law
+from lrec.laws.objective import LAD_DELTA, Objective
+
+STARTS = 3
+"""How many of the starts with the lowest objective are followed."""
+DELTAS = (np.inf, 1e-2, 1e-3, 1e-4, 1e-6)
+"""Huber functions on the way to the objective's own, each from where the one before ended: all, or the last of them."""
+ROUNDS = 200
+STEP = 1e-6
+"""Of the differences, in logarithms of the parameters."""
+INSIDE = 1e-10
+"""How far from the bounds scipy wants its starts."""
+
+
+def trust_region(
+    law: Law, objective: Objective, z_NV: Array, y_N: Array, low_T: Array, high_T: Array, start_ST: Array
+) -> Array:
+    """The best theta_T that is reached from the starts; arguments as in `Candidate`."""
+    free_F = np.flatnonzero(high_T > low_T)
+    if not len(free_F):
+        return low_T
+    low_F, high_F = low_T[free_F], high_T[free_F]
+
+    def whole(theta_SF: Array) -> Array:
+        theta_ST = np.tile(low_T, (len(theta_SF), 1))
+        theta_ST[:, free_F] = theta_SF
+        return theta_ST
+
+    def residuals(theta_ST: Array) -> Array:
+        log_loss_SN = law.log_loss(theta_ST, z_NV)[0]
+        return np.log(y_N) - log_loss_SN if objective.residuals == "log" else y_N - np.exp(log_loss_SN)
+
+    def weighted(theta_SF: Array) -> Array:
+        residual_SN = residuals(whole(theta_SF))
+        over = np.sqrt(objective.over) if objective.kind == "lsq" else objective.over
+        return residual_SN * np.where(residual_SN < 0, over, 1.0)
+
+    def derivatives(theta_F: Array) -> Array:
+        up_FF = np.minimum(theta_F + STEP * np.eye(len(theta_F)), high_F)
+        down_FF = np.maximum(theta_F - STEP * np.eye(len(theta_F)), low_F)
+        width_F = (up_FF - down_FF).sum(1)
+        return ((weighted(up_FF) - weighted(down_FF)) / np.where(width_F > 0, width_F, 1.0)[:, None]).T
+
+    def follow(theta_F: Array, deltas: tuple[float, ...]) -> Array:
+        for delta in deltas:
+            huber = {} if np.isinf(delta) else {"loss": "huber", "f_scale": delta}
+            theta_F = least_squares(
+                lambda theta_F: weighted(theta_F[None])[0],
+                np.clip(theta_F, low_F + INSIDE, high_F - INSIDE),
+                derivatives,
+                bounds=(low_F, high_F),
+                x_scale="jac",
+                ftol=1e-15,
+                xtol=1e-15,
+                gtol=1e-15,
+                max_nfev=ROUNDS,
+                **huber,
+            ).x
+        return theta_F
+
+    smallest = {"huber": objective.delta, "lad": LAD_DELTA, "lsq": np.inf}[objective.kind]
+    ways = [(*(delta for delta in DELTAS if delta > smallest), smallest)]
+    if objective.kind != "lsq":
+        ways.append((*(delta for delta in DELTAS if smallest < delta <= 1e-3), smallest))
+    best_S = objective.terms(residuals(start_ST)).sum(-1).argsort()[:STARTS]
+    ends_ST = whole(np.array([follow(start_ST[s, free_F], way) for s in best_S for way in ways]))
+    best_T: Array = ends_ST[objective.terms(residuals(ends_ST)).sum(-1).argmin()]
+    return best_T
