@@ -152,6 +152,23 @@ def hidden(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
     return hidden_BLD
 
 
+BEFORE = {"attention.qkv": "qkv", "attention.out": "attention_out", "mlp.up": "mlp_in", "mlp.out": "mlp_out"}
+
+
+def test_a_checkpoint_from_before_parts_were_classes_loads(tmp_path: Path) -> None:
+    """It has the parameters' earlier names, and says nothing of the attention."""
+    net = Transformer(CONFIG, seed=4)
+    whole = checkpoint(net)
+    for new, old in BEFORE.items():
+        whole["state_dict"] = {name.replace(f".{new}.", f".{old}."): t for name, t in whole["state_dict"].items()}
+    assert "net.blocks.1.qkv.weight" in whole["state_dict"]
+    best = run_folder(tmp_path, net)
+    checkpoints.write(best, whole)
+    loaded = lrec.load(best).net
+    assert loaded.config == CONFIG
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+
 @pytest.mark.parametrize("out", ["model", "model.safetensors"])
 def test_an_exported_file_is_the_network_and_its_items(out: str, tmp_path: Path) -> None:
     net = Transformer(CONFIG, seed=4)

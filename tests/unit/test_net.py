@@ -1,5 +1,7 @@
 """Sizes, shape rules, initialisation and dropout of the network."""
 
+import hashlib
+
 import pytest
 import torch
 
@@ -84,6 +86,15 @@ def test_initial_values_depend_on_seed_and_name_alone() -> None:
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["blocks.0.attention.qkv.weight"], other["blocks.0.attention.qkv.weight"])
     assert not torch.equal(one["blocks.0.attention.qkv.weight"], one["blocks.1.attention.qkv.weight"])
+
+
+def test_a_matrix_is_drawn_by_the_name_it_had_when_its_block_held_it() -> None:
+    net = Transformer(TransformerConfig(30, 10, 2, 16, 2), seed=5)
+    for name, parameter in (("qkv", net.blocks[1].attention.qkv.weight), ("mlp_in", net.blocks[1].mlp.up.weight)):
+        digest = hashlib.blake2b(f"5/blocks.1.{name}.weight".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        drawn = torch.empty(parameter.shape).normal_(0.0, 0.02, generator=generator)
+        assert torch.equal(parameter, drawn)
 
 
 def test_recomputed_activations_change_nothing() -> None:
