@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from running import points, run_on
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 
 def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
     """A short run on so many processes; returns its points."""
