@@ -4,9 +4,14 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from lrec.errors import UserError
+
+# jsonargparse hands an option of a class on as text, and null as "None": --model.optimizer.switch null.
+_load = get_loader("yaml")
+set_loader("yaml", lambda text: None if text == "None" else _load(text), (yaml.YAMLError,))
 
 
 class OneLineParser(ArgumentParser):

@@ -137,7 +137,7 @@ def test_a_study_that_is_told_to_stop_leaves_no_run_behind(tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75, out
-    assert "runs are not finished; start the study again to go on" in out
+    assert "runs are not finished; start the study again to continue" in out
     assert not any(is_running(run) for run in runs.iterdir())
     assert len(state(tmp_path)) > list(state(tmp_path).values()).count("finished")
 
