@@ -66,8 +66,9 @@ def _planned(study: Study, size: str, seed: int, fraction: float, variant: str) 
     if fraction != 1:
         options[f"data.reduction.{study.reduce}"] = fraction
     arguments = [f"--config={find_config(config)}" for config in study.configs]
-    # A class comes before its options.
-    in_order = sorted(options.items(), key=lambda option: option[0].removesuffix(".class_path").count("."))
+    # The classes of model and data come before their options, among which are those that the grid sets itself.
+    classes = ("model", "model.class_path", "data", "data.class_path")
+    in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
     arguments += [f"--{option}={as_argument(value)}" for option, value in in_order]
     ladder = [variant] if len(variants) > 1 else []
     ladder += [f"fraction-{fraction:g}"] if len(study.fractions) > 1 else []
