@@ -1,8 +1,8 @@
 """Raw interactions in, a store out: k-core to its fixed point, stable order, integer encoding, statistics.
 
 Reading, ordering and encoding are written by hand, block by block: Polars' streaming engine and DuckDB make the same
-arrays of 20 million rows in two to four times the processor time and three to four times the memory, without the row
-number of a mistake (benchmarks/prepare.md).
+arrays of 20 million rows in 1.8 and 2.6 times the time and three to four times the memory, without the row number of a
+mistake (benchmarks/prepare.md).
 
 Shape suffixes: N interactions, U users, I items.
 """
