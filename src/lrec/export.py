@@ -19,7 +19,7 @@ from lrec.errors import UserError, check_range
 from lrec.files import check_writable, replacing, write_json
 from lrec.net import Transformer, with_todays_names
 from lrec.recommend import Model
-from lrec.run import Run, run_of
+from lrec.run import Run, read_item_ids, run_of
 from lrec.shape import TransformerConfig
 
 FORMAT = 1
@@ -122,7 +122,7 @@ def _item_ids(ckpt_path: Path, items: str | Path | None, n_items: int) -> pl.Ser
     path = run_of(ckpt_path).items_file if items is None else Path(items)
     if not path.is_file():
         raise UserError(f"{path}: no such file; --items names the items.parquet of the run that made {ckpt_path}")
-    item_ids = pl.read_parquet(path, columns=["raw_id"])["raw_id"]
+    item_ids = read_item_ids(path)
     if len(item_ids) != n_items:
         raise UserError(f"{path} has {len(item_ids)} items, {ckpt_path} has {n_items}: it is another run's")
     return item_ids

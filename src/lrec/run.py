@@ -129,11 +129,6 @@ class Point:
 _FIELDS = frozenset(each.name for each in fields(Point))
 
 
-def points_text(points: Iterable[Point]) -> str:
-    """Points as the lines of a file."""
-    return "".join(json.dumps(point.to_dict()) + "\n" for point in points)
-
-
 def read_points_file(path: Path) -> list[Point]:
     """The points in a file, of one run or of several; UserError where a line is none."""
     points = []
@@ -317,9 +312,7 @@ class Run:
     @property
     def item_ids(self) -> pl.Series:
         """Raw id of each item of the catalogue; UserError where they are not there."""
-        if not self.items_file.is_file():
-            raise UserError(f"{self.items_file}: no such file")
-        return pl.read_parquet(self.items_file, columns=["raw_id"])["raw_id"]
+        return read_item_ids(self.items_file)
 
     def write_config(self, config: RunConfig) -> None:
         """Write its options."""
@@ -327,7 +320,7 @@ class Run:
 
     def write_points(self, points: Sequence[Point]) -> None:
         """Write all its points."""
-        write_text(self.points_file, points_text(points))
+        write_text(self.points_file, "".join(json.dumps(point.to_dict()) + "\n" for point in points))
 
     def write_items(self, table: pl.DataFrame) -> None:
         """Write its catalogue."""
@@ -339,9 +332,21 @@ class Run:
         write_json(self.folder / "metrics.json", figures)
 
 
+def run_of_study(out: Path, name: str) -> Run:
+    """The run of that name in a study's folder."""
+    return Run(out / "runs" / name)
+
+
 def run_of(checkpoint: Path) -> Run:
     """The run that a checkpoint lies in."""
     return Run(checkpoint.absolute().parent.parent)
+
+
+def read_item_ids(path: Path) -> pl.Series:
+    """Raw id of each item of a catalogue; UserError where the file is not there."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return pl.read_parquet(path, columns=["raw_id"])["raw_id"]
 
 
 def find_points(folder: Path) -> list[Path]:

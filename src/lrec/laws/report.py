@@ -13,7 +13,7 @@ from lrec.errors import UserError
 from lrec.files import write_json
 from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import law_named, name_of
+from lrec.laws.forms import LAWS, law_named, name_of
 from lrec.laws.objective import Objective
 from lrec.laws.predict import Holdout
 from lrec.laws.rivals import Rival
@@ -92,15 +92,16 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, dict[str, Any]]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        check_trusted({"class_path": content["law"]}, trust, path)
-        law, objective = law_named(content["law"]), Objective(content["objective"], content["residuals"])
+        name, objective = content["law"], Objective(content["objective"], content["residuals"])
+        law = None if "." in name else LAWS[name]
         points = pl.DataFrame(content["points"], infer_schema_length=None)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
-    except UserError:
-        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
+    if law is None:
+        check_trusted({"class_path": name}, trust, path)
+        law = law_named(name)
     return fit_points(law, points, objective), content
 
 

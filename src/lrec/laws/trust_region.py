@@ -3,7 +3,7 @@
 It shares nothing with `descent` but the law's formula: derivatives are differences, and Huber's function is
 `scipy.optimize.least_squares`' own. Its huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2)
 beyond, summed over the points, as `Objective` has it; least absolute deviations are Huber's function of a tiny delta,
-divided by it.
+divided by it. Residuals that are overshot are weighted before they get there: exact but for Huber's, where it is near.
 
 Shapes: S starts, N points, T parameters, F free ones.
 """

@@ -9,7 +9,7 @@ from lrec.figures import save_figure
 from lrec.files import write_json
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named
-from lrec.run import Run
+from lrec.run import Run, run_of_study
 from lrec.study.figures import studies_figure
 from lrec.study.points import read_points
 
@@ -65,7 +65,7 @@ def _ladders(folder: Path) -> dict[str, list[tuple[Run, bool]]]:
     study = json.loads(path.read_text(encoding="utf-8"))
     ladders: dict[str, list[tuple[Run, bool]]] = {}
     for run in study["grid"]["runs"]:
-        trained = Run(folder / "runs" / run["name"])
+        trained = run_of_study(folder, run["name"])
         if trained.result is not None:
             name = " ".join(part for part in (str(folder), run["ladder"]) if part)
             ladders.setdefault(name, []).append((trained, run["held_out"]))

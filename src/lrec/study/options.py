@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec import cost
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.laws.forms import law_named
 from lrec.run import dotted
 from lrec.shape import SIZES, TransformerConfig, find_size
@@ -100,8 +100,7 @@ class Study:
         if self.holdout and not self.holdout_seeds:
             raise UserError("--holdout_seeds: name at least one")
         for option, value, least in (("jobs", self.jobs, 1), ("cores", self.n_cores, 1), ("retries", self.retries, 0)):
-            if value < least:
-                raise UserError(f"--{option} must be at least {least}, got {value}")
+            check_range(f"--{option}", value, at_least=least)
         self._check_variants()
         self._check_law()
 

@@ -12,7 +12,7 @@ from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named, name_of
 from lrec.laws.points import source_hash
 from lrec.laws.predict import Prediction, predict
-from lrec.run import Point, Run, RunConfig
+from lrec.run import Point, RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
 from lrec.study.points import read_points
@@ -42,7 +42,7 @@ def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
 def fit_ladder(study: Study, runs: list[PlannedRun]) -> LadderFit:
     """Fit the small sizes of one ladder and predict its large ones; no large run is read."""
     assert study.law is not None
-    trained = [Run(study.folder / "runs" / run.name) for run in runs if not run.held_out]
+    trained = [run_of_study(study.folder, run.name) for run in runs if not run.held_out]
     points = read_points([run.points_file for run in trained], study.x, study.y)
     fitted = fit_points(law_named(study.law), points)
     example = trained[0].result
@@ -80,7 +80,7 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
             for ladder in ladders
         ],
         "held_out_runs": {run.name: run.options for run in held_out},
-        "trained_before": [run.name for run in held_out if Run(out / "runs" / run.name).begun],
+        "trained_before": [run.name for run in held_out if run_of_study(out, run.name).begun],
     }
     if path.is_file():
         if _same_prediction(json.loads(path.read_text(encoding="utf-8")), prediction):

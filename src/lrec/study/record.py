@@ -14,7 +14,7 @@ from typing import Any
 
 from lrec.errors import UserError
 from lrec.files import write_json, write_text
-from lrec.run import Point, Run, RunConfig, find_points, points_text, read_points_file
+from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Outcome
 from lrec.study.options import Study
@@ -54,7 +54,7 @@ class Record:
 
     def trained(self, run: PlannedRun) -> Run:
         """The folder of a run."""
-        return Run(self.folder / run.name)
+        return run_of_study(self.out, run.name)
 
     def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
         """Take the runs into the study and return those to be trained or read; finished ones are kept as they are.
@@ -109,7 +109,7 @@ class Record:
             "earlier_runs": [self._earlier[name] for name in sorted(outside)],
         }
         write_json(self.path, content)
-        write_text(self._points, points_text(point for run in finished for point in run.points))
+        write_text(self._points, "".join(run.points_file.read_text(encoding="utf-8") for run in finished))
 
     def _restore_points(self) -> None:
         points: dict[str, list[Point]] = defaultdict(list)

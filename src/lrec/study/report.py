@@ -14,7 +14,7 @@ from lrec.laws.analysis import judge
 from lrec.laws.figures import fit_figure
 from lrec.laws.predict import compare
 from lrec.laws.report import table, write_fit
-from lrec.run import Point, Run
+from lrec.run import Point, run_of_study
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun
 from lrec.study.points import read_points
@@ -41,7 +41,7 @@ def write_report(
 
     The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
     """
-    points = {run.name: Run(out / "runs" / run.name).result or Point() for run in runs}
+    points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     sections = [f"# Scaling study {name}"]
     if tuned is not None:
         sections.append(_tuned(tuned))
@@ -66,7 +66,7 @@ def write_report(
 
 def _law(out: Path, folder: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> str:
     usable = [run for run in runs if not points[run.name].diverged]
-    files = {run.name: Run(out / "runs" / run.name).points_file for run in usable}
+    files = {run.name: run_of_study(out, run.name).points_file for run in usable}
     held_out = None
     if large := [files[run.name] for run in usable if run.held_out]:
         actual = read_points(large, ladder.x, ladder.y)
@@ -99,7 +99,7 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
         mine = [run for run in runs if run.variant == variant and not points[run.name].diverged]
         if not mine:
             continue
-        every = [Run(out / "runs" / run.name).points for run in mine]
+        every = [run_of_study(out, run.name).points for run in mine]
         most = max(run.fraction for run in mine)
         whole = [evaluations for run, evaluations in zip(mine, every, strict=True) if run.fraction == most]
         folder = out / "figures" / variant
@@ -142,7 +142,7 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> str:
     """Standard errors over users, and every step in size paired over them, where runs have losses by target."""
     losses: dict[str, list[pl.DataFrame]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: points[run.name].N_body):
-        path = Run(out / "runs" / run.name).target_losses_file
+        path = run_of_study(out, run.name).target_losses_file
         if not points[run.name].diverged and path.is_file():
             losses[run.size].append(pl.read_parquet(path))
     if len(losses) < 2:

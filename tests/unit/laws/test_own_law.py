@@ -72,6 +72,16 @@ def test_it_is_fitted_written_read_and_planned_with(
     assert planned == pytest.approx(4 + 60 / (4e6 + 3000) ** 0.45, rel=1e-4)
 
 
+@pytest.mark.parametrize(("field", "value"), [("law", "unknown"), ("law", 7), ("objective", "unknown"), ("points", 7)])
+def test_a_fit_that_was_edited_is_named(
+    folder: Path, lrec: Callable[..., str], refused: Callable[..., str], field: str, value: object
+) -> None:
+    lrec("scaling", "fit", "--points", "table.csv", "--x", "N", "--y", "loss", "--compare", "false", "--out", "fit")
+    path = Path("fit/fit.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert "fit/fit.json: not a fit.json with its points" in refused("scaling", "plan", "--fit", path, "--size", "4e6")
+
+
 def test_a_study_takes_it(folder: Path) -> None:
     options = {"name": "own", "configs": ["data/synthetic.yaml"], "law": "my_law.OffsetPower"}
     sizes = ["0.8k", "1.7k", "3k", "4.8k", "6.9k", "9.4k", "12k"]
