@@ -22,6 +22,7 @@ _HOME = {
     "SyntheticDataModule": "lrec.data.synthetic",
     "LastItems": "lrec.data.splits",
     "GlobalTemporal": "lrec.data.temporal",
+    "UserSplit": "lrec.data.user_split",
     "Reduction": "lrec.data.splits",
     "Architecture": "lrec.shape",
     "Dropout": "lrec.shape",

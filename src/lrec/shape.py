@@ -45,13 +45,62 @@ SIZES: dict[str, Size] = {
     "75m": Size(24, 512, 8),
     "829m": Size(48, 1200, 24),
 }
+HEAD_WIDTH = 32
 
 
 def find_size(name: str) -> Size:
-    """The ladder's entry of that name; UserError listing the names where there is none."""
-    if name not in SIZES:
-        raise UserError(f"unknown size {name!r}: choose one of {', '.join(SIZES)}, or give layers, width and heads")
-    return SIZES[name]
+    """The entry of the ladder with that name, or the shape LAYERSxWIDTH, such as 2x96; UserError if it is neither."""
+    if name in SIZES:
+        return SIZES[name]
+    layers, times, width = name.partition("x")
+    if not (times and layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
+        raise UserError(
+            f"unknown size {name!r}: choose one of {', '.join(SIZES)}, a shape LAYERSxWIDTH such as 2x96, "
+            "or give layers, width and heads"
+        )
+    return Size(int(layers), int(width), _heads(int(width)))
+
+
+def _heads(width: int) -> int:
+    """Heads of a shape that names none: as near to a width of 32 each as an even width allows."""
+    return next((h for h in range(max(round(width / HEAD_WIDTH), 1), 1, -1) if width % (2 * h) == 0), 1)
+
+
+def even_ladder(smallest: str, largest: str, per_decade: int) -> list[str]:
+    """Shapes whose N_body lie `per_decade` to a factor of ten apart, all of one depth, so that only the width varies.
+
+    The depth is that at which the middle of the ladder, in log N_body, is as wide as LAYERS heads of 32. A ladder that
+    grows deeper on its way has a kink wherever a block is added, which a law takes for curvature.
+
+    Args:
+        smallest: N_body of the first shape, as a number with k, m or b: 3k.
+        largest: N_body that the last shape may reach.
+        per_decade: Sizes to a factor of ten.
+    """
+    low, high = (parameters(size) for size in (smallest, largest))
+    if not low < high:
+        raise UserError(f"sizes: from {smallest} must be below to {largest}")
+    check_range("sizes: per_decade", per_decade, at_least=1)
+    layers = max(round((math.sqrt(low * high) / (12 * HEAD_WIDTH**2)) ** (1 / 3)), 1)
+    count = math.floor(math.log10(high / low) * per_decade + 1e-9) + 1
+    names: dict[str, None] = {}
+    for i in range(count):
+        exact = math.sqrt(low * 10 ** (i / per_decade) / (12 * layers))
+        step = 8 if exact >= 2 * HEAD_WIDTH else 4
+        names[f"{layers}x{max(round(exact / step), 1) * step}"] = None
+    return list(names)
+
+
+def parameters(text: str) -> float:
+    """A number of parameters written with k, m or b: 1.6m is 1,600,000; UserError for anything else."""
+    scale = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:].lower(), 1.0)
+    try:
+        number = float(text if scale == 1 else text[:-1]) * scale
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"{text!r} is no number of parameters: write 3000, 3k, 1.6m or 1b")
+    return number
 
 
 @dataclass(frozen=True)

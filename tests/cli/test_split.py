@@ -11,6 +11,7 @@ import yaml
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits import LastItems, SplitRule
 from lrec.data.temporal import GlobalTemporal
+from lrec.data.user_split import UserSplit
 from lrec.lightning_cli import compose
 from lrec.parser import with_shipped_configs
 
@@ -41,6 +42,7 @@ def from_yaml(split: Any, folder: Path) -> list[str]:
             GlobalTemporal("2014-01-01", 1400000000, "all"),
         ),
         (None, ["--data.split=GlobalTemporal", "--data.split.validate_from=2014-01-01"], GlobalTemporal("2014-01-01")),
+        (None, ["--data.split=UserSplit", "--data.split.test=0.2"], UserSplit(test=0.2)),
     ],
 )
 def test_split_options_and_their_round_trip(

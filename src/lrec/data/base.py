@@ -57,7 +57,8 @@ class SequenceDataModule(LightningDataModule, ABC):
         Args:
             data_dir: Folder of prepared stores.
             split: What is held out for validation and test: LastItems (trajectory, held_out_users,
-                trajectory_min_length) or GlobalTemporal (validate_from, test_from, targets).
+                trajectory_min_length), GlobalTemporal (validate_from, test_from, targets) or UserSplit (validation,
+                test).
             reduction: Part of the training data that is used.
             max_len: Longest input, in items.
             targets_per_step: Most targets of a global step, over all ranks and accumulated batches, on average.

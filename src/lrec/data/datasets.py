@@ -9,6 +9,7 @@ from lrec.data.movielens import MovieLensDataModule
 from lrec.data.splits import LastItems
 from lrec.data.synthetic import SyntheticDataModule
 from lrec.data.temporal import GlobalTemporal
+from lrec.data.user_split import UserSplit
 from lrec.parser import made_of
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MovieLensDataModule",
     "SequenceDataModule",
     "SyntheticDataModule",
+    "UserSplit",
     "datamodule_of",
 ]
 

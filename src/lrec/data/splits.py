@@ -20,7 +20,7 @@ HELD_OUT_MIN_LENGTH = 50
 
 
 class SplitRule(ABC):
-    """A way to cut every user's sequence: `LastItems`, `GlobalTemporal`, or a class of your own.
+    """A way to cut every user's sequence: `LastItems`, `GlobalTemporal`, `UserSplit`, or a class of your own.
 
     A subclass is a frozen dataclass that defines `cut`. Its fields are its options (`--data.split my_split.Rule`), and
     its repr is part of the data hash, by which a run knows what it was trained on.
@@ -335,13 +335,18 @@ def _refuse_leak(leaks_U: np.ndarray) -> None:
         )
 
 
-def _chosen(store: Store, purpose: str, share: float) -> np.ndarray:
-    """Users whose raw id's hash, a number in [0, 1) drawn anew for each purpose, falls below the share."""
-    if share in (0, 1):
-        return np.full(store.n_users, bool(share))
+def user_hashes(store: Store, purpose: str) -> np.ndarray:
+    """A number below 2**64 for each user, uint64: the hash of the raw id, drawn anew for each purpose."""
     key = purpose.encode()
     digests = b"".join(blake2b(raw.encode(), digest_size=8, key=key).digest() for raw in store.raw_user_ids)
-    return np.frombuffer(digests, dtype="<u8") < np.uint64(int(share * 2**64))
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def _chosen(store: Store, purpose: str, share: float) -> np.ndarray:
+    """Users whose hash falls below the share of all numbers."""
+    if share in (0, 1):
+        return np.full(store.n_users, bool(share))
+    return user_hashes(store, purpose) < np.uint64(int(share * 2**64))
 
 
 def _hash_numbers(numbers: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from lrec.errors import UserError
 from lrec.parser import find_config
 from lrec.run import RunConfig, dotted
 from lrec.shape import TransformerConfig
-from lrec.study.options import Study, as_argument, ascending, ladder_n_body
+from lrec.study.options import Study, as_argument, ladder_n_body
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     """Every run of the study: sizes x seeds x fractions x variants; UserError where `lrec fit` would refuse one."""
     return [
         _planned(study, size, seed, fraction, variant)
-        for fraction, variant, size in product(study.fractions, study.every_variant, ascending(study.sizes))
+        for fraction, variant, size in product(study.fractions, study.every_variant, study.ladder)
         for seed in study.size_seeds.get(size, study.holdout_seeds if size in study.held_out else study.seeds)
     ]
 

@@ -12,7 +12,7 @@ from lrec import cost
 from lrec.errors import UserError, check_range
 from lrec.laws.forms import law_named
 from lrec.run import dotted
-from lrec.shape import SIZES, TransformerConfig, find_size
+from lrec.shape import TransformerConfig, even_ladder, find_size
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Study:
     Attributes:
         name: Name of the study.
         configs: Configuration files that every run is composed of, as for lrec fit --config.
-        sizes: Entries of the ladder.
+        sizes: Entries of the ladder, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}: shapes of one depth
+            whose N_body lie that close.
         out: Folder of the study; studies/NAME by default.
         seeds: Seeds of the fitted sizes, a run each.
         holdout_seeds: Seeds of the held-out sizes, a run each.
@@ -59,7 +60,7 @@ class Study:
 
     name: str
     configs: list[str]
-    sizes: list[str]
+    sizes: list[str] | dict[str, str | int]
     out: Path | None = None
     seeds: tuple[int, ...] = (1,)
     holdout_seeds: tuple[int, ...] = (1,)
@@ -91,10 +92,9 @@ class Study:
     status: bool = False
 
     def __post_init__(self) -> None:
-        for size in [*self.sizes, *self.size_seeds, *self.size_options]:
+        for size in [*self.ladder, *self.size_seeds, *self.size_options]:
             find_size(size)
-        for option in ("sizes", "seeds", "fractions"):
-            values = getattr(self, option)
+        for option, values in (("sizes", self.ladder), ("seeds", self.seeds), ("fractions", self.fractions)):
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{option} {list(values)}: name at least one, and each once")
         if self.holdout and not self.holdout_seeds:
@@ -127,10 +127,10 @@ class Study:
                 f"--law {self.law}: a study fits laws of the size alone; give its points to lrec scaling fit for others"
             )
         needed = len(law.parameters) + 1
-        if not 0 <= self.holdout <= len(self.sizes) - needed:
+        if not 0 <= self.holdout <= len(self.ladder) - needed:
             raise UserError(
                 f"the law {self.law} needs at least {needed} fitted sizes (its parameters + 1): "
-                f"{len(self.sizes)} sizes with --holdout {self.holdout} leave {len(self.sizes) - self.holdout}"
+                f"{len(self.ladder)} sizes with --holdout {self.holdout} leave {len(self.ladder) - self.holdout}"
             )
 
     @property
@@ -151,24 +151,33 @@ class Study:
         return combined(self.variants or {"": {}}, self.grid)
 
     @property
+    def ladder(self) -> list[str]:
+        """All sizes by name, in order of N_body."""
+        return sorted(_spaced(self.sizes) if isinstance(self.sizes, dict) else self.sizes, key=ladder_n_body)
+
+    @property
     def held_out(self) -> list[str]:
         """The largest sizes, which are predicted instead of fitted."""
-        return ascending(self.sizes)[len(self.sizes) - self.holdout :]
+        return self.ladder[len(self.ladder) - self.holdout :]
 
     @property
     def fitted(self) -> list[str]:
         """The sizes that the law is fitted to, in order of N_body."""
-        return ascending(self.sizes)[: len(self.sizes) - self.holdout]
+        return self.ladder[: len(self.ladder) - self.holdout]
+
+
+def _spaced(ladder: dict[str, str | int]) -> list[str]:
+    if set(ladder) != {"from", "to", "per_decade"}:
+        raise UserError(f"--sizes {ladder}: name from, to and per_decade, such as {{from: 3k, to: 3m, per_decade: 3}}")
+    try:
+        return even_ladder(str(ladder["from"]), str(ladder["to"]), int(ladder["per_decade"]))
+    except ValueError as error:
+        raise UserError(f"--sizes {ladder}: {error}") from None
 
 
 def ladder_n_body(size: str) -> int:
     """N_body of an entry of the ladder."""
-    return cost.n_body(TransformerConfig(1, 1, *SIZES[size]))
-
-
-def ascending(sizes: list[str]) -> list[str]:
-    """Entries of the ladder in order of N_body."""
-    return sorted(sizes, key=ladder_n_body)
+    return cost.n_body(TransformerConfig(1, 1, *find_size(size)))
 
 
 def combined(variants: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -27,8 +27,10 @@ class Tuned(NamedTuple):
 
 
 def sweep_of(study: Study) -> Study:
-    """A run for every combination of the sweep's values at each size that tunes; first seed, all data, first variant,
-    in the folder OUT-sweep."""
+    """A run for every combination of the sweep's values at each size that tunes, in the folder OUT-sweep.
+
+    First seed, largest fraction, first variant.
+    """
     chosen = study.fitted if study.sweep_sizes is None else study.sweep_sizes
     if outside := [size for size in chosen if size not in study.fitted]:
         raise UserError(
@@ -46,7 +48,7 @@ def sweep_of(study: Study) -> Study:
         sizes=chosen,
         seeds=study.seeds[:1],
         size_seeds={},
-        fractions=(1.0,),
+        fractions=(max(study.fractions),),
         holdout=0,
         law=None,
         variants=combined({"": next(iter(study.every_variant.values()))}, study.sweep),

@@ -37,6 +37,14 @@ def test_options_follow_the_size_by_rule() -> None:
     assert large["dropout"]["residual"]["first"] == pytest.approx(0.01 * 12288**0.25, rel=1e-3)
 
 
+def test_an_even_ladder_is_named_by_its_ends() -> None:
+    planned = study(sizes={"from": "3k", "to": "100k", "per_decade": 4})
+    assert (planned.fitted, planned.held_out) == (["1x16", "1x20", "1x28", "1x36", "1x48", "1x64"], ["1x88"])
+    for sizes in ({"from": "3k", "to": "3m"}, {"from": "3k", "to": "1k", "per_decade": 3}, {"from": 1, "to": "x"}):
+        with pytest.raises(UserError, match="--sizes"):
+            study(sizes=sizes)
+
+
 def test_a_size_may_have_seeds_of_its_own() -> None:
     runs = runs_of(size_seeds={"3k": (1, 2)}, fractions=(1.0, 0.5))
     assert [(run.name, run.held_out) for run in runs] == [
