@@ -109,37 +109,40 @@ def test_the_study_leaves_what_the_design_says(undisturbed: Path) -> None:
         assert (study / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def finished(folder: Path) -> int:
+    return list(state(folder).values()).count("finished")
+
+
 def start_until_a_run_is_finished(folder: Path) -> "subprocess.Popen[str]":
-    process = start(folder)
+    before, process = finished(folder), start(folder)
     deadline = time.monotonic() + 200
-    while "finished" not in state(folder).values():
+    while finished(folder) == before:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
 
 
-def test_a_killed_study_ends_with_the_same_report(undisturbed: Path) -> None:
-    folder = undisturbed.parent / "killed"
-    process = start_until_a_run_is_finished(folder)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(state(folder).values()).count("waiting") >= 2
+def test_a_study_stopped_and_killed_ends_with_the_same_report(undisturbed: Path) -> None:
+    folder = undisturbed.parent / "disturbed"
+    stopped = start_until_a_run_is_finished(folder)
+    runs = folder / "studies" / "tiny" / "runs"
+    assert any(is_running(run) for run in runs.iterdir())
+    stopped.send_signal(signal.SIGTERM)
+    out, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 75, out
+    assert "runs are not finished; start the study again to continue" in out
+    assert not any(is_running(run) for run in runs.iterdir())
+    assert len(state(folder)) > finished(folder)
+
+    killed = start_until_a_run_is_finished(folder)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert list(state(folder).values()).count("waiting") >= 1
+
     out, _ = start(folder).communicate(timeout=300)
     for name in ("report.md", "prediction.json", "fit/fit.json"):
         ours, theirs = (base / "studies" / "tiny" / name for base in (folder, undisturbed))
         assert ours.read_text() == theirs.read_text(), out
-
-
-def test_a_study_that_is_told_to_stop_leaves_no_run_behind(tmp_path: Path) -> None:
-    process = start_until_a_run_is_finished(tmp_path)
-    runs = tmp_path / "studies" / "tiny" / "runs"
-    assert any(is_running(run) for run in runs.iterdir())
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, out
-    assert "runs are not finished; start the study again to continue" in out
-    assert not any(is_running(run) for run in runs.iterdir())
-    assert len(state(tmp_path)) > list(state(tmp_path).values()).count("finished")
 
 
 def test_runs_with_other_options_do_not_enter_the_folder(
@@ -152,6 +155,14 @@ def test_runs_with_other_options_do_not_enter_the_folder(
     assert (undisturbed / "studies" / "tiny" / "study.json").read_bytes() == before
 
 
+def copy_of(earlier: Path, study: Path, *patterns: str) -> None:
+    """Copy what matches from one study's folder to another's."""
+    for path in (path for pattern in patterns for path in earlier.glob(pattern)):
+        copy = study / path.relative_to(earlier)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+
+
 def trained(study: Path) -> list[str]:
     """Runs that were trained here: `lrec fit` leaves a log."""
     return sorted(path.parent.name for path in study.glob("runs/*/log.txt"))
@@ -160,19 +171,17 @@ def trained(study: Path) -> list[str]:
 def test_a_study_is_extended_without_training_again(
     undisturbed: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy of the record, without checkpoints and with the data elsewhere, goes on: only the new size is trained."""
+    """From the runs' points and the prediction alone, with the data elsewhere: only the new size is trained."""
     earlier = undisturbed / "studies" / "tiny"
     folder = undisturbed.parent / "extended"
     study = folder / "studies" / "tiny"
-    study.mkdir(parents=True)
-    for name in ("study.json", "all_points.jsonl", "prediction.json"):
-        shutil.copy(earlier / name, study / name)
+    copy_of(earlier, study, "prediction.json", "runs/*/points.jsonl")
     monkeypatch.chdir(folder)
     command = ["scaling", "study", "--config", str(undisturbed / "tiny.yaml"), "--options.data.data_dir", "elsewhere"]
     lrec(*command)
     assert trained(study) == []
-    assert (study / "fit" / "fit.json").read_text() == (earlier / "fit" / "fit.json").read_text()
-    assert (study / "prediction.json").read_text() == (earlier / "prediction.json").read_text()
+    for name in ("fit/fit.json", "prediction.json", "all_points.jsonl"):
+        assert (study / name).read_text() == (earlier / name).read_text()
     command.append(f"--sizes={json.dumps([*STUDY['sizes'], '9.4k'])}")
     lrec(*command)
     assert trained(study) == ["9.4k-seed1"]
@@ -184,38 +193,25 @@ def test_a_study_is_extended_without_training_again(
     assert "Not a prediction: when it was written, 9.4k-seed1 had been trained" in report
 
 
-@pytest.mark.parametrize("kept", ["all_points.jsonl", "runs/*/points.jsonl"])
-def test_points_alone_are_enough_to_go_on(
-    undisturbed: Path, kept: str, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_grid_that_shrinks_and_grows_again_loses_nothing(
+    undisturbed: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier, study = undisturbed / "studies" / "tiny", tmp_path / "studies" / "tiny"
-    for path in earlier.glob(kept):
-        copy = study / path.relative_to(earlier)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
-    monkeypatch.chdir(tmp_path)
+    """From the study's record alone: no runs, no checkpoints, no prediction."""
+    earlier, folder = undisturbed / "studies" / "tiny", undisturbed.parent / "shrunk"
+    study = folder / "studies" / "tiny"
+    copy_of(earlier, study, "study.json", "all_points.jsonl")
+    monkeypatch.chdir(folder)
     command = ["scaling", "study", "--config", str(undisturbed / "tiny.yaml")]
     table = lrec(*command, "--status", "true")
     assert table.count("finished") == 5
-    # A smaller grid first: what it leaves out is not lost.
     lrec(*command, f"--sizes={json.dumps(STUDY['sizes'][:-1])}", "--holdout", 0)
+    changed = ["--size_options", json.dumps({"6.9k": {"model.optimizer.lr": 0.02}})]
+    assert "has run 6.9k-seed1 with other options" in refused(*command, *changed)
     lrec(*command)
     assert trained(study) == []
     assert (study / "all_points.jsonl").read_text() == (earlier / "all_points.jsonl").read_text()
     assert (study / "fit" / "fit.json").read_text() == (earlier / "fit" / "fit.json").read_text()
     assert "Not a prediction" in (study / "report.md").read_text()
-
-
-def test_a_run_that_left_the_grid_and_comes_back_has_the_same_options(
-    undisturbed: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = undisturbed.parent / "back"
-    shutil.copytree(undisturbed / "studies", folder / "studies")
-    monkeypatch.chdir(folder)
-    command = ["scaling", "study", "--config", str(undisturbed / "tiny.yaml")]
-    lrec(*command, f"--sizes={json.dumps(STUDY['sizes'][:-1])}", "--holdout", 0)
-    changed = ["--size_options", json.dumps({"6.9k": {"model.optimizer.lr": 0.02}})]
-    assert "has run 6.9k-seed1 with other options" in refused(*command, *changed)
 
 
 def test_a_finished_study_is_only_read(

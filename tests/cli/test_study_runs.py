@@ -39,6 +39,8 @@ STUDY: dict[str, Any] = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    for module in ("launch", "cluster"):
+        monkeypatch.setattr(f"lrec.study.{module}.POLL_S", 0.1)
     Path("runs.yaml").write_text(yaml.safe_dump(STUDY))
     return tmp_path / "studies" / "runs"
 
@@ -87,8 +89,7 @@ def test_nothing_starts_once_the_budget_is_spent(folder: Path, refused: Callable
     assert not (folder / "runs" / "0.8k-seed1").exists()
 
 
-def test_a_run_told_to_stop_saves_and_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lrec.study.launch.POLL_S", 0.05)
+def test_a_run_told_to_stop_saves_and_goes_on(folder: Path) -> None:
     options = STUDY["options"] | {"trainer.max_epochs": 30, "data.targets_per_step": 64}
     (run,) = runs_of(sizes=["0.8k"], options=options)
     runs, limits = folder / "runs", Limits(jobs=1, cores=1)
