@@ -19,8 +19,23 @@ from lrec.baselines import BASELINES
 from lrec.files import replacing
 from lrec.metrics import KS
 from lrec.module import SequentialRecommender, recommender
-from lrec.run import Point, Run
+from lrec.run import Point, Run, RunConfig
 from lrec.switch import phase
+
+
+class RunFiles(Callback):
+    """Write RUN/config.yaml and RUN/items.parquet before the first step, once a checkpoint has been found to fit: what
+    is refused until then leaves the folder as it was."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        """Take every option of the run."""
+        self.config = RunConfig(options)
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them."""
+        _run(trainer).write_config(self.config)
+        _run(trainer).write_items(recommender(pl_module).data.item_table())
 
 
 class ScalingPoints(Callback):

@@ -1,5 +1,6 @@
 """Limits what an interruption costs a run: a checkpoint every few steps, and one more when a scheduler stops it."""
 
+import os
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -12,12 +13,34 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lrec.errors import UserError
-from lrec.run import LAST
+from lrec.run import LAST, Run
 from lrec.signals import TRY_AGAIN, on_signals
 
 
 class BestAndLast(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, but with a last.ckpt after every evaluation, not only after the best so far."""
+    """Lightning's ModelCheckpoint in the run's own folder, with a last.ckpt after every evaluation, not only the best."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle the folder; UserError where it was to be another."""
+        own = os.path.realpath(Run(Path(trainer.default_root_dir)).checkpoints)
+        if self.dirpath not in (None, own):
+            raise UserError(
+                f"--checkpoint.dirpath {self.dirpath}: a run keeps its checkpoints in {own}; --checkpoint.dirpath null"
+            )
+        self.dirpath = own
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best so far, if it lies in this run's folder, whatever that was called when it was saved."""
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else ""
+
+        if state_dict["best_model_path"] and os.path.exists(here(state_dict["best_model_path"])):
+            paths = {name: here(path) for name, path in state_dict.items() if name.endswith("_model_path")}
+            models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+            super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         super()._save_topk_checkpoint(trainer, monitor_candidates)

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lrec import checkpoints, target_losses
-from lrec.callbacks import EvaluationReport, PredictionWriter, ScalingPoints
+from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.interruption import BestAndLast, LastCheckpoint
@@ -30,7 +30,7 @@ from lrec.metrics import metric_names
 from lrec.module import SequentialRecommender
 from lrec.optim import Optimizer
 from lrec.parser import OneLineParser
-from lrec.run import BEST, Run, RunConfig
+from lrec.run import Run
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
@@ -70,14 +70,6 @@ class Parser(OneLineParser, LightningArgumentParser):
         own.add_class_arguments(SequentialRecommender, "model", skip={"optimizer"}, sub_configs=True)
         own.add_class_arguments(Optimizer, "model.optimizer", sub_configs=True)
         return f"{text}\n{own.format_help()}"
-
-
-class ConfigOfRun(SaveConfigCallback):
-    """The configuration as RUN/config.yaml, whatever the loggers."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it."""
-        Run(Path(trainer.default_root_dir)).write_config(RunConfig(_plain(self.parser, self.config)))
 
 
 class CommandLine(LightningCLI):
@@ -124,7 +116,7 @@ class CommandLine(LightningCLI):
         return Run(Path(self.trainer.default_root_dir))
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run's folder, and with it those of the logger and the checkpoints."""
+        """Settle the run's folder."""
         config = self.config[self.subcommand]
         if config.trainer.default_root_dir is None:
             if _started_by_a_cluster():
@@ -134,30 +126,35 @@ class CommandLine(LightningCLI):
             config.trainer.default_root_dir = os.environ.setdefault(
                 "LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
             )
-        config.checkpoint.dirpath = config.checkpoint.dirpath or f"{config.trainer.default_root_dir}/checkpoints"
         # config.yaml says how a run is trained, not where an attempt at it began.
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
-        if self.subcommand != "fit":
-            self.save_config_callback = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with a TensorBoard logger in the run's folder unless the configuration has another or none."""
+        """The trainer, with what writes a run's files, and a TensorBoard logger in the run's folder unless the
+        configuration has another or none."""
         config = self.config_init[self.subcommand].trainer
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="", default_hp_metric=False)
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         kwargs["plugins"] = [*plugins, CheckpointFiles()]
+        options = _plain(self._parser(self.command), self.config[self.command])
+        self.trainer_defaults = {
+            "callbacks": [RunFiles(options), EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]
+        }
+        # Else Lightning opens the loggers, and their files, before a checkpoint is found to fit.
+        kwargs["enable_autolog_hparams"] = False
         return super().instantiate_trainer(use_distributed_sampler=False, **kwargs)
 
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
-        if self.ckpt_path is None and self.run.begun:
+        path = self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
+        goes_on = path is not None and Path(path).resolve().is_relative_to(self.run.folder.resolve())
+        if self.run.occupied and not goes_on and self.ckpt_path != "last":
             raise UserError(
                 f"{self.run.folder} holds a run already: choose another --trainer.default_root_dir, "
                 "or --ckpt_path=last to resume it"
             )
-        self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
-        if self.config_init.fit.ckpt_path is not None:
+        if path is not None:
             self.model.warm_start = None  # it has been made
         for group in ("checkpoint", "early_stopping"):
             monitor = self.config_init.fit[group].monitor
@@ -170,7 +167,6 @@ class CommandLine(LightningCLI):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
         if trainer.is_global_zero:
             self._hint_at_more_steps()
-            self.run.write_items(self.datamodule.item_table())
 
     def _hint_at_more_steps(self) -> None:
         data = self.datamodule
@@ -233,11 +229,10 @@ class CommandLine(LightningCLI):
     def _choose_checkpoint(self, default: str | None) -> str | None:
         """The checkpoint of --ckpt_path, checked; None for the last one of a run that has none."""
         chosen = self.ckpt_path or default
-        folder = Path(self.config_init[self.subcommand].checkpoint.dirpath)
         if chosen == "last":
-            path = checkpoints.find_last(folder)
+            path = checkpoints.find_last(self.run.checkpoints)
         else:
-            path = folder / BEST if chosen == "best" else Path(chosen) if chosen else None
+            path = self.run.best if chosen == "best" else Path(chosen) if chosen else None
         try:
             if path is not None:
                 checkpoints.check(path)
@@ -273,9 +268,7 @@ def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLi
         SequentialRecommender,
         SequenceDataModule,
         parser_class=Parser,
-        save_config_callback=ConfigOfRun,
-        save_config_kwargs={"save_to_log_dir": False},
-        trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]},
+        save_config_callback=None,
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

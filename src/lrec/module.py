@@ -292,10 +292,24 @@ class SequentialRecommender(LightningModule):
         refuse_another(saved, self.config, self.data.data_hash)
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
+            self._refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
             self.diverged = saved["diverged"]
             loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
             self._train_loss_sum = torch.tensor(loss_sum, dtype=torch.float32, device=self.device)
             self._train_targets = targets
+
+    def _refuse_another_optimizer(self, arguments: dict[str, Any]) -> None:
+        """UserError where the checkpoint's model was made with another class of optimizer."""
+        stored = arguments.get("optimizer")
+        try:
+            mine = as_plain(self.optimizer)
+        except TypeError:  # an object that no checkpoint can hold
+            return
+        if stored is not None and stored["class_path"] != mine["class_path"]:
+            raise UserError(
+                f"the checkpoint has the optimizer {stored['class_path']}, the config {mine['class_path']}: "
+                "give its own config"
+            )
 
     def _train_loss_totals(self) -> tuple[float, int]:
         """Summed loss and number of the targets trained on since the last evaluation, over all ranks."""

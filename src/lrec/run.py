@@ -291,6 +291,11 @@ class Run:
         return self.points_file.is_file()
 
     @property
+    def occupied(self) -> bool:
+        """Whether an attempt at it has left points or a checkpoint."""
+        return self.begun or self.last.exists() or self.best.exists()
+
+    @property
     def points(self) -> list[Point]:
         """Its evaluations so far, as they stand now."""
         return read_points_file(self.points_file) if self.begun else []

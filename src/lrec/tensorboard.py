@@ -23,7 +23,7 @@ class RunTable(Callback):
     """A row for the run in TensorBoard's HPARAMS: the options of model and data, with the metrics of val and test."""
 
     @rank_zero_only
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the options in config.yaml; TensorBoard takes the metrics from the curves of the same names."""
         run = Run(Path(trainer.default_root_dir))
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -1,0 +1,79 @@
+"""A command that is refused leaves every byte of a run's folder as it was."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lrec.cli import main
+
+QUICK = (
+    "--config=data/csv.yaml",
+    "--config=trainer/laptop.yaml",
+    "--data.user_column=who",
+    "--data.item_column=what",
+    "--data.time_column=when",
+    "--data.max_len=10",
+    "--data.targets_per_step=256",
+    "--model.size=0.8k",
+    "--trainer.enable_progress_bar=false",
+)
+
+
+@pytest.fixture(scope="module")
+def run(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, and beside it the log that it was trained on."""
+    folder = tmp_path_factory.mktemp("refused")
+    shutil.copy(log_csv, folder / "log.csv")
+    options = [f"--data.path={folder / 'log.csv'}", f"--data.data_dir={folder / 'stores'}", "--trainer.max_epochs=2"]
+    main(["fit", *QUICK, *options, f"--trainer.default_root_dir={folder / 'run'}"])
+    return folder / "run"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+REFUSED = {
+    "fit over a run": (["fit"], "holds a run already"),
+    "fit with another's checkpoint": (["fit", "--ckpt_path={other}"], "holds a run already"),
+    "fit on with another network": (["fit", "--ckpt_path=last", "--model.size=3k"], "the checkpoint has width"),
+    "the same, sharded": (
+        ["fit", "--ckpt_path=last", "--model.size=3k", "--trainer.strategy=fsdp2"],
+        "the checkpoint has width",
+    ),
+    "fit on with other data": (["fit", "--ckpt_path=last", "--data.k_core=3"], "trained on other data"),
+    "fit on with another optimizer": (
+        ["fit", "--ckpt_path=last", "--model.optimizer=torch.optim.Adagrad", "--trainer.max_epochs=9"],
+        "the optimizer",
+    ),
+    "fit with an option that is none": (["fit", "--trainer.max_epohcs=2"], "max_epohcs"),
+    "validate another network": (["validate", "--model.size=3k"], "the checkpoint has width"),
+    "test another network": (["test", "--model.size=3k"], "the checkpoint has width"),
+    "test on other data": (["test", "--data.k_core=3"], "trained on other data"),
+    "predict without a checkpoint": (["predict", "--ckpt_path={other}.none"], "no such checkpoint"),
+    "predict for another network": (["predict", "--model.size=3k"], "the checkpoint has width"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_run_s_folder_is_as_before(name: str, run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (command, *options), says = REFUSED[name]
+    other = tmp_path / "other.ckpt"
+    shutil.copy(run / "checkpoints" / "best.ckpt", other)
+    before = contents(run)
+    error = refused(command, f"--config={run / 'config.yaml'}", *(option.format(other=other) for option in options))
+    assert says in error
+    assert contents(run) == before
+
+
+def test_a_log_that_changed_replaces_nothing(run: Path, refused: Callable[..., str]) -> None:
+    """Ids and options of the run stay those of its checkpoints."""
+    before, log = contents(run), run.with_name("log.csv")
+    rows = log.read_bytes()
+    log.write_bytes(rows + b"u1,item-new,1700000000\nu2,item-new,1700000000\n")
+    error = refused("fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=4")
+    log.write_bytes(rows)
+    assert "the checkpoint" in error
+    assert contents(run) == before
