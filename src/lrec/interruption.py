@@ -6,19 +6,40 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lrec.errors import UserError
+from lrec.monitor import mode_of
 from lrec.run import LAST, Run
 from lrec.signals import TRY_AGAIN, on_signals
 
 
 class BestAndLast(ModelCheckpoint):
-    """Lightning's ModelCheckpoint in the run's own folder, with a last.ckpt after every evaluation, not only the best."""
+    """Lightning's ModelCheckpoint in the run's own folder, with a last.ckpt after every evaluation, not only the best.
+
+    Which end of the monitored metric is the best follows from its name.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] | None = None,
+        dirpath: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Lightning's options, three of which have another meaning.
+
+        Args:
+            monitor: Metric that chooses the best checkpoint.
+            mode: Whether its least or its most is the best; null: as its name says.
+            dirpath: Always checkpoints/ in the run's folder; null says so.
+            options: The others.
+        """
+        super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder; UserError where it was to be another."""

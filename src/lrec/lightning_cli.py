@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -26,8 +26,8 @@ from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, Scaling
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.interruption import BestAndLast, LastCheckpoint
-from lrec.metrics import metric_names
 from lrec.module import SequentialRecommender
+from lrec.monitor import check_monitored, mode_of
 from lrec.optim import Optimizer
 from lrec.parser import OneLineParser
 from lrec.run import Run
@@ -96,16 +96,20 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ItemProjector, "projector")
         parser.set_defaults(
             {
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.mode": "min",
                 "checkpoint.filename": "best",
                 "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
-                "early_stopping.monitor": "val/loss",
-                "early_stopping.patience": 10,
             }
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and settle which end of the monitored metrics is the best."""
+        super().parse_arguments(parser, args)
+        for group in ("checkpoint", "early_stopping"):
+            chosen = self.config[self.command][group]
+            check_monitored(chosen.monitor, f"--{group}")
+            chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}")
 
     def _parse_ckpt_path(self) -> None:
         """The configuration is the truth: a checkpoint's hyper-parameters never override it."""
@@ -156,10 +160,9 @@ class CommandLine(LightningCLI):
             )
         if path is not None:
             self.model.warm_start = None  # it has been made
-        for group in ("checkpoint", "early_stopping"):
-            monitor = self.config_init.fit[group].monitor
-            if monitor not in [f"val/{name}" for name in metric_names()]:
-                raise UserError(f"--{group}.monitor {monitor}: choose one of val/{', val/'.join(metric_names())}")
+        for callback in self.config_init.fit.trainer.callbacks or []:
+            if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
+                mode_of(callback.monitor, callback.mode, type(callback).__name__)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         # At least one training loss is logged per epoch, however short.

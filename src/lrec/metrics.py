@@ -7,7 +7,7 @@ K list length, S seen pairs.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -302,6 +302,14 @@ def metric_names() -> list[str]:
     """Every metric of an evaluation, as it is called after `val/` or `test/`."""
     ranked = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR", "coverage", "popularity") for k in KS]
     return ["loss", *ranked, *(f"{name}_unseen" for name in ranked)]
+
+
+def best_is(name: str) -> Literal["min", "max"] | None:
+    """Whether the least or the most of a metric is the best; None for mean popularity, which has neither, and unknown
+    names."""
+    if name not in metric_names() or name.startswith("popularity"):
+        return None
+    return "min" if name == "loss" else "max"
 
 
 class RankMetrics(Metric):

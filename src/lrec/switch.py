@@ -1,12 +1,13 @@
 """The phases of training: when AdamW gives way to SGD, and early stopping that waits for it."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lrec.monitor import mode_of
 from lrec.optim import AdamWThenSGD
 
 
@@ -51,6 +52,19 @@ class OptimizerSwitch(Callback):
 
 class StopAfterSwitch(EarlyStopping):
     """EarlyStopping; where the optimizer is to switch, it looks at SGD's evaluations only."""
+
+    def __init__(
+        self, monitor: str = "val/loss", mode: Literal["min", "max"] | None = None, patience: int = 10, **options: Any
+    ) -> None:
+        """Lightning's options, but for what mode and patience are by themselves.
+
+        Args:
+            monitor: Metric that is to improve.
+            mode: Whether its least or its most is the best; null: as its name says.
+            patience: Evaluations without improvement after which the run stops.
+            options: The others.
+        """
+        super().__init__(monitor, patience=patience, mode=mode_of(monitor, mode, "--early_stopping"), **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look where an evaluation ends unless told otherwise: max_steps may end an epoch before its evaluation."""

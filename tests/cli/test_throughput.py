@@ -96,9 +96,7 @@ def test_sampled_losses_train_and_are_evaluated_on_the_whole_catalogue(
         "--model.loss.negatives=20",
         "--model.optimizer.lr=0.01",
         "--checkpoint.monitor=val/NDCG@10",  # gBCE's scores are no log-probabilities: their cross-entropy says little
-        "--checkpoint.mode=max",
         "--early_stopping.monitor=val/NDCG@10",
-        "--early_stopping.mode=max",
     )
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["model"]["NDCG@10"] > 1.3 * metrics["popularity"]["NDCG@10"]

@@ -1,0 +1,93 @@
+"""A run writes into its own folder, wherever its configuration comes from, and keeps the best of its evaluations."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lrec.cli import main
+from lrec.interruption import BestAndLast
+
+OPTIONS = (
+    "--config=data/csv.yaml",
+    "--config=trainer/laptop.yaml",
+    "--data.user_column=who",
+    "--data.item_column=what",
+    "--data.time_column=when",
+    "--data.max_len=10",
+    "--data.targets_per_step=256",
+    "--model.size=0.8k",
+    "--model.optimizer.lr=0.01",
+    "--trainer.max_epochs=3",
+    "--trainer.enable_progress_bar=false",
+    # The last epoch ranks better than the first and has the greater loss only by chance.
+    "--checkpoint.monitor=val/NDCG@10",
+    "--early_stopping.monitor=val/NDCG@10",
+)
+
+
+@pytest.fixture(scope="module")
+def run(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, whose best checkpoint ranks best."""
+    folder = tmp_path_factory.mktemp("folder")
+    paths = [f"--data.path={log_csv}", f"--data.data_dir={folder / 'stores'}"]
+    main(["fit", *OPTIONS, *paths, f"--trainer.default_root_dir={folder / 'run'}"])
+    return folder / "run"
+
+
+def points_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
+
+
+def test_the_best_checkpoint_is_the_one_that_ranks_best(run: Path) -> None:
+    points = points_of(run)
+    (best,) = [point for point in points if point["best"]]
+    ranked = [point["metrics"]["val/NDCG@10"] for point in points]
+    assert best["metrics"]["val/NDCG@10"] == max(ranked) > min(ranked)
+
+
+@pytest.mark.parametrize("group", ["checkpoint", "early_stopping"])
+def test_a_direction_that_contradicts_the_metric_is_refused(
+    group: str, run: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    fit = ["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    error = refused(*fit, f"--{group}.mode=min")
+    assert f"--{group}.mode min: the best val/NDCG@10 is its max" in error
+    callback = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/HR@1", "mode": "min"}}
+    assert "ModelCheckpoint.mode min: the best val/HR@1" in refused(*fit, f"--trainer.callbacks+={json.dumps(callback)}")
+    assert "choose one of val/loss" in refused(*fit, f"--{group}.monitor=val/popularity@10")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_used_again_leaves_the_first_run_alone(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = tmp_path / "again"
+    fit = ["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={again}", "--trainer.max_epochs=1"]
+    error = refused(*fit, f"--checkpoint.dirpath={tmp_path / 'elsewhere'}")
+    assert f"--checkpoint.dirpath {tmp_path / 'elsewhere'}: a run keeps its checkpoints in {again / 'checkpoints'}" in error
+    assert not again.exists()
+    lrec(*fit)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert (again / "checkpoints" / "best.ckpt").is_file()
+    assert points_of(again)[0]["best"]
+
+
+def test_a_run_that_was_moved_knows_what_was_best(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    states = torch.load(moved / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = [state for name, state in states.items() if name.startswith("BestAndLast")]
+    callback = BestAndLast("val/NDCG@10", dirpath=str(moved / "checkpoints"))
+    callback.load_state_dict(state)
+    assert callback.best_model_path == callback.kth_best_model_path == str(moved / "checkpoints" / "best.ckpt")
+    (best,) = [point for point in points_of(run) if point["best"]]
+    assert float(callback.best_model_score) == pytest.approx(best["metrics"]["val/NDCG@10"])
+    elsewhere = BestAndLast("val/NDCG@10", dirpath=str(tmp_path))
+    elsewhere.load_state_dict(state)
+    assert elsewhere.best_model_path == "", "another run's best is not this one's"
