@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lrec import checkpoints, target_losses
+from lrec.class_paths import imported
 from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
@@ -31,7 +32,7 @@ from lrec.monitor import check_monitored, mode_of
 from lrec.optim import Optimizer
 from lrec.parser import OneLineParser
 from lrec.run import Run
-from lrec.strategies import FSDP2, CheckpointFiles
+from lrec.strategies import FSDP2, CheckpointFiles, check_strategy
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
 from lrec.throughput import Throughput
@@ -104,10 +105,12 @@ class CommandLine(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and settle which end of the monitored metrics is the best."""
+        """Parse, refuse what lrec cannot train with, and settle which end of the monitored metrics is the best."""
         super().parse_arguments(parser, args)
+        config = self.config[self.command]
+        check_strategy(_named(config.trainer.strategy))
         for group in ("checkpoint", "early_stopping"):
-            chosen = self.config[self.command][group]
+            chosen = config[group]
             check_monitored(chosen.monitor, f"--{group}")
             chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}")
 
@@ -242,6 +245,11 @@ class CommandLine(LightningCLI):
         except UserError as error:
             raise UserError(f"--ckpt_path {error}") from error
         return None if path is None else str(path)
+
+
+def _named(chosen: Any) -> Any:
+    """The class that a parsed option names by its path; the option itself where it is none."""
+    return imported(chosen.class_path, "--trainer") if isinstance(chosen, Namespace) else chosen
 
 
 def _started_by_a_cluster() -> bool:

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
@@ -18,6 +18,18 @@ from torch.optim import Optimizer
 from lrec import checkpoints
 from lrec.errors import UserError
 from lrec.parallel import Sharding, drop_gathered, like, local
+
+
+def check_strategy(chosen: str | type) -> None:
+    """UserError where a strategy, named or by its class, would not train lrec's network: others leave it unsharded,
+    without synchronised gradients, or cannot save it."""
+    if isinstance(chosen, str):
+        fits = chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
+    else:
+        fits = issubclass(chosen, SingleDeviceStrategy | DDPStrategy | FSDP2)
+    if not fits:
+        name = chosen if isinstance(chosen, str) else chosen.__name__
+        raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
 
 
 class CheckpointFiles(TorchCheckpointIO):
