@@ -48,6 +48,8 @@ _NOT_FOR_USERS = (
     r".*LeafSpec",
     r".*LightningCLI's args parameter",
     r"It is recommended to use `self.log",
+    r".*WeightAveraging callback, but loading a checkpoint outside",
+    r".*WeightAveraging callback with a model that overrides",
 )
 
 

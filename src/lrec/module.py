@@ -13,6 +13,7 @@ from typing import Any, Self
 import polars as pl
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -153,6 +154,21 @@ class SequentialRecommender(LightningModule):
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         return model
 
+    def setup(self, stage: str) -> None:
+        """Leave weights that a callback averages to training: a checkpoint that is evaluated holds the averages, in
+        place of which the callback would put what it averaged.
+
+        Raises:
+            UserError: parameters that are to be averaged are sharded.
+        """
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if not isinstance(callback, WeightAveraging):
+                continue
+            if stage != "fit":
+                callback._average_model = None
+            elif hasattr(self.trainer.strategy, "sharding"):
+                raise UserError(f"{type(callback).__name__} averages no sharded parameters: --trainer.strategy ddp")
+
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
         config = self.network_config(self.data.n_items, self.data.max_len)
@@ -181,8 +197,7 @@ class SequentialRecommender(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with a scheduler that Lightning steps with it."""
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = build(self.optimizer, self.net, total_steps)
+        optimizer, scheduler = build(self.optimizer, self.net, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:

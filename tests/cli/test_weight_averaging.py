@@ -1,0 +1,45 @@
+"""What Lightning's weight averaging leaves is evaluated: the averages, after fit and by every later command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+AVERAGING = json.dumps({"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.9}})
+QUICK = (
+    "--config=data/synthetic.yaml",
+    "--config=trainer/laptop.yaml",
+    "--data.n_users=200",
+    "--data.n_items=40",
+    "--data.length=12",
+    "--data.targets_per_step=256",
+    "--model.size=3k",
+    "--model.optimizer.lr=0.03",
+    "--trainer.max_epochs=2",
+    "--trainer.enable_progress_bar=false",
+    f"--trainer.callbacks+={AVERAGING}",
+)
+
+
+def test_the_test_after_fit_is_that_of_the_averages(
+    tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], recwarn: pytest.WarningsRecorder
+) -> None:
+    run = tmp_path / "run"
+    options = [*QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={run}"]
+    lrec("fit", *options)
+    after_fit = json.loads((run / "metrics.json").read_text())["model"]
+    lrec("test", "--config", run / "config.yaml")
+    assert json.loads((run / "metrics.json").read_text())["model"] == after_fit
+    assert not [str(warning.message) for warning in recwarn if "WeightAveraging" in str(warning.message)]
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    raw, averaged = checkpoint["current_model_state"], checkpoint["state_dict"]
+    assert not torch.equal(raw["net.items.weight"], averaged["net.items.weight"])
+    # The figures are those of the averages, and not of what was averaged.
+    checkpoint["state_dict"] = raw
+    torch.save(checkpoint, tmp_path / "raw.ckpt")
+    lrec("test", "--config", run / "config.yaml", f"--ckpt_path={tmp_path / 'raw.ckpt'}")
+    assert json.loads((run / "metrics.json").read_text())["model"]["loss"] != after_fit["loss"]
+    sharded = f"--trainer.default_root_dir={tmp_path / 'sharded'}"
+    assert "averages no sharded parameters" in refused("fit", *options, sharded, "--trainer.strategy=fsdp2")
