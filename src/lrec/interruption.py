@@ -16,6 +16,7 @@ from lrec.errors import UserError
 from lrec.monitor import mode_of
 from lrec.run import LAST, Run
 from lrec.signals import TRY_AGAIN, on_signals
+from lrec.time_limit import time_is_over
 
 
 class BestAndLast(ModelCheckpoint):
@@ -128,8 +129,8 @@ class LastCheckpoint(Callback):
         self._training = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record whether the run has stopped early."""
-        checkpoint["lrec_stopped"] = trainer.should_stop
+        """Record whether the run has stopped early; one whose time was over may be given more."""
+        checkpoint["lrec_stopped"] = trainer.should_stop and not time_is_over(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Do not continue a run that had stopped early."""

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lrec import checkpoints, cost, parallel
 from lrec.arguments import as_plain, remade
@@ -34,6 +35,7 @@ from lrec.parser import made_of
 from lrec.recommend import lists_of
 from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.switch import OptimizerSwitch
+from lrec.time_limit import schedule_position, schedule_steps
 from lrec.warm_start import begin_from
 
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
@@ -197,8 +199,15 @@ class SequentialRecommender(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with a scheduler that Lightning steps with it."""
-        optimizer, scheduler = build(self.optimizer, self.net, int(self.trainer.estimated_stepping_batches))
+        optimizer, scheduler = build(self.optimizer, self.net, schedule_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:  # type: ignore[override]
+        """Go a step on along the schedule, or as far as time has come where that is the limit."""
+        position = schedule_position(self.trainer)
+        if position is not None:
+            scheduler.last_epoch = position - 1
+        super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
         """What makes the optimizer's switch, where there is one."""

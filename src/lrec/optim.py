@@ -28,8 +28,8 @@ class Switch:
         at: Optimizer steps that AdamW takes; none: until the validation loss has converged.
         patience: Evaluations without improvement after which val/loss counts as converged.
         min_improvement: Least fall of val/loss, in nats, that counts as improvement.
-        latest: Share of all steps after which AdamW gives way without having converged, so that no run ends at a rate
-            that has not fallen (not used with at).
+        latest: Share of all steps, or of the time that is the limit, after which AdamW gives way without having
+            converged, so that no run ends at a rate that has not fallen (not used with at).
         lr: Learning rate of SGD at the switch (under muP that of the base shape, as AdamW's).
         momentum: Momentum of SGD; its buffer is empty at the switch.
         weight_decay: L2 penalty of matrices and tables during SGD.
@@ -98,8 +98,8 @@ class Optimizer(OptimizerConfig):
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay of matrices and tables (norms and biases have none).
         betas: Decay rates of the two moment estimates.
-        warmup: Share of all steps over which the rate rises linearly to lr.
-        decay: Shape of the fall from the warm-up to the last step (with a switch, SGD cuts it short).
+        warmup: Share of all steps, or of the time that is the limit, over which the rate rises linearly to lr.
+        decay: Shape of the fall from the warm-up to the end (with a switch, SGD cuts it short).
         final_lr: Rate at the last step, as a share of lr (not used by constant).
         switch: Give way to SGD at a step or once converged; none: AdamW to the end.
     """
@@ -155,7 +155,7 @@ class Optimizer(OptimizerConfig):
             """A group's rate as a share of its first one, which is AdamW's; looked up, as loading replaces groups."""
 
             def factor(step: int) -> float:
-                group, began = optimizer.param_groups[index], optimizer.sgd_from
+                group, began = optimizer.param_groups[index], optimizer.sgd_scheduled_from
                 if switch is None or began is None:
                     return self.lr_factor(step, total_steps)
                 fall = _fall(switch.decay, switch.final_lr, step - began, total_steps - began)
@@ -202,16 +202,30 @@ class AdamWThenSGD(AdamW):
         step: int | None = self.param_groups[0]["sgd_from"]
         return step
 
+    @property
+    def sgd_scheduled_from(self) -> int | None:
+        """Where the schedule of the rate stood then: at the same step, but where it follows time."""
+        group = self.param_groups[0]
+        step: int | None = group.get("sgd_scheduled_from", group["sgd_from"])
+        return step
+
     def phase_of(self, steps: int) -> Literal["adamw", "sgd"]:
         """What took the last of the first `steps` steps."""
         return "sgd" if self.sgd_from is not None and steps > self.sgd_from else "adamw"
 
     @torch.no_grad()
-    def begin_sgd(self, step: int) -> None:
-        """Take the next step, whose number from 0 is `step`, and all later ones by SGD; not before AdamW's first."""
+    def begin_sgd(self, step: int, scheduled: int | None = None) -> None:
+        """Take the next step, whose number from 0 is `step`, and all later ones by SGD; not before AdamW's first.
+
+        Args:
+            step: The number.
+            scheduled: Where the schedule of the rate stands, if not at that step.
+        """
         assert self.sgd_from is None, "the switch is made once"
         for group in self.param_groups:
             group |= {"sgd_from": step, "lr": group["sgd_lr"]}
+            if scheduled is not None:
+                group["sgd_scheduled_from"] = scheduled
             for parameter in group["params"]:
                 if parameter in self.state:
                     self.state[parameter]["exp_avg"].zero_()

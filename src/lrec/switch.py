@@ -21,8 +21,11 @@ class OptimizerSwitch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Switch before the first micro-batch of the step at which it is due."""
         optimizer = _switching(trainer)
-        if optimizer.due is not None and optimizer.sgd_from is None and trainer.global_step >= optimizer.due:
-            optimizer.begin_sgd(trainer.global_step)
+        if optimizer.switch is None or optimizer.due is None or optimizer.sgd_from is not None:
+            return
+        done = trainer.global_step if optimizer.switch.at is not None else _scheduled(trainer)
+        if done >= optimizer.due:
+            optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch after as many evaluations without improvement as patience says."""
@@ -39,7 +42,7 @@ class OptimizerSwitch(Callback):
             self.waited += 1
         # One decision for all ranks, whatever the last bit of a reduced loss.
         if trainer.strategy.reduce_boolean_decision(self.waited >= switch.patience, all=False):
-            optimizer.begin_sgd(trainer.global_step)
+            optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """How far convergence is; the phase itself is the optimizer's."""
@@ -96,6 +99,13 @@ def phase(trainer: Trainer) -> str:
     if isinstance(optimizer, AdamWThenSGD):
         return optimizer.phase_of(trainer.global_step)
     return type(optimizer).__name__.lower()
+
+
+def _scheduled(trainer: Trainer) -> int:
+    """Where the schedule of the rate stands."""
+    (config,) = trainer.lr_scheduler_configs
+    position: int = config.scheduler.last_epoch
+    return position
 
 
 def _switching(trainer: Trainer) -> AdamWThenSGD:

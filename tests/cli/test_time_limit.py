@@ -1,0 +1,70 @@
+"""A run that ends by time: the learning rate rises and falls within it, and goes on where it stopped."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+LR = 0.01
+QUICK = (
+    "--config=data/synthetic.yaml",
+    "--config=trainer/laptop.yaml",
+    "--data.n_users=200",
+    "--data.n_items=40",
+    "--data.length=12",
+    "--data.targets_per_step=256",
+    "--model.size=0.8k",
+    f"--model.optimizer.lr={LR}",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.callbacks+=LearningRateMonitor",
+    "--early_stopping.patience=100000",
+)
+
+
+def rates_of(run: Path) -> list[float]:
+    """The learning rate of each step, as a share of its peak."""
+    events = EventAccumulator(str(run))
+    events.Reload()
+    (tag, *_) = [tag for tag in events.Tags()["scalars"] if tag.startswith("lr-")]
+    return [event.value / LR for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("epochs", ["100000", "-1"])
+def test_warm_up_and_decay_end_with_the_time(epochs: str, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    run = tmp_path / "run"
+    lrec("fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={run}",
+         f"--trainer.max_epochs={epochs}", "--trainer.max_time={seconds: 1}")  # fmt: skip
+    rates = rates_of(run)
+    assert max(rates) > 0.9
+    assert rates[-1] < 0.1
+    peak = rates.index(max(rates))
+    assert 0 < peak < len(rates) / 2
+    assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
+
+
+def test_a_switch_comes_in_time(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    lrec("fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path / 'run'}",
+         "--trainer.max_epochs=100000", "--trainer.max_time={seconds: 1}",
+         "--model.optimizer.switch={latest: 0.5, lr: 0.02, patience: 100000}")  # fmt: skip
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    steps, switched = last["global_step"], last["optimizer_states"][0]["param_groups"][0]["sgd_from"]
+    assert 0.2 * steps < switched < 0.8 * steps
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] < 0.1 * 0.02, "SGD's rate falls to the end too"
+
+
+def test_more_time_goes_on_at_the_rate_of_that_share(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    run = tmp_path / "run"
+    fit = ["fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={run}"]
+    fit += ["--trainer.max_epochs=100000"]
+    lrec(*fit, "--trainer.max_time={seconds: 1}")
+    steps = len(rates_of(run))
+    lrec(*fit, "--trainer.max_time={seconds: 2}", "--ckpt_path=last")
+    rates = rates_of(run)[steps:]
+    at_half = (1 + math.cos(math.pi * (0.5 - 0.05) / 0.95)) / 2
+    # The first step has the rate that was due at the end of the second before.
+    assert max(rates[1:]) == pytest.approx(at_half, abs=0.1)
+    assert rates[-1] < 0.1
