@@ -20,7 +20,12 @@ from lrec.files import replacing
 from lrec.metrics import KS
 from lrec.module import SequentialRecommender, recommender
 from lrec.run import Point, Run, RunConfig
+from lrec.strategies import precision_of
 from lrec.switch import phase
+
+
+# Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
+OF_BEST = ("val/loss", "val/NDCG@10_unseen")
 
 
 class RunFiles(Callback):
@@ -82,7 +87,8 @@ class ScalingPoints(Callback):
         for place, point in enumerate(self.points):
             if best := point.D == model.D:
                 point = replace(point, test_loss=test_loss, metrics=point.metrics | figures)
-                _log(trainer, {"test_loss": test_loss}, point.step)
+                of_best = {f"best/{name}": point.metrics.get(name) for name in OF_BEST}
+                _log(trainer, {"test_loss": test_loss, **of_best}, point.step)
             self.points[place] = replace(point, best=best)
         self._write(trainer)
 
@@ -128,7 +134,7 @@ class ScalingPoints(Callback):
                 lr_phase=phase(trainer),
                 status="diverged" if model.diverged else "running",
                 seed=data.seed,
-                precision=str(trainer.precision),
+                precision=precision_of(trainer),
                 world_size=trainer.world_size,
                 wall_s=round(self._wall_s(), 3),
                 floor=data.floor,

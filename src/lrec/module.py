@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import polars as pl
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -109,8 +109,8 @@ class SequentialRecommender(LightningModule):
         self.diverged = False
         self.evaluations: dict[str, dict[str, float]] = {}
         self.train_loss = math.nan
-        self._train_loss_sum: Tensor | None = None
-        self._train_targets = 0
+        self._since_evaluation = _LossSum()
+        self._since_logged = _LossSum()
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
         """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
@@ -226,29 +226,27 @@ class SequentialRecommender(LightningModule):
             return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M, self.counts_V)
 
         loss_sum: Tensor = self.net(batch.items_BL, head)
-        detached = loss_sum.detach()
-        self._train_loss_sum = detached if self._train_loss_sum is None else self._train_loss_sum + detached
-        self._train_targets += len(batch.targets_M)
+        for kept in (self._since_evaluation, self._since_logged):
+            kept.add(loss_sum.detach(), len(batch.targets_M))
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             head_flops = self.loss.flops_per_target(self.config.n_items, self.config.width)
             self.D += batch.step_targets
             self.flops += cost.training_flops(self.config, batch.step_targets, batch.step_pairs, head_flops)
         # Ranks average gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
-        loss = loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.step_targets)
-        self.log("train/loss", loss.detach())
-        return loss
+        return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.step_targets)
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
-        """Stop a run whose loss is not finite; looked at only when Lightning logs, to spare a sync per step."""
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._stop_if_diverged(outputs["loss"])
+        """Log the mean training loss over all targets since it was last logged, and stop a run where it is not finite;
+        only when Lightning logs, to spare a sync per step."""
+        if logs_now(self.trainer, batch_idx):
+            train_loss = self._since_logged.mean(self)
+            self.log("train/loss", train_loss)
+            self._stop_if_diverged(torch.tensor(train_loss, device=self.device))
 
     def on_validation_start(self) -> None:
         """Close the mean training loss since the last evaluation."""
-        if self._train_loss_sum is not None:
-            loss_sum, targets = self._train_loss_totals()
-            self.train_loss = loss_sum / max(targets, 1)
-            self._train_loss_sum, self._train_targets = None, 0
+        if self._since_evaluation.loss_sum is not None:
+            self.train_loss = self._since_evaluation.mean(self)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         """Score the validation targets."""
@@ -302,7 +300,7 @@ class SequentialRecommender(LightningModule):
             "min_rating": self.data.min_rating,
             "repeats": self.data.repeats,
             "diverged": self.diverged,
-            "train_loss": self._train_loss_totals(),
+            "train_loss": self._since_evaluation.totals(self),
             "model": class_path(type(self)),
             "not_stored": not_stored,
             **self.config.to_dict(),
@@ -319,8 +317,8 @@ class SequentialRecommender(LightningModule):
             self._refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
             self.diverged = saved["diverged"]
             loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
-            self._train_loss_sum = torch.tensor(loss_sum, dtype=torch.float32, device=self.device)
-            self._train_targets = targets
+            self._since_evaluation = _LossSum()
+            self._since_evaluation.add(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
 
     def _refuse_another_optimizer(self, arguments: dict[str, Any]) -> None:
         """UserError where the checkpoint's model was made with another class of optimizer."""
@@ -334,13 +332,6 @@ class SequentialRecommender(LightningModule):
                 f"the checkpoint has the optimizer {stored['class_path']}, the config {mine['class_path']}: "
                 "give its own config"
             )
-
-    def _train_loss_totals(self) -> tuple[float, int]:
-        """Summed loss and number of the targets trained on since the last evaluation, over all ranks."""
-        loss_sum = self._train_loss_sum if self._train_loss_sum is not None else torch.zeros((), device=self.device)
-        totals = torch.stack([loss_sum.double(), loss_sum.new_tensor(self._train_targets, dtype=torch.float64)])
-        loss_total, targets = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
-        return loss_total, int(targets)
 
     def _evaluate(self, batch: EvalBatch) -> None:
         def head(hidden_BD: Tensor, table_VD: Tensor) -> Scores:
@@ -396,6 +387,38 @@ class SequentialRecommender(LightningModule):
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             self.diverged = True
             self.trainer.should_stop = True
+
+
+class _LossSum:
+    """A training loss summed over targets; on its device, until somebody asks."""
+
+    def __init__(self) -> None:
+        self.loss_sum: Tensor | None = None
+        self.targets = 0
+
+    def add(self, loss_sum: Tensor, targets: int) -> None:
+        self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
+        self.targets += targets
+
+    def totals(self, module: LightningModule) -> tuple[float, int]:
+        """The sum and its targets, over all ranks."""
+        loss_sum = self.loss_sum if self.loss_sum is not None else torch.zeros((), device=module.device)
+        here = torch.stack([loss_sum.double(), loss_sum.new_tensor(self.targets, dtype=torch.float64)])
+        loss_total, targets = module.trainer.strategy.reduce(here, reduce_op="sum").tolist()
+        return loss_total, int(targets)
+
+    def mean(self, module: LightningModule) -> float:
+        """The mean over targets of all ranks; the sum begins again."""
+        loss_total, targets = self.totals(module)
+        self.loss_sum, self.targets = None, 0
+        return loss_total / max(targets, 1)
+
+
+def logs_now(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning writes what is logged at the end of this micro-batch: every log_every_n_steps steps."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+    return stepped and every > 0 and trainer.global_step % every == 0
 
 
 def recommender(pl_module: LightningModule) -> SequentialRecommender:

@@ -32,6 +32,11 @@ def check_strategy(chosen: str | type) -> None:
         raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
 
 
+def precision_of(trainer: Trainer) -> str:
+    """The precision by Lightning's names; bf16-mixed too where the strategy computes in bfloat16 by `param_dtype`."""
+    return "bf16-mixed" if getattr(trainer.strategy, "param_dtype", None) else str(trainer.precision)
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints of strategies that hold the whole network in every process: files are written, both forms read."""
 

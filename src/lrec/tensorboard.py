@@ -10,13 +10,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from lrec import checkpoints
+from lrec.callbacks import OF_BEST
 from lrec.data.titles import read_titles
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
 from lrec.module import SequentialRecommender
 from lrec.run import Run
 
-COMPARED = ("val/loss", "val/NDCG@10_unseen", "test/loss", "test/NDCG@10", "test/NDCG@10_unseen", "test/HR@10_unseen")
+COMPARED = (
+    *(f"scaling/best/{name}" for name in OF_BEST),
+    *("test/loss", "test/NDCG@10", "test/NDCG@10_unseen", "test/HR@10_unseen"),
+)
 
 
 class RunTable(Callback):

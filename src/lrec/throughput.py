@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.data.batches import TrainBatch
 from lrec.files import write_json
-from lrec.module import SequentialRecommender, recommender
+from lrec.module import SequentialRecommender, logs_now, recommender
+from lrec.strategies import precision_of
 
 GIB = 2**30
 # Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.
@@ -91,7 +92,7 @@ class Throughput(Callback):
         for stretch in (self.total, self.recent):
             stretch.positions += batch.items_BL.numel()
             stretch.real += len(batch.targets_M)
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if logs_now(trainer, batch_idx):
             rate = self.recent.rate(trainer, recommender(pl_module), self.peak_flops_per_s)
             shown = {f"perf/{name}": value for name, value in asdict(rate).items() if name != "seconds"}
             pl_module.log_dict(shown)
@@ -186,7 +187,7 @@ def _hint_at_float32(trainer: Trainer, device: torch.device, dtype: torch.dtype,
         return
     float32 = measure_peak(device, torch.float32)
     if float32 > 2 * peak_flops_per_s:
-        by_strategy = str(trainer.precision).startswith("32")
+        by_strategy = precision_of(trainer) != str(trainer.precision)
         way_out = "no param_dtype of the strategy" if by_strategy else "--trainer.precision 32-true"
         print(
             f"this processor multiplies at {peak_flops_per_s / 1e9:,.0f} GFLOP/s in {dtype}, "
@@ -203,8 +204,8 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def _matmul_dtype(trainer: Trainer) -> torch.dtype:
-    precision = str(trainer.precision)
-    if precision.startswith("bf16") or getattr(trainer.strategy, "param_dtype", None) == "bfloat16":
+    precision = precision_of(trainer)
+    if precision.startswith("bf16"):
         return torch.bfloat16
     return torch.float16 if precision.startswith("16") else torch.float32
 

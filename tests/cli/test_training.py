@@ -126,6 +126,13 @@ def test_tensorboard_has_the_agreed_prefixes(run: Path) -> None:
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "val/loss", "val/NDCG@10", "val/NDCG@10_unseen", "val/popularity/NDCG@10"} <= tags
     assert {"test/loss", "scaling/D", "scaling/N_body", "scaling/val_loss", "scaling/test_loss"} <= tags
+    (best,) = [point for point in points_of(run) if point["best"]]
+    for name in ("val/loss", "val/NDCG@10_unseen"):
+        (shown,) = events.Scalars(f"scaling/best/{name}")
+        assert (shown.step, shown.value) == (best["step"], pytest.approx(best["metrics"][name]))
+    shown_as_hparams = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert b"scaling/best/val/loss" in shown_as_hparams
+    assert b"\nval/loss" not in shown_as_hparams, "that of the last evaluation"
     val_loss = [event.value for event in events.Scalars("scaling/val_loss")]
     assert val_loss == pytest.approx([point["val_loss"] for point in points_of(run)])
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from running import points, run_on
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -22,6 +23,7 @@ def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
         "--model.size=25k",
         "--model.optimizer.lr=0.01",
         "--trainer.max_epochs=2",
+        "--trainer.log_every_n_steps=3",
         "--trainer.enable_progress_bar=false",
         f"--trainer.devices={devices}",
         f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}",
@@ -31,8 +33,16 @@ def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
     return points(folder)
 
 
+def logged(run: Path) -> list[float]:
+    """train/loss as TensorBoard has it."""
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [event.value for event in events.Scalars("train/loss")]
+
+
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     one, two = fit(tmp_path / "one", 1), fit(tmp_path / "two", 2)
+    assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "one"), rel=1e-5)
     assert [point["world_size"] for point in one + two] == [1, 1, 2, 2]
     for a, b in zip(one, two, strict=True):
         for name in ("N_total", "D", "U", "flops", "step", "best", "status", "data_hash"):
