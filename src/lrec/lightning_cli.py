@@ -22,17 +22,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lrec import checkpoints, target_losses
-from lrec.class_paths import imported
 from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.interruption import BestAndLast, LastCheckpoint
+from lrec.lightning_options import check_options, warning_of_half_precision
 from lrec.module import SequentialRecommender
 from lrec.monitor import check_monitored, mode_of
 from lrec.optim import Optimizer
 from lrec.parser import OneLineParser
 from lrec.run import Run
-from lrec.strategies import FSDP2, CheckpointFiles, check_strategy
+from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
 from lrec.tensorboard import ItemProjector, RunTable
 from lrec.throughput import Throughput
@@ -110,7 +110,7 @@ class CommandLine(LightningCLI):
         """Parse, refuse what lrec cannot train with, and settle which end of the monitored metrics is the best."""
         super().parse_arguments(parser, args)
         config = self.config[self.command]
-        check_strategy(_named(config.trainer.strategy))
+        check_options(self.command, config)
         for group in ("checkpoint", "early_stopping"):
             chosen = config[group]
             check_monitored(chosen.monitor, f"--{group}")
@@ -175,6 +175,8 @@ class CommandLine(LightningCLI):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
         if trainer.is_global_zero:
             self._hint_at_more_steps()
+            if (warning := warning_of_half_precision(self.config.fit.trainer.precision)) is not None:
+                print(warning)
 
     def _hint_at_more_steps(self) -> None:
         data = self.datamodule
@@ -247,11 +249,6 @@ class CommandLine(LightningCLI):
         except UserError as error:
             raise UserError(f"--ckpt_path {error}") from error
         return None if path is None else str(path)
-
-
-def _named(chosen: Any) -> Any:
-    """The class that a parsed option names by its path; the option itself where it is none."""
-    return imported(chosen.class_path, "--trainer") if isinstance(chosen, Namespace) else chosen
 
 
 def _started_by_a_cluster() -> bool:

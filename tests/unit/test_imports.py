@@ -29,7 +29,7 @@ LAYERS = {
     "a network trained, kept and used": "optim switch parallel checkpoints strategies interruption export onnx_file "
     "warm_start recommend recommend_command target_losses sizes monitor time_limit",
     "the trainer": "module callbacks throughput tensorboard",
-    "lightning_cli": "lightning_cli",
+    "lightning_cli": "lightning_options lightning_cli",
     "studies and tasks": "study tasks",
     "command line": "cli __main__ __init__",
 }

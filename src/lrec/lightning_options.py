@@ -1,0 +1,63 @@
+"""Lightning's options that no run of lrec can have: refused with the way out before anything is made or written."""
+
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, Timer
+
+from lrec.class_paths import imported
+from lrec.errors import UserError, check_range
+from lrec.strategies import check_strategy
+
+# Networks have float32 parameters; these are the types of products.
+TRAINS_IN = ("None", "32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+HALF = ("bf16-true", "16-true")
+_NOT_LREC_S = {
+    LearningRateFinder: "the rate is --model.optimizer.lr, which it does not find",
+    BatchSizeFinder: "the size of a step is --data.targets_per_step, which it does not find",
+    GradientAccumulationScheduler: "steps are cut once, by --trainer.accumulate_grad_batches",
+}
+
+
+def check_options(command: str, options: Namespace) -> None:
+    """UserError where an option of Lightning's cannot work, or would do something else than it says.
+
+    Args:
+        command: fit, validate, test or predict.
+        options: All of its options, parsed.
+    """
+    trainer = options.trainer
+    if not isinstance(options.seed_everything, bool):
+        check_range("--seed_everything", options.seed_everything, at_least=0, at_most=2**32 - 1)
+    check_strategy(_class_or_name(trainer.strategy))
+    if (precision := str(trainer.precision)) not in TRAINS_IN + HALF:
+        raise UserError(f"--trainer.precision {precision}: choose one of {', '.join(TRAINS_IN[1:] + HALF)}")
+    if trainer.barebones:
+        raise UserError("--trainer.barebones true: a run has checkpoints and figures, which it would leave out")
+    callbacks = [_class_or_name(each) for each in _as_list(trainer.callbacks)]
+    for kind in callbacks:
+        for refused, why in _NOT_LREC_S.items():
+            if isinstance(kind, type) and issubclass(kind, refused):
+                raise UserError(f"--trainer.callbacks {kind.__name__}: {why}")
+    timed = trainer.max_time is not None or Timer in callbacks
+    if command == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not timed:
+        raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")
+
+
+def warning_of_half_precision(precision: object) -> str | None:
+    """What is wrong with training parameters of 16 bits; None for others."""
+    if str(precision) not in HALF:
+        return None
+    return (
+        f"--trainer.precision {precision} keeps the parameters themselves in 16 bits, where most steps are rounded away: "
+        "training stalls; bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
+    )
+
+
+def _class_or_name(chosen: Any) -> Any:
+    """The class that a parsed option names by its path; the option itself where it is none."""
+    return imported(chosen.class_path, "--trainer") if isinstance(chosen, Namespace) else chosen
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
