@@ -182,6 +182,9 @@ class EvaluationReport(Announcer):
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor)
         self.message = f"{trainer.ckpt_path}, after {model.D / model.data.U:.3g} epochs\n{table}"
+        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
+        if is_partial(limit):
+            self.message += f"\nfigures of the first users alone: --trainer.limit_{stage}_batches is {limit}"
         outside = int(figures["model"]["targets_outside_catalogue"])
         if outside:
             self.message += f"\n{outside} targets outside the catalogue: left out of the loss, misses in the ranking"
@@ -228,6 +231,11 @@ class PredictionWriter(Announcer):
         with replacing(path) as temporary:
             rows.write_parquet(temporary)
         self.message = f"{len(rows)} users written to {path}"
+
+
+def is_partial(limit: float) -> bool:
+    """Whether a limit of batches leaves some out: a whole number of them, or a share below 1."""
+    return isinstance(limit, int) or limit < 1
 
 
 def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: float | None) -> str:

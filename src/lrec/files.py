@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,20 @@ def check_writable(path: Path, option: str) -> None:
     """Raise UserError where no file can be put at `path`: to be asked before hours of work, not after."""
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise UserError(f"{option} {path}: {above} is not a folder")
-    if not os.access(above, os.W_OK):
-        raise UserError(f"{option} {path}: {above} cannot be written to")
+    _check_nearest(path, path.absolute().parents, option)
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Raise UserError where `path` is no folder that can be written to, nor can be made one."""
+    _check_nearest(path, [path.absolute(), *path.absolute().parents], option)
+
+
+def _check_nearest(path: Path, above: Iterable[Path], option: str) -> None:
+    nearest = next(folder for folder in above if folder.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{option} {path}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{option} {path}: {nearest} cannot be written to")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import yaml
@@ -22,9 +23,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lrec import checkpoints, target_losses
-from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
+from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints, is_partial
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
+from lrec.files import check_folder
 from lrec.interruption import BestAndLast, LastCheckpoint
 from lrec.lightning_options import check_options, warning_of_half_precision
 from lrec.module import SequentialRecommender
@@ -52,6 +54,11 @@ _NOT_FOR_USERS = (
     r".*WeightAveraging callback with a model that overrides",
 )
 
+
+# typing keeps Union[float, int] for Union[int, float], and jsonargparse would read 1, one batch, as 1.0: all of them.
+for _limit in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+    Trainer.__init__.__annotations__[_limit] = int | float | None
+Trainer.__init__.__annotations__["overfit_batches"] = int | float
 
 # A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
 FEW_STEPS, MORE_STEPS = 10, 50
@@ -122,11 +129,12 @@ class CommandLine(LightningCLI):
     @property
     def run(self) -> Run:
         """The run's folder."""
-        return Run(Path(self.trainer.default_root_dir))
+        return Run(Path(self.config[self.command].trainer.default_root_dir))
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run's folder."""
+        """Settle the run's folder; what a trial writes (fast_dev_run) goes elsewhere, and away with this object."""
         config = self.config[self.subcommand]
+        self.trial = TemporaryDirectory(prefix="lrec-") if config.trainer.fast_dev_run else None
         if config.trainer.default_root_dir is None:
             if _started_by_a_cluster():
                 raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
@@ -135,8 +143,17 @@ class CommandLine(LightningCLI):
             config.trainer.default_root_dir = os.environ.setdefault(
                 "LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
             )
+        if self.trial is None:
+            check_folder(Path(config.trainer.default_root_dir), "--trainer.default_root_dir")
         # config.yaml says how a run is trained, not where an attempt at it began.
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
+
+    def instantiate_classes(self) -> None:
+        """Make all that the configuration names; UserError where one of them needs a package that is not installed."""
+        try:
+            super().instantiate_classes()
+        except ModuleNotFoundError as error:
+            raise UserError(f"a class that the options name needs a package that is not there: {error}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what writes a run's files, and a TensorBoard logger in the run's folder unless the
@@ -144,6 +161,8 @@ class CommandLine(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="", default_hp_metric=False)
+        if self.trial is not None:
+            kwargs["default_root_dir"] = self.trial.name
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         kwargs["plugins"] = [*plugins, CheckpointFiles()]
         options = _plain(self._parser(self.command), self.config[self.command])
@@ -158,7 +177,7 @@ class CommandLine(LightningCLI):
         """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
         path = self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
         goes_on = path is not None and Path(path).resolve().is_relative_to(self.run.folder.resolve())
-        if self.run.occupied and not goes_on and self.ckpt_path != "last":
+        if self.run.occupied and not goes_on and self.ckpt_path != "last" and self.trial is None:
             raise UserError(
                 f"{self.run.folder} holds a run already: choose another --trainer.default_root_dir, "
                 "or --ckpt_path=last to resume it"
@@ -175,6 +194,8 @@ class CommandLine(LightningCLI):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
         if trainer.is_global_zero:
             self._hint_at_more_steps()
+            if is_partial(trainer.limit_val_batches) and self.trial is None:
+                print(f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint")
             if (warning := warning_of_half_precision(self.config.fit.trainer.precision)) is not None:
                 print(warning)
 
@@ -191,7 +212,9 @@ class CommandLine(LightningCLI):
         """Test the best checkpoint. For a study's run of one process, the losses by target too: all is imported."""
         checkpoint = self.trainer.checkpoint_callback
         best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
-        if self.model.diverged:
+        if self.trial is not None:
+            rank_zero_only(print)(f"--trainer.fast_dev_run: a trial, of which nothing is kept in {self.run.folder}")
+        elif self.model.diverged:
             rank_zero_only(print)("the loss is not finite: the run is marked diverged and not tested")
         elif best:
             self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from lrec.errors import UserError
 from lrec.figures import save_figure
-from lrec.files import write_json
+from lrec.files import check_folder, write_json
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named
 from lrec.run import Run, run_of_study
@@ -30,6 +30,7 @@ def compare(
         y: Loss.
         out: Folder for compare.png and compare.json.
     """
+    check_folder(out, "--out")
     chosen = law_named(law)
     if len(chosen.variables) > 1:
         raise UserError(f"--law: {law!r} is no law of the size alone")

@@ -67,15 +67,15 @@ class Record:
             UserError: a run was begun with other options than it now has.
         """
         for run in self.runs:
-            trained = self.trained(run)
-            if run.name in restart:
-                shutil.rmtree(trained.folder, ignore_errors=True)
-            elif changes := self._changes(run):
+            if run.name not in restart and (changes := self._changes(run)):
                 raise UserError(
                     f"{self.out} has run {run.name} with other options ({changes}): choose another --out, "
                     f"or --restart '[{run.name}]' to train it again"
                 )
-            point = trained.result
+        for run in self.runs:
+            if run.name in restart:
+                shutil.rmtree(self.trained(run).folder, ignore_errors=True)
+            point = self.trained(run).result
             self.state[run.name] = "waiting" if point is None else point.status
             if run.name in skip:
                 self.state[run.name] = "skipped"

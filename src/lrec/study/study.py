@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import chain
 
 from lrec.errors import UserError
-from lrec.files import write_json
+from lrec.files import check_folder, write_json
 from lrec.signals import TRY_AGAIN, on_signals
 from lrec.study import budget
 from lrec.study.cluster import train_on_cluster
@@ -30,6 +30,7 @@ def run_study(study: Study) -> None:
     Args:
         study: What is trained, and how.
     """
+    check_folder(study.folder, "--out")
     tuning = None
     if study.sweep:
         sweep = sweep_of(study)

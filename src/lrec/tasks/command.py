@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lrec.class_paths import imported
 from lrec.errors import UserError
+from lrec.files import check_folder
 from lrec.processes import leads, processes
 from lrec.run import find_runs
 from lrec.tasks.assessment import TaskResult
@@ -44,6 +45,7 @@ def tasks_command(
         seed: Of corruption and of the resamples behind the intervals.
         trust: Import classes that the runs name and that are not lrec's own.
     """
+    check_folder(out, "--out")
     with processes():
         report = run_tasks(runs, tasks.split(","), seed, trust)
         if leads():
