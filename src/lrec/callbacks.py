@@ -22,6 +22,7 @@ from lrec.module import SequentialRecommender, recommender
 from lrec.run import Point, Run, RunConfig
 from lrec.strategies import precision_of
 from lrec.switch import phase
+from lrec.verdict import verdict
 
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
@@ -188,6 +189,9 @@ class EvaluationReport(Announcer):
         outside = int(figures["model"]["targets_outside_catalogue"])
         if outside:
             self.message += f"\n{outside} targets outside the catalogue: left out of the loss, misses in the ranking"
+        line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points)
+        if line is not None:
+            self.message += f"\n{line}"
         _run(trainer).write_metrics(
             {
                 "stage": stage,
