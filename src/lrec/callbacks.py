@@ -40,6 +40,7 @@ class RunFiles(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them."""
+        _run(trainer).ended_file.unlink(missing_ok=True)
         _run(trainer).write_config(self.config)
         _run(trainer).write_items(recommender(pl_module).data.item_table())
 

@@ -86,6 +86,7 @@ class LastCheckpoint(Callback):
             raise UserError(f"last.every_n_steps must be at least 0, not {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._signalled = False
+        self._fits = False
         self._training = False
         self._saved_step = 0
         self._group: Any = None
@@ -93,6 +94,7 @@ class LastCheckpoint(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen for signals, instead of Lightning, whose handlers save nothing and wait for other processes."""
+        self._fits = self._fits or stage == "fit"
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         self._stop_listening()
         self._listening.enter_context(on_signals(partial(self._note, trainer)))
@@ -120,12 +122,12 @@ class LastCheckpoint(Callback):
             if path is not None:
                 trainer.save_checkpoint(path)
             if interrupted:
-                _leave(trainer)
+                self._leave(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exit if a signal came during the last evaluation, which has saved; the next start runs the test."""
         if self._any(self._signalled):
-            _leave(trainer)
+            self._leave(trainer)
         self._training = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -148,7 +150,17 @@ class LastCheckpoint(Callback):
     def _note(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
         self._signalled = True
         if not self._training:  # there is nothing to save
-            _leave(trainer)
+            self._leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            print(f"lrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
+            if self._fits:
+                Run(Path(trainer.default_root_dir)).write_end("interrupted")
+        if self._training:
+            self._any(True)  # no process ends before it is written
+        # Lightning kills the process that started the others when one of them fails, so only the first reports it.
+        sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
     def _stop_listening(self) -> None:
         self._listening.close()
@@ -161,13 +173,6 @@ class LastCheckpoint(Callback):
         somewhere = torch.tensor(int(here))
         torch.distributed.all_reduce(somewhere, torch.distributed.ReduceOp.MAX, self._group)
         return bool(somewhere.item())
-
-
-def _leave(trainer: Trainer) -> None:
-    if trainer.is_global_zero:
-        print(f"lrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
-    # Lightning kills the process that started the others when one of them fails, so only the first reports it.
-    sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
 
 def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:

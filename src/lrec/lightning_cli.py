@@ -225,6 +225,9 @@ class CommandLine(LightningCLI):
                 "training ended before an evaluation, so there is no best checkpoint to test: "
                 "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"
             )
+        if self.trial is None:
+            rank_zero_only(self.run.write_end)("finished")
+            self.trainer.strategy.barrier()  # no process ends before it is written
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's needs no self
         """The command that was asked for: the parsers of the other three would take half a second.

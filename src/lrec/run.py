@@ -7,6 +7,7 @@ metrics.json            the figures of the last test or validation
 predictions.parquet     the lists of `lrec predict`, a part for each process where there are several
 target_losses.parquet   in studies, the loss on each held-out target
 checkpoints/            best.ckpt, last.ckpt
+ended                   how the last attempt ended: finished or interrupted; absent while it runs, and where it was killed
 """
 
 import json
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import yaml
@@ -263,6 +264,11 @@ class Run:
         """What it printed, where a study started it."""
         return self.folder / "log.txt"
 
+    @property
+    def ended_file(self) -> Path:
+        """Where it stands how the last attempt to train it ended, which no exit code tells of several machines."""
+        return self.folder / "ended"
+
     def predictions_file(self, rank: int | None = None) -> Path:
         """Where predict's lists stand: of one process of several, of all without a rank."""
         return self.folder / ("predictions.parquet" if rank is None else f"predictions.{rank}.parquet")
@@ -322,6 +328,10 @@ class Run:
     def write_config(self, config: RunConfig) -> None:
         """Write its options."""
         write_text(self.config_file, yaml.safe_dump(config.options, sort_keys=False))
+
+    def write_end(self, how: Literal["finished", "interrupted"]) -> None:
+        """Write how the attempt to train it has ended."""
+        write_text(self.ended_file, f"{how}\n")
 
     def write_points(self, points: Sequence[Point]) -> None:
         """Write all its points."""

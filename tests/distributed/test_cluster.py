@@ -1,9 +1,12 @@
 """The files of docs/cluster, run here: two "nodes" of one process each on loopback."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,11 +63,12 @@ def check(run: Path, alone: Path, printed: list[str]) -> None:
     assert sum("NDCG" in text for text in printed) <= 1, "one process speaks"
 
 
-def test_torchrun_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str]) -> None:
-    variables = {"NODES": "2", "DEVICES": "1", "PORT": str(free_port()), "LOCAL_ADDRESS": "127.0.0.1"}
-    nodes = [
+def two_nodes(cluster: dict[str, str], arguments: list[str]) -> "list[subprocess.Popen[str]]":
+    """fit.sh on two "nodes", under way."""
+    variables = {"NODES": "2", "DEVICES": "1", "PORT": str(free_port()), "LOCAL_ADDRESS": "127.0.0.1", "PAUSE": "1"}
+    return [
         subprocess.Popen(
-            [REPOSITORY / "docs/cluster/fit.sh", *options(folder)],
+            [REPOSITORY / "docs/cluster/fit.sh", *arguments],
             cwd=REPOSITORY,
             env=cluster | variables,
             stdout=subprocess.PIPE,
@@ -73,9 +77,94 @@ def test_torchrun_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str
         )
         for _ in range(2)
     ]
-    printed = [node.communicate(timeout=200)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], printed
+
+
+def ended(nodes: "list[subprocess.Popen[str]]", codes: list[int]) -> list[str]:
+    """What each node printed; it must exit with its code."""
+    printed = [node.communicate(timeout=100)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == codes, "\n".join(printed)
+    return printed
+
+
+def test_torchrun_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str]) -> None:
+    printed = ended(two_nodes(cluster, options(folder)), [0, 0])
     check(Path(cluster["RUN"]), alone, printed)
+    assert (Path(cluster["RUN"]) / "ended").read_text() == "finished\n"
+
+
+@pytest.mark.parametrize("told", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_one_of_two_nodes_is_told_to_stop(told: int, folder: Path, fit: Fit, cluster: dict[str, str]) -> None:
+    run = Path(cluster["RUN"])
+    arguments = [*options(folder)[:-1], "--trainer.max_steps=100", "--last.every_n_steps=3"]
+    nodes = two_nodes(cluster, arguments)
+    wait_for_steps(run, nodes)
+    nodes[told].terminate()
+    stopped = time.monotonic()
+    ended(nodes, [75, 75])
+    assert time.monotonic() - stopped < 30
+    assert (run / "ended").read_text() == "interrupted\n"
+    ended(two_nodes(cluster, arguments), [0, 0])
+    steady = fit("cluster-steady", 0, EVERY_FIFTH, "--trainer.max_steps=100")
+    assert losses(run) == pytest.approx(losses(steady), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_started_again(folder: Path, fit: Fit, cluster: dict[str, str]) -> None:
+    run = Path(cluster["RUN"])
+    arguments = [*options(folder)[:-1], "--trainer.max_steps=100", "--last.every_n_steps=3"]
+    nodes = two_nodes(cluster, arguments)
+    wait_for_steps(run, nodes)
+    os.kill(process_of(run, b"RANK=1"), signal.SIGKILL)
+    ended(nodes, [0, 0])
+    steady = fit("cluster-steady", 0, EVERY_FIFTH, "--trainer.max_steps=100")
+    assert losses(run) == pytest.approx(losses(steady), rel=1e-5)
+
+
+def wait_for_steps(run: Path, nodes: "list[subprocess.Popen[str]]") -> None:
+    """Until the run has saved."""
+    while not (run / "checkpoints" / "last.ckpt" / "state.pt").exists():
+        assert all(node.poll() is None for node in nodes), [node.communicate() for node in nodes]
+        time.sleep(0.02)
+
+
+def process_of(run: Path, variable: bytes) -> int:
+    """The process that trains the run with this variable in its environment."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            mine = str(run).encode() in (folder / "cmdline").read_bytes()
+            if mine and variable in (folder / "environ").read_bytes().split(b"\0"):
+                return int(folder.name)
+    raise AssertionError(f"no process of {run} has {variable!r}")
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "failures", "exits", "requeued"),
+    [
+        ("interrupted", 75, None, 75, True),
+        ("interrupted", 1, 2, 75, True),  # whatever srun makes of it
+        ("finished", 0, 2, 0, False),
+        ("", 1, None, 1, True),
+        ("", 1, 3, 1, False),  # the fourth failure in a row
+        ("", 2, None, 2, False),
+    ],
+)
+def test_what_slurm_does_afterwards(
+    how: str, code: int, failures: int | None, exits: int, requeued: bool, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    run = Path(cluster["RUN"])
+    run.mkdir()
+    (run / "ended").write_text("finished\n")  # of an attempt before
+    if failures is not None:
+        (run / "failed").write_text(f"{failures}\n")
+    note = f'echo {how} > "$RUN/ended"' if how else ""
+    (tmp_path / "srun").write_text(f"#!/bin/sh\n{note}\nexit {code}\n")
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    slurm |= {"SCONTROL_LOG": str(tmp_path / "scontrol.log")}
+    job = subprocess.run([REPOSITORY / "docs/cluster/fit.sbatch"], env=cluster | slurm, check=False)
+    assert job.returncode == exits
+    assert (tmp_path / "scontrol.log").exists() == requeued
+    failed = int((run / "failed").read_text()) if (run / "failed").exists() else 0
+    assert failed == {"interrupted": 0, "finished": 0, "": (failures or 0) + (requeued and not how)}[how]
 
 
 def test_slurm_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str], tmp_path: Path) -> None:
