@@ -1,0 +1,101 @@
+"""Lightning's options that would train something else than they say, or nothing: one line each, before anything is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jsonargparse import Namespace
+
+from lrec.errors import UserError
+from lrec.lightning_options import check_options
+
+FIT = ("fit", "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--model.size=0.8k")
+
+REFUSED = {
+    "--trainer.strategy=fsdp": "--trainer.strategy fsdp: lrec trains with auto, ddp, or fsdp2",
+    "--trainer.strategy=ModelParallelStrategy": "--trainer.strategy ModelParallelStrategy: lrec trains with auto, ddp, or",
+    "--trainer.strategy=deepspeed_stage_2": "--trainer.strategy deepspeed_stage_2: lrec trains with",
+    "--trainer.precision=64-true": "--trainer.precision 64-true: choose one of 32-true",
+    "--trainer.barebones=true": "--trainer.barebones true",
+    "--trainer.callbacks+=LearningRateFinder": "--trainer.callbacks LearningRateFinder: the rate is --model.optimizer.lr",
+    "--trainer.callbacks+=BatchSizeFinder": "the size of a step is --data.targets_per_step",
+    "--trainer.max_epochs=-1": "--trainer.max_epochs -1 never ends",
+    "--seed_everything=-1": "--seed_everything must be at least 0",
+    f"--seed_everything={2**40}": "--seed_everything must be at least 0 and at most 4294967295",
+    "--data.seed=-1": "seed must be at least 0",
+    "--trainer.logger=WandbLogger": "needs a package that is not there",
+    "--trainer.logger=CometLogger": "needs a package that is not there",
+    "--trainer.default_root_dir={file}": "file is not a folder",
+    "--trainer.default_root_dir={file}/run": "file is not a folder",
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_refused_in_one_line(
+    option: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    error = refused(*FIT, option.format(file=tmp_path / "file"))
+    assert REFUSED[option] in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("tasks", "--runs={folder}", "--out={file}"),
+        ("scaling", "study", "--config=study/quickstart.yaml", "--out={file}"),
+        ("scaling", "compare", "--studies={folder}", "--out={file}"),
+        ("scaling", "fit", "--points={points}", "--out={file}"),
+    ],
+    ids=" ".join,
+)
+def test_an_out_that_is_a_file(command: tuple[str, ...], tmp_path: Path, refused: Callable[..., str]) -> None:
+    file, points = tmp_path / "file", tmp_path / "points.csv"
+    file.touch()
+    rows = "".join(f"{1000 * 2**i},{6 - 0.2 * i}\n" for i in range(8))
+    points.write_text("N_body,test_loss\n" + rows)
+    paths = {"file": file, "folder": tmp_path, "points": points}
+    assert "is not a folder" in refused(*(argument.format(**paths) for argument in command))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "points.csv"]
+
+
+def options(**trainer: object) -> Namespace:
+    """As the parser makes them."""
+    usual = {"strategy": "auto", "precision": None, "barebones": False, "callbacks": None}
+    usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
+    return Namespace(seed_everything=0, trainer=Namespace(**usual | trainer))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"strategy": "ddp_find_unused_parameters_true"},
+        {"strategy": Namespace(class_path="lrec.FSDP2")},
+        {"strategy": Namespace(class_path="lightning.pytorch.strategies.DDPStrategy")},
+        {"precision": "bf16-mixed"},
+        {"precision": 32},
+        {"max_epochs": -1, "max_steps": 9},
+        {"max_epochs": -1, "max_time": "00:00:01:00"},
+        {"max_epochs": -1, "callbacks": [Namespace(class_path="lightning.pytorch.callbacks.Timer")]},
+    ],
+    ids=str,
+)
+def test_what_works_is_left_alone(trainer: dict[str, object]) -> None:
+    check_options("fit", options(**trainer))
+
+
+def test_training_without_end_is_a_matter_of_fit() -> None:
+    check_options("test", options(max_epochs=-1))
+    with pytest.raises(UserError, match="never ends"):
+        check_options("fit", options(max_epochs=-1))
+
+
+@pytest.mark.parametrize(("precision", "said"), [("bf16-true", True), ("bf16-mixed", False)])
+def test_parameters_of_16_bits_are_warned_of(
+    precision: str, said: bool, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    small = ("--data.n_users=100", "--data.n_items=20", "--data.length=8", f"--data.data_dir={tmp_path}")
+    printed = lrec(*FIT, *small, f"--trainer.precision={precision}", "--trainer.fast_dev_run=true")
+    assert (f"--trainer.precision {precision} keeps the parameters themselves in 16 bits" in printed) == said

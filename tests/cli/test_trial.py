@@ -1,0 +1,62 @@
+"""Parts of a run: a trial (fast_dev_run) leaves nothing, and limits of batches are what they say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lrec.cli import main
+
+QUICK = (
+    "--config=data/synthetic.yaml",
+    "--config=trainer/laptop.yaml",
+    "--data.n_users=2500",  # three batches of evaluation
+    "--data.n_items=40",
+    "--data.length=6",
+    "--data.targets_per_step=2048",
+    "--model.size=0.8k",
+    "--trainer.max_epochs=1",
+    "--trainer.enable_progress_bar=false",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose checkpoint one batch of users chose; what it printed lies beside it."""
+    folder = tmp_path_factory.mktemp("trial")
+    main(["fit", *QUICK, f"--data.data_dir={folder}", f"--trainer.default_root_dir={folder / 'run'}"])
+    return folder / "run"
+
+
+def figures(run: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((run / "metrics.json").read_text())["model"]
+    return found
+
+
+def test_one_batch_is_one_batch_and_is_said(run: Path, lrec: Callable[..., str]) -> None:
+    test = ["test", "--config", run / "config.yaml"]
+    whole = lrec(*test), figures(run)
+    first = lrec(*test, "--trainer.limit_test_batches=1"), figures(run)
+    assert first[1]["NDCG@10"] != whole[1]["NDCG@10"]
+    assert "figures of the first users alone: --trainer.limit_test_batches is 1" in first[0]
+    assert "first users" not in whole[0]
+    all_of_them = lrec(*test, "--trainer.limit_test_batches=1.0"), figures(run)
+    assert all_of_them[1] == whole[1]
+    lrec("validate", "--config", run / "config.yaml", "--trainer.limit_val_batches=2")
+    some = figures(run)
+    lrec("validate", "--config", run / "config.yaml")
+    assert figures(run) != some
+
+
+def test_a_trial_leaves_nothing(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    fit = ["fit", *QUICK, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    printed = lrec(*fit, "--trainer.fast_dev_run=true")
+    assert "a trial, of which nothing is kept" in printed
+    assert not (tmp_path / "run").exists()
+    printed = lrec(*fit, "--trainer.limit_val_batches=1")
+    assert "--trainer.limit_val_batches 1: the first users alone choose the best checkpoint" in printed
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    for command in ("fit", "validate", "test", "predict"):
+        lrec(command, "--config", tmp_path / "run" / "config.yaml", "--trainer.fast_dev_run=2")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
