@@ -24,7 +24,6 @@ from lrec.strategies import precision_of
 from lrec.switch import phase
 from lrec.verdict import verdict
 
-
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
 

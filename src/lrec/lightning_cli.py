@@ -23,12 +23,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lrec import checkpoints, target_losses
-from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints, is_partial
+from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import check_folder
 from lrec.interruption import BestAndLast, LastCheckpoint
-from lrec.lightning_options import check_options, warning_of_half_precision
+from lrec.lightning_options import check_options, warnings_of
 from lrec.module import SequentialRecommender
 from lrec.monitor import check_monitored, mode_of
 from lrec.optim import Optimizer
@@ -194,9 +194,7 @@ class CommandLine(LightningCLI):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
         if trainer.is_global_zero:
             self._hint_at_more_steps()
-            if is_partial(trainer.limit_val_batches) and self.trial is None:
-                print(f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint")
-            if (warning := warning_of_half_precision(self.config.fit.trainer.precision)) is not None:
+            for warning in warnings_of(self.config.fit):
                 print(warning)
 
     def _hint_at_more_steps(self) -> None:

@@ -1,10 +1,11 @@
-"""Lightning's options that no run of lrec can have: refused with the way out before anything is made or written."""
+"""Lightning's options that no run of lrec can have, refused before anything is written; and those to warn of."""
 
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, Timer
 
+from lrec.callbacks import is_partial
 from lrec.class_paths import imported
 from lrec.errors import UserError, check_range
 from lrec.strategies import check_strategy
@@ -44,14 +45,20 @@ def check_options(command: str, options: Namespace) -> None:
         raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")
 
 
-def warning_of_half_precision(precision: object) -> str | None:
-    """What is wrong with training parameters of 16 bits; None for others."""
-    if str(precision) not in HALF:
-        return None
-    return (
-        f"--trainer.precision {precision} keeps the parameters themselves in 16 bits, where most steps are rounded away: "
-        "training stalls; bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
-    )
+def warnings_of(options: Namespace) -> list[str]:
+    """What fit does with such options that its user may not expect, a line each."""
+    trainer = options.trainer
+    warnings = []
+    if trainer.limit_val_batches is not None and is_partial(trainer.limit_val_batches):
+        warnings.append(
+            f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint"
+        )
+    if str(trainer.precision) in HALF:
+        warnings.append(
+            f"--trainer.precision {trainer.precision} keeps the parameters themselves in 16 bits, where most steps are "
+            "rounded away: training stalls; bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
+        )
+    return warnings
 
 
 def _class_or_name(chosen: Any) -> Any:

@@ -7,7 +7,7 @@ metrics.json            the figures of the last test or validation
 predictions.parquet     the lists of `lrec predict`, a part for each process where there are several
 target_losses.parquet   in studies, the loss on each held-out target
 checkpoints/            best.ckpt, last.ckpt
-ended                   how the last attempt ended: finished or interrupted; absent while it runs, and where it was killed
+ended                   how the last attempt ended: finished or interrupted; absent while it runs or if it was killed
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Lightning's options that would train something else than they say, or nothing: one line each, before anything is written."""
+"""Lightning's options that would train something else than they say, or nothing: one line, and nothing is written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +13,11 @@ FIT = ("fit", "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "-
 
 REFUSED = {
     "--trainer.strategy=fsdp": "--trainer.strategy fsdp: lrec trains with auto, ddp, or fsdp2",
-    "--trainer.strategy=ModelParallelStrategy": "--trainer.strategy ModelParallelStrategy: lrec trains with auto, ddp, or",
+    "--trainer.strategy=ModelParallelStrategy": "--trainer.strategy ModelParallelStrategy: lrec trains with",
     "--trainer.strategy=deepspeed_stage_2": "--trainer.strategy deepspeed_stage_2: lrec trains with",
     "--trainer.precision=64-true": "--trainer.precision 64-true: choose one of 32-true",
     "--trainer.barebones=true": "--trainer.barebones true",
-    "--trainer.callbacks+=LearningRateFinder": "--trainer.callbacks LearningRateFinder: the rate is --model.optimizer.lr",
+    "--trainer.callbacks+=LearningRateFinder": "--trainer.callbacks LearningRateFinder: the rate is",
     "--trainer.callbacks+=BatchSizeFinder": "the size of a step is --data.targets_per_step",
     "--trainer.max_epochs=-1": "--trainer.max_epochs -1 never ends",
     "--seed_everything=-1": "--seed_everything must be at least 0",

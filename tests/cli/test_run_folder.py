@@ -57,8 +57,8 @@ def test_a_direction_that_contradicts_the_metric_is_refused(
     fit = ["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     error = refused(*fit, f"--{group}.mode=min")
     assert f"--{group}.mode min: the best val/NDCG@10 is its max" in error
-    callback = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/HR@1", "mode": "min"}}
-    assert "ModelCheckpoint.mode min: the best val/HR@1" in refused(*fit, f"--trainer.callbacks+={json.dumps(callback)}")
+    callback = json.dumps({"class_path": "ModelCheckpoint", "init_args": {"monitor": "val/HR@1", "mode": "min"}})
+    assert "ModelCheckpoint.mode min: the best val/HR@1" in refused(*fit, f"--trainer.callbacks+={callback}")
     assert "choose one of val/loss" in refused(*fit, f"--{group}.monitor=val/popularity@10")
     assert not (tmp_path / "run").exists()
 
@@ -69,8 +69,9 @@ def test_a_configuration_used_again_leaves_the_first_run_alone(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     again = tmp_path / "again"
     fit = ["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={again}", "--trainer.max_epochs=1"]
-    error = refused(*fit, f"--checkpoint.dirpath={tmp_path / 'elsewhere'}")
-    assert f"--checkpoint.dirpath {tmp_path / 'elsewhere'}: a run keeps its checkpoints in {again / 'checkpoints'}" in error
+    elsewhere = tmp_path / "elsewhere"
+    error = refused(*fit, f"--checkpoint.dirpath={elsewhere}")
+    assert f"--checkpoint.dirpath {elsewhere}: a run keeps its checkpoints in {again / 'checkpoints'}" in error
     assert not again.exists()
     lrec(*fit)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
