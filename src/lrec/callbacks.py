@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec import cost
@@ -30,11 +31,17 @@ OF_BEST = ("val/loss", "val/NDCG@10_unseen")
 
 class RunFiles(Callback):
     """Write RUN/config.yaml and RUN/items.parquet before the first step, once a checkpoint has been found to fit: what
-    is refused until then leaves the folder as it was."""
+    is refused until then leaves the folder as it was. The first callback of a run."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        """Take every option of the run."""
+    def __init__(self, options: dict[str, Any], loggers: list[Logger]) -> None:
+        """Take every option of the run, and the loggers that it is to have."""
         self.config = RunConfig(options)
+        self.loggers = loggers
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand over the loggers: of those that it has had before, Lightning has made the files by now."""
+        if self.loggers:
+            trainer.loggers = self.loggers
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,7 +28,7 @@ from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import check_folder
 from lrec.interruption import BestAndLast, LastCheckpoint
-from lrec.lightning_options import check_options, warnings_of
+from lrec.lightning_options import as_list, check_options, warnings_of
 from lrec.module import SequentialRecommender
 from lrec.monitor import check_monitored, mode_of
 from lrec.optim import Optimizer
@@ -152,26 +152,33 @@ class CommandLine(LightningCLI):
         """Make all that the configuration names; UserError where one of them needs a package that is not installed."""
         try:
             super().instantiate_classes()
-        except ModuleNotFoundError as error:
-            raise UserError(f"a class that the options name needs a package that is not there: {error}") from error
+        except (ValueError, ModuleNotFoundError) as error:
+            missing: BaseException | None = error
+            while missing is not None and not isinstance(missing, ModuleNotFoundError):
+                missing = missing.__cause__
+            if missing is None:
+                raise
+            raise UserError(f"a class that the options name needs a package that is not there: {missing}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what writes a run's files, and a TensorBoard logger in the run's folder unless the
         configuration has another or none."""
-        config = self.config_init[self.subcommand].trainer
-        if config.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="", default_hp_metric=False)
-        if self.trial is not None:
-            kwargs["default_root_dir"] = self.trial.name
-        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
-        kwargs["plugins"] = [*plugins, CheckpointFiles()]
+        config = self.config_init[self.command].trainer
+        folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
+        if loggers in (None, True):
+            loggers = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
         options = _plain(self._parser(self.command), self.config[self.command])
-        self.trainer_defaults = {
-            "callbacks": [RunFiles(options), EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]
+        kwargs |= {
+            "default_root_dir": self.trial.name if self.trial is not None else folder,
+            # In a trial Lightning exchanges them for one that writes nothing.
+            "logger": loggers if trial else False,
+            "callbacks": [RunFiles(options, [] if trial else as_list(loggers)), *as_list(config.callbacks)],
+            "plugins": [*as_list(config.plugins), CheckpointFiles()],
+            "use_distributed_sampler": False,
+            # Else Lightning writes to the loggers before a checkpoint is found to fit.
+            "enable_autolog_hparams": False,
         }
-        # Else Lightning opens the loggers, and their files, before a checkpoint is found to fit.
-        kwargs["enable_autolog_hparams"] = False
-        return super().instantiate_trainer(use_distributed_sampler=False, **kwargs)
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
@@ -303,6 +310,7 @@ def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLi
         SequenceDataModule,
         parser_class=Parser,
         save_config_callback=None,
+        trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,

@@ -3,12 +3,18 @@
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import BatchSizeFinder, GradientAccumulationScheduler, LearningRateFinder, Timer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    Timer,
+    WeightAveraging,
+)
 
 from lrec.callbacks import is_partial
 from lrec.class_paths import imported
 from lrec.errors import UserError, check_range
-from lrec.strategies import check_strategy
+from lrec.strategies import FSDP2, check_strategy
 
 # Networks have float32 parameters; these are the types of products.
 TRAINS_IN = ("None", "32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
@@ -30,17 +36,21 @@ def check_options(command: str, options: Namespace) -> None:
     trainer = options.trainer
     if not isinstance(options.seed_everything, bool):
         check_range("--seed_everything", options.seed_everything, at_least=0, at_most=2**32 - 1)
-    check_strategy(_class_or_name(trainer.strategy))
+    strategy = _class_or_name(trainer.strategy)
+    check_strategy(strategy)
     if (precision := str(trainer.precision)) not in TRAINS_IN + HALF:
         raise UserError(f"--trainer.precision {precision}: choose one of {', '.join(TRAINS_IN[1:] + HALF)}")
     if trainer.barebones:
         raise UserError("--trainer.barebones true: a run has checkpoints and figures, which it would leave out")
-    callbacks = [_class_or_name(each) for each in _as_list(trainer.callbacks)]
+    callbacks = [_class_or_name(each) for each in as_list(trainer.callbacks)]
+    sharded = strategy == "fsdp2" or _is_a(strategy, FSDP2)
     for kind in callbacks:
         for refused, why in _NOT_LREC_S.items():
-            if isinstance(kind, type) and issubclass(kind, refused):
+            if _is_a(kind, refused):
                 raise UserError(f"--trainer.callbacks {kind.__name__}: {why}")
-    timed = trainer.max_time is not None or Timer in callbacks
+        if sharded and _is_a(kind, WeightAveraging):
+            raise UserError(f"--trainer.callbacks {kind.__name__} averages no sharded parameters: --trainer.strategy ddp")
+    timed = trainer.max_time is not None or any(_is_a(kind, Timer) for kind in callbacks)
     if command == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not timed:
         raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")
 
@@ -66,5 +76,10 @@ def _class_or_name(chosen: Any) -> Any:
     return imported(chosen.class_path, "--trainer") if isinstance(chosen, Namespace) else chosen
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _is_a(chosen: Any, kind: type) -> bool:
+    return isinstance(chosen, type) and issubclass(chosen, kind)
+
+
+def as_list(value: Any) -> list[Any]:
+    """The values of an option that takes one or several, or none: null or false."""
+    return value if isinstance(value, list) else [value] if value else []

@@ -158,18 +158,10 @@ class SequentialRecommender(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Leave weights that a callback averages to training: a checkpoint that is evaluated holds the averages, in
-        place of which the callback would put what it averaged.
-
-        Raises:
-            UserError: parameters that are to be averaged are sharded.
-        """
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if not isinstance(callback, WeightAveraging):
-                continue
-            if stage != "fit":
+        place of which the callback would put what it averaged."""
+        for callback in self.trainer.callbacks if stage != "fit" else []:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
                 callback._average_model = None
-            elif hasattr(self.trainer.strategy, "sharding"):
-                raise UserError(f"{type(callback).__name__} averages no sharded parameters: --trainer.strategy ddp")
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
