@@ -49,7 +49,9 @@ def check_options(command: str, options: Namespace) -> None:
             if _is_a(kind, refused):
                 raise UserError(f"--trainer.callbacks {kind.__name__}: {why}")
         if sharded and _is_a(kind, WeightAveraging):
-            raise UserError(f"--trainer.callbacks {kind.__name__} averages no sharded parameters: --trainer.strategy ddp")
+            raise UserError(
+                f"--trainer.callbacks {kind.__name__} averages no sharded parameters: --trainer.strategy ddp"
+            )
     timed = trainer.max_time is not None or any(_is_a(kind, Timer) for kind in callbacks)
     if command == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not timed:
         raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")

@@ -194,7 +194,7 @@ class SequentialRecommender(LightningModule):
         optimizer, scheduler = build(self.optimizer, self.net, schedule_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:  # type: ignore[override]
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Go a step on along the schedule, or as far as time has come where that is the limit."""
         position = schedule_position(self.trainer)
         if position is not None:

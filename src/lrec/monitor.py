@@ -1,15 +1,12 @@
 """The metric that chooses a run's best checkpoint, or stops it: which there are, and which end of one is the best."""
 
-from typing import Literal
-
 from lrec.errors import UserError
 from lrec.metrics import best_is, metric_names
 
-Mode = Literal["min", "max"]
 MONITORED = [f"val/{name}" for name in metric_names() if best_is(name) is not None]
 
 
-def mode_of(monitor: str, mode: Mode | None, option: str) -> Mode:
+def mode_of(monitor: str, mode: str | None, option: str) -> str:
     """`mode`, or what follows from the metric's name; UserError where the two contradict each other.
 
     Args:
