@@ -11,13 +11,13 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec import cost
 from lrec.baselines import BASELINES
 from lrec.files import replacing
+from lrec.interruption import best_of
 from lrec.metrics import KS
 from lrec.module import SequentialRecommender, recommender
 from lrec.run import Point, Run, RunConfig
@@ -283,8 +283,8 @@ def _prefixed(stage: str, model: SequentialRecommender) -> dict[str, float | Non
 
 
 def _selected_on(trainer: Trainer) -> str | None:
-    checkpoint = trainer.checkpoint_callback
-    return checkpoint.monitor if isinstance(checkpoint, ModelCheckpoint) else None
+    best = best_of(trainer)
+    return None if best is None else best.monitor
 
 
 def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:

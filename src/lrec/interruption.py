@@ -175,6 +175,12 @@ class LastCheckpoint(Callback):
         return bool(somewhere.item())
 
 
+def best_of(trainer: Trainer) -> ModelCheckpoint | None:
+    """What keeps the best checkpoint: lrec's own callback, wherever among the user's it stands, else the first one."""
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return next((callback for callback in kept if isinstance(callback, BestAndLast)), kept[0] if kept else None)
+
+
 def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:
     every_n_epochs = trainer.check_val_every_n_epoch
     if every_n_epochs is not None and (trainer.current_epoch + 1) % every_n_epochs:

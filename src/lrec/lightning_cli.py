@@ -27,7 +27,7 @@ from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, Scaling
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import check_folder
-from lrec.interruption import BestAndLast, LastCheckpoint
+from lrec.interruption import BestAndLast, LastCheckpoint, best_of
 from lrec.lightning_options import as_list, check_options, warnings_of
 from lrec.module import SequentialRecommender
 from lrec.monitor import check_monitored, mode_of
@@ -215,8 +215,8 @@ class CommandLine(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint. For a study's run of one process, the losses by target too: all is imported."""
-        checkpoint = self.trainer.checkpoint_callback
-        best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        kept = best_of(self.trainer)
+        best = "" if kept is None else kept.best_model_path
         if self.trial is not None:
             rank_zero_only(print)(f"--trainer.fast_dev_run: a trial, of which nothing is kept in {self.run.folder}")
         elif self.model.diverged:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
@@ -14,6 +13,7 @@ from lrec.callbacks import OF_BEST
 from lrec.data.titles import read_titles
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
+from lrec.interruption import best_of
 from lrec.module import SequentialRecommender
 from lrec.run import Run
 
@@ -68,8 +68,8 @@ class ItemProjector(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write RUN/projector/ and RUN/projector_config.pbtxt, which names it."""
-        checkpoint = trainer.checkpoint_callback
-        best = checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+        kept = best_of(trainer)
+        best = "" if kept is None else kept.best_model_path
         if self.items == 0 or not best:
             return
         assert isinstance(pl_module, SequentialRecommender)

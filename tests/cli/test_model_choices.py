@@ -46,9 +46,8 @@ def test_a_run_with_choices_learns_resumes_and_tests(
 ) -> None:
     kept = {"dirpath": str(tmp_path / "kept"), "filename": "{step}", "every_n_train_steps": 11, "save_top_k": -1}
     keep = f"--trainer.callbacks+={json.dumps({'class_path': 'ModelCheckpoint', 'init_args': kept})}"
-    whole, watched, resumed = (tmp_path / name for name in ("whole", "watched", "resumed"))
-    lrec("fit", *options, *choices, f"--trainer.default_root_dir={whole}")
-    lrec("fit", *options, *choices, f"--trainer.default_root_dir={watched}", keep)
+    whole, resumed = (tmp_path / name for name in ("whole", "resumed"))
+    lrec("fit", *options, *choices, f"--trainer.default_root_dir={whole}", keep)
     middle = tmp_path / "kept" / "step=11.ckpt"
     lrec("fit", *options, *choices, f"--trainer.default_root_dir={resumed}", f"--ckpt_path={middle}")
     undisturbed, after = points_of(whole), points_of(resumed)

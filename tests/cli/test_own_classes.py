@@ -113,8 +113,7 @@ def test_a_loss_and_an_optimizer_by_class_path(
 ) -> None:
     kept = {"dirpath": "kept", "filename": "{step}", "every_n_train_steps": 13, "save_top_k": -1}
     keep = f"--trainer.callbacks+={json.dumps({'class_path': 'ModelCheckpoint', 'init_args': kept})}"
-    lrec("fit", *options, *own, "--trainer.default_root_dir=whole")
-    lrec("fit", *options, *own, keep, "--trainer.default_root_dir=watched")
+    lrec("fit", *options, *own, keep, "--trainer.default_root_dir=whole")
     lrec("fit", *options, *own, "--trainer.default_root_dir=resumed", "--ckpt_path=kept/step=13.ckpt")
     whole, resumed = points_of(Path("whole")), points_of(Path("resumed"))
     assert len(whole) == 2

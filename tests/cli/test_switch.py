@@ -131,8 +131,7 @@ def test_resume_before_at_and_after_a_fixed_step_is_exact(
     options = [*options, "--trainer.max_epochs=4", "--model.optimizer.switch.at=14", "--model.optimizer.switch.lr=0.3",
                f"--trainer.accumulate_grad_batches={accumulated}"]  # fmt: skip
     undisturbed = tmp_path / "undisturbed"
-    lrec("fit", *options, f"--trainer.default_root_dir={undisturbed}")
-    lrec("fit", *options, f"--trainer.default_root_dir={tmp_path / 'watched'}",
+    lrec("fit", *options, f"--trainer.default_root_dir={undisturbed}",
          keep_checkpoints(tmp_path / "kept", every_n_train_steps=7))  # fmt: skip
     for step in (7, 14, 21):
         resumed = tmp_path / f"from-{step}"
@@ -147,8 +146,7 @@ def test_resume_before_at_and_after_convergence_is_exact(
     options = [*options, "--trainer.max_epochs=14", "--early_stopping.patience=4",
                "--model.optimizer.switch={patience: 2, min_improvement: 0.01, lr: 0.05}"]  # fmt: skip
     undisturbed, kept, evaluated = (tmp_path / name for name in ("undisturbed", "kept", "evaluated"))
-    lrec("fit", *options, f"--trainer.default_root_dir={undisturbed}")
-    lrec("fit", *options, f"--trainer.default_root_dir={tmp_path / 'watched'}",
+    lrec("fit", *options, f"--trainer.default_root_dir={undisturbed}",
          keep_checkpoints(kept, every_n_train_steps=1), keep_checkpoints(evaluated, every_n_epochs=1))  # fmt: skip
     (switched,) = {g["sgd_from"] for g in last_checkpoint(undisturbed)["optimizer_states"][0]["param_groups"]}
     epoch = points_of(undisturbed)[0]["step"]

@@ -16,7 +16,7 @@ from lrec import checkpoints
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
-LONG = ["--trainer.max_steps=100", "--trainer.val_check_interval=7", "--last.every_n_steps=3"]
+LONG = ["--trainer.max_steps=60", "--trainer.val_check_interval=7", "--last.every_n_steps=3"]
 
 
 def start(command: list[str]) -> "subprocess.Popen[str]":
