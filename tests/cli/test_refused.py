@@ -5,8 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lrec.cli import main
+from lrec.run import Point
+from lrec.study.grid import planned_runs
+from lrec.study.options import Study
+from lrec.study.record import Record
 
 QUICK = (
     "--config=data/csv.yaml",
@@ -48,6 +53,7 @@ REFUSED = {
         ["fit", "--ckpt_path=last", "--model.optimizer=torch.optim.Adagrad", "--trainer.max_epochs=9"],
         "the optimizer",
     ),
+    "fit on on a seed that is none": (["fit", "--ckpt_path=last", "--seed_everything=-1"], "--seed_everything"),
     "fit with an option that is none": (["fit", "--trainer.max_epohcs=2"], "max_epohcs"),
     "validate another network": (["validate", "--model.size=3k"], "the checkpoint has width"),
     "test another network": (["test", "--model.size=3k"], "the checkpoint has width"),
@@ -77,3 +83,45 @@ def test_a_log_that_changed_replaces_nothing(run: Path, refused: Callable[..., s
     log.write_bytes(rows)
     assert "the checkpoint" in error
     assert contents(run) == before
+
+
+def test_tasks_that_are_refused_leave_the_run_as_it_was(run: Path, refused: Callable[..., str]) -> None:
+    before = contents(run)
+    for options, says in (
+        (["--tasks=no_such"], "--tasks no_such"),
+        (["--seed=-1"], "--seed"),
+        ([f"--out={run / 'config.yaml'}"], "is not a folder"),
+    ):
+        assert says in refused("tasks", "--runs", run, f"--out={run / 'tasks'}", *options)
+        assert contents(run) == before
+
+
+STUDY = {
+    "name": "kept",
+    "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
+    "sizes": ["0.8k", "1.7k"],
+    "holdout": 0,
+    "law": None,
+}
+
+
+def test_a_study_that_is_refused_removes_nothing(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Not even the run that is to be trained again."""
+    study = Study(**STUDY, out=tmp_path / "kept")  # type: ignore[arg-type]
+    record = Record(study, planned_runs(study))
+    for run in record.runs:
+        record.trained(run).write_points([Point(run=run.name, D=1)])
+    record.enter([], [])
+    config = tmp_path / "kept.yaml"
+    config.write_text(yaml.safe_dump(STUDY | {"out": str(study.folder)}))
+    before = contents(study.folder)
+    for options, says in (
+        (["--options.model.optimizer.lr=0.5", '--restart=["0.8k-seed1"]'], "has run 1.7k-seed1 with other options"),
+        (["--options.trainer.max_epohcs=3"], "max_epohcs"),
+        (["--options.trainer.strategy=fsdp"], "lrec trains with auto, ddp, or fsdp2"),
+        (['--restart=["2k-seed1"]'], "2k-seed1 is none of the study's runs"),
+        (["--budget_hours=1e-9"], "--budget_hours"),
+        (["--law=lsrm"], "needs at least"),
+    ):
+        assert says in refused("scaling", "study", f"--config={config}", *options)
+        assert contents(study.folder) == before
