@@ -167,7 +167,7 @@ class CommandLine(LightningCLI):
         folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
         if loggers in (None, True):
             loggers = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-        options = _plain(self._parser(self.command), self.config[self.command])
+        options = _plain(self._parser(self.command), self.config[self.command]) if self.command == "fit" else {}
         kwargs |= {
             "default_root_dir": self.trial.name if self.trial is not None else folder,
             # In a trial Lightning exchanges them for one that writes nothing.
@@ -191,7 +191,7 @@ class CommandLine(LightningCLI):
             )
         if path is not None:
             self.model.warm_start = None  # it has been made
-        for callback in self.config_init.fit.trainer.callbacks or []:
+        for callback in as_list(self.config_init.fit.trainer.callbacks):
             if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
                 mode_of(callback.monitor, callback.mode, type(callback).__name__)
         self.datamodule.prepare_data()

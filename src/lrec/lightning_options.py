@@ -17,7 +17,7 @@ from lrec.errors import UserError, check_range
 from lrec.strategies import FSDP2, check_strategy
 
 # Networks have float32 parameters; these are the types of products.
-TRAINS_IN = ("None", "32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 HALF = ("bf16-true", "16-true")
 _NOT_LREC_S = {
     LearningRateFinder: "the rate is --model.optimizer.lr, which it does not find",
@@ -38,8 +38,8 @@ def check_options(command: str, options: Namespace) -> None:
         check_range("--seed_everything", options.seed_everything, at_least=0, at_most=2**32 - 1)
     strategy = _class_or_name(trainer.strategy)
     check_strategy(strategy)
-    if (precision := str(trainer.precision)) not in TRAINS_IN + HALF:
-        raise UserError(f"--trainer.precision {precision}: choose one of {', '.join(TRAINS_IN[1:] + HALF)}")
+    if trainer.precision is not None and str(trainer.precision) not in TRAINS_IN + HALF:
+        raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(TRAINS_IN + HALF)}")
     if trainer.barebones:
         raise UserError("--trainer.barebones true: a run has checkpoints and figures, which it would leave out")
     callbacks = [_class_or_name(each) for each in as_list(trainer.callbacks)]

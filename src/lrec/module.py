@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import polars as pl
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -36,6 +36,7 @@ from lrec.recommend import lists_of
 from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.switch import OptimizerSwitch
 from lrec.time_limit import schedule_position, schedule_steps
+from lrec.train_loss import LossSum, logs_now
 from lrec.warm_start import begin_from
 
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
@@ -109,8 +110,8 @@ class SequentialRecommender(LightningModule):
         self.diverged = False
         self.evaluations: dict[str, dict[str, float]] = {}
         self.train_loss = math.nan
-        self._since_evaluation = _LossSum()
-        self._since_logged = _LossSum()
+        self._since_evaluation = LossSum()
+        self._since_logged = LossSum()
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
         """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
@@ -309,21 +310,18 @@ class SequentialRecommender(LightningModule):
             self._refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
             self.diverged = saved["diverged"]
             loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
-            self._since_evaluation = _LossSum()
+            self._since_evaluation = LossSum()
             self._since_evaluation.add(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
 
     def _refuse_another_optimizer(self, arguments: dict[str, Any]) -> None:
         """UserError where the checkpoint's model was made with another class of optimizer."""
-        stored = arguments.get("optimizer")
         try:
-            mine = as_plain(self.optimizer)
+            made = arguments.get("optimizer"), as_plain(self.optimizer)
         except TypeError:  # an object that no checkpoint can hold
             return
-        if stored is not None and stored["class_path"] != mine["class_path"]:
-            raise UserError(
-                f"the checkpoint has the optimizer {stored['class_path']}, the config {mine['class_path']}: "
-                "give its own config"
-            )
+        theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in made)
+        if theirs not in (None, mine):
+            raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
 
     def _evaluate(self, batch: EvalBatch) -> None:
         def head(hidden_BD: Tensor, table_VD: Tensor) -> Scores:
@@ -379,38 +377,6 @@ class SequentialRecommender(LightningModule):
         if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             self.diverged = True
             self.trainer.should_stop = True
-
-
-class _LossSum:
-    """A training loss summed over targets; on its device, until somebody asks."""
-
-    def __init__(self) -> None:
-        self.loss_sum: Tensor | None = None
-        self.targets = 0
-
-    def add(self, loss_sum: Tensor, targets: int) -> None:
-        self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
-        self.targets += targets
-
-    def totals(self, module: LightningModule) -> tuple[float, int]:
-        """The sum and its targets, over all ranks."""
-        loss_sum = self.loss_sum if self.loss_sum is not None else torch.zeros((), device=module.device)
-        here = torch.stack([loss_sum.double(), loss_sum.new_tensor(self.targets, dtype=torch.float64)])
-        loss_total, targets = module.trainer.strategy.reduce(here, reduce_op="sum").tolist()
-        return loss_total, int(targets)
-
-    def mean(self, module: LightningModule) -> float:
-        """The mean over targets of all ranks; the sum begins again."""
-        loss_total, targets = self.totals(module)
-        self.loss_sum, self.targets = None, 0
-        return loss_total / max(targets, 1)
-
-
-def logs_now(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether Lightning writes what is logged at the end of this micro-batch: every log_every_n_steps steps."""
-    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-    return stepped and every > 0 and trainer.global_step % every == 0
 
 
 def recommender(pl_module: LightningModule) -> SequentialRecommender:

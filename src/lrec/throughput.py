@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.data.batches import TrainBatch
 from lrec.files import write_json
-from lrec.module import SequentialRecommender, logs_now, recommender
+from lrec.module import SequentialRecommender, recommender
 from lrec.strategies import precision_of
+from lrec.train_loss import logs_now
 
 GIB = 2**30
 # Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.

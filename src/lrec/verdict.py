@@ -26,8 +26,8 @@ def verdict(figures: Mapping[str, Mapping[str, float]], monitor: str, points: Se
     name = next(name for name, value in baselines.items() if value == baseline)
     model = figures["model"][metric]
     better = model != baseline and choose((model, baseline)) == model
-    line = f"{metric} {model:.4f} against {baseline:.4f} of {name}, the best baseline"
-    return f"better: {line}" if better else f"no better: {line}; {_what_to_try(monitor, choose, points)}"
+    line = f"than {name}, the best baseline: {metric} {model:.4f} against {baseline:.4f}"
+    return f"better {line}" if better else f"no better {line}; {_what_to_try(monitor, choose, points)}"
 
 
 def _what_to_try(monitor: str, choose: Callable[[Iterable[float]], float], points: Sequence[Point]) -> str:

@@ -27,7 +27,7 @@ LAYERS = {
     "ground": "errors files signals figures tables class_paths parser arguments processes run",
     "what is computed": "data shape blocks net losses metrics cost baselines cases laws",
     "a network trained, kept and used": "optim switch parallel checkpoints strategies interruption export onnx_file "
-    "warm_start recommend recommend_command target_losses sizes monitor time_limit verdict",
+    "warm_start recommend recommend_command target_losses sizes monitor time_limit train_loss verdict",
     "the trainer": "module callbacks throughput tensorboard",
     "lightning_cli": "lightning_options lightning_cli",
     "studies and tasks": "study tasks",

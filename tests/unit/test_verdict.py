@@ -20,7 +20,7 @@ def points(name: str, *values: float) -> list[Point]:
 
 
 def test_a_better_model_is_said_to_be_better() -> None:
-    assert verdict(FIGURES, "val/loss", []) == "better: loss 4.0000 against 4.5000 of markov, the best baseline"
+    assert verdict(FIGURES, "val/loss", []) == "better than markov, the best baseline: loss 4.0000 against 4.5000"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_better_model_is_said_to_be_better() -> None:
 def test_a_worse_one_gets_advice(values: tuple[float, ...], advice: str) -> None:
     line = verdict(FIGURES, "val/NDCG@10", points("val/NDCG@10", *values))
     assert line is not None
-    assert line.startswith("no better: NDCG@10 0.3000 against 0.5200 of markov, the best baseline; ")
+    assert line.startswith("no better than markov, the best baseline: NDCG@10 0.3000 against 0.5200; ")
     assert advice in line
 
 
