@@ -50,6 +50,7 @@ _NOT_FOR_USERS = (
     r".*LeafSpec",
     r".*LightningCLI's args parameter",
     r"It is recommended to use `self.log",
+    r"Checkpoint directory .* exists and is not empty",
     r".*WeightAveraging callback, but loading a checkpoint outside",
     r".*WeightAveraging callback with a model that overrides",
 )

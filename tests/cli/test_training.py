@@ -152,6 +152,10 @@ def test_test_and_validate_repeat_the_figures_of_fit(run: Path, lrec: Callable[.
     for baseline in ("popularity", "recent-popularity", "repeat-last", "markov"):
         assert re.search(rf"^{baseline} ", printed, re.MULTILINE)
     assert f"loss {before['model']['loss']:.4f}" in printed
+    verdict = printed.strip().splitlines()[-1]
+    relation = "better" if before["model"]["loss"] < before["markov"]["loss"] else "no better"
+    compared = f"loss {before['model']['loss']:.4f} against {before['markov']['loss']:.4f}"
+    assert verdict.startswith(f"{relation} than markov, the best baseline: {compared}")
     (best,) = [point for point in points_of(run) if point["best"]]
     assert f"{run / 'checkpoints' / 'best.ckpt'}, after {best['epochs']:.3g} epochs\n" in printed
     lrec("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "best.ckpt")

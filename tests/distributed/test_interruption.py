@@ -70,14 +70,17 @@ def test_two_processes_stopped_and_killed_end_as_if_undisturbed(folder: Path, fi
     printed = interrupt(stopped, run, signal.SIGTERM, which=1)  # one of them is told, and not the first
     assert stopped.returncode == 75, printed
     assert f"interrupted at step {step_of(run)}; go on with --ckpt_path=last" in printed
+    assert (run / "ended").read_text() == "interrupted\n"
 
     killed = start(command)
     interrupt(killed, run, signal.SIGKILL, which=1)
     assert killed.returncode not in (0, 2, 75)
+    assert not (run / "ended").exists()
     assert step_of(run) > 0
 
     fit("disturbed", 2, *LONG, "--ckpt_path=last")
     assert losses(run) == pytest.approx(losses(steady), rel=1e-6)
+    assert (run / "ended").read_text() == "finished\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
