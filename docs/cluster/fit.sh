@@ -17,11 +17,20 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ended() { cat "$RUN/ended" 2>/dev/null; }
 
 stopped=
+torchrun=
 stop() {
   stopped=1
-  kill -TERM "$torchrun" 2>/dev/null
+  [ -z "$torchrun" ] || kill -TERM "$torchrun" 2>/dev/null
 }
 trap stop TERM INT USR1
+
+# Told to stop, perhaps before there was anything to save: the other nodes read it in the run's folder.
+leave_if_stopped() {
+  if [ -n "$stopped" ]; then
+    mkdir -p "$RUN" && echo interrupted >"$RUN/ended"
+    exit 75
+  fi
+}
 
 for ((attempt = 0; attempt <= ${RESTARTS:-3}; attempt++)); do
   rm -f "$RUN/ended"
@@ -34,18 +43,17 @@ for ((attempt = 0; attempt <= ${RESTARTS:-3}; attempt++)); do
     --trainer.num_nodes "$NODES" --trainer.devices "$DEVICES" \
     --trainer.default_root_dir "$RUN" --ckpt_path last &
   torchrun=$!
-  while kill -0 "$torchrun" 2>/dev/null; do # a signal ends a wait
-    wait "$torchrun"
+  [ -z "$stopped" ] || stop
+  while kill -0 "$torchrun" 2>/dev/null; do # a signal ends a wait, too
+    sleep "${PAUSE:-10}" >/dev/null 2>&1 &
+    wait -n "$torchrun" $!
+    # Another node was told to stop: this one may be waiting for it.
+    [ "$(ended)" != interrupted ] || stop
   done
-  if [ "$(ended)" = finished ]; then
-    exit 0
-  elif [ -n "$stopped" ]; then # told to stop before there was anything to save, perhaps: the other nodes read it here
-    mkdir -p "$RUN" && echo interrupted >"$RUN/ended"
-    exit 75
-  fi
+  [ "$(ended)" != finished ] || exit 0
+  leave_if_stopped
   sleep "${PAUSE:-10}" # for the other nodes to end as well
-  if [ "$(ended)" = interrupted ]; then
-    exit 75
-  fi
+  leave_if_stopped
+  [ "$(ended)" != interrupted ] || exit 75
 done
 exit 1

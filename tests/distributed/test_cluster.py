@@ -109,6 +109,17 @@ def test_both_nodes_end_when_one_is_told_to(told: int, folder: Path, cluster: di
     assert 0 < last["global_step"] < 100
 
 
+@pytest.mark.parametrize("told", [0, 1])
+def test_both_nodes_end_when_one_is_told_to_before_they_train(told: int, folder: Path, cluster: dict[str, str]) -> None:
+    nodes = two_nodes(cluster, [*OPTIONS, f"--data.data_dir={folder / 'data'}", *LONG])
+    time.sleep(1)  # they are looking for each other, or have just met
+    nodes[told].terminate()
+    stopped = time.monotonic()
+    ended(nodes, [75, 75])
+    assert time.monotonic() - stopped < 30
+    assert (Path(cluster["RUN"]) / "ended").read_text() == "interrupted\n"
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_is_started_again(folder: Path, fit: Fit, cluster: dict[str, str]) -> None:
     run = Path(cluster["RUN"])
