@@ -4,14 +4,19 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lrec.errors import UserError
+
+_HOST = re.sub(r"\W", "-", socket.gethostname())
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -40,26 +45,59 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The body may create a file or a folder there. An existing file is replaced; an existing folder must not be there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+    with temporary(path) as unfinished:
+        yield unfinished
+        os.replace(unfinished, path)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
+def temporary(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` for a file or a folder that is removed at the end.
+
+    What processes that were killed have left of the same path is removed at the beginning.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}.") and is_left_over(left.name):
+            remove(left)
+    unfinished = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield unfinished
+    finally:
+        remove(unfinished)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file's name is that of a `temporary` whose process has ended; False for those of other machines."""
+    found = _TEMPORARY.fullmatch(name)
+    if found is None or found["host"] != _HOST:
+        return False
+    try:
+        os.kill(int(found["process"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's, and alive
+        pass
+    return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[int]:
     """Hold an exclusive lock on a file and yield its descriptor; the system releases it with the last process that
-    holds the descriptor."""
+    holds the descriptor. Where another process holds it, wait for that, or raise BlockingIOError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock
     finally:
         os.close(lock)

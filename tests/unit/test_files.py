@@ -55,6 +55,36 @@ def test_a_child_that_inherits_the_lock_keeps_it(tmp_path: Path) -> None:
     assert is_free()
 
 
+def killed_while_writing(path: Path) -> None:
+    code = (
+        "import os, sys, pathlib, signal; from lrec.files import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as whole:\n"
+        "    whole.mkdir() if sys.argv[1].endswith('store') else whole.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "store"])
+def test_what_a_killed_process_left_goes_with_the_next_write(name: str, tmp_path: Path) -> None:
+    killed_while_writing(tmp_path / name)
+    (left,) = tmp_path.iterdir()
+    other = tmp_path / left.name.replace(name, f"other-{name}")
+    elsewhere = tmp_path / left.name.replace(left.name.split(".")[-4], "another-machine")
+    other.touch()
+    elsewhere.touch()
+    with replacing(tmp_path / name) as mine, replacing(tmp_path / name) as second:
+        assert set(tmp_path.iterdir()) == {other, elsewhere}, "what lives is left alone"
+        mine.write_text("whole")
+        second.write_text("whole")
+    assert set(tmp_path.iterdir()) == {other, elsewhere, tmp_path / name}
+
+
+def test_a_lock_that_another_process_holds_is_not_waited_for(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock"), pytest.raises(BlockingIOError), locked(tmp_path / "lock", wait=False):
+        pass
+
+
 def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
     assert json_hash({"a": 1, "b": [2]}) == json_hash({"b": [2], "a": 1}) != json_hash({"a": 1, "b": [3]})
 
