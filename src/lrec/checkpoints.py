@@ -8,16 +8,22 @@ same dictionary in parts:
 
 Replacing state.pt is what puts a new checkpoint in force; files that it does not name are removed afterwards. So a
 process that is killed and a disk that is full leave the last good checkpoint. No pickled code is read or written.
+
+What is damaged is refused. NAME.ckpt and state.pt are zip archives, with a CRC for each entry; shards have a `checksum`
+of their own; and the entry lrec_checksum is that of the network as a whole file holds it, its description and its item
+ids, so that nobody can exchange one of them alone. Earlier versions wrote neither checksum.
 """
 
 import json
 import os
 import pickle
-import shutil
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import polars as pl
@@ -28,15 +34,26 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lrec.errors import UserError
-from lrec.files import replacing
-from lrec.net import with_todays_names
+from lrec.files import remove, replacing
+from lrec.net import Transformer, with_todays_names
 from lrec.parallel import Sharding
 from lrec.run import LAST
+from lrec.shape import TransformerConfig
 
 STATE = "state.pt"
 SHARDED = "sharded"  # in state.pt, (SHARDED, name, rows) stands for a tensor whose rows are in the shards
-ITEMS, IDS, ENDS = "lrec_items", "item_ids", "item_ends"  # the raw ids of the catalogue, in the entry ITEMS
+# The catalogue, in the entry ITEMS: raw ids and training interactions.
+ITEMS = "lrec_items"
+CATALOGUE = IDS, ENDS, COUNTS = "item_ids", "item_ends", "item_counts"
+CHECKSUM = "lrec_checksum"
 PARTS = ("state_dict", "optimizer_states")  # the parts of a checkpoint whose tensors are sharded as parameters are
+ROWS, _STARTS = "rows", "starts"  # where a shard says which rows it has; what earlier versions called it
+KIND = "checkpoint that lrec wrote"
+_AGAIN = "it is damaged, or was edited; export it again, or train again"
+_DAMAGE = (
+    *(OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, OverflowError),
+    *(pickle.UnpicklingError, SafetensorError, BadZipFile, zlib.error),
+)
 Rows = Callable[[int], slice]
 
 
@@ -50,7 +67,8 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
     try:
         aside = _set_aside(path) if path.is_dir() else None
         _write_pt(path, checkpoint)
-        _remove(aside)
+        if aside is not None:
+            remove(aside)
     except (OSError, RuntimeError) as error:
         raise _not_written(path, error) from error
 
@@ -91,8 +109,8 @@ def write_sharded(
         path.mkdir(parents=True, exist_ok=True)
 
     def write_rows() -> None:
-        save_file(tensors, mine, {"starts": json.dumps(starts)})
-        _flush(mine)
+        text = json.dumps({"file": mine.name, "starts": starts})
+        save_tensors(tensors, mine, {ROWS: text, CHECKSUM: checksum(text, tensors)})
 
     def put_in_force() -> None:
         _write_pt(path / STATE, state)
@@ -109,7 +127,8 @@ def write_sharded(
                 mine.unlink()
             raise _not_written(path, failure)
     if leads:
-        _remove(aside)
+        if aside is not None:
+            remove(aside)
         for file in path.iterdir():
             if file.name not in (STATE, *state["shards"]):
                 file.unlink(missing_ok=True)
@@ -126,7 +145,7 @@ def read(path: Path, rows: Rows = everything, optimizer: bool = True) -> dict[st
     Raises:
         UserError: there is none, or it is not lrec's, or damaged.
     """
-    with _reading(path):
+    with reading(path):
         folder = path.is_dir()
         # Mapped where only some rows are copied out of the file.
         state = _load_pt(path / STATE if folder else path, mmap=rows is not everything and not folder)
@@ -152,11 +171,13 @@ class Trained(NamedTuple):
         about: What it says of itself: the network's shape, step, D, data hash ...
         parameters: By name.
         item_ids: Raw id of each item of the catalogue; none in checkpoints of earlier versions.
+        counts_V: Training interactions of each item; None in checkpoints of earlier versions.
     """
 
     about: dict[str, Any]
     parameters: dict[str, Tensor]
     item_ids: pl.Series
+    counts_V: np.ndarray | None
 
 
 def trained(checkpoint: dict[str, Any]) -> Trained:
@@ -164,32 +185,91 @@ def trained(checkpoint: dict[str, Any]) -> Trained:
     return Trained(
         checkpoint["lrec"] | {"step": checkpoint["global_step"]},
         {name.removeprefix("net."): tensor for name, tensor in checkpoint["state_dict"].items()},
-        ids_of_tensors(checkpoint[ITEMS]) if ITEMS in checkpoint else pl.Series(dtype=pl.String),
+        *items_of_tensors(checkpoint.get(ITEMS, {})),
     )
 
 
-def ids_as_tensors(ids: pl.Series) -> dict[str, Tensor]:
-    """Raw ids as two tensors: item_ids, UTF-8 laid end to end, and item_ends, where each ends."""
+def network(config: TransformerConfig, parameters: dict[str, Tensor], path: Path) -> Transformer:
+    """The network of these parameters.
+
+    Raises:
+        UserError: `path`, where they come from, lacks some, or has others, of another shape or not finite.
+    """
+    n_blocks = len({name.split(".")[1] for name in parameters if name.startswith("blocks.")})
+    if n_blocks != config.layers:
+        raise UserError(f"{path} has the parameters of {n_blocks} blocks, its network has {config.layers}: {_AGAIN}")
+    with torch.device("meta"):
+        net = Transformer(config)
+    check_parameters(parameters, net.state_dict(), path)
+    for name, tensor in parameters.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: the parameter {name} is not finite: the run diverged; recommend from another one")
+    net.load_state_dict(parameters, assign=True)
+    return net
+
+
+def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: object) -> None:
+    """UserError where `path` lacks an expected parameter, or has another one, or one of another shape."""
+    for names, has in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "also has")):
+        if names:
+            raise UserError(f"{path} {has} the parameter {min(names)}: {_AGAIN}")
+    for name, tensor in expected.items():
+        one, other = (f"{tuple(each.shape)} {_kind(each)}" for each in (found[name], tensor))
+        if one != other:
+            raise UserError(f"{path} has {name} as {one}, its network as {other}: {_AGAIN}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return "floats" if tensor.is_floating_point() else "integers"
+
+
+def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None) -> dict[str, Tensor]:
+    """The catalogue as tensors: item_ids, UTF-8 laid end to end, item_ends, where each ends, and item_counts."""
     text = "".join(ids).encode() or b"\0"  # safetensors knows no empty tensor
-    return {
+    tensors = {
         IDS: torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()),
         ENDS: torch.from_numpy(ids.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy(writable=True)),
     }
+    return tensors if counts_V is None else tensors | {COUNTS: torch.from_numpy(counts_V.astype(np.int64))}
 
 
-def ids_of_tensors(tensors: dict[str, Tensor]) -> pl.Series:
-    """The raw ids that `ids_as_tensors` laid down."""
+def items_of_tensors(tensors: dict[str, Tensor]) -> tuple[pl.Series, np.ndarray | None]:
+    """Raw ids and counts that `items_as_tensors` laid down; none in what earlier versions wrote."""
+    if IDS not in tensors:
+        return pl.Series(dtype=pl.String), None
     text, ends = tensors[IDS].numpy().tobytes(), tensors[ENDS].tolist()
-    return pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
+    ids = pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
+    return ids, tensors[COUNTS].numpy() if COUNTS in tensors else None
+
+
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a text and of tensors: their names, types, shapes and values."""
+    digest = sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file to the disk, for those to read who may read what this process writes."""
+    path.touch()
+    mode = path.stat().st_mode  # safetensors would leave it to its owner alone
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
+    _flush(path)
 
 
 def check(path: Path) -> None:
-    """UserError unless `path` is a whole checkpoint of lrec's."""
-    with _reading(path):
-        if path.is_dir():
-            _Shards(path, _load_pt(path / STATE, "meta")["shards"])
-        else:
-            _load_pt(path, "meta")
+    """UserError unless `path` is a whole and undamaged checkpoint of lrec's."""
+    with reading(path):
+        if not path.is_dir():
+            _load_pt(path, mmap=True)
+            return
+        shards = _load_pt(path / STATE)["shards"]
+        opened = _Shards(path, shards)
+        for name in shards:
+            opened.verify(name)
 
 
 def find_last(folder: Path) -> Path | None:
@@ -203,27 +283,45 @@ class _Piece(NamedTuple):
 
     start: int
     rows: Any  # what safetensors calls a slice: reads the rows that it is indexed with
+    file: str
 
 
 class _Shards:
-    """The shards of a folder, open for reading."""
+    """The shards of a folder, open for reading; each is verified before anything is read of it."""
 
     def __init__(self, folder: Path, names: list[str]) -> None:
         self.pieces: dict[str, list[_Piece]] = {}
-        for name in names:
-            file = safe_open(folder / name, framework="pt")
-            for tensor, start in json.loads(file.metadata()["starts"]).items():
-                self.pieces.setdefault(tensor, []).append(_Piece(start, file.get_slice(tensor)))
+        self._files = {name: safe_open(folder / name, framework="pt") for name in names}
+        self._verified: set[str] = set()
+        for name, file in self._files.items():
+            metadata = file.metadata()
+            starts = json.loads(metadata[ROWS])["starts"] if ROWS in metadata else json.loads(metadata[_STARTS])
+            for tensor, start in starts.items():
+                self.pieces.setdefault(tensor, []).append(_Piece(start, file.get_slice(tensor), name))
+
+    def verify(self, name: str) -> None:
+        """ValueError where a shard is not as it was written."""
+        if name in self._verified:
+            return
+        file = self._files[name]
+        metadata = file.metadata()
+        if ROWS in metadata:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            whole = checksum(metadata[ROWS], tensors) == metadata[CHECKSUM]
+            if not whole or json.loads(metadata[ROWS])["file"] != name:
+                raise ValueError(f"{name} is not as it was written")
+        self._verified.add(name)
 
     def read(self, name: str, wanted: slice, total: int) -> Tensor:
         """The wanted rows of a tensor that has `total`."""
         found, end = [], 0
-        for start, rows in sorted(self.pieces[name], key=lambda piece: piece.start):
+        for start, rows, file in sorted(self.pieces[name], key=lambda piece: piece.start):
             if start != end:
                 break
             end = start + rows.get_shape()[0]
             first, last = max(wanted.start, start), min(wanted.stop, end)
             if first < last:
+                self.verify(file)
                 found.append(rows[first - start : last - start])
         if end != total:
             raise ValueError(f"{name} has {total} rows, the shards have {end}")
@@ -242,15 +340,27 @@ def _mapped(value: Any, name: str, change: Callable[[str, Any], Any]) -> Any:
 def _write_pt(path: Path, value: dict[str, Any]) -> None:
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
-            torch.save(value, file)
+            torch.save(value | {CHECKSUM: _checksum_of(value)}, file)
         _flush(temporary)
 
 
-def _load_pt(path: Path, map_location: str = "cpu", mmap: bool = False) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+def _load_pt(path: Path, mmap: bool = False) -> dict[str, Any]:
+    with ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} is not as it was written")
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if "lrec" not in checkpoint:
         raise ValueError("it lacks what lrec adds to a checkpoint")
+    if checkpoint.pop(CHECKSUM, None) not in (None, _checksum_of(checkpoint)):
+        raise ValueError("its network, its description or its items are not as they were written")
     return checkpoint
+
+
+def _checksum_of(checkpoint: dict[str, Any]) -> str:
+    """Of the network's tensors, but for those whose rows are in shards, of its description and of its items."""
+    named = checkpoint["state_dict"] | checkpoint.get(ITEMS, {})
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return checksum(json.dumps(checkpoint["lrec"], sort_keys=True, default=str), tensors)
 
 
 def _flush(path: Path) -> None:
@@ -265,27 +375,21 @@ def _aside(path: Path) -> Path:
 
 def _set_aside(path: Path) -> Path:
     """Move away a checkpoint of the other form, which cannot be replaced in one step."""
-    _remove(_aside(path))
+    remove(_aside(path))
     return path.rename(_aside(path))
 
 
-def _remove(path: Path | None) -> None:
-    if path is not None and path.is_dir():
-        shutil.rmtree(path)
-    elif path is not None:
-        path.unlink(missing_ok=True)
-
-
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path, kind: str = KIND) -> Iterator[None]:
+    """UserError where `path` is not there, or what is done with it shows that it is none of that kind, or damaged."""
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
     try:
         yield
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a checkpoint that lrec wrote, or a damaged one") from error
-    except SafetensorError as error:
-        raise UserError(f"{path}: a damaged checkpoint ({error})") from error
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        raise UserError(f"{path}: not a {kind}, or a damaged one") from error
 
 
 def _not_written(path: Path, error: Exception | None) -> UserError:

@@ -1,28 +1,27 @@
 """`lrec export`: any checkpoint as one safetensors file that can recommend; and `lrec.load`, which reads it back.
 
 The file holds the network's parameters by name, the raw ids of the catalogue (item_ids: UTF-8 laid end to end;
-item_ends: where each ends) and, as JSON in its header, what it is: the network's shape, step, D, FLOPs, hash and
-columns of the training data.
+item_ends: where each ends), their training interactions (item_counts) and, as JSON in its header, what it is: the
+network's shape, step, D, FLOPs, hash and columns of the training data. Beside that stands the `checkpoints.checksum` of
+all of it, which is verified.
 """
 
 import json
 from pathlib import Path
 
 import polars as pl
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from lrec import checkpoints
 from lrec.class_paths import check_trusted
 from lrec.errors import UserError, check_range
 from lrec.files import check_writable, replacing, write_json
-from lrec.net import Transformer, with_todays_names
+from lrec.net import with_todays_names
 from lrec.recommend import Model
 from lrec.run import Run, read_item_ids, run_of
 from lrec.shape import TransformerConfig
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum
 
 
 def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10, trust: bool = False) -> None:
@@ -56,10 +55,12 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10, t
 def write_safetensors(model: Model, file: Path) -> None:
     """Write a network and its item ids as one file, and as JSON beside it what it is."""
     tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    tensors |= checkpoints.ids_as_tensors(model.item_ids)
-    about = {"format": FORMAT, **model.about}
+    tensors |= checkpoints.items_as_tensors(model.item_ids, model.counts_V)
+    about = model.about | {"format": FORMAT}
+    text = json.dumps(about)
     with replacing(file) as temporary:
-        save_file(tensors, temporary, {"lrec": json.dumps(about)})
+        metadata = {"lrec": text, checkpoints.CHECKSUM: checkpoints.checksum(text, tensors)}
+        checkpoints.save_tensors(tensors, temporary, metadata)
     write_json(file.with_suffix(".json"), about)
 
 
@@ -75,28 +76,43 @@ def load(path: str | Path, items: str | Path | None = None, trust: bool = False)
     Raises:
         UserError: it is none of these, or damaged; it names a class that is not trusted.
     """
-    stored = read(Path(path), items)
-    check_trusted(stored.about, trust, path)
-    return model_of(stored)
+    path = _file_of(Path(path))
+    stored = read(path, items)
+    config = shape_of(stored, path)
+    check_trusted(config.to_dict(), trust, path)
+    net = checkpoints.network(config, stored.parameters, path).eval()
+    return Model(net, stored.item_ids, stored.about, stored.counts_V)
 
 
 def read(path: Path, items: str | Path | None = None) -> checkpoints.Trained:
     """What `load` reads, before anything is imported that it names."""
     path = _file_of(path)
-    if path.suffix != ".safetensors" or not path.is_file():
-        stored = checkpoints.trained(checkpoints.read(path, optimizer=False))
+    exported = path.suffix == ".safetensors" and path.is_file()
+    with checkpoints.reading(path, "file that lrec export wrote" if exported else checkpoints.KIND):
+        stored = _read_exported(path) if exported else checkpoints.trained(checkpoints.read(path, optimizer=False))
+        n_items = stored.about["n_items"]
         if len(stored.item_ids) == 0:
-            stored = stored._replace(item_ids=_item_ids(path, items, stored.about["n_items"]))
-        return stored
-    try:
-        with safe_open(path, framework="pt") as opened:
-            about = json.loads(opened.metadata()["lrec"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-        item_ids = checkpoints.ids_of_tensors(tensors)
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a file that lrec export wrote, or a damaged one") from error
-    parameters = {name: tensor for name, tensor in tensors.items() if name not in (checkpoints.IDS, checkpoints.ENDS)}
-    return checkpoints.Trained(about, with_todays_names(parameters), item_ids)
+            stored = stored._replace(item_ids=_item_ids(path, items, n_items))
+        if not len(stored.item_ids) == stored.item_ids.n_unique() == n_items:
+            raise ValueError("not one id for each item")
+    return stored
+
+
+def shape_of(stored: checkpoints.Trained, path: Path) -> TransformerConfig:
+    """The shape of the network that was read from `path`; UserError where it says none."""
+    with checkpoints.reading(path):
+        return TransformerConfig.from_dict(stored.about)
+
+
+def _read_exported(path: Path) -> checkpoints.Trained:
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    about = json.loads(metadata["lrec"])
+    if about["format"] != 1 and checkpoints.checksum(metadata["lrec"], tensors) != metadata[checkpoints.CHECKSUM]:
+        raise ValueError("not as it was written")
+    items = {name: tensors.pop(name) for name in checkpoints.CATALOGUE if name in tensors}
+    return checkpoints.Trained(about, with_todays_names(tensors), *checkpoints.items_of_tensors(items))
 
 
 def _file_of(path: Path) -> Path:
@@ -107,14 +123,6 @@ def _file_of(path: Path) -> Path:
     if not exported.exists() and not best.exists():
         raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name} (lrec fit)")
     return exported if exported.exists() else best
-
-
-def model_of(stored: checkpoints.Trained) -> Model:
-    """The network, set to evaluate, with the names of its items."""
-    with torch.device("meta"):
-        net = Transformer(TransformerConfig.from_dict(stored.about))
-    net.load_state_dict(stored.parameters, assign=True)
-    return Model(net.eval(), stored.item_ids, stored.about)
 
 
 def _item_ids(ckpt_path: Path, items: str | Path | None, n_items: int) -> pl.Series:

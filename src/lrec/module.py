@@ -138,7 +138,7 @@ class SequentialRecommender(LightningModule):
         """
         path = Path(checkpoint_path)
         checkpoint = checkpoints.read(path, optimizer=False)
-        about, parameters, _ = checkpoints.trained(checkpoint)
+        about, parameters, *_ = checkpoints.trained(checkpoint)
         if "model" not in about:
             raise UserError(f"{path} is of an earlier version, which did not keep its model's arguments: use lrec.load")
         if about["model"] not in map(class_path, cls.__mro__):
@@ -147,13 +147,11 @@ class SequentialRecommender(LightningModule):
             if name not in changed:
                 raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
         stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
-        check_trusted([stored, about], trust, path)
+        check_trusted(stored, trust, path)
         model = remade(cls, stored, changed)
         model.config = model.network_config(about["n_items"], about["max_len"])
         refuse_another(about, model.config)
-        with torch.device("meta"):
-            model.net = Transformer(model.config)
-        model.net.load_state_dict(parameters, assign=True)
+        model.net = checkpoints.network(model.config, parameters, path)
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         return model
 
@@ -305,6 +303,8 @@ class SequentialRecommender(LightningModule):
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
         refuse_another(saved, self.config, self.data.data_hash)
+        mine = {name: parallel.local(tensor) for name, tensor in self.state_dict().items()}
+        checkpoints.check_parameters(checkpoint["state_dict"], mine, self.trainer.ckpt_path or "the checkpoint")
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
             self._refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
@@ -337,7 +337,7 @@ class SequentialRecommender(LightningModule):
 
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
-        return checkpoints.ids_as_tensors(self.item_ids)
+        return checkpoints.items_as_tensors(self.item_ids, self.data.item_counts_V)
 
     @cached_property
     def _baselines(self) -> Baselines:

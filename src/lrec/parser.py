@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
+from lrec.config_file import check_config
 from lrec.errors import UserError
 
 # jsonargparse hands an option of a class on as text, and null as "None": --model.optimizer.switch null.
@@ -83,9 +84,14 @@ def with_shipped_configs(arguments: list[str]) -> list[str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The configuration file `name`: beside the caller, else among those that come with lrec."""
+    """The configuration file `name`: beside the caller, else among those that come with lrec.
+
+    Raises:
+        UserError: there is none, or it is no configuration.
+    """
     path = Path(name)
     if path.is_file():
+        check_config(path)
         return path
     package = Path(__file__).parent
     # In a wheel the fragments lie in the package, in a checkout at its root.

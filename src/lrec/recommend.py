@@ -36,11 +36,13 @@ class Model:
         item_ids: Raw id of each item of the catalogue.
         about: Step, D, flops, data_hash, the fields of the network's shape, and how the training data were read:
             columns (names), min_rating, repeats.
+        counts_V: Training interactions of each item; None where what was loaded is of an earlier version.
     """
 
     net: Transformer
     item_ids: pl.Series
     about: dict[str, Any]
+    counts_V: np.ndarray | None = None
 
     def recommend(
         self,
@@ -49,11 +51,13 @@ class Model:
         exclude_seen: bool = True,
         allowed: RawIds | None = None,
         exclude: RawIds | None = None,
+        fallback: bool = True,
     ) -> pl.DataFrame:
         """The k items that most likely come next in each history: exact, over the whole catalogue.
 
         Users need not have been trained on. Items outside the catalogue are skipped; of what is left the last max_len
-        items count, and all of them as seen. A history without any known item gets an empty list.
+        items count, and all of them as seen. A history without any known item gets the most popular items of the
+        training data, or an empty list.
 
         Args:
             histories: A Polars or pandas table with a row per user (columns user and items, lists) or per interaction
@@ -62,10 +66,12 @@ class Model:
             exclude_seen: Leave out the items of the history.
             allowed: Only these items, a list or a column of raw ids, may be recommended; None for all.
             exclude: These items may not be recommended.
+            fallback: Recommend what is popular where no item of a history is known.
 
         Returns:
             A row per user, in the order of `histories`: user, items (raw ids, best first; ties in the catalogue's
-            order), scores (logits), skipped (items of the history that are not in the catalogue).
+            order), scores (logits), skipped (items of the history that are not in the catalogue), fallback (whether
+            the items are the most popular ones, and the scores the logarithms of their shares of the training data).
 
         Raises:
             UserError: `histories` is none of these; k is below 1; none of the allowed items is in the catalogue.
@@ -73,7 +79,7 @@ class Model:
         check_range("k", k, at_least=1)
         candidates_C = self._candidates(allowed, exclude)
         found = [
-            self._recommend_block(block, k, exclude_seen, candidates_C)
+            self._recommend_block(block, k, exclude_seen, candidates_C, fallback)
             for block in (histories if isinstance(histories, Histories) else histories_of(histories)).blocks()
         ]
         return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
@@ -106,7 +112,7 @@ class Model:
         )
 
     def _recommend_block(
-        self, histories: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None
+        self, histories: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None, fallback: bool
     ) -> pl.DataFrame:
         items_N, lengths_B = self.index(histories.items), histories.lengths_B
         unknown_N = items_N < 0
@@ -117,15 +123,25 @@ class Model:
         n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
         items_BK = np.full((len(lengths_B), min(k, n_candidates)), -1, dtype=np.int64)
         scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
-        # Of like length in a batch; first those of no known item, whose lists stay empty.
-        order_B = np.argsort(np.minimum(lengths_B, max_len), kind="stable")[int((lengths_B == 0).sum()) :]
+        unknown_B = lengths_B == 0
+        if fallback and self.counts_V is not None:
+            items_BK[unknown_B], scores_BK[unknown_B] = _most_popular(self.counts_V, items_BK.shape[1], candidates_C)
+        # Of like length in a batch; first those of no known item.
+        order_B = np.argsort(np.minimum(lengths_B, max_len), kind="stable")[int(unknown_B.sum()) :]
         for start, end in pairwise(evaluation_bounds(np.minimum(lengths_B[order_B], max_len))):
             chosen_B = order_B[start:end]
             items = items_N[ranges(starts_B[chosen_B], lengths_B[chosen_B])]
             top = self._top(items, lengths_B[chosen_B], k, exclude_seen, candidates_C)
             items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
         lists = lists_of(self.item_ids, items_BK, scores_BK)
-        return pl.DataFrame({"user": histories.users, **lists, "skipped": pl.Series(skipped_B, dtype=pl.Int64)})
+        return pl.DataFrame(
+            {
+                "user": histories.users,
+                **lists,
+                "skipped": pl.Series(skipped_B, dtype=pl.Int64),
+                "fallback": pl.Series(unknown_B & (items_BK[:, 0] >= 0)),
+            }
+        )
 
     @torch.inference_mode()
     def _top(
@@ -198,7 +214,15 @@ _SCHEMA: dict[str, pl.DataType] = {
     "items": pl.List(pl.String()),
     "scores": pl.List(pl.Float32()),
     "skipped": pl.Int64(),
+    "fallback": pl.Boolean(),
 }
+
+
+def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The k most popular of the candidates, ties in the catalogue's order, and the logarithms of their shares."""
+    candidates_C = np.arange(len(counts_V)) if candidates_C is None else candidates_C
+    items_K = candidates_C[np.argsort(-counts_V[candidates_C], kind="stable")[:k]]
+    return items_K, np.log(counts_V[items_K] / counts_V.sum())
 
 
 def _as_text(ids: RawIds, name: str) -> pl.Series:

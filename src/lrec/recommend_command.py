@@ -14,7 +14,7 @@ from lrec.data.readers import Columns, Format
 from lrec.data.titles import read_titles
 from lrec.errors import UserError, check_range
 from lrec.export import load
-from lrec.files import check_writable, replacing
+from lrec.files import check_writable, replacing, temporary
 
 SHOWN = 10
 # The value of an option that was not given (null is a value); and fallback names of columns.
@@ -35,6 +35,7 @@ def recommend(
     title_item_column: str | None = None,
     title_column: str = "title",
     out: Path | None = None,
+    fallback: bool = True,
     trust: bool = False,
 ) -> None:
     """Write the items that most likely come next for each user of a file, trained on or not.
@@ -54,8 +55,10 @@ def recommend(
         titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
         title_item_column: Its column of item ids; the first one by default.
         title_column: Its column of titles.
-        out: File to write: .parquet or .jsonl, a row per user (user, items, scores, skipped; titles where given), or
-            .csv, a row per recommendation. Without it the first users' are shown.
+        out: File to write: .parquet or .jsonl, a row per user (user, items, scores, skipped, fallback; titles where
+            given), or .csv, a row per recommendation. Without it the first users' are shown.
+        fallback: Give a user of whose history the model knows no item the most popular items of the training data;
+            false gives nothing.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     check_range("--k", k, at_least=1)
@@ -76,20 +79,22 @@ def recommend(
     trained = about.get("columns") or USUAL
     columns = replace(_columns(given, trained), rating=trained.get("rating"))
     reading = ReadingRules(columns, about.get("min_rating"), about.get("repeats", True))
-    users = skipped = empty = 0
+    users = skipped = fallen_back = empty = 0
     shown = None
     progress = Progress()
     progress.stage("recommend")
-    with tempfile.TemporaryDirectory(prefix="lrec-recommend-") as folder:
+    with temporary(Path(tempfile.gettempdir()) / "lrec-recommend") as folder:
+        folder.mkdir(mode=0o700)
         for block in histories_in(histories, format, reading, _columns(given, USUAL)):
             block = block if out is not None else next(block.blocks(SHOWN))
-            found = model.recommend(block, k, exclude_seen)
+            found = model.recommend(block, k, exclude_seen, fallback=fallback)
             rows = found if names is None else _with_titles(found, names)
             shown = rows.head(SHOWN) if shown is None else shown
             if out is not None:
-                rows.write_parquet(Path(folder) / f"{users:015d}.parquet")
+                rows.write_parquet(folder / f"{users:015d}.parquet")
             users += len(rows)
             skipped += int(rows["skipped"].sum())
+            fallen_back += int(rows["fallback"].sum())
             empty += int((rows["items"].list.len() == 0).sum())
             progress.add(len(rows))
             if out is None:
@@ -98,11 +103,13 @@ def recommend(
         if shown is None:
             raise UserError(f"{histories} holds no history")
         if out is not None:
-            with replacing(out) as temporary:
-                _WRITERS[out.suffix](pl.scan_parquet(f"{folder}/*.parquet"), temporary)
+            with replacing(out) as whole:
+                _WRITERS[out.suffix](pl.scan_parquet(f"{folder}/*.parquet"), whole)
     print(_table(shown))
     which = "the first users of the file, --out writes all" if out is None else f"{users} users written to {out}"
     print(f"{which}; {skipped} items of their histories are unknown and were skipped")
+    if fallen_back:
+        print(f"{fallen_back} users get what is popular: the model knows no item of their history")
     if empty:
         print(f"{empty} users get nothing: the model knows no item of their history, or nothing unseen is left")
 

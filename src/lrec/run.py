@@ -21,11 +21,13 @@ from typing import Any, Literal
 import polars as pl
 import yaml
 
+from lrec.config_file import read_config
 from lrec.errors import UserError
 from lrec.files import json_hash, replacing, write_json, write_text
 
 SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"
+_CHECKSUM = "lrec_checksum"  # in the metadata of items.parquet: hash of the raw ids in their order
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 # Where data lie and how they are served: no part of what is trained.
@@ -276,12 +278,12 @@ class Run:
     @cached_property
     def config(self) -> RunConfig:
         """Its options; UserError where there are none or they are no run's."""
+        if not self.config_file.exists():
+            raise UserError(f"{self.folder}: no run there (it has no {CONFIG})")
         try:
-            options = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(f"{self.folder}: no run there (it has no {CONFIG})") from error
-        except (yaml.YAMLError, UnicodeDecodeError, OSError):
-            options = None
+            options = read_config(self.config_file)
+        except UserError as error:
+            raise UserError(f"{self.config_file} is not the configuration of a run of lrec fit ({error})") from error
         if not isinstance(options, dict) or "data" not in options or "model" not in options:
             raise UserError(f"{self.config_file} is not the configuration of a run of lrec fit")
         return RunConfig(options)
@@ -340,7 +342,7 @@ class Run:
     def write_items(self, table: pl.DataFrame) -> None:
         """Write its catalogue."""
         with replacing(self.items_file) as temporary:
-            table.write_parquet(temporary)
+            table.write_parquet(temporary, metadata={_CHECKSUM: json_hash(table["raw_id"].to_list())})
 
     def write_metrics(self, figures: dict[str, Any]) -> None:
         """Write the figures of its last evaluation."""
@@ -358,10 +360,17 @@ def run_of(checkpoint: Path) -> Run:
 
 
 def read_item_ids(path: Path) -> pl.Series:
-    """Raw id of each item of a catalogue; UserError where the file is not there."""
+    """Raw id of each item of a catalogue; UserError where the file is not there, or is not as it was written."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    return pl.read_parquet(path, columns=["raw_id"])["raw_id"]
+    try:
+        ids = pl.read_parquet(path, columns=["raw_id"])["raw_id"]
+        stated = pl.read_parquet_metadata(path).get(_CHECKSUM)  # earlier versions wrote none
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise UserError(f"{path}: no list of items, or a damaged one") from error
+    if stated not in (None, json_hash(ids.to_list())):
+        raise UserError(f"{path}: its items are not as they were written")
+    return ids
 
 
 def find_points(folder: Path) -> list[Path]:

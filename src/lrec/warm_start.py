@@ -11,10 +11,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from lrec.checkpoints import network
 from lrec.errors import UserError
-from lrec.export import model_of, read
+from lrec.export import read, shape_of
 from lrec.net import Transformer
-from lrec.shape import TransformerConfig
+from lrec.recommend import Model
 
 
 class WarmStart(NamedTuple):
@@ -47,13 +48,15 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, seed: int
         UserError: the two networks differ in more than their catalogues.
     """
     stored = read(Path(path))
-    mine, theirs = net.config.to_dict(), TransformerConfig.from_dict(stored.about).to_dict()
+    shape = shape_of(stored, Path(path))
+    mine, theirs = net.config.to_dict(), shape.to_dict()
     for name in mine.keys() - {"n_items"}:
         if mine[name] != theirs[name]:
             raise UserError(
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
             )
-    old = model_of(stored)  # which names the classes that the config names, and no others
+    # It names the classes that the config names, and no others.
+    old = Model(network(shape, stored.parameters, Path(path)), stored.item_ids, stored.about)
     table_VD = old.net.items.weight.detach().float()
     drawn_VD = net.initial_value("items.weight", torch.Size((len(raw_ids), table_VD.shape[1])), seed)
     place_V = old.index(raw_ids)

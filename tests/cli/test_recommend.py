@@ -226,7 +226,30 @@ def test_unknown_items_are_skipped_and_counted(model: Model) -> None:
     found = model.recommend([["item-3", "item-4"], ["item-3", "new", "item-4", "new"], ["new"], []], k=4)
     assert found["skipped"].to_list() == [0, 2, 1, 0]
     assert found["items"][0].equals(found["items"][1])
-    assert found["items"].list.len().to_list() == [4, 4, 0, 0]
+    assert found["items"].list.len().to_list() == [4, 4, 4, 4]
+    nothing = model.recommend([["item-3"], ["new"], []], k=4, fallback=False)
+    assert nothing["items"].list.len().to_list() == [4, 0, 0]
+    assert not nothing["fallback"].any()
+
+
+def test_without_a_known_item_the_most_popular_ones_are_recommended(
+    run: Path, model: Model, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    table = pl.read_parquet(run / "items.parquet").sort("count", "item", descending=[True, False])
+    share = (table["count"] / table["count"].sum()).log()
+    histories = [["item-3"], ["new"], [], ["item-4", "new"]]
+    found = model.recommend(histories, k=7)
+    assert found["fallback"].to_list() == [False, True, True, False]
+    for row in (1, 2):
+        assert found["items"][row].to_list() == table["raw_id"][:7].to_list()
+        np.testing.assert_allclose(found["scores"][row], share[:7], rtol=1e-6)
+    known = model.recommend([["item-3"], ["item-4"]], k=7)
+    assert found["items"].gather([0, 3]).to_list() == known["items"].to_list()
+    banned = table["raw_id"][:2].to_list()
+    left = model.recommend(histories, k=3, exclude=banned)
+    assert left["items"][1].to_list() == table["raw_id"][2:5].to_list()
+    lrec("export", "--ckpt_path", run, "--out", tmp_path / "model.safetensors")
+    assert package.load(tmp_path / "model.safetensors").recommend(histories, k=7).equals(found)
 
 
 def test_seen_items_are_left_out_of_the_whole_history(model: Model) -> None:
@@ -313,9 +336,10 @@ def test_files_with_titles(
     printed = lrec(*arguments, "--out", tmp_path / "out.jsonl")
     assert "4 users written" in printed
     assert "2 items of their histories are unknown" in printed
-    assert "1 users get nothing" in printed
+    assert "1 users get what is popular: the model knows no item of their history" in printed
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["items"] for row in rows] == expected["items"].to_list()
+    assert [row["fallback"] for row in rows] == [False, False, False, True]
     assert [row["titles"] for row in rows] == [[names.get(i) for i in row["items"]] for row in rows]
     first = ", ".join(names.get(item, item) for item in rows[0]["items"])
     assert f"{rows[0]['user']}: {first}\n" in printed
@@ -324,11 +348,12 @@ def test_files_with_titles(
     flat = pl.read_csv(tmp_path / "out.csv")
     assert flat.columns == ["user", "rank", "item", "score", "title"]
     assert flat["item"].to_list() == [item for row in rows for item in row["items"]]
-    assert flat["rank"].to_list() == [1, 2, 3, 4] * 3
+    assert flat["rank"].to_list() == [1, 2, 3, 4] * 4
     shown = lrec(*arguments)
     assert f"{rows[0]['user']}: {first}\n" in shown, "without --out the first users are shown"
     assert "2 items of their histories are unknown" in shown
-    assert "1 users get nothing" in shown
+    assert "1 users get what is popular" in shown
+    assert "1 users get nothing: the model knows no item of their history" in lrec(*arguments, "--fallback", "false")
 
 
 def test_what_is_wrong_is_said(

@@ -2,14 +2,17 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +22,7 @@ from lrec.errors import UserError
 from lrec.export import export
 from lrec.net import Transformer
 from lrec.parallel import Sharding
+from lrec.run import Run
 from lrec.shape import Architecture, MuP, TransformerConfig
 
 CONFIG = TransformerConfig(7, 5, 2, 8, 2, architecture=Architecture(norm="rms"), mup=MuP())
@@ -55,7 +59,7 @@ def checkpoint(net: Transformer) -> dict[str, Any]:
 
 
 def write_by_hand(path: Path, whole: dict[str, Any], n: int) -> None:
-    """The folder that `n` processes would leave, by the documented form alone."""
+    """The folder that `n` processes would have left in a version without checksums."""
     path.mkdir()
     names = [f"token-{shard:05d}-of-{n:05d}.safetensors" for shard in range(n)]
     state = dict(whole, shards=names)
@@ -86,7 +90,7 @@ def test_any_number_of_processes_reads_what_any_other_wrote(written: int, read: 
     parts = [checkpoints.read(path, sharding.rows)["state_dict"] for sharding in shardings(read)]
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
-    about, weights, _ = checkpoints.trained(checkpoints.read(path))
+    about, weights, *_ = checkpoints.trained(checkpoints.read(path))
     assert about == ABOUT | {"step": 3}
     assert weights.keys() == dict(Transformer(CONFIG).named_parameters()).keys()
 
@@ -203,3 +207,133 @@ def test_what_cannot_be_exported_or_loaded(tmp_path: Path) -> None:
         lrec.load(broken)
     with pytest.raises(UserError, match="no such checkpoint"):
         lrec.load(tmp_path / "nowhere")
+
+
+def whole_run(folder: Path) -> dict[str, Any]:
+    """A checkpoint as a run writes it, with its items."""
+    items = checkpoints.items_as_tensors(pl.Series([f"item {i}" for i in range(7)]), np.arange(7) + 1)
+    whole = checkpoint(Transformer(CONFIG, seed=4)) | {checkpoints.ITEMS: items, "optimizer_states": [torch.zeros(99)]}
+    checkpoints.write(folder / "best.ckpt", whole)
+    return whole
+
+
+def test_a_flipped_bit_anywhere_in_what_was_stored_is_refused(tmp_path: Path) -> None:
+    whole_run(tmp_path)
+    export(tmp_path / "best.ckpt", tmp_path / "model.safetensors")
+    with zipfile.ZipFile(tmp_path / "best.ckpt") as archive:
+        entries = [info.header_offset + 200 for info in archive.infolist() if info.file_size > 300]
+    for path in ("best.ckpt", "model.safetensors"):
+        stored = (tmp_path / path).read_bytes()
+        assert lrec.load(tmp_path / path).item_ids[3] == "item 3"
+        for place in entries if path == "best.ckpt" else range(len(stored) // 2, len(stored), 97):
+            (tmp_path / path).write_bytes(stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1 :])
+            with pytest.raises(UserError, match=rf"{path}: not a .*, or a damaged one"):
+                lrec.load(tmp_path / path)
+        (tmp_path / path).write_bytes(stored)
+
+
+def edited(whole: dict[str, Any], name: str) -> dict[str, Any]:
+    """What somebody else would write in its place."""
+    weights, items = dict(whole["state_dict"]), dict(whole[checkpoints.ITEMS])
+    table = weights["net.items.weight"]
+    match name:
+        case "items shuffled":
+            ids = pl.Series([f"item {i}" for i in (1, 0, 2, 3, 4, 5, 6)])
+            items = checkpoints.items_as_tensors(ids, np.arange(7) + 1)
+        case "rows swapped":
+            weights["net.items.weight"] = table[[1, 0, *range(2, 7)]]
+        case "other heads":
+            return whole | {"lrec": whole["lrec"] | {"heads": 4}}
+    return whole | {"state_dict": weights, checkpoints.ITEMS: items}
+
+
+@pytest.mark.parametrize("name", ["items shuffled", "rows swapped", "other heads"])
+def test_a_checkpoint_of_which_a_part_was_exchanged_is_refused(name: str, tmp_path: Path) -> None:
+    """Each part is sound by itself, and the archive's CRC fits."""
+    whole_run(tmp_path)
+    stored = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    torch.save(edited(stored, name), tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match=r"best\.ckpt: not a checkpoint that lrec wrote, or a damaged one"):
+        lrec.load(tmp_path / "best.ckpt")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.check(tmp_path / "best.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state.pop("net.norm.weight"), r"best\.ckpt lacks the parameter norm\.weight"),
+        (lambda state: state.update({"net.more": torch.ones(2)}), r"best\.ckpt also has the parameter more"),
+        (
+            lambda state: state.update({"net.norm.weight": torch.ones(9)}),
+            r"best\.ckpt has norm\.weight as \(9,\) floats, its network as \(8,\) floats",
+        ),
+        (
+            lambda state: state.update({"net.norm.weight": torch.ones(8, dtype=torch.int64)}),
+            r"norm\.weight as \(8,\) integers",
+        ),
+        (
+            lambda state: state.update({"net.norm.weight": torch.full((8,), torch.nan)}),
+            r"best\.ckpt: the parameter norm\.weight is not finite",
+        ),
+        (
+            lambda state: [state.pop(name) for name in list(state) if name.startswith("net.blocks.1.")],
+            r"best\.ckpt has the parameters of 1 blocks, its network has 2",
+        ),
+    ],
+    ids=["missing", "extra", "misshapen", "integers", "not finite", "a block fewer"],
+)
+def test_parameters_that_do_not_make_the_network_are_named(change: Any, says: str, tmp_path: Path) -> None:
+    whole = whole_run(tmp_path)
+    change(whole["state_dict"])
+    checkpoints.write(tmp_path / "best.ckpt", whole)
+    with pytest.raises(UserError, match=says):
+        lrec.load(tmp_path / "best.ckpt")
+
+
+def test_a_shard_that_is_not_as_it_was_written_is_refused(tmp_path: Path) -> None:
+    path, whole = tmp_path / "last.ckpt", checkpoint(Transformer(CONFIG))
+    write_by_hand(path, whole, 2)
+    one, two = sorted(path.glob("*.safetensors"))
+    for shard in (one, two):  # as this version writes them
+        with safe_open(shard, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            text = json.dumps({"file": shard.name, "starts": json.loads(opened.metadata()["starts"])})
+        save_file(tensors, shard, {"rows": text, "lrec_checksum": checkpoints.checksum(text, tensors)})
+    checkpoints.check(path)
+    assert checkpoints.read(path)["state_dict"].keys() == whole["state_dict"].keys()
+    stored = two.read_bytes()
+    two.write_bytes(stored[:-3] + bytes([stored[-3] ^ 4]) + stored[-2:])
+    for read in (checkpoints.check, checkpoints.read):
+        with pytest.raises(UserError, match=r"last\.ckpt: .*damaged"):
+            read(path)
+    shardings_of_two = shardings(2)
+    checkpoints.read(path, shardings_of_two[0].rows)  # what it needs is whole
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.read(path, shardings_of_two[1].rows)
+    two.write_bytes(one.read_bytes())
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.check(path)
+
+
+def test_a_list_of_items_is_whole_or_refused(tmp_path: Path) -> None:
+    best = run_folder(tmp_path, Transformer(CONFIG))
+    run = Run(tmp_path)
+    run.write_items(pl.DataFrame({"raw_id": list("abcdefg")}))
+    assert lrec.load(best).item_ids.to_list() == list("abcdefg")
+    stored, metadata = run.items_file.read_bytes(), pl.read_parquet_metadata(run.items_file)
+    for data in (stored[:-30], stored[: len(stored) // 2], b"", stored[:4] + b"\0" * 60 + stored[64:]):
+        run.items_file.write_bytes(data)
+        with pytest.raises(UserError, match=r"items\.parquet: (its items are not|no list of items)"):
+            lrec.load(best)
+    shuffled = pl.DataFrame({"raw_id": list("gfedcba")})
+    shuffled.write_parquet(run.items_file, metadata={"lrec_checksum": metadata["lrec_checksum"]})
+    with pytest.raises(UserError, match=r"items\.parquet: its items are not as they were written"):
+        lrec.load(best)
+
+
+def test_an_exported_file_may_be_read_by_whom_its_folder_s_other_files_may(tmp_path: Path) -> None:
+    whole_run(tmp_path)
+    export(tmp_path / "best.ckpt", tmp_path / "model.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -18,6 +18,7 @@ from lrec.data.prepare import RawInteractions, prepare_store
 from lrec.data.readers import Columns, Format, infer_format, read_table, to_interactions
 from lrec.data.store import Store
 from lrec.errors import UserError
+from lrec.files import temporary
 
 # Enough to batch histories of similar length; few enough that their lists take little memory.
 BLOCK = 8192
@@ -173,8 +174,9 @@ def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Ite
         interactions = to_interactions(tables, reading.columns, reading.min_rating)
         return replace(interactions, repeats=reading.repeats)
 
-    with tempfile.TemporaryDirectory(prefix="lrec-histories-") as folder:
-        store = Store.open(prepare_store(Path(folder), "histories", {"path": str(path)}, 0, read))
+    with temporary(Path(tempfile.gettempdir()) / "lrec-histories") as folder:
+        folder.mkdir(mode=0o700)
+        store = Store.open(prepare_store(folder, "histories", {"path": str(path)}, 0, read))
         raw_items = store.item_table["raw_id"]
         for start in range(0, store.n_users, BLOCK):
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]

@@ -10,7 +10,7 @@ import polars as pl
 
 from lrec.class_paths import check_trusted
 from lrec.errors import UserError
-from lrec.files import write_json
+from lrec.files import json_hash, write_json
 from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import LAWS, law_named, name_of
@@ -48,6 +48,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "points": fit.points.drop("file", "row", strict=False).to_dicts(),
     }
     content = _finite(content)
+    content["content_hash"] = json_hash(content)
     write_json(out / "fit.json", content)
     return content
 
@@ -92,13 +93,16 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, dict[str, Any]]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        whole = content.pop("content_hash") == json_hash(content)
         name, objective = content["law"], Objective(content["objective"], content["residuals"])
         law = None if "." in name else LAWS[name]
         points = pl.DataFrame(content["points"], infer_schema_length=None)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
+    if not whole:
+        raise UserError(f"{path} is damaged, or was edited: write it again with lrec scaling fit")
     if law is None:
         check_trusted({"class_path": name}, trust, path)
         law = law_named(name)

@@ -1,0 +1,62 @@
+"""A configuration's file: YAML of plain values, or one line that says what else it is."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lrec.errors import UserError
+
+# Values of a file once its aliases are written out; a run's configuration has some hundred.
+MOST_VALUES = 100_000
+_KNOWN = {*yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:merge"}
+
+
+def read_config(path: Path) -> Any:
+    """The values in a file.
+
+    Raises:
+        UserError: as for `check_config`.
+    """
+    root = check_config(path)
+    try:
+        return None if root is None else yaml.SafeLoader("").construct_document(root)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def check_config(path: Path) -> yaml.Node | None:
+    """The file's values before they are made, None where it has none.
+
+    Raises:
+        UserError: it cannot be read or is no YAML; it names a class by a tag; it contains itself, or has aliases that
+            stand for more than MOST_VALUES values.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if root is not None and _count(root, {}, path) > MOST_VALUES:
+            raise UserError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values: write out what is meant")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text file, and so no configuration") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: its values are nested too deeply") from error
+    return root
+
+
+def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
+    """Values in a node, aliases written out."""
+    row = node.start_mark.line + 1
+    if node.tag not in _KNOWN:
+        raise UserError(f"{path}, row {row}: the tag {node.tag} is not for configurations; a class is a class_path")
+    if id(node) not in counted:
+        counted[id(node)] = -1  # under way
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
+        parts = node.value if isinstance(node, yaml.SequenceNode) else parts
+        counted[id(node)] = 1 + sum(_count(part, counted, path) for part in parts)
+    if counted[id(node)] < 0:
+        raise UserError(f"{path}, row {row}: a value contains itself")
+    return counted[id(node)]
