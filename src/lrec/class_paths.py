@@ -6,7 +6,12 @@ from typing import Any
 from lrec.errors import UserError
 
 _OWN = ("lrec.", "torch.nn.", "torch.optim.")
-_NAME_A_CLASS = ("class_path", "attention", "norm", "mlp", "positions")
+# A class may be given as its path alone wherever one is expected, and to look for it imports its module. So every text
+# with a dot counts as one, but for the values of these options of lrec's own classes.
+TEXT = {
+    *("path", "data_dir", "domains", "only_domain", "validate_from", "test_from", "size", "warm_start"),
+    *("user_column", "item_column", "time_column", "domain_column", "rating_column"),
+}
 
 
 def imported(path: str, option: str) -> Any:
@@ -32,7 +37,7 @@ def class_path(kind: type) -> str:
     return f"lrec.{kind.__name__}" if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def check_trusted(stored: Any, trust: bool, where: object) -> None:
+def check_trusted(stored: dict[str, Any], trust: bool, where: object) -> None:
     """What a stored run names is imported only where it is lrec's own or of torch.nn and torch.optim, or the user
     trusts it.
 
@@ -44,14 +49,18 @@ def check_trusted(stored: Any, trust: bool, where: object) -> None:
     Raises:
         UserError: a class is not lrec's own, and it is not trusted.
     """
-    for name, value in stored.items() if isinstance(stored, dict) else enumerate(stored):
-        if isinstance(value, dict | list):
-            check_trusted(value, trust, where)
-        elif not trust and _names_a_class(name, value) and not value.startswith(_OWN):
-            raise UserError(
-                f"{where} names the class {value}, which is not lrec's own: --trust (trust=True in Python) imports it"
-            )
+    for name, value in stored.items() if not trust else ():
+        if isinstance(value, dict) or str(name).rpartition(".")[2] not in TEXT:
+            _refuse_foreign(value, where)
 
 
-def _names_a_class(name: object, value: object) -> bool:
-    return isinstance(value, str) and "." in value and str(name).rpartition(".")[2] in _NAME_A_CLASS
+def _refuse_foreign(value: Any, where: object) -> None:
+    if isinstance(value, dict):
+        check_trusted(value, False, where)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _refuse_foreign(each, where)
+    elif isinstance(value, str) and "." in value and not value.startswith(_OWN):
+        raise UserError(
+            f"{where} names the class {value}, which is not lrec's own: --trust (trust=True in Python) imports it"
+        )

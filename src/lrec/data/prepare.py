@@ -12,8 +12,9 @@ import json
 import re
 import shutil
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from lrec.files import file_hash, json_hash, locked, replacing, write_json
 _GIB = 1 << 30
 # Bytes per row of a range of users while it is ordered, including all copies.
 _ORDERING_BYTES = 512
-_TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.\d+\.[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\..+\.[0-9a-f]{8}\.tmp")
+# Size, mtime and SHA-256 of each source that this process has looked at, by its path; for each data_dir.
+_hashed: dict[Path, dict[str, list[Any]]] = defaultdict(dict)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
@@ -92,6 +95,7 @@ def prepare_store(
             half of the available memory. The store does not depend on it.
     """
     path = store_path(data_dir, name, source, k_core)
+    _remember_hashes(Path(data_dir))
     if path.exists():
         return path
     with _writing_to(data_dir), locked(Path(data_dir) / ".lock"):
@@ -253,20 +257,29 @@ def _select(part: Ordered, kept_U: np.ndarray, kept_I: np.ndarray) -> Ordered:
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
-    """SHA-256 of each file, remembered in `data_dir` by path, size and mtime."""
-    memory = Path(data_dir) / "sources.json"
-    try:
-        remembered = json.loads(memory.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        remembered = {}
-    found: dict[str, list[Any]] = {}
+    """SHA-256 of each file, known by path, size and mtime where preparation has noted it in `data_dir`; nothing is
+    written."""
+    hashed = _hashed[Path(data_dir)]
+    remembered = _remembered(Path(data_dir)) | hashed
     for file in files:
         path, stat = str(file.resolve()), file.stat()
         entry = remembered.get(path)
-        if entry is None or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+        if not isinstance(entry, list) or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
             entry = [stat.st_size, stat.st_mtime_ns, file_hash(file)]
-        found[path] = entry
-    if any(remembered.get(path) != entry for path, entry in found.items()):
-        with _writing_to(data_dir):
-            write_json(memory, remembered | found)
-    return [found[str(file.resolve())][2] for file in files]
+        hashed[path] = entry
+    return [hashed[str(file.resolve())][2] for file in files]
+
+
+def _remembered(data_dir: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((data_dir / "sources.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember_hashes(data_dir: Path) -> None:
+    remembered, hashed = _remembered(data_dir), _hashed[data_dir]
+    if any(remembered.get(path) != entry for path, entry in hashed.items()):
+        with suppress(OSError):  # the next process hashes them again
+            write_json(data_dir / "sources.json", remembered | hashed)

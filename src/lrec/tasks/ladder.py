@@ -102,18 +102,24 @@ class Data:
         """Begin with none.
 
         Args:
-            trust: Import classes that runs name and that are not lrec's own.
+            trust: Import classes that runs name and that are not lrec's own, and prepare stores that are not there.
         """
         self.trust = trust
         self._opened: dict[str, SequenceDataModule] = {}
 
     def of(self, run: Run) -> SequenceDataModule:
-        """The DataModule of a run, set up; prepared first where its store is not there."""
+        """The DataModule of a run, set up; nothing is written where its data lie unless the run is trusted."""
         key = json_hash(run.config.data)
         if key not in self._opened:
-            check_trusted(run.config.options["data"], self.trust, run.config_file)
+            check_trusted({"data": run.config.options["data"]}, self.trust, run.config_file)
             data = datamodule_of(run.config.options)
-            data.prepare_data()
+            if self.trust:
+                data.prepare_data()
+            elif not data.store_path.exists():
+                raise UserError(
+                    f"{run.config_file}: {data.store_path} is not there; --trust prepares it, for it writes where the "
+                    "run's configuration says"
+                )
             data.setup("test")
             self._opened[key] = data
         return self._opened[key]

@@ -157,4 +157,4 @@ def test_a_run_of_other_data_than_its_config_is_refused(
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["init_args"]["k_core"] = 3
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "was trained on other data" in refused("tasks", "--runs", run, "--out", tmp_path / "out")
+    assert "was trained on other data" in refused("tasks", "--runs", run, "--trust", "--out", tmp_path / "out")
