@@ -62,5 +62,8 @@ def _share(count: int, total: int) -> str:
 def _time(value: int, unit: Any) -> str:
     if unit not in TIME_UNITS:
         return f"{value:,}"
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value // TIME_UNITS[unit])
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value // TIME_UNITS[unit])
+    except OverflowError:  # no year from 1 to 9999
+        return f"{value:,} {unit}"
     return f"{moment:%Y-%m-%d %H:%M}"

@@ -17,7 +17,7 @@ from lrec.data.ordering import FILE_DOMAIN, REST
 from lrec.data.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.prepare import RawInteractions
 from lrec.data.streams import COMPRESSIONS, pieces
-from lrec.data.times import UNIT_BOUNDS, UNITS, parse_times
+from lrec.data.times import UNIT_BOUNDS, UNITS, not_a_time, parse_times
 from lrec.errors import UserError
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "lines"]
@@ -33,6 +33,9 @@ _FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".txt": "lines",
 }
+# A smaller number may be a time in any unit: a year from 1970 on has 3e7 seconds.
+_ANY_UNIT = 10**8
+_IN_WORDS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def _checked_frames(
         dates = units.dates(table.name)
         checked, was_dates = _check(table, wanted, dates)
         if "time" in checked:
-            units.note(table.name, checked["time"], was_dates)
+            assert columns.time is not None
+            units.note(table, columns.time, checked["time"], was_dates)
         if not duplicates:
             checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
         frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
@@ -129,8 +133,8 @@ def _checked_frames(
         yield frame
     if min_rating is not None and kept == 0:
         raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
-    if columns.time is not None and units.unit() is not None:
-        facts["time_unit"] = units.unit()
+    if (unit := units.unit()) is not None:
+        facts["time_unit"] = unit
 
 
 class _Agreement:
@@ -156,30 +160,54 @@ class _Agreement:
 
 
 class _Units:
-    """The unit of each file's times: microseconds for dates; for numbers, the median decides."""
+    """The unit of each file's times: microseconds for dates; for numbers, the median decides.
+
+    A time below 1e8 in size may be of any unit. Any other one that is a date in another unit than the median's is
+    refused, for it would be put in order as if it were of the median's.
+    """
 
     def __init__(self) -> None:
         self._dates: dict[str, bool] = {}
-        self._sizes: dict[str, np.ndarray] = {}
+        self._counts: dict[str, np.ndarray] = {}
+        # Of each file, for each unit: the first row with such a time.
+        self._first: dict[str, dict[int, str]] = {}
 
     def dates(self, name: str) -> bool | None:
         return self._dates.get(name)
 
-    def note(self, name: str, times: pl.Series, dates: bool) -> None:
+    def note(self, table: Table, column: str, times: pl.Series, dates: bool) -> None:
+        name = table.name
         self._dates[name] = dates
         sizes_N = np.abs(times.to_numpy())
         below = np.array([0, *(np.count_nonzero(sizes_N < bound) for bound in UNIT_BOUNDS), len(sizes_N)])
-        self._sizes[name] = self._sizes.get(name, np.zeros(len(UNITS), dtype=np.int64)) + np.diff(below)
+        counts = np.diff(below)
+        self._counts[name] = self._counts.get(name, np.zeros(len(UNITS), dtype=np.int64)) + counts
+        first = self._first.setdefault(name, {})
+        for unit in np.flatnonzero(counts).tolist():
+            least = UNIT_BOUNDS[unit - 1] if unit else _ANY_UNIT
+            if unit not in first and (found := np.flatnonzero((sizes_N >= least) & _below(sizes_N, unit))).size:
+                first[unit] = f"{name}, row {table.first_row + found[0]}: {column} {times[int(found[0])]}"
 
     def unit(self) -> str | None:
         found: dict[str, str] = {}
-        for name, counts in self._sizes.items():
-            median = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
-            found.setdefault("us" if self._dates[name] else UNITS[median], name)
+        for name, counts in self._counts.items():
+            unit = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
+            if not self._dates[name]:
+                for other, where in self._first[name].items():
+                    if other != unit:
+                        raise UserError(
+                            f"{where} is a time in {_IN_WORDS[other]}, most of the file's are in {_IN_WORDS[unit]}: "
+                            "give all of them in one unit"
+                        )
+            found.setdefault("us" if self._dates[name] else UNITS[unit], name)
         if len(found) > 1:
             listed = ", ".join(f"{name} ({unit})" for unit, name in found.items())
             raise UserError(f"the files' times are in different units: {listed}")
         return next(iter(found), None)
+
+
+def _below(sizes_N: np.ndarray, unit: int) -> np.ndarray | bool:
+    return sizes_N < UNIT_BOUNDS[unit] if unit < len(UNIT_BOUNDS) else True
 
 
 def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Series | None) -> pl.Series:
@@ -243,13 +271,13 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
             found = ", ".join(table.frame.columns)
             raise UserError(f"{table.name} has no column {column} (option {key}_column); its columns are {found}")
         raw = table.frame[column]
-        if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object):
+        if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
             raise UserError(f"{table.name}: column {column} holds {raw.dtype}, not text or numbers")
         if key == "time":
             if table.text and dates and raw.dtype.is_integer():
                 raw = raw.cast(pl.String)
             checked[key], was_dates = parse_times(raw, dates)
-            problem = "is neither a whole number of seconds or milliseconds nor an ISO date"
+            problem = ""
         elif key == "rating":
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
             problem = "is not a number"
@@ -266,6 +294,7 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
         bad = np.flatnonzero(bad_rows).tolist()
         if bad:
             blank = _blank(raw)
+            problem = problem or not_a_time(raw, bad[0])
             what = "is empty" if blank[bad[0]] else f"{problem}: {' '.join(str(raw[bad[0]]).split())[:80]}"
             raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {what}")
     if table.domain is not None:

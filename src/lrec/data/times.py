@@ -1,21 +1,30 @@
 """Times in any format as whole numbers."""
 
+import re
+
 import polars as pl
 
+# What a column of times may hold besides numbers and text.
+DATES = (pl.Date, pl.Datetime)
 # A median below each bound means seconds, milliseconds or microseconds; above the last one, nanoseconds.
 UNIT_BOUNDS = (10**11, 10**14, 10**17)
 UNITS = ("s", "ms", "us", "ns")
+_TOO_FINE = r"\.\d{6}\d*[1-9]"
 
 
 def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
-    """Times as int64, null where they cannot be read, and whether they were dates (then in microseconds).
+    """Times as int64, null where they cannot be read, and whether they were dates (then in microseconds). A date that
+    is finer than a microsecond cannot be read.
 
     Args:
         raw: Times as numbers, text or dates.
         dates: Whether text contains ISO 8601 dates; None for whichever reading leaves fewer nulls.
     """
-    if raw.dtype.is_temporal():
-        return raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us"), True
+    if raw.dtype in DATES:
+        times = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")
+        if isinstance(raw.dtype, pl.Datetime) and raw.dtype.time_unit == "ns":
+            times = times.set(raw.dt.epoch("ns") % 1000 != 0, None)
+        return times, True
     if raw.dtype == pl.String:
         numbers = raw.cast(pl.Int64, strict=False)
         if numbers.null_count() == 0 and not dates:
@@ -26,6 +35,13 @@ def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
     if raw.dtype.is_integer():
         return raw.cast(pl.Int64, strict=False), False
     return pl.Series([None] * len(raw), dtype=pl.Int64), False
+
+
+def not_a_time(raw: pl.Series, row: int) -> str:
+    """Why `parse_times` cannot read a row."""
+    if raw.dtype in DATES or (raw.dtype == pl.String and re.search(_TOO_FINE, str(raw[row]))):
+        return "is finer than a microsecond: round it, or give whole nanoseconds since 1970"
+    return "is neither a whole number of seconds or milliseconds nor an ISO date"
 
 
 def _parse_text(text: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
@@ -45,6 +61,7 @@ def _whole(numbers: pl.Series) -> pl.Series:
 def _iso_times(text: pl.Series) -> pl.Series:
     """Microseconds since 1970 of ISO 8601 dates, with or without a time and an offset; null for others."""
     spaced = text.str.replace("T", " ", literal=True).str.replace(r"Z$", "+00:00")
+    spaced = spaced.set(spaced.str.contains(_TOO_FINE), None)
     dates = spaced.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False)
     for pattern in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M"):
         dates = dates.fill_null(spaced.str.to_datetime(pattern, time_unit="us", strict=False))

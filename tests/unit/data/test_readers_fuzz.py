@@ -4,17 +4,21 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+import zstandard
 
 from lrec.data import parsing, streams
 from lrec.data.interactions import InteractionsDataModule
+from lrec.data.movielens import MovieLensDataModule
 from lrec.data.store import Store
 from lrec.errors import UserError
 
@@ -26,8 +30,9 @@ TOKENS = [
 # What a line may say instead of naming a row: it is about the whole file.
 WHOLE_FILE = re.compile(
     r"is empty|has no column|cut off or damaged|header but no rows|different (units|types)|not a whole Parquet"
-    r"|no interactions are left|is not text or numbers|holds .*, not text"
+    r"|no interactions are left|is not text or numbers|holds .*, not text|no column|are named neither"
 )
+LONGEST_S = 20
 
 
 def rows(chance: random.Random) -> list[tuple[str, str, int]]:
@@ -57,6 +62,23 @@ def lines_file(chance: random.Random) -> bytes:
     return "".join(f"u{u} {' '.join(str(chance.randrange(9)) for _ in range(5))}\n" for u in range(20)).encode()
 
 
+def tsv_file(chance: random.Random) -> bytes:
+    out = io.StringIO()
+    csv.writer(out, delimiter="\t", lineterminator="\n").writerows([("user", "item", "timestamp"), *rows(chance)])
+    return out.getvalue().encode()
+
+
+def dat_file(chance: random.Random) -> bytes:
+    numbers = [(chance.randrange(1, 20), chance.randrange(1, 20), 4, 10**9 + chance.randrange(50)) for _ in range(40)]
+    return "".join("::".join(map(str, row)) + "\n" for row in numbers).encode()
+
+
+def parquet_file(chance: random.Random) -> bytes:
+    buffer = io.BytesIO()
+    pl.DataFrame(rows(chance), schema=["user", "item", "timestamp"], orient="row").write_parquet(buffer)
+    return buffer.getvalue()
+
+
 def mutated(data: bytes, chance: random.Random) -> bytes:
     for _ in range(chance.randrange(1, 4)):
         start = chance.randrange(len(data) + 1)
@@ -82,9 +104,9 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
     return data
 
 
-def read_csv(data: bytes) -> list[tuple[str, str]]:
+def read_csv(data: bytes, separator: str = ",") -> list[tuple[str, str]]:
     text = data.decode("utf-8-sig").rstrip("\r\n")
-    header, *records = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header, *records = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     assert len(set(header)) == len(header)
     assert {len(record) for record in records} == {len(header)}
     places = [header.index(name) for name in ("user", "item")]
@@ -112,6 +134,34 @@ def read_lines(data: bytes) -> list[tuple[str, str]]:
     return [(line[0], item) for line in lines for item in line[1:]]
 
 
+def read_dat(data: bytes) -> list[tuple[str, str]]:
+    """As csv would, with :: for a tab, which no field of this format has; four fields in every row."""
+    text = data.decode("utf-8-sig").rstrip("\r\n").replace("::", "\t")
+    records = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+    assert {len(record) for record in records} == {4}
+    return [(record[0], record[1]) for record in records]
+
+
+def read_parquet(data: bytes) -> list[tuple[str, str]]:
+    """All at once."""
+    return pl.read_parquet(io.BytesIO(data)).select(pl.col("user", "item").cast(pl.String)).rows()
+
+
+POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
+FORMATS = {
+    "log.csv": (csv_file, read_csv),
+    "log.tsv": (tsv_file, lambda data: read_csv(data, "\t")),
+    "log.jsonl": (jsonl_file, read_jsonl),
+    "log.txt": (lines_file, read_lines),
+    "ratings.dat": (dat_file, read_dat),
+    "log.parquet": (parquet_file, read_parquet),
+}
+COMPRESSIONS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
 KINDS = {
     "log.csv": (csv_file, read_csv),
     "plain.csv": (plain_csv_file, read_csv),
@@ -122,7 +172,8 @@ KINDS = {
 
 def prepare(path: Path, data: bytes, stores: Path) -> Store | str:
     path.write_bytes(data)
-    module = InteractionsDataModule(path=path, data_dir=stores)
+    kind = MovieLensDataModule if path.name.startswith("ratings.dat") else InteractionsDataModule
+    module = kind(path=path, data_dir=stores)
     try:
         module.prepare_data()
     except UserError as error:
@@ -145,7 +196,7 @@ def reference(read: Callable[[bytes], list[tuple[str, str]]], data: bytes) -> li
     """(user, item) of every row; None where the file is not sound."""
     try:
         return read(data)
-    except (ValueError, KeyError, IndexError, AssertionError, TypeError, csv.Error):
+    except (ValueError, KeyError, IndexError, AssertionError, TypeError, csv.Error, *POLARS):
         return None
 
 
@@ -154,8 +205,11 @@ def check(name: str, seed: int, folder: Path) -> bool:
     chance = random.Random(seed)
     make, read = KINDS[name]
     data = mutated(make(chance), chance)
-    result = prepare(folder / name, data, folder / "stores")
-    expected = reference(read, data)
+    return compare(prepare(folder / name, data, folder / "stores"), reference(read, data), data, seed)
+
+
+def compare(result: Store | str, expected: list[tuple[str, str]] | None, data: bytes, seed: int) -> bool:
+    """Whether it ended in a store, which must be what another reader finds."""
     if expected is None:
         assert isinstance(result, str), (seed, data)
     if isinstance(result, str):
@@ -186,6 +240,42 @@ def test_mutated_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", KINDS)
 def test_thousands_of_mutated_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz(name, tmp_path, monkeypatch, 3000)
+
+
+def attack(name: str, compression: str, seeds: range, folder: Path) -> int:
+    """Change a file before it is compressed or after; how often it ended in a store."""
+    make, read = FORMATS[name]
+    compress = COMPRESSIONS[compression]
+    stores = 0
+    for seed in seeds:
+        chance = random.Random(seed)
+        data = whole = make(chance)
+        if seed % 2 and compression:
+            stored = bytearray(compress(whole))
+            for _ in range(chance.randrange(1, 4)):
+                stored[chance.randrange(len(stored))] ^= 1 << chance.randrange(8)
+            stored = stored[: chance.choice([None, None, chance.randrange(1, len(stored))])]
+        else:
+            data = mutated(whole, chance)
+            stored = bytearray(compress(data))
+        began = time.monotonic()
+        result = prepare(folder / f"{name}{compression}", bytes(stored), folder / "stores")
+        assert time.monotonic() - began < LONGEST_S, seed
+        stores += compare(result, reference(read, data), data, seed)
+    return stores
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_a_hundred_files_of_every_format_and_compression(name: str, compression: str, tmp_path: Path) -> None:
+    attack(name, compression, range(5), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_three_thousand_files_of_every_format_and_compression(name: str, compression: str, tmp_path: Path) -> None:
+    assert 0 < attack(name, compression, range(125), tmp_path) < 125
 
 
 SPELLINGS = [
