@@ -3,12 +3,13 @@
 Needs the extra `onnx`: pip install "lrec[onnx]".
 
     items        int64 (batch, length): catalogue indices, oldest first, right-padded with any; length at most max_len
-    lengths      int64 (batch): real items of each row, at least 1
+    lengths      int64 (batch): real items of each row, at least 1, at most the length
     scores       float32 (batch, catalogue): logits of every item
     top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index; -1 where there are
                  fewer than k
     top_scores   float32 (batch, k): their scores; -inf there
 
+A row whose length is not so, or with a real item that is no index of the catalogue, has the scores nan and no items.
 The metadata hold `item_ids`, a JSON list of the raw ids by index, and `lrec`, what the file is.
 """
 
@@ -45,15 +46,20 @@ class HistoryScores(nn.Module):
         """Scores of all items, and the best ones that are not in the row with theirs."""
 
         def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
-            last_B1D = (lengths_B - 1)[:, None, None].expand(-1, 1, hidden_BLD.shape[2])
+            last_B1D = last_B[:, None, None].expand(-1, 1, hidden_BLD.shape[2])
             return hidden_BLD.gather(1, last_B1D).squeeze(1) @ table_VD.T
 
-        scores_BV = self.net(items_BL, head)
+        most = self.net.config.n_items - 1
         real_BL = torch.arange(items_BL.shape[1])[None] < lengths_B[:, None]
+        known_BL = (items_BL >= 0) & (items_BL <= most)
+        fits_B1 = ((real_BL.sum(1) == lengths_B) & (lengths_B > 0) & (known_BL | ~real_BL).all(1))[:, None]
+        items_BL, last_B = items_BL.clamp(0, most), (real_BL.sum(1) - 1).clamp(min=0)
+        scores_BV = self.net(items_BL, head).where(fits_B1, math.nan)
         seen_BL = torch.where(real_BL, -math.inf, math.inf)
         unseen_BV = torch.full_like(scores_BV, math.inf).scatter_reduce(1, items_BL, seen_BL, "amin")
         top_BK = torch.minimum(scores_BV, unseen_BV).topk(self.k)
-        return scores_BV, top_BK.indices.masked_fill(top_BK.values == -math.inf, -1), top_BK.values
+        listed_BK = fits_B1 & (top_BK.values != -math.inf)
+        return scores_BV, top_BK.indices.where(listed_BK, -1), top_BK.values.where(fits_B1, math.nan)
 
 
 def write_onnx(model: Model, file: Path, k: int) -> float:

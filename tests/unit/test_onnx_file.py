@@ -81,6 +81,20 @@ def test_a_row_with_fewer_unseen_items_than_k_lists_no_seen_one(tmp_path: Path) 
     assert np.isneginf(top_scores_BK[0, 3:]).all()
 
 
+def test_a_row_that_is_no_history_has_no_answer(exported: tuple[Model, Any]) -> None:
+    _, session = exported
+    items_BL = np.tile([5, 6, 7, -9, N_ITEMS + 7], (7, 1))
+    items_BL[4, 1], items_BL[5, 0], items_BL[6, 2] = -1, N_ITEMS, -(2**40)
+    lengths_B = np.array([3, 0, -2, 6, 3, 3, 3])
+    scores_BV, top_BK, top_scores_BK = session.run(None, {"items": items_BL, "lengths": lengths_B})
+    alone = session.run(None, {"items": np.array([[5, 6, 7]]), "lengths": np.array([3])})
+    for row, one in zip((scores_BV[:1], top_BK[:1], top_scores_BK[:1]), alone, strict=True):
+        np.testing.assert_allclose(row, one, rtol=0, atol=1e-4)
+    assert np.isnan(scores_BV[1:]).all()
+    assert np.isnan(top_scores_BK[1:]).all()
+    assert (top_BK[1:] == -1).all()
+
+
 def test_the_file_knows_its_items(exported: tuple[Model, Any]) -> None:
     model, session = exported
     metadata = session.get_modelmeta().custom_metadata_map
