@@ -4,6 +4,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +73,26 @@ def test_a_failed_run_is_reported_retried_and_skipped(
         ["0.8k-seed1", "fitted", "finished"],
         ["1.7k-seed1", "fitted", "finished"],
     ]
+
+
+def test_a_second_study_in_a_folder_is_refused(
+    folder: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "lrec", "scaling", "study", "--config", "runs.yaml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    while not (folder / "study.json").exists():
+        assert waiting.poll() is None, waiting.communicate()[0].decode()
+        time.sleep(0.01)
+    before = state(folder)
+    message = refused("scaling", "study", "--config", "runs.yaml", "--sizes", "[0.8k, 1.7k, 3k]")
+    assert "another study is under way in studies/runs: wait for its end, or choose another --out" in message
+    assert state(folder).keys() == before.keys()
+    assert "0.8k-seed1" in lrec("scaling", "study", "--config", "runs.yaml", "--status", "true")
+    assert waiting.wait() == 0, waiting.communicate()[0].decode()
+    assert set(state(folder).values()) == {"finished"}
 
 
 def test_what_may_take_more_than_allowed_does_not_start(folder: Path, refused: Callable[..., str]) -> None:

@@ -7,17 +7,34 @@ import json
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lrec.errors import UserError
-from lrec.files import write_json, write_text
+from lrec.files import locked, write_json, write_text
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Outcome
 from lrec.study.options import Study
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Keep other studies out of a study's folder; the system lets them in once this process has ended.
+
+    Raises:
+        UserError: another study is under way there.
+    """
+    lock = out.absolute().with_name(f".{out.absolute().name}.lock")
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(lock, wait=False))
+        except BlockingIOError:
+            raise UserError(f"another study is under way in {out}: wait for its end, or choose another --out") from None
+        yield
 
 
 class Record:

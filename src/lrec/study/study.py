@@ -19,7 +19,7 @@ from lrec.study.launch import Limits, Outcome, outcome_of, train
 from lrec.study.options import Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
 from lrec.study.progress import LiveTable, runs_table
-from lrec.study.record import Record
+from lrec.study.record import Record, alone_in
 from lrec.study.report import write_report
 from lrec.study.sweep import sweep_of, tune, with_middle_values
 
@@ -50,8 +50,12 @@ def run_study(study: Study) -> None:
         budget.check(costs, study.memory_gib, study.budget_hours, study.budget_disk_gib)
     if study.dry_run:
         return
+    with alone_in(study.folder):
+        _carry_out(study, tuning, record, _Work(study, records, limits, {cost.run: cost.memory_gib for cost in costs}))
 
-    work = _Work(study, records, limits, {cost.run: cost.memory_gib for cost in costs})
+
+def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work") -> None:
+    """Tune, train, fit, predict, train what is held out, and report."""
     tuned = None
     if tuning is not None:
         work.train(tuning, tuning.enter(study.restart, study.skip))
