@@ -3,6 +3,7 @@
 Nothing here imports Lightning: commands that do not train start fast.
 """
 
+import errno
 import json
 import os
 import re
@@ -25,6 +26,12 @@ LIGHTNING_COMMANDS = {
     "test": "evaluate a checkpoint on the test targets",
     "predict": "write the top-k items of every user",
 }
+
+
+_SURROUNDINGS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 
 
 class OwnCommand(NamedTuple):
@@ -73,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that `error` is or comes from: jsonargparse wraps those raised while it makes an object."""
+    """The UserError that `error` is or comes from: jsonargparse wraps those raised while it makes an object. A folder
+    that may not be written to, or a disk that is full, is for the user to mend too."""
     while error is not None and not isinstance(error, UserError):
+        if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+            return UserError(": ".join(str(part) for part in (error.filename, error.strerror) if part))
         error = error.__cause__
     return error
 

@@ -59,6 +59,64 @@ def test_histories_too_short(items: str, says: str, tmp_path: Path, refused: Cal
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("users", [1, 40])
+def test_no_validation_target_in_the_catalogue(users: int, tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Of each user the last two items are nobody else's, so that there is no loss: the run does not diverge."""
+    path = tmp_path / "log.csv"
+    rows = [
+        f"u{user},{item if item < 5 else f'{user}-{item}'},{time}"
+        for user in range(users)
+        for time, item in enumerate(range(7))
+    ]
+    path.write_text("\n".join(["who,what,when", *rows]))
+    fit = ["fit", *prepare(path, tmp_path / "data")[2:], "--model.size=0.8k", "--config=trainer/laptop.yaml"]
+    error = refused(*fit, f"--trainer.default_root_dir={tmp_path / 'run'}")
+    assert f"none of the {users} validation targets is an item of the training part" in error
+    assert not (tmp_path / "run").exists()
+
+
+BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (bytes(range(256)) * 50, "is no text file, and so no configuration"),
+        (b"data: \x01\n", "is no YAML"),
+        (b"data: [\n", "is no YAML"),
+        (b"trainer: &t {max_epochs: 1, more: *t}\n", "row 1: a value contains itself"),
+        (b"data: &a [&b [*a]]\n", "row 1: a value contains itself"),
+        (BOMB.encode(), "its aliases stand for more than 100,000 values"),
+        (b"trainer:\n  max_epochs: !lots 3\n", "row 2: the tag !lots is not for configurations"),
+        (
+            b"data: !!python/object/apply:os.getcwd []\n",
+            "row 1: the tag tag:yaml.org,2002:python/object/apply:os.getcwd",
+        ),
+        (b"[" * 2000, "its values are nested too deeply"),
+    ],
+    ids=["binary", "control", "cut off", "itself", "itself in a list", "bomb", "tag", "python tag", "deep"],
+)
+@pytest.mark.parametrize("command", [["fit"], ["data", "prepare"], ["scaling", "study"]], ids=["fit", "own", "study"])
+def test_what_is_no_configuration(
+    command: list[str], data: bytes, says: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(data)
+    assert f"{path}" in (error := refused(*command, f"--config={path}"))
+    assert says in error
+
+
+def test_a_stored_configuration_that_contains_itself(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    for text in ("data: &d {a: *d}\nmodel: {}\n", BOMB + "data: {}\nmodel: {}\n"):
+        (tmp_path / "config.yaml").write_text(text)
+        error = refused("tasks", "--runs", tmp_path, "--out", tmp_path / "out")
+        assert "config.yaml is not the configuration of a run of lrec fit" in error
+
+
 def test_truncated_gzip(log_csv: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     path = tmp_path / "log.csv.gz"
     whole = gzip.compress(log_csv.read_bytes())

@@ -71,8 +71,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         """
         super().__init__()
         check_range("max_len", max_len, at_least=1)
-        if targets_per_step < 2 * max_len:
-            raise UserError(f"targets_per_step must be at least 2 * max_len = {2 * max_len}, not {targets_per_step}")
+        check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         check_range("k_core", k_core, at_least=0)
         check_range("num_workers", num_workers, at_least=0)
         check_range("seed", seed, at_least=0)
@@ -127,6 +126,11 @@ class SequenceDataModule(LightningDataModule, ABC):
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
         part = self.cuts.training_part(self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
+        if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
+            raise UserError(
+                f"none of the {len(self.cuts.val_targets.users_T):,} validation targets is an item of the training "
+                "part, so that there is no loss to evaluate: more users, a k_core or another split"
+            )
 
     @property
     def n_items(self) -> int:

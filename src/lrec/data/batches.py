@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lrec.data.splits import Split, TrainingPart, ranges
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
 POOL_STEPS = 64
@@ -80,10 +80,7 @@ class BatchPlan:
     targets_per_step: int
 
     def __post_init__(self) -> None:
-        if self.targets_per_step < 2 * self.max_len:
-            raise UserError(
-                f"targets_per_step must be at least 2 * max_len = {2 * self.max_len}, not {self.targets_per_step}"
-            )
+        check_range(f"targets_per_step, with max_len {self.max_len},", self.targets_per_step, at_least=2 * self.max_len)
         if self.n_targets == 0:
             raise UserError("there is no training target: every user has fewer than 2 training items")
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lrec.data.store import Store
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 
 # Users with more interactions than this may be held out whole.
 HELD_OUT_MIN_LENGTH = 50
@@ -76,15 +76,11 @@ class LastItems(SplitRule):
     trajectory_min_length: int = 15
 
     def __post_init__(self) -> None:
-        if self.trajectory < 0:
-            raise UserError(f"split.trajectory must be at least 0, not {self.trajectory}")
-        if not 0 <= self.held_out_users <= 1:
-            raise UserError(f"split.held_out_users must lie between 0 and 1, not {self.held_out_users}")
-        if self.trajectory and self.trajectory_min_length < self.trajectory + 2:
-            raise UserError(
-                f"split.trajectory_min_length must be at least trajectory + 2 = {self.trajectory + 2}, "
-                f"so that something is left to train on, not {self.trajectory_min_length}"
-            )
+        check_range("split.trajectory", self.trajectory, at_least=0)
+        check_range("split.held_out_users", self.held_out_users, at_least=0, at_most=1)
+        if self.trajectory:  # so that something is left to train on
+            option = f"split.trajectory_min_length, with trajectory {self.trajectory},"
+            check_range(option, self.trajectory_min_length, at_least=self.trajectory + 2)
 
     def cut(self, store: Store) -> "Split":
         """Count from the end of each sequence."""
@@ -123,8 +119,7 @@ class Reduction:
 
     def __post_init__(self) -> None:
         for name in ("users", "interactions", "recent"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"reduction.{name} must lie above 0 and at most at 1, not {getattr(self, name)}")
+            check_range(f"reduction.{name}", getattr(self, name), above=0, at_most=1)
 
 
 class Targets(NamedTuple):
@@ -178,6 +173,12 @@ class Split:
     def test_targets(self) -> Targets:
         """Every test target of `test_users`, user after user."""
         return _targets_of(self.test_users, self.test_U, self.test_targets_U)
+
+    def is_known(self, targets: Targets) -> np.ndarray:
+        """Whether each target is an item of the catalogue, bool (T,)."""
+        items_T = self.store.items_N[self.store.offsets_U1[targets.users_T] + targets.positions_T]
+        known_T: np.ndarray = self.catalogue_index_I[items_T] >= 0
+        return known_T
 
     @cached_property
     def _counts_I(self) -> np.ndarray:

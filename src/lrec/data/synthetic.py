@@ -13,7 +13,7 @@ import polars as pl
 from lrec.data.base import SequenceDataModule
 from lrec.data.prepare import RawInteractions
 from lrec.data.splits import LastItems, Targets
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 
 # Users drawn at once: few enough to stay in the processor's cache. The drawn items do not depend on it.
 _CHUNK = 512
@@ -68,10 +68,8 @@ class Process:
     def __post_init__(self) -> None:
         at_least = {"n_items": 4, "memory": 1, "zipf": 0, "shift": 0, "signal": 0, "tail": 0, "head": 0, "seed": 0}
         for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise UserError(f"the synthetic set's {name} must be at least {least}, not {getattr(self, name)}")
-        if not 0 < self.decay <= 1:
-            raise UserError(f"the synthetic set's decay must lie above 0 and at most at 1, not {self.decay}")
+            check_range(f"the synthetic set's {name}", getattr(self, name), at_least=least)
+        check_range("the synthetic set's decay", self.decay, above=0, at_most=1)
 
     @cached_property
     def popularity_V(self) -> np.ndarray:
@@ -192,12 +190,9 @@ class SyntheticDataModule(SequenceDataModule):
         super().__init__(max_len=max_len, targets_per_step=targets_per_step, **options)
         self.process = Process(n_items, memory, decay, zipf, shift, signal, tail, head, process_seed)
         self.sequences = (n_users, length)
-        if n_users < 1:
-            raise UserError(f"n_users must be at least 1, not {n_users}")
-        if length < 3:
-            raise UserError(f"length must be at least 3 (training, validation, test), not {length}")
-        if max_len < memory:
-            raise UserError(f"max_len={max_len} hides a part of the synthetic set's memory={memory}: raise max_len")
+        check_range("n_users", n_users, at_least=1)
+        check_range("length", length, at_least=3)  # training, validation, test
+        check_range(f"max_len, with the synthetic set's memory {memory},", max_len, at_least=memory)
         if self.k_core:
             raise UserError(f"k_core={self.k_core} would break the synthetic set's histories: leave it at 0")
 

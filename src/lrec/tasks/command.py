@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lrec.class_paths import imported
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.files import check_folder
 from lrec.processes import leads, processes
 from lrec.run import find_runs
@@ -66,8 +66,7 @@ def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int =
         UserError: an unknown task, or one that returns no TaskResult; no run; runs that cannot be compared.
     """
     chosen = _chosen(tasks)
-    if seed < 0:
-        raise UserError(f"--seed must be at least 0, not {seed}")
+    check_range("--seed", seed, at_least=0)
     found = find_runs(runs)
     finite = [run for run in found if not run.diverged]
     if not finite:

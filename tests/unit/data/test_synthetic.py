@@ -167,9 +167,9 @@ def test_no_counting_predictor_beats_the_floor(tmp_path: Path) -> None:
         ({"length": 2}, "length must be at least 3"),
         ({"n_items": 3}, "n_items must be at least 4"),
         ({"memory": 0}, "memory must be at least 1"),
-        ({"decay": 0.0}, "decay must lie above 0"),
+        ({"decay": 0.0}, "decay must be above 0"),
         ({"signal": -1.0}, "signal must be at least 0"),
-        ({"memory": 8, "max_len": 4}, "raise max_len"),
+        ({"memory": 8, "max_len": 4}, "max_len, with the synthetic set's memory 8, must be at least 8, got 4"),
         ({"k_core": 5}, "leave it at 0"),
     ],
 )
