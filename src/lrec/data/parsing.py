@@ -20,6 +20,8 @@ from lrec.data.threads import mapped
 from lrec.errors import UserError
 
 _BATCH = 500_000
+_FEW_ROWS = 1000
+_MOST_KEYS = 1000
 _NESTED_BATCH = 50_000  # for rows that contain lists
 _SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -261,7 +263,7 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
         _refuse_inexact(block, name, row)
         try:
             try:
-                columns = pl.read_ndjson(block, infer_schema_length=None).columns
+                columns = _inferred_keys(block, name, row)
             except PolarsError:  # a damaged line, or a column of incompatible types
                 columns = _json_keys(block, name, row)
             frame = pl.read_ndjson(block, schema=dict.fromkeys(columns, pl.String))
@@ -275,8 +277,17 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
         row += rows
 
 
+def _inferred_keys(block: bytes, name: str, row: int) -> list[str]:
+    """The keys of all objects; a few rows first, for many keys take Polars minutes."""
+    for rows in (_FEW_ROWS, None):
+        keys = list(pl.scan_ndjson(io.BytesIO(block), infer_schema_length=rows).collect_schema())
+        if len(keys) > _MOST_KEYS:
+            return _json_keys(block, name, row)
+    return keys
+
+
 def _json_keys(block: bytes, name: str, row: int) -> list[str]:
-    """The keys of all objects; raises for the first line that is not an object."""
+    """The keys of all objects; raises for the first line that is not an object, or brings too many keys."""
     keys: dict[str, None] = {}
     for number, line in enumerate(decode(block, name, row).split("\n"), start=row):
         try:
@@ -286,6 +297,11 @@ def _json_keys(block: bytes, name: str, row: int) -> list[str]:
         if not isinstance(value, dict):
             raise UserError(f"{name}, row {number}: not one JSON object per line")
         keys |= dict.fromkeys(value)
+        if len(keys) > _MOST_KEYS:
+            raise UserError(
+                f"{name}, row {number}: more than {_MOST_KEYS:,} different keys up to here: write what differs from "
+                "row to row as a value"
+            )
     return list(keys)
 
 

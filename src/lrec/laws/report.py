@@ -156,6 +156,8 @@ def _rival(rival: dict[str, Any]) -> list[str]:
 def markdown(content: dict[str, Any]) -> str:
     """A short report of the content of fit.json, to stand beside fit.png."""
     d = content["diagnostics"]
+    # Infinite, and so null in fit.json, where the points say nothing of a parameter.
+    condition = "infinite" if d["condition_number"] is None else f"{d['condition_number']:.3g}"
     return f"""# {content["formula"]}
 
 {content["y"]} by {content["x"]}: {content["n_points"]} points of {content["n_sizes"]} {settings_word(content)}, \
@@ -166,7 +168,7 @@ objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; 
 {table(content)}
 
 Search: {d["share_agreeing"]:.0%} of {d["starts"]} starts agree; gradient {d["gradient_norm"]:.1e}; condition number \
-{d["condition_number"]:.3g}; the second route's curve differs by at most {d["route_difference"]:.1e}. \
+{condition}; the second route's curve differs by at most {d["route_difference"]:.1e}. \
 A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
 """
 

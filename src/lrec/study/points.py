@@ -15,6 +15,9 @@ from lrec.run import POINTS, find_points
 OWN_COLUMNS = {"schema", "best", "status"}
 """Columns that tell lrec's own points.jsonl from other tables."""
 
+LARGEST = 1e100
+"""Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them."""
+
 ROSE = 1.001
 """A run is over-fitted if its last validation loss is this many times its best one."""
 
@@ -156,8 +159,11 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
         parsed = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         parsed = math.nan
-    if not (math.isfinite(parsed) and parsed > 0):
-        raise UserError(f"{file}, row {number}: {column} is {value!r}, not a positive number; mend or remove the row")
+    if not 1 / LARGEST <= parsed <= LARGEST:
+        raise UserError(
+            f"{file}, row {number}: {column} is {value!r}, not a positive number up to {LARGEST:g}; "
+            "mend or remove the row"
+        )
     return parsed
 
 

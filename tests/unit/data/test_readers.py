@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def as_parquet(frame: pl.DataFrame) -> bytes:
 def example_rows(ids: list[str]) -> list[tuple[str, str, int]]:
     random = np.random.default_rng(0)
     return [(ids[u], ids[i], int(t)) for u, i, t in zip(*random.integers(0, len(ids), (3, 200)), strict=True)]
+
+
+@pytest.mark.parametrize("first", [0, 2000])
+def test_json_whose_keys_are_data_is_refused_at_once(first: int, tmp_path: Path) -> None:
+    lines = [{"user": f"u{n % 9}", "item": n % 7, "timestamp": n} for n in range(first)]
+    lines += [{"user": f"u{n % 9}", "item": n % 7, "timestamp": n, f"key{n}": n} for n in range(4000)]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    module = InteractionsDataModule(path=path, data_dir=tmp_path / "stores")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=rf"log\.jsonl, row {first + 998}: more than 1,000 different keys up to here"):
+        module.prepare_data()
+    assert time.monotonic() - began < 5
 
 
 def test_the_same_rows_through_every_format_give_the_same_store(write) -> None:

@@ -153,3 +153,13 @@ def test_a_law_of_size_and_data_from_the_named_columns(tmp_path: Path) -> None:
     assert content["comparison"] == []
     assert content["holdout"]["mape"] < 1e-3
     assert (out / "fit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_points_of_one_pass_leave_the_laws_of_repeats_undetermined(tmp_path: Path) -> None:
+    """Where D = U everywhere, nothing is said of R_D and R_N."""
+    rows = [(n, u, u, 5 + 30 / n**0.4 + 40 / u**0.35) for n in np.geomspace(1e3, 3e5, 4) for u in (1e4, 1e5, 1e6)]
+    table = tmp_path / "table.csv"
+    pl.DataFrame(rows, schema=["N", "D", "U", "loss"], orient="row").write_csv(table)
+    fit_command([table], "repeated_data", 0, "N", y="loss", compare=False, out=tmp_path / "out")
+    assert strict((tmp_path / "out" / "fit.json").read_text())["diagnostics"]["condition_number"] is None
+    assert "condition number infinite" in (tmp_path / "out" / "report.md").read_text()

@@ -98,6 +98,8 @@ def test_the_hash_ignores_the_order_of_rows_and_nothing_else(rows: list[tuple[fl
         ("t.csv", "params,loss\n1,2\n", r"t\.csv: no column 'N' \(--x\); it has params, loss"),
         ("t.csv", "N,loss\n1,2\n", r"no column 'L' \(--y\); it has N, loss"),
         ("t.csv", "N,L\n1,2\n3,abc\n", r"t\.csv, row 3: L is 'abc', not a positive number"),
+        ("t.csv", "N,L\n1e307,2\n3,4\n", r"t\.csv, row 2: N is '1e307', not a positive number up to 1e\+100"),
+        ("t.csv", "N,L\n1,2\n3,1e-307\n", r"t\.csv, row 3: L is '1e-307', not a positive number up to"),
         ("t.csv", "N,L\n1,nan\n", r"row 2: L is 'nan'"),
         ("t.csv", "N,L\n1,\n", r"row 2: L is None"),
         ("t.csv", "N,L\n-1,2\n", r"row 2: N is '-1'"),
