@@ -76,11 +76,11 @@ def load(path: str | Path, items: str | Path | None = None, trust: bool = False)
     Raises:
         UserError: it is none of these, or damaged; it names a class that is not trusted.
     """
-    path = _file_of(Path(path))
-    stored = read(path, items)
-    config = shape_of(stored, path)
+    file = _file_of(Path(path))
+    stored = read(file, items)
+    config = shape_of(stored, file)
     check_trusted(config.to_dict(), trust, path)
-    net = checkpoints.network(config, stored.parameters, path).eval()
+    net = checkpoints.network(config, stored.parameters, file).eval()
     return Model(net, stored.item_ids, stored.about, stored.counts_V)
 
 
