@@ -1,0 +1,211 @@
+"""SIGKILL at random moments of six commands: started again, each ends as if undisturbed and leaves nothing else.
+
+    OMP_NUM_THREADS=1 python benchmarks/kill_commands.py [--kills 20] [--commands fit,recommend]
+
+Each command runs once undisturbed in a folder; what it wrote there is kept. Then it runs in an empty folder of the
+same name and is killed after a random time, between a quarter and the whole of what it took undisturbed (the rest is
+Python's imports), again and again: half of the times the process alone, half of the times with all that it started.
+One that ends before its kill is compared and begun anew. At last it runs to its end. The files must be the same by
+name and by content, but for clocks, and neither they nor TMPDIR may hold anything temporary of lrec's.
+A row for each command is added to benchmarks/kill_commands.md.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SMALL = [
+    "--config=data/synthetic.yaml", "--data.n_users=400", "--data.n_items=60", "--data.length=14",
+    "--data.targets_per_step=256", "--config=trainer/laptop.yaml", "--trainer.enable_progress_bar=false",
+]  # fmt: skip
+STUDY = {
+    "name": "killed", "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"], "sizes": ["0.8k", "3k"],
+    "holdout": 0, "law": None, "jobs": 2,
+    "options": {
+        "data.n_users": 400, "data.n_items": 60, "data.length": 14, "data.targets_per_step": 256,
+        "trainer.max_epochs": 3, "trainer.enable_progress_bar": False, "last.every_n_steps": 5,
+    },
+}  # fmt: skip
+COMMANDS = {
+    "prepare": ["data", "prepare", "--config=data/csv.yaml", "--data.path=../log.csv", "--data.k_core=3",
+                "--data.data_dir=out", "--data.memory_gib=0.01"],
+    "fit": ["fit", *SMALL, "--model.size=3k", "--trainer.max_epochs=8", "--last.every_n_steps=5",
+            "--data.data_dir=../stores", "--trainer.default_root_dir=out", "--ckpt_path=last"],
+    "recommend": ["recommend", "--ckpt_path=../run", "--histories=../log.csv", "--out=out/lists.parquet"],
+    "export": ["export", "--ckpt_path=../run", "--out=out/model.onnx"],
+    "study": ["scaling", "study", "--config=../study.json", "--out=out", "--options.data.data_dir=stores"],
+    "tasks": ["tasks", "--runs=../run", "--out=out"],
+}  # fmt: skip
+TITLES = ("command", "undisturbed, s", "kills", "runs finished", "files compared", "leftovers", "machine", "commit")
+HEADER = f"""# Six commands killed at random
+
+Each command is killed with SIGKILL after random times and started again, until it has been killed twenty times and has
+ended. Then its files have the same names and contents as those of an undisturbed one, but for clocks, and nothing is
+left of the killed ones, or the benchmark fails.
+
+    OMP_NUM_THREADS=1 python benchmarks/kill_commands.py
+
+| {" | ".join(TITLES)} |
+|{"---|" * len(TITLES)}
+"""
+
+
+class Written(NamedTuple):
+    """What a command left: a fingerprint of each file by its name."""
+
+    files: dict[str, Any]
+    leftovers: list[str]
+
+
+def start(command: list[str], folder: Path) -> "subprocess.Popen[bytes]":
+    """A command of lrec in a folder, as the leader of a process group."""
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"TMPDIR": str(folder / "tmp")}
+    with (folder.parent / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "lrec", *command],
+            cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def wait_for_group(leader: int) -> None:
+    """Until the last process of a group has ended: a killed study's runs go on."""
+    while True:
+        groups = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            except OSError:
+                continue
+            groups += [int(group)] if state != "Z" else []
+        if leader not in groups:
+            return
+        time.sleep(0.1)
+
+
+def written(folder: Path) -> Written:
+    """What lies in a command's folder."""
+    files: dict[str, Any] = {}
+    for path in sorted((folder / "out").rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and "tfevents" not in name:
+            files[name] = content(path)
+    left = [str(path) for path in (folder / "tmp").glob(".lrec*")] + [name for name in files if name.endswith(".tmp")]
+    return Written(files, left)
+
+
+def content(path: Path) -> Any:
+    """A file's content, but for clocks."""
+    if path.name.endswith("points.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{name: value for name, value in line.items() if name not in ("wall_s", "commit")} for line in lines]
+    if path.suffix == ".ckpt":
+        from lrec import checkpoints
+
+        checkpoint = checkpoints.read(path)
+        return {name: tensor.tolist() for name, tensor in checkpoint["state_dict"].items()}
+    if path.name == "meta.json":
+        facts = json.loads(path.read_text())
+        return {**facts, "files": {name: entry["sha256"] for name, entry in facts["files"].items()}}
+    if path.name in ("throughput.json", "log.txt", "sources.json", "study.json") or path.suffix == ".onnx":
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def measure(name: str, folder: Path, kills: int, chance: random.Random) -> tuple[Any, ...]:
+    """The cells of a row, but for machine and commit."""
+    work = folder / "work"
+    command = COMMANDS[name]
+
+    def fresh() -> None:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+
+    fresh()
+    began = time.monotonic()
+    assert start(command, work).wait() == 0, log_of(folder)
+    duration = time.monotonic() - began
+    expected = written(work)
+    assert not expected.leftovers, expected.leftovers
+    fresh()
+    killed = finished = 0
+    while killed < kills or not finished:
+        process = start(command, work)
+        try:
+            status = process.wait(timeout=chance.uniform(duration / 4, duration) if killed < kills else None)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            if chance.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            wait_for_group(process.pid)
+            killed += 1
+            print(f"{name}: kill {killed}", file=sys.stderr, flush=True)
+            continue
+        assert status == 0, log_of(folder)
+        found = written(work)
+        assert found.files.keys() == expected.files.keys(), found.files.keys() ^ expected.files.keys()
+        different = [file for file, value in found.files.items() if value != expected.files[file]]
+        assert not different, different
+        assert not found.leftovers, found.leftovers
+        finished += 1
+        if killed < kills:
+            fresh()
+    return name, f"{duration:.1f}", killed, finished, len(expected.files), 0
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "log.txt").read_text()[-4000:]
+
+
+def set_up(folder: Path) -> None:
+    """What the commands read: a log, a run on it, and a study."""
+    chance = random.Random(0)
+    rows = [f"u{user},i{chance.randrange(60)},{1_600_000_000 + 60 * step}" for user in range(6000) for step in range(9)]
+    (folder / "log.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
+    (folder / "study.json").write_text(json.dumps(STUDY))
+    fit = ["fit", "--config=data/csv.yaml", "--data.path=../log.csv", "--data.data_dir=../stores", "--model.size=3k",
+           "--config=trainer/laptop.yaml", "--trainer.max_epochs=1", "--trainer.default_root_dir=../run"]  # fmt: skip
+    assert start(fit, folder / "work").wait() == 0, log_of(folder)
+
+
+def report(cells: tuple[Any, ...]) -> None:
+    """Add a row to the page."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
+    page = Path(__file__).with_suffix(".md")
+    if not page.exists():
+        page.write_text(HEADER)
+    row = (*cells, f"{os.cpu_count()} cores {platform.machine()}", commit)
+    with page.open("a") as out:
+        out.write(f"| {' | '.join(map(str, row))} |\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--commands", default=",".join(COMMANDS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="lrec-kill-"))
+    try:
+        set_up(folder)
+        for name in arguments.commands.split(","):
+            report(measure(name, folder, arguments.kills, random.Random(arguments.seed)))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
