@@ -58,8 +58,8 @@ def write_safetensors(model: Model, file: Path) -> None:
     tensors |= checkpoints.items_as_tensors(model.item_ids, model.counts_V)
     about = model.about | {"format": FORMAT}
     text = json.dumps(about)
+    metadata = {"lrec": text, checkpoints.CHECKSUM: checkpoints.checksum(text, tensors)}
     with replacing(file) as temporary:
-        metadata = {"lrec": text, checkpoints.CHECKSUM: checkpoints.checksum(text, tensors)}
         checkpoints.save_tensors(tensors, temporary, metadata)
     write_json(file.with_suffix(".json"), about)
 

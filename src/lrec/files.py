@@ -54,7 +54,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def temporary(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` for a file or a folder that is removed at the end.
 
-    What processes that were killed have left of the same path is removed at the beginning.
+    What processes that were killed have left of the same path is removed at the beginning. A full disk is an OSError
+    that names `path`, whichever library found it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.iterdir():
@@ -63,8 +64,21 @@ def temporary(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield unfinished
+    except Exception as error:
+        number = _of_the_system(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         remove(unfinished)
+
+
+def _of_the_system(error: Exception) -> int | None:
+    """The system's number of an error that names no file; libraries in Rust give it in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.filename is None else None
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def is_left_over(name: str) -> bool:

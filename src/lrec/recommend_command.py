@@ -104,7 +104,7 @@ def recommend(
             raise UserError(f"{histories} holds no history")
         if out is not None:
             with replacing(out) as whole:
-                _WRITERS[out.suffix](pl.scan_parquet(f"{folder}/*.parquet"), whole)
+                _WRITERS[out.suffix](pl.scan_parquet(sorted(folder.iterdir()), glob=False), whole)
     print(_table(shown))
     which = "the first users of the file, --out writes all" if out is None else f"{users} users written to {out}"
     print(f"{which}; {skipped} items of their histories are unknown and were skipped")

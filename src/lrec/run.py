@@ -364,7 +364,7 @@ def read_item_ids(path: Path) -> pl.Series:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        ids = pl.read_parquet(path, columns=["raw_id"])["raw_id"]
+        ids = pl.read_parquet(path, columns=["raw_id"], glob=False)["raw_id"]
         stated = pl.read_parquet_metadata(path).get(_CHECKSUM)  # earlier versions wrote none
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise UserError(f"{path}: no list of items, or a damaged one") from error

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import lrec as package
+from lrec import checkpoints
 from lrec.cli import main
 from lrec.data.datasets import datamodule_of
 from lrec.metrics import score
@@ -98,3 +99,45 @@ def test_what_no_run_can_go_on_from(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
     assert "choose --trainer.default_root_dir" in refused("fit", *OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state.pop("net.norm.weight"), "lacks the parameter net.norm.weight"),
+        (lambda state: state.update(more=torch.ones(2)), "also has the parameter more"),
+        (lambda state: state.update({"net.norm.weight": torch.ones(5)}), "has net.norm.weight as (5,) floats"),
+    ],
+    ids=["missing", "extra", "misshapen"],
+)
+def test_a_checkpoint_with_other_parameters_is_refused(
+    change: Callable[[dict[str, torch.Tensor]], object],
+    says: str,
+    run: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+) -> None:
+    checkpoint = checkpoints.read(run / "checkpoints" / "last.ckpt")
+    change(checkpoint["state_dict"])
+    path = tmp_path / "other.ckpt"
+    checkpoints.write(path, checkpoint)
+    more = ["--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    for command in ("test", "fit"):
+        error = refused(command, *OPTIONS, f"--data.data_dir={run.parent}", *more, f"--ckpt_path={path}")
+        assert f"{path} {says}" in error
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off"])
+def test_a_damaged_checkpoint_is_refused_before_anything_is_written(
+    damage: str, run: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    data = (run / "checkpoints" / "last.ckpt").read_bytes()
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 8]) + data[middle + 1 :]
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(flipped if damage == "flipped" else data[:middle])
+    options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    for command in ("fit", "test", "validate", "predict"):
+        error = refused(command, *options, f"--ckpt_path={path}")
+        assert f"--ckpt_path {path}: not a checkpoint that lrec wrote, or a damaged one" in error
+    assert not (tmp_path / "run").exists()

@@ -24,6 +24,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "in Python"), RuntimeError("in Rust (os error 28)"), OSError("(os error 28)")]
+)
+def test_a_full_disk_names_the_file_whichever_library_says_so(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as found, replacing(tmp_path / "value.json"):
+        raise error
+    assert (found.value.errno, found.value.filename) == (28, str(tmp_path / "value.json"))
+
+
 def test_a_failed_folder_is_removed(tmp_path: Path) -> None:
     def fill_half() -> None:
         with replacing(tmp_path / "store") as temporary:

@@ -347,8 +347,8 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
     """Read a Parquet file batch by batch, with the types of its columns."""
     try:
         # Engines that write in parallel leave files without rows, whose columns are still checked.
-        yield Table(name, pl.read_parquet(source, n_rows=0, hive_partitioning=False), 1)
-        rows = pl.scan_parquet(source, hive_partitioning=False)
+        yield Table(name, pl.read_parquet(source, n_rows=0, hive_partitioning=False, glob=False), 1)
+        rows = pl.scan_parquet(source, hive_partitioning=False, glob=False)
         nested = any(dtype.is_nested() for dtype in rows.collect_schema().dtypes())
         batch = _NESTED_BATCH if nested else _BATCH
         # Slice by slice: collect_batches decodes up to 128 row groups ahead, which for most files is everything.

@@ -89,12 +89,12 @@ class Store:
     @cached_property
     def item_table(self) -> pl.DataFrame:
         """raw_id, count and domain (null without domains) of each item, by store index."""
-        return pl.read_parquet(self.path / "items.parquet")
+        return pl.read_parquet(self.path / "items.parquet", glob=False)
 
     @cached_property
     def raw_user_ids(self) -> pl.Series:
         """Raw id of each user, by store index."""
-        return pl.read_parquet(self.path / "users.parquet")["raw_id"]
+        return pl.read_parquet(self.path / "users.parquet", glob=False)["raw_id"]
 
     @property
     def n_users(self) -> int:

@@ -122,10 +122,10 @@ def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]
         raise UserError(f"{file}: the file is empty")
     try:
         if file.suffix == ".parquet":
-            frame, first = pl.read_parquet(file), 1
+            frame, first = pl.read_parquet(file, glob=False), 1
         elif file.suffix in {".csv", ".tsv"}:
             separator = "\t" if file.suffix == ".tsv" else ","
-            frame, first = pl.read_csv(file, separator=separator, infer_schema=False), 2
+            frame, first = pl.read_csv(file, separator=separator, infer_schema=False, glob=False), 2
         else:
             raise UserError(f"{file}: points are read from .jsonl, .csv, .tsv or .parquet files")
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -144,7 +144,7 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> str:
     for run in sorted(runs, key=lambda run: points[run.name].N_body):
         path = run_of_study(out, run.name).target_losses_file
         if not points[run.name].diverged and path.is_file():
-            losses[run.size].append(pl.read_parquet(path))
+            losses[run.size].append(pl.read_parquet(path, glob=False))
     if len(losses) < 2:
         return ""
     with_trajectory = next(iter(losses.values()))[0]["step"].max() != 0
