@@ -16,7 +16,7 @@ from typing import Any
 from lrec.errors import UserError
 
 _HOST = re.sub(r"\W", "-", socket.gethostname())
-_TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,9})\.[0-9a-f]{8}\.tmp")
 
 
 def check_writable(path: Path, option: str) -> None:

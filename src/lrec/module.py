@@ -303,8 +303,9 @@ class SequentialRecommender(LightningModule):
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
         refuse_another(saved, self.config, self.data.data_hash)
-        mine = {name: parallel.local(tensor) for name, tensor in self.state_dict().items()}
-        checkpoints.check_parameters(checkpoint["state_dict"], mine, self.trainer.ckpt_path or "the checkpoint")
+        if self.strict_loading:
+            mine = {name: parallel.local(tensor) for name, tensor in self.state_dict().items()}
+            checkpoints.check_parameters(checkpoint["state_dict"], mine, self.trainer.ckpt_path or "the checkpoint")
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
             self._refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
