@@ -201,9 +201,7 @@ def network(config: TransformerConfig, parameters: dict[str, Tensor], path: Path
     with torch.device("meta"):
         net = Transformer(config)
     check_parameters(parameters, net.state_dict(), path)
-    for name, tensor in parameters.items():
-        if not tensor.isfinite().all():
-            raise UserError(f"{path}: the parameter {name} is not finite: the run diverged; recommend from another one")
+    check_finite(parameters, path)
     net.load_state_dict(parameters, assign=True)
     return net
 
@@ -217,6 +215,13 @@ def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         one, other = (f"{tuple(each.shape)} {_kind(each)}" for each in (found[name], tensor))
         if one != other:
             raise UserError(f"{path} has {name} as {one}, its network as {other}: {_AGAIN}")
+
+
+def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:
+    """UserError where a parameter of `path` is not finite, whose scores would put items in some order all the same."""
+    for name, tensor in parameters.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: the parameter {name} is not finite: the run diverged; recommend from another one")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -303,9 +303,12 @@ class SequentialRecommender(LightningModule):
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
         refuse_another(saved, self.config, self.data.data_hash)
+        path = self.trainer.ckpt_path or "the checkpoint"
         if self.strict_loading:
             mine = {name: parallel.local(tensor) for name, tensor in self.state_dict().items()}
-            checkpoints.check_parameters(checkpoint["state_dict"], mine, self.trainer.ckpt_path or "the checkpoint")
+            checkpoints.check_parameters(checkpoint["state_dict"], mine, path)
+        if self.trainer.predicting:
+            checkpoints.check_finite(checkpoint["state_dict"], path)
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
             self._refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))

@@ -127,6 +127,16 @@ def test_a_checkpoint_with_other_parameters_is_refused(
         assert f"{path} {says}" in error
 
 
+def test_nothing_is_predicted_by_a_network_that_diverged(
+    run: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    checkpoint = checkpoints.read(run / "checkpoints" / "last.ckpt")
+    checkpoint["state_dict"]["net.norm.weight"][3] = torch.nan
+    checkpoints.write(tmp_path / "nan.ckpt", checkpoint)
+    error = refused("predict", f"--config={run / 'config.yaml'}", f"--ckpt_path={tmp_path / 'nan.ckpt'}")
+    assert f"{tmp_path / 'nan.ckpt'}: the parameter net.norm.weight is not finite" in error
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut off"])
 def test_a_damaged_checkpoint_is_refused_before_anything_is_written(
     damage: str, run: Path, tmp_path: Path, refused: Callable[..., str]
