@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrec import checkpoints
+
 AVERAGING = json.dumps({"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.9}})
 QUICK = (
     "--config=data/synthetic.yaml",
@@ -38,7 +40,7 @@ def test_the_test_after_fit_is_that_of_the_averages(
     assert not torch.equal(raw["net.items.weight"], averaged["net.items.weight"])
     # The figures are those of the averages, and not of what was averaged.
     checkpoint["state_dict"] = raw
-    torch.save(checkpoint, tmp_path / "raw.ckpt")
+    checkpoints.write(tmp_path / "raw.ckpt", checkpoint)
     lrec("test", "--config", run / "config.yaml", f"--ckpt_path={tmp_path / 'raw.ckpt'}")
     assert json.loads((run / "metrics.json").read_text())["model"]["loss"] != after_fit["loss"]
     sharded = f"--trainer.default_root_dir={tmp_path / 'sharded'}"
