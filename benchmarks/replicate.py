@@ -267,8 +267,8 @@ def page(sections: list[str]) -> str:
             "",
             "Leave-one-out: the last item of a user is the test, the one before validates; the whole catalogue is",
             "ranked, seen items left out. Each recipe (configs/recipes) was chosen and is stopped by validation",
-            "NDCG@10, and frozen before the test figures of these runs were looked at; docs/recipes.md says what was",
-            "tried. Figures are means over the seeds; intervals hold 95 %, over users, paired. A first seed is",
+            "NDCG@10, and frozen before the test figures of these runs were looked at; replicate/choices.md says what",
+            "was tried. Figures are means over the seeds; intervals hold 95 %, over users, paired. A first seed is",
             "",
             "    lrec fit --config configs/recipes/beauty-sasrec.yaml --data.path s3rec_Beauty.txt.gz --data.seed 1 "
             "--seed_everything 1",

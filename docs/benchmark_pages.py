@@ -10,21 +10,22 @@ from mkdocs.structure.files import File, Files
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """A section for them behind the others."""
     assert config.nav is not None
-    config.nav.append({"Benchmarks": [f"benchmarks/{page.name}" for page in _pages(config)]})
+    config.nav.append({"Benchmarks": list(_pages(config))})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add each."""
-    for page in _pages(config):
-        files.append(File.generated(config, f"benchmarks/{page.name}", abs_src_path=str(page)))
+    for name, page in _pages(config).items():
+        files.append(File.generated(config, name, abs_src_path=str(page)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to them lead out of docs/ in the repository, but not in the site."""
-    return markdown.replace("](../benchmarks/", "](benchmarks/")
+    """Links lead from docs/ to benchmarks/ and back in the repository; the site has benchmarks/ inside of docs/."""
+    return markdown.replace("../benchmarks/", "benchmarks/").replace("../docs/", "../")
 
 
-def _pages(config: MkDocsConfig) -> list[Path]:
-    return sorted(Path(config.config_file_path).parent.glob("benchmarks/*.md"))
+def _pages(config: MkDocsConfig) -> dict[str, Path]:
+    root = Path(config.config_file_path).parent
+    return {page.relative_to(root).as_posix(): page for page in sorted((root / "benchmarks").rglob("*.md"))}

@@ -21,7 +21,7 @@ from stand_ins import write_points, write_stand_ins
 from lrec.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 # GPUs, several nodes, and what a run on them has left.
 PARSED = re.compile(r"trainer/fsdp(-hybrid)?\.yaml|/shared/|runs/829m")
 SLOW = re.compile(r"lrec (scaling|tasks) |trainer/fsdp-cpu\.yaml")

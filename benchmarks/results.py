@@ -1,0 +1,198 @@
+"""All studies in one table and one figure, from their committed points: docs/results/index.md and studies.png.
+
+    python benchmarks/results.py
+
+The sizes of a study that were held out are predicted from its smaller ones, and so, in turn, is every fitted size from
+those below it (the roll-out). "Naive" expects of larger sizes what the best smaller one has.
+
+A set that is added is a line of `STUDIES`; a way of predicting that is added, a line of `METHODS`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from lrec.figures import draw_frame, new_figure
+from lrec.laws.fit import fit_points
+from lrec.laws.forms import law_named
+from lrec.laws.predict import hold_out
+from lrec.laws.profile import Prediction
+from lrec.shape import SIZES
+from lrec.study.points import read_points
+from lrec.tables import rows_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+PAGES = HERE.parent / "docs" / "results"
+PAGE = PAGES / "index.md"
+TABLE = re.compile(r"^\| set \|.*\n(?:\|.*\n)*", re.MULTILINE)
+BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
+NAMES = {12 * layers * width**2: name for name, (layers, width, _) in SIZES.items()}
+
+
+class Study(NamedTuple):
+    """A ladder of sizes whose points are committed."""
+
+    name: str
+    page: str
+    points: str
+    holdout: int = 2
+
+
+STUDIES = (
+    Study("MovieLens-1M", "ml-1m.md", "ml-1m-lsrm/all_points.jsonl"),
+    Study("MovieLens-1M, first ladder", "ml-1m.md#the-first-ladder", "ml-1m-lsrm/untuned/all_points.jsonl"),
+    Study("MovieLens-1M, 5 epochs", "ml-1m.md#in-eight-minutes", "ml-1m/points.csv"),
+    Study("Amazon Beauty", "s3rec-beauty.md", "s3rec-beauty/all_points.jsonl"),
+    Study("Ciao", "ciao.md", "ciao/all_points.jsonl"),
+    Study("MovieLens latest-small", "ml-latest-small.md", "ml-latest-small/points.csv"),
+)
+
+Predict = Callable[[Sequence[float]], list[Prediction]]
+
+
+def single_law(points: pl.DataFrame) -> Predict:
+    """L(N) = E + (N0/N)^a, fitted to the points; the law that a study writes its prediction by."""
+    return fit_points(law_named("lsrm"), points).profile.predict
+
+
+METHODS: dict[str, Callable[[pl.DataFrame], Predict]] = {"law": single_law}
+"""Ways of predicting by the name of their columns; the first one is drawn."""
+LEAST_SIZES = 4
+
+
+def losses_by_size(points: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The sizes, and the mean loss of each."""
+    means = points.group_by("x").agg(pl.col("y").mean()).sort("x")
+    return means["x"].to_numpy(), means["y"].to_numpy()
+
+
+def naive_error(small: pl.DataFrame, loss: float) -> float:
+    """In per cent of the loss: what the best of the smaller sizes has, for a larger one."""
+    return 100 * (float(losses_by_size(small)[1].min()) / loss - 1)
+
+
+def rolled_out(fitted: pl.DataFrame, method: Callable[[pl.DataFrame], Predict]) -> tuple[float, float]:
+    """Mean absolute error in per cent, the method's and naive's, of fitted sizes predicted from those below."""
+    sizes, losses = losses_by_size(fitted)
+    errors = []
+    for k in range(LEAST_SIZES, len(sizes)):
+        small = fitted.filter(pl.col("x") < sizes[k])
+        (p,) = method(small)([sizes[k]])
+        errors.append((abs(100 * (p.predicted / losses[k] - 1)), abs(naive_error(small, losses[k]))))
+    return tuple(np.mean(errors, axis=0)) if errors else (np.nan, np.nan)
+
+
+def per_decade(sizes: np.ndarray, losses: np.ndarray) -> str:
+    """Nats per ten times the size, by least squares over log N."""
+    return f"{np.polyfit(np.log10(sizes), losses, 1)[0]:+.3f}"
+
+
+def study_row(study: Study, points: pl.DataFrame) -> list[str]:
+    """A study's line of the table."""
+    fitted, held_out = hold_out(points, study.holdout)
+    sizes, losses = losses_by_size(fitted)
+    large, actual = losses_by_size(held_out)
+    row = [
+        f"[{study.name}]({study.page})",
+        f"{unique_targets(study):,}",
+        f"{len(sizes)}, {name_of(sizes[0])} to {name_of(sizes[-1])}",
+        ", ".join(name_of(size) for size in large),
+        per_decade(sizes, losses),
+        per_decade(np.append(sizes[-1:], large[-1:]), np.append(losses[-1:], actual[-1:])),
+    ]
+    for method in METHODS.values():
+        predictions = method(fitted)(large.tolist())
+        inside = sum(p.low <= loss <= p.high for p, loss in zip(predictions, actual, strict=True))
+        errors = [f"{100 * (p.predicted / loss - 1):+.2f}" for p, loss in zip(predictions, actual, strict=True)]
+        row += [", ".join(errors), f"{inside} of {len(actual)}"]
+    row.append(", ".join(f"{naive_error(fitted, loss):+.2f}" for loss in actual))
+    rolled = {name: rolled_out(fitted, method) for name, method in METHODS.items()}
+    row += ["" if np.isnan(mine) else f"{mine:.2f}" for mine, _ in rolled.values()]
+    _, naive = next(iter(rolled.values()))
+    return [*row, "" if np.isnan(naive) else f"{naive:.2f}"]
+
+
+def unique_targets(study: Study) -> int:
+    """Training targets of the runs with the most data."""
+    return int(read_points([HERE / study.points], "N_body", u="U")["u"].max())
+
+
+def name_of(size: float) -> str:
+    """A size as the ladder names it."""
+    return NAMES.get(int(size), f"{size:,.0f}")
+
+
+def studies_table(read: dict[Study, pl.DataFrame]) -> str:
+    """A line for each study."""
+    of_methods = [f"{name}: {what}" for name in METHODS for what in ("error, %", "inside")]
+    rolled = [f"roll-out: {name}, %" for name in (*METHODS, "naive")]
+    head = ["set", "training targets", "fitted sizes", "held out", "slope, fitted", "slope, held out"]
+    rows = [[*head, *of_methods, "naive: error, %", *rolled]]
+    rows += [study_row(study, points) for study, points in read.items()]
+    return rows_table(rows, text=(0, 2, 3), padded=False)
+
+
+def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
+    """A panel for each study, all as many nats high: fitted and held-out losses, the prediction, and naive."""
+    method = next(iter(METHODS.values()))
+    figure = new_figure(9.6, 3.1 * -(-len(read) // 3))
+    panels = figure.subplots(-(-len(read) // 3), 3, squeeze=False).ravel()
+    drawn = [draw_study(axes, *item, method) for axes, item in zip(panels, read.items(), strict=False)]
+    height = 1.1 * max(highest - lowest for lowest, highest in drawn)
+    for axes, ends in zip(panels, drawn, strict=False):
+        middle = sum(ends) / 2
+        axes.set_ylim(middle - height / 2, middle + height / 2)
+    for axes in panels[len(read) :]:
+        axes.set_visible(False)
+    for axes in panels[::3]:
+        axes.set_ylabel("test loss, nats", fontsize=8)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return figure
+
+
+def draw_study(
+    axes: "Axes", study: Study, points: pl.DataFrame, method: Callable[[pl.DataFrame], Predict]
+) -> tuple[float, float]:
+    """One panel; returns the lowest and the highest loss, measured or predicted."""
+    fitted, held_out = hold_out(points, study.holdout)
+    sizes, losses = losses_by_size(fitted)
+    large, actual = losses_by_size(held_out)
+    x_P = np.geomspace(sizes[0], large[-1] * 1.3, 40)
+    band = method(fitted)(x_P.tolist())
+    predicted = [p.predicted for p in band]
+    low, high = [p.low for p in band], [p.high for p in band]
+    axes.fill_between(x_P, low, high, color=BLUE, alpha=0.15, lw=0, label="90 % interval")
+    axes.plot(x_P, predicted, color=BLUE, lw=1.4, label="predicted")
+    axes.plot([sizes[-1], x_P[-1]], [losses.min()] * 2, color=GREY, lw=1.1, ls="--", label="naive")
+    axes.plot(fitted["x"], fitted["y"], "o", ms=4, color=BLUE, mec="white", mew=0.5, label="fitted sizes")
+    axes.plot(large, actual, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4, label="held-out sizes", zorder=4)
+    axes.set_xscale("log")
+    axes.set_title(f"{study.name}\n{unique_targets(study):,} training targets", fontsize=9)
+    axes.set_xlabel("N_body", fontsize=8)
+    axes.tick_params(labelsize=8)
+    draw_frame(axes)
+    shown = [*points["y"], *predicted]
+    return min(shown), max(shown)
+
+
+def main() -> None:
+    """Write the table into the page and the figure beside it."""
+    read = {study: read_points([HERE / study.points]) for study in STUDIES}
+    table = studies_table(read)
+    page = PAGE.read_text()
+    PAGE.write_text(TABLE.sub(lambda _: table + "\n", page, count=1))
+    studies_figure(read).savefig(PAGES / "studies.png")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
