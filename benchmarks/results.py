@@ -59,18 +59,29 @@ Predict = Callable[[Sequence[float]], list[Prediction]]
 
 
 def single_law(points: pl.DataFrame) -> Predict:
-    """L(N) = E + (N0/N)^a, fitted to the points; the law that a study writes its prediction by."""
-    return fit_points(law_named("lsrm"), points).profile.predict
+    """L(N) = E + (N0/N)^a, fitted to the points with all data; the law that a study writes its prediction by."""
+    return fit_points(law_named("lsrm"), with_all_data(points)).profile.predict
 
 
 METHODS: dict[str, Callable[[pl.DataFrame], Predict]] = {"law": single_law}
-"""Ways of predicting by the name of their columns; the first one is drawn."""
+"""Ways of predicting all data's loss, from the points of smaller sizes at all shares of the data, by the name of their
+columns. The first one is drawn."""
 LEAST_SIZES = 4
 
 
+def read_study(study: Study) -> pl.DataFrame:
+    """All points of a study, those of shares of the data too: x is N_body, u the unique training targets."""
+    return read_points([HERE / study.points], d="D", u="U")
+
+
+def with_all_data(points: pl.DataFrame) -> pl.DataFrame:
+    """The points that were trained on all of the data."""
+    return points.filter(pl.col("u") == pl.col("u").max())
+
+
 def losses_by_size(points: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """The sizes, and the mean loss of each."""
-    means = points.group_by("x").agg(pl.col("y").mean()).sort("x")
+    """The sizes, and the mean loss of each with all data."""
+    means = with_all_data(points).group_by("x").agg(pl.col("y").mean()).sort("x")
     return means["x"].to_numpy(), means["y"].to_numpy()
 
 
@@ -102,7 +113,7 @@ def study_row(study: Study, points: pl.DataFrame) -> list[str]:
     large, actual = losses_by_size(held_out)
     row = [
         f"[{study.name}]({study.page})",
-        f"{unique_targets(study):,}",
+        f"{points['u'].max():,.0f}",
         f"{len(sizes)}, {name_of(sizes[0])} to {name_of(sizes[-1])}",
         ", ".join(name_of(size) for size in large),
         per_decade(sizes, losses),
@@ -118,11 +129,6 @@ def study_row(study: Study, points: pl.DataFrame) -> list[str]:
     row += ["" if np.isnan(mine) else f"{mine:.2f}" for mine, _ in rolled.values()]
     _, naive = next(iter(rolled.values()))
     return [*row, "" if np.isnan(naive) else f"{naive:.2f}"]
-
-
-def unique_targets(study: Study) -> int:
-    """Training targets of the runs with the most data."""
-    return int(read_points([HERE / study.points], "N_body", u="U")["u"].max())
 
 
 def name_of(size: float) -> str:
@@ -173,20 +179,21 @@ def draw_study(
     axes.fill_between(x_P, low, high, color=BLUE, alpha=0.15, lw=0, label="90 % interval")
     axes.plot(x_P, predicted, color=BLUE, lw=1.4, label="predicted")
     axes.plot([sizes[-1], x_P[-1]], [losses.min()] * 2, color=GREY, lw=1.1, ls="--", label="naive")
-    axes.plot(fitted["x"], fitted["y"], "o", ms=4, color=BLUE, mec="white", mew=0.5, label="fitted sizes")
+    runs = with_all_data(fitted)
+    axes.plot(runs["x"], runs["y"], "o", ms=4, color=BLUE, mec="white", mew=0.5, label="fitted sizes")
     axes.plot(large, actual, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4, label="held-out sizes", zorder=4)
     axes.set_xscale("log")
-    axes.set_title(f"{study.name}\n{unique_targets(study):,} training targets", fontsize=9)
+    axes.set_title(f"{study.name}\n{points['u'].max():,.0f} training targets", fontsize=9)
     axes.set_xlabel("N_body", fontsize=8)
     axes.tick_params(labelsize=8)
     draw_frame(axes)
-    shown = [*points["y"], *predicted]
+    shown = [*runs["y"], *actual, *predicted]
     return min(shown), max(shown)
 
 
 def main() -> None:
     """Write the table into the page and the figure beside it."""
-    read = {study: read_points([HERE / study.points]) for study in STUDIES}
+    read = {study: read_study(study) for study in STUDIES}
     table = studies_table(read)
     page = PAGE.read_text()
     PAGE.write_text(TABLE.sub(lambda _: table + "\n", page, count=1))

@@ -24,6 +24,6 @@ def test_every_study_with_committed_points_is_in_the_table(results: dict[str, An
 
 @pytest.mark.slow
 def test_the_table_says_what_the_points_say(results: dict[str, Any]) -> None:
-    read = {study: results["read_points"]([BENCHMARKS / study.points]) for study in results["STUDIES"]}
+    read = {study: results["read_study"](study) for study in results["STUDIES"]}
     shown = results["TABLE"].search(results["PAGE"].read_text()).group()
     assert results["studies_table"](read) + "\n" == shown
