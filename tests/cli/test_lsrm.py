@@ -97,7 +97,7 @@ EPOCHS = {"98k": 30, "786k": 30, "1.6m": 30, "9.4m": 27, "75m": 12, "829m": 12}
 
 @pytest.mark.parametrize("name", ["lsrm-ml20m", "lsrm-amazon"])
 def test_the_whole_ladder_is_planned(name: str, tmp_path: Path, lrec) -> None:
-    path = write_movielens(tmp_path, [60] * 20) if name == "lsrm-ml20m" else write_amazon(tmp_path)
+    path = write_movielens(tmp_path, [60, 90] * 10) if name == "lsrm-ml20m" else write_amazon(tmp_path)
     planned = lrec(
         "scaling", "study", f"--config={find_config(f'study/{name}.yaml')}", "--options.data.path", path,
         "--options.data.data_dir", tmp_path, "--out", tmp_path / "study", "--dry_run",
