@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from lrec.config_file import check_config
 from lrec.errors import UserError
@@ -13,6 +13,9 @@ from lrec.errors import UserError
 # jsonargparse hands an option of a class on as text, and null as "None": --model.optimizer.switch null.
 _load = get_loader("yaml")
 set_loader("yaml", lambda text: None if text == "None" else _load(text), (yaml.YAMLError,))
+
+# The class that a study's options name is the run's to make, not the study's.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 
 class OneLineParser(ArgumentParser):

@@ -135,6 +135,14 @@ def test_a_run_told_to_stop_saves_and_goes_on(folder: Path) -> None:
     assert (runs / run.name / "target_losses.parquet").exists()
 
 
+def test_an_option_may_be_a_class_with_its_options(folder: Path, lrec: Callable[..., str]) -> None:
+    optimizer = {"class_path": "lrec.Optimizer", "init_args": {"lr": 0.02}}
+    options = STUDY["options"] | {"model.optimizer": optimizer}
+    Path("runs.yaml").write_text(yaml.safe_dump(STUDY | {"options": options}))
+    assert "2 runs" in lrec("scaling", "study", "--config", "runs.yaml", "--dry_run", "true")
+    assert all(run.config.value("model.optimizer.lr") == 0.02 for run in runs_of(options=options))
+
+
 def test_grid_and_sweep(folder: Path, lrec: Callable[..., str]) -> None:
     grid = json.dumps({"trainer": {"max_epochs": [1, 2]}})
     sweep = json.dumps({"model": {"optimizer": {"lr": [0.001, 0.02]}}})
