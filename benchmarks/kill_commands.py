@@ -3,10 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/kill_commands.py [--kills 20] [--commands fit,recommend]
 
 Each command runs once undisturbed in a folder; what it wrote there is kept. Then it runs in an empty folder of the
-same name and is killed after a random time, between a quarter and the whole of what it took undisturbed (the rest is
-Python's imports), again and again: half of the times the process alone, half of the times with all that it started.
-One that ends before its kill is compared and begun anew. At last it runs to its end. The files must be the same by
-name and by content, but for clocks, and neither they nor TMPDIR may hold anything temporary of lrec's.
+same name and is killed after a random time, between nothing and what it took undisturbed, again and again. One that ends
+before its kill is compared and begun anew. At last it runs to its end. The files must be the same by name and by
+content, but for clocks, and neither they nor TMPDIR may hold anything temporary of lrec's.
+
+The processes begin with Lightning and torch imported (tests/warm_python.py), so that kills fall into lrec's own work.
+A killed study's runs live on, and the study that is started again waits for them.
 A row for each command is added to benchmarks/kill_commands.md.
 """
 
@@ -17,13 +19,15 @@ import os
 import platform
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import warm_python
 
 SMALL = [
     "--config=data/synthetic.yaml", "--data.n_users=400", "--data.n_items=60", "--data.length=14",
@@ -68,30 +72,10 @@ class Written(NamedTuple):
     leftovers: list[str]
 
 
-def start(command: list[str], folder: Path) -> "subprocess.Popen[bytes]":
-    """A command of lrec in a folder, as the leader of a process group."""
-    (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"TMPDIR": str(folder / "tmp")}
+def start(python: str, command: list[str], folder: Path) -> "subprocess.Popen[bytes]":
+    """A command of lrec in a folder."""
     with (folder.parent / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lrec", *command],
-            cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-
-
-def wait_for_group(leader: int) -> None:
-    """Until the last process of a group has ended: a killed study's runs go on."""
-    while True:
-        groups = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-            except OSError:
-                continue
-            groups += [int(group)] if state != "Z" else []
-        if leader not in groups:
-            return
-        time.sleep(0.1)
+        return subprocess.Popen([python, "-m", "lrec", *command], cwd=folder, stdout=log, stderr=log)
 
 
 def written(folder: Path) -> Written:
@@ -123,33 +107,30 @@ def content(path: Path) -> Any:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def measure(name: str, folder: Path, kills: int, chance: random.Random) -> tuple[Any, ...]:
+def measure(name: str, python: str, folder: Path, kills: int, chance: random.Random) -> tuple[Any, ...]:
     """The cells of a row, but for machine and commit."""
     work = folder / "work"
     command = COMMANDS[name]
 
     def fresh() -> None:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        (work / "tmp").mkdir(parents=True)
 
     fresh()
     began = time.monotonic()
-    assert start(command, work).wait() == 0, log_of(folder)
+    assert start(python, command, work).wait() == 0, log_of(folder)
     duration = time.monotonic() - began
     expected = written(work)
     assert not expected.leftovers, expected.leftovers
     fresh()
     killed = finished = 0
     while killed < kills or not finished:
-        process = start(command, work)
+        process = start(python, command, work)
         try:
-            status = process.wait(timeout=chance.uniform(duration / 4, duration) if killed < kills else None)
+            status = process.wait(timeout=chance.uniform(0, duration) if killed < kills else None)
         except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            if chance.random() < 0.5:
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
-            wait_for_group(process.pid)
             killed += 1
             print(f"{name}: kill {killed}", file=sys.stderr, flush=True)
             continue
@@ -169,7 +150,7 @@ def log_of(folder: Path) -> str:
     return (folder / "log.txt").read_text()[-4000:]
 
 
-def set_up(folder: Path) -> None:
+def set_up(python: str, folder: Path) -> None:
     """What the commands read: a log, a run on it, and a study."""
     chance = random.Random(0)
     rows = [f"u{user},i{chance.randrange(60)},{1_600_000_000 + 60 * step}" for user in range(6000) for step in range(9)]
@@ -177,7 +158,7 @@ def set_up(folder: Path) -> None:
     (folder / "study.json").write_text(json.dumps(STUDY))
     fit = ["fit", "--config=data/csv.yaml", "--data.path=../log.csv", "--data.data_dir=../stores", "--model.size=3k",
            "--config=trainer/laptop.yaml", "--trainer.max_epochs=1", "--trainer.default_root_dir=../run"]  # fmt: skip
-    assert start(fit, folder / "work").wait() == 0, log_of(folder)
+    assert start(python, fit, folder / "work").wait() == 0, log_of(folder)
 
 
 def report(cells: tuple[Any, ...]) -> None:
@@ -199,11 +180,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="lrec-kill-"))
+    (folder / "work" / "tmp").mkdir(parents=True)
+    os.environ["TMPDIR"] = str(folder / "work" / "tmp")
+    python, server = warm_python.start(folder)
     try:
-        set_up(folder)
+        set_up(python, folder)
         for name in arguments.commands.split(","):
-            report(measure(name, folder, arguments.kills, random.Random(arguments.seed)))
+            report(measure(name, python, folder, arguments.kills, random.Random(arguments.seed)))
     finally:
+        server.communicate()
         shutil.rmtree(folder)
 
 
