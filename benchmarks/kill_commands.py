@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/kill_commands.py [--kills 20] [--commands fit,recommend]
 
 Each command runs once undisturbed in a folder; what it wrote there is kept. Then it runs in an empty folder of the
-same name and is killed after a random time, between nothing and what it took undisturbed, again and again. One that ends
-before its kill is compared and begun anew. At last it runs to its end. The files must be the same by name and by
+same name and is killed after a random time, between nothing and what it took undisturbed, again and again. One that
+ends before its kill is compared and begun anew. At last it runs to its end. The files must be the same by name and by
 content, but for clocks, and neither they nor TMPDIR may hold anything temporary of lrec's.
 
 The processes begin with Lightning and torch imported (tests/warm_python.py), so that kills fall into lrec's own work.
