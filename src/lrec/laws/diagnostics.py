@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+from scipy.optimize import lsq_linear
 
 from lrec.laws.candidate import Candidate
 from lrec.laws.descent import Descent, Problem, descend
 from lrec.laws.law import Array, Law
+from lrec.laws.objective import LAD_DELTA
 
 UNDECIDED = 1.35
 """Log-likelihood by which parameters must fall behind the best ones to be told apart: half of chi squared at 90 %."""
@@ -87,9 +89,26 @@ def _gradient_norm(problem: Problem, theta_T: Array) -> float:
     """Largest component of the gradient that no bound holds back."""
     objective = problem.objective
     _, gradient_ST, *_ = problem.at(theta_T[None], np.zeros(1, dtype=int), objective.smallest_delta)
+    gradient_T = gradient_ST[0]
     low_T, high_T = problem.low_ST[0], problem.high_ST[0]
-    held = ((theta_T <= low_T) & (gradient_ST[0] > 0)) | ((theta_T >= high_T) & (gradient_ST[0] < 0))
-    return float(np.abs(np.where(held | (low_T == high_T), 0.0, gradient_ST[0])).max())
+    if objective.kind == "lad":
+        gradient_T = _least_subgradient(problem, theta_T)
+    held = ((theta_T <= low_T) & (gradient_T > 0)) | ((theta_T >= high_T) & (gradient_T < 0))
+    return float(np.abs(np.where(held | (low_T == high_T), 0.0, gradient_T)).max())
+
+
+def _least_subgradient(problem: Problem, theta_T: Array) -> Array:
+    """Of absolute deviations: a residual that is zero has any slope between those to its left and right."""
+    residual_SN, jacobian_SNT = problem.model(theta_T[None], np.zeros(1, dtype=int))
+    residual_N, jacobian_NT, over = residual_SN[0], jacobian_SNT[0], problem.objective.over
+    zero_N = np.abs(residual_N) < LAD_DELTA
+    rest_T = np.where(residual_N > 0, 1.0, -over)[~zero_N] @ jacobian_NT[~zero_N]
+    free_T = (theta_T > problem.low_ST[0]) & (theta_T < problem.high_ST[0])
+    if not (zero_N.any() and free_T.any()):
+        return rest_T
+    slope_Z = lsq_linear(jacobian_NT[zero_N][:, free_T].T, -rest_T[free_T], bounds=(-over, 1.0)).x
+    least_T: Array = rest_T + slope_Z @ jacobian_NT[zero_N]
+    return least_T
 
 
 def _route_difference(law: Law, routes_ST: Array, z_NV: Array) -> float:

@@ -1,7 +1,7 @@
 """Fits a scaling law by two independent routes.
 
-Route one: descent from many starts. Route two: scipy's trust region from the best of them. The lower objective wins,
-and both are compared.
+Route one: descent from many starts. Route two: scipy's trust region from the best of their shapes. The lower objective
+wins, and both are compared.
 
 Shapes: S starts, N points, V variables, T parameters.
 """
@@ -16,12 +16,13 @@ import polars as pl
 
 from lrec.errors import UserError
 from lrec.laws.candidate import VANISHED, Candidate
-from lrec.laws.descent import Problem, along_bounds, descend
+from lrec.laws.descent import Descent, Problem, along_bounds, descend
 from lrec.laws.diagnostics import Diagnostics, diagnose, share_agreeing
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Kind, Objective
 from lrec.laws.profile import Profile
 from lrec.laws.trust_region import trust_region
+from lrec.laws.vertex import polished
 
 NARROWEST = 1.01
 """Sizes that span less than this factor tell a power from a constant by rounding errors alone."""
@@ -97,22 +98,47 @@ def fit_points(
     fixed: Mapping[str, float] | None = None,
 ) -> Fit:
     """Fit `law` to points, a table as `laws.points` has it; see `fit`."""
+    start, start_ST = search_of(law, points, objective, fixed)
+    descended_T, ends = by_descent(start, start_ST)
+    routes_ST = np.array([descended_T, by_trust_region(start, start_ST)])
+    problem = start.problem()
+    routes_ST = _snapped(problem, routes_ST, law.n_coefficients)
+    if start.objective.kind == "lad":
+        routes_ST = np.array([polished(problem, theta_T) for theta_T in routes_ST])
+    best = start.at(routes_ST[problem.values(routes_ST).argmin()])
+    diagnostics = diagnose(best, start_ST, ends, routes_ST)
+    return Fit(law, start.objective, points, start.unit_V, start.low_T, start.high_T, best.theta_T, diagnostics)
+
+
+def search_of(
+    law: Law,
+    points: pl.DataFrame,
+    objective: Objective | Kind = "huber",
+    fixed: Mapping[str, float] | None = None,
+) -> tuple[Candidate, Array]:
+    """What is searched, and the starts of the search, start_ST; see `fit`."""
     objective = objective if isinstance(objective, Objective) else Objective(objective)
     x_NV, y_N = points.select(law.columns).to_numpy().astype(float), points["y"].to_numpy().astype(float)
     _check(law, x_NV, y_N, fixed or {})
     unit_V = law.units(x_NV)
     low_T, high_T = _bounds(law, y_N, unit_V, fixed or {})
     start_ST = np.unique(np.clip(_starts(law, np.log(x_NV / unit_V), y_N), low_T, high_T), axis=0)
-    start = Candidate(law, objective, points, unit_V, low_T, high_T, start_ST[0])
+    return Candidate(law, objective, points, unit_V, low_T, high_T, start_ST[0]), start_ST
+
+
+def by_descent(start: Candidate, start_ST: Array) -> tuple[Array, Descent]:
+    """The first route's parameters, theta_T, and where all starts ended."""
     problem = start.problem()
     ends = descend(problem, start_ST)
-    descended_T = ends.theta_ST[ends.value_S.argmin()]
+    best_T = ends.theta_ST[ends.value_S.argmin()]
     if share_agreeing(ends, ends.value_S.min()) < SETTLED:
-        descended_T = along_bounds(problem, descended_T)
-    second_T = trust_region(law, objective, start.z_NV, y_N, low_T, high_T, start_ST)
-    routes_ST = _snapped(problem, np.array([descended_T, second_T]), law.n_coefficients)
-    best = start.at(routes_ST[problem.values(routes_ST).argmin()])
-    return Fit(law, objective, points, unit_V, low_T, high_T, best.theta_T, diagnose(best, start_ST, ends, routes_ST))
+        best_T = along_bounds(problem, best_T)
+    return best_T, ends
+
+
+def by_trust_region(start: Candidate, start_ST: Array) -> Array:
+    """The second route's parameters, theta_T."""
+    return trust_region(start.law, start.objective, start.z_NV, start.y_N, start.low_T, start.high_T, start_ST)
 
 
 def _check(law: Law, x_NV: Array, y_N: Array, fixed: Mapping[str, float]) -> None:

@@ -1,28 +1,31 @@
-"""The second, independent route to a law's parameters: scipy's trust region from the best few starts.
+"""The second, independent route to a law's parameters: scipy's trust region from the best few shapes.
 
-It shares nothing with `descent` but the law's formula: derivatives are differences, and Huber's function is
-`scipy.optimize.least_squares`' own. Its huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2)
-beyond, summed over the points, as `Objective` has it; least absolute deviations are Huber's function of a tiny delta,
-divided by it. Residuals that are overshot are weighted before they get there: exact but for Huber's, where it is near.
+It shares nothing with `descent` but the law's formula. Its starts are shapes of the law's grid with the coefficients
+that least squares give them, derivatives are differences, and Huber's function is `scipy.optimize.least_squares`' own:
+its huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2) beyond, summed over the points, as
+`Objective` has it. Least absolute deviations are Huber's function of a small delta, where `vertex.polished` starts.
+Residuals that are overshot are weighted before they get there: exact but for Huber's, where it is near.
 
-Shapes: S starts, N points, T parameters, F free ones.
+Shapes: S starts, N points, K coefficients, T parameters, F free ones.
 """
 
 import numpy as np
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, nnls
 
 from lrec.laws.law import Array, Law
-from lrec.laws.objective import LAD_DELTA, Objective
+from lrec.laws.objective import Objective
 
 STARTS = 3
-"""How many of the starts with the lowest objective are followed."""
-DELTAS = (np.inf, 1e-2, 1e-3, 1e-4, 1e-6)
+"""How many of the shapes with the lowest objective are followed."""
+DELTAS = (np.inf, 1e-2, 1e-3, 1e-4)
 """Huber functions on the way to the objective's own, each from where the one before ended: all, or the last of them."""
 ROUNDS = 200
 STEP = 1e-6
 """Of the differences, in logarithms of the parameters."""
 INSIDE = 1e-10
 """How far from the bounds scipy wants its starts."""
+LEAST_SHARE = 1e-3
+"""Of the losses, that each term starts with at least: one that starts at nothing would stay there."""
 
 
 def trust_region(
@@ -71,11 +74,22 @@ def trust_region(
             ).x
         return theta_F
 
-    smallest = {"huber": objective.delta, "lad": LAD_DELTA, "lsq": np.inf}[objective.kind]
+    smallest = {"huber": objective.delta, "lad": DELTAS[-1], "lsq": np.inf}[objective.kind]
     ways = [(*(delta for delta in DELTAS if delta > smallest), smallest)]
     if objective.kind != "lsq":
         ways.append((*(delta for delta in DELTAS if smallest < delta <= 1e-3), smallest))
-    best_S = objective.terms(residuals(start_ST)).sum(-1).argsort()[:STARTS]
-    ends_ST = whole(np.array([follow(start_ST[s, free_F], way) for s in best_S for way in ways]))
+    shape_ST = np.clip(_starts(law, z_NV, y_N, start_ST), low_T, high_T)
+    best_S = objective.terms(residuals(shape_ST)).sum(-1).argsort()[:STARTS]
+    ends_ST = whole(np.array([follow(shape_ST[s, free_F], way) for s in best_S for way in ways]))
     best_T: Array = ends_ST[objective.terms(residuals(ends_ST)).sum(-1).argmin()]
     return best_T
+
+
+def _starts(law: Law, z_NV: Array, y_N: Array, start_ST: Array) -> Array:
+    """The starts' shapes, each with the coefficients of the least squares of its relative residuals."""
+    k = law.n_coefficients
+    shape_SH = np.unique(start_ST[:, k:], axis=0)
+    phi_SNK = np.exp(law.log_basis(np.exp(shape_SH), z_NV)[0]) / y_N[:, None]
+    coefficient_SK = np.array([nnls(phi_NK, np.ones(len(y_N)))[0] for phi_NK in phi_SNK])
+    least_SK = LEAST_SHARE / np.maximum(phi_SNK.mean(1), 1e-100)
+    return np.concatenate([np.log(np.maximum(coefficient_SK, least_SK)), shape_SH], axis=1)

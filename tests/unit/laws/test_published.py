@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from scipy.optimize import least_squares, minimize
+from scipy.optimize import least_squares, linprog, minimize
 from scipy.special import huber
 
 from lrec.laws.fit import Fit, fit
@@ -28,12 +28,20 @@ def table(name: str) -> pl.DataFrame:
     return pl.read_csv(TABLES / name)
 
 
+@cache
 def data_constrained() -> tuple[Array, Array]:
     """N, D, U and losses of the 182 runs of arXiv 2305.16264."""
     points = table("datablations_c4_182.csv")
     return points.select("params_N", "tokens_D", "unique_tokens_U").to_numpy().astype(float), points[
         "val_loss"
     ].to_numpy()
+
+
+@cache
+def free_fit(law: str) -> Fit:
+    """Of the 182 runs, with all parameters free."""
+    x, y = data_constrained()
+    return fit(LAWS[law], x[:, : len(LAWS[law].variables)], y)
 
 
 def value(law_name: str, parameters: dict[str, float], x: Array, y: Array, objective: Objective) -> float:
@@ -78,8 +86,7 @@ def test_the_fit_of_repeats_alone_finds_the_best_minimum_and_says_that_the_param
     ],
 )
 def test_all_parameters_free(law: str, objective: float, r2: float | None) -> None:
-    x, y = data_constrained()
-    fitted = fit(LAWS[law], x[:, : len(LAWS[law].variables)], y)
+    fitted = free_fit(law)
     assert fitted.value == pytest.approx(objective, abs=5e-6)
     assert r2 is None or fitted.r2 == pytest.approx(r2, abs=5e-4)
     assert fitted.diagnostics.share_agreeing > 0.9
@@ -91,8 +98,7 @@ def test_all_parameters_free(law: str, objective: float, r2: float | None) -> No
 
 def test_the_penalty_beats_worthless_repeats_by_78_units_of_bic() -> None:
     """Which counts R_D on the data alone, as in the second of the four fits above."""
-    x, y = data_constrained()
-    repeats, penalty = (fit(LAWS[law], x, y) for law in ("repeated_data", "overfitting"))
+    repeats, penalty = free_fit("repeated_data"), free_fit("overfitting")
     assert repeats.bic - penalty.bic == pytest.approx(78, abs=0.5)
 
 
@@ -138,6 +144,26 @@ def test_chinchillas_runs_with_overshooting_ten_times_as_bad() -> None:
         assert fitted.parameters[name] == pytest.approx(published[name], rel=tolerance)
 
 
+def test_least_absolute_deviations_are_least_to_nine_digits() -> None:
+    """At given exponents the sum is least by a linear program; a simplex searches the exponents."""
+    points = table("kyotakano_llm_df.csv")
+    x, y = points.select("N", "D").to_numpy().astype(float), points["loss"].to_numpy()
+    n = len(y)
+
+    def least(exponents: Array) -> float:
+        terms = np.stack([np.ones(n), *(x / x.mean(0)).T ** -exponents[:, None]], axis=1)
+        split = np.hstack([terms, np.eye(n), -np.eye(n)])
+        program = linprog(np.concatenate([np.zeros(3), np.ones(2 * n)]), A_eq=split, b_eq=y)
+        return float(np.abs(y - terms @ program.x[:3]).sum())
+
+    fitted = fit(CHINCHILLA, x, y, Objective("lad", "level"))
+    found = np.array([fitted.parameters["a"], fitted.parameters["b"]])
+    assert fitted.value == pytest.approx(least(found), rel=1e-10)
+    options = {"xatol": 1e-9, "fatol": 1e-12, "initial_simplex": found + np.array([[0, 0], [1e-3, 0], [0, 1e-3]])}
+    assert fitted.value <= minimize(least, found, method="Nelder-Mead", options=options).fun * (1 + 1e-9)
+    assert fitted.diagnostics.gradient_norm < 1e-6
+
+
 class Naive:
     """Chinchilla's form as papers' scripts have it: theta is ln A, ln B, ln E, a, b; N and D are in units of one."""
 
@@ -168,27 +194,26 @@ class Naive:
         return np.array([end.fun for end in ends]) / scale, np.array([end.success for end in ends])
 
 
+TIGHT = {"ftol": 1e-15, "gtol": 1e-12, "maxiter": 5000, "maxfun": 50000}
+
+
 @cache
-def chinchilla_fit_of_the_same() -> Fit:
-    x, y = data_constrained()
-    return fit(CHINCHILLA, x[:, :2], y)
+def ends_of_naive(reduction: str, tight: bool) -> tuple[Array, Array]:
+    return Naive().search(reduction, **(TIGHT if tight else {}))
 
 
 def test_the_mean_of_huber_terms_converges_nowhere_the_sum_does() -> None:
-    fitted = chinchilla_fit_of_the_same()
-    ends, converged = Naive().search("mean")
+    fitted = free_fit("chinchilla")
+    ends, converged = ends_of_naive("mean", tight=False)
     assert converged.all()
     assert ends.min() > fitted.value * 1.004
-    ends, _ = Naive().search("sum", ftol=1e-15, gtol=1e-12, maxiter=5000, maxfun=50000)
+    ends, _ = ends_of_naive("sum", tight=True)
     assert ends.min() == pytest.approx(fitted.value, rel=1e-6)
 
 
 def test_few_starts_reach_the_optimum_at_default_tolerances_and_most_of_ours_do() -> None:
-    fitted = chinchilla_fit_of_the_same()
-    shares = [
-        np.mean(Naive().search("sum", **options)[0] < fitted.value * 1.001)
-        for options in ({}, {"ftol": 1e-15, "gtol": 1e-12, "maxiter": 5000, "maxfun": 50000})
-    ]
+    fitted = free_fit("chinchilla")
+    shares = [np.mean(ends_of_naive("sum", tight)[0] < fitted.value * 1.001) for tight in (False, True)]
     assert shares[0] < 0.3
     assert shares[1] > 1.5 * shares[0]
     assert fitted.diagnostics.share_agreeing > 0.9
@@ -196,7 +221,7 @@ def test_few_starts_reach_the_optimum_at_default_tolerances_and_most_of_ours_do(
 
 
 def test_normalised_variables_keep_the_problem_well_conditioned() -> None:
-    fitted = chinchilla_fit_of_the_same()
+    fitted = free_fit("chinchilla")
     p = fitted.parameters
     theta = np.array([np.log(p["A"]), np.log(p["B"]), np.log(p["E"]), p["a"], p["b"]])
     assert np.linalg.cond(Naive().jacobian(theta)) > 1000
@@ -209,7 +234,7 @@ def test_normalised_variables_keep_the_problem_well_conditioned() -> None:
 
 def test_scipys_huber_loss_of_least_squares_is_another_function() -> None:
     """At f_scale 1 it turns at residuals of 1, so it is least squares; at delta its cost is huber's over delta²."""
-    naive, fitted = Naive(), chinchilla_fit_of_the_same()
+    naive, fitted = Naive(), free_fit("chinchilla")
     start = np.array([5.0, 10.0, 0.5, 0.25, 0.5])
     end = least_squares(
         lambda theta: naive.log_loss - naive.fitted(theta), start, loss="huber", x_scale="jac", max_nfev=300
