@@ -29,11 +29,12 @@ class Compute:
 
     @classmethod
     def of(cls, points: pl.DataFrame) -> "Compute":
-        """From points with flops and d; 6 N where they do not say more."""
-        if not {"flops", "d"} <= set(points.columns):
+        """From points with flops and the interactions processed; 6 N where they do not say more."""
+        processed = "processed" if "processed" in points.columns else "d"
+        if not {"flops", processed} <= set(points.columns):
             return cls()
-        known = points.drop_nulls(["flops", "d"])
-        rest_N = (known["flops"] / known["d"] - 6 * known["x"]).to_numpy()
+        known = points.drop_nulls(["flops", processed])
+        rest_N = (known["flops"] / known[processed] - 6 * known["x"]).to_numpy()
         if len(known) < 2 or (rest_N <= 0).any() or known["x"].n_unique() < 2:
             return cls()
         g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
@@ -62,6 +63,9 @@ class Choice:
 class DataChooser:
     """Chooses N, D and U by a law of size and data, within the passes over the data at which it was fitted.
 
+    The law's data may be unique ones, each processed as often as in the runs that were fitted (`repeats`): what is
+    named data or D inside is the law's, what leaves in a `Choice` is what is processed.
+
     Args:
         fit: A fit of a law of N and D, or of N, D and U.
         unique: Unique interactions there are; None: as many as the fewest passes fitted need.
@@ -72,12 +76,14 @@ class DataChooser:
     """
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
-        self.fit, self.unique, self.epochs = fit, unique, epochs
+        self.fit, self.unique = fit, unique
         self.compute = Compute.of(fit.points)
         self.least_epochs, self.most_epochs = epochs_of(fit.points)
-        _check_epochs(epochs, self.least_epochs, self.most_epochs)
+        self.repeats = repeats_of(fit.points)
+        _check_epochs(epochs, self.least_epochs * self.repeats, self.most_epochs * self.repeats)
         if epochs is not None and unique is None:
             raise UserError("--epochs: name the number of unique interactions they go over with --unique")
+        self.epochs = None if epochs is None else epochs / self.repeats
 
     def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
         """The law's loss of N, D and U, which broadcast; U is what there is, or what that many passes need."""
@@ -96,7 +102,7 @@ class DataChooser:
             return self._for_passes(flops, self.epochs, self.unique)
 
         def data_at(size: Array | float) -> Array:
-            most = np.minimum(flops / self.compute.per_interaction(size), self._most_data())
+            most = np.minimum(flops / self._per_datum(size), self._most_data())
             return self._best_data(*np.atleast_1d(size, most))
 
         size_G = np.geomspace(1.0, max(flops, 10.0), 500)
@@ -115,9 +121,9 @@ class DataChooser:
         size = float(np.exp(found.x))
         return self._choice(size, data_at(size).item())
 
-    def for_loss(self, loss: float) -> Choice:
-        """The least C at which the best N and D reach the loss."""
-        most = 1e6 * 6 * float((self.fit.x_NV[:, 0] * self.fit.x_NV[:, 1]).max())
+    def for_loss(self, loss: float, most: float | None = None) -> Choice:
+        """The least C, at most so much, at which the best N and D reach the loss."""
+        most = most or 1e6 * 6 * float((self.fit.x_NV[:, 0] * self.fit.x_NV[:, 1]).max())
         least = _bisect(lambda flops: self._loss_of(self.for_flops(flops)) - loss, 1e3, most)
         if least is None:
             bound = self._loss_of(self.for_flops(most))
@@ -136,16 +142,15 @@ class DataChooser:
         enough = _bisect(lambda flops: size - float(self.for_flops(flops).size or 0), 6 * size, 1e12 * size**2)
         if enough is None:
             raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; name the data with --unique")
-        return self._choice(size, enough / float(self.compute.per_interaction(size)))
+        return self._choice(size, enough / float(self._per_datum(size)))
 
     def doubled(self, choice: Choice) -> dict[str, float]:
         """The loss with twice the parameters, with twice the data all of it new, and with twice the passes over it.
 
         Passes only by a law that tells them from new data, and as far as they were fitted.
         """
-        n, d, u = choice.size, choice.data, choice.unique
+        n, d, u = choice.size, self.data_of(choice), choice.unique
         assert n is not None
-        assert d is not None
         assert u is not None
         losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
         if self.repeats_count and 2 * d / u <= self.most_epochs * (1 + 1e-9):
@@ -154,8 +159,7 @@ class DataChooser:
 
     def data_limited_from(self, choice: Choice) -> float | None:
         """The least N at which, with this D and U, twice the data lowers the loss more than twice the parameters."""
-        d, u = choice.data, choice.unique
-        assert d is not None
+        d, u = self.data_of(choice), choice.unique
         assert u is not None
         size_G = np.geomspace(1.0, 1e15, 3000)
         better_G = self.loss(size_G, 2 * d, 2 * u) < self.loss(2 * size_G, d, u)
@@ -163,8 +167,12 @@ class DataChooser:
 
     def used_up(self, choice: Choice) -> bool:
         """Whether only the epochs fitted keep the plan from more passes."""
+        return self.epochs is None and 0.999 * self._most_data() < self.data_of(choice)
+
+    def data_of(self, choice: Choice) -> float:
+        """The law's D of a choice."""
         assert choice.data is not None
-        return self.epochs is None and 0.999 * self._most_data() < choice.data
+        return choice.data / self.repeats
 
     @property
     def repeats_count(self) -> bool:
@@ -174,9 +182,10 @@ class DataChooser:
     def _for_passes(self, flops: float, epochs: float, unique: float) -> Choice:
         """As many passes as asked for: N follows."""
         data = epochs * unique
-        size = _bisect(lambda n: flops - data * float(self.compute.per_interaction(n)), 1.0, max(flops, 10.0))
-        if size is None or data * float(self.compute.per_interaction(1.0)) > flops:
-            raise UserError(f"--flops {flops:g}: too few for {epochs:g} passes over {unique:g} interactions")
+        size = _bisect(lambda n: flops - data * float(self._per_datum(n)), 1.0, max(flops, 10.0))
+        if size is None or data * float(self._per_datum(1.0)) > flops:
+            passes = epochs * self.repeats
+            raise UserError(f"--flops {flops:g}: too few for {passes:g} passes over {unique:g} interactions")
         return self._choice(size, data)
 
     def _most_data(self) -> float:
@@ -196,13 +205,16 @@ class DataChooser:
         data_GK[:, -1] = most_G
         return data_GK[np.arange(len(size_G)), self.loss(size_G[:, None], data_GK).argmin(1)]
 
+    def _per_datum(self, size: Array | float) -> Any:
+        return self.repeats * self.compute.per_interaction(size)
+
     def _choice(self, size: float, data: float) -> Choice:
-        return Choice(size, data, float(self._unique_of(data)), data * float(self.compute.per_interaction(size)))
+        processed = data * self.repeats
+        return Choice(size, processed, float(self._unique_of(data)), data * float(self._per_datum(size)))
 
     def _loss_of(self, choice: Choice) -> float:
         assert choice.size is not None
-        assert choice.data is not None
-        return float(self.loss(choice.size, choice.data))
+        return float(self.loss(choice.size, self.data_of(choice)))
 
 
 class SizeChooser:
@@ -297,6 +309,13 @@ def epochs_of(points: pl.DataFrame) -> tuple[float, float]:
         return 1.0, 1.0
     passes = (points["d"] / points["u"]).clip(lower_bound=1.0)
     return float(passes.min()), float(passes.max())  # type: ignore[arg-type]
+
+
+def repeats_of(points: pl.DataFrame) -> float:
+    """How often a law's datum is processed: once, but where d counts unique ones."""
+    if not {"d", "processed"} <= set(points.columns):
+        return 1.0
+    return float((points["processed"] / points["d"]).median())  # type: ignore[arg-type]
 
 
 def _check_epochs(epochs: float | None, least: float, most: float) -> None:

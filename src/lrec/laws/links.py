@@ -13,12 +13,15 @@ from lrec.laws.profile import Prediction
 
 @dataclass(frozen=True)
 class Expected:
-    """A metric expected at a predicted loss; low and high hold both the loss's interval and the link's own."""
+    """A metric expected at a predicted loss; low and high hold both the loss's interval and the link's own.
+
+    An end is None where it lies at losses that no fitted run had: a link says nothing there.
+    """
 
     metric: str
     predicted: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def fit_links(points: pl.DataFrame) -> dict[str, Fit]:
@@ -43,9 +46,14 @@ def fit_links(points: pl.DataFrame) -> dict[str, Fit]:
 
 
 def expected_metrics(links: dict[str, Fit], loss: Prediction) -> list[Expected]:
-    """What the links make of a predicted loss: the higher the loss, the lower the metric."""
+    """What the links make of a predicted loss within the fitted ones: the higher the loss, the lower the metric."""
     expected = []
     for metric, link in links.items():
+        least, most = float(link.x_N.min()), float(link.x_N.max())
+        if not least <= loss.predicted <= most:
+            continue
         at_high, at, at_low = link.profile.predict([loss.high, loss.predicted, max(loss.low, 1e-9)])
-        expected.append(Expected(metric, at.predicted, min(at_high.low, at.predicted), max(at_low.high, at.predicted)))
+        low = None if loss.high > most else min(at_high.low, at.predicted)
+        high = None if loss.low < least else max(at_low.high, at.predicted)
+        expected.append(Expected(metric, at.predicted, low, high))
     return expected

@@ -1,22 +1,30 @@
 """`lrec scaling plan`: what to train for a budget of FLOPs, a target loss or a size, and what to expect of it."""
 
-from dataclasses import asdict
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+from scipy.stats import t as student
 
 from lrec.errors import UserError
 from lrec.files import check_writable, write_json
 from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
-from lrec.laws.links import Expected, expected_metrics, fit_links
+from lrec.laws.links import expected_metrics, fit_links
 from lrec.laws.profile import Prediction
 from lrec.laws.report import read_fit
+from lrec.laws.verdict import FAILS
 from lrec.tables import rows_table
 
 FAR = 100.0
 """This many times above the largest fitted size or amount of data, or below the smallest, a plan says so."""
+NEARLY = 1.001
+"""Beside the best plan for a budget stands the cheapest one that expects at most this many times its loss."""
+PEAK_FLOPS, MFU = 989e12, 0.4
+"""Dense bfloat16 of an H100, and the share of it that training reaches: where the points have no throughput."""
 
 
 def plan_command(
@@ -26,12 +34,12 @@ def plan_command(
     size: float | None = None,
     unique: float | None = None,
     epochs: float | None = None,
-    mfu: float = 0.4,
-    peak_flops: float = 989e12,
+    mfu: float | None = None,
+    peak_flops: float | None = None,
     out: Path | None = None,
     trust: bool = False,
 ) -> None:
-    """Plan a run from a fitted law: its size, data, passes, expected loss and metrics, FLOPs and GPU-hours.
+    """Plan a run from a fit: its size, data, passes, expected loss and metrics, FLOPs and hours.
 
     Args:
         fit: fit.json of lrec scaling fit or of a study.
@@ -40,7 +48,8 @@ def plan_command(
         size: Size, in the unit of the fit's x.
         unique: Unique interactions there are; as many as one pass needs by default.
         epochs: Passes over them; by default whatever is best, but never more than the law was fitted at.
-        mfu: Share of the peak that training reaches (model FLOPs utilisation).
+        mfu: Share of the peak that training reaches (model FLOPs utilisation), 0.4 by default; hours are then those of
+            a GPU. Without it and peak_flops, they go by the throughput of the largest fitted runs, if it is known.
         peak_flops: FLOP/s of a GPU; an H100's dense bfloat16 by default.
         out: File for the plan; plan.json beside the fit by default.
         trust: Import the law that the fit names where it is not lrec's own.
@@ -52,7 +61,7 @@ def plan_command(
     for name, value in (request | {"unique": unique, "epochs": epochs, "mfu": mfu, "peak_flops": peak_flops}).items():
         if value is not None and not (np.isfinite(value) and value > 0):
             raise UserError(f"--{name} {value:g}: must be a positive number")
-    if mfu > 1:
+    if mfu is not None and mfu > 1:
         raise UserError(f"--mfu {mfu:g}: a share of the peak, at most 1, is expected")
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
@@ -60,42 +69,128 @@ def plan_command(
     chooser = chooser_of(fitted, content, unique, epochs)
     ((name, value),) = given.items()
     choice: Choice = getattr(chooser, f"for_{name}")(value)
-    result = _result(fitted, content, chooser, choice, mfu, peak_flops)
+    speed = Speed.of(fitted.points, mfu, peak_flops)
+    result = _result(fitted, content, chooser, choice, speed)
+    if flops is not None:
+        result["cheapest"] = _cheapest(chooser, choice, result["loss"]["predicted"], speed)
+        if choice.flops is not None and choice.flops < 0.99 * flops:
+            result["notes"].append(
+                f"{1 - choice.flops / flops:.0%} of the budget is left: more would not lower the loss"
+            )
     result = {"fit": str(fit), "source_hash": content["source_hash"], "request": given} | result
     write_json(out, result)
     print(f"{fitted.law.formula}, fitted to {content['n_points']} points\n\n{table(result, content)}\n\n{out}")
 
 
-def _result(
-    fit: Fit,
-    content: dict[str, Any],
-    chooser: Chooser,
-    choice: Choice,
-    mfu: float,
-    peak_flops: float,
-) -> dict[str, Any]:
-    at = {"x": choice.size or choice.flops, "N": choice.size, "D": choice.data, "U": choice.unique}
-    where = [at[name] for name in fit.law.variables]
+@dataclass(frozen=True)
+class Speed:
+    """Training FLOP/s, and where the figure is from."""
+
+    flops: float
+    source: str
+
+    @classmethod
+    def of(cls, points: pl.DataFrame, mfu: float | None, peak_flops: float | None) -> "Speed":
+        """Of the largest fitted runs where points have it and nothing else is asked for."""
+        if mfu is None and peak_flops is None and {"flops", "wall_s"} <= set(points.columns):
+            known = points.drop_nulls(["flops", "wall_s"]).filter(pl.col("wall_s") > 0)
+            if not known.is_empty():
+                largest = known.filter(pl.col("x") == pl.col("x").max())
+                measured = float(largest["flops"].sum() / largest["wall_s"].sum())
+                return cls(measured, f"at the {measured:.3g} FLOP/s of the largest fitted runs")
+        mfu, peak_flops = mfu or MFU, peak_flops or PEAK_FLOPS
+        return cls(mfu * peak_flops, f"of a GPU at {mfu:.0%} of {peak_flops / 1e12:.4g} TFLOP/s")
+
+    def hours(self, flops: float | None) -> float | None:
+        """What so many FLOPs take."""
+        return None if flops is None else flops / self.flops / 3600
+
+
+def _result(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, speed: Speed) -> dict[str, Any]:
+    where = _place(fit, chooser, choice)
     (loss,) = fit.profile.predict(np.array([where], dtype=float))
-    metrics = expected_metrics(fit_links(fit.points), loss)
+    measured = _measured(fit, content, where)
+    if measured:
+        loss = _of_runs(loss, fit, measured)
+    links = fit_links(fit.points)
+    metrics = expected_metrics(links, loss)
     result = {
         "N": choice.size,
         "D": choice.data,
         "U": choice.unique,
         "flops": choice.flops,
         "epochs": choice.epochs,
-        "mfu": mfu,
-        "peak_flops": peak_flops,
-        "gpu_hours": None if choice.flops is None else choice.flops / (mfu * peak_flops) / 3600,
+        "flops_per_second": speed.flops,
+        "speed": speed.source,
+        "hours": speed.hours(choice.flops),
         "loss": asdict(loss),
+        "measured_runs": len(measured),
         "metrics": [asdict(metric) for metric in metrics],
+        "cheapest": None,
         "doubled": None,
         "data_limited_from": None,
-        "notes": _notes(fit, content, chooser, choice, loss, metrics),
+        "notes": _notes(fit, content, chooser, choice, loss)
+        + _metric_notes(links, [metric.metric for metric in metrics]),
     }
     if isinstance(chooser, DataChooser):
         result |= {"doubled": chooser.doubled(choice), "data_limited_from": chooser.data_limited_from(choice)}
     return result
+
+
+def _place(fit: Fit, chooser: Chooser, choice: Choice) -> list[float | None]:
+    """The law's variables at a choice."""
+    data = chooser.data_of(choice) if isinstance(chooser, DataChooser) else choice.data
+    at = {"x": choice.size or choice.flops, "N": choice.size, "D": data, "U": choice.unique}
+    return [at[name] for name in fit.law.variables]
+
+
+def _measured(fit: Fit, content: dict[str, Any], where: list[float | None]) -> list[float]:
+    """Losses of the runs that were trained at the very place, held-out ones too."""
+    held_out = (content["holdout"] or {"points": []})["points"]
+    runs = [*fit.points.rename({"y": "actual"}).to_dicts(), *held_out]
+    columns = fit.law.columns
+    return [
+        float(run["actual"])
+        for run in runs
+        if all(
+            math.isclose(run[column], value or 0, rel_tol=1e-3) for column, value in zip(columns, where, strict=True)
+        )
+    ]
+
+
+def _of_runs(loss: Prediction, fit: Fit, measured: list[float]) -> Prediction:
+    """What runs of the very place say of the next one: their mean, and the fit's noise."""
+    mean, n = float(np.mean(measured)), len(measured)
+    unit = mean if fit.objective.residuals == "log" else 1.0
+    reach = float(student.ppf(0.95, fit.profile.dof)) * fit.profile.sigma * unit
+    of_mean, of_run = reach / math.sqrt(n), reach * math.sqrt(1 + 1 / n)
+    return replace(
+        loss,
+        predicted=mean,
+        mean_low=mean - of_mean,
+        mean_high=mean + of_mean,
+        low=mean - of_run,
+        high=mean + of_run,
+    )
+
+
+def _cheapest(chooser: Chooser, best: Choice, loss: float, speed: Speed) -> dict[str, Any] | None:
+    """The cheapest choice that is nearly as good as the best for a budget; None where that is the same."""
+    if not isinstance(chooser, DataChooser) or best.flops is None:
+        return None
+    choice = chooser.for_loss(loss * NEARLY, best.flops)
+    assert choice.flops is not None
+    if choice.flops > 0.99 * best.flops:
+        return None
+    return {
+        "N": choice.size,
+        "D": choice.data,
+        "U": choice.unique,
+        "epochs": choice.epochs,
+        "flops": choice.flops,
+        "hours": speed.hours(choice.flops),
+        "loss": {"predicted": loss * NEARLY},
+    }
 
 
 def _notes(
@@ -104,9 +199,8 @@ def _notes(
     chooser: Chooser,
     choice: Choice,
     loss: Prediction,
-    metrics: list[Expected],
 ) -> list[str]:
-    notes = []
+    notes = [sentence for sentence in content["verdict"] if sentence.startswith(FAILS)]
     for name, value in (("x", loss.x), ("d", loss.d)):
         if value is None or name not in fit.points.columns:
             continue
@@ -116,44 +210,64 @@ def _notes(
         if value < smallest / FAR:
             notes.append(f"{content[name]} is a {smallest / value:.0f}th of the smallest that was fitted")
     if isinstance(chooser, DataChooser) and chooser.used_up(choice):
+        passes = chooser.most_epochs * chooser.repeats
         notes.append(
-            f"the data is used up: {chooser.most_epochs:.4g} passes, the most that was fitted, bound the plan; "
+            f"the data is used up: {passes:.4g} passes, the most that was fitted, bound the plan; "
             "more unique data would lower the loss"
         )
     if isinstance(chooser, SizeChooser):
         notes.append("D, U and epochs are those of the fitted runs: a law of size alone holds for these")
-    if not metrics:
-        notes.append("the points have no metrics, so none is expected")
     return notes + list(content["diagnostics"]["warnings"])
+
+
+def _metric_notes(links: dict[str, Fit], told: list[str]) -> list[str]:
+    if not links:
+        return ["the points have no metrics, so none is expected"]
+    return [
+        f"{metric} is not told: the loss lies outside {link.x_N.min():.4f} to {link.x_N.max():.4f}, where runs had it"
+        for metric, link in links.items()
+        if metric not in told
+    ]
 
 
 def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     """The plan as Markdown."""
-    loss = result["loss"]
+    loss, cheapest = result["loss"], result["cheapest"]
     rows = [["", "plan"]]
-    rows += [
-        [label, f"{result[key]:.4g}"]
-        for label, key in (
-            (str(content["x"]) if result["N"] else "", "N"),
-            ("interactions processed, D", "D"),
-            ("unique interactions, U", "U"),
-            ("epochs", "epochs"),
-            ("training FLOPs", "flops"),
-            (f"GPU-hours at {result['mfu']:.0%} of {result['peak_flops'] / 1e12:.4g} TFLOP/s", "gpu_hours"),
-        )
-        if result[key] is not None
-    ]
-    rows.append([f"{content['y']}", f"{loss['predicted']:.4f}"])
+    for label, key in (
+        (str(content["x"]) if result["N"] else "", "N"),
+        ("interactions processed, D", "D"),
+        ("unique interactions, U", "U"),
+        ("epochs", "epochs"),
+        ("training FLOPs", "flops"),
+        (f"hours {result['speed']}", "hours"),
+    ):
+        if result[key] is not None:
+            rows.append([label, f"{result[key]:.4g}", *([f"{cheapest[key]:.4g}"] if cheapest else [])])
+    runs = result["measured_runs"]
+    source = f", measured by {runs} run{'s' if runs > 1 else ''}" if runs else ""
+    rows.append([f"{content['y']}{source}", f"{loss['predicted']:.4f}"])
     rows.append(["  90 % of the curve", f"{loss['mean_low']:.4f} to {loss['mean_high']:.4f}"])
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
-    for metric in result["metrics"]:
-        rows.append([metric["metric"], f"{metric['predicted']:.4f} ({metric['low']:.4f} to {metric['high']:.4f})"])
+    rows += [[metric["metric"], _interval(metric)] for metric in result["metrics"]]
     for what, doubled in (result["doubled"] or {}).items():
         rows.append([f"with twice the {what}", f"{doubled:.4f} ({doubled - loss['predicted']:+.4f})"])
+    if cheapest:
+        rows[0].append("cheapest within 0.1 % of it")
+        at_loss = next(row for row in rows if row[0].startswith(content["y"]))
+        at_loss.append(f"{cheapest['loss']['predicted']:.4f}")
+        rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
     blocks = [rows_table(rows)]
     if result["data_limited_from"]:
         blocks.append(
             f"With this data, doubling it lowers the loss more than doubling the parameters from "
             f"{content['x']} = {result['data_limited_from']:.3g} on."
         )
-    return "\n\n".join([*blocks, *(f"Note: {note}." for note in result["notes"])])
+    return "\n\n".join([*blocks, *(f"Note: {note.removesuffix('.')}." for note in result["notes"])])
+
+
+def _interval(metric: dict[str, Any]) -> str:
+    """A metric with its interval, which is open where no fitted run had such a loss."""
+    low, high = (None if metric[end] is None else f"{metric[end]:.4f}" for end in ("low", "high"))
+    told = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else ""
+    return f"{metric['predicted']:.4f}" + (f" ({told})" if told else "")

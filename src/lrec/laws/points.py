@@ -2,9 +2,11 @@
 
     x           what is scaled: a size, an amount of data or FLOPs; positive
     y           the loss in nats; positive
-    d, u        interactions processed and unique ones, for laws of them
+    d, u        interactions processed and unique ones, for laws of them; d may be another count, as of unique ones
+    processed   interactions processed, whatever d counts
     run         points of one run share its noise
     flops       training FLOPs
+    wall_s      seconds that training took
     overfitted  whether the validation loss rose again after its best
 
 x and y are required; a law asks for d and u where it depends on them. `METRICS` may stand beside them.

@@ -1,6 +1,6 @@
 """Predictions of a fitted law, before and after the truth is known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,16 +70,18 @@ def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     return points.filter(~pl.col("x").is_in(largest)), points.filter(pl.col("x").is_in(largest))
 
 
-def naive(fit: Fit, at: Sequence[float]) -> float:
+def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
     """The loss of the best small model: what to expect where larger ones buy nothing.
 
-    Of the small models that had no more data and no more unique data than `at`, one of the law's settings, has; of all
-    where none had so little.
+    Of the small models that had no more unique data than the place has; of all where none had so little. Where the
+    points do not know unique data, no more data processed: where they do, D is that of the best epoch, which one run
+    that stopped early has little of.
     """
-    settings_GV, setting_N = np.unique(fit.x_NV, axis=0, return_inverse=True)
-    mean_G = np.bincount(setting_N.ravel(), fit.y_N) / np.bincount(setting_N.ravel())
-    alike_G = (settings_GV[:, 1:] <= np.asarray(at)[1:] * (1 + 1e-9)).all(1)
-    return float(mean_G[alike_G].min() if alike_G.any() else mean_G.min())
+    data = next((name for name in ("u", "d") if name in points.columns and place.get(name) is not None), None)
+    settings = ["x"] if data is None else ["x", data]
+    means = points.group_by(settings).agg(pl.col("y").mean())
+    alike = means if data is None else means.filter(pl.col(data) <= (place[data] or 0) * (1 + 1e-9))
+    return float((means if alike.is_empty() else alike)["y"].min())  # type: ignore[arg-type]
 
 
 def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Holdout:
@@ -88,23 +90,25 @@ def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -
     Raises:
         UserError: a prediction without an actual value, or no prediction at all.
     """
-    groups = actual.group_by(fit.law.columns, maintain_order=True).agg(pl.col("y").mean()).iter_rows()
-    means = {tuple(float(value) for value in where): float(loss) for *where, loss in groups}
+    columns = fit.law.columns
+    known = [name for name in ("u",) if name in actual.columns and name not in columns]
+    groups = actual.group_by(columns, maintain_order=True).agg(pl.col("y", *known).mean()).to_dicts()
+    came = {tuple(float(group[name]) for name in columns): group for group in groups}
     if not predictions:
         raise UserError("held-out report: there is no prediction to compare")
     points = []
     for p in predictions:
-        if p.at not in means:
+        if p.at not in came:
             raise UserError(
                 f"held-out report: no finished run at the predicted size {', '.join(f'{v:g}' for v in p.at)}"
             )
-        loss = means[p.at]
+        loss = float(came[p.at]["y"])
         points.append(
             HeldOut(
                 **vars(p),
                 actual=loss,
                 error_pct=100 * (p.predicted / loss - 1),
-                naive_error_pct=100 * (naive(fit, p.at) / loss - 1),
+                naive_error_pct=100 * (naive(fit.points, came[p.at]) / loss - 1),
                 half_width_pct=100 * (p.high - p.low) / 2 / loss,
                 inside=p.low <= loss <= p.high,
             )

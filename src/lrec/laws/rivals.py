@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,10 @@ from lrec.laws.predict import Comparison, HeldOut, Holdout, compare, hold_out, p
 
 FLOORLESS = ("lsrm", "kaplan")
 """Laws that are compared without their floor too, as Kaplan et al. have it."""
+
+
+STEP = 1.5
+"""The factor from one step of a roll-out to the next, at least."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +47,37 @@ def roll_out(
     fixed: Mapping[str, float] | None = None,
     known: Fit | None = None,
 ) -> Comparison | None:
-    """Fit the k smallest sizes and predict the next, for every k; None where no k leaves enough to fit.
+    """Fit the smallest sizes and predict the next, for ever more sizes; None where none leave enough to fit.
+
+    Each step is one of a factor of `STEP` at least, to the next size or beyond: a table of 200 sizes has no more steps
+    than a ladder over as many decades.
 
     Args:
         law: The law.
         points: A table as `laws.points` has it.
         objective: As for `fit_points`.
         fixed: As for `fit_points`.
-        known: The fit for one k, so that it is not made again.
+        known: The fit of some of the smallest, so that it is not made again.
     """
-    n_sizes = points["x"].n_unique()
     steps: list[HeldOut] = []
-    for k in range(2, n_sizes):
-        small, larger = hold_out(points, n_sizes - k)
-        following = larger.filter(pl.col("x") == pl.col("x").min())
+    for last, reach in pairwise(_edges(points["x"].unique().sort().to_list())):
+        small = points.filter(pl.col("x") <= last)
+        following = points.filter(pl.col("x").is_between(last, reach, "right"))
         try:
             fitted = known if known and known.points.equals(small) else fit_points(law, small, objective, fixed)
         except UserError:  # too few sizes yet
             continue
         steps += compare(fitted, predict(fitted, settings(law, following)), following).points
     return Comparison(tuple(steps)) if steps else None
+
+
+def _edges(sizes: list[float]) -> list[float]:
+    """The smallest size, and ever the next one that is `STEP` times as large; at the end the largest."""
+    edges = [sizes[0]]
+    for size in sizes:
+        if size >= STEP * edges[-1]:
+            edges.append(size)
+    return edges if edges[-1] == sizes[-1] else [*edges, sizes[-1]]
 
 
 def rivals(fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Rival]:

@@ -13,6 +13,8 @@ from lrec.laws.predict import Holdout
 from lrec.laws.profile import Prediction
 from lrec.laws.rivals import Rival
 
+FAILS = "The law does not hold"
+"""How the verdict begins where the held-out sizes were foretold worse than by expecting nothing of them."""
 AHEAD = 10.0
 """How many times the largest fitted size the outlook is for."""
 
@@ -105,7 +107,7 @@ def _held(fit: Fit, holdout: Holdout | None, x: str) -> str:
         f"{holdout.mape:.2f} % on average (naive {holdout.naive_mape:.2f} %), {inside} of {n} inside the 90 % interval"
     )
     if holdout.mape > holdout.naive_mape:
-        return f"The law does not hold: {figures}, which is worse than to expect nothing of larger sizes."
+        return f"{FAILS}: {figures}, which is worse than to expect nothing of larger sizes."
     if holdout.mape <= holdout.naive_mape / 2 and inside >= 0.7 * n:
         return f"The law holds over {reached:.1f} decades of {x}: {figures}."
     return f"The law holds in part over {reached:.1f} decades of {x}: {figures}."

@@ -96,7 +96,8 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
         point: dict[str, Any] = {"file": str(file), "row": number}
         point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
         points.append((_own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}) | point)
-    schema: dict[str, type[pl.DataType]] = dict.fromkeys(("x", "y", "d", "u", "flops", *METRICS, "N"), pl.Float64)
+    numbers = ("x", "y", "d", "u", "processed", "flops", "wall_s", *METRICS, "N")
+    schema: dict[str, type[pl.DataType]] = dict.fromkeys(numbers, pl.Float64)
     schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "run": pl.String, "file": pl.String, "row": pl.Int64}
     return pl.DataFrame(points, schema=schema, strict=False), own
 
@@ -109,7 +110,9 @@ def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
         "seed": row.get("seed"),
         "d": row.get("D"),
         "u": row.get("U"),
+        "processed": row.get("D"),
         "flops": row.get("flops"),
+        "wall_s": row.get("wall_s"),
         "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
     } | {name: metrics.get(f"test/{name}") for name in METRICS}
 

@@ -10,14 +10,15 @@ import polars as pl
 import pytest
 
 from lrec.errors import UserError
-from lrec.laws.analysis import judge
+from lrec.laws.analysis import analyse, judge
 from lrec.laws.choosers import Compute, DataChooser
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import LAWS
 from lrec.laws.law import Array
-from lrec.laws.links import fit_links
+from lrec.laws.links import expected_metrics, fit_links
 from lrec.laws.plan import plan_command
 from lrec.laws.predict import predict
+from lrec.laws.profile import Prediction
 from lrec.laws.report import write_fit
 
 TRUTH = {"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}
@@ -172,20 +173,92 @@ def test_the_command_says_what_to_train_and_what_to_expect(tmp_path: Path, capsy
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert (plan["N"], plan["D"], plan["U"], plan["epochs"]) == (1e7, 5e6, 1e6, 5)
     assert plan["flops"] == pytest.approx(6e7 * 5e6)
-    assert plan["gpu_hours"] == pytest.approx(6e7 * 5e6 / 0.5e12 / 3600)
+    assert plan["hours"] == pytest.approx(6e7 * 5e6 / 0.5e12 / 3600)
     loss = 4 + 6 * 1e7**-0.25
     assert plan["loss"]["predicted"] == pytest.approx(loss, rel=1e-6)
-    (metric,) = plan["metrics"]
-    assert metric["metric"] == "NDCG@10"
-    assert metric["low"] <= metric["predicted"] <= metric["high"]
-    assert metric["predicted"] == pytest.approx(0.3 * (1 - loss / 7), rel=1e-4)
+    assert plan["metrics"] == []
+    assert any(note.startswith("NDCG@10 is not told: the loss lies outside 4.1897 to 4.6") for note in plan["notes"])
     printed = capsys.readouterr().out
-    for text in ("N_body", "GPU-hours at 50% of 1 TFLOP/s", f"{loss:.4f}", "NDCG@10"):
+    for text in ("N_body", "hours of a GPU at 50% of 1 TFLOP/s", f"{loss:.4f}", "NDCG@10"):
         assert text in printed
     plan_command(fit, loss=loss, out=tmp_path / "other.json")
     assert json.loads((tmp_path / "other.json").read_text())["N"] == pytest.approx(1e7, rel=1e-3)
     plan_command(fit, flops=6e7 * 5e6, out=tmp_path / "other.json")
     assert json.loads((tmp_path / "other.json").read_text())["N"] == pytest.approx(1e7, rel=1e-3)
+
+
+def test_a_metric_is_told_at_losses_that_runs_had(tmp_path: Path) -> None:
+    plan_command(of_size(tmp_path), size=2e5)
+    loss = 4 + 6 * 2e5**-0.25
+    (metric,) = json.loads((tmp_path / "plan.json").read_text())["metrics"]
+    assert metric["metric"] == "NDCG@10"
+    assert metric["low"] <= metric["predicted"] <= metric["high"]
+    assert metric["predicted"] == pytest.approx(0.3 * (1 - loss / 7), rel=1e-4)
+    narrow = fit_links(
+        pl.DataFrame({"x": [1.0] * 6, "y": np.linspace(5.0, 5.1, 6), "NDCG@10": np.linspace(0.3, 0.2, 6)})
+    )
+    wide = Prediction(1e6, 5.05, 5.04, 5.06, 4.0, 5.06)
+    (metric_,) = expected_metrics(narrow, wide)
+    assert metric_.high is None
+    assert metric_.low is not None
+
+
+def test_a_run_of_the_very_size_is_preferred_to_the_law(tmp_path: Path) -> None:
+    size = np.geomspace(1e4, 1e6, 8)
+    points = pl.DataFrame({"x": size, "y": 4 + 6 * size**-0.25 + 0.01 * (-1.0) ** np.arange(8)})
+    fit = written(tmp_path, fit_points(LAWS["lsrm"], points))
+    plan_command(fit, size=size[3])
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["measured_runs"] == 1
+    assert plan["loss"]["predicted"] == points["y"][3]
+    assert plan["loss"]["low"] < plan["loss"]["mean_low"] < points["y"][3]
+
+
+def test_a_verdict_that_fails_is_said_with_the_plan(tmp_path: Path) -> None:
+    size = np.geomspace(1e4, 1e6, 8)
+    loss = 4 + 6 * size**-0.25
+    loss[6:] = loss[5] * np.array([1.001, 1.002])
+    analysis = analyse(LAWS["lsrm"], pl.DataFrame({"x": size, "y": loss}), 2, {"x": "N_body", "y": "test_loss"})
+    write_fit(tmp_path, analysis)
+    plan_command(tmp_path / "fit.json", size=1e7)
+    assert json.loads((tmp_path / "plan.json").read_text())["notes"][0].startswith("The law does not hold")
+
+
+def test_a_law_of_unique_data_counts_every_pass(tmp_path: Path) -> None:
+    """Where d is the unique data, which every run processed 30 times."""
+    n, u = (g.ravel() for g in np.meshgrid(np.geomspace(1e4, 1e6, 5), np.geomspace(1e5, 1e7, 4)))
+    points = points_of(np.stack([n, u, u], 1)).with_columns(
+        processed=30 * pl.col("d"), flops=180 * pl.col("x") * pl.col("d")
+    )
+    plan_command(written(tmp_path, fit_points(LAWS["chinchilla"], points)), size=1e5, unique=1e6)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (plan["D"], plan["U"], plan["epochs"]) == pytest.approx((3e7, 1e6, 30))
+    assert plan["flops"] == pytest.approx(6e5 * 3e7)
+    expected = LAWS["chinchilla"].loss(TRUTH, np.array([[1e5, 1e6]])).item()
+    assert plan["loss"]["predicted"] == pytest.approx(expected, rel=1e-4)
+    plan_command(tmp_path / "fit.json", flops=plan["flops"], unique=1e7)
+    other = json.loads((tmp_path / "plan.json").read_text())
+    assert other["epochs"] == pytest.approx(30)
+    assert other["flops"] == pytest.approx(plan["flops"], rel=1e-3)
+
+
+def test_a_much_cheaper_plan_that_is_nearly_as_good_stands_beside_the_best(tmp_path: Path) -> None:
+    fit = written(tmp_path, chinchilla())
+    plan_command(fit, flops=1e22, unique=1e7)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["cheapest"]["flops"] < plan["flops"] / 10
+    cheap = chinchilla().curve(np.array([[plan["cheapest"]["N"], plan["cheapest"]["D"]]]))[0]
+    assert cheap == pytest.approx(1.001 * plan["loss"]["predicted"], rel=1e-5)
+
+
+def test_hours_go_by_the_measured_throughput(tmp_path: Path) -> None:
+    points = points_of(grid()).with_columns(flops=6 * pl.col("x") * pl.col("d"))
+    points = points.with_columns(wall_s=pl.col("flops") / pl.when(pl.col("x") > 5e5).then(2e9).otherwise(1e9))
+    fit = written(tmp_path, fit_points(LAWS["chinchilla"], points))
+    plan_command(fit, flops=3.6e14)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["hours"] == pytest.approx(3.6e14 / 2e9 / 3600, rel=1e-3)
+    assert "of the largest fitted runs" in plan["speed"]
 
 
 def test_the_plans_interval_is_the_fits(tmp_path: Path) -> None:
