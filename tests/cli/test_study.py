@@ -25,6 +25,7 @@ STUDY: dict[str, Any] = {
     "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
     "sizes": ["0.8k", "1.7k", "3k", "4.8k", "6.9k"],
     "holdout": 1,
+    "fractions": [1.0],
     "jobs": 2,
     "options": {
         "data.n_users": 300,

@@ -14,6 +14,8 @@ from scipy.optimize import minimize_scalar
 from lrec.errors import UserError
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
+from lrec.laws.points import points_of_most_data
+from lrec.laws.predict import Predictor
 
 
 @dataclass(frozen=True)
@@ -218,10 +220,10 @@ class DataChooser:
 
 
 class SizeChooser:
-    """Chooses a size by a law of size alone, which holds for the data and passes of the runs it was fitted to."""
+    """Chooses a size by a forecast or a law of size alone: these hold for the data and passes of their runs."""
 
-    def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
-        self.fit, points = fit, fit.points
+    def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
+        self.predictor, points = predictor, points_of_most_data(predictor.points)
         self.compute = Compute.of(points)
         self.unique = float(points["u"].max()) if "u" in points.columns else None  # type: ignore[arg-type]
         passes = (points["d"] / points["u"]).median() if {"d", "u"} <= set(points.columns) else None
@@ -242,12 +244,14 @@ class SizeChooser:
 
     def for_loss(self, loss: float) -> Choice:
         """The least size that reaches the loss."""
-        most = 1e6 * float(self.fit.x_N.max())
-        size = _bisect(lambda n: float(self.fit.curve([n])[0]) - loss, float(self.fit.x_N.min()) / 1e3, most)
+        smallest, largest = _range(self.predictor)
+        most = 1e6 * largest
+        size = _bisect(lambda n: float(self.predictor.curve([n])[0]) - loss, smallest / 1e3, most)
         if size is None:
+            least = self.predictor.curve([most])[0]
             raise UserError(
-                f"--loss {loss:g}: the law gives {self.fit.curve([most])[0]:.4g} at a million times the largest fitted "
-                "size, and never less than its floor"
+                f"--loss {loss:g}: expected are {least:.4g} at a million times the largest fitted size, and never less "
+                "than the floor"
             )
         return self.for_size(size)
 
@@ -265,8 +269,8 @@ class SizeChooser:
 class FlopsChooser:
     """Reads a law of FLOPs; it says nothing of how they are to be spent."""
 
-    def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
-        self.fit = fit
+    def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
+        self.predictor = predictor
         if unique is not None or epochs is not None:
             raise UserError("--unique, --epochs: a law of FLOPs alone says nothing of the data")
 
@@ -276,10 +280,10 @@ class FlopsChooser:
 
     def for_loss(self, loss: float) -> Choice:
         """The least budget that reaches the loss."""
-        most = 1e6 * float(self.fit.x_N.max())
-        flops = _bisect(lambda c: float(self.fit.curve([c])[0]) - loss, float(self.fit.x_N.min()) / 1e3, most)
+        most = 1e6 * _range(self.predictor)[1]
+        flops = _bisect(lambda c: float(self.predictor.curve([c])[0]) - loss, _range(self.predictor)[0] / 1e3, most)
         if flops is None:
-            raise UserError(f"--loss {loss:g}: the law gives {self.fit.curve([most])[0]:.4g} at {most:.2g} FLOPs")
+            raise UserError(f"--loss {loss:g}: the law gives {self.predictor.curve([most])[0]:.4g} at {most:.2g} FLOPs")
         return self.for_flops(flops)
 
     def for_size(self, size: float) -> Choice:
@@ -287,20 +291,28 @@ class FlopsChooser:
         raise UserError(f"--size {size:g}: this is a law of FLOPs, without sizes; plan with --flops or --loss")
 
 
+def _range(predictor: Predictor) -> tuple[float, float]:
+    """The smallest and the largest x that was fitted."""
+    sizes = predictor.points["x"].to_numpy()
+    return float(sizes.min()), float(sizes.max())
+
+
 Chooser = DataChooser | SizeChooser | FlopsChooser
 
 
-def chooser_of(fit: Fit, content: dict[str, Any], unique: float | None = None, epochs: float | None = None) -> Chooser:
-    """The chooser for the law's variables."""
-    if len(fit.law.variables) > 1:
-        return DataChooser(fit, unique, epochs)
+def chooser_of(
+    predictor: Predictor, content: dict[str, Any], unique: float | None = None, epochs: float | None = None
+) -> Chooser:
+    """The chooser for what the law or the forecast depends on."""
+    if isinstance(predictor, Fit) and len(predictor.law.variables) > 1:
+        return DataChooser(predictor, unique, epochs)
     if content["x"] in ("flops", "C"):
-        return FlopsChooser(fit, unique, epochs)
+        return FlopsChooser(predictor, unique, epochs)
     if content["x"] in ("D", "U"):
         raise UserError(
             f"the fit is a law of {content['x']} alone: plans need one of size, of flops, or of size and data"
         )
-    return SizeChooser(fit, unique, epochs)
+    return SizeChooser(predictor, unique, epochs)
 
 
 def epochs_of(points: pl.DataFrame) -> tuple[float, float]:

@@ -76,7 +76,7 @@ def diagnose(best: Candidate, start_ST: Array, ends: Descent, routes_ST: Array) 
     )
     lowest_T = ends.theta_ST[ends.value_S.argmin()]
     unmoved = bool(np.abs(lowest_T - start_ST).max(-1).min() < 1e-6) and bool((low_T < high_T).any())
-    warnings = _data_warnings(law, best.points, best.x_NV, best.y_N) + _search_warnings(diagnostics, unmoved)
+    warnings = data_warnings(law, best.points, best.x_NV, best.y_N) + _search_warnings(diagnostics, unmoved)
     return replace(diagnostics, warnings=tuple(warnings))
 
 
@@ -159,7 +159,8 @@ def rises(x_N: Array, y_N: Array) -> list[tuple[float, float]]:
     return [(float(sizes[i]), float(sizes[i + 1])) for i in range(len(sizes) - 1) if means[i + 1] > means[i]]
 
 
-def _data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
+def data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
+    """What the points alone give rise to, whatever foretells from them."""
     warnings = []
     # At the same data, where the law has a variable for it.
     _, group_N = np.unique(x_NV[:, 1:], axis=0, return_inverse=True)

@@ -1,6 +1,7 @@
 """The picture of a fit: points, curve, 90 % band, held-out predictions and the floor; below, what the curve misses."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from lrec.figures import draw_frame, new_figure
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
-from lrec.laws.predict import HeldOut, Holdout
+from lrec.laws.predict import HeldOut, Holdout, Predictor
 from lrec.laws.profile import Prediction
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ LEGEND: dict[str, Any] = {"fontsize": 7.5, "facecolor": "white", "edgecolor": "n
 
 
 def fit_figure(
+    predictor: Predictor,
     fit: Fit,
     holdout: Holdout | Sequence[Prediction] | None = None,
     floor: float | None = None,
@@ -29,7 +31,8 @@ def fit_figure(
     """Draw a fit on logarithmic axes; needs no display and touches no global state of matplotlib.
 
     Args:
-        fit: The fit of the small sizes.
+        predictor: What foretells: the forecast, or `fit` itself.
+        fit: Of the law to the small sizes; beside a forecast it is drawn as a thin line.
         holdout: Held-out sizes: predicted with 90 % interval of a new run, and, if known, actual.
         floor: The least loss possible, such as the synthetic set's Bayes-optimal loss.
         x_label: Column of x, or any other label.
@@ -37,19 +40,21 @@ def fit_figure(
     """
     figure = new_figure(6.4, 5.4)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
+    if isinstance(holdout, Holdout):
+        holdout = _of_most_data(holdout)
     held_out: Sequence[Prediction | HeldOut] = holdout.points if isinstance(holdout, Holdout) else holdout or []
     last = max([float(fit.x_N.max()), *(p.x for p in held_out)])
     x_P = np.geomspace(fit.x_N.min() / 1.3, last * 1.6, 120)
-    band = fit.profile.predict(x_P)
+    band = predictor.predict(x_P)
     runs, means = [(p.low, p.high) for p in band], [(p.mean_low, p.mean_high) for p in band]
     axes.fill_between(x_P, *np.transpose(runs), color=BLUE, alpha=0.10, lw=0, label="90 % band of a new run")
     axes.fill_between(x_P, *np.transpose(means), color=BLUE, alpha=0.20, lw=0, label="90 % band of the curve")
-    axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
-    pinned = fit.profile.pinned()
-    ends = " and ".join(_short(floor) for floor, _ in pinned)
-    for i, (_, candidate) in enumerate(pinned):
-        label = f"{fit.law.parameters[0]} pinned at {ends}, its interval's ends" if i == 0 else None
-        axes.plot(x_P, candidate.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
+    if isinstance(predictor, Fit):
+        axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
+        _draw_pinned(axes, fit, x_P)
+    else:
+        axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=predictor.name)
+        axes.plot(x_P, fit.curve(x_P), color=BLUE, lw=0.9, ls=":", label=_formula(fit))
     _draw_points(axes, fit)
     for i, p in enumerate(held_out):
         label = "predicted, 90 % interval" if i == 0 else None
@@ -67,18 +72,36 @@ def fit_figure(
     style(axes, x_label, y_label)
     axes.legend(**LEGEND)
     axes.set_xlabel("")
-    _draw_residuals(below, fit, holdout if isinstance(holdout, Holdout) else None, x_P, band)
+    _draw_residuals(below, fit.x_N, fit.y_N, holdout if isinstance(holdout, Holdout) else None, x_P, band)
     below.set_xlabel(LABELS.get(x_label, x_label))
     return figure
 
 
-def _draw_residuals(axes: "Axes", fit: Fit, holdout: Holdout | None, x_P: Array, band: Sequence[Prediction]) -> None:
+def _of_most_data(holdout: Holdout) -> Holdout:
+    """The held-out points with all the data: those with smaller shares lie on other curves."""
+    most = max((p.u for p in holdout.points if p.u is not None), default=None)
+    return replace(holdout, points=tuple(p for p in holdout.points if p.u == most))
+
+
+def _draw_pinned(axes: "Axes", fit: Fit, x_P: Array) -> None:
+    """The law with its floor at both ends of its interval."""
+    pinned = fit.profile.pinned()
+    ends = " and ".join(_short(floor) for floor, _ in pinned)
+    for i, (_, candidate) in enumerate(pinned):
+        label = f"{fit.law.parameters[0]} pinned at {ends}, its interval's ends" if i == 0 else None
+        axes.plot(x_P, candidate.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
+
+
+def _draw_residuals(
+    axes: "Axes", x_N: Array, y_N: Array, holdout: Holdout | None, x_P: Array, band: Sequence[Prediction]
+) -> None:
     """Every loss, and the band of a new run, as per cent above the curve."""
     edges = [[100 * (end / p.predicted - 1) for end in (p.low, p.high)] for p in band]
     axes.fill_between(x_P, *np.transpose(edges), color=BLUE, alpha=0.10, lw=0)
     axes.axhline(0, color=BLUE, lw=1.2)
-    axes.plot(fit.x_N, 100 * (fit.y_N / fit.curve(fit.x_N) - 1), "o", ms=4, color=BLUE, mec="white", mew=0.5)
-    reach = [100 * (fit.y_N / fit.curve(fit.x_N) - 1)]
+    curve_N = np.exp(np.interp(np.log(x_N), np.log(x_P), np.log([p.predicted for p in band])))
+    reach = [100 * (y_N / curve_N - 1)]
+    axes.plot(x_N, reach[0], "o", ms=4, color=BLUE, mec="white", mew=0.5)
     if holdout is not None:
         missed = np.array([100 * (p.actual / p.predicted - 1) for p in holdout.points])
         axes.plot([p.x for p in holdout.points], missed, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4)

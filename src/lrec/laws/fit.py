@@ -20,12 +20,11 @@ from lrec.laws.descent import Descent, Problem, along_bounds, descend
 from lrec.laws.diagnostics import Diagnostics, diagnose, share_agreeing
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Kind, Objective
-from lrec.laws.profile import Profile
+from lrec.laws.points import NARROWEST
+from lrec.laws.profile import Prediction, Profile
 from lrec.laws.trust_region import trust_region
 from lrec.laws.vertex import polished
 
-NARROWEST = 1.01
-"""Sizes that span less than this factor tell a power from a constant by rounding errors alone."""
 SETTLED = 0.5
 """Share of the starts that have to agree, or the search goes on along the bounds."""
 
@@ -35,6 +34,20 @@ class Fit(Candidate):
     """The best parameters found for the points, and how the search for them went."""
 
     diagnostics: Diagnostics
+
+    @property
+    def name(self) -> str:
+        """The law's."""
+        return self.law.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of points that hold the law's variables."""
+        return self.law.columns
+
+    def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
+        """The loss at each x, with the 90 % intervals of the mean curve and of a new run."""
+        return self.profile.predict(x)
 
     @cached_property
     def profile(self) -> Profile:

@@ -14,6 +14,7 @@ from lrec.files import check_writable, write_json
 from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
 from lrec.laws.links import expected_metrics, fit_links
+from lrec.laws.predict import Predictor
 from lrec.laws.profile import Prediction
 from lrec.laws.report import read_fit
 from lrec.laws.verdict import FAILS
@@ -65,12 +66,12 @@ def plan_command(
         raise UserError(f"--mfu {mfu:g}: a share of the peak, at most 1, is expected")
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
-    fitted, content = read_fit(fit, trust)
-    chooser = chooser_of(fitted, content, unique, epochs)
+    fitted, predictor, content = read_fit(fit, trust)
+    chooser = chooser_of(predictor, content, unique, epochs)
     ((name, value),) = given.items()
     choice: Choice = getattr(chooser, f"for_{name}")(value)
     speed = Speed.of(fitted.points, mfu, peak_flops)
-    result = _result(fitted, content, chooser, choice, speed)
+    result = _result(fitted, predictor, content, chooser, choice, speed)
     if flops is not None:
         result["cheapest"] = _cheapest(chooser, choice, result["loss"]["predicted"], speed)
         if choice.flops is not None and choice.flops < 0.99 * flops:
@@ -79,7 +80,8 @@ def plan_command(
             )
     result = {"fit": str(fit), "source_hash": content["source_hash"], "request": given} | result
     write_json(out, result)
-    print(f"{fitted.law.formula}, fitted to {content['n_points']} points\n\n{table(result, content)}\n\n{out}")
+    what = predictor.name if content["method"] != content["law"] else fitted.law.formula
+    print(f"{what}, from {content['n_points']} points\n\n{table(result, content)}\n\n{out}")
 
 
 @dataclass(frozen=True)
@@ -96,19 +98,21 @@ class Speed:
             known = points.drop_nulls(["flops", "wall_s"]).filter(pl.col("wall_s") > 0)
             if not known.is_empty():
                 largest = known.filter(pl.col("x") == pl.col("x").max())
-                measured = float(largest["flops"].sum() / largest["wall_s"].sum())
+                measured = float(largest["flops"].sum()) / float(largest["wall_s"].sum())
                 return cls(measured, f"at the {measured:.3g} FLOP/s of the largest fitted runs")
-        mfu, peak_flops = mfu or MFU, peak_flops or PEAK_FLOPS
-        return cls(mfu * peak_flops, f"of a GPU at {mfu:.0%} of {peak_flops / 1e12:.4g} TFLOP/s")
+        share, peak = mfu or MFU, peak_flops or PEAK_FLOPS
+        return cls(share * peak, f"of a GPU at {share:.0%} of {peak / 1e12:.4g} TFLOP/s")
 
     def hours(self, flops: float | None) -> float | None:
         """What so many FLOPs take."""
         return None if flops is None else flops / self.flops / 3600
 
 
-def _result(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, speed: Speed) -> dict[str, Any]:
+def _result(
+    fit: Fit, predictor: Predictor, content: dict[str, Any], chooser: Chooser, choice: Choice, speed: Speed
+) -> dict[str, Any]:
     where = _place(fit, chooser, choice)
-    (loss,) = fit.profile.predict(np.array([where], dtype=float))
+    (loss,) = predictor.predict(np.array([where], dtype=float))
     measured = _measured(fit, content, where)
     if measured:
         loss = _of_runs(loss, fit, measured)
@@ -147,8 +151,11 @@ def _place(fit: Fit, chooser: Chooser, choice: Choice) -> list[float | None]:
 def _measured(fit: Fit, content: dict[str, Any], where: list[float | None]) -> list[float]:
     """Losses of the runs that were trained at the very place, held-out ones too."""
     held_out = (content["holdout"] or {"points": []})["points"]
-    runs = [*fit.points.rename({"y": "actual"}).to_dicts(), *held_out]
+    most = max((run["u"] for run in held_out if run["u"] is not None), default=None)
     columns = fit.law.columns
+    if "u" not in columns:  # held-out runs with smaller shares of the data are others
+        held_out = [run for run in held_out if run["u"] == most]
+    runs = [*fit.points.rename({"y": "actual"}).to_dicts(), *held_out]
     return [
         float(run["actual"])
         for run in runs
@@ -200,7 +207,7 @@ def _notes(
     choice: Choice,
     loss: Prediction,
 ) -> list[str]:
-    notes = [sentence for sentence in content["verdict"] if sentence.startswith(FAILS)]
+    notes = [sentence for sentence in content["verdict"] if FAILS in sentence]
     for name, value in (("x", loss.x), ("d", loss.d)):
         if value is None or name not in fit.points.columns:
             continue
@@ -216,7 +223,9 @@ def _notes(
             "more unique data would lower the loss"
         )
     if isinstance(chooser, SizeChooser):
-        notes.append("D, U and epochs are those of the fitted runs: a law of size alone holds for these")
+        notes.append(
+            "D, U and epochs are those of the fitted runs: a law of size alone, or a forecast, holds for these"
+        )
     return notes + list(content["diagnostics"]["warnings"])
 
 
@@ -249,6 +258,8 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     rows.append([f"{content['y']}{source}", f"{loss['predicted']:.4f}"])
     rows.append(["  90 % of the curve", f"{loss['mean_low']:.4f} to {loss['mean_high']:.4f}"])
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
+    if loss["cautious"] is not None and not runs:
+        rows.append(["  to count on", f"{loss['cautious']:.4f}"])
     rows += [[metric["metric"], _interval(metric)] for metric in result["metrics"]]
     for what, doubled in (result["doubled"] or {}).items():
         rows.append([f"with twice the {what}", f"{doubled:.4f} ({doubled - loss['predicted']:+.4f})"])

@@ -12,7 +12,7 @@
 x and y are required; a law asks for d and u where it depends on them. `METRICS` may stand beside them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -21,7 +21,31 @@ from lrec.files import json_hash
 METRICS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 """Metrics that a law may link to the loss."""
 
+NARROWEST = 1.01
+"""Sizes that span less than this factor tell a power from a constant by rounding errors alone."""
+
 
 def source_hash(points: pl.DataFrame, columns: Sequence[str] = ("x", "y")) -> str:
     """SHA-256 of the values used, whatever the order of the points."""
     return json_hash(sorted([float(value) for value in row] for row in points.select(columns).iter_rows()))
+
+
+def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
+    """The loss of the best small model: what to expect where larger ones buy nothing.
+
+    Of the small models that had no more unique data than the place has; of all where none had so little. Where the
+    points do not know unique data, no more data processed: where they do, D is that of the best epoch, which one run
+    that stopped early has little of.
+    """
+    data = next((name for name in ("u", "d") if name in points.columns and place.get(name) is not None), None)
+    settings = ["x"] if data is None else ["x", data]
+    means = points.group_by(settings).agg(pl.col("y").mean())
+    alike = means if data is None else means.filter(pl.col(data) <= (place[data] or 0) * (1 + 1e-9))
+    return float((means if alike.is_empty() else alike)["y"].min())  # type: ignore[arg-type]
+
+
+def points_of_most_data(points: pl.DataFrame) -> pl.DataFrame:
+    """The points with the most unique data, which a law of size alone describes; all where that is unknown."""
+    if "u" not in points.columns or points["u"].null_count():
+        return points
+    return points.filter(pl.col("u") == pl.col("u").max())

@@ -1,16 +1,53 @@
-"""Predictions of a fitted law, before and after the truth is known."""
+"""Predictions of the forecast or of a law, before and after the truth is known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.fit import Fit, fit_points
+from lrec.laws.fit import fit_points
+from lrec.laws.forecast import Forecast
+from lrec.laws.forms import law_named
 from lrec.laws.law import Array, Law
 from lrec.laws.objective import Kind, Objective
+from lrec.laws.points import naive
 from lrec.laws.profile import Prediction
+
+
+class Predictor(Protocol):
+    """What foretells losses: a `Forecast`, or the `Fit` of a law.
+
+    Attributes:
+        name: forecast, or the law's.
+        points: What it rests on, a table as `laws.points` has it.
+        columns: Those of points that make a place, x first.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def points(self) -> pl.DataFrame: ...
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def predict(self, x: Sequence[float] | Array) -> list[Prediction]: ...
+
+    def curve(self, x: Sequence[float] | Array) -> Array: ...
+
+
+def method_named(name: str) -> Law | None:
+    """A law by its name or class path; None for `forecast`."""
+    return None if name == Forecast.name else law_named(name)
+
+
+def predictor_of(method: Law | None, points: pl.DataFrame, objective: Objective | Kind = "huber") -> Predictor:
+    """The law fitted to the points, or, without one, the forecast from them."""
+    return Forecast(points) if method is None else fit_points(method, points, objective)
 
 
 @dataclass(frozen=True)
@@ -56,9 +93,9 @@ class Holdout(Comparison):
     extrapolation_factor: float
 
 
-def predict(fit: Fit, x: Sequence[float] | Array) -> list[Prediction]:
+def predict(predictor: Predictor, x: Sequence[float] | Array) -> list[Prediction]:
     """The loss at each x, with the 90 % intervals of the mean curve and of a new run."""
-    return fit.profile.predict(x)
+    return predictor.predict(x)
 
 
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -70,27 +107,13 @@ def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     return points.filter(~pl.col("x").is_in(largest)), points.filter(pl.col("x").is_in(largest))
 
 
-def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
-    """The loss of the best small model: what to expect where larger ones buy nothing.
-
-    Of the small models that had no more unique data than the place has; of all where none had so little. Where the
-    points do not know unique data, no more data processed: where they do, D is that of the best epoch, which one run
-    that stopped early has little of.
-    """
-    data = next((name for name in ("u", "d") if name in points.columns and place.get(name) is not None), None)
-    settings = ["x"] if data is None else ["x", data]
-    means = points.group_by(settings).agg(pl.col("y").mean())
-    alike = means if data is None else means.filter(pl.col(data) <= (place[data] or 0) * (1 + 1e-9))
-    return float((means if alike.is_empty() else alike)["y"].min())  # type: ignore[arg-type]
-
-
-def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Holdout:
-    """Join predictions made from `fit` with the points that came later.
+def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Holdout:
+    """Join predictions with the points that came later.
 
     Raises:
         UserError: a prediction without an actual value, or no prediction at all.
     """
-    columns = fit.law.columns
+    columns = predictor.columns
     known = [name for name in ("u",) if name in actual.columns and name not in columns]
     groups = actual.group_by(columns, maintain_order=True).agg(pl.col("y", *known).mean()).to_dicts()
     came = {tuple(float(group[name]) for name in columns): group for group in groups}
@@ -108,25 +131,28 @@ def compare(fit: Fit, predictions: Sequence[Prediction], actual: pl.DataFrame) -
                 **vars(p),
                 actual=loss,
                 error_pct=100 * (p.predicted / loss - 1),
-                naive_error_pct=100 * (naive(fit.points, came[p.at]) / loss - 1),
+                naive_error_pct=100 * (naive(predictor.points, came[p.at]) / loss - 1),
                 half_width_pct=100 * (p.high - p.low) / 2 / loss,
                 inside=p.low <= loss <= p.high,
             )
         )
-    return Holdout(tuple(points), max(p.x for p in points) / float(fit.x_N.max()))
+    return Holdout(tuple(points), max(p.x for p in points) / float(predictor.points["x"].max()))  # type: ignore[arg-type]
 
 
-def settings(law: Law, points: pl.DataFrame) -> Array:
-    """The distinct settings of the law's variables among points, a row each, by size."""
-    return points.select(law.columns).unique().sort(law.columns).to_numpy().astype(float)
+def settings(columns: Sequence[str], points: pl.DataFrame) -> Array:
+    """The distinct places among points, a row each, by size."""
+    return points.select(columns).unique().sort(columns).to_numpy().astype(float)
 
 
 def holdout_report(
-    law: Law, points: pl.DataFrame, k: int, objective: Objective | Kind = "huber"
-) -> tuple[Fit, Holdout | None]:
-    """Fit all but the k largest sizes and compare the rest with its predictions; None if k is 0."""
+    method: Law | None, points: pl.DataFrame, k: int, objective: Objective | Kind = "huber"
+) -> tuple[Predictor, Holdout | None]:
+    """Fit all but the k largest sizes, by a law or the forecast, and compare the rest with its predictions.
+
+    The latter is None if k is 0.
+    """
     small, large = hold_out(points, k)
-    fitted = fit_points(law, small, objective)
+    predictor = predictor_of(method, small, objective)
     if large.is_empty():
-        return fitted, None
-    return fitted, compare(fitted, predict(fitted, settings(law, large)), large)
+        return predictor, None
+    return predictor, compare(predictor, predictor.predict(settings(predictor.columns, large)), large)

@@ -35,7 +35,10 @@ WALKERS, STEPS = 160, 48
 
 @dataclass(frozen=True)
 class Prediction:
-    """The loss expected at x (and d, u): the curve with the interval of its mean, and the wider one of a new run."""
+    """The loss expected at x (and d, u): the curve with the interval of its mean, and the wider one of a new run.
+
+    `cautious` is what to count on rather than to expect, by a forecast; None by a single law.
+    """
 
     x: float
     predicted: float
@@ -45,6 +48,7 @@ class Prediction:
     high: float
     d: float | None = None
     u: float | None = None
+    cautious: float | None = None
 
     @property
     def at(self) -> tuple[float, ...]:

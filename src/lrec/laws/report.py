@@ -13,17 +13,20 @@ from lrec.errors import UserError
 from lrec.files import json_hash, write_json
 from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
+from lrec.laws.forecast import Forecast
 from lrec.laws.forms import LAWS, law_named, name_of
 from lrec.laws.objective import Objective
-from lrec.laws.predict import Holdout
+from lrec.laws.points import points_of_most_data
+from lrec.laws.predict import Holdout, Predictor
 from lrec.laws.rivals import Rival
 from lrec.tables import rows_table
 
 
 def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null."""
-    fit, ends = analysis.fit, analysis.fit.profile.parameters
+    fit, ends, points = analysis.fit, analysis.fit.profile.parameters, analysis.predictor.points
     content: dict[str, Any] = {
+        "method": analysis.predictor.name if isinstance(analysis.predictor, Forecast) else name_of(fit.law),
         "law": name_of(fit.law),
         "formula": fit.law.formula,
         **analysis.names,
@@ -34,9 +37,9 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "objective": fit.objective.kind,
         "residuals": fit.objective.residuals,
         "objective_value": fit.value,
-        "n_points": len(fit.x_N),
-        "n_sizes": fit.n_sizes,
-        "x_range": [float(fit.x_N.min()), float(fit.x_N.max())],
+        "n_points": len(points),
+        "n_sizes": len(points.select(analysis.predictor.columns).unique()),
+        "x_range": [points["x"].min(), points["x"].max()],
         "r2": fit.r2,
         "noise": {"sigma": fit.profile.sigma, "dof": fit.profile.dof},
         "diagnostics": asdict(fit.diagnostics) | {"warnings": analysis.warnings, "unidentified": analysis.unidentified},
@@ -45,7 +48,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "verdict": analysis.verdict,
         "comparison": [_rival_content(rival) for rival in analysis.rivals],
         "source_hash": analysis.source_hash,
-        "points": fit.points.drop("file", "row", strict=False).to_dicts(),
+        "points": points.drop("file", "row", strict=False).to_dicts(),
     }
     content = _finite(content)
     content["content_hash"] = json_hash(content)
@@ -66,9 +69,9 @@ def _rival_content(rival: Rival) -> dict[str, Any]:
     rolled = rival.rollout
     return {
         "law": rival.name,
-        "n_parameters": rival.fit.n_fitted,
-        "bic": rival.fit.bic,
-        "aicc": rival.fit.aicc,
+        "n_parameters": None if rival.fit is None else rival.fit.n_fitted,
+        "bic": None if rival.fit is None else rival.fit.bic,
+        "aicc": None if rival.fit is None else rival.fit.aicc,
         "holdout_mape": rival.holdout_mape,
         "rollout": None
         if rolled is None
@@ -81,8 +84,8 @@ def _rival_content(rival: Rival) -> dict[str, Any]:
     }
 
 
-def read_fit(path: Path, trust: bool = False) -> tuple[Fit, dict[str, Any]]:
-    """The fit that `write_fit` wrote, and its content: the law is fitted again to the points in it, to the same end.
+def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str, Any]]:
+    """The law, what foretells, and the content that `write_fit` wrote: fitted again to its points, to the same end.
 
     Args:
         path: fit.json.
@@ -96,6 +99,7 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, dict[str, Any]]:
         whole = content.pop("content_hash") == json_hash(content)
         name, objective = content["law"], Objective(content["objective"], content["residuals"])
         law = None if "." in name else LAWS[name]
+        forecasts = content["method"] == Forecast.name
         points = pl.DataFrame(content["points"], infer_schema_length=None)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
@@ -106,7 +110,10 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, dict[str, Any]]:
     if law is None:
         check_trusted({"class_path": name}, trust, path)
         law = law_named(name)
-    return fit_points(law, points, objective), content
+    if forecasts:
+        return fit_points(law, points_of_most_data(points), objective), Forecast(points), content
+    fitted = fit_points(law, points, objective)
+    return fitted, fitted, content
 
 
 def table(content: dict[str, Any]) -> str:
@@ -115,11 +122,15 @@ def table(content: dict[str, Any]) -> str:
     parameters += [[n, *(_number(p[k]) for k in ("value", "low", "high"))] for n, p in content["parameters"].items()]
     blocks = [rows_table(parameters)]
     if content["holdout"]:
-        rows = [[content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "inside", "naive error"]]
+        places = [name for name in ("x", "d", "u") if name in content]
+        losses = ["predicted", "low", "high", *(["cautious"] if content["method"] == Forecast.name else []), "actual"]
+        heads = {"low": "90 % low", "high": "90 % high"}
+        rows = [[*(content[name] for name in places), *(heads.get(key, key) for key in losses)]]
+        rows[0] += ["error", "inside", "naive error"]
         rows += [
             [
-                _number(p["x"]),
-                *(f"{p[key]:.4f}" for key in ("predicted", "low", "high", "actual")),
+                *(_number(p[name]) for name in places),
+                *(f"{p[key]:.4f}" for key in losses),
                 f"{p['error_pct']:+.2f} %",
                 "yes" if p["inside"] else "no",
                 f"{p['naive_error_pct']:+.2f} %",
@@ -133,7 +144,7 @@ def table(content: dict[str, Any]) -> str:
             f"extrapolating {content['holdout']['extrapolation_factor']:.1f} times."
         )
     if len(content["comparison"]) > 1:
-        rows = [["law", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
+        rows = [["method", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
         rows += [_rival(rival) for rival in content["comparison"]]
         blocks.append(rows_table(rows))
     blocks.append(" ".join(content["verdict"]))
@@ -148,17 +159,23 @@ def _rival(rival: dict[str, Any]) -> list[str]:
         inside = f"{rolled['inside']} of {len(rolled['steps'])}"
         cells = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]
     criteria = ["" if rival[key] is None else f"{rival[key]:.1f}" for key in ("aicc", "bic")]
-    return [
-        rival["law"], str(rival["n_parameters"]), *cells, "" if held_out is None else f"{held_out:.2f} %", *criteria
-    ]  # fmt: skip
+    cells.append("" if held_out is None else f"{held_out:.2f} %")
+    return [rival["law"], str(rival["n_parameters"] or ""), *cells, *criteria]
 
 
 def markdown(content: dict[str, Any]) -> str:
     """A short report of the content of fit.json, to stand beside fit.png."""
-    d = content["diagnostics"]
+    d, forecasts = content["diagnostics"], content["method"] == Forecast.name
     # Infinite, and so null in fit.json, where the points say nothing of a parameter.
     condition = "infinite" if d["condition_number"] is None else f"{d['condition_number']:.3g}"
-    return f"""# {content["formula"]}
+    law = (
+        f"The forecast rests on no single law; parameters are those of {content['formula']}, which describes the points"
+        if forecasts
+        else f"Fitted: {content['formula']}"
+    )
+    return f"""# {"Forecast" if forecasts else content["formula"]}
+
+{law}.
 
 {content["y"]} by {content["x"]}: {content["n_points"]} points of {content["n_sizes"]} {settings_word(content)}, \
 objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; those of predictions are for a new run.
@@ -175,7 +192,7 @@ A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["do
 
 def settings_word(content: dict[str, Any]) -> str:
     """What the distinct places of the points are."""
-    return "settings" if "d" in content else "sizes"
+    return "settings" if "d" in content or "u" in content else "sizes"
 
 
 def _number(value: float | None) -> str:

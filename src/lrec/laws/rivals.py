@@ -1,19 +1,21 @@
-"""A law put to the test: rolled out over the sizes, and beside other laws of the same variables."""
+"""The forecast and laws put to the test: rolled out over the sizes, side by side."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit_points
+from lrec.laws.forecast import Forecast
 from lrec.laws.forms import LAWS
 from lrec.laws.law import Law
-from lrec.laws.objective import Kind, Objective
-from lrec.laws.predict import Comparison, HeldOut, Holdout, compare, hold_out, predict, settings
+from lrec.laws.points import points_of_most_data
+from lrec.laws.predict import Comparison, HeldOut, Holdout, Predictor, compare, hold_out, settings
 
 FLOORLESS = ("lsrm", "kaplan")
 """Laws that are compared without their floor too, as Kaplan et al. have it."""
@@ -25,49 +27,40 @@ STEP = 1.5
 
 @dataclass(frozen=True)
 class Rival:
-    """A law beside others of the same points.
+    """A law, or the forecast, beside others of the same points.
 
     Attributes:
-        name: The law, and what is fixed in it.
+        name: forecast, or the law and what is fixed in it.
         fit: Of all but the held-out sizes. Its BIC and AICc compare laws of one table only: the lower the better,
-            differences below about 2 meaning nothing.
+            differences below about 2 meaning nothing. None for the forecast, which is no law.
         holdout_mape: Mean absolute percentage error on the held-out sizes, None where there are none.
     """
 
     name: str
-    fit: Fit
+    fit: Fit | None
     holdout_mape: float | None
     rollout: Comparison | None
 
 
-def roll_out(
-    law: Law,
-    points: pl.DataFrame,
-    objective: Objective | Kind = "huber",
-    fixed: Mapping[str, float] | None = None,
-    known: Fit | None = None,
-) -> Comparison | None:
-    """Fit the smallest sizes and predict the next, for ever more sizes; None where none leave enough to fit.
+def roll_out(made_of: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
+    """Foretell the next size from the smallest, for ever more sizes; None where none leave enough to fit.
 
     Each step is one of a factor of `STEP` at least, to the next size or beyond: a table of 200 sizes has no more steps
     than a ladder over as many decades.
 
     Args:
-        law: The law.
+        made_of: From points to what foretells; it raises UserError where there are too few.
         points: A table as `laws.points` has it.
-        objective: As for `fit_points`.
-        fixed: As for `fit_points`.
-        known: The fit of some of the smallest, so that it is not made again.
     """
     steps: list[HeldOut] = []
     for last, reach in pairwise(_edges(points["x"].unique().sort().to_list())):
         small = points.filter(pl.col("x") <= last)
         following = points.filter(pl.col("x").is_between(last, reach, "right"))
         try:
-            fitted = known if known and known.points.equals(small) else fit_points(law, small, objective, fixed)
+            predictor = made_of(small)
         except UserError:  # too few sizes yet
             continue
-        steps += compare(fitted, predict(fitted, settings(law, following)), following).points
+        steps += compare(predictor, predictor.predict(settings(predictor.columns, following)), following).points
     return Comparison(tuple(steps)) if steps else None
 
 
@@ -80,32 +73,41 @@ def _edges(sizes: list[float]) -> list[float]:
     return edges if edges[-1] == sizes[-1] else [*edges, sizes[-1]]
 
 
-def rivals(fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Rival]:
-    """The law and every other of the same variables, fitted and rolled out, the best rolled out first.
+def rivals(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Rival]:
+    """What foretells, its law and every other of the same variables, rolled out, the best first.
 
     Laws that cannot be fitted are left out. Where the law is one of size, data and unique data, those of size and data
-    alone are among them. Laws of several variables take seconds to minutes, so progress goes to stderr.
+    alone are among them. Progress of laws of several variables goes to stderr.
 
     Args:
-        fit: The fit of the small sizes.
-        holdout: What became of its predictions, None where nothing is held out.
+        predictor: The forecast, or the fit itself.
+        fit: The law's, of the small sizes.
+        holdout: What became of the predictions, None where nothing is held out.
         points: All points, held-out ones included.
     """
-    _, large = hold_out(points, 0 if holdout is None else len({p.x for p in holdout.points}))
+    held_out = 0 if holdout is None else len({p.x for p in holdout.points})
     found = []
+    if isinstance(predictor, Forecast):
+        met = None if holdout is None else holdout.mape
+        found.append(Rival(predictor.name, None, met, roll_out(Forecast, points)))
+        points = points_of_most_data(points)
+    small, large = hold_out(points, held_out)
     for law, fixed in _of_the_same_variables(fit.law):
         name = ", ".join([law.name, *(f"{parameter} = {value:g}" for parameter, value in (fixed or {}).items())])
         if len(law.variables) > 1:
             print(f"rolling out {name}", file=sys.stderr, flush=True)
-        fitted, met = fit, holdout
-        if law is not fit.law or fixed:
-            try:
-                fitted = fit_points(law, fit.points, fit.objective, fixed)
-            except UserError:  # too few settings for so many parameters
-                continue
-            met = None if holdout is None else compare(fitted, predict(fitted, settings(law, large)), large)
-        rolled = roll_out(law, points, fit.objective, fixed, known=fitted)
-        found.append(Rival(name, fitted, None if met is None else met.mape, rolled))
+        known = fit if law is fit.law and not fixed else None
+
+        def made_of(smallest: pl.DataFrame, law: Law = law, fixed: Any = fixed, known: Fit | None = known) -> Fit:
+            again = known is not None and known.points.equals(smallest)
+            return known if known is not None and again else fit_points(law, smallest, fit.objective, fixed)
+
+        try:
+            fitted = made_of(small)
+        except UserError:  # too few settings for so many parameters
+            continue
+        came = compare(fitted, fitted.predict(settings(law.columns, large)), large) if held_out else None
+        found.append(Rival(name, fitted, None if came is None else came.mape, roll_out(made_of, points)))
     return sorted(found, key=lambda rival: np.inf if rival.rollout is None else rival.rollout.mape)
 
 

@@ -1,4 +1,4 @@
-"""What a fit, its held-out sizes and its rivals come to, in words."""
+"""What a forecast or a fit, its held-out sizes and its rivals come to, in words."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,27 +9,29 @@ from lrec.errors import UserError
 from lrec.laws.bootstrap import bootstrap
 from lrec.laws.diagnostics import rises
 from lrec.laws.fit import Fit
-from lrec.laws.predict import Holdout
+from lrec.laws.predict import Holdout, Predictor
 from lrec.laws.profile import Prediction
 from lrec.laws.rivals import Rival
 
-FAILS = "The law does not hold"
-"""How the verdict begins where the held-out sizes were foretold worse than by expecting nothing of them."""
+FAILS = "does not hold"
+"""What the verdict says where the held-out sizes were foretold worse than by expecting nothing of them."""
 AHEAD = 10.0
 """How many times the largest fitted size the outlook is for."""
 
 
-def outlook(fit: Fit) -> dict[str, Prediction]:
-    """The loss at `AHEAD` times the largest fitted size, at the most data that it had: by profile.
+def outlook(predictor: Predictor) -> dict[str, Prediction]:
+    """The loss at `AHEAD` times the largest fitted size, at the most data that it had: by forecast, or by profile.
 
     By bootstrap too where outliers had the profile widened, unless there are fewer runs than parameters.
     """
-    largest = max(map(tuple, fit.x_NV.tolist()))
+    largest = max(predictor.points.select(predictor.columns).iter_rows())
     place = np.array([[AHEAD * largest[0], *largest[1:]]])
-    predictions = {"profile": fit.profile.predict(place)[0]}
-    if not fit.profile.holds_fit:
+    if not isinstance(predictor, Fit):
+        return {predictor.name: predictor.predict(place)[0]}
+    predictions = {"profile": predictor.predict(place)[0]}
+    if not predictor.profile.holds_fit:
         with suppress(UserError):
-            predictions["bootstrap"] = bootstrap(fit).predict(place)[0]
+            predictions["bootstrap"] = bootstrap(predictor).predict(place)[0]
     return predictions
 
 
@@ -62,42 +64,45 @@ def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
 
 
 def verdict(
-    fit: Fit,
+    predictor: Predictor,
     holdout: Holdout | None,
     judged: Sequence[Rival],
     ahead: Mapping[str, Prediction],
     unsure: Sequence[str],
     x: str,
 ) -> list[str]:
-    """What the fit, the held-out sizes and the roll-out come to, in plain words.
+    """What the forecast or fit, the held-out sizes and the roll-out come to, in plain words.
 
     Args:
-        fit: The fit of the small sizes.
+        predictor: Of the small sizes.
         holdout: The held-out sizes, None if there are none.
-        judged: The laws compared, `rivals`.
+        judged: The methods compared, `rivals`.
         ahead: The `outlook`.
         unsure: Parameters that are not identified, `unidentified`.
         x: Name of the first variable.
     """
-    sentences = [_held(fit, holdout, x), _expected(ahead, x)]
-    if len(fit.law.variables) == 1:
+    sentences = [_held(predictor, holdout, x), _expected(ahead, x)]
+    if len(predictor.columns) == 1:
         later = () if holdout is None else holdout.points
-        x_N, y_N = np.append(fit.x_N, [p.x for p in later]), np.append(fit.y_N, [p.actual for p in later])
+        x_N = np.append(predictor.points["x"].to_numpy(), [p.x for p in later])
+        y_N = np.append(predictor.points["y"].to_numpy(), [p.actual for p in later])
         if steps := rises(x_N, y_N):
             where = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in steps)
             sentences.append(f"The mean loss rises with {x} from {where}: a power law describes the trend at most.")
-    sentences += _compared(fit, judged)
+    sentences += _compared(predictor.name, judged)
     if unsure:
         plural = "are" if len(unsure) > 1 else "is"
         sentences.append(f"{', '.join(unsure)} {plural} not identified: rely on predictions with their intervals.")
     return sentences
 
 
-def _held(fit: Fit, holdout: Holdout | None, x: str) -> str:
-    decades = np.log10(fit.x_N.max() / fit.x_N.min())
+def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
+    sizes = predictor.points["x"]
+    decades = np.log10(float(sizes.max()) / float(sizes.min()))  # type: ignore[arg-type]
+    what = "law" if isinstance(predictor, Fit) else predictor.name
     if holdout is None:
         return (
-            f"The law is fitted over {decades:.1f} decades of {x}; nothing was held out, so nothing says whether it "
+            f"The {what} rests on {decades:.1f} decades of {x}; nothing was held out, so nothing says whether it "
             "holds beyond them."
         )
     inside, n = holdout.inside, len(holdout.points)
@@ -107,33 +112,36 @@ def _held(fit: Fit, holdout: Holdout | None, x: str) -> str:
         f"{holdout.mape:.2f} % on average (naive {holdout.naive_mape:.2f} %), {inside} of {n} inside the 90 % interval"
     )
     if holdout.mape > holdout.naive_mape:
-        return f"{FAILS}: {figures}, which is worse than to expect nothing of larger sizes."
+        return f"The {what} {FAILS}: {figures}, which is worse than to expect nothing of larger sizes."
     if holdout.mape <= holdout.naive_mape / 2 and inside >= 0.7 * n:
-        return f"The law holds over {reached:.1f} decades of {x}: {figures}."
-    return f"The law holds in part over {reached:.1f} decades of {x}: {figures}."
+        return f"The {what} holds over {reached:.1f} decades of {x}: {figures}."
+    return f"The {what} holds in part over {reached:.1f} decades of {x}: {figures}."
 
 
 def _expected(ahead: Mapping[str, Prediction], x: str) -> str:
-    p = ahead["profile"]
+    p = next(iter(ahead.values()))
     data = ", ".join(f"{name} {value:.4g}" for name, value in (("D", p.d), ("U", p.u)) if value is not None)
     where = f"At {AHEAD:g} times the largest fitted {x}{' with ' + data if data else ''}"
     sentence = f"{where} expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
     if "bootstrap" in ahead:
         sentence += f" (by bootstrap [{ahead['bootstrap'].low:.4g}, {ahead['bootstrap'].high:.4g}])"
+    if p.cautious is not None:
+        sentence += f"; count on {p.cautious:.4g}"
     return sentence + "."
 
 
-def _compared(fit: Fit, judged: Sequence[Rival]) -> list[str]:
+def _compared(name: str, judged: Sequence[Rival]) -> list[str]:
     sentences = []
     rolled = [(rival, rival.rollout) for rival in judged if rival.rollout is not None]
     for rival, steps in rolled:
-        if rival.name == fit.law.name:
+        if rival.name == name:
             sentences.append(
                 f"Rolled out from the smallest sizes on, the next size is missed by {steps.mape:.2f} % on average "
                 f"(naive {steps.naive_mape:.2f} %), inside its interval {steps.inside} of {len(steps.points)} times."
             )
     if len(rolled) > 1:
-        best, by_bic = rolled[0][0], min(judged, key=lambda rival: rival.fit.bic)
+        best, laws = rolled[0][0], [(rival, rival.fit.bic) for rival in judged if rival.fit is not None]
+        by_bic = min(laws, key=lambda pair: pair[1])[0]
         agree = "as BIC has it too" if best is by_bic else f"while BIC prefers {by_bic.name}"
-        sentences.append(f"Of the laws compared, {best.name} predicts the next size best, {agree}.")
+        sentences.append(f"Of the methods compared, {best.name} predicts the next size best, {agree}.")
     return sentences

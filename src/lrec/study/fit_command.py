@@ -7,15 +7,15 @@ from lrec.files import check_writable, write_text
 from lrec.laws.agreement import agreement_figure
 from lrec.laws.analysis import analyse
 from lrec.laws.figures import fit_figure
-from lrec.laws.forms import law_named
 from lrec.laws.objective import Kind, Objective, Residuals
+from lrec.laws.predict import method_named
 from lrec.laws.report import markdown, settings_word, table, write_fit
 from lrec.study.points import read_points
 
 
 def fit_command(
     points: list[Path],
-    law: str = "lsrm",
+    law: str = "forecast",
     holdout: int = 2,
     x: str = "N_body",
     d: str = "D",
@@ -31,8 +31,9 @@ def fit_command(
 
     Args:
         points: Files (.jsonl, .csv, .tsv, .parquet) or folders of runs (every points.jsonl under them).
-        law: Law to fit: lsrm, L(x) = E + (x0/x)^a, of size and data chinchilla and kaplan, and of size, data and
-            unique data repeated_data, muennighoff and overfitting; or one of your own by its class path.
+        law: The forecast, which trusts no single law and learns from shares of the data where points have them; or a
+            law: lsrm, L(x) = E + (x0/x)^a, of size and data chinchilla and kaplan, of size, data and unique data
+            repeated_data, muennighoff and overfitting; or one of your own by its class path.
         holdout: Number of largest sizes to hold out and predict.
         x: Column of what is scaled: N_body, N_total, D, flops or any other.
         d: Column of the interactions processed, for laws of size and data.
@@ -42,19 +43,24 @@ def fit_command(
             residuals.
         residuals: Of the logarithm of the loss (log) or of the loss itself (level).
         floor: Least possible loss, drawn into the figure.
-        compare: Roll out every law of the same variables and put them side by side; laws of size and data take minutes.
+        compare: Roll out every law of the same variables and put them side by side.
         out: Folder for fit.json, fit.png and report.md.
     """
-    chosen = law_named(law)
+    method = method_named(law)
     check_writable(out / "fit.json", "--out")
-    others = dict(zip(("d", "u"), (d, u)[: len(chosen.variables) - 1], strict=False))
-    table_read = read_points(points, x, y, **others)
+    if method is None:
+        table_read = read_points(points, x, y, shares=True)
+    else:
+        d_of_law, u_of_law = (column if i < len(method.variables) else None for i, column in ((1, d), (2, u)))
+        table_read = read_points(points, x, y, d_of_law, u_of_law)
     names = {"x": x, "d": d, "u": u, "y": y}
-    analysis = analyse(chosen, table_read, holdout, names, Objective(objective, residuals), compare)
+    analysis = analyse(method, table_read, holdout, names, Objective(objective, residuals), compare)
     content = write_fit(out, analysis)
     shown = analysis.fit, analysis.holdout
-    one = len(chosen.variables) == 1
-    save_figure(out / "fit.png", fit_figure(*shown, floor, x, y) if one else agreement_figure(*shown, x, y))
+    of_size = len(analysis.fit.law.variables) == 1
+    figure = fit_figure(analysis.predictor, *shown, floor, x, y) if of_size else agreement_figure(*shown, x, y)
+    save_figure(out / "fit.png", figure)
     write_text(out / "report.md", markdown(content))
     counted = f"{content['n_points']} points of {content['n_sizes']} {settings_word(content)}"
-    print(f"{content['formula']}, {counted}\n\n{table(content)}\n\n{out}")
+    title = content["formula"] if method else f"forecast, described by {content['formula']}"
+    print(f"{title}, {counted}\n\n{table(content)}\n\n{out}")

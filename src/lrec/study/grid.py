@@ -47,12 +47,21 @@ class PlannedRun:
 
 
 def planned_runs(study: Study) -> list[PlannedRun]:
-    """Every run of the study: sizes x seeds x fractions x variants; UserError where `lrec fit` would refuse one."""
+    """Every run of the study: sizes x seeds x fractions x variants; UserError where `lrec fit` would refuse one.
+
+    Held-out sizes have all the data there are; smaller shares have one seed, their first.
+    """
+    most = max(study.every_fraction)
     return [
         _planned(study, size, seed, fraction, variant)
-        for fraction, variant, size in product(study.fractions, study.every_variant, study.ladder)
-        for seed in study.size_seeds.get(size, study.holdout_seeds if size in study.held_out else study.seeds)
+        for fraction, variant, size in product(study.every_fraction, study.every_variant, study.ladder)
+        if fraction == most or size not in study.held_out
+        for seed in _seeds(study, size)[: None if fraction == most or study.fractions else 1]
     ]
+
+
+def _seeds(study: Study, size: str) -> tuple[int, ...]:
+    return study.size_seeds.get(size, study.holdout_seeds if size in study.held_out else study.seeds)
 
 
 def _planned(study: Study, size: str, seed: int, fraction: float, variant: str) -> PlannedRun:
@@ -60,7 +69,7 @@ def _planned(study: Study, size: str, seed: int, fraction: float, variant: str) 
 
     variants = study.every_variant
     options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
-    by_rule = {option: _power(option, rule, size) for option, rule in dotted(study.rules).items()}
+    by_rule = {option: _power(option, rule, size, fraction) for option, rule in dotted(study.rules).items()}
     for more in (study.options, by_rule, study.size_options.get(size, {}), variants[variant]):
         options |= dotted(more)
     if fraction != 1:
@@ -71,7 +80,7 @@ def _planned(study: Study, size: str, seed: int, fraction: float, variant: str) 
     in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
     arguments += [f"--{option}={as_argument(value)}" for option, value in in_order]
     ladder = [variant] if len(variants) > 1 else []
-    ladder += [f"fraction-{fraction:g}"] if len(study.fractions) > 1 else []
+    ladder += [f"fraction-{fraction:g}"] if len(study.every_fraction) > 1 else []
     share = "" if fraction == 1 else f"{study.reduce}-{fraction:g}"
     source = study.starts_from.get(variant)
     return PlannedRun(
@@ -91,8 +100,9 @@ def _name(size: str, share: str, variant: str, seed: int) -> str:
     return "-".join(part for part in (size, share, variant, f"seed{seed}") if part)
 
 
-def _power(option: str, rule: Any, size: str) -> float:
+def _power(option: str, rule: Any, size: str, fraction: float) -> float:
     match rule:
-        case [int() | float() as factor, int() | float() as exponent]:
-            return float(f"{factor * ladder_n_body(size) ** exponent:.4g}")
-    raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent]")
+        case [int() | float() as factor, int() | float() as exponent, *shares] if len(shares) < 2:
+            of_share = fraction ** float(shares[0]) if shares else 1.0
+            return float(f"{factor * ladder_n_body(size) ** exponent * of_share:.4g}")
+    raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent] or [factor, exponent, share's exponent]")

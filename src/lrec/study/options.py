@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from lrec import cost
 from lrec.errors import UserError, check_range
-from lrec.laws.forms import law_named
+from lrec.laws.forecast import LEAST_SIZES, Forecast
+from lrec.laws.predict import method_named
 from lrec.run import dotted
 from lrec.shape import TransformerConfig, even_ladder, find_size
 
@@ -28,11 +29,14 @@ class Study:
         seeds: Seeds of the fitted sizes, a run each.
         holdout_seeds: Seeds of the held-out sizes, a run each.
         size_seeds: Seeds of single sizes, in place of these.
-        fractions: Shares of the training data; each has a ladder and a fit of its own.
+        fractions: Shares of the training data. The held-out sizes are trained with the largest one only; the others
+            tell the forecast how much of the gain of size the data allow, and cost less than one held-out run. By
+            default all, half and a quarter where held-out sizes are forecast, and else all.
         reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
         options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
-        rules: Options that follow the size, each as [factor, exponent]: factor * N_body ** exponent, to four digits.
+        rules: Options that follow the size, each as [factor, exponent]: factor * N_body ** exponent, to four digits;
+            or as [factor, exponent, share's], times the share of the data to that power.
         size_options: Further options by size.
         variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
         starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed.
@@ -40,8 +44,8 @@ class Study:
         sweep: Lists of values of options to tune: the best at each fitted size by val/loss become a rule of the size
             before anything else is trained. Its runs are a study of their own, OUT-sweep.
         sweep_sizes: Sizes that tune; all fitted ones by default.
-        law: Law to fit to each fraction and variant; lsrm is L(x) = E + (x0/x)^a; one of your own by its class path;
-            null: no fit, with holdout 0.
+        law: How each variant's large sizes are foretold: forecast, which trusts no single law; or by a law of the size,
+            such as lsrm, L(x) = E + (x0/x)^a, or one of your own by its class path; null: not at all, with holdout 0.
         x: Parameters the law counts.
         y: Loss that is fitted: of the test targets, or of those and of the split's trajectories.
         jobs: Runs side by side, each with an equal share of the cores.
@@ -65,7 +69,7 @@ class Study:
     seeds: tuple[int, ...] = (1,)
     holdout_seeds: tuple[int, ...] = (1,)
     size_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    fractions: tuple[float, ...] = (1.0,)
+    fractions: tuple[float, ...] | None = None
     reduce: Literal["users", "interactions", "recent"] = "users"
     holdout: int = 2
     options: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +80,7 @@ class Study:
     grid: dict[str, Any] = field(default_factory=dict)
     sweep: dict[str, Any] = field(default_factory=dict)
     sweep_sizes: list[str] | None = None
-    law: str | None = "lsrm"
+    law: str | None = "forecast"
     x: Literal["N_body", "N_total"] = "N_body"
     y: Literal["test_loss", "trajectory_loss"] = "test_loss"
     jobs: int = 1
@@ -94,7 +98,7 @@ class Study:
     def __post_init__(self) -> None:
         for size in [*self.ladder, *self.size_seeds, *self.size_options]:
             find_size(size)
-        for option, values in (("sizes", self.ladder), ("seeds", self.seeds), ("fractions", self.fractions)):
+        for option, values in (("sizes", self.ladder), ("seeds", self.seeds), ("fractions", self.every_fraction)):
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{option} {list(values)}: name at least one, and each once")
         if self.holdout and not self.holdout_seeds:
@@ -121,16 +125,18 @@ class Study:
             if self.holdout:
                 raise UserError(f"--holdout {self.holdout}: without a law nothing is predicted, set it to 0")
             return
-        law = law_named(self.law)
-        if len(law.variables) > 1:
+        law = method_named(self.law)
+        if law is not None and len(law.variables) > 1:
             raise UserError(
                 f"--law {self.law}: a study fits laws of the size alone; give its points to lrec scaling fit for others"
             )
-        needed = len(law.parameters) + 1
-        if not 0 <= self.holdout <= len(self.ladder) - needed:
+        needed = LEAST_SIZES if law is None else len(law.parameters) + 1
+        what = "the forecast" if law is None else f"the law {self.law}"
+        n_sizes = len(self.ladder)
+        if not 0 <= self.holdout <= n_sizes - needed:
             raise UserError(
-                f"the law {self.law} needs at least {needed} fitted sizes (its parameters + 1): "
-                f"{len(self.ladder)} sizes with --holdout {self.holdout} leave {len(self.ladder) - self.holdout}"
+                f"{what} needs at least {needed} fitted sizes{' (its parameters + 1)' if law else ''}: "
+                f"{n_sizes} sizes with --holdout {self.holdout} leave {n_sizes - self.holdout}"
             )
 
     @property
@@ -154,6 +160,13 @@ class Study:
     def ladder(self) -> list[str]:
         """All sizes by name, in order of N_body."""
         return sorted(_spaced(self.sizes) if isinstance(self.sizes, dict) else self.sizes, key=ladder_n_body)
+
+    @property
+    def every_fraction(self) -> tuple[float, ...]:
+        """Shares of the data."""
+        if self.fractions is not None:
+            return self.fractions
+        return (1.0, 0.5, 0.25) if self.law == Forecast.name and self.holdout else (1.0,)
 
     @property
     def held_out(self) -> list[str]:

@@ -23,7 +23,12 @@ ROSE = 1.001
 
 
 def read_points(
-    paths: Sequence[Path], x: str = "N_body", y: str = "test_loss", d: str | None = None, u: str | None = None
+    paths: Sequence[Path],
+    x: str = "N_body",
+    y: str = "test_loss",
+    d: str | None = None,
+    u: str | None = None,
+    shares: bool = False,
 ) -> pl.DataFrame:
     """Read the points to fit.
 
@@ -38,6 +43,7 @@ def read_points(
         y: Column of the loss, in nats.
         d: Column of the interactions processed, where the law depends on them as well.
         u: Column of the unique interactions; likewise.
+        shares: Keep lrec's own points of every amount of data where `x` is a size, as a forecast takes them.
 
     Returns:
         Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x;
@@ -53,7 +59,7 @@ def read_points(
     frames = [_read_file(file, columns) for file in _files(paths)]
     points = pl.concat([frame for frame, _ in frames])
     if d is None and all(own for _, own in frames):
-        points = _comparable(points, x)
+        points = _comparable(points, x, shares)
     if points.is_empty():
         raise UserError(
             f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."
@@ -170,18 +176,22 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
     return parsed
 
 
-def _comparable(points: pl.DataFrame, x: str) -> pl.DataFrame:
-    """Of lrec's own points, those with the most data (x a size or flops) or the largest size (x an amount of data)."""
+def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
+    """Of lrec's own points, those with the most data (x a size or flops) or the largest size (x an amount of data).
+
+    With shares, of a size all: a run differs from others then in size, amount of data and seed.
+    """
     other = {"N_body": "u", "N_head": "u", "N_total": "u", "flops": "u", "D": "N", "U": "N"}.get(x)
     if other is None or points[other].null_count():
         return points
-    points = points.filter(pl.col(other) == pl.col(other).max())
+    if not (shares and other == "u" and x != "flops"):
+        points = points.filter(pl.col(other) == pl.col(other).max())
     if x == "flops":
         points = points.sort("x", "y")
         return points.filter(pl.col("y") < pl.col("y").cum_min().shift(1, fill_value=math.inf))
     if other != "u":
         return points
-    again = points.filter(pl.struct("x", "seed").is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
+    again = points.filter(pl.struct("x", "u", "seed").is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
     if len(again):
         one, two = again["file"][:2]
         raise UserError(

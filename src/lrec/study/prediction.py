@@ -1,4 +1,4 @@
-"""The prediction of a study: laws fitted to the small sizes of each ladder, committed to before a large run is read."""
+"""The prediction of a study: from the small sizes of each ladder, committed to before a large run is read."""
 
 import json
 from collections import defaultdict
@@ -8,10 +8,10 @@ from typing import Any
 
 from lrec import cost
 from lrec.files import write_json
-from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import law_named, name_of
+from lrec.laws.fit import Fit
+from lrec.laws.forms import name_of
 from lrec.laws.points import source_hash
-from lrec.laws.predict import Prediction, predict
+from lrec.laws.predict import Prediction, Predictor, method_named, predict, predictor_of
 from lrec.run import Point, RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
@@ -21,13 +21,13 @@ from lrec.study.record import changed_options
 
 @dataclass(frozen=True)
 class LadderFit:
-    """The law of one fraction and variant: fitted to the small sizes, with predictions for the large ones."""
+    """The forecast or law of one fraction and variant: of the small sizes, with predictions for the large ones."""
 
     name: str
     x: str
     y: str
     source_hash: str
-    fit: Fit
+    fit: Predictor
     predictions: tuple[Prediction, ...]
 
 
@@ -39,17 +39,28 @@ def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
     return ladders
 
 
-def fit_ladder(study: Study, runs: list[PlannedRun]) -> LadderFit:
-    """Fit the small sizes of one ladder and predict its large ones; no large run is read."""
+def fit_ladder(study: Study, runs: list[PlannedRun], of_less_data: list[PlannedRun]) -> LadderFit:
+    """Fit the small sizes of one ladder and predict its large ones; no large run is read.
+
+    A forecast rests on the same variant's runs of less data too.
+    """
     assert study.law is not None
-    trained = [run_of_study(study.folder, run.name) for run in runs if not run.held_out]
-    points = read_points([run.points_file for run in trained], study.x, study.y)
-    fitted = fit_points(law_named(study.law), points)
+    method = method_named(study.law)
+    used = [*runs, *of_less_data] if method is None else runs
+    trained = [run_of_study(study.folder, run.name) for run in used if not run.held_out]
+    points = read_points([run.points_file for run in trained], study.x, study.y, shares=method is None)
+    fitted = predictor_of(method, points)
     example = trained[0].result
     assert example is not None
     large = sorted({_count(run, study.x, example) for run in runs if run.held_out})
     predictions = tuple(predict(fitted, large)) if large else ()
     return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions)
+
+
+def of_less_data(runs: list[PlannedRun], ladder: list[PlannedRun]) -> list[PlannedRun]:
+    """The runs of a ladder's variant with smaller shares of the data."""
+    first = ladder[0]
+    return [run for run in runs if run.variant == first.variant and run.fraction < first.fraction]
 
 
 def _count(run: PlannedRun, x: str, example: Point) -> int:
@@ -70,11 +81,11 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
         "ladders": [
             {
                 "ladder": ladder.name,
-                "law": name_of(ladder.fit.law),
+                "law": name_of(ladder.fit.law) if isinstance(ladder.fit, Fit) else ladder.fit.name,
                 "x": ladder.x,
                 "y": ladder.y,
                 "source_hash": ladder.source_hash,
-                "parameters": ladder.fit.parameters,
+                "parameters": ladder.fit.parameters if isinstance(ladder.fit, Fit) else {},
                 "predictions": [asdict(point) for point in ladder.predictions],
             }
             for ladder in ladders

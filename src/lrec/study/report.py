@@ -69,17 +69,19 @@ def _law(out: Path, folder: Path, runs: list[PlannedRun], points: dict[str, Poin
     files = {run.name: run_of_study(out, run.name).points_file for run in usable}
     held_out = None
     if large := [files[run.name] for run in usable if run.held_out]:
-        actual = read_points(large, ladder.x, ladder.y)
+        actual = read_points(large, ladder.x, ladder.y, shares=True)
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
-    every_point = read_points(list(files.values()), ladder.x, ladder.y)
-    content = write_fit(folder, judge(ladder.fit, held_out, every_point, {"x": ladder.x, "y": ladder.y}))
+    fitted = ladder.fit.points
+    every_point = fitted if held_out is None else pl.concat([fitted, actual], how="diagonal")
+    analysis = judge(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y})
+    content = write_fit(folder, analysis)
     floor = _floor(points) if ladder.y == "test_loss" else None
-    figure = fit_figure(ladder.fit, held_out, floor, ladder.x, ladder.y)
+    figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, ladder.x, ladder.y)
     save_figure(folder / "fit.png", figure)
     return "\n\n".join(
         [
-            f"## {content['formula']}, {ladder.x}",
+            f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}",
             f"![fit]({folder.relative_to(out)}/fit.png)",
             table(content),
             *_trained_before(out, [run.name for run in runs]),

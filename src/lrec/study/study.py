@@ -17,7 +17,7 @@ from lrec.study.cluster import train_on_cluster
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Limits, Outcome, outcome_of, train
 from lrec.study.options import Study
-from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
+from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, of_less_data, write_prediction
 from lrec.study.progress import LiveTable, runs_table
 from lrec.study.record import Record, alone_in
 from lrec.study.report import write_report
@@ -69,7 +69,7 @@ def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work
     unfit: dict[str, str] = {}
     for ladder, mine in by_ladder(runs).items() if study.law is not None else ():
         try:
-            ladders.append(fit_ladder(study, mine))
+            ladders.append(fit_ladder(study, mine, of_less_data(runs, mine)))
         except UserError as error:  # too few of its runs did not diverge
             unfit[ladder] = str(error)
     runs = [run for run in runs if not (run.held_out and run.ladder in unfit)]

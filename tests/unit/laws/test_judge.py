@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from lrec.laws.analysis import analyse
-from lrec.laws.fit import fit_points
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.forecast import Forecast
 from lrec.laws.forms import LAWS
 from lrec.laws.law import Array, Law
 from lrec.laws.predict import holdout_report, predict
@@ -31,17 +32,23 @@ def of_size_and_data() -> pl.DataFrame:
     return pl.DataFrame({"x": grid[:, 0], "d": grid[:, 1], "y": loss})
 
 
+def of_law(points: pl.DataFrame) -> Fit:
+    return fit_points(LSRM, points)
+
+
 def words(points: pl.DataFrame, holdout: int = 2) -> str:
     return " ".join(analyse(LSRM, points, holdout, {"x": "N_body", "y": "test_loss"}).verdict)
 
 
 def rivals_of(law: Law, points: pl.DataFrame, holdout: int) -> list[Rival]:
-    return rivals(*holdout_report(law, points, holdout), points)
+    fitted, held_out = holdout_report(law, points, holdout)
+    assert isinstance(fitted, Fit)
+    return rivals(fitted, fitted, held_out, points)
 
 
 def test_a_roll_out_predicts_every_next_size_from_the_smaller_ones_alone() -> None:
     points = with_floor()
-    rolled = roll_out(LSRM, points)
+    rolled = roll_out(of_law, points)
     assert rolled is not None
     # Four sizes are the fewest for three parameters.
     assert [step.x for step in rolled.points] == pytest.approx(SIZES[4:])
@@ -50,7 +57,21 @@ def test_a_roll_out_predicts_every_next_size_from_the_smaller_ones_alone() -> No
         assert step.predicted == predict(fitted, SIZES[k : k + 1])[0].predicted
         assert step.naive_error_pct == pytest.approx(100 * (points["y"][:k].min() / points["y"][k] - 1))
     assert rolled.mape == pytest.approx(np.mean([abs(step.error_pct) for step in rolled.points]))
-    assert roll_out(LSRM, points.head(4)) is None
+    assert roll_out(of_law, points.head(4)) is None
+
+
+def test_a_roll_out_goes_by_factors_and_not_by_every_size() -> None:
+    sizes = np.geomspace(1e4, 1e6, 200)
+    made = []
+
+    def counted(points: pl.DataFrame) -> Forecast:
+        made.append(len(points))
+        return Forecast(points)
+
+    rolled = roll_out(counted, pl.DataFrame({"x": sizes, "y": 4 + 60 * sizes**-0.4}))
+    assert rolled is not None
+    assert len(rolled.points) > 150
+    assert len(made) < 13
 
 
 def test_the_law_that_made_the_points_comes_first() -> None:

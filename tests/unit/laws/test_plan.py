@@ -295,7 +295,7 @@ def test_what_a_law_of_data_cannot_answer(tmp_path: Path, options: dict[str, Any
     [
         ({"size": 1e6, "unique": 2e6}, "holds for the data it was fitted on"),
         ({"size": 1e6, "epochs": 4.0}, "holds for the passes"),
-        ({"loss": 3.9}, "never less than its floor"),
+        ({"loss": 3.9}, "never less than the floor"),
     ],
 )
 def test_what_a_law_of_size_cannot_answer(tmp_path: Path, options: dict[str, Any], said: str) -> None:

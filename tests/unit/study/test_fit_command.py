@@ -85,7 +85,7 @@ def test_residuals_in_level_are_in_nats(tmp_path: Path) -> None:
     file = write_points(tmp_path / "runs")
     contents = {}
     for residuals in ("log", "level"):
-        fit_command([file], objective="lsq", residuals=residuals, compare=False, out=tmp_path / residuals)
+        fit_command([file], "lsrm", objective="lsq", residuals=residuals, compare=False, out=tmp_path / residuals)
         contents[residuals] = strict((tmp_path / residuals / "fit.json").read_text())
     assert contents["level"]["residuals"] == "level"
     log, level = (contents[residuals]["noise"]["sigma"] for residuals in ("log", "level"))
@@ -96,7 +96,7 @@ def test_columns_by_name_and_an_exponent_nobody_can_know(tmp_path: Path) -> None
     x = np.geomspace(1e15, 1e19, 4)
     y = 3.0 + 0.01 * np.array([3.0, 2.9, -0.5, 0.1])
     pl.DataFrame({"budget": x, "loss": y}).write_csv(tmp_path / "t.csv")
-    fit_command([tmp_path / "t.csv"], holdout=0, x="budget", y="loss", objective="lsq", out=tmp_path / "out")
+    fit_command([tmp_path / "t.csv"], "lsrm", holdout=0, x="budget", y="loss", objective="lsq", out=tmp_path / "out")
     content = strict((tmp_path / "out/fit.json").read_text())
     assert content["holdout"] is None
     assert any(w.startswith("not identified") for w in content["diagnostics"]["warnings"])
@@ -108,7 +108,8 @@ def test_columns_by_name_and_an_exponent_nobody_can_know(tmp_path: Path) -> None
         ({"law": "none"}, "--law: 'none' is none of lsrm"),
         ({"objective": "ols"}, "--objective: 'ols'"),
         ({"residuals": "relative"}, "--residuals: 'relative' is none of log, level"),
-        ({"holdout": 4}, "needs at least 4 distinct sizes to fit, but there are 3"),
+        ({"holdout": 4}, "the forecast needs at least 4 distinct sizes, but there are 3"),
+        ({"holdout": 4, "law": "lsrm"}, "needs at least 4 distinct sizes to fit, but there are 3"),
         ({"holdout": -1}, "--holdout"),
         ({"x": "N"}, "no column 'N'"),
     ],
@@ -123,7 +124,7 @@ def test_bad_requests_leave_nothing_behind(tmp_path: Path, options: dict[str, An
 def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
     points = read_points([write_points(tmp_path)])
     fitted = fit(LAWS["lsrm"], points["x"].to_numpy(), points["y"].to_numpy())
-    axes, residuals = fit_figure(fitted, predict(fitted, [4e6]), floor=3.9).axes[:2]
+    axes, residuals = fit_figure(fitted, fitted, predict(fitted, [4e6]), floor=3.9).axes[:2]
     _, labels = axes.get_legend_handles_labels()
     shown = "\n".join(labels)
     for wanted in ("E + (x0/x)^a", "90 % band", "single runs", "fitted sizes", "predicted", "floor 3.9"):

@@ -16,6 +16,7 @@ def study(**changes: Any) -> Study:
         "sizes": ["12k", "3k", "0.8k", "1.7k", "6.9k"],
         "reduce": "recent",
         "holdout": 1,
+        "fractions": (1.0,),
     }
     return Study(**(arguments | changes))
 
@@ -35,6 +36,12 @@ def test_options_follow_the_size_by_rule() -> None:
     assert small["optimizer"]["lr"] == pytest.approx(0.2 / 3072**0.5, rel=1e-3)
     assert large["optimizer"]["lr"] == 0.5
     assert large["dropout"]["residual"]["first"] == pytest.approx(0.01 * 12288**0.25, rel=1e-3)
+    rules = {"model.dropout.embedding": [0.1, 0.0, -0.5]}
+    of_data = {
+        run.fraction: run.options["model"]["dropout"]["embedding"]
+        for run in runs_of(("3k",), rules=rules, fractions=None)
+    }
+    assert of_data == pytest.approx({1.0: 0.1, 0.5: 0.1414, 0.25: 0.2})
 
 
 def test_an_even_ladder_is_named_by_its_ends() -> None:
@@ -53,8 +60,22 @@ def test_a_size_may_have_seeds_of_its_own() -> None:
         ("12k-seed1", True),
         ("3k-recent-0.5-seed1", False),
         ("3k-recent-0.5-seed2", False),
-        ("12k-recent-0.5-seed1", True),
     ]
+
+
+def test_a_forecast_has_halves_and_quarters_of_the_fitted_sizes_by_default() -> None:
+    runs = planned_runs(study(seeds=(1, 2), fractions=None))
+    assert sorted({(run.fraction, run.held_out) for run in runs}) == [
+        (0.25, False),
+        (0.5, False),
+        (1, False),
+        (1, True),
+    ]
+    assert [run.name for run in runs if run.size == "3k"] == [
+        "3k-seed1", "3k-seed2", "3k-recent-0.5-seed1", "3k-recent-0.25-seed1"
+    ]  # fmt: skip
+    for fewer in ({"law": "lsrm"}, {"holdout": 0}):
+        assert study(fractions=None, **fewer).every_fraction == (1.0,)
 
 
 def test_a_rule_is_two_numbers() -> None:

@@ -1,0 +1,213 @@
+"""The forecast: what larger models will reach, by many curves at once and none in particular.
+
+1. A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x): where the points end it falls with slope S,
+   and the slope itself falls by e for every factor e^(1/k).
+2. k is not fitted. Every k near `Beliefs.damping` is tried and weighted by how well its curve explains the points, of
+   which those at the largest sizes count most (`mixture`).
+3. The forecast is not the middle of what is then expected but its `caution` quantile (all of it from twice the largest
+   x on), and never above the best loss measured: to expect too much of a larger model costs more than too little.
+4. The 90 % interval adds to this a share of the foretold fall, since no curve is of this form, and noise that grows
+   with the distance. `cautious` is half-way to the interval's upper end, or the best loss measured where that is lower.
+5. Where points have shares of the data, sizes stop to pay at G U^g, N' = (N^-2 + (G U^g)^-2)^(-1/2) takes the place of
+   N, and A and S depend on ln U: what halves and quarters show early is expected of all data at larger sizes.
+
+How it does on measured curves, and what else was tried: benchmarks/forecasts.md.
+
+Shapes: G shapes of the grid, N points, P places, K coefficients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from lrec.errors import UserError
+from lrec.laws.law import Array
+from lrec.laws.mixture import Mixture, Prior
+from lrec.laws.points import NARROWEST, naive
+from lrec.laws.profile import LEVEL, Prediction
+
+AHEAD = 2.0
+"""ln of the factor over which beliefs about a curve's fall are stated: 7.4."""
+FALL, FALL_SD = 0.2, 0.6
+"""Of ln L over that factor: known to be there, and little else."""
+FALL_BY_DATA_SD = 0.1
+"""How much more it may be for e times the data."""
+LEVEL_BY_DATA, LEVEL_BY_DATA_SD = -0.05, 0.3
+"""Change of ln L for e times the data."""
+DATA_EXPONENTS = (0.5, 1.0, 1.5)
+"""The g of the size at which sizes stop to pay."""
+SATURATES = 0.5
+"""How probable it is that they do stop."""
+OFF, OFF_WEIGHT = 0.05, 0.01
+"""How probable it is that one of the points is off, and the weight it then has."""
+LEAST_SIZES = 4
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py.
+
+    Attributes:
+        memory: A point's weight falls by e for this much of ln x below the largest x.
+        damping, damping_sd: k.
+        noise, noise_dof: Standard deviation of ln L about a curve, and how many points that belief is worth.
+        caution: Quantile that is the forecast; `caution_with_shares`, where shares of the data tell more.
+        widening: Factor of the noise that was found.
+        misfit: Standard deviation of the truth in units of the foretold fall.
+        least_noise: Of ln L, added to what was found.
+        growth: Of the noise by the distance, in units of itself for every e-fold of x.
+    """
+
+    memory: float = 0.7
+    damping: float = 0.27
+    damping_sd: float = 0.14
+    noise: float = 0.0017
+    noise_dof: float = 0.75
+    caution: float = 0.97
+    caution_with_shares: float = 0.6
+    widening: float = 1.4
+    misfit: float = 0.25
+    least_noise: float = 0.0035
+    growth: float = 0.8
+
+
+class Forecast:
+    """What the points tell of larger x, and, where they have shares of the data (u), of x and u.
+
+    Attributes:
+        points: What it rests on, a table as `laws.points` has it.
+        columns: What a place is made of: x, or x and u.
+
+    Raises:
+        UserError: fewer than `LEAST_SIZES` sizes, or all nearly equal.
+    """
+
+    name = "forecast"
+
+    def __init__(self, points: pl.DataFrame, beliefs: Beliefs | None = None) -> None:
+        sizes = points["x"].unique()
+        if len(sizes) < LEAST_SIZES:
+            raise UserError(
+                f"the forecast needs at least {LEAST_SIZES} distinct sizes, but there are {len(sizes)}: "
+                "add sizes or hold out fewer"
+            )
+        if float(sizes.max()) / float(sizes.min()) < NARROWEST:  # type: ignore[arg-type]
+            raise UserError(f"the forecast needs sizes that differ; all are within 1% of {float(sizes.min()):.6g}")  # type: ignore[arg-type]
+        self.points, self.beliefs = points, beliefs or Beliefs()
+        shares = "u" in points.columns and points["u"].null_count() == 0 and points["u"].n_unique() > 1
+        self.columns = ("x", "u") if shares else ("x",)
+        self._largest_V = points.select(pl.col(*self.columns).max()).to_numpy()[0]
+        place_NV = self._places(points.select(self.columns).to_numpy())
+        shape_SH, log_prior_S = self._grid(-float(place_NV[:, 0].min()))
+        off_ON, log_prior_O = self._outliers(len(points))
+        # Every shape with every belief about what point is off.
+        self._shape_GH = np.repeat(shape_SH, len(off_ON), axis=0)
+        self._mixture = Mixture(
+            np.repeat(self._basis(place_NV, shape_SH), len(off_ON), axis=0),
+            np.log(points["y"].to_numpy().astype(float)),
+            np.tile(off_ON * np.exp(place_NV[:, 0] / self.beliefs.memory), (len(shape_SH), 1)),
+            np.add.outer(log_prior_S, log_prior_O).ravel(),
+            Prior(
+                np.array([0.0, FALL, LEVEL_BY_DATA, 0.0])[: 2 * len(self.columns)],
+                np.array([np.inf, FALL_SD, LEVEL_BY_DATA_SD, FALL_BY_DATA_SD])[: 2 * len(self.columns)],
+                self.beliefs.noise,
+                self.beliefs.noise_dof,
+            ),
+        )
+
+    def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
+        """The loss at each place, (P,) or a column for each of `columns`, with both intervals of 90 %.
+
+        Without u, with as much data as the most that the points have.
+        """
+        x_PV = self._with_data(x)
+        place_PV, beliefs, mixture = self._places(x_PV), self.beliefs, self._mixture
+        mean_GP, doubt_GP = mixture.at(self._kept(place_PV))
+        here_GP, _ = mixture.at(self._kept(np.column_stack([np.zeros(len(x_PV)), *place_PV.T[1:]])))
+        noise_G1 = mixture.variance_G[:, None]
+        best_P = np.log([naive(self.points, dict(zip(self.columns, place, strict=True))) for place in x_PV])
+        # All of the caution from twice the largest x on, none where there are points.
+        caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
+        beyond_P = np.clip(place_PV[:, 0] / np.log(2), 0, 1)
+        share_P = 0.5 + (caution - 0.5) * beyond_P
+        log_P = mixture.quantile(share_P, mean_GP, np.sqrt(noise_G1 * (1 + doubt_GP)))
+        log_P = np.where(beyond_P > 0, np.minimum(log_P, best_P), log_P)
+        wide_G1 = beliefs.widening**2 * noise_G1
+        far_P = (beliefs.growth * np.maximum(place_PV[:, 0], 0.0)) ** 2
+        noise_GP = wide_G1 + beliefs.least_noise**2 + 0 * mean_GP
+        curve_GP = wide_G1 * doubt_GP + noise_GP * far_P + (beliefs.misfit * (mean_GP - here_GP)) ** 2
+        ends = []
+        for variance_GP in (curve_GP, curve_GP + noise_GP):
+            for share, inner in (((1 - LEVEL) / 2, np.minimum), ((1 + LEVEL) / 2, np.maximum)):
+                ends.append(np.exp(inner(mixture.quantile(share, mean_GP, np.sqrt(variance_GP)), log_P)))
+        cautious_P = np.maximum(np.exp(log_P), np.minimum((np.exp(log_P) + ends[3]) / 2, np.exp(best_P)))
+        columns = np.column_stack([np.exp(log_P), np.transpose(ends)]).tolist()
+        data = x_PV[:, 1].tolist() if len(self.columns) > 1 else [None] * len(x_PV)
+        return [
+            Prediction(size, loss, mean_low, mean_high, low, high, None, u, cautious)
+            for size, (loss, mean_low, mean_high, low, high), u, cautious in zip(
+                x_PV[:, 0].tolist(), columns, data, cautious_P.tolist(), strict=True
+            )
+        ]
+
+    def curve(self, x: Sequence[float] | Array) -> Array:
+        """The forecast at each place."""
+        return np.array([prediction.predicted for prediction in self.predict(x)])
+
+    @cached_property
+    def noise(self) -> float:
+        """The standard deviation of a run's ln L about the curves, as found from the points."""
+        return float(np.sqrt(self._mixture.weight_G @ self._mixture.variance_G))
+
+    def _with_data(self, x: Sequence[float] | Array) -> Array:
+        x_PV = np.asarray(x, dtype=float)
+        x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
+        missing = len(self.columns) - x_PV.shape[1]
+        return np.column_stack([x_PV, *[np.full(len(x_PV), self._largest_V[-1])] * missing])
+
+    def _places(self, x_PV: Array) -> Array:
+        """ln x and ln u, of the largest of each."""
+        return np.asarray(np.log(x_PV / self._largest_V))
+
+    def _grid(self, span: float) -> tuple[Array, Array]:
+        """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g; and ln of their priors."""
+        step_S = np.linspace(-2.2, 2.2, 11)
+        damping_S, log_prior_S = self.beliefs.damping + self.beliefs.damping_sd * step_S, -(step_S**2) / 2
+        ends = [(np.inf, 1.0, 0.0)]
+        if len(self.columns) > 1:
+            stops, each = np.linspace(-span, 7.0, 15), SATURATES / (15 * len(DATA_EXPONENTS))
+            ends = [(np.inf, 1.0, np.log(1 - SATURATES))]
+            ends += [(stop, exponent, np.log(each)) for stop in stops for exponent in DATA_EXPONENTS]
+        rows = [(k, g, e, a + b) for k, a in zip(damping_S, log_prior_S, strict=True) for g, e, b in ends]
+        grid_G4 = np.array(rows)
+        return grid_G4[:, :3], grid_G4[:, 3]
+
+    def _outliers(self, n: int) -> tuple[Array, Array]:
+        """Factors of the points' weights: none is off, or any one of them; and ln of the priors.
+
+        With shares of the data there are enough points for one of them not to matter.
+        """
+        if len(self.columns) > 1:
+            return np.ones((1, n)), np.zeros(1)
+        off_ON = np.vstack([np.ones(n), 1 - (1 - OFF_WEIGHT) * np.eye(n)])
+        return off_ON, np.log([1 - OFF, *[OFF / n] * n])
+
+    def _kept(self, place_PV: Array) -> Array:
+        return self._basis(place_PV, self._shape_GH[self._mixture.kept])
+
+    def _basis(self, place_PV: Array, shape_GH: Array) -> Array:
+        """1 and the fall, in units of that over `AHEAD`; both times ln u where there are shares."""
+        k_G1, stop_G1, exponent_G1 = (shape_GH[:, h : h + 1] for h in range(3))
+        size_GP = np.broadcast_to(place_PV[:, 0], (len(shape_GH), len(place_PV)))
+        if len(self.columns) > 1:
+            data_P = place_PV[:, 1]
+            stop_GP = np.where(np.isinf(stop_G1), 1e3, stop_G1) + exponent_G1 * data_P
+            size_GP = -np.logaddexp(-2 * size_GP, -2 * stop_GP) / 2
+        fall_GP = -np.expm1(-k_G1 * size_GP) / -np.expm1(-k_G1 * AHEAD)
+        columns = [np.ones_like(fall_GP), -fall_GP]
+        if len(self.columns) > 1:
+            columns += [np.broadcast_to(data_P, fall_GP.shape), -fall_GP * data_P]
+        return np.stack(columns, axis=-1)
