@@ -48,7 +48,7 @@ def sweep_of(study: Study) -> Study:
         sizes=chosen,
         seeds=study.seeds[:1],
         size_seeds={},
-        fractions=(max(study.fractions),),
+        fractions=(max(study.every_fraction),),
         holdout=0,
         law=None,
         variants=combined({"": next(iter(study.every_variant.values()))}, study.sweep),
