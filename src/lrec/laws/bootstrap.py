@@ -27,6 +27,8 @@ from lrec.laws.law import Array, as_columns
 from lrec.laws.profile import LEVEL, Prediction
 
 REFITS = 1000
+FINEST = 1e-4
+"""Absolute deviations smaller than this count as squares in a refit: far below what refits scatter by."""
 FLOOR_STARTS = (0.05, 0.5, 0.9)
 """Shares of the lowest loss at which refits start the floor as well."""
 
@@ -81,7 +83,7 @@ def bootstrap(fit: Fit, refits: int = REFITS, seed: int = 0) -> Bootstrap:
     start_ST = _starts(fit)
     rows = len(start_ST)
     problem = replace(fit.problem(), model=residual_model(fit.law, fit.z_NV, np.tile(y_BN, (rows, 1)), fit.objective))
-    ends = descend(problem, np.repeat(start_ST, refits, axis=0), rounds=100, tolerance=1e-10)
+    ends = descend(problem, np.repeat(start_ST, refits, axis=0), rounds=100, tolerance=1e-10, finest=FINEST)
     best_B = ends.value_S.reshape(rows, refits).argmin(0)
     theta_BT = ends.theta_ST.reshape(rows, refits, -1)[best_B, np.arange(refits)]
     return Bootstrap(fit, theta_BT, sigma, n - p)

@@ -68,12 +68,18 @@ class Problem:
         return value_S, gradient_ST, weight_SM * square_SM, jacobian_SMT
 
 
-def descend(problem: Problem, start_ST: Array, rounds: int = 400, tolerance: float = 1e-15) -> Descent:
-    """Minimise from every start; absolute deviations through Huber functions of ever smaller delta."""
+def descend(
+    problem: Problem, start_ST: Array, rounds: int = 400, tolerance: float = 1e-15, finest: float = 0.0
+) -> Descent:
+    """Minimise from every start; absolute deviations by Huber functions of ever smaller delta, `finest` at least."""
     rows_S = np.arange(len(start_ST))
     theta_ST = np.clip(start_ST, problem.low_ST, problem.high_ST)
     smallest = problem.objective.smallest_delta
-    deltas = [smallest] if problem.objective.kind != "lad" else [1e-2, 1e-3, 1e-4, 1e-6, smallest]
+    deltas = (
+        [smallest]
+        if problem.objective.kind != "lad"
+        else [delta for delta in (1e-2, 1e-3, 1e-4, 1e-6, smallest) if delta >= finest]
+    )
     for delta in deltas:
         theta_ST = _minimise(problem, theta_ST, rows_S, delta, rounds, tolerance)
     return Descent(theta_ST, problem.values(theta_ST))
