@@ -147,7 +147,7 @@ METHODS: dict[str, Callable[[pl.DataFrame, Array], Array]] = {
     "mean of the last three": mean_of_three,
     "most cautious of the four, never above naive": most_cautious,
     "the forecast's median": by_forecast(replace(Beliefs(), caution=0.5)),
-    "one damping, .45": by_forecast(replace(Beliefs(), damping_sd=1e-3)),
+    "one damping for all": by_forecast(replace(Beliefs(), damping_sd=1e-3)),
     "all points alike": by_forecast(replace(Beliefs(), memory=100.0)),
     "no damping": by_forecast(replace(Beliefs(), damping=0.02, damping_sd=1e-3)),
     "at most 1.5 times the law's fall": capped,

@@ -61,17 +61,17 @@ class Beliefs:
         growth: Of the noise by the distance, in units of itself for every e-fold of x.
     """
 
-    memory: float = 0.7
-    damping: float = 0.27
-    damping_sd: float = 0.14
-    noise: float = 0.0017
-    noise_dof: float = 0.75
-    caution: float = 0.97
+    memory: float = 0.82
+    damping: float = 0.288
+    damping_sd: float = 0.138
+    noise: float = 0.002
+    noise_dof: float = 1.35
+    caution: float = 0.95
     caution_with_shares: float = 0.6
-    widening: float = 1.4
-    misfit: float = 0.25
+    widening: float = 0.9
+    misfit: float = 0.235
     least_noise: float = 0.0035
-    growth: float = 0.8
+    growth: float = 0.48
 
 
 class Forecast:

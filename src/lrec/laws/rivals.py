@@ -21,8 +21,8 @@ FLOORLESS = ("lsrm", "kaplan")
 """Laws that are compared without their floor too, as Kaplan et al. have it."""
 
 
-STEP = 1.5
-"""The factor from one step of a roll-out to the next, at least."""
+STEPS = 6
+"""Of a roll-out over a table with more than twice as many sizes; a ladder is rolled out size by size."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Rival:
 def roll_out(made_of: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
     """Foretell the next size from the smallest, for ever more sizes; None where none leave enough to fit.
 
-    Each step is one of a factor of `STEP` at least, to the next size or beyond: a table of 200 sizes has no more steps
-    than a ladder over as many decades.
+    A table of many sizes takes `STEPS` steps of one factor.
 
     Args:
         made_of: From points to what foretells; it raises UserError where there are too few.
@@ -65,10 +64,12 @@ def roll_out(made_of: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame)
 
 
 def _edges(sizes: list[float]) -> list[float]:
-    """The smallest size, and ever the next one that is `STEP` times as large; at the end the largest."""
-    edges = [sizes[0]]
+    """Where a roll-out pauses: at every size of a ladder, or at those that follow on each other by an even factor."""
+    if len(sizes) <= 2 * STEPS:
+        return sizes
+    factor, edges = (sizes[-1] / sizes[0]) ** (1 / (STEPS + 1)), sizes[:1]
     for size in sizes:
-        if size >= STEP * edges[-1]:
+        if size >= factor * edges[-1]:
             edges.append(size)
     return edges if edges[-1] == sizes[-1] else [*edges, sizes[-1]]
 

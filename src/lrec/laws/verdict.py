@@ -7,7 +7,7 @@ import numpy as np
 
 from lrec.errors import UserError
 from lrec.laws.bootstrap import bootstrap
-from lrec.laws.diagnostics import rises
+from lrec.laws.diagnostics import RISES_SHOWN, rises
 from lrec.laws.fit import Fit
 from lrec.laws.predict import Holdout, Predictor
 from lrec.laws.profile import Prediction
@@ -87,7 +87,8 @@ def verdict(
         x_N = np.append(predictor.points["x"].to_numpy(), [p.x for p in later])
         y_N = np.append(predictor.points["y"].to_numpy(), [p.actual for p in later])
         if steps := rises(x_N, y_N):
-            where = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in steps)
+            where = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in steps[:RISES_SHOWN])
+            where += f" and in {len(steps) - RISES_SHOWN} more steps" if len(steps) > RISES_SHOWN else ""
             sentences.append(f"The mean loss rises with {x} from {where}: a power law describes the trend at most.")
     sentences += _compared(predictor.name, judged)
     if unsure:

@@ -69,7 +69,7 @@ def _law(out: Path, folder: Path, runs: list[PlannedRun], points: dict[str, Poin
     files = {run.name: run_of_study(out, run.name).points_file for run in usable}
     held_out = None
     if large := [files[run.name] for run in usable if run.held_out]:
-        actual = read_points(large, ladder.x, ladder.y, shares=True)
+        actual = read_points(large, ladder.x, ladder.y, shares=True).drop("wall_s", strict=False)
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
     fitted = ladder.fit.points
