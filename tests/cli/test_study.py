@@ -239,7 +239,10 @@ def test_fit_reads_the_points_of_a_study(
     monkeypatch.chdir(undisturbed)
     lrec("scaling", "fit", "--points", "studies/tiny", "--holdout", 1, "--out", "refit")
     studied = json.loads((undisturbed / "studies" / "tiny" / "fit" / "fit.json").read_text())
-    assert json.loads((undisturbed / "refit" / "fit.json").read_text()) == studied
+    refit = json.loads((undisturbed / "refit" / "fit.json").read_text())
+    assert all(point.pop("wall_s") > 0 for point in refit["points"])  # plans take throughput from these
+    del refit["content_hash"], studied["content_hash"]
+    assert refit == studied
 
 
 def test_studies_are_compared(

@@ -21,8 +21,8 @@ FLOORLESS = ("lsrm", "kaplan")
 """Laws that are compared without their floor too, as Kaplan et al. have it."""
 
 
-STEPS = 6
-"""Of a roll-out over a table with more than twice as many sizes; a ladder is rolled out size by size."""
+STEPS, LADDER = 4, 12
+"""Of a roll-out over a table of more sizes than a ladder has; a ladder is rolled out size by size."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def roll_out(made_of: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame)
 
 def _edges(sizes: list[float]) -> list[float]:
     """Where a roll-out pauses: at every size of a ladder, or at those that follow on each other by an even factor."""
-    if len(sizes) <= 2 * STEPS:
+    if len(sizes) <= LADDER:
         return sizes
     factor, edges = (sizes[-1] / sizes[0]) ** (1 / (STEPS + 1)), sizes[:1]
     for size in sizes:

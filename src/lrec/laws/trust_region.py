@@ -1,7 +1,7 @@
-"""The second, independent route to a law's parameters: scipy's trust region from the best few shapes.
+"""The second, independent route to a law's parameters: scipy's trust region from the best of the grid's shapes.
 
-It shares nothing with `descent` but the law's formula. Its starts are shapes of the law's grid with the coefficients
-that least squares give them, derivatives are differences, and Huber's function is `scipy.optimize.least_squares`' own:
+It shares nothing with `descent` but the law's formula. It starts at the shape of the law's grid that is best with the
+coefficients of least squares, derivatives are differences, and Huber's function is `scipy.optimize.least_squares`' own:
 its huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2) beyond, summed over the points, as
 `Objective` has it. Least absolute deviations are Huber's function of a small delta, where `vertex.polished` starts.
 Residuals that are overshot are weighted before they get there: exact but for Huber's, where it is near.
@@ -15,8 +15,6 @@ from scipy.optimize import least_squares, nnls
 from lrec.laws.law import Array, Law
 from lrec.laws.objective import Objective
 
-STARTS = 3
-"""How many of the shapes with the lowest objective are followed."""
 DELTAS = (np.inf, 1e-2, 1e-3, 1e-4)
 """Huber functions on the way to the objective's own, each from where the one before ended: all, or the last of them."""
 ROUNDS = 200
@@ -79,8 +77,8 @@ def trust_region(
     if objective.kind != "lsq":
         ways.append((*(delta for delta in DELTAS if smallest < delta <= 1e-3), smallest))
     shape_ST = np.clip(_starts(law, z_NV, y_N, start_ST), low_T, high_T)
-    best_S = objective.terms(residuals(shape_ST)).sum(-1).argsort()[:STARTS]
-    ends_ST = whole(np.array([follow(shape_ST[s, free_F], way) for s in best_S for way in ways]))
+    best_F = shape_ST[objective.terms(residuals(shape_ST)).sum(-1).argmin(), free_F]
+    ends_ST = whole(np.array([follow(best_F, way) for way in ways]))
     best_T: Array = ends_ST[objective.terms(residuals(ends_ST)).sum(-1).argmin()]
     return best_T
 
