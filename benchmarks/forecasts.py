@@ -34,7 +34,7 @@ BANDS = ((1, 3), (3, 6), (6, 12), (12, np.inf))
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What is known of a curve, and what is to be foretold."""
+    """What is known of a curve, and what is to be predicted."""
 
     family: str
     known: pl.DataFrame
@@ -183,10 +183,10 @@ class Score:
         return f"| {name} | {errors} | {self.holds:.2f} | {bands} | {self.winkler:.1f} |"
 
 
-def score(foretold: Sequence[Array], of: Sequence[Case]) -> Score:
+def score(predicted: Sequence[Array], of: Sequence[Case]) -> Score:
     """Errors are means over a split's hidden points, in percent; intervals count point by point."""
     errors, naives, inside, factors, winkler = [], [], [], [], []
-    for low_mid_high, case in zip(foretold, of, strict=True):
+    for low_mid_high, case in zip(predicted, of, strict=True):
         low, middle, high = 100 * low_mid_high.T / case.loss
         errors.append(np.abs(middle - 100).mean())
         naives.append(np.abs(100 * naive(case.known, {}) / case.loss - 100).mean())
@@ -246,13 +246,15 @@ def calibrate(path: Path, seconds: float) -> None:
     """Constants from all families but one, and how they do on that one; then from all."""
     every = cases(path)
     families = sorted({case.family for case in every})
-    foretold: dict[int, Array] = {}
+    predicted: dict[int, Array] = {}
     for left_out in families:
         beliefs = fitted_beliefs([case for case in every if case.family != left_out], seconds)
         print(f"without {left_out}: {beliefs}", flush=True)
-        foretold |= {id(c): by_forecast(beliefs)(c.known, c.x) for c in every if c.family == left_out}
+        predicted |= {id(c): by_forecast(beliefs)(c.known, c.x) for c in every if c.family == left_out}
     print(
-        HEAD, score([foretold[id(case)] for case in every], every).row("the forecast, leaving its family out"), sep="\n"
+        HEAD,
+        score([predicted[id(case)] for case in every], every).row("the forecast, leaving its family out"),
+        sep="\n",
     )
     print("of all:", fitted_beliefs(every, seconds))
 
@@ -331,7 +333,7 @@ def _held_out(points: pl.DataFrame, k: int, law: str) -> list[tuple[float, float
     keys = sorted({*columns, "u"})
     came = hidden.group_by(keys, maintain_order=True).agg(pl.col("y").mean()).sort(keys)
     places = came.select(columns).to_numpy()
-    foretold = (
+    predicted = (
         Forecast(known).predict(places) if law == "forecast" else fit_points(LAWS[law], known).profile.predict(places)
     )
     return [
@@ -340,7 +342,7 @@ def _held_out(points: pl.DataFrame, k: int, law: str) -> list[tuple[float, float
             100 * abs(naive(known, row) / row["y"] - 1),
             p.low <= row["y"] <= p.high,
         )
-        for p, row in zip(foretold, came.to_dicts(), strict=True)
+        for p, row in zip(predicted, came.to_dicts(), strict=True)
     ]
 
 

@@ -401,5 +401,5 @@ def _not_written(path: Path, error: Exception | None) -> UserError:
     reason = "another process failed" if error is None else str(error).splitlines()[0]
     return UserError(
         f"the checkpoint {path} could not be written ({reason}): the one before it stands; "
-        "mend that and go on with --ckpt_path=last"
+        "correct that and go on with --ckpt_path=last"
     )

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     """The UserError that `error` is or comes from: jsonargparse wraps those raised while it makes an object. A folder
-    that may not be written to, or a disk that is full, is for the user to mend too."""
+    that may not be written to, or a disk that is full, is for the user to put right too."""
     while error is not None and not isinstance(error, UserError):
         if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
             return UserError(": ".join(str(part) for part in (error.filename, error.strerror) if part))

@@ -41,7 +41,7 @@ from lrec.throughput import Throughput
 
 StrategyRegistry.register("fsdp2", FSDP2, description="Parameters sharded over the processes, CPUs or GPUs")
 
-# Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; none is the user's to mend.
+# Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; users can do nothing about it.
 _NOT_FOR_USERS = (
     r"\s*``instantiate_classes``",
     r"\s*skip_none",

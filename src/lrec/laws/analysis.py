@@ -1,4 +1,4 @@
-"""What a table of points says: foretold, described by a law, held to account and judged, all of it once.
+"""What a table of points says: predicted, described by a law, held to account and judged, all of it once.
 
 fit.json, the reports and the figures show an analysis; they compute nothing.
 """
@@ -25,7 +25,7 @@ DESCRIBES = "lsrm"
 
 @dataclass(frozen=True)
 class Analysis:
-    """What foretells, a law that describes, and all that is said of them.
+    """A predictor, a law that describes, and all that is said of them.
 
     Attributes:
         predictor: The forecast, or `fit` itself where a law was asked for.

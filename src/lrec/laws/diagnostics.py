@@ -160,7 +160,7 @@ def rises(x_N: Array, y_N: Array) -> list[tuple[float, float]]:
 
 
 def data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
-    """What the points alone give rise to, whatever foretells from them."""
+    """What the points alone give rise to, whatever predicts from them."""
     warnings = []
     # At the same data, where the law has a variable for it.
     _, group_N = np.unique(x_NV[:, 1:], axis=0, return_inverse=True)

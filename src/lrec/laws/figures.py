@@ -31,7 +31,7 @@ def fit_figure(
     """Draw a fit on logarithmic axes; needs no display and touches no global state of matplotlib.
 
     Args:
-        predictor: What foretells: the forecast, or `fit` itself.
+        predictor: The forecast, or `fit` itself.
         fit: Of the law to the small sizes; beside a forecast it is drawn as a thin line.
         holdout: Held-out sizes: predicted with 90 % interval of a new run, and, if known, actual.
         floor: The least loss possible, such as the synthetic set's Bayes-optimal loss.

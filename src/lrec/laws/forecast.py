@@ -6,7 +6,7 @@
    which those at the largest sizes count most (`mixture`).
 3. The forecast is not the middle of what is then expected but its `caution` quantile (all of it from twice the largest
    x on), and never above the best loss measured: to expect too much of a larger model costs more than too little.
-4. The 90 % interval adds to this a share of the foretold fall, since no curve is of this form, and noise that grows
+4. The 90 % interval adds to this a share of the predicted fall, since no curve is of this form, and noise that grows
    with the distance. `cautious` is half-way to the interval's upper end, or the best loss measured where that is lower.
 5. Where points have shares of the data, sizes stop to pay at G U^g, N' = (N^-2 + (G U^g)^-2)^(-1/2) takes the place of
    N, and A and S depend on ln U: what halves and quarters show early is expected of all data at larger sizes.
@@ -56,7 +56,7 @@ class Beliefs:
         noise, noise_dof: Standard deviation of ln L about a curve, and how many points that belief is worth.
         caution: Quantile that is the forecast; `caution_with_shares`, where shares of the data tell more.
         widening: Factor of the noise that was found.
-        misfit: Standard deviation of the truth in units of the foretold fall.
+        misfit: Standard deviation of the truth in units of the predicted fall.
         least_noise: Of ln L, added to what was found.
         growth: Of the noise by the distance, in units of itself for every e-fold of x.
     """

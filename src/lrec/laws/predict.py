@@ -18,7 +18,7 @@ from lrec.laws.profile import Prediction
 
 
 class Predictor(Protocol):
-    """What foretells losses: a `Forecast`, or the `Fit` of a law.
+    """A predictor of losses: a `Forecast`, or the `Fit` of a law.
 
     Attributes:
         name: forecast, or the law's.

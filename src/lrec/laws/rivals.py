@@ -43,12 +43,12 @@ class Rival:
 
 
 def roll_out(made_of: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
-    """Foretell the next size from the smallest, for ever more sizes; None where none leave enough to fit.
+    """Predict the next size from the smallest, for ever more sizes; None where none leave enough to fit.
 
     A table of many sizes takes `STEPS` steps of one factor.
 
     Args:
-        made_of: From points to what foretells; it raises UserError where there are too few.
+        made_of: From points to a predictor; it raises UserError where there are too few.
         points: A table as `laws.points` has it.
     """
     steps: list[HeldOut] = []
@@ -75,7 +75,7 @@ def _edges(sizes: list[float]) -> list[float]:
 
 
 def rivals(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Rival]:
-    """What foretells, its law and every other of the same variables, rolled out, the best first.
+    """The predictor, its law and every other of the same variables, rolled out, the best first.
 
     Laws that cannot be fitted are left out. Where the law is one of size, data and unique data, those of size and data
     alone are among them. Progress of laws of several variables goes to stderr.

@@ -14,7 +14,7 @@ from lrec.laws.profile import Prediction
 from lrec.laws.rivals import Rival
 
 FAILS = "does not hold"
-"""What the verdict says where the held-out sizes were foretold worse than by expecting nothing of them."""
+"""What the verdict says where the held-out sizes were predicted worse than by expecting nothing of them."""
 REFITS = 300
 """Of the bootstrap beside the outlook: its spread is then known to 4 %."""
 AHEAD = 10.0

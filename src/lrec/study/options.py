@@ -44,8 +44,9 @@ class Study:
         sweep: Lists of values of options to tune: the best at each fitted size by val/loss become a rule of the size
             before anything else is trained. Its runs are a study of their own, OUT-sweep.
         sweep_sizes: Sizes that tune; all fitted ones by default.
-        law: How each variant's large sizes are foretold: forecast, which trusts no single law; or by a law of the size,
-            such as lsrm, L(x) = E + (x0/x)^a, or one of your own by its class path; null: not at all, with holdout 0.
+        law: How each variant's large sizes are predicted: forecast, which trusts no single law; or by a law of the
+            size, such as lsrm, L(x) = E + (x0/x)^a, or one of your own by its class path; null: not at all, with
+            holdout 0.
         x: Parameters the law counts.
         y: Loss that is fitted: of the test targets, or of those and of the split's trajectories.
         jobs: Runs side by side, each with an equal share of the cores.

@@ -171,7 +171,7 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
     if not 1 / LARGEST <= parsed <= LARGEST:
         raise UserError(
             f"{file}, row {number}: {column} is {value!r}, not a positive number up to {LARGEST:g}; "
-            "mend or remove the row"
+            "correct or remove the row"
         )
     return parsed
 

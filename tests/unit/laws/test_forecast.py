@@ -59,7 +59,7 @@ def test_weights_and_quantiles_are_those_of_bayes_rule() -> None:
     assert found[0] == pytest.approx(c[order][np.searchsorted(mass[order].cumsum(), 0.8 * mass.sum())], abs=0.01)
 
 
-def test_a_curve_that_goes_on_is_foretold_and_one_that_stopped_is_not_improved_on() -> None:
+def test_a_curve_that_goes_on_is_predicted_and_one_that_stopped_is_not_improved_on() -> None:
     going, stopped = 3 + 20 * SIZES**-0.25, 3 + 20 * (SIZES**-2 + 1e5**-2) ** 0.125
     (ahead,) = Forecast(points_of(noisy(going))).predict([8e6])
     truth = 3 + 20 * 8e6**-0.25
@@ -107,7 +107,7 @@ def test_shares_of_the_data_tell_where_size_stops_to_pay() -> None:
     assert less.predicted > told.curve([8e5])[0]
 
 
-def test_movielens_with_shares_is_foretold_within_half_a_percent() -> None:
+def test_movielens_with_shares_is_predicted_within_half_a_percent() -> None:
     """Two to five of nine sizes hidden; the law of size is off by 1.9 % where no gain at all is off by .9 %."""
     points = read_points([ML_1M], shares=True)
     errors, inside = [], []

@@ -195,7 +195,7 @@ def test_naive_has_no_more_data_than_the_held_out_run() -> None:
 
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public scaling tables lie beside the repository, not in it")
 @pytest.mark.parametrize("config", ["rw|tuned|short|const|standard|val", "owt2|tuned|short|const|standard|val"])
-def test_the_two_largest_budgets_of_porian_are_foretold(config: str) -> None:
+def test_the_two_largest_budgets_of_porian_are_predicted(config: str) -> None:
     table = pl.read_csv(PUBLIC / "porian_optimal_pairs.csv").filter(pl.col("config") == config)
     fitted, held_out = holdout_report(LSRM, table.select(x="flops", y="loss").drop_nulls(), 2)
     assert held_out is not None
@@ -205,7 +205,7 @@ def test_the_two_largest_budgets_of_porian_are_foretold(config: str) -> None:
 
 
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public scaling tables lie beside the repository, not in it")
-def test_chinchillas_two_largest_sizes_are_foretold() -> None:
+def test_chinchillas_two_largest_sizes_are_predicted() -> None:
     """By the best of other fitters within 1.9 % on average, where the best small model of any data is off by 10 %."""
     points = pl.read_csv(PUBLIC / "kyotakano_llm_df.csv").select(x="N", d="D", y="loss").cast(pl.Float64)
     _, held_out = holdout_report(LAWS["chinchilla"], points, 2)
