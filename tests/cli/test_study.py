@@ -230,6 +230,12 @@ def test_dry_run_prints_the_cost_and_writes_no_study(
     printed = lrec("scaling", "study", "--config", "tiny.yaml", "--out", "elsewhere", "--dry_run", "true")
     assert "6.9k-seed1" in printed
     assert "5 runs" in printed
+    assert "shares of the data" not in printed
+    by_default = lrec(
+        "scaling", "study", "--config", "tiny.yaml", "--out", "elsewhere", "--fractions", "null", "--dry_run"
+    )
+    assert "13 runs" in by_default
+    assert "8 of them with smaller shares of the data" in by_default
     assert not (undisturbed / "elsewhere").exists()
 
 

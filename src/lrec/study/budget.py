@@ -14,7 +14,7 @@ from lrec.study.launch import Limits
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes: hours of one core, GiB of memory and GiB of disk."""
+    """What a run takes: hours of one core, GiB of memory and GiB of disk; and what it is for."""
 
     run: str
     n_body: int
@@ -22,6 +22,8 @@ class Cost:
     hours: float
     memory_gib: float
     disk_gib: float
+    fraction: float = 1.0
+    held_out: bool = False
 
 
 def plan(runs: list[PlannedRun], folder: Path, threads: int) -> list[Cost]:
@@ -51,9 +53,9 @@ def plan(runs: list[PlannedRun], folder: Path, threads: int) -> list[Cost]:
             hours = spent_hours([run], folder, threads)
         step = cost.memory(config, positions=run.config.value("data.targets_per_step"))
         total = cost.n_total(config)
-        costs.append(
-            Cost(run.name, cost.n_body(config), total, hours, 1 + step.total / 2**30, disk_gib=24 * total / 2**30)
-        )
+        memory_gib, disk_gib = 1 + step.total / 2**30, 24 * total / 2**30
+        takes = Cost(run.name, cost.n_body(config), total, hours, memory_gib, disk_gib, run.fraction, run.held_out)
+        costs.append(takes)
     return costs
 
 
@@ -79,6 +81,12 @@ def plan_table(costs: list[Cost], limits: Limits) -> str:
         f"{len(costs)} runs, at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on {limits.cores} cores"
         f", {min(at_once, limits.memory_gib or at_once):.1f} GiB of memory, {disk:.2f} GiB of disk"
     )
+    of_shares = [c.hours for c in costs if c.fraction < max(c.fraction for c in costs)]
+    if of_shares and (held_out := [c.hours for c in costs if c.held_out]):
+        lines.append(
+            f"{len(of_shares)} of them with smaller shares of the data, {sum(of_shares):.2f} hours; the largest "
+            f"held-out run alone may take {max(held_out):.2f}"
+        )
     return "\n".join(lines)
 
 
