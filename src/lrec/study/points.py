@@ -60,6 +60,8 @@ def read_points(
     points = pl.concat([frame for frame, _ in frames])
     if d is None and all(own for _, own in frames):
         points = _comparable(points, x, shares)
+        if x in ("D", "U") and shares:  # the size is the same, and u no share beside x
+            points = points.with_columns(u=None, d=None)
     if points.is_empty():
         raise UserError(
             f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."

@@ -45,6 +45,15 @@ def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> N
     assert read_points([file], x="U")["x"].to_list() == [500.0, 1000.0]
 
 
+def test_a_forecast_by_size_sees_every_share_and_one_by_data_none(tmp_path: Path) -> None:
+    rows = [own_row(n, 5.0, seed=1, U=u, D=u) for n in (1e4, 1e5) for u in (10, 20)]
+    file = write_lines(tmp_path / "points.jsonl", rows)
+    assert read_points([file], shares=True).select("x", "u").rows() == [(1e4, 10), (1e4, 20), (1e5, 10), (1e5, 20)]
+    by_data = read_points([file], "U", shares=True)
+    assert by_data["x"].to_list() == [10, 20]
+    assert "u" not in by_data.columns
+
+
 def test_a_law_of_size_refuses_variants_of_one_run(tmp_path: Path) -> None:
     for name, epochs in (("long", 16), ("short", 1)):
         rows = [own_row(n, 5.0, seed=seed, D=1000 * epochs) for n in (10, 20) for seed in (1, 2)]
