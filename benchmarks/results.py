@@ -18,6 +18,7 @@ import polars as pl
 
 from lrec.figures import draw_frame, new_figure
 from lrec.laws.fit import fit_points
+from lrec.laws.forecast import Forecast
 from lrec.laws.forms import law_named
 from lrec.laws.predict import hold_out
 from lrec.laws.profile import Prediction
@@ -63,7 +64,12 @@ def single_law(points: pl.DataFrame) -> Predict:
     return fit_points(law_named("lsrm"), with_all_data(points)).profile.predict
 
 
-METHODS: dict[str, Callable[[pl.DataFrame], Predict]] = {"law": single_law}
+def forecast(points: pl.DataFrame) -> Predict:
+    """The forecast, which learns from shares of the data."""
+    return Forecast(points).predict
+
+
+METHODS: dict[str, Callable[[pl.DataFrame], Predict]] = {"forecast": forecast, "law": single_law}
 """Ways of predicting all data's loss, from the points of smaller sizes at all shares of the data, by the name of their
 columns. The first one is drawn."""
 LEAST_SIZES = 4
