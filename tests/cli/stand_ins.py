@@ -63,7 +63,7 @@ def write_points(folder: Path) -> None:
     """Points of runs over sizes, data and passes, those of a quickstart, and a table: what docs/laws.md fits."""
     rows = [
         {"N": n, "U": u, "D": u * r, "loss": 5 + 30 / n**0.4 + 40 / (u * r) ** 0.35}
-        for n in (1e3, 3e3, 1e4, 3e4, 1e5, 3e5)
+        for n in (1e3, 2e3, 4e3, 1e4, 3e4, 1e5, 3e5)
         for u in (1e4, 1e5)
         for r in (1, 4, 16)
     ]

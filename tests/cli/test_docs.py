@@ -142,7 +142,7 @@ def test_what_a_page_quotes_parses(command: str, reader: Path, parse: Parse, mon
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if any(SLOW.search(text) for _, text in blocks(p))], ids=stem)
 def test_what_takes_minutes_runs(page: Path, desk: Path, parse: Parse) -> None:
-    if page.stem == "laws":
+    if page.stem in ("laws", "extending"):
         write_points(desk)
     follow(page, lambda command: True, parse)
 

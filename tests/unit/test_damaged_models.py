@@ -59,7 +59,7 @@ KINDS = {
     "state of shards": Kind("last.ckpt/state.pt", lambda folder: resumed(folder / "last.ckpt")),
     "exported file": Kind("model.safetensors", lambda folder: model(folder / "model.safetensors")),
     "list of items": Kind("items.parquet", lambda folder: Run(folder).item_ids.to_list()),
-    "fit": Kind("fit.json", lambda folder: read_fit(folder / "fit.json")[1]),
+    "fit": Kind("fit.json", lambda folder: read_fit(folder / "fit.json")[-1]),
 }
 
 

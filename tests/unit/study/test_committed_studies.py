@@ -21,7 +21,8 @@ COMMITTED = sorted(path.parent.name for path in BENCHMARKS.glob("*/prediction.js
 def test_a_study_has_the_held_out_runs_that_were_predicted(name: str) -> None:
     study = Study(**yaml.safe_load(find_config(f"study/{name}.yaml").read_text()))
     predicted = json.loads((BENCHMARKS / name / "prediction.json").read_text())["held_out_runs"]
-    options = study.options | {"data.path": "anywhere"}
+    data = next(iter(predicted.values()))["data"]["init_args"]
+    options = study.options | ({"data.path": "anywhere"} if "path" in data else {})
     alone = {"sizes": study.held_out, "seeds": study.holdout_seeds, "holdout": 0, "law": None, "fractions": (1.0,)}
     held_out = replace(study, options=options, **alone)
     today = {run.name: run.config for run in planned_runs(held_out)}
