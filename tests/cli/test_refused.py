@@ -12,6 +12,7 @@ from lrec.run import Point
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study
 from lrec.study.record import Record
+from snapshot import snapshot
 
 QUICK = (
     "--config=data/csv.yaml",
@@ -34,10 +35,6 @@ def run(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = [f"--data.path={folder / 'log.csv'}", f"--data.data_dir={folder / 'stores'}", "--trainer.max_epochs=2"]
     main(["fit", *QUICK, *options, f"--trainer.default_root_dir={folder / 'run'}"])
     return folder / "run"
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 REFUSED = {
@@ -68,32 +65,32 @@ def test_a_run_s_folder_is_as_before(name: str, run: Path, tmp_path: Path, refus
     (command, *options), says = REFUSED[name]
     other = tmp_path / "other.ckpt"
     shutil.copy(run / "checkpoints" / "best.ckpt", other)
-    before = contents(run)
+    before = snapshot(run)
     error = refused(command, f"--config={run / 'config.yaml'}", *(option.format(other=other) for option in options))
     assert says in error
-    assert contents(run) == before
+    assert snapshot(run) == before
 
 
 def test_a_log_that_changed_replaces_nothing(run: Path, refused: Callable[..., str]) -> None:
     """Ids and options of the run stay those of its checkpoints."""
-    before, log = contents(run), run.with_name("log.csv")
+    before, log = snapshot(run), run.with_name("log.csv")
     rows = log.read_bytes()
     log.write_bytes(rows + b"u1,item-new,1700000000\nu2,item-new,1700000000\n")
     error = refused("fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=4")
     log.write_bytes(rows)
     assert "the checkpoint" in error
-    assert contents(run) == before
+    assert snapshot(run) == before
 
 
 def test_tasks_that_are_refused_leave_the_run_as_it_was(run: Path, refused: Callable[..., str]) -> None:
-    before = contents(run)
+    before = snapshot(run)
     for options, says in (
         (["--tasks=no_such"], "--tasks no_such"),
         (["--seed=-1"], "--seed"),
         ([f"--out={run / 'config.yaml'}"], "is not a folder"),
     ):
         assert says in refused("tasks", "--runs", run, f"--out={run / 'tasks'}", *options)
-        assert contents(run) == before
+        assert snapshot(run) == before
 
 
 STUDY = {
@@ -114,7 +111,7 @@ def test_a_study_that_is_refused_removes_nothing(tmp_path: Path, refused: Callab
     record.enter([], [])
     config = tmp_path / "kept.yaml"
     config.write_text(yaml.safe_dump(STUDY | {"out": str(study.folder)}))
-    before = contents(study.folder)
+    before = snapshot(study.folder)
     for options, says in (
         (["--options.model.optimizer.lr=0.5", '--restart=["0.8k-seed1"]'], "has run 1.7k-seed1 with other options"),
         (["--options.trainer.max_epohcs=3"], "max_epohcs"),
@@ -124,4 +121,4 @@ def test_a_study_that_is_refused_removes_nothing(tmp_path: Path, refused: Callab
         (["--law=lsrm"], "needs at least"),
     ):
         assert says in refused("scaling", "study", f"--config={config}", *options)
-        assert contents(study.folder) == before
+        assert snapshot(study.folder) == before

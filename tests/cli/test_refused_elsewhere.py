@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from snapshot import snapshot
+
 SMALL = [
     "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--data.n_users=200", "--data.n_items=40",
     "--data.length=12", "--data.targets_per_step=256", "--model.size=3k", "--trainer.enable_progress_bar=false",
@@ -22,11 +24,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = [f"--data.data_dir={folder / 'stores'}", f"--trainer.default_root_dir={folder / 'run'}"]
     main(["fit", *SMALL, "--trainer.max_epochs=1", *where])
     return folder / "run"
-
-
-def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
 
 OWN = ["--config=RUN/config.yaml"]
@@ -60,7 +57,7 @@ def test_a_refused_command_changes_nothing(arguments: list[str], run: Path, refu
     config = (run / "config.yaml").read_text().replace(str(run.parent / "stores"), str(run.parent / "no stores"))
     (moved / "config.yaml").write_text(config)
     (moved / "checkpoints" / "best.ckpt").write_bytes(data)
-    before = files(run.parent)
+    before = snapshot(run.parent)
     refused(*(argument.replace("RUN", str(run)) for argument in arguments))
-    assert files(run.parent) == before
+    assert snapshot(run.parent) == before
     assert json.dumps(os.listdir(run.parent)).count("no stores") == 0

@@ -11,6 +11,7 @@ import torch
 
 from lrec.cli import main
 from lrec.interruption import BestAndLast
+from snapshot import snapshot
 
 OPTIONS = (
     "--config=data/csv.yaml",
@@ -66,7 +67,7 @@ def test_a_direction_that_contradicts_the_metric_is_refused(
 def test_a_configuration_used_again_leaves_the_first_run_alone(
     run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = snapshot(run)
     again = tmp_path / "again"
     fit = ["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={again}", "--trainer.max_epochs=1"]
     elsewhere = tmp_path / "elsewhere"
@@ -74,7 +75,7 @@ def test_a_configuration_used_again_leaves_the_first_run_alone(
     assert f"--checkpoint.dirpath {elsewhere}: a run keeps its checkpoints in {again / 'checkpoints'}" in error
     assert not again.exists()
     lrec(*fit)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert snapshot(run) == before
     assert (again / "checkpoints" / "best.ckpt").is_file()
     assert points_of(again)[0]["best"]
 

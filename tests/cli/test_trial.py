@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrec.cli import main
+from snapshot import snapshot
 
 QUICK = (
     "--config=data/synthetic.yaml",
@@ -51,7 +52,7 @@ def test_a_trial_leaves_nothing(run: Path, tmp_path: Path, lrec: Callable[..., s
     assert "a trial, of which nothing is kept" in printed
     assert "--trainer.limit_val_batches 1: the first users alone choose the best checkpoint" in printed
     assert not (tmp_path / "run").exists()
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = snapshot(run)
     for command in ("fit", "test", "predict"):
         lrec(command, "--config", run / "config.yaml", "--trainer.fast_dev_run=2")
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert snapshot(run) == before

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from lightning.pytorch import LightningDataModule
 
-from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainLoader
+from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainLoader, check_step
 from lrec.data.domain import of_domain
 from lrec.data.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.readers import Columns
@@ -71,7 +71,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         """
         super().__init__()
         check_range("max_len", max_len, at_least=1)
-        check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
+        check_step(targets_per_step, max_len)
         check_range("k_core", k_core, at_least=0)
         check_range("num_workers", num_workers, at_least=0)
         check_range("seed", seed, at_least=0)

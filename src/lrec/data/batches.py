@@ -71,6 +71,11 @@ class EpochPlan:
         return int((lengths * (lengths + 1) // 2).sum())
 
 
+def check_step(targets_per_step: int, max_len: int) -> None:
+    """UserError where a step has no room for two windows."""
+    check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The batches of training: what is the same in every epoch, and `epoch`, a pure function of (seed, epoch)."""
@@ -80,7 +85,7 @@ class BatchPlan:
     targets_per_step: int
 
     def __post_init__(self) -> None:
-        check_range(f"targets_per_step, with max_len {self.max_len},", self.targets_per_step, at_least=2 * self.max_len)
+        check_step(self.targets_per_step, self.max_len)
         if self.n_targets == 0:
             raise UserError("there is no training target: every user has fewer than 2 training items")
 

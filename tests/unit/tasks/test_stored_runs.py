@@ -21,6 +21,7 @@ from lrec.data.splits import LastItems, Reduction
 from lrec.data.temporal import GlobalTemporal
 from lrec.errors import UserError
 from lrec.module import SequentialRecommender
+from snapshot import snapshot
 
 MakeRun = Callable[..., Path]
 
@@ -102,14 +103,6 @@ def test_only_options_that_are_text_may_have_a_dot() -> None:
     assert {name for name, _ in found} >= TEXT
 
 
-def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def test_nothing_is_written_where_the_data_of_a_stored_run_lie(
     run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
@@ -118,9 +111,9 @@ def test_nothing_is_written_where_the_data_of_a_stored_run_lie(
     log = shutil.copy(init["path"], tmp_path / "log.csv")
     os.utime(log, ns=(1, 1))  # sources.json does not know it
     edit(run, lambda config: config["data"]["init_args"].update(data_dir=str(tmp_path / "stores"), path=str(log)))
-    before = files(tmp_path / "stores")
+    before = snapshot(tmp_path / "stores")
     lrec("tasks", "--runs", run, "--tasks", "long_tail", "--out", "out")
-    assert files(tmp_path / "stores") == before
+    assert snapshot(tmp_path / "stores") == before
 
     elsewhere = tmp_path / "elsewhere"
     edit(run, lambda config: config["data"]["init_args"].update(data_dir=str(elsewhere)))
