@@ -20,6 +20,7 @@ from lrec.figures import draw_frame, new_figure
 from lrec.laws.fit import fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.forms import law_named
+from lrec.laws.points import points_of_most_data
 from lrec.laws.predict import hold_out
 from lrec.laws.profile import Prediction
 from lrec.shape import SIZES
@@ -62,7 +63,7 @@ Predict = Callable[[Sequence[float]], list[Prediction]]
 
 def single_law(points: pl.DataFrame) -> Predict:
     """L(N) = E + (N0/N)^a, fitted to the points with all data; the law that a study writes its prediction by."""
-    return fit_points(law_named("lsrm"), with_all_data(points)).profile.predict
+    return fit_points(law_named("lsrm"), points_of_most_data(points)).profile.predict
 
 
 def forecast(points: pl.DataFrame) -> Predict:
@@ -81,14 +82,9 @@ def read_study(study: Study) -> pl.DataFrame:
     return read_points([HERE / study.points], d="D", u="U")
 
 
-def with_all_data(points: pl.DataFrame) -> pl.DataFrame:
-    """The points that were trained on all of the data."""
-    return points.filter(pl.col("u") == pl.col("u").max())
-
-
 def losses_by_size(points: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """The sizes, and the mean loss of each with all data."""
-    means = with_all_data(points).group_by("x").agg(pl.col("y").mean()).sort("x")
+    means = points_of_most_data(points).group_by("x").agg(pl.col("y").mean()).sort("x")
     return means["x"].to_numpy(), means["y"].to_numpy()
 
 
@@ -186,7 +182,7 @@ def draw_study(
     axes.fill_between(x_P, low, high, color=BLUE, alpha=0.15, lw=0, label="90 % interval")
     axes.plot(x_P, predicted, color=BLUE, lw=1.4, label="predicted")
     axes.plot([sizes[-1], x_P[-1]], [losses.min()] * 2, color=GREY, lw=1.1, ls="--", label="naive")
-    runs = with_all_data(fitted)
+    runs = points_of_most_data(fitted)
     axes.plot(runs["x"], runs["y"], "o", ms=4, color=BLUE, mec="white", mew=0.5, label="fitted sizes")
     axes.plot(large, actual, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4, label="held-out sizes", zorder=4)
     axes.set_xscale("log")

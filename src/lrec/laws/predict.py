@@ -114,7 +114,7 @@ def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.
         UserError: a prediction without an actual value, or no prediction at all.
     """
     columns = predictor.columns
-    known = [name for name in ("u",) if name in actual.columns and name not in columns]
+    known = ["u"] if "u" in actual.columns and "u" not in columns else []
     groups = actual.group_by(columns, maintain_order=True).agg(pl.col("y", *known).mean()).to_dicts()
     came = {tuple(float(group[name]) for name in columns): group for group in groups}
     if not predictions:
