@@ -93,11 +93,6 @@ class Holdout(Comparison):
     extrapolation_factor: float
 
 
-def predict(predictor: Predictor, x: Sequence[float] | Array) -> list[Prediction]:
-    """The loss at each x, with the 90 % intervals of the mean curve and of a new run."""
-    return predictor.predict(x)
-
-
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split points (a table as `laws.points` has it) into those of all but the k largest sizes and the rest."""
     sizes = points["x"].unique().sort()

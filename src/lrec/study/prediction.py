@@ -11,7 +11,7 @@ from lrec.files import write_json
 from lrec.laws.fit import Fit
 from lrec.laws.forms import name_of
 from lrec.laws.points import source_hash
-from lrec.laws.predict import Prediction, Predictor, method_named, predict, predictor_of
+from lrec.laws.predict import Prediction, Predictor, method_named, predictor_of
 from lrec.run import Point, RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
@@ -54,7 +54,7 @@ def fit_ladder(study: Study, runs: list[PlannedRun], of_less_data: list[PlannedR
     example = trained[0].result
     assert example is not None
     large = sorted({_count(run, study.x, example) for run in runs if run.held_out})
-    predictions = tuple(predict(fitted, large)) if large else ()
+    predictions = tuple(fitted.predict(large)) if large else ()
     return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions)
 
 

@@ -9,7 +9,7 @@ from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.forms import LAWS
 from lrec.laws.law import Array, Law
-from lrec.laws.predict import holdout_report, predict
+from lrec.laws.predict import holdout_report
 from lrec.laws.rivals import Rival, rivals, roll_out
 from lrec.laws.verdict import outlook, unidentified, verdict, warnings
 
@@ -54,7 +54,7 @@ def test_a_roll_out_predicts_every_next_size_from_the_smaller_ones_alone() -> No
     assert [step.x for step in rolled.points] == pytest.approx(SIZES[4:])
     for k, step in enumerate(rolled.points, start=4):
         fitted = fit_points(LSRM, points.head(k))
-        assert step.predicted == predict(fitted, SIZES[k : k + 1])[0].predicted
+        assert step.predicted == fitted.predict(SIZES[k : k + 1])[0].predicted
         assert step.naive_error_pct == pytest.approx(100 * (points["y"][:k].min() / points["y"][k] - 1))
     assert rolled.mape == pytest.approx(np.mean([abs(step.error_pct) for step in rolled.points]))
     assert roll_out(of_law, points.head(4)) is None
@@ -96,7 +96,7 @@ def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_s
     assert "The law holds over 3.0 decades of N_body" in said
     assert "predicts the next size best" in said
     fitted, _ = holdout_report(LSRM, points, 2)
-    (ahead,) = predict(fitted, [10 * SIZES[5]])
+    (ahead,) = fitted.predict([10 * SIZES[5]])
     assert f"expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] for a new run." in said
     assert "nothing was held out" in words(points, holdout=0)
 

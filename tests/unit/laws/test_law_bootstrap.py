@@ -9,7 +9,6 @@ from lrec.errors import UserError
 from lrec.laws.bootstrap import _resampled, bootstrap
 from lrec.laws.fit import Fit, fit, fit_points
 from lrec.laws.forms import LAWS
-from lrec.laws.predict import predict
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "a": 0.35, "b": 0.37}
 
@@ -25,7 +24,7 @@ def test_intervals_agree_with_the_delta_method_and_the_profile_where_there_are_m
     fitted = chinchilla()
     place = np.array([[2e9, 3e10]])
     boot = bootstrap(fitted, refits=2000)
-    (ours,), (profile,) = boot.predict(place), predict(fitted, place)
+    (ours,), (profile,) = boot.predict(place), fitted.predict(place)
     _, jacobian = fitted.law.log_loss(fitted.theta_T[None], fitted.z_NV)
     _, gradient = fitted.law.log_loss(fitted.theta_T[None], np.log(place / fitted.unit_V))
     covariance = boot.sigma**2 * np.linalg.inv(jacobian[0].T @ jacobian[0])

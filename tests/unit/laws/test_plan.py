@@ -17,7 +17,6 @@ from lrec.laws.forms import LAWS
 from lrec.laws.law import Array
 from lrec.laws.links import expected_metrics, fit_links
 from lrec.laws.plan import plan_command
-from lrec.laws.predict import predict
 from lrec.laws.profile import Prediction
 from lrec.laws.report import write_fit
 
@@ -267,7 +266,7 @@ def test_the_plans_interval_is_the_fits(tmp_path: Path) -> None:
     fitted = fit_points(LAWS["chinchilla"], noisy)
     plan_command(written(tmp_path, fitted), flops=1e14)
     plan = json.loads((tmp_path / "plan.json").read_text())
-    (expected,) = predict(fitted, np.array([[plan["N"], plan["D"]]]))
+    (expected,) = fitted.predict(np.array([[plan["N"], plan["D"]]]))
     assert (plan["loss"]["low"], plan["loss"]["high"]) == pytest.approx((expected.low, expected.high), rel=1e-9)
     assert plan["doubled"]["data"] < plan["loss"]["predicted"]
 

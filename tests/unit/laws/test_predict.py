@@ -15,7 +15,7 @@ from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit
 from lrec.laws.forms import LAWS
 from lrec.laws.law import Array
-from lrec.laws.predict import compare, hold_out, holdout_report, predict
+from lrec.laws.predict import compare, hold_out, holdout_report
 from lrec.laws.profile import Prediction, Profile
 
 LSRM = LAWS["lsrm"]
@@ -63,7 +63,7 @@ def test_the_ends_of_the_mean_interval_are_where_a_brute_force_profile_crosses_i
 
 def test_intervals_nest_and_widen() -> None:
     fitted = small_fit()
-    predictions = predict(fitted, [1e6, 8e7, 8.8e8])
+    predictions = fitted.predict([1e6, 8e7, 8.8e8])
     for p in predictions:
         assert p.low < p.mean_low < p.predicted < p.mean_high < p.high
     assert all(near.high - near.low < far.high - far.low for near, far in pairwise(predictions))
@@ -148,7 +148,7 @@ def test_a_prediction_survives_json_and_is_joined_with_the_truth_later() -> None
     x = np.geomspace(1e4, 1e7, 8)
     small, large = hold_out(points_of(x, curve(x)), 2)
     fitted = fit(LSRM, small["x"].to_numpy(), small["y"].to_numpy())
-    written = json.dumps([asdict(p) for p in predict(fitted, x[-2:])])
+    written = json.dumps([asdict(p) for p in fitted.predict(x[-2:])])
     read = [Prediction(**fields) for fields in json.loads(written)]
     held_out = compare(fitted, read, large)
     assert held_out == holdout_report(LSRM, points_of(x, curve(x)), 2)[1]
@@ -159,7 +159,7 @@ def test_a_prediction_survives_json_and_is_joined_with_the_truth_later() -> None
 
 def test_actual_is_the_mean_over_seeds_and_errors_have_signs() -> None:
     fitted = small_fit()
-    (p,) = predict(fitted, [8e7])
+    (p,) = fitted.predict([8e7])
     report = compare(fitted, [p], points_of(np.array([8e7, 8e7]), np.array([p.predicted * 0.98, p.predicted * 1.00])))
     (point,) = report.points
     assert point.actual == pytest.approx(p.predicted * 0.99)
@@ -172,7 +172,7 @@ def test_actual_is_the_mean_over_seeds_and_errors_have_signs() -> None:
 def test_missing_truth_and_impossible_hold_outs_are_refused() -> None:
     fitted = small_fit()
     with pytest.raises(UserError, match="no finished run at the predicted size 8e"):
-        compare(fitted, predict(fitted, [8e7]), points_of(np.array([1e5]), np.array([5.0])))
+        compare(fitted, fitted.predict([8e7]), points_of(np.array([1e5]), np.array([5.0])))
     x = np.geomspace(1e4, 1e7, 5)
     with pytest.raises(UserError, match=r"--holdout: 5 of 5 sizes"):
         holdout_report(LSRM, points_of(x, curve(x)), 5)

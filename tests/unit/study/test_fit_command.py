@@ -16,7 +16,6 @@ from lrec.laws.figures import fit_figure
 from lrec.laws.fit import fit
 from lrec.laws.forms import LAWS
 from lrec.laws.points import source_hash
-from lrec.laws.predict import predict
 from lrec.study.fit_command import fit_command
 from lrec.study.points import read_points
 
@@ -124,7 +123,7 @@ def test_bad_requests_leave_nothing_behind(tmp_path: Path, options: dict[str, An
 def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
     points = read_points([write_points(tmp_path)])
     fitted = fit(LAWS["lsrm"], points["x"].to_numpy(), points["y"].to_numpy())
-    axes, residuals = fit_figure(fitted, fitted, predict(fitted, [4e6]), floor=3.9).axes[:2]
+    axes, residuals = fit_figure(fitted, fitted, fitted.predict([4e6]), floor=3.9).axes[:2]
     _, labels = axes.get_legend_handles_labels()
     shown = "\n".join(labels)
     for wanted in ("E + (x0/x)^a", "90 % band", "single runs", "fitted sizes", "predicted", "floor 3.9"):

@@ -7,7 +7,6 @@ import pytest
 
 from lrec.laws.fit import fit
 from lrec.laws.forms import LAWS
-from lrec.laws.predict import predict
 from lrec.run import Point, Run
 from lrec.shape import SIZES
 from lrec.study.grid import PlannedRun
@@ -58,7 +57,7 @@ def ladder(fraction: float) -> LadderFit:
     x = [n_body(size) for size in LADDER[:-1]]
     fitted = fit(LAWS["lsrm"], x, [loss(size, fraction) for size in LADDER[:-1]])
     return LadderFit(
-        f"fraction-{fraction:g}", "N_body", "test_loss", "hash", fitted, tuple(predict(fitted, [n_body(LADDER[-1])]))
+        f"fraction-{fraction:g}", "N_body", "test_loss", "hash", fitted, tuple(fitted.predict([n_body(LADDER[-1])]))
     )
 
 
