@@ -31,9 +31,16 @@ SETTLED = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Fit(Candidate):
-    """The best parameters found for the points, and how the search for them went."""
+    """The best parameters found for the points, and where the search for them began and ended.
 
-    diagnostics: Diagnostics
+    Attributes:
+        start_ST, ends: Of the first route.
+        routes_ST: What the two routes found.
+    """
+
+    start_ST: Array
+    ends: Descent
+    routes_ST: Array
 
     @property
     def name(self) -> str:
@@ -53,6 +60,11 @@ class Fit(Candidate):
     def profile(self) -> Profile:
         """What else explains the points: the 90 % intervals of parameters and predictions."""
         return Profile(self)
+
+    @cached_property
+    def diagnostics(self) -> Diagnostics:
+        """How the search went, and what the points do not determine."""
+        return diagnose(self, self.start_ST, self.ends, self.routes_ST)
 
     @property
     def bic(self) -> float:
@@ -118,9 +130,9 @@ def fit_points(
     routes_ST = _snapped(problem, routes_ST, law.n_coefficients)
     if start.objective.kind == "lad":
         routes_ST = np.array([polished(problem, theta_T) for theta_T in routes_ST])
-    best = start.at(routes_ST[problem.values(routes_ST).argmin()])
-    diagnostics = diagnose(best, start_ST, ends, routes_ST)
-    return Fit(law, start.objective, points, start.unit_V, start.low_T, start.high_T, best.theta_T, diagnostics)
+    best_T = routes_ST[problem.values(routes_ST).argmin()]
+    of_candidate = (law, start.objective, points, start.unit_V, start.low_T, start.high_T, best_T)
+    return Fit(*of_candidate, start_ST=start_ST, ends=ends, routes_ST=routes_ST)
 
 
 def search_of(

@@ -2,14 +2,16 @@
 
 1. A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x): where the points end it falls with slope S,
    and the slope itself falls by e for every factor e^(1/k).
-2. k is not fitted. Every k near `Beliefs.damping` is tried and weighted by how well its curve explains the points, of
-   which those at the largest sizes count most (`mixture`).
-3. The forecast is not the middle of what is then expected but its `caution` quantile (all of it from twice the largest
+2. Curves in data, and in size where runs see their data again, may stop: with probability `Beliefs.stops` at some G,
+   N' = (N^-2 + G^-2)^(-1/2) takes the place of N. Where the points have shares of the data, G becomes G U^g, and A and
+   S depend on ln U: what halves and quarters show early is expected of all data at larger sizes. Curves in size on data
+   that are seen once go on, and flatten less.
+3. k and G are not fitted. Every pair is tried and weighted by how well its curve explains the points, of which those at
+   the largest sizes count most, and one that is far off hardly counts (`mixture`).
+4. The forecast is not the middle of what is then expected but its `caution` quantile (all of it from twice the largest
    x on), and never above the best loss measured: to expect too much of a larger model costs more than too little.
-4. The 90 % interval adds to this a share of the predicted fall, since no curve is of this form, and noise that grows
+5. The 90 % interval adds to this a share of the predicted fall, since no curve is of this form, and noise; both grow
    with the distance. `cautious` is half-way to the interval's upper end, or the best loss measured where that is lower.
-5. Where points have shares of the data, sizes stop to pay at G U^g, N' = (N^-2 + (G U^g)^-2)^(-1/2) takes the place of
-   N, and A and S depend on ln U: what halves and quarters show early is expected of all data at larger sizes.
 
 How it does on measured curves, and what else was tried: benchmarks/forecasts.md.
 
@@ -38,10 +40,10 @@ FALL_BY_DATA_SD = 0.1
 LEVEL_BY_DATA, LEVEL_BY_DATA_SD = -0.05, 0.3
 """Change of ln L for e times the data."""
 DATA_EXPONENTS = (0.5, 1.0, 1.5)
-"""The g of the size at which sizes stop to pay."""
-SATURATES = 0.5
-"""How probable it is that they do stop."""
-OFF, OFF_WEIGHT = 0.05, 0.01
+"""The g of the size at which size stops to pay."""
+STOPS, FARTHEST_STOP = 12, 4.0
+"""How many G are tried, evenly in the logarithm, from the smallest x to e^4 times the largest."""
+OFF, OFF_WEIGHT = 0.1, 0.01
 """How probable it is that one of the points is off, and the weight it then has."""
 LEAST_SIZES = 4
 
@@ -52,25 +54,29 @@ class Beliefs:
 
     Attributes:
         memory: A point's weight falls by e for this much of ln x below the largest x.
-        damping, damping_sd: k.
+        damping, steady_damping, damping_sd: k of a curve that may stop, of one that may not, and its spread.
         noise, noise_dof: Standard deviation of ln L about a curve, and how many points that belief is worth.
+        stops: How probable it is that a curve that may stop does.
         caution: Quantile that is the forecast; `caution_with_shares`, where shares of the data tell more.
         widening: Factor of the noise that was found.
-        misfit: Standard deviation of the truth in units of the predicted fall.
+        misfit: Standard deviation of the truth in units of the predicted fall, at `AHEAD`; its square is in proportion
+            to the distance.
         least_noise: Of ln L, added to what was found.
         growth: Of the noise by the distance, in units of itself for every e-fold of x.
     """
 
-    memory: float = 0.82
-    damping: float = 0.288
-    damping_sd: float = 0.138
+    memory: float = 1.2
+    damping: float = 0.31
+    steady_damping: float = 0.15
+    damping_sd: float = 0.13
     noise: float = 0.002
-    noise_dof: float = 1.35
-    caution: float = 0.95
+    noise_dof: float = 1.45
+    stops: float = 0.24
+    caution: float = 0.75
     caution_with_shares: float = 0.6
     widening: float = 0.9
     misfit: float = 0.235
-    least_noise: float = 0.0035
+    least_noise: float = 0.0045
     growth: float = 0.48
 
 
@@ -99,6 +105,9 @@ class Forecast:
         self.points, self.beliefs = points, beliefs or Beliefs()
         shares = "u" in points.columns and points["u"].null_count() == 0 and points["u"].n_unique() > 1
         self.columns = ("x", "u") if shares else ("x",)
+        may_stop = "may_stop" in points.columns and bool(points["may_stop"].any())
+        self._damping = self.beliefs.damping if may_stop else self.beliefs.steady_damping
+        self._stops = self.beliefs.stops if may_stop or shares else 0.0
         self._largest_V = points.select(pl.col(*self.columns).max()).to_numpy()[0]
         place_NV = self._places(points.select(self.columns).to_numpy())
         shape_SH, log_prior_S = self._grid(-float(place_NV[:, 0].min()))
@@ -138,7 +147,8 @@ class Forecast:
         wide_G1 = beliefs.widening**2 * noise_G1
         far_P = (beliefs.growth * np.maximum(place_PV[:, 0], 0.0)) ** 2
         noise_GP = wide_G1 + beliefs.least_noise**2 + 0 * mean_GP
-        curve_GP = wide_G1 * doubt_GP + noise_GP * far_P + (beliefs.misfit * (mean_GP - here_GP)) ** 2
+        misfit_GP = beliefs.misfit**2 * (mean_GP - here_GP) ** 2 * np.maximum(place_PV[:, 0], 0) / AHEAD
+        curve_GP = wide_G1 * doubt_GP + noise_GP * far_P + misfit_GP
         ends = []
         for variance_GP in (curve_GP, curve_GP + noise_GP):
             for share, inner in (((1 - LEVEL) / 2, np.minimum), ((1 + LEVEL) / 2, np.maximum)):
@@ -175,12 +185,16 @@ class Forecast:
     def _grid(self, span: float) -> tuple[Array, Array]:
         """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g; and ln of their priors."""
         step_S = np.linspace(-2.2, 2.2, 11)
-        damping_S, log_prior_S = self.beliefs.damping + self.beliefs.damping_sd * step_S, -(step_S**2) / 2
-        ends = [(np.inf, 1.0, 0.0)]
-        if len(self.columns) > 1:
-            stops, each = np.linspace(-span, 7.0, 15), SATURATES / (15 * len(DATA_EXPONENTS))
-            ends = [(np.inf, 1.0, np.log(1 - SATURATES))]
-            ends += [(stop, exponent, np.log(each)) for stop in stops for exponent in DATA_EXPONENTS]
+        damping_S, log_prior_S = self._damping + self.beliefs.damping_sd * step_S, -(step_S**2) / 2
+        ends = [(np.inf, 1.0, np.log(1 - self._stops))]
+        if self._stops:
+            exponents = DATA_EXPONENTS if len(self.columns) > 1 else (1.0,)
+            each = self._stops / (STOPS * len(exponents))
+            ends += [
+                (stop, exponent, np.log(each))
+                for stop in np.linspace(-span, FARTHEST_STOP, STOPS)
+                for exponent in exponents
+            ]
         rows = [(k, g, e, a + b) for k, a in zip(damping_S, log_prior_S, strict=True) for g, e, b in ends]
         grid_G4 = np.array(rows)
         return grid_G4[:, :3], grid_G4[:, 3]
@@ -202,8 +216,8 @@ class Forecast:
         """1 and the fall, in units of that over `AHEAD`; both times ln u where there are shares."""
         k_G1, stop_G1, exponent_G1 = (shape_GH[:, h : h + 1] for h in range(3))
         size_GP = np.broadcast_to(place_PV[:, 0], (len(shape_GH), len(place_PV)))
-        if len(self.columns) > 1:
-            data_P = place_PV[:, 1]
+        data_P = place_PV[:, 1] if len(self.columns) > 1 else np.zeros(len(place_PV))
+        if self._stops:
             stop_GP = np.where(np.isinf(stop_G1), 1e3, stop_G1) + exponent_G1 * data_P
             size_GP = -np.logaddexp(-2 * size_GP, -2 * stop_GP) / 2
         fall_GP = -np.expm1(-k_G1 * size_GP) / -np.expm1(-k_G1 * AHEAD)

@@ -50,7 +50,7 @@ def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
     found = list(fit.diagnostics.warnings)
     if not fit.profile.holds_fit:
         found.append(
-            "outliers: the fit lies outside the least-squares region, so its intervals were widened to hold it; "
+            "outliers: the fit lies outside the region of its profile, so its intervals were widened to hold it; "
             "look at the residuals"
         )
     for name in unidentified(fit):

@@ -21,6 +21,9 @@ LARGEST = 1e100
 ROSE = 1.001
 """A run is over-fitted if its last validation loss is this many times its best one."""
 
+REPEATED = 1.5
+"""Passes over the data from which on a run counts as one that saw them again."""
+
 
 def read_points(
     paths: Sequence[Path],
@@ -66,6 +69,7 @@ def read_points(
         raise UserError(
             f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."
         )
+    points = points.with_columns(may_stop=_may_stop(points, x))
     known = [name for name in points.columns if points[name].null_count() < len(points) and name not in ("N", "seed")]
     return points.select(known).sort("x", "y", "file", "row")
 
@@ -163,6 +167,11 @@ def _read_json_lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, A
         columns |= dict.fromkeys(row)
         rows.append((number, row))
     return list(columns), rows
+
+
+def _may_stop(points: pl.DataFrame, x: str) -> bool:
+    """Whether x is an amount of data, or some run saw its data more than once."""
+    return x in ("D", "U") or bool((points["processed"] > REPEATED * points["u"]).any())
 
 
 def _positive(file: Path, number: int, column: str, value: Any) -> float:

@@ -19,8 +19,8 @@ ML_1M = Path(__file__).parents[3] / "benchmarks" / "ml-1m-lsrm" / "all_points.js
 SIZES = np.geomspace(1e4, 1e6, 6)
 
 
-def points_of(loss: Array, sizes: Array = SIZES) -> pl.DataFrame:
-    return pl.DataFrame({"x": sizes, "y": loss})
+def points_of(loss: Array, sizes: Array = SIZES, may_stop: bool = False) -> pl.DataFrame:
+    return pl.DataFrame({"x": sizes, "y": loss, "may_stop": may_stop})
 
 
 def noisy(loss: Array, sigma: float = 0.001, seed: int = 0) -> Array:
@@ -65,8 +65,16 @@ def test_a_curve_that_goes_on_is_predicted_and_one_that_stopped_is_not_improved_
     truth = 3 + 20 * 8e6**-0.25
     assert abs(ahead.predicted - truth) < (going[-1] - truth) / 2
     assert ahead.low < truth < ahead.high
-    (flat,) = Forecast(points_of(noisy(stopped, 1e-4))).predict([8e6])
+    (flat,) = Forecast(points_of(noisy(stopped, 1e-4), may_stop=True)).predict([8e6])
     assert flat.predicted == pytest.approx(stopped[-1], rel=5e-3)
+
+
+def test_less_is_expected_of_a_curve_that_may_stop() -> None:
+    falling = noisy(6 * SIZES**-0.05, 0.004)
+    (goes_on,), (may_stop,) = (Forecast(points_of(falling, may_stop=stops)).predict([8e6]) for stops in (False, True))
+    assert goes_on.predicted < may_stop.predicted < falling.min()
+    assert abs(goes_on.predicted - 6 * 8e6**-0.05) < (falling.min() - 6 * 8e6**-0.05) / 2
+    assert may_stop.high > goes_on.high
 
 
 def test_intervals_nest_and_widen_and_hold_the_forecast() -> None:

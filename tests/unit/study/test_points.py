@@ -170,3 +170,19 @@ def test_own_points_bring_flops_metrics_and_whether_the_loss_rose_again(tmp_path
     points = read_points([tmp_path])
     assert points.select("flops", "NDCG@10", "overfitted").rows() == [(6e9, 0.2, False), (6e9, 0.2, True)]
     assert "HR@10" not in points.columns
+
+
+def test_a_curve_may_stop_in_data_and_where_runs_see_their_data_again(tmp_path: Path) -> None:
+    once = write_lines(tmp_path / "once.jsonl", [own_row(10, 5.0, D=1000)])
+    again = write_lines(tmp_path / "again.jsonl", [own_row(10, 5.0, D=5000)])
+    pl.DataFrame({"N_body": [1e6], "test_loss": [3.0]}).write_csv(tmp_path / "t.csv")
+    told = {
+        (file.stem, x): read_points([file], x)["may_stop"].to_list()
+        for file, x in ((once, "N_body"), (once, "U"), (again, "N_body"), (tmp_path / "t.csv", "N_body"))
+    }
+    assert told == {
+        ("once", "N_body"): [False],
+        ("once", "U"): [True],
+        ("again", "N_body"): [True],
+        ("t", "N_body"): [False],
+    }
