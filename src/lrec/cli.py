@@ -51,6 +51,9 @@ OWN_COMMANDS = {
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
     "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.study.study", "run_study"),
+    "scaling outlook": OwnCommand(
+        "before a study: will size pay on these data?", "lrec.study.outlook_command", "outlook_command"
+    ),
     "scaling compare": OwnCommand("several studies in one figure", "lrec.study.comparison", "compare"),
     "scaling fit": OwnCommand("fit a law to points", "lrec.study.fit_command", "fit_command"),
     "scaling plan": OwnCommand("what to train for a budget, a loss or a size", "lrec.laws.plan", "plan_command"),

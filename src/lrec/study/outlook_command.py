@@ -1,0 +1,92 @@
+"""`lrec scaling outlook`: a data set in; what size and more data will bring, on the terminal and in a folder, out."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from lrec.data.datasets import SequenceDataModule
+from lrec.errors import check_range
+from lrec.files import check_folder, write_json, write_text
+from lrec.ngrams import ORDERS
+from lrec.study.outlook import FROM, TO, Evidence, Outlook, judge, measure
+from lrec.tables import rows_table
+
+
+def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int = 0) -> None:
+    """Say, in about a minute of one core, whether larger networks will pay on a data set, up to where, and what more
+    data would bring.
+
+    Args:
+        data: The data set; its store is written unless it is there.
+        out: Folder for outlook.json and report.md; null writes none.
+        seed: Seed of the sampled targets and of the short runs.
+    """
+    check_range("seed", seed, at_least=0)
+    if out is not None:
+        check_folder(out, "--out")
+    data.prepare_data()
+    data.setup("fit")
+    print("outlook: n-grams, then two short runs; about a minute", file=sys.stderr)
+    evidence = measure(data, seed)
+    outlook = judge(evidence)
+    report = markdown(data.store_name, evidence, outlook)
+    if out is not None:
+        write_json(
+            out / "outlook.json",
+            {"schema": 1, "data_hash": data.data_hash, "seed": seed}
+            | {"from": FROM, "to": TO, "outlook": asdict(outlook), "evidence": asdict(evidence)},
+        )
+        write_text(out / "report.md", report + "\n")
+    print(report)
+
+
+def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:
+    """The tables of what was measured, and what follows in sentences."""
+    counted = [["share of the users", "training targets", *ORDERS]]
+    counted += [
+        [f"{row.share:.3g}", f"{row.targets:,}", *(f"{row.losses[order]:.3f}" for order in ORDERS)]
+        for row in evidence.counted
+    ]
+    tiny = [["short run", "N_body", "targets trained on", "validation", "users left out"]]
+    tiny += [
+        [run.size, f"{run.n_body:,}", f"{run.targets:,}", f"{run.loss:.3f}", f"{run.fresh_loss:.3f}"]
+        for run in evidence.tiny
+    ]
+    head = (
+        f"# Outlook: {name}\n\n{evidence.targets:,} training targets, {evidence.items:,} items. Losses are nats, on "
+        f"{evidence.cases:,} validation targets."
+    )
+    said = [gain_sentence(outlook), size_sentence(outlook), data_sentence(outlook)]
+    return "\n\n".join([head, rows_table(counted), rows_table(tiny, text=(0,)), " ".join(said)])
+
+
+def gain_sentence(outlook: Outlook) -> str:
+    """What size brings, or why that is unknown."""
+    if outlook.gain is None:
+        return (
+            f"What size brings is unknown: {outlook.why}. Other sets with as much data gained {outlook.by_amount:.2f} "
+            f"nats from {FROM} to {TO}."
+        )
+    return (
+        f"From {FROM} to {TO} parameters expect {outlook.gain:.2f} nats ({outlook.low:.2f} to {outlook.high:.2f}): "
+        f"{outlook.why}."
+    )
+
+
+def size_sentence(outlook: Outlook) -> str:
+    """Up to where size pays."""
+    return f"Size can pay up to about {_short(outlook.useful)} parameters of the blocks."
+
+
+def data_sentence(outlook: Outlook) -> str:
+    """What twice the data would bring."""
+    n_grams = f"the last doubling brought n-grams {outlook.doubling:.2f} nats"
+    if outlook.more_gain is None:
+        return f"More data: {n_grams}."
+    return f"Twice the data: {n_grams}, and a size that fits the data would gain {outlook.more_gain:.2f} more."
+
+
+def _short(parameters: float) -> str:
+    """Two digits with k or m, as the ladder's names are written."""
+    rounded = float(f"{parameters:.2g}")
+    return f"{rounded / 1e6:g}m" if rounded >= 1e6 else f"{rounded / 1e3:g}k"
