@@ -196,7 +196,7 @@ FAMILIES = {
 
 
 def constants(keys: Sequence[str]) -> tuple[float, float]:
-    """Nats per decade and targets per parameter of the least squares over sets, on a grid; the synthetic set is none."""
+    """Nats per decade and targets per parameter by least squares over sets, on a grid; never the synthetic one."""
     gains = [measured_gain(SETS[key]) for key in keys]
     u, gain = np.array([g.targets for g in gains]), np.array([g.gain for g in gains])
     error = {

@@ -4,6 +4,7 @@ Shape suffixes: N training interactions, U users, C cases.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from lrec.data.splits import TrainingPart, ranges
 from lrec.errors import UserError
 from lrec.ngrams import ORDERS, ngram_losses
 from lrec.shape import SIZES
-from lrec.study.short_run import train_briefly
+from lrec.study.short_run import one_core, train_briefly
 
 # The rule: while data last, ten times the size brings a third of a nat, and data last for a parameter of the blocks to
 # every 12 training targets. Both are of the measured ladders; benchmarks/outlook.md leaves each of these out in turn.
@@ -159,8 +160,13 @@ def judge(evidence: Evidence) -> Outlook:
     return Outlook(gain, low, high, why, expected, useful, half.best - counted.best, more)
 
 
-def measure(data: SequenceDataModule, seed: int) -> Evidence:
+def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] = lambda stage: None) -> Evidence:
     """Count n-grams and train two tiny networks on the training part of a DataModule that is set up.
+
+    Args:
+        data: What `lrec fit` would train on, with its own reduction.
+        seed: Of the sampled targets and of the short runs.
+        begins: Told what is done next.
 
     Raises:
         UserError: there is too little to tell anything.
@@ -172,6 +178,7 @@ def measure(data: SequenceDataModule, seed: int) -> Evidence:
             f"{data.store_name}: {data.U:,} training targets and {len(cases):,} validation targets of known items; an "
             f"outlook needs {LEAST_TRAINING_TARGETS:,} and {LEAST_CASES}"
         )
+    begins("counting n-grams")
     counted, losses_C = [], []
     for share in SHARES:
         of_share, losses = _count(data, share, cases)
@@ -181,11 +188,12 @@ def measure(data: SequenceDataModule, seed: int) -> Evidence:
     targets = min(TINY_TARGETS, TINY_EPOCHS * int(np.maximum(part.lengths_U - 1, 0).sum()))
     tiny, best_C = [], [losses_C[-1][name] for name in ORDERS[1:]]
     for size in TINY:
-        net = train_briefly(data, part, size, targets, seed)
-        loss_C = rank_by_net(net, cases).loss_C
+        begins(f"training {size} on {targets:,} targets")
+        with one_core():
+            net = train_briefly(data, part, size, targets, seed)
+            loss_C, fresh_C = rank_by_net(net, cases).loss_C, rank_by_net(net, fresh).loss_C
         best_C.append(loss_C)
-        fresh_loss = float(rank_by_net(net, fresh).loss_C.mean())
-        tiny.append(Tiny(size, n_body(net.config), targets, float(loss_C.mean()), fresh_loss))
+        tiny.append(Tiny(size, n_body(net.config), targets, float(loss_C.mean()), float(fresh_C.mean())))
     best = min((loss_C for loss_C in best_C if np.isfinite(loss_C).all()), key=lambda loss_C: float(loss_C.mean()))
     gained_C = losses_C[-1][ORDERS[0]] - best
     noise = float(gained_C.std() / math.sqrt(len(cases)))

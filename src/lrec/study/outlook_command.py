@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from lrec.data.datasets import SequenceDataModule
@@ -26,8 +27,7 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
         check_folder(out, "--out")
     data.prepare_data()
     data.setup("fit")
-    print("outlook: n-grams, then two short runs; about a minute", file=sys.stderr)
-    evidence = measure(data, seed)
+    evidence = measure(data, seed, begins=partial(print, file=sys.stderr, flush=True))
     outlook = judge(evidence)
     report = markdown(data.store_name, evidence, outlook)
     if out is not None:

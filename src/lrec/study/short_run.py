@@ -1,5 +1,7 @@
 """A network trained for seconds, without Lightning and without a folder: what a tiny size learns from few targets."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice, repeat
 
@@ -21,23 +23,32 @@ LOSS_OF_LARGE_CATALOGUES = SampledSoftmax(negatives=512, power=0.75)
 LARGE_CATALOGUE = 1024
 
 
-def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, targets: int, seed: int) -> Transformer:
-    """A network of a size of the ladder after about so many targets of the training part, on one core.
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Compute in one thread: the last digits of sums depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
-    The same data and seed give the same network; torch's own random numbers go on as if nothing had happened.
+
+def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, targets: int, seed: int) -> Transformer:
+    """A network of a size of the ladder after about so many targets of the training part, ready to be evaluated.
+
+    The same data and seed give the same network, and torch's own random numbers go on as if nothing had happened.
     """
     layers, width, heads = find_size(size)
-    net = Transformer(TransformerConfig(data.n_items, data.max_len, layers, width, heads), seed)
     plan = BatchPlan(part, data.max_len, max(TARGETS_PER_STEP, 2 * data.max_len))
     loader = TrainLoader(plan, data.cuts.catalogue_index_I, seed)
     steps = max(targets // plan.targets_per_step, 1)
-    optimizer, schedule = OPTIMIZER.build(net, steps)
     loss_function: Loss = LOSS_OF_LARGE_CATALOGUES if data.n_items > LARGE_CATALOGUE else FullSoftmax()
     counts_V = torch.from_numpy(data.item_counts_V)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]):
+        net = Transformer(TransformerConfig(data.n_items, data.max_len, layers, width, heads), seed)
         torch.manual_seed(seed)
+        optimizer, schedule = OPTIMIZER.build(net, steps)
         for batch in islice(chain.from_iterable(repeat(loader)), steps):
             loss = net(batch.items_BL, partial(_sum_over_targets, loss_function, batch, counts_V))
             (loss / batch.step_targets).backward()
@@ -45,7 +56,6 @@ def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, targe
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-    torch.set_num_threads(threads)
     return net.eval()
 
 
