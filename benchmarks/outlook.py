@@ -10,6 +10,7 @@ made from that and from the committed points of the ladders.
 import argparse
 import json
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -134,6 +135,7 @@ def read_evidence(key: str) -> Evidence | None:
     if not path.is_file():
         return None
     kept = json.loads(path.read_text())
+    [row.pop("share", None) for row in kept["counted"]]
     counted, tiny = ([kind(**row) for row in kept[name]] for name, kind in (("counted", Counted), ("tiny", Tiny)))
     return Evidence(**kept | {"counted": counted, "tiny": tiny})
 
@@ -238,8 +240,12 @@ def main() -> None:
         measure_set(key, arguments.data)
     found = {key: read_evidence(key.removesuffix("-untuned")) for key in SETS}
     evidence = {key: one for key, one in found.items() if one is not None}
+    page = PAGE.read_text()
     for table in (record(evidence), left_out(), more_data(evidence)):
-        print(table + "\n")
+        head = re.escape(table.partition(" |")[0])
+        page, replaced = re.subn(rf"^{head} \|.*\n(?:\|.*\n)*", lambda _, t=table: t + "\n", page, flags=re.MULTILINE)
+        assert replaced == 1, f"{PAGE} has {replaced} tables that begin with {head}"
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

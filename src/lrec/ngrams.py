@@ -29,8 +29,10 @@ class _Pairs(NamedTuple):
 
     def find(self, keys_C: np.ndarray) -> np.ndarray:
         """Place of each key, -1 where it is not there."""
-        places_C = np.minimum(np.searchsorted(self.keys_T, keys_C), len(self.keys_T) - 1)
-        return np.where(self.keys_T[places_C] == keys_C, places_C, -1) if len(self.keys_T) else keys_C * 0 - 1
+        places_C = np.searchsorted(self.keys_T, keys_C)
+        found_C = places_C < len(self.keys_T)
+        found_C[found_C] = self.keys_T[places_C[found_C]] == keys_C[found_C]
+        return np.where(found_C, places_C, -1)
 
 
 def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases: Cases) -> dict[str, np.ndarray]:
@@ -71,8 +73,7 @@ def _contexts(tables: list[_Pairs], cases: Cases, n_items: int, order: int, back
     shorter_C = _contexts(tables, cases, n_items, order - 1, back + 1)
     long_enough_C = cases.lengths_C > back
     last_C = cases.items_N[np.where(long_enough_C, cases.starts_C + cases.lengths_C - 1 - back, 0)]
-    place_C = tables[order - 1].find(shorter_C * n_items + last_C)
-    return np.where(long_enough_C & (shorter_C >= 0), place_C, -1)
+    return np.where(long_enough_C, tables[order - 1].find(shorter_C * n_items + last_C), -1)
 
 
 def _smoothed(
@@ -84,7 +85,8 @@ def _smoothed(
     n_contexts = int(max(contexts_T.max(initial=0), context_C.max(initial=0))) + 1
     total_C = np.bincount(contexts_T, pairs.counts_T, n_contexts)[context_C]
     types_C = np.bincount(contexts_T, minlength=n_contexts)[context_C]
+    # A context of -1 has negative keys, which are not found.
     place_C = pairs.find(context_C * n_items + targets_C)
-    count_C = np.where(place_C >= 0, pairs.counts_T[place_C] if len(pairs.counts_T) else 0, 0)
+    count_C = np.append(pairs.counts_T, 0)[place_C]
     mass_C = np.maximum(count_C - discount, 0) + discount * types_C * lower_C
     return np.where((context_C >= 0) & (total_C > 0), mass_C / np.maximum(total_C, 1), lower_C)

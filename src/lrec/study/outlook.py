@@ -41,9 +41,8 @@ LEAD = 0.1
 
 @dataclass(frozen=True)
 class Counted:
-    """Losses of n-grams on the validation cases, in nats, after a share of the users."""
+    """Losses of n-grams on the validation cases, in nats, and the training targets that these were counted on."""
 
-    share: float
     targets: int
     losses: dict[str, float]
 
@@ -73,7 +72,7 @@ class Evidence:
         items: V.
         cases: Validation targets that losses are means over.
         noise: Standard error of the best loss below popularity's, paired over targets.
-        counted: n-grams at shares of the data, the largest share last.
+        counted: n-grams on shares of the users, each twice the one before.
         tiny: The short runs.
     """
 
@@ -100,7 +99,7 @@ class Outlook:
         high: Upper end.
         why: The reason, as a sentence.
         by_amount: The gain of other sets with as much data.
-        useful: Parameters of the blocks up to which size can pay.
+        useful: Parameters of the blocks up to which size can pay; 0 where there is nothing to learn.
         doubling: Nats that n-grams gained by the last doubling of the data.
         more_gain: Nats that twice the data would add to the gain; None where that is unknown.
     """
@@ -125,7 +124,8 @@ def gain_by_amount(targets: float) -> float:
 def judge(evidence: Evidence) -> Outlook:
     """The outlook; the first reason that applies decides."""
     counted, half = evidence.counted[-1], evidence.counted[-2]
-    popularity, ngram, tiny = counted.losses[ORDERS[0]], counted.best, evidence.best_tiny
+    popularity, tiny = counted.losses[ORDERS[0]], evidence.best_tiny
+    ngram = min(popularity, counted.best)
     expected = gain_by_amount(evidence.targets)
     useful = evidence.targets / TARGETS_PER_PARAMETER
     gain: float | None = None
@@ -137,7 +137,7 @@ def judge(evidence: Evidence) -> Outlook:
     elif tiny is None:
         why = "the short runs diverged"
     elif popularity - min(ngram, tiny.loss) <= 2 * evidence.noise:
-        gain = 0.0
+        gain = useful = 0.0
         why = "neither n-grams nor short runs find anything in the order of the items"
     elif tiny.loss - tiny.fresh_loss > expected:
         why = (
@@ -156,7 +156,7 @@ def judge(evidence: Evidence) -> Outlook:
     if gain is not None:
         wide = gain > NEXT_TO_NOTHING
         low, high = (gain / INTERVAL_FACTOR, gain * INTERVAL_FACTOR) if wide else (0.0, NEXT_TO_NOTHING)
-    more = None if gain is None or (gain == 0 < expected) else gain_by_amount(2 * evidence.targets) - expected
+    more = None if gain is None or useful == 0 else gain_by_amount(2 * evidence.targets) - expected
     return Outlook(gain, low, high, why, expected, useful, half.best - counted.best, more)
 
 
@@ -215,7 +215,7 @@ def _count(data: SequenceDataModule, share: float, cases: Cases) -> tuple[Counte
     items_N = data.cuts.catalogue_index_I[part.items(ranges(part.starts_U, part.lengths_U))]
     losses = ngram_losses(items_N, part.lengths_U, data.n_items, cases)
     means = {name: float(loss_C.mean()) for name, loss_C in losses.items()}
-    return Counted(share, int(np.maximum(part.lengths_U - 1, 0).sum()), means), losses
+    return Counted(int(np.maximum(part.lengths_U - 1, 0).sum()), means), losses
 
 
 def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[TrainingPart, Cases]:

@@ -42,16 +42,10 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
 
 def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:
     """The tables of what was measured, and what follows in sentences."""
-    counted = [["share of the users", "training targets", *ORDERS]]
-    counted += [
-        [f"{row.share:.3g}", f"{row.targets:,}", *(f"{row.losses[order]:.3f}" for order in ORDERS)]
-        for row in evidence.counted
-    ]
-    tiny = [["short run", "N_body", "targets trained on", "validation", "users left out"]]
-    tiny += [
-        [run.size, f"{run.n_body:,}", f"{run.targets:,}", f"{run.loss:.3f}", f"{run.fresh_loss:.3f}"]
-        for run in evidence.tiny
-    ]
+    counted = [["counted on", *ORDERS]]
+    counted += [[f"{row.targets:,}", *(f"{row.losses[order]:.3f}" for order in ORDERS)] for row in evidence.counted]
+    tiny = [["short run", "trained on", "validation", "users left out"]]
+    tiny += [[run.size, f"{run.targets:,}", f"{run.loss:.3f}", f"{run.fresh_loss:.3f}"] for run in evidence.tiny]
     head = (
         f"# Outlook: {name}\n\n{evidence.targets:,} training targets, {evidence.items:,} items. Losses are nats, on "
         f"{evidence.cases:,} validation targets."
@@ -75,6 +69,8 @@ def gain_sentence(outlook: Outlook) -> str:
 
 def size_sentence(outlook: Outlook) -> str:
     """Up to where size pays."""
+    if outlook.useful == 0:
+        return "Size does not pay."
     return f"Size can pay up to about {_short(outlook.useful)} parameters of the blocks."
 
 

@@ -13,8 +13,8 @@ from lrec.study import short_run
 from lrec.study.outlook import Counted, Evidence, Tiny, gain_by_amount, judge, measure
 
 
-def counted(share: float, bigram: float) -> Counted:
-    return Counted(share, 1, {"popularity": 7.0, "bigram": bigram, "trigram": bigram + 0.1})
+def counted(bigram: float) -> Counted:
+    return Counted(1, {"popularity": 7.0, "bigram": bigram, "trigram": bigram + 0.1})
 
 
 RICH = Evidence(
@@ -22,7 +22,7 @@ RICH = Evidence(
     items=5000,
     cases=5000,
     noise=0.02,
-    counted=[counted(0.5, 6.2), counted(1.0, 6.0)],
+    counted=[counted(6.2), counted(6.0)],
     tiny=[Tiny("3k", 3072, 2_000_000, 5.6, 5.6), Tiny("25k", 24576, 2_000_000, 5.5, 5.5)],
 )
 
@@ -52,7 +52,7 @@ def test_more_data_never_gain_less_and_end_at_the_largest_size() -> None:
     ("change", "gain", "why"),
     [
         ({"targets": 100_000}, 0.0, "100,000 training targets feed 8,333 parameters"),
-        ({"tiny": tiny(7.0, 7.0), "counted": [counted(0.5, 7.1), counted(1.0, 6.97)]}, 0.0, "in the order"),
+        ({"tiny": tiny(7.0, 7.0), "counted": [counted(7.1), counted(6.97)]}, 0.0, "in the order"),
         ({"tiny": tiny(5.5, 4.9)}, None, "validation is 0.60 nats harder"),
         ({"tiny": tiny(5.95, 5.95)}, None, "n-grams know about as much"),
         ({"tiny": tiny(6.3, 6.3)}, None, "n-grams know about as much"),
@@ -100,6 +100,8 @@ def test_items_without_order_gain_nothing_however_many_there_are(of_random_items
     outlook = judge(replace(of_random_items, targets=100_000_000))
     assert outlook.gain == 0
     assert "in the order" in outlook.why
+    assert outlook.useful == 0
+    assert outlook.more_gain is None
 
 
 def test_where_a_bigram_knows_all_the_gain_is_unknown(tmp_path: Path) -> None:
