@@ -135,7 +135,6 @@ def read_evidence(key: str) -> Evidence | None:
     if not path.is_file():
         return None
     kept = json.loads(path.read_text())
-    [row.pop("share", None) for row in kept["counted"]]
     counted, tiny = ([kind(**row) for row in kept[name]] for name, kind in (("counted", Counted), ("tiny", Tiny)))
     return Evidence(**kept | {"counted": counted, "tiny": tiny})
 
