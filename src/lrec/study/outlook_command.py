@@ -14,8 +14,10 @@ from lrec.tables import rows_table
 
 
 def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int = 0) -> None:
-    """Say, in about a minute of one core, whether larger networks will pay on a data set, up to where, and what more
-    data would bring.
+    """Say whether larger networks will pay on a data set, up to where, and what more data would bring.
+
+    It counts n-grams and trains two tiny networks: about a minute of one core, whatever the number of interactions, and
+    more where there are more than 100,000 items.
 
     Args:
         data: The data set; its store is written unless it is there.
@@ -77,12 +79,14 @@ def size_sentence(outlook: Outlook) -> str:
 def data_sentence(outlook: Outlook) -> str:
     """What twice the data would bring."""
     n_grams = f"the last doubling brought n-grams {outlook.doubling:.2f} nats"
-    if outlook.more_gain is None:
+    if outlook.more_gain is None or outlook.more_gain < 0.005:
         return f"More data: {n_grams}."
-    return f"Twice the data: {n_grams}, and a size that fits the data would gain {outlook.more_gain:.2f} more."
+    return f"Twice the data: {n_grams}, and from {FROM} to {TO} it would be {outlook.more_gain:.2f} more."
 
 
 def _short(parameters: float) -> str:
     """Two digits with k or m, as the ladder's names are written."""
     rounded = float(f"{parameters:.2g}")
-    return f"{rounded / 1e6:g}m" if rounded >= 1e6 else f"{rounded / 1e3:g}k"
+    if rounded >= 1e6:
+        return f"{rounded / 1e6:g}m"
+    return f"{rounded / 1e3:g}k" if rounded >= 1e3 else f"{rounded:g}"
