@@ -76,7 +76,9 @@ SETS = {
     "quickstart": Set("Quickstart (synthetic)", "--config configs/data/synthetic.yaml", "quickstart/all_points.jsonl"),
     "go": Set("Go, a quarter of the games", f"{GO} 0.25", "go/points.jsonl"),
     "go-sixteenth": Set("Go, a sixteenth of the games", f"{GO} 0.0625", "outlook/go-sixteenth.csv"),
-    "globo": Set("Globo", "--config configs/data/globo.yaml --data.path DIR/globo_clicks.parquet"),
+    "globo": Set(
+        "Globo", "--config configs/data/globo.yaml --data.path DIR/globo_clicks.parquet", "outlook/globo.jsonl"
+    ),
     "decks": Set("Decks", "--config configs/data/decks.yaml --data.path DIR/mtg_decks.parquet"),
     "decks-eighth": Set(
         "Decks, an eighth of the players",
