@@ -143,7 +143,7 @@ def judge(evidence: Evidence) -> Outlook:
     elif tiny.loss - tiny.fresh_loss > expected:
         why = (
             f"validation is {tiny.loss - tiny.fresh_loss:.2f} nats harder than training targets of users that were "
-            "left out: what is learned from the past may not hold"
+            "left out, and what is learned from the past may not hold"
         )
     elif ngram - tiny.loss < LEAD * (popularity - ngram):
         why = (
