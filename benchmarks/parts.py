@@ -27,9 +27,10 @@ from lrec import cost
 from lrec.data.batches import TrainBatch
 from lrec.data.interactions import InteractionsDataModule
 from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
-from lrec.metrics import score
+from lrec.metrics import KS
 from lrec.net import Transformer
 from lrec.optim import Optimizer
+from lrec.scoring import score
 from lrec.shape import Dropout, OverDepth, TransformerConfig, find_size
 from lrec.throughput import measure_peak
 
@@ -155,7 +156,8 @@ def measure_evaluation(rows: int, items: int, width: int) -> dict[str, float]:
 
     def batch(n: int) -> None:
         seen_rows_S = torch.arange(n).repeat_interleave(20)
-        score(torch.randn(n, width), table_VD, torch.randint(items, (n,)), seen_rows_S, torch.randint(items, (20 * n,)))
+        targets_B, seen_items_S = torch.randint(items, (n,)), torch.randint(items, (20 * n,))
+        score(torch.randn(n, width), table_VD, targets_B, seen_rows_S, seen_items_S, max(KS))
 
     started = time.perf_counter()
     for start in range(0, rows, 1024):

@@ -24,8 +24,8 @@ import torch
 
 from lrec.baselines import BASELINES
 from lrec.files import write_text
-from lrec.metrics import Scores, score
 from lrec.run import Run
+from lrec.scoring import Scores, score
 from lrec.tasks.estimates import UserResamples, estimate
 from lrec.tasks.ladder import Data, TrainedRun, load_run
 
@@ -191,7 +191,7 @@ def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
     for batch in data.of(run.run).test_dataloader():
 
         def head(hidden_BD: torch.Tensor, table_VD: torch.Tensor, batch=batch) -> Scores:
-            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S)
+            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, K)
 
         users.append(batch.users_B)
         rank_B = run.net(batch.items_BL, head, alone_B=batch.positions_B).rank_unseen_B

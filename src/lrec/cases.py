@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.baselines import CommonOrder, Pairs, newest_first
+from lrec.common_order import CommonOrder, Pairs, newest_first
 from lrec.data.batches import evaluation_bounds, padded
 from lrec.data.splits import Split, ranges
-from lrec.metrics import KS, score
+from lrec.metrics import KS
 from lrec.net import Transformer
 from lrec.processes import share_of, together
+from lrec.scoring import score
 
 LIST_LENGTH = 10
 

@@ -28,11 +28,12 @@ from lrec.data.base import SequenceDataModule
 from lrec.data.batches import EvalBatch, TrainBatch
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax, Loss
-from lrec.metrics import Evaluation, Scores, TopItems, score, top_items
+from lrec.metrics import KS, Evaluation
 from lrec.net import Transformer
 from lrec.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.parser import made_of
 from lrec.recommend import lists_of
+from lrec.scoring import Scores, TopItems, score, top_items
 from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.switch import OptimizerSwitch
 from lrec.time_limit import schedule_position, schedule_steps
@@ -329,7 +330,7 @@ class SequentialRecommender(LightningModule):
 
     def _evaluate(self, batch: EvalBatch) -> None:
         def head(hidden_BD: Tensor, table_VD: Tensor) -> Scores:
-            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S)
+            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, max(KS))
 
         scores = self.net(batch.items_BL, head, alone_B=batch.positions_B)
         self.model_evaluation.update(scores, batch.targets_B, batch.weights_B)

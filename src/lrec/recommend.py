@@ -19,8 +19,8 @@ from lrec.data.batches import evaluation_bounds, history_batch
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits import ranges
 from lrec.errors import UserError, check_range
-from lrec.metrics import TopItems, top_items
 from lrec.net import Transformer
+from lrec.scoring import TopItems, top_items
 
 RawIds = Iterable[Any]
 

@@ -13,7 +13,7 @@ import lrec as package
 from lrec import checkpoints
 from lrec.cli import main
 from lrec.data.datasets import datamodule_of
-from lrec.metrics import score
+from lrec.scoring import score
 
 OPTIONS = [
     "--config=data/synthetic.yaml",

@@ -9,8 +9,9 @@ from sklearn.metrics import ndcg_score
 from torch.nn import functional as F
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
-from lrec import metrics
-from lrec.metrics import KS, Evaluation, RankMetrics, score
+from lrec import scoring
+from lrec.metrics import KS, Evaluation, RankMetrics
+from lrec.scoring import score, top_items
 
 B, D = 40, 6
 
@@ -41,7 +42,7 @@ def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float
     [
         (3, 16384, 10, 128),
         (70, 16384, 10, 7),
-        (70, 8, 10, 128),
+        (70, 16, 10, 128),
         (130, 64, 1, 9),
         (331, 16384, 5, 128),
         (2100, 999, 3, 7),
@@ -50,12 +51,17 @@ def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float
 def test_scores_equal_a_naive_sort(  # type: ignore[no-untyped-def]
     n_items: int, chunk: int, k: int, rows: int, levels: int | None, monkeypatch
 ) -> None:
-    monkeypatch.setattr(metrics, "CHUNK_ITEMS", chunk)
-    monkeypatch.setattr(metrics, "CPU_BLOCK_ROWS", rows)
+    monkeypatch.setattr(scoring, "CPU_PIECE_BYTES", 4 * chunk * min(rows, B))
+    monkeypatch.setattr(scoring, "CPU_PIECE_ROWS", rows)
     hidden_BD, table_VD, targets_B, rows_S, items_S, seen_BV = make_case(n_items, levels)
     result = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k)
+    lists = top_items(hidden_BD, table_VD, rows_S, items_S, k)
+    assert torch.equal(lists.items_BK, result.top_unseen_BK)
     logits_BV = hidden_BD @ table_VD.T
     for row in range(B):
+        used_K = lists.items_BK[row] >= 0
+        torch.testing.assert_close(lists.scores_BK[row][used_K], logits_BV[row][lists.items_BK[row][used_K]])
+        assert (lists.scores_BK[row][~used_K] == -math.inf).all()
         scores, target = logits_BV[row].tolist(), int(targets_B[row])
         everything = list(range(n_items))
         unseen = [item for item in everything if not seen_BV[row, item]]
@@ -73,9 +79,28 @@ def test_scores_equal_a_naive_sort(  # type: ignore[no-untyped-def]
         assert result.loss_B[row].item() == pytest.approx(naive_loss.item(), abs=1e-5)
 
 
+def test_lists_of_many_pieces_find_what_rises_towards_the_end() -> None:
+    """Every piece has better items than all before it, so that nothing found early may stop the search."""
+    table_VD = torch.arange(40_000.0)[:, None]
+    seen_rows_S, seen_items_S = torch.tensor([1, 1]), torch.tensor([39_999, 7])
+    result = top_items(torch.tensor([[1.0], [1.0], [-1.0], [0.0]]), table_VD, seen_rows_S, seen_items_S, 3)
+    assert result.items_BK.tolist() == [[39_999, 39_998, 39_997], [39_998, 39_997, 39_996], [0, 1, 2], [0, 1, 2]]
+
+
+def test_scores_that_are_not_numbers_are_not_listed() -> None:
+    hidden_BD, table_VD = torch.ones(2, 1), torch.arange(100.0)[:, None]
+    hidden_BD[1] = math.nan
+    empty = torch.empty(0, dtype=torch.int64)
+    result = score(hidden_BD, table_VD, torch.tensor([99, 99]), empty, empty, 5)
+    assert result.top_BK.tolist() == [[99, 98, 97, 96, 95], [-1] * 5]
+    assert result.rank_B[0] == 1
+    assert math.isnan(result.loss_B[1])
+    assert not result.rank_B[1] <= 50
+
+
 def test_a_constant_scorer_gets_the_middle_rank() -> None:
     empty = torch.empty(0, dtype=torch.int64)
-    result = score(torch.zeros(2, 3), torch.zeros(101, 3), torch.tensor([0, 77]), empty, empty)
+    result = score(torch.zeros(2, 3), torch.zeros(101, 3), torch.tensor([0, 77]), empty, empty, 50)
     assert result.rank_B.tolist() == [51, 51]
     assert result.top_BK[0].tolist() == list(range(50))
 
@@ -84,7 +109,7 @@ def test_metrics_equal_scikit_learn_and_torchmetrics() -> None:
     hidden_BD, table_VD, targets_B, *_ = make_case(80, None)
     targets_B = targets_B.clamp(min=0)
     empty = torch.empty(0, dtype=torch.int64)
-    result = score(hidden_BD, table_VD, targets_B, empty, empty)
+    result = score(hidden_BD, table_VD, targets_B, empty, empty, 50)
     metric = RankMetrics(torch.ones(80))
     metric.update(result.rank_B, result.top_BK, torch.ones(B))
     figures = metric.compute()
@@ -102,7 +127,7 @@ def test_metrics_equal_scikit_learn_and_torchmetrics() -> None:
 def test_coverage_and_popularity_equal_their_definitions() -> None:
     hidden_BD, table_VD, targets_B, rows_S, items_S, _ = make_case(70, None)
     counts_V = torch.arange(70)
-    result = score(hidden_BD, table_VD, targets_B, rows_S, items_S)
+    result = score(hidden_BD, table_VD, targets_B, rows_S, items_S, 50)
     metric = RankMetrics(counts_V)
     metric.update(result.rank_unseen_B, result.top_unseen_BK, torch.ones(B))
     figures = metric.compute()
@@ -123,7 +148,7 @@ def test_batches_and_filler_rows_change_nothing() -> None:
             local_S = torch.searchsorted(part, rows_S[keep_S])
             padded = torch.cat([part, part[:1].repeat(filler)])
             weights = torch.cat([torch.ones(len(part)), torch.zeros(filler)])
-            scores = score(hidden_BD[padded], table_VD, targets_B[padded], local_S, items_S[keep_S])
+            scores = score(hidden_BD[padded], table_VD, targets_B[padded], local_S, items_S[keep_S], 50)
             evaluation.update(scores, targets_B[padded], weights)
         return evaluation.compute()
 
@@ -135,6 +160,6 @@ def test_batches_and_filler_rows_change_nothing() -> None:
 def test_popularity_is_the_share_of_the_training_part() -> None:
     counts_V = torch.tensor([4.0, 1.0, 3.0])
     empty = torch.empty(0, dtype=torch.int64)
-    result = score(torch.ones(3, 1), counts_V.log()[:, None], torch.arange(3), empty, empty)
+    result = score(torch.ones(3, 1), counts_V.log()[:, None], torch.arange(3), empty, empty, 50)
     assert result.loss_B.tolist() == pytest.approx([-math.log(share) for share in (0.5, 0.125, 0.375)], abs=1e-6)
     assert result.top_BK[0].tolist() == [0, 2, 1]

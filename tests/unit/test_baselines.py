@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lrec
-from lrec.baselines import BASELINES, Baselines, CommonOrder, Pairs, newest_first
+from lrec.baselines import BASELINES, Baselines
+from lrec.common_order import CommonOrder, Pairs, newest_first
 from lrec.data.base import SequenceDataModule
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.baselines import Pairs
 from lrec.blocks import KeyValueCache
 from lrec.cases import Cases, batches, by_count, cases_before, rank_by_repeating
-from lrec.metrics import score
+from lrec.common_order import Pairs
 from lrec.net import Transformer
 from lrec.processes import share_of, together
+from lrec.scoring import score
 from lrec.tasks.assessment import (
     POPULARITY,
     REPEAT_LAST,
