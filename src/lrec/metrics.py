@@ -34,6 +34,7 @@ class RankMetrics(Metric):
 
     HR@k = [rank <= k]; NDCG@k = [rank <= k] / log2(1 + rank); MRR@k = [rank <= k] / rank; means over weighted rows.
     coverage@k = share of the catalogue that is in some list of k; popularity@k = mean training count of the listed.
+    NDCG@k_se is the standard error of NDCG@k, rows being drawn.
     All states are sums, so the result depends neither on batch size nor on the number of ranks.
     """
 
@@ -42,6 +43,7 @@ class RankMetrics(Metric):
     weight: Tensor
     hits_K: Tensor
     gains_K: Tensor
+    squared_gains_K: Tensor
     reciprocals_K: Tensor
     listed_KV: Tensor
     popularity_K: Tensor
@@ -52,7 +54,7 @@ class RankMetrics(Metric):
         n_ks, n_items = len(KS), item_counts_V.shape[0]
         self.register_buffer("item_counts_V", item_counts_V.double(), persistent=False)
         self.add_state("weight", torch.zeros((), dtype=torch.float64), "sum")
-        for name in ("hits_K", "gains_K", "reciprocals_K", "popularity_K", "slots_K"):
+        for name in ("hits_K", "gains_K", "squared_gains_K", "reciprocals_K", "popularity_K", "slots_K"):
             self.add_state(name, torch.zeros(n_ks, dtype=torch.float64), "sum")
         self.add_state("listed_KV", torch.zeros(n_ks, n_items, dtype=torch.int32), "sum")
 
@@ -65,7 +67,9 @@ class RankMetrics(Metric):
         for index, k in enumerate(KS):
             hit_B = (rank_B <= k) * weights_B
             self.hits_K[index] += hit_B.sum()
-            self.gains_K[index] += (hit_B / torch.log2(1 + rank_B)).sum()
+            gain_B = hit_B / torch.log2(1 + rank_B)
+            self.gains_K[index] += gain_B.sum()
+            self.squared_gains_K[index] += (gain_B * gain_B).sum()
             self.reciprocals_K[index] += (hit_B / rank_B).sum()
             listed = top_BK[:, :k]
             listed = listed[listed >= 0]
@@ -82,32 +86,46 @@ class RankMetrics(Metric):
             result[f"MRR@{k}"] = self.reciprocals_K[index] / self.weight
             result[f"coverage@{k}"] = (self.listed_KV[index] > 0).double().mean()
             result[f"popularity@{k}"] = self.popularity_K[index] / self.slots_K[index].clamp(min=1)
+            result[f"NDCG@{k}_se"] = _standard_error(self.gains_K[index], self.squared_gains_K[index], self.weight)
         return result
 
 
 class CrossEntropy(Metric):
-    """Mean cross-entropy in nats per target inside the catalogue, and the number of targets outside it."""
+    """Mean cross-entropy in nats per target inside the catalogue, its standard error, and the numbers of targets."""
 
     full_state_update = False
     loss_sum: Tensor
+    squares: Tensor
     inside: Tensor
     outside: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("loss_sum", "inside", "outside"):
+        for name in ("loss_sum", "squares", "inside", "outside"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), "sum")
 
     def update(self, loss_B: Tensor, targets_B: Tensor, weights_B: Tensor) -> None:
         """Add rows; those with target -1 count as outside the catalogue and do not change the mean."""
         known_B = targets_B >= 0
-        self.loss_sum += (torch.where(known_B, loss_B, 0.0).double() * weights_B).sum()
+        loss_B = torch.where(known_B, loss_B, 0.0).double()
+        self.loss_sum += (loss_B * weights_B).sum()
+        self.squares += (loss_B * loss_B * weights_B).sum()
         self.inside += (known_B * weights_B).sum()
         self.outside += (~known_B * weights_B).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean and the count, by name."""
-        return {"loss": self.loss_sum / self.inside, "targets_outside_catalogue": self.outside}
+        """The mean, its standard error, and the numbers of targets, by name."""
+        return {
+            "loss": self.loss_sum / self.inside,
+            "loss_se": _standard_error(self.loss_sum, self.squares, self.inside),
+            "targets": self.inside + self.outside,
+            "targets_outside_catalogue": self.outside,
+        }
+
+
+def _standard_error(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:
+    """Of the mean of n values with this sum and this sum of squares."""
+    return (squares / n - (total / n) ** 2).clamp(min=0).sqrt() / n.sqrt()
 
 
 class Evaluation(nn.Module):
@@ -134,10 +152,16 @@ class Evaluation(nn.Module):
         """Every metric by name, reduced over the ranks."""
         figures = dict(self.cross_entropy.compute())
         figures |= self.every_item.compute()
-        figures |= {f"{name}_unseen": value for name, value in self.unseen_items.compute().items()}
+        figures |= {_of_unseen(name): value for name, value in self.unseen_items.compute().items()}
         return {name: float(value) for name, value in figures.items()}
 
     def reset(self) -> None:
         """Start again with empty sums."""
         for metric in (self.cross_entropy, self.every_item, self.unseen_items):
             metric.reset()
+
+
+def _of_unseen(name: str) -> str:
+    """What a figure of all items is called when it is one of unseen items."""
+    figure, error, _ = name.partition("_se")
+    return f"{figure}_unseen{error}"

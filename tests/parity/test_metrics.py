@@ -11,7 +11,7 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reci
 
 from lrec import scoring
 from lrec.metrics import KS, Evaluation, RankMetrics
-from lrec.scoring import score, top_items
+from lrec.scoring import Scores, score, top_items
 
 B, D = 40, 6
 
@@ -122,6 +122,26 @@ def test_metrics_equal_scikit_learn_and_torchmetrics() -> None:
         assert figures[f"HR@{k}"].item() == pytest.approx(np.mean(hits), abs=1e-7)
         mrr = [retrieval_reciprocal_rank(s, r, top_k=k) for s, r in zip(logits_BV, relevance_BV, strict=True)]
         assert figures[f"MRR@{k}"].item() == pytest.approx(np.mean(mrr), abs=1e-7)
+
+
+def test_standard_errors_are_those_of_the_rows() -> None:
+    hidden_BD, table_VD, targets_B, rows_S, items_S, _ = make_case(80, None)
+    scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, 10)
+    weights_B = torch.ones(B)
+    weights_B[:5] = 0
+    evaluation = Evaluation(torch.ones(80))
+    for part in (slice(0, 17), slice(17, B)):
+        evaluation.update(Scores(*(field[part] for field in scores)), targets_B[part], weights_B[part])
+    figures = evaluation.compute()
+    counted_B = weights_B.bool()
+    loss_B = scores.loss_B[counted_B & (targets_B >= 0)].double().numpy()
+    assert figures["targets"] == B - 5
+    assert figures["loss_se"] == pytest.approx(loss_B.std() / math.sqrt(len(loss_B)))
+    for suffix, rank_B in (("", scores.rank_B), ("_unseen", scores.rank_unseen_B)):
+        rank_B = rank_B[counted_B].numpy()
+        for k in KS:
+            gain_B = np.where(rank_B <= k, 1 / np.log2(1 + rank_B), 0)
+            assert figures[f"NDCG@{k}{suffix}_se"] == pytest.approx(gain_B.std() / math.sqrt(B - 5))
 
 
 def test_coverage_and_popularity_equal_their_definitions() -> None:

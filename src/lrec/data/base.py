@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainLoader, check_step
 from lrec.data.domain import of_domain
@@ -14,6 +15,7 @@ from lrec.data.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.readers import Columns
 from lrec.data.splits import LastItems, Reduction, Split, SplitRule, Targets
 from lrec.data.store import Store
+from lrec.data.validation import affordable_users, targets_of_sample
 from lrec.errors import UserError, check_range
 from lrec.files import json_hash
 
@@ -51,6 +53,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         memory_gib: float | None = None,
+        validation_users: int | Literal["auto", "all"] = "auto",
     ) -> None:
         """Options of every data set.
 
@@ -68,6 +71,8 @@ class SequenceDataModule(LightningDataModule, ABC):
             num_workers: Worker processes that assemble batches; 0 for none.
             seed: Seed of the order of training.
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
+            validation_users: Users that validate, a fixed sample: so many, or all; auto: all in validate, and in fit so
+                many that an evaluation costs at most a tenth of the training since the last one, but at least 2,000.
         """
         super().__init__()
         check_range("max_len", max_len, at_least=1)
@@ -76,6 +81,8 @@ class SequenceDataModule(LightningDataModule, ABC):
         check_range("num_workers", num_workers, at_least=0)
         check_range("seed", seed, at_least=0)
         check_range("memory_gib", memory_gib, above=0)
+        if isinstance(validation_users, int):
+            check_range("validation_users", validation_users, at_least=1)
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
@@ -86,6 +93,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.memory_gib = memory_gib
+        self.validation_users = validation_users
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -188,9 +196,23 @@ class SequenceDataModule(LightningDataModule, ABC):
         self._train_loader = loader
         return loader
 
+    @property
+    def val_targets(self) -> Targets:
+        """The validation targets of the users that validate."""
+        users = self.validation_users
+        if users == "auto" and self._fits:
+            users = affordable_users(self.cuts, self.max_len, self._targets_between_evaluations())
+        return targets_of_sample(self.cuts, users) if isinstance(users, int) else self.cuts.val_targets
+
     def val_dataloader(self) -> EvalLoader:
-        """The validation targets, after the items before them."""
-        return self._target_loader(self.cuts.val_targets)
+        """The validation targets of the users that validate, after the items before them."""
+        targets, every = self.val_targets, self.cuts.val_targets
+        if len(targets.users_T) < len(every.users_T):
+            sample = f"{len(np.unique(targets.users_T)):,} of {len(self.cuts.val_users):,} users"
+            if not self.cuts.is_known(targets).any():
+                raise UserError(f"no target of the {sample} that validate is in the catalogue: --data.validation_users")
+            rank_zero_only(print)(f"validation: {sample} (--data.validation_users {self.validation_users})")
+        return self._target_loader(targets)
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets, after the items before them, validation targets included."""
@@ -216,6 +238,20 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def _eval_loader(self, task: EvalTask) -> EvalLoader:
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers)
+
+    @property
+    def _fits(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == "fit"
+
+    def _targets_between_evaluations(self) -> float:
+        """Targets of training from one evaluation to the next; where a time lies between them, those of an epoch."""
+        assert self.trainer is not None
+        batches = self.steps_per_epoch * self.trainer.accumulate_grad_batches
+        limit, interval = self.trainer.limit_train_batches, self.trainer.val_check_interval
+        of_epoch = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+        if isinstance(interval, float):
+            interval = interval * of_epoch * (self.trainer.check_val_every_n_epoch or 1)
+        return self.U * interval / batches
 
     def _ranks(self) -> Ranks:
         if self.trainer is None:

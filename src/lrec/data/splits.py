@@ -226,7 +226,7 @@ class Split:
         else:
             rows = ranges(starts_U, kept_U)
             count = int(np.ceil(len(rows) * reduction.interactions - 1e-9))
-            rows = np.sort(rows[np.argsort(_hash_numbers(rows), kind="stable")[:count]])
+            rows = np.sort(rows[np.argsort(hash_numbers(rows), kind="stable")[:count]])
             bounds_U1 = np.searchsorted(rows, self.store.offsets_U1)
             part = TrainingPart(self.store, bounds_U1[:-1], np.diff(bounds_U1), rows)
         part.check(self)
@@ -350,7 +350,7 @@ def _chosen(store: Store, purpose: str, share: float) -> np.ndarray:
     return user_hashes(store, purpose) < np.uint64(int(share * 2**64))
 
 
-def _hash_numbers(numbers: np.ndarray) -> np.ndarray:
+def hash_numbers(numbers: np.ndarray) -> np.ndarray:
     """splitmix64's finalizer (Steele et al. 2014): a well mixed, fixed 64-bit hash of each number."""
     x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

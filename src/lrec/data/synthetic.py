@@ -230,7 +230,7 @@ class SyntheticDataModule(SequenceDataModule):
     @property
     def floor(self) -> dict[str, float]:
         """Bayes-optimal loss of the split's validation and test targets, in nats."""
-        if self.split == LastItems():
+        if self.split == LastItems() and len(self.val_targets.users_T) == len(self.cuts.val_targets.users_T):
             return dict(self.store.facts["floor"])
         return self._floor
 
@@ -251,7 +251,7 @@ class SyntheticDataModule(SequenceDataModule):
                 known += counted
             return total / max(known, 1)
 
-        return {"val": loss(split.val_targets), "test": loss(split.test_targets)}
+        return {"val": loss(self.val_targets), "test": loss(split.test_targets)}
 
 
 def _raw_ids(n: int) -> pl.Series:

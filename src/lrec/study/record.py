@@ -138,7 +138,8 @@ class Record:
 
 
 def changed_options(earlier: RunConfig, now: RunConfig) -> str:
-    """What differs in what is trained, in words; an option that an earlier version did not know has its default."""
+    """What differs in what is trained, in words; an option that an earlier version did not know has its default, or all
+    for `data.validation_users`, since all users validated."""
     if earlier.trained_with == now.trained_with:
         return ""
     from lrec.lightning_cli import compose
@@ -146,6 +147,9 @@ def changed_options(earlier: RunConfig, now: RunConfig) -> str:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         run.write_config(earlier)
-        before, after = RunConfig(compose([f"--config={run.config_file}"])).trained_with, now.trained_with
+        arguments, option = [f"--config={run.config_file}"], "data.validation_users"
+        if option in now.trained_with and option not in earlier.trained_with:
+            arguments.append(f"--{option}=all")
+        before, after = RunConfig(compose(arguments)).trained_with, now.trained_with
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name)}, now {after.get(name)}" for name in differing)
