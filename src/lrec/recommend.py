@@ -169,14 +169,18 @@ class Model:
         return result
 
     @cached_property
-    def _names(self) -> pl.Enum:
-        return pl.Enum(self.item_ids)
+    def _sorted_ids(self) -> tuple[pl.Series, np.ndarray]:
+        """The items' raw ids in order, and the catalogue index of each."""
+        index_V = self.item_ids.arg_sort()
+        return self.item_ids.gather(index_V), index_V.to_numpy().astype(np.int64)
 
     def index(self, raw_ids: pl.Series) -> np.ndarray:
         """Catalogue index of each raw id (text), int64, -1 outside."""
-        return (
-            raw_ids.cast(self._names, strict=False).to_physical().cast(pl.Int64).fill_null(-1).to_numpy(writable=True)
-        )
+        sorted_ids, index_V = self._sorted_ids
+        # A search takes a single history's ids as readily as a million; a hash table would be made for every call.
+        places = np.minimum(sorted_ids.search_sorted(raw_ids, side="left").to_numpy(), len(index_V) - 1)
+        known = (sorted_ids.gather(places) == raw_ids).fill_null(False).to_numpy()
+        return np.where(known, index_V[places], -1)
 
     def _candidates(self, allowed: RawIds | None, exclude: RawIds | None) -> np.ndarray | None:
         """Catalogue indices that may be listed, ascending; None for all."""
@@ -193,20 +197,13 @@ class Model:
 
 def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -> dict[str, pl.Series]:
     """Lists of raw ids and scores, columns items and scores, without unused slots (index -1)."""
-    used_BK = pl.Series((items_BK >= 0).ravel())
-    columns = {
-        "items": item_ids.gather(np.maximum(items_BK, 0).ravel()),
-        "scores": pl.Series(scores_BK.ravel(), dtype=pl.Float32),
-    }
-    nothing = pl.Series([None])
-    return {
-        name: values.zip_with(used_BK, nothing.cast(values.dtype))
-        .reshape(items_BK.shape)
-        .arr.to_list()
-        .list.drop_nulls()
-        .alias(name)
-        for name, values in columns.items()
-    }
+    items = item_ids.gather(np.maximum(items_BK, 0).ravel()).reshape(items_BK.shape)
+    scores = pl.Series(scores_BK.ravel(), dtype=pl.Float32).reshape(items_BK.shape)
+    lists = pl.DataFrame({"items": items.arr.to_list(), "scores": scores.arr.to_list()})
+    if (items_BK < 0).any():  # unused slots are the last ones
+        used_B = pl.Series((items_BK >= 0).sum(1))
+        lists = lists.select(pl.all().list.head(pl.lit(used_B)))
+    return lists.to_dict()
 
 
 _SCHEMA: dict[str, pl.DataType] = {

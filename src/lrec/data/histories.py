@@ -59,8 +59,12 @@ def histories_of(table: Any) -> Histories:
     Raises:
         UserError: it is something else.
     """
-    if not hasattr(table, "columns"):
+    if isinstance(table, pl.Series):
         return _of_lists(None, _lists(table))
+    if not hasattr(table, "columns"):
+        lists = _rows(table)
+        items = pl.Series([item for each in lists for item in each], dtype=pl.String)
+        return Histories(_numbered(len(lists)), items, np.array([len(each) for each in lists], dtype=np.int64))
     names = [str(name) for name in table.columns]
     columns = {name: _column(table[name]) for name in ("user", "item") if name in names}
     user, item = columns.get("user"), columns.get("item")
@@ -125,11 +129,16 @@ def _lists(histories: Any) -> pl.Series:
     """Lists of text from a column or a list of histories."""
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
         return histories.cast(pl.List(pl.String))
+    return pl.Series(_rows(histories), dtype=pl.List(pl.String))
+
+
+def _rows(histories: Any) -> list[list[str]]:
+    """Histories as lists of text."""
     try:
         rows = list(histories)
         if any(isinstance(row, str) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
-        return pl.Series([[str(item) for item in row] for row in rows], dtype=pl.List(pl.String))
+        return [[str(item) for item in row] for row in rows]
     except TypeError:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
@@ -137,9 +146,12 @@ def _lists(histories: Any) -> pl.Series:
 def _of_lists(users: pl.Series | None, lists: pl.Series) -> Histories:
     lengths = lists.list.len().fill_null(0)
     items = lists.filter(lengths > 0).explode().cast(pl.String)
-    if users is None:
-        users = pl.Series("user", range(len(lists)), dtype=pl.Int64)
-    return Histories(users.alias("user"), items, lengths.to_numpy().astype(np.int64))
+    users = _numbered(len(lists)) if users is None else users.alias("user")
+    return Histories(users, items, lengths.to_numpy().astype(np.int64))
+
+
+def _numbered(n_users: int) -> pl.Series:
+    return pl.Series("user", np.arange(n_users))
 
 
 def _of_rows(frame: pl.DataFrame) -> Histories:
