@@ -1,6 +1,7 @@
-"""Recommendations: speed beside RecTools, latency and throughput by size, and memory by number of users.
+"""Recommendations: speed beside RecTools, latency by size and catalogue, throughput by size, memory by number of users.
 
     python benchmarks/recommend.py [--threads 2] [--users 100000] [--items 100000] [--page benchmarks/recommend.md]
+    python benchmarks/recommend.py --parts latency
 
 Networks are untrained: what is timed does not depend on their weights. RecTools' environment is built once, under
 --environments, as benchmarks/peers.py does.
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,7 @@ HERE = Path(__file__).parent
 MAX_LEN, K = 50, 10
 PEER_SIZE = "98k"  # SASRec's: 2 blocks, width 64, 2 heads
 LADDER = ("98k", "1.6m", "9.4m")
+CALLS = 40  # of one history
 
 
 def main() -> None:
@@ -44,14 +48,14 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--length", type=int, default=MAX_LEN, help="Items of each history.")
-    parser.add_argument("--parts", nargs="+", default=["peer", "sizes", "memory"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = os.environ["POLARS_MAX_THREADS"] = str(options.threads)
     sections = []
     for part in options.parts:
-        sections.append({"peer": beside_rectools, "sizes": by_size, "memory": by_users}[part](options))
+        sections.append(PARTS[part](options))
         print(sections[-1], flush=True)
     if options.page is not None:
         write_text(options.page, page(sections, options))
@@ -132,33 +136,87 @@ def run_rectools(folder: Path, ranker: str, options: argparse.Namespace) -> dict
     return json.loads(finished.stdout.strip().splitlines()[-1])
 
 
-def by_size(options: argparse.Namespace) -> str:
-    """One history at a time, and many."""
+def latency(options: argparse.Namespace) -> str:
+    """One history at a time, by size and catalogue, beside the matrix products of its network and scores."""
     lines = [
-        "## By size",
+        "## Latency",
         "",
-        f"Histories of {options.length} items, {options.items:,} items. Latency: one history a call, the median and "
-        "95th percentile of 40 calls. Throughput: 2,048 histories in one call.",
+        f"A model held in memory, one history of {options.length} items a call, raw ids in and out, the {K} best",
+        f"unseen items: median and 95th percentile of {CALLS} calls, and the median of the bare products of network",
+        "and scores, timed between the calls.",
         "",
-        "| size | N_body | latency, ms | 95th, ms | histories/s |",
-        "|---|---:|---:|---:|---:|",
+        "| size | N_body | items | latency, ms | 95th, ms | products, ms | above, ms |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for size in LADDER:
-        model = untrained(size, options.items)
-        histories = random_histories(2048, options.items, options.length)
-        calls = []
-        for history in histories["items"].head(45).to_list():
-            started = time.perf_counter()
-            model.recommend([history], K)
-            calls.append(1000 * (time.perf_counter() - started))
-        started = time.perf_counter()
-        model.recommend(histories, K)
-        speed = len(histories) / (time.perf_counter() - started)
-        calls = sorted(calls[5:])
-        lines.append(
-            f"| {size} | {n_body(model.net.config):,} | {statistics.median(calls):.1f} "
-            f"| {calls[int(0.95 * len(calls))]:.1f} | {speed:,.0f} |"
-        )
+        for n_items in (options.items // 10, options.items, 10 * options.items):
+            model = untrained(size, n_items)
+            histories = random_histories(CALLS + 5, n_items, options.length)["items"].to_list()
+            products = bare_products(model.net, options.length)
+            calls, bare = [], []
+            for history in histories:
+                calls.append(ms(partial(model.recommend, [history], K)))
+                bare.append(ms(products))
+            calls, bare = sorted(calls[5:]), sorted(bare[5:])
+            middle, of_products = statistics.median(calls), statistics.median(bare)
+            lines.append(
+                f"| {size} | {n_body(model.net.config):,} | {n_items:,} | {middle:.1f} "
+                f"| {calls[int(0.95 * len(calls))]:.1f} | {of_products:.1f} | {middle - of_products:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def bare_products(net: Transformer, length: int) -> Callable[[], None]:
+    """The matrix products of one history: of the blocks, the last one for one position but for keys and values, and of
+    the scores."""
+    config = net.config
+    width, inner, heads = config.width, config.inner_width, config.heads
+    hidden_LD, inner_LF = torch.randn(length, width), torch.randn(length, inner)
+    weight_DE, up_DF, down_FD = torch.randn(width, 3 * width), torch.randn(width, inner), torch.randn(inner, width)
+    key_HLK, weights_HLL = torch.randn(heads, length, width // heads), torch.randn(heads, length, length)
+    table_VD, scores_1V = net.items.weight.detach(), torch.empty(1, config.n_items)
+
+    def products() -> None:
+        for layer in range(config.layers):
+            rows = length if layer < config.layers - 1 else 1
+            if rows == length:
+                torch.mm(hidden_LD, weight_DE)
+            else:
+                torch.mm(hidden_LD[:1], weight_DE[:, :width])
+                torch.mm(hidden_LD, weight_DE[:, width:])
+            torch.bmm(key_HLK[:, :rows], key_HLK.transpose(1, 2))
+            torch.bmm(weights_HLL[:, :rows], key_HLK)
+            torch.mm(hidden_LD[:rows], weight_DE[:, :width])
+            torch.mm(hidden_LD[:rows], up_DF)
+            torch.mm(inner_LF[:rows], down_FD)
+        torch.mm(hidden_LD[:1], table_VD.T, out=scores_1V)
+
+    return products
+
+
+def ms(call: Callable[[], object]) -> float:
+    """Milliseconds that a call takes."""
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
+
+
+def throughput(options: argparse.Namespace) -> str:
+    """Many histories in one call, by size."""
+    users = 2048
+    lines = [
+        "## Throughput",
+        "",
+        f"{users:,} histories of {options.length} items in one call, {options.items:,} items.",
+        "",
+        "| size | N_body | histories/s |",
+        "|---|---:|---:|",
+    ]
+    for size in LADDER:
+        model, histories = untrained(size, options.items), random_histories(users, options.items, options.length)
+        model.recommend(histories.head(100), K)
+        speed = 1000 * users / ms(partial(model.recommend, histories, K))
+        lines.append(f"| {size} | {n_body(model.net.config):,} | {speed:,.0f} |")
     return "\n".join(lines)
 
 
@@ -215,6 +273,8 @@ def page(sections: list[str], options: argparse.Namespace) -> str:
         ]
     )
 
+
+PARTS = {"peer": beside_rectools, "latency": latency, "throughput": throughput, "memory": by_users}
 
 if __name__ == "__main__":
     main()

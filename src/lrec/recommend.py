@@ -199,11 +199,11 @@ def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -
     """Lists of raw ids and scores, columns items and scores, without unused slots (index -1)."""
     items = item_ids.gather(np.maximum(items_BK, 0).ravel()).reshape(items_BK.shape)
     scores = pl.Series(scores_BK.ravel(), dtype=pl.Float32).reshape(items_BK.shape)
-    lists = pl.DataFrame({"items": items.arr.to_list(), "scores": scores.arr.to_list()})
+    lists = {"items": items.arr.to_list(), "scores": scores.arr.to_list()}
     if (items_BK < 0).any():  # unused slots are the last ones
-        used_B = pl.Series((items_BK >= 0).sum(1))
-        lists = lists.select(pl.all().list.head(pl.lit(used_B)))
-    return lists.to_dict()
+        used_B = pl.lit(pl.Series((items_BK >= 0).sum(1)))
+        lists = pl.DataFrame(lists).select(pl.all().list.head(used_B)).to_dict()
+    return lists
 
 
 _SCHEMA: dict[str, pl.DataType] = {

@@ -269,3 +269,27 @@ def test_what_is_no_checkpoint_is_refused(
 def test_another_network_s_checkpoint_is_refused(run: Path, refused: Callable[..., str]) -> None:
     error = refused("test", "--config", run / "config.yaml", "--model.size", "25k")
     assert "the checkpoint has layers 1, the config 2" in error
+
+
+def test_a_sample_validates_during_training_and_all_users_are_tested(
+    lrec: Callable[..., str], options: list[str], tmp_path: Path
+) -> None:
+    def fit(name: str, *more: str) -> tuple[str, list[dict]]:  # type: ignore[type-arg]
+        folder = tmp_path / name
+        printed = lrec("fit", *options, "--trainer.max_epochs=2", f"--trainer.default_root_dir={folder}", *more)
+        return printed, points_of(folder)
+
+    printed, sampled = fit("sampled", "--data.validation_users=70")
+    assert "validation: 70 of 300 users (--data.validation_users 70)" in printed
+    _, every = fit("every", "--data.validation_users=all")
+    for some, whole in zip(sampled, every, strict=True):
+        assert some["train_loss"] == whole["train_loss"]
+        some, whole = some["metrics"], whole["metrics"]
+        assert (some["val/targets"], whole["val/targets"]) == (70, 300)
+        assert some["val/popularity/targets"] == 70
+        # The sample's figure is that of all users, but for its standard error.
+        for name, error in (("loss", "loss_se"), ("NDCG@10_unseen", "NDCG@10_unseen_se")):
+            assert 0 < whole[f"val/{error}"] < some[f"val/{error}"]
+            assert abs(some[f"val/{name}"] - whole[f"val/{name}"]) < 4 * some[f"val/{error}"]
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("sampled", "every")]
+    assert metrics[0]["model"]["targets"] == metrics[1]["model"]["targets"] == 300
