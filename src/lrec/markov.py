@@ -49,7 +49,6 @@ class MarkovChain:
     def score(self, last_B: Tensor, targets_B: Tensor, seen: Pairs, k: int) -> Scores:
         """Score every item of the catalogue for every row, after each row's last item."""
         n_rows, item_B = len(last_B), targets_B.clamp(min=0)
-        rows_B = torch.arange(n_rows, device=last_B.device)
         target_B, place_B = self._of_pairs(last_B, item_B)
         rank_B = torch.where(place_B >= 0, self._rank_T[place_B], self._rank_among_the_rest(last_B, item_B))
         seen_scores_S, _ = self._of_pairs(last_B[seen.rows_S], seen.items_S)
@@ -59,7 +58,8 @@ class MarkovChain:
         unseen_rank_B[seen.rows_S[is_target_S]] = torch.inf
         seen_B = torch.bincount(seen.rows_S, minlength=n_rows)
         outside_B = targets_B < 0
-        followers, enough = self._best(last_B, rows_B, seen_B * 0 + k), self._best(last_B, rows_B, seen_B + k)
+        followers = self._best(last_B, torch.full_like(last_B, k))
+        enough = self._best(last_B, seen_B + k)  # those that the row has seen are left out
         return Scores(
             loss_B=(self._log_sum_V[last_B] - target_B).masked_fill(outside_B, torch.nan),
             rank_B=rank_B.masked_fill(outside_B, torch.inf),
@@ -84,10 +84,10 @@ class MarkovChain:
         )
         return self._number_V[last_B] + self._popular.rank_V[item_B] - (more_B + as_much_B).double() / 2
 
-    def _best(self, last_B: Tensor, rows_B: Tensor, at_most_B: Tensor) -> Pairs:
+    def _best(self, last_B: Tensor, at_most_B: Tensor) -> Pairs:
         """The best followers of each row's last item, at most so many."""
-        rows_S = rows_B.repeat_interleave(torch.minimum(self._number_V[last_B], at_most_B))
-        places_S = self._starts_V[last_B[rows_S]] + places_in_rows(rows_S, len(rows_B))[1]
+        rows_S = torch.repeat_interleave(torch.minimum(self._number_V[last_B], at_most_B))
+        places_S = self._starts_V[last_B[rows_S]] + places_in_rows(rows_S, len(last_B))[1]
         return Pairs(rows_S, self._best_T[places_S])
 
 

@@ -107,7 +107,7 @@ def _score_rows(hidden_BD: Tensor, targets_B: Tensor, seen: "_Seen", k: int, pie
         # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
         share_BC = torch.softmax(scores_BC, 1, out=work_BC)
         log_sum_B = torch.logaddexp(log_sum_B, scores_BC.amax(1) - share_BC.amax(1).log())
-        # The sum of what `_above` gives, in fewer passes.
+        # The sum of what `above` gives, in fewer passes.
         above_B += (torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1) + scores_BC.shape[1]) / 2
         column_B1 = target_B1 - start
         inside_B1 = (column_B1 >= 0) & (column_B1 < scores_BC.shape[1])
