@@ -8,11 +8,16 @@ S seen pairs, N listed pairs of a row and an item, W pairs kept of a row.
 """
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from lrec import cpu_threads
+
+R = TypeVar("R")
 
 # Scores of a piece. On a CPU they should lie in the cache; elsewhere few large pieces cost least.
 CPU_PIECE_BYTES, PIECE_BYTES = 2**22, 2**26
@@ -61,10 +66,11 @@ def score(
     with torch.autocast(hidden_BD.device.type, enabled=False):
         hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
         pieces = _Pieces(hidden_BD, table_VD)
-        blocks = [
-            _score_rows(hidden_BD[rows], targets_B[rows], seen, k, pieces)
-            for rows, seen in pieces.blocks(seen_rows_S, seen_items_S)
-        ]
+
+        def of_block(block: _Block) -> Scores:
+            return _score_rows(hidden_BD[block.rows], targets_B[block.rows], block.seen, k, pieces)
+
+        blocks = pieces.mapped(of_block, seen_rows_S, seen_items_S)
         return Scores(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
@@ -82,14 +88,16 @@ def top_items(hidden_BD: Tensor, table_VD: Tensor, seen_rows_S: Tensor, seen_ite
     with torch.autocast(hidden_BD.device.type, enabled=False):
         hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
         pieces = _Pieces(hidden_BD, table_VD)
-        blocks = []
-        for rows, seen in pieces.blocks(seen_rows_S, seen_items_S):
-            best = _Best(len(hidden_BD[rows]), min(k, len(table_VD)), hidden_BD.device)
-            for start, scores_BC in pieces.of(hidden_BD[rows]):
-                _, places = seen.inside(start, scores_BC)
+
+        def of_block(block: _Block) -> TopItems:
+            best = _Best(len(hidden_BD[block.rows]), min(k, len(table_VD)), hidden_BD.device)
+            for start, scores_BC in pieces.of(hidden_BD[block.rows]):
+                _, places = block.seen.inside(start, scores_BC)
                 scores_BC[places] = -math.inf
                 best.add(scores_BC, start)
-            blocks.append(best.first())
+            return best.first()
+
+        blocks = pieces.mapped(of_block, seen_rows_S, seen_items_S)
         return TopItems(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
@@ -142,17 +150,22 @@ class _Pieces:
     """How rows and catalogue are cut into pieces, and the memory that all pieces use one after the other."""
 
     def __init__(self, hidden_BD: Tensor, table_VD: Tensor) -> None:
-        on_cpu = hidden_BD.device.type == "cpu"
+        self._on_cpu = hidden_BD.device.type == "cpu"
         self.table_VD = table_VD
         self._n_rows = len(hidden_BD)
-        self._n_block = max(min(self._n_rows, CPU_PIECE_ROWS) if on_cpu else self._n_rows, 1)
-        n_scores = (CPU_PIECE_BYTES if on_cpu else PIECE_BYTES) // hidden_BD.element_size()
+        self._n_block = max(min(self._n_rows, CPU_PIECE_ROWS) if self._on_cpu else self._n_rows, 1)
+        n_scores = (CPU_PIECE_BYTES if self._on_cpu else PIECE_BYTES) // hidden_BD.element_size()
         self._n_chunk = min(max(n_scores // self._n_block, GROUP_ITEMS), len(table_VD))
-        # Allocating takes longer than computing the scores.
-        self._scores, self._work = hidden_BD.new_empty(2, self._n_block * self._n_chunk)
+        self._of_thread = threading.local()
 
-    def blocks(self, rows_S: Tensor, items_S: Tensor) -> Iterator[tuple[slice, "_Seen"]]:
-        """Rows that are scored at once, with their seen pairs."""
+    def mapped(self, of_block: Callable[["_Block"], R], rows_S: Tensor, items_S: Tensor) -> list[R]:
+        """What is made of each block of rows, on a CPU by a thread for each core."""
+        blocks = self._blocks(rows_S, items_S)
+        if self._on_cpu and self._n_rows > self._n_block:
+            return cpu_threads.mapped(of_block, blocks)
+        return [of_block(block) for block in blocks]
+
+    def _blocks(self, rows_S: Tensor, items_S: Tensor) -> Iterator["_Block"]:
         n_chunks = -(-len(self.table_VD) // self._n_chunk)
         n_blocks = max(-(-self._n_rows // self._n_block), 1)
         piece_S = rows_S // self._n_block * n_chunks + items_S // self._n_chunk
@@ -161,24 +174,35 @@ class _Pieces:
         bounds = [0, *torch.bincount(piece_S, minlength=n_blocks * n_chunks).cumsum(0).tolist()]
         for block in range(n_blocks):
             of_block = bounds[block * n_chunks : (block + 1) * n_chunks + 1]
-            pairs = slice(of_block[0], of_block[-1])
-            start = block * self._n_block
+            pairs, start = slice(of_block[0], of_block[-1]), block * self._n_block
             starts = [bound - of_block[0] for bound in of_block]
-            yield (
-                slice(start, start + self._n_block),
-                _Seen(rows_S[pairs] - start, items_S[pairs], starts, self._n_chunk),
-            )
+            seen = _Seen(rows_S[pairs] - start, items_S[pairs], starts, self._n_chunk)
+            yield _Block(slice(start, start + self._n_block), seen)
 
     def of(self, hidden_BD: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The pieces of a block of rows: first item, scores (B, C), which the next piece overwrites."""
+        """The pieces of a block of rows: first item, scores (B, C), which the thread's next piece overwrites."""
         for start in range(0, len(self.table_VD), self._n_chunk):
             table_CD = self.table_VD[start : start + self._n_chunk]
-            scores_BC = self._scores[: len(hidden_BD) * len(table_CD)].view(len(hidden_BD), len(table_CD))
+            scores_BC = self._memory("scores", len(hidden_BD), len(table_CD))
             yield start, torch.mm(hidden_BD, table_CD.T, out=scores_BC)
 
     def work_like(self, scores_BC: Tensor) -> Tensor:
         """Memory of the same shape."""
-        return self._work[: scores_BC.numel()].view_as(scores_BC)
+        return self._memory("work", *scores_BC.shape)
+
+    def _memory(self, name: str, n_rows: int, n_items: int) -> Tensor:
+        """Memory of this thread, the same every time: allocating takes longer than computing the scores."""
+        if not hasattr(self._of_thread, name):
+            setattr(self._of_thread, name, self.table_VD.new_empty(self._n_block * self._n_chunk))
+        memory: Tensor = getattr(self._of_thread, name)
+        return memory[: n_rows * n_items].view(n_rows, n_items)
+
+
+class _Block(NamedTuple):
+    """Rows that are scored at once, and what they have seen."""
+
+    rows: slice
+    seen: "_Seen"
 
 
 class _Seen(NamedTuple):

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainLoader, check_step
 from lrec.data.domain import of_domain
@@ -211,7 +210,8 @@ class SequenceDataModule(LightningDataModule, ABC):
             sample = f"{len(np.unique(targets.users_T)):,} of {len(self.cuts.val_users):,} users"
             if not self.cuts.is_known(targets).any():
                 raise UserError(f"no target of the {sample} that validate is in the catalogue: --data.validation_users")
-            rank_zero_only(print)(f"validation: {sample} (--data.validation_users {self.validation_users})")
+            if self._ranks().rank == 0:
+                print(f"validation: {sample} (--data.validation_users {self.validation_users})")
         return self._target_loader(targets)
 
     def test_dataloader(self) -> EvalLoader:

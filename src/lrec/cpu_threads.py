@@ -1,0 +1,49 @@
+"""Threads that each compute on one core of a CPU.
+
+Torch shares each operation among its threads, which wait for each other at its end. Where operations are small, waiting
+takes longer than work: then each thread had better do whole pieces of it.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def mapped(function: Callable[[T], R], things: Iterable[T]) -> list[R]:
+    """function(thing) for each thing, in as many threads as torch may use; each result is that of one core."""
+    n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    if n_threads == 1:
+        return [function(thing) for thing in things]
+
+    def in_thread(thing: T) -> R:
+        with torch.inference_mode(inference), torch.no_grad():  # modes are a thread's own
+            return function(thing)
+
+    return list(_pool(n_threads).map(in_thread, things))
+
+
+@cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    """Threads to which torch gives one core each; they stay, because making them changes the number for all others."""
+    pool, all_here = ThreadPoolExecutor(n_threads), Barrier(n_threads)
+
+    def take_one_core(_: int) -> None:
+        torch.get_num_threads()  # a thread's first use of torch takes the common number
+        torch.set_num_threads(1)
+        all_here.wait()
+
+    list(pool.map(take_one_core, range(n_threads)))
+    torch.set_num_threads(n_threads)
+    return pool
+
+
+# A forked process has the pool, but none of its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
