@@ -153,7 +153,10 @@ class _Pieces:
         self._on_cpu = hidden_BD.device.type == "cpu"
         self.table_VD = table_VD
         self._n_rows = len(hidden_BD)
-        self._n_block = max(min(self._n_rows, CPU_PIECE_ROWS) if self._on_cpu else self._n_rows, 1)
+        self._n_block = max(self._n_rows, 1)
+        if self._on_cpu and self._n_rows > CPU_PIECE_ROWS:
+            n_blocks = -(-self._n_rows // (4 * CPU_PIECE_ROWS)) * 4  # 2 or 4 threads have as many each
+            self._n_block = -(-self._n_rows // n_blocks)
         n_scores = (CPU_PIECE_BYTES if self._on_cpu else PIECE_BYTES) // hidden_BD.element_size()
         self._n_chunk = min(max(n_scores // self._n_block, GROUP_ITEMS), len(table_VD))
         self._of_thread = threading.local()
@@ -167,7 +170,7 @@ class _Pieces:
 
     def _blocks(self, rows_S: Tensor, items_S: Tensor) -> Iterator["_Block"]:
         n_chunks = -(-len(self.table_VD) // self._n_chunk)
-        n_blocks = max(-(-self._n_rows // self._n_block), 1)
+        n_blocks = -(-max(self._n_rows, 1) // self._n_block)
         piece_S = rows_S // self._n_block * n_chunks + items_S // self._n_chunk
         order_S = piece_S.argsort()
         rows_S, items_S = rows_S[order_S], items_S[order_S]
