@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrec import checkpoints, cost, parallel
+from lrec import checkpoints, cost, cpu_threads, parallel
 from lrec.arguments import as_plain, remade
 from lrec.baselines import BASELINES, Baselines
 from lrec.blocks import check_parts
@@ -332,13 +332,20 @@ class SequentialRecommender(LightningModule):
         def head(hidden_BD: Tensor, table_VD: Tensor) -> Scores:
             return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, max(KS))
 
+        def add(scorer: str) -> None:
+            of_model = scorer == "model"
+            evaluation = self.model_evaluation if of_model else self._baseline_evaluation(scorer)
+            found = scores if of_model else self._baselines.score(scorer, batch)
+            evaluation.update(found, batch.targets_B, batch.weights_B)
+
         scores = self.net(batch.items_BL, head, alone_B=batch.positions_B)
-        self.model_evaluation.update(scores, batch.targets_B, batch.weights_B)
         stage = "test" if self.trainer.testing else "val"
-        for name in self._baselines_of(stage):
-            if f"{stage}/{name}" not in self.evaluations:
-                scores = self._baselines.score(name, batch)
-                self._baseline_evaluation(name).update(scores, batch.targets_B, batch.weights_B)
+        baselines = [name for name in self._baselines_of(stage) if f"{stage}/{name}" not in self.evaluations]
+        if self.device.type == "cpu":
+            cpu_threads.mapped(add, ["model", *baselines])
+        else:
+            for scorer in ("model", *baselines):
+                add(scorer)
 
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
