@@ -209,7 +209,11 @@ class SequentialRecommender(LightningModule):
         """Seed dropout from (seed, micro-step, rank), so that a resumed run drops what the undisturbed one would."""
         micro_step = self.trainer.fit_loop.total_batch_idx
         key = f"{self.data.seed}/{micro_step}/{self.global_rank}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+        # torch.manual_seed would seed every kind of device, and keep a stack trace for each that is not in use.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the mean loss over the global step's targets."""
