@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -31,14 +31,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lrec.errors import UserError
 from lrec.files import remove, replacing
 from lrec.net import Transformer, with_todays_names
-from lrec.parallel import Sharding
 from lrec.run import LAST
 from lrec.shape import TransformerConfig
+
+if TYPE_CHECKING:
+    from lrec.parallel import Sharding
 
 STATE = "state.pt"
 SHARDED = "sharded"  # in state.pt, (SHARDED, name, rows) stands for a tensor whose rows are in the shards
@@ -74,7 +75,7 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def write_sharded(
-    path: Path, checkpoint: dict[str, Any], sharding: Sharding, token: str, agree: Callable[[bool], bool]
+    path: Path, checkpoint: dict[str, Any], sharding: "Sharding", token: str, agree: Callable[[bool], bool]
 ) -> None:
     """Write a folder, together with all other processes.
 
@@ -88,6 +89,8 @@ def write_sharded(
     Raises:
         UserError: a process could not write; the checkpoint before stands.
     """
+    from torch.distributed.tensor import DTensor  # takes longer to import than to read a checkpoint
+
     tensors: dict[str, Tensor] = {}
     starts: dict[str, int] = {}
 

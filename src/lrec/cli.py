@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ActionConfigFile
 
 from lrec.errors import UserError
+from lrec.imports import importing
 from lrec.parser import OneLineParser, with_shipped_configs
 
 LIGHTNING_COMMANDS = {
@@ -97,8 +98,8 @@ def _route(arguments: list[str]) -> None:
         print(_overview())
         return
     if arguments[0] in LIGHTNING_COMMANDS:
-        from lrec.lightning_cli import run_lightning
-
+        with importing():
+            from lrec.lightning_cli import run_lightning
         run_lightning(with_shipped_configs(arguments))
         return
     command, parser, options = own_command(arguments)
@@ -124,7 +125,8 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
         known = ", ".join([*LIGHTNING_COMMANDS, *OWN_COMMANDS])
         raise UserError(f"no command {' '.join(arguments[:2])!r}: choose one of {known}")
     entry = OWN_COMMANDS[name]
-    command = getattr(import_module(entry.module), entry.function)
+    with importing():
+        command = getattr(import_module(entry.module), entry.function)
     parser = OneLineParser(prog=f"lrec {name}", description=entry.meaning)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values of the options below.")
     settings = _settings_of(command)

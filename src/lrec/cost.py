@@ -1,15 +1,25 @@
-"""Parameters, FLOPs and memory of a size: pure functions of the config."""
+"""Parameters, FLOPs and memory of a size: pure functions of the config.
+
+Of lrec's own parts by formula, without torch, which takes longer to import than all of it to compute; a network with a
+user's own parts is made, and counted.
+"""
 
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
+from lrec.shape import OWN_PARTS, TransformerConfig
 
-from lrec.losses import chunk_rows
-from lrec.net import Transformer
-from lrec.shape import TransformerConfig
+if TYPE_CHECKING:
+    from lrec.net import Transformer
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+
+# Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
+# twice as many as the width); where not, more rows make faster products. MAX bounds memory, but never to less than a
+# table's worth: every chunk passes over the whole table, and fewer rows would only multiply the passes.
+CPU_CACHE_ELEMENTS = 2**21
+CPU_ROWS = 1024
+MAX_CHUNK_ELEMENTS = 100 * 2**20
 
 
 class Parameters(NamedTuple):
@@ -25,7 +35,30 @@ class Parameters(NamedTuple):
 
 @cache
 def parameters(config: TransformerConfig) -> Parameters:
-    """Every trained parameter, counted on a network without memory."""
+    """Every trained parameter."""
+    return _of_own_parts(config) if _has_own_parts(config) else _counted(config)
+
+
+def _has_own_parts(config: TransformerConfig) -> bool:
+    """Whether all parts of the blocks are lrec's own."""
+    return all(getattr(config.architecture, part) in own for part, own in OWN_PARTS.items())
+
+
+def _of_own_parts(config: TransformerConfig) -> Parameters:
+    choice, d, inner = config.architecture, config.width, config.inner_width
+    into = (2 if choice.mlp == "swiglu" else 1) * inner
+    norm = (2 if choice.norm == "layer" else 1) * d
+    head_norms = 2 * config.head_width if choice.qk_norm else 0
+    return Parameters(
+        body=config.layers * (4 * d * d + (into + inner) * d),
+        items=n_head(config),
+        positions=config.max_len * d if choice.positions == "learned" else 0,
+        biases=config.layers * (5 * d + into),
+        norms=config.layers * (2 * norm + head_norms) + norm,
+    )
+
+
+def _counted(config: TransformerConfig) -> Parameters:
     count = dict.fromkeys(Parameters._fields, 0)
     for name, parameter in _net(config).named_parameters():
         if name == "items.weight":
@@ -40,7 +73,12 @@ def parameters(config: TransformerConfig) -> Parameters:
     return Parameters(**count)
 
 
-def _net(config: TransformerConfig) -> Transformer:
+def _net(config: TransformerConfig) -> "Transformer":
+    """The network, without memory."""
+    import torch
+
+    from lrec.net import Transformer
+
     with torch.device("meta"):
         return Transformer(config)
 
@@ -67,6 +105,8 @@ def n_total(config: TransformerConfig) -> int:
 @cache
 def flops_per_pair(config: TransformerConfig) -> int:
     """FLOPs forward, in all blocks, of a pair of a position and one it attends to: 4 L d of softmax attention."""
+    if _has_own_parts(config):
+        return 4 * config.layers * config.width
     return sum(attention.flops_per_pair() for attention in _net(config).attentions)
 
 
@@ -173,6 +213,15 @@ def memory(
     # The step before's gradients live until the head is through; new ones are made while activations go.
     transient = max(in_head, 2 * hidden + 2 * table + going_back - share, table - activations)
     return Memory(share, share, 2 * share, copies, activations, transient)
+
+
+def chunk_rows(n_items: int, width: int, device_type: str) -> int:
+    """Rows of a chunk of full softmax: targets whose scores of `n_items` items are held at once."""
+    at_most = max(MAX_CHUNK_ELEMENTS // n_items, width)
+    if device_type != "cpu":
+        return at_most
+    rows = max(CPU_CACHE_ELEMENTS // n_items, 2 * width)
+    return rows if rows * n_items <= 4 * CPU_CACHE_ELEMENTS else min(at_most, CPU_ROWS)
 
 
 def _block_activations(config: TransformerConfig, stream: int, product: int) -> int:

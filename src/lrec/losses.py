@@ -17,14 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lrec.cost import chunk_rows
 from lrec.errors import check_range
-
-# Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
-# twice as many as the width); where not, more rows make faster products. MAX bounds memory, but never to less than a
-# table's worth: every chunk passes over the whole table, and fewer rows would only multiply the passes.
-CPU_CACHE_ELEMENTS = 2**21
-CPU_ROWS = 1024
-MAX_CHUNK_ELEMENTS = 100 * 2**20
 
 
 class Loss(ABC):
@@ -154,15 +148,6 @@ def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tens
         return loss, None
 
     return _chunked(hidden_MD, table_VD, of_chunk)
-
-
-def chunk_rows(n_items: int, width: int, device_type: str) -> int:
-    """Rows of a chunk: targets whose scores of `n_items` items are held at once."""
-    at_most = max(MAX_CHUNK_ELEMENTS // n_items, width)
-    if device_type != "cpu":
-        return at_most
-    rows = max(CPU_CACHE_ELEMENTS // n_items, 2 * width)
-    return rows if rows * n_items <= 4 * CPU_CACHE_ELEMENTS else min(at_most, CPU_ROWS)
 
 
 # The loss of a chunk from its scores, in float32, which it overwrites by its gradients in them; and the gradient in the

@@ -236,7 +236,7 @@ class SequentialRecommender(LightningModule):
         only when Lightning logs, to spare a sync per step."""
         if logs_now(self.trainer, batch_idx):
             train_loss = self._since_logged.mean(self)
-            self.log("train/loss", train_loss)
+            self.log("train/loss", train_loss, prog_bar=True)
             self._stop_if_diverged(torch.tensor(train_loss, device=self.device))
 
     def on_validation_start(self) -> None:

@@ -12,6 +12,14 @@ from lrec.errors import UserError, check_range
 
 _ARCHITECTURE = "architecture."
 
+# What each part of a block is called where it is lrec's own; `blocks.PARTS` has their classes.
+OWN_PARTS = {
+    "attention": ("softmax",),
+    "norm": ("layer", "rms"),
+    "mlp": ("gelu", "swiglu"),
+    "positions": ("learned", "rotary"),
+}
+
 
 class Size(NamedTuple):
     """An entry of the ladder: number of blocks, width and heads."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec import cost
-from lrec.data.batches import BatchPlan
 from lrec.data.splits import LastItems, Reduction
 from lrec.data.store import Store
 from lrec.errors import UserError, check_range
@@ -113,6 +112,8 @@ def _full_windows(n_items: int, max_len: int) -> Windows:
 
 
 def _windows_of(store: Store, max_len: int) -> Windows:
+    from lrec.data.batches import BatchPlan  # and torch with it
+
     split = LastItems()(store)
     part = split.training_part(Reduction())
     lengths_W = BatchPlan(part, max_len, targets_per_step=2 * max_len).epoch(seed=0, epoch=0).lengths_W

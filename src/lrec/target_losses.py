@@ -3,10 +3,9 @@
 A user of the split has one test target; those with a trajectory have its items too, each predicted from the true items
 before it. Their mean is less noisy, and losses by user allow sizes to be compared in pairs.
 
-Shape suffixes: C targets, U users with a target, S sizes.
+Shape suffixes: C targets, U users with a target.
 """
 
-import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from lrec.data.splits import Split, ranges
 from lrec.export import load
 from lrec.files import replacing
 from lrec.run import Run
+from lrec.standard_errors import standard_error
 
 
 def main(folder: Path) -> None:
@@ -65,30 +65,6 @@ def targets(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         np.concatenate([test.positions_T, ranges(split.trajectory_U[users_U], lengths_U)]),
         np.concatenate([np.zeros(len(test.users_T), dtype=np.int64), ranges(np.ones_like(users_U), lengths_U)]),
     )
-
-
-def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
-    """Of the mean over all rows, users being drawn: sqrt(sum over users of (sum of what is above the mean)²) / rows."""
-    above = losses.select("user", above=pl.col(column) - pl.col(column).mean())
-    # In order: the last digit of the sum depends on it.
-    by_user = above.group_by("user", maintain_order=True).sum()["above"].to_numpy()
-    return math.sqrt(float(by_user @ by_user)) / len(losses)
-
-
-def paired(small: list[pl.DataFrame], large: list[pl.DataFrame]) -> tuple[float, float]:
-    """How much the loss of the large size differs from that of the small one, and its standard error paired over users.
-
-    Args:
-        small: Losses of the runs of the small size, a table for each seed; seeds are averaged.
-        large: Those of the large size on the same targets.
-    """
-    one, other = (
-        pl.concat(tables).group_by("user", "step", maintain_order=True).agg(pl.col("loss").mean())
-        for tables in (small, large)
-    )
-    both = one.join(other, on=["user", "step"], suffix="_large", maintain_order="left")
-    difference = both.select("user", difference=pl.col("loss_large") - pl.col("loss"))
-    return float(difference["difference"].to_numpy().mean()), standard_error(difference, "difference")
 
 
 if __name__ == "__main__":

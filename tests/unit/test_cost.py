@@ -1,5 +1,7 @@
 """FLOPs against those torch counts, and memory against every allocation of real training steps."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,9 +9,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrec import cost
+from lrec.blocks import PARTS
 from lrec.losses import full_softmax
 from lrec.net import Transformer
-from lrec.shape import Architecture, Dropout, OverDepth, TransformerConfig
+from lrec.shape import OWN_PARTS, Architecture, Dropout, OverDepth, TransformerConfig
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
 
@@ -43,6 +46,27 @@ def allocation_peak(config: TransformerConfig, rows: int, precision: str, checkp
 
 
 DROPOUT = Dropout(0.1, OverDepth(0.1, 0.1), OverDepth(0.1, 0.1))
+CHOICES = [dict(zip(OWN_PARTS, own, strict=True)) for own in product(*OWN_PARTS.values())]
+
+
+def test_lrec_s_own_parts_are_those_of_a_block() -> None:
+    assert {part: tuple(own) for part, (_, own) in PARTS.items()} == OWN_PARTS
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(choices.values()))
+def test_parameters_by_group_are_those_of_the_network(choices: dict[str, str], qk_norm: bool) -> None:
+    config = TransformerConfig(70, 9, 3, 20, 2, architecture=Architecture(**choices, qk_norm=qk_norm))
+    net = Transformer(config)
+    matrices = [p.numel() for p in net.blocks.parameters() if p.ndim > 1]
+    norms = [p.numel() for name, p in net.named_parameters() if "norm" in name]
+    biases = [p.numel() for name, p in net.named_parameters() if name.endswith("bias") and "norm" not in name]
+    positions = 0 if net.positions is None else sum(p.numel() for p in net.positions.parameters())
+    expected = cost.Parameters(sum(matrices), net.items.weight.numel(), positions, sum(biases), sum(norms))
+    assert cost.parameters(config) == expected
+    assert sum(expected) == sum(p.numel() for p in net.parameters())
+
+
 SHAPES = {
     "deep": (TransformerConfig(500, 50, 6, 128, 4), 20),
     "deep modern": (TransformerConfig(500, 50, 6, 128, 4, architecture=MODERN), 20),

@@ -24,9 +24,9 @@ PACKAGE = Path(__file__).parents[2] / "src" / "lrec"
 
 # From the ground up. A module may import from its own layer and from those before it; "data" stands for all of data/.
 LAYERS = {
-    "ground": "errors config_file files signals figures tables class_paths parser arguments processes run",
+    "ground": "errors imports config_file files signals figures tables class_paths parser arguments processes run",
     "what is computed": "data shape blocks net losses cpu_threads scoring metrics cost common_order markov baselines "
-    "cases ngrams laws",
+    "cases ngrams laws standard_errors",
     "a network trained, kept and used": "optim switch parallel checkpoints strategies interruption export onnx_file "
     "warm_start recommend recommend_command target_losses sizes monitor time_limit train_loss verdict",
     "the trainer": "module callbacks throughput tensorboard",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainLoader, check_step
@@ -221,6 +222,10 @@ class SequenceDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
         return self._eval_loader(EvalTask(np.arange(self.n_users), np.diff(self.store.offsets_U1), False))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on `device`; as it is on the CPU, where it was made: Lightning would go through all its fields."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """The training loader's state. Lightning keeps a loader's own state only in mid-epoch, this one always."""

@@ -1,10 +1,12 @@
 """Which runs a study has, and every option of each."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from lrec.errors import UserError
+from lrec.imports import importing
 from lrec.parser import find_config
 from lrec.run import RunConfig, dotted
 from lrec.shape import TransformerConfig
@@ -51,9 +53,11 @@ def planned_runs(study: Study) -> list[PlannedRun]:
 
     Held-out sizes have all the data there are; smaller shares have one seed, their first.
     """
+    with importing():
+        from lrec.lightning_cli import compose
     most = max(study.every_fraction)
     return [
-        _planned(study, size, seed, fraction, variant)
+        _planned(study, size, seed, fraction, variant, compose)
         for fraction, variant, size in product(study.every_fraction, study.every_variant, study.ladder)
         if fraction == most or size not in study.held_out
         for seed in _seeds(study, size)[: None if fraction == most or study.fractions else 1]
@@ -64,9 +68,14 @@ def _seeds(study: Study, size: str) -> tuple[int, ...]:
     return study.size_seeds.get(size, study.holdout_seeds if size in study.held_out else study.seeds)
 
 
-def _planned(study: Study, size: str, seed: int, fraction: float, variant: str) -> PlannedRun:
-    from lrec.lightning_cli import compose
-
+def _planned(
+    study: Study,
+    size: str,
+    seed: int,
+    fraction: float,
+    variant: str,
+    compose: Callable[[Sequence[str]], dict[str, Any]],
+) -> PlannedRun:
     variants = study.every_variant
     options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
     by_rule = {option: _power(option, rule, size, fraction) for option, rule in dotted(study.rules).items()}

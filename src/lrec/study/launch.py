@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from lrec.run import Point, Run
 from lrec.signals import TRY_AGAIN
 from lrec.study.grid import PlannedRun
 
-POLL_S = 5.0
+POLL_S = 2.0
 
 
 class Outcome(NamedTuple):
@@ -80,6 +80,12 @@ def lock_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
+def start_server() -> None:
+    """Start what runs are forked from, unless it is there; it imports while this process does something else."""
+    multiprocessing.set_forkserver_preload(["lrec.study.server"])
+    forkserver.ensure_running()
+
+
 class Processes:
     """The processes under way, so that all can be told to save and stop; once that is said, none is started.
 
@@ -98,9 +104,10 @@ class Processes:
         # A run starts the processes of its devices itself: it is not to take a scheduler's job for its own.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         environment |= {"OMP_NUM_THREADS": str(threads)}
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["lrec.lightning_cli"])
-        process = server.Process(target=_run_module, args=(arguments, log, environment, _Descriptor(lock)))
+        start_server()
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_run_module, args=(arguments, log, environment, _Descriptor(lock))
+        )
         process.start()
         self._under_way.append(process)
         process.join()

@@ -1,12 +1,17 @@
 """How far a study's runs are, from what is on disk."""
 
+import math
 import shutil
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from lrec.run import Run
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import is_running
+
+LINE_S = 60.0  # least time between two evaluations of a run that a log tells
 
 
 def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
@@ -42,25 +47,57 @@ def _state(folder: Path, known: str) -> str:
     return "unfinished" if known == "waiting" and Run(folder).points else known
 
 
-class LiveTable:
-    """The table of the runs under way, drawn over itself; nothing where stderr is not a terminal."""
+class Live:
+    """How far the runs under way are: on a terminal a table that is drawn over itself; elsewhere, as in a log, a line
+    where a run begins and where it has been evaluated."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: list[PlannedRun], folder: Path) -> None:
+        """Of these runs, each with a folder in `folder`."""
+        self.runs, self.folder = runs, folder
         self.lines = 0
+        self._said: dict[str, _Said] = {}
 
-    def draw(self, runs: list[PlannedRun], folder: Path) -> None:
-        """Show how far the runs are, in place of what was shown before."""
-        if not sys.stderr.isatty():
+    def show(self) -> None:
+        """Show how far they are, in place of what was shown before; to a log, what is new."""
+        under_way = [run for run in self.runs if is_running(self.folder / run.name)]
+        if sys.stderr.isatty():
+            self._draw(under_way)
             return
-        self.clear()
-        columns, rows = shutil.get_terminal_size()  # what does not fit could not be drawn over
-        table = runs_table([run for run in runs if is_running(folder / run.name)], folder, {})
-        shown = [line[: columns - 1] for line in table.splitlines()[: rows - 1]]
-        print(*shown, sep="\n", file=sys.stderr, flush=True)
-        self.lines = len(shown)
+        for run in under_way:
+            if line := self._news(run):
+                print(f"{run.name}: {line}", flush=True)
 
     def clear(self) -> None:
         """Take the table away, so that a line can be printed above the next one."""
         if self.lines:
             print(f"\x1b[{self.lines}F\x1b[J", end="", file=sys.stderr, flush=True)
             self.lines = 0
+
+    def _draw(self, under_way: list[PlannedRun]) -> None:
+        self.clear()
+        columns, rows = shutil.get_terminal_size()  # what does not fit could not be drawn over
+        table = runs_table(under_way, self.folder, {})
+        shown = [line[: columns - 1] for line in table.splitlines()[: rows - 1]]
+        print(*shown, sep="\n", file=sys.stderr, flush=True)
+        self.lines = len(shown)
+
+    def _news(self, run: PlannedRun) -> str:
+        """What there is to say of a run; nothing where it was said, or the last evaluation was a moment ago."""
+        points, said, now = Run(self.folder / run.name).points, self._said.get(run.name), time.monotonic()
+        if said is not None and (len(points) == said.evaluations or now < said.at + LINE_S):
+            return ""
+        if not points:
+            self._said[run.name] = _Said(0, -math.inf)
+            return "under way"
+        self._said[run.name] = _Said(len(points), now)
+        last = points[-1]
+        losses = {"train": last.train_loss, "val": last.val_loss}
+        parts = [f"{last.epochs:.3g} epochs", *(f"{n} loss {v:.4f}" for n, v in losses.items() if v is not None)]
+        return ", ".join([*parts, f"{last.wall_s:.0f} s"])
+
+
+class _Said(NamedTuple):
+    """What the last line of a run told: how many evaluations there had been, and when the last of them was told."""
+
+    evaluations: int
+    at: float

@@ -15,6 +15,7 @@ from lrec.laws.figures import fit_figure
 from lrec.laws.predict import compare
 from lrec.laws.report import table, write_fit
 from lrec.run import Point, run_of_study
+from lrec.standard_errors import paired
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun
 from lrec.study.points import read_points
@@ -22,7 +23,6 @@ from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.sweep import Tuned
 from lrec.study.variants import variants_table
 from lrec.tables import rows_table
-from lrec.target_losses import paired
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 

@@ -15,10 +15,10 @@ from lrec.signals import TRY_AGAIN, on_signals
 from lrec.study import budget
 from lrec.study.cluster import train_on_cluster
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.launch import Limits, Outcome, outcome_of, train
+from lrec.study.launch import Limits, Outcome, outcome_of, start_server, train
 from lrec.study.options import Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, of_less_data, write_prediction
-from lrec.study.progress import LiveTable, runs_table
+from lrec.study.progress import Live, runs_table
 from lrec.study.record import Record, alone_in
 from lrec.study.report import write_report
 from lrec.study.sweep import sweep_of, tune, with_middle_values
@@ -31,6 +31,8 @@ def run_study(study: Study) -> None:
         study: What is trained, and how.
     """
     check_folder(study.folder, "--out")
+    if not (study.dry_run or study.status or study.cluster):
+        start_server()
     tuning = None
     if study.sweep:
         sweep = sweep_of(study)
@@ -122,17 +124,17 @@ class _Work:
         if self.study.cluster is not None:
             yield from train_on_cluster(runs, record.folder, record.study.name, self.limits, self.study.cluster)
             return
-        table = LiveTable()
+        live = Live(runs, record.folder)
 
         def watch() -> bool:
-            table.draw(runs, record.folder)
+            live.show()
             return not (self.interrupted or self._budget_is_spent())
 
         with on_signals(self._note_interruption):
             for ended in train(runs, record.folder, record.study.name, self.limits, self.memory_gib, watch):
-                table.clear()
+                live.clear()
                 yield ended
-        table.clear()
+        live.clear()
 
     def _note_interruption(self, *_: object) -> None:
         """A signal to stop is for the runs too: `watch` passes it on."""

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.target_losses import paired, standard_error
+from lrec.standard_errors import paired, standard_error
 
 USERS, STEPS = 200, 5
 
