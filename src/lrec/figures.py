@@ -1,5 +1,6 @@
 """What all pictures have in common."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,19 @@ def draw_frame(axes: "Axes") -> None:
 
 def save_figure(path: Path, figure: "Figure") -> None:
     """Write a picture as a file, and beside it for TensorBoard under scaling/, replacing earlier ones."""
-    from torch.utils.tensorboard import SummaryWriter
+    # Not torch's SummaryWriter: it draws the figure again, and torch takes longer to import than most laws to fit.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     suffix = f".{path.stem}"
     for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
-    with SummaryWriter(str(path.parent), filename_suffix=suffix) as writer:
-        writer.add_figure(f"scaling/{path.stem}", figure)
+    width, height = figure.canvas.get_width_height()
+    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=path.read_bytes())
+    summary = Summary(value=[Summary.Value(tag=f"scaling/{path.stem}", image=image)])
+    writer = EventFileWriter(str(path.parent), filename_suffix=suffix)
+    writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
+    writer.close()

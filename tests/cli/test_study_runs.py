@@ -75,6 +75,35 @@ def test_a_failed_run_is_reported_retried_and_skipped(
     ]
 
 
+def test_what_ends_one_run_leaves_the_others_alone(folder: Path, refused: Callable[..., str]) -> None:
+    Path("fatal.py").write_text(
+        "import os, signal\nfrom lightning.pytorch import Callback\n"
+        "class Fatal(Callback):\n"
+        "    def __init__(self, name: str):\n        self.name = name\n"
+        "    def on_train_start(self, *_):\n        os.kill(os.getpid(), signal.Signals[self.name])\n"
+    )
+    fatal = {
+        size: {"trainer.callbacks": [{"class_path": "fatal.Fatal", "init_args": {"name": name}}]}
+        for size, name in (("0.8k", "SIGSEGV"), ("1.7k", "SIGKILL"))
+    }
+    options = ("--sizes", '["0.8k", "1.7k", "3k"]', "--size_options", json.dumps(fatal))
+    message = refused("scaling", "study", "--config", "runs.yaml", *options)
+    assert re.search(r"run \S+ failed: ended by SIG\w+.* \(see \S+\); so did 1 more", message)
+    assert state(folder) == {"0.8k-seed1": "failed", "1.7k-seed1": "failed", "3k-seed1": "finished"}
+    reasons = json.loads((folder / "study.json").read_text())["reasons"]
+    assert reasons["0.8k-seed1"].startswith("ended by SIGSEGV (see ")
+    assert reasons["1.7k-seed1"].startswith("ended by SIGKILL, as where memory runs out (see ")
+
+
+def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: Callable[..., str]) -> None:
+    longer = ("--options.trainer.max_epochs", "3")
+    said = lrec("scaling", "study", "--config", "runs.yaml", "--jobs", "1", "--sizes", '["0.8k"]', *longer)
+    begun, evaluated, ended, *_ = said.splitlines()
+    assert begun == "0.8k-seed1: under way"
+    assert re.fullmatch(r"0.8k-seed1: \d+ epochs, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s", evaluated)
+    assert ended.startswith("[1/1 fitted] 0.8k-seed1: test loss ")
+
+
 def test_a_second_study_in_a_folder_is_refused(
     folder: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from lrec.errors import UserError
 from lrec.laws.candidate import residual_model
@@ -52,7 +52,7 @@ class Bootstrap:
         """The loss at each x, with the intervals of the mean curve and of a new run."""
         law, x_PV = self.fit.law, as_columns(self.fit.law, np.asarray(x, dtype=float))
         log_loss_BP, _ = law.log_loss(self.theta_BT, np.log(x_PV / self.fit.unit_V))
-        t = float(stats.t.ppf((1 + level) / 2, self.dof))
+        t = float(stdtrit(self.dof, (1 + level) / 2))
         log = self.fit.objective.residuals == "log"
         predictions = []
         for p, (where, loss) in enumerate(zip(x_PV.tolist(), self.fit.curve(x_PV).tolist(), strict=True)):

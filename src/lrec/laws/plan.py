@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from lrec.errors import UserError
 from lrec.files import check_writable, write_json
@@ -169,7 +169,7 @@ def _of_runs(loss: Prediction, fit: Fit, measured: list[float]) -> Prediction:
     """What runs of the very place say of the next one: their mean, and the fit's noise."""
     mean, n = float(np.mean(measured)), len(measured)
     unit = mean if fit.objective.residuals == "log" else 1.0
-    reach = float(student.ppf(0.95, fit.profile.dof)) * fit.profile.sigma * unit
+    reach = float(stdtrit(fit.profile.dof, 0.95)) * fit.profile.sigma * unit
     of_mean, of_run = reach / math.sqrt(n), reach * math.sqrt(1 + 1 / n)
     return replace(
         loss,

@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+from scipy.special import fdtri, stdtrit
 
 from lrec.laws.candidate import VANISHED, Candidate
 from lrec.laws.descent import descend
@@ -87,7 +87,7 @@ class Profile:
         free_H = (best_H > self._low_H + 1e-6) & (best_H < self._high_H - 1e-6)
         self.sigma, self.dof = self._noise(float(least), int(positive) + int(free_H.sum()))
         # The added epsilon keeps the best shape itself inside when the points lie exactly on the curve.
-        self._limit = least + (self.sigma * stats.t.ppf((1 + level) / 2, self.dof)) ** 2 + 1e-24
+        self._limit = least + (self.sigma * stdtrit(self.dof, (1 + level) / 2)) ** 2 + 1e-24
         self._shape_GH = self._shapes(best_H)
         self._phi_GNK = self._basis(self._shape_GH) / self._scale_N[:, None]
         fitted_N = fit.curve(fit.x_NV)
@@ -290,7 +290,7 @@ class Profile:
         means = np.bincount(size_N, self._weight_N * loss_N) / np.bincount(size_N, self._weight_N)
         pure = float((self._weight_N * (loss_N - means[size_N]) ** 2).sum())
         lack = max(least - pure, 0.0)
-        if n > k > p and lack / (k - p) > stats.f.isf(POOLING_LEVEL, k - p, n - k) * pure / (n - k):
+        if n > k > p and lack / (k - p) > fdtri(k - p, n - k, 1 - POOLING_LEVEL) * pure / (n - k):
             return float(np.sqrt(lack / (k - p))), k - p
         return float(np.sqrt(least / (n - p))), n - p
 

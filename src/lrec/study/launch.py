@@ -24,7 +24,7 @@ POLL_S = 2.0
 
 
 class Outcome(NamedTuple):
-    """What became of a run: finished, diverged, failed (with the last line of its log) or stopped (to be resumed)."""
+    """What became of a run: finished, diverged, stopped (to be resumed), or failed, with the reason."""
 
     status: str
     point: Point | None = None
@@ -224,8 +224,16 @@ def _attempt(run: PlannedRun, folder: Path, study: str, threads: int, lock: int,
         return outcome
     if processes.stopping or code in (TRY_AGAIN, -signal.SIGTERM):
         return Outcome("stopped")
+    return Outcome("failed", reason=f"{_reason(trained, code)} (see {trained.log_file})")
+
+
+def _reason(trained: Run, code: int) -> str:
+    """Why a run failed: the signal that ended it, else the last line of its log."""
+    if code < 0:
+        hint = ", as where memory runs out" if code == -signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{hint}"
     last = trained.log_file.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-    return Outcome("failed", reason=f"{last[0].removeprefix('lrec: error: ')} (see {trained.log_file})")
+    return last[0].removeprefix("lrec: error: ")
 
 
 def _arguments(run: PlannedRun, trained: Run, study: str) -> list[str]:

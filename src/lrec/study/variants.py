@@ -3,7 +3,7 @@
 import math
 from statistics import mean, stdev
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from lrec.run import Point
 from lrec.study.grid import PlannedRun
@@ -73,4 +73,4 @@ def _mean(values: list[float], sign: str = "", of_mean: bool = False) -> str:
 
 def _stands_out(differences: list[float]) -> bool:
     error = stdev(differences) / math.sqrt(len(differences))
-    return abs(mean(differences)) > student.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * error
+    return abs(mean(differences)) > float(stdtrit(len(differences) - 1, (1 + CONFIDENCE) / 2)) * error
