@@ -159,7 +159,11 @@ print(json.dumps(found))
 def test_what_does_not_train_starts_without_lightning_and_torch(tmp_path: Path) -> None:
     rows = pl.DataFrame({"user": ["a"] * 3, "item": ["x", "y", "z"], "time": [1, 2, 3]})
     store = prepare_store(tmp_path, "rows", {}, 0, lambda: RawInteractions(rows))
-    commands = [["--help"], ["data", "describe", str(store)], ["scaling", "fit", "--help"]]
+    (tmp_path / "table.csv").write_text("N,loss\n1e3,3.4\n1e4,3.2\n1e5,3.1\n1e6,3.05\n")
+    points = ["--points", str(tmp_path / "table.csv"), "--x=N", "--y=loss", "--law=lsrm", "--holdout=0"]
+    fitted = ["scaling", "fit", *points, "--compare=false", f"--out={tmp_path / 'fit'}"]
+    commands = [["--help"], ["data", "describe", str(store)], ["sizes"], ["scaling", "study", "--help"], fitted]
+    commands += [["scaling", name, "--help"] for name in ("compare", "plan")]
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, json.dumps(commands)], capture_output=True, text=True, check=False
     )
