@@ -1,6 +1,7 @@
 """perf/ in TensorBoard, throughput.json and the line at the end of fit; training on the sampled losses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def fit(lrec: Callable[..., str], tmp_path: Path) -> Callable[..., tuple[str, Pa
 
 
 def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> None:
-    printed, run = fit("--trainer.max_epochs=2")
+    printed, run = fit("--trainer.max_epochs=2", "--trainer.enable_progress_bar=true")
     figures = json.loads((run / "throughput.json").read_text())
     points = [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
     assert figures["targets_per_s"] * figures["seconds"] == pytest.approx(points[-1]["D"])
@@ -43,6 +44,7 @@ def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> Non
     assert figures["seconds"] < points[-1]["wall_s"]
     assert 0.9 < figures["real_share"] <= 1
     assert f"{figures['targets_per_s']:,.0f} targets/s" in printed
+    assert re.search(r"train/loss=\d\.\d+.*targets/s=", printed), "the progress bar"
     events = EventAccumulator(str(run))
     events.Reload()
     assert {"perf/targets_per_s", "perf/real_share", "perf/mfu", "perf/memory_gib"} <= set(events.Tags()["scalars"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
@@ -42,6 +43,15 @@ def module(data_dir: Path, **options: Any) -> SyntheticDataModule:
     data.prepare_data()
     data.setup()
     return data
+
+
+def test_a_batch_stays_as_it_is_on_the_cpu_and_is_moved_to_other_devices(tmp_path: Path) -> None:
+    data = module(tmp_path, n_users=20)
+    batch = next(iter(data.train_dataloader()))
+    assert data.transfer_batch_to_device(batch, torch.device("cpu"), 0) is batch
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved.items_BL.is_meta
+    assert moved.items_BL.shape == batch.items_BL.shape
 
 
 @given(history=st.lists(st.integers(0, 8), max_size=7))
