@@ -8,7 +8,9 @@ from lightning_utilities.core.imports import RequirementCache
 
 from lrec.errors import UserError
 from lrec.study.grid import PlannedRun
-from lrec.study.launch import POLL_S, Limits, Outcome, train_one
+from lrec.study.launch import Limits, Outcome, train_one
+
+POLL_S = 5.0
 
 
 def train_on_cluster(

@@ -5,11 +5,9 @@ import gc
 from lrec.imports import importing
 
 with importing():
-    import torch.utils.tensorboard
+    import torch.utils.tensorboard  # noqa: F401
 
     import lrec.lightning_cli
-    import lrec.study.launch
+    import lrec.study.launch  # noqa: F401
 
 gc.freeze()  # a run's collector is to leave alone what all runs share
-
-__all__ = ["lrec", "torch"]
