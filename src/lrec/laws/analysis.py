@@ -34,7 +34,7 @@ class Analysis:
         source_hash: Of every point, held-out ones included.
         holdout: The held-out sizes, None if there are none.
         rivals: The methods compared, the best rolled out first; empty where none were.
-        outlook: What to expect far beyond the fitted sizes, by method.
+        outlook: What to expect far beyond the fitted sizes.
         unidentified: Parameters of the law that the points do not determine.
         warnings: What a reader should know, in sentences.
         verdict: What all of it comes to, in sentences.
@@ -46,7 +46,7 @@ class Analysis:
     source_hash: str
     holdout: Holdout | None
     rivals: tuple[Rival, ...]
-    outlook: Mapping[str, Prediction]
+    outlook: Prediction
     unidentified: tuple[str, ...]
     warnings: tuple[str, ...]
     verdict: tuple[str, ...]

@@ -68,7 +68,7 @@ class Profile:
     Attributes:
         sigma: Estimated relative standard deviation of a run about the curve (absolute for residuals in level).
         dof: Its degrees of freedom.
-        holds_fit: Whether the fit itself is among them; a robust fit is not where outliers bend the region off it.
+        outliers: How many points are so far off a robust fit that they count less than half.
     """
 
     def __init__(self, fit: Candidate, level: float = LEVEL) -> None:
@@ -90,8 +90,7 @@ class Profile:
         self._limit = least + (self.sigma * stdtrit(self.dof, (1 + level) / 2)) ** 2 + 1e-24
         self._shape_GH = self._shapes(best_H)
         self._phi_GNK = self._basis(self._shape_GH) / self._scale_N[:, None]
-        fitted_N = fit.curve(fit.x_NV)
-        self.holds_fit = bool((((fit.y_N - fitted_N) / self._scale_N) ** 2).sum() <= self._limit)
+        self.outliers = int((self._weight_N < 0.5).sum())
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each x, with both intervals; they always hold the fit's own curve."""

@@ -44,7 +44,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "noise": {"sigma": fit.profile.sigma, "dof": fit.profile.dof},
         "diagnostics": asdict(fit.diagnostics) | {"warnings": analysis.warnings, "unidentified": analysis.unidentified},
         "holdout": None if analysis.holdout is None else _holdout_content(analysis.holdout),
-        "outlook": {method: asdict(prediction) for method, prediction in analysis.outlook.items()},
+        "outlook": asdict(analysis.outlook),
         "verdict": analysis.verdict,
         "comparison": [_rival_content(rival) for rival in analysis.rivals],
         "source_hash": analysis.source_hash,

@@ -1,40 +1,25 @@
 """What a forecast or a fit, its held-out sizes and its rivals come to, in words."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 
 import numpy as np
 
-from lrec.errors import UserError
-from lrec.laws.bootstrap import bootstrap
 from lrec.laws.diagnostics import RISES_SHOWN, rises
 from lrec.laws.fit import Fit
 from lrec.laws.predict import Holdout, Predictor
-from lrec.laws.profile import Prediction
+from lrec.laws.profile import OUTLYING, Prediction
 from lrec.laws.rivals import Rival
 
 FAILS = "does not hold"
 """What the verdict says where the held-out sizes were predicted worse than by expecting nothing of them."""
-REFITS = 300
-"""Of the bootstrap beside the outlook: its spread is then known to 4 %."""
 AHEAD = 10.0
 """How many times the largest fitted size the outlook is for."""
 
 
-def outlook(predictor: Predictor) -> dict[str, Prediction]:
-    """The loss at `AHEAD` times the largest fitted size, at the most data that it had: by forecast, or by profile.
-
-    By bootstrap too where outliers had the profile widened, unless there are fewer runs than parameters.
-    """
+def outlook(predictor: Predictor) -> Prediction:
+    """The loss at `AHEAD` times the largest fitted size, at the most data that it had."""
     largest = max(predictor.points.select(predictor.columns).iter_rows())
-    place = np.array([[AHEAD * largest[0], *largest[1:]]])
-    if not isinstance(predictor, Fit):
-        return {predictor.name: predictor.predict(place)[0]}
-    predictions = {"profile": predictor.predict(place)[0]}
-    if not predictor.profile.holds_fit:
-        with suppress(UserError):
-            predictions["bootstrap"] = bootstrap(predictor, REFITS).predict(place)[0]
-    return predictions
+    return predictor.predict(np.array([[AHEAD * largest[0], *largest[1:]]]))[0]
 
 
 def unidentified(fit: Fit) -> list[str]:
@@ -48,10 +33,10 @@ def unidentified(fit: Fit) -> list[str]:
 def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
     """The fit's warnings, and those that only the intervals and the held-out sizes give rise to."""
     found = list(fit.diagnostics.warnings)
-    if not fit.profile.holds_fit:
+    if off := fit.profile.outliers:
         found.append(
-            "outliers: the fit lies outside the region of its profile, so its intervals were widened to hold it; "
-            "look at the residuals"
+            f"outliers: {off} of {len(fit.points)} points are over {2 * OUTLYING:g} standard deviations off the fit "
+            "and hardly count in its intervals; look at the residuals"
         )
     for name in unidentified(fit):
         if name not in fit.diagnostics.unidentified:
@@ -69,7 +54,7 @@ def verdict(
     predictor: Predictor,
     holdout: Holdout | None,
     judged: Sequence[Rival],
-    ahead: Mapping[str, Prediction],
+    ahead: Prediction,
     unsure: Sequence[str],
     x: str,
 ) -> list[str]:
@@ -121,13 +106,10 @@ def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
     return f"The {what} holds in part over {reached:.1f} decades of {x}: {figures}."
 
 
-def _expected(ahead: Mapping[str, Prediction], x: str) -> str:
-    p = next(iter(ahead.values()))
+def _expected(p: Prediction, x: str) -> str:
     data = ", ".join(f"{name} {value:.4g}" for name, value in (("D", p.d), ("U", p.u)) if value is not None)
     where = f"At {AHEAD:g} times the largest fitted {x}{' with ' + data if data else ''}"
     sentence = f"{where} expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
-    if "bootstrap" in ahead:
-        sentence += f" (by bootstrap [{ahead['bootstrap'].low:.4g}, {ahead['bootstrap'].high:.4g}])"
     if p.cautious is not None:
         sentence += f"; count on {p.cautious:.4g}"
     return sentence + "."

@@ -136,7 +136,7 @@ def test_an_analysis_says_forecast_and_describes_by_a_law() -> None:
     found = analyse(None, points, 2, {"x": "N_body", "y": "test_loss"})
     assert found.predictor.name == "forecast"
     assert found.fit.law.name == "lsrm"
-    assert set(found.outlook) == {"forecast"}
+    assert found.outlook.cautious is not None
     assert {rival.name for rival in found.rivals} == {"forecast", "lsrm", "lsrm, E = 0"}
     said = " ".join(found.verdict)
     assert "The forecast holds" in said

@@ -101,25 +101,25 @@ def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_s
     assert "nothing was held out" in words(points, holdout=0)
 
 
-def test_where_outliers_widen_the_profile_the_bootstrap_is_given_too() -> None:
+def test_an_outlier_hardly_widens_a_robust_fits_intervals_and_is_warned_of() -> None:
     size = np.repeat(SIZES, 3)
-    loss = (4 + 60 * size**-0.4) * np.exp(1e-4 * np.random.default_rng(0).standard_normal(24))
-    clean = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
-    assert set(outlook(clean)) == {"profile"}
-    loss[-3] *= 1.02
-    fitted = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
-    ahead = outlook(fitted)
-    assert ahead["profile"].x == ahead["bootstrap"].x == 10 * SIZES[-1]
-    assert ahead["profile"].predicted == ahead["bootstrap"].predicted
-    boot = ahead["bootstrap"]
-    said = " ".join(verdict(fitted, None, [], ahead, [], "N_body"))
-    assert f"for a new run (by bootstrap [{boot.low:.4g}, {boot.high:.4g}])" in said
+    loss = (4 + 60 * size**-0.4) * np.exp(1e-3 * np.random.default_rng(0).standard_normal(24))
+    clean = outlook(fit_points(LSRM, pl.DataFrame({"x": size, "y": loss})))
+    loss[-3] *= 1.05
+    points = pl.DataFrame({"x": size, "y": loss})
+    robust, squares = fit_points(LSRM, points), fit_points(LSRM, points, "lsq")
+    ahead, by_squares = outlook(robust), outlook(squares)
+    assert ahead.low < clean.predicted < ahead.high
+    assert clean.high - clean.low < ahead.high - ahead.low < (by_squares.high - by_squares.low) / 2
+    (said,) = [warning for warning in warnings(robust, None) if warning.startswith("outliers")]
+    assert "1 of 24 points" in said
+    assert not any(warning.startswith("outliers") for warning in warnings(squares, None))
 
 
 def test_of_laws_of_size_and_data_the_outlook_is_at_the_most_data() -> None:
     fitted = fit_points(LAWS["chinchilla"], of_size_and_data())
     ahead = outlook(fitted)
-    assert (ahead["profile"].x, ahead["profile"].d) == (1e7, 1e7)
+    assert (ahead.x, ahead.d) == (1e7, 1e7)
     assert "10 times the largest fitted N_body with D 1e+07 expect" in " ".join(
         verdict(fitted, None, [], ahead, [], "N_body")
     )
