@@ -215,17 +215,17 @@ def curves(path: Path, names: Sequence[str]) -> None:
 # ---- the constants
 
 START = Beliefs(
-    memory=1.0,
+    memory=1.2,
     damping=0.3,
-    steady_damping=0.2,
-    damping_sd=0.15,
+    steady_damping=0.15,
+    damping_sd=0.12,
     noise=0.002,
-    noise_dof=1.5,
-    stops=0.3,
+    noise_dof=1.0,
+    stops=0.25,
     caution=0.75,
     widening=1.0,
-    misfit=0.25,
-    growth=0.5,
+    misfit=0.2,
+    growth=0.7,
 )
 """Round numbers."""
 BOUNDS = {
@@ -304,9 +304,10 @@ def own() -> None:
         ("s3rec-beauty", False),
         ("ciao", False),
         ("quickstart", False),
+        ("go", True),
         ("go", False),
     ):
-        file = HERE / name / ("points.jsonl" if name == "go" else "all_points.jsonl")
+        file = HERE / name / "all_points.jsonl"
         points = read_points([file], d="D", u="U") if shares else read_points([file])
         for law in ("forecast", "lsrm") if not shares else ("forecast", "kaplan", "muennighoff", "repeated_data"):
             rows, hidden = [], []
@@ -412,7 +413,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path)
     parser.add_argument("--methods", nargs="*", default=())
     parser.add_argument("--calibrate", type=Path)
-    parser.add_argument("--trials", type=int, default=100, help="of the search for the constants, for each family")
+    parser.add_argument("--trials", type=int, default=60, help="of the search for the constants, for each family")
     parser.add_argument("--own", action="store_true")
     parser.add_argument("--worlds", action="store_true")
     parser.add_argument("--repeats", type=int, default=200)

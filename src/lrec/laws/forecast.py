@@ -66,18 +66,18 @@ class Beliefs:
     """
 
     memory: float = 1.2
-    damping: float = 0.31
+    damping: float = 0.327
     steady_damping: float = 0.15
-    damping_sd: float = 0.13
-    noise: float = 0.002
-    noise_dof: float = 1.45
-    stops: float = 0.24
-    caution: float = 0.75
+    damping_sd: float = 0.141
+    noise: float = 0.00166
+    noise_dof: float = 0.769
+    stops: float = 0.213
+    caution: float = 0.731
     caution_with_shares: float = 0.6
-    widening: float = 0.9
-    misfit: float = 0.235
+    widening: float = 1.32
+    misfit: float = 0.2
     least_noise: float = 0.0045
-    growth: float = 0.48
+    growth: float = 0.7
 
 
 class Forecast:
