@@ -297,19 +297,20 @@ def own() -> None:
     """Two to five sizes hidden, with and without shares of the data."""
     print("| points and method | sizes hidden | predictions | mean error % | naive % | worst excess | inside |")
     print("|---|---|---|---|---|---|---|")
-    for name, shares in (
-        ("ml-1m-lsrm", True),
-        ("ml-1m-lsrm", False),
-        ("ml-1m-lsrm/untuned", False),
-        ("s3rec-beauty", False),
-        ("ciao", False),
-        ("quickstart", False),
-        ("go", True),
-        ("go", False),
+    joint, of_size = ("forecast", "kaplan", "muennighoff", "repeated_data"), ("forecast", "lsrm")
+    for name, shares, laws in (
+        ("ml-1m-lsrm", True, joint),
+        ("ml-1m-lsrm", False, of_size),
+        ("ml-1m-lsrm/untuned", False, of_size),
+        ("s3rec-beauty", False, of_size),
+        ("ciao", False, of_size),
+        ("quickstart", False, of_size),
+        ("go", True, ("forecast", "kaplan")),  # no data are repeated
+        ("go", False, of_size),
     ):
         file = HERE / name / "all_points.jsonl"
         points = read_points([file], d="D", u="U") if shares else read_points([file])
-        for law in ("forecast", "lsrm") if not shares else ("forecast", "kaplan", "muennighoff", "repeated_data"):
+        for law in laws:
             rows, hidden = [], []
             for k in range(2, 6):
                 try:

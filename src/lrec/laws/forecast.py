@@ -2,10 +2,10 @@
 
 1. A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x): where the points end it falls with slope S,
    and the slope itself falls by e for every factor e^(1/k).
-2. Curves in data, and in size where runs see their data again, may stop: with probability `Beliefs.stops` at some G,
-   N' = (N^-2 + G^-2)^(-1/2) takes the place of N. Where the points have shares of the data, G becomes G U^g, and A and
-   S depend on ln U: what halves and quarters show early is expected of all data at larger sizes. Curves in size on data
-   that are seen once go on, and flatten less.
+2. Curves in data, and in size where runs see their data again and again, may stop: with probability `Beliefs.stops` at
+   some G, N' = (N^-2 + G^-2)^(-1/2) takes the place of N. Where the points have shares of the data, G becomes G U^g,
+   and A and S depend on ln U: what halves and quarters show early is expected of all data at larger sizes. Other curves
+   in size go on, and flatten less.
 3. k and G are not fitted. Every pair is tried and weighted by how well its curve explains the points, of which those at
    the largest sizes count most, and one that is far off hardly counts (`mixture`).
 4. The forecast is not the middle of what is then expected but its `caution` quantile (all of it from twice the largest

@@ -8,7 +8,7 @@
     flops       training FLOPs
     wall_s      seconds that training took
     overfitted  whether the validation loss rose again after its best
-    may_stop    whether larger x may stop to pay: x counts data, or runs saw their data again
+    may_stop    whether larger x may stop to pay: x counts data, or runs saw their data again and again
 
 x and y are required; a law asks for d and u where it depends on them. `METRICS` may stand beside them.
 """

@@ -21,8 +21,9 @@ LARGEST = 1e100
 ROSE = 1.001
 """A run is over-fitted if its last validation loss is this many times its best one."""
 
-REPEATED = 1.5
-"""Passes over the data from which on a run counts as one that saw them again."""
+REPEATED = 4.0
+"""Passes over the data beyond which a run counts as one that saw them again: up to four are nearly as good as new data
+(arXiv 2305.16264)."""
 
 
 def read_points(
@@ -170,8 +171,9 @@ def _read_json_lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, A
 
 
 def _may_stop(points: pl.DataFrame, x: str) -> bool:
-    """Whether x is an amount of data, or some run saw its data more than once."""
-    return x in ("D", "U") or bool((points["processed"] > REPEATED * points["u"]).any())
+    """Whether x is an amount of data, or some run saw its data again and again."""
+    passes = points.select(pl.coalesce("processed", "d") / pl.col("u")).to_series()
+    return x in ("D", "U") or bool((passes > REPEATED).any())
 
 
 def _positive(file: Path, number: int, column: str, value: Any) -> float:
