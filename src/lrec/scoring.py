@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lrec import cpu_threads
 
-R = TypeVar("R")
+R = TypeVar("R", bound="Scores | TopItems")
 
 # Scores of a piece. On a CPU they should lie in the cache; elsewhere few large pieces cost least.
 CPU_PIECE_BYTES, PIECE_BYTES = 2**22, 2**26
@@ -62,16 +62,11 @@ def score(
         seen_items_S: Item of each seen pair.
         k: Length of the lists; capped at the catalogue's size.
     """
-    # Half precision, as in an autocast region, would tie scores that differ.
-    with torch.autocast(hidden_BD.device.type, enabled=False):
-        hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
-        pieces = _Pieces(hidden_BD, table_VD)
 
-        def of_block(block: _Block) -> Scores:
-            return _score_rows(hidden_BD[block.rows], targets_B[block.rows], block.seen, k, pieces)
+    def of_block(block: _Block, pieces: _Pieces) -> Scores:
+        return _score_rows(pieces.hidden_BD[block.rows], targets_B[block.rows], block.seen, k, pieces)
 
-        blocks = pieces.mapped(of_block, seen_rows_S, seen_items_S)
-        return Scores(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+    return Scores(*_joined(of_block, hidden_BD, table_VD, seen_rows_S, seen_items_S))
 
 
 @torch.no_grad()
@@ -85,20 +80,35 @@ def top_items(hidden_BD: Tensor, table_VD: Tensor, seen_rows_S: Tensor, seen_ite
         seen_items_S: Item of each seen pair.
         k: Length of the lists; capped at the catalogue's size.
     """
+
+    def of_block(block: _Block, pieces: _Pieces) -> TopItems:
+        return _list_rows(pieces.hidden_BD[block.rows], block.seen, k, pieces)
+
+    return TopItems(*_joined(of_block, hidden_BD, table_VD, seen_rows_S, seen_items_S))
+
+
+def _joined(
+    of_block: Callable[["_Block", "_Pieces"], R],
+    hidden_BD: Tensor,
+    table_VD: Tensor,
+    seen_rows_S: Tensor,
+    seen_items_S: Tensor,
+) -> list[Tensor]:
+    """The fields of what is made of each block of rows, joined to those of all rows."""
+    # Half precision, as in an autocast region, would tie scores that differ.
     with torch.autocast(hidden_BD.device.type, enabled=False):
-        hidden_BD, table_VD = hidden_BD.float(), table_VD.float()
-        pieces = _Pieces(hidden_BD, table_VD)
-
-        def of_block(block: _Block) -> TopItems:
-            best = _Best(len(hidden_BD[block.rows]), min(k, len(table_VD)), hidden_BD.device)
-            for start, scores_BC in pieces.of(hidden_BD[block.rows]):
-                _, places = block.seen.inside(start, scores_BC)
-                scores_BC[places] = -math.inf
-                best.add(scores_BC, start)
-            return best.first()
-
+        pieces = _Pieces(hidden_BD.float(), table_VD.float())
         blocks = pieces.mapped(of_block, seen_rows_S, seen_items_S)
-        return TopItems(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+        return [torch.cat(parts) for parts in zip(*blocks, strict=True)]
+
+
+def _list_rows(hidden_BD: Tensor, seen: "_Seen", k: int, pieces: "_Pieces") -> TopItems:
+    best = _Best(len(hidden_BD), min(k, len(pieces.table_VD)), hidden_BD.device)
+    for start, scores_BC in pieces.of(hidden_BD):
+        _, places = seen.inside(start, scores_BC)
+        scores_BC[places] = -math.inf
+        best.add(scores_BC, start)
+    return best.first()
 
 
 def _score_rows(hidden_BD: Tensor, targets_B: Tensor, seen: "_Seen", k: int, pieces: "_Pieces") -> Scores:
@@ -151,7 +161,7 @@ class _Pieces:
 
     def __init__(self, hidden_BD: Tensor, table_VD: Tensor) -> None:
         self._on_cpu = hidden_BD.device.type == "cpu"
-        self.table_VD = table_VD
+        self.hidden_BD, self.table_VD = hidden_BD, table_VD
         self._n_rows = len(hidden_BD)
         self._n_block = max(self._n_rows, 1)
         if self._on_cpu and self._n_rows > CPU_PIECE_ROWS:
@@ -161,12 +171,12 @@ class _Pieces:
         self._n_chunk = min(max(n_scores // self._n_block, GROUP_ITEMS), len(table_VD))
         self._of_thread = threading.local()
 
-    def mapped(self, of_block: Callable[["_Block"], R], rows_S: Tensor, items_S: Tensor) -> list[R]:
+    def mapped(self, of_block: Callable[["_Block", "_Pieces"], R], rows_S: Tensor, items_S: Tensor) -> list[R]:
         """What is made of each block of rows, on a CPU by a thread for each core."""
         blocks = self._blocks(rows_S, items_S)
         if self._on_cpu and self._n_rows > self._n_block:
-            return cpu_threads.mapped(of_block, blocks)
-        return [of_block(block) for block in blocks]
+            return cpu_threads.mapped(lambda block: of_block(block, self), blocks)
+        return [of_block(block, self) for block in blocks]
 
     def _blocks(self, rows_S: Tensor, items_S: Tensor) -> Iterator["_Block"]:
         n_chunks = -(-len(self.table_VD) // self._n_chunk)
