@@ -137,7 +137,9 @@ class Forecast:
         mean_GP, doubt_GP = mixture.at(self._kept(place_PV))
         here_GP, _ = mixture.at(self._kept(np.column_stack([np.zeros(len(x_PV)), *place_PV.T[1:]])))
         noise_G1 = mixture.variance_G[:, None]
-        best_P = np.log([naive(self.points, dict(zip(self.columns, place, strict=True))) for place in x_PV])
+        data = x_PV[:, 1].tolist() if len(self.columns) > 1 else [None] * len(x_PV)
+        best = {u: naive(self.points, {"u": u}) for u in set(data)}
+        best_P = np.log([best[u] for u in data])
         # All of the caution from twice the largest x on, none where there are points.
         caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
         beyond_P = np.clip(place_PV[:, 0] / np.log(2), 0, 1)
@@ -155,7 +157,6 @@ class Forecast:
                 ends.append(np.exp(inner(mixture.quantile(share, mean_GP, np.sqrt(variance_GP)), log_P)))
         cautious_P = np.maximum(np.exp(log_P), np.minimum((np.exp(log_P) + ends[3]) / 2, np.exp(best_P)))
         columns = np.column_stack([np.exp(log_P), np.transpose(ends)]).tolist()
-        data = x_PV[:, 1].tolist() if len(self.columns) > 1 else [None] * len(x_PV)
         return [
             Prediction(size, loss, mean_low, mean_high, low, high, None, u, cautious)
             for size, (loss, mean_low, mean_high, low, high), u, cautious in zip(
