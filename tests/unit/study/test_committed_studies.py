@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lrec.laws.predict import holdout_report
 from lrec.parser import find_config
 from lrec.run import RunConfig, read_points_file
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study
+from lrec.study.points import read_points
 from lrec.study.record import changed_options
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -36,3 +38,13 @@ def test_the_points_of_a_study_are_of_its_sizes(name: str) -> None:
     study = Study(**yaml.safe_load(find_config(f"study/{name}.yaml").read_text()))
     trained = {point.size for point in read_points_file(BENCHMARKS / name / "all_points.jsonl")}
     assert trained == set(study.ladder)
+
+
+def test_the_quickstarts_prediction_is_near_and_narrower_than_naive_is_wrong() -> None:
+    _, held_out = holdout_report(None, read_points([BENCHMARKS / "quickstart" / "all_points.jsonl"]), 2)
+    assert held_out is not None
+    for point in held_out.points:
+        naive = abs(point.naive_error_pct)
+        assert point.inside
+        assert abs(point.error_pct) <= naive / 3
+        assert point.half_width_pct <= naive
