@@ -24,10 +24,12 @@ import polars as pl
 import torch
 
 HERE = Path(__file__).parent
-PEERS = {
+ENVIRONMENTS = {
     "rectools": ["rectools[torch]==0.19.0"],
     "recbole": ["recbole==1.2.1", "numpy<2", "pandas<2.2", "scipy<1.13"],
 }
+PEERS = {"rectools": "rectools", "flatsasrec": "rectools", "recbole": "recbole"}
+"""Each peer's environment."""
 # Raw file (that of MovieLens-100K comes with RecBole), longest history, epochs, and the batches of RecBole's epoch: of
 # prefixes of 200 items a whole one takes it half an hour.
 DATASETS = {
@@ -45,7 +47,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--users", type=int, help="Only so many users, to try the script.")
     options = parser.parse_args()
-    pythons = {"lrec": Path(sys.executable)} | {peer: environment(options.environments, peer) for peer in PEERS}
+    pythons = {"lrec": Path(sys.executable)} | {
+        peer: environment(options.environments, name) for peer, name in PEERS.items()
+    }
     tables = []
     for name in options.datasets:
         file, max_len, epochs, batches = DATASETS[name]
@@ -70,12 +74,12 @@ def main() -> None:
             (HERE / "peers.md").write_text(page(tables, options.threads))
 
 
-def environment(root: Path, peer: str) -> Path:
-    """The peer's Python, its environment built where it is not there."""
-    python = root.absolute() / peer / "bin" / "python"
+def environment(root: Path, name: str) -> Path:
+    """Its Python, built where it is not there."""
+    python = root.absolute() / name / "bin" / "python"
     if not python.is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(root / peer)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(root / name)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *ENVIRONMENTS[name]], check=True)
     return python
 
 
@@ -200,6 +204,8 @@ def page(tables: list[str], threads: int) -> str:
             "",
             "The same model everywhere: 2 blocks, width 64, 2 heads, dropout 0.1, full softmax over the",
             "catalogue. RecTools in batches of 128 users and RecBole of 2,048 rows, their defaults, at lr 0.001;",
+            "flatsasrec is RecTools' FlatSASRecNet (`rectools.fast_transformers`: sequences and a network), whose loop",
+            "is Lightning's with AdamW, and whose lists are made from its `encode_last`;",
             "lrec 1,024 targets a step at lr 0.006, chosen by the validation targets of Beauty. Targets are real ones:",
             "padding is not counted, RecBole's prefix rows are one each. Leave-one-out, seen items filtered, all",
             "items ranked. Few epochs, because the peers take minutes for each: the accuracies compare what is",
