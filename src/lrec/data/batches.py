@@ -238,7 +238,7 @@ def history_batch(items_N: np.ndarray, lengths_B: np.ndarray, max_len: int, n_it
     kept_B = np.minimum(lengths_B, max_len)
     items_BL, _ = padded(items_N[ranges(np.cumsum(lengths_B) - kept_B, kept_B)], kept_B)
     starts_B = np.arange(len(lengths_B)) * items_BL.shape[1]
-    seen_S = np.unique(rows_N * n_items + items_N)
+    seen_S = _distinct(rows_N * n_items + items_N)
     return HistoryBatch(
         items_BL=torch.from_numpy(items_BL),
         positions_B=torch.from_numpy(starts_B + np.maximum(kept_B - 1, 0)),
@@ -246,6 +246,12 @@ def history_batch(items_N: np.ndarray, lengths_B: np.ndarray, max_len: int, n_it
         seen_rows_S=torch.from_numpy(seen_S // n_items),
         seen_items_S=torch.from_numpy(seen_S % n_items),
     )
+
+
+def _distinct(keys_N: np.ndarray) -> np.ndarray:
+    """The keys in order, each once; numpy's unique, which may hash them first, takes several times as long."""
+    keys_N.sort()
+    return keys_N[np.diff(keys_N, prepend=-1) > 0]
 
 
 def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
