@@ -164,10 +164,11 @@ class _Pieces:
         self.hidden_BD, self.table_VD = hidden_BD, table_VD
         self._n_rows = len(hidden_BD)
         self._n_block = max(self._n_rows, 1)
-        if self._on_cpu and self._n_rows > CPU_PIECE_ROWS:
-            n_blocks = -(-self._n_rows // (4 * CPU_PIECE_ROWS)) * 4  # 2 or 4 threads have as many each
-            self._n_block = -(-self._n_rows // n_blocks)
         n_scores = (CPU_PIECE_BYTES if self._on_cpu else PIECE_BYTES) // hidden_BD.element_size()
+        most = max(n_scores // len(table_VD), CPU_PIECE_ROWS)  # where a piece holds the catalogue, as many as fit
+        if self._on_cpu and self._n_rows > most:
+            n_blocks = -(-self._n_rows // (4 * most)) * 4  # 2 or 4 threads have as many each
+            self._n_block = -(-self._n_rows // n_blocks)
         self._n_chunk = min(max(n_scores // self._n_block, GROUP_ITEMS), len(table_VD))
         self._of_thread = threading.local()
 
@@ -242,15 +243,22 @@ class _Best:
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         self.k = k
         self._keys_BW = torch.zeros((n_rows, 0), dtype=torch.int64, device=device)
+        self._in_order = True  # whether they are no more than k, best first
         # Later items with no more than that are not among the k best: they lose ties.
         self._least_B1 = torch.full((n_rows, 1), -math.inf, device=device)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
         """Add a piece whose first item is `start`; pieces come in the order of items, before any pairs."""
-        whole = scores_BC.shape[1] // GROUP_ITEMS * GROUP_ITEMS
+        n_items = scores_BC.shape[1]
+        if self._keys_BW.shape[1] == 0 and n_items < GROUP_ITEMS * self.k:
+            # So few that no threshold would leave much out.
+            items_C = torch.arange(start, start + n_items, device=scores_BC.device)
+            self._append(_keys(scores_BC, items_C))
+            return
+        whole = n_items // GROUP_ITEMS * GROUP_ITEMS
         if whole:
             self._add_groups(scores_BC[:, :whole].unflatten(1, (GROUP_ITEMS, -1)), start)
-        if whole < scores_BC.shape[1]:
+        if whole < n_items:
             self._add_groups(scores_BC[:, whole:, None], start + whole)
 
     def _add_groups(self, scores_BMG: Tensor, start: int) -> None:
@@ -264,9 +272,6 @@ class _Best:
         places_N, members_N = above(scores_NM, self._least_B1[rows_N]).nonzero(as_tuple=True)
         items_N = start + members_N * n_groups + groups_N[places_N]
         self._keep(rows_N[places_N], _keys(scores_NM[places_N, members_N], items_N))
-        if self._keys_BW.shape[1] > 2 * self.k:
-            self._shorten()
-            self._least_B1 = _decoded(self._keys_BW[:, -1:]).scores_BK
 
     def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
         """Add single items of single rows, in any order, after all pieces."""
@@ -283,10 +288,19 @@ class _Best:
         number_B, place_N = places_in_rows(rows_N, len(self._keys_BW))
         keys_BW = self._keys_BW.new_full((len(number_B), int(number_B.max())), _NONE)
         keys_BW[rows_N, place_N] = keys_N
+        self._append(keys_BW)
+
+    def _append(self, keys_BW: Tensor) -> None:
         self._keys_BW = torch.cat([self._keys_BW, keys_BW], 1)
+        self._in_order = False
+        if self._keys_BW.shape[1] > 2 * self.k:
+            self._shorten()
+            self._least_B1 = _decoded(self._keys_BW[:, -1:]).scores_BK
 
     def _shorten(self) -> None:
-        self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
+        if not self._in_order:
+            self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
+            self._in_order = True
 
     def _first(self) -> Tensor:
         """Keys of the k best, best first."""
