@@ -63,7 +63,12 @@ class RankMetrics(Metric):
         weights_B = weights_B.double()
         rank_B = rank_B.double()
         self.weight += weights_B.sum()
-        top_BK = top_BK[weights_B > 0]
+        # An unused slot is never before a used one: what is put in its place is listed in any case.
+        top_BK = top_BK[(weights_B > 0) & (top_BK[:, 0] >= 0)]
+        used_BK = top_BK >= 0
+        filled_BK = torch.where(used_BK, top_BK, top_BK[:, :1])
+        popularity_K = (self.item_counts_V[filled_BK] * used_BK).sum(0)  # by slot
+        slots_K = used_BK.sum(0)
         for index, k in enumerate(KS):
             hit_B = (rank_B <= k) * weights_B
             self.hits_K[index] += hit_B.sum()
@@ -71,11 +76,9 @@ class RankMetrics(Metric):
             self.gains_K[index] += gain_B.sum()
             self.squared_gains_K[index] += (gain_B * gain_B).sum()
             self.reciprocals_K[index] += (hit_B / rank_B).sum()
-            listed = top_BK[:, :k]
-            listed = listed[listed >= 0]
-            self.listed_KV[index, listed] = 1
-            self.popularity_K[index] += self.item_counts_V[listed].sum()
-            self.slots_K[index] += listed.numel()
+            self.listed_KV[index, filled_BK[:, :k]] = 1
+            self.popularity_K[index] += popularity_K[:k].sum()
+            self.slots_K[index] += slots_K[:k].sum()
 
     def compute(self) -> dict[str, Tensor]:
         """The means, by name."""
