@@ -308,7 +308,7 @@ def own() -> None:
         ("go", True, ("forecast", "kaplan")),  # no data are repeated
         ("go", False, of_size),
     ):
-        file = HERE / name / ("points.jsonl" if name == "go" else "all_points.jsonl")  # whose largest sizes are to come
+        file = HERE / name / "all_points.jsonl"
         points = read_points([file], d="D", u="U") if shares else read_points([file])
         for law in laws:
             rows, hidden = [], []

@@ -74,7 +74,7 @@ SETS = {
         "ml-latest-small/points.csv",
     ),
     "quickstart": Set("Quickstart (synthetic)", "--config configs/data/synthetic.yaml", "quickstart/all_points.jsonl"),
-    "go": Set("Go, a quarter of the games", f"{GO} 0.25", "go/points.jsonl"),
+    "go": Set("Go, a quarter of the games", f"{GO} 0.25", "go/all_points.jsonl"),
     "go-sixteenth": Set("Go, a sixteenth of the games", f"{GO} 0.0625", "outlook/go-sixteenth.csv"),
     "globo": Set(
         "Globo", "--config configs/data/globo.yaml --data.path DIR/globo_clicks.parquet", "outlook/globo.jsonl"

@@ -25,8 +25,8 @@ def test_a_study_has_the_held_out_runs_that_were_predicted(name: str) -> None:
     predicted = json.loads((BENCHMARKS / name / "prediction.json").read_text())["held_out_runs"]
     data = next(iter(predicted.values()))["data"]["init_args"]
     options = study.options | ({"data.path": "anywhere"} if "path" in data else {})
-    alone = {"sizes": study.held_out, "seeds": study.holdout_seeds, "holdout": 0, "law": None, "fractions": (1.0,)}
-    held_out = replace(study, options=options, **alone)
+    alone = {"sizes": study.held_out, "seeds": study.holdout_seeds, "holdout": 0, "law": None}
+    held_out = replace(study, options=options, fractions=(max(study.fractions),), **alone)
     today = {run.name: run.config for run in planned_runs(held_out)}
     assert today.keys() == predicted.keys()
     for run, config in today.items():
