@@ -41,6 +41,8 @@ def write_stand_ins(folder: Path) -> None:
     interactions = log.select(names["user"], names["item"], "time")
     interactions.write_csv(folder / "interactions.csv")
     interactions.write_parquet(folder / "interactions.parquet")
+    atomic = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
+    interactions.rename(atomic).write_csv(folder / "shop.inter", separator="\t")
     histories = orders.group_by("customer", maintain_order=True).agg(pl.col("product").alias("items"))
     histories.rename({"customer": "user"}).head(5).write_ndjson(folder / "new_users.jsonl")
     orders.select("product", pl.lit("A thing").alias("title")).unique().write_csv(folder / "products.csv")

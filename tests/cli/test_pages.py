@@ -1,0 +1,78 @@
+"""The form of the pages: length, opening, width of code; the list of files and the figures are up to date."""
+
+import ast
+import re
+import runpy
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
+REFERENCE = {"data.md", "metrics.md", "laws.md", "tasks.md", "options.md", "files.md", "reliability.md"}
+# Written by `lrec tasks`.
+WRITTEN = DOCS / "results" / "tasks"
+GUIDES = [page for page in sorted(DOCS.glob("*.md")) if page.name not in ("glossary.md", "api.md", "cluster.md")]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+def words(text: str) -> int:
+    """Words; the bars and lines of tables are none."""
+    return sum(any(character.isalnum() for character in word) for word in text.split())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in REFERENCE], ids=name)
+def test_a_page_is_short(page: Path) -> None:
+    longest = 700 if page.name == "README.md" else 1_500
+    assert words(page.read_text()) <= longest
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if WRITTEN not in page.parents], ids=name)
+def test_no_line_of_code_is_wider_than_the_page(page: Path) -> None:
+    if page.name == "cluster.md":
+        pytest.skip("its commands are wrapped with its next text")
+    fenced = re.findall(r"^```(?:bash|python|py|yaml)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^    (?:lrec|python|pytest) .*$", page.read_text(), re.MULTILINE)
+    wide = [line for block in [*fenced, *indented] for line in block.splitlines() if len(line) > 90]
+    assert wide == []
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name)
+def test_a_page_begins_with_what_it_is_for_and_an_example(page: Path) -> None:
+    _, heading, body = re.split(r"^(# .*)$", page.read_text(), maxsplit=1, flags=re.MULTILINE)
+    assert heading
+    opening = re.search(r"^```bash|^```python|^    pytest|^```\n", body, re.MULTILINE)
+    assert opening is not None, "no example"
+    before = body[: opening.start()]
+    assert words(before) >= 10, "it does not say what it is for"
+    assert words(before) <= 180, "the example comes late"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_that_is_not_run_is_python(page: Path) -> None:
+    for block in re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        if not block.startswith("--8<--"):
+            ast.parse(block)
+
+
+def test_the_page_of_files_has_every_file_once() -> None:
+    listed = re.findall(r"^\| \[`([\w/]+\.py)`\]\(\.\./src/lrec/\1\)", (DOCS / "files.md").read_text(), re.MULTILINE)
+    package = REPOSITORY / "src" / "lrec"
+    there = [file.relative_to(package).as_posix() for file in package.rglob("*.py") if not file.name.startswith("__")]
+    assert sorted(listed) == sorted(there), "docs/files.md lists each file of src/lrec with its one reason to change"
+
+
+def test_the_figures_are_those_of_their_script() -> None:
+    script = runpy.run_path(str(DOCS / "figures.py"))
+    for figure_name, figure in script["FIGURES"].items():
+        text = script["svg"](figure)
+        assert (DOCS / f"{figure_name}.svg").read_text() == text, "run python docs/figures.py"
+        assert ET.fromstring(text).get("aria-label") == figure.label
+        for box in figure.boxes.values():
+            paths = [part for part in box.path.split(", ") if part.endswith(".py")]
+            assert [part for part in paths if not (REPOSITORY / "src" / "lrec" / part).is_file()] == []

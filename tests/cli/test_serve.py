@@ -1,0 +1,75 @@
+"""The server of examples/serve.py gives what `Model.recommend` gives, and says what is wrong with a request."""
+
+import json
+import runpy
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from lrec.net import Transformer
+from lrec.recommend import Model
+from lrec.shape import TransformerConfig
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "serve.py"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    net = Transformer(TransformerConfig(20, 5, 1, 8, 1)).eval()
+    return Model(net, pl.Series([f"SKU-{item}" for item in range(20)]), {}, np.arange(1, 21))
+
+
+@pytest.fixture(scope="module")
+def address(model: Model) -> Iterator[str]:
+    service = runpy.run_path(str(EXAMPLE))["server"](model, 0)
+    thread = threading.Thread(target=service.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{service.server_port}"
+    service.shutdown()
+    thread.join()
+    service.server_close()
+
+
+def ask(address: str, body: bytes) -> tuple[int, Any]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(address, data=body, timeout=10) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as refused:
+        return refused.code, json.load(refused)
+
+
+def test_the_lists_are_those_of_the_model(model: Model, address: str) -> None:
+    histories = [["SKU-1", "SKU-7"], ["SKU-3"], ["nothing known"]]
+    status, rows = ask(address, json.dumps({"histories": histories, "k": 4, "exclude": ["SKU-2"]}).encode())
+    assert status == 200
+    expected = model.recommend(histories, k=4, exclude=["SKU-2"])
+    assert [row["items"] for row in rows] == expected["items"].to_list()
+    assert [row["fallback"] for row in rows] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"not JSON", "Expecting value"),
+        (b"{}", "histories"),
+        (b"[1]", "must be a mapping"),
+        (b'{"histories": 3}', "expected"),
+        (b'{"histories": [["SKU-1"]], "k": 0}', "k must be at least 1"),
+        (b'{"histories": [["SKU-1"]], "path": "/"}', "path"),
+    ],
+)
+def test_a_wrong_request_is_answered_with_the_reason(body: bytes, says: str, address: str) -> None:
+    status, reply = ask(address, body)
+    assert status == 400
+    assert says in reply["error"]
+    assert ask(address, b'{"histories": [["SKU-1"]]}')[0] == 200, "and the next one is served"
