@@ -44,10 +44,10 @@ initial weights per seed.
 
     python benchmarks/grouping.py --data FOLDER
 
-Grouping has a price, probably because a step of short windows differs more from one of long windows than two shuffled
-steps do, which is noise for the optimizer. It slows the first epochs and fades as the learning rate falls. Smaller pools
-and a higher rate make it worse: on Beauty pools of 32 steps (93 % real) ended 0.014 and 0.040 above shuffled for two
-seeds, twice the rate 0.041 for one.
+Grouping has a price, probably because a step of short windows differs more from one of long windows than two
+shuffled steps do, which is noise for the optimizer. It slows the first epochs and fades as the learning rate
+falls. Smaller pools and a higher rate make it worse: on Beauty pools of 32 steps (93 % real) ended 0.014 and
+0.040 above shuffled for two seeds, twice the rate 0.041 for one.
 
 {machine}.
 
