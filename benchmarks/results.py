@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 PAGES = HERE.parent / "docs" / "results"
 PAGE = PAGES / "index.md"
-TABLE = re.compile(r"^\| set \|.*\n(?:\|.*\n)*", re.MULTILINE)
+# The two tables, with a blank line between them.
+TABLE = re.compile(r"^\| set \|.*\n(?:\|.*\n)*\n\| set \|.*\n(?:\|.*\n)*", re.MULTILINE)
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
 NAMES = {12 * layers * width**2: name for name, (layers, width, _) in SIZES.items()}
 
@@ -141,13 +142,15 @@ def name_of(size: float) -> str:
 
 
 def studies_table(read: dict[Study, pl.DataFrame]) -> str:
-    """A line for each study."""
+    """A line for each study in each of two tables: the ladders and their slopes; predictions and their errors."""
     of_methods = [f"{name}: {what}" for name in METHODS for what in ("error, %", "inside")]
     rolled = [f"roll-out: {name}, %" for name in (*METHODS, "naive")]
     head = ["set", "training targets", "fitted sizes", "held out", "slope, fitted", "slope, held out"]
     rows = [[*head, *of_methods, "naive: error, %", *rolled]]
     rows += [study_row(study, points) for study, points in read.items()]
-    return rows_table(rows, text=(0, 2, 3), padded=False)
+    ladders = rows_table([row[: len(head)] for row in rows], text=(0, 2, 3), padded=False)
+    predictions = rows_table([[row[0], *row[len(head) :]] for row in rows], text=(0,), padded=False)
+    return f"{ladders}\n\n{predictions}"
 
 
 def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
