@@ -16,7 +16,6 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -36,7 +35,7 @@ from lrec.parser import OneLineParser
 from lrec.run import Run
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
-from lrec.tensorboard import ItemProjector, RunTable
+from lrec.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.throughput import Throughput
 
 StrategyRegistry.register("fsdp2", FSDP2, description="Parameters sharded over the processes, CPUs or GPUs")
@@ -167,7 +166,7 @@ class CommandLine(LightningCLI):
         config = self.config_init[self.command].trainer
         folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
         if loggers in (None, True):
-            loggers = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+            loggers = RunLogger(folder)
         options = _plain(self._parser(self.command), self.config[self.command]) if self.command == "fit" else {}
         kwargs |= {
             "default_root_dir": self.trial.name if self.trial is not None else folder,

@@ -232,11 +232,13 @@ class SequentialRecommender(LightningModule):
         return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.step_targets)
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
-        """Log the mean training loss over all targets since it was last logged, and stop a run where it is not finite;
-        only when Lightning logs, to spare a sync per step."""
+        """Log the mean training loss over all targets since it was last logged and the next step's learning rate, the
+        largest of all parameter groups; stop a run whose loss is not finite. Only when Lightning logs, to spare a sync
+        per step."""
         if logs_now(self.trainer, batch_idx):
             train_loss = self._since_logged.mean(self)
             self.log("train/loss", train_loss, prog_bar=True)
+            self.log("train/lr", max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups))
             self._stop_if_diverged(torch.tensor(train_loss, device=self.device))
 
     def on_validation_start(self) -> None:

@@ -1,45 +1,105 @@
-"""What TensorBoard shows of a run besides its curves: its row in the table of runs, and its items in the projector."""
+"""What TensorBoard shows of a run: a dozen cards first, its row in the table of runs, its items in the projector."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from lrec import checkpoints
-from lrec.callbacks import OF_BEST
+from lrec import checkpoints, cost
 from lrec.data.titles import read_titles
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
 from lrec.interruption import best_of
-from lrec.module import SequentialRecommender
-from lrec.run import Run
+from lrec.module import SequentialRecommender, recommender
+from lrec.run import Run, RunConfig
 
-COMPARED = (
-    *(f"scaling/best/{name}" for name in OF_BEST),
-    *("test/loss", "test/NDCG@10", "test/NDCG@10_unseen", "test/HR@10_unseen"),
+FIRST = (
+    *("train/loss", "train/lr", "val/loss", "val/NDCG@10", "val/HR@10", "val/coverage@10"),
+    *("perf/targets_per_s", "perf/mfu", "scaling/val_loss", "scaling/best/val/loss", "test/loss", "test/NDCG@10"),
 )
+"""The curves that TensorBoard shows first."""
+REST = "various/"
+"""Prefix of all the others: TensorBoard puts groups in the order of the alphabet, and this one after val/."""
+
+
+def tag_of(name: str) -> str:
+    """What a figure is called in TensorBoard."""
+    return name if name in FIRST else f"{REST}{name}"
+
+
+COMPARED = tuple(
+    tag_of(name)
+    for name in (
+        *("scaling/best/val/loss", "test/loss", "test/NDCG@10", "test/HR@10"),
+        *("test/NDCG@10_unseen", "test/HR@10_unseen", "scaling/best/val/NDCG@10_unseen"),
+    )
+)
+"""The figures in the table of runs, the most important ones first."""
+
+
+class RunLogger(TensorBoardLogger):
+    """Writes the curves of a run into its folder; those that are not among the `FIRST` behind the prefix `REST`.
+
+    Only the tags in TensorBoard have the prefix: callbacks, points.jsonl and other loggers know the plain names.
+    """
+
+    def __init__(self, folder: str) -> None:
+        """Write into this folder."""
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write each figure under its tag."""
+        super().log_metrics({tag_of(name): value for name, value in metrics.items()}, step)
 
 
 class RunTable(Callback):
-    """A row for the run in TensorBoard's HPARAMS: the options of model and data, with the metrics of val and test."""
+    """A row for the run in TensorBoard's HPARAMS: what was chosen, with the metrics of val and test."""
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the options in config.yaml; TensorBoard takes the metrics from the curves of the same names."""
+        """Write what was chosen; TensorBoard takes the metrics from the curves of the same names."""
         run = Run(Path(trainer.default_root_dir))
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not run.config_file.is_file() or not loggers:
             return
-        options = {
+        model = recommender(pl_module)
+        leading = {"size": model.size, "N_body": cost.n_body(model.config)} | _chosen(run.config)
+        others = {name: value for name, value in run.config.flat.items() if name.startswith(("model.", "data."))}
+        columns = {
             name: value if value is None or isinstance(value, bool | int | float | str) else str(value)
-            for name, value in run.config.flat.items()
-            if name.startswith(("model.", "data."))
+            for name, value in (leading | others).items()
         }
-        for summary in hparams(options, dict.fromkeys(COMPARED)):
+        table, *row = hparams(columns, dict.fromkeys(COMPARED))
+        for summary in (_led_by(leading, table), *row):
             loggers[0].experiment.file_writer.add_summary(summary)
+
+
+def _chosen(config: RunConfig) -> dict[str, Any]:
+    """The options that runs differ in most often, by short names; of the dropout rates the largest."""
+    rates = [value for name, value in config.flat.items() if name.startswith("model.dropout.")]
+    return {
+        "lr": config.value("model.optimizer.lr"),
+        "dropout": max(rates, default=None),
+        "epochs": config.value("trainer.max_epochs"),
+    }
+
+
+def _led_by(leading: Collection[str], table: Summary) -> Summary:
+    """The table of runs with these columns first: TensorBoard begins with those in which runs are said to differ, and
+    shows no more than five until it is asked to."""
+    (value,) = table.value
+    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in leading
+    value.metadata.plugin_data.content = content.SerializeToString()
+    return table
 
 
 class ItemProjector(Callback):

@@ -38,7 +38,7 @@ def rates_of(run: Path) -> list[float]:
     """The learning rate of each step, as a share of its peak."""
     events = EventAccumulator(str(run))
     events.Reload()
-    (tag, *_) = [tag for tag in events.Tags()["scalars"] if tag.startswith("lr-")]
+    (tag, *_) = [tag for tag in events.Tags()["scalars"] if tag.startswith("various/lr-")]
     return [event.value / LR for event in events.Scalars(tag)]
 
 

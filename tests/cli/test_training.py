@@ -9,7 +9,12 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import backend_context, metadata
 
 POINT_FIELDS = (
     "schema",
@@ -120,21 +125,52 @@ def test_baselines_stand_beside_the_model(run: Path) -> None:
     assert 0 < metrics["recent-popularity"]["NDCG@10_unseen"] < metrics["markov"]["NDCG@10_unseen"]
 
 
-def test_tensorboard_has_the_agreed_prefixes(run: Path) -> None:
+def test_tensorboard_shows_a_dozen_cards_first_and_the_rest_behind_a_prefix(run: Path) -> None:
     events = EventAccumulator(str(run))
     events.Reload()
-    tags = set(events.Tags()["scalars"])
-    assert {"train/loss", "val/loss", "val/NDCG@10", "val/NDCG@10_unseen", "val/popularity/NDCG@10"} <= tags
-    assert {"test/loss", "scaling/D", "scaling/N_body", "scaling/val_loss", "scaling/test_loss"} <= tags
-    (best,) = [point for point in points_of(run) if point["best"]]
-    for name in ("val/loss", "val/NDCG@10_unseen"):
-        (shown,) = events.Scalars(f"scaling/best/{name}")
+    tags = events.Tags()["scalars"]
+    first = {tag for tag in tags if not tag.startswith("various/")}
+    assert first == {
+        *("train/loss", "train/lr", "val/loss", "val/NDCG@10", "val/HR@10", "val/coverage@10"),
+        *("perf/targets_per_s", "perf/mfu", "scaling/val_loss", "scaling/best/val/loss", "test/loss", "test/NDCG@10"),
+    }
+    assert max(tag.split("/")[0] for tag in tags) == "various", "groups stand in the order of the alphabet"
+    assert {
+        "val/NDCG@10_unseen",
+        "val/popularity/NDCG@10",
+        "test/markov/HR@1",
+        "scaling/N_body",
+        "perf/memory_gib",
+    } <= {tag.removeprefix("various/") for tag in tags}
+    points = points_of(run)
+    (best,) = [point for point in points if point["best"]]
+    for tag, name in (("", "val/loss"), ("various/", "val/NDCG@10_unseen")):
+        (shown,) = events.Scalars(f"{tag}scaling/best/{name}")
         assert (shown.step, shown.value) == (best["step"], pytest.approx(best["metrics"][name]))
-    shown_as_hparams = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    assert b"scaling/best/val/loss" in shown_as_hparams
-    assert b"\nval/loss" not in shown_as_hparams, "that of the last evaluation"
     val_loss = [event.value for event in events.Scalars("scaling/val_loss")]
-    assert val_loss == pytest.approx([point["val_loss"] for point in points_of(run)])
+    assert val_loss == pytest.approx([point["val_loss"] for point in points])
+    # The rate after so many steps, of a schedule that rises to 0.01 and falls to 0 with the run's last step.
+    rates = {event.step + 1: event.value for event in events.Scalars("train/lr")}
+    steps = 6 * points[0]["step"]
+    assert all(0 < rate <= 0.01 for step, rate in rates.items() if step < steps)
+    assert rates[max(rates)] == min(rates.values()) < 0.001
+
+
+def test_hparams_are_led_by_what_runs_differ_in(run: Path) -> None:
+    """As TensorBoard itself lists them: it shows five options and five figures until it is asked for more."""
+    events = EventMultiplexer({"run": str(run)}).Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(events, str(run))))
+    of_runs = context.hparams_metadata(RequestContext(), "")
+    experiment = context.experiment_from_metadata(RequestContext(), "", True, of_runs, [])
+    names = [info.name for info in experiment.hparam_infos]
+    assert set(names[:5]) == {"size", "N_body", "lr", "dropout", "epochs"}
+    assert {"data.max_len", "model.optimizer.lr", "model.dropout.attention.first"} <= set(names[5:])
+    row = metadata.parse_session_start_info_plugin_data(of_runs["run"][metadata.SESSION_START_INFO_TAG]).hparams
+    assert row["size"].string_value == "3k"
+    assert [row[name].number_value for name in ("N_body", "lr", "dropout", "epochs")] == [3072, 0.01, 0.1, 6]
+    compared = [info.name.tag for info in experiment.metric_infos]
+    assert compared[:4] == ["scaling/best/val/loss", "test/loss", "test/NDCG@10", "various/test/HR@10"]
+    assert set(compared) <= set(context.scalars_metadata(RequestContext(), "")["run"])
 
 
 def test_checkpoints_load_without_pickled_code(run: Path) -> None:
