@@ -148,15 +148,16 @@ def studies_table(read: dict[Study, pl.DataFrame]) -> str:
     head = ["set", "training targets", "fitted sizes", "held out", "slope, fitted", "slope, held out"]
     rows = [[*head, *of_methods, "naive: error, %", *rolled]]
     rows += [study_row(study, points) for study, points in read.items()]
-    ladders = rows_table([row[: len(head)] for row in rows], text=(0, 2, 3), padded=False)
-    predictions = rows_table([[row[0], *row[len(head) :]] for row in rows], text=(0,), padded=False)
+    ladders = rows_table([row[: len(head)] for row in rows], text=(0, 2, 3))
+    predictions = rows_table([[row[0], *row[len(head) :]] for row in rows], text=(0,))
     return f"{ladders}\n\n{predictions}"
 
 
 def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
     """A panel for each study, all as many nats high: fitted and held-out losses, the prediction, and naive."""
     method = next(iter(METHODS.values()))
-    figure = new_figure(9.6, 3.1 * -(-len(read) // 3))
+    alt = "Test loss against size, a panel for each study: fitted and held-out losses, the prediction, and naive"
+    figure = new_figure(9.6, 3.1 * -(-len(read) // 3), alt)
     panels = figure.subplots(-(-len(read) // 3), 3, squeeze=False).ravel()
     drawn = [draw_study(axes, *item, method) for axes, item in zip(panels, read.items(), strict=False)]
     height = 1.1 * max(highest - lowest for lowest, highest in drawn)

@@ -24,6 +24,7 @@ from lrec.run import Point, Run, RunConfig
 from lrec.strategies import precision_of
 from lrec.switch import phase
 from lrec.verdict import verdict
+from lrec.wording import counted
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
@@ -189,13 +190,15 @@ class EvaluationReport(Announcer):
         figures = {"model": model.evaluations[stage], **_baselines(stage, model)}
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor)
-        self.message = f"{trainer.ckpt_path}, after {model.D / model.data.U:.3g} epochs\n{table}"
+        self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
         limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
         if is_partial(limit):
             self.message += f"\nfigures of the first users alone: --trainer.limit_{stage}_batches is {limit}"
         outside = int(figures["model"]["targets_outside_catalogue"])
         if outside:
-            self.message += f"\n{outside} targets outside the catalogue: left out of the loss, misses in the ranking"
+            self.message += (
+                f"\n{counted(outside, 'target')} outside the catalogue: left out of the loss, misses in the ranking"
+            )
         line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points)
         if line is not None:
             self.message += f"\n{line}"
@@ -241,7 +244,7 @@ class PredictionWriter(Announcer):
         path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
         with replacing(path) as temporary:
             rows.write_parquet(temporary)
-        self.message = f"{len(rows)} users written to {path}"
+        self.message = f"{counted(len(rows), 'user')} written to {path}"
 
 
 def is_partial(limit: float) -> bool:

@@ -161,10 +161,12 @@ def _without_entries(options: list[str], command: Callable[..., Any]) -> tuple[l
     """Options, and entries of dictionaries among them: --options.data.path FILE is the entry data.path of options.
 
     jsonargparse would take data for the entry, so that a second one below data replaced the first.
+
+    Raises:
+        UserError: an entry without a value; --trainer.max_epochs and the like for a study, whose runs have it.
     """
-    dictionaries = [
-        name for name, hint in typing.get_type_hints(command).items() if hint in (dict[str, Any], dict[str, Any] | None)
-    ]
+    hints = typing.get_type_hints(command)
+    dictionaries = [name for name, hint in hints.items() if hint in (dict[str, Any], dict[str, Any] | None)]
     entry = re.compile(rf"--({'|'.join(dictionaries) or '(?!)'})\.([^=]+)(?:=(.*))?", re.DOTALL)
     rest: list[str] = []
     entries: dict[str, dict[str, Any]] = {}
@@ -177,6 +179,8 @@ def _without_entries(options: list[str], command: Callable[..., Any]) -> tuple[l
             if value is None:
                 raise UserError(f"{option}: a value is expected")
             entries.setdefault(name, {})[key] = _value(value)
+        elif "options" in dictionaries and (of_runs := re.match(r"--(\w+)\.[^=]+", option)) and of_runs[1] not in hints:
+            raise UserError(f"{of_runs[0]} is an option of the runs: --options.{of_runs[0].removeprefix('--')}")
         else:
             rest.append(option)
     return rest, entries

@@ -20,6 +20,7 @@ from lrec.net import with_todays_names
 from lrec.recommend import Model
 from lrec.run import Run, read_item_ids, run_of
 from lrec.shape import TransformerConfig
+from lrec.wording import counted
 
 FORMAT = 2  # 1 had no checksum
 
@@ -49,7 +50,7 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10, t
         return
     write_safetensors(model, file)
     parameters = sum(parameter.numel() for parameter in model.net.parameters())
-    print(f"{parameters:,} parameters at step {step} and {len(model.item_ids):,} item ids written to {file}")
+    print(f"{parameters:,} parameters at step {step} and {counted(len(model.item_ids), 'item id')} written to {file}")
 
 
 def write_safetensors(model: Model, file: Path) -> None:

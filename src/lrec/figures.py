@@ -11,14 +11,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, in inches."""
+def new_figure(width: float, height: float, alt: str) -> "Figure":
+    """An empty figure, in inches; `alt` says in words what it shows, for those who cannot see it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.set_label(alt)
     return figure
+
+
+def alt_text(figure: "Figure") -> str:
+    """What a figure shows, in words."""
+    return str(figure.get_label())
 
 
 def draw_frame(axes: "Axes") -> None:
@@ -29,10 +35,11 @@ def draw_frame(axes: "Axes") -> None:
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
-    """Write a picture as a file, and beside it for TensorBoard under scaling/, replacing earlier ones."""
+    """Write a picture as a file, and beside it for TensorBoard under scaling/ with its alt text, replacing earlier
+    ones."""
     # Not torch's SummaryWriter: it draws the figure again, and torch takes longer to import than most laws to fit.
     from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     with replacing(path) as temporary:
@@ -42,7 +49,8 @@ def save_figure(path: Path, figure: "Figure") -> None:
         old.unlink()
     width, height = figure.canvas.get_width_height()
     image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=path.read_bytes())
-    summary = Summary(value=[Summary.Value(tag=f"scaling/{path.stem}", image=image)])
+    metadata = SummaryMetadata(summary_description=alt_text(figure))
+    summary = Summary(value=[Summary.Value(tag=f"scaling/{path.stem}", image=image, metadata=metadata)])
     writer = EventFileWriter(str(path.parent), filename_suffix=suffix)
     writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
     writer.close()

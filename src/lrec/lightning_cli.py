@@ -27,10 +27,10 @@ from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.files import check_folder
 from lrec.interruption import BestAndLast, LastCheckpoint, best_of
+from lrec.lightning_help import help_of
 from lrec.lightning_options import as_list, check_options, warnings_of
 from lrec.module import SequentialRecommender
 from lrec.monitor import check_monitored, mode_of
-from lrec.optim import Optimizer
 from lrec.parser import OneLineParser
 from lrec.run import Run
 from lrec.strategies import FSDP2, CheckpointFiles
@@ -72,14 +72,11 @@ class Parser(OneLineParser, LightningArgumentParser):
         OneLineParser.error(self, message, ex)
 
     def format_help(self, *arguments: Any) -> str:
-        """Lightning's help, and the options of lrec's own model: those of --model depend on the class it names."""
-        text = super().format_help(*arguments)
+        """Lightning's help of a command without its usage, a hundred lines, behind the options that people use most."""
         if "model" not in self.get_defaults():
-            return text
-        own = OneLineParser(usage=argparse.SUPPRESS, add_help=False)
-        own.add_class_arguments(SequentialRecommender, "model", skip={"optimizer"}, sub_configs=True)
-        own.add_class_arguments(Optimizer, "model.optimizer", sub_configs=True)
-        return f"{text}\n{own.format_help()}"
+            return str(super().format_help(*arguments))
+        self.usage = argparse.SUPPRESS
+        return help_of(self.prog.split()[-1], super().format_help(*arguments))
 
 
 class CommandLine(LightningCLI):

@@ -15,6 +15,7 @@ from torch.optim.sgd import sgd
 
 from lrec.errors import UserError, check_range
 from lrec.net import Transformer
+from lrec.wording import counted
 
 Decay = Literal["cosine", "linear", "constant"]
 BuiltOptimizer = tuple[torch.optim.Optimizer, LRScheduler]
@@ -128,7 +129,7 @@ class Optimizer(OptimizerConfig):
         """The optimizer and its scheduler, which must step once per optimizer step."""
         switch = self.switch
         if switch is not None and switch.at is not None and switch.at >= total_steps:
-            raise UserError(f"optimizer.switch.at {switch.at}: the run has {total_steps} steps only")
+            raise UserError(f"optimizer.switch.at {switch.at}: the run has only {counted(total_steps, 'step')}")
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in net.named_parameters():
             groups[net.lr_multiplier(name), net.sgd_lr_multiplier(name), parameter.ndim >= 2].append(parameter)

@@ -15,6 +15,7 @@ from lrec.data.titles import read_titles
 from lrec.errors import UserError, check_range
 from lrec.export import load
 from lrec.files import check_writable, replacing, temporary
+from lrec.wording import counted
 
 SHOWN = 10
 # The value of an option that was not given (null is a value); and fallback names of columns.
@@ -106,12 +107,16 @@ def recommend(
             with replacing(out) as whole:
                 _WRITERS[out.suffix](pl.scan_parquet(sorted(folder.iterdir()), glob=False), whole)
     print(_table(shown))
-    which = "the first users of the file, --out writes all" if out is None else f"{users} users written to {out}"
-    print(f"{which}; {skipped} items of their histories are unknown and were skipped")
+    which = (
+        "the first users of the file, --out writes all" if out is None else f"{counted(users, 'user')} written to {out}"
+    )
+    print(f"{which}; {counted(skipped, 'unknown item')} of the histories skipped")
     if fallen_back:
-        print(f"{fallen_back} users get what is popular: the model knows no item of their history")
+        print(f"what is popular for {counted(fallen_back, 'user')}: the model knows no item of the history")
     if empty:
-        print(f"{empty} users get nothing: the model knows no item of their history, or nothing unseen is left")
+        print(
+            f"nothing for {counted(empty, 'user')}: the model knows no item of the history, or nothing unseen is left"
+        )
 
 
 def _columns(given: dict[str, Any], defaults: dict[str, Any]) -> Columns:

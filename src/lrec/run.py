@@ -55,7 +55,7 @@ class Point:
         train_loss: Mean over the targets since the evaluation before, in nats.
         val_loss: Cross-entropy over the whole catalogue, in nats; None where it is not finite.
         test_loss: The same on the test targets, of the best point alone.
-        metrics: Every figure of the evaluation by its name in TensorBoard.
+        metrics: Every figure of the evaluation by its name, such as val/NDCG@10.
         selected_on: The metric that chose the best checkpoint.
         lr_phase: Phase of the optimizer: adamw or sgd.
         best: Whether this is the evaluation whose checkpoint was tested.
@@ -114,7 +114,7 @@ class Point:
         return self.status == "diverged"
 
     def metric(self, name: str) -> float:
-        """A figure of the evaluation by its name in TensorBoard; nan where it is not known or not finite."""
+        """A figure of the evaluation by its name, such as test/NDCG@10; nan where it is not known or not finite."""
         value = self.metrics.get(name)
         return math.nan if value is None else value
 

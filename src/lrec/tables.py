@@ -1,20 +1,54 @@
-"""Markdown tables."""
+"""Tables and reports: Markdown in files, aligned text on a terminal."""
 
+import re
 from collections.abc import Collection
+from pathlib import Path
 
 
-def rows_table(rows: list[list[str]], text: Collection[int] = (), padded: bool = True) -> str:
-    """A table whose first row is the header.
+def rows_table(rows: list[list[str]], text: Collection[int] = ()) -> str:
+    """A Markdown table whose first row is the header.
 
     Args:
         rows: The cells.
         text: Which columns are text; the others are numbers and aligned to the right.
-        padded: Pad the cells, so that the table reads as well on a terminal.
     """
-    widths = [max(len(row[i]) for row in rows) if padded else 0 for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    rules = ["-" * max(width + 1, 3) + ("" if i in text else ":") for i, width in enumerate(widths)]
-    lines.insert(1, "|" + "|".join(rules) + "|")
-    return "\n".join(lines)
+    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    rules = ["---" if i in text else "---:" for i in range(len(rows[0]))]
+    return "\n".join([head, "|" + "|".join(rules) + "|", *others])
+
+
+def on_terminal(markdown: str, folder: Path = Path()) -> str:
+    """A report as a terminal shows it: aligned tables without bars, headings underlined, a line for each picture.
+
+    Args:
+        markdown: The report.
+        folder: What the paths of its pictures start from.
+    """
+    lines: list[str] = []
+    table: list[str] = []
+    for line in [*markdown.strip().splitlines(), ""]:
+        if line.startswith("|"):
+            table.append(line)
+            continue
+        if table:
+            lines += _aligned(table)
+            table = []
+        if heading := re.fullmatch(r"#+ (.*)", line):
+            lines += [heading[1], "-" * len(heading[1])]
+        elif picture := re.fullmatch(r"!\[(.*)\]\((.*)\)", line):
+            lines.append(f"{folder / picture[2]}: {picture[1]}")
+        else:
+            lines.append(line)
+    return "\n".join(lines).strip()
+
+
+def _aligned(table: list[str]) -> list[str]:
+    """The lines of a Markdown table with columns of one width, two spaces between them."""
+    head, rules, *rows = [[cell.strip() for cell in line.removeprefix("|").split("|")[:-1]] for line in table]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return ["  ".join(map(_justified, line, widths, rules)).rstrip() for line in lines]
+
+
+def _justified(cell: str, width: int, rule: str) -> str:
+    return cell.rjust(width) if rule.endswith(":") else cell.ljust(width)

@@ -18,6 +18,12 @@ def test_a_flag_alone_is_true() -> None:
     assert options == ["--dry_run", "true"]
 
 
+@pytest.mark.parametrize("option", ["--trainer.max_epochs=3", "--trainer.max_epochs 3"])
+def test_an_option_of_the_runs_is_named_as_the_study_has_it(refused: Callable[..., str], option: str) -> None:
+    error = refused("scaling", "study", "--config=study/quickstart.yaml", *option.split(), "--dry_run")
+    assert error == "lrec: error: --trainer.max_epochs is an option of the runs: --options.trainer.max_epochs"
+
+
 def test_entries_of_a_dictionary_add_up(
     log_csv: Path, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

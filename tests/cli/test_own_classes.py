@@ -1,8 +1,10 @@
 """Classes of the user's own file in the current folder, named on the command line: trained, saved, resumed, refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +13,7 @@ import yaml
 
 import lrec as package
 from lrec import cost
+from lrec.data.base import SequenceDataModule
 from lrec.lightning_cli import compose
 from lrec.module import model_of
 from lrec.shape import Dropout, OverDepth
@@ -176,20 +179,22 @@ def test_a_class_that_does_not_fit_is_one_line(
     assert not (folder / "runs").exists()
 
 
-def test_help_lists_the_options_of_lrec_s_own_model(
+def test_help_begins_with_what_people_use_and_lists_the_options_of_lrec_s_own_model(
     capsys: pytest.CaptureFixture[str], lrec: Callable[..., str]
 ) -> None:
     with pytest.raises(SystemExit):
         lrec("fit", "--help")
-    text = capsys.readouterr().out
-    for option in (
-        "--model.size",
-        "--model.optimizer.lr",
-        "--model.architecture.norm",
-        "--trainer.max_epochs",
-        "--data ",
-    ):
-        assert option in text
+    beginning, _, everything = capsys.readouterr().out.partition("\nAll options:\n")
+    assert beginning.startswith("usage: lrec fit --config FILE ... [options]\n")
+    options = re.findall(r"^  --([\w.]+) +\w", beginning, re.MULTILINE)
+    assert len(options) == 20
+    assert {"data.path", "model.size", "model.optimizer.lr", "trainer.max_epochs", "ckpt_path"} <= set(options)
+    for option in ("model.architecture.norm", "data", *(name for name in options if not name.startswith("data."))):
+        assert re.search(rf"^  (-c CONFIG, )?--{option} ", everything, re.MULTILINE)
+    of_data = {
+        name for cls in (package.InteractionsDataModule, SequenceDataModule) for name in signature(cls).parameters
+    }
+    assert {name.removeprefix("data.") for name in options if name.startswith("data.")} <= of_data
 
 
 @pytest.mark.parametrize("logger", ["CSVLogger", "false"])

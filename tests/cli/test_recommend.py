@@ -95,7 +95,7 @@ def test_every_form_of_histories_gives_them(
         histories.write_ndjson(file) if ending == "jsonl" else histories.write_parquet(file)
     printed = lrec("recommend", "--ckpt_path", run, "--histories", file, "--k", 7, "--out", out)
     same(pl.read_parquet(out), pl.read_parquet(run / "predictions.parquet"))
-    assert f"{len(histories)} users written to {out}; 0 items" in printed
+    assert f"{len(histories)} users written to {out}; 0 unknown items" in printed
 
 
 def test_columns_are_named_as_in_training_or_as_usual_where_the_file_has_these_instead(
@@ -336,7 +336,7 @@ def test_files_with_titles(
     printed = lrec(*arguments, "--out", tmp_path / "out.jsonl")
     assert "4 users written" in printed
     assert "2 items of their histories are unknown" in printed
-    assert "1 users get what is popular: the model knows no item of their history" in printed
+    assert "what is popular for 1 user: the model knows no item of the history" in printed
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["items"] for row in rows] == expected["items"].to_list()
     assert [row["fallback"] for row in rows] == [False, False, False, True]
@@ -352,8 +352,8 @@ def test_files_with_titles(
     shown = lrec(*arguments)
     assert f"{rows[0]['user']}: {first}\n" in shown, "without --out the first users are shown"
     assert "2 items of their histories are unknown" in shown
-    assert "1 users get what is popular" in shown
-    assert "1 users get nothing: the model knows no item of their history" in lrec(*arguments, "--fallback", "false")
+    assert "what is popular for 1 user:" in shown
+    assert "nothing for 1 user: the model knows no item of the history" in lrec(*arguments, "--fallback", "false")
 
 
 def test_what_is_wrong_is_said(

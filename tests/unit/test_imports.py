@@ -24,20 +24,21 @@ PACKAGE = Path(__file__).parents[2] / "src" / "lrec"
 
 # From the ground up. A module may import from its own layer and from those before it; "data" stands for all of data/.
 LAYERS = {
-    "ground": "errors imports config_file files signals figures tables class_paths parser arguments processes run",
+    "ground": "errors imports config_file files signals figures tables wording class_paths parser arguments processes "
+    "run",
     "what is computed": "data shape blocks net losses cpu_threads scoring metrics cost common_order markov baselines "
     "cases ngrams laws standard_errors",
     "a network trained, kept and used": "optim switch parallel checkpoints strategies interruption export onnx_file "
     "warm_start recommend recommend_command target_losses sizes monitor time_limit train_loss verdict",
     "the trainer": "module callbacks throughput tensorboard",
-    "lightning_cli": "lightning_options lightning_cli",
+    "lightning_cli": "lightning_options lightning_help lightning_cli",
     "studies and tasks": "study tasks",
     "command line": "cli __main__ __init__",
 }
 OF_LAYER = {name: layer for layer, names in enumerate(LAYERS.values()) for name in names.split()}
 
 # laws/ knows tables of points: neither runs nor studies, neither Lightning nor torch.
-LAWS_MAY_IMPORT = {"laws", "errors", "files", "figures", "tables", "class_paths"}
+LAWS_MAY_IMPORT = {"laws", "errors", "files", "figures", "tables", "wording", "class_paths"}
 LIGHTNING = {"lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning"}
 
 

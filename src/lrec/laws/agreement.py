@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: str) -> "Figure":
     """Draw fitted over actual losses, held-out ones with their 90 % intervals, and residuals over the size."""
-    figure = new_figure(9.0, 4.2)
+    alt = (
+        f"Fitted against actual {y_label}, held-out points with 90 % intervals; beside it, residuals against {x_label}"
+    )
+    figure = new_figure(9.0, 4.2, alt)
     left, right = figure.subplots(1, 2)
     fitted_N = fit.curve(fit.x_NV)
     held_out = holdout.points if holdout is not None else ()

@@ -25,6 +25,7 @@ from lrec.laws.descent import descend
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array, as_columns
 from lrec.laws.profile import LEVEL, Prediction
+from lrec.wording import counted
 
 REFITS = 1000
 FINEST = 1e-4
@@ -74,7 +75,9 @@ def bootstrap(fit: Fit, refits: int = REFITS, seed: int = 0) -> Bootstrap:
     run_N = _runs(fit)
     n, p = int(run_N.max()) + 1, fit.n_fitted
     if n <= p:
-        raise UserError(f"bootstrap: {n} runs say nothing of the spread about a law of {p} free parameters")
+        raise UserError(
+            f"bootstrap: a law of {counted(p, 'free parameter')} needs more runs than {n} to tell how they scatter"
+        )
     residual_N = fit.residual_N
     sigma = float(np.sqrt((residual_N**2).mean() * n / (n - p)))
     drawn_BN = _resampled(residual_N * np.sqrt(n / (n - p)), run_N, refits, np.random.default_rng(seed))

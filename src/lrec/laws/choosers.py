@@ -187,7 +187,7 @@ class DataChooser:
         size = _bisect(lambda n: flops - data * float(self._per_datum(n)), 1.0, max(flops, 10.0))
         if size is None or data * float(self._per_datum(1.0)) > flops:
             passes = epochs * self.repeats
-            raise UserError(f"--flops {flops:g}: too few for {passes:g} passes over {unique:g} interactions")
+            raise UserError(f"--flops {flops:g}: too few for {passes:g} x {unique:g} interactions")
         return self._choice(size, data)
 
     def _most_data(self) -> float:

@@ -13,6 +13,7 @@ from lrec.laws.candidate import Candidate
 from lrec.laws.descent import Descent, Problem, descend
 from lrec.laws.law import Array, Law
 from lrec.laws.objective import LAD_DELTA
+from lrec.wording import counted
 
 UNDECIDED = 1.35
 """Log-likelihood by which parameters must fall behind the best ones to be told apart: half of chi squared at 90 %."""
@@ -172,7 +173,9 @@ def data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> li
         same = " at the same data" if len(law.variables) > 1 else ""
         warnings.append(f"not monotone: the mean loss rises with x{same} from {where}")
     if (n_sizes := len(np.unique(x_NV[:, 0]))) < 5:
-        warnings.append(f"only {n_sizes} sizes: the exponent is hardly determined; trust the intervals, not the point")
+        warnings.append(
+            f"only {counted(n_sizes, 'size')}: the exponent is hardly determined; trust the intervals, not the point"
+        )
     if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
         warnings.append(
             f"over-fitting: the validation loss of {count} of {len(points)} runs rose again after its best, which is "

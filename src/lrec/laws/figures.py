@@ -8,7 +8,7 @@ import numpy as np
 
 from lrec.figures import draw_frame, new_figure
 from lrec.laws.fit import Fit
-from lrec.laws.law import Array
+from lrec.laws.law import NOT_IDENTIFIED, Array, is_identified
 from lrec.laws.predict import HeldOut, Holdout, Predictor
 from lrec.laws.profile import Prediction
 
@@ -38,7 +38,8 @@ def fit_figure(
         x_label: Column of x, or any other label.
         y_label: Column of the loss, or any other label.
     """
-    figure = new_figure(6.4, 5.4)
+    alt = f"{y_label} against {x_label}: losses, {predictor.name} with 90 % bands, held-out sizes; below, residuals"
+    figure = new_figure(6.4, 5.4, alt)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
     if isinstance(holdout, Holdout):
         holdout = _of_most_data(holdout)
@@ -158,7 +159,10 @@ def _round_ticks(low: float, high: float) -> Array:
 
 
 def _formula(fit: Fit) -> str:
-    values = ", ".join(f"{name} = {_short(value)}" for name, value in fit.parameters.items())
+    values = ", ".join(
+        f"{name} = {_short(value)}" if is_identified(value) else f"{name} {NOT_IDENTIFIED}"
+        for name, value in fit.parameters.items()
+    )
     return f"{fit.law.formula}\n{values}"
 
 

@@ -21,6 +21,19 @@ Values = Mapping[str, float]
 
 EXPONENT = (0.005, 5.0)
 """Where exponents may lie; a fit that ends here is reported as a bound hit."""
+NOT_IDENTIFIED = "not identified"
+MEANINGFUL = 1e30
+"""No model, data set or budget is so large, or so small: such a number is what an exponent near its bound leaves."""
+
+
+def is_identified(value: float) -> bool:
+    """Whether a parameter's value can mean anything."""
+    return 1 / MEANINGFUL < value < MEANINGFUL
+
+
+def parameter_text(value: float | None) -> str:
+    """A parameter's value with four digits, or that the points do not determine it; None is what overflowed."""
+    return f"{value:.4g}" if value is not None and is_identified(value) else NOT_IDENTIFIED
 
 
 class Law(ABC):

@@ -18,7 +18,8 @@ from lrec.laws.predict import Predictor
 from lrec.laws.profile import Prediction
 from lrec.laws.report import read_fit
 from lrec.laws.verdict import FAILS
-from lrec.tables import rows_table
+from lrec.tables import on_terminal, rows_table
+from lrec.wording import counted
 
 FAR = 100.0
 """This many times above the largest fitted size or amount of data, or below the smallest, a plan says so."""
@@ -81,7 +82,7 @@ def plan_command(
     result = {"fit": str(fit), "source_hash": content["source_hash"], "request": given} | result
     write_json(out, result)
     what = predictor.name if content["method"] != content["law"] else fitted.law.formula
-    print(f"{what}, from {content['n_points']} points\n\n{table(result, content)}\n\n{out}")
+    print(f"{what}, from {counted(content['n_points'], 'point')}\n\n{on_terminal(table(result, content))}\n\n{out}")
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,7 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
         if result[key] is not None:
             rows.append([label, f"{result[key]:.4g}", *([f"{cheapest[key]:.4g}"] if cheapest else [])])
     runs = result["measured_runs"]
-    source = f", measured by {runs} run{'s' if runs > 1 else ''}" if runs else ""
+    source = f", measured by {counted(runs, 'run')}" if runs else ""
     rows.append([f"{content['y']}{source}", f"{loss['predicted']:.4f}"])
     rows.append(["  90 % of the curve", f"{loss['mean_low']:.4f} to {loss['mean_high']:.4f}"])
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
@@ -268,7 +269,7 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
         at_loss = next(row for row in rows if row[0].startswith(content["y"]))
         at_loss.append(f"{cheapest['loss']['predicted']:.4f}")
         rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
-    blocks = [rows_table(rows)]
+    blocks = [rows_table(rows, text=(0,))]
     if result["data_limited_from"]:
         blocks.append(
             f"With this data, doubling it lowers the loss more than doubling the parameters from "

@@ -15,11 +15,13 @@ from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.forms import LAWS, law_named, name_of
+from lrec.laws.law import is_identified, parameter_text
 from lrec.laws.objective import Objective
 from lrec.laws.points import points_of_most_data
 from lrec.laws.predict import Holdout, Predictor
 from lrec.laws.rivals import Rival
 from lrec.tables import rows_table
+from lrec.wording import counted
 
 
 def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
@@ -117,10 +119,13 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
 
 
 def table(content: dict[str, Any]) -> str:
-    """The content of fit.json as two Markdown tables, which read as well on a terminal."""
+    """The content of fit.json as Markdown tables and the verdict."""
     parameters = [["parameter", "value", "90 % low", "90 % high"]]
-    parameters += [[n, *(_number(p[k]) for k in ("value", "low", "high"))] for n, p in content["parameters"].items()]
-    blocks = [rows_table(parameters)]
+    parameters += [
+        [name, parameter_text(p["value"]), *(_end(p[end]) for end in ("low", "high"))]
+        for name, p in content["parameters"].items()
+    ]
+    blocks = [rows_table(parameters, text=(0,))]
     if content["holdout"]:
         places = [name for name in ("x", "d", "u") if name in content]
         losses = ["predicted", "low", "high", *(["cautious"] if content["method"] == Forecast.name else []), "actual"]
@@ -129,7 +134,7 @@ def table(content: dict[str, Any]) -> str:
         rows[0] += ["error", "inside", "naive error"]
         rows += [
             [
-                *(_number(p[name]) for name in places),
+                *(f"{p[name]:.4g}" for name in places),
                 *(f"{p[key]:.4f}" for key in losses),
                 f"{p['error_pct']:+.2f} %",
                 "yes" if p["inside"] else "no",
@@ -146,7 +151,7 @@ def table(content: dict[str, Any]) -> str:
     if len(content["comparison"]) > 1:
         rows = [["method", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
         rows += [_rival(rival) for rival in content["comparison"]]
-        blocks.append(rows_table(rows))
+        blocks.append(rows_table(rows, text=(0,)))
     blocks.append(" ".join(content["verdict"]))
     blocks += [f"Warning: {warning}." for warning in content["diagnostics"]["warnings"]]
     return "\n\n".join(blocks)
@@ -163,8 +168,8 @@ def _rival(rival: dict[str, Any]) -> list[str]:
     return [rival["law"], str(rival["n_parameters"] or ""), *cells, *criteria]
 
 
-def markdown(content: dict[str, Any]) -> str:
-    """A short report of the content of fit.json, to stand beside fit.png."""
+def markdown(content: dict[str, Any], alt: str) -> str:
+    """A short report of the content of fit.json, to stand beside fit.png, which shows `alt`."""
     d, forecasts = content["diagnostics"], content["method"] == Forecast.name
     # Infinite, and so null in fit.json, where the points say nothing of a parameter.
     condition = "infinite" if d["condition_number"] is None else f"{d['condition_number']:.3g}"
@@ -177,10 +182,10 @@ def markdown(content: dict[str, Any]) -> str:
 
 {law}.
 
-{content["y"]} by {content["x"]}: {content["n_points"]} points of {content["n_sizes"]} {settings_word(content)}, \
+{content["y"]} by {content["x"]}: {points_of(content)}, \
 objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; those of predictions are for a new run.
 
-![fit](fit.png)
+![{alt}](fit.png)
 
 {table(content)}
 
@@ -190,13 +195,15 @@ A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["do
 """
 
 
-def settings_word(content: dict[str, Any]) -> str:
-    """What the distinct places of the points are."""
-    return "settings" if "d" in content or "u" in content else "sizes"
+def points_of(content: dict[str, Any]) -> str:
+    """How many points there are, and at how many distinct places."""
+    place = "setting" if "d" in content or "u" in content else "size"
+    return f"{counted(content['n_points'], 'point')} of {counted(content['n_sizes'], place)}"
 
 
-def _number(value: float | None) -> str:
-    return "unbounded" if value is None else f"{value:.4g}"
+def _end(value: float | None) -> str:
+    """An end of a parameter's interval."""
+    return f"{value:.4g}" if value is not None and is_identified(value) else "unbounded"
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from lrec.files import json_hash
 from lrec.run import Run, RunConfig
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Limits
+from lrec.wording import counted
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def plan_table(costs: list[Cost], limits: Limits) -> str:
     hours, disk = sum(c.hours for c in costs), sum(c.disk_gib for c in costs)
     at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: limits.jobs])
     lines.append(
-        f"{len(costs)} runs, at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on {limits.cores} cores"
+        f"{counted(len(costs), 'run')}, at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on "
+        f"{counted(limits.cores, 'core')}"
         f", {min(at_once, limits.memory_gib or at_once):.1f} GiB of memory, {disk:.2f} GiB of disk"
     )
     of_shares = [c.hours for c in costs if c.fraction < max(c.fraction for c in costs)]

@@ -9,9 +9,11 @@ from lrec.figures import save_figure
 from lrec.files import check_folder, write_json
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named
+from lrec.laws.law import parameter_text
 from lrec.run import Run, run_of_study
 from lrec.study.figures import studies_figure
 from lrec.study.points import read_points
+from lrec.tables import on_terminal, rows_table
 
 
 def compare(
@@ -51,10 +53,9 @@ def compare(
         for name, (fitted, held_out) in ladders.items()
     }
     write_json(out / "compare.json", {"law": law, "formula": chosen.formula, "x": x, "y": y, "ladders": content})
-    for name, (fitted, _) in ladders.items():
-        values = ", ".join(f"{key} {value:.4g}" for key, value in fitted.parameters.items())
-        print(f"{name:<40}{values}")
-    print(f"\n{out / 'compare.png'}")
+    rows = [["ladder", *chosen.parameters]]
+    rows += [[name, *map(parameter_text, fitted.parameters.values())] for name, (fitted, _) in ladders.items()]
+    print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}\n\n{out / 'compare.png'}")
 
 
 def _ladders(folder: Path) -> dict[str, list[tuple[Run, bool]]]:

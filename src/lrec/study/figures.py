@@ -26,7 +26,9 @@ Points = Sequence[Point]  # those of one run, by step
 
 def compute_figure(runs: Sequence[Points]) -> "Figure":
     """Validation loss against training FLOPs, a line a run, and the least loss of any run for the compute."""
-    figure = new_figure(6.4, 4.4)
+    figure = new_figure(
+        6.4, 4.4, "Validation loss against training FLOPs: a line for each run, and the least loss for the compute"
+    )
     axes = figure.add_subplot()
     _draw_runs(axes, runs, "flops", _shades(runs))
     axes.plot(*envelope(runs), color=INK, lw=1.4, ls="--", label="least loss for the compute")
@@ -56,7 +58,9 @@ def iso_flop_figure(runs: Sequence[Points]) -> "Figure | None":
     curves = iso_flops(runs)
     if not curves:
         return None
-    figure = new_figure(6.4, 4.4)
+    figure = new_figure(
+        6.4, 4.4, "Validation loss against N_body: a line for each amount of compute, a star at its best size"
+    )
     axes = figure.add_subplot()
     for (flops, (n_S, loss_S)), color in zip(curves.items(), _colors(len(curves)), strict=True):
         axes.plot(n_S, loss_S, "o-", ms=4, lw=1.1, color=color, label=f"{flops:.1e} FLOPs")
@@ -91,7 +95,8 @@ def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
 def repetition_figure(runs: Sequence[Points]) -> "Figure":
     """Validation loss against epochs, a panel for each amount of unique data, largest first."""
     amounts = sorted({points[0].U for points in runs}, reverse=True)
-    figure = new_figure(1.8 + 3.4 * len(amounts), 3.8)
+    alt = "Validation loss against epochs: a panel for each amount of data, a line for each run, a circle at its best"
+    figure = new_figure(1.8 + 3.4 * len(amounts), 3.8, alt)
     panels = figure.subplots(1, len(amounts), sharey=True, squeeze=False)[0]
     for axes, unique in zip(panels, amounts, strict=True):
         _draw_runs(axes, [points for points in runs if unique == points[0].U], "epochs", _shades(runs))
@@ -112,7 +117,8 @@ def studies_figure(fits: Mapping[str, tuple[Fit, Sequence[tuple[float, float]]]]
         x: Column of the size.
         y: Column of the loss.
     """
-    figure = new_figure(6.4, 4.4)
+    alt = f"{y} against {x} for each ladder: fitted sizes as full points, held-out sizes as hollow ones, the fitted law"
+    figure = new_figure(6.4, 4.4, alt)
     axes = figure.add_subplot()
     for (name, (fitted, held_out)), color in zip(fits.items(), _colors(len(fits)), strict=True):
         sizes = np.unique(fitted.x_N)

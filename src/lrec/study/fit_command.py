@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from lrec.figures import save_figure
+from lrec.figures import alt_text, save_figure
 from lrec.files import check_writable, write_text
 from lrec.laws.agreement import agreement_figure
 from lrec.laws.analysis import analyse
 from lrec.laws.figures import fit_figure
 from lrec.laws.objective import Kind, Objective, Residuals
 from lrec.laws.predict import method_named
-from lrec.laws.report import markdown, settings_word, table, write_fit
+from lrec.laws.report import markdown, points_of, table, write_fit
 from lrec.study.points import read_points
+from lrec.tables import on_terminal
 
 
 def fit_command(
@@ -60,7 +61,7 @@ def fit_command(
     of_size = len(analysis.fit.law.variables) == 1
     figure = fit_figure(analysis.predictor, *shown, floor, x, y) if of_size else agreement_figure(*shown, x, y)
     save_figure(out / "fit.png", figure)
-    write_text(out / "report.md", markdown(content))
-    counted = f"{content['n_points']} points of {content['n_sizes']} {settings_word(content)}"
+    write_text(out / "report.md", markdown(content, alt_text(figure)))
+    counted = points_of(content)
     title = content["formula"] if method else f"forecast, described by {content['formula']}"
-    print(f"{title}, {counted}\n\n{table(content)}\n\n{out}")
+    print(f"{title}, {counted}\n\n{on_terminal(table(content))}\n\n{out}")

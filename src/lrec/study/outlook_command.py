@@ -10,7 +10,7 @@ from lrec.errors import check_range
 from lrec.files import check_folder, write_json, write_text
 from lrec.ngrams import ORDERS
 from lrec.study.outlook import FROM, TO, Evidence, Outlook, judge, measure
-from lrec.tables import rows_table
+from lrec.tables import on_terminal, rows_table
 
 
 def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int = 0) -> None:
@@ -39,7 +39,7 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
             | {"from": FROM, "to": TO, "outlook": asdict(outlook), "evidence": asdict(evidence)},
         )
         write_text(out / "report.md", report + "\n")
-    print(report)
+    print(on_terminal(report))
 
 
 def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:

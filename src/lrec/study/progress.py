@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lrec.run import Run
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import is_running
+from lrec.wording import counted
 
 LINE_S = 60.0  # least time between two evaluations of a run that a log tells
 
@@ -92,7 +93,7 @@ class Live:
         self._said[run.name] = _Said(len(points), now)
         last = points[-1]
         losses = {"train": last.train_loss, "val": last.val_loss}
-        parts = [f"{last.epochs:.3g} epochs", *(f"{n} loss {v:.4f}" for n, v in losses.items() if v is not None)]
+        parts = [counted(last.epochs, "epoch"), *(f"{n} loss {v:.4f}" for n, v in losses.items() if v is not None)]
         return ", ".join([*parts, f"{last.wall_s:.0f} s"])
 
 

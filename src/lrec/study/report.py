@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from lrec.figures import save_figure
+from lrec.figures import alt_text, save_figure
 from lrec.files import write_text
 from lrec.laws.analysis import judge
 from lrec.laws.figures import fit_figure
@@ -82,7 +82,7 @@ def _law(out: Path, folder: Path, runs: list[PlannedRun], points: dict[str, Poin
     return "\n\n".join(
         [
             f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}",
-            f"![fit]({folder.relative_to(out)}/fit.png)",
+            f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)",
             table(content),
             *_trained_before(out, [run.name for run in runs]),
         ]
@@ -113,7 +113,7 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
         for name, figure in drawn.items():
             if figure is not None:
                 save_figure(folder / f"{name}.png", figure)
-                links.append(f"![{name}]({(folder / name).relative_to(out)}.png)")
+                links.append(f"![{alt_text(figure)}]({(folder / name).relative_to(out)}.png)")
     note = "Validation losses of all evaluations; those within a run come before its learning rate has fallen."
     return ["## Compute and repetition", note, *links] if links else []
 
@@ -124,7 +124,7 @@ def _tuned(tuned: Tuned) -> str:
     rows = [["size", *options, "val loss"]]
     for size, best in tuned.best.items():
         rows.append([size, *(f"{best[o]:g}" for o in options), f"{best['val/loss']:.4f}"])
-    table = rows_table(rows, padded=False)
+    table = rows_table(rows, text=(0,))
     rules = [f"- {o} = {factor:.4g} N_body^{exponent:.4g}" for o, (factor, exponent) in tuned.rules.items()]
     return "\n".join(["## Tuned by validation loss", "", table, "", *rules, *(f"- Warning: {e}." for e in tuned.edges)])
 
@@ -167,7 +167,7 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> str:
         note += f"; with the trajectories' targets, {error:.4f}"
     return "\n".join(
         [
-            rows_table(rows, text=(0,), padded=False),
+            rows_table(rows, text=(0,)),
             "",
             f"{note}. Differences are paired over users, ± their standard error.",
         ]
@@ -193,7 +193,7 @@ def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     if tested is not None:
         cells = ["popularity", "", "", "", "", "", f"{tested.metric('test/popularity/loss'):.4f}", *([""] * len(extra))]
         rows.append(cells + [f"{tested.metric(f'test/popularity/{column}'):.4f}" for column in COLUMNS])
-    return rows_table(rows, padded=False)
+    return rows_table(rows, text=(0,))
 
 
 def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:

@@ -22,6 +22,7 @@ from lrec.study.progress import Live, runs_table
 from lrec.study.record import Record, alone_in
 from lrec.study.report import write_report
 from lrec.study.sweep import sweep_of, tune, with_middle_values
+from lrec.tables import on_terminal
 
 
 def run_study(study: Study) -> None:
@@ -78,7 +79,8 @@ def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work
     if study.holdout and ladders:
         write_prediction(study.folder, ladders, runs)
         work.train(record, [run for run in runs if run.held_out])
-    print(write_report(study.folder, study.name, runs, ladders, unfit, tuned))
+    report = write_report(study.folder, study.name, runs, ladders, unfit, tuned)
+    print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.md'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))
 

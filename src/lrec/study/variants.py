@@ -51,7 +51,7 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
                     if _stands_out(differences):
                         standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
             rows.append(cells)
-    table = rows_table(rows, text=(2,), padded=False)
+    table = rows_table(rows, text=(2,))
     if not compared:
         return "\n".join([table, "", "No difference has two seeds, so none can be set against the seeds' noise."])
     verdict = "; ".join(standing_out) or "none"

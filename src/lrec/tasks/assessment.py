@@ -25,6 +25,8 @@ from lrec.tasks.ladder import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
 Draws = dict[str, np.ndarray]  # of each metric
+DRAWN = 4
+"""Groups that a figure shows at most: more lines hide one another."""
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Section:
         n_body_S: Their N_body.
         groups: By name, in order.
         shown: Metrics of the tables; the first is drawn.
-        drawn: Groups in the figure; all by default.
+        drawn: Groups in the figure and on the terminal; by default all, or `DRAWN` spread evenly over them.
         findings: Conclusions, a sentence each.
     """
 
@@ -63,6 +65,13 @@ class Section:
     shown: Sequence[str] = ("NDCG@10", "HR@10")
     drawn: Sequence[str] = ()
     findings: list[str] = field(default_factory=list)
+
+    @property
+    def drawn_groups(self) -> list[str]:
+        """The names of the groups to show, those that have cases."""
+        names = [name for name in self.drawn or self.groups if name in self.groups]
+        places = np.linspace(0, len(names) - 1, min(DRAWN, len(names))).round().astype(int)
+        return [names[place] for place in places]
 
     def estimates(self, group: str) -> dict[str, dict[str, Estimate]]:
         """Estimate of every metric in a group, by scorer."""

@@ -20,18 +20,24 @@ def task_figure(result: TaskResult) -> "Figure":
     n = len(result.sections)
     columns = min(n, 2)
     rows = -(-n // columns)
-    figure = new_figure(6.4 * columns, 3.8 * rows + 0.3)
+    figure = new_figure(6.4 * columns, 3.8 * rows + 0.3, alt_of(result))
     for index, section in enumerate(result.sections, start=1):
         _draw(figure.add_subplot(rows, columns, index), section)
     figure.suptitle(result.title, fontsize=11)
     return figure
 
 
+def alt_of(result: TaskResult) -> str:
+    """What the figure of a task shows, in words."""
+    panels = (f"{section.shown[0]} by {section.title[0].lower()}{section.title[1:]}" for section in result.sections)
+    return f"{result.title} against N_body, a line for each group: {'; '.join(panels)}"
+
+
 def _draw(axes: "Axes", section: Section) -> None:
     from matplotlib import colormaps
 
     metric = section.shown[0]
-    groups = [name for name in section.drawn or section.groups if name in section.groups]
+    groups = section.drawn_groups
     colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(groups)))
     axes.set_xscale("log")
     for place, (name, colour) in enumerate(zip(groups, colours, strict=True)):

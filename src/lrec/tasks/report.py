@@ -11,7 +11,7 @@ from lrec.files import replacing, write_json, write_text
 from lrec.tables import rows_table
 from lrec.tasks.assessment import Section, TaskResult
 from lrec.tasks.estimates import CONFIDENCE, RESAMPLES, Estimate, estimate
-from lrec.tasks.figures import task_figure
+from lrec.tasks.figures import alt_of, task_figure
 from lrec.tasks.ladder import Ladder
 
 SCHEMA = 1
@@ -37,8 +37,9 @@ class Report:
         """Write tasks.json, tasks.md and the figures into a folder, created if absent."""
         for result in self.results:
             if result.sections:
+                figure = task_figure(result)
                 with replacing(out / f"{result.name}.png") as temporary:
-                    task_figure(result).savefig(temporary, format="png")
+                    figure.savefig(temporary, format="png")
         write_json(out / "tasks.json", self.content())
         write_text(out / "tasks.md", self.markdown())
 
@@ -73,7 +74,7 @@ class Report:
         ]
         for result in self.results:
             blocks.append(f"## {result.title}")
-            blocks += [f"![{result.name}]({result.name}.png)"] if result.sections else []
+            blocks += [f"![{alt_of(result)}]({result.name}.png)"] if result.sections else []
             for section in result.sections:
                 blocks.append(f"### {section.title}")
                 blocks += [_table(section, metric) for metric in section.shown]
@@ -117,7 +118,7 @@ def _runs_table(ladder: Ladder) -> str:
     rows = [["size", "N_body", "trained on", "runs"]]
     for what, runs in ladder.rows():
         rows.append([runs[0].name, f"{runs[0].n_body:,}", what, ", ".join(run.run.name for run in runs)])
-    return rows_table(rows, text=(0, 2, 3), padded=False)
+    return rows_table(rows, text=(0, 2, 3))
 
 
 def _table(section: Section, metric: str) -> str:
@@ -132,13 +133,13 @@ def _table(section: Section, metric: str) -> str:
         if with_gain:
             row += [_cell(estimate(section.slope(name, metric)), "+"), _cell(estimate(section.ratio(name, metric)))]
         rows.append(row)
-    return rows_table(rows, text=(0,), padded=False)
+    return rows_table(rows, text=(0,))
 
 
 def _short_table(section: Section) -> list[str]:
     """The first metric of the drawn groups, without intervals."""
     metric = section.shown[0]
-    groups = [name for name in section.drawn or section.groups if name in section.groups]
+    groups = section.drawn_groups
     scorers = list(section.groups[groups[0]].draws)
     lines = [f"{metric:<24}{'cases':>9}" + "".join(f"{name:>13}" for name in scorers)]
     for name in groups:

@@ -105,7 +105,7 @@ def test_used_up_data_is_said_whenever_it_bounds_the_plan() -> None:
     assert bounded == sorted(bounded)
     assert bounded[0] is False
     assert sum(bounded) > 10
-    with pytest.raises(UserError, match="too few for 1 passes"):
+    with pytest.raises(UserError, match="too few for 1 x"):
         DataChooser(chinchilla(), unique=1e7, epochs=1).for_flops(1e6)
 
 

@@ -1,6 +1,7 @@
 """`lrec scaling fit` as a user meets it: files in, files and a table out."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,8 @@ def test_fit_json_figure_report_and_table(tmp_path: Path, capsys: pytest.Capture
     shown = EventAccumulator(str(out))
     shown.Reload()
     assert shown.Tags()["images"] == ["scaling/fit"]
+    alt = "test_loss against N_body: losses, forecast with 90 % bands, held-out sizes; below, residuals"
+    assert shown.SummaryMetadata("scaling/fit").summary_description == alt
     content = strict((out / "fit.json").read_text())
     assert content["law"] == "lsrm"
     assert content["n_points"] == 10
@@ -74,7 +77,8 @@ def test_fit_json_figure_report_and_table(tmp_path: Path, capsys: pytest.Capture
     for text in (printed, report):
         assert f"{held_out['points'][1]['predicted']:.4f}" in text
         assert "naive error" in text
-    assert "![fit](fit.png)" in report
+    assert f"![{alt}](fit.png)" in report
+    assert "|" not in printed
     for sentence in content["verdict"]:
         assert sentence in report
     assert [rival["law"] for rival in content["comparison"]].count("lsrm") == 1
@@ -99,6 +103,20 @@ def test_columns_by_name_and_an_exponent_nobody_can_know(tmp_path: Path) -> None
     content = strict((tmp_path / "out/fit.json").read_text())
     assert content["holdout"] is None
     assert any(w.startswith("not identified") for w in content["diagnostics"]["warnings"])
+
+
+def test_a_parameter_beyond_anything_real_is_not_identified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.geomspace(1e3, 1e6, 8)
+    pl.DataFrame({"N": x, "loss": 6 - 0.05 * np.log(x)}).write_csv(tmp_path / "t.csv")
+    fit_command([tmp_path / "t.csv"], "lsrm", 0, "N", y="loss", compare=False, out=tmp_path / "out")
+    content = strict((tmp_path / "out/fit.json").read_text())
+    assert content["parameters"]["x0"]["value"] > 1e30
+    printed, report = capsys.readouterr().out, (tmp_path / "out/report.md").read_text()
+    assert re.search(r"^x0 +not identified ", printed, re.MULTILINE)
+    assert "| x0 | not identified |" in report
+    assert not re.search(r"e[+-]\d{3}", printed + report.split("Search:")[0])
+    figure = fit_figure(*[fit(LAWS["lsrm"], x, 6 - 0.05 * np.log(x))] * 2)
+    assert "x0 not identified" in "".join(figure.axes[0].get_legend_handles_labels()[1])
 
 
 @pytest.mark.parametrize(

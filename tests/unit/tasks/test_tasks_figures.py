@@ -1,0 +1,30 @@
+"""What a task's picture shows: few lines, which the words beside it describe."""
+
+import numpy as np
+
+from lrec.figures import alt_text
+from lrec.tasks.assessment import POPULARITY, Group, Section, TaskResult
+from lrec.tasks.figures import task_figure
+from lrec.tasks.ladder import Ladder
+from lrec.tasks.robustness import robustness
+
+
+def labels(result: TaskResult) -> list[str]:
+    (axes,) = task_figure(result).axes
+    return [label.partition(" (")[0] for label in axes.get_legend_handles_labels()[1]]
+
+
+def test_of_many_groups_four_are_drawn_from_the_first_to_the_last() -> None:
+    draws = {name: {"NDCG@10": np.array([0.1, 0.09, 0.11])} for name in ("3k", "25k", POPULARITY)}
+    groups = {f"last {n}": Group(10, 10, draws) for n in (50, 40, 30, 20, 10, 5, 3, 1)}
+    section = Section("Users by length of the history", ["3k", "25k"], np.array([3072.0, 24576.0]), groups)
+    result = TaskResult("cold_start", "Cold start", [section])
+    assert sorted(labels(result)) == sorted(["popularity, same cases", "last 50", "last 30", "last 5", "last 1"])
+    said = "Cold start against N_body, a line for each group: NDCG@10 by users by length of the history"
+    assert alt_text(task_figure(result)) == said
+
+
+def test_of_the_corruptions_the_worst_and_the_mildest_are_drawn(ladder: Ladder) -> None:
+    result = robustness(ladder, seed=0)
+    assert set(labels(result)) == {"popularity, same cases", "mix 0.3", "replaced 0.3", "deleted 0.3", "shuffled 0.3"}
+    assert len([finding for finding in result.sections[0].findings if "share of NDCG@10 that is lost" in finding]) == 6
