@@ -97,7 +97,6 @@ class Throughput(Callback):
             rate = self.recent.rate(trainer, recommender(pl_module), self.peak_flops_per_s)
             shown = {f"perf/{name}": value for name, value in asdict(rate).items() if name != "seconds"}
             pl_module.log_dict(shown)
-            pl_module.log("targets/s", rate.targets_per_s, prog_bar=True, logger=False)
             self.recent = _Stretch(recommender(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -44,7 +44,7 @@ def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> Non
     assert figures["seconds"] < points[-1]["wall_s"]
     assert 0.9 < figures["real_share"] <= 1
     assert f"{figures['targets_per_s']:,.0f} targets/s" in printed
-    assert re.search(r"train/loss=\d\.\d+.*targets/s=", printed), "the progress bar"
+    assert re.search(r"it/s, train/loss=\d\.\d+, val/loss=\d\.\d+", printed), "the progress bar, within 80 columns"
     events = EventAccumulator(str(run))
     events.Reload()
     shown = {"perf/targets_per_s", "perf/mfu", "various/perf/real_share", "various/perf/memory_gib"}
