@@ -6,6 +6,8 @@ The names below are those a YAML may use, and `load`; they are imported on first
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
+
 _HOME = {
     "SequentialRecommender": "lrec.module",
     "ScalingPoints": "lrec.callbacks",

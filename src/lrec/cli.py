@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ActionConfigFile
 
+from lrec import __version__
 from lrec.errors import UserError
 from lrec.imports import importing
 from lrec.parser import OneLineParser, with_shipped_configs
@@ -96,6 +97,9 @@ def _user_error(error: BaseException | None) -> UserError | None:
 def _route(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
+        return
+    if arguments[0] == "--version":
+        print(f"lrec {__version__}")
         return
     if arguments[0] in LIGHTNING_COMMANDS:
         with importing():
@@ -197,4 +201,5 @@ def _value(text: str) -> Any:
 def _overview() -> str:
     lines = ["usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options", ""]
     meanings = LIGHTNING_COMMANDS | {name: entry.meaning for name, entry in OWN_COMMANDS.items()}
-    return "\n".join([*lines, *(f"  {name:<16}{meaning}" for name, meaning in meanings.items())])
+    lines += [f"  {name:<16}{meaning}" for name, meaning in meanings.items()]
+    return "\n".join([*lines, "", f"This is version {__version__}."])
