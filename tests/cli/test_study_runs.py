@@ -137,7 +137,7 @@ def test_nothing_starts_once_the_budget_is_spent(folder: Path, refused: Callable
     points_file.parent.mkdir(parents=True)
     points_file.write_text(json.dumps(point) + "\n")
     message = refused("scaling", "study", "--config", "runs.yaml", "--cores", 2, "--budget_hours", 4)
-    assert "--budget_hours 4 are spent: 2 of 2 runs are not finished" in message
+    assert "--budget_hours 4 are spent: not finished: 2 of 2 runs" in message
     assert not (folder / "runs" / "0.8k-seed1").exists()
 
 

@@ -38,7 +38,8 @@ def fit_figure(
         x_label: Column of x, or any other label.
         y_label: Column of the loss, or any other label.
     """
-    alt = f"{y_label} against {x_label}: losses, {predictor.name} with 90 % bands, held-out sizes; below, residuals"
+    later = ", held-out sizes" if holdout else ""
+    alt = f"{y_label} against {x_label}: losses, {predictor.name} with 90 % bands{later}; below, residuals"
     figure = new_figure(6.4, 5.4, alt)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
     if isinstance(holdout, Holdout):

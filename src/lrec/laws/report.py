@@ -134,7 +134,7 @@ def table(content: dict[str, Any]) -> str:
         rows[0] += ["error", "inside", "naive error"]
         rows += [
             [
-                *(f"{p[name]:.4g}" for name in places),
+                *("" if p[name] is None else f"{p[name]:.4g}" for name in places),
                 *(f"{p[key]:.4f}" for key in losses),
                 f"{p['error_pct']:+.2f} %",
                 "yes" if p["inside"] else "no",

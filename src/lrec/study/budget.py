@@ -80,8 +80,8 @@ def plan_table(costs: list[Cost], limits: Limits) -> str:
     at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: limits.jobs])
     lines.append(
         f"{counted(len(costs), 'run')}, at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on "
-        f"{counted(limits.cores, 'core')}"
-        f", {min(at_once, limits.memory_gib or at_once):.1f} GiB of memory, {disk:.2f} GiB of disk"
+        f"{counted(limits.cores, 'core')}, {min(at_once, limits.memory_gib or at_once):.1f} GiB of memory, "
+        f"{disk:.2f} GiB of disk"
     )
     of_shares = [c.hours for c in costs if c.fraction < max(c.fraction for c in costs)]
     if of_shares and (held_out := [c.hours for c in costs if c.held_out]):

@@ -23,6 +23,7 @@ from lrec.study.record import Record, alone_in
 from lrec.study.report import write_report
 from lrec.study.sweep import sweep_of, tune, with_middle_values
 from lrec.tables import on_terminal
+from lrec.wording import counted
 
 
 def run_study(study: Study) -> None:
@@ -115,7 +116,7 @@ class _Work:
             more = f"; so did {len(failed) - 1} more, see {record.path}" if len(failed) > 1 else ""
             raise UserError(f"{failed[0]}{more}. Start the study again to retry, or leave runs out with --skip")
         if done < len(runs):
-            left = f"{len(runs) - done} of {len(runs)} runs are not finished; start the study again to continue"
+            left = f"not finished: {len(runs) - done} of {counted(len(runs), 'run')}; start the study again to continue"
             if self.interrupted:
                 print(f"lrec: interrupted: {left}", file=sys.stderr)
                 sys.exit(TRY_AGAIN)

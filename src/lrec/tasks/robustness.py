@@ -18,7 +18,7 @@ MIX_RATE = 0.3
 REACH = 3  # a shuffled item moves by at most so many places, and by those that others leave or take
 CLEAN = "clean"
 RELATIVE = ("NDCG@10", "HR@10")
-DRAWN_CORRUPTIONS = ("mix", "replaced", "deleted", "shuffled")  # the figure's; "blanked" and "inserted" lie among them
+DRAWN = ("mix", "replaced", "deleted", "shuffled")  # in the figure; blanked and inserted lie among them
 
 
 def replace_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
@@ -129,7 +129,7 @@ def _add_losses(section: Section) -> None:
                     draws[lost(metric)] = 1 - ratio(draws[metric], clean[scorer][metric])
     section.shown = (lost("NDCG@10"), lost("HR@10"), "NDCG@10")
     at_one_rate = [f"mix {MIX_RATE}", *(f"{name} {MIX_RATE}" for name in CORRUPTIONS)]
-    section.drawn = [name for name in at_one_rate if name.split()[0] in DRAWN_CORRUPTIONS]
+    section.drawn = [f"{name} {MIX_RATE}" for name in DRAWN]
     if len(section.names) < 2:
         section.findings = ["One size only, no gain with size."]
         return
