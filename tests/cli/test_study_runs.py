@@ -100,7 +100,7 @@ def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: C
     said = lrec("scaling", "study", "--config", "runs.yaml", "--jobs", "1", "--sizes", '["0.8k"]', *longer)
     begun, evaluated, ended, *_ = said.splitlines()
     assert begun == "0.8k-seed1: under way"
-    assert re.fullmatch(r"0.8k-seed1: \d+ epochs, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s", evaluated)
+    assert re.fullmatch(r"0.8k-seed1: \d+ epochs?, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s", evaluated)
     assert ended.startswith("[1/1 fitted] 0.8k-seed1: test loss ")
 
 

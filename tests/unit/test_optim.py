@@ -198,5 +198,5 @@ def test_wrong_switches_are_refused(options: dict, message: str) -> None:  # typ
 
 
 def test_a_switch_after_the_end_is_refused() -> None:
-    with pytest.raises(UserError, match=r"optimizer\.switch\.at 10: the run has 10 steps only"):
+    with pytest.raises(UserError, match=r"optimizer\.switch\.at 10: the run has only 10 steps"):
         Optimizer(switch=Switch(at=10)).build(Transformer(CONFIG), 10)

@@ -27,8 +27,8 @@ MEANINGFUL = 1e30
 
 
 def is_identified(value: float) -> bool:
-    """Whether a parameter's value can mean anything."""
-    return 1 / MEANINGFUL < value < MEANINGFUL
+    """Whether a parameter's value can mean anything: a floor of 0 can."""
+    return value == 0 or 1 / MEANINGFUL < value < MEANINGFUL
 
 
 def parameter_text(value: float | None) -> str:

@@ -114,6 +114,7 @@ def test_a_parameter_beyond_anything_real_is_not_identified(tmp_path: Path, caps
     printed, report = capsys.readouterr().out, (tmp_path / "out/report.md").read_text()
     assert re.search(r"^x0 +not identified ", printed, re.MULTILINE)
     assert "| x0 | not identified |" in report
+    assert re.search(r"^E +0 +0 ", printed, re.MULTILINE), "a floor of 0 is a value"
     assert not re.search(r"e[+-]\d{3}", printed + report.split("Search:")[0])
     figure = fit_figure(*[fit(LAWS["lsrm"], x, 6 - 0.05 * np.log(x))] * 2)
     assert "x0 not identified" in "".join(figure.axes[0].get_legend_handles_labels()[1])
