@@ -84,11 +84,11 @@ def measure_loss(loss: Loss) -> dict[str, float]:
     return {"columns": columns, "seconds": seconds, "products_s": median_s(products, 3), "extra_gib": after - before}
 
 
-def measure_step(size: str, precision: str, compiled: bool) -> dict[str, float]:
-    """A training step by its parts, on real batches of the loader."""
+def measure_step(size: str, precision: str, compiled: bool, full: int | None = None) -> dict[str, float]:
+    """A training step by its parts, on real batches of the loader; with windows of `full` targets where that is given."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
-        data = generated_data(Path(folder))
+        data = generated_data(Path(folder), full)
         loader = data.train_dataloader()
         started, batches = time.perf_counter(), []
         for batch in loader:
@@ -177,17 +177,25 @@ def measure_evaluation(rows: int, items: int, width: int) -> dict[str, float]:
     }
 
 
-def generated_data(folder: Path) -> InteractionsDataModule:
-    """22,363 users and 12,101 items, as many interactions a user as in Amazon Beauty: at least 5, 8.9 on average."""
+def generated_data(folder: Path, full: int | None) -> InteractionsDataModule:
+    """22,363 users and 12,101 items, as many interactions a user as in Amazon Beauty: at least 5, 8.9 on average.
+
+    Or 2,000 users, each of whom trains on `full` targets.
+    """
     random = np.random.default_rng(0)
-    lengths = np.minimum(4 + random.geometric(0.2, 22_363), 200)
+    lengths = np.minimum(4 + random.geometric(0.2, 22_363), 200) if full is None else np.full(2000, full + 3)
     rows = int(lengths.sum())
     items = np.minimum(random.zipf(1.3, rows) - 1, 12_100)
     pl.DataFrame(
         {"user": np.repeat(np.arange(len(lengths)), lengths), "item": items, "time": np.arange(rows)}
     ).write_csv(folder / "log.csv")
     data = InteractionsDataModule(
-        folder / "log.csv", user_column="user", item_column="item", time_column="time", data_dir=folder / "stores"
+        folder / "log.csv",
+        user_column="user",
+        item_column="item",
+        time_column="time",
+        data_dir=folder / "stores",
+        max_len=full or 50,
     )
     data.prepare_data()
     data.setup()
@@ -210,6 +218,10 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
             ("9.4m", "float32", True),
             ("9.4m", "bf16", True),
         ]
+    },
+    **{
+        f"step {size} float32, length 200": lambda size=size: measure_step(size, "float32", False, 200)
+        for size in ("98k", "1.6m")
     },
     "evaluation 22363 users x 12101 items": lambda: measure_evaluation(22_363, 12_101, 64),
     "evaluation 10000 users x 1000000 items": lambda: measure_evaluation(10_000, 1_000_000, 64),
@@ -273,7 +285,7 @@ def page(results: dict[str, dict[str, float]], threads: int) -> str:
         "## A training step",
         "",
         "12,101 items, histories of Amazon Beauty's lengths, up to 50, 4,096 targets a step, dropout 0.1, clipping,",
-        "AdamW. FLOPs are those of blocks, attention and head on real positions; MFU is their rate as a share of",
+        "AdamW; length 200: windows of 200 targets. FLOPs are those of blocks, attention and head on real positions; MFU is their rate as a share of",
         "that of a large square product of the same precision, measured in the same process.",
         "",
         "| size, precision | loader ms | forward | loss and its gradients | backward | clip and optimizer | targets/s "

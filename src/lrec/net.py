@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lrec.blocks import CAUSAL, Attention, Block, Branch, KeyValueCache, Reading, norm, positions
+from lrec.dropout import dropout
 from lrec.shape import TransformerConfig
 
 INIT_STD = 0.02
@@ -131,7 +131,8 @@ class Transformer(nn.Module):
             reading = cache.reading(items_BL.shape[1])
         if self.positions is not None:
             hidden_BLD = self.positions(hidden_BLD, reading.positions_BL)
-        hidden_BLD = F.dropout(hidden_BLD, self.config.dropout.embedding, self.training)
+        if self.config.dropout.embedding and self.training:
+            hidden_BLD = dropout(hidden_BLD, self.config.dropout.embedding)
         for block in self.blocks:
             if block is self.blocks[-1]:
                 reading = reading._replace(alone_B=alone_B)

@@ -1,0 +1,82 @@
+"""Dropout: its rate, independence of what it draws, gradients, and attention with it."""
+
+import math
+
+import pytest
+import torch
+
+from lrec.blocks import CAUSAL, Reading, SoftmaxAttention
+from lrec.dropout import dropout
+from lrec.shape import Dropout, OverDepth, TransformerConfig
+
+N = 2_000_003  # no multiple of what is drawn at a time
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
+def test_the_share_is_the_rate_and_the_mean_stays(rate: float) -> None:
+    torch.manual_seed(0)
+    dropped = dropout(torch.ones(N), rate)
+    share = (dropped == 0).double().mean().item()
+    assert share == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / N) + 2**-17)
+    (kept,) = dropped[dropped > 0].unique().tolist()
+    assert kept == pytest.approx(1 / (1 - rate), rel=2e-4)
+    assert dropped.mean().item() == pytest.approx(1, abs=4 * math.sqrt(rate / (1 - rate) / N))
+
+
+def test_draws_are_independent_of_their_neighbours_and_of_each_other() -> None:
+    torch.manual_seed(1)
+    first, second = ((dropout(torch.ones(N), 0.1) == 0).double() for _ in range(2))
+    pairs = {f"{lag} apart": (first[:-lag], first[lag:]) for lag in (1, 2, 3, 4, 8, 64, 128, 624, 1248)}
+    for name, (one, other) in (pairs | {"the next draw": (first, second)}).items():
+        correlation = torch.corrcoef(torch.stack([one, other]))[0, 1].item()
+        assert abs(correlation) < 4 / math.sqrt(N), name
+    runs = first[: N // 1000 * 1000].view(-1, 1000).sum(1)  # of a thousand entries: binomial
+    assert runs.var().item() == pytest.approx(90, rel=4 * math.sqrt(2 / len(runs)))
+
+
+def test_a_seed_draws_the_same_with_any_number_of_threads() -> None:
+    drawn, threads = [], torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            torch.manual_seed(5)
+            drawn.append(dropout(torch.ones(300, 700), 0.2))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_dropped_gets_no_gradient(dtype: torch.dtype) -> None:
+    x = torch.randn(50, 11, dtype=dtype).add_(5).requires_grad_()
+    dropped = dropout(x, 0.3)
+    dropped.backward(torch.ones_like(dropped))
+    assert dropped.dtype == dtype
+    torch.testing.assert_close(dropped, x * x.grad, rtol=0, atol=0)
+    assert ((x.grad == 0) == (dropped == 0)).all()
+
+
+@pytest.mark.parametrize("reading", [CAUSAL, Reading(torch.ones(1, 1, 9, 9, dtype=torch.bool).tril(1))])
+def test_attention_that_drops_next_to_nothing_is_attention_without_dropout(reading: Reading) -> None:
+    config = TransformerConfig(5, 9, 1, 12, 3, Dropout(attention=OverDepth(1e-9, 1e-9)))
+    attention = SoftmaxAttention(config, 0).double()
+    hidden_BLD = torch.randn(4, 9, 12, dtype=torch.float64, requires_grad=True)
+    given_BLD, results = torch.randn(4, 9, 12, dtype=torch.float64), []
+    for training in (True, False):
+        read_BLD = attention.train(training)(hidden_BLD, reading)
+        leaves = [hidden_BLD, *attention.parameters()]
+        results.append([read_BLD, *torch.autograd.grad(read_BLD, leaves, given_BLD)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_attention_drops_its_weights_and_keeps_their_mean() -> None:
+    config = TransformerConfig(5, 4, 1, 8, 2, Dropout(attention=OverDepth(0.25, 0.25)))
+    torch.manual_seed(0)
+    attention = SoftmaxAttention(config, 0)
+    hidden_BLD = torch.randn(1, 4, 8).expand(40_000, 4, 8)
+    read_BLD = attention(hidden_BLD)
+    expected_LD = attention.eval()(hidden_BLD[:1])[0]
+    error_LD = read_BLD.std(0) / math.sqrt(len(read_BLD))
+    assert ((read_BLD.mean(0) - expected_LD).abs() < 4.5 * error_LD).all()
