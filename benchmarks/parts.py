@@ -85,7 +85,7 @@ def measure_loss(loss: Loss) -> dict[str, float]:
 
 
 def measure_step(size: str, precision: str, compiled: bool, full: int | None = None) -> dict[str, float]:
-    """A training step by its parts, on real batches of the loader; with windows of `full` targets where that is given."""
+    """A training step by its parts, on real batches of the loader; with windows of `full` targets where it is given."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         data = generated_data(Path(folder), full)
@@ -285,8 +285,8 @@ def page(results: dict[str, dict[str, float]], threads: int) -> str:
         "## A training step",
         "",
         "12,101 items, histories of Amazon Beauty's lengths, up to 50, 4,096 targets a step, dropout 0.1, clipping,",
-        "AdamW; length 200: windows of 200 targets. FLOPs are those of blocks, attention and head on real positions; MFU is their rate as a share of",
-        "that of a large square product of the same precision, measured in the same process.",
+        "AdamW; length 200: windows of 200 targets. FLOPs are those of blocks, attention and head on real positions;",
+        "MFU is their rate as a share of that of a large square product of the same precision in the same process.",
         "",
         "| size, precision | loader ms | forward | loss and its gradients | backward | clip and optimizer | targets/s "
         "| GFLOP/s | of (measured peak) | MFU | real positions | peak GiB |",
