@@ -253,12 +253,14 @@ def _read_dropping(
     query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, allowed_B1LC: Tensor | None, rate: float, scale: float
 ) -> Tensor:
     """What scaled_dot_product_attention gives with dropout of the weights; on CPUs it has no kernel for that, and takes
-    a third more time."""
-    scores_BHLC = (query_BHLK * scale) @ key_BHCK.transpose(-1, -2)
-    later_LC = torch.ones(scores_BHLC.shape[-2:], dtype=torch.bool).triu(1)
-    forbidden = later_LC if allowed_B1LC is None else ~allowed_B1LC
-    weights_BHLC = scores_BHLC.masked_fill_(forbidden, -math.inf).softmax(-1)
-    return dropout(weights_BHLC, rate) @ value_BHCK
+    a third more time. Weights are in float32, as there."""
+    dtype = torch.promote_types(query_BHLK.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        scores_BHLC = (query_BHLK.to(dtype) * scale) @ key_BHCK.to(dtype).transpose(-1, -2)
+        later_LC = torch.ones(scores_BHLC.shape[-2:], dtype=torch.bool).triu(1)
+        forbidden = later_LC if allowed_B1LC is None else ~allowed_B1LC
+        weights_BHLC = scores_BHLC.masked_fill_(forbidden, -math.inf).softmax(-1)
+        return (dropout(weights_BHLC, rate) @ value_BHCK.to(dtype)).to(query_BHLK.dtype)
 
 
 def _normed(x_BLHK: Tensor, norm: nn.RMSNorm | None) -> Tensor:
