@@ -4,7 +4,7 @@ A file `NAME.ckpt` is what Lightning saves: a dictionary of tensors and plain va
 same dictionary in parts:
 
     state.pt                             the dictionary, but for the rows of sharded tensors, and the names of the files
-    TOKEN-00000-of-00002.safetensors     that hold them: rows of every such tensor, a file per shard
+    TOKEN-00000-of-00002.safetensors     that hold them: rows of such tensors, a file per process
 
 Replacing state.pt is what puts a new checkpoint in force; files that it does not name are removed afterwards. So a
 process that is killed and a disk that is full leave the last good checkpoint. No pickled code is read or written.
@@ -37,6 +37,7 @@ from lrec.files import remove, replacing
 from lrec.net import Transformer, with_todays_names
 from lrec.run import LAST
 from lrec.shape import TransformerConfig
+from lrec.shards import held
 
 if TYPE_CHECKING:
     from lrec.parallel import Sharding
@@ -55,10 +56,10 @@ _DAMAGE = (
     *(OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, OverflowError),
     *(pickle.UnpicklingError, SafetensorError, BadZipFile, zlib.error),
 )
-Rows = Callable[[int], slice]
+Rows = Callable[[str, int], slice]
 
 
-def everything(n: int) -> slice:
+def everything(name: str, n: int) -> slice:
     """All of n rows."""
     return slice(0, n)
 
@@ -97,13 +98,15 @@ def write_sharded(
     def take_rows(name: str, leaf: Any) -> Any:
         if not isinstance(leaf, DTensor):
             return leaf
-        tensors[name], starts[name] = leaf.to_local().detach().cpu(), sharding.rows(len(leaf)).start
+        if sharding.first_copy or all(placement.is_shard() for placement in leaf.placements):
+            tensors[name], starts[name] = leaf.to_local().detach().cpu(), held(leaf).start
         return SHARDED, name, len(leaf)
 
     state = {key: _mapped(value, key, take_rows) if key in PARTS else value for key, value in checkpoint.items()}
-    state["shards"] = [f"{token}-{shard:05d}-of-{sharding.shards:05d}.safetensors" for shard in range(sharding.shards)]
-    mine = path / state["shards"][sharding.shard]
-    leads = sharding.first_copy and sharding.shard == 0
+    n = sharding.processes
+    state["shards"] = [f"{token}-{process:05d}-of-{n:05d}.safetensors" for process in range(n)]
+    mine = path / state["shards"][sharding.process]
+    leads = sharding.process == 0
     aside: Path | None = None
 
     def make_room() -> None:
@@ -118,7 +121,7 @@ def write_sharded(
     def put_in_force() -> None:
         _write_pt(path / STATE, state)
 
-    for work, is_mine in ((make_room, leads), (write_rows, sharding.first_copy), (put_in_force, leads)):
+    for work, is_mine in ((make_room, leads), (write_rows, True), (put_in_force, leads)):
         failure = None
         try:
             if is_mine:
@@ -126,8 +129,7 @@ def write_sharded(
         except (OSError, RuntimeError, SafetensorError) as error:
             failure = error
         if not agree(failure is None):
-            if sharding.first_copy and mine.exists():
-                mine.unlink()
+            mine.unlink(missing_ok=True)
             raise _not_written(path, failure)
     if leads:
         if aside is not None:
@@ -142,7 +144,7 @@ def read(path: Path, rows: Rows = everything, optimizer: bool = True) -> dict[st
 
     Args:
         path: A file or a folder.
-        rows: The rows, of so many, to read.
+        rows: The rows, of a tensor's name and so many, to read.
         optimizer: Whether the optimizer's state is wanted.
 
     Raises:
@@ -158,9 +160,9 @@ def read(path: Path, rows: Rows = everything, optimizer: bool = True) -> dict[st
 
         def give_rows(name: str, leaf: Any) -> Any:
             if shards is not None and isinstance(leaf, tuple) and leaf[:1] == (SHARDED,):
-                return shards.read(leaf[1], rows(leaf[2]), leaf[2])
+                return shards.read(leaf[1], rows(name, leaf[2]), leaf[2])
             if rows is not everything and isinstance(leaf, Tensor) and leaf.ndim:
-                return leaf[rows(len(leaf))].clone()
+                return leaf[rows(name, len(leaf))].clone()
             return leaf
 
         checkpoint = {key: _mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}

@@ -3,14 +3,19 @@
 Full softmax is exact and costs what its matrix products cost; the sampled losses cost what their negatives cost, and
 are for catalogues where that matters. Evaluation is over the whole catalogue, whatever is trained on.
 
-Shape suffixes: M targets, D width, V catalogue, C targets of a chunk, N negatives, shared by the batch.
+Where processes share the table by rows, full softmax scores the targets of all processes against the rows held here:
+hidden states travel, and of every score matrix a log-sum and the targets' scores. The negatives of a sampled loss are
+those of the first process, and only the rows of negatives and targets travel.
+
+Shape suffixes: M targets, D width, V catalogue or the rows of it that are held here, G targets of all processes,
+C targets of a chunk, N negatives, shared by the batch.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,13 +24,21 @@ from torch.nn import functional as F
 
 from lrec.cost import chunk_rows
 from lrec.errors import check_range
+from lrec.shards import Shard, Table, rows_of, shard_of
 
 
 class Loss(ABC):
-    """A training loss: a sum over targets, so that any split of a step into batches adds up to the same."""
+    """A training loss: a sum over targets, so that any split of a step into batches adds up to the same.
+
+    Attributes:
+        in_shards: Whether it takes the table as it comes, a `shards.Shard` where several processes share it; others get
+            the whole table, at the price of the memory.
+    """
+
+    in_shards: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+    def __call__(self, hidden_MD: Tensor, table_VD: Any, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """The sum over targets, in nats; counts_V are the items' training interactions."""
 
     @abstractmethod
@@ -37,7 +50,9 @@ class Loss(ABC):
 class FullSoftmax(Loss):
     """Cross-entropy over the whole catalogue, exact; never holds targets x catalogue."""
 
-    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+    in_shards: ClassVar[bool] = True
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum of -log softmax(hidden @ table.T)[target]."""
         return full_softmax(hidden_MD, table_VD, targets_M)
 
@@ -60,6 +75,8 @@ class SampledSoftmax(Loss):
         logq: Correct the scores; without, popular negatives are pushed down more than full softmax would.
     """
 
+    in_shards: ClassVar[bool] = True
+
     negatives: int = 256
     power: float = 0.0
     logq: bool = True
@@ -68,11 +85,12 @@ class SampledSoftmax(Loss):
         check_range("loss.negatives", self.negatives, at_least=1)
         check_range("loss.power", self.power, at_least=0)
 
-    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum of -log softmax over target and negatives."""
-        negatives_N, log_q_N = _draw(self.negatives, counts_V, self.power)
+        shard = shard_of(table_VD)
+        negatives_N, log_q_N = (shard.of_first(each) for each in _draw(self.negatives, counts_V, self.power))
         correction_N = log_q_N + math.log(self.negatives) if self.logq else torch.zeros_like(log_q_N)
-        target_M = _target_scores(hidden_MD, table_VD, targets_M)
+        target_M = _target_scores(hidden_MD, shard, targets_M)
 
         def of_chunk(scores_CN: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
             scores_CN -= correction_N
@@ -84,7 +102,7 @@ class SampledSoftmax(Loss):
             scores_CN *= share_C[:, None]
             return (all_C - target_M[chunk]).sum(), -share_C
 
-        return _chunked(hidden_MD, F.embedding(negatives_N, table_VD), of_chunk, target_M)
+        return _chunked(hidden_MD, rows_of(shard, negatives_N, shared=True), of_chunk, target_M)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
         """6 (N + 1) d."""
@@ -104,6 +122,8 @@ class GBCE(Loss):
         calibration: t: 0 is plain binary cross-entropy, 1 gives well-calibrated probabilities.
     """
 
+    in_shards: ClassVar[bool] = True
+
     negatives: int = 256
     calibration: float = 0.75
 
@@ -111,9 +131,10 @@ class GBCE(Loss):
         check_range("loss.negatives", self.negatives, at_least=1)
         check_range("loss.calibration", self.calibration, at_least=0, at_most=1)
 
-    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum over targets."""
-        negatives_N, _ = _draw(self.negatives, counts_V, 0.0)
+        shard = shard_of(table_VD)
+        negatives_N = shard.of_first(_draw(self.negatives, counts_V, 0.0)[0])
         share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
         beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
 
@@ -124,8 +145,8 @@ class GBCE(Loss):
             scores_CN.sigmoid_().masked_fill_(hit_CN, 0.0)
             return loss, None
 
-        negative = _chunked(hidden_MD, F.embedding(negatives_N, table_VD), of_chunk)
-        positive = F.softplus(-_target_scores(hidden_MD, table_VD, targets_M)).sum()
+        negative = _chunked(hidden_MD, rows_of(shard, negatives_N, shared=True), of_chunk)
+        positive = F.softplus(-_target_scores(hidden_MD, shard, targets_M)).sum()
         return (beta * positive + negative) / (self.negatives + 1)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
@@ -133,21 +154,38 @@ class GBCE(Loss):
         return 6 * (self.negatives + 1) * width
 
 
-def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
+def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tensor:
     """Sum over targets of -log softmax(hidden @ table.T)[target], in nats.
 
-    Holds `chunk_rows` x V logits at once, never the M x V tensor, in forward or backward.
+    Holds `chunk_rows` x V logits at once, never the M x V tensor, in forward or backward. Of a table in shards the sum
+    is over this process's targets, and the gradients are those of the sum over the targets of all processes.
     """
+    shard = shard_of(table_VD)
+    most = shard.most(len(targets_M))
+    targets_G = shard.gathered(targets_M, most, -1)
+    first, last = shard.rank * most, shard.rank * most + len(targets_M)  # this process's own
 
     def of_chunk(scores_CV: Tensor, chunk: slice) -> tuple[Tensor, None]:
-        targets_C1 = targets_M[chunk, None]
-        target_C1 = scores_CV.gather(1, targets_C1)
-        loss = (_softmax_(scores_CV) - target_C1[:, 0]).sum()
+        targets_C = targets_G[chunk]
+        here_C, places_C = shard.places(targets_C)
+        target_C = _at(scores_CV, places_C).masked_fill_(~here_C, 0.0)
+        log_sum_C = _softmax_(scores_CV)
+        if shard.processes > 1:
+            here_log_sum_C = log_sum_C
+            largest_C = shard.largest(here_log_sum_C.clone())
+            sums_2C = shard.summed(torch.cat([(here_log_sum_C - largest_C).exp(), target_C]))
+            target_C = sums_2C[len(target_C) :]
+            log_sum_C = largest_C + sums_2C[: len(target_C)].log()
+            # What fills a process's targets up has no gradient.
+            scores_CV *= (here_log_sum_C - log_sum_C).exp().masked_fill_(targets_C < 0, 0.0)[:, None]
         # d loss / d scores = softmax - one-hot(target)
-        scores_CV.scatter_add_(1, targets_C1, -torch.ones_like(target_C1))
-        return loss, None
+        if scores_CV.shape[1]:
+            scores_CV.scatter_add_(1, places_C[:, None], -here_C.to(scores_CV.dtype)[:, None])
+        own = slice(max(first - chunk.start, 0), max(last - chunk.start, 0))
+        return (log_sum_C - target_C)[own].sum(), None
 
-    return _chunked(hidden_MD, table_VD, of_chunk)
+    loss: Tensor = _Chunked.apply(hidden_MD, shard.rows_HD, None, of_chunk, shard, most)
+    return loss
 
 
 # The loss of a chunk from its scores, in float32, which it overwrites by its gradients in them; and the gradient in the
@@ -155,55 +193,85 @@ def full_softmax(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tens
 OfChunk = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
 
 
-def _chunked(hidden_MD: Tensor, table_VD: Tensor, of_chunk: OfChunk, target_M: Tensor | None = None) -> Tensor:
+def _chunked(hidden_MD: Tensor, table_ND: Tensor, of_chunk: OfChunk, target_M: Tensor | None = None) -> Tensor:
     """Sum of a loss of the scores hidden @ table.T, and of `target_M`; a chunk of scores is held at a time."""
-    loss: Tensor = _Chunked.apply(hidden_MD, table_VD, target_M, of_chunk)
+    shard = Shard(table_ND, 0, len(table_ND), 1)
+    loss: Tensor = _Chunked.apply(hidden_MD, table_ND, target_M, of_chunk, shard, len(hidden_MD))
     return loss
 
 
 class _Chunked(torch.autograd.Function):
-    """All gradients are made in the forward, chunk by chunk."""
+    """All gradients are made in the forward, chunk by chunk. The hidden states are those of all processes of the shard,
+    at `most` so many of each."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, target_M: Tensor | None, of_chunk: OfChunk) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        table_VD: Tensor,
+        target_M: Tensor | None,
+        of_chunk: OfChunk,
+        shard: Shard,
+        most: int,
+    ) -> Tensor:
         needs_grad = any(ctx.needs_input_grad)
         device = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
-        factor_MD, factor_VD = hidden_MD.to(dtype), table_VD.to(dtype)
-        rows = chunk_rows(len(factor_VD), factor_VD.shape[1], device)
+        factor_GD = shard.gathered(hidden_MD.to(dtype), most)
+        factor_VD = table_VD.to(dtype)
+        rows = chunk_rows(shard.most_rows, factor_VD.shape[1], device)  # as many on all processes
         loss = hidden_MD.new_zeros((), dtype=torch.float32)
-        grad_hidden_MD = torch.empty_like(hidden_MD) if needs_grad else None
+        parts_type = hidden_MD.dtype if shard.processes == 1 else torch.float32
+        grad_hidden_GD = torch.empty_like(factor_GD, dtype=parts_type) if needs_grad else None
         grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32) if needs_grad else None
         grads_target_C = []
         # One buffer for all chunks: the system would take memory of this size back, and clear it again, for every one.
-        buffer_CV = factor_MD.new_empty(min(rows, len(factor_MD)), len(factor_VD))
-        for start in range(0, len(factor_MD), rows):
+        buffer_CV = factor_GD.new_empty(min(rows, len(factor_GD)), len(factor_VD))
+        for start in range(0, len(factor_GD), rows):
             chunk = slice(start, start + rows)
-            factor_CD = factor_MD[chunk]
+            factor_CD = factor_GD[chunk]
             product_CV = torch.mm(factor_CD, factor_VD.T, out=buffer_CV[: len(factor_CD)])
             scores_CV = product_CV.float()  # the buffer itself, where the products are in float32
             loss_of_chunk, grad_target_C = of_chunk(scores_CV, chunk)
             loss += loss_of_chunk
             grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
             del scores_CV  # in bfloat16 a copy, twice as large as the buffer
-            if grad_hidden_MD is not None and grad_table_VD is not None:
-                grad_hidden_MD[chunk] = grad_CV @ factor_VD
+            if grad_hidden_GD is not None and grad_table_VD is not None:
+                grad_hidden_GD[chunk] = grad_CV @ factor_VD
                 _add_product(grad_table_VD, grad_CV.T, factor_CD)
             if grad_target_C is not None:
                 grads_target_C.append(grad_target_C)
-        if grad_hidden_MD is not None and grad_table_VD is not None:
+        if grad_hidden_GD is not None and grad_table_VD is not None:
             grad_target_M = torch.cat(grads_target_C) if grads_target_C else None
-            ctx.save_for_backward(grad_hidden_MD, grad_table_VD.to(table_VD.dtype), grad_target_M)
+            grad_hidden_MD = shard.returned(grad_hidden_GD, len(hidden_MD)).to(hidden_MD.dtype)
+            ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype), grad_target_M
+            ctx.gradient_of_table = shard.gradient
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), None
+        # In place, since each of them may be as large as the table; so there is no second time.
+        assert ctx.gradients is not None, "backward goes through a loss once"
+        gradients, ctx.gradients = ctx.gradients, None
+        of_hidden, of_table, of_target = (None if each is None else each.mul_(grad_loss) for each in gradients)
+        if ctx.gradient_of_table is not None:
+            ctx.gradient_of_table.add_dense(of_table)
+            of_table = None
+        return of_hidden, of_table, of_target, None, None, None
+
+
+def _at(scores_CV: Tensor, places_C: Tensor) -> Tensor:
+    """The score at one place of each row; 0 where there are no places."""
+    if scores_CV.shape[1] == 0:
+        return scores_CV.new_zeros(len(scores_CV))
+    return scores_CV.gather(1, places_C[:, None])[:, 0]
 
 
 def _softmax_(scores_CV: Tensor) -> Tensor:
     """Turn scores into softmax in place; return the log of the sum of e^score of each row."""
+    if scores_CV.shape[1] == 0:
+        return scores_CV.new_full((len(scores_CV),), -math.inf)
     max_C1 = scores_CV.amax(1, keepdim=True)
     torch.softmax(scores_CV, 1, out=scores_CV)
     # The most likely item's share is 1 / (sum of e^(score - max)).
@@ -232,6 +300,6 @@ def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
     return drawn_N, (mass_V[drawn_N] / upto_V[-1]).log().float()
 
 
-def _target_scores(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor) -> Tensor:
+def _target_scores(hidden_MD: Tensor, shard: Shard, targets_M: Tensor) -> Tensor:
     """The score of each row's target, in float32."""
-    return (hidden_MD * F.embedding(targets_M, table_VD)).sum(1).float()
+    return (hidden_MD * rows_of(shard, targets_M)).sum(1).float()

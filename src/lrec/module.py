@@ -35,6 +35,7 @@ from lrec.parser import made_of
 from lrec.recommend import lists_of
 from lrec.scoring import Scores, TopItems, score, top_items
 from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
+from lrec.shards import Table, whole
 from lrec.switch import OptimizerSwitch
 from lrec.time_limit import schedule_position, schedule_steps
 from lrec.train_loss import LossSum, logs_now
@@ -178,10 +179,10 @@ class SequentialRecommender(LightningModule):
         self.net = parallel.build(config, seed, sharding, self.checkpoint_activations, self.compile_blocks)
         self.item_ids = self.data.item_table()["raw_id"]
         if loaded is not None:
-            parallel.fill(self.net, lambda name, _: loaded[name], sharding)
+            parallel.fill(self.net, loaded)
         elif self.warm_start is not None and self.trainer.state.fn == "fit":
             started = begin_from(self.warm_start, self.net, self.item_ids, seed)
-            parallel.fill(self.net, lambda name, _: started.parameters[name], sharding)
+            parallel.fill(self.net, started.parameters)
             rank_zero_only(print)(f"warm start from {self.warm_start}: {started}")
         counts_V = torch.as_tensor(self.data.item_counts_V)
         # Whole numbers, which no precision of training rounds.
@@ -218,7 +219,9 @@ class SequentialRecommender(LightningModule):
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the mean loss over the global step's targets."""
 
-        def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
+        def head(hidden_BLD: Tensor, table_VD: Table) -> Tensor:
+            if not self.loss.in_shards:
+                table_VD = whole(table_VD)
             return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M, self.counts_V)
 
         loss_sum: Tensor = self.net(batch.items_BL, head)
@@ -268,7 +271,7 @@ class SequentialRecommender(LightningModule):
         (logits)."""
         seen = slice(None if self.exclude_seen else 0)
 
-        def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
+        def head(hidden_BD: Tensor, table_VD: Table) -> TopItems:
             return top_items(hidden_BD, table_VD, batch.seen_rows_S[seen], batch.seen_items_S[seen], self.top_k)
 
         best: TopItems = self.net(batch.items_BL, head, alone_B=batch.positions_B)
@@ -335,7 +338,7 @@ class SequentialRecommender(LightningModule):
             raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
 
     def _evaluate(self, batch: EvalBatch) -> None:
-        def head(hidden_BD: Tensor, table_VD: Tensor) -> Scores:
+        def head(hidden_BD: Tensor, table_VD: Table) -> Scores:
             return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, max(KS))
 
         def add(scorer: str) -> None:

@@ -16,8 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from lrec.blocks import CAUSAL, Attention, Block, Branch, KeyValueCache, Reading, norm, positions
 from lrec.dropout import dropout
 from lrec.shape import TransformerConfig
+from lrec.shards import fetch
 
+ITEM_TABLE = "items.weight"  # the parameter's name
 INIT_STD = 0.02
+DRAWN_AT_ONCE = 2**20  # numbers
 # Parameters of lrec's own parts are drawn under the names, and read by the names, that they had when a block held them
 # itself: the same seed gives the same network, and older checkpoints load.
 _WITHOUT_PART = {
@@ -59,14 +62,25 @@ class Transformer(nn.Module):
     def initialise(self, seed: int) -> None:
         """Give every parameter its initial value."""
         for name, parameter in self.named_parameters():
-            parameter.copy_(self.initial_value(name, parameter.shape, seed))
+            self.draw_(parameter, name, parameter.shape, seed)
 
     def initial_value(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """The whole parameter `name` before training, float32 on the CPU.
+        """The whole parameter `name` before training, float32 on the CPU; see `draw_`."""
+        return self.draw_(torch.empty(shape), name, shape, seed)
+
+    def draw_(self, rows: Tensor, name: str, shape: torch.Size, seed: int, start: int = 0) -> Tensor:
+        """Give rows of the parameter `name`, from row `start` on, their values before training.
 
         Normal(0, 0.02) matrices and tables, residual projections (out.weight) scaled by 1/sqrt(2 L), zero biases, unit
         norms, or what a part says itself; `MuP` says what it changes. A draw depends on the seed and the name alone:
         not on the device, on how parameters are sharded, or on their order.
+
+        Args:
+            rows: What gets the values, and is returned.
+            name: The parameter's name.
+            shape: The whole parameter's shape.
+            seed: The seed.
+            start: Which row of the whole parameter the first one is.
         """
         digest = hashlib.blake2b(f"{seed}/{_renamed(name, _WITHOUT_PART)}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
@@ -75,15 +89,15 @@ class Transformer(nn.Module):
             assert isinstance(branch, Branch)
             own = branch.initial_value(found[2], shape, generator)
             if own is not None:
-                return own
+                return rows.copy_(own[start : start + len(rows)])
         if len(shape) == 1:
-            return torch.full(shape, 1.0 if name.endswith("norm.weight") else 0.0)
+            return rows.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         std = INIT_STD
         if name.startswith("blocks."):
             std *= math.sqrt(self.config.width_scale)
         if name.endswith(".out.weight"):
             std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
-        return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+        return _draw_normal_(rows, shape, std, generator, start)
 
     def lr_multiplier(self, name: str) -> float:
         """Share of the optimizer's learning rate that the parameter `name` gets; not 1 for muP's matrices only."""
@@ -102,7 +116,7 @@ class Transformer(nn.Module):
     def forward(
         self,
         items_BL: Tensor,
-        head: Callable[[Tensor, Tensor], Result],
+        head: Callable[[Tensor, Any], Result],
         blank_BL: Tensor | None = None,
         cache: KeyValueCache | None = None,
         alone_B: Tensor | None = None,
@@ -111,7 +125,8 @@ class Transformer(nn.Module):
 
         Args:
             items_BL: Catalogue indices, right-padded with any.
-            head: What is wanted of the hidden states and the item table.
+            head: What is wanted of the hidden states and the item table, which is a tensor, or a `shards.Shard` where
+                several processes share it.
             blank_BL: True where an item is blanked in place: it keeps its position, no other position reads it, and its
                 own hidden state knows nothing of it.
             cache: What earlier items of these histories have left; `items_BL` goes on from there, and is put in. For
@@ -123,7 +138,7 @@ class Transformer(nn.Module):
         if cache is not None and not all(attention.caches for attention in self.attentions):
             return self._decode_again(items_BL, head, cache)
         reading = CAUSAL
-        hidden_BLD = self.items(items_BL)
+        hidden_BLD, table = fetch(self.items.weight, items_BL)
         if blank_BL is not None:
             hidden_BLD = hidden_BLD.masked_fill(blank_BL[..., None], 0.0)
             reading = _reading_around(blank_BL)
@@ -145,20 +160,39 @@ class Transformer(nn.Module):
         hidden_BLD = self.norm(hidden_BLD)
         if self.config.mup is not None:
             hidden_BLD = hidden_BLD * self.config.width_scale
-        return head(hidden_BLD, self.items.weight)
+        return head(hidden_BLD, table)
 
     @property
     def attentions(self) -> list[Attention]:
         """That of each block."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
-    def _decode_again(self, items_BL: Tensor, head: Callable[[Tensor, Tensor], Result], cache: KeyValueCache) -> Result:
+    def _decode_again(self, items_BL: Tensor, head: Callable[[Tensor, Any], Result], cache: KeyValueCache) -> Result:
         """Keep the items in the cache, and encode all of them."""
         positions_BL = cache.reading(items_BL.shape[1]).positions_BL
         assert positions_BL is not None
         (items_BC,) = cache.extend(0, positions_BL, items_BL)
         rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
         return self.forward(items_BC, lambda hidden_BCD, table_VD: head(hidden_BCD[rows_B1, positions_BL], table_VD))
+
+
+def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, generator: torch.Generator, start: int) -> Tensor:
+    """Give rows of a tensor of that shape the values that `normal_` would draw for them, a block of it at a time.
+
+    torch draws 16 numbers at a time, one group after the other, and once more the last 16 of a tensor that does not
+    divide: so blocks of whole groups, of which the last takes what is left, draw the same numbers.
+    """
+    total, flat = shape.numel(), rows.view(-1)
+    first = start * (total // max(shape[0], 1))
+    begin = 0
+    while begin < min(total, first + len(flat)):
+        size = DRAWN_AT_ONCE if begin + DRAWN_AT_ONCE + 16 <= total else total - begin
+        block = torch.empty(size).normal_(0.0, std, generator=generator)
+        low, high = max(begin, first), min(begin + size, first + len(flat))
+        if low < high:
+            flat[low - first : high - first] = block[low - begin : high - begin]
+        begin += size
+    return rows
 
 
 def _reading_around(blank_BL: Tensor) -> Reading:

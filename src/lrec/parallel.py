@@ -3,19 +3,24 @@
 The network stays single-device code. A sharded parameter is split by rows (dimension 0): of `shards` processes each
 holds ceil(rows / shards) of them, the last ones fewer or none, so a catalogue of any size is shared out and nothing is
 padded that a loss, a rank or a checkpoint could see.
+
+The item table is no part of what FSDP gathers: all processes share it, those of other copies of the network too, and
+each computes with the rows that it holds (`shards`).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from lrec.net import Transformer
 from lrec.shape import TransformerConfig
+from lrec.shards import held, split
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Sharding:
     """How parameters are spread over the processes.
 
     Attributes:
-        mesh: One dimension: every process holds a shard. Two: (replicate, shard), each row of the mesh holds a whole
-            network (hybrid sharding).
+        mesh: All processes. One dimension: every process holds a shard. Two: (replicate, shard), each row of the mesh
+            holds a whole network (hybrid sharding), but for the item table.
         param_dtype: Type that blocks compute in; gradients are then reduced in float32. None: that of the parameters.
     """
 
@@ -42,14 +47,35 @@ class Sharding:
         return self.mesh.get_local_rank(self.mesh.ndim - 1)
 
     @property
+    def processes(self) -> int:
+        """All of them."""
+        return math.prod(number for _, number in self._places)
+
+    @property
+    def process(self) -> int:
+        """Which of all this one is."""
+        index = 0
+        for place, number in self._places:
+            index = index * number + place
+        return index
+
+    @property
+    def _places(self) -> list[tuple[int, int]]:
+        """Place in each dimension of the mesh, of so many."""
+        return [(self.mesh.get_local_rank(each), self.mesh.size(each)) for each in range(self.mesh.ndim)]
+
+    @property
     def first_copy(self) -> bool:
         """Whether this process belongs to the first copy of the parameters."""
         return self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
 
     def rows(self, n: int) -> slice:
-        """The rows, of n, that this process holds."""
-        each = -(-n // self.shards)
-        return slice(min(self.shard * each, n), min((self.shard + 1) * each, n))
+        """The rows, of n, that this process holds of a parameter."""
+        return split(n, [(self.shard, self.shards)])
+
+    def table_rows(self, n: int) -> slice:
+        """The rows, of n, that this process holds of the item table."""
+        return split(n, self._places)
 
 
 def build(
@@ -59,7 +85,7 @@ def build(
     checkpoint_activations: bool = False,
     compile_blocks: bool = False,
 ) -> Transformer:
-    """The network, initialised; with `sharding`, each process only ever holds its own rows and one whole parameter."""
+    """The network, initialised; with `sharding`, each process only ever holds its own rows of it."""
     if sharding is None:
         net = Transformer(config, seed)
     else:
@@ -87,27 +113,31 @@ def _compile(net: Transformer) -> None:
 
 
 def _shard(net: Transformer, sharding: Sharding) -> None:
-    """A group for each block, and one for the rest: the item table is input and output, so both uses share a group."""
+    """A group for each block, and one for the rest but for the item table."""
     reduce_dtype = torch.float32 if sharding.param_dtype is not None else None
     precision = MixedPrecisionPolicy(sharding.param_dtype, reduce_dtype)
     for block in net.blocks:
         fully_shard(block, mesh=sharding.mesh, mp_policy=precision)
-    fully_shard(net, mesh=sharding.mesh, mp_policy=precision)
+    # On the same mesh as FSDP's own parameters, or no norm of all gradients could be taken.
+    placements = [Shard(0)] * sharding.mesh.ndim
+    net.items.weight = nn.Parameter(distribute_tensor(net.items.weight, sharding.mesh, placements))
+    fully_shard(net, mesh=sharding.mesh, mp_policy=precision, ignored_params={net.items.weight})
 
 
 def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
     net.to_empty(device=sharding.mesh.device_type)
-    fill(net, lambda name, shape: net.initial_value(name, shape, seed), sharding)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            net.draw_(local(parameter), name, parameter.shape, seed, held(parameter).start)
     for name, buffer in net.named_buffers():
         raise AssertionError(f"buffer {name} of {buffer.shape} has no initial value")
 
 
 @torch.no_grad()
-def fill(net: Transformer, value_of: Callable[[str, torch.Size], Tensor], sharding: Sharding | None = None) -> None:
-    """Give every parameter its rows of a whole value, which is asked for by name and shape, one at a time."""
+def fill(net: Transformer, values: Mapping[str, Tensor]) -> None:
+    """Give every parameter its rows of a whole value."""
     for name, parameter in net.named_parameters():
-        value = value_of(name, parameter.shape)
-        local(parameter).copy_(value if sharding is None else value[sharding.rows(len(value))])
+        local(parameter).copy_(values[name][held(parameter)])
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lrec import checkpoints
 from lrec.errors import UserError
+from lrec.net import ITEM_TABLE
 from lrec.parallel import Sharding, drop_gathered, like, local
 
 
@@ -127,7 +128,19 @@ class FSDP2(ModelParallelStrategy):
         """Read this process's rows of a folder or a file."""
         assert self.lightning_module is not None
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        return checkpoints.read(Path(self.broadcast(str(checkpoint_path))), self.sharding.rows, optimizer=fits)
+        return checkpoints.read(Path(self.broadcast(str(checkpoint_path))), self._rows, optimizer=fits)
+
+    def _rows(self, name: str, n: int) -> slice:
+        """The rows, of n, that this process holds of a checkpoint's tensor."""
+        assert self.lightning_module is not None
+        table = self.lightning_module.get_parameter(f"net.{ITEM_TABLE}")
+        match name.split("/"):
+            case ["optimizer_states", which, "state", index, *_]:
+                groups = self.optimizers[int(which)].param_groups
+                of_table = [each for group in groups for each in group["params"]][int(index)] is table
+            case _:
+                of_table = name == f"state_dict/net.{ITEM_TABLE}"
+        return self.sharding.table_rows(n) if of_table else self.sharding.rows(n)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -1,0 +1,298 @@
+"""The item table, whose rows may be spread over all processes, and what these exchange instead of rows of the table.
+
+Where several processes share the table it is a DTensor, split by rows over every dimension of its mesh. All arithmetic
+is done on the rows that a process holds. What travels is small: item indices, hidden states, sums for each target.
+
+Fetching rows masks, looks up and adds: each process looks up, for the items of all processes, the rows that it holds,
+with zeros for the others, and a reduce-scatter brings every process the rows of its own items. Exchanging only the rows
+asked for would move fewer bytes, but needs their number on the host before it can start; this moves as many as the
+output layer's hidden states do, and all shapes are known.
+
+Shape suffixes: V catalogue, H rows held here, D width, M items or hidden states of this process, P the most of any
+process, G those of all processes, P of each, N items that all processes ask for, R processes.
+"""
+
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class Shard:
+    """The rows of the item table that this process holds, and what it exchanges with those that hold the others.
+
+    Every process must call the same methods in the same order.
+
+    Attributes:
+        rows_HD: The rows.
+        start: Index of the first one in the catalogue.
+        n_items: Rows of the whole table.
+        processes: How many share it; one holds all of it.
+        gradient: Where a backward pass adds up the table's gradient; None: autograd does.
+    """
+
+    def __init__(
+        self, rows_HD: Tensor, start: int, n_items: int, processes: int, gradient: "Gradient | None" = None
+    ) -> None:
+        self.rows_HD, self.start, self.n_items, self.processes = rows_HD, start, n_items, processes
+        self.gradient = gradient
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that a process holds."""
+        return -(-self.n_items // self.processes)
+
+    @cached_property
+    def rank(self) -> int:
+        """Which of the processes this is."""
+        return distributed.get_rank() if self.processes > 1 else 0
+
+    def places(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each item's row is here, and which of the rows it is; 0 where it is not here."""
+        places = items - self.start
+        here = (places >= 0) & (places < len(self.rows_HD))
+        return here, places.masked_fill(~here, 0)
+
+    def most(self, n: int) -> int:
+        """The largest n of all processes."""
+        if self.processes == 1:
+            return n
+        largest = torch.tensor(n)
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX, _host_group())
+        return int(largest)
+
+    def gathered(self, values_M: Tensor, most: int, filler: float = 0) -> Tensor:
+        """Those of all processes, one after the other, each filled up to `most`."""
+        if self.processes == 1:
+            return values_M
+        padded_P = values_M.new_full((most, *values_M.shape[1:]), filler)
+        padded_P[: len(values_M)] = values_M
+        values_G = values_M.new_empty((self.processes * most, *values_M.shape[1:]))
+        distributed.all_gather_single(values_G, padded_P)
+        return values_G
+
+    def returned(self, parts_G: Tensor, n: int) -> Tensor:
+        """The sum over processes of the parts of this process's first n values."""
+        if self.processes == 1:
+            return parts_G
+        sum_P = parts_G.new_empty((len(parts_G) // self.processes, *parts_G.shape[1:]))
+        distributed.reduce_scatter_single(sum_P, parts_G.contiguous())
+        return sum_P[:n]
+
+    def exchanged(self, found_G: Tensor, n: int) -> Tensor:
+        """What each process has found about this process's first n values: (R, n, ...)."""
+        if self.processes == 1:
+            return found_G[None]
+        of_all_RP = torch.empty_like(found_G)
+        distributed.all_to_all_single(of_all_RP, found_G.contiguous())
+        return of_all_RP.unflatten(0, (self.processes, -1))[:, :n]
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum over processes."""
+        return self._reduced(values, distributed.ReduceOp.SUM)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest over processes, element by element."""
+        return self._reduced(values, distributed.ReduceOp.MAX)
+
+    def of_first(self, values: Tensor) -> Tensor:
+        """The values of the first process."""
+        if self.processes > 1:
+            distributed.broadcast(values, 0)
+        return values
+
+    def _reduced(self, values: Tensor, how: Any) -> Tensor:
+        if self.processes > 1:
+            distributed.all_reduce(values, how)
+        return values
+
+
+# What a head gets: the whole table, or a shard of it.
+Table = Tensor | Shard
+
+
+class Gradient:
+    """The gradient of the rows held here, as one backward pass adds it up: a dense part, and rows with their items'
+    places. Whatever is added belongs to it, so that it may be changed in place."""
+
+    def __init__(self) -> None:
+        self.dense_HD: Tensor | None = None
+        self.touched: list[tuple[Tensor, Tensor]] = []
+
+    def add_dense(self, grad_HD: Tensor) -> None:
+        """Add to all rows."""
+        self.dense_HD = grad_HD if self.dense_HD is None else self.dense_HD.add_(grad_HD)
+
+    def add_rows(self, places_N: Tensor, grad_ND: Tensor) -> None:
+        """Add to the rows at these places."""
+        self.touched.append((places_N, grad_ND))
+
+    def total(self, like_HD: Tensor) -> Tensor:
+        """All of it, as one tensor."""
+        total_HD = torch.zeros_like(like_HD) if self.dense_HD is None else self.dense_HD
+        for places_N, grad_ND in self.touched:
+            total_HD.index_add_(0, places_N, grad_ND.to(total_HD.dtype))
+        self.dense_HD, self.touched = None, []
+        return total_HD
+
+
+def shard_of(table: Table) -> Shard:
+    """The shard that a head got, or a whole table as the only one."""
+    return table if isinstance(table, Shard) else Shard(table, 0, len(table), 1, getattr(table, "gradient", None))
+
+
+def held(tensor: Tensor) -> slice:
+    """The rows of a tensor, which may be a DTensor, that this process holds."""
+    if not is_sharded(tensor):
+        return slice(0, len(tensor))
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    parts = zip(mesh.get_coordinate(), mesh.shape, placements, strict=True)
+    return split(len(tensor), [(part, number) for part, number, placement in parts if placement.is_shard(0)])
+
+
+def split(n: int, parts: list[tuple[int, int]]) -> slice:
+    """The rows, of n, that are left of part i of k, for each (i, k) in turn: ceil(rows / k) each, the last ones fewer
+    or none."""
+    start, stop = 0, n
+    for part, number in parts:
+        each = -(-(stop - start) // number)
+        start, stop = min(start + part * each, stop), min(start + (part + 1) * each, stop)
+    return slice(start, stop)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose class takes longer to import than a network to load."""
+    return hasattr(tensor, "placements")
+
+
+def fetch(table_VD: Tensor, items: Tensor) -> tuple[Tensor, Table]:
+    """The rows of some items, and the table for a head, through which alone its gradient flows.
+
+    The gradient of a table in shards is the average over processes of the gradients of their losses, as FSDP takes it
+    of every other parameter; all processes must multiply their losses by the same number.
+    """
+    if is_sharded(table_VD):
+        rows_HD, processes = table_VD.to_local(), table_VD.device_mesh.size()  # type: ignore[attr-defined]
+    else:
+        rows_HD, processes = table_VD, 1
+    here = Shard(rows_HD, held(table_VD).start, len(table_VD), processes, Gradient())
+    if processes == 1 and not torch.is_grad_enabled():
+        return F.embedding(items, rows_HD), rows_HD
+    rows_MD, rows_HD = _Fetch.apply(rows_HD, items.flatten(), here)
+    rows = rows_MD.unflatten(0, items.shape)
+    if processes > 1:
+        return rows, Shard(rows_HD, here.start, here.n_items, processes, here.gradient)
+    # A plain tensor, for a head that asks for no more; `shard_of` finds where its gradient goes.
+    rows_HD.gradient = here.gradient
+    return rows, rows_HD
+
+
+def rows_of(shard: Shard, items_M: Tensor, shared: bool = False) -> Tensor:
+    """The rows of items that each process asks for by itself, or that are the same on all processes (`shared`)."""
+    rows_MD: Tensor = _Rows.apply(shard.rows_HD, items_M, shard, shared)
+    return rows_MD
+
+
+def whole(table: Table) -> Tensor:
+    """The whole table on every process, for a head that knows no shards."""
+    if not isinstance(table, Shard):
+        return table
+    table_VD: Tensor = _Whole.apply(table.rows_HD, table)
+    return table_VD
+
+
+# What a gradient of looked up rows adds, and to which of the rows held here.
+Spread = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _looked_up(shard: Shard, items_M: Tensor) -> tuple[Tensor, Spread]:
+    if shard.processes == 1:
+        return F.embedding(items_M, shard.rows_HD), lambda grad_MD: (items_M, grad_MD)
+    most = shard.most(len(items_M))
+    found_GD, here_G, places_N = _found(shard, shard.gathered(items_M, most, -1))
+    spread = lambda grad_MD: (places_N, shard.gathered(grad_MD, most)[here_G])  # noqa: E731
+    return shard.returned(found_GD, len(items_M)), spread
+
+
+def _shared(shard: Shard, items_N: Tensor) -> tuple[Tensor, Spread]:
+    if shard.processes == 1:
+        return _looked_up(shard, items_N)
+    found_ND, here_N, places_N = _found(shard, items_N)
+    return shard.summed(found_ND), lambda grad_ND: (places_N, shard.summed(grad_ND.clone())[here_N])
+
+
+def _found(shard: Shard, items_G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that are here, zeros for the others; which are here, and at which places."""
+    here_G, places_G = shard.places(items_G)
+    places_N = places_G[here_G]
+    found_GD = shard.rows_HD.new_zeros(len(items_G), shard.rows_HD.shape[1])
+    found_GD[here_G] = shard.rows_HD[places_N]
+    return found_GD, here_G, places_N
+
+
+class _Fetch(torch.autograd.Function):
+    """See `fetch`. Its backward comes after that of all that is made of its results, and has the whole gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, here: Shard) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        rows_MD, ctx.spread = _looked_up(here, items_M)
+        ctx.here = here
+        return rows_MD, rows_HD.view_as(rows_HD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_MD: Tensor | None, grad_HD: Tensor | None) -> tuple[Tensor | None, ...]:
+        here: Shard = ctx.here
+        assert here.gradient is not None
+        if grad_MD is not None:
+            here.gradient.add_rows(*ctx.spread(grad_MD))
+        if grad_HD is not None:
+            here.gradient.add_dense(grad_HD.clone())  # autograd's, which others may have
+        total_HD = here.gradient.total(here.rows_HD)
+        return total_HD if here.processes == 1 else total_HD.div_(here.processes), None, None
+
+
+class _Rows(torch.autograd.Function):
+    """See `rows_of`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, shard: Shard, shared: bool) -> Tensor:
+        rows_MD, ctx.spread = (_shared if shared else _looked_up)(shard, items_M)
+        ctx.shard = shard
+        return rows_MD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = ctx.shard.gradient or Gradient()
+        gradient.add_rows(*ctx.spread(grad_MD))
+        return None if ctx.shard.gradient else gradient.total(ctx.shard.rows_HD), None, None, None
+
+
+class _Whole(torch.autograd.Function):
+    """See `whole`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_HD: Tensor, shard: Shard) -> Tensor:
+        real_H = torch.ones(len(rows_HD), dtype=torch.int32, device=rows_HD.device)
+        ctx.real_G = shard.gathered(real_H, shard.most_rows) > 0
+        ctx.shard = shard
+        return shard.gathered(rows_HD, shard.most_rows)[ctx.real_G]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_VD: Tensor) -> tuple[Tensor | None, ...]:
+        grad_GD = grad_VD.new_zeros(len(ctx.real_G), grad_VD.shape[1])
+        grad_GD[ctx.real_G] = grad_VD
+        return ctx.shard.returned(grad_GD, len(ctx.shard.rows_HD)), None
+
+
+@cache
+def _host_group() -> Any:
+    """Processes that exchange numbers without waiting for a GPU; None: the default group is one."""
+    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")

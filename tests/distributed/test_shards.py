@@ -1,0 +1,142 @@
+"""Processes that share the item table by rows against one that holds it: steps, scores, lists and initial values."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.utils import clip_grad_norm_
+
+from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
+from lrec.optim import Optimizer, Switch
+from lrec.parallel import Sharding, build
+from lrec.scoring import score, top_items
+from lrec.shape import TransformerConfig
+from lrec.shards import fetch, whole
+
+LENGTH = 6
+
+
+class Batch(NamedTuple):
+    """Targets of rows of items."""
+
+    items_BL: Tensor
+    positions_M: Tensor
+    targets_M: Tensor
+
+
+def on_processes(shape: tuple[int, ...], folder: Path, work: Callable[[Sharding], Any]) -> list[Any]:
+    """What `work` returns on each process of a mesh; they are forks of this one."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    world = torch.Size(shape).numel()
+    multiprocessing.start_processes(_process, (world, port, shape, folder, work), world, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _process(rank: int, world: int, port: int, shape: tuple[int, ...], folder: Path, work: Callable) -> None:  # type: ignore[type-arg]
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+    torch.save(work(Sharding(mesh)), folder / f"{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def batches(n_items: int, step: int) -> list[Batch]:
+    """What four processes get of a step; one of them has no target, and one few."""
+    random = torch.Generator().manual_seed(step)
+    found = []
+    for rows in (3, 1, 5, 2):
+        items_BL = torch.randint(n_items, (rows, LENGTH), generator=random)
+        n_targets = 0 if rows == 1 else rows * LENGTH - 2
+        found.append(Batch(items_BL, torch.arange(n_targets), torch.randint(n_items, (n_targets,), generator=random)))
+    return found
+
+
+def train(config: TransformerConfig, loss: Loss, accumulation: int, sharding: Sharding | None) -> dict[str, Any]:
+    """Six steps with clipping and a switch; the mean loss of each, the last gradients' norm, the table at the end."""
+    net = build(config, 0, sharding)
+    optimizer, _ = Optimizer(lr=0.05, switch=Switch(at=3, lr=0.05)).build(net, 6)
+    world, rank = (1, 0) if sharding is None else (sharding.processes, sharding.process)
+    losses, norm = [], None
+    for step in range(6):
+        if step == 3:
+            optimizer.begin_sgd(step)
+        parts = batches(config.n_items, step)
+        n_targets = sum(len(part.targets_M) for part in parts)
+        total = torch.zeros(())
+        cuts = [4 * n // (world * accumulation) for n in range(world * accumulation + 1)]
+        for index in range(accumulation):
+            mine = index * world + rank
+            batch = joined(parts[cuts[mine] : cuts[mine + 1]])
+            torch.manual_seed(100 * step + index)
+            loss_sum = net(batch.items_BL, head_of(loss, batch, config.n_items))
+            (loss_sum * world / n_targets).backward()
+            total += loss_sum.detach()
+        if sharding is not None:
+            distributed.all_reduce(total)
+        losses.append(float(total) / n_targets)
+        norm = clip_grad_norm_(net.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    table = net.items.weight
+    full = table.full_tensor() if sharding is not None else table  # type: ignore[operator]
+    norm = norm.full_tensor() if sharding is not None else norm  # type: ignore[union-attr]
+    return {"losses": losses, "norm": float(norm), "table": full.detach()}  # type: ignore[arg-type]
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """One batch."""
+    starts = torch.tensor([0] + [part.items_BL.numel() for part in parts]).cumsum(0)
+    positions = [part.positions_M + start for part, start in zip(parts, starts[:-1], strict=True)]
+    targets = [part.targets_M for part in parts]
+    return Batch(torch.cat([part.items_BL for part in parts]), torch.cat(positions), torch.cat(targets))
+
+
+def head_of(loss: Loss, batch: Batch, n_items: int) -> Callable[[Tensor, Any], Tensor]:
+    def head(hidden_BLD: Tensor, table: Any) -> Tensor:
+        table = table if loss.in_shards else whole(table)
+        return loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, batch.targets_M, torch.ones(n_items))
+
+    return head
+
+
+class OfWholeTable(FullSoftmax):
+    """Full softmax that knows no shards."""
+
+    in_shards = False
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        loss: Tensor = torch.nn.functional.cross_entropy(hidden_MD @ table_VD.T, targets_M, reduction="sum")
+        return loss
+
+
+LOSSES = [FullSoftmax(), SampledSoftmax(7), GBCE(5), OfWholeTable()]
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_items", "accumulation"), [((2,), 11, 2), ((3,), 11, 1), ((2, 2), 9, 1), ((2,), 1, 1)], ids=str
+)
+def test_steps_are_those_of_one_process(
+    shape: tuple[int, ...], n_items: int, accumulation: int, tmp_path: Path
+) -> None:
+    """The catalogue does not divide, or is smaller than the number of processes."""
+    config = TransformerConfig(n_items, LENGTH, 2, 8, 2)
+
+    def with_all_losses(sharding: Sharding | None) -> list[dict[str, Any]]:
+        return [train(config, loss, accumulation, sharding) for loss in LOSSES]
+
+    alone = with_all_losses(None)
+    for found in on_processes(shape, tmp_path, with_all_losses):
+        for several, one in zip(found, alone, strict=True):
+            assert several["losses"] == pytest.approx(one["losses"], rel=1e-5)
+            assert several["norm"] == pytest.approx(one["norm"], rel=1e-4)
+            torch.testing.assert_close(several["table"], one["table"], rtol=1e-4, atol=1e-5)
