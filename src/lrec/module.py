@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrec import checkpoints, cost, cpu_threads, parallel
@@ -52,7 +52,6 @@ class SequentialRecommender(LightningModule):
     """
 
     net: Transformer
-    counts_V: Tensor
 
     def __init__(
         self,
@@ -109,8 +108,10 @@ class SequentialRecommender(LightningModule):
         self.D = 0
         self.flops = 0
         self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
+        self._counts_V: Tensor | None = None
         self.diverged = False
         self.evaluations: dict[str, dict[str, float]] = {}
+        self._under_way: dict[str, Evaluation] = {}
         self.train_loss = math.nan
         self._since_evaluation = LossSum()
         self._since_logged = LossSum()
@@ -118,6 +119,13 @@ class SequentialRecommender(LightningModule):
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
         """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
         return TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.mup)
+
+    @property
+    def counts_V(self) -> Tensor:
+        """Training interactions of each item. No buffer: a callback that averages weights would average it too."""
+        assert self._counts_V is not None
+        self._counts_V = self._counts_V.to(self.device)
+        return self._counts_V
 
     @property
     def data(self) -> SequenceDataModule:
@@ -169,7 +177,7 @@ class SequentialRecommender(LightningModule):
         config = self.network_config(self.data.n_items, self.data.max_len)
         if self._trained is not None:
             refuse_another(self._trained, config, self.data.data_hash)
-        if hasattr(self, "counts_V"):
+        if self._counts_V is not None:
             return
         loaded = dict(self.net.named_parameters()) if self._trained is not None else None
         self.config = config
@@ -184,11 +192,7 @@ class SequentialRecommender(LightningModule):
             started = begin_from(self.warm_start, self.net, self.item_ids, seed)
             parallel.fill(self.net, started.parameters)
             rank_zero_only(print)(f"warm start from {self.warm_start}: {started}")
-        counts_V = torch.as_tensor(self.data.item_counts_V)
-        # Whole numbers, which no precision of training rounds.
-        self.register_buffer("counts_V", counts_V, persistent=False)
-        self.model_evaluation = Evaluation(counts_V)
-        self.baseline_evaluations = nn.ModuleDict({name: Evaluation(counts_V) for name in BASELINES})
+        self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with a scheduler that Lightning steps with it."""
@@ -207,7 +211,10 @@ class SequentialRecommender(LightningModule):
         return [OptimizerSwitch()] if isinstance(self.optimizer, Optimizer) and self.optimizer.switch else []
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
-        """Seed dropout from (seed, micro-step, rank), so that a resumed run drops what the undisturbed one would."""
+        """Seed dropout from (seed, micro-step, rank), so that a resumed run drops what the undisturbed one would; free
+        the last step's gradients, which Lightning would keep until those of this step are made."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.zero_grad()
         micro_step = self.trainer.fit_loop.total_batch_idx
         key = f"{self.data.seed}/{micro_step}/{self.global_rank}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
@@ -245,9 +252,14 @@ class SequentialRecommender(LightningModule):
             self._stop_if_diverged(torch.tensor(train_loss, device=self.device))
 
     def on_validation_start(self) -> None:
-        """Close the mean training loss since the last evaluation."""
+        """Begin an evaluation, and close the mean training loss since the last one."""
+        self._begin_evaluation("val")
         if self._since_evaluation.loss_sum is not None:
             self.train_loss = self._since_evaluation.mean(self)
+
+    def on_test_start(self) -> None:
+        """Begin an evaluation."""
+        self._begin_evaluation("test")
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         """Score the validation targets."""
@@ -342,18 +354,14 @@ class SequentialRecommender(LightningModule):
             return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, max(KS))
 
         def add(scorer: str) -> None:
-            of_model = scorer == "model"
-            evaluation = self.model_evaluation if of_model else self._baseline_evaluation(scorer)
-            found = scores if of_model else self._baselines.score(scorer, batch)
-            evaluation.update(found, batch.targets_B, batch.weights_B)
+            found = scores if scorer == "model" else self._baselines.score(scorer, batch)
+            self._under_way[scorer].update(found, batch.targets_B, batch.weights_B)
 
         scores = self.net(batch.items_BL, head, alone_B=batch.positions_B)
-        stage = "test" if self.trainer.testing else "val"
-        baselines = [name for name in self._baselines_of(stage) if f"{stage}/{name}" not in self.evaluations]
         if self.device.type == "cpu":
-            cpu_threads.mapped(add, ["model", *baselines])
+            cpu_threads.mapped(add, list(self._under_way))
         else:
-            for scorer in ("model", *baselines):
+            for scorer in self._under_way:
                 add(scorer)
 
     @cached_property
@@ -364,26 +372,22 @@ class SequentialRecommender(LightningModule):
     def _baselines(self) -> Baselines:
         return Baselines(self.data.cuts, self.device)
 
-    def _baseline_evaluation(self, name: str) -> Evaluation:
-        evaluation = self.baseline_evaluations[name]
-        assert isinstance(evaluation, Evaluation)
-        return evaluation
-
     def _baselines_of(self, stage: str) -> list[str]:
         """Popularity stands beside every evaluation, the other baselines beside `lrec test` and `lrec validate`."""
         fitting = stage == "val" and self.trainer.state.fn == "fit"
         return [name for name in self._baselines.names if name == "popularity" or not fitting]
 
-    def _close_evaluation(self, stage: str) -> None:
-        self.evaluations[stage] = self.model_evaluation.compute()
-        self.model_evaluation.reset()
+    def _begin_evaluation(self, stage: str) -> None:
         # Baselines do not change during training: scored in the first whole evaluation of a stage, then kept.
-        for name in self._baselines_of(stage):
-            if f"{stage}/{name}" not in self.evaluations:
-                figures = self._baseline_evaluation(name).compute()
-                self._baseline_evaluation(name).reset()
-                if not self.trainer.sanity_checking:
-                    self.evaluations[f"{stage}/{name}"] = figures
+        baselines = [name for name in self._baselines_of(stage) if f"{stage}/{name}" not in self.evaluations]
+        self._under_way = {scorer: Evaluation(self.counts_V) for scorer in ("model", *baselines)}
+
+    def _close_evaluation(self, stage: str) -> None:
+        computed = {scorer: evaluation.compute() for scorer, evaluation in self._under_way.items()}
+        self._under_way = {}
+        self.evaluations[stage] = computed.pop("model")
+        if not self.trainer.sanity_checking:
+            self.evaluations |= {f"{stage}/{name}": figures for name, figures in computed.items()}
         named = {f"{stage}/{name}": value for name, value in self.evaluations[stage].items()}
         for baseline in BASELINES:
             figures = self.evaluations.get(f"{stage}/{baseline}", {})

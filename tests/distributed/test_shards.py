@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import clip_grad_norm_
 
 from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
+from lrec.net import Transformer
 from lrec.optim import Optimizer, Switch
 from lrec.parallel import Sharding, build
 from lrec.scoring import score, top_items
@@ -140,3 +142,58 @@ def test_steps_are_those_of_one_process(
             assert several["losses"] == pytest.approx(one["losses"], rel=1e-5)
             assert several["norm"] == pytest.approx(one["norm"], rel=1e-4)
             torch.testing.assert_close(several["table"], one["table"], rtol=1e-4, atol=1e-5)
+
+
+class Case(NamedTuple):
+    """Rows to score, with many tied scores; and what each has seen."""
+
+    hidden_BD: Tensor
+    targets_B: Tensor
+    seen_rows_S: Tensor
+    seen_items_S: Tensor
+
+
+def case_of(process: int, n_items: int) -> Case:
+    """Other rows on every process, and more of them on some; a few targets are outside the catalogue."""
+    random = torch.Generator().manual_seed(process)
+    rows = (3, 150, 1)[process]
+    pairs = torch.randint(rows * n_items, (4 * rows,), generator=random).unique()
+    return Case(
+        torch.randint(-2, 3, (rows, 4), generator=random).float(),
+        torch.randint(-1, n_items, (rows,), generator=random),
+        pairs // n_items,
+        pairs % n_items,
+    )
+
+
+def scored(case: Case, table: Any) -> list[Tensor]:
+    """All that is to be known of a case."""
+    of_items = score(case.hidden_BD, table, case.targets_B, case.seen_rows_S, case.seen_items_S, 7)
+    return [*of_items, *top_items(case.hidden_BD, table, case.seen_rows_S, case.seen_items_S, 7)]
+
+
+@pytest.mark.parametrize("n_items", [53, 2])
+def test_ranks_ties_and_lists_are_those_of_one_process(n_items: int, tmp_path: Path) -> None:
+    table_VD = torch.randint(-2, 3, (n_items, 4), generator=torch.Generator().manual_seed(9)).float()
+
+    def score_here(sharding: Sharding) -> list[Tensor]:
+        shared = distribute_tensor(table_VD, sharding.mesh, [Shard(0)])
+        with torch.no_grad():
+            return scored(case_of(sharding.process, n_items), fetch(shared, torch.zeros(1, 1, dtype=torch.int64))[1])
+
+    for process, (loss_B, *found) in enumerate(on_processes((3,), tmp_path, score_here)):
+        expected_loss_B, *expected = scored(case_of(process, n_items), table_VD)
+        torch.testing.assert_close(loss_B, expected_loss_B, rtol=1e-5, atol=1e-5, equal_nan=True)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_each_process_draws_its_rows_of_one_network(tmp_path: Path) -> None:
+    config = TransformerConfig(2**15 + 3, LENGTH, 1, 64, 2)  # more numbers than are drawn at once
+
+    def rows_here(sharding: Sharding) -> dict[str, Tensor]:
+        return {name: parameter.full_tensor() for name, parameter in build(config, 3, sharding).named_parameters()}  # type: ignore[operator]
+
+    one = dict(Transformer(config, 3).named_parameters())
+    for parameters in on_processes((3,), tmp_path, rows_here):
+        assert all(torch.equal(parameter, one[name]) for name, parameter in parameters.items())
