@@ -90,10 +90,9 @@ def train(config: TransformerConfig, case: Case, positions: int) -> None:
     targets_M = torch.randint(0, config.n_items, (items_BL.numel(),))
     positions_M = torch.arange(items_BL.numel())
     for _ in range(3):
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16-mixed" and sharding is None):
             loss = net(items_BL, lambda h_BLD, t_VD: full_softmax(h_BLD.flatten(0, 1)[positions_M], t_VD, targets_M))
-        # In this order in Lightning too: the gradients of the step before live through the forward pass.
-        optimizer.zero_grad()
         (loss / len(targets_M)).backward()
         optimizer.step()
 

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 
 # Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
-# twice as many as the width); where not, more rows make faster products. MAX bounds memory, but never to less than a
-# table's worth: every chunk passes over the whole table, and fewer rows would only multiply the passes.
+# twice as many as the width); where not, more rows make faster products. MAX bounds memory, in float32: every chunk
+# passes over all rows of the table that a process holds, so that where these are many, more processes, which hold fewer
+# each, pass over less.
 CPU_CACHE_ELEMENTS = 2**21
 CPU_ROWS = 1024
-MAX_CHUNK_ELEMENTS = 100 * 2**20
+MAX_CHUNK_BYTES = 400 * 2**20
 
 
 class Parameters(NamedTuple):
@@ -151,11 +152,11 @@ class Memory(NamedTuple):
 
     Attributes:
         parameters: Its share of the parameters.
-        gradients: Its share of the gradients.
+        gradients: Its share of the gradients, which are made while activations go.
         optimizer: Its share of AdamW's two moments.
         copies: Whole parameters it holds beside its share: gathered ones, and their bfloat16 copies under autocast.
         activations: What the forward pass keeps for the backward pass.
-        transient: The most that a head, a block's backward pass or the table's gradient holds for a moment.
+        transient: The most that a head or a block's backward pass holds for a moment, the table's gradient included.
     """
 
     parameters: int
@@ -167,8 +168,8 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return sum(self)
+        """The most at once."""
+        return self.parameters + self.optimizer + self.copies + max(self.gradients, self.activations + self.transient)
 
 
 def memory(
@@ -197,27 +198,29 @@ def memory(
     parameter = 2 if precision == "bf16-true" else 4
     product = 4 if precision == "32-true" else 2  # what matrix products take and give
     stream = product if shards > 1 else parameter  # the residual stream
-    table = n_head(config) * parameter
+    rows = -(-config.n_items // shards)  # of the table
+    table = rows * config.width * parameter
     share = -(-n_total(config) * parameter // shards)
     if shards > 1:
-        # The root's own parameters for the whole step; of the blocks two, the next being fetched, and a gradient.
+        # All but the item table for the whole step; of the blocks two, the next being fetched, and a gradient.
         block = n_body(config) // config.layers
-        copies = (n_total(config) - n_body(config) + 2 * block) * product + block * parameter
+        copies = (n_total(config) - n_body(config) - n_head(config) + 2 * block) * product + block * parameter
+        everyone = shards * positions * config.width * (product + 4)  # hidden states of all, and their gradients
     else:
         copies = n_body(config) * 2 if precision == "bf16-mixed" else 0
+        everyone = 0
     in_block = positions * _block_activations(config, stream, product)
     hidden = positions * config.width * stream
     activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
-    in_head = 3 * hidden + _head(config, positions, product, device)
+    in_head = 3 * hidden + everyone + _head(config, rows, shards * positions, product, device)
     going_back = in_block if checkpointing else positions * _block_backward(config, stream, product)
-    # The step before's gradients live until the head is through; new ones are made while activations go.
-    transient = max(in_head, 2 * hidden + 2 * table + going_back - share, table - activations)
+    transient = max(in_head, 2 * hidden + table + going_back)
     return Memory(share, share, 2 * share, copies, activations, transient)
 
 
 def chunk_rows(n_items: int, width: int, device_type: str) -> int:
-    """Rows of a chunk of full softmax: targets whose scores of `n_items` items are held at once."""
-    at_most = max(MAX_CHUNK_ELEMENTS // n_items, width)
+    """Rows of a chunk of full softmax: targets whose scores of the `n_items` that a process holds are held at once."""
+    at_most = max(MAX_CHUNK_BYTES // (4 * n_items), 1)
     if device_type != "cpu":
         return at_most
     rows = max(CPU_CACHE_ELEMENTS // n_items, 2 * width)
@@ -244,10 +247,10 @@ def _block_activations(config: TransformerConfig, stream: int, product: int) -> 
     return kept
 
 
-def _head(config: TransformerConfig, positions: int, product: int, device: str) -> int:
-    """Bytes of full softmax beside hidden states: the table's gradient, and a chunk's logits."""
-    rows = chunk_rows(config.n_items, config.width, device)
-    logits, table = config.n_items * min(rows, positions), n_head(config)
+def _head(config: TransformerConfig, n_items: int, positions: int, product: int, device: str) -> int:
+    """Bytes of full softmax over `n_items` beside hidden states: the table's gradient, and a chunk's logits."""
+    rows = chunk_rows(n_items, config.width, device)
+    logits, table = n_items * min(rows, positions), n_items * config.width
     if product == 4:
         return 4 * table + 4 * logits
     # The gradient in float32, a copy of the table, then the logits with their softmax in float32, or a product to add.

@@ -35,9 +35,9 @@ def allocation_peak(config: TransformerConfig, rows: int, precision: str, checkp
         net.checkpoint_activations = checkpointing
         optimizer = torch.optim.AdamW(net.parameters(), fused=True)
         for _ in range(3):
+            optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss = step(net, rows)
-            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -1,0 +1,218 @@
+"""The item table in shards: equal steps, and the memory of a step as processes become more.
+
+Each row is one process or several (gloo): blocks of one layer, one thread each. Of a step's memory the page gives the
+largest resident size of any process, less what it had before the network was built, and the estimate of `cost.memory`
+(what `lrec sizes` prints); freed memory is handed back to the system (MALLOC_MMAP_THRESHOLD_=65536).
+
+A repeated call goes on from the rows in the results file.
+
+    python benchmarks/shards.py --results shards.jsonl --page benchmarks/shards.md
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+
+from lrec import cost, losses
+from lrec.files import write_text
+from lrec.optim import Optimizer, Switch
+from lrec.parallel import Sharding, build
+from lrec.shape import TransformerConfig
+
+LOSSES = {
+    "full softmax": losses.FullSoftmax(),
+    "sampled softmax": losses.SampledSoftmax(256),
+    "gBCE": losses.GBCE(256),
+}
+
+
+class Case(NamedTuple):
+    """A row: so many processes take steps of so many targets."""
+
+    kind: str  # memory: three steps, their peak; losses: twenty steps, their losses
+    items: int
+    width: int
+    processes: int
+    loss: str
+    targets: int
+    accumulation: int = 1
+    clip: float = 0.0
+    switch: bool = False
+
+
+CASES = [
+    *(Case("memory", 2_000_000, 128, n, "full softmax", 64) for n in (1, 2, 4)),
+    Case("memory", 10_000_000, 64, 2, "full softmax", 64),
+    *(
+        Case("losses", 1003, 32, n, loss, 240, *options)
+        for loss in LOSSES
+        for options in ((), (2, 0.5, True))
+        for n in (1, 2, 3)
+    ),
+]
+LENGTH = 20
+
+
+def resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith(field)).split()[1]) * 1024
+
+
+def config_of(case: Case) -> TransformerConfig:
+    """A network of one block, two for losses."""
+    return TransformerConfig(case.items, LENGTH, 1 if case.kind == "memory" else 2, case.width, 2)
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """What one of `case.processes` processes finds, over all of them."""
+    sharding = None
+    if case.processes > 1:
+        distributed.init_process_group("gloo")
+        sharding = Sharding(init_device_mesh("cpu", (case.processes,)))
+    before = resident("VmRSS")
+    steps = 3 if case.kind == "memory" else 20
+    net = build(config_of(case), 0, sharding)
+    switch = Switch(at=10, lr=0.05) if case.switch else None
+    optimizer, scheduler = Optimizer(lr=0.01, switch=switch).build(net, steps)
+    rank = 0 if sharding is None else sharding.process
+    n_parts = case.processes * case.accumulation
+    found, seconds = [], []
+    for step in range(steps):
+        started = time.perf_counter()
+        if switch is not None and step == switch.at:
+            optimizer.begin_sgd(step)
+        random = torch.Generator().manual_seed(step)
+        rows = case.targets // LENGTH + 1
+        items_BL = torch.randint(case.items, (rows, LENGTH), generator=random)
+        targets_BL = torch.randint(case.items, (rows, LENGTH), generator=random)
+        total = torch.zeros(())
+        optimizer.zero_grad()
+        for micro in range(case.accumulation):
+            part = micro * case.processes + rank
+            mine = slice(rows * part // n_parts, rows * (part + 1) // n_parts)
+            torch.manual_seed(step * case.accumulation + micro)  # for negatives
+            loss = one_loss(net, case, items_BL[mine], targets_BL[mine])
+            (loss * case.processes / targets_BL.numel()).backward()
+            total += loss.detach()
+        if case.clip:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), case.clip)
+        optimizer.step()
+        scheduler.step()
+        if sharding is not None:
+            distributed.all_reduce(total)
+        found.append(float(total) / targets_BL.numel())
+        seconds.append(time.perf_counter() - started)
+    peak = torch.tensor(resident("VmHWM") - before)
+    whole = torch.tensor(resident("VmHWM"))
+    if sharding is not None:
+        for each in (peak, whole):
+            distributed.all_reduce(each, distributed.ReduceOp.MAX)
+        distributed.destroy_process_group()
+    return {"losses": found, "seconds": seconds, "peak": int(peak), "process": int(whole)}
+
+
+def one_loss(net: torch.nn.Module, case: Case, items_BL: Tensor, targets_BL: Tensor) -> Tensor:
+    """The sum over targets."""
+    counts_V = torch.ones(case.items)
+    loss: Tensor = net(
+        items_BL, lambda h_BLD, table: LOSSES[case.loss](h_BLD.flatten(0, 1), table, targets_BL.flatten(), counts_V)
+    )
+    return loss
+
+
+def in_new_processes(case: Case) -> dict[str, Any]:
+    """`measure` in fresh processes."""
+    command = [__file__, "--case", json.dumps(case)]
+    if case.processes > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case.processes}", *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def page(rows: dict[Case, dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    lines = [
+        "# The item table in shards",
+        "",
+        *__doc__.split("\n\n", 1)[1].strip().splitlines(),
+        "",
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__},",
+        f"commit {commit}. Times are of a machine that had other work.",
+        "",
+        "## Memory of a step",
+        "",
+        "| items | width | loss | processes | peak of a process, GiB | estimate, GiB | error | whole process, GiB | s a step |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case, row in rows.items():
+        if case.kind != "memory":
+            continue
+        positions = -(-(case.targets // LENGTH + 1) // case.processes) * LENGTH
+        estimate = cost.memory(config_of(case), positions, shards=case.processes).total
+        cells = [f"{case.items:,}", str(case.width), case.loss, str(case.processes), f"{row['peak'] / 2**30:.2f}"]
+        cells += [f"{estimate / 2**30:.2f}", f"{100 * (estimate / row['peak'] - 1):+.1f} %"]
+        cells += [f"{row['process'] / 2**30:.2f}", f"{sorted(row['seconds'])[1]:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Twenty steps",
+        "",
+        "1,003 items, 260 targets a step; the largest difference from one process of any step's loss, relative.",
+        "",
+        "| loss | with | two processes | three processes |",
+        "|---|---|---:|---:|",
+    ]
+    for case, row in rows.items():
+        if case.kind != "losses" or case.processes != 1:
+            continue
+        options = "accumulation 2, clipping at 0.5, SGD from step 10" if case.switch else "neither of these"
+        apart = [
+            max(abs(a / b - 1) for a, b in zip(rows[case._replace(processes=n)]["losses"], row["losses"], strict=True))
+            for n in (2, 3)
+        ]
+        lines.append(f"| {case.loss} | {options} | {' | '.join(f'{each:.1e}' for each in apart)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure what the results file lacks; write the page once all is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("shards.jsonl"), help="a line per measured row")
+    parser.add_argument("--page", type=Path, help="Markdown page to write once all rows are there")
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        torch.set_num_threads(1)
+        found = measure(Case(*options.case))
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(found))
+        return
+    lines = options.results.read_text().splitlines() if options.results.exists() else []
+    rows = {Case(*case): row for case, row in map(json.loads, lines)}
+    for case in CASES:
+        if case not in rows:
+            rows[case] = in_new_processes(case)
+            with options.results.open("a") as file:
+                file.write(json.dumps([case, rows[case]]) + "\n")
+            print(f"{len(rows)}/{len(CASES)} {case}", flush=True)
+    if options.page:
+        write_text(options.page, page({case: rows[case] for case in CASES}))
+
+
+if __name__ == "__main__":
+    main()
