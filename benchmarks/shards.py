@@ -156,7 +156,7 @@ def page(rows: dict[Case, dict[str, Any]]) -> str:
         "",
         "## Memory of a step",
         "",
-        "| items | width | loss | processes | peak of a process, GiB | estimate, GiB | error | whole process, GiB | s a step |",
+        "| items | width | loss | processes | peak, GiB | estimate, GiB | error | whole process, GiB | s a step |",
         "|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for case, row in rows.items():

@@ -33,9 +33,11 @@ class Loss(ABC):
     Attributes:
         in_shards: Whether it takes the table as it comes, a `shards.Shard` where several processes share it; others get
             the whole table, at the price of the memory.
+        touches_rows: Whether only some rows of the table get a gradient, those that it asks `shards.rows_of` for.
     """
 
     in_shards: ClassVar[bool] = False
+    touches_rows: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, hidden_MD: Tensor, table_VD: Any, targets_M: Tensor, counts_V: Tensor) -> Tensor:
@@ -76,6 +78,7 @@ class SampledSoftmax(Loss):
     """
 
     in_shards: ClassVar[bool] = True
+    touches_rows: ClassVar[bool] = True
 
     negatives: int = 256
     power: float = 0.0
@@ -123,6 +126,7 @@ class GBCE(Loss):
     """
 
     in_shards: ClassVar[bool] = True
+    touches_rows: ClassVar[bool] = True
 
     negatives: int = 256
     calibration: float = 0.75

@@ -14,6 +14,7 @@ import polars as pl
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -38,6 +39,7 @@ from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find
 from lrec.shards import Table, whole
 from lrec.switch import OptimizerSwitch
 from lrec.time_limit import schedule_position, schedule_steps
+from lrec.touched_rows import clip_by_norm, touched_of
 from lrec.train_loss import LossSum, logs_now
 from lrec.warm_start import begin_from
 
@@ -196,8 +198,27 @@ class SequentialRecommender(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with a scheduler that Lightning steps with it."""
+        if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
+            if not self.loss.touches_rows:
+                raise UserError("optimizer.touched_rows: use a sampled loss; this one gives every row a gradient")
+            if isinstance(self.trainer.strategy, DDPStrategy):
+                raise UserError("optimizer.touched_rows: ddp synchronises whole gradients; use fsdp2")
         optimizer, scheduler = build(self.optimizer, self.net, schedule_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, and by norm the touched rows of the item table too."""
+        if touched_of(self.net.items.weight) is None or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm in (None, "norm"):
+            clip_by_norm(list(self.net.parameters()), gradient_clip_val)
+        else:
+            raise UserError("optimizer.touched_rows: clip by norm, not by value")
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Go a step on along the schedule, or as far as time has come where that is the limit."""

@@ -15,6 +15,8 @@ from torch.optim.sgd import sgd
 
 from lrec.errors import UserError, check_range
 from lrec.net import Transformer
+from lrec.shards import TouchedRows
+from lrec.touched_rows import adamw_rows, sgd_rows, touched_of
 from lrec.wording import counted
 
 Decay = Literal["cosine", "linear", "constant"]
@@ -103,6 +105,9 @@ class Optimizer(OptimizerConfig):
         decay: Shape of the fall from the warm-up to the end (with a switch, SGD cuts it short).
         final_lr: Rate at the last step, as a share of lr (not used by constant).
         switch: Give way to SGD at a step or once converged; none: AdamW to the end.
+        touched_rows: Update only those rows of the item table that a step touches: the items of its windows, its
+            targets and negatives; other rows do not move, not even by decay. It spares the gradient of all other rows,
+            in memory and time, and is another optimizer than AdamW on all of them. For sampled losses.
     """
 
     lr: float = 1e-3
@@ -112,6 +117,7 @@ class Optimizer(OptimizerConfig):
     decay: Decay = "cosine"
     final_lr: float = 0.0
     switch: Switch | None = None
+    touched_rows: bool = False
 
     def __post_init__(self) -> None:
         check_range("optimizer.lr", self.lr, above=0)
@@ -130,6 +136,8 @@ class Optimizer(OptimizerConfig):
         switch = self.switch
         if switch is not None and switch.at is not None and switch.at >= total_steps:
             raise UserError(f"optimizer.switch.at {switch.at}: the run has only {counted(total_steps, 'step')}")
+        if self.touched_rows:
+            net.items.weight.touched = TouchedRows()
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in net.named_parameters():
             groups[net.lr_multiplier(name), net.sgd_lr_multiplier(name), parameter.ndim >= 2].append(parameter)
@@ -233,15 +241,23 @@ class AdamWThenSGD(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters that have a gradient; returns the closure's loss."""
-        if self.sgd_from is None:
-            return super().step(closure)
+        """Update the parameters, or their rows, that have a gradient; returns the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        in_adamw = self.sgd_from is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if touched_of(parameter) is not None:
+                    (adamw_rows if in_adamw else sgd_rows)(parameter, self.state[parameter], group)
+        if in_adamw:
+            super().step()
+            return loss
         for group in self.param_groups:
             moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not moving:
+                continue
             sgd(
                 moving,
                 [parameter.grad for parameter in moving],
@@ -255,3 +271,11 @@ class AdamWThenSGD(AdamW):
                 maximize=False,
             )
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Begin again without gradients."""
+        super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if (touched := touched_of(parameter)) is not None:
+                    touched.clear()

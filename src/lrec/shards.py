@@ -131,6 +131,12 @@ class Gradient:
         """Add to the rows at these places."""
         self.touched.append((places_N, grad_ND))
 
+    def rows(self) -> list[tuple[Tensor, Tensor]]:
+        """All of it, where there is no dense part."""
+        assert self.dense_HD is None, "a loss that gives every row a gradient"
+        touched, self.touched = self.touched, []
+        return touched
+
     def total(self, like_HD: Tensor) -> Tensor:
         """All of it, as one tensor."""
         total_HD = torch.zeros_like(like_HD) if self.dense_HD is None else self.dense_HD
@@ -138,6 +144,35 @@ class Gradient:
             total_HD.index_add_(0, places_N, grad_ND.to(total_HD.dtype))
         self.dense_HD, self.touched = None, []
         return total_HD
+
+
+class TouchedRows:
+    """A table's gradient where only the rows that a step touches have one, kept instead of `.grad`.
+
+    The parameter whose attribute `touched` is such an object gets its gradients there.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._is_coalesced = False
+
+    def add(self, places_N: Tensor, grad_ND: Tensor) -> None:
+        """Add to the rows at these places, of those held here."""
+        self._parts.append((places_N, grad_ND))
+        self._is_coalesced = False
+
+    def clear(self) -> None:
+        """Begin again without any."""
+        self._parts = []
+
+    def coalesced(self) -> tuple[Tensor, Tensor] | None:
+        """The places, each once and in order, and their gradients, which may be changed in place; None without any."""
+        if self._parts and not self._is_coalesced:
+            places_U, index_N = torch.cat([places_N for places_N, _ in self._parts]).unique(return_inverse=True)
+            grad_UD = self._parts[0][1].new_zeros(len(places_U), self._parts[0][1].shape[1])
+            grad_UD.index_add_(0, index_N, torch.cat([grad_ND for _, grad_ND in self._parts]))
+            self._parts, self._is_coalesced = [(places_U, grad_UD)], True
+        return self._parts[0] if self._parts else None
 
 
 def shard_of(table: Table) -> Shard:
@@ -182,7 +217,7 @@ def fetch(table_VD: Tensor, items: Tensor) -> tuple[Tensor, Table]:
     here = Shard(rows_HD, held(table_VD).start, len(table_VD), processes, Gradient())
     if processes == 1 and not torch.is_grad_enabled():
         return F.embedding(items, rows_HD), rows_HD
-    rows_MD, rows_HD = _Fetch.apply(rows_HD, items.flatten(), here)
+    rows_MD, rows_HD = _Fetch.apply(rows_HD, items.flatten(), here, getattr(table_VD, "touched", None))
     rows = rows_MD.unflatten(0, items.shape)
     if processes > 1:
         return rows, Shard(rows_HD, here.start, here.n_items, processes, here.gradient)
@@ -238,10 +273,12 @@ class _Fetch(torch.autograd.Function):
     """See `fetch`. Its backward comes after that of all that is made of its results, and has the whole gradient."""
 
     @staticmethod
-    def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, here: Shard) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, rows_HD: Tensor, items_M: Tensor, here: Shard, touched: TouchedRows | None
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         rows_MD, ctx.spread = _looked_up(here, items_M)
-        ctx.here = here
+        ctx.here, ctx.touched = here, touched
         return rows_MD, rows_HD.view_as(rows_HD)
 
     @staticmethod
@@ -251,10 +288,15 @@ class _Fetch(torch.autograd.Function):
         assert here.gradient is not None
         if grad_MD is not None:
             here.gradient.add_rows(*ctx.spread(grad_MD))
+        if ctx.touched is not None:
+            assert grad_HD is None, "a loss that gives every row a gradient"
+            for places_N, grad_ND in here.gradient.rows():
+                ctx.touched.add(places_N, grad_ND if here.processes == 1 else grad_ND / here.processes)
+            return None, None, None, None
         if grad_HD is not None:
             here.gradient.add_dense(grad_HD.clone())  # autograd's, which others may have
         total_HD = here.gradient.total(here.rows_HD)
-        return total_HD if here.processes == 1 else total_HD.div_(here.processes), None, None
+        return total_HD if here.processes == 1 else total_HD.div_(here.processes), None, None, None
 
 
 class _Rows(torch.autograd.Function):

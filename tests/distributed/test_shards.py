@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from torch.nn.utils import clip_grad_norm_
 
 from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
 from lrec.net import Transformer
@@ -20,6 +19,7 @@ from lrec.parallel import Sharding, build
 from lrec.scoring import score, top_items
 from lrec.shape import TransformerConfig
 from lrec.shards import fetch, whole
+from lrec.touched_rows import clip_by_norm
 
 LENGTH = 6
 
@@ -63,10 +63,12 @@ def batches(n_items: int, step: int) -> list[Batch]:
     return found
 
 
-def train(config: TransformerConfig, loss: Loss, accumulation: int, sharding: Sharding | None) -> dict[str, Any]:
+def train(
+    config: TransformerConfig, loss: Loss, accumulation: int, sharding: Sharding | None, touched_rows: bool = False
+) -> dict[str, Any]:
     """Six steps with clipping and a switch; the mean loss of each, the last gradients' norm, the table at the end."""
     net = build(config, 0, sharding)
-    optimizer, _ = Optimizer(lr=0.05, switch=Switch(at=3, lr=0.05)).build(net, 6)
+    optimizer, _ = Optimizer(lr=0.05, switch=Switch(at=3, lr=0.05), touched_rows=touched_rows).build(net, 6)
     world, rank = (1, 0) if sharding is None else (sharding.processes, sharding.process)
     losses, norm = [], None
     for step in range(6):
@@ -86,12 +88,11 @@ def train(config: TransformerConfig, loss: Loss, accumulation: int, sharding: Sh
         if sharding is not None:
             distributed.all_reduce(total)
         losses.append(float(total) / n_targets)
-        norm = clip_grad_norm_(net.parameters(), 0.5)
+        norm = clip_by_norm(list(net.parameters()), 0.5)
         optimizer.step()
         optimizer.zero_grad()
     table = net.items.weight
     full = table.full_tensor() if sharding is not None else table  # type: ignore[operator]
-    norm = norm.full_tensor() if sharding is not None else norm  # type: ignore[union-attr]
     return {"losses": losses, "norm": float(norm), "table": full.detach()}  # type: ignore[arg-type]
 
 
@@ -134,7 +135,8 @@ def test_steps_are_those_of_one_process(
     config = TransformerConfig(n_items, LENGTH, 2, 8, 2)
 
     def with_all_losses(sharding: Sharding | None) -> list[dict[str, Any]]:
-        return [train(config, loss, accumulation, sharding) for loss in LOSSES]
+        rows_alone = train(config, LOSSES[1], accumulation, sharding, touched_rows=True)
+        return [*(train(config, loss, accumulation, sharding) for loss in LOSSES), rows_alone]
 
     alone = with_all_losses(None)
     for found in on_processes(shape, tmp_path, with_all_losses):

@@ -28,8 +28,8 @@ LAYERS = {
     "run",
     "what is computed": "data shape shards dropout blocks net losses cpu_threads scoring metrics cost common_order markov "
     "baselines cases ngrams laws standard_errors",
-    "a network trained, kept and used": "optim switch parallel checkpoints strategies interruption export onnx_file "
-    "warm_start recommend recommend_command target_losses sizes monitor time_limit train_loss verdict",
+    "a network trained, kept and used": "parallel touched_rows optim switch checkpoints strategies interruption export "
+    "onnx_file warm_start recommend recommend_command target_losses sizes monitor time_limit train_loss verdict",
     "the trainer": "module callbacks throughput tensorboard",
     "lightning_cli": "lightning_options lightning_help lightning_cli",
     "studies and tasks": "study tasks",
