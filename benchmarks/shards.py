@@ -25,9 +25,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from lrec import cost, losses
 from lrec.files import write_text
+from lrec.metrics import KS, Evaluation
+from lrec.net import Transformer
 from lrec.optim import Optimizer, Switch
 from lrec.parallel import Sharding, build
+from lrec.scoring import Scores, score
 from lrec.shape import TransformerConfig
+from lrec.touched_rows import clip_by_norm
 
 LOSSES = {
     "full softmax": losses.FullSoftmax(),
@@ -39,7 +43,7 @@ LOSSES = {
 class Case(NamedTuple):
     """A row: so many processes take steps of so many targets."""
 
-    kind: str  # memory: three steps, their peak; losses: twenty steps, their losses
+    kind: str  # memory: three steps, their peak; losses: twenty steps, their losses; evaluation: batches of 256 rows
     items: int
     width: int
     processes: int
@@ -48,11 +52,15 @@ class Case(NamedTuple):
     accumulation: int = 1
     clip: float = 0.0
     switch: bool = False
+    touched_rows: bool = False
 
 
 CASES = [
     *(Case("memory", 2_000_000, 128, n, "full softmax", 64) for n in (1, 2, 4)),
     Case("memory", 10_000_000, 64, 2, "full softmax", 64),
+    Case("memory", 10_000_000, 64, 1, "sampled softmax", 4000, touched_rows=True),
+    Case("memory", 10_000_000, 64, 2, "sampled softmax", 4000, touched_rows=True),
+    *(Case("evaluation", n, 64, 1, "", 0) for n in (1_000_000, 10_000_000)),
     *(
         Case("losses", 1003, 32, n, loss, 240, *options)
         for loss in LOSSES
@@ -71,7 +79,7 @@ def resident(field: str) -> int:
 
 def config_of(case: Case) -> TransformerConfig:
     """A network of one block, two for losses."""
-    return TransformerConfig(case.items, LENGTH, 1 if case.kind == "memory" else 2, case.width, 2)
+    return TransformerConfig(case.items, LENGTH, 2 if case.kind == "losses" else 1, case.width, 2)
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -84,7 +92,9 @@ def measure(case: Case) -> dict[str, Any]:
     steps = 3 if case.kind == "memory" else 20
     net = build(config_of(case), 0, sharding)
     switch = Switch(at=10, lr=0.05) if case.switch else None
-    optimizer, scheduler = Optimizer(lr=0.01, switch=switch).build(net, steps)
+    if case.kind == "evaluation":
+        return {"peaks": evaluate(net, case)}
+    optimizer, scheduler = Optimizer(lr=0.01, switch=switch, touched_rows=case.touched_rows).build(net, steps)
     rank = 0 if sharding is None else sharding.process
     n_parts = case.processes * case.accumulation
     found, seconds = [], []
@@ -106,7 +116,7 @@ def measure(case: Case) -> dict[str, Any]:
             (loss * case.processes / targets_BL.numel()).backward()
             total += loss.detach()
         if case.clip:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), case.clip)
+            clip_by_norm(list(net.parameters()), case.clip)
         optimizer.step()
         scheduler.step()
         if sharding is not None:
@@ -118,8 +128,29 @@ def measure(case: Case) -> dict[str, Any]:
     if sharding is not None:
         for each in (peak, whole):
             distributed.all_reduce(each, distributed.ReduceOp.MAX)
+        distributed.barrier()
         distributed.destroy_process_group()
     return {"losses": found, "seconds": seconds, "peak": int(peak), "process": int(whole)}
+
+
+@torch.no_grad()
+def evaluate(net: Transformer, case: Case) -> list[int]:
+    """Bytes beyond what the process had before, at most, after each of some batches."""
+    counts_V = torch.ones(case.items, dtype=torch.int64)
+    rows_S, ends_B = torch.arange(256).repeat_interleave(LENGTH), torch.arange(256) * LENGTH + LENGTH - 1
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
+    evaluation, peaks = Evaluation(counts_V), []
+    for _ in range(4):
+        items_BL, targets_B = torch.randint(case.items, (256, LENGTH)), torch.randint(case.items, (256,))
+        seen_S = items_BL.flatten()
+        scores: Scores = net(
+            items_BL, lambda h, t, y=targets_B, s=seen_S, r=rows_S: score(h, t, y, r, s, max(KS)), alone_B=ends_B
+        )
+        evaluation.update(scores, targets_B, torch.ones(256))
+        evaluation.compute()
+        peaks.append(resident("VmHWM") - before)
+    return peaks
 
 
 def one_loss(net: torch.nn.Module, case: Case, items_BL: Tensor, targets_BL: Tensor) -> Tensor:
@@ -162,12 +193,28 @@ def page(rows: dict[Case, dict[str, Any]]) -> str:
     for case, row in rows.items():
         if case.kind != "memory":
             continue
+        full = not case.touched_rows
         positions = -(-(case.targets // LENGTH + 1) // case.processes) * LENGTH
         estimate = cost.memory(config_of(case), positions, shards=case.processes).total
-        cells = [f"{case.items:,}", str(case.width), case.loss, str(case.processes), f"{row['peak'] / 2**30:.2f}"]
-        cells += [f"{estimate / 2**30:.2f}", f"{100 * (estimate / row['peak'] - 1):+.1f} %"]
+        name = case.loss if full else f"{case.loss}, touched rows"
+        cells = [f"{case.items:,}", str(case.width), name, str(case.processes), f"{row['peak'] / 2**30:.2f}"]
+        cells += [f"{estimate / 2**30:.2f}", f"{100 * (estimate / row['peak'] - 1):+.1f} %"] if full else ["", ""]
         cells += [f"{row['process'] / 2**30:.2f}", f"{sorted(row['seconds'])[1]:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Memory of an evaluation",
+        "",
+        "Losses, ranks, lists of 50 with and without seen items, and all metrics, of batches of 256 users: bytes",
+        "beyond the network and the items' counts, at most, until the first and until the fourth batch.",
+        "",
+        "| items | first, MiB | fourth, MiB |",
+        "|---:|---:|---:|",
+    ]
+    for case, row in rows.items():
+        if case.kind == "evaluation":
+            first, *_, last = row["peaks"]
+            lines.append(f"| {case.items:,} | {first / 2**20:.0f} | {last / 2**20:.0f} |")
     lines += [
         "",
         "## Twenty steps",

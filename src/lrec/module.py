@@ -203,6 +203,8 @@ class SequentialRecommender(LightningModule):
                 raise UserError("optimizer.touched_rows: use a sampled loss; this one gives every row a gradient")
             if isinstance(self.trainer.strategy, DDPStrategy):
                 raise UserError("optimizer.touched_rows: ddp synchronises whole gradients; use fsdp2")
+            if self.trainer.gradient_clip_algorithm == "value":
+                raise UserError("optimizer.touched_rows: clip by norm, not by value")
         optimizer, scheduler = build(self.optimizer, self.net, schedule_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -215,10 +217,8 @@ class SequentialRecommender(LightningModule):
         """Clip as Lightning does, and by norm the touched rows of the item table too."""
         if touched_of(self.net.items.weight) is None or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm in (None, "norm"):
-            clip_by_norm(list(self.net.parameters()), gradient_clip_val)
         else:
-            raise UserError("optimizer.touched_rows: clip by norm, not by value")
+            clip_by_norm(list(self.net.parameters()), gradient_clip_val)
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Go a step on along the schedule, or as far as time has come where that is the limit."""

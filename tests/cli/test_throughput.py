@@ -98,6 +98,8 @@ def test_sampled_losses_train_and_are_evaluated_on_the_whole_catalogue(
         f"--model.loss={loss}",
         "--model.loss.negatives=20",
         "--model.optimizer.lr=0.01",
+        f"--model.optimizer.touched_rows={str(loss == 'lrec.GBCE').lower()}",
+        "--trainer.gradient_clip_val=1.0",
         "--checkpoint.monitor=val/NDCG@10",  # gBCE's scores are no log-probabilities: their cross-entropy says little
         "--early_stopping.monitor=val/NDCG@10",
     )
@@ -111,3 +113,21 @@ def test_an_impossible_loss_is_refused(refused: Callable[..., str], tmp_path: Pa
     options = (*QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path / 'run'}")
     message = refused("fit", *options, "--model.loss=lrec.SampledSoftmax", "--model.loss.negatives=0")
     assert "negatives must be at least 1" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--model.optimizer.switch=null", "use a sampled loss"),
+        ("--trainer.gradient_clip_algorithm=value", "clip by norm"),
+        ("--trainer.strategy=ddp", "use fsdp2"),
+    ],
+)
+def test_touched_rows_where_every_row_has_a_gradient_is_refused(
+    option: str, says: str, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    options = [*QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path / 'run'}", option]
+    if says != "use a sampled loss":
+        options += ["--model.loss=lrec.SampledSoftmax", "--trainer.gradient_clip_val=0.5"]
+    assert says in refused("fit", *options, "--model.optimizer.touched_rows=true")
+    assert not (tmp_path / "run").exists()

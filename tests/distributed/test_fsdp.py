@@ -58,6 +58,18 @@ def test_other_ways_to_take_the_same_steps(
     assert losses(other) == pytest.approx(losses(one), rel=1e-5)
 
 
+def test_touched_rows_of_a_sampled_loss(fit: Fit) -> None:
+    sampled = ["--trainer.val_check_interval=5", "--model.loss=lrec.SampledSoftmax", "--model.loss.negatives=8"]
+    # At this learning rate no step's loss jumps, so that roundings are not multiplied.
+    rows = [
+        "--model.optimizer.touched_rows=true",
+        "--model.optimizer.switch={at: 12, lr: 0.02}",
+        "--model.optimizer.lr=0.002",
+    ]
+    runs = [fit(f"touched-{processes}", processes, *sampled, *rows) for processes in (0, 2)]
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-5)
+
+
 def test_products_in_bfloat16_stay_near(fit: Fit) -> None:
     # At this learning rate no step's loss jumps, so that roundings are not multiplied.
     slow = [EVERY_STEP, "--model.optimizer.lr=0.002"]
