@@ -335,7 +335,7 @@ def test_files_with_titles(
 
     printed = lrec(*arguments, "--out", tmp_path / "out.jsonl")
     assert "4 users written" in printed
-    assert "2 items of their histories are unknown" in printed
+    assert "2 unknown items of the histories skipped" in printed
     assert "what is popular for 1 user: the model knows no item of the history" in printed
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["items"] for row in rows] == expected["items"].to_list()

@@ -79,5 +79,5 @@ def test_too_few_runs_are_refused() -> None:
     points = pl.DataFrame(
         {"x": size, "y": 4 + 1.2 * size**-0.12 + 0.01 * np.sin(size), "run": [1, 1, 1, 1, 2, 2, 2, 2]}
     )
-    with pytest.raises(UserError, match="2 runs"):
+    with pytest.raises(UserError, match="more runs than 2"):
         bootstrap(fit_points(LAWS["lsrm"], points))
