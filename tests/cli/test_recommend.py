@@ -351,7 +351,7 @@ def test_files_with_titles(
     assert flat["rank"].to_list() == [1, 2, 3, 4] * 4
     shown = lrec(*arguments)
     assert f"{rows[0]['user']}: {first}\n" in shown, "without --out the first users are shown"
-    assert "2 items of their histories are unknown" in shown
+    assert "2 unknown items of the histories skipped" in shown
     assert "what is popular for 1 user:" in shown
     assert "nothing for 1 user: the model knows no item of the history" in lrec(*arguments, "--fallback", "false")
 
