@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import zstandard
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ORDERS_YAML = """
@@ -59,6 +60,7 @@ def write_stand_ins(folder: Path) -> None:
     lines = log.group_by("user", maintain_order=True).agg(pl.col("item").cast(str)).rows()
     beauty = "".join(f"{user} {' '.join(items)}\n" for user, items in lines)
     (folder / "s3rec_Beauty.txt.gz").write_bytes(gzip.compress(beauty.encode()))
+    (folder / "go_games.txt.zst").write_bytes(zstandard.compress(beauty.encode()))
 
 
 def write_points(folder: Path) -> None:
