@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed
 from torch.distributed import ReduceOp
+from torchmetrics import Metric
 
 from lrec.scoring import Scores
 
@@ -29,7 +30,7 @@ def best_is(name: str) -> Literal["min", "max"] | None:
     return "min" if name == "loss" else "max"
 
 
-class RankMetrics:
+class RankMetrics(Metric):
     """HR, NDCG and MRR, item coverage and mean popularity at 1, 5, 10 and 50, from ranks and top-k lists.
 
     HR@k = [rank <= k]; NDCG@k = [rank <= k] / log2(1 + rank); MRR@k = [rank <= k] / rank; means over weighted rows.
@@ -39,21 +40,27 @@ class RankMetrics:
     processes.
     """
 
+    full_state_update = False
+    weight: Tensor
+    sums_K6: Tensor
+    first_V: Tensor
+
     def __init__(self, item_counts_V: Tensor) -> None:
         """Empty sums, where the items' training interactions lie."""
-        device = item_counts_V.device
+        super().__init__(dist_sync_fn=_over_processes)
         self._counts_V = item_counts_V
-        self._weight = torch.zeros((), dtype=torch.float64, device=device)
+        self.add_state("weight", torch.zeros((), dtype=torch.float64), "sum")
         # Of each k: hits, gains, squared gains, reciprocal ranks, training counts of the listed, listed.
-        self._sums_K6 = torch.zeros(len(KS), 6, dtype=torch.float64, device=device)
+        self.add_state("sums_K6", torch.zeros(len(KS), 6, dtype=torch.float64), "sum")
         # The first of KS whose lists have the item; len(KS): none has. A list of k begins with that of any smaller k.
-        self._first_V = torch.full(item_counts_V.shape, len(KS), dtype=torch.uint8, device=device)
+        self.add_state("first_V", torch.full(item_counts_V.shape, len(KS), dtype=torch.uint8), "min")
+        self.to(item_counts_V.device)
 
     def update(self, rank_B: Tensor, top_BK: Tensor, weights_B: Tensor) -> None:
         """Add rows: exact ranks, lists of item indices (-1 in unused slots) and weights (0 for filler rows)."""
         weights_B = weights_B.double()
         rank_B = rank_B.double()
-        self._weight += weights_B.sum()
+        self.weight += weights_B.sum()
         # An unused slot is never before a used one: what is put in its place is listed in any case.
         top_BK = top_BK[(weights_B > 0) & (top_BK[:, 0] >= 0)]
         used_BK = top_BK >= 0
@@ -64,43 +71,47 @@ class RankMetrics:
             hit_B = (rank_B <= k) * weights_B
             gain_B = hit_B / torch.log2(1 + rank_B)
             listed_BK = filled_BK[:, before:k]
-            self._first_V[listed_BK] = self._first_V[listed_BK].clamp_(max=index)
+            self.first_V[listed_BK] = self.first_V[listed_BK].clamp_(max=index)
             of_rows = hit_B.sum(), gain_B.sum(), (gain_B * gain_B).sum(), (hit_B / rank_B).sum()
-            self._sums_K6[index] += torch.stack([*of_rows, popularity_K[:k].sum(), slots_K[:k].sum()])
+            self.sums_K6[index] += torch.stack([*of_rows, popularity_K[:k].sum(), slots_K[:k].sum()])
 
     def compute(self) -> dict[str, Tensor]:
         """The means over the rows of all processes, by name."""
         result = {}
-        weight, sums_K6 = _over_processes(self._weight), _over_processes(self._sums_K6)
-        first_V = _over_processes(self._first_V, ReduceOp.MIN)
+        weight = self.weight
         for index, k in enumerate(KS):
-            hits, gains, squared_gains, reciprocals, popularity, slots = sums_K6[index]
+            hits, gains, squared_gains, reciprocals, popularity, slots = self.sums_K6[index]
             result[f"HR@{k}"] = hits / weight
             result[f"NDCG@{k}"] = gains / weight
             result[f"MRR@{k}"] = reciprocals / weight
-            result[f"coverage@{k}"] = torch.count_nonzero(first_V <= index).double() / len(first_V)
+            result[f"coverage@{k}"] = torch.count_nonzero(self.first_V <= index).double() / len(self.first_V)
             result[f"popularity@{k}"] = popularity / slots.clamp(min=1)
             result[f"NDCG@{k}_se"] = _standard_error(gains, squared_gains, weight)
         return result
 
 
-class CrossEntropy:
+class CrossEntropy(Metric):
     """Mean cross-entropy in nats per target inside the catalogue, its standard error, and the numbers of targets."""
+
+    full_state_update = False
+    sums_4: Tensor
 
     def __init__(self, device: torch.device) -> None:
         """Empty sums: of losses and their squares, of targets inside and outside the catalogue."""
-        self._sums_4 = torch.zeros(4, dtype=torch.float64, device=device)
+        super().__init__(dist_sync_fn=_over_processes)
+        self.add_state("sums_4", torch.zeros(4, dtype=torch.float64), "sum")
+        self.to(device)
 
     def update(self, loss_B: Tensor, targets_B: Tensor, weights_B: Tensor) -> None:
         """Add rows; those with target -1 count as outside the catalogue and do not change the mean."""
         known_B, weights_B = targets_B >= 0, weights_B.double()
         loss_B = torch.where(known_B, loss_B, 0.0).double()
         of_rows_B4 = torch.stack([loss_B, loss_B * loss_B, known_B.double(), (~known_B).double()], 1)
-        self._sums_4 += (of_rows_B4 * weights_B[:, None]).sum(0)
+        self.sums_4 += (of_rows_B4 * weights_B[:, None]).sum(0)
 
     def compute(self) -> dict[str, Tensor]:
         """The mean over the rows of all processes, its standard error, and the numbers of targets, by name."""
-        loss_sum, squares, inside, outside = _over_processes(self._sums_4)
+        loss_sum, squares, inside, outside = self.sums_4
         return {
             "loss": loss_sum / inside,
             "loss_se": _standard_error(loss_sum, squares, inside),
@@ -109,12 +120,11 @@ class CrossEntropy:
         }
 
 
-def _over_processes(values: Tensor, how: Any = ReduceOp.SUM) -> Tensor:
-    """The sum, or the least, over all processes."""
-    if distributed.is_available() and distributed.is_initialized():
-        values = values.clone()
-        distributed.all_reduce(values, how)
-    return values
+def _over_processes(state: Tensor, group: Any = None) -> list[Tensor]:
+    """The sum over all processes, or of bytes the least: torchmetrics would gather the states of all on each."""
+    state = state.clone()
+    distributed.all_reduce(state, ReduceOp.MIN if state.dtype == torch.uint8 else ReduceOp.SUM, group)
+    return [state]
 
 
 def _standard_error(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:
