@@ -34,6 +34,8 @@ class Batch(NamedTuple):
 
 def on_processes(shape: tuple[int, ...], folder: Path, work: Callable[[Sharding], Any]) -> list[Any]:
     """What `work` returns on each process of a mesh; they are forks of this one."""
+    if distributed.is_initialized():  # by a training in this process, for it alone; forks would inherit it
+        distributed.destroy_process_group()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
