@@ -4,13 +4,10 @@ RecTools has sequences and the network and leaves the loop to its user: this one
 the logits that the network returns, batches of 128 users and AdamW.
 """
 
-import argparse
 import json
-import resource
 import statistics
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +16,7 @@ import torch
 from rectools import Columns
 from rectools.fast_transformers import FlatSASRecNet, SequenceBatchDataset, build_sequences
 from rectools_log import read_log
+from rectools_run import Stopwatch, peak_gib, read_options, timed_trainer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -31,7 +29,6 @@ class Loop(pl.LightningModule):
     def __init__(self, net: FlatSASRecNet, lr: float) -> None:
         super().__init__()
         self.net, self.lr = net, lr
-        self.started = self.seconds = 0.0
 
     def training_step(self, batch, batch_idx):
         logits = self.net(batch)
@@ -41,39 +38,16 @@ class Loop(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.net.parameters(), lr=self.lr)
 
-    def on_train_start(self):
-        self.started = time.perf_counter()
-
-    def on_train_end(self):
-        self.seconds = time.perf_counter() - self.started
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--max_len", type=int)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    options = read_options()
     log, is_validation, is_test = read_log(options.folder / "log.csv")
     train = log[~is_validation & ~is_test]
     catalogue = pd.Index(train[Columns.Item].unique())
     x, y, _, _ = build_sequences(*tensors(train, catalogue), options.max_len)
     net = FlatSASRecNet(len(catalogue), 64, n_blocks=2, n_heads=2, session_max_len=options.max_len, dropout=0.1)
-    loop = Loop(net, options.lr)
-    trainer = pl.Trainer(
-        max_epochs=options.epochs,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(loop, DataLoader(SequenceBatchDataset(x, y), batch_size=128, shuffle=True))
+    batches = DataLoader(SequenceBatchDataset(x, y), batch_size=128, shuffle=True)
+    timed_trainer(options.epochs).fit(Loop(net, options.lr), batches)
     fit_memory = peak_gib()
     test = log[is_test].sort_values(Columns.User)
     before_test = log[~is_test & log[Columns.Item].isin(catalogue)]
@@ -88,7 +62,7 @@ def main() -> None:
         json.dumps(
             {
                 "targets": int((y != 0).sum()) * options.epochs,
-                "seconds": loop.seconds,
+                "seconds": Stopwatch.seconds,
                 "memory_gib": fit_memory,
                 "evaluation_memory_gib": peak_gib(),
                 "users": len(test),
@@ -115,10 +89,8 @@ def recommend(net: FlatSASRecNet, log: pd.DataFrame, catalogue: pd.Index, max_le
     users, items, times = tensors(log, catalogue)
     n_users = int(users.max()) + 1
     # A pair of input and target for each event but the last: one more event makes inputs of all.
-    ends = torch.full((n_users,), len(catalogue)), torch.full((n_users,), int(times.max()) + 1)
-    x, _, _, _ = build_sequences(
-        torch.cat([users, torch.arange(n_users)]), torch.cat([items, ends[0]]), torch.cat([times, ends[1]]), max_len
-    )
+    last = torch.arange(n_users), torch.full((n_users,), len(catalogue)), times.max().repeat(n_users) + 1
+    x, _, _, _ = build_sequences(*map(torch.cat, zip((users, items, times), last, strict=True)), max_len)
     order = torch.argsort(users, stable=True)
     users, items = users[order], items[order]
     best = []
@@ -129,10 +101,6 @@ def recommend(net: FlatSASRecNet, log: pd.DataFrame, catalogue: pd.Index, max_le
         scores[users[seen] - first, items[seen]] = -torch.inf
         best.append(scores.topk(10).indices)
     return catalogue.to_numpy()[torch.cat(best).numpy()]
-
-
-def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -1,64 +1,28 @@
 """RecTools' SASRec on a prepared data set, in RecTools' own environment; prints one line of JSON."""
 
-import argparse
 import json
-import resource
 import statistics
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, Trainer
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 from rectools_log import read_log
+from rectools_run import Stopwatch, peak_gib, read_options, timed_trainer
 
 warnings.filterwarnings("ignore")
 
 
-class Stopwatch(Callback):
-    """Seconds of the training loop, kept by the class because RecTools copies its trainer."""
-
-    started = seconds = 0.0
-
-    def on_train_start(self, trainer, pl_module):
-        Stopwatch.started = time.perf_counter()
-
-    def on_train_end(self, trainer, pl_module):
-        Stopwatch.seconds = time.perf_counter() - Stopwatch.started
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--max_len", type=int)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    options = read_options()
     log, is_validation, is_test = read_log(options.folder / "log.csv")
     train = log[~is_validation & ~is_test]
     known = set(train[Columns.Item])
     test = log[is_test]
     before_test = log[~is_test & log[Columns.Item].isin(known)]
-
-    def trainer() -> Trainer:
-        return Trainer(
-            max_epochs=options.epochs,
-            min_epochs=options.epochs,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[Stopwatch()],
-        )
 
     model = SASRecModel(
         n_blocks=2,
@@ -70,7 +34,7 @@ def main() -> None:
         lr=options.lr,
         batch_size=128,
         epochs=options.epochs,
-        get_trainer_func=trainer,
+        get_trainer_func=lambda: timed_trainer(options.epochs),
         recommend_torch_device="cpu",
         recommend_batch_size=1024,
     )
@@ -100,10 +64,6 @@ def main() -> None:
             }
         )
     )
-
-
-def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -78,15 +78,14 @@ class RankMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The means over the rows of all processes, by name."""
         result = {}
-        weight = self.weight
         for index, k in enumerate(KS):
             hits, gains, squared_gains, reciprocals, popularity, slots = self.sums_K6[index]
-            result[f"HR@{k}"] = hits / weight
-            result[f"NDCG@{k}"] = gains / weight
-            result[f"MRR@{k}"] = reciprocals / weight
+            result[f"HR@{k}"] = hits / self.weight
+            result[f"NDCG@{k}"] = gains / self.weight
+            result[f"MRR@{k}"] = reciprocals / self.weight
             result[f"coverage@{k}"] = torch.count_nonzero(self.first_V <= index).double() / len(self.first_V)
             result[f"popularity@{k}"] = popularity / slots.clamp(min=1)
-            result[f"NDCG@{k}_se"] = _standard_error(gains, squared_gains, weight)
+            result[f"NDCG@{k}_se"] = _standard_error(gains, squared_gains, self.weight)
         return result
 
 
