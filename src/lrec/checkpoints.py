@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -37,10 +37,6 @@ from lrec.files import remove, replacing
 from lrec.net import Transformer, with_todays_names
 from lrec.run import LAST
 from lrec.shape import TransformerConfig
-from lrec.shards import held
-
-if TYPE_CHECKING:
-    from lrec.parallel import Sharding
 
 STATE = "state.pt"
 SHARDED = "sharded"  # in state.pt, (SHARDED, name, rows) stands for a tensor whose rows are in the shards
@@ -67,76 +63,18 @@ def everything(name: str, n: int) -> slice:
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a file; UserError, and the checkpoint before stands, where that fails."""
     try:
-        aside = _set_aside(path) if path.is_dir() else None
-        _write_pt(path, checkpoint)
-        if aside is not None:
-            remove(aside)
+        write_file(path, checkpoint)
     except (OSError, RuntimeError) as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
-def write_sharded(
-    path: Path, checkpoint: dict[str, Any], sharding: "Sharding", token: str, agree: Callable[[bool], bool]
-) -> None:
-    """Write a folder, together with all other processes.
-
-    Args:
-        path: The folder; a checkpoint that is there is replaced.
-        checkpoint: As Lightning makes it, with DTensors.
-        sharding: Which rows this process holds.
-        token: Names this checkpoint's files; the same on every process, another each time.
-        agree: Whether something is true on every process; all of them call it.
-
-    Raises:
-        UserError: a process could not write; the checkpoint before stands.
-    """
-    from torch.distributed.tensor import DTensor  # takes longer to import than to read a checkpoint
-
-    tensors: dict[str, Tensor] = {}
-    starts: dict[str, int] = {}
-
-    def take_rows(name: str, leaf: Any) -> Any:
-        if not isinstance(leaf, DTensor):
-            return leaf
-        if sharding.first_copy or all(placement.is_shard() for placement in leaf.placements):
-            tensors[name], starts[name] = leaf.to_local().detach().cpu(), held(leaf).start
-        return SHARDED, name, len(leaf)
-
-    state = {key: _mapped(value, key, take_rows) if key in PARTS else value for key, value in checkpoint.items()}
-    n = sharding.processes
-    state["shards"] = [f"{token}-{process:05d}-of-{n:05d}.safetensors" for process in range(n)]
-    mine = path / state["shards"][sharding.process]
-    leads = sharding.process == 0
-    aside: Path | None = None
-
-    def make_room() -> None:
-        nonlocal aside
-        aside = _set_aside(path) if path.is_file() else None
-        path.mkdir(parents=True, exist_ok=True)
-
-    def write_rows() -> None:
-        text = json.dumps({"file": mine.name, "starts": starts})
-        save_tensors(tensors, mine, {ROWS: text, CHECKSUM: checksum(text, tensors)})
-
-    def put_in_force() -> None:
-        _write_pt(path / STATE, state)
-
-    for work, is_mine in ((make_room, leads), (write_rows, True), (put_in_force, leads)):
-        failure = None
-        try:
-            if is_mine:
-                work()
-        except (OSError, RuntimeError, SafetensorError) as error:
-            failure = error
-        if not agree(failure is None):
-            mine.unlink(missing_ok=True)
-            raise _not_written(path, failure)
-    if leads:
-        if aside is not None:
-            remove(aside)
-        for file in path.iterdir():
-            if file.name not in (STATE, *state["shards"]):
-                file.unlink(missing_ok=True)
+def write_file(path: Path, checkpoint: dict[str, Any]) -> None:
+    """The same, with the error as it is."""
+    aside = set_aside(path) if path.is_dir() else None
+    with replacing(path) as temporary:
+        save_pt(temporary, checkpoint)
+    if aside is not None:
+        remove(aside)
 
 
 def read(path: Path, rows: Rows = everything, optimizer: bool = True) -> dict[str, Any]:
@@ -165,7 +103,7 @@ def read(path: Path, rows: Rows = everything, optimizer: bool = True) -> dict[st
                 return leaf[rows(name, len(leaf))].clone()
             return leaf
 
-        checkpoint = {key: _mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}
+        checkpoint = {key: mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}
         return checkpoint | {"state_dict": with_todays_names(checkpoint["state_dict"])}
 
 
@@ -267,7 +205,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     mode = path.stat().st_mode  # safetensors would leave it to its owner alone
     save_file(tensors, path, metadata)
     path.chmod(mode)
-    _flush(path)
+    flush(path)
 
 
 def check(path: Path) -> None:
@@ -338,20 +276,20 @@ class _Shards:
         return torch.cat(found) if found else self.pieces[name][0].rows[0:0]
 
 
-def _mapped(value: Any, name: str, change: Callable[[str, Any], Any]) -> Any:
+def mapped(value: Any, name: str, change: Callable[[str, Any], Any]) -> Any:
     """The same nested dictionaries and lists, with change(name, leaf) in place of each leaf."""
     if isinstance(value, dict):
-        return {key: _mapped(item, f"{name}/{key}", change) for key, item in value.items()}
+        return {key: mapped(item, f"{name}/{key}", change) for key, item in value.items()}
     if isinstance(value, list):
-        return [_mapped(item, f"{name}/{index}", change) for index, item in enumerate(value)]
+        return [mapped(item, f"{name}/{index}", change) for index, item in enumerate(value)]
     return change(name, value)
 
 
-def _write_pt(path: Path, value: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            torch.save(value | {CHECKSUM: _checksum_of(value)}, file)
-        _flush(temporary)
+def save_pt(path: Path, value: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values, with its checksum, to the disk."""
+    with path.open("wb") as file:
+        torch.save(value | {CHECKSUM: _checksum_of(value)}, file)
+    flush(path)
 
 
 def _load_pt(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -373,7 +311,7 @@ def _checksum_of(checkpoint: dict[str, Any]) -> str:
     return checksum(json.dumps(checkpoint["lrec"], sort_keys=True, default=str), tensors)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the file on the disk before anything refers to it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -383,7 +321,7 @@ def _aside(path: Path) -> Path:
     return path.with_name(f"{path.stem}-0{path.suffix}")
 
 
-def _set_aside(path: Path) -> Path:
+def set_aside(path: Path) -> Path:
     """Move away a checkpoint of the other form, which cannot be replaced in one step."""
     remove(_aside(path))
     return path.rename(_aside(path))
@@ -402,7 +340,8 @@ def reading(path: Path, kind: str = KIND) -> Iterator[None]:
         raise UserError(f"{path}: not a {kind}, or a damaged one") from error
 
 
-def _not_written(path: Path, error: Exception | None) -> UserError:
+def not_written(path: Path, error: Exception | None) -> UserError:
+    """What to say of a checkpoint that could not be written: by this process where there is an error, or by another."""
     reason = "another process failed" if error is None else str(error).splitlines()[0]
     return UserError(
         f"the checkpoint {path} could not be written ({reason}): the one before it stands; "

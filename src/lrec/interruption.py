@@ -12,17 +12,21 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lrec.agreement import Agreement
 from lrec.errors import UserError
 from lrec.monitor import mode_of
 from lrec.run import LAST, Run
+from lrec.saving import IN_BACKGROUND
 from lrec.signals import TRY_AGAIN, on_signals
+from lrec.strategies import saver_of
 from lrec.time_limit import time_is_over
 
 
 class BestAndLast(ModelCheckpoint):
     """Lightning's ModelCheckpoint in the run's own folder, with a last.ckpt after every evaluation, not only the best.
 
-    Which end of the monitored metric is the best follows from its name.
+    Training goes on while a checkpoint is written; what is the best and the last is written once. Which end of the
+    monitored metric is the best follows from its name.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class BestAndLast(ModelCheckpoint):
             options: The others.
         """
         super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
+        self._just_saved = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder; UserError where it was to be another."""
@@ -65,8 +70,27 @@ class BestAndLast(ModelCheckpoint):
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        self._just_saved = False
         super()._save_topk_checkpoint(trainer, monitor_candidates)
         self._last_global_step_saved = trainer.global_step  # Lightning compares it before it saves the last one
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._just_saved = False
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        saver = saver_of(trainer)
+        if saver is None:
+            super()._save_checkpoint(trainer, filepath)
+            return
+        if self._just_saved:  # the best, and this is the last
+            saver.also_as(Path(filepath))
+        else:
+            trainer.save_checkpoint(filepath, self.save_weights_only, IN_BACKGROUND)
+        self._just_saved = True
+        self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+        if trainer.is_global_zero:
+            saver.then(lambda: [logger.after_save_checkpoint(self) for logger in trainer.loggers])
 
 
 class LastCheckpoint(Callback):
@@ -89,7 +113,7 @@ class LastCheckpoint(Callback):
         self._fits = False
         self._training = False
         self._saved_step = 0
-        self._group: Any = None
+        self._agreement = Agreement()
         self._listening = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -104,8 +128,7 @@ class LastCheckpoint(Callback):
         self._training = True
         self._saved_step = trainer.global_step
         if trainer.world_size > 1:
-            # Over gloo, so that the processes never wait for a GPU to ask each other.
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._agreement = Agreement(torch.distributed.new_group(backend="gloo"))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -113,20 +136,26 @@ class LastCheckpoint(Callback):
         """Save if it is due, and exit if a signal came."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        interrupted = self._any(self._signalled)
+        saver = saver_of(trainer)
+        if saver is not None:
+            saver.poll()
+        interrupted = self._agreement.ask(self._signalled)
         due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
         # A checkpoint between a step and the evaluation that is due after it would resume without the evaluation.
         if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
             self._saved_step = trainer.global_step
             path = _last_path(trainer)
             if path is not None:
-                trainer.save_checkpoint(path)
+                background = saver is not None and not interrupted
+                trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)
             if interrupted:
                 self._leave(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Exit if a signal came during the last evaluation, which has saved; the next start runs the test."""
-        if self._any(self._signalled):
+        """Have all that was saved; exit if a signal came during the last evaluation: the next start runs the test."""
+        if (saver := saver_of(trainer)) is not None:
+            saver.join()
+        if self._agreement.now(self._signalled):  # no process goes on to the test before the first one has saved
             self._leave(trainer)
         self._training = False
 
@@ -158,21 +187,13 @@ class LastCheckpoint(Callback):
             if self._fits:
                 Run(Path(trainer.default_root_dir)).write_end("interrupted")
         if self._training:
-            self._any(True)  # no process ends before it is written
+            self._agreement.now(True)  # no process ends before it is written
         # Lightning kills the process that started the others when one of them fails, so only the first reports it.
         sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
     def _stop_listening(self) -> None:
         self._listening.close()
         self._training = False
-
-    def _any(self, here: bool) -> bool:
-        """Whether it is true on any process."""
-        if self._group is None:
-            return here
-        somewhere = torch.tensor(int(here))
-        torch.distributed.all_reduce(somewhere, torch.distributed.ReduceOp.MAX, self._group)
-        return bool(somewhere.item())
 
 
 def best_of(trainer: Trainer) -> ModelCheckpoint | None:

@@ -12,13 +12,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from lrec import checkpoints
+from lrec.checkpoint_writes import FileWrite, FolderWrite
 from lrec.errors import UserError
 from lrec.net import ITEM_TABLE
 from lrec.parallel import Sharding, drop_gathered, like, local
+from lrec.saving import IN_BACKGROUND, Saver, copy_fits
 
 
 def check_strategy(chosen: str | type) -> None:
@@ -41,15 +44,33 @@ def precision_of(trainer: Trainer) -> str:
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints of strategies that hold the whole network in every process: files are written, both forms read."""
 
+    def __init__(self) -> None:
+        """Nothing is being saved."""
+        self.saver = Saver()
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a file."""
-        checkpoints.write(Path(path), checkpoint)
+        """Write a file; with IN_BACKGROUND the file is there once the saver has been asked."""
+        background = storage_options == IN_BACKGROUND
+        copied = background and copy_fits(checkpoint)
+        self.saver.start(FileWrite(Path(path), checkpoint, copied), background)
+
+    def teardown(self) -> None:
+        """Leave nothing half-written."""
+        self.saver.join()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a file or a folder."""
         return checkpoints.read(Path(path))
+
+
+def saver_of(trainer: Trainer) -> Saver | None:
+    """What writes the trainer's checkpoints in the background; None where that is Lightning's own."""
+    if isinstance(trainer.strategy, FSDP2):
+        return trainer.strategy.saver
+    files = trainer.strategy.checkpoint_io
+    return files.saver if isinstance(files, CheckpointFiles) else None
 
 
 class FSDP2(ModelParallelStrategy):
@@ -78,6 +99,7 @@ class FSDP2(ModelParallelStrategy):
         super().__init__(timeout=timedelta(minutes=timeout_minutes))
         self.shard_group = shard_group
         self.param_dtype = param_dtype
+        self.saver = Saver()
 
     def setup_environment(self) -> None:
         """Start the process group and lay out the mesh."""
@@ -92,6 +114,8 @@ class FSDP2(ModelParallelStrategy):
             del shape["replicate"]
         mesh = init_device_mesh(self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
         self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
+        # Over gloo, so that a save never waits for a GPU.
+        self.saver.talk_over(distributed.new_group(backend="gloo"))
 
     def setup(self, trainer: Trainer) -> None:
         """Keep evaluation out of inference mode: what it gathers may still be there for the next training step."""
@@ -120,9 +144,21 @@ class FSDP2(ModelParallelStrategy):
         return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a folder, all processes together."""
+        """Write a folder, all processes together; with IN_BACKGROUND it is there once the saver has been asked."""
         path, token = self.broadcast((str(filepath), secrets.token_hex(4)))
-        checkpoints.write_sharded(Path(path), checkpoint, self.sharding, token, self.reduce_boolean_decision)
+        background = storage_options == IN_BACKGROUND
+        copied = background and copy_fits(checkpoint, self.num_processes)
+        self.saver.start(FolderWrite(Path(path), checkpoint, self.sharding, token, copied), background)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ask no other process any more: it may be gone."""
+        self.saver.abandon()
+        super().on_exception(exception)
+
+    def teardown(self) -> None:
+        """Leave nothing half-written."""
+        self.saver.join()
+        super().teardown()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read this process's rows of a folder or a file."""

@@ -36,6 +36,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_the_best_that_is_also_the_last_is_written_once(run: Path) -> None:
+    best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
+    assert torch.load(best, weights_only=True)["global_step"] == checkpoints.read(last)["global_step"]
+    assert best.samefile(last)
+
+
 def test_last_begins_a_run_where_there_is_none(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
     options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     lrec("fit", *options, "--ckpt_path=last")

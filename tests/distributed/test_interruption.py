@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +18,11 @@ from lrec import checkpoints
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
+# A checkpoint of 130 MB after every second step: one is nearly always being written.
+LARGE = [
+    *("--model.size=9.4m", "--model.optimizer.lr=0.001", "--data.targets_per_step=64", "--data.n_users=300"),
+    *("--trainer.max_steps=48", "--trainer.val_check_interval=8", "--last.every_n_steps=2"),
+]
 LONG = ["--trainer.max_steps=60", "--trainer.val_check_interval=7", "--last.every_n_steps=3"]
 
 
@@ -53,9 +60,10 @@ def newest(checkpoint: Path) -> int:
 
 
 def step_of(run: Path) -> int:
-    """The step of a run's last checkpoint."""
+    """The step of a run's last checkpoint; 0 where there is none yet."""
     last = checkpoints.find_last(run / "checkpoints")
-    assert last is not None
+    if last is None:
+        return 0
     checkpoints.check(last)
     step: int = torch.load(last / "state.pt" if last.is_dir() else last, weights_only=True)["global_step"]
     return step
@@ -90,6 +98,48 @@ def test_one_process_saves_on_a_signal(number: signal.Signals, folder: Path) -> 
     printed = interrupt(process, run, number, which=0)
     assert process.returncode == 75, printed
     assert f"interrupted at step {step_of(run)}" in printed
+
+
+def unfinished(run: Path) -> set[Path]:
+    """The files of a run's checkpoints that nothing refers to yet."""
+    kept = run / "checkpoints"
+    named: set[str] = set()
+    for state in kept.glob("*.ckpt/state.pt"):
+        with contextlib.suppress(OSError):
+            named |= set(torch.load(state, weights_only=True)["shards"])
+    return {file for file in kept.glob("*.ckpt/*.safetensors") if file.name not in named} | set(kept.glob(".*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [0, 2])
+def test_twenty_stops_while_a_checkpoint_is_written_lose_nothing(processes: int, folder: Path, fit: Fit) -> None:
+    steady, run = fit(f"large-{processes}", processes, *LARGE), folder / f"large-{processes}-stopped"
+    command, chance = fit_command(folder, run, processes, *LARGE, "--ckpt_path=last"), random.Random(processes)
+    reached = stops = hits = 0
+    while stops < 20:
+        left, process = unfinished(run), start(command)
+        while process.poll() is None and unfinished(run) <= left:
+            time.sleep(0.005)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, 1))
+        if process.poll() is None:
+            stops, hits = stops + 1, hits + (not unfinished(run) <= left)
+            number = chance.choice([signal.SIGTERM, signal.SIGKILL])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(second_process(run) if processes else process.pid, number)
+        printed = process.communicate(timeout=100)[0]
+        if f"interrupted at step {step_of(run)};" in printed:
+            assert process.returncode == 75, printed
+        elif process.returncode == 0:  # it had come to its end
+            assert losses(run) == pytest.approx(losses(steady), rel=1e-6 if processes else 0)
+            shutil.rmtree(run)
+        else:
+            assert number == signal.SIGKILL, printed
+        reached, before = step_of(run) if run.exists() else 0, reached
+        assert reached >= before or not run.exists(), "a stop has cost a checkpoint"
+    assert hits >= 10
+    fit(run.name, processes, *LARGE, "--ckpt_path=last")
+    assert losses(run) == pytest.approx(losses(steady), rel=1e-6 if processes else 0)
 
 
 @pytest.mark.parametrize("processes", [0, 2])

@@ -24,12 +24,13 @@ PACKAGE = Path(__file__).parents[2] / "src" / "lrec"
 
 # From the ground up. A module may import from its own layer and from those before it; "data" stands for all of data/.
 LAYERS = {
-    "ground": "errors imports config_file files signals figures tables wording class_paths parser arguments processes "
-    "run",
+    "ground": "errors imports memory config_file files signals figures tables wording class_paths parser arguments "
+    "processes run",
     "what is computed": "data shape shards dropout blocks net losses cpu_threads scoring metrics cost common_order "
     "markov baselines cases ngrams laws standard_errors",
-    "a network trained, kept and used": "parallel touched_rows optim switch checkpoints strategies interruption export "
-    "onnx_file warm_start recommend recommend_command target_losses sizes monitor time_limit train_loss verdict",
+    "a network trained, kept and used": "parallel touched_rows optim switch checkpoints checkpoint_writes agreement "
+    "saving strategies interruption export onnx_file warm_start recommend recommend_command target_losses sizes "
+    "monitor time_limit train_loss verdict",
     "the trainer": "module callbacks throughput tensorboard",
     "lightning_cli": "lightning_options lightning_help lightning_cli",
     "studies and tasks": "study tasks",

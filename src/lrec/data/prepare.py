@@ -30,6 +30,7 @@ from lrec.data.store import SCHEMA, StoreWriter
 from lrec.data.threads import ahead
 from lrec.errors import UserError
 from lrec.files import file_hash, json_hash, locked, replacing, write_json
+from lrec.memory import available_gib
 
 _GIB = 1 << 30
 # Bytes per row of a range of users while it is ordered, including all copies.
@@ -106,7 +107,7 @@ def prepare_store(
             if _TEMPORARY.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
         print(f"preparing {path}", file=sys.stderr)
-        memory = int((_available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
+        memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
         with replacing(path) as folder:
             folder.mkdir()
             meta = {"name": name, "source": source, "options": {"k_core": k_core}}
@@ -125,16 +126,6 @@ def _writing_to(data_dir: Path) -> Iterator[None]:
         if error.errno in _NO_FOLDER:
             raise UserError(f"{data_dir} cannot be used for stores ({error.strerror}; option data_dir)") from None
         raise
-
-
-def _available_gib() -> float:
-    """Memory that can be used without swapping, in GiB; 4 where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 4.0
-    return available * 1024 / _GIB
 
 
 def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, memory: int) -> None:
