@@ -179,40 +179,45 @@ def memory(
     shards: int = 1,
     checkpointing: bool = False,
     device: Literal["cpu", "cuda"] = "cpu",
+    ranks: int | None = None,
 ) -> Memory:
     """Memory of a training step with AdamW and full softmax; attention dropout is counted as the CPU computes it.
 
-    A part of your own is taken to keep what softmax attention or a perceptron of inner width 4 d keeps.
+    A part of your own is taken to keep what softmax attention or a perceptron of inner width 4 d keeps. Where
+    parameters are sharded, the item table is split over all ranks, and each scores the positions of all against its own
+    rows.
 
     Args:
         config: The network.
         positions: Positions of a rank's micro-batch, each with a target.
         precision: That of Trainer(precision=...). With several shards bf16-mixed is FSDP2's param_dtype=bfloat16, in
             which the residual stream is bfloat16 too.
-        shards: Ranks that share parameters, gradients and moments; 1 where each holds all (one rank, DDP).
+        shards: Ranks that share the blocks' parameters, gradients and moments; 1 where each holds all (one rank, DDP).
         checkpointing: Whether blocks keep only their inputs.
         device: Decides how many logits full softmax holds at once.
+        ranks: All ranks of a step, which share the item table where shards is not 1; `shards` by default.
     """
     assert positions >= 1
     assert shards >= 1
+    ranks = shards if ranks is None or shards == 1 else ranks
     parameter = 2 if precision == "bf16-true" else 4
     product = 4 if precision == "32-true" else 2  # what matrix products take and give
     stream = product if shards > 1 else parameter  # the residual stream
-    rows = -(-config.n_items // shards)  # of the table
+    rows = -(-config.n_items // ranks)  # of the table
     table = rows * config.width * parameter
-    share = -(-n_total(config) * parameter // shards)
+    share = table + -(-(n_total(config) - n_head(config)) * parameter // shards)
     if shards > 1:
         # All but the item table for the whole step; of the blocks two, the next being fetched, and a gradient.
         block = n_body(config) // config.layers
         copies = (n_total(config) - n_body(config) - n_head(config) + 2 * block) * product + block * parameter
-        everyone = shards * positions * config.width * (product + 4)  # hidden states of all, and their gradients
+        everyone = ranks * positions * config.width * (product + 4)  # hidden states of all, and their gradients
     else:
         copies = n_body(config) * 2 if precision == "bf16-mixed" else 0
         everyone = 0
     in_block = positions * _block_activations(config, stream, product)
     hidden = positions * config.width * stream
     activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
-    in_head = 3 * hidden + everyone + _head(config, rows, shards * positions, product, device)
+    in_head = 3 * hidden + everyone + _head(config, rows, ranks * positions, product, device)
     going_back = in_block if checkpointing else positions * _block_backward(config, stream, product)
     transient = max(in_head, 2 * hidden + table + going_back)
     return Memory(share, share, 2 * share, copies, activations, transient)

@@ -14,12 +14,13 @@ from lrec.data.batches import BatchPlan
 from lrec.data.splits import LastItems, Reduction
 from lrec.data.store import Store
 from lrec.shape import SIZES, TransformerConfig
+from lrec.traffic import Traffic
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def test_every_size_is_listed_with_its_counts(lrec: Callable[..., str]) -> None:
-    printed = lrec("sizes", "--n_items", 1234)
+    printed = lrec("sizes", "--items", 1234)
     for name, shape in SIZES.items():
         config = TransformerConfig(1234, 50, *shape)
         row = next(line for line in printed.splitlines() if line.startswith(f"{name} "))
@@ -36,7 +37,7 @@ def test_the_page_shows_what_the_command_prints(lrec: Callable[..., str]) -> Non
 
 def test_json_holds_the_table_and_what_it_assumes(tmp_path: Path, lrec: Callable[..., str]) -> None:
     out = tmp_path / "sizes.json"
-    options = ["--world_size=4", "--precision=bf16-mixed", "--checkpointing=true", "--architecture.mlp=swiglu"]
+    options = ["--ranks=4", "--precision=bf16-mixed", "--checkpointing=true", "--architecture.mlp=swiglu"]
     lrec("sizes", "--sizes=[1.6m,829m]", *options, f"--out={out}")
     written = json.loads(out.read_text())
     assert written["assumptions"]["shards"] == 4
@@ -67,12 +68,40 @@ def test_a_store_gives_catalogue_and_window_lengths(log_csv: Path, tmp_path: Pat
     assert assumed["pairs"] < 5.5
 
 
+# What docs/cluster.md reckons with: 829m over ten million items on 64 GPUs.
+LARGEST = ["--sizes=[829m]", "--items=10000000", "--ranks=64", "--precision=bf16-mixed", "--device=cuda"]
+
+
+@pytest.mark.parametrize(("targets", "checkpointing", "most_gib"), [(65_536, "true", 6), (524_288, "false", 40)])
+def test_ten_million_items_fit_64_gpus(
+    targets: int, checkpointing: str, most_gib: int, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    options = [f"--targets_per_step={targets}", f"--checkpointing={checkpointing}", f"--out={tmp_path / 'sizes.json'}"]
+    printed = lrec("sizes", *LARGEST, *options)
+    row = json.loads((tmp_path / "sizes.json").read_text())["sizes"][0]
+    assert row["memory_bytes"]["total"] < most_gib * 2**30
+    # 12 billion entries of the table and 830 million others, a 64th of each, in float32.
+    assert row["memory_bytes"]["parameters"] == pytest.approx(4 * (12e9 + 830.25e6) / 64, rel=1e-3)
+    step = row["step_of_a_rank"]
+    # Hidden states of 63 ranks in bfloat16, and their gradients in float32.
+    assert step["hidden"] == 63 * targets // 64 * 1200 * (2 + 4)
+    assert step["received"] == sum(step[part] for part in Traffic._fields)
+    assert f"{step['flops'] / 1e12:,.2f}" in printed
+
+
+def test_copies_of_the_network_exchange_gradients_alone(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    lrec("sizes", "--sizes=[98k]", "--ranks=2", "--shards=1", f"--out={tmp_path / 'sizes.json'}")
+    row = json.loads((tmp_path / "sizes.json").read_text())["sizes"][0]
+    # Half of them to the other rank and back.
+    assert row["step_of_a_rank"]["received"] == row["step_of_a_rank"]["gradients"] == 4 * row["parameters"]["total"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--sizes=[99k]"], "unknown size '99k': choose one of 0.8k"),
-        (["--n_items=0"], "--n_items must be at least 1, got 0"),
-        (["--world_size=4", "--shards=3"], "--shards must divide --world_size 4, got 3"),
+        (["--items=0"], "--items must be at least 1, got 0"),
+        (["--ranks=4", "--shards=3"], "--shards must divide --ranks 4, got 3"),
         (["--data=nowhere"], "nowhere"),
         (["--precision=fp8"], "precision"),
     ],

@@ -18,9 +18,9 @@ from lrec import checkpoints
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
-# A checkpoint of 130 MB after every second step: one is nearly always being written.
+# A checkpoint of 20 MB after every second step: one is nearly always being written.
 LARGE = [
-    *("--model.size=9.4m", "--model.optimizer.lr=0.001", "--data.targets_per_step=64", "--data.n_users=300"),
+    *("--model.size=1.6m", "--model.optimizer.lr=0.001", "--data.targets_per_step=64", "--data.n_users=300"),
     *("--trainer.max_steps=48", "--trainer.val_check_interval=8", "--last.every_n_steps=2"),
 ]
 LONG = ["--trainer.max_steps=60", "--trainer.val_check_interval=7", "--last.every_n_steps=3"]

@@ -97,6 +97,13 @@ def test_shards_share_what_each_rank_held() -> None:
     assert half.total < 0.75 * whole.total
 
 
+def test_copies_of_the_network_share_one_item_table() -> None:
+    config = TransformerConfig(10_000, 50, 24, 512, 8)
+    two, four = cost.memory(config, 512, shards=2), cost.memory(config, 512, shards=2, ranks=4)
+    assert two.parameters - four.parameters == 4 * cost.n_head(config) // 4
+    assert four.copies == two.copies
+
+
 @pytest.mark.parametrize("architecture", [Architecture(), MODERN], ids=["gpt2", "modern"])
 def test_flops_are_those_torch_counts(architecture: Architecture) -> None:
     config = TransformerConfig(64, 16, 2, 48, 2, architecture=architecture)
