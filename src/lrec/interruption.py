@@ -89,8 +89,8 @@ class BestAndLast(ModelCheckpoint):
             trainer.save_checkpoint(filepath, self.save_weights_only, IN_BACKGROUND)
         self._just_saved = True
         self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
-        if trainer.is_global_zero:
-            saver.then(lambda: [logger.after_save_checkpoint(self) for logger in trainer.loggers])
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            saver.then(partial(logger.after_save_checkpoint, self))
 
 
 class LastCheckpoint(Callback):

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 from lrec.run import Run
+from lrec.study.cluster import train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Limits, train
 from lrec.study.options import Study
@@ -244,6 +247,49 @@ def test_an_array_of_slurm(folder: Path, lrec: Callable[..., str], monkeypatch: 
     assert state(folder) == {"0.8k-seed1": "finished", "1.7k-seed1": "finished"}
     asked = re.findall("^#SBATCH --(.*)$", Path("submitted.sh").read_text(), re.MULTILINE)
     assert {"array=0-1%2", "cpus-per-task=2", "job-name=runs", "partition=cpu", "time=60"} <= set(asked)
+
+
+def test_a_job_has_the_nodes_and_gpus_of_its_run(
+    folder: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = Path("slurm").resolve()
+    commands.mkdir()
+    told = {
+        "sbatch": 'cp "$1" $(mktemp submitted-XXXXXX); echo Submitted batch job 7',
+        "sacct": "printf 'JobID|State|NodeList\\n7_0|FAILED|node\\n'",
+        "srun": "exit 1",
+    }
+    for name, script in told.items():
+        (commands / name).write_text(f"#!/bin/bash\n{script}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
+    large = {"1.7k": {"trainer.num_nodes": 2, "trainer.devices": 8, "trainer.strategy": "fsdp2"}}
+    options = ["--options.trainer.accelerator", "gpu", "--size_options", json.dumps(large)]
+    command = ["scaling", "study", "--config", "runs.yaml", *options, "--cluster", '{"timeout_min": 60}']
+    assert "run 0.8k-seed1 failed" in refused(*command)
+    asked = [set(re.findall("^#SBATCH --(.*)$", path.read_text(), re.MULTILINE)) for path in Path().glob("submitted-*")]
+    small, large_one = sorted(asked, key=lambda options: "nodes=2" in options)
+    assert {"gpus-per-node=1", "nodes=1"} <= small
+    assert {"gpus-per-node=8", "nodes=2"} <= large_one
+
+
+def test_several_nodes_train_one_run(folder: Path) -> None:
+    """Two nodes of one process each, which are here."""
+    trainer = {"trainer.num_nodes": 2, "trainer.devices": 1, "trainer.strategy": "fsdp2"}
+    (run,) = runs_of(sizes=["0.8k"], options=STUDY["options"] | trainer)
+    path = (folder / "runs" / run.name).resolve()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    with ThreadPoolExecutor() as nodes:
+        arguments = (run, path, "runs", 1, 0)
+        jobs = [nodes.submit(train_on_node, *arguments, node, "127.0.0.1", port) for node in (0, 1)]
+        first, second = (job.result() for job in jobs)
+    assert second.status == "finished", path.with_name(f".{path.name}.node1.log").read_text()
+    assert first.status == "finished", first.reason
+    assert first.point is not None
+    assert first.point.world_size == 2
+    assert first.point.test_loss_se is not None
 
 
 def test_a_job_that_fails_is_reported(folder: Path, refused: Callable[..., str]) -> None:

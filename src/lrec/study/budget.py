@@ -1,21 +1,43 @@
 """What a study will take before it takes it: hours, memory and disk of each run, against a budget."""
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrec import cost
 from lrec.errors import UserError
 from lrec.files import json_hash
 from lrec.run import Run, RunConfig
+from lrec.shape import TransformerConfig
+from lrec.study.devices import Placement, here
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Limits
 from lrec.wording import counted
 
+if TYPE_CHECKING:
+    from lrec.losses import Loss
+
+# FLOPs per second of a GPU where there is none to be measured, in bfloat16 products and in float32.
+ASSUMED = {"bf16-mixed": 100e12, "bf16-true": 100e12, "32-true": 15e12}
+# Evaluation, the optimizer and what a trainer does between steps, as a share of what is measured.
+BESIDE_STEPS = 0.25
+STARTING_S = 10
+PROCESS_GIB = 1.0
+
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes: hours of one core, GiB of memory and GiB of disk; and what it is for."""
+    """What a run takes, and what it is for.
+
+    Attributes:
+        hours: Of one core; of one GPU where it trains on GPUs.
+        memory_gib: Of all its processes on a machine.
+        gpu_gib: Of each GPU; 0 where it trains on CPUs.
+        disk_gib: Of its checkpoints.
+        gpus: GPUs, over all its machines.
+    """
 
     run: str
     n_body: int
@@ -25,19 +47,24 @@ class Cost:
     disk_gib: float
     fraction: float = 1.0
     held_out: bool = False
+    gpu_gib: float = 0.0
+    gpus: int = 0
 
 
-def plan(runs: list[PlannedRun], folder: Path, threads: int) -> list[Cost]:
+def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
     """The cost of each run. Prepares the data: the catalogue's size decides it.
 
-    Hours are those of one core and of all epochs, at a third of its rate of float32 matrix products, and ten seconds to
-    start a run: early stopping makes them fewer. Memory is that of a float32 step on one process (`cost.memory`) plus a
-    gibibyte for the process; disk counts two checkpoints. Runs that are finished in `folder` cost what they took.
+    Hours are those of all epochs, of one core or one GPU, by a short step measured here in the run's own precision
+    (`rate`), and ten seconds to start a run: early stopping makes them fewer. Without a GPU here, a rate is assumed.
+    Memory is that of a step in the run's precision and strategy (`cost.memory`) plus a gibibyte for each process; on a
+    GPU the step's is the GPU's, and the machine holds a copy of parameters and moments while they are saved. Disk
+    counts two checkpoints. Runs that are finished in `folder` cost what they took.
     """
     from lrec.data.datasets import datamodule_of
+    from lrec.module import model_of
 
-    rate = _matmul_rate()
     opened: dict[str, tuple[int, int, int]] = {}
+    measured = cache(_rate)
     costs = []
     for run in runs:
         key = json_hash(run.config.data | {"seed": 0})
@@ -47,17 +74,56 @@ def plan(runs: list[PlannedRun], folder: Path, threads: int) -> list[Cost]:
             data.setup("fit")
             opened[key] = data.n_items, data.U, data.steps_per_epoch
         n_items, unique, steps = opened[key]
-        config = run.network(n_items)
+        model, place = model_of(run.options), limits.placement(run)
+        config = model.network_config(n_items, run.config.value("data.max_len"))
         targets = unique * _epochs(run.config, steps)
-        hours = (10 + 3 * targets * sum(cost.flops_per_interaction(config)) / rate) / 3600
+        positions = -(-run.config.value("data.targets_per_step") // (place.ranks * place.accumulation))
+        hours = (STARTING_S * place.ranks + _seconds(config, model.loss, targets, positions, place, measured)) / 3600
         if Run(folder / run.name).result is not None:
-            hours = spent_hours([run], folder, threads)
-        step = cost.memory(config, positions=run.config.value("data.targets_per_step"))
+            hours = spent_hours([run], folder, limits)
+        step = cost.memory(
+            config, positions, place.precision, place.shards, place.checkpointing, place.kind, place.ranks
+        )
         total = cost.n_total(config)
-        memory_gib, disk_gib = 1 + step.total / 2**30, 24 * total / 2**30
-        takes = Cost(run.name, cost.n_body(config), total, hours, memory_gib, disk_gib, run.fraction, run.held_out)
-        costs.append(takes)
+        of_process = step.total if place.kind == "cpu" else step.parameters + step.optimizer
+        costs.append(
+            Cost(
+                run.name,
+                cost.n_body(config),
+                total,
+                hours,
+                place.devices * (PROCESS_GIB + of_process / 2**30),
+                24 * total / 2**30,
+                run.fraction,
+                run.held_out,
+                step.total / 2**30 if place.gpus else 0.0,
+                place.gpus * place.nodes,
+            )
+        )
     return costs
+
+
+Rate = Callable[[TransformerConfig, "Loss", int, cost.Precision, str], float]
+
+
+def _seconds(
+    config: TransformerConfig, loss: "Loss", targets: float, positions: int, place: Placement, rate: Rate
+) -> float:
+    """Of one core or one GPU, for so many targets."""
+    head_flops = loss.flops_per_target(config.n_items, config.width)
+    flops = cost.training_flops(config, 1, 1, head_flops) + 3 * cost.flops_per_pair(config) * (config.max_len - 1) / 2
+    if place.checkpointing:
+        flops += cost.flops_per_interaction(config, checkpointing=True).recomputed
+    per_second = rate(config, loss, positions, place.precision, place.kind)
+    return (1 + BESIDE_STEPS) * targets * flops / per_second
+
+
+def _rate(config: TransformerConfig, loss: "Loss", positions: int, precision: cost.Precision, kind: str) -> float:
+    if kind == "cuda" and not here():
+        return ASSUMED[precision]
+    from lrec.study.rate import training_rate
+
+    return training_rate(config, loss, positions, precision, kind)
 
 
 def _epochs(config: RunConfig, steps_per_epoch: int) -> float:
@@ -71,18 +137,32 @@ def _epochs(config: RunConfig, steps_per_epoch: int) -> float:
 
 def plan_table(costs: list[Cost], limits: Limits) -> str:
     """The runs with their expected hours, memory and disk, and what all of them come to."""
-    lines = [f"{'run':<32}{'N_body':>12}{'N_total':>12}{'hours':>9}{'GiB':>7}{'disk GiB':>10}"]
+    on_gpus = [c for c in costs if c.gpus]
+    lines = [
+        f"{'run':<32}{'N_body':>12}{'N_total':>15}{'hours':>9}{'GiB':>7}{'disk GiB':>10}"
+        + (f"{'GPUs':>6}{'GiB each':>10}" if on_gpus else "")
+    ]
     for c in costs:
+        of_gpus = f"{c.gpus or '':>6}{f'{c.gpu_gib:.1f}' if c.gpus else '':>10}" if on_gpus else ""
         lines.append(
-            f"{c.run:<32}{c.n_body:>12,}{c.n_total:>12,}{c.hours:>9.3f}{c.memory_gib:>7.1f}{c.disk_gib:>10.2f}"
+            f"{c.run:<32}{c.n_body:>12,}{c.n_total:>15,}{c.hours:>9.3f}{c.memory_gib:>7.1f}{c.disk_gib:>10.2f}"
+            + of_gpus
         )
-    hours, disk = sum(c.hours for c in costs), sum(c.disk_gib for c in costs)
+    disk = sum(c.disk_gib for c in costs)
     at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: limits.jobs])
-    lines.append(
-        f"{counted(len(costs), 'run')}, at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on "
-        f"{counted(limits.cores, 'core')}, {min(at_once, limits.memory_gib or at_once):.1f} GiB of memory, "
-        f"{disk:.2f} GiB of disk"
-    )
+    takes = []
+    if on_gpus:
+        takes.append(f"at most {sum(c.hours for c in on_gpus):.2f} GPU-hours")
+    if len(on_gpus) < len(costs):
+        hours = sum(c.hours for c in costs if not c.gpus)
+        takes.append(
+            f"at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on {counted(limits.cores, 'core')}"
+        )
+    takes += [f"{min(at_once, limits.memory_gib or at_once):.1f} GiB of memory", f"{disk:.2f} GiB of disk"]
+    lines.append(f"{counted(len(costs), 'run')}, {', '.join(takes)}")
+    if on_gpus and not here():
+        rates = f"{ASSUMED['bf16-mixed'] / 1e12:.0f} TFLOP/s in bfloat16, {ASSUMED['32-true'] / 1e12:.0f} in float32"
+        lines.append(f"no GPU is here to be measured: hours at {rates}, which small steps do not reach")
     of_shares = [c.hours for c in costs if c.fraction < max(c.fraction for c in costs)]
     if of_shares and (held_out := [c.hours for c in costs if c.held_out]):
         lines.append(
@@ -108,23 +188,11 @@ def check(costs: list[Cost], memory_gib: float | None, hours: float | None, disk
             )
 
 
-def spent_hours(runs: list[PlannedRun], folder: Path, threads: int) -> float:
-    """Hours of a core that the runs have taken up to their last evaluation."""
-    last = [points[-1].wall_s for run in runs if (points := Run(folder / run.name).points)]
-    return sum(last) * threads / 3600
-
-
-def _matmul_rate() -> float:
-    """Float32 FLOPs per second of one core's matrix products, measured in processor time: other load counts little."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    a = torch.ones(1024, 1024)
-    a @ a
-    started = time.process_time()
-    for _ in range(5):
-        a @ a
-    seconds = time.process_time() - started
-    torch.set_num_threads(threads)
-    return 5 * 2 * 1024**3 / seconds
+def spent_hours(runs: list[PlannedRun], folder: Path, limits: Limits) -> float:
+    """Hours of a core, or of a GPU, that the runs have taken up to their last evaluation."""
+    seconds = 0.0
+    for run in runs:
+        if points := Run(folder / run.name).points:
+            place = limits.placement(run)
+            seconds += points[-1].wall_s * (place.ranks if place.gpus else limits.threads)
+    return seconds / 3600

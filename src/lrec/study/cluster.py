@@ -8,7 +8,7 @@ from lightning_utilities.core.imports import RequirementCache
 
 from lrec.errors import UserError
 from lrec.study.grid import PlannedRun
-from lrec.study.launch import Limits, Outcome, train_one
+from lrec.study.launch import Limits, Outcome, help_train, train_one
 
 POLL_S = 5.0
 
@@ -20,19 +20,49 @@ def train_on_cluster(
 
     Runs that start from another one's network are a second array, once the first has ended.
 
-    A job is a run with its retries, one task on one node; it starts the processes of the node's devices itself.
-    The folder must be seen by all nodes.
+    A job is a run with its retries, a task on each of its nodes, which starts the processes of the node's devices
+    itself. Runs that take as many nodes and GPUs are one array. The folder must be seen by all nodes.
 
     Args:
         runs: The runs.
         folder: Where each has its folder; the jobs' own logs go to `jobs` beside it.
         study: Name of the study, and of the jobs.
         limits: `jobs` of the array run at a time; a job that fails is started again `retries` times.
-        parameters: Those of submitit's AutoExecutor.update_parameters, such as timeout_min, slurm_partition or
-            gpus_per_node, and cluster: slurm (the default), local (processes here) or debug (in this process).
+        parameters: Those of submitit's AutoExecutor.update_parameters, such as timeout_min or slurm_partition, and
+            cluster: slurm (the default), local (processes here) or debug (in this process).
     """
     if not (installed := RequirementCache("submitit>=1.5")):
         raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
+    import submitit
+
+    for wave in ([run for run in runs if not run.starts_from], [run for run in runs if run.starts_from]):
+        by_job: dict[Any, PlannedRun] = {}
+        for place, alike in _by_place(wave, limits).items():
+            options = parameters | ({"nodes": place[0]} if place[0] > 1 else {})
+            options |= {"gpus_per_node": place[1]} if place[1] else {}
+            executor = _executor(folder, study, limits, options)
+            cpus = options.get("cpus_per_task", limits.threads)
+            arguments = [(run, (folder / run.name).resolve(), study, cpus, limits.retries) for run in alike]
+            by_job |= dict(zip(executor.map_array(_train_on_node, *zip(*arguments, strict=True)), alike, strict=True))
+        for job in submitit.helpers.as_completed(list(by_job), poll_frequency=POLL_S):
+            try:
+                outcome = job.result()
+            except Exception as error:  # of the job, whatever it was: time limit, lost node, cancelled
+                last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                outcome = Outcome("failed", reason=last[0])
+            yield by_job[job], outcome
+
+
+def _by_place(runs: list[PlannedRun], limits: Limits) -> dict[tuple[int, int], list[PlannedRun]]:
+    """The runs by their nodes and GPUs of a node."""
+    alike: dict[tuple[int, int], list[PlannedRun]] = {}
+    for run in runs:
+        place = limits.placement(run)
+        alike.setdefault((place.nodes, place.gpus), []).append(run)
+    return alike
+
+
+def _executor(folder: Path, study: str, limits: Limits, parameters: dict[str, Any]) -> Any:
     import submitit
 
     options = dict(parameters)
@@ -43,23 +73,27 @@ def train_on_cluster(
         )
     except (ValueError, NameError, TypeError, RuntimeError) as error:
         raise UserError(f"--cluster: {error}") from error
-    for wave in ([run for run in runs if not run.starts_from], [run for run in runs if run.starts_from]):
-        yield from _submit(executor, wave, folder, study, options.get("cpus_per_task", limits.threads), limits.retries)
+    return executor
 
 
-def _submit(
-    executor: Any, runs: list[PlannedRun], folder: Path, study: str, cpus: int, retries: int
-) -> Iterator[tuple[PlannedRun, Outcome]]:
+def _train_on_node(run: PlannedRun, folder: Path, study: str, cpus: int, retries: int) -> Outcome:
+    """What a job does on each of its nodes."""
+    nodes = run.config.value("trainer.num_nodes", 1)
+    if nodes == 1:
+        return train_one(run, folder, study, cpus, retries)
     import submitit
 
-    if not runs:
-        return
-    arguments = [(run, (folder / run.name).resolve(), study, cpus, retries) for run in runs]
-    by_job = dict(zip(executor.map_array(train_one, *zip(*arguments, strict=True)), runs, strict=True))
-    for job in submitit.helpers.as_completed(list(by_job), poll_frequency=POLL_S):
-        try:
-            outcome = job.result()
-        except Exception as error:  # of the job, whatever it was: time limit, lost node, cancelled
-            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            outcome = Outcome("failed", reason=last[0])
-        yield by_job[job], outcome
+    job = submitit.JobEnvironment()
+    return train_on_node(
+        run, folder, study, cpus, retries, job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000
+    )
+
+
+def train_on_node(
+    run: PlannedRun, folder: Path, study: str, cpus: int, retries: int, node: int, head: str, port: int
+) -> Outcome:
+    """Train a run of several nodes on one of them; the processes of all of them meet at the first one's address."""
+    variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
+    if node:
+        return help_train(node, run, folder, study, cpus, retries, variables)
+    return train_one(run, folder, study, cpus, retries, variables=variables)

@@ -7,7 +7,7 @@ import runpy
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import forkserver, reduction
@@ -15,9 +15,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lrec.files import locked
+import yaml
+
+from lrec.errors import UserError
+from lrec.files import locked, write_text
 from lrec.run import Point, Run
 from lrec.signals import TRY_AGAIN
+from lrec.study.devices import Placement, placement
 from lrec.study.grid import PlannedRun
 
 POLL_S = 2.0
@@ -40,12 +44,19 @@ class Limits:
         cores: Cores of all of them, in equal shares.
         memory_gib: Memory of all of them as the plan has it; none for no limit.
         retries: How often a run that fails is started again by itself.
+        gpus: GPUs of all of them, as CUDA_VISIBLE_DEVICES names them; a run gets as many as it asks for (its
+            trainer.devices), or an equal share.
     """
 
     jobs: int
     cores: int
     memory_gib: float | None = None
     retries: int = 0
+    gpus: tuple[str, ...] = ()
+
+    def placement(self, run: PlannedRun) -> Placement:
+        """What a run trains on."""
+        return placement(run.config, len(self.gpus) // self.jobs)
 
     @property
     def threads(self) -> int:
@@ -97,13 +108,16 @@ class Processes:
         self.stopping = False
         self._under_way: list[BaseProcess] = []
 
-    def run(self, arguments: list[str], log: Path, threads: int, lock: int) -> int:
-        """Run `python -m` with arguments, inheriting the lock, to the end; returns its exit code."""
+    def run(
+        self, arguments: list[str], log: Path, threads: int, lock: int, variables: Mapping[str, str] | None = None
+    ) -> int:
+        """Run `python -m` with arguments, inheriting the lock and with more variables in its environment, to the end;
+        returns its exit code."""
         if self.stopping:
             return -signal.SIGTERM
         # A run starts the processes of its devices itself: it is not to take a scheduler's job for its own.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        environment |= {"OMP_NUM_THREADS": str(threads)}
+        environment |= {"OMP_NUM_THREADS": str(threads)} | dict(variables or {})
         start_server()
         process = multiprocessing.get_context("forkserver").Process(
             target=_run_module, args=(arguments, log, environment, _Descriptor(lock))
@@ -160,7 +174,8 @@ def train(
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Train runs, in order, within the limits; yield each with what became of it.
 
-    Runs that start from another one's network come after all others.
+    Runs that start from another one's network come after all others. A run waits until as many GPUs are free as it
+    takes, and sees no others.
 
     Args:
         runs: The runs.
@@ -175,6 +190,8 @@ def train(
     limit = limits.memory_gib or float("inf")
     waiting = sorted(runs, key=lambda run: run.starts_from != "")
     running: dict[Future[Outcome], PlannedRun] = {}
+    gpus_of = {run.name: _gpus(run, limits) for run in runs}
+    free, given = list(limits.gpus), dict[str, list[str]]()
     processes = Processes()
     with ThreadPoolExecutor(max_workers=limits.jobs) as pool:
         try:
@@ -187,19 +204,40 @@ def train(
                     source_runs = waiting[0].starts_from in (run.name for run in running.values())
                     if source_runs or (running and taken + memory[waiting[0].name] > limit):
                         break
+                    if gpus_of[waiting[0].name] > len(free):
+                        break
                     run = waiting.pop(0)
-                    arguments = (run, folder / run.name, study, limits.threads, limits.retries, processes)
+                    given[run.name] = [free.pop(0) for _ in range(gpus_of[run.name])]
+                    variables = {"CUDA_VISIBLE_DEVICES": ",".join(given[run.name])} if given[run.name] else {}
+                    arguments = (run, folder / run.name, study, limits.threads, limits.retries, processes, variables)
                     running[pool.submit(train_one, *arguments)] = run
                 done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
+                    free += given.pop(running[future].name)
                     yield running.pop(future), future.result()
         except BaseException:
             processes.stop()
             raise
 
 
+def _gpus(run: PlannedRun, limits: Limits) -> int:
+    """GPUs of a run here; UserError where there are not so many, or it is to train on several machines."""
+    place = limits.placement(run)
+    if place.nodes > 1:
+        raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them")
+    if place.gpus > len(limits.gpus):
+        raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(limits.gpus)}")
+    return place.gpus
+
+
 def train_one(
-    run: PlannedRun, folder: Path, study: str, threads: int, retries: int = 0, processes: Processes | None = None
+    run: PlannedRun,
+    folder: Path,
+    study: str,
+    threads: int,
+    retries: int = 0,
+    processes: Processes | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Train a run unless it is finished, again where it fails, up to `retries` times.
 
@@ -208,18 +246,51 @@ def train_one(
     processes = processes or Processes()
     with locked(lock_of(folder)) as lock:
         for _ in range(retries + 1):
-            outcome = _attempt(run, folder, study, threads, lock, processes)
+            outcome = _attempt(run, folder, study, threads, lock, processes, variables)
             if outcome.status != "failed":
                 break
         return outcome
 
 
-def _attempt(run: PlannedRun, folder: Path, study: str, threads: int, lock: int, processes: Processes) -> Outcome:
+def help_train(
+    node: int,
+    run: PlannedRun,
+    folder: Path,
+    study: str,
+    threads: int,
+    retries: int,
+    variables: Mapping[str, str],
+) -> Outcome:
+    """Be one of the further nodes of a run, whose first one is in `train_one`: it alone writes to the run's folder."""
+    own = folder.with_name(f".{folder.name}.node{node}")
+    processes, code = Processes(), 0
+    with locked(lock_of(own)) as lock:
+        config = own.with_suffix(f"{own.suffix}.yaml")
+        write_text(config, yaml.safe_dump(run.config.options))
+        fit = ["lrec", "fit", *_options(run, Run(folder), study, config)]
+        for _ in range(retries + 1):
+            code = processes.run(fit, own.with_suffix(f"{own.suffix}.log"), threads, lock, variables)
+            if code == 0:
+                break
+    return Outcome("failed" if code else "finished")
+
+
+def _attempt(
+    run: PlannedRun,
+    folder: Path,
+    study: str,
+    threads: int,
+    lock: int,
+    processes: Processes,
+    variables: Mapping[str, str] | None,
+) -> Outcome:
     trained, code = Run(folder), 0
     if trained.result is None:
-        code = processes.run(["lrec", "fit", *_arguments(run, trained, study)], trained.log_file, threads, lock)
+        fit = ["lrec", "fit", *_arguments(run, trained, study)]
+        code = processes.run(fit, trained.log_file, threads, lock, variables)
     if trained.result is not None and outcome_of(trained) is None:  # several processes, or killed in between
-        code = processes.run(["lrec.target_losses", str(folder)], trained.log_file, threads, lock)
+        losses = ["lrec.target_losses", str(folder)]
+        code = processes.run(losses, trained.log_file, threads, lock, variables)
     if outcome := outcome_of(trained):
         return outcome
     if processes.stopping or code in (TRY_AGAIN, -signal.SIGTERM):
@@ -239,12 +310,13 @@ def _reason(trained: Run, code: int) -> str:
 def _arguments(run: PlannedRun, trained: Run, study: str) -> list[str]:
     """Those of the run's `lrec fit`, its folder made ready."""
     # Resuming is exact: what a killed study left unfinished resumes from its last checkpoint, or starts again.
-    resumed = trained.last.exists()
-    if not resumed:
+    if not trained.last.exists():
         shutil.rmtree(trained.folder, ignore_errors=True)
     trained.write_config(run.config)
-    arguments = [f"--config={trained.config_file}", f"--trainer.default_root_dir={trained.folder}"]
+    return _options(run, trained, study, trained.config_file)
+
+
+def _options(run: PlannedRun, trained: Run, study: str, config: Path) -> list[str]:
+    arguments = [f"--config={config}", f"--trainer.default_root_dir={trained.folder}", "--ckpt_path=last"]
     arguments += [f"--points.study={study}", f"--points.run={run.name}"]
-    arguments += [f"--model.warm_start={trained.folder.with_name(run.starts_from)}"] if run.starts_from else []
-    arguments += ["--ckpt_path=last"] if resumed else []
-    return arguments
+    return arguments + ([f"--model.warm_start={trained.folder.with_name(run.starts_from)}"] if run.starts_from else [])

@@ -14,6 +14,7 @@ from lrec.laws.forecast import LEAST_SIZES, Forecast
 from lrec.laws.predict import method_named
 from lrec.run import dotted
 from lrec.shape import TransformerConfig, even_ladder, find_size
+from lrec.study.devices import here
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,18 @@ class Study:
         y: Loss that is fitted: of the test targets, or of those and of the split's trajectories.
         jobs: Runs side by side, each with an equal share of the cores.
         cores: Cores of all runs together; all there are by default.
+        gpus: GPUs of all runs together, by number, where they train on GPUs; all there are by default. A run gets as
+            many as its trainer.devices says, or an equal share where that is auto, and waits until they are free.
         memory_gib: Memory of all runs together, in GiB, as --dry_run expects it; a run waits until there is room.
-        budget_hours: Hours of a core. A study that may take more does not start; once they are spent, all stops.
+        budget_hours: Hours of a core; of a GPU for runs that train on GPUs. A study that may take more does not start;
+            once they are spent, all stops.
         budget_disk_gib: Disk, in GiB. A study that may take more does not start.
         retries: How often a run that fails is started again by itself; it resumes from its last checkpoint.
         skip: Names of runs to leave out.
         restart: Names of runs to train again from the beginning.
         cluster: Train on a cluster as an array of jobs: parameters of submitit's AutoExecutor, such as
-            {timeout_min: 600, slurm_partition: gpu, gpus_per_node: 1}; {cluster: local} tries it without a cluster.
+            {timeout_min: 600, slurm_partition: gpu}; {cluster: local} tries it without a cluster. A job has the nodes
+            and GPUs of its run: trainer.num_nodes and trainer.devices, or gpus_per_node where those are auto.
         dry_run: Print the runs with their hours, memory and disk, and stop.
         status: Print the runs with their states and losses so far, and stop.
     """
@@ -86,6 +91,7 @@ class Study:
     y: Literal["test_loss", "trajectory_loss"] = "test_loss"
     jobs: int = 1
     cores: int | None = None
+    gpus: tuple[int, ...] | None = None
     memory_gib: float | None = None
     budget_hours: float | None = None
     budget_disk_gib: float | None = None
@@ -151,6 +157,13 @@ class Study:
         if self.cores is not None:
             return self.cores
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
+    def every_gpu(self) -> tuple[str, ...]:
+        """GPUs of all runs together, as CUDA_VISIBLE_DEVICES names them."""
+        if self.cluster is not None:  # those of a job, for each job
+            return tuple(map(str, range(self.jobs * int(self.cluster.get("gpus_per_node", 1)))))
+        return here() if self.gpus is None else tuple(map(str, self.gpus))
 
     @property
     def every_variant(self) -> dict[str, dict[str, Any]]:

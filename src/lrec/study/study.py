@@ -45,10 +45,10 @@ def run_study(study: Study) -> None:
     if study.status:
         print("\n\n".join(runs_table(each.runs, each.folder, each.state) for each in records))
         return
-    limits = Limits(study.jobs, study.n_cores, study.memory_gib, study.retries)
+    limits = Limits(study.jobs, study.n_cores, study.memory_gib, study.retries, study.every_gpu)
     costs: list[budget.Cost] = []
     if study.dry_run or (study.memory_gib, study.budget_hours, study.budget_disk_gib) != (None, None, None):
-        costs = [cost for each in records for cost in budget.plan(each.runs, each.folder, limits.threads)]
+        costs = [cost for each in records for cost in budget.plan(each.runs, each.folder, limits)]
         if study.dry_run:
             print(budget.plan_table(costs, limits))
         budget.check(costs, study.memory_gib, study.budget_hours, study.budget_disk_gib)
@@ -146,7 +146,7 @@ class _Work:
     def _budget_is_spent(self) -> bool:
         if self.study.budget_hours is None:
             return False
-        hours = (budget.spent_hours(each.runs, each.folder, self.limits.threads) for each in self.records)
+        hours = (budget.spent_hours(each.runs, each.folder, self.limits) for each in self.records)
         return sum(hours) >= self.study.budget_hours
 
 

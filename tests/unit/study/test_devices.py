@@ -1,0 +1,152 @@
+"""What runs of a study train on, what they see of the GPUs, and what that costs, without a GPU."""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lrec import cost
+from lrec.errors import UserError
+from lrec.losses import FullSoftmax
+from lrec.run import RunConfig
+from lrec.shape import TransformerConfig
+from lrec.study import budget, launch
+from lrec.study.devices import Placement, here, placement
+from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.launch import Limits, train
+from lrec.study.options import Study
+from lrec.study.rate import training_rate
+
+DATA = {"data.n_users": 100, "data.n_items": 30, "data.length": 10, "trainer.max_epochs": 1}
+
+
+def config(**trainer: Any) -> RunConfig:
+    return RunConfig({"trainer": trainer, "model": {}, "data": {}})
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        ({"accelerator": "cpu"}, Placement("cpu", 1, 1, 1, 1, "32-true", False)),
+        ({"accelerator": "cpu", "devices": 2, "strategy": "fsdp2"}, Placement("cpu", 1, 2, 2, 1, "32-true", False)),
+        (
+            {"accelerator": "gpu", "devices": "auto", "precision": "bf16-mixed"},
+            Placement("cuda", 1, 4, 1, 1, "bf16-mixed", False),
+        ),
+        (
+            {
+                "accelerator": "gpu",
+                "devices": 8,
+                "num_nodes": 2,
+                "accumulate_grad_batches": 3,
+                "strategy": {"class_path": "lrec.FSDP2", "init_args": {"shard_group": 8, "param_dtype": "bfloat16"}},
+            },
+            Placement("cuda", 2, 8, 8, 3, "bf16-mixed", False),
+        ),
+    ],
+)
+def test_options_say_what_a_run_trains_on(trainer: dict[str, Any], expected: Placement) -> None:
+    assert placement(config(**trainer), gpus_per_run=4) == expected
+
+
+def test_a_study_chooses_the_gpus() -> None:
+    with pytest.raises(UserError, match=r"--trainer\.devices \[1\]: a study chooses the GPUs itself"):
+        placement(config(accelerator="gpu", devices=[1]))
+
+
+def test_gpus_are_those_that_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert here() == ("3", "5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert here() == ()
+
+
+def runs_on_gpus(tmp_path: Path, devices: dict[str, int]) -> list[PlannedRun]:
+    study = Study(
+        name="gpus",
+        configs=["data/synthetic.yaml", "trainer/gpu.yaml"],
+        sizes=list(devices),
+        holdout=0,
+        law=None,
+        options=DATA | {"data.data_dir": str(tmp_path / "data")},
+        size_options={size: {"trainer.devices": n} for size, n in devices.items()},
+    )
+    return planned_runs(study)
+
+
+def test_runs_side_by_side_see_different_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, taken, seen = threading.Lock(), set[str](), list[list[str]]()
+
+    class Processes(launch.Processes):
+        def run(
+            self,
+            arguments: list[str],
+            log: Path,
+            threads: int,
+            lock_number: int,
+            variables: Mapping[str, str] | None = None,
+        ) -> int:
+            assert variables is not None
+            mine = variables["CUDA_VISIBLE_DEVICES"].split(",")
+            with lock:
+                assert taken.isdisjoint(mine), "two runs share a GPU"
+                taken.update(mine)
+                seen.append(mine)
+            time.sleep(0.05)
+            with lock:
+                taken.difference_update(mine)
+            log.parent.mkdir(exist_ok=True, parents=True)
+            log.write_text("lrec: error: as it happens\n")
+            return 2
+
+    monkeypatch.setattr(launch, "Processes", Processes)
+    monkeypatch.setattr(launch, "POLL_S", 0.02)
+    runs = runs_on_gpus(tmp_path, {"0.8k": 1, "1.7k": 1, "3k": 2, "12k": 1})
+    limits = Limits(jobs=3, cores=3, gpus=("4", "5", "7"))
+    outcomes = list(train(runs, tmp_path / "runs", "gpus", limits))
+    assert {outcome.status for _, outcome in outcomes} == {"failed"}
+    assert sorted(map(len, seen)) == [1, 1, 1, 2]
+    assert {name for mine in seen for name in mine} <= {"4", "5", "7"}
+    with pytest.raises(UserError, match=r"run 3k-seed1 takes 2 GPUs: --gpus has 1"):
+        list(train(runs, tmp_path / "runs", "gpus", replace(limits, gpus=("0",))))
+
+
+def test_several_nodes_need_a_cluster(tmp_path: Path) -> None:
+    (run,) = runs_on_gpus(tmp_path, {"0.8k": 1})
+    options = run.options | {"trainer": run.options["trainer"] | {"num_nodes": 2}}
+    with pytest.raises(UserError, match=r"run 0\.8k-seed1 trains on 2 nodes: --cluster"):
+        list(train([replace(run, options=options)], tmp_path / "runs", "gpus", Limits(1, 1, gpus=("0",))))
+
+
+def test_a_plan_counts_gpu_hours_and_the_gpu_s_own_memory(tmp_path: Path) -> None:
+    study = Study(
+        name="large",
+        configs=["data/synthetic.yaml", "trainer/fsdp.yaml"],
+        sizes=["829m"],
+        holdout=0,
+        law=None,
+        options=DATA | {"data.data_dir": str(tmp_path / "data"), "trainer.devices": 8},
+    )
+    limits = Limits(1, 1, gpus=tuple("01234567"))
+    (run,) = planned_runs(study)
+    (planned,) = budget.plan([run], tmp_path / "runs", limits)
+    positions = run.config.value("data.targets_per_step") // 8
+    step = cost.memory(run.network(30), positions, "bf16-mixed", shards=8, device="cuda")
+    assert planned.gpus == 8
+    assert planned.gpu_gib == pytest.approx(step.total / 2**30)
+    assert planned.gpu_gib < 8
+    table = budget.plan_table([planned], limits)
+    assert "GPU-hours" in table
+    assert "hours of one core" not in table
+    if not here():
+        assert "no GPU is here to be measured" in table
+
+
+def test_a_measured_step_is_no_faster_than_its_matrix_products() -> None:
+    wide, narrow = (TransformerConfig(500, 20, 2, width, 2) for width in (256, 16))
+    rates = [training_rate(each, FullSoftmax(), 640, "32-true") for each in (narrow, wide)]
+    assert rates[0] < rates[1] < 1e12
