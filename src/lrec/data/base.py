@@ -1,5 +1,6 @@
 """SequenceDataModule: what every data set shares; a data set adds `store_name`, `source` and `read`."""
 
+import secrets
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 
 from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainLoader, check_step
 from lrec.data.domain import of_domain
+from lrec.data.plans import SharedPlans, shared_folder
 from lrec.data.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.readers import Columns
 from lrec.data.splits import LastItems, Reduction, Split, SplitRule, Targets
@@ -189,7 +191,20 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches, from where a loaded checkpoint stopped."""
-        loader = TrainLoader(self.batch_plan, self.cuts.catalogue_index_I, self.seed, self._ranks(), self.num_workers)
+        ranks, epoch_plan = self._ranks(), None
+        if ranks.world * max(self.num_workers, 1) > 1:  # which would each make every epoch's plan
+            token = secrets.token_hex(8)
+            folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
+            epoch_plan = SharedPlans(self.batch_plan, self.seed, folder).epoch
+        loader = TrainLoader(
+            self.batch_plan,
+            self.cuts.catalogue_index_I,
+            self.seed,
+            ranks,
+            self.num_workers,
+            self._on_gpu,
+            epoch_plan,
+        )
         if self._resume is not None:
             loader.load_state_dict(self._resume)
             self._resume = None
@@ -242,7 +257,11 @@ class SequenceDataModule(LightningDataModule, ABC):
         return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True))
 
     def _eval_loader(self, task: EvalTask) -> EvalLoader:
-        return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers)
+        return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @property
     def _fits(self) -> bool:

@@ -7,8 +7,9 @@ Items in batches are catalogue indices. Rows are right-padded with item 0; padde
 positions_M or positions_B, and attention is causal, so that no mask is needed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -280,10 +281,17 @@ class Ranks(NamedTuple):
     accumulation: int = 1
 
 
-def _serve(dataset: Dataset, keys: Sequence, num_workers: int) -> DataLoader:
-    # A generator of its own: DataLoader would draw from the global one and so change what is trained.
+def _serve(dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> DataLoader:
+    """The batches of these keys; workers stay from pass to pass, in which the keys may be others."""
     return DataLoader(
-        dataset, batch_size=None, sampler=keys, num_workers=num_workers, generator=torch.Generator().manual_seed(0)
+        dataset,
+        batch_size=None,
+        sampler=keys,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        # Of its own: DataLoader would draw from the global one and so change what is trained.
+        generator=torch.Generator().manual_seed(0),
     )
 
 
@@ -291,16 +299,18 @@ ALONE = Ranks()
 
 
 class _TrainDataset(Dataset[TrainBatch]):
-    """Micro-batches by (epoch, step, accumulated micro-batch); a worker makes each epoch's plan once."""
+    """Micro-batches by (epoch, step, accumulated micro-batch); a worker asks for each epoch's plan once."""
 
-    def __init__(self, plan: BatchPlan, catalogue_index_I: np.ndarray, seed: int, ranks: Ranks) -> None:
-        self.plan, self.catalogue_index_I, self.seed, self.ranks = plan, catalogue_index_I, seed, ranks
+    def __init__(
+        self, plan: BatchPlan, catalogue_index_I: np.ndarray, epoch_plan: Callable[[int], EpochPlan], ranks: Ranks
+    ) -> None:
+        self.plan, self.catalogue_index_I, self.epoch_plan, self.ranks = plan, catalogue_index_I, epoch_plan, ranks
         self._epoch: tuple[int, EpochPlan] | None = None
 
     def __getitem__(self, key: tuple[int, int, int]) -> TrainBatch:
         epoch, step, accumulated = key
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, self.plan.epoch(self.seed, epoch)
+            self._epoch = epoch, self.epoch_plan(epoch)
         world, rank, accumulation = self.ranks
         plan = self._epoch[1]
         starts, lengths, total = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
@@ -316,10 +326,30 @@ class TrainLoader:
     """
 
     def __init__(
-        self, plan: BatchPlan, catalogue_index_I: np.ndarray, seed: int, ranks: Ranks = ALONE, num_workers: int = 0
+        self,
+        plan: BatchPlan,
+        catalogue_index_I: np.ndarray,
+        seed: int,
+        ranks: Ranks = ALONE,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        epoch_plan: Callable[[int], EpochPlan] | None = None,
     ) -> None:
-        self.ranks, self.n_steps, self._num_workers = ranks, plan.n_steps, num_workers
-        self._dataset = _TrainDataset(plan, catalogue_index_I, seed, ranks)
+        """Serve the batches of a plan.
+
+        Args:
+            plan: What is the same in every epoch.
+            catalogue_index_I: Catalogue index of each item of the store.
+            seed: Seed of the order of training.
+            ranks: Who shares a step.
+            num_workers: Processes that assemble batches.
+            pin_memory: Have batches where a GPU can fetch them while it computes.
+            epoch_plan: Gives an epoch's plan; made here by default.
+        """
+        self.ranks, self.n_steps = ranks, plan.n_steps
+        self._keys: list[tuple[int, int, int]] = []  # of this pass
+        dataset = _TrainDataset(plan, catalogue_index_I, epoch_plan or partial(plan.epoch, seed), ranks)
+        self._batches = _serve(dataset, self._keys, num_workers, pin_memory)
         self._epoch, self._consumed = -1, self.n_steps * ranks.accumulation
         self._resumed = False
 
@@ -336,12 +366,12 @@ class TrainLoader:
         if not self._resumed or self._consumed >= len(self):
             self._epoch, self._consumed = self._epoch + 1, 0
         self._resumed = False
-        keys = [
+        self._keys[:] = [
             (self._epoch, micro // self.ranks.accumulation, micro % self.ranks.accumulation)
             for micro in range(self._consumed, len(self))
         ]
         # Workers read ahead; a batch counts as consumed when it is handed over.
-        for batch in _serve(self._dataset, keys, self._num_workers):
+        for batch in self._batches:
             self._consumed += 1
             yield batch
 
@@ -384,11 +414,20 @@ class _EvalDataset(Dataset[EvalBatch]):
 class EvalLoader:
     """This rank's evaluation batches: the same number on every rank, each row of the task once over all."""
 
-    def __init__(self, split: Split, task: EvalTask, max_len: int, ranks: Ranks = ALONE, num_workers: int = 0) -> None:
-        self._dataset, self._num_workers = _EvalDataset(split, task, max_len, ranks), num_workers
+    def __init__(
+        self,
+        split: Split,
+        task: EvalTask,
+        max_len: int,
+        ranks: Ranks = ALONE,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        dataset = _EvalDataset(split, task, max_len, ranks)
+        self._batches = _serve(dataset, range(len(dataset)), num_workers, pin_memory)
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        return iter(_serve(self._dataset, range(len(self)), self._num_workers))
+        return iter(self._batches)

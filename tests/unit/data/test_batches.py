@@ -1,8 +1,12 @@
 """Batch plans and evaluation batches against obvious references, rank by rank."""
 
+import multiprocessing
 import pickle
 from collections import Counter
-from itertools import pairwise
+from dataclasses import fields
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainBatch, TrainLoader
+from lrec.data.batches import BatchPlan, EpochPlan, EvalLoader, EvalTask, Ranks, TrainBatch, TrainLoader
+from lrec.data.plans import SharedPlans
 from lrec.data.splits import LastItems, Reduction, Split
 from lrec.errors import UserError
 
@@ -227,3 +232,36 @@ def test_evaluation_batches_are_bounded(make_lengths) -> None:
         batches = list(loader)
         assert sum(len(batch.users_B) for batch in batches) == 1600
         assert all(len(batch.users_B) <= 1024 and batch.items_BL.numel() <= 16384 for batch in batches)
+
+
+def test_processes_of_a_machine_share_an_epoch_s_plan(make_lengths, tmp_path: Path) -> None:
+    split = LastItems()(make_lengths([30, 12, 7, 25, 5]))
+    plan = BatchPlan(split.training_part(Reduction()), 6, 16)
+
+    class Counted(BatchPlan):
+        made: ClassVar[list[int]] = []
+
+        def epoch(self, seed: int, epoch: int) -> EpochPlan:
+            self.made.append(epoch)
+            return super().epoch(seed, epoch)
+
+    shared = [SharedPlans(Counted(plan.part, 6, 16), 3, tmp_path) for _ in range(3)]
+    for epoch in range(4):
+        expected = plan.epoch(3, epoch)
+        for found in (each.epoch(epoch) for each in shared):
+            for field in fields(EpochPlan):
+                assert np.array_equal(getattr(found, field.name), getattr(expected, field.name))
+    assert Counted.made == [0, 1, 2, 3]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "2", "3"}
+
+
+def test_workers_stay_from_epoch_to_epoch_and_serve_the_same(make_lengths) -> None:
+    split = LastItems()(make_lengths([30, 12, 7, 25, 5]))
+    plan = BatchPlan(split.training_part(Reduction()), 6, 16)
+    here, there = load(split, plan), load(split, plan, num_workers=1)
+    workers = set()
+    for n_batches in (2, None, None):  # the first pass ends early
+        for one, other in zip(islice(here, n_batches), islice(there, n_batches), strict=True):
+            assert all(np.array_equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+        workers |= {child.pid for child in multiprocessing.active_children()}
+    assert len(workers) == 1
