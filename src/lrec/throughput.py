@@ -22,6 +22,8 @@ GIB = 2**30
 # Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
+# FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name.
+NOMINAL = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Rate:
         real_share: Share of the positions of this rank's batches that are real, not padding.
         flops_per_s: FLOPs of forward and backward per second, over all ranks: blocks, attention, head.
         mfu: Model FLOPs utilisation: the share of the ranks' measured matrix-product rate.
+        mfu_nominal: The share of the rate that the vendor states for bfloat16, as publications give it; None where that
+            is not known.
         peak_flops_per_s: Measured rate of one rank.
+        products: What products are computed in: bfloat16, float16, float32, or TF32 where a GPU may round to it.
         memory_gib: Peak memory of this rank so far: allocated on a GPU, the process on a CPU.
         seconds: Duration of this part.
     """
@@ -42,16 +47,19 @@ class Rate:
     real_share: float
     flops_per_s: float
     mfu: float
+    mfu_nominal: float | None
     peak_flops_per_s: float
+    products: str
     memory_gib: float
     seconds: float
 
     def line(self) -> str:
         """As one line of text."""
+        nominal = "" if self.mfu_nominal is None else f" and {self.mfu_nominal:.0%} of the GPU's nominal rate"
         return (
             f"{self.targets_per_s:,.0f} targets/s, {self.real_share:.1%} of the positions real, "
-            f"{self.flops_per_s / 1e9:,.1f} GFLOP/s = {self.mfu:.0%} of the matrix products' "
-            f"{self.peak_flops_per_s / 1e9:,.0f} on each rank, {self.memory_gib:.2f} GiB"
+            f"{self.flops_per_s / 1e9:,.1f} GFLOP/s = {self.mfu:.0%} of the {self.products} products' "
+            f"{self.peak_flops_per_s / 1e9:,.0f} on each rank{nominal}, {self.memory_gib:.2f} GiB"
         )
 
 
@@ -69,7 +77,7 @@ class Throughput(Callback):
         """Measure the peak, start the clock."""
         model = recommender(pl_module)
         dtype = _matmul_dtype(trainer)
-        self.peak_flops_per_s = measure_peak(model.device, dtype)
+        self.peak_flops_per_s, self.products = measure_peak(model.device, dtype), products(model.device, dtype)
         _hint_at_float32(trainer, model.device, dtype, self.peak_flops_per_s)
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(model.device)
@@ -94,14 +102,15 @@ class Throughput(Callback):
             stretch.positions += batch.items_BL.numel()
             stretch.real += len(batch.targets_M)
         if logs_now(trainer, batch_idx):
-            rate = self.recent.rate(trainer, recommender(pl_module), self.peak_flops_per_s)
-            shown = {f"perf/{name}": value for name, value in asdict(rate).items() if name != "seconds"}
+            rate = self.recent.rate(trainer, recommender(pl_module), self.peak_flops_per_s, self.products)
+            numbers = {name: value for name, value in asdict(rate).items() if isinstance(value, float)}
+            shown = {f"perf/{name}": value for name, value in numbers.items() if name != "seconds"}
             pl_module.log_dict(shown)
             self.recent = _Stretch(recommender(pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the whole fit."""
-        rate = self.total.rate(trainer, recommender(pl_module), self.peak_flops_per_s)
+        rate = self.total.rate(trainer, recommender(pl_module), self.peak_flops_per_s, self.products)
         if rate.seconds > 0:
             self._report(trainer, rate)
 
@@ -139,18 +148,21 @@ class _Stretch:
     def resume(self) -> None:
         self.started = time.perf_counter()
 
-    def rate(self, trainer: Trainer, model: SequentialRecommender, peak_flops_per_s: float) -> Rate:
+    def rate(self, trainer: Trainer, model: SequentialRecommender, peak_flops_per_s: float, products: str) -> Rate:
         _synchronize(model.device)
         running_s = 0.0 if self.started is None else time.perf_counter() - self.started
         seconds = self.spent_s + running_s
         per_second = 1 / seconds if seconds > 0 else 0.0
         flops_per_s = (model.flops - self.flops) * per_second
+        nominal = nominal_peak(model.device)
         return Rate(
             targets_per_s=(model.D - self.D) * per_second,
             real_share=self.real / max(self.positions, 1),
             flops_per_s=flops_per_s,
             mfu=flops_per_s / (peak_flops_per_s * trainer.world_size),
+            mfu_nominal=flops_per_s / (nominal * trainer.world_size) if nominal else None,
             peak_flops_per_s=peak_flops_per_s,
+            products=products,
             memory_gib=peak_memory_gib(model.device),
             seconds=seconds,
         )
@@ -167,7 +179,9 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
 @cache
 def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     side = PEAK_SIDE.get(device.type, 1024)
-    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    # Random numbers: a GPU multiplies ones with less power, and so faster, than it ever trains.
+    generator = torch.Generator(device).manual_seed(0)
+    matrix = torch.randn(side, side, device=device, generator=generator).to(dtype)
     product = matrix @ matrix
     best, spent = float("inf"), 0.0
     while spent < PEAK_SECONDS:
@@ -178,6 +192,21 @@ def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> fl
         seconds = time.perf_counter() - start
         best, spent = min(best, seconds), spent + seconds
     return 2 * side**3 / best
+
+
+def nominal_peak(device: torch.device) -> float | None:
+    """FLOPs per second of a GPU's dense bfloat16 products as its vendor states them; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for part, rate in NOMINAL.items() if part in name), None)
+
+
+def products(device: torch.device, dtype: torch.dtype) -> str:
+    """What matrix products are computed in."""
+    if dtype == torch.float32 and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        return "TF32"
+    return str(dtype).removeprefix("torch.")
 
 
 @rank_zero_only

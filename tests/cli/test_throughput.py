@@ -42,6 +42,9 @@ def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> Non
     assert figures["flops_per_s"] * figures["seconds"] == pytest.approx(points[-1]["flops"])
     assert figures["mfu"] == pytest.approx(figures["flops_per_s"] / figures["peak_flops_per_s"])
     assert figures["seconds"] < points[-1]["wall_s"]
+    assert figures["mfu_nominal"] is None, "no vendor states it for a CPU"
+    assert figures["products"] == "float32"
+    assert "of the float32 products'" in printed
     assert 0.9 < figures["real_share"] <= 1
     assert f"{figures['targets_per_s']:,.0f} targets/s" in printed
     assert re.search(r"it/s, train/loss=\d\.\d+, val/loss=\d\.\d+", printed), "the progress bar, within 80 columns"
