@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrec.attention_bias import AttentionBias
 from lrec.class_paths import imported
 from lrec.dropout import dropout
 from lrec.errors import UserError
-from lrec.shape import Architecture, TransformerConfig
+from lrec.shape import OWN_PARTS, Architecture, TransformerConfig
 
 NORM_EPS = 1e-12
 ROTARY_BASE = 10_000.0
@@ -66,6 +67,18 @@ class Reading(NamedTuple):
     positions_BL: Tensor | None = None  # of those that read; None: from 0
     cache: KeyValueCache | None = None  # where what was read before lies; for an Attention that `caches`
     alone_B: Tensor | None = None  # flat index of the one position of each row that reads; None: all do
+    gaps_BLC: Tensor | None = None  # `event_times.gaps` from position c to position l, where the bias needs them
+
+    def of_one(self, length: int) -> "Reading":
+        """The same as seen by `alone_B`, of histories of so many positions: all that it names has L = 1."""
+        assert self.alone_B is not None
+        place_B1 = (self.alone_B % length)[:, None]
+        if self.allowed_B1LC is None:
+            allowed_BC = torch.arange(length, device=place_B1.device) <= place_B1
+        else:
+            allowed_BC = self.allowed_B1LC.flatten(0, 2)[self.alone_B]
+        gaps_BLC = None if self.gaps_BLC is None else at(self.gaps_BLC, self.alone_B)
+        return Reading(allowed_BC[:, None, None], place_B1, gaps_BLC=gaps_BLC)
 
 
 CAUSAL = Reading()
@@ -119,14 +132,17 @@ class Attention(Branch):
 
     Attributes:
         caches: Whether `forward` knows `Reading.cache`. Without, decoding encodes the whole histories at every step.
+        biased: Whether `forward` adds `logit_bias`.
     """
 
     caches: bool = False
+    biased: bool = False
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         """Attention of block `layer`, with the positions that enter here, if any."""
         super().__init__(config, layer)
         self.positions = positions(config, "attention")
+        self.bias = AttentionBias(config) if config.architecture.biased else None
 
     @abstractmethod
     def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
@@ -144,6 +160,18 @@ class Attention(Branch):
     def flops_per_pair(self) -> int:
         """FLOPs forward for each pair of a position and one it reads: 2 d for its score, 2 d for its value."""
         return 4 * self.config.width
+
+    def logit_bias(self, length: int, reading: Reading) -> Tensor | None:
+        """What the architecture adds to the logits of `length` positions that read, (B or 1, 1, L, C)."""
+        if self.bias is None:
+            return None
+        positions_BL, n_read = reading.positions_BL, length
+        if positions_BL is None:
+            positions_BL = torch.arange(length, device=next(self.bias.parameters()).device)[None]
+        if reading.allowed_B1LC is not None:
+            n_read = reading.allowed_B1LC.shape[-1]
+        bias_B1LC: Tensor = self.bias(positions_BL, n_read, reading.gaps_BLC)
+        return bias_B1LC
 
     def allowed(self, hidden_BLD: Tensor, reading: Reading) -> Tensor:
         """Which positions each reads, bool, (B or 1, 1, L, C)."""
@@ -194,9 +222,10 @@ class RotaryPositions(Positions):
 
 
 class SoftmaxAttention(Attention):
-    """softmax(Q K^T * scale) V by heads, with biases on every matrix."""
+    """softmax(Q K^T * scale + bias) V by heads, with biases on every matrix."""
 
     caches = True
+    biased = True
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         """With dropout of the weights, QK-norm and positions as the config has them."""
@@ -216,7 +245,7 @@ class SoftmaxAttention(Attention):
         if reading.cache is not None:
             assert reading.positions_BL is not None
             key_BLHK, value_BLHK = reading.cache.extend(self.layer, reading.positions_BL, key_BLHK, value_BLHK)
-        return self._read(query_BLHK, key_BLHK, value_BLHK, reading.allowed_B1LC)
+        return self._read(query_BLHK, key_BLHK, value_BLHK, reading)
 
     def alone(self, hidden_BLD: Tensor, reading: Reading) -> Tensor:
         """Keys and values of all positions, everything else of the one."""
@@ -225,38 +254,45 @@ class SoftmaxAttention(Attention):
         query_B1D = F.linear(at(hidden_BLD, reading.alone_B), self.qkv.weight[of_query], self.qkv.bias[of_query])
         rest_BLE = F.linear(hidden_BLD, self.qkv.weight[of_rest], self.qkv.bias[of_rest])
         key_BLHK, value_BLHK = rest_BLE.unflatten(-1, (2, self.config.heads, -1)).unbind(-3)
-        length = hidden_BLD.shape[1]
-        place_B1 = (reading.alone_B % length)[:, None]
-        if reading.allowed_B1LC is None:
-            allowed_BC = torch.arange(length, device=hidden_BLD.device) <= place_B1
-        else:
-            allowed_BC = reading.allowed_B1LC.flatten(0, 2)[reading.alone_B]
+        of_one = reading.of_one(hidden_BLD.shape[1])
         query_B1HK = query_B1D.unflatten(-1, (self.config.heads, -1))
-        query_B1HK = self.placed(_normed(query_B1HK, self.query_norm), place_B1)
+        query_B1HK = self.placed(_normed(query_B1HK, self.query_norm), of_one.positions_BL)
         key_BLHK = self.placed(_normed(key_BLHK, self.key_norm), None)
-        return self._read(query_B1HK, key_BLHK, value_BLHK, allowed_BC[:, None, None])
+        return self._read(query_B1HK, key_BLHK, value_BLHK, of_one)
 
-    def _read(self, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, allowed_B1LC: Tensor | None) -> Tensor:
+    def _read(self, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, reading: Reading) -> Tensor:
         # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
         states = (query_BLHK.transpose(1, 2), key_BCHK.transpose(1, 2), value_BCHK.transpose(1, 2))
         rate, scale = self.dropout if self.training else 0.0, self.config.attention_scale
+        mask_B1LC, bias_B1LC = reading.allowed_B1LC, self.logit_bias(query_BLHK.shape[1], reading)
         if rate and query_BLHK.device.type == "cpu":
-            read_BHLK = _read_dropping(*states, allowed_B1LC, rate, scale)
+            read_BHLK = _read_dropping(*states, mask_B1LC, bias_B1LC, rate, scale)
         else:
+            if bias_B1LC is not None:
+                refused_B1LC = ~self.allowed(query_BLHK, reading)
+                mask_B1LC = bias_B1LC.to(query_BLHK.dtype).masked_fill(refused_B1LC, -math.inf)
             read_BHLK = F.scaled_dot_product_attention(
-                *states, attn_mask=allowed_B1LC, dropout_p=rate, is_causal=allowed_B1LC is None, scale=scale
+                *states, attn_mask=mask_B1LC, dropout_p=rate, is_causal=mask_B1LC is None, scale=scale
             )
         return self.out(read_BHLK.transpose(1, 2).flatten(-2))
 
 
 def _read_dropping(
-    query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, allowed_B1LC: Tensor | None, rate: float, scale: float
+    query_BHLK: Tensor,
+    key_BHCK: Tensor,
+    value_BHCK: Tensor,
+    allowed_B1LC: Tensor | None,
+    bias_B1LC: Tensor | None,
+    rate: float,
+    scale: float,
 ) -> Tensor:
     """What scaled_dot_product_attention gives with dropout of the weights; on CPUs it has no kernel for that, and takes
     a third more time. Weights are in float32, as there."""
     dtype = torch.promote_types(query_BHLK.dtype, torch.float32)
     with torch.autocast("cpu", enabled=False):
         scores_BHLC = (query_BHLK.to(dtype) * scale) @ key_BHCK.to(dtype).transpose(-1, -2)
+        if bias_B1LC is not None:
+            scores_BHLC += bias_B1LC
         later_LC = torch.ones(scores_BHLC.shape[-2:], dtype=torch.bool).triu(1)
         forbidden = later_LC if allowed_B1LC is None else ~allowed_B1LC
         weights_BHLC = scores_BHLC.masked_fill_(forbidden, -math.inf).softmax(-1)
@@ -300,20 +336,22 @@ class SwiGLU(MLP):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)) where there is a perceptron."""
 
     attention: Attention
-    mlp: MLP
+    mlp: MLP | None
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         """Block `layer` (0 is the lowest) of a net."""
         super().__init__()
         self.branch_scale = config.branch_scale
         self.dropout = config.dropout.residual.of_layer(layer, config.layers)
+        attention, mlp = (part_class(config.architecture, part) for part in ("attention", "mlp"))
+        assert attention is not None
         self.attention_norm = norm(config)
-        self.attention = part_class(config.architecture, "attention")(config, layer)
-        self.mlp_norm = norm(config)
-        self.mlp = part_class(config.architecture, "mlp")(config, layer)
+        self.attention = attention(config, layer)
+        self.mlp_norm = norm(config) if mlp else None
+        self.mlp = mlp(config, layer) if mlp else None
 
     def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
         """The hidden states after this block; (B, 1, D) where one position of each row reads alone."""
@@ -322,6 +360,8 @@ class Block(nn.Module):
             hidden_BLD = self._add(at(hidden_BLD, reading.alone_B), branch_B1D)
         else:
             hidden_BLD = self._add(hidden_BLD, self.attention(self.attention_norm(hidden_BLD), reading))
+        if self.mlp is None or self.mlp_norm is None:
+            return hidden_BLD
         return self._add(hidden_BLD, self.mlp(self.mlp_norm(hidden_BLD)))
 
     def _add(self, hidden_BLD: Tensor, branch_BLD: Tensor) -> Tensor:
@@ -337,35 +377,33 @@ def at(hidden_BLD: Tensor, alone_B: Tensor) -> Tensor:
 
 def norm(config: TransformerConfig) -> nn.Module:
     """A norm of the hidden states."""
-    made: nn.Module = part_class(config.architecture, "norm")(config.width, NORM_EPS)
+    kind = part_class(config.architecture, "norm")
+    assert kind is not None
+    made: nn.Module = kind(config.width, NORM_EPS)
     return made
 
 
 def positions(config: TransformerConfig, where: Literal["input", "attention"]) -> Positions | None:
     """What makes order enter there; None where it enters elsewhere."""
     kind = part_class(config.architecture, "positions")
-    return kind(config) if kind.where == where else None
+    return None if kind is None or kind.where != where else kind(config)
 
 
-# What each choice of an Architecture may be: lrec's own by name, and the class that a user's own has to inherit from.
-PARTS: dict[str, tuple[type[nn.Module], dict[str, type[nn.Module]]]] = {
-    "attention": (Attention, {"softmax": SoftmaxAttention}),
-    "norm": (nn.Module, {"layer": nn.LayerNorm, "rms": nn.RMSNorm}),
-    "mlp": (MLP, {"gelu": Gelu, "swiglu": SwiGLU}),
-    "positions": (Positions, {"learned": LearnedPositions, "rotary": RotaryPositions}),
-}
+# What a class of each part has to inherit from.
+PARTS: dict[str, type[nn.Module]] = {"attention": Attention, "norm": nn.Module, "mlp": MLP, "positions": Positions}
 
 
-def part_class(architecture: Architecture, part: str) -> type[Any]:
-    """The class of a part; UserError where there is none of that name or it does not fit."""
+def part_class(architecture: Architecture, part: str) -> type[Any] | None:
+    """The class of a part, None where it is left out; UserError where there is none of that name or it does not fit."""
     name: str = getattr(architecture, part)
-    base, own = PARTS[part]
-    if name in own:
-        return own[name]
+    own, base = OWN_PARTS[part], PARTS[part]
     option = f"model.architecture.{part}"
-    if "." not in name:
+    if name not in own and "." not in name:
         raise UserError(f"{option} {name}: choose {', '.join(own)} or a class by its path, such as my_parts.Mine")
-    found = imported(name, option)
+    path = own.get(name, name)
+    if path is None:
+        return None
+    found = imported(path, option)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{option} {name} is no subclass of {base.__module__}.{base.__name__}")
     kind: type[Any] = found
@@ -374,5 +412,7 @@ def part_class(architecture: Architecture, part: str) -> type[Any]:
 
 def check_parts(architecture: Architecture) -> None:
     """UserError where a part cannot be found or does not fit."""
-    for part in PARTS:
-        part_class(architecture, part)
+    found = {part: part_class(architecture, part) for part in PARTS}
+    if architecture.biased and not getattr(found["attention"], "biased", False):
+        name = f"model.architecture.attention {architecture.attention}"
+        raise UserError(f"{name} adds no bias: set position_bias to false, and time to none or input")

@@ -1,7 +1,7 @@
 """Cases: histories with one target each, and how scorers rank the targets.
 
 Shape suffixes: C cases, N items of all histories laid end to end, U users, V catalogue, B rows of a batch, L positions,
-D width, K list length.
+T = L + 1 times, D width, K list length.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lrec.common_order import CommonOrder, Pairs, newest_first
-from lrec.data.batches import evaluation_bounds, padded
+from lrec.data.batches import evaluation_bounds, padded, with_request
 from lrec.data.splits import Split, ranges
 from lrec.metrics import KS
 from lrec.net import Transformer
@@ -34,6 +34,8 @@ class Cases:
         lengths_C: Items of each history.
         targets_C: Catalogue index of the target, -1 outside the catalogue.
         blank_N: Which items are blanked in place; None if there are none. At least one item of each history is not.
+        times_N: Time of each item in whole seconds; None where the data have none.
+        asked_C: Time of the target; None where the data have none.
     """
 
     users_C: np.ndarray
@@ -41,6 +43,8 @@ class Cases:
     lengths_C: np.ndarray
     targets_C: np.ndarray
     blank_N: np.ndarray | None = None
+    times_N: np.ndarray | None = None
+    asked_C: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users_C)
@@ -65,22 +69,34 @@ class Cases:
             items_N=self.items_N[places],
             lengths_C=self.lengths_C[chosen_C],
             targets_C=self.targets_C[chosen_C],
-            blank_N=None if self.blank_N is None else self.blank_N[places],
+            blank_N=_at(self.blank_N, places),
+            times_N=_at(self.times_N, places),
+            asked_C=_at(self.asked_C, chosen_C),
         )
 
     def last(self, n: int) -> Self:
         """The same cases with the last n items of each history."""
         lengths_C = np.minimum(self.lengths_C, n)
         places = ranges(self.starts_C + self.lengths_C - lengths_C, lengths_C)
-        blank_N = None if self.blank_N is None else self.blank_N[places]
-        return replace(self, items_N=self.items_N[places], lengths_C=lengths_C, blank_N=blank_N)
+        return self._with(self.items_N[places], lengths_C, places)
 
     def keeping(self, keep_N: np.ndarray) -> Self:
         """The same cases with some items of their histories; cases that lose all of them are left out."""
         lengths_C = np.bincount(self.case_N[keep_N], minlength=len(self))
-        blank_N = None if self.blank_N is None else self.blank_N[keep_N]
-        kept = replace(self, items_N=self.items_N[keep_N], lengths_C=lengths_C, blank_N=blank_N)
-        return kept.where(lengths_C > 0)
+        return self._with(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
+
+    def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
+        """The same cases with these histories; each of their items is as old and as blank as the item that stood at
+        its entry of places_M."""
+        return self._with(items_M, lengths_C, places_M)
+
+    def _with(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
+        blank_N, times_N = _at(self.blank_N, places_M), _at(self.times_N, places_M)
+        return replace(self, items_N=items_M, lengths_C=lengths_C, blank_N=blank_N, times_N=times_N)
+
+
+def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
+    return None if values is None else values[places]
 
 
 def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:
@@ -95,11 +111,16 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
     begin_C = known_before_I1[store.offsets_U1[users_C]]
     end_C = known_before_I1[store.offsets_U1[users_C] + positions_C]
     lengths_C = np.minimum(end_C - begin_C, max_len)
+    rows_N = np.flatnonzero(known_I)[ranges(end_C - lengths_C, lengths_C)]
+    targets_C = store.offsets_U1[users_C] + positions_C
+    has_times = store.times_N is not None
     cases = Cases(
         users_C=users_C,
-        items_N=items_I[known_I][ranges(end_C - lengths_C, lengths_C)],
+        items_N=items_I[rows_N],
         lengths_C=lengths_C,
-        targets_C=items_I[store.offsets_U1[users_C] + positions_C],
+        targets_C=items_I[targets_C],
+        times_N=store.seconds(rows_N) if has_times else None,
+        asked_C=store.seconds(targets_C) if has_times else None,
     )
     return cases.where(lengths_C > 0)
 
@@ -124,6 +145,7 @@ class Padded(NamedTuple):
     items_BL: Tensor
     blank_BL: Tensor | None
     last_B: Tensor  # flat index of each row's last item that is not blank
+    times_BT: Tensor | None
 
 
 def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
@@ -138,7 +160,11 @@ def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
             blank_BL = torch.from_numpy(padded(batch.blank_N, batch.lengths_C)[0]).to(device)
             flat_N = np.where(batch.blank_N, 0, flat_N)
         last_B = np.maximum.reduceat(flat_N, batch.starts_C)
-        yield Padded(chosen_B, torch.from_numpy(items_BL).to(device), blank_BL, torch.from_numpy(last_B).to(device))
+        times_BT = None
+        if batch.times_N is not None and batch.asked_C is not None:
+            times_BT = with_request(batch.times_N, batch.lengths_C, batch.asked_C).to(device)
+        items = torch.from_numpy(items_BL).to(device)
+        yield Padded(chosen_B, items, blank_BL, torch.from_numpy(last_B).to(device), times_BT)
 
 
 @torch.inference_mode()
@@ -151,7 +177,7 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
     n_listed = min(LIST_LENGTH, len(names_V))
     loss_C, rank_C, top_CK = np.zeros(len(cases)), np.zeros(len(cases)), np.zeros((len(cases), n_listed), np.int64)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
-    for chosen_B, items_BL, blank_BL, last_B in share_of(batches(cases, device)):
+    for chosen_B, items_BL, blank_BL, last_B, times_BT in share_of(batches(cases, device)):
         targets_B = torch.from_numpy(targets_C[chosen_B]).to(device)
 
         def head(hidden_BD: Tensor, table_VD: Tensor, targets_B: Tensor = targets_B) -> tuple[Tensor, ...]:
@@ -160,7 +186,7 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
             scores = score(hidden_BD, table_VD, targets_B, nothing, nothing, LIST_LENGTH)
             return scores.loss_B, scores.rank_B, scores.top_BK
 
-        found = net(items_BL, head, blank_BL=blank_BL, alone_B=last_B)
+        found = net(items_BL, head, blank_BL=blank_BL, alone_B=last_B, times_BT=times_BT if net.reads_times else None)
         loss_C[chosen_B], rank_C[chosen_B], top_CK[chosen_B] = (tensor.cpu().numpy() for tensor in found)
     return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
 

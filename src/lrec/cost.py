@@ -7,7 +7,7 @@ user's own parts is made, and counted.
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lrec.shape import OWN_PARTS, TransformerConfig
+from lrec.shape import OWN_PARTS, TIME_BUCKETS, TransformerConfig
 
 if TYPE_CHECKING:
     from lrec.net import Transformer
@@ -47,15 +47,27 @@ def _has_own_parts(config: TransformerConfig) -> bool:
 
 def _of_own_parts(config: TransformerConfig) -> Parameters:
     choice, d, inner = config.architecture, config.width, config.inner_width
-    into = (2 if choice.mlp == "swiglu" else 1) * inner
+    read = config.heads * config.head_width
+    if choice.attention == "hstu":
+        attention, attention_biases = 5 * d * read, d
+    else:
+        attention, attention_biases = 4 * d * d, 4 * d
+    if choice.position_bias:
+        attention_biases += config.max_len
+    if choice.time_bias:
+        attention_biases += TIME_BUCKETS
+    into = {"gelu": inner, "swiglu": 2 * inner, "none": 0}[choice.mlp]
+    mlp, mlp_biases = ((into + inner) * d, into + d) if into else (0, 0)
     norm = (2 if choice.norm == "layer" else 1) * d
     head_norms = 2 * config.head_width if choice.qk_norm else 0
+    branches = 2 if into else 1
+    positions = config.max_len if choice.positions == "learned" else 0
     return Parameters(
-        body=config.layers * (4 * d * d + (into + inner) * d),
+        body=config.layers * (attention + mlp),
         items=n_head(config),
-        positions=config.max_len * d if choice.positions == "learned" else 0,
-        biases=config.layers * (5 * d + into),
-        norms=config.layers * (2 * norm + head_norms) + norm,
+        positions=(positions + (TIME_BUCKETS if choice.time == "input" else 0)) * d,
+        biases=config.layers * (attention_biases + mlp_biases),
+        norms=config.layers * (branches * norm + head_norms) + norm,
     )
 
 
@@ -64,7 +76,7 @@ def _counted(config: TransformerConfig) -> Parameters:
     for name, parameter in _net(config).named_parameters():
         if name == "items.weight":
             group = "items"
-        elif name.startswith("positions."):
+        elif name.startswith(("positions.", "times.")):
             group = "positions"
         elif name.startswith("blocks.") and parameter.ndim >= 2:
             group = "body"
@@ -88,7 +100,7 @@ def n_body(config: TransformerConfig) -> int:
     """Entries of the blocks' matrices: no biases, norms or embeddings (as in arXiv 2311.11351).
 
     12 L d² of lrec's own blocks, exactly; with SwiGLU where 3 divides d, and otherwise to 1 / (8 d) for the rounding of
-    its inner width.
+    its inner width; with HSTU to 5 h / (12 d) for the rounding of its heads' width.
     """
     return parameters(config).body
 
@@ -105,9 +117,10 @@ def n_total(config: TransformerConfig) -> int:
 
 @cache
 def flops_per_pair(config: TransformerConfig) -> int:
-    """FLOPs forward, in all blocks, of a pair of a position and one it attends to: 4 L d of softmax attention."""
+    """FLOPs forward, in all blocks, of a pair of a position and one it attends to: 4 L d of softmax attention, and of
+    HSTU's 4 L (heads x head width)."""
     if _has_own_parts(config):
-        return 4 * config.layers * config.width
+        return 4 * config.layers * config.heads * config.head_width
     return sum(attention.flops_per_pair() for attention in _net(config).attentions)
 
 
@@ -234,22 +247,38 @@ def chunk_rows(n_items: int, width: int, device_type: str) -> int:
 
 def _block_activations(config: TransformerConfig, stream: int, product: int) -> int:
     """Bytes a position leaves in a block for its backward pass."""
-    choice, d, inner = config.architecture, config.width, config.inner_width
-    kept = 2 * stream * d  # inputs of the norms
-    kept += product * 6 * d  # inputs of qkv, attention_out and mlp_in; queries, keys, values
-    kept += product * (4 if choice.mlp == "swiglu" else 2) * inner
-    kept += 16 + 4 * config.heads  # statistics of norms and attention
+    choice, d = config.architecture, config.width
+    branches = 1 if choice.mlp == "none" else 2
+    kept = branches * (stream + product) * d + 16  # each norm's input and output; statistics
     if choice.norm == "rms":
-        kept += 2 * d * (4 if stream == 4 else 6)  # normalised, in float32
+        kept += branches * d * (4 if stream == 4 else 6)  # normalised, in float32
+    if config.dropout.residual.first or config.dropout.residual.last:
+        kept += branches * product * d
+    kept += _hstu_activations(config, product) if choice.attention == "hstu" else _softmax_activations(config, product)
+    return kept + product * {"gelu": 2, "swiglu": 4, "none": 0}.get(choice.mlp, 2) * config.inner_width
+
+
+def _softmax_activations(config: TransformerConfig, product: int) -> int:
+    choice, d = config.architecture, config.width
+    kept = product * 4 * d + 4 * config.heads  # queries, keys, values; what is read; statistics
     if choice.qk_norm or choice.positions == "rotary":
         kept += product * 2 * d
     if choice.qk_norm:
         kept += 2 * d * (4 if product == 4 else 8)  # normalised, and the input, in float32
-    if config.dropout.residual.first or config.dropout.residual.last:
-        kept += product * 2 * d
-    if config.dropout.attention.first or config.dropout.attention.last:
-        kept += 12 * config.heads * config.max_len + 3 * (4 - product) * d  # the weights, in float32
+    has_dropout = config.dropout.attention.first or config.dropout.attention.last
+    if has_dropout or choice.biased:
+        kept += (12 if has_dropout else 8) * config.heads * config.max_len  # the weights, in float32
+        kept += 3 * (4 - product) * d
     return kept
+
+
+def _hstu_activations(config: TransformerConfig, product: int) -> int:
+    inner = config.heads * config.head_width
+    has_dropout = config.dropout.attention.first or config.dropout.attention.last
+    # U, V, Q and K before and after SiLU, copies of three of them by heads; what is read, normalised (both in float32),
+    # gated, and a mask of dropout; logits and weights.
+    kept = product * (4 + 4 + 3 + 1 + (1 if has_dropout else 0)) * inner + 2 * 4 * inner
+    return kept + product * 2 * config.heads * config.max_len
 
 
 def _head(config: TransformerConfig, n_items: int, positions: int, product: int, device: str) -> int:

@@ -177,6 +177,10 @@ class SequentialRecommender(LightningModule):
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
         config = self.network_config(self.data.n_items, self.data.max_len)
+        if config.architecture.time != "none":
+            self.data.carry_times()
+        if config.architecture.time == "request" and self.trainer.predicting:
+            raise UserError("predict does not know when users will ask: lrec recommend --now does")
         if self._trained is not None:
             refuse_another(self._trained, config, self.data.data_hash)
         if self._counts_V is not None:
@@ -252,7 +256,7 @@ class SequentialRecommender(LightningModule):
                 table_VD = whole(table_VD)
             return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M, self.counts_V)
 
-        loss_sum: Tensor = self.net(batch.items_BL, head)
+        loss_sum: Tensor = self.net(batch.items_BL, head, times_BT=batch.times_BT)
         for kept in (self._since_evaluation, self._since_logged):
             kept.add(loss_sum.detach(), len(batch.targets_M))
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
@@ -307,7 +311,7 @@ class SequentialRecommender(LightningModule):
         def head(hidden_BD: Tensor, table_VD: Table) -> TopItems:
             return top_items(hidden_BD, table_VD, batch.seen_rows_S[seen], batch.seen_items_S[seen], self.top_k)
 
-        best: TopItems = self.net(batch.items_BL, head, alone_B=batch.positions_B)
+        best: TopItems = self.net(batch.items_BL, head, alone_B=batch.positions_B, times_BT=batch.times_BT)
         real_B = batch.weights_B > 0  # not the filler rows of a batch
         users_B, items_BK, scores_BK = (
             part[real_B].cpu().numpy() for part in (batch.users_B, best.items_BK, best.scores_BK)
@@ -378,7 +382,7 @@ class SequentialRecommender(LightningModule):
             found = scores if scorer == "model" else self._baselines.score(scorer, batch)
             self._under_way[scorer].update(found, batch.targets_B, batch.weights_B)
 
-        scores = self.net(batch.items_BL, head, alone_B=batch.positions_B)
+        scores = self.net(batch.items_BL, head, alone_B=batch.positions_B, times_BT=batch.times_BT)
         if self.device.type == "cpu":
             cpu_threads.mapped(add, list(self._under_way))
         else:

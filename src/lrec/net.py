@@ -1,6 +1,6 @@
 """The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning.
 
-Shape suffixes: B batch rows, L positions, C positions that are read, D width, V catalogue.
+Shape suffixes: B batch rows, L positions, T = L + 1 times, C positions that are read, D width, V catalogue.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lrec.blocks import CAUSAL, Attention, Block, Branch, KeyValueCache, Reading, norm, positions
 from lrec.dropout import dropout
+from lrec.event_times import TimeInput, gaps
 from lrec.shape import TransformerConfig
 from lrec.shards import fetch
 
@@ -53,6 +54,7 @@ class Transformer(nn.Module):
         # Not nn.Embedding(...), whose own draw would be thrown away, and on the meta device imports torch's compiler.
         self.items = nn.Embedding.from_pretrained(torch.empty(config.n_items, config.width), freeze=False)
         self.positions = positions(config, "input")
+        self.times = TimeInput(config) if config.architecture.time == "input" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
         if not self.items.weight.is_meta:
@@ -120,6 +122,7 @@ class Transformer(nn.Module):
         blank_BL: Tensor | None = None,
         cache: KeyValueCache | None = None,
         alone_B: Tensor | None = None,
+        times_BT: Tensor | None = None,
     ) -> Result:
         """Encode the histories and return `head(hidden_BLD, table_VD)`, or `head(hidden_BD, table_VD)` of `alone_B`.
 
@@ -133,10 +136,14 @@ class Transformer(nn.Module):
                 inference, without blanks.
             alone_B: Flat index b * L + l of the one position of each row whose hidden state is wanted: the last block
                 computes no other. Without a cache.
+            times_BT: Times of the items and, after each row's last one, of the request (L + 1), in whole seconds; of
+                networks with `architecture.time`. With a cache, an item comes at the time of the request before it.
         """
         assert cache is None or (blank_BL is None and alone_B is None)
+        time = self.config.architecture.time
+        assert (times_BT is not None) == self.reads_times, f"architecture.time {time}, and times are given or missing"
         if cache is not None and not all(attention.caches for attention in self.attentions):
-            return self._decode_again(items_BL, head, cache)
+            return self._decode_again(items_BL, head, cache, times_BT)
         reading = CAUSAL
         hidden_BLD, table = fetch(self.items.weight, items_BL)
         if blank_BL is not None:
@@ -146,6 +153,10 @@ class Transformer(nn.Module):
             reading = cache.reading(items_BL.shape[1])
         if self.positions is not None:
             hidden_BLD = self.positions(hidden_BLD, reading.positions_BL)
+        if self.times is not None:
+            hidden_BLD = self.times(hidden_BLD, times_BT, reading)
+        elif times_BT is not None:
+            reading = reading._replace(gaps_BLC=gaps(times_BT, reading, to_request=time == "request"))
         if self.config.dropout.embedding and self.training:
             hidden_BLD = dropout(hidden_BLD, self.config.dropout.embedding)
         for block in self.blocks:
@@ -163,17 +174,35 @@ class Transformer(nn.Module):
         return head(hidden_BLD, table)
 
     @property
+    def reads_times(self) -> bool:
+        """Whether `forward` needs the times of events."""
+        return self.config.architecture.time != "none"
+
+    @property
     def attentions(self) -> list[Attention]:
         """That of each block."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
-    def _decode_again(self, items_BL: Tensor, head: Callable[[Tensor, Any], Result], cache: KeyValueCache) -> Result:
+    def _decode_again(
+        self,
+        items_BL: Tensor,
+        head: Callable[[Tensor, Any], Result],
+        cache: KeyValueCache,
+        times_BT: Tensor | None,
+    ) -> Result:
         """Keep the items in the cache, and encode all of them."""
         positions_BL = cache.reading(items_BL.shape[1]).positions_BL
         assert positions_BL is not None
         (items_BC,) = cache.extend(0, positions_BL, items_BL)
+        if times_BT is not None:
+            events_BC, requests_BC = cache.extend(1, positions_BL, times_BT[:, :-1], times_BT[:, 1:])
+            times_BT = torch.cat([events_BC[:, :1], requests_BC], 1)
         rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
-        return self.forward(items_BC, lambda hidden_BCD, table_VD: head(hidden_BCD[rows_B1, positions_BL], table_VD))
+
+        def of_new(hidden_BCD: Tensor, table_VD: Any) -> Result:
+            return head(hidden_BCD[rows_B1, positions_BL], table_VD)
+
+        return self.forward(items_BC, of_new, times_BT=times_BT)
 
 
 def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, generator: torch.Generator, start: int) -> Tensor:

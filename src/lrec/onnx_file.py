@@ -4,6 +4,8 @@ Needs the extra `onnx`: pip install "lrec[onnx]".
 
     items        int64 (batch, length): catalogue indices, oldest first, right-padded with any; length at most max_len
     lengths      int64 (batch): real items of each row, at least 1, at most the length
+    times        int64 (batch, length + 1), of networks with architecture.time alone: times of the items and, after each
+                 row's last one, of the request, in whole seconds; right-padded with any
     scores       float32 (batch, catalogue): logits of every item
     top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index; -1 where there are
                  fewer than k
@@ -29,20 +31,22 @@ from lrec.files import replacing
 from lrec.net import Transformer
 from lrec.recommend import Model
 
-INPUTS, OUTPUTS = ("items", "lengths"), ("scores", "top_items", "top_scores")
+OUTPUTS = ("scores", "top_items", "top_scores")
 # ONNX is a protocol buffer, which holds less than 2 GiB.
 LARGEST = 2**31 - 2**27
 TOLERANCE = 1e-4
 
 
 class HistoryScores(nn.Module):
-    """What the file computes. B histories, L positions, D width, V catalogue, K list length."""
+    """What the file computes. B histories, L positions, T = L + 1 times, D width, V catalogue, K list length."""
 
     def __init__(self, net: Transformer, k: int) -> None:
         super().__init__()
         self.net, self.k = net, k
 
-    def forward(self, items_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, items_BL: Tensor, lengths_B: Tensor, times_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of all items, and the best ones that are not in the row with theirs."""
 
         def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
@@ -54,7 +58,7 @@ class HistoryScores(nn.Module):
         known_BL = (items_BL >= 0) & (items_BL <= most)
         fits_B1 = ((real_BL.sum(1) == lengths_B) & (lengths_B > 0) & (known_BL | ~real_BL).all(1))[:, None]
         items_BL, last_B = items_BL.clamp(0, most), (real_BL.sum(1) - 1).clamp(min=0)
-        scores_BV = self.net(items_BL, head).where(fits_B1, math.nan)
+        scores_BV = self.net(items_BL, head, times_BT=times_BT).where(fits_B1, math.nan)
         seen_BL = torch.where(real_BL, -math.inf, math.inf)
         unseen_BV = torch.full_like(scores_BV, math.inf).scatter_reduce(1, items_BL, seen_BL, "amin")
         top_BK = torch.minimum(scores_BV, unseen_BV).topk(self.k)
@@ -79,19 +83,22 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
         raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters, an ONNX file holds less than 2")
     computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
     # More than one row and position, which torch.export would take for constants.
-    items_BL = torch.arange(6).reshape(2, 3) % net.config.n_items
-    lengths_B = torch.tensor([3, 2])
+    given = {"items": torch.arange(6).reshape(2, 3) % net.config.n_items, "lengths": torch.tensor([3, 2])}
     batch = torch.export.Dim("batch", min=1)
     length = torch.export.Dim("length", min=1, max=net.config.max_len)
+    shapes: list[dict[int, Any]] = [{0: batch, 1: length}, {0: batch}]
+    if net.reads_times:
+        given["times"] = torch.arange(8).reshape(2, 4)
+        shapes.append({0: batch, 1: length + 1})
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that nothing here needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             computes,
-            (items_BL, lengths_B),
-            input_names=INPUTS,
+            tuple(given.values()),
+            input_names=list(given),
             output_names=OUTPUTS,
-            dynamic_shapes=({0: batch, 1: length}, {0: batch}),
+            dynamic_shapes=tuple(shapes),
             dynamo=True,
             verbose=False,
         )
@@ -112,8 +119,12 @@ def _difference(session: Any, computes: HistoryScores) -> float:
     """Largest difference of the scores of a few random histories."""
     config = computes.net.config
     random = np.random.default_rng(0)
-    items_BL = random.integers(config.n_items, size=(5, config.max_len))
-    lengths_B = random.integers(1, config.max_len, size=5, endpoint=True)
-    (scores_BV,) = session.run(["scores"], {"items": items_BL, "lengths": lengths_B})
-    expected_BV = computes(torch.from_numpy(items_BL), torch.from_numpy(lengths_B))[0].numpy()
+    given = {
+        "items": random.integers(config.n_items, size=(5, config.max_len)),
+        "lengths": random.integers(1, config.max_len, size=5, endpoint=True),
+    }
+    if computes.net.reads_times:
+        given["times"] = random.integers(0, 2**20, size=(5, config.max_len + 1)).cumsum(1)
+    (scores_BV,) = session.run(["scores"], given)
+    expected_BV = computes(*map(torch.from_numpy, given.values()))[0].numpy()
     return float(np.abs(scores_BV - expected_BV).max())

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lrec.data.batches import evaluation_bounds, history_batch
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits import ranges
+from lrec.data.times import in_seconds
 from lrec.errors import UserError, check_range
 from lrec.net import Transformer
 from lrec.scoring import TopItems, top_items
@@ -52,6 +53,7 @@ class Model:
         allowed: RawIds | None = None,
         exclude: RawIds | None = None,
         fallback: bool = True,
+        now: Any = None,
     ) -> pl.DataFrame:
         """The k items that most likely come next in each history: exact, over the whole catalogue.
 
@@ -61,12 +63,14 @@ class Model:
 
         Args:
             histories: A Polars or pandas table with a row per user (columns user and items, lists) or per interaction
-                in time order (columns user and item), or a list of histories. Ids may be text or integers.
+                in time order (columns user and item), or a list of histories. Ids may be text or integers. A network
+                with `architecture.time` needs when each item was: a column times (lists) or time, numbers or dates.
             k: Most items of a list.
             exclude_seen: Leave out the items of the history.
             allowed: Only these items, a list or a column of raw ids, may be recommended; None for all.
             exclude: These items may not be recommended.
             fallback: Recommend what is popular where no item of a history is known.
+            now: Time of the request, a number or a date; of networks with `architecture.time` request, and no others.
 
         Returns:
             A row per user, in the order of `histories`: user, items (raw ids, best first; ties in the catalogue's
@@ -74,12 +78,14 @@ class Model:
             the items are the most popular ones, and the scores the logarithms of their shares of the training data).
 
         Raises:
-            UserError: `histories` is none of these; k is below 1; none of the allowed items is in the catalogue.
+            UserError: `histories` is none of these; k is below 1; none of the allowed items is in the catalogue; times
+                that the network needs are not given.
         """
         check_range("k", k, at_least=1)
+        asked = self._asked(now)
         candidates_C = self._candidates(allowed, exclude)
         found = [
-            self._recommend_block(block, k, exclude_seen, candidates_C, fallback)
+            self._recommend_block(block, k, exclude_seen, candidates_C, fallback, asked)
             for block in (histories if isinstance(histories, Histories) else histories_of(histories)).blocks()
         ]
         return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
@@ -112,12 +118,23 @@ class Model:
         )
 
     def _recommend_block(
-        self, histories: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None, fallback: bool
+        self,
+        histories: Histories,
+        k: int,
+        exclude_seen: bool,
+        candidates_C: np.ndarray | None,
+        fallback: bool,
+        asked: int,
     ) -> pl.DataFrame:
-        items_N, lengths_B = self.index(histories.items), histories.lengths_B
+        items_N, lengths_B, times_N = self.index(histories.items), histories.lengths_B, histories.times_N
+        if not self.net.reads_times:
+            times_N = None
+        elif times_N is None:
+            raise UserError("the network reads times (architecture.time): histories need a column times, or time")
         unknown_N = items_N < 0
         skipped_B = np.bincount(np.repeat(np.arange(len(lengths_B)), lengths_B)[unknown_N], minlength=len(lengths_B))
         items_N, lengths_B = items_N[~unknown_N], lengths_B - skipped_B
+        times_N = None if times_N is None else times_N[~unknown_N]
         starts_B = np.cumsum(lengths_B) - lengths_B
         max_len = self.net.config.max_len
         n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
@@ -130,8 +147,9 @@ class Model:
         order_B = np.argsort(np.minimum(lengths_B, max_len), kind="stable")[int(unknown_B.sum()) :]
         for start, end in pairwise(evaluation_bounds(np.minimum(lengths_B[order_B], max_len))):
             chosen_B = order_B[start:end]
-            items = items_N[ranges(starts_B[chosen_B], lengths_B[chosen_B])]
-            top = self._top(items, lengths_B[chosen_B], k, exclude_seen, candidates_C)
+            places_N = ranges(starts_B[chosen_B], lengths_B[chosen_B])
+            times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), asked))
+            top = self._top(items_N[places_N], lengths_B[chosen_B], times, k, exclude_seen, candidates_C)
             items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
         lists = lists_of(self.item_ids, items_BK, scores_BK)
         return pl.DataFrame(
@@ -145,10 +163,16 @@ class Model:
 
     @torch.inference_mode()
     def _top(
-        self, items_N: np.ndarray, lengths_B: np.ndarray, k: int, exclude_seen: bool, candidates_C: np.ndarray | None
+        self,
+        items_N: np.ndarray,
+        lengths_B: np.ndarray,
+        times: tuple[np.ndarray, np.ndarray] | None,
+        k: int,
+        exclude_seen: bool,
+        candidates_C: np.ndarray | None,
     ) -> TopItems:
         n_items, device = self.net.config.n_items, self.net.items.weight.device
-        batch = history_batch(items_N, lengths_B, self.net.config.max_len, n_items)
+        batch = history_batch(items_N, lengths_B, self.net.config.max_len, n_items, times)
         rows_S, items_S = batch.seen_rows_S, batch.seen_items_S
         if not exclude_seen:
             rows_S, items_S = rows_S[:0], items_S[:0]
@@ -165,8 +189,19 @@ class Model:
             top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), k)
             return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
 
-        result: TopItems = self.net(batch.items_BL.to(device), head, alone_B=batch.positions_B.to(device))
+        times_BT = None if batch.times_BT is None else batch.times_BT.to(device)
+        alone_B = batch.positions_B.to(device)
+        result: TopItems = self.net(batch.items_BL.to(device), head, alone_B=alone_B, times_BT=times_BT)
         return result
+
+    def _asked(self, now: Any) -> int:
+        """The time of the request in whole seconds; 0 where the network does not read it."""
+        reads = self.net.config.architecture.time == "request"
+        if reads and now is None:
+            raise UserError("the network reads the time of the request (architecture.time request): give now")
+        if not reads and now is not None:
+            raise UserError("now is of networks that read the time of the request (architecture.time request)")
+        return int(in_seconds(pl.Series([now]), "now")[0]) if reads else 0
 
     @cached_property
     def _sorted_ids(self) -> tuple[pl.Series, np.ndarray]:

@@ -37,6 +37,7 @@ def recommend(
     title_column: str = "title",
     out: Path | None = None,
     fallback: bool = True,
+    now: str | None = None,
     trust: bool = False,
 ) -> None:
     """Write the items that most likely come next for each user of a file, trained on or not.
@@ -60,6 +61,9 @@ def recommend(
             given), or .csv, a row per recommendation. Without it the first users' are shown.
         fallback: Give a user of whose history the model knows no item the most popular items of the training data;
             false gives nothing.
+        now: Time of the request, a number or an ISO date; of a network trained with architecture.time request. Such
+            networks, and those with past or input, need the time of each interaction: in a row per user, a column of
+            lists named times.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     check_range("--k", k, at_least=1)
@@ -88,7 +92,7 @@ def recommend(
         folder.mkdir(mode=0o700)
         for block in histories_in(histories, format, reading, _columns(given, USUAL)):
             block = block if out is not None else next(block.blocks(SHOWN))
-            found = model.recommend(block, k, exclude_seen, fallback=fallback)
+            found = model.recommend(block, k, exclude_seen, fallback=fallback, now=now)
             rows = found if names is None else _with_titles(found, names)
             shown = rows.head(SHOWN) if shown is None else shown
             if out is not None:

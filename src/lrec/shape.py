@@ -6,19 +6,26 @@ parametrised over width and depth, `TransformerConfig` all of it for a catalogue
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from lrec.errors import UserError, check_range
 
 _ARCHITECTURE = "architecture."
 
-# What each part of a block is called where it is lrec's own; `blocks.PARTS` has their classes.
-OWN_PARTS = {
-    "attention": ("softmax",),
-    "norm": ("layer", "rms"),
-    "mlp": ("gelu", "swiglu"),
-    "positions": ("learned", "rotary"),
+# The classes of each part of a block that have a short name; None: the part is left out.
+OWN_PARTS: dict[str, dict[str, str | None]] = {
+    "attention": {"softmax": "lrec.blocks.SoftmaxAttention", "hstu": "lrec.hstu.HSTU"},
+    "norm": {"layer": "torch.nn.LayerNorm", "rms": "torch.nn.RMSNorm"},
+    "mlp": {"gelu": "lrec.blocks.Gelu", "swiglu": "lrec.blocks.SwiGLU", "none": None},
+    "positions": {
+        "learned": "lrec.blocks.LearnedPositions",
+        "rotary": "lrec.blocks.RotaryPositions",
+        "none": None,
+    },
 }
+Time = Literal["none", "past", "request", "input"]
+# Buckets of gaps in time (`event_times.time_buckets`); the last, which no gap reaches, is that of the first event.
+TIME_BUCKETS = 129
 
 
 class Size(NamedTuple):
@@ -157,14 +164,21 @@ class Architecture:
     Each part but qk_norm may be a class of your own, named by its path, such as my_parts.GatedAttention.
 
     Attributes:
-        attention: How positions read each other; softmax, or a subclass of lrec.Attention.
+        attention: How positions read each other; softmax, hstu (gated, pointwise SiLU, arXiv 2402.17152), or a subclass
+            of lrec.Attention.
         norm: Normalisation before each branch and at the end; layer (LayerNorm), rms (RMSNorm, arXiv 1910.07467), or a
             module made as norm(width, eps).
         mlp: Perceptron; gelu with inner width 4 d, swiglu (arXiv 2002.05202) with 8 d / 3, which has as many
-            parameters, or a subclass of lrec.MLP.
+            parameters, none (as in HSTU), or a subclass of lrec.MLP.
         positions: How order enters; learned adds a vector per position to the items, rotary turns queries and keys
-            (arXiv 2104.09864), or a subclass of lrec.Positions.
+            (arXiv 2104.09864), none, or a subclass of lrec.Positions.
         qk_norm: Normalise queries and keys of softmax attention per head (RMSNorm, arXiv 2010.04245).
+        position_bias: Add a learned number per distance to attention's logits, in each block.
+        time: How the times of events enter; past adds a learned number per bucket of the time between two events to
+            attention's logits, in each block; request counts that time up to the request, which is the time of the next
+            event in training and must be given in serving; input adds a vector per bucket of the time since the event
+            before to the item; none.
+        hstu_head_width: Width of a head of hstu; null: such that a block has 12 d² parameters.
     """
 
     norm: str = "layer"
@@ -172,6 +186,28 @@ class Architecture:
     positions: str = "learned"
     qk_norm: bool = False
     attention: str = "softmax"
+    position_bias: bool = False
+    time: Time = "none"
+    hstu_head_width: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("architecture.hstu_head_width", self.hstu_head_width, at_least=1)
+        if self.attention == "hstu" and self.qk_norm:
+            raise UserError("architecture.qk_norm normalises softmax attention: hstu has none")
+        if self.attention != "hstu" and self.hstu_head_width is not None:
+            raise UserError(f"architecture.hstu_head_width is hstu's, architecture.attention is {self.attention}")
+        if self.time not in get_args(Time):
+            raise UserError(f"architecture.time {self.time}: choose {', '.join(get_args(Time))}")
+
+    @property
+    def time_bias(self) -> bool:
+        """Whether attention's logits have a number per gap in time."""
+        return self.time in ("past", "request")
+
+    @property
+    def biased(self) -> bool:
+        """Whether anything is added to attention's logits."""
+        return self.position_bias or self.time_bias
 
 
 @dataclass(frozen=True)
@@ -183,6 +219,7 @@ class MuP:
     - matrices of the blocks: initial standard deviation times sqrt(d0 / d), learning rate times d0 / d;
     - item table (tied) and positions: initialised and trained alike at every width, and logits times d0 / d;
     - attention: query-key products times sqrt(d0 / h0) / (d / h), that is 1 / head width instead of its square root;
+      in HSTU, which has no square root, times its head width at the base / its head width;
     - depth: each residual branch times L0 / L, and the 1/sqrt(2 L) of the initialisation stays at L0 (arXiv 2505.01618
       with alpha = 1).
 
@@ -239,8 +276,18 @@ class TransformerConfig:
 
     @property
     def head_width(self) -> int:
-        """Width per attention head, d / h."""
-        return self.width // self.heads
+        """Width per attention head: d / h; of HSTU what `architecture.hstu_head_width` says."""
+        return self._head_width(self.width, self.heads)
+
+    def _head_width(self, width: int, heads: int) -> int:
+        choice = self.architecture
+        if choice.attention != "hstu":
+            return width // heads
+        if choice.hstu_head_width is not None:
+            return choice.hstu_head_width
+        # Five matrices of d x (heads x head width): 12 d², or what a perceptron of 8 d² leaves of them.
+        ideal = (12 if choice.mlp == "none" else 4) * width / 5 / heads
+        return max(round(ideal / 2), 1) * 2  # rotary positions need an even width, and products are faster with one
 
     @property
     def inner_width(self) -> int:
@@ -260,8 +307,11 @@ class TransformerConfig:
     @property
     def attention_scale(self) -> float:
         """What query-key products are multiplied by."""
+        has_root = self.architecture.attention != "hstu"
         if self.mup is None:
-            return self.head_width**-0.5
+            return self.head_width**-0.5 if has_root else 1.0
+        if not has_root:
+            return self._head_width(self.mup.base_width, self.mup.base_heads) / self.head_width
         return math.sqrt(self.mup.base_width / self.mup.base_heads) / self.head_width
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lrec.parser import find_config
 from lrec.shape import Architecture
 from lrec.study.grid import PlannedRun
 
-MODERN, MUP = "--config=model/modern.yaml", "--config=model/mup.yaml"
+MODERN, MUP, HSTU = (f"--config=model/{name}.yaml" for name in ("modern", "mup", "hstu"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,10 @@ def points_of(run: Path) -> list[dict]:  # type: ignore[type-arg]
     return [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("choices", [[MODERN], [MUP], [MODERN, MUP]], ids=["modern", "mup", "modern and mup"])
+CHOICES = {"modern": [MODERN], "mup": [MUP], "modern and mup": [MODERN, MUP], "hstu": [HSTU]}
+
+
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
 def test_a_run_with_choices_learns_resumes_and_tests(
     choices: list[str], options: list[str], tmp_path: Path, lrec: Callable[..., str]
 ) -> None:

@@ -1,5 +1,6 @@
 """FLOPs against those torch counts, and memory against every allocation of real training steps."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,12 +10,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrec import cost
-from lrec.blocks import PARTS
+from lrec.blocks import PARTS, part_class
 from lrec.losses import full_softmax
 from lrec.net import Transformer
-from lrec.shape import OWN_PARTS, Architecture, Dropout, OverDepth, TransformerConfig
+from lrec.shape import OWN_PARTS, SIZES, Architecture, Dropout, OverDepth, TransformerConfig
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
+HSTU = Architecture(attention="hstu", mlp="none", position_bias=True)
 
 
 def step(net: Transformer, rows: int) -> Tensor:
@@ -47,21 +49,39 @@ def allocation_peak(config: TransformerConfig, rows: int, precision: str, checkp
 
 DROPOUT = Dropout(0.1, OverDepth(0.1, 0.1), OverDepth(0.1, 0.1))
 CHOICES = [dict(zip(OWN_PARTS, own, strict=True)) for own in product(*OWN_PARTS.values())]
+# Each of what may be added, over all the combinations above.
+ADDED = [
+    {},
+    {"qk_norm": True},
+    {"position_bias": True},
+    {"time": "past", "position_bias": True},
+    {"time": "request"},
+    {"time": "input"},
+]
 
 
-def test_lrec_s_own_parts_are_those_of_a_block() -> None:
-    assert {part: tuple(own) for part, (_, own) in PARTS.items()} == OWN_PARTS
+@pytest.mark.parametrize("part", PARTS)
+def test_every_short_name_is_a_part_that_fits(part: str) -> None:
+    for name in OWN_PARTS[part]:
+        kind = part_class(Architecture(**{part: name}), part)
+        assert (kind is None) == (name == "none")
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(choices.values()))
-def test_parameters_by_group_are_those_of_the_network(choices: dict[str, str], qk_norm: bool) -> None:
-    config = TransformerConfig(70, 9, 3, 20, 2, architecture=Architecture(**choices, qk_norm=qk_norm))
+def test_parameters_by_group_are_those_of_the_network(choices: dict[str, str]) -> None:
+    for added in ADDED:
+        if not (choices["attention"] == "hstu" and "qk_norm" in added):
+            check_parameters(Architecture(**choices, **added))
+
+
+def check_parameters(architecture: Architecture) -> None:
+    config = TransformerConfig(70, 9, 3, 20, 2, architecture=architecture)
     net = Transformer(config)
     matrices = [p.numel() for p in net.blocks.parameters() if p.ndim > 1]
     norms = [p.numel() for name, p in net.named_parameters() if "norm" in name]
-    biases = [p.numel() for name, p in net.named_parameters() if name.endswith("bias") and "norm" not in name]
-    positions = 0 if net.positions is None else sum(p.numel() for p in net.positions.parameters())
+    in_blocks = [(name, p) for name, p in net.blocks.named_parameters() if p.ndim == 1]
+    biases = [p.numel() for name, p in in_blocks if "norm" not in name]
+    positions = sum(p.numel() for part in (net.positions, net.times) if part is not None for p in part.parameters())
     expected = cost.Parameters(sum(matrices), net.items.weight.numel(), positions, sum(biases), sum(norms))
     assert cost.parameters(config) == expected
     assert sum(expected) == sum(p.numel() for p in net.parameters())
@@ -73,6 +93,8 @@ SHAPES = {
     "large catalogue": (TransformerConfig(20_000, 50, 2, 64, 2), 10),
     "dropout": (TransformerConfig(500, 50, 4, 96, 4, DROPOUT), 20),
     "small": (TransformerConfig(300, 50, 1, 48, 2), 40),
+    "hstu": (TransformerConfig(500, 50, 6, 128, 4, architecture=HSTU), 20),
+    "hstu, dropout": (TransformerConfig(500, 50, 4, 96, 4, DROPOUT, HSTU), 20),
 }
 
 
@@ -102,6 +124,26 @@ def test_copies_of_the_network_share_one_item_table() -> None:
     two, four = cost.memory(config, 512, shards=2), cost.memory(config, 512, shards=2, ranks=4)
     assert two.parameters - four.parameters == 4 * cost.n_head(config) // 4
     assert four.copies == two.copies
+
+
+@pytest.mark.parametrize(("layers", "width", "heads"), SIZES.values(), ids=SIZES)
+def test_hstu_has_the_body_of_every_size(layers: int, width: int, heads: int) -> None:
+    plain = TransformerConfig(10, 50, layers, width, heads)
+    for mlp, positions in (("none", "learned"), ("gelu", "rotary")):
+        config = replace(plain, architecture=replace(HSTU, mlp=mlp, positions=positions))
+        rounding = 5 * heads / 12 / width
+        assert cost.n_body(config) == pytest.approx(cost.n_body(plain), rel=rounding)
+        net = cost._net(config)
+        assert cost.n_body(config) == sum(p.numel() for p in net.blocks.parameters() if p.ndim >= 2)
+
+
+@pytest.mark.parametrize("architecture", [HSTU, replace(HSTU, mlp="swiglu", hstu_head_width=7)], ids=["alone", "mlp"])
+def test_flops_of_hstu_are_those_torch_counts(architecture: Architecture) -> None:
+    config = TransformerConfig(64, 16, 2, 48, 2, architecture=architecture)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Transformer(config)(torch.zeros(4, 16, dtype=torch.int64), lambda h_BLD, t_VD: h_BLD @ t_VD.T)
+    # torch counts all pairs of positions.
+    assert counter.get_total_flops() == 4 * 16 * cost.flops_per_interaction(config, pairs=16).forward
 
 
 @pytest.mark.parametrize("architecture", [Architecture(), MODERN], ids=["gpt2", "modern"])

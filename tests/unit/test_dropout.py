@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from lrec.blocks import CAUSAL, Reading, SoftmaxAttention
+from lrec.blocks import CAUSAL, Attention, Reading, part_class
 from lrec.dropout import dropout
-from lrec.shape import Dropout, OverDepth, TransformerConfig
+from lrec.shape import Architecture, Dropout, OverDepth, TransformerConfig
 
 N = 2_000_003  # no multiple of what is drawn at a time
 
@@ -57,10 +57,30 @@ def test_what_is_dropped_gets_no_gradient(dtype: torch.dtype) -> None:
     assert ((x.grad == 0) == (dropped == 0)).all()
 
 
+ARCHITECTURES = {
+    "plain": Architecture(),
+    "bias": Architecture(position_bias=True, time="past"),
+    "hstu": Architecture(attention="hstu", position_bias=True, time="past"),
+}
+
+
+def made_attention(name: str, length: int, width: int, heads: int, rate: float) -> Attention:
+    """One with biases that matter."""
+    dropout = Dropout(attention=OverDepth(rate, rate))
+    config = TransformerConfig(5, length, 1, width, heads, dropout, ARCHITECTURES[name])
+    kind = part_class(config.architecture, "attention")
+    assert kind is not None
+    attention: Attention = kind(config, 0)
+    for bias in [] if attention.bias is None else attention.bias.parameters():
+        torch.nn.init.normal_(bias, std=2)
+    return attention
+
+
 @pytest.mark.parametrize("reading", [CAUSAL, Reading(torch.ones(1, 1, 9, 9, dtype=torch.bool).tril(1))])
-def test_attention_that_drops_next_to_nothing_is_attention_without_dropout(reading: Reading) -> None:
-    config = TransformerConfig(5, 9, 1, 12, 3, Dropout(attention=OverDepth(1e-9, 1e-9)))
-    attention = SoftmaxAttention(config, 0).double()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_attention_that_drops_next_to_nothing_is_attention_without_dropout(name: str, reading: Reading) -> None:
+    attention = made_attention(name, 9, 12, 3, 1e-9).double()
+    reading = reading._replace(gaps_BLC=torch.randint(0, 129, (4, 9, 9)))
     hidden_BLD = torch.randn(4, 9, 12, dtype=torch.float64, requires_grad=True)
     given_BLD, results = torch.randn(4, 9, 12, dtype=torch.float64), []
     for training in (True, False):
@@ -71,12 +91,13 @@ def test_attention_that_drops_next_to_nothing_is_attention_without_dropout(readi
         torch.testing.assert_close(one, other)
 
 
-def test_attention_drops_its_weights_and_keeps_their_mean() -> None:
-    config = TransformerConfig(5, 4, 1, 8, 2, Dropout(attention=OverDepth(0.25, 0.25)))
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_attention_drops_and_keeps_its_mean(name: str) -> None:
     torch.manual_seed(0)
-    attention = SoftmaxAttention(config, 0)
-    hidden_BLD = torch.randn(1, 4, 8).expand(40_000, 4, 8)
-    read_BLD = attention(hidden_BLD)
-    expected_LD = attention.eval()(hidden_BLD[:1])[0]
+    attention = made_attention(name, 4, 8, 2, 0.25)
+    hidden_BLD, gaps_BLC = torch.randn(1, 4, 8).expand(40_000, 4, 8), torch.randint(0, 129, (1, 4, 4))
+    read_BLD = attention(hidden_BLD, Reading(gaps_BLC=gaps_BLC))
+    expected_LD = attention.eval()(hidden_BLD[:1], Reading(gaps_BLC=gaps_BLC))[0]
     error_LD = read_BLD.std(0) / math.sqrt(len(read_BLD))
+    assert (error_LD > 0).all()
     assert ((read_BLD.mean(0) - expected_LD).abs() < 4.5 * error_LD).all()

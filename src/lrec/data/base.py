@@ -34,11 +34,13 @@ class SequenceDataModule(LightningDataModule, ABC):
         columns: Names of the raw data's columns; None where they have none.
         min_rating: Least rating of an interaction that is kept; None keeps all.
         repeats: Keep all interactions of a user with an item; False keeps the first in time.
+        with_times: Whether batches carry the times of events, which `carry_times` sets.
     """
 
     columns: Columns | None = None
     min_rating: float | None = None
     repeats: bool = True
+    with_times: bool = False
     store: Store
     cuts: Split
     batch_plan: BatchPlan
@@ -142,6 +144,12 @@ class SequenceDataModule(LightningDataModule, ABC):
                 "part, so that there is no loss to evaluate: more users, a k_core or another split"
             )
 
+    def carry_times(self) -> None:
+        """Let batches carry the times of events, for a network that reads them; UserError where there are none."""
+        if self.store.times_N is None:
+            raise UserError("model.architecture.time: the data have no times (--data.time_column)")
+        self.with_times = True
+
     @property
     def n_items(self) -> int:
         """V: items of the catalogue."""
@@ -204,6 +212,7 @@ class SequenceDataModule(LightningDataModule, ABC):
             self.num_workers,
             self._on_gpu,
             epoch_plan,
+            self.with_times,
         )
         if self._resume is not None:
             loader.load_state_dict(self._resume)
@@ -236,7 +245,8 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
-        return self._eval_loader(EvalTask(np.arange(self.n_users), np.diff(self.store.offsets_U1), False))
+        lengths_U = np.diff(self.store.offsets_U1)
+        return self._eval_loader(EvalTask(np.arange(self.n_users), lengths_U, False, self.with_times))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on `device`; as it is on the CPU, where it was made: Lightning would go through all its fields."""
@@ -254,7 +264,7 @@ class SequenceDataModule(LightningDataModule, ABC):
             self._resume = state_dict or None
 
     def _target_loader(self, targets: Targets) -> EvalLoader:
-        return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True))
+        return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True, self.with_times))
 
     def _eval_loader(self, task: EvalTask) -> EvalLoader:
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)

@@ -1,7 +1,8 @@
 """The batch plan of training, the batches of evaluation, and the loaders that serve them.
 
 B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs,
-W windows of an epoch, T steps of an epoch, U users, N rows of a batch's histories laid end to end.
+W windows of an epoch, T steps of an epoch, U users, N rows of a batch's histories laid end to end. Of times, T is
+L + 1: those of a row's events, and then that of its request, in whole seconds.
 
 Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
 positions_M or positions_B, and attention is causal, so that no mask is needed.
@@ -36,6 +37,7 @@ class TrainBatch(NamedTuple):
     targets_M: Tensor  # int64
     step_targets: int  # targets of the whole global step: all ranks, all accumulated micro-batches
     step_pairs: int  # pairs of a position and one it attends to, of the whole global step
+    times_BT: Tensor | None = None  # int64; the request's time is that of the last target
 
 
 class EvalBatch(NamedTuple):
@@ -48,6 +50,7 @@ class EvalBatch(NamedTuple):
     users_B: Tensor  # int64, user index in the store, -1 for a filler row
     seen_rows_S: Tensor  # int64, row b ...
     seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of the whole history
+    times_BT: Tensor | None = None  # int64; the request's time is the target's, and 0 without a target
 
 
 @dataclass(frozen=True)
@@ -164,11 +167,12 @@ def train_batch(
     lengths: np.ndarray,
     step_targets: int,
     step_pairs: int,
+    with_times: bool = False,
 ) -> TrainBatch:
-    """Gather the windows' items."""
+    """Gather the windows' items, and their times where they are asked for."""
     if len(starts) == 0:
-        empty = torch.zeros(0, dtype=torch.int64)
-        return TrainBatch(torch.zeros(1, 1, dtype=torch.int64), empty, empty, step_targets, step_pairs)
+        empty, row = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
+        return TrainBatch(row, empty, empty, step_targets, step_pairs, row.expand(1, 2) if with_times else None)
     places = ranges(starts, lengths)
     items_BL, positions_M = padded(catalogue_index_I[part.items(places)], lengths)
     targets_M = catalogue_index_I[part.items(places + 1)]
@@ -178,6 +182,7 @@ def train_batch(
         torch.from_numpy(targets_M),
         step_targets,
         step_pairs,
+        torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0]) if with_times else None,
     )
 
 
@@ -187,6 +192,7 @@ class EvalTask(NamedTuple):
     users: np.ndarray  # store indices; a user with several targets has as many rows
     ends: np.ndarray  # per row: length of the history
     with_target: bool  # False: the history may be the whole sequence, the target is -1
+    with_times: bool = False
 
 
 def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray) -> EvalBatch:
@@ -200,11 +206,17 @@ def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray) -
             users_B=torch.full((1,), -1),
             seen_rows_S=torch.zeros(0, dtype=torch.int64),
             seen_items_S=torch.zeros(0, dtype=torch.int64),
+            times_BT=torch.zeros(1, 2, dtype=torch.int64) if task.with_times else None,
         )
     users, ends = task.users[chosen], task.ends[chosen]
     starts = split.store.offsets_U1[users]
-    items_N = split.catalogue_index_I[split.store.items_N[ranges(starts, ends)]]
-    histories = history_batch(items_N, ends, max_len, len(split.catalogue_V))
+    rows_N = ranges(starts, ends)
+    items_N = split.catalogue_index_I[split.store.items_N[rows_N]]
+    times = None
+    if task.with_times:
+        asked_B = split.store.seconds(starts + ends) if task.with_target else np.zeros_like(ends)
+        times = split.store.seconds(rows_N), asked_B
+    histories = history_batch(items_N, ends, max_len, len(split.catalogue_V), times)
     if task.with_target:
         targets_B = split.catalogue_index_I[split.store.items_N[starts + ends]]
     else:
@@ -217,6 +229,7 @@ def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray) -
         users_B=torch.from_numpy(users.astype(np.int64)),
         seen_rows_S=histories.seen_rows_S,
         seen_items_S=histories.seen_items_S,
+        times_BT=histories.times_BT,
     )
 
 
@@ -228,16 +241,33 @@ class HistoryBatch(NamedTuple):
     lengths_B: Tensor  # int64, items of each row; 0 for a history without any known item
     seen_rows_S: Tensor  # int64, row b ...
     seen_items_S: Tensor  # int64, ... has seen this item: the distinct known items of the whole history
+    times_BT: Tensor | None  # int64
 
 
-def history_batch(items_N: np.ndarray, lengths_B: np.ndarray, max_len: int, n_items: int) -> HistoryBatch:
-    """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out."""
+def history_batch(
+    items_N: np.ndarray,
+    lengths_B: np.ndarray,
+    max_len: int,
+    n_items: int,
+    times: tuple[np.ndarray, np.ndarray] | None = None,
+) -> HistoryBatch:
+    """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out.
+
+    Args:
+        items_N: The items.
+        lengths_B: How many of them each history has.
+        max_len: Most items of a row, the last ones.
+        n_items: Catalogue size.
+        times: Where the network reads them: time of each item (N), and of each history's request (B).
+    """
     rows_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
     known_N = items_N >= 0
     items_N, rows_N = items_N[known_N], rows_N[known_N]
     lengths_B = np.bincount(rows_N, minlength=len(lengths_B))
     kept_B = np.minimum(lengths_B, max_len)
-    items_BL, _ = padded(items_N[ranges(np.cumsum(lengths_B) - kept_B, kept_B)], kept_B)
+    places_N = ranges(np.cumsum(lengths_B) - kept_B, kept_B)
+    items_BL, _ = padded(items_N[places_N], kept_B)
+    times_BT = None if times is None else with_request(times[0][known_N][places_N], kept_B, times[1])
     starts_B = np.arange(len(lengths_B)) * items_BL.shape[1]
     seen_S = _distinct(rows_N * n_items + items_N)
     return HistoryBatch(
@@ -246,6 +276,7 @@ def history_batch(items_N: np.ndarray, lengths_B: np.ndarray, max_len: int, n_it
         lengths_B=torch.from_numpy(kept_B),
         seen_rows_S=torch.from_numpy(seen_S // n_items),
         seen_items_S=torch.from_numpy(seen_S % n_items),
+        times_BT=times_BT,
     )
 
 
@@ -253,6 +284,13 @@ def _distinct(keys_N: np.ndarray) -> np.ndarray:
     """The keys in order, each once; numpy's unique, which may hash them first, takes several times as long."""
     keys_N.sort()
     return keys_N[np.diff(keys_N, prepend=-1) > 0]
+
+
+def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray) -> Tensor:
+    """Times of histories laid end to end, and of the request after each, (B, L + 1), with zeros on the right."""
+    times_BT, _ = padded(np.insert(times_N, np.cumsum(lengths_B), asked_B), lengths_B + 1)
+    no_items = times_BT.shape[1] < 2  # a batch of empty histories has a position too
+    return torch.from_numpy(np.pad(times_BT, ((0, 0), (0, 1))) if no_items else times_BT)
 
 
 def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -302,9 +340,15 @@ class _TrainDataset(Dataset[TrainBatch]):
     """Micro-batches by (epoch, step, accumulated micro-batch); a worker asks for each epoch's plan once."""
 
     def __init__(
-        self, plan: BatchPlan, catalogue_index_I: np.ndarray, epoch_plan: Callable[[int], EpochPlan], ranks: Ranks
+        self,
+        plan: BatchPlan,
+        catalogue_index_I: np.ndarray,
+        epoch_plan: Callable[[int], EpochPlan],
+        ranks: Ranks,
+        with_times: bool,
     ) -> None:
         self.plan, self.catalogue_index_I, self.epoch_plan, self.ranks = plan, catalogue_index_I, epoch_plan, ranks
+        self.with_times = with_times
         self._epoch: tuple[int, EpochPlan] | None = None
 
     def __getitem__(self, key: tuple[int, int, int]) -> TrainBatch:
@@ -314,7 +358,8 @@ class _TrainDataset(Dataset[TrainBatch]):
         world, rank, accumulation = self.ranks
         plan = self._epoch[1]
         starts, lengths, total = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
-        return train_batch(self.plan.part, self.catalogue_index_I, starts, lengths, total, plan.pairs(step))
+        pairs = plan.pairs(step)
+        return train_batch(self.plan.part, self.catalogue_index_I, starts, lengths, total, pairs, self.with_times)
 
 
 class TrainLoader:
@@ -334,6 +379,7 @@ class TrainLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         epoch_plan: Callable[[int], EpochPlan] | None = None,
+        with_times: bool = False,
     ) -> None:
         """Serve the batches of a plan.
 
@@ -345,10 +391,12 @@ class TrainLoader:
             num_workers: Processes that assemble batches.
             pin_memory: Have batches where a GPU can fetch them while it computes.
             epoch_plan: Gives an epoch's plan; made here by default.
+            with_times: Batches carry the times of events.
         """
         self.ranks, self.n_steps = ranks, plan.n_steps
         self._keys: list[tuple[int, int, int]] = []  # of this pass
-        dataset = _TrainDataset(plan, catalogue_index_I, epoch_plan or partial(plan.epoch, seed), ranks)
+        make_plan = epoch_plan or partial(plan.epoch, seed)
+        dataset = _TrainDataset(plan, catalogue_index_I, make_plan, ranks, with_times)
         self._batches = _serve(dataset, self._keys, num_workers, pin_memory)
         self._epoch, self._consumed = -1, self.n_steps * ranks.accumulation
         self._resumed = False

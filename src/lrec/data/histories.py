@@ -17,6 +17,7 @@ from lrec.data.parsing import Table
 from lrec.data.prepare import RawInteractions, prepare_store
 from lrec.data.readers import Columns, Format, infer_format, read_table, to_interactions
 from lrec.data.store import Store
+from lrec.data.times import in_seconds
 from lrec.errors import UserError
 from lrec.files import temporary
 
@@ -30,6 +31,7 @@ class Histories(NamedTuple):
     users: pl.Series
     items: pl.Series  # text, laid end to end
     lengths_B: np.ndarray
+    times_N: np.ndarray | None = None  # of each item, in whole seconds
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
         """The same histories, `size` at a time."""
@@ -37,7 +39,9 @@ class Histories(NamedTuple):
         for start in range(0, len(self.users), size):
             lengths_B = self.lengths_B[start : start + size]
             first = int(ends_B[start] - self.lengths_B[start])
-            yield Histories(self.users[start : start + size], self.items.slice(first, int(lengths_B.sum())), lengths_B)
+            last = first + int(lengths_B.sum())
+            times_N = None if self.times_N is None else self.times_N[first:last]
+            yield Histories(self.users[start : start + size], self.items[first:last], lengths_B, times_N)
 
 
 class ReadingRules(NamedTuple):
@@ -54,7 +58,7 @@ def histories_of(table: Any) -> Histories:
     Args:
         table: A Polars or pandas table, with a row per user (columns user, which may be absent, and items, lists) or
             with a row per interaction in time order (columns user and item); or a list of histories. Without user ids,
-            users are numbered from 0.
+            users are numbered from 0. A column times (lists) or time says when each item was, as numbers or dates.
 
     Raises:
         UserError: it is something else.
@@ -66,13 +70,13 @@ def histories_of(table: Any) -> Histories:
         items = pl.Series([item for each in lists for item in each], dtype=pl.String)
         return Histories(_numbered(len(lists)), items, np.array([len(each) for each in lists], dtype=np.int64))
     names = [str(name) for name in table.columns]
-    columns = {name: _column(table[name]) for name in ("user", "item") if name in names}
+    columns = {name: _column(table[name]) for name in ("user", "item", "time") if name in names}
     user, item = columns.get("user"), columns.get("item")
     if "items" in names:
-        return _of_lists(user, _lists(table["items"]))
+        return _of_lists(user, _lists(table["items"]), _column(table["times"]) if "times" in names else None)
     if user is not None and item is not None:
-        rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.col("item").alias("items"))
-        return _of_lists(rows["user"], rows["items"])
+        rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.exclude("user").name.suffix("s"))
+        return _of_lists(rows["user"], rows["items"], rows["times"] if "times" in rows.columns else None)
     raise UserError(
         f"histories has the columns {', '.join(names)}: user and items (lists), or user and item, are expected"
     )
@@ -143,11 +147,17 @@ def _rows(histories: Any) -> list[list[str]]:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
 
-def _of_lists(users: pl.Series | None, lists: pl.Series) -> Histories:
+def _of_lists(users: pl.Series | None, lists: pl.Series, times: pl.Series | None = None) -> Histories:
     lengths = lists.list.len().fill_null(0)
     items = lists.filter(lengths > 0).explode().cast(pl.String)
     users = _numbered(len(lists)) if users is None else users.alias("user")
-    return Histories(users, items, lengths.to_numpy().astype(np.int64))
+    times_N = None
+    if times is not None:
+        times = times if isinstance(times.dtype, pl.List | pl.Array) else pl.Series(times.to_list())
+        if times.dtype != pl.Null and not (times.list.len().fill_null(0) == lengths).all():
+            raise UserError("histories: times has not as many entries as items in every row")
+        times_N = in_seconds(times.filter(lengths > 0).explode(), "histories: times")
+    return Histories(users, items, lengths.to_numpy().astype(np.int64), times_N)
 
 
 def _numbered(n_users: int) -> pl.Series:
@@ -178,7 +188,10 @@ def _of_table(table: Table, user_column: str) -> Histories:
             lists = lists.str.json_decode(pl.List(pl.String))
         except pl.exceptions.PolarsError:
             raise UserError(f"{table.name}: items are not a list in every row from {table.first_row} on") from None
-    return _of_lists(table.frame[user_column], _lists(lists))
+    times = table.frame["times"] if "times" in table.frame.columns else None
+    if times is not None and times.dtype == pl.String:
+        times = times.str.json_decode(pl.List(pl.String))
+    return _of_lists(table.frame[user_column], _lists(lists), times)
 
 
 def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Iterator[Histories]:
@@ -192,5 +205,8 @@ def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Ite
         raw_items = store.item_table["raw_id"]
         for start in range(0, store.n_users, BLOCK):
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]
-            items = raw_items.gather(store.items_N[offsets_B1[0] : offsets_B1[-1]])
-            yield Histories(store.raw_user_ids[start : start + BLOCK].alias("user"), items, np.diff(offsets_B1))
+            rows_N = np.arange(offsets_B1[0], offsets_B1[-1])
+            items = raw_items.gather(store.items_N[rows_N])
+            times_N = None if store.times_N is None else store.seconds(rows_N)
+            users = store.raw_user_ids[start : start + BLOCK].alias("user")
+            yield Histories(users, items, np.diff(offsets_B1), times_N)

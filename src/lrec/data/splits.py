@@ -304,7 +304,14 @@ class TrainingPart:
 
     def items(self, places: np.ndarray) -> np.ndarray:
         """Store items at these entries."""
-        return self.store.items_N[places if self.rows is None else self.rows[places]]
+        return self.store.items_N[self._rows(places)]
+
+    def seconds(self, places: np.ndarray) -> np.ndarray:
+        """Times at these entries, see `Store.seconds`."""
+        return self.store.seconds(self._rows(places))
+
+    def _rows(self, places: np.ndarray) -> np.ndarray:
+        return places if self.rows is None else self.rows[places]
 
     def check(self, split: Split) -> None:
         """Fail loudly if an entry lies outside its user's unreduced training part."""

@@ -86,6 +86,12 @@ class Store:
         """Time of each interaction, int64, or None where the source has none."""
         return self._map("times.npy") if "times.npy" in self.meta["files"] else None
 
+    def seconds(self, rows_N: np.ndarray) -> np.ndarray:
+        """Times of these interactions in whole seconds, int64; as they are where the source has no unit of time."""
+        assert self.times_N is not None
+        seconds_N: np.ndarray = self.times_N[rows_N] // TIME_UNITS.get(self.facts.get("time_unit", "s"), 1)
+        return seconds_N
+
     @cached_property
     def item_table(self) -> pl.DataFrame:
         """raw_id, count and domain (null without domains) of each item, by store index."""

@@ -2,7 +2,10 @@
 
 import re
 
+import numpy as np
 import polars as pl
+
+from lrec.errors import UserError
 
 # What a column of times may hold besides numbers and text.
 DATES = (pl.Date, pl.Datetime)
@@ -35,6 +38,22 @@ def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
     if raw.dtype.is_integer():
         return raw.cast(pl.Int64, strict=False), False
     return pl.Series([None] * len(raw), dtype=pl.Int64), False
+
+
+def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
+    """Times as whole seconds, int64: numbers in the unit that their median tells, or dates.
+
+    Raises:
+        UserError: one of `what` cannot be read.
+    """
+    times, dates = parse_times(raw, None)
+    if times.null_count():
+        row = int(times.is_null().arg_max() or 0)
+        raise UserError(f"{what}: {raw[row]} {not_a_time(raw, row)}")
+    numbers = times.to_numpy()
+    finer = sum(np.median(np.abs(numbers)) >= bound for bound in UNIT_BOUNDS) if len(numbers) else 0
+    seconds: np.ndarray = numbers // 10 ** (6 if dates else 3 * int(finer))
+    return seconds
 
 
 def not_a_time(raw: pl.Series, row: int) -> str:

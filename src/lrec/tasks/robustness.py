@@ -48,7 +48,7 @@ def insert_items(cases: Cases, rate: float, n_items: int, random: np.random.Gene
     added_M = np.concatenate([[False], places_M[1:] == places_M[:-1]])
     items_M[added_M] = drawn_N[chosen_N]
     lengths_C = cases.lengths_C + np.bincount(cases.case_N[chosen_N], minlength=len(cases))
-    return replace(cases, items_N=items_M, lengths_C=lengths_C)
+    return cases.inserting(items_M, lengths_C, places_M)
 
 
 def shuffle_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:

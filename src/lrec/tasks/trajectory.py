@@ -41,11 +41,13 @@ class Trajectories:
         histories: What a network reads, the last max_len - T items; the target is the first of the trajectory.
         seen: Everything before the trajectory.
         truth_CT: Catalogue index of each item of the trajectory, -1 outside.
+        times_CT: Time of each in whole seconds, which is when it is asked for; None where the data have no times.
     """
 
     histories: Cases
     seen: Cases
     truth_CT: np.ndarray
+    times_CT: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,11 @@ def trajectories(ladder: Ladder) -> Trajectories:
     seen = cases_before(split, users_C, first_C, int(first_C.max()))
     if not len(histories):
         raise NoCasesError("No user with a trajectory has an item of the catalogue before it")
-    rows_CT = (split.store.offsets_U1[histories.users_C] + split.trajectory_U[histories.users_C])[:, None]
-    truth_CT = split.catalogue_index_I[split.store.items_N[rows_CT + np.arange(steps)]]
-    return Trajectories(histories, seen, truth_CT)
+    store = split.store
+    rows_C1 = (store.offsets_U1[histories.users_C] + split.trajectory_U[histories.users_C])[:, None]
+    rows_CT = rows_C1 + np.arange(steps)
+    truth_CT = split.catalogue_index_I[store.items_N[rows_CT]]
+    return Trajectories(histories, seen, truth_CT, None if store.times_N is None else store.seconds(rows_CT))
 
 
 @torch.inference_mode()
@@ -91,14 +95,14 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     device = net.items.weight.device
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
     steps = given.truth_CT.shape[1]
-    for chosen_B, items_BL, _, last_B in share_of(batches(given.histories, device)):
+    for chosen_B, items_BL, _, last_B, times_BT in share_of(batches(given.histories, device)):
         n_rows, width = items_BL.shape
         cache = KeyValueCache(n_rows, width + steps - 1, device)
 
         def first(hidden_BLD: Tensor, table_VD: Tensor, last_B: Tensor = last_B) -> tuple[Tensor, Tensor]:
             return hidden_BLD.flatten(0, 1)[last_B], table_VD
 
-        hidden_BD, table_VD = net(items_BL, first, cache=cache)
+        hidden_BD, table_VD = net(items_BL, first, cache=cache, times_BT=times_BT if net.reads_times else None)
         cache.keep(last_B % width + 1)
         seen = _seen(given.seen.where(chosen_B), device)
         rows_S, items_S = (pairs_S[:0] for pairs_S in seen) if repeats else seen
@@ -106,7 +110,10 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
         best_B = rows_B
         for step in range(steps):
             if step:
-                hidden_BD = net(best_B[:, None], lambda hidden_BLD, _: hidden_BLD[:, 0], cache=cache)
+                asked_B2 = None
+                if net.reads_times and given.times_CT is not None:
+                    asked_B2 = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
+                hidden_BD = net(best_B[:, None], _of_new, cache=cache, times_BT=asked_B2)
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen
@@ -115,6 +122,10 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
             if not repeats:
                 rows_S, items_S = torch.cat([rows_S, rows_B]), torch.cat([items_S, best_B])
     return Decoded(together(items_CT), together(rank_CT))
+
+
+def _of_new(hidden_B1D: Tensor, table_VD: Tensor) -> Tensor:
+    return hidden_B1D[:, 0]
 
 
 def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:

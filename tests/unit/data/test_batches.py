@@ -265,3 +265,45 @@ def test_workers_stay_from_epoch_to_epoch_and_serve_the_same(make_lengths) -> No
             assert all(np.array_equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
         workers |= {child.pid for child in multiprocessing.active_children()}
     assert len(workers) == 1
+
+
+@FIXTURE_ONCE
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 10**6)), min_size=1, max_size=12), min_size=2),
+    st.integers(1, 6),
+)
+def test_batches_carry_each_event_s_time_and_then_the_target_s(
+    make_store, users: list[list[tuple[int, int]]], max_len: int
+) -> None:
+    users = [*users, [(1, 5), (2, 5), (1, 70), (3, 71), (4, 900)]]
+    rows = [(f"{user:03}", f"{item}", time) for user, events in enumerate(users) for item, time in events]
+    split = LastItems()(make_store(rows))
+    index, offsets = split.catalogue_index_I[split.store.items_N], split.store.offsets_U1
+    events = [
+        list(zip(index[a:b].tolist(), split.store.times_N[a:b].tolist(), strict=True)) for a, b in pairwise(offsets)
+    ]
+    plan = BatchPlan(split.training_part(Reduction()), max_len, 2 * max_len)
+    found = Counter()
+    for batch in TrainLoader(plan, split.catalogue_index_I, 0, with_times=True):
+        assert batch.times_BT.shape[1] == batch.items_BL.shape[1] + 1
+        for position, target in zip(batch.positions_M.tolist(), batch.targets_M.tolist(), strict=True):
+            row, place = divmod(position, batch.items_BL.shape[1])
+            item, *times = batch.items_BL[row, place].item(), *batch.times_BT[row, place : place + 2].tolist()
+            found[(item, times[0]), (target, times[1])] += 1
+    trained = [events[user][:length] for user, length in enumerate(split.train_U)]
+    assert found == Counter(pair for sequence in trained for pair in pairwise(sequence))
+    task = EvalTask(split.test_targets.users_T, split.test_targets.positions_T, True, True)
+    for batch in EvalLoader(split, task, max_len):
+        assert batch.times_BT.shape[1] == batch.items_BL.shape[1] + 1
+        for row, user in enumerate(batch.users_B.tolist()):
+            *history, (_, asked) = events[user]
+            known = [time for item, time in history if item >= 0][-max_len:]
+            assert batch.times_BT[row, : len(known) + 1].tolist() == [*known, asked]
+
+
+def test_without_times_batches_are_what_they_were(make_lengths) -> None:
+    split = LastItems()(make_lengths([9, 5]))
+    plan = BatchPlan(split.training_part(Reduction()), 4, 8)
+    assert all(batch.times_BT is None for batch in load(split, plan))
+    task = EvalTask(split.val_targets.users_T, split.val_targets.positions_T, True)
+    assert all(batch.times_BT is None for batch in EvalLoader(split, task, 4))
