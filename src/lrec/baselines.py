@@ -4,12 +4,13 @@
     recent-popularity   log(n_j + p_j), n_j counting the last tenth of them in time; absent where there are no times
     repeat-last         the items of the input, the last one first, then all others by popularity
     markov              log(n_ij + p_j), n_ij counting how often j followed the last item i
+    item-graph          log(g_j + c p_j), g_j adding up how often j followed shortly after each of the last items
 
 The softmax of a score is a share (with one observation more, which is shared out as popularity), so each has a
 cross-entropy; repeat-last has none. Ranks and lists obey the rules of `scoring.score`, ties included. They come in
 closed form from counts, without a pass over the catalogue for each row.
 
-Shape suffixes: B rows, L positions, V catalogue, N interactions, T transitions.
+Shape suffixes: B rows, L positions, V catalogue, N interactions, T transitions, M last items of a row.
 """
 
 from functools import cached_property
@@ -21,11 +22,12 @@ from torch import Tensor
 from lrec.common_order import CommonOrder, Pairs, newest_first
 from lrec.data.batches import EvalBatch
 from lrec.data.splits import Split, ranges
+from lrec.item_graph import LAST, ItemGraph
 from lrec.markov import MarkovChain
 from lrec.metrics import KS
 from lrec.scoring import Scores
 
-BASELINES = ("popularity", "recent-popularity", "repeat-last", "markov")
+BASELINES = ("popularity", "recent-popularity", "repeat-last", "markov", "item-graph")
 RECENT_SHARE = 0.1
 
 
@@ -45,6 +47,8 @@ class Baselines:
         """Score every item of the catalogue for every row, by one of `names`."""
         if name == "markov":
             return self._markov(batch)
+        if name == "item-graph":
+            return self._item_graph(batch)
         order, loss_V = self._recent if name == "recent-popularity" else self._popularity
         first = self._inputs(batch) if name == "repeat-last" else None
         seen = Pairs(batch.seen_rows_S, batch.seen_items_S)
@@ -65,6 +69,15 @@ class Baselines:
         last_B = batch.items_BL.flatten()[batch.positions_B]
         seen = Pairs(batch.seen_rows_S, batch.seen_items_S)
         return self._chain.score(last_B, batch.targets_B, seen, min(max(KS), len(self._share_V)))
+
+    def _item_graph(self, batch: EvalBatch) -> Scores:
+        length = batch.items_BL.shape[1]
+        back_M = torch.arange(LAST, device=self._device)
+        places_BM = (batch.positions_B % length)[:, None] - back_M
+        rows_N, back_N = (places_BM >= 0).nonzero(as_tuple=True)
+        items_N = batch.items_BL[rows_N, places_BM[rows_N, back_N]]
+        seen = Pairs(batch.seen_rows_S, batch.seen_items_S)
+        return self._graph.score(rows_N, items_N, back_N, batch.targets_B, seen, min(max(KS), len(self._share_V)))
 
     @cached_property
     def _popularity(self) -> tuple[CommonOrder, Tensor]:
@@ -91,6 +104,12 @@ class Baselines:
         goes_on_N[np.cumsum(self._split.train_U)[self._split.train_U > 0] - 1] = False  # a user's last item
         from_T, to_T = items_N[:-1][goes_on_N[:-1]], items_N[1:][goes_on_N[:-1]]
         return MarkovChain(from_T, to_T, self._share_V, self._device)
+
+    @cached_property
+    def _graph(self) -> ItemGraph:
+        items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
+        users_N = np.repeat(np.arange(len(self._split.train_U)), self._split.train_U)
+        return ItemGraph(users_N, items_N, self._share_V, self._device)
 
     def _training_rows(self) -> np.ndarray:
         return ranges(self._split.store.offsets_U1[:-1], self._split.train_U)

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,19 @@ def expected_scores(name: str, log: dict[str, list[tuple[int, str]]], history: l
     if name == "markov":
         pairs = ((one[1], two[1]) for rows in log.values() for one, two in pairwise(rows))
         following = Counter(two for one, two in pairs if one == history[-1])
-    scores = {item: math.log(following[item] + share[item]) for item in share}
+    prior = 1.0
+    if name == "item-graph":
+        prior = min(1.0, 0.8**4 * 0.5**4 / (2 * max(share.values())))
+        edges: Counter[tuple[str, str]] = Counter()
+        for rows in log.values():
+            for (a, (_, one)), (b, (_, two)) in combinations(enumerate(rows), 2):
+                if b - a <= 5:
+                    edges[one, two] += 0.8 ** (b - a - 1)
+        for back, last in enumerate(history[::-1][:5]):
+            for (one, two), weight in edges.items():
+                if one == last:
+                    following[two] += 0.5**back * weight
+    scores = {item: math.log(following[item] + prior * share[item]) for item in share}
     if name == "repeat-last":
         scores |= {item: 1.0 + place for place, item in enumerate(history)}
     return scores
@@ -132,4 +144,4 @@ def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:
     data.prepare_data()
     data.setup()
     names = Baselines(data.cuts, torch.device("cpu")).names
-    assert names == ["popularity", "repeat-last", "markov"]
+    assert names == ["popularity", "repeat-last", "markov", "item-graph"]
