@@ -9,11 +9,8 @@ pytestmark = pytest.mark.usefixtures("warm_processes")
 
 CHOICES = {
     "modern": ("--config=model/modern.yaml", "--config=model/mup.yaml", "--model.optimizer.lr=0.003"),
-    # A few steps: LayerNorm of what the first positions read, which may be almost nothing, makes rounding grow.
-    "hstu": (
-        *("--config=model/hstu.yaml", "--config=model/mup.yaml", "--model.optimizer.lr=0.01"),
-        *("--trainer.max_steps=4", "--trainer.val_check_interval=4"),
-    ),
+    # A small rate: LayerNorm of what a first position reads, which may be almost nothing, makes rounding grow.
+    "hstu": ("--config=model/hstu.yaml", "--config=model/mup.yaml", "--model.optimizer.lr=0.0003"),
 }
 
 
