@@ -1,12 +1,15 @@
-"""`lrec scaling compare`: the ladders of several studies, recipes or data sets in one figure."""
+"""`lrec scaling compare`: the ladders of several studies, recipes, architectures or data sets in one figure."""
 
 import json
+from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lrec.errors import UserError
 from lrec.figures import save_figure
 from lrec.files import check_folder, write_json
+from lrec.laws.crossing import Contrast, contrast
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named
 from lrec.laws.law import parameter_text
@@ -19,16 +22,18 @@ from lrec.tables import on_terminal, rows_table
 def compare(
     studies: list[Path],
     law: str = "lsrm",
-    x: Literal["N_body", "N_total"] = "N_body",
+    x: Literal["N_body", "N_total", "flops"] = "N_body",
     y: Literal["test_loss", "trajectory_loss"] = "test_loss",
     out: Path = Path("compare"),
 ) -> None:
-    """Draw the points and laws of several studies into one figure.
+    """Draw the points and laws of several studies into one figure, and say where their curves cross.
+
+    Architectures are compared at equal compute with `--x flops`: at equal N_body one may cost more than another.
 
     Args:
         studies: Folders of studies; each fraction and variant of a study is a ladder of its own.
         law: Law of the size alone to fit to the sizes that each study fitted, by name or class path.
-        x: Parameters the law counts.
+        x: What the law counts: parameters, or the FLOPs of a run.
         y: Loss.
         out: Folder for compare.png and compare.json.
     """
@@ -43,19 +48,68 @@ def compare(
             large = [run.result for run, held_out in runs if held_out]
             held_out = [(float(getattr(p, x)), float(getattr(p, y))) for p in large if p is not None and not p.diverged]
             ladders[name] = fit_points(chosen, points), held_out
-    save_figure(out / "compare.png", studies_figure(ladders, x, y))
+    contrasts = _contrasts({name: fitted for name, (fitted, _) in ladders.items()})
+    crossings = [each.crossing for each in contrasts.values() if isinstance(each, Contrast) and each.crossing]
+    save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
     content = {
         name: {
             "parameters": fitted.parameters,
+            "intervals": {key: list(ends) for key, ends in fitted.profile.parameters.items()},
             "points": [list(point) for point in zip(fitted.x_N.tolist(), fitted.y_N.tolist(), strict=True)],
             "held_out": held_out,
         }
         for name, (fitted, held_out) in ladders.items()
     }
-    write_json(out / "compare.json", {"law": law, "formula": chosen.formula, "x": x, "y": y, "ladders": content})
+    pairs = [
+        {"ladders": names, **(_finite(asdict(each)) if isinstance(each, Contrast) else {"unknown": each})}
+        for names, each in contrasts.items()
+    ]
+    about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
+    write_json(out / "compare.json", about | {"ladders": content, "contrasts": pairs})
     rows = [["ladder", *chosen.parameters]]
-    rows += [[name, *map(parameter_text, fitted.parameters.values())] for name, (fitted, _) in ladders.items()]
-    print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}\n\n{out / 'compare.png'}")
+    rows += [[name, *_with_intervals(fitted)] for name, (fitted, _) in ladders.items()]
+    print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
+    exponent = chosen.parameters[chosen.n_coefficients]
+    for (one, two), each in contrasts.items():
+        print(f"\n{one} against {two}: {_in_words(each, exponent, x) if isinstance(each, Contrast) else each}")
+    print(f"\n{out / 'compare.png'}")
+
+
+def _with_intervals(fitted: Fit) -> list[str]:
+    """Each parameter with the ends of its interval."""
+    ends = fitted.profile.parameters
+    return [
+        f"{parameter_text(value)} [{ends[key][0]:.4g}, {ends[key][1]:.4g}]" for key, value in fitted.parameters.items()
+    ]
+
+
+def _contrasts(fits: dict[str, Fit]) -> dict[tuple[str, str], Contrast | str]:
+    """Each pair of ladders; why not, where there are too few runs."""
+    found: dict[tuple[str, str], Contrast | str] = {}
+    for one, two in combinations(fits, 2):
+        try:
+            found[one, two] = contrast(fits[one], fits[two])
+        except UserError as error:
+            found[one, two] = str(error)
+    return found
+
+
+def _in_words(found: Contrast, exponent: str, x: str) -> str:
+    """The verdict on a pair, in a sentence or two."""
+    difference = f"{found.exponent:+.3g} [{found.exponent_low:.3g}, {found.exponent_high:.3g}]"
+    apart = "told apart" if found.told_apart else "not told apart"
+    exponents = f"{exponent} differs by {difference}, {apart}"
+    first = "lower" if found.lower_before else "higher"
+    if found.crossing is None:
+        return f"{exponents}. The first is {first} at every size; {found.share:.0%} of the refits cross"
+    low = "below the sizes" if not found.crossing_low else f"{found.crossing_low:.3g}"
+    high = "beyond ten times the largest" if found.crossing_high == float("inf") else f"{found.crossing_high:.3g}"
+    return f"{exponents}. The first is {first} up to {x} {found.crossing:.3g} [{low}, {high}], and not from there on"
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity: null."""
+    return {key: None if value == float("inf") else value for key, value in values.items()}
 
 
 def _ladders(folder: Path) -> dict[str, list[tuple[Run, bool]]]:

@@ -109,17 +109,22 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure":
     return figure
 
 
-def studies_figure(fits: Mapping[str, tuple[Fit, Sequence[tuple[float, float]]]], x: str, y: str) -> "Figure":
+def studies_figure(
+    fits: Mapping[str, tuple[Fit, Sequence[tuple[float, float]]]], x: str, y: str, crossings: Sequence[float] = ()
+) -> "Figure":
     """Points and laws of several studies, recipes or data sets: fitted sizes full, held-out ones hollow.
 
     Args:
         fits: By name: the fit, and size and loss of each held-out point.
         x: Column of the size.
         y: Column of the loss.
+        crossings: Sizes at which curves cross, each a dotted line.
     """
     alt = f"{y} against {x} for each ladder: fitted sizes as full points, held-out sizes as hollow ones, the fitted law"
     figure = new_figure(6.4, 4.4, alt)
     axes = figure.add_subplot()
+    for size in crossings:
+        axes.axvline(size, color=INK, lw=0.8, ls=":")
     for (name, (fitted, held_out)), color in zip(fits.items(), _colors(len(fits)), strict=True):
         sizes = np.unique(fitted.x_N)
         x_P = np.geomspace(sizes[0] / 1.3, max([sizes[-1], *(n for n, _ in held_out)]) * 1.3, 120)

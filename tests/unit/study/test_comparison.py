@@ -1,0 +1,45 @@
+"""`lrec scaling compare` of two ladders whose laws are known, from their points to figure, JSON and verdict."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lrec.study.comparison import compare
+
+LADDERS = {"plain": (2.0, 1e4, 0.2), "hstu": (2.0, 10**4.5, 0.4)}  # they cross at 1e5 parameters, 6e11 FLOPs
+
+
+def study(folder: Path) -> Path:
+    """A study with a ladder of each architecture, at one amount of data."""
+    runs = []
+    for ladder, (floor, scale, exponent) in LADDERS.items():
+        for number, n in enumerate(np.geomspace(3e3, 3e6, 7)):
+            name = f"{ladder}-{number}"
+            runs.append({"name": name, "ladder": ladder, "held_out": False})
+            loss = (floor + (scale / n) ** exponent) * (1 + 1e-5 * (-1) ** number)
+            point = {"schema": 1, "best": True, "status": "finished", "run": name, "N_body": n, "flops": 6e6 * n}
+            (folder / "runs" / name).mkdir(parents=True)
+            line = point | {"U": 1e6, "D": 1e6, "val_loss": loss, "test_loss": loss}
+            (folder / "runs" / name / "points.jsonl").write_text(json.dumps(line) + "\n")
+    (folder / "study.json").write_text(json.dumps({"grid": {"runs": runs}}))
+    return folder
+
+
+def test_exponents_and_the_crossing_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare([study(tmp_path / "study")], x="flops", out=tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    (found,) = content["contrasts"]
+    assert found["crossing"] == pytest.approx(6e11, rel=0.02)
+    assert found["crossing_low"] <= found["crossing"] <= found["crossing_high"]
+    assert found["exponent"] == pytest.approx(-0.2, abs=0.01)
+    for name, (_, _, exponent) in LADDERS.items():
+        ladder = next(value for key, value in content["ladders"].items() if key.endswith(name))
+        low, high = ladder["intervals"]["a"]
+        assert low <= ladder["parameters"]["a"] <= high
+        assert ladder["parameters"]["a"] == pytest.approx(exponent, abs=0.01)
+    said = capsys.readouterr().out
+    assert "told apart. The first is lower up to" in said
+    assert "not told apart" not in said
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
