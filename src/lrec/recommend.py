@@ -82,11 +82,13 @@ class Model:
                 that the network needs are not given.
         """
         check_range("k", k, at_least=1)
-        asked = self._asked(now)
+        asked, reads_times = self._asked(now), self.net.reads_times
         candidates_C = self._candidates(allowed, exclude)
         found = [
             self._recommend_block(block, k, exclude_seen, candidates_C, fallback, asked)
-            for block in (histories if isinstance(histories, Histories) else histories_of(histories)).blocks()
+            for block in (
+                histories if isinstance(histories, Histories) else histories_of(histories, reads_times)
+            ).blocks()
         ]
         return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
 

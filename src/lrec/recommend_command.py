@@ -90,7 +90,7 @@ def recommend(
     progress.stage("recommend")
     with temporary(Path(tempfile.gettempdir()) / "lrec-recommend") as folder:
         folder.mkdir(mode=0o700)
-        for block in histories_in(histories, format, reading, _columns(given, USUAL)):
+        for block in histories_in(histories, format, reading, _columns(given, USUAL), model.net.reads_times):
             block = block if out is not None else next(block.blocks(SHOWN))
             found = model.recommend(block, k, exclude_seen, fallback=fallback, now=now)
             rows = found if names is None else _with_titles(found, names)

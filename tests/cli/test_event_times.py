@@ -128,6 +128,12 @@ def test_now_decides_what_is_recommended(trained: Callable[..., Path]) -> None:
     assert first(model.recommend(unknown, now=BEGIN + WEEK, fallback=False).head(1)) == ["i5"]
 
 
+def test_a_network_that_reads_no_times_does_not_look_at_them(trained: Callable[..., Path]) -> None:
+    model = library.load(trained("past", "none"))
+    odd = HISTORY.with_columns(times=pl.lit("whenever"))
+    assert model.recommend(odd).equals(model.recommend(HISTORY.drop("times")))
+
+
 def test_past_gaps_decide_what_is_recommended(trained: Callable[..., Path]) -> None:
     model = library.load(trained("past", "past"))
     histories = pl.DataFrame({"items": [["i2", "i3"], ["i2", "i3"]], "times": [[0, 60], [0, WEEK]]})
@@ -141,6 +147,7 @@ def test_past_gaps_decide_what_is_recommended(trained: Callable[..., Path]) -> N
         ("past", HISTORY, 5, "now is of networks that read the time of the request"),
         ("past", HISTORY.drop("times"), None, "histories need a column times, or time"),
         ("past", HISTORY.with_columns(times=pl.lit([1])), None, "times has not as many entries as items"),
+        ("past", HISTORY.with_columns(times=5), None, "times has not as many entries as items"),
         ("past", HISTORY.with_columns(times=pl.lit(["soon", "2020-01-01"])), None, "histories: times: soon is neither"),
     ],
 )

@@ -52,13 +52,14 @@ class ReadingRules(NamedTuple):
     repeats: bool = True
 
 
-def histories_of(table: Any) -> Histories:
+def histories_of(table: Any, with_times: bool = False) -> Histories:
     """Histories in memory.
 
     Args:
         table: A Polars or pandas table, with a row per user (columns user, which may be absent, and items, lists) or
             with a row per interaction in time order (columns user and item); or a list of histories. Without user ids,
-            users are numbered from 0. A column times (lists) or time says when each item was, as numbers or dates.
+            users are numbered from 0.
+        with_times: Read when each item was from a column times (lists) or time, numbers or dates, where there is one.
 
     Raises:
         UserError: it is something else.
@@ -70,10 +71,12 @@ def histories_of(table: Any) -> Histories:
         items = pl.Series([item for each in lists for item in each], dtype=pl.String)
         return Histories(_numbered(len(lists)), items, np.array([len(each) for each in lists], dtype=np.int64))
     names = [str(name) for name in table.columns]
-    columns = {name: _column(table[name]) for name in ("user", "item", "time") if name in names}
+    wanted = ("user", "item", "time") if with_times else ("user", "item")
+    columns = {name: _column(table[name]) for name in wanted if name in names}
     user, item = columns.get("user"), columns.get("item")
     if "items" in names:
-        return _of_lists(user, _lists(table["items"]), _column(table["times"]) if "times" in names else None)
+        times = _column(table["times"]) if with_times and "times" in names else None
+        return _of_lists(user, _lists(table["items"]), times)
     if user is not None and item is not None:
         rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.exclude("user").name.suffix("s"))
         return _of_lists(rows["user"], rows["items"], rows["times"] if "times" in rows.columns else None)
@@ -83,7 +86,7 @@ def histories_of(table: Any) -> Histories:
 
 
 def histories_in(
-    path: Path, file_format: Format | None, reading: ReadingRules, otherwise: Columns
+    path: Path, file_format: Format | None, reading: ReadingRules, otherwise: Columns, with_times: bool = False
 ) -> Iterator[Histories]:
     """Histories in a file, in blocks.
 
@@ -96,6 +99,7 @@ def histories_in(
         file_format: Its format; None for what its name tells.
         reading: Names of its columns, `time` None where interactions are in time order; and which of these count.
         otherwise: Names to fall back on where the file lacks the column that `reading` names.
+        with_times: Hand out when each item was, from a column `times` of lists where a row is a user.
 
     Raises:
         UserError: the file is damaged, or does not have these columns.
@@ -116,7 +120,8 @@ def histories_in(
     if file_format == "lines":
         yield from (_of_rows(table.frame) for table in tables)
     elif _has_lists(first.frame):
-        yield from (block for table in tables for block in _of_table(table, reading.columns.user).blocks())
+        whole = (_of_table(table, reading.columns.user, with_times) for table in tables)
+        yield from (block for histories in whole for block in histories.blocks())
     else:
         yield from _in_order(path, tables, reading)
 
@@ -154,7 +159,8 @@ def _of_lists(users: pl.Series | None, lists: pl.Series, times: pl.Series | None
     times_N = None
     if times is not None:
         times = times if isinstance(times.dtype, pl.List | pl.Array) else pl.Series(times.to_list())
-        if times.dtype != pl.Null and not (times.list.len().fill_null(0) == lengths).all():
+        is_list = isinstance(times.dtype, pl.List | pl.Array)
+        if len(times) and not (is_list and (times.list.len().fill_null(0) == lengths).all()):
             raise UserError("histories: times has not as many entries as items in every row")
         times_N = in_seconds(times.filter(lengths > 0).explode(), "histories: times")
     return Histories(users, items, lengths.to_numpy().astype(np.int64), times_N)
@@ -179,7 +185,7 @@ def _has_lists(frame: pl.DataFrame) -> bool:
     return isinstance(lists.dtype, pl.List | pl.Array) or bool(text)
 
 
-def _of_table(table: Table, user_column: str) -> Histories:
+def _of_table(table: Table, user_column: str, with_times: bool) -> Histories:
     if user_column not in table.frame.columns:
         raise UserError(f"{table.name} has no column {user_column} (option user_column)")
     lists = table.frame["items"]
@@ -188,9 +194,12 @@ def _of_table(table: Table, user_column: str) -> Histories:
             lists = lists.str.json_decode(pl.List(pl.String))
         except pl.exceptions.PolarsError:
             raise UserError(f"{table.name}: items are not a list in every row from {table.first_row} on") from None
-    times = table.frame["times"] if "times" in table.frame.columns else None
+    times = table.frame["times"] if with_times and "times" in table.frame.columns else None
     if times is not None and times.dtype == pl.String:
-        times = times.str.json_decode(pl.List(pl.String))
+        try:
+            times = times.str.json_decode(pl.List(pl.String))
+        except pl.exceptions.PolarsError:
+            raise UserError(f"{table.name}: times are not a list in every row from {table.first_row} on") from None
     return _of_lists(table.frame[user_column], _lists(lists), times)
 
 
