@@ -123,7 +123,7 @@ def histories_in(
         whole = (_of_table(table, reading.columns.user, with_times) for table in tables)
         yield from (block for histories in whole for block in histories.blocks())
     else:
-        yield from _in_order(path, tables, reading)
+        yield from _in_order(path, tables, reading, with_times)
 
 
 def _column(values: Any) -> pl.Series:
@@ -203,7 +203,7 @@ def _of_table(table: Table, user_column: str, with_times: bool) -> Histories:
     return _of_lists(table.frame[user_column], _lists(lists), times)
 
 
-def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Iterator[Histories]:
+def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_times: bool) -> Iterator[Histories]:
     def read() -> RawInteractions:
         interactions = to_interactions(tables, reading.columns, reading.min_rating)
         return replace(interactions, repeats=reading.repeats)
@@ -214,8 +214,9 @@ def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Ite
         raw_items = store.item_table["raw_id"]
         for start in range(0, store.n_users, BLOCK):
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]
-            rows_N = np.arange(offsets_B1[0], offsets_B1[-1])
-            items = raw_items.gather(store.items_N[rows_N])
-            times_N = None if store.times_N is None else store.seconds(rows_N)
+            first, last = int(offsets_B1[0]), int(offsets_B1[-1])
+            items = raw_items.gather(store.items_N[first:last])
+            has_times = with_times and store.times_N is not None
+            times_N = store.seconds(np.arange(first, last)) if has_times else None
             users = store.raw_user_ids[start : start + BLOCK].alias("user")
             yield Histories(users, items, np.diff(offsets_B1), times_N)
