@@ -36,6 +36,11 @@ def parameter_text(value: float | None) -> str:
     return f"{value:.4g}" if value is not None and is_identified(value) else NOT_IDENTIFIED
 
 
+def end_text(value: float | None) -> str:
+    """An end of a parameter's interval; None is what overflowed."""
+    return f"{value:.4g}" if value is not None and is_identified(value) else "unbounded"
+
+
 class Law(ABC):
     """The base of every law; a law of your own is a subclass, found by its class path (`forms.law_named`).
 

@@ -15,7 +15,7 @@ from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.forms import LAWS, law_named, name_of
-from lrec.laws.law import is_identified, parameter_text
+from lrec.laws.law import end_text, parameter_text
 from lrec.laws.objective import Objective
 from lrec.laws.points import points_of_most_data
 from lrec.laws.predict import Holdout, Predictor
@@ -52,7 +52,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "source_hash": analysis.source_hash,
         "points": points.drop("file", "row", strict=False).to_dicts(),
     }
-    content = _finite(content)
+    content = finite(content)
     content["content_hash"] = json_hash(content)
     write_json(out / "fit.json", content)
     return content
@@ -122,7 +122,7 @@ def table(content: dict[str, Any]) -> str:
     """The content of fit.json as Markdown tables and the verdict."""
     parameters = [["parameter", "value", "90 % low", "90 % high"]]
     parameters += [
-        [name, parameter_text(p["value"]), *(_end(p[end]) for end in ("low", "high"))]
+        [name, parameter_text(p["value"]), *(end_text(p[end]) for end in ("low", "high"))]
         for name, p in content["parameters"].items()
     ]
     blocks = [rows_table(parameters, text=(0,))]
@@ -201,16 +201,12 @@ def points_of(content: dict[str, Any]) -> str:
     return f"{counted(content['n_points'], 'point')} of {counted(content['n_sizes'], place)}"
 
 
-def _end(value: float | None) -> str:
-    """An end of a parameter's interval."""
-    return f"{value:.4g}" if value is not None and is_identified(value) else "unbounded"
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can hold: null for a number that is not finite."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

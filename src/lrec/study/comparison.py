@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lrec.errors import UserError
 from lrec.figures import save_figure
@@ -12,7 +12,8 @@ from lrec.files import check_folder, write_json
 from lrec.laws.crossing import Contrast, contrast
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named
-from lrec.laws.law import parameter_text
+from lrec.laws.law import end_text, parameter_text
+from lrec.laws.report import finite
 from lrec.run import Run, run_of_study
 from lrec.study.figures import studies_figure
 from lrec.study.points import read_points
@@ -61,11 +62,11 @@ def compare(
         for name, (fitted, held_out) in ladders.items()
     }
     pairs = [
-        {"ladders": names, **(_finite(asdict(each)) if isinstance(each, Contrast) else {"unknown": each})}
+        {"ladders": names, **(asdict(each) if isinstance(each, Contrast) else {"unknown": each})}
         for names, each in contrasts.items()
     ]
     about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
-    write_json(out / "compare.json", about | {"ladders": content, "contrasts": pairs})
+    write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": pairs}))
     rows = [["ladder", *chosen.parameters]]
     rows += [[name, *_with_intervals(fitted)] for name, (fitted, _) in ladders.items()]
     print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
@@ -77,10 +78,11 @@ def compare(
 
 def _with_intervals(fitted: Fit) -> list[str]:
     """Each parameter with the ends of its interval."""
-    ends = fitted.profile.parameters
-    return [
-        f"{parameter_text(value)} [{ends[key][0]:.4g}, {ends[key][1]:.4g}]" for key, value in fitted.parameters.items()
-    ]
+    texts = []
+    for name, value in fitted.parameters.items():
+        low, high = fitted.profile.parameters[name]
+        texts.append(f"{parameter_text(value)} [{end_text(low)}, {end_text(high)}]")
+    return texts
 
 
 def _contrasts(fits: dict[str, Fit]) -> dict[tuple[str, str], Contrast | str]:
@@ -105,11 +107,6 @@ def _in_words(found: Contrast, exponent: str, x: str) -> str:
     low = "below the sizes" if not found.crossing_low else f"{found.crossing_low:.3g}"
     high = "beyond ten times the largest" if found.crossing_high == float("inf") else f"{found.crossing_high:.3g}"
     return f"{exponents}. The first is {first} up to {x} {found.crossing:.3g} [{low}, {high}], and not from there on"
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no infinity: null."""
-    return {key: None if value == float("inf") else value for key, value in values.items()}
 
 
 def _ladders(folder: Path) -> dict[str, list[tuple[Run, bool]]]:
