@@ -60,7 +60,7 @@ def trained(logs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
                 *(f"--data.{name}_column={column}" for name, column in COLUMNS.items()),
                 f"--data.data_dir={folder / 'stores'}",
                 "--data.max_len=12",
-                "--data.targets_per_step=100",
+                "--data.targets_per_step=64",
                 "--data.split.trajectory=4",
                 "--data.split.trajectory_min_length=10",
                 *("--model.layers=2", "--model.width=16", "--model.heads=1", "--model.size=null"),
