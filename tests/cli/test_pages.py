@@ -34,8 +34,6 @@ def test_a_page_is_short(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if WRITTEN not in page.parents], ids=name)
 def test_no_line_of_code_is_wider_than_the_page(page: Path) -> None:
-    if page.name == "cluster.md":
-        pytest.skip("its commands are wrapped with its next text")
     fenced = re.findall(r"^```(?:bash|python|py|yaml)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     indented = re.findall(r"^    (?:lrec|python|pytest) .*$", page.read_text(), re.MULTILINE)
     wide = [line for block in [*fenced, *indented] for line in block.splitlines() if len(line) > 90]
