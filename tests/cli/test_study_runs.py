@@ -263,7 +263,7 @@ def test_a_job_has_the_nodes_and_gpus_of_its_run(
     large = {"1.7k": {"trainer.num_nodes": 2, "trainer.devices": 8, "trainer.strategy": "fsdp2"}}
     options = ["--options.trainer.accelerator", "gpu", "--size_options", json.dumps(large)]
     command = ["scaling", "study", "--config", "runs.yaml", *options, "--cluster", '{"timeout_min": 60}']
-    assert "2 of 2 runs are not finished" in refused(*command)
+    assert "not finished: 2 of 2 runs" in refused(*command)
     asked = [set(re.findall("^#SBATCH --(.*)$", path.read_text(), re.MULTILINE)) for path in Path().glob("submitted-*")]
     small, large_one = sorted(asked, key=lambda options: "nodes=2" in options)
     assert {"gpus-per-node=1", "nodes=1"} <= small

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import lrec
 from lrec.data import validation
@@ -38,6 +39,7 @@ def trainer_of(**options: Any) -> SimpleNamespace:
     usual = {
         "state": SimpleNamespace(fn="fit"), "world_size": 1, "global_rank": 0, "accumulate_grad_batches": 1,
         "limit_train_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1,
+        "strategy": SimpleNamespace(root_device=torch.device("cpu")),
     }  # fmt: skip
     return SimpleNamespace(**(usual | options))
 
