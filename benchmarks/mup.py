@@ -59,8 +59,8 @@ def mean_loss(net: Transformer, data: SyntheticDataModule) -> float:
     total, targets = 0.0, 0.0
     with torch.inference_mode():
         for batch in data.val_dataloader():
-            known_B = batch.targets_B >= 0
-            positions_M, targets_M = batch.positions_B[known_B], batch.targets_B[known_B]
+            known_B = batch.targets_M >= 0
+            positions_M, targets_M = batch.positions_M[known_B], batch.targets_M[known_B]
 
             def head(
                 hidden_BLD: Tensor, table_VD: Tensor, where: Tensor = positions_M, what: Tensor = targets_M

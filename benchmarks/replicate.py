@@ -191,11 +191,11 @@ def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
     for batch in data.of(run.run).test_dataloader():
 
         def head(hidden_BD: torch.Tensor, table_VD: torch.Tensor, batch=batch) -> Scores:
-            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, K)
+            return score(hidden_BD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, K)
 
-        users.append(batch.users_B)
-        rank_B = run.net(batch.items_BL, head, alone_B=batch.positions_B).rank_unseen_B
-        ranks.append(torch.where(batch.targets_B < 0, math.nan, rank_B))
+        users.append(batch.users_M)
+        rank_B = run.net(batch.items_BL, head, positions_M=batch.positions_M).rank_unseen_B
+        ranks.append(torch.where(batch.targets_M < 0, math.nan, rank_B))
     return torch.cat(ranks)[torch.cat(users).argsort()].numpy()
 
 

@@ -145,7 +145,7 @@ def evaluate(net: Transformer, case: Case) -> list[int]:
         items_BL, targets_B = torch.randint(case.items, (256, LENGTH)), torch.randint(case.items, (256,))
         seen_S = items_BL.flatten()
         scores: Scores = net(
-            items_BL, lambda h, t, y=targets_B, s=seen_S, r=rows_S: score(h, t, y, r, s, max(KS)), alone_B=ends_B
+            items_BL, lambda h, t, y=targets_B, s=seen_S, r=rows_S: score(h, t, y, r, s, max(KS)), positions_M=ends_B
         )
         evaluation.update(scores, targets_B, torch.ones(256))
         evaluation.compute()

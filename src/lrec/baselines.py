@@ -10,7 +10,7 @@ The softmax of a score is a share (with one observation more, which is shared ou
 cross-entropy; repeat-last has none. Ranks and lists obey the rules of `scoring.score`, ties included. They come in
 closed form from counts, without a pass over the catalogue for each row.
 
-Shape suffixes: B rows, L positions, V catalogue, N interactions, T transitions, M last items of a row.
+Shape suffixes: B rows, L positions, M targets, V catalogue, N interactions, T transitions.
 """
 
 from functools import cached_property
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lrec.common_order import CommonOrder, Pairs, newest_first
-from lrec.data.batches import EvalBatch
+from lrec.data.eval_batches import EvalBatch
 from lrec.data.splits import Split, ranges
 from lrec.item_graph import LAST, ItemGraph
 from lrec.markov import MarkovChain
@@ -44,40 +44,40 @@ class Baselines:
         self.names = [name for name in BASELINES if name != "recent-popularity" or split.store.times_N is not None]
 
     def score(self, name: str, batch: EvalBatch) -> Scores:
-        """Score every item of the catalogue for every row, by one of `names`."""
+        """Score every item of the catalogue for every target, by one of `names`."""
         if name == "markov":
             return self._markov(batch)
         if name == "item-graph":
             return self._item_graph(batch)
         order, loss_V = self._recent if name == "recent-popularity" else self._popularity
         first = self._inputs(batch) if name == "repeat-last" else None
-        seen = Pairs(batch.seen_rows_S, batch.seen_items_S)
+        seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
         k = min(max(KS), len(loss_V))
-        rank_B, top_BK = order.ranked(batch.targets_B, k, first)
-        rank_unseen_B, top_unseen_BK = order.ranked(batch.targets_B, k, first, seen)
-        has_loss_B = (batch.targets_B >= 0) & (name != "repeat-last")
-        loss_B = loss_V[batch.targets_B.clamp(min=0)].masked_fill(~has_loss_B, torch.nan)
-        return Scores(loss_B, rank_B, rank_unseen_B, top_BK, top_unseen_BK)
+        rank_M, top_MK = order.ranked(batch.targets_M, k, first)
+        rank_unseen_M, top_unseen_MK = order.ranked(batch.targets_M, k, first, seen)
+        has_loss_M = (batch.targets_M >= 0) & (name != "repeat-last")
+        loss_M = loss_V[batch.targets_M.clamp(min=0)].masked_fill(~has_loss_M, torch.nan)
+        return Scores(loss_M, rank_M, rank_unseen_M, top_MK, top_unseen_MK)
 
     def _inputs(self, batch: EvalBatch) -> Pairs:
-        """The items of each row's input, the last one first."""
+        """The items of each target's input, the last one first."""
         length = batch.items_BL.shape[1]
-        real_BL = torch.arange(length, device=self._device) <= (batch.positions_B % length)[:, None]
-        return newest_first(real_BL.nonzero()[:, 0], batch.items_BL[real_BL], len(self._share_V))
+        read_ML = torch.arange(length, device=self._device) <= (batch.positions_M % length)[:, None]
+        targets_N, places_N = read_ML.nonzero(as_tuple=True)
+        items_N = batch.items_BL[batch.positions_M[targets_N] // length, places_N]
+        return newest_first(targets_N, items_N, len(self._share_V))
 
     def _markov(self, batch: EvalBatch) -> Scores:
-        last_B = batch.items_BL.flatten()[batch.positions_B]
-        seen = Pairs(batch.seen_rows_S, batch.seen_items_S)
-        return self._chain.score(last_B, batch.targets_B, seen, min(max(KS), len(self._share_V)))
+        last_M = batch.items_BL.flatten()[batch.positions_M]
+        seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
+        return self._chain.score(last_M, batch.targets_M, seen, min(max(KS), len(self._share_V)))
 
     def _item_graph(self, batch: EvalBatch) -> Scores:
-        length = batch.items_BL.shape[1]
-        back_M = torch.arange(LAST, device=self._device)
-        places_BM = (batch.positions_B % length)[:, None] - back_M
-        rows_N, back_N = (places_BM >= 0).nonzero(as_tuple=True)
-        items_N = batch.items_BL[rows_N, places_BM[rows_N, back_N]]
-        seen = Pairs(batch.seen_rows_S, batch.seen_items_S)
-        return self._graph.score(rows_N, items_N, back_N, batch.targets_B, seen, min(max(KS), len(self._share_V)))
+        places_M = batch.positions_M % batch.items_BL.shape[1]
+        targets_N, back_N = (torch.arange(LAST, device=self._device) <= places_M[:, None]).nonzero(as_tuple=True)
+        items_N = batch.items_BL.flatten()[batch.positions_M[targets_N] - back_N]
+        seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
+        return self._graph.score(targets_N, items_N, back_N, batch.targets_M, seen, min(max(KS), len(self._share_V)))
 
     @cached_property
     def _popularity(self) -> tuple[CommonOrder, Tensor]:

@@ -1,12 +1,11 @@
 """Cases: histories with one target each, and how scorers rank the targets.
 
-Shape suffixes: C cases, N items of all histories laid end to end, U users, V catalogue, B rows of a batch, L positions,
-T = L + 1 times, D width, K list length.
+Shape suffixes: C cases, N items of all histories laid end to end, U users, V catalogue, B rows of a batch, M cases of a
+batch, L positions, T = L + 1 times, D width, K list length.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lrec.common_order import CommonOrder, Pairs, newest_first
-from lrec.data.batches import evaluation_bounds, padded, with_request
+from lrec.data.batches import padded, with_request
+from lrec.data.eval_batches import Rows, rows_of
 from lrec.data.splits import Split, ranges
 from lrec.metrics import KS
 from lrec.net import Transformer
@@ -30,6 +30,7 @@ class Cases:
 
     Attributes:
         users_C: Store index of the user; a user may have several cases.
+        positions_C: Position of the target among the user's interactions.
         items_N: The histories laid end to end, catalogue indices.
         lengths_C: Items of each history.
         targets_C: Catalogue index of the target, -1 outside the catalogue.
@@ -39,6 +40,7 @@ class Cases:
     """
 
     users_C: np.ndarray
+    positions_C: np.ndarray
     items_N: np.ndarray
     lengths_C: np.ndarray
     targets_C: np.ndarray
@@ -66,6 +68,7 @@ class Cases:
         return replace(
             self,
             users_C=self.users_C[chosen_C],
+            positions_C=self.positions_C[chosen_C],
             items_N=self.items_N[places],
             lengths_C=self.lengths_C[chosen_C],
             targets_C=self.targets_C[chosen_C],
@@ -116,6 +119,7 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
     has_times = store.times_N is not None
     cases = Cases(
         users_C=users_C,
+        positions_C=positions_C,
         items_N=items_I[rows_N],
         lengths_C=lengths_C,
         targets_C=items_I[targets_C],
@@ -139,55 +143,88 @@ class Ranked(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """A batch of histories, padded on the right."""
+    """A batch of histories, padded on the right; cases whose histories begin the history of another share its row."""
 
-    chosen_B: np.ndarray  # indices of the cases
+    chosen_M: np.ndarray  # indices of the cases, row after row
     items_BL: Tensor
     blank_BL: Tensor | None
-    last_B: Tensor  # flat index of each row's last item that is not blank
+    positions_M: Tensor  # flat index of the last item of each case's history that is not blank
     times_BT: Tensor | None
 
 
 def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
     """The histories in batches of similar length; every case is in one of them."""
-    order_C = np.argsort(cases.lengths_C, kind="stable")
-    for start, end in pairwise(evaluation_bounds(cases.lengths_C[order_C])):
-        chosen_B = order_C[start:end]
-        batch = cases.where(chosen_B)
-        items_BL, flat_N = padded(batch.items_N, batch.lengths_C)
-        blank_BL = None
-        if batch.blank_N is not None:
-            blank_BL = torch.from_numpy(padded(batch.blank_N, batch.lengths_C)[0]).to(device)
-            flat_N = np.where(batch.blank_N, 0, flat_N)
-        last_B = np.maximum.reduceat(flat_N, batch.starts_C)
+    for chosen_M, counts_B in _shared_rows(cases).batches():
+        longest_B = np.cumsum(counts_B) - 1
+        rows = cases.where(chosen_M[longest_B])
+        items_BL, _ = padded(rows.items_N, rows.lengths_C)
+        blank_BL, last_M = None, cases.lengths_C[chosen_M] - 1
+        if rows.blank_N is not None:
+            blank_BL = torch.from_numpy(padded(rows.blank_N, rows.lengths_C)[0]).to(device)
+            last_M = _last_not_blank(cases.where(chosen_M))
         times_BT = None
-        if batch.times_N is not None and batch.asked_C is not None:
-            times_BT = with_request(batch.times_N, batch.lengths_C, batch.asked_C).to(device)
+        if rows.times_N is not None and rows.asked_C is not None:
+            times_BT = with_request(rows.times_N, rows.lengths_C, rows.asked_C).to(device)
+        positions_M = np.repeat(np.arange(len(counts_B)) * items_BL.shape[1], counts_B) + last_M
         items = torch.from_numpy(items_BL).to(device)
-        yield Padded(chosen_B, items, blank_BL, torch.from_numpy(last_B).to(device), times_BT)
+        yield Padded(chosen_M, items, blank_BL, torch.from_numpy(positions_M).to(device), times_BT)
+
+
+def _shared_rows(cases: Cases) -> Rows:
+    """Puts cases of a user into one row where each history is the beginning of the next longer one."""
+    order_C = np.lexsort((cases.lengths_C, cases.users_C))
+    begins_C = np.diff(cases.users_C[order_C], prepend=-1) != 0
+    later_P = np.flatnonzero(~begins_C)
+    begins_C[later_P] = ~_goes_on(cases, order_C[later_P - 1], order_C[later_P])
+    return rows_of(order_C, begins_C, cases.lengths_C[order_C])
+
+
+def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.ndarray:
+    """Of pairs of cases, whether the longer history goes on from the shorter one, at the time of that one's target."""
+    lengths_P = cases.lengths_C[shorter_P]
+    shorter_N, longer_N = (ranges(cases.starts_C[which_P], lengths_P) for which_P in (shorter_P, longer_P))
+    differs_N = np.zeros(len(shorter_N), dtype=bool)
+    for values_N in (cases.items_N, cases.blank_N, cases.times_N):
+        if values_N is not None:
+            differs_N |= values_N[shorter_N] != values_N[longer_N]
+    goes_on_P = np.bincount(np.repeat(np.arange(len(lengths_P)), lengths_P)[differs_N], minlength=len(lengths_P)) == 0
+    if cases.times_N is not None and cases.asked_C is not None:
+        next_P = np.minimum(cases.starts_C[longer_P] + lengths_P, len(cases.times_N) - 1)
+        ended_P = lengths_P == cases.lengths_C[longer_P]
+        goes_on_P &= cases.asked_C[shorter_P] == np.where(ended_P, cases.asked_C[longer_P], cases.times_N[next_P])
+    return goes_on_P
+
+
+def _last_not_blank(cases: Cases) -> np.ndarray:
+    """Place of each history's last item that is not blank."""
+    assert cases.blank_N is not None
+    places_N = np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
+    return np.maximum.reduceat(np.where(cases.blank_N, 0, places_N), cases.starts_C)
 
 
 @torch.inference_mode()
 def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
     """Rank each case's target among all items of the catalogue, or among the candidates (ascending) alone."""
     device = net.items.weight.device
+    if not net.reads_times:
+        cases = replace(cases, times_N=None, asked_C=None)
     # Catalogue indices of the candidates, which get a table of their own.
     names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
     targets_C = _index_among(names_V, cases.targets_C)
     n_listed = min(LIST_LENGTH, len(names_V))
     loss_C, rank_C, top_CK = np.zeros(len(cases)), np.zeros(len(cases)), np.zeros((len(cases), n_listed), np.int64)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
-    for chosen_B, items_BL, blank_BL, last_B, times_BT in share_of(batches(cases, device)):
-        targets_B = torch.from_numpy(targets_C[chosen_B]).to(device)
+    for chosen_M, items_BL, blank_BL, positions_M, times_BT in share_of(batches(cases, device)):
+        targets_M = torch.from_numpy(targets_C[chosen_M]).to(device)
 
-        def head(hidden_BD: Tensor, table_VD: Tensor, targets_B: Tensor = targets_B) -> tuple[Tensor, ...]:
+        def head(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor = targets_M) -> tuple[Tensor, ...]:
             if candidates_V is not None:
                 table_VD = table_VD[torch.from_numpy(candidates_V).to(device)]
-            scores = score(hidden_BD, table_VD, targets_B, nothing, nothing, LIST_LENGTH)
+            scores = score(hidden_MD, table_VD, targets_M, nothing, nothing, LIST_LENGTH)
             return scores.loss_B, scores.rank_B, scores.top_BK
 
-        found = net(items_BL, head, blank_BL=blank_BL, alone_B=last_B, times_BT=times_BT if net.reads_times else None)
-        loss_C[chosen_B], rank_C[chosen_B], top_CK[chosen_B] = (tensor.cpu().numpy() for tensor in found)
+        found = net(items_BL, head, blank_BL=blank_BL, positions_M=positions_M, times_BT=times_BT)
+        loss_C[chosen_M], rank_C[chosen_M], top_CK[chosen_M] = (tensor.cpu().numpy() for tensor in found)
     return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
 
 

@@ -26,7 +26,8 @@ from lrec.baselines import BASELINES, Baselines
 from lrec.blocks import check_parts
 from lrec.class_paths import check_trusted, class_path
 from lrec.data.base import SequenceDataModule
-from lrec.data.batches import EvalBatch, TrainBatch
+from lrec.data.batches import TrainBatch
+from lrec.data.eval_batches import EvalBatch
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import KS, Evaluation
@@ -308,16 +309,16 @@ class SequentialRecommender(LightningModule):
         (logits)."""
         seen = slice(None if self.exclude_seen else 0)
 
-        def head(hidden_BD: Tensor, table_VD: Table) -> TopItems:
-            return top_items(hidden_BD, table_VD, batch.seen_rows_S[seen], batch.seen_items_S[seen], self.top_k)
+        def head(hidden_MD: Tensor, table_VD: Table) -> TopItems:
+            return top_items(hidden_MD, table_VD, batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
 
-        best: TopItems = self.net(batch.items_BL, head, alone_B=batch.positions_B, times_BT=batch.times_BT)
-        real_B = batch.weights_B > 0  # not the filler rows of a batch
-        users_B, items_BK, scores_BK = (
-            part[real_B].cpu().numpy() for part in (batch.users_B, best.items_BK, best.scores_BK)
+        best: TopItems = self.net(batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT)
+        real_M = batch.weights_M > 0  # not the filler rows of a batch
+        users_M, items_MK, scores_MK = (
+            part[real_M].cpu().numpy() for part in (batch.users_M, best.items_BK, best.scores_BK)
         )
-        lists = lists_of(self.item_ids, items_BK, scores_BK)
-        return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_B), **lists})
+        lists = lists_of(self.item_ids, items_MK, scores_MK)
+        return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_M), **lists})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the run has spent and on what data, the items' raw ids, and what the model was made with."""
@@ -375,14 +376,14 @@ class SequentialRecommender(LightningModule):
             raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
 
     def _evaluate(self, batch: EvalBatch) -> None:
-        def head(hidden_BD: Tensor, table_VD: Table) -> Scores:
-            return score(hidden_BD, table_VD, batch.targets_B, batch.seen_rows_S, batch.seen_items_S, max(KS))
+        def head(hidden_MD: Tensor, table_VD: Table) -> Scores:
+            return score(hidden_MD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
 
         def add(scorer: str) -> None:
             found = scores if scorer == "model" else self._baselines.score(scorer, batch)
-            self._under_way[scorer].update(found, batch.targets_B, batch.weights_B)
+            self._under_way[scorer].update(found, batch.targets_M, batch.weights_M)
 
-        scores = self.net(batch.items_BL, head, alone_B=batch.positions_B, times_BT=batch.times_BT)
+        scores = self.net(batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT)
         if self.device.type == "cpu":
             cpu_threads.mapped(add, list(self._under_way))
         else:

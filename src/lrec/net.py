@@ -1,6 +1,7 @@
 """The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning.
 
-Shape suffixes: B batch rows, L positions, T = L + 1 times, C positions that are read, D width, V catalogue.
+Shape suffixes: B batch rows, L positions, M positions that are wanted, T = L + 1 times, C positions that are read,
+D width, V catalogue.
 """
 
 import hashlib
@@ -121,10 +122,10 @@ class Transformer(nn.Module):
         head: Callable[[Tensor, Any], Result],
         blank_BL: Tensor | None = None,
         cache: KeyValueCache | None = None,
-        alone_B: Tensor | None = None,
+        positions_M: Tensor | None = None,
         times_BT: Tensor | None = None,
     ) -> Result:
-        """Encode the histories and return `head(hidden_BLD, table_VD)`, or `head(hidden_BD, table_VD)` of `alone_B`.
+        """Encode the histories; return `head(hidden_BLD, table_VD)`, or `head(hidden_MD, table_VD)` of `positions_M`.
 
         Args:
             items_BL: Catalogue indices, right-padded with any.
@@ -134,12 +135,12 @@ class Transformer(nn.Module):
                 own hidden state knows nothing of it.
             cache: What earlier items of these histories have left; `items_BL` goes on from there, and is put in. For
                 inference, without blanks.
-            alone_B: Flat index b * L + l of the one position of each row whose hidden state is wanted: the last block
-                computes no other. Without a cache.
+            positions_M: Flat index b * L + l of each position whose hidden state is wanted, row after row, at least one
+                of a row; where there is one of each, the last block computes no other. Without a cache.
             times_BT: Times of the items and, after each row's last one, of the request (L + 1), in whole seconds; of
                 networks with `architecture.time`. With a cache, an item comes at the time of the request before it.
         """
-        assert cache is None or (blank_BL is None and alone_B is None)
+        assert cache is None or (blank_BL is None and positions_M is None)
         time = self.config.architecture.time
         assert (times_BT is not None) == self.reads_times, f"architecture.time {time}, and times are given or missing"
         if cache is not None and not all(attention.caches for attention in self.attentions):
@@ -159,15 +160,18 @@ class Transformer(nn.Module):
             reading = reading._replace(gaps_BLC=gaps(times_BT, reading, to_request=time == "request"))
         if self.config.dropout.embedding and self.training:
             hidden_BLD = dropout(hidden_BLD, self.config.dropout.embedding)
+        alone = positions_M is not None and len(positions_M) == len(items_BL)
         for block in self.blocks:
-            if block is self.blocks[-1]:
-                reading = reading._replace(alone_B=alone_B)
+            if alone and block is self.blocks[-1]:
+                reading = reading._replace(alone_B=positions_M)
             if self.checkpoint_activations and self.training:
                 hidden_BLD = checkpoint(block, hidden_BLD, reading, use_reentrant=False)
             else:
                 hidden_BLD = block(hidden_BLD, reading)
-        if alone_B is not None:
+        if alone:
             hidden_BLD = hidden_BLD.squeeze(1)
+        elif positions_M is not None:
+            hidden_BLD = hidden_BLD.flatten(0, 1)[positions_M]
         hidden_BLD = self.norm(hidden_BLD)
         if self.config.mup is not None:
             hidden_BLD = hidden_BLD * self.config.width_scale

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrec.data.batches import evaluation_bounds, history_batch
+from lrec.data.eval_batches import batch_bounds, history_batch
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits import ranges
 from lrec.data.times import in_seconds
@@ -147,7 +147,7 @@ class Model:
             items_BK[unknown_B], scores_BK[unknown_B] = _most_popular(self.counts_V, items_BK.shape[1], candidates_C)
         # Of like length in a batch; first those of no known item.
         order_B = np.argsort(np.minimum(lengths_B, max_len), kind="stable")[int(unknown_B.sum()) :]
-        for start, end in pairwise(evaluation_bounds(np.minimum(lengths_B[order_B], max_len))):
+        for start, end in pairwise(batch_bounds(np.minimum(lengths_B[order_B], max_len), np.ones_like(order_B))):
             chosen_B = order_B[start:end]
             places_N = ranges(starts_B[chosen_B], lengths_B[chosen_B])
             times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), asked))
@@ -175,7 +175,7 @@ class Model:
     ) -> TopItems:
         n_items, device = self.net.config.n_items, self.net.items.weight.device
         batch = history_batch(items_N, lengths_B, self.net.config.max_len, n_items, times)
-        rows_S, items_S = batch.seen_rows_S, batch.seen_items_S
+        rows_S, items_S = batch.seen_targets_S, batch.seen_items_S
         if not exclude_seen:
             rows_S, items_S = rows_S[:0], items_S[:0]
         elif candidates_C is not None:
@@ -192,8 +192,8 @@ class Model:
             return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
 
         times_BT = None if batch.times_BT is None else batch.times_BT.to(device)
-        alone_B = batch.positions_B.to(device)
-        result: TopItems = self.net(batch.items_BL.to(device), head, alone_B=alone_B, times_BT=times_BT)
+        last_B = batch.positions_M.to(device)
+        result: TopItems = self.net(batch.items_BL.to(device), head, positions_M=last_B, times_BT=times_BT)
         return result
 
     def _asked(self, now: Any) -> int:

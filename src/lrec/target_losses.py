@@ -33,14 +33,11 @@ def main(folder: Path) -> None:
     module.prepare_data()
     module.setup("test")
     net = load(run.best, trust=True).net.float()  # whoever trained it has imported its classes
-    users_C, positions_C, steps_C = targets(module.cuts)
-    losses = []
-    for step in np.unique(steps_C):
-        chosen_C = steps_C == step
-        cases = cases_before(module.cuts, users_C[chosen_C], positions_C[chosen_C], module.max_len)
-        loss_C = rank_by_net(net, cases).loss_C
-        losses.append(pl.DataFrame({"user": cases.users_C, "step": np.full(len(cases), step), "loss": loss_C}))
-    table = pl.concat(losses).filter(pl.col("loss").is_not_nan())
+    cases = cases_before(module.cuts, *targets(module.cuts), module.max_len)
+    first_C = module.cuts.trajectory_U[cases.users_C]
+    steps_C = np.where((first_C >= 0) & (cases.positions_C >= first_C), cases.positions_C - first_C + 1, 0)
+    losses = pl.DataFrame({"user": cases.users_C, "step": steps_C, "loss": rank_by_net(net, cases).loss_C})
+    table = losses.filter(pl.col("loss").is_not_nan()).sort("step", maintain_order=True)
     with replacing(run.target_losses_file) as temporary:
         table.write_parquet(temporary)
     test = table.filter(pl.col("step") == 0)
@@ -54,8 +51,8 @@ def main(folder: Path) -> None:
     run.write_points([measured(point) if point.best else point for point in run.points])
 
 
-def targets(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """User, position and step of the test targets, and of the trajectories of the same users."""
+def targets(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """User and position of the test targets, and of the trajectories of the same users."""
     test = split.test_targets
     users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
     ends_U = np.diff(split.store.offsets_U1)[users_U]
@@ -63,7 +60,6 @@ def targets(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (
         np.concatenate([test.users_T, np.repeat(users_U, lengths_U)]),
         np.concatenate([test.positions_T, ranges(split.trajectory_U[users_U], lengths_U)]),
-        np.concatenate([np.zeros(len(test.users_T), dtype=np.int64), ranges(np.ones_like(users_U), lengths_U)]),
     )
 
 

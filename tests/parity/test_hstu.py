@@ -235,7 +235,7 @@ def test_a_position_alone_is_what_it_is_among_all(name: str, blanks: bool) -> No
     blank_BL = torch.rand(4, 9) < 0.4 if blanks else None
     alone_B = torch.tensor([8, 3, 0, 5]) + 9 * torch.arange(4)
     among_all = net(items_BL, scores, blank_BL=blank_BL, times_BT=times_BT).flatten(0, 1)[alone_B]
-    alone = net(items_BL, scores, blank_BL=blank_BL, alone_B=alone_B, times_BT=times_BT)
+    alone = net(items_BL, scores, blank_BL=blank_BL, positions_M=alone_B, times_BT=times_BT)
     torch.testing.assert_close(alone, among_all)
 
 

@@ -68,12 +68,12 @@ def test_ranks_lists_and_losses_are_those_of_the_definition(name: str, data: Seq
     checked = 0
     for batch in data.test_dataloader():
         scores = baselines.score(name, batch)
-        for row, user in enumerate(data.raw_user_ids.gather(batch.users_B.numpy())[:60]):
+        for row, user in enumerate(data.raw_user_ids.gather(batch.users_M.numpy())[:60]):
             history = [item for _, item in whole[user][:-1] if item in catalogue]
             expected = expected_scores(name, training, history[-6:])
             values = np.array([expected[item] for item in catalogue])
             target = whole[user][-1][1]
-            assert catalogue[batch.targets_B[row]] == target
+            assert catalogue[batch.targets_M[row]] == target
             higher, tied = (values > expected[target] + 1e-6).sum(), (np.abs(values - expected[target]) <= 1e-6).sum()
             assert scores.rank_B[row].item() == 1 + higher + (tied - 1) / 2
             unseen = values[[item not in history for item in catalogue]]

@@ -89,7 +89,7 @@ def test_a_position_alone_is_what_it_is_among_all(name: str, blanks: bool) -> No
     blank_BL = torch.rand(4, 9) < 0.4 if blanks else None
     alone_B = torch.tensor([8, 3, 0, 5]) + 9 * torch.arange(4)
     among_all = net(items_BL, scores, blank_BL=blank_BL).flatten(0, 1)[alone_B]
-    torch.testing.assert_close(net(items_BL, scores, blank_BL=blank_BL, alone_B=alone_B), among_all)
+    torch.testing.assert_close(net(items_BL, scores, blank_BL=blank_BL, positions_M=alone_B), among_all)
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -11,7 +11,8 @@ from lrec.ngrams import ORDERS, ngram_losses
 
 def cases_of(histories: list[list[int]], targets: list[int]) -> Cases:
     lengths = np.array([len(history) for history in histories])
-    return Cases(np.arange(len(lengths)), np.concatenate(histories).astype(np.int64), lengths, np.array(targets))
+    items_N = np.concatenate(histories).astype(np.int64)
+    return Cases(np.arange(len(lengths)), lengths, items_N, lengths, np.array(targets))
 
 
 def counted_by_hand(users: list[list[int]], n_items: int, history: list[int], target: int) -> list[float]:

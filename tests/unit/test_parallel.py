@@ -34,7 +34,7 @@ def test_no_batch_shape_compiles_again(residual: OverDepth, graphs: int) -> None
     for rows, length in ((8, 10), (7, 13), (20, 50), (3, 7), (64, 49)):
         with torch.no_grad():
             alone_B = torch.arange(rows) * length + length - 1
-            net(torch.randint(40, (rows, length)), lambda hidden, table: hidden @ table.T, alone_B=alone_B)
+            net(torch.randint(40, (rows, length)), lambda hidden, table: hidden @ table.T, positions_M=alone_B)
         evaluated.append(counters["stats"]["unique_graphs"])
     assert len(set(evaluated)) == 1, evaluated
 

@@ -10,8 +10,9 @@ import polars as pl
 import torch
 from lightning.pytorch import LightningDataModule
 
-from lrec.data.batches import BatchPlan, EvalLoader, EvalTask, Ranks, TrainLoader, check_step
+from lrec.data.batches import BatchPlan, Ranks, TrainLoader, check_step
 from lrec.data.domain import of_domain
+from lrec.data.eval_batches import EvalLoader, EvalTask
 from lrec.data.plans import SharedPlans, shared_folder
 from lrec.data.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.readers import Columns

@@ -1,11 +1,11 @@
-"""The batch plan of training, the batches of evaluation, and the loaders that serve them.
+"""The batch plan of training, and the loader that serves its batches.
 
-B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs,
-W windows of an epoch, T steps of an epoch, U users, N rows of a batch's histories laid end to end. Of times, T is
-L + 1: those of a row's events, and then that of its request, in whole seconds.
+B batch rows, L positions of the longest row, M targets in the batch, W windows of an epoch, T steps of an epoch,
+U users, N rows of a batch's histories laid end to end. Of times, T is L + 1: those of a row's events, and then that of
+its request, in whole seconds.
 
 Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
-positions_M or positions_B, and attention is causal, so that no mask is needed.
+positions_M, and attention is causal, so that no mask is needed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lrec.data.splits import Split, TrainingPart, ranges
+from lrec.data.splits import TrainingPart, ranges
 from lrec.errors import UserError, check_range
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
 POOL_STEPS = 64
 # Classes of length that alternate; an optimizer's momentum averages over about as many steps.
 LENGTH_CLASSES = 8
-MAX_EVAL_ROWS = 1024
-MAX_EVAL_POSITIONS = 16384
 
 
 class TrainBatch(NamedTuple):
@@ -38,19 +36,6 @@ class TrainBatch(NamedTuple):
     step_targets: int  # targets of the whole global step: all ranks, all accumulated micro-batches
     step_pairs: int  # pairs of a position and one it attends to, of the whole global step
     times_BT: Tensor | None = None  # int64; the request's time is that of the last target
-
-
-class EvalBatch(NamedTuple):
-    """One target per row, after the last max_len known items before it."""
-
-    items_BL: Tensor  # int64
-    positions_B: Tensor  # int64, flat index of each row's last real position
-    targets_B: Tensor  # int64, -1: outside the catalogue
-    weights_B: Tensor  # float32, 1 for a target, 0 for a filler row or a history without any catalogue item
-    users_B: Tensor  # int64, user index in the store, -1 for a filler row
-    seen_rows_S: Tensor  # int64, row b ...
-    seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of the whole history
-    times_BT: Tensor | None = None  # int64; the request's time is the target's, and 0 without a target
 
 
 @dataclass(frozen=True)
@@ -186,106 +171,6 @@ def train_batch(
     )
 
 
-class EvalTask(NamedTuple):
-    """Rows to evaluate: a row's history is the user's items before `ends`, its target the item at `ends`."""
-
-    users: np.ndarray  # store indices; a user with several targets has as many rows
-    ends: np.ndarray  # per row: length of the history
-    with_target: bool  # False: the history may be the whole sequence, the target is -1
-    with_times: bool = False
-
-
-def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray) -> EvalBatch:
-    """The batch of the chosen entries of the task; without any, one filler row."""
-    if len(chosen) == 0:
-        return EvalBatch(
-            items_BL=torch.zeros(1, 1, dtype=torch.int64),
-            positions_B=torch.zeros(1, dtype=torch.int64),
-            targets_B=torch.full((1,), -1),
-            weights_B=torch.zeros(1),
-            users_B=torch.full((1,), -1),
-            seen_rows_S=torch.zeros(0, dtype=torch.int64),
-            seen_items_S=torch.zeros(0, dtype=torch.int64),
-            times_BT=torch.zeros(1, 2, dtype=torch.int64) if task.with_times else None,
-        )
-    users, ends = task.users[chosen], task.ends[chosen]
-    starts = split.store.offsets_U1[users]
-    rows_N = ranges(starts, ends)
-    items_N = split.catalogue_index_I[split.store.items_N[rows_N]]
-    times = None
-    if task.with_times:
-        asked_B = split.store.seconds(starts + ends) if task.with_target else np.zeros_like(ends)
-        times = split.store.seconds(rows_N), asked_B
-    histories = history_batch(items_N, ends, max_len, len(split.catalogue_V), times)
-    if task.with_target:
-        targets_B = split.catalogue_index_I[split.store.items_N[starts + ends]]
-    else:
-        targets_B = np.full(len(users), -1, dtype=np.int64)
-    return EvalBatch(
-        items_BL=histories.items_BL,
-        positions_B=histories.positions_B,
-        targets_B=torch.from_numpy(targets_B),
-        weights_B=(histories.lengths_B > 0).float(),
-        users_B=torch.from_numpy(users.astype(np.int64)),
-        seen_rows_S=histories.seen_rows_S,
-        seen_items_S=histories.seen_items_S,
-        times_BT=histories.times_BT,
-    )
-
-
-class HistoryBatch(NamedTuple):
-    """A row per history: its last max_len known items."""
-
-    items_BL: Tensor  # int64
-    positions_B: Tensor  # int64, flat index of each row's last real position
-    lengths_B: Tensor  # int64, items of each row; 0 for a history without any known item
-    seen_rows_S: Tensor  # int64, row b ...
-    seen_items_S: Tensor  # int64, ... has seen this item: the distinct known items of the whole history
-    times_BT: Tensor | None  # int64
-
-
-def history_batch(
-    items_N: np.ndarray,
-    lengths_B: np.ndarray,
-    max_len: int,
-    n_items: int,
-    times: tuple[np.ndarray, np.ndarray] | None = None,
-) -> HistoryBatch:
-    """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out.
-
-    Args:
-        items_N: The items.
-        lengths_B: How many of them each history has.
-        max_len: Most items of a row, the last ones.
-        n_items: Catalogue size.
-        times: Where the network reads them: time of each item (N), and of each history's request (B).
-    """
-    rows_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
-    known_N = items_N >= 0
-    items_N, rows_N = items_N[known_N], rows_N[known_N]
-    lengths_B = np.bincount(rows_N, minlength=len(lengths_B))
-    kept_B = np.minimum(lengths_B, max_len)
-    places_N = ranges(np.cumsum(lengths_B) - kept_B, kept_B)
-    items_BL, _ = padded(items_N[places_N], kept_B)
-    times_BT = None if times is None else with_request(times[0][known_N][places_N], kept_B, times[1])
-    starts_B = np.arange(len(lengths_B)) * items_BL.shape[1]
-    seen_S = _distinct(rows_N * n_items + items_N)
-    return HistoryBatch(
-        items_BL=torch.from_numpy(items_BL),
-        positions_B=torch.from_numpy(starts_B + np.maximum(kept_B - 1, 0)),
-        lengths_B=torch.from_numpy(kept_B),
-        seen_rows_S=torch.from_numpy(seen_S // n_items),
-        seen_items_S=torch.from_numpy(seen_S % n_items),
-        times_BT=times_BT,
-    )
-
-
-def _distinct(keys_N: np.ndarray) -> np.ndarray:
-    """The keys in order, each once; numpy's unique, which may hash them first, takes several times as long."""
-    keys_N.sort()
-    return keys_N[np.diff(keys_N, prepend=-1) > 0]
-
-
 def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray) -> Tensor:
     """Times of histories laid end to end, and of the request after each, (B, L + 1), with zeros on the right."""
     times_BT, _ = padded(np.insert(times_N, np.cumsum(lengths_B), asked_B), lengths_B + 1)
@@ -301,16 +186,6 @@ def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.
     return values_BL, flat_N
 
 
-def evaluation_bounds(lengths: np.ndarray) -> list[int]:
-    """Where rows of ascending lengths are cut into batches, by rows and padded positions; the first bound is 0."""
-    bounds = [0]
-    while (start := bounds[-1]) < len(lengths):
-        block = lengths[start : start + MAX_EVAL_ROWS]
-        fits = int((block * np.arange(1, len(block) + 1) <= MAX_EVAL_POSITIONS).sum())
-        bounds.append(start + max(fits, 1))
-    return bounds
-
-
 class Ranks(NamedTuple):
     """Who shares a global step: `world` processes, this one being `rank`, each with `accumulation` micro-batches."""
 
@@ -319,7 +194,7 @@ class Ranks(NamedTuple):
     accumulation: int = 1
 
 
-def _serve(dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> DataLoader:
+def serve(dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> DataLoader:
     """The batches of these keys; workers stay from pass to pass, in which the keys may be others."""
     return DataLoader(
         dataset,
@@ -397,7 +272,7 @@ class TrainLoader:
         self._keys: list[tuple[int, int, int]] = []  # of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)
         dataset = _TrainDataset(plan, catalogue_index_I, make_plan, ranks, with_times)
-        self._batches = _serve(dataset, self._keys, num_workers, pin_memory)
+        self._batches = serve(dataset, self._keys, num_workers, pin_memory)
         self._epoch, self._consumed = -1, self.n_steps * ranks.accumulation
         self._resumed = False
 
@@ -437,45 +312,3 @@ class TrainLoader:
                 f"resume with the same, not {accumulation}"
             )
         self._epoch, self._consumed, self._resumed = state["epoch"], state["step"] * accumulation, True
-
-
-class _EvalDataset(Dataset[EvalBatch]):
-    """The batches of one rank; rows are sorted by length and cut by rows and positions."""
-
-    def __init__(self, split: Split, task: EvalTask, max_len: int, ranks: Ranks) -> None:
-        self.split, self.task, self.max_len, self.ranks = split, task, max_len, ranks
-        lengths = np.minimum(task.ends, max_len)
-        self._order = np.argsort(lengths, kind="stable")
-        lengths = lengths[self._order]
-        self._bounds = evaluation_bounds(lengths)
-
-    def __len__(self) -> int:
-        return -(-(len(self._bounds) - 1) // self.ranks.world)
-
-    def __getitem__(self, index: int) -> EvalBatch:
-        batch = index * self.ranks.world + self.ranks.rank
-        beyond = batch + 1 >= len(self._bounds)
-        chosen = self._order[:0] if beyond else self._order[self._bounds[batch] : self._bounds[batch + 1]]
-        return eval_batch(self.split, self.task, self.max_len, chosen)
-
-
-class EvalLoader:
-    """This rank's evaluation batches: the same number on every rank, each row of the task once over all."""
-
-    def __init__(
-        self,
-        split: Split,
-        task: EvalTask,
-        max_len: int,
-        ranks: Ranks = ALONE,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        dataset = _EvalDataset(split, task, max_len, ranks)
-        self._batches = _serve(dataset, range(len(dataset)), num_workers, pin_memory)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[EvalBatch]:
-        return iter(self._batches)

@@ -5,6 +5,7 @@ Shape suffixes: U users, T targets of evaluation.
 
 import numpy as np
 
+from lrec.data.eval_batches import EvalTask, shared_rows
 from lrec.data.splits import Split, Targets, hash_numbers
 
 # What an evaluation may cost, as a share of the training since the last one; and how many users it has all the same,
@@ -19,8 +20,10 @@ def affordable_users(split: Split, max_len: int, trained_targets: float) -> int:
     To read a position costs a third of training on it, which goes forward once and backward for twice as much; ranking
     the catalogue for a target counts as training on one.
     """
-    cost_T = np.minimum(split.val_targets.positions_T, max_len) / 3 + 1
-    return max(int(SHARE * trained_targets * len(split.val_users) / cost_T.sum()), LEAST_USERS)
+    users_T, positions_T = split.val_targets
+    rows = shared_rows(split, EvalTask(users_T, positions_T, True), max_len)
+    cost = rows.lengths_R.sum() / 3 + len(users_T)
+    return max(int(SHARE * trained_targets * len(split.val_users) / cost), LEAST_USERS)
 
 
 def targets_of_sample(split: Split, n_users: int) -> Targets:

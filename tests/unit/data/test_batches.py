@@ -14,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.batches import BatchPlan, EpochPlan, EvalLoader, EvalTask, Ranks, TrainBatch, TrainLoader
+from lrec.data.batches import BatchPlan, EpochPlan, Ranks, TrainBatch, TrainLoader
+from lrec.data.eval_batches import EvalLoader, EvalTask
 from lrec.data.plans import SharedPlans
 from lrec.data.splits import LastItems, Reduction, Split
 from lrec.errors import UserError
@@ -196,9 +197,9 @@ def test_evaluation_equals_the_reference(make_store, sequences: list[list[int]],
         users = []
         for batch in (batch for loader in loaders for batch in loader):
             width = batch.items_BL.shape[1]
-            for row, user in enumerate(batch.users_B.tolist()):
+            for row, user in enumerate(batch.users_M.tolist()):
                 if user < 0:
-                    assert batch.weights_B[row] == 0
+                    assert batch.weights_M[row] == 0
                     continue
                 users.append(user)
                 raw = [f"{item:02}" for item in sequences[user]]
@@ -208,10 +209,10 @@ def test_evaluation_equals_the_reference(make_store, sequences: list[list[int]],
                 length = min(len(known), max_len)
                 assert batch.items_BL[row, :length].tolist() == known[len(known) - length :]
                 assert batch.items_BL[row, length:].sum() == 0
-                assert batch.positions_B[row] == row * width + length - 1
-                assert batch.targets_B[row] == index.get(target, -1)
-                assert batch.weights_B[row] == 1
-                assert sorted(batch.seen_items_S[batch.seen_rows_S == row].tolist()) == sorted(set(known))
+                assert batch.positions_M[row] == row * width + length - 1
+                assert batch.targets_M[row] == index.get(target, -1)
+                assert batch.weights_M[row] == 1
+                assert sorted(batch.seen_items_S[batch.seen_targets_S == row].tolist()) == sorted(set(known))
         expected = [user for user, items in enumerate(sequences) if len(items) >= 3 or stage == "predict"]
         assert sorted(users) == expected
 
@@ -220,9 +221,9 @@ def test_a_history_without_catalogue_items_has_weight_zero(make_lengths) -> None
     split = LastItems(held_out_users=1.0)(make_lengths([60, 5]))
     held_out = np.array([0])
     (batch,) = EvalLoader(split, EvalTask(held_out, split.test_U[held_out], True), 8)
-    assert batch.weights_B.tolist() == [0]
-    assert batch.targets_B.tolist() == [-1]
-    assert batch.positions_B.tolist() == [0]
+    assert batch.weights_M.tolist() == [0]
+    assert batch.targets_M.tolist() == [-1]
+    assert batch.positions_M.tolist() == [0]
 
 
 def test_evaluation_batches_are_bounded(make_lengths) -> None:
@@ -230,8 +231,8 @@ def test_evaluation_batches_are_bounded(make_lengths) -> None:
     for max_len in (8, 400):
         loader = EvalLoader(split, EvalTask(split.test_users, split.test_U[split.test_users], True), max_len)
         batches = list(loader)
-        assert sum(len(batch.users_B) for batch in batches) == 1600
-        assert all(len(batch.users_B) <= 1024 and batch.items_BL.numel() <= 16384 for batch in batches)
+        assert sum(len(batch.users_M) for batch in batches) == 1600
+        assert all(len(batch.users_M) <= 1024 and batch.items_BL.numel() <= 16384 for batch in batches)
 
 
 def test_processes_of_a_machine_share_an_epoch_s_plan(make_lengths, tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_batches_carry_each_event_s_time_and_then_the_target_s(
     task = EvalTask(split.test_targets.users_T, split.test_targets.positions_T, True, True)
     for batch in EvalLoader(split, task, max_len):
         assert batch.times_BT.shape[1] == batch.items_BL.shape[1] + 1
-        for row, user in enumerate(batch.users_B.tolist()):
+        for row, user in enumerate(batch.users_M.tolist()):
             *history, (_, asked) = events[user]
             known = [time for item, time in history if item >= 0][-max_len:]
             assert batch.times_BT[row, : len(known) + 1].tolist() == [*known, asked]

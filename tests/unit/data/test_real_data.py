@@ -46,7 +46,7 @@ def test_beauty(interactions_dir: Path, tmp_path: Path) -> None:
     data = ready(InteractionsDataModule(interactions_dir / "s3rec_Beauty.txt.gz", data_dir=tmp_path, max_len=50))
     assert counts(data) == (22_363, 12_101, 198_502)
     assert filled(data) >= 0.92
-    assert sum(int(batch.weights_B.sum()) for batch in data.test_dataloader()) == 22_363
+    assert sum(int(batch.weights_M.sum()) for batch in data.test_dataloader()) == 22_363
     unchanged = ready(InteractionsDataModule(interactions_dir / "s3rec_Beauty.txt.gz", data_dir=tmp_path, k_core=5))
     assert counts(unchanged) == counts(data), "the file is a 5-core"
 

@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lrec.data.batches import EvalBatch, TrainBatch
+from lrec.data.batches import TrainBatch
+from lrec.data.eval_batches import EvalBatch
 from lrec.data.interactions import InteractionsDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

@@ -122,7 +122,7 @@ def floor_by_batches(data: SyntheticDataModule, loader_name: str) -> float:
     for batch in getattr(data, loader_name)():
         log_probs_BV = data.process.log_probs(numbers_V[batch.items_BL.numpy()])[:, numbers_V]
         log_probs_BV -= np.log(np.exp(log_probs_BV).sum(1, keepdims=True))
-        targets_B = batch.targets_B.numpy()
+        targets_B = batch.targets_M.numpy()
         losses.append(-log_probs_BV[np.arange(len(targets_B)), targets_B][targets_B >= 0])
     return float(np.concatenate(losses).mean())
 

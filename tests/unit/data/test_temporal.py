@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.batches import EvalLoader, EvalTask, Ranks
+from lrec.data.batches import Ranks
+from lrec.data.eval_batches import EvalLoader, EvalTask
 from lrec.data.movielens import MovieLensDataModule
 from lrec.data.prepare import RawInteractions, prepare_store
 from lrec.data.splits import Reduction, Split, Targets
@@ -157,7 +158,7 @@ def test_leaks_are_refused_by_time_too(make_store) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_target_is_a_row_after_everything_before_it(make_store, world: int) -> None:
+def test_each_target_comes_after_everything_before_it(make_store, world: int) -> None:
     sequences = [[*range(20)], [0, 1, 12, 18, 19], [13, 14, 17], [3, 4, 5]]
     split = GlobalTemporal(10, 15, "all")(make_times(make_store, sequences))
     names = split.store.item_table["raw_id"].to_list()
@@ -167,17 +168,19 @@ def test_each_target_is_a_row_after_everything_before_it(make_store, world: int)
         loaders = [EvalLoader(split, task, 6, Ranks(world, rank)) for rank in range(world)]
         found = []
         for batch in (batch for loader in loaders for batch in loader):
-            for row, user in enumerate(batch.users_B.tolist()):
+            for target, user in enumerate(batch.users_M.tolist()):
                 if user < 0:
                     continue
-                length = int(batch.positions_B[row]) - row * batch.items_BL.shape[1] + 1
-                seen = batch.seen_items_S[batch.seen_rows_S == row].tolist()
-                found.append((user, batch.items_BL[row, :length].tolist(), sorted(seen), float(batch.weights_B[row])))
+                row, last = divmod(int(batch.positions_M[target]), batch.items_BL.shape[1])
+                weight = int(batch.weights_M[target])
+                read = batch.items_BL[row, : last + 1].tolist() if weight else []
+                seen = batch.seen_items_S[batch.seen_targets_S == target].tolist()
+                found.append((user, read, sorted(seen), weight))
         expected = []
         for user, position in as_pairs(targets):
             known = [int(index[names.index(f"{user:03}-{p:04}")]) for p in range(position)]
             known = [item for item in known if item >= 0]
-            expected.append((user, known[-6:] or [0], sorted(known), float(bool(known))))
+            expected.append((user, known[-6:], sorted(known), int(bool(known))))
         assert sorted(found) == sorted(expected)
 
 
@@ -194,7 +197,7 @@ def test_a_data_module_trains_and_tests_by_time(interactions_dir: Path, tmp_path
     between = (first <= times) & (times < second)
     assert targets[0] == between.sum() - ((first <= firsts) & (firsts < second)).sum()
     assert targets[1] == (times >= second).sum() - (firsts >= second).sum()
-    assert sum(len(batch.users_B) for batch in data.test_dataloader()) == targets[1]
+    assert sum(len(batch.users_M) for batch in data.test_dataloader()) == targets[1]
 
 
 def test_the_synthetic_floor_follows_the_targets(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def trainer_of(**options: Any) -> SimpleNamespace:
 
 def users_of(data: SequenceDataModule) -> np.ndarray:
     """Those that validate, in every batch once."""
-    users = np.concatenate([batch.users_B[batch.weights_B > 0].numpy() for batch in data.val_dataloader()])
+    users = np.concatenate([batch.users_M[batch.weights_M > 0].numpy() for batch in data.val_dataloader()])
     assert len(np.unique(users)) == len(users)
     return np.sort(users)
 
@@ -65,7 +65,7 @@ def test_a_sample_is_fixed_and_smaller_ones_nest(log: Path) -> None:
 
 def test_the_test_and_validate_are_on_all_users(log: Path) -> None:
     data = data_of(log, validation_users=40)
-    assert sum(int(batch.weights_B.sum()) for batch in data.test_dataloader()) == N_USERS
+    assert sum(int(batch.weights_M.sum()) for batch in data.test_dataloader()) == N_USERS
     validate = trainer_of(state=SimpleNamespace(fn="validate"))
     assert len(users_of(data_of(log, validate))) == N_USERS
 
@@ -92,6 +92,17 @@ def test_by_default_an_evaluation_costs_a_tenth_of_the_training_since_the_last(
     assert (data.U, data.steps_per_epoch) == (N_USERS * (LENGTH - 3), 45)
     # A user's six positions cost a third of a target each, and the ranking a target.
     assert len(users_of(data)) == int(0.1 * epochs * data.U / 3 + 1e-9)
+
+
+def test_a_history_that_several_targets_share_costs_once(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "LEAST_USERS", 3)
+    data = data_of(log, trainer_of(), split=lrec.UserSplit(validation=0.3, test=0.1))
+    # Of 11 targets, those after 1 to 6 items share six positions, the others read six each; each is ranked.
+    of_user = (6 + 5 * 6) / 3 + 11
+    batches = list(data.val_dataloader())
+    users = len(np.unique(np.concatenate([batch.users_M.numpy() for batch in batches])))
+    assert users == int(0.1 * data.U / of_user + 1e-9)
+    assert sum(len(batch.users_M) for batch in batches) == 11 * users
 
 
 def test_there_are_enough_users_for_a_figure(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

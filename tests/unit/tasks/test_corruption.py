@@ -15,6 +15,7 @@ HISTORIES = st.lists(st.lists(st.integers(0, N_ITEMS - 1), min_size=1, max_size=
 def cases_of(histories: list[list[int]]) -> Cases:
     return Cases(
         users_C=np.arange(len(histories)),
+        positions_C=np.array([len(h) for h in histories]),
         items_N=np.concatenate([np.array(h, dtype=np.int64) for h in histories]),
         lengths_C=np.array([len(h) for h in histories]),
         targets_C=np.zeros(len(histories), dtype=np.int64),

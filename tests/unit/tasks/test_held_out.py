@@ -46,7 +46,7 @@ def test_rewriting_the_held_out_users_changes_no_batch_no_catalogue_and_no_count
         assert torch.equal(one.items_BL, two.items_BL)
         assert torch.equal(one.targets_M, two.targets_M)
     for loaders in (("val_dataloader", 2), ("test_dataloader", 1)):
-        users = {int(user) for batch in getattr(before, loaders[0])() for user in batch.users_B}
+        users = {int(user) for batch in getattr(before, loaders[0])() for user in batch.users_M}
         assert not users & set(np.flatnonzero(before.cuts.held_out_U).tolist())
 
 

@@ -1,0 +1,101 @@
+"""What it saves that targets of one history share a pass over it.
+
+All moves but the first of some games of Go are ranked by an untrained network: each game in one row, and each move from
+a row of its own, as it would be if every move were of another user. Seconds are those of one thread of the processor,
+medians of alternating repeats; the results of both are compared.
+
+    python benchmarks/shared_rows.py --games go_games.txt.zst --page benchmarks/shared_rows.md
+"""
+
+import argparse
+import io
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import zstandard
+
+import lrec
+from lrec.cases import Cases, batches, cases_before, rank_by_net
+from lrec.files import write_text
+from lrec.net import Transformer
+from lrec.shape import SIZES, TransformerConfig
+
+MAX_LEN = 256
+HERE = Path(__file__).parent
+
+
+def games(file: Path, number: int, folder: Path) -> Cases:
+    """Every move but the first of a tenth of the first games of a file."""
+    few = folder / "games.txt"
+    with file.open("rb") as packed:
+        lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(packed))
+        few.write_text("".join(islice(lines, number)))
+    split = lrec.UserSplit(validation=0.1, test=0.1)
+    data = lrec.InteractionsDataModule(few, time_column=None, data_dir=folder, split=split, max_len=MAX_LEN)
+    data.prepare_data()
+    data.setup()
+    return cases_before(data.cuts, *data.cuts.val_targets, MAX_LEN)
+
+
+def positions(cases: Cases) -> int:
+    """Those that are read, padding included."""
+    return sum(batch.items_BL.numel() for batch in batches(cases, torch.device("cpu")))
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--games", type=Path, required=True, help="A game per line.")
+    parser.add_argument("--number", type=int, default=500, help="Games that are read, of which a tenth is ranked.")
+    parser.add_argument("--sizes", nargs="+", default=["98k"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = games(options.games, options.number, Path(folder))
+    alone = replace(shared, users_C=np.arange(len(shared)))
+    n_games, n_items = len(np.unique(shared.users_C)), int(shared.items_N.max()) + 1
+    lines = [
+        "# Targets of one history in one pass",
+        "",
+        *__doc__.split("\n\n", 1)[1].strip().splitlines(),
+        "",
+        f"{len(shared):,} moves of {n_games} games, {positions(shared):,} positions that are read instead of "
+        f"{positions(alone):,}; commit {_commit()}, {platform.machine()}, torch {torch.__version__}.",
+        "",
+        "| size | a game in a row, s | a move in a row, s | times | largest difference of a loss |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for size in options.sizes:
+        net = Transformer(TransformerConfig(n_items, MAX_LEN, *SIZES[size]))
+        taken: dict[str, list[float]] = {"shared": [], "alone": []}
+        losses = {}
+        for _ in range(options.repeats):
+            for name, cases in (("shared", shared), ("alone", alone)):
+                since = time.process_time()
+                losses[name] = rank_by_net(net, cases).loss_C
+                taken[name].append(time.process_time() - since)
+        one, other = (statistics.median(each) for each in taken.values())
+        difference = np.nanmax(np.abs(losses["shared"] - losses["alone"]))
+        lines.append(f"| {size} | {one:.2f} | {other:.2f} | {other / one:.0f} | {difference:.1e} |")
+        print(lines[-1], flush=True)
+    if options.page:
+        write_text(options.page, "\n".join(lines) + "\n")
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
