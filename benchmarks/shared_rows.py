@@ -54,7 +54,7 @@ def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--games", type=Path, required=True, help="A game per line.")
-    parser.add_argument("--number", type=int, default=500, help="Games that are read, of which a tenth is ranked.")
+    parser.add_argument("--number", type=int, default=200, help="Games that are read, of which a tenth is ranked.")
     parser.add_argument("--sizes", nargs="+", default=["98k"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--page", type=Path)

@@ -1,21 +1,26 @@
 """The item-to-item graph of `baselines`: what followed the last items, by distance, in closed form from counts.
 
-Shape suffixes: V catalogue, N interactions, T edges, B rows, M last items of all rows, S pairs of a row and an item,
-K list length.
+Shape suffixes: V catalogue, N interactions, T edges, B rows, M last items of all rows, R items that rows reach, S pairs
+of a row and an item, K list length.
 """
+
+import math
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array, csr_array
 from torch import Tensor
+from torch.nn import functional as F
 
 from lrec.common_order import CommonOrder, Pairs
-from lrec.scoring import Scores, places_in_rows
+from lrec.scoring import Scores, above, as_integers, places_in_rows
 
 # An edge leads from an item to each of the five that follow it, and weighs 0.8 times as much for each further step; an
 # item of the history weighs half for each step back. Whole numbers, so that ties are exact; the two firsts make 1.
 EDGES = (625, 500, 400, 320, 256)
 STEPS_BACK = (16, 8, 4, 2, 1)
 ONE = EDGES[0] * STEPS_BACK[0]
+LEAST = EDGES[-1] * STEPS_BACK[-1] / ONE
 LAST = len(STEPS_BACK)  # items of the history that count
 NEIGHBOURS = 500  # the strongest edges of an item that are kept
 
@@ -36,15 +41,12 @@ class ItemGraph:
             share_V: Each item's share of the interactions, above 0.
             device: Where rows will be scored.
         """
-        n_items = len(share_V)
-        keys_T, weights_T = _edges(users_N, items_N, n_items)
-        starts_V1 = np.searchsorted(keys_T, np.arange(n_items + 1) * n_items)
-        self._prior = min(1.0, EDGES[-1] * STEPS_BACK[-1] / ONE / (2 * float(share_V.max())))
-        self._n_items, self._starts_V1 = n_items, torch.from_numpy(starts_V1).to(device)
-        self._to_T = torch.from_numpy(keys_T % n_items).to(device)
-        self._weights_T = torch.from_numpy(weights_T).to(device)
+        self._edges_VV = _edges(users_N, items_N, len(share_V))
+        self._prior = min(1.0, LEAST / (2 * float(share_V.max())))
         self._share_V = torch.from_numpy(share_V).to(device)
         self._popular = CommonOrder(self._share_V.log().float())
+        # What is not reached is in the order of popularity, below all that is.
+        self._not_reached_V = math.log(LEAST) - self._popular.rank_V
 
     def score(self, rows_M: Tensor, items_M: Tensor, back_M: Tensor, targets_B: Tensor, seen: Pairs, k: int) -> Scores:
         """Score every item of the catalogue for every row.
@@ -57,64 +59,68 @@ class ItemGraph:
             seen: Items that each row has seen.
             k: Length of the lists.
         """
-        number_M = self._starts_V1[items_M + 1] - self._starts_V1[items_M]
-        edge_M = torch.repeat_interleave(number_M)
-        edges = self._starts_V1[items_M[edge_M]] + places_in_rows(edge_M, len(items_M))[1]
-        weights = self._weights_T[edges] * torch.tensor(STEPS_BACK, device=edges.device)[back_M[edge_M]]
-        keys_S, place = (rows_M[edge_M] * self._n_items + self._to_T[edges]).unique(return_inverse=True)
-        reached_S = torch.zeros_like(keys_S).index_add_(0, place, weights).double() / ONE
-        rows_S, items_S = keys_S // self._n_items, keys_S % self._n_items
-        total_B = torch.zeros(len(targets_B), dtype=torch.float64, device=weights.device)
-        total_B = total_B.index_add_(0, rows_S, reached_S) + self._prior
-        scores_S = (reached_S + self._prior * self._share_V[items_S]).log().float()
-        order_S = scores_S.argsort(descending=True, stable=True)
-        order_S = order_S[rows_S[order_S].argsort(stable=True)]
-        own, scores_S = Pairs(rows_S[order_S], items_S[order_S]), scores_S[order_S]
-        target_B = (self._prior * self._share_V[targets_B.clamp(min=0)]).log().float()
-        hit_S = own.items_S == targets_B[own.rows_S]
-        target_B[own.rows_S[hit_S]] = scores_S[hit_S]
+        reached, weights_R = self._reached(rows_M, items_M, back_M, len(targets_B))
+        scores_R = (weights_R + self._prior * self._share_V[reached.items_S]).log().float()
+        total_B = torch.full(targets_B.shape, self._prior, dtype=torch.float64, device=targets_B.device)
+        total_B.index_add_(0, reached.rows_S, weights_R)
+        score_B = (self._prior * self._share_V[targets_B.clamp(min=0)]).log().float()
+        hit_R = reached.items_S == targets_B[reached.rows_S]
+        score_B[reached.rows_S[hit_R]] = scores_R[hit_R]
+        rank_B, unseen_rank_B = self._ranks(reached, scores_R, targets_B, seen)
+        top_BK, top_unseen_BK = self._lists(reached, scores_R, len(targets_B), seen, k)
+        loss_B = (total_B.log() - score_B).masked_fill(targets_B < 0, torch.nan)
+        return Scores(loss_B, rank_B, unseen_rank_B, top_BK, top_unseen_BK)
+
+    def _ranks(self, reached: Pairs, scores_R: Tensor, targets_B: Tensor, seen: Pairs) -> tuple[Tensor, Tensor]:
+        """Rank of each row's target, among all items and among those that the row has not seen."""
+        item_B, rows_R, values_R = targets_B.clamp(min=0), reached.rows_S, scores_R.double()
+        hit_R = reached.items_S == targets_B[rows_R]
+        target_B, rank_B = self._not_reached_V[item_B], self._popular.rank_V[item_B]
+        target_B[rows_R[hit_R]] = values_R[hit_R]
+        rank_B[rows_R[hit_R]] = 0.5  # to which it adds a half itself, as what ties does
+        # Items that are reached rise above those that are not.
+        risen_R = above(values_R, target_B[rows_R]) - above(self._not_reached_V[reached.items_S], target_B[rows_R])
+        rank_B.index_add_(0, rows_R, risen_R)
+        keys_R, keys_S = (pairs.rows_S * len(self._share_V) + pairs.items_S for pairs in (reached, seen))
+        places_S = torch.searchsorted(keys_R, keys_S)
+        is_reached_S = F.pad(keys_R, (0, 1), value=-1)[places_S] == keys_S
+        values_S = torch.where(is_reached_S, F.pad(values_R, (0, 1))[places_S], self._not_reached_V[seen.items_S])
+        unseen_rank_B = rank_B.index_add(0, seen.rows_S, -above(values_S, target_B[seen.rows_S]))
+        unseen_rank_B[seen.rows_S[seen.items_S == targets_B[seen.rows_S]]] = torch.inf
         outside_B = targets_B < 0
-        rank_B, top_BK = self._popular.ranked(targets_B, k, own)
-        unseen_rank_B, top_unseen_BK = self._popular.ranked(targets_B, k, own, seen)
-        n_rows = len(targets_B)
-        is_seen_S = torch.isin(own.rows_S * self._n_items + own.items_S, seen.rows_S * self._n_items + seen.items_S)
-        ties_B = _half_of_ties(own.rows_S, scores_S, hit_S, n_rows)
-        unseen_ties_B = _half_of_ties(own.rows_S[~is_seen_S], scores_S[~is_seen_S], hit_S[~is_seen_S], n_rows)
-        return Scores(
-            loss_B=(total_B.log() - target_B).masked_fill(outside_B, torch.nan),
-            rank_B=rank_B + ties_B,
-            rank_unseen_B=unseen_rank_B + unseen_ties_B,
-            top_BK=top_BK,
-            top_unseen_BK=top_unseen_BK,
+        return rank_B.masked_fill(outside_B, torch.inf), unseen_rank_B.masked_fill(outside_B, torch.inf)
+
+    def _lists(self, reached: Pairs, scores_R: Tensor, n_rows: int, seen: Pairs, k: int) -> tuple[Tensor, Tensor]:
+        """The best k of each row, of all items and of those that the row has not seen."""
+        order_R = (reached.rows_S * 2**33 - as_integers(scores_R)).argsort(stable=True)
+        nth_R = places_in_rows(reached.rows_S, n_rows)[1]
+        enough_B = torch.bincount(seen.rows_S, minlength=n_rows) + k  # those that the row has seen are left out
+        best, enough = (
+            Pairs(reached.rows_S[kept_R], reached.items_S[order_R[kept_R]])
+            for kept_R in (nth_R < k, nth_R < enough_B[reached.rows_S])
         )
+        return self._popular.lists(n_rows, k, best), self._popular.lists(n_rows, k, enough, seen)
+
+    def _reached(self, rows_M: Tensor, items_M: Tensor, back_M: Tensor, n_rows: int) -> tuple[Pairs, Tensor]:
+        """The items that the edges of each row's last items lead to, rows and items ascending, and g of each."""
+        last = np.array(STEPS_BACK)[back_M.cpu().numpy()], (rows_M.cpu().numpy(), items_M.cpu().numpy())
+        reached_BV = coo_array(last, shape=(n_rows, len(self._share_V))).tocsr() @ self._edges_VV
+        reached_BV.sort_indices()
+        arrays = np.repeat(np.arange(n_rows), np.diff(reached_BV.indptr)), reached_BV.indices, reached_BV.data / ONE
+        rows_R, items_R, weights_R = (torch.from_numpy(array).to(rows_M.device) for array in arrays)
+        return Pairs(rows_R, items_R.long()), weights_R
 
 
-def _edges(users_N: np.ndarray, items_N: np.ndarray, n_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Edges as from * V + to, ascending, with their weights: the strongest of each item, ties by index."""
-    keys_T = weights_T = np.zeros(0, dtype=np.int64)
+def _edges(users_N: np.ndarray, items_N: np.ndarray, n_items: int) -> csr_array:
+    """Weights of the edges from each item (row) to others: the strongest of each, ties by index."""
+    edges_VV = csr_array((n_items, n_items), dtype=np.int64)
     for step, weight in enumerate(EDGES, start=1):
         together_N = users_N[:-step] == users_N[step:]
-        new_T, counts_T = np.unique(
-            items_N[:-step][together_N] * n_items + items_N[step:][together_N], return_counts=True
-        )
-        both_T, place_T = np.unique(np.concatenate([keys_T, new_T]), return_inverse=True)
-        added_T = np.zeros(len(both_T), dtype=np.int64)
-        np.add.at(added_T, place_T, np.concatenate([weights_T, counts_T * weight]))
-        keys_T, weights_T = both_T, added_T
-    from_T = keys_T // n_items
-    order_T = np.lexsort((keys_T, -weights_T, from_T))
-    place_T = np.arange(len(order_T)) - np.searchsorted(from_T, from_T)
-    kept_T = np.sort(order_T[place_T < NEIGHBOURS])
-    return keys_T[kept_T], weights_T[kept_T]
-
-
-def _half_of_ties(rows_S: Tensor, scores_S: Tensor, hit_S: Tensor, n_rows: int) -> Tensor:
-    """What turns the place of a target among those that tie with it into its rank: ties count half."""
-    half_B = torch.zeros(n_rows, dtype=torch.float64, device=scores_S.device)
-    target_B = torch.full((n_rows,), torch.nan, device=scores_S.device)
-    place_B = torch.zeros(n_rows, dtype=torch.int64, device=scores_S.device)
-    places_S = places_in_rows(rows_S, n_rows)[1]
-    target_B[rows_S[hit_S]], place_B[rows_S[hit_S]] = scores_S[hit_S], places_S[hit_S]
-    ties_S = scores_S == target_B[rows_S]
-    after_S = places_S - place_B[rows_S]
-    return half_B.index_add_(0, rows_S, ties_S * after_S.sign().double() / 2)
+        pairs = items_N[:-step][together_N], items_N[step:][together_N]
+        edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
+    from_T = np.repeat(np.arange(n_items), np.diff(edges_VV.indptr))
+    order_T = np.lexsort((edges_VV.indices, -edges_VV.data, from_T))
+    place_T = np.arange(len(order_T)) - edges_VV.indptr[from_T]
+    kept_T = order_T[place_T < NEIGHBOURS]
+    kept = edges_VV.data[kept_T], (from_T[kept_T], edges_VV.indices[kept_T])
+    return coo_array(kept, shape=edges_VV.shape).tocsr()

@@ -388,10 +388,15 @@ _MAGNITUDE = 0x7FFFFFFF  # the bits of a float but for its sign
 _NONE = -(0x7F800000 << _ITEM_BITS)  # a score of -inf
 
 
-def _keys(scores: Tensor, items: Tensor) -> Tensor:
-    """Score in the high bits, as an integer in the same order, and the item's index, reversed, in the low ones."""
+def as_integers(scores: Tensor) -> Tensor:
+    """Integers of 32 bits, int64, in the order of float32 scores; they take less time to sort."""
     bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
-    return torch.where(bits >= 0, bits, -(bits & _MAGNITUDE)) * 2**_ITEM_BITS - items
+    return torch.where(bits >= 0, bits, -(bits & _MAGNITUDE))
+
+
+def _keys(scores: Tensor, items: Tensor) -> Tensor:
+    """Score in the high bits, and the item's index, reversed, in the low ones."""
+    return as_integers(scores) * 2**_ITEM_BITS - items
 
 
 def _decoded(keys_BK: Tensor) -> TopItems:
