@@ -38,12 +38,13 @@ def save_figure(path: Path, figure: "Figure") -> None:
     """Write a picture as a file, and beside it for TensorBoard under scaling/ with its alt text, replacing earlier
     ones."""
     # Not torch's SummaryWriter: it draws the figure again, and torch takes longer to import than most laws to fit.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        FigureCanvasAgg(figure).print_png(temporary)  # savefig would draw twice, the first time for the layout
     suffix = f".{path.stem}"
     for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
