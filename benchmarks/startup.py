@@ -2,7 +2,8 @@
 
 Each command is a process of its own on a small input that is ready: what is left is start-up. `fit` and a study's run
 are stopped where their first training step would begin; the run is forked, as a study does it. Seconds are medians;
-processor time is that of one thread, which other work on the machine changes less than the clock.
+processor time is that of one thread, which other work on the machine changes less than the clock. The imports alone are
+what no command that needs them can do without: torch for recommend and export, Lightning for fit and data prepare.
 
     OMP_NUM_THREADS=1 python benchmarks/startup.py --page benchmarks/startup.md
 """
@@ -38,6 +39,7 @@ STUDY: dict[str, Any] = {
     "sizes": ["0.8k", "1.7k", "3k", "4.8k"], "holdout": 0, "law": None,
     "options": SMALL | {"trainer.max_epochs": 1, "trainer.enable_progress_bar": False},
 }  # fmt: skip
+IMPORTS = {"import torch": "import torch", "import of Lightning": "from lightning.pytorch import LightningDataModule"}
 COMMANDS = {
     "lrec --help": ["--help"],
     "lrec sizes": ["sizes"],
@@ -64,8 +66,13 @@ class FirstStep(Callback):
 
 def lrec(*arguments: str) -> tuple[float, float]:
     """Seconds of the clock and of the processor that a command takes."""
+    return python("-m", "lrec", *arguments)
+
+
+def python(*arguments: str) -> tuple[float, float]:
+    """The same of Python with these arguments."""
     before, started = os.times(), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "lrec", *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - started, os.times()
     return seconds, after.children_user + after.children_system - before.children_user - before.children_system
 
@@ -127,6 +134,8 @@ def main() -> None:
         forked(study)  # the server imports once
         taken: dict[str, list[tuple[float, float]]] = {}
         for _ in range(options.repeats):
+            for name, statement in IMPORTS.items():
+                taken.setdefault(name, []).append(python("-c", statement))
             for name, arguments in COMMANDS.items():
                 stop = ["--trainer.callbacks=startup.FirstStep"] if arguments[0] == "fit" else []
                 mine = [store if argument == "STORE" else argument for argument in arguments]
