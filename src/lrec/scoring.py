@@ -58,7 +58,7 @@ def score(
     rank = 1 + (number scored higher) + (number tied) / 2, the target not counted; lists break ties by item index.
 
     Args:
-        hidden_BD: Hidden state of each row's last position.
+        hidden_BD: Hidden state of the position before each row's target.
         table_VD: Item table; where processes share it, all of them score at the same time, each rows of its own.
         targets_B: Catalogue index of each row's target, -1 where it is outside the catalogue.
         seen_rows_S: Row of each seen pair.
@@ -94,7 +94,7 @@ def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_item
     """Only the lists of `score`: exact, over every item that is not among the row's seen pairs.
 
     Args:
-        hidden_BD: Hidden state of each row's last position.
+        hidden_BD: Hidden state of the last position of each row's history.
         table_VD: Item table; see `score`.
         seen_rows_S: Row of each seen pair.
         seen_items_S: Item of each seen pair.
