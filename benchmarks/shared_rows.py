@@ -1,8 +1,9 @@
 """What it saves that targets of one history share a pass over it.
 
 All moves but the first of some games of Go are ranked by an untrained network: each game in one row, and each move from
-a row of its own, as it would be if every move were of another user. Seconds are those of one thread of the processor,
-medians of alternating repeats; the results of both are compared.
+a row of its own, as it would be if every move were of another user. Moves after the 256th have rows of their own in
+both, since max_len is 256: few moves, but most of the positions that are left. Seconds are those of one thread of the
+processor, medians of alternating repeats; the results of both are compared.
 
     python benchmarks/shared_rows.py --games go_games.txt.zst --page benchmarks/shared_rows.md
 """
