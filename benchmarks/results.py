@@ -51,7 +51,7 @@ class Study(NamedTuple):
 
 STUDIES = (
     Study("Quickstart", "quickstart.md", "quickstart/all_points.jsonl"),
-    Study("Go", "go.md", "go/all_points.jsonl"),
+    Study("Go", "go.md", "go/first/all_points.jsonl"),
     Study("MovieLens-1M", "ml-1m.md", "ml-1m-lsrm/all_points.jsonl"),
     Study("MovieLens-1M, first ladder", "ml-1m.md#the-first-ladder", "ml-1m-lsrm/untuned/all_points.jsonl"),
     Study("MovieLens-1M, 5 epochs", "ml-1m.md#in-eight-minutes", "ml-1m/points.csv"),
