@@ -34,6 +34,7 @@ from torch import Tensor
 
 from lrec.errors import UserError
 from lrec.files import remove, replacing
+from lrec.item_vectors import NewItems
 from lrec.net import Transformer, with_todays_names
 from lrec.run import LAST
 from lrec.shape import TransformerConfig
@@ -43,6 +44,8 @@ SHARDED = "sharded"  # in state.pt, (SHARDED, name, rows) stands for a tensor wh
 # The catalogue, in the entry ITEMS: raw ids and training interactions.
 ITEMS = "lrec_items"
 CATALOGUE = IDS, ENDS, COUNTS = "item_ids", "item_ends", "item_counts"
+# Beside it there, where a network makes rows of vectors: the items that have one and are not in the catalogue.
+NEW_IDS, NEW_ENDS, NEW_VECTORS = "new_item_ids", "new_item_ends", "new_item_vectors"
 CHECKSUM = "lrec_checksum"
 PARTS = ("state_dict", "optimizer_states")  # the parts of a checkpoint whose tensors are sharded as parameters are
 ROWS, _STARTS = "rows", "starts"  # where a shard says which rows it has; what earlier versions called it
@@ -115,12 +118,14 @@ class Trained(NamedTuple):
         parameters: By name.
         item_ids: Raw id of each item of the catalogue; none in checkpoints of earlier versions.
         counts_V: Training interactions of each item; None in checkpoints of earlier versions.
+        new: Items outside the catalogue that have a vector; None where there is none.
     """
 
     about: dict[str, Any]
     parameters: dict[str, Tensor]
     item_ids: pl.Series
     counts_V: np.ndarray | None
+    new: NewItems | None = None
 
 
 def trained(checkpoint: dict[str, Any]) -> Trained:
@@ -129,6 +134,7 @@ def trained(checkpoint: dict[str, Any]) -> Trained:
         checkpoint["lrec"] | {"step": checkpoint["global_step"]},
         {name.removeprefix("net."): tensor for name, tensor in checkpoint["state_dict"].items()},
         *items_of_tensors(checkpoint.get(ITEMS, {})),
+        new_items_of_tensors(checkpoint.get(ITEMS, {})),
     )
 
 
@@ -171,23 +177,41 @@ def _kind(tensor: Tensor) -> str:
     return "floats" if tensor.is_floating_point() else "integers"
 
 
-def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None) -> dict[str, Tensor]:
-    """The catalogue as tensors: item_ids, UTF-8 laid end to end, item_ends, where each ends, and item_counts."""
-    text = "".join(ids).encode() or b"\0"  # safetensors knows no empty tensor
-    tensors = {
-        IDS: torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()),
-        ENDS: torch.from_numpy(ids.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy(writable=True)),
-    }
-    return tensors if counts_V is None else tensors | {COUNTS: torch.from_numpy(counts_V.astype(np.int64))}
+def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None, new: NewItems | None = None) -> dict[str, Tensor]:
+    """The catalogue as tensors: item_ids, UTF-8 laid end to end, item_ends, where each ends, and item_counts; the same
+    of new items, with their vectors."""
+    tensors = dict(zip((IDS, ENDS), _text_as_tensors(ids), strict=True))
+    if counts_V is not None:
+        tensors[COUNTS] = torch.from_numpy(counts_V.astype(np.int64))
+    if new is not None and len(new.ids):
+        tensors |= dict(zip((NEW_IDS, NEW_ENDS), _text_as_tensors(new.ids), strict=True))
+        tensors[NEW_VECTORS] = new.vectors_NW
+    return tensors
 
 
 def items_of_tensors(tensors: dict[str, Tensor]) -> tuple[pl.Series, np.ndarray | None]:
     """Raw ids and counts that `items_as_tensors` laid down; none in what earlier versions wrote."""
     if IDS not in tensors:
         return pl.Series(dtype=pl.String), None
-    text, ends = tensors[IDS].numpy().tobytes(), tensors[ENDS].tolist()
-    ids = pl.Series([text[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
-    return ids, tensors[COUNTS].numpy() if COUNTS in tensors else None
+    return _text_of(tensors[IDS], tensors[ENDS]), tensors[COUNTS].numpy() if COUNTS in tensors else None
+
+
+def new_items_of_tensors(tensors: dict[str, Tensor]) -> NewItems | None:
+    """New items that `items_as_tensors` laid down."""
+    if NEW_IDS not in tensors:
+        return None
+    return NewItems(_text_of(tensors[NEW_IDS], tensors[NEW_ENDS]), tensors[NEW_VECTORS])
+
+
+def _text_as_tensors(ids: pl.Series) -> tuple[Tensor, Tensor]:
+    text = "".join(ids).encode() or b"\0"  # safetensors knows no empty tensor
+    ends = ids.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy(writable=True)
+    return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()), torch.from_numpy(ends)
+
+
+def _text_of(text: Tensor, ends: Tensor) -> pl.Series:
+    laid, bounds = text.numpy().tobytes(), ends.tolist()
+    return pl.Series([laid[start:end].decode() for start, end in zip([0, *bounds], bounds, strict=False)])
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

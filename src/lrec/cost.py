@@ -24,8 +24,8 @@ MAX_CHUNK_BYTES = 400 * 2**20
 
 
 class Parameters(NamedTuple):
-    """Trained parameters by group: the blocks' matrices, item table, what else enters with the items, other vectors of
-    the blocks, norms."""
+    """Trained parameters by group: the blocks' matrices, the items' own rows, what else enters with the items
+    (positions, buckets of time, the projection of item vectors), other vectors of the blocks, norms."""
 
     body: int
     items: int
@@ -62,10 +62,11 @@ def _of_own_parts(config: TransformerConfig) -> Parameters:
     head_norms = 2 * config.head_width if choice.qk_norm else 0
     branches = 2 if into else 1
     positions = config.max_len if choice.positions == "learned" else 0
+    times = TIME_BUCKETS if choice.time == "input" else 0
     return Parameters(
         body=config.layers * (attention + mlp),
-        items=n_head(config),
-        positions=(positions + (TIME_BUCKETS if choice.time == "input" else 0)) * d,
+        items=n_head(config) if config.own_rows else 0,
+        positions=(positions + times + (config.vector_width or 0)) * d,
         biases=config.layers * (attention_biases + mlp_biases),
         norms=config.layers * (branches * norm + head_norms) + norm,
     )
@@ -74,9 +75,11 @@ def _of_own_parts(config: TransformerConfig) -> Parameters:
 def _counted(config: TransformerConfig) -> Parameters:
     count = dict.fromkeys(Parameters._fields, 0)
     for name, parameter in _net(config).named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name == "items.weight":
             group = "items"
-        elif name.startswith(("positions.", "times.")):
+        elif name.startswith(("positions.", "times.", "items.")):
             group = "positions"
         elif name.startswith("blocks.") and parameter.ndim >= 2:
             group = "body"
@@ -106,7 +109,7 @@ def n_body(config: TransformerConfig) -> int:
 
 
 def n_head(config: TransformerConfig) -> int:
-    """Entries of the tied item table, V d."""
+    """Entries of the tied item table, V d, whether items have rows of their own or vectors make them."""
     return config.n_items * config.width
 
 
@@ -160,11 +163,16 @@ def training_flops(config: TransformerConfig, targets: int, pairs: int, head_flo
     return targets * (6 * n_body(config) + head_flops_per_target) + 3 * flops_per_pair(config) * pairs
 
 
+def projection_flops(config: TransformerConfig) -> int:
+    """FLOPs of a step to make the item table of vectors, 2 V W d, and of the projection's gradient, as many."""
+    return 4 * config.n_items * (config.vector_width or 0) * config.width
+
+
 class Memory(NamedTuple):
     """Bytes of one rank at the peak of a training step.
 
     Attributes:
-        parameters: Its share of the parameters.
+        parameters: Its share of the parameters, with the vectors given for items.
         gradients: Its share of the gradients, which are made while activations go.
         optimizer: Its share of AdamW's two moments.
         copies: Whole parameters it holds beside its share: gathered ones, and their bfloat16 copies under autocast.
@@ -218,22 +226,26 @@ def memory(
     stream = product if shards > 1 else parameter  # the residual stream
     rows = -(-config.n_items // ranks)  # of the table
     table = rows * config.width * parameter
-    share = table + -(-(n_total(config) - n_head(config)) * parameter // shards)
+    vectors = rows * (config.vector_width or 0) * parameter
+    rest = n_total(config) - parameters(config).items
+    share = (table if config.own_rows else 0) + -(-rest * parameter // shards)
     if shards > 1:
         # All but the item table for the whole step; of the blocks two, the next being fetched, and a gradient.
         block = n_body(config) // config.layers
-        copies = (n_total(config) - n_body(config) - n_head(config) + 2 * block) * product + block * parameter
+        copies = (rest - n_body(config) + 2 * block) * product + block * parameter
         everyone = ranks * positions * config.width * (product + 4)  # hidden states of all, and their gradients
     else:
         copies = n_body(config) * 2 if precision == "bf16-mixed" else 0
         everyone = 0
+    if vectors:
+        copies += table  # made of them
     in_block = positions * _block_activations(config, stream, product)
     hidden = positions * config.width * stream
     activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
     in_head = 3 * hidden + everyone + _head(config, rows, ranks * positions, product, device)
     going_back = in_block if checkpointing else positions * _block_backward(config, stream, product)
     transient = max(in_head, 2 * hidden + table + going_back)
-    return Memory(share, share, 2 * share, copies, activations, transient)
+    return Memory(share + vectors, share, 2 * share, copies, activations, transient)
 
 
 def chunk_rows(n_items: int, width: int, device_type: str) -> int:

@@ -9,13 +9,17 @@ all of it, which is verified.
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import torch
 from safetensors import safe_open
 
 from lrec import checkpoints
 from lrec.class_paths import check_trusted
 from lrec.errors import UserError, check_range
 from lrec.files import check_writable, replacing, write_json
+from lrec.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
+from lrec.item_vectors import NewItems, read_item_vectors
 from lrec.net import with_todays_names
 from lrec.recommend import Model
 from lrec.run import Run, read_item_ids, run_of
@@ -25,7 +29,14 @@ from lrec.wording import counted
 FORMAT = 2  # 1 had no checksum
 
 
-def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10, trust: bool = False) -> None:
+def export(
+    ckpt_path: Path,
+    out: Path,
+    items: Path | None = None,
+    k: int = 10,
+    item_vectors: Path | None = None,
+    trust: bool = False,
+) -> None:
     """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
 
     Args:
@@ -34,13 +45,14 @@ def export(ckpt_path: Path, out: Path, items: Path | None = None, k: int = 10, t
         items: The run's items.parquet, for a checkpoint of an earlier version that was moved out of its run's folder;
             others have their items.
         k: Length of the lists that an .onnx file gives.
+        item_vectors: File of vectors in which items are new since training; see lrec recommend.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     check_range("--k", k, at_least=1)
     out = Path(out)
     file = out if out.suffix in (".safetensors", ".onnx") else out / "model.safetensors"
     check_writable(file, "--out")
-    model = load(ckpt_path, items, trust)
+    model = load(ckpt_path, items, trust, item_vectors=item_vectors)
     step = model.about["step"]
     if file.suffix == ".onnx":
         from lrec.onnx_file import write_onnx
@@ -65,27 +77,38 @@ def write_safetensors(model: Model, file: Path) -> None:
     write_json(file.with_suffix(".json"), about)
 
 
-def load(path: str | Path, items: str | Path | None = None, trust: bool = False) -> Model:
+def load(
+    path: str | Path,
+    items: str | Path | None = None,
+    trust: bool = False,
+    new_items: bool = True,
+    item_vectors: str | Path | None = None,
+) -> Model:
     """The network and its item ids, from an exported file, its folder, a run's folder (its best checkpoint), or a
-    checkpoint.
+    checkpoint. A network trained with item vectors comes with the rows that these make, as any other table.
 
     Args:
         path: One of these.
         items: The run's items.parquet, for a checkpoint of an earlier version that is not in its run's folder.
         trust: Import classes that it names and that are not lrec's own, such as a part of a block.
+        new_items: Have items too that no training interaction has and of which a vector was given, after all others.
+        item_vectors: A file to take these from, in place of the one that was trained with; the catalogue's items must
+            have the same vectors in it.
 
     Raises:
         UserError: it is none of these, or damaged; it names a class that is not trusted.
     """
     file = _file_of(Path(path))
-    stored = read(file, items)
+    stored = read(file, items, new_items, None if item_vectors is None else Path(item_vectors))
     config = shape_of(stored, file)
     check_trusted(config.to_dict(), trust, path)
     net = checkpoints.network(config, stored.parameters, file).eval()
     return Model(net, stored.item_ids, stored.about, stored.counts_V)
 
 
-def read(path: Path, items: str | Path | None = None) -> checkpoints.Trained:
+def read(
+    path: Path, items: str | Path | None = None, new_items: bool = True, item_vectors: Path | None = None
+) -> checkpoints.Trained:
     """What `load` reads, before anything is imported that it names."""
     path = _file_of(path)
     exported = path.suffix == ".safetensors" and path.is_file()
@@ -96,7 +119,32 @@ def read(path: Path, items: str | Path | None = None) -> checkpoints.Trained:
             stored = stored._replace(item_ids=_item_ids(path, items, n_items))
         if not len(stored.item_ids) == stored.item_ids.n_unique() == n_items:
             raise ValueError("not one id for each item")
-    return stored
+        if item_vectors is not None:
+            stored = stored._replace(new=_new_items(stored, item_vectors, path))
+        return stored if VECTORS not in stored.parameters else _with_table(stored, new_items)
+
+
+def _new_items(stored: checkpoints.Trained, item_vectors: Path, path: Path) -> NewItems:
+    """Those of a file; UserError where it is not of the network's vectors."""
+    trained_VW = stored.parameters.get(VECTORS)
+    if trained_VW is None:
+        raise UserError(f"item_vectors {item_vectors}: {path} makes no rows of vectors, give a checkpoint that does")
+    vectors_VW, new = read_item_vectors(item_vectors).of_catalogue(stored.item_ids)
+    if not torch.equal(vectors_VW, trained_VW.float()):
+        raise UserError(f"item_vectors {item_vectors}: {path} was trained with other vectors for its items")
+    return new
+
+
+def _with_table(stored: checkpoints.Trained, new_items: bool) -> checkpoints.Trained:
+    """The same network with a table of its own, as one that never had vectors."""
+    parameters = {name: value for name, value in stored.parameters.items() if not name.startswith("items.")}
+    table_VD, ids, counts_V = whole_table(stored.parameters), stored.item_ids, stored.counts_V
+    if new_items and stored.new is not None:
+        table_VD = torch.cat([table_VD, rows_of_vectors(stored.parameters, stored.new.vectors_NW)])
+        ids = pl.concat([ids, stored.new.ids])
+        counts_V = None if counts_V is None else np.pad(counts_V, (0, len(stored.new.ids)))
+    about = stored.about | {"n_items": len(ids), "vector_width": None, "own_rows": True}
+    return checkpoints.Trained(about, parameters | {OWN_ROWS: table_VD}, ids, counts_V)
 
 
 def shape_of(stored: checkpoints.Trained, path: Path) -> TransformerConfig:

@@ -5,7 +5,7 @@ Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list len
 
 import hashlib
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +29,7 @@ from lrec.data.base import SequenceDataModule
 from lrec.data.batches import TrainBatch
 from lrec.data.eval_batches import EvalBatch
 from lrec.errors import UserError
+from lrec.item_vectors import NewItems, Use, initial_parameters, read_item_vectors, read_width, refuse_other_vectors
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import KS, Evaluation
 from lrec.net import Transformer
@@ -72,6 +73,8 @@ class SequentialRecommender(LightningModule):
         checkpoint_activations: bool = False,
         compile_blocks: bool = False,
         warm_start: str | Path | None = None,
+        item_vectors: Path | None = None,
+        item_vectors_use: Use = "added",
     ) -> None:
         """Choose the network by size or by layers, width and heads.
 
@@ -93,6 +96,10 @@ class SequentialRecommender(LightningModule):
             compile_blocks: Compile the blocks: minutes at the start, then faster steps.
             warm_start: A run's folder, checkpoint or exported file of a network of the same shape that fit begins with.
                 Items that it knows, by raw id, keep their embeddings; new ones begin near the mean of these.
+            item_vectors: File with a vector for each item (.parquet, .npy or .safetensors), such as an embedding of its
+                title; null for none.
+            item_vectors_use: fixed makes each row of the item table of its vector by a trained projection; added adds a
+                row of the item's own, which begins at 0; initial gives rows their values before training alone.
         """
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass too
@@ -108,6 +115,11 @@ class SequentialRecommender(LightningModule):
         self.checkpoint_activations = checkpoint_activations
         self.compile_blocks = compile_blocks
         self.warm_start = warm_start
+        if warm_start is not None and item_vectors is not None:
+            raise UserError("give model.warm_start or model.item_vectors, not both")
+        self.item_vectors = None if item_vectors is None else Path(item_vectors)
+        self.item_vectors_use = item_vectors_use
+        self._new_items: NewItems | None = None
         self.D = 0
         self.flops = 0
         self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
@@ -121,7 +133,11 @@ class SequentialRecommender(LightningModule):
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
         """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
-        return TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.mup)
+        shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.mup)
+        if self.item_vectors is None or self.item_vectors_use == "initial":
+            return shape
+        width = self._trained["vector_width"] if self._trained is not None else read_width(self.item_vectors)
+        return replace(shape, vector_width=width, own_rows=self.item_vectors_use == "added")
 
     @property
     def counts_V(self) -> Tensor:
@@ -151,7 +167,7 @@ class SequentialRecommender(LightningModule):
         """
         path = Path(checkpoint_path)
         checkpoint = checkpoints.read(path, optimizer=False)
-        about, parameters, *_ = checkpoints.trained(checkpoint)
+        about, parameters, _, _, new_items = checkpoints.trained(checkpoint)
         if "model" not in about:
             raise UserError(f"{path} is of an earlier version, which did not keep its model's arguments: use lrec.load")
         if about["model"] not in map(class_path, cls.__mro__):
@@ -162,10 +178,10 @@ class SequentialRecommender(LightningModule):
         stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         check_trusted(stored, trust, path)
         model = remade(cls, stored, changed)
+        model._trained, model.D, model.flops = about, about["D"], about["flops"]
         model.config = model.network_config(about["n_items"], about["max_len"])
         refuse_another(about, model.config)
-        model.net = checkpoints.network(model.config, parameters, path)
-        model._trained, model.D, model.flops = about, about["D"], about["flops"]
+        model.net, model._new_items = checkpoints.network(model.config, parameters, path), new_items
         return model
 
     def setup(self, stage: str) -> None:
@@ -195,6 +211,9 @@ class SequentialRecommender(LightningModule):
         self.item_ids = self.data.item_table()["raw_id"]
         if loaded is not None:
             parallel.fill(self.net, loaded)
+        elif self.item_vectors is not None:
+            vectors_VW, self._new_items = read_item_vectors(self.item_vectors).of_catalogue(self.item_ids)
+            parallel.fill(self.net, initial_parameters(self.net, vectors_VW, self.item_vectors_use, seed))
         elif self.warm_start is not None and self.trainer.state.fn == "fit":
             started = begin_from(self.warm_start, self.net, self.item_ids, seed)
             parallel.fill(self.net, started.parameters)
@@ -204,6 +223,11 @@ class SequentialRecommender(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with a scheduler that Lightning steps with it."""
         if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
+            if self.config.vector_width is not None:
+                raise UserError(
+                    "optimizer.touched_rows: the projection of item vectors moves every row; use "
+                    "model.item_vectors_use initial"
+                )
             if not self.loss.touches_rows:
                 raise UserError("optimizer.touched_rows: use a sampled loss; this one gives every row a gradient")
             if isinstance(self.trainer.strategy, DDPStrategy):
@@ -264,6 +288,7 @@ class SequentialRecommender(LightningModule):
             head_flops = self.loss.flops_per_target(self.config.n_items, self.config.width)
             self.D += batch.step_targets
             self.flops += cost.training_flops(self.config, batch.step_targets, batch.step_pairs, head_flops)
+            self.flops += cost.projection_flops(self.config)
         # Ranks average gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
         return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.step_targets)
 
@@ -355,6 +380,7 @@ class SequentialRecommender(LightningModule):
         if self.strict_loading:
             mine = {name: parallel.local(tensor) for name, tensor in self.state_dict().items()}
             checkpoints.check_parameters(checkpoint["state_dict"], mine, path)
+            refuse_other_vectors(checkpoint["state_dict"], mine, path)
         if self.trainer.predicting:
             checkpoints.check_finite(checkpoint["state_dict"], path)
         self.D, self.flops = saved["D"], saved["flops"]
@@ -392,7 +418,8 @@ class SequentialRecommender(LightningModule):
 
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
-        return checkpoints.items_as_tensors(self.item_ids, self.data.item_counts_V)
+        new = None if self.config.vector_width is None else self._new_items
+        return checkpoints.items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
     @cached_property
     def _baselines(self) -> Baselines:

@@ -17,10 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from lrec.blocks import CAUSAL, Attention, Block, Branch, KeyValueCache, Reading, norm, positions
 from lrec.dropout import dropout
 from lrec.event_times import TimeInput, gaps
+from lrec.item_table import OWN_ROWS, VECTORS, ItemTable
 from lrec.shape import TransformerConfig
-from lrec.shards import fetch
 
-ITEM_TABLE = "items.weight"  # the parameter's name
 INIT_STD = 0.02
 DRAWN_AT_ONCE = 2**20  # numbers
 # Parameters of lrec's own parts are drawn under the names, and read by the names, that they had when a block held them
@@ -52,13 +51,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False
-        # Not nn.Embedding(...), whose own draw would be thrown away, and on the meta device imports torch's compiler.
-        self.items = nn.Embedding.from_pretrained(torch.empty(config.n_items, config.width), freeze=False)
+        self.items = ItemTable(config)
         self.positions = positions(config, "input")
         self.times = TimeInput(config) if config.architecture.time == "input" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
-        if not self.items.weight.is_meta:
+        if not self.norm.weight.is_meta:
             self.initialise(seed)
 
     @torch.no_grad()
@@ -75,7 +73,8 @@ class Transformer(nn.Module):
         """Give rows of the parameter `name`, from row `start` on, their values before training.
 
         Normal(0, 0.02) matrices and tables, residual projections (out.weight) scaled by 1/sqrt(2 L), zero biases, unit
-        norms, or what a part says itself; `MuP` says what it changes. A draw depends on the seed and the name alone:
+        norms, or what a part says itself; `MuP` says what it changes. Rows to which those of vectors are added begin at
+        0, as do the vectors, until they are given. A draw depends on the seed and the name alone:
         not on the device, on how parameters are sharded, or on their order.
 
         Args:
@@ -85,6 +84,8 @@ class Transformer(nn.Module):
             seed: The seed.
             start: Which row of the whole parameter the first one is.
         """
+        if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
+            return rows.zero_()
         digest = hashlib.blake2b(f"{seed}/{_renamed(name, _WITHOUT_PART)}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         if found := re.fullmatch(r"(blocks\.\d+\.(?:attention|mlp))\.(.+)", name):
@@ -146,7 +147,7 @@ class Transformer(nn.Module):
         if cache is not None and not all(attention.caches for attention in self.attentions):
             return self._decode_again(items_BL, head, cache, times_BT)
         reading = CAUSAL
-        hidden_BLD, table = fetch(self.items.weight, items_BL)
+        hidden_BLD, table = self.items.fetch(items_BL)
         if blank_BL is not None:
             hidden_BLD = hidden_BLD.masked_fill(blank_BL[..., None], 0.0)
             reading = _reading_around(blank_BL)

@@ -86,7 +86,8 @@ def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_ste
         return optimizer.build(net, total_steps)
     groups: dict[float, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in net.named_parameters():
-        groups[net.lr_multiplier(name)].append(parameter)
+        if parameter.requires_grad:
+            groups[net.lr_multiplier(name)].append(parameter)
     made = optimizer([{"params": parameters} for parameters in groups.values()])
     for group, multiplier in zip(made.param_groups, groups, strict=True):
         group["lr"] *= multiplier
@@ -137,10 +138,11 @@ class Optimizer(OptimizerConfig):
         if switch is not None and switch.at is not None and switch.at >= total_steps:
             raise UserError(f"optimizer.switch.at {switch.at}: the run has only {counted(total_steps, 'step')}")
         if self.touched_rows:
-            net.items.weight.touched = TouchedRows()
+            net.items.weight.touched = TouchedRows()  # type: ignore[attr-defined]
         groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in net.named_parameters():
-            groups[net.lr_multiplier(name), net.sgd_lr_multiplier(name), parameter.ndim >= 2].append(parameter)
+            if parameter.requires_grad:
+                groups[net.lr_multiplier(name), net.sgd_lr_multiplier(name), parameter.ndim >= 2].append(parameter)
         # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.
         optimizer = AdamWThenSGD(
             [

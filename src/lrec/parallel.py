@@ -120,8 +120,11 @@ def _shard(net: Transformer, sharding: Sharding) -> None:
         fully_shard(block, mesh=sharding.mesh, mp_policy=precision)
     # On the same mesh as FSDP's own parameters, or no norm of all gradients could be taken.
     placements = [Shard(0)] * sharding.mesh.ndim
-    net.items.weight = nn.Parameter(distribute_tensor(net.items.weight, sharding.mesh, placements))
-    fully_shard(net, mesh=sharding.mesh, mp_policy=precision, ignored_params={net.items.weight})
+    for name, rows in net.items.by_item().items():
+        spread = distribute_tensor(rows, sharding.mesh, placements)
+        setattr(net.items, name, nn.Parameter(spread, requires_grad=rows.requires_grad))
+    ignored = set(net.items.by_item().values())
+    fully_shard(net, mesh=sharding.mesh, mp_policy=precision, ignored_params=ignored)
 
 
 def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
@@ -135,9 +138,10 @@ def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
 
 @torch.no_grad()
 def fill(net: Transformer, values: Mapping[str, Tensor]) -> None:
-    """Give every parameter its rows of a whole value."""
-    for name, parameter in net.named_parameters():
-        local(parameter).copy_(values[name][held(parameter)])
+    """Give parameters their rows of whole values, by name."""
+    for name, value in values.items():
+        parameter = net.get_parameter(name)
+        local(parameter).copy_(value[held(parameter)])
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -256,7 +256,8 @@ def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None)
     """The k most popular of the candidates, ties in the catalogue's order, and the logarithms of their shares."""
     candidates_C = np.arange(len(counts_V)) if candidates_C is None else candidates_C
     items_K = candidates_C[np.argsort(-counts_V[candidates_C], kind="stable")[:k]]
-    return items_K, np.log(counts_V[items_K] / counts_V.sum())
+    with np.errstate(divide="ignore"):  # an item that nobody has chosen yet
+        return items_K, np.log(counts_V[items_K] / counts_V.sum())
 
 
 def _as_text(ids: RawIds, name: str) -> pl.Series:

@@ -38,6 +38,7 @@ def recommend(
     out: Path | None = None,
     fallback: bool = True,
     now: str | None = None,
+    item_vectors: Path | None = None,
     trust: bool = False,
 ) -> None:
     """Write the items that most likely come next for each user of a file, trained on or not.
@@ -64,6 +65,8 @@ def recommend(
         now: Time of the request, a number or an ISO date; of a network trained with architecture.time request. Such
             networks, and those with past or input, need the time of each interaction: in a row per user, a column of
             lists named times.
+        item_vectors: File with the vectors of the items that the network was trained with (model.item_vectors) and of
+            items that are new since, which may then be recommended.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     check_range("--k", k, at_least=1)
@@ -73,7 +76,7 @@ def recommend(
         if out.resolve() == histories.resolve():
             raise UserError(f"--out {out} is the file of the histories: it would be lost")
         check_writable(out, "--out")
-    model = load(ckpt_path, trust=trust)
+    model = load(ckpt_path, trust=trust, item_vectors=item_vectors)
     if torch.cuda.is_available():
         model.net.to("cuda")
     names = None if titles is None else read_titles(titles, title_item_column, title_column)

@@ -253,6 +253,8 @@ class TransformerConfig:
         dropout: Dropout rates.
         architecture: What a block is made of.
         mup: Maximal-update parametrisation; None for the standard one.
+        vector_width: Width of the vectors that are given for items (`item_vectors`); None without.
+        own_rows: Whether the item table has rows that are trained, to which those made of vectors are added.
     """
 
     n_items: int
@@ -263,8 +265,11 @@ class TransformerConfig:
     dropout: Dropout = Dropout()
     architecture: Architecture = Architecture()
     mup: MuP | None = None
+    vector_width: int | None = None
+    own_rows: bool = True
 
     def __post_init__(self) -> None:
+        assert self.own_rows or self.vector_width is not None, "items without anything"
         for name in ("n_items", "max_len", "layers", "width", "heads"):
             check_range(name, getattr(self, name), at_least=1)
         if self.width % self.heads:
@@ -334,4 +339,6 @@ class TransformerConfig:
             **{name: values[name] for name in ("n_items", "max_len", "layers", "width", "heads")},
             architecture=Architecture(**architecture),
             mup=None if values["mup"] is None else MuP(**values["mup"]),
+            vector_width=values.get("vector_width"),
+            own_rows=values.get("own_rows", True),
         )

@@ -204,26 +204,41 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
-def fetch(table_VD: Tensor, items: Tensor) -> tuple[Tensor, Table]:
+def processes_of(table_VD: Tensor) -> int:
+    """How many processes share it."""
+    processes: int = table_VD.device_mesh.size() if is_sharded(table_VD) else 1  # type: ignore[attr-defined]
+    return processes
+
+
+def rows_held(table_VD: Tensor) -> Tensor:
+    """Its rows that this process holds, as a plain tensor."""
+    rows_HD: Tensor = table_VD.to_local() if is_sharded(table_VD) else table_VD  # type: ignore[attr-defined]
+    return rows_HD
+
+
+def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tuple[Tensor, Table]:
     """The rows of some items, and the table for a head, through which alone its gradient flows.
 
     The gradient of a table in shards is the average over processes of the gradients of their losses, as FSDP takes it
     of every other parameter; all processes must multiply their losses by the same number.
+
+    Args:
+        table_VD: The table, whose rows may be spread over processes.
+        items: Catalogue indices.
+        rows_HD: The rows held here, where they are not those of `table_VD` but spread as they are.
     """
-    if is_sharded(table_VD):
-        rows_HD, processes = table_VD.to_local(), table_VD.device_mesh.size()  # type: ignore[attr-defined]
-    else:
-        rows_HD, processes = table_VD, 1
-    here = Shard(rows_HD, held(table_VD).start, len(table_VD), processes, Gradient())
+    processes = processes_of(table_VD)
+    here_HD = rows_held(table_VD) if rows_HD is None else rows_HD
+    here = Shard(here_HD, held(table_VD).start, len(table_VD), processes, Gradient())
     if processes == 1 and not torch.is_grad_enabled():
-        return F.embedding(items, rows_HD), rows_HD
-    rows_MD, rows_HD = _Fetch.apply(rows_HD, items.flatten(), here, getattr(table_VD, "touched", None))
+        return F.embedding(items, here_HD), here_HD
+    rows_MD, table_HD = _Fetch.apply(here_HD, items.flatten(), here, getattr(table_VD, "touched", None))
     rows = rows_MD.unflatten(0, items.shape)
     if processes > 1:
-        return rows, Shard(rows_HD, here.start, here.n_items, processes, here.gradient)
+        return rows, Shard(table_HD, here.start, here.n_items, processes, here.gradient)
     # A plain tensor, for a head that asks for no more; `shard_of` finds where its gradient goes.
-    rows_HD.gradient = here.gradient
-    return rows, rows_HD
+    table_HD.gradient = here.gradient
+    return rows, table_HD
 
 
 def rows_of(shard: Shard, items_M: Tensor, shared: bool = False) -> Tensor:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from lrec import checkpoints
 from lrec.checkpoint_writes import FileWrite, FolderWrite
 from lrec.errors import UserError
-from lrec.net import ITEM_TABLE
+from lrec.item_table import BY_ITEM, OWN_ROWS
 from lrec.parallel import Sharding, drop_gathered, like, local
 from lrec.saving import IN_BACKGROUND, Saver, copy_fits
 
@@ -169,13 +169,13 @@ class FSDP2(ModelParallelStrategy):
     def _rows(self, name: str, n: int) -> slice:
         """The rows, of n, that this process holds of a checkpoint's tensor."""
         assert self.lightning_module is not None
-        table = self.lightning_module.get_parameter(f"net.{ITEM_TABLE}")
+        table = dict(self.lightning_module.named_parameters()).get(f"net.{OWN_ROWS}")
         match name.split("/"):
             case ["optimizer_states", which, "state", index, *_]:
                 groups = self.optimizers[int(which)].param_groups
                 of_table = [each for group in groups for each in group["params"]][int(index)] is table
             case _:
-                of_table = name == f"state_dict/net.{ITEM_TABLE}"
+                of_table = name.removeprefix("state_dict/net.") in BY_ITEM
         return self.sharding.table_rows(n) if of_table else self.sharding.rows(n)
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     module = datamodule_of(run.config.options)
     module.prepare_data()
     module.setup("test")
-    net = load(run.best, trust=True).net.float()  # whoever trained it has imported its classes
+    net = load(run.best, trust=True, new_items=False).net.float()  # whoever trained it has imported its classes
     cases = cases_before(module.cuts, *targets(module.cuts), module.max_len)
     first_C = module.cuts.trajectory_U[cases.users_C]
     steps_C = np.where((first_C >= 0) & (cases.positions_C >= first_C), cases.positions_C - first_C + 1, 0)

@@ -17,6 +17,7 @@ from lrec.data.titles import read_titles
 from lrec.errors import UserError
 from lrec.files import replacing, write_text
 from lrec.interruption import best_of
+from lrec.item_table import whole_table
 from lrec.module import SequentialRecommender, recommender
 from lrec.run import Run, RunConfig
 
@@ -137,7 +138,7 @@ class ItemProjector(Callback):
         table = pl_module.data.item_table()
         table = table.sort("count", "item", descending=[True, False]).head(self.items)
         parameters = checkpoints.trained(checkpoints.read(Path(best), optimizer=False)).parameters
-        vectors = parameters["items.weight"].float().numpy()[table["item"].to_numpy()]
+        vectors = whole_table(parameters).float().numpy()[table["item"].to_numpy()]
         shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
         if self.names is not None:
             shown = shown.join(self.names, on="item", how="left", maintain_order="left")

@@ -54,7 +54,7 @@ def of_step(
     parameter = 2 if precision == "bf16-true" else 4
     if shards == 1:
         return Traffic(0, round(2 * (ranks - 1) / ranks * cost.n_total(config) * parameter), 0, 0, 0)
-    rest = cost.n_total(config) - cost.n_head(config)
+    rest = cost.n_total(config) - cost.parameters(config).items
     lacking = (shards - 1) / shards
     copies = ranks // shards
     others = positions * (ranks - 1)  # positions of all other ranks

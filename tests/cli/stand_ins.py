@@ -46,6 +46,9 @@ def write_stand_ins(folder: Path) -> None:
     interactions.rename(atomic).write_csv(folder / "shop.inter", separator="\t")
     histories = orders.group_by("customer", maintain_order=True).agg(pl.col("product").alias("items"))
     histories.rename({"customer": "user"}).head(5).write_ndjson(folder / "new_users.jsonl")
+    items = [f"SKU-{item:04}" for item in range(62)]  # two of which nobody has bought
+    vectors = np.random.default_rng(1).normal(size=(62, 8)).tolist()
+    pl.DataFrame({"item": items, "vector": vectors}).write_parquet(folder / "vectors.parquet")
     orders.select("product", pl.lit("A thing").alias("title")).unique().write_csv(folder / "products.csv")
     interactions.with_columns((pl.int_range(pl.len()) % 5 + 1).alias("stars")).write_csv(folder / "log.csv")
     (folder / "logs").mkdir()

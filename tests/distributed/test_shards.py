@@ -12,10 +12,11 @@ from torch import Tensor, distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from lrec.item_table import VECTORS, whole_table
 from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
 from lrec.net import Transformer
 from lrec.optim import Optimizer, Switch
-from lrec.parallel import Sharding, build
+from lrec.parallel import Sharding, build, fill
 from lrec.scoring import score, top_items
 from lrec.shape import TransformerConfig
 from lrec.shards import fetch, whole
@@ -70,6 +71,9 @@ def train(
 ) -> dict[str, Any]:
     """Six steps with clipping and a switch; the mean loss of each, the last gradients' norm, the table at the end."""
     net = build(config, 0, sharding)
+    if config.vector_width is not None:
+        given_VW = torch.randn(config.n_items, config.vector_width, generator=torch.Generator().manual_seed(0))
+        fill(net, {VECTORS: given_VW})
     optimizer, _ = Optimizer(lr=0.05, switch=Switch(at=3, lr=0.05), touched_rows=touched_rows).build(net, 6)
     world, rank = (1, 0) if sharding is None else (sharding.processes, sharding.process)
     losses, norm = [], None
@@ -93,9 +97,10 @@ def train(
         norm = clip_by_norm(list(net.parameters()), 0.5)
         optimizer.step()
         optimizer.zero_grad()
-    table = net.items.weight
-    full = table.full_tensor() if sharding is not None else table  # type: ignore[operator]
-    return {"losses": losses, "norm": float(norm), "table": full.detach()}  # type: ignore[arg-type]
+    parameters = {name: each.detach() for name, each in net.named_parameters()}
+    if sharding is not None:
+        parameters = {name: each.full_tensor() for name, each in parameters.items()}  # type: ignore[operator]
+    return {"losses": losses, "norm": float(norm), "table": whole_table(parameters)}  # type: ignore[arg-type]
 
 
 def joined(parts: list[Batch]) -> Batch:
@@ -145,6 +150,21 @@ def test_steps_are_those_of_one_process(
         for several, one in zip(found, alone, strict=True):
             assert several["losses"] == pytest.approx(one["losses"], rel=1e-5)
             assert several["norm"] == pytest.approx(one["norm"], rel=1e-4)
+            torch.testing.assert_close(several["table"], one["table"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("own_rows", [True, False], ids=["added", "fixed"])
+@pytest.mark.parametrize("shape", [(2,), (2, 2)], ids=str)
+def test_a_table_made_of_vectors_takes_the_same_steps(shape: tuple[int, ...], own_rows: bool, tmp_path: Path) -> None:
+    config = TransformerConfig(11, LENGTH, 2, 8, 2, vector_width=5, own_rows=own_rows)
+
+    def with_all_losses(sharding: Sharding | None) -> list[dict[str, Any]]:
+        return [train(config, loss, 1, sharding) for loss in LOSSES]
+
+    alone = with_all_losses(None)
+    for found in on_processes(shape, tmp_path, with_all_losses):
+        for several, one in zip(found, alone, strict=True):
+            assert several["losses"] == pytest.approx(one["losses"], rel=1e-5)
             torch.testing.assert_close(several["table"], one["table"], rtol=1e-4, atol=1e-5)
 
 

@@ -128,7 +128,7 @@ class Data:
 def load_run(run: Run, data: Data) -> TrainedRun:
     """A run's best network, on a GPU where there is one; UserError where it does not fit the run's data."""
     module = data.of(run)
-    model = load(run.best, trust=data.trust)
+    model = load(run.best, trust=data.trust, new_items=False)
     if model.about["data_hash"] != module.data_hash:
         raise UserError(f"{run.folder} was trained on other data than its configuration now leads to")
     return TrainedRun(run, model.net.float().requires_grad_(False).to(device()))
