@@ -37,6 +37,7 @@ class Cases:
         blank_N: Which items are blanked in place; None if there are none. At least one item of each history is not.
         times_N: Time of each item in whole seconds; None where the data have none.
         asked_C: Time of the target; None where the data have none.
+        events_N: Type of each item's event; None where the data have none.
     """
 
     users_C: np.ndarray
@@ -47,6 +48,7 @@ class Cases:
     blank_N: np.ndarray | None = None
     times_N: np.ndarray | None = None
     asked_C: np.ndarray | None = None
+    events_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users_C)
@@ -75,6 +77,7 @@ class Cases:
             blank_N=_at(self.blank_N, places),
             times_N=_at(self.times_N, places),
             asked_C=_at(self.asked_C, chosen_C),
+            events_N=_at(self.events_N, places),
         )
 
     def last(self, n: int) -> Self:
@@ -89,13 +92,14 @@ class Cases:
         return self._with(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
 
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
-        """The same cases with these histories; each of their items is as old and as blank as the item that stood at
-        its entry of places_M."""
+        """The same cases with these histories; each of their items is as old, as blank and of the same type of event
+        as the item that stood at its entry of places_M."""
         return self._with(items_M, lengths_C, places_M)
 
     def _with(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
         blank_N, times_N = _at(self.blank_N, places_M), _at(self.times_N, places_M)
-        return replace(self, items_N=items_M, lengths_C=lengths_C, blank_N=blank_N, times_N=times_N)
+        events_N = _at(self.events_N, places_M)
+        return replace(self, items_N=items_M, lengths_C=lengths_C, blank_N=blank_N, times_N=times_N, events_N=events_N)
 
 
 def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
@@ -125,6 +129,7 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
         targets_C=items_I[targets_C],
         times_N=store.seconds(rows_N) if has_times else None,
         asked_C=store.seconds(targets_C) if has_times else None,
+        events_N=None if store.events_N is None else store.events_N[rows_N].astype(np.int64),
     )
     return cases.where(lengths_C > 0)
 
@@ -150,6 +155,7 @@ class Padded(NamedTuple):
     blank_BL: Tensor | None
     positions_M: Tensor  # flat index of the last item of each case's history that is not blank
     times_BT: Tensor | None
+    events_BL: Tensor | None
 
 
 def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
@@ -162,12 +168,14 @@ def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
         if rows.blank_N is not None:
             blank_BL = torch.from_numpy(padded(rows.blank_N, rows.lengths_C)[0]).to(device)
             last_M = _last_not_blank(cases.where(chosen_M))
-        times_BT = None
+        times_BT = events_BL = None
         if rows.times_N is not None and rows.asked_C is not None:
             times_BT = with_request(rows.times_N, rows.lengths_C, rows.asked_C).to(device)
+        if rows.events_N is not None:
+            events_BL = torch.from_numpy(padded(rows.events_N, rows.lengths_C)[0]).to(device)
         positions_M = np.repeat(np.arange(len(counts_B)) * items_BL.shape[1], counts_B) + last_M
         items = torch.from_numpy(items_BL).to(device)
-        yield Padded(chosen_M, items, blank_BL, torch.from_numpy(positions_M).to(device), times_BT)
+        yield Padded(chosen_M, items, blank_BL, torch.from_numpy(positions_M).to(device), times_BT, events_BL)
 
 
 def _shared_rows(cases: Cases) -> Rows:
@@ -184,7 +192,7 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
     lengths_P = cases.lengths_C[shorter_P]
     shorter_N, longer_N = (ranges(cases.starts_C[which_P], lengths_P) for which_P in (shorter_P, longer_P))
     differs_N = np.zeros(len(shorter_N), dtype=bool)
-    for values_N in (cases.items_N, cases.blank_N, cases.times_N):
+    for values_N in (cases.items_N, cases.blank_N, cases.times_N, cases.events_N):
         if values_N is not None:
             differs_N |= values_N[shorter_N] != values_N[longer_N]
     goes_on_P = np.bincount(np.repeat(np.arange(len(lengths_P)), lengths_P)[differs_N], minlength=len(lengths_P)) == 0
@@ -208,13 +216,15 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
     device = net.items.weight.device
     if not net.reads_times:
         cases = replace(cases, times_N=None, asked_C=None)
+    if not net.reads_events:
+        cases = replace(cases, events_N=None)
     # Catalogue indices of the candidates, which get a table of their own.
     names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
     targets_C = _index_among(names_V, cases.targets_C)
     n_listed = min(LIST_LENGTH, len(names_V))
     loss_C, rank_C, top_CK = np.zeros(len(cases)), np.zeros(len(cases)), np.zeros((len(cases), n_listed), np.int64)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
-    for chosen_M, items_BL, blank_BL, positions_M, times_BT in share_of(batches(cases, device)):
+    for chosen_M, items_BL, blank_BL, positions_M, times_BT, events_BL in share_of(batches(cases, device)):
         targets_M = torch.from_numpy(targets_C[chosen_M]).to(device)
 
         def head(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor = targets_M) -> tuple[Tensor, ...]:
@@ -223,7 +233,7 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
             scores = score(hidden_MD, table_VD, targets_M, nothing, nothing, LIST_LENGTH)
             return scores.loss_B, scores.rank_B, scores.top_BK
 
-        found = net(items_BL, head, blank_BL=blank_BL, positions_M=positions_M, times_BT=times_BT)
+        found = net(items_BL, head, blank_BL=blank_BL, positions_M=positions_M, times_BT=times_BT, events_BL=events_BL)
         loss_C[chosen_M], rank_C[chosen_M], top_CK[chosen_M] = (tensor.cpu().numpy() for tensor in found)
     return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
 

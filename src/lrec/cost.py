@@ -25,7 +25,7 @@ MAX_CHUNK_BYTES = 400 * 2**20
 
 class Parameters(NamedTuple):
     """Trained parameters by group: the blocks' matrices, the items' own rows, what else enters with the items
-    (positions, buckets of time, the projection of item vectors), other vectors of the blocks, norms."""
+    (positions, buckets of time, types of event, the projection of item vectors), other vectors of the blocks, norms."""
 
     body: int
     items: int
@@ -66,7 +66,7 @@ def _of_own_parts(config: TransformerConfig) -> Parameters:
     return Parameters(
         body=config.layers * (attention + mlp),
         items=n_head(config) if config.own_rows else 0,
-        positions=(positions + times + (config.vector_width or 0)) * d,
+        positions=(positions + times + config.event_types + (config.vector_width or 0)) * d,
         biases=config.layers * (attention_biases + mlp_biases),
         norms=config.layers * (branches * norm + head_norms) + norm,
     )
@@ -79,7 +79,7 @@ def _counted(config: TransformerConfig) -> Parameters:
             continue
         if name == "items.weight":
             group = "items"
-        elif name.startswith(("positions.", "times.", "items.")):
+        elif name.startswith(("positions.", "times.", "events.", "items.")):
             group = "positions"
         elif name.startswith("blocks.") and parameter.ndim >= 2:
             group = "body"
@@ -150,7 +150,9 @@ def flops_per_interaction(config: TransformerConfig, pairs: float | None = None,
     return Flops(forward, 2 * forward, blocks if checkpointing else 0)
 
 
-def training_flops(config: TransformerConfig, targets: int, pairs: int, head_flops_per_target: int) -> int:
+def training_flops(
+    config: TransformerConfig, targets: int, pairs: int, head_flops_per_target: int, positions: int | None = None
+) -> int:
     """Training FLOPs of windows as they are, forward and backward.
 
     Args:
@@ -159,8 +161,10 @@ def training_flops(config: TransformerConfig, targets: int, pairs: int, head_flo
         pairs: Pairs of a position and one it attends to: 4 d FLOPs each in a block of softmax attention forward, twice
             that backward.
         head_flops_per_target: What the loss costs (`Loss.flops_per_target`).
+        positions: All of them, where some have no target.
     """
-    return targets * (6 * n_body(config) + head_flops_per_target) + 3 * flops_per_pair(config) * pairs
+    positions = targets if positions is None else positions
+    return 6 * n_body(config) * positions + head_flops_per_target * targets + 3 * flops_per_pair(config) * pairs
 
 
 def projection_flops(config: TransformerConfig) -> int:

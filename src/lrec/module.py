@@ -179,7 +179,8 @@ class SequentialRecommender(LightningModule):
         check_trusted(stored, trust, path)
         model = remade(cls, stored, changed)
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
-        model.config = model.network_config(about["n_items"], about["max_len"])
+        shape = model.network_config(about["n_items"], about["max_len"])
+        model.config = replace(shape, event_types=about.get("event_types", 0))
         refuse_another(about, model.config)
         model.net, model._new_items = checkpoints.network(model.config, parameters, path), new_items
         return model
@@ -194,6 +195,7 @@ class SequentialRecommender(LightningModule):
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
         config = self.network_config(self.data.n_items, self.data.max_len)
+        config = replace(config, event_types=len(self.data.store.event_types))
         if config.architecture.time != "none":
             self.data.carry_times()
         if config.architecture.time == "request" and self.trainer.predicting:
@@ -281,16 +283,18 @@ class SequentialRecommender(LightningModule):
                 table_VD = whole(table_VD)
             return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M, self.counts_V)
 
-        loss_sum: Tensor = self.net(batch.items_BL, head, times_BT=batch.times_BT)
+        loss_sum: Tensor = self.net(batch.items_BL, head, times_BT=batch.times_BT, events_BL=batch.events_BL)
         for kept in (self._since_evaluation, self._since_logged):
             kept.add(loss_sum.detach(), len(batch.targets_M))
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             head_flops = self.loss.flops_per_target(self.config.n_items, self.config.width)
             self.D += batch.step_targets
-            self.flops += cost.training_flops(self.config, batch.step_targets, batch.step_pairs, head_flops)
+            self.flops += cost.training_flops(
+                self.config, batch.step_targets, batch.step_pairs, head_flops, batch.step_positions
+            )
             self.flops += cost.projection_flops(self.config)
         # Ranks average gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
-        return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / batch.step_targets)
+        return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / max(batch.step_targets, 1))
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
         """Log the mean training loss over all targets since it was last logged and the next step's learning rate, the
@@ -337,7 +341,9 @@ class SequentialRecommender(LightningModule):
         def head(hidden_MD: Tensor, table_VD: Table) -> TopItems:
             return top_items(hidden_MD, table_VD, batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
 
-        best: TopItems = self.net(batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT)
+        best: TopItems = self.net(
+            batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
+        )
         real_M = batch.weights_M > 0  # not the filler rows of a batch
         users_M, items_MK, scores_MK = (
             part[real_M].cpu().numpy() for part in (batch.users_M, best.items_BK, best.scores_BK)
@@ -363,6 +369,7 @@ class SequentialRecommender(LightningModule):
             "columns": asdict(self.data.columns) if self.data.columns else None,
             "min_rating": self.data.min_rating,
             "repeats": self.data.repeats,
+            "event_names": self.data.store.event_types,
             "diverged": self.diverged,
             "train_loss": self._since_evaluation.totals(self),
             "model": class_path(type(self)),
@@ -409,7 +416,9 @@ class SequentialRecommender(LightningModule):
             found = scores if scorer == "model" else self._baselines.score(scorer, batch)
             self._under_way[scorer].update(found, batch.targets_M, batch.weights_M)
 
-        scores = self.net(batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT)
+        scores = self.net(
+            batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
+        )
         if self.device.type == "cpu":
             cpu_threads.mapped(add, list(self._under_way))
         else:

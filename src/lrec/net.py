@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from lrec.blocks import CAUSAL, Attention, Block, Branch, KeyValueCache, Reading, norm, positions
 from lrec.dropout import dropout
 from lrec.event_times import TimeInput, gaps
+from lrec.event_types import EventInput
 from lrec.item_table import OWN_ROWS, VECTORS, ItemTable
 from lrec.shape import TransformerConfig
 
@@ -53,6 +54,7 @@ class Transformer(nn.Module):
         self.checkpoint_activations = False
         self.items = ItemTable(config)
         self.positions = positions(config, "input")
+        self.events = EventInput(config) if config.event_types else None
         self.times = TimeInput(config) if config.architecture.time == "input" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
@@ -125,6 +127,7 @@ class Transformer(nn.Module):
         cache: KeyValueCache | None = None,
         positions_M: Tensor | None = None,
         times_BT: Tensor | None = None,
+        events_BL: Tensor | None = None,
     ) -> Result:
         """Encode the histories; return `head(hidden_BLD, table_VD)`, or `head(hidden_MD, table_VD)` of `positions_M`.
 
@@ -140,14 +143,19 @@ class Transformer(nn.Module):
                 of a row; where there is one of each, the last block computes no other. Without a cache.
             times_BT: Times of the items and, after each row's last one, of the request (L + 1), in whole seconds; of
                 networks with `architecture.time`. With a cache, an item comes at the time of the request before it.
+            events_BL: Type of the event of each item, right-padded with any; of networks with `event_types`.
         """
         assert cache is None or (blank_BL is None and positions_M is None)
         time = self.config.architecture.time
         assert (times_BT is not None) == self.reads_times, f"architecture.time {time}, and times are given or missing"
+        assert (events_BL is not None) == self.reads_events, "types of event are given or missing"
         if cache is not None and not all(attention.caches for attention in self.attentions):
-            return self._decode_again(items_BL, head, cache, times_BT)
+            return self._decode_again(items_BL, head, cache, times_BT, events_BL)
         reading = CAUSAL
         hidden_BLD, table = self.items.fetch(items_BL)
+        if self.events is not None:
+            assert events_BL is not None
+            hidden_BLD = self.events(hidden_BLD, events_BL)
         if blank_BL is not None:
             hidden_BLD = hidden_BLD.masked_fill(blank_BL[..., None], 0.0)
             reading = _reading_around(blank_BL)
@@ -184,6 +192,11 @@ class Transformer(nn.Module):
         return self.config.architecture.time != "none"
 
     @property
+    def reads_events(self) -> bool:
+        """Whether `forward` needs the types of events."""
+        return self.config.event_types > 0
+
+    @property
     def attentions(self) -> list[Attention]:
         """That of each block."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
@@ -194,6 +207,7 @@ class Transformer(nn.Module):
         head: Callable[[Tensor, Any], Result],
         cache: KeyValueCache,
         times_BT: Tensor | None,
+        events_BL: Tensor | None,
     ) -> Result:
         """Keep the items in the cache, and encode all of them."""
         positions_BL = cache.reading(items_BL.shape[1]).positions_BL
@@ -202,12 +216,14 @@ class Transformer(nn.Module):
         if times_BT is not None:
             events_BC, requests_BC = cache.extend(1, positions_BL, times_BT[:, :-1], times_BT[:, 1:])
             times_BT = torch.cat([events_BC[:, :1], requests_BC], 1)
+        if events_BL is not None:
+            (events_BL,) = cache.extend(2, positions_BL, events_BL)
         rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
 
         def of_new(hidden_BCD: Tensor, table_VD: Any) -> Result:
             return head(hidden_BCD[rows_B1, positions_BL], table_VD)
 
-        return self.forward(items_BC, of_new, times_BT=times_BT)
+        return self.forward(items_BC, of_new, times_BT=times_BT, events_BL=events_BL)
 
 
 def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, generator: torch.Generator, start: int) -> Tensor:

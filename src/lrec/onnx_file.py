@@ -6,12 +6,15 @@ Needs the extra `onnx`: pip install "lrec[onnx]".
     lengths      int64 (batch): real items of each row, at least 1, at most the length
     times        int64 (batch, length + 1), of networks with architecture.time alone: times of the items and, after each
                  row's last one, of the request, in whole seconds; right-padded with any
+    events       int64 (batch, length), of networks with data.event_column alone: type of each item's event, by its
+                 place in the metadata's event_names; right-padded with any
     scores       float32 (batch, catalogue): logits of every item
     top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index; -1 where there are
                  fewer than k
     top_scores   float32 (batch, k): their scores; -inf there
 
-A row whose length is not so, or with a real item that is no index of the catalogue, has the scores nan and no items.
+A row whose length is not so, or with a real item that is no index of the catalogue, or a real event of no type, has the
+scores nan and no items.
 The metadata hold `item_ids`, a JSON list of the raw ids by index, and `lrec`, what the file is.
 """
 
@@ -31,6 +34,12 @@ from lrec.files import replacing
 from lrec.net import Transformer
 from lrec.recommend import Model
 
+INPUTS = (
+    "items",
+    "lengths",
+    "times",
+    "events",
+)  # a network reads the first two, and of the others what it was made for
 OUTPUTS = ("scores", "top_items", "top_scores")
 # ONNX is a protocol buffer, which holds less than 2 GiB.
 LARGEST = 2**31 - 2**27
@@ -45,7 +54,11 @@ class HistoryScores(nn.Module):
         self.net, self.k = net, k
 
     def forward(
-        self, items_BL: Tensor, lengths_B: Tensor, times_BT: Tensor | None = None
+        self,
+        items_BL: Tensor,
+        lengths_B: Tensor,
+        times_BT: Tensor | None = None,
+        events_BL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of all items, and the best ones that are not in the row with theirs."""
 
@@ -56,9 +69,13 @@ class HistoryScores(nn.Module):
         most = self.net.config.n_items - 1
         real_BL = torch.arange(items_BL.shape[1])[None] < lengths_B[:, None]
         known_BL = (items_BL >= 0) & (items_BL <= most)
+        if events_BL is not None:
+            last_type = self.net.config.event_types - 1
+            known_BL = known_BL & (events_BL >= 0) & (events_BL <= last_type)
+            events_BL = events_BL.clamp(0, last_type)
         fits_B1 = ((real_BL.sum(1) == lengths_B) & (lengths_B > 0) & (known_BL | ~real_BL).all(1))[:, None]
         items_BL, last_B = items_BL.clamp(0, most), (real_BL.sum(1) - 1).clamp(min=0)
-        scores_BV = self.net(items_BL, head, times_BT=times_BT).where(fits_B1, math.nan)
+        scores_BV = self.net(items_BL, head, times_BT=times_BT, events_BL=events_BL).where(fits_B1, math.nan)
         seen_BL = torch.where(real_BL, -math.inf, math.inf)
         unseen_BV = torch.full_like(scores_BV, math.inf).scatter_reduce(1, items_BL, seen_BL, "amin")
         top_BK = torch.minimum(scores_BV, unseen_BV).topk(self.k)
@@ -86,19 +103,20 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     given = {"items": torch.arange(6).reshape(2, 3) % net.config.n_items, "lengths": torch.tensor([3, 2])}
     batch = torch.export.Dim("batch", min=1)
     length = torch.export.Dim("length", min=1, max=net.config.max_len)
-    shapes: list[dict[int, Any]] = [{0: batch, 1: length}, {0: batch}]
+    shapes: dict[str, dict[int, Any]] = {"items": {0: batch, 1: length}, "lengths": {0: batch}}
     if net.reads_times:
-        given["times"] = torch.arange(8).reshape(2, 4)
-        shapes.append({0: batch, 1: length + 1})
+        given["times"], shapes["times"] = torch.arange(8).reshape(2, 4), {0: batch, 1: length + 1}
+    if net.reads_events:
+        given["events"], shapes["events"] = torch.zeros(2, 3, dtype=torch.int64), {0: batch, 1: length}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that nothing here needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             computes,
-            tuple(given.values()),
+            tuple(given.get(name) for name in INPUTS),
             input_names=list(given),
             output_names=OUTPUTS,
-            dynamic_shapes=tuple(shapes),
+            dynamic_shapes=tuple(shapes.get(name) for name in INPUTS),
             dynamo=True,
             verbose=False,
         )
@@ -125,6 +143,9 @@ def _difference(session: Any, computes: HistoryScores) -> float:
     }
     if computes.net.reads_times:
         given["times"] = random.integers(0, 2**20, size=(5, config.max_len + 1)).cumsum(1)
+    if computes.net.reads_events:
+        given["events"] = random.integers(config.event_types, size=(5, config.max_len))
     (scores_BV,) = session.run(["scores"], given)
-    expected_BV = computes(*map(torch.from_numpy, given.values()))[0].numpy()
+    tensors = [torch.from_numpy(given[name]) if name in given else None for name in INPUTS]
+    expected_BV = computes(*tensors)[0].numpy()
     return float(np.abs(scores_BV - expected_BV).max())

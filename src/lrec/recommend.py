@@ -64,7 +64,8 @@ class Model:
         Args:
             histories: A Polars or pandas table with a row per user (columns user and items, lists) or per interaction
                 in time order (columns user and item), or a list of histories. Ids may be text or integers. A network
-                with `architecture.time` needs when each item was: a column times (lists) or time, numbers or dates.
+                with `architecture.time` needs when each item was: a column times (lists) or time, numbers or dates. One
+                that reads types of event needs a column events (lists) or event.
             k: Most items of a list.
             exclude_seen: Leave out the items of the history.
             allowed: Only these items, a list or a column of raw ids, may be recommended; None for all.
@@ -82,13 +83,11 @@ class Model:
                 that the network needs are not given.
         """
         check_range("k", k, at_least=1)
-        asked, reads_times = self._asked(now), self.net.reads_times
+        asked, reads = self._asked(now), (self.net.reads_times, self.net.reads_events)
         candidates_C = self._candidates(allowed, exclude)
         found = [
             self._recommend_block(block, k, exclude_seen, candidates_C, fallback, asked)
-            for block in (
-                histories if isinstance(histories, Histories) else histories_of(histories, reads_times)
-            ).blocks()
+            for block in (histories if isinstance(histories, Histories) else histories_of(histories, *reads)).blocks()
         ]
         return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
 
@@ -133,10 +132,12 @@ class Model:
             times_N = None
         elif times_N is None:
             raise UserError("the network reads times (architecture.time): histories need a column times, or time")
+        events_N = self._events(histories)
         unknown_N = items_N < 0
         skipped_B = np.bincount(np.repeat(np.arange(len(lengths_B)), lengths_B)[unknown_N], minlength=len(lengths_B))
         items_N, lengths_B = items_N[~unknown_N], lengths_B - skipped_B
         times_N = None if times_N is None else times_N[~unknown_N]
+        events_N = None if events_N is None else events_N[~unknown_N]
         starts_B = np.cumsum(lengths_B) - lengths_B
         max_len = self.net.config.max_len
         n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
@@ -151,7 +152,8 @@ class Model:
             chosen_B = order_B[start:end]
             places_N = ranges(starts_B[chosen_B], lengths_B[chosen_B])
             times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), asked))
-            top = self._top(items_N[places_N], lengths_B[chosen_B], times, k, exclude_seen, candidates_C)
+            events = None if events_N is None else events_N[places_N]
+            top = self._top(items_N[places_N], lengths_B[chosen_B], times, events, k, exclude_seen, candidates_C)
             items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
         lists = lists_of(self.item_ids, items_BK, scores_BK)
         return pl.DataFrame(
@@ -169,12 +171,13 @@ class Model:
         items_N: np.ndarray,
         lengths_B: np.ndarray,
         times: tuple[np.ndarray, np.ndarray] | None,
+        events_N: np.ndarray | None,
         k: int,
         exclude_seen: bool,
         candidates_C: np.ndarray | None,
     ) -> TopItems:
         n_items, device = self.net.config.n_items, self.net.items.weight.device
-        batch = history_batch(items_N, lengths_B, self.net.config.max_len, n_items, times)
+        batch = history_batch(items_N, lengths_B, self.net.config.max_len, n_items, times, events_N=events_N)
         rows_S, items_S = batch.seen_targets_S, batch.seen_items_S
         if not exclude_seen:
             rows_S, items_S = rows_S[:0], items_S[:0]
@@ -193,8 +196,26 @@ class Model:
 
         times_BT = None if batch.times_BT is None else batch.times_BT.to(device)
         last_B = batch.positions_M.to(device)
-        result: TopItems = self.net(batch.items_BL.to(device), head, positions_M=last_B, times_BT=times_BT)
+        events_BL = None if batch.events_BL is None else batch.events_BL.to(device)
+        result: TopItems = self.net(
+            batch.items_BL.to(device), head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL
+        )
         return result
+
+    def _events(self, histories: Histories) -> np.ndarray | None:
+        """The type of each item's event, int64; None where the network does not read it."""
+        if not self.net.reads_events:
+            return None
+        if histories.events is None:
+            raise UserError(
+                "the network reads types of event (data.event_column): histories need a column events, or event"
+            )
+        names: list[str] = self.about["event_names"]
+        found = histories.events.replace_strict(names, range(len(names)), default=-1, return_dtype=pl.Int64)
+        if (found < 0).any():
+            unknown = histories.events[int((found < 0).arg_max() or 0)]
+            raise UserError(f"histories: {unknown} is no type of event of the training data: {', '.join(names)}")
+        return found.to_numpy()
 
     def _asked(self, now: Any) -> int:
         """The time of the request in whole seconds; 0 where the network does not read it."""

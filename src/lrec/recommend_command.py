@@ -20,7 +20,7 @@ from lrec.wording import counted
 SHOWN = 10
 # The value of an option that was not given (null is a value); and fallback names of columns.
 AUTO = "auto"
-USUAL = {"user": "user", "item": "item", "time": "timestamp"}
+USUAL = {"user": "user", "item": "item", "time": "timestamp", "event": "event"}
 
 
 def recommend(
@@ -31,6 +31,7 @@ def recommend(
     user_column: str = AUTO,
     item_column: str = AUTO,
     time_column: str | None = AUTO,
+    event_column: str = AUTO,
     format: Format | None = None,
     titles: Path | None = None,
     title_item_column: str | None = None,
@@ -54,6 +55,8 @@ def recommend(
         item_column: Column of the item's id, where a row is an interaction; auto: as in training, or item.
         time_column: Column of the time, where a row is an interaction; auto: as in training, or timestamp; null if rows
             are in time order.
+        event_column: Column of the type of event, for networks that read it (data.event_column), where a row is an
+            interaction; auto: as in training, or event. In a row per user, a column of lists named events.
         format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
         titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
         title_item_column: Its column of item ids; the first one by default.
@@ -83,6 +86,10 @@ def recommend(
     if names is not None and not names["item"].is_in(model.item_ids.implode()).any():
         raise UserError(f"--titles {titles} names no item of the model: see --title_item_column")
     given = {"user": user_column, "item": item_column, "time": time_column}
+    if model.net.reads_events:
+        given["event"] = event_column
+    elif event_column != AUTO:
+        raise UserError("--event_column is of networks that read types of event (data.event_column)")
     about = model.about
     trained = about.get("columns") or USUAL
     columns = replace(_columns(given, trained), rating=trained.get("rating"))
@@ -93,7 +100,9 @@ def recommend(
     progress.stage("recommend")
     with temporary(Path(tempfile.gettempdir()) / "lrec-recommend") as folder:
         folder.mkdir(mode=0o700)
-        for block in histories_in(histories, format, reading, _columns(given, USUAL), model.net.reads_times):
+        for block in histories_in(
+            histories, format, reading, _columns(given, USUAL), model.net.reads_times, model.net.reads_events
+        ):
             block = block if out is not None else next(block.blocks(SHOWN))
             found = model.recommend(block, k, exclude_seen, fallback=fallback, now=now)
             rows = found if names is None else _with_titles(found, names)

@@ -254,6 +254,7 @@ class TransformerConfig:
         architecture: What a block is made of.
         mup: Maximal-update parametrisation; None for the standard one.
         vector_width: Width of the vectors that are given for items (`item_vectors`); None without.
+        event_types: Types of event that are read with the items; 0 for none.
         own_rows: Whether the item table has rows that are trained, to which those made of vectors are added.
     """
 
@@ -267,6 +268,7 @@ class TransformerConfig:
     mup: MuP | None = None
     vector_width: int | None = None
     own_rows: bool = True
+    event_types: int = 0
 
     def __post_init__(self) -> None:
         assert self.own_rows or self.vector_width is not None, "items without anything"
@@ -341,4 +343,5 @@ class TransformerConfig:
             mup=None if values["mup"] is None else MuP(**values["mup"]),
             vector_width=values.get("vector_width"),
             own_rows=values.get("own_rows", True),
+            event_types=values.get("event_types", 0),
         )

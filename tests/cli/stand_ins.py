@@ -42,6 +42,8 @@ def write_stand_ins(folder: Path) -> None:
     interactions = log.select(names["user"], names["item"], "time")
     interactions.write_csv(folder / "interactions.csv")
     interactions.write_parquet(folder / "interactions.parquet")
+    done = pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("buy")).otherwise(pl.lit("view"))
+    interactions.with_columns(action=done).write_csv(folder / "shop.csv")
     atomic = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
     interactions.rename(atomic).write_csv(folder / "shop.inter", separator="\t")
     histories = orders.group_by("customer", maintain_order=True).agg(pl.col("product").alias("items"))

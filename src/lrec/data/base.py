@@ -2,6 +2,7 @@
 
 import secrets
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +36,14 @@ class SequenceDataModule(LightningDataModule, ABC):
         columns: Names of the raw data's columns; None where they have none.
         min_rating: Least rating of an interaction that is kept; None keeps all.
         repeats: Keep all interactions of a user with an item; False keeps the first in time.
+        target_events: Types of event that may be targets; None for all.
         with_times: Whether batches carry the times of events, which `carry_times` sets.
     """
 
     columns: Columns | None = None
     min_rating: float | None = None
     repeats: bool = True
+    target_events: list[str] | None = None
     with_times: bool = False
     store: Store
     cuts: Split
@@ -127,6 +130,8 @@ class SequenceDataModule(LightningDataModule, ABC):
     def cut(self, store: Store) -> Split:
         """Cut a store's users, and keep the domain that was asked for."""
         split = self.split(store)
+        if self.target_events is not None:
+            split = replace(split, target_N=_of_types(store, self.target_events))
         return split if self.only_domain is None else of_domain(split, self.only_domain)
 
     def setup(self, stage: str | None = None) -> None:
@@ -135,6 +140,9 @@ class SequenceDataModule(LightningDataModule, ABC):
             return
         self.cuts = self.cut(Store.open(self.store_path))
         self.store = self.cuts.store
+        for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
+            if self.target_events is not None and len(targets.users_T) == 0:
+                raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
         part = self.cuts.training_part(self.reduction)
@@ -179,7 +187,8 @@ class SequenceDataModule(LightningDataModule, ABC):
     @property
     def data_hash(self) -> str:
         """Hash of the store, the split and the reduction."""
-        return json_hash([self.store.hash, repr(self.split), repr(self.reduction)])
+        targets = [] if self.target_events is None else [sorted(self.target_events)]
+        return json_hash([self.store.hash, repr(self.split), repr(self.reduction), *targets])
 
     @property
     def floor(self) -> dict[str, float] | None:
@@ -292,3 +301,14 @@ class SequenceDataModule(LightningDataModule, ABC):
         if self.trainer is None:
             return Ranks()
         return Ranks(self.trainer.world_size, self.trainer.global_rank, self.trainer.accumulate_grad_batches)
+
+
+def _of_types(store: Store, types: list[str]) -> np.ndarray:
+    """Which interactions are events of these types; UserError where a type is not among the data's."""
+    if store.events_N is None:
+        raise UserError("data.target_events: the data have no types of event (--data.event_column)")
+    if unknown := [each for each in types if each not in store.event_types]:
+        raise UserError(f"data.target_events {unknown[0]}: the data have {', '.join(store.event_types)}")
+    wanted = np.array([each in types for each in store.event_types])
+    may_N: np.ndarray = wanted[store.events_N]
+    return may_N

@@ -10,7 +10,7 @@ positions_M, and attention is causal, so that no mask is needed.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,8 @@ class TrainBatch(NamedTuple):
     step_targets: int  # targets of the whole global step: all ranks, all accumulated micro-batches
     step_pairs: int  # pairs of a position and one it attends to, of the whole global step
     times_BT: Tensor | None = None  # int64; the request's time is that of the last target
+    events_BL: Tensor | None = None  # int64, type of each item's event
+    step_positions: int | None = None  # of the whole global step, where not every one has a target
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class EpochPlan:
     """An epoch's windows in the order they are trained on: step s owns windows bounds[s] .. bounds[s + 1] - 1."""
 
     starts_W: np.ndarray  # entry of the training part where the window's inputs begin
-    lengths_W: np.ndarray  # targets of the window, which are its inputs shifted by one
+    lengths_W: np.ndarray  # inputs of the window; what may be its targets is the same, shifted by one
     bounds: np.ndarray  # int64, steps + 1 entries
 
     def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Starts and lengths of micro-batch `micro` of `n_micro` of a step, and the targets of the whole step."""
+        """Starts and lengths of micro-batch `micro` of `n_micro` of a step, and the positions of the whole step."""
         window = slice(self.bounds[step], self.bounds[step + 1])
         starts, lengths = self.starts_W[window], self.lengths_W[window]
         total = int(lengths.sum())
@@ -75,18 +77,37 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         check_step(self.targets_per_step, self.max_len)
-        if self.n_targets == 0:
+        if self.n_positions == 0:
             raise UserError("there is no training target: every user has fewer than 2 training items")
+        if self.n_targets == 0:
+            raise UserError("target_events: no event of these types is a training target")
 
     @property
-    def n_targets(self) -> int:
-        """U: targets of an epoch."""
+    def n_positions(self) -> int:
+        """Positions of an epoch."""
         return int(np.maximum(self.part.lengths_U - 1, 0).sum())
+
+    @cached_property
+    def n_targets(self) -> int:
+        """U: targets of an epoch, of which a position has one where the event after it may be a target."""
+        if self.part.target_N is None:
+            return self.n_positions
+        return self._targets_in(self.part.starts_U, np.maximum(self.part.lengths_U - 1, 0))
 
     @property
     def n_steps(self) -> int:
         """S: global steps of an epoch, the same in each."""
-        return -(-self.n_targets // self.targets_per_step)
+        return -(-self.n_positions // self.targets_per_step)
+
+    def step_targets(self, epoch: EpochPlan, step: int) -> int:
+        """Targets of a step."""
+        window = slice(epoch.bounds[step], epoch.bounds[step + 1])
+        return self._targets_in(epoch.starts_W[window], epoch.lengths_W[window])
+
+    def _targets_in(self, starts: np.ndarray, lengths: np.ndarray) -> int:
+        if self.part.target_N is None:
+            return int(lengths.sum())
+        return int(np.count_nonzero(self.part.may_be_targets(ranges(starts + 1, lengths))))
 
     def epoch(self, seed: int, epoch: int) -> EpochPlan:
         """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps.
@@ -97,10 +118,10 @@ class BatchPlan:
         starts_W, lengths_W = self._windows(random)
         order = random.permutation(len(starts_W))
         # Every second pool is sorted downwards, so that where two pools meet in one step their lengths agree.
-        pools = _share_out(lengths_W[order], self.n_targets, -(-self.n_steps // POOL_STEPS))
+        pools = _share_out(lengths_W[order], self.n_positions, -(-self.n_steps // POOL_STEPS))
         keys = np.where(pools % 2, -lengths_W[order], lengths_W[order])
         order = order[np.lexsort((keys, pools))]
-        steps = _share_out(lengths_W[order], self.n_targets, self.n_steps)
+        steps = _share_out(lengths_W[order], self.n_positions, self.n_steps)
         total_T = np.bincount(steps, weights=lengths_W[order], minlength=self.n_steps)
         new_place = _alternating(total_T / np.bincount(steps, minlength=self.n_steps), random)[steps]
         order = order[np.argsort(new_place, kind="stable")]
@@ -153,14 +174,21 @@ def train_batch(
     step_targets: int,
     step_pairs: int,
     with_times: bool = False,
+    step_positions: int | None = None,
 ) -> TrainBatch:
-    """Gather the windows' items, and their times where they are asked for."""
+    """Gather the windows' items, their types of event where there are any, and their times where they are asked for."""
+    has_events = part.store.events_N is not None
     if len(starts) == 0:
         empty, row = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
-        return TrainBatch(row, empty, empty, step_targets, step_pairs, row.expand(1, 2) if with_times else None)
+        times, events = row.expand(1, 2) if with_times else None, row if has_events else None
+        return TrainBatch(row, empty, empty, step_targets, step_pairs, times, events, step_positions)
     places = ranges(starts, lengths)
     items_BL, positions_M = padded(catalogue_index_I[part.items(places)], lengths)
     targets_M = catalogue_index_I[part.items(places + 1)]
+    if part.target_N is not None:
+        may_M = part.may_be_targets(places + 1)
+        positions_M, targets_M = positions_M[may_M], targets_M[may_M]
+    events_BL = padded(part.events(places).astype(np.int64), lengths)[0] if has_events else None
     return TrainBatch(
         torch.from_numpy(items_BL),
         torch.from_numpy(positions_M),
@@ -168,6 +196,8 @@ def train_batch(
         step_targets,
         step_pairs,
         torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0]) if with_times else None,
+        None if events_BL is None else torch.from_numpy(events_BL),
+        step_positions,
     )
 
 
@@ -232,9 +262,17 @@ class _TrainDataset(Dataset[TrainBatch]):
             self._epoch = epoch, self.epoch_plan(epoch)
         world, rank, accumulation = self.ranks
         plan = self._epoch[1]
-        starts, lengths, total = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
-        pairs = plan.pairs(step)
-        return train_batch(self.plan.part, self.catalogue_index_I, starts, lengths, total, pairs, self.with_times)
+        starts, lengths, positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
+        return train_batch(
+            self.plan.part,
+            self.catalogue_index_I,
+            starts,
+            lengths,
+            self.plan.step_targets(plan, step),
+            plan.pairs(step),
+            self.with_times,
+            positions,
+        )
 
 
 class TrainLoader:

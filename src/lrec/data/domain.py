@@ -42,6 +42,11 @@ class DomainStore(Store):
         """Time of each interaction, int64, or None where the source has none."""
         return None if self._whole.times_N is None else self._whole.times_N[self.kept_N]
 
+    @cached_property
+    def events_N(self) -> np.ndarray | None:
+        """Type of each interaction, uint8; None where the data name none."""
+        return None if self._whole.events_N is None else self._whole.events_N[self.kept_N]
+
     @property
     def hash(self) -> str:
         """Hash of the whole store and the domain."""
@@ -93,6 +98,7 @@ def of_domain(split: Split, domain: str) -> Split:
         test_targets_U=test_targets_U,
         trajectory_U=np.where(split.trajectory_U < 0, -1, within(np.maximum(split.trajectory_U, 0))),
         held_out_U=split.held_out_U,
+        target_N=None if split.target_N is None else split.target_N[store.kept_N],
     )
     result.check()
     if len(result.catalogue_V) == 0:

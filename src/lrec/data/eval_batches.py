@@ -38,6 +38,7 @@ class EvalBatch(NamedTuple):
     seen_targets_S: Tensor  # int64, the user of target m ...
     seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of all that comes before
     times_BT: Tensor | None = None  # int64; the request's time is that of the row's last target, and 0 without a target
+    events_BL: Tensor | None = None  # int64, type of each item's event
 
 
 class EvalTask(NamedTuple):
@@ -114,6 +115,7 @@ def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray, c
             seen_targets_S=torch.zeros(0, dtype=torch.int64),
             seen_items_S=torch.zeros(0, dtype=torch.int64),
             times_BT=torch.zeros(1, 2, dtype=torch.int64) if task.with_times else None,
+            events_BL=None if split.store.events_N is None else torch.zeros(1, 1, dtype=torch.int64),
         )
     users_M, ends_M = task.users[chosen], task.ends[chosen]
     last_B = np.cumsum(counts_B) - 1
@@ -125,7 +127,8 @@ def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray, c
         asked_B = split.store.seconds(starts_B + ends_B) if task.with_target else np.zeros_like(ends_B)
         times = split.store.seconds(rows_N), asked_B
     places = np.repeat(np.arange(len(counts_B)), counts_B), ends_M
-    histories = history_batch(items_N, ends_B, max_len, len(split.catalogue_V), times, places)
+    events_N = None if split.store.events_N is None else split.store.events_N[rows_N]
+    histories = history_batch(items_N, ends_B, max_len, len(split.catalogue_V), times, places, events_N)
     if task.with_target:
         targets_M = split.catalogue_index_I[split.store.items_N[split.store.offsets_U1[users_M] + ends_M]]
     else:
@@ -139,6 +142,7 @@ def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray, c
         seen_targets_S=histories.seen_targets_S,
         seen_items_S=histories.seen_items_S,
         times_BT=histories.times_BT,
+        events_BL=histories.events_BL,
     )
 
 
@@ -151,6 +155,7 @@ class HistoryBatch(NamedTuple):
     seen_targets_S: Tensor  # int64, before target m ...
     seen_items_S: Tensor  # int64, ... comes this item: the distinct known items of the history until there
     times_BT: Tensor | None  # int64
+    events_BL: Tensor | None  # int64
 
 
 def history_batch(
@@ -160,6 +165,7 @@ def history_batch(
     n_items: int,
     times: tuple[np.ndarray, np.ndarray] | None = None,
     places: tuple[np.ndarray, np.ndarray] | None = None,
+    events_N: np.ndarray | None = None,
 ) -> HistoryBatch:
     """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out.
 
@@ -171,6 +177,7 @@ def history_batch(
         times: Where the network reads them: time of each item (N), and of each history's request (B).
         places: Row of each target, and how many items of the row come before it (M); by default there is one after each
             row. Of a row of more than max_len items, it must be the only one.
+        events_N: Where the network reads it: type of each item's event.
     """
     rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
     known_N = items_N >= 0
@@ -184,6 +191,8 @@ def history_batch(
     items_BL, _ = padded(items_N[places_N], kept_B)
     last_M = lengths_M - (known_B - kept_B)[rows_M] - 1
     times_BT = None if times is None else with_request(times[0][known_N][places_N], kept_B, times[1])
+    if events_N is not None:
+        events_N = padded(events_N[known_N][places_N].astype(np.int64), kept_B)[0]
     before_M = ranges(first_B[rows_M], lengths_M)
     seen_S = _distinct(np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M])
     return HistoryBatch(
@@ -193,6 +202,7 @@ def history_batch(
         seen_targets_S=torch.from_numpy(seen_S // n_items),
         seen_items_S=torch.from_numpy(seen_S % n_items),
         times_BT=times_BT,
+        events_BL=None if events_N is None else torch.from_numpy(events_N),
     )
 
 

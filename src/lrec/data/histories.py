@@ -32,6 +32,7 @@ class Histories(NamedTuple):
     items: pl.Series  # text, laid end to end
     lengths_B: np.ndarray
     times_N: np.ndarray | None = None  # of each item, in whole seconds
+    events: pl.Series | None = None  # type of each item's event, text
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
         """The same histories, `size` at a time."""
@@ -41,7 +42,8 @@ class Histories(NamedTuple):
             first = int(ends_B[start] - self.lengths_B[start])
             last = first + int(lengths_B.sum())
             times_N = None if self.times_N is None else self.times_N[first:last]
-            yield Histories(self.users[start : start + size], self.items[first:last], lengths_B, times_N)
+            events = None if self.events is None else self.events[first:last]
+            yield Histories(self.users[start : start + size], self.items[first:last], lengths_B, times_N, events)
 
 
 class ReadingRules(NamedTuple):
@@ -52,7 +54,7 @@ class ReadingRules(NamedTuple):
     repeats: bool = True
 
 
-def histories_of(table: Any, with_times: bool = False) -> Histories:
+def histories_of(table: Any, with_times: bool = False, with_events: bool = False) -> Histories:
     """Histories in memory.
 
     Args:
@@ -60,6 +62,7 @@ def histories_of(table: Any, with_times: bool = False) -> Histories:
             with a row per interaction in time order (columns user and item); or a list of histories. Without user ids,
             users are numbered from 0.
         with_times: Read when each item was from a column times (lists) or time, numbers or dates, where there is one.
+        with_events: Read what was done with each item from a column events (lists) or event, where there is one.
 
     Raises:
         UserError: it is something else.
@@ -71,22 +74,29 @@ def histories_of(table: Any, with_times: bool = False) -> Histories:
         items = pl.Series([item for each in lists for item in each], dtype=pl.String)
         return Histories(_numbered(len(lists)), items, np.array([len(each) for each in lists], dtype=np.int64))
     names = [str(name) for name in table.columns]
-    wanted = ("user", "item", "time") if with_times else ("user", "item")
+    wanted = ("user", "item", *(("time",) if with_times else ()), *(("event",) if with_events else ()))
     columns = {name: _column(table[name]) for name in wanted if name in names}
     user, item = columns.get("user"), columns.get("item")
     if "items" in names:
         times = _column(table["times"]) if with_times and "times" in names else None
-        return _of_lists(user, _lists(table["items"]), times)
+        events = _column(table["events"]) if with_events and "events" in names else None
+        return _of_lists(user, _lists(table["items"]), times, events)
     if user is not None and item is not None:
         rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.exclude("user").name.suffix("s"))
-        return _of_lists(rows["user"], rows["items"], rows["times"] if "times" in rows.columns else None)
+        times, events = (rows[name] if name in rows.columns else None for name in ("times", "events"))
+        return _of_lists(rows["user"], rows["items"], times, events)
     raise UserError(
         f"histories has the columns {', '.join(names)}: user and items (lists), or user and item, are expected"
     )
 
 
 def histories_in(
-    path: Path, file_format: Format | None, reading: ReadingRules, otherwise: Columns, with_times: bool = False
+    path: Path,
+    file_format: Format | None,
+    reading: ReadingRules,
+    otherwise: Columns,
+    with_times: bool = False,
+    with_events: bool = False,
 ) -> Iterator[Histories]:
     """Histories in a file, in blocks.
 
@@ -100,6 +110,7 @@ def histories_in(
         reading: Names of its columns, `time` None where interactions are in time order; and which of these count.
         otherwise: Names to fall back on where the file lacks the column that `reading` names.
         with_times: Hand out when each item was, from a column `times` of lists where a row is a user.
+        with_events: Hand out what was done with each item, from a column `events` of lists where a row is a user.
 
     Raises:
         UserError: the file is damaged, or does not have these columns.
@@ -120,7 +131,8 @@ def histories_in(
     if file_format == "lines":
         yield from (_of_rows(table.frame) for table in tables)
     elif _has_lists(first.frame):
-        whole = (_of_table(table, reading.columns.user, with_times) for table in tables)
+        wanted = [name for name, wants in (("times", with_times), ("events", with_events)) if wants]
+        whole = (_of_table(table, reading.columns.user, wanted) for table in tables)
         yield from (block for histories in whole for block in histories.blocks())
     else:
         yield from _in_order(path, tables, reading, with_times)
@@ -152,18 +164,24 @@ def _rows(histories: Any) -> list[list[str]]:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
 
-def _of_lists(users: pl.Series | None, lists: pl.Series, times: pl.Series | None = None) -> Histories:
+def _of_lists(
+    users: pl.Series | None, lists: pl.Series, times: pl.Series | None = None, events: pl.Series | None = None
+) -> Histories:
     lengths = lists.list.len().fill_null(0)
     items = lists.filter(lengths > 0).explode().cast(pl.String)
     users = _numbered(len(lists)) if users is None else users.alias("user")
-    times_N = None
-    if times is not None:
-        times = times if isinstance(times.dtype, pl.List | pl.Array) else pl.Series(times.to_list())
-        is_list = isinstance(times.dtype, pl.List | pl.Array)
-        if len(times) and not (is_list and (times.list.len().fill_null(0) == lengths).all()):
-            raise UserError("histories: times has not as many entries as items in every row")
-        times_N = in_seconds(times.filter(lengths > 0).explode(), "histories: times")
-    return Histories(users, items, lengths.to_numpy().astype(np.int64), times_N)
+    times_N = None if times is None else in_seconds(_laid(times, lengths, "times"), "histories: times")
+    events = None if events is None else _laid(events, lengths, "events").cast(pl.String)
+    return Histories(users, items, lengths.to_numpy().astype(np.int64), times_N, events)
+
+
+def _laid(lists: pl.Series, lengths: pl.Series, name: str) -> pl.Series:
+    """What stands beside the items, laid end to end."""
+    lists = lists if isinstance(lists.dtype, pl.List | pl.Array) else pl.Series(lists.to_list())
+    is_list = isinstance(lists.dtype, pl.List | pl.Array)
+    if len(lists) and not (is_list and (lists.list.len().fill_null(0) == lengths).all()):
+        raise UserError(f"histories: {name} has not as many entries as items in every row")
+    return lists.filter(lengths > 0).explode()
 
 
 def _numbered(n_users: int) -> pl.Series:
@@ -185,22 +203,19 @@ def _has_lists(frame: pl.DataFrame) -> bool:
     return isinstance(lists.dtype, pl.List | pl.Array) or bool(text)
 
 
-def _of_table(table: Table, user_column: str, with_times: bool) -> Histories:
+def _of_table(table: Table, user_column: str, beside: list[str]) -> Histories:
     if user_column not in table.frame.columns:
         raise UserError(f"{table.name} has no column {user_column} (option user_column)")
-    lists = table.frame["items"]
-    if lists.dtype == pl.String:
-        try:
-            lists = lists.str.json_decode(pl.List(pl.String))
-        except pl.exceptions.PolarsError:
-            raise UserError(f"{table.name}: items are not a list in every row from {table.first_row} on") from None
-    times = table.frame["times"] if with_times and "times" in table.frame.columns else None
-    if times is not None and times.dtype == pl.String:
-        try:
-            times = times.str.json_decode(pl.List(pl.String))
-        except pl.exceptions.PolarsError:
-            raise UserError(f"{table.name}: times are not a list in every row from {table.first_row} on") from None
-    return _of_lists(table.frame[user_column], _lists(lists), times)
+    found = {}
+    for name in ("items", *beside):
+        lists = table.frame[name] if name in table.frame.columns else None
+        if lists is not None and lists.dtype == pl.String:
+            try:
+                lists = lists.str.json_decode(pl.List(pl.String))
+            except pl.exceptions.PolarsError:
+                raise UserError(f"{table.name}: {name} are not a list in every row from {table.first_row} on") from None
+        found[name] = lists
+    return _of_lists(table.frame[user_column], _lists(found["items"]), found.get("times"), found.get("events"))
 
 
 def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_times: bool) -> Iterator[Histories]:
@@ -218,5 +233,8 @@ def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_t
             items = raw_items.gather(store.items_N[first:last])
             has_times = with_times and store.times_N is not None
             times_N = store.seconds(np.arange(first, last)) if has_times else None
+            events = None
+            if store.events_N is not None:
+                events = pl.Series(store.event_types, dtype=pl.String).gather(store.events_N[first:last])
             users = store.raw_user_ids[start : start + BLOCK].alias("user")
-            yield Histories(users, items, np.diff(offsets_B1), times_N)
+            yield Histories(users, items, np.diff(offsets_B1), times_N, events)

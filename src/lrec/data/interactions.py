@@ -35,6 +35,8 @@ class InteractionsDataModule(SequenceDataModule):
         domain_column: str | None = None,
         rating_column: str | None = None,
         min_rating: float | None = None,
+        event_column: str | None = None,
+        target_events: list[str] | None = None,
         **options: Any,
     ) -> None:
         """Name the files and their columns; the format `lines` (user item item ...) has no column names.
@@ -48,14 +50,20 @@ class InteractionsDataModule(SequenceDataModule):
             domain_column: Column of the item's domain.
             rating_column: Column that min_rating is compared with.
             min_rating: Least rating of an interaction that is kept.
+            event_column: Column of what was done with the item, such as view or buy; the network reads it with the
+                item. Null for none.
+            target_events: Types of event that are predicted, in training and in evaluation; null for all.
         """
         super().__init__(**options)
         if min_rating is not None and rating_column is None:
             raise UserError("min_rating needs rating_column, the name of the column it is compared with")
+        if target_events is not None and (event_column is None or not target_events):
+            raise UserError("data.target_events needs data.event_column, and at least one of its types")
         self.path = Path(path)
         self.format = format
-        self.columns = Columns(user_column, item_column, time_column, domain_column, rating_column)
+        self.columns = Columns(user_column, item_column, time_column, domain_column, rating_column, event_column)
         self.min_rating = min_rating
+        self.target_events = target_events
 
     @property
     def store_name(self) -> str:
@@ -67,11 +75,13 @@ class InteractionsDataModule(SequenceDataModule):
         files = self._files()
         formats = [file_format for _, file_format in files]
         partitions = [_partition(file) for file, _ in files]
+        # As it was before there was a column of events, so that stores without one are found.
+        columns = {key: name for key, name in vars(self.columns).items() if key != "event" or name is not None}
         return {
             "kind": "interactions",
             "files": source_hashes(self.data_dir, [file for file, _ in files]),
             "formats": formats,
-            "columns": None if set(formats) == {"lines"} else vars(self.columns),
+            "columns": None if set(formats) == {"lines"} else columns,
             "min_rating": self.min_rating,
             **({"partitions": partitions} if any(partitions) else {}),
         }
@@ -81,6 +91,8 @@ class InteractionsDataModule(SequenceDataModule):
         files = self._files()
         tables = chain.from_iterable(_read(file, file_format, self.columns) for file, file_format in files)
         if files[0][1] == "lines":
+            if self.columns.event is not None:
+                raise UserError("data.event_column: one-user-per-line files have no columns")
             return to_interactions(tables, Columns("user", "item"), duplicates=True)
         return to_interactions(tables, self.columns, self.min_rating)
 

@@ -91,7 +91,7 @@ class Ordered(NamedTuple):
     Attributes:
         first_user: The first of the users.
         lengths_U: Interactions of each user.
-        columns: item, and where there are any: time, domain or FILE_DOMAIN, and row (number in the source).
+        columns: item, and where there are any: time, event, domain or FILE_DOMAIN, and row (number in the source).
         repeats_dropped: How many interactions with an item that the user already had were dropped.
     """
 
@@ -121,7 +121,8 @@ def ordered(
     Each range is ordered when it is needed.
 
     Args:
-        rows: Columns user and item (codes), and where there are any, time, domain, row and REST; they are consumed.
+        rows: Columns user and item (codes), and where there are any, time, event, domain, row and REST; they are
+            consumed.
         folder: Where ranges of users lie if `rows` spilled.
         user_rank_K: Place of each user code in the order of users.
         item_rank_K: Place of each item code in the order of items.

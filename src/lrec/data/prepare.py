@@ -26,7 +26,7 @@ from lrec.data.ids import Ids
 from lrec.data.ordering import FILE_DOMAIN, REST, Ordered, Piece, Pieces, Spool, find_core, narrow, ordered
 from lrec.data.progress import Progress
 from lrec.data.statistics import Counter, ItemDomains
-from lrec.data.store import SCHEMA, StoreWriter
+from lrec.data.store import MOST_EVENT_TYPES, SCHEMA, StoreWriter
 from lrec.data.threads import ahead
 from lrec.errors import UserError
 from lrec.files import file_hash, json_hash, locked, replacing, write_json
@@ -48,9 +48,9 @@ class RawInteractions:
 
     Attributes:
         frame: A frame, or consecutive ones, with columns user and item (strings or integers), time (integers, absent
-            where the source has none), domain or FILE_DOMAIN (string, optional) and REST (uint64, optional), none of
-            them null. Where there is REST, of rows that are equal in all columns but FILE_DOMAIN the first is kept.
-            Consecutive frames are made in a thread.
+            where the source has none), event (string or integers, optional), domain or FILE_DOMAIN (string, optional)
+            and REST (uint64, optional), none of them null. Where there is REST, of rows that are equal in all columns
+            but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
         facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Read after the last frame.
         repeats: Keep all interactions of a user with an item; false keeps the first in time.
     """
@@ -138,12 +138,12 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     work = folder / "work"
     work.mkdir()
     rows = Pieces(work / "rows", memory // 4)
-    users, items, domains = Ids(), Ids(), Ids()
+    users, items, domains, events = Ids(), Ids(), Ids(), Ids()
     n_rows = 0
     progress.stage("read")
     for frame in ahead(raw.frames()):
         _refuse_unfit(frame, meta["name"], n_rows)
-        rows.append(_piece(frame, n_rows, users, items, domains))
+        rows.append(_piece(frame, n_rows, users, items, domains, events))
         n_rows += frame.height
         progress.add(frame.height)
     if n_rows == 0:
@@ -151,6 +151,12 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     user_ids, user_rank_K, counts_U = users.ranked()
     item_ids, item_rank_K, _ = items.ranked()
     domain_ids, domain_rank_K, _ = domains.ranked()
+    event_types, event_rank_K, _ = events.ranked()
+    if len(event_types) > MOST_EVENT_TYPES:
+        raise UserError(
+            f"{meta['name']}: {len(event_types):,} types of event, such as {event_types[0]}; at most "
+            f"{MOST_EVENT_TYPES} are possible: event_column must name what was done, such as view or buy"
+        )
     # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, n_rows >> 10))
     progress.stage("order" if k > 1 else "order and write")
@@ -172,13 +178,14 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     n_distinct = repeats_dropped = 0
     for part in ahead(_counted(parts, progress)):
         domain_name = FILE_DOMAIN if FILE_DOMAIN in part.columns else "domain"
-        writer = writer or StoreWriter(folder, times="time" in part.columns)
+        writer = writer or StoreWriter(folder, times="time" in part.columns, events=len(event_types) > 0)
         n_distinct += part.n_rows + part.repeats_dropped
         repeats_dropped += part.repeats_dropped
         part = _select(part, kept_U, kept_I) if k > 1 else part
         items_N = code_I[part.columns["item"]]
         times_N = part.columns.get("time")
-        writer.append(items_N, times_N)
+        events_N = event_rank_K[part.columns["event"]] if "event" in part.columns else None
+        writer.append(items_N, times_N, events_N)
         counter.add(part.lengths_U, items_N, times_N)
         if item_domains is not None:
             item_domains.add(items_N, part.columns["row"], domain_rank_K[part.columns[domain_name]])
@@ -192,6 +199,8 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     table = {"raw_id": item_ids.filter(pl.Series(kept_I)), "count": counter.counts_I, "domain": domain}
     shutil.rmtree(work)
     facts = raw.facts if raw.repeats else raw.facts | {"repeats_dropped": repeats_dropped}
+    if len(event_types):
+        facts = facts | {"event_types": event_types.to_list()}
     meta = {**meta, "statistics": statistics, "facts": facts}
     writer.finish(counter.offsets_U1(), pl.DataFrame(table), user_ids.filter(pl.Series(kept_U)), meta)
     progress.finish()
@@ -209,7 +218,8 @@ def _refuse_unfit(frame: pl.DataFrame, name: str, first_row: int) -> None:
         raise UserError(f"{name}: read() gives no column {min(missing)}; its columns are {', '.join(frame.columns)}")
     for column, dtype in frame.schema.items():
         is_text, is_whole = dtype == pl.String, dtype.is_integer()
-        fits = {"user": is_text or is_whole, "item": is_text or is_whole, "time": is_whole, "domain": is_text}
+        is_id = is_text or is_whole
+        fits = {"user": is_id, "item": is_id, "time": is_whole, "event": is_id, "domain": is_text}
         if not fits.get(column, True):
             raise UserError(f"{name}: read() gives {column} as {dtype}; ids are text or integers, times integers")
         if column in fits and frame[column].null_count():
@@ -217,7 +227,7 @@ def _refuse_unfit(frame: pl.DataFrame, name: str, first_row: int) -> None:
             raise UserError(f"{name}, row {row}: read() gives no {column}")
 
 
-def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids) -> Piece:
+def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids, events: Ids) -> Piece:
     """A frame's rows as integers; `row`, the number in the source, where there are domains.
 
     Everything is copied from the frame: memory that Polars frees is not available to numpy.
@@ -225,6 +235,8 @@ def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains:
     piece = {"user": narrow(users.encode(frame["user"])), "item": narrow(items.encode(frame["item"]))}
     if "time" in frame.columns:
         piece["time"] = narrow(frame["time"].cast(pl.Int64).to_numpy())
+    if "event" in frame.columns:
+        piece["event"] = narrow(events.encode(frame["event"]))
     for name in ("domain", FILE_DOMAIN):
         if name in frame.columns:
             piece["row"] = np.arange(first_row, first_row + frame.height, dtype=np.int64)

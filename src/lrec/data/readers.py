@@ -47,6 +47,7 @@ class Columns:
     time: str | None = None
     domain: str | None = None
     rating: str | None = None
+    event: str | None = None
 
     @property
     def integers(self) -> tuple[str, ...]:
@@ -104,11 +105,11 @@ def to_interactions(
 def _checked_frames(
     tables: Iterable[Table], columns: Columns, min_rating: float | None, duplicates: bool, facts: dict[str, Any]
 ) -> Iterator[pl.DataFrame]:
-    """Frames of user, item, time, domain or FILE_DOMAIN, and REST unless duplicates are kept.
+    """Frames of user, item, time, event, domain or FILE_DOMAIN, and REST unless duplicates are kept.
 
     Notes the unit of time in `facts`.
     """
-    wanted = {"user": columns.user, "item": columns.item, "time": columns.time, "domain": columns.domain}
+    wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     exact = [column for key, column in wanted.items() if column is not None and key != "time"]
     if min_rating is not None:
         wanted["rating"] = columns.rating

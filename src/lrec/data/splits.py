@@ -143,6 +143,7 @@ class Split:
         trajectory_U: Position of the first trajectory item.
         held_out_U: Users without a training part. They have targets, but `val_users`, `val_targets`, `test_users` and
             `test_targets` leave them out.
+        target_N: Which interactions may be targets, of training and of evaluation; None: all of them.
     """
 
     store: Store
@@ -153,6 +154,7 @@ class Split:
     test_targets_U: np.ndarray
     trajectory_U: np.ndarray
     held_out_U: np.ndarray
+    target_N: np.ndarray | None = None
 
     @cached_property
     def val_users(self) -> np.ndarray:
@@ -167,12 +169,19 @@ class Split:
     @cached_property
     def val_targets(self) -> Targets:
         """Every validation target of `val_users`, user after user."""
-        return _targets_of(self.val_users, self.val_U, self.val_targets_U)
+        return self._targets(self.val_users, self.val_U, self.val_targets_U)
 
     @cached_property
     def test_targets(self) -> Targets:
         """Every test target of `test_users`, user after user."""
-        return _targets_of(self.test_users, self.test_U, self.test_targets_U)
+        return self._targets(self.test_users, self.test_U, self.test_targets_U)
+
+    def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray) -> Targets:
+        found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
+        if self.target_N is None:
+            return found
+        may_T = self.target_N[self.store.offsets_U1[found.users_T] + found.positions_T]
+        return Targets(found.users_T[may_T], found.positions_T[may_T])
 
     def is_known(self, targets: Targets) -> np.ndarray:
         """Whether each target is an item of the catalogue, bool (T,)."""
@@ -222,13 +231,13 @@ class Split:
         kept_U = np.ceil(lengths_U * reduction.recent - 1e-9).astype(np.int64)
         starts_U = self.store.offsets_U1[:-1] + lengths_U - kept_U
         if reduction.interactions == 1:
-            part = TrainingPart(self.store, starts_U, kept_U, None)
+            part = TrainingPart(self.store, starts_U, kept_U, None, self.target_N)
         else:
             rows = ranges(starts_U, kept_U)
             count = int(np.ceil(len(rows) * reduction.interactions - 1e-9))
             rows = np.sort(rows[np.argsort(hash_numbers(rows), kind="stable")[:count]])
             bounds_U1 = np.searchsorted(rows, self.store.offsets_U1)
-            part = TrainingPart(self.store, bounds_U1[:-1], np.diff(bounds_U1), rows)
+            part = TrainingPart(self.store, bounds_U1[:-1], np.diff(bounds_U1), rows, self.target_N)
         part.check(self)
         return part
 
@@ -301,6 +310,7 @@ class TrainingPart:
     starts_U: np.ndarray
     lengths_U: np.ndarray
     rows: np.ndarray | None
+    target_N: np.ndarray | None = None  # see Split
 
     def items(self, places: np.ndarray) -> np.ndarray:
         """Store items at these entries."""
@@ -309,6 +319,18 @@ class TrainingPart:
     def seconds(self, places: np.ndarray) -> np.ndarray:
         """Times at these entries, see `Store.seconds`."""
         return self.store.seconds(self._rows(places))
+
+    def events(self, places: np.ndarray) -> np.ndarray:
+        """Types of event at these entries."""
+        assert self.store.events_N is not None
+        return self.store.events_N[self._rows(places)]
+
+    def may_be_targets(self, places: np.ndarray) -> np.ndarray:
+        """Which of these entries may be targets, bool."""
+        if self.target_N is None:
+            return np.ones(len(places), dtype=bool)
+        may: np.ndarray = self.target_N[self._rows(places)]
+        return may
 
     def _rows(self, places: np.ndarray) -> np.ndarray:
         return places if self.rows is None else self.rows[places]
@@ -330,10 +352,6 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
-
-
-def _targets_of(users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray) -> Targets:
-    return Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
 
 
 def _refuse_leak(leaks_U: np.ndarray) -> None:

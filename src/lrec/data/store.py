@@ -3,6 +3,7 @@
     items.npy      int32  store index of each interaction's item, user after user, each in time order
     offsets.npy    int64  user u owns items[offsets[u] : offsets[u + 1]]
     times.npy      int64  time of each interaction in the source's unit; absent where the source has none
+    events.npy     uint8  type of each interaction, by its place in the fact event_types; absent where none is named
     items.parquet  raw_id, count, domain of each item, by store index
     users.parquet  raw_id of each user, by store index
     meta.json      options, source, statistics, facts, and the size, mtime and hashes of every file above
@@ -27,7 +28,8 @@ from lrec.files import file_hash, json_hash, write_json
 SCHEMA = 1
 # Units of time in the facts of meta.json, and how many of each make a second.
 TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_FILES = ("items.npy", "offsets.npy", "times.npy", "items.parquet", "users.parquet")
+MOST_EVENT_TYPES = 256
+_FILES = ("items.npy", "offsets.npy", "times.npy", "events.npy", "items.parquet", "users.parquet")
 _BLOCK = 4096
 _BLOCKS = 16
 
@@ -85,6 +87,16 @@ class Store:
     def times_N(self) -> np.ndarray | None:
         """Time of each interaction, int64, or None where the source has none."""
         return self._map("times.npy") if "times.npy" in self.meta["files"] else None
+
+    @cached_property
+    def events_N(self) -> np.ndarray | None:
+        """Type of each interaction, uint8, by its place in `event_types`; None where the data name none."""
+        return self._map("events.npy") if "events.npy" in self.meta["files"] else None
+
+    @property
+    def event_types(self) -> list[str]:
+        """Names of the types of event, in text order; none where the data name none."""
+        return list(self.facts.get("event_types", []))
 
     def seconds(self, rows_N: np.ndarray) -> np.ndarray:
         """Times of these interactions in whole seconds, int64; as they are where the source has no unit of time."""
@@ -147,25 +159,29 @@ def _write_parquet(path: Path, table: pl.DataFrame) -> None:
 class StoreWriter:
     """Writes a store into an empty folder, piece by piece; it is a store once `finish` has returned."""
 
-    def __init__(self, folder: Path, times: bool) -> None:
+    def __init__(self, folder: Path, times: bool, events: bool) -> None:
         self._folder = folder
         self._items = _ArrayWriter(folder / "items.npy", np.dtype(np.int32))
         self._times = _ArrayWriter(folder / "times.npy", np.dtype(np.int64)) if times else None
+        self._events = _ArrayWriter(folder / "events.npy", np.dtype(np.uint8)) if events else None
 
-    def append(self, items_N: np.ndarray, times_N: np.ndarray | None) -> None:
+    def append(self, items_N: np.ndarray, times_N: np.ndarray | None, events_N: np.ndarray | None) -> None:
         """Add interactions after those of earlier calls."""
         self._items.append(items_N)
         if self._times is not None:
             assert times_N is not None
             self._times.append(times_N)
+        if self._events is not None:
+            assert events_N is not None
+            self._events.append(events_N)
 
     def finish(
         self, offsets_U1: np.ndarray, item_table: pl.DataFrame, raw_user_ids: pl.Series, meta: dict[str, Any]
     ) -> None:
         """Write the rest; `meta` holds source, options, statistics and facts."""
-        self._items.finish()
-        if self._times is not None:
-            self._times.finish()
+        for writer in (self._items, self._times, self._events):
+            if writer is not None:
+                writer.finish()
         offsets = _ArrayWriter(self._folder / "offsets.npy", np.dtype(np.int64))
         offsets.append(offsets_U1)
         offsets.finish()

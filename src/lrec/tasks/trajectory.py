@@ -42,12 +42,14 @@ class Trajectories:
         seen: Everything before the trajectory.
         truth_CT: Catalogue index of each item of the trajectory, -1 outside.
         times_CT: Time of each in whole seconds, which is when it is asked for; None where the data have no times.
+        events_CT: Type of event of each, which what is predicted in its place has; None where the data have none.
     """
 
     histories: Cases
     seen: Cases
     truth_CT: np.ndarray
     times_CT: np.ndarray | None
+    events_CT: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def trajectories(ladder: Ladder) -> Trajectories:
     rows_C1 = (store.offsets_U1[histories.users_C] + split.trajectory_U[histories.users_C])[:, None]
     rows_CT = rows_C1 + np.arange(steps)
     truth_CT = split.catalogue_index_I[store.items_N[rows_CT]]
-    return Trajectories(histories, seen, truth_CT, None if store.times_N is None else store.seconds(rows_CT))
+    times_CT = None if store.times_N is None else store.seconds(rows_CT)
+    events_CT = None if store.events_N is None else store.events_N[rows_CT].astype(np.int64)
+    return Trajectories(histories, seen, truth_CT, times_CT, events_CT)
 
 
 @torch.inference_mode()
@@ -95,14 +99,15 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     device = net.items.weight.device
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
     steps = given.truth_CT.shape[1]
-    for chosen_B, items_BL, _, last_B, times_BT in share_of(batches(given.histories, device)):
+    for chosen_B, items_BL, _, last_B, times_BT, events_BL in share_of(batches(given.histories, device)):
         n_rows, width = items_BL.shape
         cache = KeyValueCache(n_rows, width + steps - 1, device)
 
         def first(hidden_BLD: Tensor, table_VD: Tensor, last_B: Tensor = last_B) -> tuple[Tensor, Tensor]:
             return hidden_BLD.flatten(0, 1)[last_B], table_VD
 
-        hidden_BD, table_VD = net(items_BL, first, cache=cache, times_BT=times_BT if net.reads_times else None)
+        times_BT = times_BT if net.reads_times else None
+        hidden_BD, table_VD = net(items_BL, first, cache=cache, times_BT=times_BT, events_BL=events_BL)
         cache.keep(last_B % width + 1)
         seen = _seen(given.seen.where(chosen_B), device)
         rows_S, items_S = (pairs_S[:0] for pairs_S in seen) if repeats else seen
@@ -113,7 +118,10 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
                 asked_B2 = None
                 if net.reads_times and given.times_CT is not None:
                     asked_B2 = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
-                hidden_BD = net(best_B[:, None], _of_new, cache=cache, times_BT=asked_B2)
+                done_B1 = None
+                if given.events_CT is not None:
+                    done_B1 = torch.from_numpy(given.events_CT[chosen_B, step - 1 : step]).to(device)
+                hidden_BD = net(best_B[:, None], _of_new, cache=cache, times_BT=asked_B2, events_BL=done_B1)
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen

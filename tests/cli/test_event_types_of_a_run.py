@@ -1,0 +1,331 @@
+"""Types of event from the raw file to what is recommended, and which of them are targets."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import lrec as library
+from lrec.data.interactions import InteractionsDataModule
+from lrec.errors import UserError
+
+ITEMS, LENGTH, USERS = 12, 12, 200
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An item that is viewed is followed by the next one, one that is bought by the one after that."""
+    random = np.random.default_rng(0)
+    lines = ["user,item,timestamp,action"]
+    for user in range(USERS):
+        item = int(random.integers(ITEMS))
+        for time in range(LENGTH):
+            action = str(random.choice(["view", "buy"]))
+            lines.append(f"u{user},i{item},{time},{action}")
+            item = (item + (2 if action == "buy" else 1)) % ITEMS
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def arguments(log: Path) -> Callable[..., list[str]]:
+    def of(run: Path, **changed: object) -> list[str]:
+        options: dict[str, Any] = {
+            "data.path": log,
+            "data.data_dir": log.parent / "stores",
+            "data.time_column": "timestamp",
+            "data.max_len": 12,
+            "data.targets_per_step": 100,
+            "data.split.trajectory": 4,
+            "data.split.trajectory_min_length": 10,
+            "model.size": "3k",
+            "model.architecture.positions": "none",  # those of a trajectory are beyond what is trained
+            "model.optimizer.lr": 0.03,
+            "trainer.max_epochs": 15,
+            "trainer.check_val_every_n_epoch": 15,
+            "trainer.enable_progress_bar": "false",
+            "trainer.default_root_dir": run,
+        }
+        named = options | {name.replace("__", "."): value for name, value in changed.items()}
+        return [
+            "fit",
+            "--config=data/csv.yaml",
+            "--config=trainer/laptop.yaml",
+            *(f"--{n}={v}" for n, v in named.items()),
+        ]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def train(arguments: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """A run with some options, trained once."""
+    from lrec.cli import main
+
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+
+    def of(**changed: object) -> Path:
+        key = str(changed)
+        if key not in made:
+            made[key] = folder / str(len(made))
+            main(arguments(made[key], **changed))
+        return made[key]
+
+    return of
+
+
+READ = {"data__event_column": "action"}
+
+
+def result_of(run: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((run / "metrics.json").read_text())["model"]
+    return found
+
+
+def test_types_are_learned_where_they_decide(train: Train) -> None:
+    assert result_of(train(**READ))["loss"] < 0.2
+    assert result_of(train())["loss"] == pytest.approx(math.log(2), abs=0.1)
+
+
+def first(found: pl.DataFrame) -> list[str]:
+    return [items[0] for items in found["items"].to_list()]
+
+
+HISTORIES = pl.DataFrame({"user": ["a", "b"], "items": [["i1", "i3"]] * 2, "events": [["buy", "view"], ["buy", "buy"]]})
+
+
+def test_the_last_type_decides_what_is_recommended(train: Train) -> None:
+    model = library.load(train(**READ))
+    assert first(model.recommend(HISTORIES)) == ["i4", "i5"]
+    rows = pl.DataFrame({"user": ["a", "a"], "item": ["i1", "i3"], "event": ["buy", "buy"]})
+    assert first(model.recommend(rows)) == ["i5"]
+    unknown = pl.DataFrame({"items": [["i1", "?", "i3", "?"]], "events": [["buy", "buy", "buy", "view"]]})
+    assert first(model.recommend(unknown)) == ["i5"]  # the type of an item that is skipped is skipped with it
+
+
+@pytest.mark.parametrize(
+    ("histories", "says"),
+    [
+        (HISTORIES.drop("events"), r"reads types of event .*: histories need a column events, or event"),
+        (HISTORIES.with_columns(events=pl.lit(["buy"])), "events has not as many entries as items"),
+        (HISTORIES.with_columns(events=["buy", "lend"]), "lend is no type of event of the training data: buy, view"),
+    ],
+)
+def test_types_that_are_missing_or_unknown_are_refused(train: Train, histories: pl.DataFrame, says: str) -> None:
+    if says.startswith("lend"):
+        histories = HISTORIES.with_columns(events=pl.lit(["buy", "lend"]))
+    with pytest.raises(UserError, match=says):
+        library.load(train(**READ)).recommend(histories)
+
+
+def test_a_network_that_reads_no_types_does_not_look_at_them(train: Train) -> None:
+    model = library.load(train())
+    assert model.recommend(HISTORIES).equals(model.recommend(HISTORIES.drop("events")))
+
+
+def test_the_command_recommends_from_files_with_types(
+    train: Train, log: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    (tmp_path / "h.jsonl").write_text(HISTORIES.write_ndjson())
+    arguments = ["recommend", f"--ckpt_path={train(**READ)}", f"--histories={tmp_path}/h.jsonl"]
+    arguments += [f"--out={tmp_path}/o.jsonl", "--exclude_seen=false"]
+    lrec(*arguments)
+    assert first(pl.read_ndjson(tmp_path / "o.jsonl")) == ["i4", "i5"]
+    arguments[2] = f"--histories={log}"
+    lrec(*arguments)
+    found = pl.read_ndjson(tmp_path / "o.jsonl")
+    after = dict(zip(found["user"], first(found), strict=True))
+    last = pl.read_csv(log).group_by("user", maintain_order=True).last().select("user", "item", "action")
+    follows = [
+        after[user] == f"i{(int(item[1:]) + (2 if action == 'buy' else 1)) % ITEMS}"
+        for user, item, action in last.rows()
+    ]
+    assert np.mean(follows) > 0.9
+    assert "has no column kind" in refused(*arguments, "--event_column=kind")
+    arguments[1] = f"--ckpt_path={train()}"
+    assert "--event_column is of networks that read types of event" in refused(*arguments, "--event_column=action")
+
+
+def test_exported_networks_read_types(train: Train, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = train(**READ)
+    lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.onnx")
+    lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.safetensors")
+    model = library.load(tmp_path / "model.safetensors")
+    found = model.recommend(HISTORIES)
+    assert found.equals(library.load(run).recommend(HISTORIES))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    names = json.loads(session.get_modelmeta().custom_metadata_map["lrec"])["event_names"]
+    assert names == ["buy", "view"]
+    items = np.repeat(model.index(pl.Series(["i1", "i3"]))[None], 3, 0)
+    events = np.array([[0, 1], [0, 0], [0, 2]])
+    scores, listed, _ = session.run(None, {"items": items, "lengths": np.array([2, 2, 2]), "events": events})
+    assert [model.item_ids[int(row[0])] for row in listed[:2]] == first(found)
+    best = [each[0] for each in found["scores"].to_list()]
+    assert np.take_along_axis(scores[:2], listed[:2, :1], 1)[:, 0] == pytest.approx(best, abs=1e-4)
+    assert np.isnan(scores[2]).all()  # there is no third type
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"model__architecture__attention": "hstu", "model__architecture__mlp": "none"}]
+)
+def test_tasks_read_types(train: Train, tmp_path: Path, lrec: Callable[..., str], options: dict[str, str]) -> None:
+    """What a trajectory's own predictions have is the true event's type, so it finds nearly all of it, from the cache;
+    who guesses the types is right in one of two steps."""
+    run = train(**READ, **options)
+    lrec("tasks", f"--runs={run}", "--tasks=trajectory,robustness", f"--out={tmp_path}")
+    tasks = json.loads((tmp_path / "tasks.json").read_text())["tasks"]
+    clean = tasks["robustness"]["sections"][0]["groups"]["clean"]["scorers"]["3k"]
+    for metric in ("loss", "NDCG@10", "HR@1"):
+        assert clean[metric]["value"] == pytest.approx(result_of(run)[metric], abs=1e-5)
+    whole = tasks["trajectory"]["sections"][1]["groups"]["whole"]["scorers"]["3k"]
+    assert whole["NDCG"]["value"] > 0.7
+
+
+def test_lists_of_predict_know_types(train: Train, lrec: Callable[..., str], tmp_path: Path) -> None:
+    run = train(**READ)
+    options = [
+        f"--config={run / 'config.yaml'}",
+        f"--trainer.default_root_dir={tmp_path}",
+        "--model.exclude_seen=false",
+    ]
+    lrec("predict", *options, f"--ckpt_path={run}/checkpoints/best.ckpt")
+    log = pl.read_csv(library_config(run)["path"]).group_by("user", maintain_order=True).last()
+    follows = {
+        u: f"i{(int(i[1:]) + (2 if a == 'buy' else 1)) % ITEMS}"
+        for u, i, a in log.select("user", "item", "action").rows()
+    }
+    found = pl.read_parquet(tmp_path / "predictions.parquet")
+    assert np.mean([follows[user] == items[0] for user, items in found.select("user", "items").rows()]) > 0.9
+
+
+def library_config(run: Path) -> dict[str, Any]:
+    from lrec.run import Run
+
+    return Run(run).config.data
+
+
+# Which events are targets.
+
+
+def module(log: Path, folder: Path, **options: Any) -> InteractionsDataModule:
+    data = InteractionsDataModule(log, data_dir=folder, max_len=5, targets_per_step=40, **options)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def test_chosen_types_alone_are_targets(log: Path, tmp_path: Path) -> None:
+    """In training, each once in an epoch; in validation and test, where the held-out event is of such a type."""
+    data = module(log, tmp_path, event_column="action", target_events=["buy"])
+    every = module(log, tmp_path, event_column="action")
+    table = pl.read_csv(log).with_columns(place=pl.int_range(pl.len()).over("user"))
+    bought = table.filter(pl.col("action") == "buy")
+    expected = bought.filter(pl.col("place").is_between(1, LENGTH - 3))
+    assert len(expected) == data.U
+    assert every.U == USERS * (LENGTH - 3)
+    assert len(data.cuts.val_targets.users_T) == len(bought.filter(pl.col("place") == LENGTH - 2))
+    assert len(data.cuts.test_targets.users_T) == len(bought.filter(pl.col("place") == LENGTH - 1))
+    assert data.steps_per_epoch == every.steps_per_epoch
+    assert data.data_hash != every.data_hash
+    batches, plain = list(data.train_dataloader()), list(every.train_dataloader())
+    assert sum(batch.step_targets for batch in batches) == data.U
+    items = pl.Series([data.item_table()["raw_id"][int(i)] for batch in batches for i in batch.targets_M])
+    assert items.sort().to_list() == expected["item"].sort().to_list()
+    for batch, whole in zip(batches, plain, strict=True):
+        assert batch.items_BL.equal(whole.items_BL)
+        assert batch.step_positions == whole.step_targets == whole.step_positions
+        assert set(batch.positions_M.tolist()) <= set(whole.positions_M.tolist())
+        # A target of type buy stands where the next event is one.
+        following = dict(zip(whole.positions_M.tolist(), whole.targets_M.tolist(), strict=True))
+        assert [following[place] for place in batch.positions_M.tolist()] == batch.targets_M.tolist()
+
+
+def test_all_types_as_targets_are_all_events(log: Path, tmp_path: Path) -> None:
+    data = module(log, tmp_path, event_column="action", target_events=["view", "buy"])
+    every = module(log, tmp_path, event_column="action")
+    for batch, whole in zip(data.train_dataloader(), every.train_dataloader(), strict=True):
+        assert batch.targets_M.equal(whole.targets_M)
+        assert batch.step_targets == whole.step_targets
+    assert data.val_targets.users_T.tolist() == every.val_targets.users_T.tolist()
+
+
+def test_a_run_counts_its_targets(train: Train) -> None:
+    run = train(**READ, data__target_events="[buy]")
+    point = json.loads((run / "points.jsonl").read_text().splitlines()[-1])
+    table = pl.read_csv(library_config(run)["path"]).with_columns(place=pl.int_range(pl.len()).over("user"))
+    in_training = pl.col("place").is_between(1, LENGTH - 4 - 3)
+    assert point["U"] == len(table.filter((pl.col("action") == "buy") & in_training))
+    assert point["D"] == 15 * point["U"]
+    assert result_of(run)["targets"] == len(table.filter((pl.col("action") == "buy") & (pl.col("place") == LENGTH - 5)))
+    assert result_of(run)["loss"] < 0.3
+
+
+# The store.
+
+
+def test_rows_that_differ_in_their_type_alone_are_two_events(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(
+        "user,item,timestamp,action\n" + "a,x,1,view\na,x,1,buy\na,x,1,buy\na,y,2,view\n" * 2
+    )
+    data = InteractionsDataModule(tmp_path / "log.csv", event_column="action", data_dir=tmp_path / "stores")
+    data.prepare_data()
+    store = library_store(data)
+    assert store.event_types == ["buy", "view"]
+    assert store.events_N is not None
+    assert [store.event_types[code] for code in store.events_N] == ["view", "buy", "view"]
+    assert store.statistics["duplicates_dropped"] == 5
+
+
+def library_store(data: InteractionsDataModule) -> Any:
+    from lrec.data.store import Store
+
+    return Store.open(data.store_path, verify=True)
+
+
+def test_a_store_without_types_is_what_it_was(log: Path, tmp_path: Path) -> None:
+    data = InteractionsDataModule(log, data_dir=tmp_path)
+    data.prepare_data()
+    assert "event" not in data.source()["columns"]
+    assert sorted(file.name for file in data.store_path.iterdir()) == [
+        *("items.npy", "items.parquet", "meta.json", "offsets.npy", "times.npy", "users.parquet")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"data__event_column": "kind"}, "has no column kind (option event_column)"),
+        ({"data__target_events": "[buy]"}, "data.target_events needs data.event_column"),
+        (READ | {"data__target_events": "[]"}, "data.target_events needs data.event_column, and at least one"),
+        (READ | {"data__target_events": "[lend]"}, "data.target_events lend: the data have buy, view"),
+    ],
+)
+def test_wrong_columns_and_types_are_refused(
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    refused: Callable[..., str],
+    changed: dict[str, object],
+    says: str,
+) -> None:
+    assert says in refused(*arguments(tmp_path / "run", **changed))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_many_types_and_empty_ones_are_refused(tmp_path: Path) -> None:
+    lines = [f"u{user},i{user % 7},{user},{user}" for user in range(300)]
+    (tmp_path / "many.csv").write_text("\n".join(["user,item,timestamp,action", *lines]))
+    with pytest.raises(UserError, match="many: 300 types of event, such as 0; at most 256 are possible"):
+        InteractionsDataModule(tmp_path / "many.csv", event_column="action", data_dir=tmp_path).prepare_data()
+    (tmp_path / "gap.csv").write_text("user,item,timestamp,action\na,x,1,view\na,y,2,\n")
+    with pytest.raises(UserError, match=r"gap.csv, row 3: action is empty"):
+        InteractionsDataModule(tmp_path / "gap.csv", event_column="action", data_dir=tmp_path).prepare_data()
