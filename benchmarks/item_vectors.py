@@ -5,9 +5,9 @@
 A film's vector is made offline from its line of movies.dat: the words of its title, its genres and its decade, each
 hashed into 4,096 columns and weighted by the logarithm of how rare it is, then the 64 first singular directions. The
 same network is trained without vectors and with each use of them: same seed, same epochs. Test targets by their
-training interactions: NDCG@10 over items that the user has not seen, the median rank of the target among all of them,
-and the difference from the network without vectors, paired over users. A film that no training interaction has counts
-as a miss for a network that does not know it.
+training interactions: NDCG@10 and HR@100 over items that the user has not seen, and the difference from the network
+without vectors, paired over users. A film that no training interaction has counts as a miss for a network that does not
+know it.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from lrec.run import Run
 from lrec.tasks.estimates import UserResamples, estimate
 
 HERE = Path(__file__).parent
-COLUMNS, WIDTH, MAX_LEN = 4096, 64, 200
-USES = ("none", "initial", "added", "fixed")
+COLUMNS, WIDTH, MAX_LEN, LISTED = 4096, 64, 200, 100
+USES = ("none", "added", "fixed", "initial")
 GROUPS = {"none": (0, 0), "1 to 4": (1, 4), "fewer than 5": (0, 4), "5 to 19": (5, 19), "all": (0, 10**9)}
 
 
@@ -104,7 +104,7 @@ def train(use: str, vectors: Path, options: argparse.Namespace) -> None:
 
 
 def ranks(use: str, data: MovieLensDataModule, users_C: np.ndarray, options: argparse.Namespace) -> np.ndarray:
-    """Rank of each user's test target among the items that the user has not seen; inf where it is not known."""
+    """Rank of each user's test target among the items that the user has not seen; inf beyond LISTED."""
     model, store = lrec.load(options.runs / use), data.store
     raw_items = store.item_table["raw_id"]
     found = []
@@ -113,7 +113,7 @@ def ranks(use: str, data: MovieLensDataModule, users_C: np.ndarray, options: arg
         places = [(store.offsets_U1[user], store.offsets_U1[user] + data.cuts.test_U[user]) for user in users]
         histories = [raw_items.gather(store.items_N[first:last]).to_list() for first, last in places]
         targets = raw_items.gather(store.items_N[[last for _, last in places]]).to_list()
-        lists = model.recommend(histories, k=len(model.item_ids))["items"].to_list()
+        lists = model.recommend(histories, k=LISTED)["items"].to_list()
         found += [
             items.index(target) + 1 if target in items else np.inf for items, target in zip(lists, targets, strict=True)
         ]
@@ -127,7 +127,10 @@ def page(data: MovieLensDataModule, options: argparse.Namespace) -> str:
     targets_C = cuts.catalogue_index_I[store.items_N[store.offsets_U1[users_C] + cuts.test_U[users_C]]]
     counts_C = np.where(targets_C < 0, 0, cuts.counts_V[targets_C])
     ranks_C = {use: ranks(use, data, users_C, options) for use in USES}
-    gains_C = {use: np.where(found <= 10, 1 / np.log2(1 + found), 0.0) for use, found in ranks_C.items()}
+    metrics_C = {
+        use: (np.where(found <= 10, 1 / np.log2(1 + found), 0.0), (found <= LISTED).astype(np.float64))
+        for use, found in ranks_C.items()
+    }
     points = {use: Run(options.runs / use).result for use in USES}
     lines = [
         "# Item vectors",
@@ -148,8 +151,8 @@ def page(data: MovieLensDataModule, options: argparse.Namespace) -> str:
         lines.append(f"| {use} | {point.N_total:,} | {point.test_loss:.4f} | {point.flops:.3g} |")
     lines += [
         "",
-        "| training interactions of the target | targets | vectors | NDCG@10 | beside none | median rank |",
-        "|---|---:|---|---:|---:|---:|",
+        "| training interactions of the target | targets | vectors | NDCG@10 | beside none | HR@100 | beside none |",
+        "|---|---:|---|---:|---:|---:|---:|",
     ]
     for name, (least, most) in GROUPS.items():
         in_group_C = (counts_C >= least) & (counts_C <= most)
@@ -157,12 +160,11 @@ def page(data: MovieLensDataModule, options: argparse.Namespace) -> str:
             continue
         resamples = UserResamples(users_C[in_group_C], seed=0)
         for use in USES:
-            difference_C = (gains_C[use] - gains_C["none"])[in_group_C]
-            beside = "" if use == "none" else estimate(resamples.mean(difference_C, users_C[in_group_C])).signed()
-            median = np.median(ranks_C[use][in_group_C])
-            rank = "unknown" if np.isinf(median) else f"{median:,.0f}"
-            gain = gains_C[use][in_group_C].mean()
-            lines.append(f"| {name} | {in_group_C.sum():,} | {use} | {gain:.4f} | {beside} | {rank} |")
+            cells = []
+            for mine_C, plain_C in zip(metrics_C[use], metrics_C["none"], strict=True):
+                difference = estimate(resamples.mean((mine_C - plain_C)[in_group_C], users_C[in_group_C])).signed()
+                cells += [f"{mine_C[in_group_C].mean():.4f}", "" if use == "none" else difference]
+            lines.append(f"| {name} | {in_group_C.sum():,} | {use} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
