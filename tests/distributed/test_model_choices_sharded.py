@@ -1,9 +1,15 @@
 """Every choice of architecture with muP, sharded over two processes, against one process."""
 
 import math
+from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
+import torch
 from running import Fit, points
+
+import lrec
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -22,3 +28,32 @@ def test_two_shards_equal_one_process(name: str, fit: Fit) -> None:
         assert [point[name] for point in two] == pytest.approx([point[name] for point in one], rel=1e-5)
     assert [point["N_total"] for point in two] == [point["N_total"] for point in one]
     assert one[-1]["val_loss"] < math.log(51) - 0.1  # that of guessing
+
+
+@pytest.fixture(scope="module")
+def vectors(folder: Path) -> Path:
+    """Vectors of the 51 items, and of two that nobody has."""
+    random, path = np.random.default_rng(0), folder / "vectors.parquet"
+    items = [*(f"{item:02}" for item in range(51)), "new", "newer"]
+    pl.DataFrame({"item": items, "vector": random.normal(size=(53, 6)).tolist()}).write_parquet(path)
+    return path
+
+
+def test_item_vectors_in_shards(vectors: Path, fit: Fit) -> None:
+    """The steps of one process, and a checkpoint of shards that recommends new items as its whole one does."""
+    runs = [
+        fit(
+            f"vectors-{processes}",
+            processes,
+            f"--model.item_vectors={vectors}",
+            "--config=model/mup.yaml",
+            "--model.optimizer.lr=0.003",
+        )
+        for processes in (0, 2)
+    ]
+    one, two = map(points, runs)
+    for name in ("train_loss", "val_loss"):
+        assert [point[name] for point in two] == pytest.approx([point[name] for point in one], rel=1e-5)
+    models = [lrec.load(run) for run in runs]
+    assert [model.item_ids.to_list()[-2:] for model in models] == [["new", "newer"]] * 2
+    torch.testing.assert_close(models[1].net.items.weight, models[0].net.items.weight, rtol=1e-3, atol=1e-4)
