@@ -11,8 +11,14 @@ import polars as pl
 import pytest
 
 import lrec as library
+from lrec.cases import cases_of_test, rank_by_net
 from lrec.data.interactions import InteractionsDataModule
+from lrec.data.splits import Reduction
+from lrec.data.temporal import GlobalTemporal
+from lrec.data.user_split import UserSplit
 from lrec.errors import UserError
+from lrec.net import Transformer
+from lrec.shape import TransformerConfig
 
 ITEMS, LENGTH, USERS = 12, 12, 200
 
@@ -21,12 +27,12 @@ ITEMS, LENGTH, USERS = 12, 12, 200
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An item that is viewed is followed by the next one, one that is bought by the one after that."""
     random = np.random.default_rng(0)
-    lines = ["user,item,timestamp,action"]
+    lines = ["user,item,timestamp,action,shelf"]
     for user in range(USERS):
         item = int(random.integers(ITEMS))
         for time in range(LENGTH):
             action = str(random.choice(["view", "buy"]))
-            lines.append(f"u{user},i{item},{time},{action}")
+            lines.append(f"u{user},i{item},{time},{action},{item % 3}")
             item = (item + (2 if action == "buy" else 1)) % ITEMS
     path = tmp_path_factory.mktemp("log") / "log.csv"
     path.write_text("\n".join(lines) + "\n")
@@ -248,6 +254,40 @@ def test_chosen_types_alone_are_targets(log: Path, tmp_path: Path) -> None:
         # A target of type buy stands where the next event is one.
         following = dict(zip(whole.positions_M.tolist(), whole.targets_M.tolist(), strict=True))
         assert [following[place] for place in batch.positions_M.tolist()] == batch.targets_M.tolist()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reduction": Reduction(interactions=0.5)},
+        {"split": GlobalTemporal(0.6, 0.8, targets="all")},
+        {"split": UserSplit(0.2, 0.2)},
+        {"domain_column": "shelf", "only_domain": "1"},
+    ],
+    ids=["reduction", "temporal", "users", "domain"],
+)
+def test_every_split_and_reduction_knows_them(log: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    data = module(log, tmp_path, event_column="action", target_events=["buy"], **options)
+    every = module(log, tmp_path, event_column="action", **options)
+    store, part = every.store, every.batch_plan.part
+    assert store.events_N is not None
+    buy = store.event_types.index("buy")
+    entries = [np.arange(start + 1, start + n) for start, n in zip(part.starts_U, part.lengths_U, strict=True) if n > 1]
+    assert (part.events(np.concatenate(entries)) == buy).sum() == data.U
+    assert sum(len(batch.targets_M) for batch in data.train_dataloader()) == data.U
+    for name in ("val_targets", "test_targets"):
+        mine, whole = getattr(data.cuts, name), getattr(every.cuts, name)
+        bought = store.events_N[store.offsets_U1[whole.users_T] + whole.positions_T] == buy
+        assert mine.users_T.tolist() == whole.users_T[bought].tolist()
+        assert mine.positions_T.tolist() == whole.positions_T[bought].tolist()
+
+
+def test_a_network_without_types_ranks_cases_that_have_them(log: Path, tmp_path: Path) -> None:
+    data = module(log, tmp_path, event_column="action")
+    cases = cases_of_test(data.cuts, data.max_len)
+    assert cases.events_N is not None
+    ranked = rank_by_net(Transformer(TransformerConfig(data.n_items, data.max_len, 1, 8, 1)).eval(), cases)
+    assert np.isfinite(ranked.rank_C).all()
 
 
 def test_all_types_as_targets_are_all_events(log: Path, tmp_path: Path) -> None:

@@ -178,10 +178,15 @@ class Split:
 
     def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray) -> Targets:
         found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
-        if self.target_N is None:
-            return found
-        may_T = self.target_N[self.store.offsets_U1[found.users_T] + found.positions_T]
+        may_T = self.may_be_targets(found)
         return Targets(found.users_T[may_T], found.positions_T[may_T])
+
+    def may_be_targets(self, targets: Targets) -> np.ndarray:
+        """Which of these interactions may be targets, bool (T,)."""
+        if self.target_N is None:
+            return np.ones(len(targets.users_T), dtype=bool)
+        may_T: np.ndarray = self.target_N[self.store.offsets_U1[targets.users_T] + targets.positions_T]
+        return may_T
 
     def is_known(self, targets: Targets) -> np.ndarray:
         """Whether each target is an item of the catalogue, bool (T,)."""

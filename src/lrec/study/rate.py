@@ -47,6 +47,7 @@ def training_rate(
         net = Transformer(small).to(device, torch.bfloat16 if precision == "bf16-true" else None)
         items_BL = torch.randint(0, small.n_items, (rows, length), device=device)
         targets_M = torch.randint(0, small.n_items, (rows * length,), device=device)
+        times_BT = torch.zeros(rows, length + 1, dtype=torch.int64, device=device) if net.reads_times else None
         counts_V = torch.ones(small.n_items, dtype=torch.int64, device=device)
 
         def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def training_rate(
 
         def step() -> None:
             with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                loss_sum: Tensor = net(items_BL, head)
+                loss_sum: Tensor = net(items_BL, head, times_BT=times_BT)
             loss_sum.backward()
             net.zero_grad()
 

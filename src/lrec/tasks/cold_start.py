@@ -3,6 +3,7 @@
 import numpy as np
 
 from lrec.cases import cases_before, cases_of_test
+from lrec.data.splits import Targets
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains
 from lrec.tasks.ladder import Ladder
 
@@ -29,8 +30,9 @@ def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
             "New users: none are held out. Train with --data.split.held_out_users 0.2, a share of the users with more "
             "than 50 interactions"
         )
-    ends_U = np.diff(split.store.offsets_U1)[users_U]
-    cases = cases_before(split, users_U, ends_U - 1, ladder.max_len)
+    last = Targets(users_U, np.diff(split.store.offsets_U1)[users_U] - 1)
+    may_U = split.may_be_targets(last)
+    cases = cases_before(split, users_U[may_U], last.positions_T[may_U], ladder.max_len)
     lengths = [n for n in LENGTHS if n <= ladder.max_len]
     if longer := [str(n) for n in LENGTHS if n > ladder.max_len]:
         notes.append(f"New users: no histories of {', '.join(longer)} items, as max_len is {ladder.max_len}")

@@ -106,7 +106,7 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
         def first(hidden_BLD: Tensor, table_VD: Tensor, last_B: Tensor = last_B) -> tuple[Tensor, Tensor]:
             return hidden_BLD.flatten(0, 1)[last_B], table_VD
 
-        times_BT = times_BT if net.reads_times else None
+        times_BT, events_BL = (times_BT if net.reads_times else None), (events_BL if net.reads_events else None)
         hidden_BD, table_VD = net(items_BL, first, cache=cache, times_BT=times_BT, events_BL=events_BL)
         cache.keep(last_B % width + 1)
         seen = _seen(given.seen.where(chosen_B), device)
@@ -119,7 +119,7 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
                 if net.reads_times and given.times_CT is not None:
                     asked_B2 = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
                 done_B1 = None
-                if given.events_CT is not None:
+                if net.reads_events and given.events_CT is not None:
                     done_B1 = torch.from_numpy(given.events_CT[chosen_B, step - 1 : step]).to(device)
                 hidden_BD = net(best_B[:, None], _of_new, cache=cache, times_BT=asked_B2, events_BL=done_B1)
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)

@@ -13,7 +13,7 @@ from lrec import cost
 from lrec.errors import UserError
 from lrec.losses import FullSoftmax
 from lrec.run import RunConfig
-from lrec.shape import TransformerConfig
+from lrec.shape import Architecture, TransformerConfig
 from lrec.study import budget, launch
 from lrec.study.devices import Placement, here, placement
 from lrec.study.grid import PlannedRun, planned_runs
@@ -150,3 +150,12 @@ def test_a_measured_step_is_no_faster_than_its_matrix_products() -> None:
     wide, narrow = (TransformerConfig(500, 20, 2, width, 2) for width in (256, 16))
     rates = [training_rate(each, FullSoftmax(), 640, "32-true") for each in (narrow, wide)]
     assert rates[0] < rates[1] < 1e12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"architecture": Architecture(time="past")}, {"vector_width": 5, "own_rows": False}],
+    ids=["time", "vectors"],
+)
+def test_networks_that_read_more_than_items_have_a_rate(change: dict[str, Any]) -> None:
+    assert training_rate(TransformerConfig(100, 10, 1, 16, 1, **change), FullSoftmax(), 640, "32-true") > 0
