@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lrec.attention_bias import AttentionBias
 from lrec.class_paths import imported
-from lrec.dropout import dropout
+from lrec.dropout import DropoutLayer
 from lrec.errors import UserError
 from lrec.shape import OWN_PARTS, Architecture, TransformerConfig
 
@@ -230,7 +230,7 @@ class SoftmaxAttention(Attention):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         """With dropout of the weights, QK-norm and positions as the config has them."""
         super().__init__(config, layer)
-        self.dropout = config.dropout.attention.of_layer(layer, config.layers)
+        self.dropout = DropoutLayer(config.dropout.attention.of_layer(layer, config.layers))
         self.qkv = nn.Linear(config.width, 3 * config.width)
         qk_norm = config.architecture.qk_norm
         self.query_norm = nn.RMSNorm(config.head_width, NORM_EPS) if qk_norm else None
@@ -263,18 +263,27 @@ class SoftmaxAttention(Attention):
     def _read(self, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, reading: Reading) -> Tensor:
         # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
         states = (query_BLHK.transpose(1, 2), key_BCHK.transpose(1, 2), value_BCHK.transpose(1, 2))
-        rate, scale = self.dropout if self.training else 0.0, self.config.attention_scale
+        drops, scale = self.dropout.drops and self.training, self.config.attention_scale
         mask_B1LC, bias_B1LC = reading.allowed_B1LC, self.logit_bias(query_BLHK.shape[1], reading)
-        if rate and query_BLHK.device.type == "cpu":
-            read_BHLK = _read_dropping(*states, mask_B1LC, bias_B1LC, rate, scale)
+        if drops and query_BLHK.device.type == "cpu":
+            read_BHLK = _read_dropping(*states, mask_B1LC, bias_B1LC, self.dropout, scale)
         else:
             if bias_B1LC is not None:
                 refused_B1LC = ~self.allowed(query_BLHK, reading)
                 mask_B1LC = bias_B1LC.to(query_BLHK.dtype).masked_fill(refused_B1LC, -math.inf)
-            read_BHLK = F.scaled_dot_product_attention(
-                *states, attn_mask=mask_B1LC, dropout_p=rate, is_causal=mask_B1LC is None, scale=scale
-            )
+            options: dict[str, Any] = {"attn_mask": mask_B1LC, "is_causal": mask_B1LC is None, "scale": scale}
+            if drops:
+                read_BHLK = fused_dropping(*states, self.dropout, **options)
+            else:
+                read_BHLK = F.scaled_dot_product_attention(*states, **options)
         return self.out(read_BHLK.transpose(1, 2).flatten(-2))
+
+
+def fused_dropping(
+    query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, dropout: DropoutLayer, **options: Any
+) -> Tensor:
+    """scaled_dot_product_attention with dropout of the weights. Its kernels take the rate as a number."""
+    return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, dropout_p=dropout.rate, **options)
 
 
 def _read_dropping(
@@ -283,7 +292,7 @@ def _read_dropping(
     value_BHCK: Tensor,
     allowed_B1LC: Tensor | None,
     bias_B1LC: Tensor | None,
-    rate: float,
+    dropout: DropoutLayer,
     scale: float,
 ) -> Tensor:
     """What scaled_dot_product_attention gives with dropout of the weights; on CPUs it has no kernel for that, and takes
@@ -296,7 +305,7 @@ def _read_dropping(
         later_LC = torch.ones(scores_BHLC.shape[-2:], dtype=torch.bool).triu(1)
         forbidden = later_LC if allowed_B1LC is None else ~allowed_B1LC
         weights_BHLC = scores_BHLC.masked_fill_(forbidden, -math.inf).softmax(-1)
-        return (dropout(weights_BHLC, rate) @ value_BHCK.to(dtype)).to(query_BHLK.dtype)
+        return (dropout(weights_BHLC) @ value_BHCK.to(dtype)).to(query_BHLK.dtype)
 
 
 def _normed(x_BLHK: Tensor, norm: nn.RMSNorm | None) -> Tensor:
@@ -345,7 +354,7 @@ class Block(nn.Module):
         """Block `layer` (0 is the lowest) of a net."""
         super().__init__()
         self.branch_scale = config.branch_scale
-        self.dropout = config.dropout.residual.of_layer(layer, config.layers)
+        self.dropout = DropoutLayer(config.dropout.residual.of_layer(layer, config.layers))
         attention, mlp = (part_class(config.architecture, part) for part in ("attention", "mlp"))
         assert attention is not None
         self.attention_norm = norm(config)
@@ -365,9 +374,7 @@ class Block(nn.Module):
         return self._add(hidden_BLD, self.mlp(self.mlp_norm(hidden_BLD)))
 
     def _add(self, hidden_BLD: Tensor, branch_BLD: Tensor) -> Tensor:
-        if self.dropout and self.training:
-            branch_BLD = dropout(branch_BLD, self.dropout)
-        return torch.add(hidden_BLD, branch_BLD, alpha=self.branch_scale)
+        return torch.add(hidden_BLD, self.dropout(branch_BLD), alpha=self.branch_scale)
 
 
 def at(hidden_BLD: Tensor, alone_B: Tensor) -> Tensor:

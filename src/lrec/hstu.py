@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrec.blocks import CAUSAL, Attention, Reading, at
-from lrec.dropout import dropout
+from lrec.dropout import DropoutLayer
 from lrec.shape import TransformerConfig
 
 NORM_EPS = 1e-6
@@ -29,7 +29,7 @@ class HSTU(Attention):
         """Matrices of as many heads as softmax attention has, of width `config.head_width`."""
         super().__init__(config, layer)
         inner = config.heads * config.head_width
-        self.dropout = config.dropout.attention.of_layer(layer, config.layers)
+        self.dropout = DropoutLayer(config.dropout.attention.of_layer(layer, config.layers))
         self.uvqk = nn.Linear(config.width, 4 * inner, bias=False)
         self.out = nn.Linear(inner, config.width)
 
@@ -84,7 +84,4 @@ class HSTU(Attention):
         read_BLI = read_BHLK.transpose(1, 2).flatten(-2)
         precise = torch.promote_types(read_BLI.dtype, torch.float32)
         normed_BLI = F.layer_norm(read_BLI.to(precise), read_BLI.shape[-1:], eps=NORM_EPS).to(read_BLI.dtype)
-        gated_BLI = gate_BLHK.flatten(-2) * normed_BLI
-        if self.dropout and self.training:
-            gated_BLI = dropout(gated_BLI, self.dropout)
-        return self.out(gated_BLI)
+        return self.out(self.dropout(gate_BLHK.flatten(-2) * normed_BLI))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lrec.blocks import CAUSAL, Attention, Block, Branch, KeyValueCache, Reading, norm, positions
-from lrec.dropout import dropout
+from lrec.dropout import DropoutLayer
 from lrec.event_times import TimeInput, gaps
 from lrec.event_types import EventInput
 from lrec.item_table import OWN_ROWS, VECTORS, ItemTable
@@ -56,6 +56,7 @@ class Transformer(nn.Module):
         self.positions = positions(config, "input")
         self.events = EventInput(config) if config.event_types else None
         self.times = TimeInput(config) if config.architecture.time == "input" else None
+        self.dropout = DropoutLayer(config.dropout.embedding)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
         if not self.norm.weight.is_meta:
@@ -167,8 +168,7 @@ class Transformer(nn.Module):
             hidden_BLD = self.times(hidden_BLD, times_BT, reading)
         elif times_BT is not None:
             reading = reading._replace(gaps_BLC=gaps(times_BT, reading, to_request=time == "request"))
-        if self.config.dropout.embedding and self.training:
-            hidden_BLD = dropout(hidden_BLD, self.config.dropout.embedding)
+        hidden_BLD = self.dropout(hidden_BLD)
         alone = positions_M is not None and len(positions_M) == len(items_BL)
         for block in self.blocks:
             if alone and block is self.blocks[-1]:

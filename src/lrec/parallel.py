@@ -11,6 +11,7 @@ each computes with the rows that it holds (`shards`).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from lrec import blocks
 from lrec.net import Transformer
 from lrec.shape import TransformerConfig
 from lrec.shards import held, split
+
+MOST_GRAPHS = 32  # of a function that is compiled
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,19 @@ def build(
 
 
 def _compile(net: Transformer) -> None:
-    """Compile each block for batches of any shape; blocks that differ in nothing but their weights share the work."""
-    # A dropout rate is a constant of its graph, so a schedule over depth makes one for every block: in training, in
-    # evaluation, and once more where a batch has one row or one position. The last block has graphs of its own where
-    # one position of each row is wanted. Beyond its limit torch would stop compiling.
-    limit = 5 * len(net.blocks) + 5
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
-    torch._dynamo.config.accumulated_recompile_limit = max(torch._dynamo.config.accumulated_recompile_limit, limit)
+    """Compile each block for batches of any shape; blocks share graphs whatever their weights and dropout rates."""
+    # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and for one
+    # position of each row. Beyond its limit torch would stop compiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+    _keep_rates_out_of_graphs()
     for block in net.blocks:
         block.forward = torch.compile(block.forward, dynamic=True)
+
+
+@cache
+def _keep_rates_out_of_graphs() -> None:
+    """Leave attention with dropout to torch's kernels, which would make each block's rate a constant of its graph."""
+    blocks.fused_dropping = torch.compiler.disable(blocks.fused_dropping)
 
 
 def _shard(net: Transformer, sharding: Sharding) -> None:

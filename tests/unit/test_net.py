@@ -112,8 +112,8 @@ def test_recomputed_activations_change_nothing() -> None:
 
 def test_dropout_runs_linearly_from_first_to_last_block() -> None:
     net = Transformer(TransformerConfig(5, 5, 5, 8, 1, Dropout(0.5, OverDepth(0.4, 0.0), OverDepth(0.1, 0.3))))
-    assert [block.attention.dropout for block in net.blocks] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
-    assert [block.dropout for block in net.blocks] == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
+    assert [block.attention.dropout.rate for block in net.blocks] == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0])
+    assert [block.dropout.rate for block in net.blocks] == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
     assert OverDepth(first=0.2, last=0.1).of_layer(0, 1) == 0.2
 
 
