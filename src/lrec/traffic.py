@@ -5,7 +5,7 @@ from typing import NamedTuple
 from lrec import cost
 from lrec.shape import TransformerConfig
 
-INDEX = 8  # bytes of an item's index
+ITEM, TARGET = 4, 8  # bytes of an item's index as an input, and as a target
 SUM = 4  # of a float32
 
 
@@ -62,7 +62,7 @@ def of_step(
     return Traffic(
         parameters=round(2 * rest * product * lacking) * accumulation,
         gradients=round(reduced),
-        embeddings=others * (INDEX + config.width * 2 * parameter) * accumulation,
+        embeddings=others * (ITEM + config.width * 2 * parameter) * accumulation,
         hidden=others * config.width * (product + SUM) * accumulation,
-        scores=round(others * (INDEX + 2 * 3 * SUM)) * accumulation,
+        scores=round(others * (TARGET + 2 * 3 * SUM)) * accumulation,
     )

@@ -30,9 +30,9 @@ LENGTH_CLASSES = 8
 class TrainBatch(NamedTuple):
     """A micro-batch of training windows; if there are no windows for it, one row of item 0 without targets."""
 
-    items_BL: Tensor  # int64
-    positions_M: Tensor  # int64, flat b*L + l of each position that predicts a target, ascending
-    targets_M: Tensor  # int64
+    items_BL: Tensor  # int32
+    positions_M: Tensor  # int32, flat b*L + l of each position that predicts a target, ascending
+    targets_M: Tensor  # int64, which what a loss does with them needs
     step_targets: int  # targets of the whole global step: all ranks, all accumulated micro-batches
     step_pairs: int  # pairs of a position and one it attends to, of the whole global step
     times_BT: Tensor | None = None  # int64; the request's time is that of the last target
@@ -44,8 +44,8 @@ class TrainBatch(NamedTuple):
 class EpochPlan:
     """An epoch's windows in the order they are trained on: step s owns windows bounds[s] .. bounds[s + 1] - 1."""
 
-    starts_W: np.ndarray  # entry of the training part where the window's inputs begin
-    lengths_W: np.ndarray  # inputs of the window; what may be its targets is the same, shifted by one
+    starts_W: np.ndarray  # entry of the training part where the window's inputs begin; int32 where that is enough
+    lengths_W: np.ndarray  # int32, inputs of the window; what may be its targets is the same, shifted by one
     bounds: np.ndarray  # int64, steps + 1 entries
 
     def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -129,6 +129,12 @@ class BatchPlan:
         assert (np.diff(bounds) > 0).all(), "a step has no windows"
         return EpochPlan(starts_W[order], lengths_W[order], bounds)
 
+    @property
+    def _index(self) -> type[np.signedinteger]:
+        """The smallest type that counts the entries of the training part."""
+        most = int((self.part.starts_U + self.part.lengths_U).max())
+        return np.int32 if most <= np.iinfo(np.int32).max else np.int64
+
     def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         users = np.flatnonzero(self.part.lengths_U > 1)
         targets = self.part.lengths_U[users] - 1
@@ -140,7 +146,8 @@ class BatchPlan:
         nth = ranges(np.zeros(len(users), dtype=np.int64), counts)
         begin = np.where(nth == 0, 0, first[owner] + (nth - 1) * self.max_len)
         end = np.minimum(first[owner] + nth * self.max_len, targets[owner])
-        return self.part.starts_U[users][owner] + begin, end - begin
+        starts_W = self.part.starts_U[users][owner] + begin
+        return starts_W.astype(self._index), (end - begin).astype(np.int32)
 
 
 def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
@@ -179,11 +186,12 @@ def train_batch(
     """Gather the windows' items, their types of event where there are any, and their times where they are asked for."""
     has_events = part.store.events_N is not None
     if len(starts) == 0:
-        empty, row = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
-        times, events = row.expand(1, 2) if with_times else None, row if has_events else None
-        return TrainBatch(row, empty, empty, step_targets, step_pairs, times, events, step_positions)
+        row, empty = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
+        times_BT = torch.zeros(1, 2, dtype=torch.int64) if with_times else None
+        events_BL = row.long() if has_events else None
+        return TrainBatch(row, empty, empty.long(), step_targets, step_pairs, times_BT, events_BL, step_positions)
     places = ranges(starts, lengths)
-    items_BL, positions_M = padded(catalogue_index_I[part.items(places)], lengths)
+    items_BL, positions_M = padded(catalogue_index_I[part.items(places)].astype(np.int32), lengths)
     targets_M = catalogue_index_I[part.items(places + 1)]
     if part.target_N is not None:
         may_M = part.may_be_targets(places + 1)
@@ -191,7 +199,7 @@ def train_batch(
     events_BL = padded(part.events(places).astype(np.int64), lengths)[0] if has_events else None
     return TrainBatch(
         torch.from_numpy(items_BL),
-        torch.from_numpy(positions_M),
+        torch.from_numpy(positions_M.astype(np.int32)),
         torch.from_numpy(targets_M),
         step_targets,
         step_pairs,

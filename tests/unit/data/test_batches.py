@@ -3,7 +3,7 @@
 import multiprocessing
 import pickle
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -101,6 +101,21 @@ def test_the_plan_depends_on_seed_and_epoch_alone(make_lengths) -> None:
     plan = BatchPlan(split.training_part(Reduction()), 8, 16)
     assert pickle.dumps(plan.epoch(1, 2)) == pickle.dumps(plan.epoch(1, 2))
     assert len({pickle.dumps(plan.epoch(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_plans_and_inputs_are_of_four_bytes_where_that_is_enough(make_lengths) -> None:
+    split = LastItems()(make_lengths([40, 50, 60, 7, 7, 7]))
+    part = split.training_part(Reduction())
+    plan = BatchPlan(part, 8, 16).epoch(0, 0)
+    assert (plan.starts_W.dtype, plan.lengths_W.dtype) == (np.int32, np.int32)
+    for world in (1, 400):  # on so many processes most batches are empty
+        batch = next(iter(load(split, BatchPlan(part, 8, 16), world, world - 1)))
+        assert (batch.items_BL.dtype, batch.positions_M.dtype) == (torch.int32, torch.int32)
+    # Windows that begin behind 2^31 entries.
+    far = replace(part, starts_U=part.starts_U + 2**31)
+    beyond = BatchPlan(far, 8, 16).epoch(0, 0)
+    assert beyond.starts_W.dtype == np.int64
+    assert np.array_equal(beyond.starts_W, plan.starts_W + np.int64(2**31))
 
 
 def test_short_and_long_windows_alternate(make_lengths) -> None:
