@@ -128,7 +128,7 @@ class Gradient:
         self.dense_HD = grad_HD if self.dense_HD is None else self.dense_HD.add_(grad_HD)
 
     def add_rows(self, places_N: Tensor, grad_ND: Tensor) -> None:
-        """Add to the rows at these places."""
+        """Add to the rows at these places; those outside of what is held here have no gradient."""
         self.touched.append((places_N, grad_ND))
 
     def rows(self) -> list[tuple[Tensor, Tensor]]:
@@ -140,8 +140,9 @@ class Gradient:
     def total(self, like_HD: Tensor) -> Tensor:
         """All of it, as one tensor."""
         total_HD = torch.zeros_like(like_HD) if self.dense_HD is None else self.dense_HD
-        for places_N, grad_ND in self.touched:
-            total_HD.index_add_(0, places_N, grad_ND.to(total_HD.dtype))
+        for places_N, grad_ND in self.touched if len(total_HD) else []:
+            # Zeros for rows that others hold go anywhere, but not all to the same row, which would take its turns.
+            total_HD.index_add_(0, places_N.remainder(len(total_HD)), grad_ND.to(total_HD.dtype))
         self.dense_HD, self.touched = None, []
         return total_HD
 
@@ -255,7 +256,7 @@ def whole(table: Table) -> Tensor:
     return table_VD
 
 
-# What a gradient of looked up rows adds, and to which of the rows held here.
+# To the rows at which places a gradient of looked up rows adds what: zeros to those outside of what is held here.
 Spread = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -263,25 +264,35 @@ def _looked_up(shard: Shard, items_M: Tensor) -> tuple[Tensor, Spread]:
     if shard.processes == 1:
         return F.embedding(items_M, shard.rows_HD), lambda grad_MD: (items_M, grad_MD)
     most = shard.most(len(items_M))
-    found_GD, here_G, places_N = _found(shard, shard.gathered(items_M, most, -1))
-    spread = lambda grad_MD: (places_N, shard.gathered(grad_MD, most)[here_G])  # noqa: E731
-    return shard.returned(found_GD, len(items_M)), spread
+    items_G = shard.gathered(items_M, most, -1)
+
+    def spread(grad_MD: Tensor) -> tuple[Tensor, Tensor]:
+        return items_G - shard.start, _only_here(shard, items_G, shard.gathered(grad_MD, most))
+
+    return shard.returned(_found(shard, items_G), len(items_M)), spread
 
 
 def _shared(shard: Shard, items_N: Tensor) -> tuple[Tensor, Spread]:
     if shard.processes == 1:
         return _looked_up(shard, items_N)
-    found_ND, here_N, places_N = _found(shard, items_N)
-    return shard.summed(found_ND), lambda grad_ND: (places_N, shard.summed(grad_ND.clone())[here_N])
+
+    def spread(grad_ND: Tensor) -> tuple[Tensor, Tensor]:
+        return items_N - shard.start, _only_here(shard, items_N, shard.summed(grad_ND.clone()))
+
+    return shard.summed(_found(shard, items_N)), spread
 
 
-def _found(shard: Shard, items_G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows that are here, zeros for the others; which are here, and at which places."""
-    here_G, places_G = shard.places(items_G)
-    places_N = places_G[here_G]
-    found_GD = shard.rows_HD.new_zeros(len(items_G), shard.rows_HD.shape[1])
-    found_GD[here_G] = shard.rows_HD[places_N]
-    return found_GD, here_G, places_N
+def _found(shard: Shard, items_G: Tensor) -> Tensor:
+    """The rows that are here, zeros for the others."""
+    if len(shard.rows_HD) == 0:
+        return shard.rows_HD.new_zeros(len(items_G), shard.rows_HD.shape[1])
+    return _only_here(shard, items_G, shard.rows_HD[shard.places(items_G)[1]])
+
+
+def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:
+    """The values of items whose rows are here, in place; zeros for the others. Choosing them instead would have a GPU
+    say how many they are."""
+    return values_GD.masked_fill_(~shard.places(items_G)[0][:, None], 0.0)
 
 
 class _Fetch(torch.autograd.Function):
@@ -306,7 +317,10 @@ class _Fetch(torch.autograd.Function):
         if ctx.touched is not None:
             assert grad_HD is None, "a loss that gives every row a gradient"
             for places_N, grad_ND in here.gradient.rows():
-                ctx.touched.add(places_N, grad_ND if here.processes == 1 else grad_ND / here.processes)
+                if here.processes > 1:
+                    mine_N = (places_N >= 0) & (places_N < len(here.rows_HD))
+                    places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / here.processes
+                ctx.touched.add(places_N, grad_ND)
             return None, None, None, None
         if grad_HD is not None:
             here.gradient.add_dense(grad_HD.clone())  # autograd's, which others may have

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from host_waits import HostWaits
 from lrec.item_table import VECTORS, whole_table
 from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
 from lrec.net import Transformer
@@ -166,6 +167,30 @@ def test_a_table_made_of_vectors_takes_the_same_steps(shape: tuple[int, ...], ow
         for several, one in zip(found, alone, strict=True):
             assert several["losses"] == pytest.approx(one["losses"], rel=1e-5)
             torch.testing.assert_close(several["table"], one["table"], rtol=1e-4, atol=1e-5)
+
+
+def test_no_step_asks_a_device_how_many_rows_are_here(tmp_path: Path) -> None:
+    """Of all that processes share the table for; how many rows a step touches has to be known to update only those."""
+    config = TransformerConfig(11, LENGTH, 1, 8, 2)
+
+    def watch(sharding: Sharding) -> list[list[str]]:
+        net = build(config, 0, sharding)
+        optimizer, _ = Optimizer().build(net, 6)
+        seen = []
+        for loss in LOSSES[:3]:
+            with HostWaits() as waits:
+                batch = batches(config.n_items, 0)[2 * sharding.process]
+                net(batch.items_BL, head_of(loss, batch, config.n_items)).backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+                optimizer.step()
+                optimizer.zero_grad()
+            assert waits.operators > 100
+            seen.append(waits.seen)
+        return seen
+
+    # How many inputs and targets each process has is known to the hosts, and agreed upon by them.
+    agreed = ["aten._local_scalar_dense.default"] * 2
+    assert on_processes((2,), tmp_path, watch) == [[agreed] * 3] * 2
 
 
 class Case(NamedTuple):

@@ -1,0 +1,44 @@
+"""No step of training would wait for a GPU, as far as a CPU can tell."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from host_waits import HostWaits
+
+WATCH = """
+from lightning.pytorch import Callback
+from host_waits import HostWaits
+
+STEPS = HostWaits()
+
+
+class Watch(Callback):
+    def on_train_batch_start(self, *_):
+        STEPS.__enter__()
+
+    def on_train_batch_end(self, *_):
+        STEPS.__exit__(None, None, None)
+"""
+OPTIONS = [
+    *("fit", "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--model.size=1.7k"),
+    *("--data.n_users=60", "--data.n_items=20", "--data.length=8", "--data.max_len=4", "--data.targets_per_step=64"),
+    *("--model.dropout.embedding=0.1", "--model.dropout.attention={first: 0.1, last: 0.2}"),
+    *("--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1000"),
+    *("--trainer.accumulate_grad_batches=2", "--trainer.enable_progress_bar=false"),
+    "--model.optimizer.switch={at: 2}",
+]
+
+
+@pytest.mark.parametrize("loss", ["FullSoftmax", "SampledSoftmax", "GBCE"])
+def test_nothing_asks_the_device(
+    loss: str, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"watch_{loss.lower()}"
+    (tmp_path / f"{module}.py").write_text(WATCH)
+    monkeypatch.chdir(tmp_path)
+    lrec(*OPTIONS, f"--model.loss={loss}", f"--trainer.callbacks+={module}.Watch", "--trainer.default_root_dir=run")
+    steps: HostWaits = __import__(module).STEPS
+    assert steps.operators > 100
+    assert not steps.seen

@@ -1,0 +1,35 @@
+"""Operators that would have the process wait for a GPU, seen on a CPU."""
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# What asks the device for a number, or for how many elements there are.
+_ASKS = {
+    "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique_consecutive", "unique_dim",
+    "_unique", "_unique2", "bincount", "repeat_interleave", "allclose",
+}  # fmt: skip
+_INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by true and false: as many as there are true
+
+
+class HostWaits(TorchDispatchMode):
+    """Notes such operators while it is entered.
+
+    Attributes:
+        seen: Their names.
+        operators: How many others there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.operators = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_truth = name in _INDEXES and any(each is not None and each.dtype == torch.bool for each in args[1])
+        if name in _ASKS or by_truth:
+            self.seen.append(str(func))
+        self.operators += 1
+        return func(*args, **(kwargs or {}))
