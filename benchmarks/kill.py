@@ -1,13 +1,13 @@
 """SIGKILL at random moments of a run: every restart goes on, and what is left equals an undisturbed run.
 
-    OMP_NUM_THREADS=1 python benchmarks/kill.py [--kills 20] [--processes 1|2]
+    OMP_NUM_THREADS=1 python benchmarks/kill.py [--kills 20] [--processes 1|2] [--writing]
 
 The run is trained once undisturbed, then started again and again with --ckpt_path=last and killed after a random time,
 be it start-up, steps, evaluation, saving or the final test, until it ends or all kills are spent (a run that ends
-before is followed by another). With two processes (FSDP2, sharded checkpoints) one of them is killed, drawn by chance.
-Every point of points.jsonl must be the same to the last bit, but for clocks and names (and, on two processes, for the
-rounding of train_loss, to 1e-6). A row is added to
-benchmarks/kill.md.
+before is followed by another). With --writing a kill waits, after the random time, for the next checkpoint that is
+written beside training, and comes a random moment into the write. With two processes (FSDP2, sharded checkpoints) one
+of them is killed, drawn by chance. Every point of points.jsonl must be the same to the last bit, but for clocks and
+names (and, on two processes, for the rounding of train_loss, to 1e-6). A row is added to benchmarks/kill.md.
 """
 
 import argparse
@@ -32,9 +32,11 @@ OPTIONS = [
     "--data.targets_per_step=1024", "--model.size=25k", "--model.dropout.embedding=0.1", "--model.optimizer.lr=0.01",
     "--trainer.enable_progress_bar=false", f"--last.every_n_steps={EVERY_N_STEPS}",
 ]  # fmt: skip
+LONGEST_WRITE_S = 0.02
 MAY_DIFFER = ("run", "wall_s", "config_hash", "commit")
 TITLES = (
-    "processes", "kills", "of those before the first checkpoint", "runs finished and compared", "steps of a run",
+    "processes", "kills", "of those during a write", "of those before the first checkpoint",
+    "runs finished and compared", "steps of a run",
     "checkpoints found after kills, by step", "points compared", "test loss, undisturbed", "test loss, killed",
     "machine", "commit",
 )  # fmt: skip
@@ -47,6 +49,8 @@ after the kill, to 1e-6.
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 1
     OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 2
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 1 --writing
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 2 --writing
 
 | {" | ".join(TITLES)} |
 |{"---|" * len(TITLES)}
@@ -74,6 +78,26 @@ def step_reached(run: Path) -> int | None:
         return None
     state = torch.load(last / "state.pt" if last.is_dir() else last, weights_only=True)
     return int(state["global_step"])
+
+
+def unfinished(run: Path, processes: int) -> set[Path]:
+    """Files of checkpoints that are not in force: those that wait to be renamed, and shards beside the others."""
+    found: set[Path] = set()
+    with contextlib.suppress(FileNotFoundError):  # what is renamed meanwhile, or not there yet
+        for folder in [run / "checkpoints", *(run / "checkpoints").glob("*.ckpt/")]:
+            files = list(folder.iterdir())
+            shards = [file for file in files if file.suffix == ".safetensors"]
+            found |= {file for file in files if file.suffix == ".tmp"}
+            found |= set(shards) if len(shards) > processes else set()
+    return found
+
+
+def into_a_write(process: "subprocess.Popen[bytes]", run: Path, processes: int, moment: float) -> None:
+    """Wait until a checkpoint is being written, and a moment more; or until the run ends."""
+    before = unfinished(run, processes)
+    while process.poll() is None and not unfinished(run, processes) - before:
+        time.sleep(0.0005)
+    time.sleep(moment)
 
 
 def kill(process: "subprocess.Popen[bytes]", chance: random.Random) -> None:
@@ -104,18 +128,22 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Any, ...]:
     longest = arguments.longest or (time.monotonic() - began) / 2
     expected = points(undisturbed)
     found: list[int | None] = []
+    during = 0
     finished = 0
     while len(found) < arguments.kills:
         run = folder / f"killed-{finished}"
         while True:
-            before = step_reached(run)
+            before, left = step_reached(run), unfinished(run, arguments.processes)
             process = start(arguments, run)
             try:
                 life = chance.uniform(1, longest) if len(found) < arguments.kills else None
                 status = process.wait(timeout=life)
                 break
             except subprocess.TimeoutExpired:
+                if arguments.writing:
+                    into_a_write(process, run, arguments.processes, chance.uniform(0, LONGEST_WRITE_S))
                 kill(process, chance)
+                during += bool(unfinished(run, arguments.processes) - left)
             found.append(step_reached(run))
             assert (found[-1] or 0) >= (before or 0), "a kill has cost a checkpoint"
             print(f"kill {len(found)}: last checkpoint of step {before} -> {found[-1]}", file=sys.stderr, flush=True)
@@ -131,6 +159,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Any, ...]:
     return (
         arguments.processes,
         len(found),
+        during,
         found.count(None),
         finished,
         expected[-1]["step"],
@@ -158,6 +187,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--longest", type=float, help="longest life of an attempt in seconds; half the run's")
+    parser.add_argument("--writing", action="store_true", help="kill while a checkpoint is being written")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="lrec-kill-"))
