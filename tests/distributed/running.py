@@ -28,7 +28,7 @@ OPTIONS = [
     "--trainer.enable_progress_bar=false",
     "--early_stopping.patience=1000",
 ]
-TRAINER = {0: "trainer/laptop.yaml", 1: "trainer/fsdp-cpu.yaml", 2: "trainer/fsdp-cpu.yaml"}
+ALONE, SHARDED = "trainer/laptop.yaml", "trainer/fsdp-cpu.yaml"
 
 
 class Fit(Protocol):
@@ -46,7 +46,7 @@ def fit_command(folder: Path, run: Path, processes: int, *options: str) -> list[
     """`lrec fit` on so many processes with sharded parameters; 0 stands for one process without sharding."""
     return [
         *(sys.executable, "-m", "lrec", "fit"),
-        f"--config={find_config(TRAINER[processes])}",
+        f"--config={find_config(SHARDED if processes else ALONE)}",
         *OPTIONS,
         f"--trainer.devices={max(processes, 1)}",
         "--trainer.max_steps=20",

@@ -54,7 +54,7 @@ def test_two_processes(step: int, two: Path, fit: Fit) -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "step"),
-    [(2, 1, 5), (2, 0, 10), (0, 2, 10), pytest.param(1, 2, 15, marks=pytest.mark.slow)],
+    [(2, 1, 5), (2, 0, 10), (0, 2, 10)],
 )
 def test_another_number_of_processes(before: int, after: int, step: int, folder: Path, fit: Fit) -> None:
     """From shards to one process with and without sharding, from one file or one shard to two processes."""
@@ -63,3 +63,14 @@ def test_another_number_of_processes(before: int, after: int, step: int, folder:
         fit(straight.name, before, EVERY_THIRD, SWITCHED, keep(folder / f"{straight.name}-kept"))
     resumed = fit(f"from-{before}-to-{after}-{step}", after, EVERY_THIRD, SWITCHED, kept(straight, step))
     assert losses(resumed) == pytest.approx(losses(straight), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_one_three_two_and_one_process_in_turn(folder: Path, fit: Fit) -> None:
+    """A run that grows and shrinks, each time in the middle of an epoch, ends as one that never stopped."""
+    straight = fit("never-stopped", 0, EVERY_THIRD, SWITCHED, keep(folder / "never-stopped-kept"))
+    run = straight
+    for step, processes in ((5, 3), (10, 2), (15, 1)):
+        name = f"{processes}-from-{step}"
+        run = fit(name, processes, EVERY_THIRD, SWITCHED, kept(run, step), keep(folder / f"{name}-kept"))
+        assert losses(run) == pytest.approx(losses(straight), rel=1e-6)
