@@ -42,7 +42,8 @@ TITLES = (
 )  # fmt: skip
 HEADER = f"""# Killed at random, and the same in the end
 
-A run is killed with SIGKILL after random times and started again with `--ckpt_path=last`. It saves at each evaluation
+A run is killed with SIGKILL after random times (with `--writing` in the next write of a checkpoint after them) and
+started again with `--ckpt_path=last`. It saves at each evaluation
 and every {EVERY_N_STEPS} steps. All points of a finished run (losses, metrics, D, FLOPs, step) equal those of the
 undisturbed run to the last bit, or the benchmark fails; on two processes, train_loss, a mean over steps before and
 after the kill, to 1e-6.
@@ -62,7 +63,7 @@ def start(arguments: argparse.Namespace, run: Path) -> "subprocess.Popen[bytes]"
     trainer = "trainer/fsdp-cpu.yaml" if arguments.processes > 1 else "trainer/laptop.yaml"
     command = [sys.executable, "-m", "lrec", "fit", *OPTIONS, f"--config={trainer}", "--ckpt_path=last"]
     command += [f"--data.data_dir={run.parent / 'data'}", f"--trainer.default_root_dir={run}"]
-    command += [f"--trainer.max_epochs={arguments.epochs}"]
+    command += [f"--trainer.max_epochs={arguments.epochs}", "--trainer.precision=32-true"]
     with run.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
