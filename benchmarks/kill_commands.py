@@ -32,6 +32,7 @@ import warm_python
 SMALL = [
     "--config=data/synthetic.yaml", "--data.n_users=400", "--data.n_items=60", "--data.length=14",
     "--data.targets_per_step=256", "--config=trainer/laptop.yaml", "--trainer.enable_progress_bar=false",
+    "--trainer.precision=32-true",
 ]  # fmt: skip
 STUDY = {
     "name": "killed", "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"], "sizes": ["0.8k", "3k"],
@@ -39,6 +40,7 @@ STUDY = {
     "options": {
         "data.n_users": 400, "data.n_items": 60, "data.length": 14, "data.targets_per_step": 256,
         "trainer.max_epochs": 3, "trainer.enable_progress_bar": False, "last.every_n_steps": 5,
+        "trainer.precision": "32-true",
     },
 }  # fmt: skip
 COMMANDS = {

@@ -6,6 +6,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before anything that counts the
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
 
+# What is compared exactly has been trained in float32, whatever this machine is faster in.
+os.environ.setdefault("LREC_PRECISION", "32-true")
+
 import logging
 import sys
 from collections.abc import Callable, Iterator

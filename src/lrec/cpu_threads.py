@@ -5,8 +5,9 @@ takes longer than work: then each thread had better do whole pieces of it.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from threading import Barrier
 from typing import TypeVar
@@ -15,6 +16,17 @@ import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Compute in one thread: the last digits of sums depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def mapped(function: Callable[[T], R], things: Iterable[T]) -> list[R]:

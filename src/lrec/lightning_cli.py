@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -32,6 +33,7 @@ from lrec.lightning_options import as_list, check_options, warnings_of
 from lrec.module import SequentialRecommender
 from lrec.monitor import check_monitored, mode_of
 from lrec.parser import OneLineParser
+from lrec.precision import AUTO, decided
 from lrec.run import Run
 from lrec.strategies import FSDP2, CheckpointFiles
 from lrec.switch import StopAfterSwitch
@@ -59,6 +61,7 @@ _NOT_FOR_USERS = (
 for _limit in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
     Trainer.__init__.__annotations__[_limit] = int | float | None
 Trainer.__init__.__annotations__["overfit_batches"] = int | float
+Trainer.__init__.__annotations__["precision"] |= Literal["auto"]  # which is settled before there is a Trainer
 
 # A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
 FEW_STEPS, MORE_STEPS = 10, 50
@@ -142,8 +145,20 @@ class CommandLine(LightningCLI):
             )
         if self.trial is None:
             check_folder(Path(config.trainer.default_root_dir), "--trainer.default_root_dir")
+        if config.trainer.precision == AUTO:
+            config.trainer.precision = self._settled_precision()
         # config.yaml says how a run is trained, not where an attempt at it began.
         self.ckpt_path, config.ckpt_path = config.ckpt_path, None
+
+    def _settled_precision(self) -> str | None:
+        """That which the run in this folder has been trained with, or else what is faster here."""
+        if self.run.config_file.is_file():
+            recorded: str | None = self.run.config.flat.get("trainer.precision")
+            return recorded
+        if _started_by_a_cluster():
+            raise UserError("choose --trainer.precision: each of a cluster's processes would measure for itself")
+        accelerator = self.config[self.command].trainer.accelerator
+        return decided("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
 
     def instantiate_classes(self) -> None:
         """Make all that the configuration names; UserError where one of them needs a package that is not installed."""

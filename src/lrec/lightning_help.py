@@ -22,7 +22,7 @@ USED_MOST = {
     "trainer.max_epochs": "passes over the training data, unless early stopping ends the run",
     "trainer.accelerator": "cpu, gpu or auto",
     "trainer.devices": "how many of them, or auto",
-    "trainer.precision": "32-true, bf16-mixed or 16-mixed",
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed, or auto: what is faster here, 32-true or bf16-mixed",
     "checkpoint.monitor": "figure that chooses the best checkpoint, such as val/NDCG@10",
     "early_stopping.patience": "evaluations without a better one after which the run ends",
     "ckpt_path": "checkpoint to go on from or to evaluate: a path, best or last",

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
 from lrec.callbacks import is_partial
 from lrec.class_paths import imported
 from lrec.errors import UserError, check_range
+from lrec.precision import AUTO
 from lrec.strategies import FSDP2, check_strategy
 
 # Networks have float32 parameters; these are the types of products.
@@ -38,8 +39,9 @@ def check_options(command: str, options: Namespace) -> None:
         check_range("--seed_everything", options.seed_everything, at_least=0, at_most=2**32 - 1)
     strategy = _class_or_name(trainer.strategy)
     check_strategy(strategy)
-    if trainer.precision is not None and str(trainer.precision) not in TRAINS_IN + HALF:
-        raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(TRAINS_IN + HALF)}")
+    precisions = (*TRAINS_IN, *HALF, AUTO)
+    if trainer.precision is not None and str(trainer.precision) not in precisions:
+        raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(precisions)}")
     if trainer.barebones:
         raise UserError("--trainer.barebones true: a run has checkpoints and figures, which it would leave out")
     callbacks = [_class_or_name(each) for each in as_list(trainer.callbacks)]

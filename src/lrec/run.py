@@ -196,6 +196,7 @@ class RunConfig:
     def trained_with(self) -> dict[str, Any]:
         """What decides the trained network, by dotted name: all but where data lie and how they are served."""
         plain = json.loads(json.dumps(self.flat))
+        plain["trainer.precision"] = plain.get("trainer.precision") or "32-true"  # what null means
         return {name: value for name, value in plain.items() if name not in _PLACES}
 
 

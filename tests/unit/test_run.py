@@ -109,6 +109,7 @@ def test_options_have_the_names_of_the_command_line(tmp_path: Path) -> None:
 def test_where_data_lie_is_no_part_of_what_is_trained() -> None:
     moved = json.loads(json.dumps(OPTIONS))
     moved["data"]["init_args"] |= {"path": "elsewhere.csv", "data_dir": "stores", "num_workers": 4}
+    moved["trainer"] = moved.get("trainer", {}) | {"precision": "32-true"}  # what no precision means
     assert RunConfig(moved).trained_with == RunConfig(OPTIONS).trained_with
     moved["model"]["optimizer"]["betas"] = [0.9, 0.999]
     assert RunConfig(moved).trained_with != RunConfig(OPTIONS).trained_with

@@ -11,12 +11,13 @@ import numpy as np
 
 from lrec.cases import Cases, cases_before, rank_by_net
 from lrec.cost import n_body
+from lrec.cpu_threads import one_core
 from lrec.data.base import SequenceDataModule
 from lrec.data.splits import TrainingPart, ranges
 from lrec.errors import UserError
 from lrec.ngrams import ORDERS, ngram_losses
 from lrec.shape import SIZES
-from lrec.study.short_run import one_core, train_briefly
+from lrec.study.short_run import train_briefly
 
 # The rule: while data last, ten times the size brings a third of a nat, and data last for a parameter of the blocks to
 # every 12 training targets. Both are of the measured ladders; benchmarks/outlook.md leaves each of these out in turn.

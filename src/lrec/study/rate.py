@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lrec import cost
+from lrec.cpu_threads import one_core
 from lrec.losses import Loss
 from lrec.net import Transformer
 from lrec.shape import TransformerConfig
-from lrec.study.short_run import one_core
 
 # What is enough to be measured and takes a fraction of a second.
 BLOCKS = 2

@@ -9,7 +9,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Record:
             UserError: the folder holds something else.
         """
         out = study.folder
-        self.study, self.out, self.runs = study, out, runs
+        self.study, self.out = study, out
         self.folder, self.path, self._points = out / "runs", out / "study.json", out / "all_points.jsonl"
         self._restore_points()
         earlier: dict[str, Any] = {"grid": {"runs": []}, "earlier_runs": [], "state": {}}
@@ -66,6 +66,7 @@ class Record:
         elif out.exists() and any(out.iterdir()) and not find_points(self.folder):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
+        self.runs = self._in_one_precision(runs)
         self.state: dict[str, str] = {run.name: earlier["state"].get(run.name, "waiting") for run in runs}
         self.reasons: dict[str, str] = {}
 
@@ -105,6 +106,23 @@ class Record:
         if outcome.reason:
             self.reasons[run.name] = outcome.reason
         self._write()
+
+    def _in_one_precision(self, runs: list[PlannedRun]) -> list[PlannedRun]:
+        """The runs, with `trainer.precision auto` settled: as these runs have had it, or what is faster here."""
+        unsettled = {run.name for run in runs if run.config.value("trainer.precision") == "auto"}
+        if not unsettled:
+            return runs
+        had = [run["options"]["trainer"]["precision"] for name, run in self._earlier.items() if name in unsettled]
+        if not had:
+            from lrec.precision import decided
+
+            had = [decided("cpu")]
+        return [
+            replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": had[0]}})
+            if run.name in unsettled
+            else run
+            for run in runs
+        ]
 
     def _changes(self, run: PlannedRun) -> str:
         if run.name not in self._earlier or not (self.folder / run.name).exists():

@@ -1,7 +1,5 @@
 """A network trained for seconds, without Lightning and without a folder: what a tiny size learns from few targets."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice, repeat
 
@@ -21,17 +19,6 @@ TARGETS_PER_STEP = 1024
 OPTIMIZER = Optimizer(lr=0.02)
 LOSS_OF_LARGE_CATALOGUES = SampledSoftmax(negatives=512, power=0.75)
 LARGE_CATALOGUE = 1024
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Compute in one thread: the last digits of sums depend on how many there are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, targets: int, seed: int) -> Transformer:

@@ -1,0 +1,74 @@
+"""--trainer.precision auto: what is measured, and that a run and a study keep what was decided."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lrec.precision import DECIDED, decided
+from lrec.study.grid import planned_runs
+from lrec.study.options import Study
+from lrec.study.record import Record
+
+
+def test_measuring_takes_a_moment_and_leaves_what_is_random_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(DECIDED)
+    before = torch.get_rng_state()
+    began = time.process_time()
+    first = decided("cpu")
+    assert time.process_time() - began < 1
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first in capsys.readouterr().out
+    assert decided("cpu") == first
+    assert not capsys.readouterr().out, "it is measured once"
+
+
+OPTIONS = [
+    *("fit", "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--model.size=0.8k"),
+    *("--data.n_users=50", "--data.n_items=12", "--data.length=8", "--data.max_len=4", "--data.targets_per_step=64"),
+    *("--trainer.max_epochs=2", "--trainer.enable_progress_bar=false"),
+]
+
+
+def test_a_run_names_its_precision_and_goes_on_in_it(
+    tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    folders = [f"--data.data_dir={tmp_path / 'data'}", f"--trainer.default_root_dir={run}"]
+    monkeypatch.setenv(DECIDED, "bf16-mixed")
+    lrec(*OPTIONS, *folders, "--trainer.max_epochs=1")
+    monkeypatch.setenv(DECIDED, "32-true")
+    lrec(*OPTIONS, *folders, "--ckpt_path=last")
+    points = [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
+    assert len({point["step"] for point in points}) > 1
+    assert {point["precision"] for point in points} == {"bf16-mixed"}
+    assert "precision: bf16-mixed" in (run / "config.yaml").read_text()
+
+
+def test_all_runs_of_a_study_have_the_same_precision_and_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(
+        "one",
+        ["data/synthetic.yaml", "trainer/laptop.yaml"],
+        ["0.8k"],
+        tmp_path / "study",
+        holdout=0,
+        law=None,
+        variants={"auto": {}, "other": {"trainer.precision": "16-mixed"}},
+    )
+    monkeypatch.setenv(DECIDED, "bf16-mixed")
+    Record(study, planned_runs(study)).enter([], [])
+    monkeypatch.setenv(DECIDED, "32-true")
+    larger = replace(study, sizes=["0.8k", "1.7k"])
+    runs = Record(larger, planned_runs(larger)).runs
+    assert [(run.variant, run.options["trainer"]["precision"]) for run in runs] == [
+        *[("auto", "bf16-mixed")] * 2,
+        *[("other", "16-mixed")] * 2,
+    ]
