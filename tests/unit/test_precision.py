@@ -72,3 +72,13 @@ def test_all_runs_of_a_study_have_the_same_precision_and_keep_it(
         *[("auto", "bf16-mixed")] * 2,
         *[("other", "16-mixed")] * 2,
     ]
+
+
+def test_a_cluster_s_processes_do_not_each_choose(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DECIDED)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
+    error = refused(*OPTIONS, f"--trainer.default_root_dir={tmp_path / 'run'}")
+    assert "choose --trainer.precision" in error
+    assert not (tmp_path / "run").exists()
