@@ -107,7 +107,8 @@ def kill(process: "subprocess.Popen[bytes]", chance: random.Random) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     except OSError:
         children = []
-    os.kill(int(chance.choice([str(process.pid), *children])), signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # a child that has just ended
+        os.kill(int(chance.choice([str(process.pid), *children])), signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=chance.uniform(0, 2))
     with contextlib.suppress(ProcessLookupError):
@@ -143,6 +144,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Any, ...]:
             except subprocess.TimeoutExpired:
                 if arguments.writing:
                     into_a_write(process, run, arguments.processes, chance.uniform(0, LONGEST_WRITE_S))
+                if process.poll() is not None:  # it has ended before its next write
+                    status = process.returncode
+                    break
                 kill(process, chance)
                 during += bool(unfinished(run, arguments.processes) - left)
             found.append(step_reached(run))

@@ -26,6 +26,8 @@ from lrec.cost import chunk_rows
 from lrec.errors import check_range
 from lrec.shards import Shard, Table, rows_of, shard_of
 
+CPU_COLUMNS = 512  # of scores that a core computes at once
+
 
 class Loss(ABC):
     """A training loss: a sum over targets, so that any split of a step into batches adds up to the same.
@@ -234,7 +236,7 @@ class _Chunked(torch.autograd.Function):
         for start in range(0, len(factor_GD), rows):
             chunk = slice(start, start + rows)
             factor_CD = factor_GD[chunk]
-            product_CV = torch.mm(factor_CD, factor_VD.T, out=buffer_CV[: len(factor_CD)])
+            product_CV = _product(factor_CD, factor_VD, buffer_CV[: len(factor_CD)])
             scores_CV = product_CV.float()  # the buffer itself, where the products are in float32
             loss_of_chunk, grad_target_C = of_chunk(scores_CV, chunk)
             loss += loss_of_chunk
@@ -263,6 +265,18 @@ class _Chunked(torch.autograd.Function):
             ctx.gradient_of_table.add_dense(of_table)
             of_table = None
         return of_hidden, of_table, of_target, None, None, None
+
+
+def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:
+    """left @ right.T; in float32 on a CPU for so many rows of `right` at a time that what a core writes stays in its
+    cache: the same sums, in two thirds to three quarters of the time."""
+    if out_CV.device.type != "cpu" or out_CV.dtype != torch.float32:
+        return torch.mm(left_CD, right_VD.T, out=out_CV)
+    at_once = CPU_COLUMNS * torch.get_num_threads()
+    for start in range(0, len(right_VD), at_once):
+        columns = slice(start, start + at_once)
+        torch.mm(left_CD, right_VD[columns].T, out=out_CV[:, columns])
+    return out_CV
 
 
 def _at(scores_CV: Tensor, places_C: Tensor) -> Tensor:
