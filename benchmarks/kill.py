@@ -50,8 +50,8 @@ after the kill, to 1e-6.
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 1
     OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 2
-    OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 1 --writing
-    OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 2 --writing
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 1 --writing --epochs 8 --longest 20
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 2 --writing --epochs 8 --longest 20
 
 | {" | ".join(TITLES)} |
 |{"---|" * len(TITLES)}
