@@ -154,7 +154,8 @@ class CommandLine(LightningCLI):
         """That which the run in this folder has been trained with, or else what is faster here."""
         if self.run.config_file.is_file():
             recorded: str | None = self.run.config.flat.get("trainer.precision")
-            return recorded
+            if recorded != AUTO:  # as in a config.yaml that was written for a run that has not begun
+                return recorded
         if _started_by_a_cluster():
             raise UserError("choose --trainer.precision: each of a cluster's processes would measure for itself")
         accelerator = self.config[self.command].trainer.accelerator
