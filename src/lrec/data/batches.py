@@ -188,8 +188,8 @@ def train_batch(
     if len(starts) == 0:
         row, empty = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
         times_BT = torch.zeros(1, 2, dtype=torch.int64) if with_times else None
-        events_BL = row.long() if has_events else None
-        return TrainBatch(row, empty, empty.long(), step_targets, step_pairs, times_BT, events_BL, step_positions)
+        no_events = row.long() if has_events else None
+        return TrainBatch(row, empty, empty.long(), step_targets, step_pairs, times_BT, no_events, step_positions)
     places = ranges(starts, lengths)
     items_BL, positions_M = padded(catalogue_index_I[part.items(places)].astype(np.int32), lengths)
     targets_M = catalogue_index_I[part.items(places + 1)]
