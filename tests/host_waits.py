@@ -11,6 +11,7 @@ _ASKS = {
     "_unique", "_unique2", "bincount", "repeat_interleave", "allclose",
 }  # fmt: skip
 _INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by true and false: as many as there are true
+_COPIES = {"copy_", "_to_copy"}  # between host and device; seen where the latter is the meta device
 
 
 class HostWaits(TorchDispatchMode):
@@ -29,7 +30,9 @@ class HostWaits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         by_truth = name in _INDEXES and any(each is not None and each.dtype == torch.bool for each in args[1])
-        if name in _ASKS or by_truth:
+        result = func(*args, **(kwargs or {}))
+        places = {each.device.type for each in (*args, result) if isinstance(each, torch.Tensor)}
+        if name in _ASKS or by_truth or (name in _COPIES and len(places) > 1):
             self.seen.append(str(func))
         self.operators += 1
-        return func(*args, **(kwargs or {}))
+        return result

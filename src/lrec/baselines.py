@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.common_order import CommonOrder, Pairs, newest_first
+from lrec.common_order import CommonOrder, newest_first
 from lrec.data.eval_batches import EvalBatch
 from lrec.data.splits import Split, ranges
 from lrec.item_graph import LAST, ItemGraph
 from lrec.markov import MarkovChain
 from lrec.metrics import KS
+from lrec.pairs import Pairs
 from lrec.scoring import Scores
 
 BASELINES = ("popularity", "recent-popularity", "repeat-last", "markov", "item-graph")

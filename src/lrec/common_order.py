@@ -3,19 +3,10 @@
 Shape suffixes: B rows, V catalogue, N interactions, S pairs of a row and an item, K list length.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from lrec.scoring import places_in_rows
-
-
-class Pairs(NamedTuple):
-    """Items of rows, each pair once."""
-
-    rows_S: Tensor
-    items_S: Tensor
+from lrec.pairs import Pairs, has_target, places_in_rows
 
 
 def newest_first(rows_N: Tensor, items_N: Tensor, n_items: int) -> Pairs:
@@ -31,7 +22,7 @@ class CommonOrder:
     """Exact ranks and lists of a scorer whose scores are those of all rows, but for items that a row lists first.
 
     In closed form, without a score for every row and item. As in `scoring.score`, a tie is half a rank, and lists break
-    ties by item index.
+    ties by item index. Where no row lists items first, the host never waits for a device.
 
     Attributes:
         rank_V: Rank of each item.
@@ -50,7 +41,7 @@ class CommonOrder:
         self.end_place_V = len(scores_V) - torch.searchsorted(ascending_V, scores_V)
         rank_V = 1 + (self.first_place_V + self.end_place_V - 1).double() / 2
         self.rank_V = rank_V.masked_fill(scores_V == -torch.inf, torch.inf)
-        self._n_listed = int((scores_V > -torch.inf).sum())
+        self._n_listed = (scores_V > -torch.inf).sum()
 
     def ranked(
         self, targets_B: Tensor, k: int, first: Pairs | None = None, without: Pairs | None = None
@@ -66,7 +57,7 @@ class CommonOrder:
         own, off = self._off_the_order(first, without)
         rank_B = self._ranks(targets_B, own, off)
         if without is not None:
-            rank_B[without.rows_S[without.items_S == targets_B[without.rows_S]]] = torch.inf
+            rank_B = rank_B.masked_fill(has_target(without, targets_B), torch.inf)
         return rank_B, self._lists(len(targets_B), k, own, off)
 
     def lists(self, n_rows: int, k: int, first: Pairs | None = None, without: Pairs | None = None) -> Tensor:
@@ -75,8 +66,11 @@ class CommonOrder:
 
     def _off_the_order(self, first: Pairs | None, without: Pairs | None) -> tuple[Pairs, Pairs]:
         """What a row lists first, and all that is off the common order: that, and what the row leaves out."""
-        nothing = torch.zeros(0, dtype=torch.int64, device=self._scores_V.device)
-        first, without = first or Pairs(nothing, nothing), without or Pairs(nothing, nothing)
+        none_S = torch.zeros(0, dtype=torch.int64, device=self._scores_V.device)
+        nothing = Pairs(none_S, none_S)
+        if first is None:
+            return nothing, without or nothing
+        without = without or nothing
         n_items = len(self._scores_V)
         keys_S, without_S = (pairs.rows_S * n_items + pairs.items_S for pairs in (first, without))
         kept_S = (self._scores_V[first.items_S] > -torch.inf) & ~_is_among(keys_S, without_S)
@@ -89,27 +83,36 @@ class CommonOrder:
         score_S, target_score_S = self._scores_V[off.items_S], self._scores_V[item_B][off.rows_S]
         above_S = (score_S > target_score_S) + (score_S == target_score_S).double() / 2
         rank_B = (self.rank_V[item_B] + own_B).index_add(0, off.rows_S, -above_S)
-        is_target_S = own.items_S == targets_B[own.rows_S]
-        rank_B[own.rows_S[is_target_S]] = 1 + place_S[is_target_S].double()
-        return rank_B.masked_fill(targets_B < 0, torch.inf)
+        own_rank_S = (1 + place_S).double() * (own.items_S == targets_B[own.rows_S])
+        own_rank_B = torch.zeros_like(rank_B).index_add_(0, own.rows_S, own_rank_S)
+        return torch.where(own_rank_B > 0, own_rank_B, rank_B).masked_fill(targets_B < 0, torch.inf)
 
     def _lists(self, n_rows: int, k: int, own: Pairs, off: Pairs) -> Tensor:
         n_items = len(self._scores_V)
         own_B, place_S = places_in_rows(own.rows_S, n_rows)
-        has_rest_S = own_B[off.rows_S] < k
-        keys_S = (off.rows_S * n_items + self.place_V[off.items_S])[has_rest_S].sort().values
+        keys_S = off.rows_S * n_items + self.place_V[off.items_S]
+        if len(own.rows_S) > 0:
+            keys_S = keys_S[own_B[off.rows_S] < k]  # only rows whose own items leave room for others
+        keys_S = keys_S.sort().values
         rows_S, places_S = keys_S // n_items, keys_S % n_items
         # In front of the j-th item of the rest are off the order those that have at most j of the rest in front.
         rest_in_front_S = places_S - places_in_rows(rows_S, n_rows)[1]
-        near_S = rest_in_front_S < k
-        off_BK = torch.bincount(rows_S[near_S] * k + rest_in_front_S[near_S], minlength=n_rows * k).view(n_rows, k)
+        off_BK = _counted(rows_S, rest_in_front_S, n_rows, k)
         columns_K = torch.arange(k, device=keys_S.device)
         places_BK = columns_K + off_BK.cumsum(1)
         rest_BK = self._order_V[places_BK.clamp(max=n_items - 1)].masked_fill(places_BK >= self._n_listed, -1)
         top_BK = rest_BK.gather(1, (columns_K - own_B[:, None]).clamp(min=0))
-        near_S = place_S < k
-        top_BK[own.rows_S[near_S], place_S[near_S]] = own.items_S[near_S]
+        if len(own.rows_S) > 0:
+            near_S = place_S < k
+            top_BK[own.rows_S[near_S], place_S[near_S]] = own.items_S[near_S]
         return top_BK
+
+
+def _counted(rows_S: Tensor, columns_S: Tensor, n_rows: int, k: int) -> Tensor:
+    """How often each row has each of the first k columns."""
+    places_S = rows_S * (k + 1) + columns_S.clamp(max=k)  # a last column for all others
+    counts_N = torch.zeros(n_rows * (k + 1), dtype=torch.int64, device=rows_S.device)
+    return counts_N.index_add_(0, places_S, torch.ones_like(places_S)).view(n_rows, k + 1)[:, :k]
 
 
 def _is_among(keys_N: Tensor, some_S: Tensor) -> Tensor:

@@ -18,6 +18,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def is_cpu(device: torch.device) -> bool:
+    """Whether it is a CPU, where threads share work, and asking for a number costs nothing."""
+    return device.type == "cpu"
+
+
 @contextmanager
 def one_core() -> Iterator[None]:
     """Compute in one thread: the last digits of sums depend on how many there are."""

@@ -12,8 +12,10 @@ from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrec.common_order import CommonOrder, Pairs
-from lrec.scoring import Scores, above, as_integers, places_in_rows
+from lrec.best_items import as_integers
+from lrec.common_order import CommonOrder
+from lrec.pairs import Pairs, places_in_rows
+from lrec.scoring import Scores, above
 
 # An edge leads from an item to each of the five that follow it, and weighs 0.8 times as much for each further step; an
 # item of the history weighs half for each step back. Whole numbers, so that ties are exact; the two firsts make 1.

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.common_order import CommonOrder, Pairs
-from lrec.scoring import Scores, above, places_in_rows
+from lrec.common_order import CommonOrder
+from lrec.pairs import Pairs, has_target, places_in_rows
+from lrec.scoring import Scores, above
 
 
 class MarkovChain:
@@ -54,8 +55,6 @@ class MarkovChain:
         seen_scores_S, _ = self._of_pairs(last_B[seen.rows_S], seen.items_S)
         above_S = above(seen_scores_S, target_B[seen.rows_S]).double()
         unseen_rank_B = rank_B.index_add(0, seen.rows_S, -above_S)
-        is_target_S = seen.items_S == targets_B[seen.rows_S]
-        unseen_rank_B[seen.rows_S[is_target_S]] = torch.inf
         seen_B = torch.bincount(seen.rows_S, minlength=n_rows)
         outside_B = targets_B < 0
         followers = self._best(last_B, torch.full_like(last_B, k))
@@ -63,7 +62,7 @@ class MarkovChain:
         return Scores(
             loss_B=(self._log_sum_V[last_B] - target_B).masked_fill(outside_B, torch.nan),
             rank_B=rank_B.masked_fill(outside_B, torch.inf),
-            rank_unseen_B=unseen_rank_B.masked_fill(outside_B, torch.inf),
+            rank_unseen_B=unseen_rank_B.masked_fill(outside_B | has_target(seen, targets_B), torch.inf),
             top_BK=self._popular.lists(n_rows, k, followers),
             top_unseen_BK=self._popular.lists(n_rows, k, enough, seen),
         )

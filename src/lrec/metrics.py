@@ -43,7 +43,7 @@ class RankMetrics(Metric):
     full_state_update = False
     weight: Tensor
     sums_K6: Tensor
-    first_V: Tensor
+    first_V1: Tensor
 
     def __init__(self, item_counts_V: Tensor) -> None:
         """Empty sums, where the items' training interactions lie."""
@@ -53,7 +53,8 @@ class RankMetrics(Metric):
         # Of each k: hits, gains, squared gains, reciprocal ranks, training counts of the listed, listed.
         self.add_state("sums_K6", torch.zeros(len(KS), 6, dtype=torch.float64), "sum")
         # The first of KS whose lists have the item; len(KS): none has. A list of k begins with that of any smaller k.
-        self.add_state("first_V", torch.full(item_counts_V.shape, len(KS), dtype=torch.uint8), "min")
+        # One more element stands for unused slots.
+        self.add_state("first_V1", torch.full((len(item_counts_V) + 1,), len(KS), dtype=torch.uint8), "min")
         self.to(item_counts_V.device)
 
     def update(self, rank_B: Tensor, top_BK: Tensor, weights_B: Tensor) -> None:
@@ -61,17 +62,15 @@ class RankMetrics(Metric):
         weights_B = weights_B.double()
         rank_B = rank_B.double()
         self.weight += weights_B.sum()
-        # An unused slot is never before a used one: what is put in its place is listed in any case.
-        top_BK = top_BK[(weights_B > 0) & (top_BK[:, 0] >= 0)]
-        used_BK = top_BK >= 0
-        filled_BK = torch.where(used_BK, top_BK, top_BK[:, :1])
-        popularity_K = (self._counts_V[filled_BK].double() * used_BK).sum(0)  # by slot
+        used_BK = (top_BK >= 0) & (weights_B > 0)[:, None]
+        popularity_K = (self._counts_V[top_BK.clamp(min=0)].double() * used_BK).sum(0)  # by slot
+        top_BK = top_BK.masked_fill(~used_BK, len(self._counts_V))
         slots_K = used_BK.double().sum(0)
         for index, (before, k) in enumerate(pairwise((0, *KS))):
             hit_B = (rank_B <= k) * weights_B
             gain_B = hit_B / torch.log2(1 + rank_B)
-            listed_BK = filled_BK[:, before:k]
-            self.first_V[listed_BK] = self.first_V[listed_BK].clamp_(max=index)
+            listed_BK = top_BK[:, before:k]
+            self.first_V1[listed_BK] = self.first_V1[listed_BK].clamp_(max=index)
             of_rows = hit_B.sum(), gain_B.sum(), (gain_B * gain_B).sum(), (hit_B / rank_B).sum()
             self.sums_K6[index] += torch.stack([*of_rows, popularity_K[:k].sum(), slots_K[:k].sum()])
 
@@ -83,7 +82,8 @@ class RankMetrics(Metric):
             result[f"HR@{k}"] = hits / self.weight
             result[f"NDCG@{k}"] = gains / self.weight
             result[f"MRR@{k}"] = reciprocals / self.weight
-            result[f"coverage@{k}"] = torch.count_nonzero(self.first_V <= index).double() / len(self.first_V)
+            covered = torch.count_nonzero(self.first_V1[:-1] <= index)
+            result[f"coverage@{k}"] = covered.double() / len(self._counts_V)
             result[f"popularity@{k}"] = popularity / slots.clamp(min=1)
             result[f"NDCG@{k}_se"] = _standard_error(gains, squared_gains, self.weight)
         return result

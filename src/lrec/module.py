@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lrec import checkpoints, cost, cpu_threads, parallel
 from lrec.arguments import as_plain, remade
 from lrec.baselines import BASELINES, Baselines
+from lrec.best_items import TopItems
 from lrec.blocks import check_parts
 from lrec.class_paths import check_trusted, class_path
 from lrec.data.base import SequenceDataModule
@@ -36,7 +37,7 @@ from lrec.net import Transformer
 from lrec.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.parser import made_of
 from lrec.recommend import lists_of
-from lrec.scoring import Scores, TopItems, score, top_items
+from lrec.scoring import Scores, score, top_items
 from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
 from lrec.shards import Table, whole
 from lrec.switch import OptimizerSwitch
@@ -419,7 +420,7 @@ class SequentialRecommender(LightningModule):
         scores = self.net(
             batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
         )
-        if self.device.type == "cpu":
+        if cpu_threads.is_cpu(self.device):
             cpu_threads.mapped(add, list(self._under_way))
         else:
             for scorer in self._under_way:

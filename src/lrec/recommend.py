@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrec.best_items import TopItems
 from lrec.data.eval_batches import batch_bounds, history_batch
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits import ranges
 from lrec.data.times import in_seconds
 from lrec.errors import UserError, check_range
 from lrec.net import Transformer
-from lrec.scoring import TopItems, top_items
+from lrec.scoring import top_items
 
 RawIds = Iterable[Any]
 

@@ -57,6 +57,12 @@ class Shard:
         here = (places >= 0) & (places < len(self.rows_HD))
         return here, places.masked_fill(~here, 0)
 
+    def rows_here(self, items_G: Tensor) -> Tensor:
+        """Each item's row; zeros where it is not here."""
+        if len(self.rows_HD) == 0:
+            return self.rows_HD.new_zeros(len(items_G), self.rows_HD.shape[1])
+        return _only_here(self, items_G, self.rows_HD[self.places(items_G)[1]])
+
     def most(self, n: int) -> int:
         """The largest n of all processes."""
         if self.processes == 1:
@@ -269,7 +275,7 @@ def _looked_up(shard: Shard, items_M: Tensor) -> tuple[Tensor, Spread]:
     def spread(grad_MD: Tensor) -> tuple[Tensor, Tensor]:
         return items_G - shard.start, _only_here(shard, items_G, shard.gathered(grad_MD, most))
 
-    return shard.returned(_found(shard, items_G), len(items_M)), spread
+    return shard.returned(shard.rows_here(items_G), len(items_M)), spread
 
 
 def _shared(shard: Shard, items_N: Tensor) -> tuple[Tensor, Spread]:
@@ -279,14 +285,7 @@ def _shared(shard: Shard, items_N: Tensor) -> tuple[Tensor, Spread]:
     def spread(grad_ND: Tensor) -> tuple[Tensor, Tensor]:
         return items_N - shard.start, _only_here(shard, items_N, shard.summed(grad_ND.clone()))
 
-    return shard.summed(_found(shard, items_N)), spread
-
-
-def _found(shard: Shard, items_G: Tensor) -> Tensor:
-    """The rows that are here, zeros for the others."""
-    if len(shard.rows_HD) == 0:
-        return shard.rows_HD.new_zeros(len(items_G), shard.rows_HD.shape[1])
-    return _only_here(shard, items_G, shard.rows_HD[shard.places(items_G)[1]])
+    return shard.summed(shard.rows_here(items_N)), spread
 
 
 def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from host_waits import HostWaits
+from lrec import cpu_threads
 from lrec.item_table import VECTORS, whole_table
 from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
 from lrec.net import Transformer
@@ -221,16 +222,27 @@ def scored(case: Case, table: Any) -> list[Tensor]:
     return [*of_items, *top_items(case.hidden_BD, table, case.seen_rows_S, case.seen_items_S, 7)]
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("n_items", [53, 2])
-def test_ranks_ties_and_lists_are_those_of_one_process(n_items: int, tmp_path: Path) -> None:
+def test_ranks_ties_and_lists_are_those_of_one_process(
+    n_items: int, on_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU and, with CPUs in their place, on devices that nobody asks for a number."""
     table_VD = torch.randint(-2, 3, (n_items, 4), generator=torch.Generator().manual_seed(9)).float()
 
     def score_here(sharding: Sharding) -> list[Tensor]:
-        shared = distribute_tensor(table_VD, sharding.mesh, [Shard(0)])
-        with torch.no_grad():
-            return scored(case_of(sharding.process, n_items), fetch(shared, torch.zeros(1, 1, dtype=torch.int64))[1])
+        shared, case = distribute_tensor(table_VD, sharding.mesh, [Shard(0)]), case_of(sharding.process, n_items)
+        with torch.no_grad(), HostWaits() as waits:
+            table = fetch(shared, torch.zeros(1, 1, dtype=torch.int64))[1]
+            found = scored(case, table)
+        # The hosts agree on how many items are looked up, then twice on rows and pairs.
+        assert on_cpu or waits.seen == ["aten._local_scalar_dense.default"] * 5
+        return found
 
-    for process, (loss_B, *found) in enumerate(on_processes((3,), tmp_path, score_here)):
+    with monkeypatch.context() as patched:
+        patched.setattr(cpu_threads, "is_cpu", lambda device: on_cpu)
+        found_by_processes = on_processes((3,), tmp_path, score_here)
+    for process, (loss_B, *found) in enumerate(found_by_processes):
         expected_loss_B, *expected = scored(case_of(process, n_items), table_VD)
         torch.testing.assert_close(loss_B, expected_loss_B, rtol=1e-5, atol=1e-5, equal_nan=True)
         for mine, theirs in zip(found, expected, strict=True):

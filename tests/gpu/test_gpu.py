@@ -30,8 +30,8 @@ OPTIONS = [
 ]
 ON = {"cuda": "--trainer.accelerator=gpu", "cpu": "--trainer.accelerator=cpu"}
 
-# A step that waits for the GPU is an error, from the third one on; what is logged may wait, and an
-# evaluation, which asks how many items are above a threshold.
+# A step that waits for the GPU is an error, from the third one on, and so is a batch of an evaluation, from the
+# second one on: the first brings the order of the items by popularity to the GPU. What is logged may wait.
 STRICT = """
 import torch
 from lightning.pytorch import Callback
@@ -45,6 +45,12 @@ class Strict(Callback):
         self._set("error" if trainer.global_step >= 2 else "default")
 
     def on_train_batch_end(self, *_):
+        self._set("default")
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx):
+        self._set("error" if batch_idx >= 1 else "default")
+
+    def on_validation_batch_end(self, *_):
         self._set("default")
 
 """
@@ -83,7 +89,7 @@ def losses(run: Path) -> list[float]:
     return [point[name] for point in points for name in ("train_loss", "val_loss")]
 
 
-def test_no_step_waits_for_the_gpu(fit: Callable[..., Path], tmp_path: Path) -> None:
+def test_neither_a_step_nor_an_evaluation_waits_for_the_gpu(fit: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "strict.py").write_text(STRICT)
     fit("strict", DEVICE, "--trainer.callbacks+=strict.Strict", "--trainer.log_every_n_steps=1000")
 

@@ -9,7 +9,7 @@ from sklearn.metrics import ndcg_score
 from torch.nn import functional as F
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
-from lrec import scoring
+from lrec import cpu_threads, scoring
 from lrec.metrics import KS, Evaluation, RankMetrics
 from lrec.scoring import Scores, score, top_items
 
@@ -36,6 +36,15 @@ def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float
     return 1 + above + tied / 2
 
 
+@pytest.fixture(params=["on a CPU", "elsewhere"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether what is computed here goes the way of a CPU, or the one that never asks a device for a number."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(cpu_threads, "is_cpu", lambda device: False)
+    place: str = request.param
+    return place
+
+
 @pytest.mark.parametrize("levels", [None, 1])
 @pytest.mark.parametrize(
     ("n_items", "chunk", "k", "rows"),
@@ -49,8 +58,10 @@ def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float
     ],
 )
 def test_scores_equal_a_naive_sort(  # type: ignore[no-untyped-def]
-    n_items: int, chunk: int, k: int, rows: int, levels: int | None, monkeypatch
+    n_items: int, chunk: int, k: int, rows: int, levels: int | None, place: str, monkeypatch
 ) -> None:
+    monkeypatch.setattr(scoring, "PIECE_BYTES", 4 * chunk * min(rows, B))
+    monkeypatch.setattr(scoring, "PIECE_ROWS", rows)
     monkeypatch.setattr(scoring, "CPU_PIECE_BYTES", 4 * chunk * min(rows, B))
     monkeypatch.setattr(scoring, "CPU_PIECE_ROWS", rows)
     hidden_BD, table_VD, targets_B, rows_S, items_S, seen_BV = make_case(n_items, levels)
@@ -79,7 +90,7 @@ def test_scores_equal_a_naive_sort(  # type: ignore[no-untyped-def]
         assert result.loss_B[row].item() == pytest.approx(naive_loss.item(), abs=1e-5)
 
 
-def test_lists_of_many_pieces_find_what_rises_towards_the_end() -> None:
+def test_lists_of_many_pieces_find_what_rises_towards_the_end(place: str) -> None:
     """Every piece has better items than all before it, so that nothing found early may stop the search."""
     table_VD = torch.arange(40_000.0)[:, None]
     seen_rows_S, seen_items_S = torch.tensor([1, 1]), torch.tensor([39_999, 7])
@@ -87,7 +98,7 @@ def test_lists_of_many_pieces_find_what_rises_towards_the_end() -> None:
     assert result.items_BK.tolist() == [[39_999, 39_998, 39_997], [39_998, 39_997, 39_996], [0, 1, 2], [0, 1, 2]]
 
 
-def test_scores_that_are_not_numbers_are_not_listed() -> None:
+def test_scores_that_are_not_numbers_are_not_listed(place: str) -> None:
     hidden_BD, table_VD = torch.ones(2, 1), torch.arange(100.0)[:, None]
     hidden_BD[1] = math.nan
     empty = torch.empty(0, dtype=torch.int64)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import lrec
 from lrec.baselines import BASELINES, Baselines
-from lrec.common_order import CommonOrder, Pairs, newest_first
+from lrec.common_order import CommonOrder, newest_first
 from lrec.data.base import SequenceDataModule
+from lrec.pairs import Pairs
 
 
 @pytest.fixture(scope="module")

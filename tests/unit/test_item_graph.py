@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrec import item_graph
-from lrec.common_order import Pairs
 from lrec.item_graph import ItemGraph
+from lrec.pairs import Pairs
 from lrec.scoring import score
 
 ITEMS = 8

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrec.common_order import Pairs
 from lrec.markov import MarkovChain
+from lrec.pairs import Pairs
 from lrec.scoring import score
 
 ITEMS = 9

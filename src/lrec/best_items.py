@@ -1,0 +1,176 @@
+"""The best items of each row, of scores that come piece by piece.
+
+A pair is kept as a key: an integer in the order of score and then of falling item index.
+
+Shape suffixes: B rows, C items of a piece, K list length, W keys kept of a row, S pairs of a row and an item, N some of
+them; G groups of items, with M items each, L of these groups.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrec.pairs import places_in_rows
+
+# Of most items, the lists look at no more than the largest score of so many.
+GROUP_ITEMS = 16
+
+_ITEM_BITS = 31
+_MAGNITUDE = 0x7FFFFFFF  # the bits of a float but for its sign
+_NONE = -(0x7F800000 << _ITEM_BITS)  # a score of -inf
+
+
+class TopItems(NamedTuple):
+    """The best items of each row, best first, ties by item index; item -1 and score -inf in unused slots."""
+
+    items_BK: Tensor
+    scores_BK: Tensor
+
+
+class Best:
+    """The k best pairs so far of each row. A score of -inf is not listed.
+
+    All sizes follow from those of the pieces, so that the host never waits for a device.
+    """
+
+    def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
+        self.k = k
+        self._keys_BW = torch.zeros((n_rows, 0), dtype=torch.int64, device=device)
+        self._in_order = True  # whether they are no more than k, best first
+
+    def add(self, scores_BC: Tensor, start: int) -> None:
+        """Add a piece whose first item is `start`; pieces come in the order of items, before any pairs. May change what
+        is no number among its scores."""
+        scores_BC.nan_to_num_(-math.inf, math.inf, -math.inf)
+        n_groups = scores_BC.shape[1] // GROUP_ITEMS
+        if n_groups <= self.k:
+            self._add_all(scores_BC, start)
+            return
+        # The k best items lie in the k groups with the best: of equal groups, the first has the first items.
+        whole = n_groups * GROUP_ITEMS
+        scores_BGM = scores_BC[:, :whole].unflatten(1, (n_groups, GROUP_ITEMS))
+        groups_G = torch.arange(n_groups, device=scores_BC.device)
+        groups_BL1 = _keys(scores_BGM.amax(2), groups_G).topk(self.k, 1).indices[..., None]
+        members_M = torch.arange(GROUP_ITEMS, device=scores_BC.device)
+        scores_BLM = scores_BGM.gather(1, groups_BL1.expand(-1, -1, GROUP_ITEMS))
+        self._append(_keys(scores_BLM, start + groups_BL1 * GROUP_ITEMS + members_M).flatten(1))
+        if whole < scores_BC.shape[1]:
+            self._add_all(scores_BC[:, whole:], start + whole)
+
+    def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
+        """Add single items of single rows, in any order, after all pieces."""
+        keys_S = _keys(scores_S, items_S)
+        order_S = keys_S.argsort(descending=True)
+        order_S = order_S[rows_S[order_S].argsort(stable=True)]
+        _, place_S = places_in_rows(rows_S[order_S], len(self._keys_BW))
+        # What is beyond the k best of a row goes to a last column.
+        keys_BK1 = self._keys_BW.new_full((len(self._keys_BW), self.k + 1), _NONE)
+        keys_BK1[rows_S[order_S], place_S.clamp(max=self.k)] = keys_S[order_S]
+        self._append(keys_BK1[:, : self.k])
+
+    def keys(self) -> Tensor:
+        """Those of the k best, best first."""
+        self._shorten()
+        unused_BK = self._keys_BW.new_full((len(self._keys_BW), self.k - self._keys_BW.shape[1]), _NONE)
+        return torch.cat([self._keys_BW, unused_BK], 1)
+
+    def _add_all(self, scores_BC: Tensor, start: int) -> None:
+        self._append(_keys(scores_BC, torch.arange(start, start + scores_BC.shape[1], device=scores_BC.device)))
+
+    def _append(self, keys_BW: Tensor) -> None:
+        self._keys_BW = torch.cat([self._keys_BW, keys_BW], 1)
+        self._in_order = False
+        if self._keys_BW.shape[1] > 2 * self.k:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        if not self._in_order:
+            self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
+            self._in_order = True
+
+
+class BestAboveThreshold(Best):
+    """The same, where asking how many scores are above a threshold costs less than sorting: on a CPU."""
+
+    def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
+        super().__init__(n_rows, k, device)
+        # Later items with no more than that are not among the k best: they lose ties.
+        self._least_B1 = torch.full((n_rows, 1), -math.inf, device=device)
+
+    def add(self, scores_BC: Tensor, start: int) -> None:
+        """See `Best.add`."""
+        n_items = scores_BC.shape[1]
+        if self._keys_BW.shape[1] == 0 and n_items < GROUP_ITEMS * self.k:
+            # So few that no threshold would leave much out.
+            self._add_all(scores_BC, start)
+            return
+        whole = n_items // GROUP_ITEMS * GROUP_ITEMS
+        if whole:
+            self._add_groups(scores_BC[:, :whole].unflatten(1, (GROUP_ITEMS, -1)), start)
+        if whole < n_items:
+            self._add_groups(scores_BC[:, whole:, None], start + whole)
+
+    def _add_groups(self, scores_BMG: Tensor, start: int) -> None:
+        n_groups = scores_BMG.shape[2]
+        maxima_BG = scores_BMG.amax(1)
+        above = torch.gt
+        if self._keys_BW.shape[1] == 0 and n_groups >= self.k:
+            self._least_B1, above = _at_most_kth(maxima_BG, self.k), torch.ge
+        rows_N, groups_N = above(maxima_BG, self._least_B1).nonzero(as_tuple=True)
+        scores_NM = scores_BMG[rows_N, :, groups_N]
+        places_N, members_N = above(scores_NM, self._least_B1[rows_N]).nonzero(as_tuple=True)
+        items_N = start + members_N * n_groups + groups_N[places_N]
+        self._keep(rows_N[places_N], _keys(scores_NM[places_N, members_N], items_N))
+
+    def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
+        """See `Best.add_pairs`."""
+        least_B = self.keys()[:, -1]
+        keys_S = _keys(scores_S, items_S)
+        (above_N,) = (keys_S > least_B[rows_S]).nonzero(as_tuple=True)
+        rows_N, order_N = rows_S[above_N].sort()
+        self._keep(rows_N, keys_S[above_N[order_N]])
+
+    def _keep(self, rows_N: Tensor, keys_N: Tensor) -> None:
+        """Append keys to their rows, which ascend."""
+        if len(rows_N) == 0:
+            return
+        number_B, place_N = places_in_rows(rows_N, len(self._keys_BW))
+        keys_BW = self._keys_BW.new_full((len(number_B), int(number_B.max())), _NONE)
+        keys_BW[rows_N, place_N] = keys_N
+        self._append(keys_BW)
+
+    def _append(self, keys_BW: Tensor) -> None:
+        super()._append(keys_BW)
+        if self._in_order:
+            self._least_B1 = decoded(self._keys_BW[:, -1:]).scores_BK
+
+
+def decoded(keys_BK: Tensor) -> TopItems:
+    """The pairs of keys."""
+    items_BK = -keys_BK & (2**_ITEM_BITS - 1)
+    ordered_BK = (keys_BK + items_BK) >> _ITEM_BITS
+    bits_BK = torch.where(ordered_BK >= 0, ordered_BK, -ordered_BK - 2**31)
+    scores_BK = bits_BK.int().view(torch.float32)
+    return TopItems(items_BK.masked_fill(scores_BK == -math.inf, -1), scores_BK)
+
+
+def as_integers(scores: Tensor) -> Tensor:
+    """Integers of 32 bits, int64, in the order of float32 scores; they take less time to sort."""
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
+    return torch.where(bits >= 0, bits, -(bits & _MAGNITUDE))
+
+
+def _keys(scores: Tensor, items: Tensor) -> Tensor:
+    """Score in the high bits, and the item's index, reversed, in the low ones."""
+    return as_integers(scores) * 2**_ITEM_BITS - items
+
+
+def _at_most_kth(maxima_BG: Tensor, k: int) -> Tensor:
+    """A finite score that k items of each row reach, if so many do: the k-th largest of some groups' maxima."""
+    merged = maxima_BG.shape[1] // (2 * k)  # fewer groups are sorted faster, and two for each of k leave little above
+    if merged > 1:
+        maxima_BG = maxima_BG[:, : maxima_BG.shape[1] // merged * merged].unflatten(1, (merged, -1)).amax(1)
+    kth_B1 = maxima_BG.topk(k, sorted=False).values.amin(1, keepdim=True)
+    return kth_B1.clamp(min=torch.finfo(kth_B1.dtype).min)
