@@ -24,6 +24,7 @@ import polars as pl
 import torch
 
 from lrec import cost
+from lrec.allocator import keep_freed_memory
 from lrec.data.batches import TrainBatch
 from lrec.data.interactions import InteractionsDataModule
 from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
@@ -100,6 +101,7 @@ def measure_step(size: str, precision: str, compiled: bool, full: int | None = N
             data.n_items, data.max_len, *find_size(size), Dropout(0.1, OverDepth(0.1, 0.1), OverDepth(0.1, 0.1))
         )
         counts_V = torch.as_tensor(data.item_counts_V)
+    keep_freed_memory()  # as in a fit
     net = Transformer(config)
     if compiled:
         for block in net.blocks:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lrec import checkpoints, cost, cpu_threads, parallel
+from lrec.allocator import keep_freed_memory
 from lrec.arguments import as_plain, remade
 from lrec.baselines import BASELINES, Baselines
 from lrec.best_items import TopItems
@@ -192,6 +193,11 @@ class SequentialRecommender(LightningModule):
         for callback in self.trainer.callbacks if stage != "fit" else []:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback._average_model = None
+
+    def on_fit_start(self) -> None:
+        """Let a CPU's steps have the memory that the steps before have freed."""
+        if cpu_threads.is_cpu(self.device):
+            keep_freed_memory()
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
