@@ -1,7 +1,7 @@
 """The C library's allocator: memory that a step of training frees stays with the process, for the next step.
 
-By default glibc hands large blocks back to the system at once. The next step then gets empty pages for them, one fault after
-another: a tenth of a step of size 98k on a CPU.
+By default glibc hands large blocks back to the system at once. The next step then gets empty pages for them, one fault
+after another: a tenth of a step of size 98k on a CPU.
 """
 
 import ctypes
