@@ -97,7 +97,7 @@ class BestAboveThreshold(Best):
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         super().__init__(n_rows, k, device)
         # Later items with no more than that are not among the k best: they lose ties.
-        self._least_B1 = torch.full((n_rows, 1), -math.inf, device=device)
+        self._least_B1 = torch.full((n_rows, 1), -math.inf, dtype=torch.float32, device=device)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
         """See `Best.add`."""

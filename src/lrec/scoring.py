@@ -302,7 +302,7 @@ class _Seen:
 
     def __init__(self, rows_S: Tensor, items_S: Tensor) -> None:
         self.rows_S, self.items_S = rows_S, items_S
-        self.scores_S = torch.full(rows_S.shape, -math.inf, device=rows_S.device)
+        self.scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 
     def leave_out(self, piece: _Piece) -> None:
         """Keep the scores of the pairs that lie in the piece, and put -inf in their places."""
