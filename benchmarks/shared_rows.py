@@ -46,9 +46,9 @@ def games(file: Path, number: int, folder: Path) -> Cases:
     return cases_before(data.cuts, *data.cuts.val_targets, MAX_LEN)
 
 
-def positions(cases: Cases) -> int:
+def positions(cases: Cases, net: Transformer) -> int:
     """Those that are read, padding included."""
-    return sum(batch.items_BL.numel() for batch in batches(cases, torch.device("cpu")))
+    return sum(batch.items_BL.numel() for batch in batches(cases, net))
 
 
 def main() -> None:
@@ -65,19 +65,20 @@ def main() -> None:
         shared = games(options.games, options.number, Path(folder))
     alone = replace(shared, users_C=np.arange(len(shared)))
     n_games, n_items = len(np.unique(shared.users_C)), int(shared.items_N.max()) + 1
+    nets = {size: Transformer(TransformerConfig(n_items, MAX_LEN, *SIZES[size])) for size in options.sizes}
+    read, read_alone = (positions(cases, nets[options.sizes[0]]) for cases in (shared, alone))
     lines = [
         "# Targets of one history in one pass",
         "",
         *__doc__.split("\n\n", 1)[1].strip().splitlines(),
         "",
-        f"{len(shared):,} moves of {n_games} games, {positions(shared):,} positions that are read instead of "
-        f"{positions(alone):,}; commit {_commit()}, {platform.machine()}, torch {torch.__version__}.",
+        f"{len(shared):,} moves of {n_games} games, {read:,} positions that are read instead of "
+        f"{read_alone:,}; commit {_commit()}, {platform.machine()}, torch {torch.__version__}.",
         "",
         "| size | a game in a row, s | a move in a row, s | times | largest difference of a loss |",
         "|---|---:|---:|---:|---:|",
     ]
-    for size in options.sizes:
-        net = Transformer(TransformerConfig(n_items, MAX_LEN, *SIZES[size]))
+    for size, net in nets.items():
         taken: dict[str, list[float]] = {"shared": [], "alone": []}
         losses = {}
         for _ in range(options.repeats):

@@ -35,7 +35,7 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def timed_trainer(epochs: int) -> Trainer:
+def timed_trainer(epochs: int, **options) -> Trainer:
     """A trainer of so many epochs on the CPU that writes nothing; `Stopwatch.seconds` has its time afterwards."""
     return Trainer(
         max_epochs=epochs,
@@ -47,6 +47,7 @@ def timed_trainer(epochs: int) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[Stopwatch()],
+        **options,
     )
 
 

@@ -5,17 +5,16 @@ The model is trained for one step only: what is timed does not depend on its wei
 
 import argparse
 import json
-import resource
 import time
 import warnings
 from pathlib import Path
 
 import pandas as pd
 import torch
-from pytorch_lightning import Trainer
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
+from rectools_run import peak_gib, timed_trainer
 
 warnings.filterwarnings("ignore")
 
@@ -36,18 +35,6 @@ def main() -> None:
         log[Columns.Weight] = 1.0
         return log.rename(columns={"user": Columns.User, "item": Columns.Item})
 
-    def trainer() -> Trainer:
-        return Trainer(
-            max_epochs=1,
-            limit_train_batches=1,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-
     model = SASRecModel(
         n_blocks=2,
         n_heads=2,
@@ -57,7 +44,7 @@ def main() -> None:
         n_negatives=1,
         batch_size=2,
         epochs=1,
-        get_trainer_func=trainer,
+        get_trainer_func=lambda: timed_trainer(1, limit_train_batches=1),
         recommend_torch_device="cpu",
         recommend_batch_size=1024,
         recommend_n_threads=options.threads,
@@ -65,7 +52,7 @@ def main() -> None:
     )
     model.fit(Dataset.construct(read("catalogue.csv")))
     log = read("histories.csv")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    before = peak_gib()
     started = time.perf_counter()
     dataset = Dataset.construct(log)
     constructed = time.perf_counter()
@@ -80,7 +67,7 @@ def main() -> None:
                 "construct_seconds": constructed - started,
                 "seconds": seconds,
                 "memory_before_gib": before,
-                "memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                "memory_gib": peak_gib(),
                 "version": __import__("rectools").__version__,
                 "torch": torch.__version__,
             }

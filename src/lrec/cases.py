@@ -158,8 +158,13 @@ class Padded(NamedTuple):
     events_BL: Tensor | None
 
 
-def batches(cases: Cases, device: torch.device) -> Iterator[Padded]:
-    """The histories in batches of similar length; every case is in one of them."""
+def batches(cases: Cases, net: Transformer) -> Iterator[Padded]:
+    """The histories in batches of similar length, with what the network reads; every case is in one of them."""
+    device = net.items.weight.device
+    if not net.reads_times:
+        cases = replace(cases, times_N=None, asked_C=None)
+    if not net.reads_events:
+        cases = replace(cases, events_N=None)
     for chosen_M, counts_B in _shared_rows(cases).batches():
         longest_B = np.cumsum(counts_B) - 1
         rows = cases.where(chosen_M[longest_B])
@@ -214,17 +219,13 @@ def _last_not_blank(cases: Cases) -> np.ndarray:
 def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
     """Rank each case's target among all items of the catalogue, or among the candidates (ascending) alone."""
     device = net.items.weight.device
-    if not net.reads_times:
-        cases = replace(cases, times_N=None, asked_C=None)
-    if not net.reads_events:
-        cases = replace(cases, events_N=None)
     # Catalogue indices of the candidates, which get a table of their own.
     names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
     targets_C = _index_among(names_V, cases.targets_C)
     n_listed = min(LIST_LENGTH, len(names_V))
     loss_C, rank_C, top_CK = np.zeros(len(cases)), np.zeros(len(cases)), np.zeros((len(cases), n_listed), np.int64)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
-    for chosen_M, items_BL, blank_BL, positions_M, times_BT, events_BL in share_of(batches(cases, device)):
+    for chosen_M, items_BL, blank_BL, positions_M, times_BT, events_BL in share_of(batches(cases, net)):
         targets_M = torch.from_numpy(targets_C[chosen_M]).to(device)
 
         def head(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor = targets_M) -> tuple[Tensor, ...]:

@@ -63,16 +63,8 @@ def everything(name: str, n: int) -> slice:
     return slice(0, n)
 
 
-def write(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a file; UserError, and the checkpoint before stands, where that fails."""
-    try:
-        write_file(path, checkpoint)
-    except (OSError, RuntimeError) as error:
-        raise not_written(path, error) from error
-
-
 def write_file(path: Path, checkpoint: dict[str, Any]) -> None:
-    """The same, with the error as it is."""
+    """Write a file; where that fails, the checkpoint before stands."""
     aside = set_aside(path) if path.is_dir() else None
     with replacing(path) as temporary:
         save_pt(temporary, checkpoint)

@@ -172,6 +172,11 @@ def projection_flops(config: TransformerConfig) -> int:
     return 4 * config.n_items * (config.vector_width or 0) * config.width
 
 
+def entry_bytes(precision: Precision) -> tuple[int, int]:
+    """Bytes of an entry of a parameter, and of what matrix products take and give."""
+    return 2 if precision == "bf16-true" else 4, 4 if precision == "32-true" else 2
+
+
 class Memory(NamedTuple):
     """Bytes of one rank at the peak of a training step.
 
@@ -225,8 +230,7 @@ def memory(
     assert positions >= 1
     assert shards >= 1
     ranks = shards if ranks is None or shards == 1 else ranks
-    parameter = 2 if precision == "bf16-true" else 4
-    product = 4 if precision == "32-true" else 2  # what matrix products take and give
+    parameter, product = entry_bytes(precision)
     stream = product if shards > 1 else parameter  # the residual stream
     rows = -(-config.n_items // ranks)  # of the table
     table = rows * config.width * parameter

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lrec.best_items import as_integers
 from lrec.common_order import CommonOrder
-from lrec.pairs import Pairs, places_in_rows
+from lrec.pairs import Pairs, has_target, places_in_rows
 from lrec.scoring import Scores, above
 
 # An edge leads from an item to each of the five that follow it, and weighs 0.8 times as much for each further step; an
@@ -88,9 +88,9 @@ class ItemGraph:
         is_reached_S = F.pad(keys_R, (0, 1), value=-1)[places_S] == keys_S
         values_S = torch.where(is_reached_S, F.pad(values_R, (0, 1))[places_S], self._not_reached_V[seen.items_S])
         unseen_rank_B = rank_B.index_add(0, seen.rows_S, -above(values_S, target_B[seen.rows_S]))
-        unseen_rank_B[seen.rows_S[seen.items_S == targets_B[seen.rows_S]]] = torch.inf
         outside_B = targets_B < 0
-        return rank_B.masked_fill(outside_B, torch.inf), unseen_rank_B.masked_fill(outside_B, torch.inf)
+        left_out_B = outside_B | has_target(seen, targets_B)
+        return rank_B.masked_fill(outside_B, torch.inf), unseen_rank_B.masked_fill(left_out_B, torch.inf)
 
     def _lists(self, reached: Pairs, scores_R: Tensor, n_rows: int, seen: Pairs, k: int) -> tuple[Tensor, Tensor]:
         """The best k of each row, of all items and of those that the row has not seen."""

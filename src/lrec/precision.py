@@ -1,12 +1,12 @@
 """The precision of `--trainer.precision auto`: bfloat16 products where a short measurement finds them faster."""
 
 import os
-import time
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lrec import clock
 from lrec.cpu_threads import one_core
 from lrec.losses import full_softmax
 from lrec.net import Transformer
@@ -49,21 +49,14 @@ def _seconds(kind: str) -> tuple[float, float]:
         return full_softmax(hidden_BLD.flatten(0, 1), table_VD, items_BL.flatten())
 
     def step(in_bfloat16: bool) -> float:
-        began = _clock(kind)
+        began = clock.seconds(kind)
         with torch.autocast(kind, torch.bfloat16, enabled=in_bfloat16):
             loss_sum: Tensor = net(items_BL, head)
         loss_sum.backward()
         net.zero_grad()
-        return _clock(kind) - began
+        return clock.seconds(kind) - began
 
     with one_core():
         of_both = [[step(False), step(True)] for _ in range(1 + REPEATS)]
     float32, bfloat16 = (min(seconds) for seconds in zip(*of_both[1:], strict=True))
     return float32, bfloat16
-
-
-def _clock(kind: str) -> float:
-    if kind == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()

@@ -50,8 +50,7 @@ def of_step(
         ranks: All of them.
         accumulation: Micro-batches of a step; each gathers the parameters again.
     """
-    product = 4 if precision == "32-true" else 2
-    parameter = 2 if precision == "bf16-true" else 4
+    parameter, product = cost.entry_bytes(precision)
     if shards == 1:
         return Traffic(0, round(2 * (ranks - 1) / ranks * cost.n_total(config) * parameter), 0, 0, 0)
     rest = cost.n_total(config) - cost.parameters(config).items

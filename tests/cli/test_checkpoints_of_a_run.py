@@ -126,7 +126,7 @@ def test_a_checkpoint_with_other_parameters_is_refused(
     checkpoint = checkpoints.read(run / "checkpoints" / "last.ckpt")
     change(checkpoint["state_dict"])
     path = tmp_path / "other.ckpt"
-    checkpoints.write(path, checkpoint)
+    checkpoints.write_file(path, checkpoint)
     more = ["--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     for command in ("test", "fit"):
         error = refused(command, *OPTIONS, f"--data.data_dir={run.parent}", *more, f"--ckpt_path={path}")
@@ -138,7 +138,7 @@ def test_nothing_is_predicted_by_a_network_that_diverged(
 ) -> None:
     checkpoint = checkpoints.read(run / "checkpoints" / "last.ckpt")
     checkpoint["state_dict"]["net.norm.weight"][3] = torch.nan
-    checkpoints.write(tmp_path / "nan.ckpt", checkpoint)
+    checkpoints.write_file(tmp_path / "nan.ckpt", checkpoint)
     error = refused("predict", f"--config={run / 'config.yaml'}", f"--ckpt_path={tmp_path / 'nan.ckpt'}")
     assert f"{tmp_path / 'nan.ckpt'}: the parameter net.norm.weight is not finite" in error
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from fit_arguments import fit_arguments
 
 import lrec as library
 from lrec.cases import cases_of_test, rank_by_net
@@ -40,34 +41,20 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Train = Callable[..., Path]
+OPTIONS: dict[str, object] = {
+    "data__split__trajectory": 4,
+    "data__split__trajectory_min_length": 10,
+    "model__architecture__positions": "none",  # those of a trajectory are beyond what is trained
+    "model__optimizer__lr": 0.03,
+    "trainer__max_epochs": 15,
+    "trainer__check_val_every_n_epoch": 15,
+}
 
 
 @pytest.fixture(scope="module")
 def arguments(log: Path) -> Callable[..., list[str]]:
     def of(run: Path, **changed: object) -> list[str]:
-        options: dict[str, Any] = {
-            "data.path": log,
-            "data.data_dir": log.parent / "stores",
-            "data.time_column": "timestamp",
-            "data.max_len": 12,
-            "data.targets_per_step": 100,
-            "data.split.trajectory": 4,
-            "data.split.trajectory_min_length": 10,
-            "model.size": "3k",
-            "model.architecture.positions": "none",  # those of a trajectory are beyond what is trained
-            "model.optimizer.lr": 0.03,
-            "trainer.max_epochs": 15,
-            "trainer.check_val_every_n_epoch": 15,
-            "trainer.enable_progress_bar": "false",
-            "trainer.default_root_dir": run,
-        }
-        named = options | {name.replace("__", "."): value for name, value in changed.items()}
-        return [
-            "fit",
-            "--config=data/csv.yaml",
-            "--config=trainer/laptop.yaml",
-            *(f"--{n}={v}" for n, v in named.items()),
-        ]
+        return fit_arguments(run, log, **(OPTIONS | changed))
 
     return of
 

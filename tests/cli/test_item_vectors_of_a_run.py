@@ -4,12 +4,12 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from fit_arguments import fit_arguments
 
 import lrec as library
 from lrec.errors import UserError
@@ -43,32 +43,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Arguments = Callable[..., list[str]]
+OPTIONS: dict[str, object] = {
+    "model__optimizer__lr": 0.02,
+    "trainer__max_epochs": 6,
+    "trainer__check_val_every_n_epoch": 6,
+}
 
 
 @pytest.fixture(scope="module")
 def arguments(data: Path) -> Arguments:
     def of(run: Path, use: str | None, **changed: object) -> list[str]:
-        vectors = {"model.item_vectors": data / "vectors.parquet", "model.item_vectors_use": use} if use else {}
-        options: dict[str, Any] = {
-            "data.path": data / "log.csv",
-            "data.time_column": "timestamp",
-            "data.data_dir": data / "stores",
-            "data.max_len": 12,
-            "data.targets_per_step": 100,
-            "model.size": "3k",
-            "model.optimizer.lr": 0.02,
-            "trainer.max_epochs": 6,
-            "trainer.check_val_every_n_epoch": 6,
-            "trainer.enable_progress_bar": "false",
-            "trainer.default_root_dir": run,
-        }
-        named = options | vectors | {name.replace("__", "."): value for name, value in changed.items()}
-        return [
-            "fit",
-            "--config=data/csv.yaml",
-            "--config=trainer/laptop.yaml",
-            *(f"--{n}={v}" for n, v in named.items()),
-        ]
+        vectors = {"model__item_vectors": data / "vectors.parquet", "model__item_vectors_use": use} if use else {}
+        return fit_arguments(run, data / "log.csv", **(OPTIONS | vectors | changed))
 
     return of
 

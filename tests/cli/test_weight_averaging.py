@@ -40,7 +40,7 @@ def test_the_test_after_fit_is_that_of_the_averages(
     assert not torch.equal(raw["net.items.weight"], averaged["net.items.weight"])
     # The figures are those of the averages, and not of what was averaged.
     checkpoint["state_dict"] = raw
-    checkpoints.write(tmp_path / "raw.ckpt", checkpoint)
+    checkpoints.write_file(tmp_path / "raw.ckpt", checkpoint)
     lrec("test", "--config", run / "config.yaml", f"--ckpt_path={tmp_path / 'raw.ckpt'}")
     assert json.loads((run / "metrics.json").read_text())["model"]["loss"] != after_fit["loss"]
     sharded = f"--trainer.default_root_dir={tmp_path / 'sharded'}"

@@ -44,7 +44,7 @@ def test_any_number_of_processes_reads_what_any_other_wrote(written: int, read: 
     if written:
         write_by_hand(path, whole, written)
     else:
-        checkpoints.write(path, whole)
+        checkpoints.write_file(path, whole)
     checkpoints.check(path)
     parts = [checkpoints.read(path, rows_of(sharding))["state_dict"] for sharding in shardings(read)]
     for name, tensor in whole["state_dict"].items():
@@ -89,7 +89,7 @@ def test_the_last_checkpoint_is_the_last_that_was_completed(tmp_path: Path) -> N
     assert checkpoints.find_last(tmp_path) is None
     last.mkdir()
     assert checkpoints.find_last(tmp_path) is None
-    checkpoints.write(tmp_path / "last-0.ckpt", checkpoint(Transformer(CONFIG)))  # what was there when a kill came
+    checkpoints.write_file(tmp_path / "last-0.ckpt", checkpoint(Transformer(CONFIG)))  # what was there when a kill came
     assert checkpoints.find_last(tmp_path) == tmp_path / "last-0.ckpt"
     last.rmdir()
     write_by_hand(last, checkpoint(Transformer(CONFIG)), 2)
@@ -99,7 +99,7 @@ def test_the_last_checkpoint_is_the_last_that_was_completed(tmp_path: Path) -> N
 def test_a_file_replaces_a_folder(tmp_path: Path) -> None:
     path, whole = tmp_path / "last.ckpt", checkpoint(Transformer(CONFIG))
     write_by_hand(path, whole, 2)
-    checkpoints.write(path, whole)
+    checkpoints.write_file(path, whole)
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt"]
     checkpoints.check(path)
 
@@ -107,7 +107,7 @@ def test_a_file_replaces_a_folder(tmp_path: Path) -> None:
 def run_folder(folder: Path, net: Transformer) -> Path:
     pl.DataFrame({"raw_id": [f"item {i} é" for i in range(7)]}).write_parquet(folder / "items.parquet")
     (folder / "checkpoints").mkdir()
-    checkpoints.write(folder / "checkpoints" / "best.ckpt", checkpoint(net))
+    checkpoints.write_file(folder / "checkpoints" / "best.ckpt", checkpoint(net))
     return folder / "checkpoints" / "best.ckpt"
 
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_from_before_parts_were_classes_loads(tmp_path: Path) -> No
         whole["state_dict"] = {name.replace(f".{new}.", f".{old}."): t for name, t in whole["state_dict"].items()}
     assert "net.blocks.1.qkv.weight" in whole["state_dict"]
     best = run_folder(tmp_path, net)
-    checkpoints.write(best, whole)
+    checkpoints.write_file(best, whole)
     loaded = lrec.load(best).net
     assert loaded.config == CONFIG
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.state_dict().items())
@@ -172,7 +172,7 @@ def whole_run(folder: Path) -> dict[str, Any]:
     """A checkpoint as a run writes it, with its items."""
     items = checkpoints.items_as_tensors(pl.Series([f"item {i}" for i in range(7)]), np.arange(7) + 1)
     whole = checkpoint(Transformer(CONFIG, seed=4)) | {checkpoints.ITEMS: items, "optimizer_states": [torch.zeros(99)]}
-    checkpoints.write(folder / "best.ckpt", whole)
+    checkpoints.write_file(folder / "best.ckpt", whole)
     return whole
 
 
@@ -245,7 +245,7 @@ def test_a_checkpoint_of_which_a_part_was_exchanged_is_refused(name: str, tmp_pa
 def test_parameters_that_do_not_make_the_network_are_named(change: Any, says: str, tmp_path: Path) -> None:
     whole = whole_run(tmp_path)
     change(whole["state_dict"])
-    checkpoints.write(tmp_path / "best.ckpt", whole)
+    checkpoints.write_file(tmp_path / "best.ckpt", whole)
     with pytest.raises(UserError, match=says):
         lrec.load(tmp_path / "best.ckpt")
 

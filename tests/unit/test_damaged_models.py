@@ -77,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "optimizer_states": [{"state": {0: {"exp_avg": torch.rand(300)}}}],
         checkpoints.ITEMS: checkpoints.items_as_tensors(ids, np.arange(CONFIG.n_items) + 1),
     }
-    checkpoints.write(folder / "best.ckpt", checkpoint)
+    checkpoints.write_file(folder / "best.ckpt", checkpoint)
     export(folder / "best.ckpt", folder / "model.safetensors")
     Run(folder).write_items(pl.DataFrame({"item": range(CONFIG.n_items), "raw_id": ids}))
     write_sharded(folder / "last.ckpt", checkpoint)
@@ -95,7 +95,7 @@ def write_sharded(path: Path, checkpoint: dict[str, Any]) -> None:
     text = json.dumps({"file": "0.safetensors", "starts": dict.fromkeys(rows, 0)})
     save_file(rows, path / "0.safetensors", {"rows": text, checkpoints.CHECKSUM: checkpoints.checksum(text, rows)})
     places = {name: ("sharded", f"state_dict/{name}", len(t)) for name, t in checkpoint["state_dict"].items()}
-    checkpoints.write(path / "state.pt", checkpoint | {"state_dict": places, "shards": ["0.safetensors"]})
+    checkpoints.write_file(path / "state.pt", checkpoint | {"state_dict": places, "shards": ["0.safetensors"]})
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:

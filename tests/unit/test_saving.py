@@ -108,7 +108,7 @@ def test_a_folder_is_linked_file_by_file(
     best, last, net = tmp_path / "best.ckpt", tmp_path / "last.ckpt", Transformer(CONFIG, seed=1)
     write_by_hand(best, checkpoint(net), 2)
     if other == "a file":
-        checkpoints.write(last, checkpoint(Transformer(CONFIG)))
+        checkpoints.write_file(last, checkpoint(Transformer(CONFIG)))
     elif other == "a folder":
         write_by_hand(last, checkpoint(Transformer(CONFIG)), 3)
     if not hard_links:

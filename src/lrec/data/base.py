@@ -140,9 +140,10 @@ class SequenceDataModule(LightningDataModule, ABC):
             return
         self.cuts = self.cut(Store.open(self.store_path))
         self.store = self.cuts.store
-        for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
-            if self.target_events is not None and len(targets.users_T) == 0:
-                raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
+        if self.target_events is not None:
+            for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
+                if len(targets.users_T) == 0:
+                    raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
         part = self.cuts.training_part(self.reduction)

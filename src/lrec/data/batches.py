@@ -37,7 +37,7 @@ class TrainBatch(NamedTuple):
     step_pairs: int  # pairs of a position and one it attends to, of the whole global step
     times_BT: Tensor | None = None  # int64; the request's time is that of the last target
     events_BL: Tensor | None = None  # int64, type of each item's event
-    step_positions: int | None = None  # of the whole global step, where not every one has a target
+    step_positions: int | None = None  # of the whole global step; None: as many as targets
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 B rows, L positions, M targets, D width, V catalogue.
 """
 
-import time
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lrec import cost
+from lrec import clock, cost
 from lrec.cpu_threads import one_core
 from lrec.losses import Loss
 from lrec.net import Transformer
@@ -60,15 +59,8 @@ def training_rate(
             net.zero_grad()
 
         step()  # what is done once
-        steps, began = 0, _clock(kind)
-        while steps == 0 or _clock(kind) - began < SECONDS:
+        steps, began = 0, clock.seconds(kind)
+        while steps == 0 or clock.seconds(kind) - began < SECONDS:
             step()
             steps += 1
-        return steps * rows * of_row / (_clock(kind) - began)
-
-
-def _clock(kind: str) -> float:
-    if kind == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
+        return steps * rows * of_row / (clock.seconds(kind) - began)

@@ -99,14 +99,13 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     device = net.items.weight.device
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
     steps = given.truth_CT.shape[1]
-    for chosen_B, items_BL, _, last_B, times_BT, events_BL in share_of(batches(given.histories, device)):
+    for chosen_B, items_BL, _, last_B, times_BT, events_BL in share_of(batches(given.histories, net)):
         n_rows, width = items_BL.shape
         cache = KeyValueCache(n_rows, width + steps - 1, device)
 
         def first(hidden_BLD: Tensor, table_VD: Tensor, last_B: Tensor = last_B) -> tuple[Tensor, Tensor]:
             return hidden_BLD.flatten(0, 1)[last_B], table_VD
 
-        times_BT, events_BL = (times_BT if net.reads_times else None), (events_BL if net.reads_events else None)
         hidden_BD, table_VD = net(items_BL, first, cache=cache, times_BT=times_BT, events_BL=events_BL)
         cache.keep(last_B % width + 1)
         seen = _seen(given.seen.where(chosen_B), device)

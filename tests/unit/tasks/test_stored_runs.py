@@ -71,7 +71,7 @@ def test_a_checkpoint_imports_nothing_that_it_names(name: str, run: Path) -> Non
     about = stored["lrec"] | {"model": "lrec.SequentialRecommender", "not_stored": {}}
     about |= {"architecture.attention": "evil.Rule"} if name == "architecture" else {}
     made_with = {"size": "0.8k", name: {"attention": "evil.Rule"} if name == "architecture" else "evil.Rule"}
-    checkpoints.write(best, stored | {"lrec": about, "hyper_parameters": made_with})
+    checkpoints.write_file(best, stored | {"lrec": about, "hyper_parameters": made_with})
     with pytest.raises(UserError, match=r"names the class evil\.Rule, which is not lrec's own"):
         SequentialRecommender.load_from_checkpoint(best)
     if name == "architecture":
