@@ -51,7 +51,8 @@ class Study(NamedTuple):
 
 STUDIES = (
     Study("Quickstart", "quickstart.md", "quickstart/all_points.jsonl"),
-    Study("Go", "go.md", "go/first/all_points.jsonl"),
+    Study("Go", "go.md", "go/all_points.jsonl"),
+    Study("Go, first ladder", "go.md#the-first-ladder-and-its-learning-rate", "go/first/all_points.jsonl"),
     Study("MovieLens-1M", "ml-1m.md", "ml-1m-lsrm/all_points.jsonl"),
     Study("MovieLens-1M, first ladder", "ml-1m.md#the-first-ladder", "ml-1m-lsrm/untuned/all_points.jsonl"),
     Study("MovieLens-1M, 5 epochs", "ml-1m.md#in-eight-minutes", "ml-1m/points.csv"),
@@ -69,8 +70,8 @@ def single_law(points: pl.DataFrame) -> Predict:
 
 
 def forecast(points: pl.DataFrame) -> Predict:
-    """The forecast, which learns from shares of the data."""
-    return Forecast(points).predict
+    """The forecast, which learns from shares of the data where runs see their data again and again."""
+    return Forecast(points if points["may_stop"].any() else points_of_most_data(points)).predict
 
 
 METHODS: dict[str, Callable[[pl.DataFrame], Predict]] = {"forecast": forecast, "law": single_law}

@@ -31,8 +31,9 @@ class Study:
         holdout_seeds: Seeds of the held-out sizes, a run each.
         size_seeds: Seeds of single sizes, in place of these.
         fractions: Shares of the training data. The held-out sizes are trained with the largest one only; the others
-            tell the forecast how much of the gain of size the data allow, and cost less than one held-out run. By
-            default all, half and a quarter where held-out sizes are forecast, and else all.
+            tell the forecast how much of the gain of size the data allow, if runs see their data more than four times,
+            and cost less than one held-out run. By default all, half and a quarter where held-out sizes are forecast,
+            and else all.
         reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
         options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.

@@ -47,7 +47,9 @@ def read_points(
         y: Column of the loss, in nats.
         d: Column of the interactions processed, where the law depends on them as well.
         u: Column of the unique interactions; likewise.
-        shares: Keep lrec's own points of every amount of data where `x` is a size, as a forecast takes them.
+        shares: Keep lrec's own points of every amount of data where `x` is a size, as a forecast takes them, if runs saw
+            their data again and again. In one pass a share is a shorter training, and says nothing of where size
+            stops to pay.
 
     Returns:
         Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x;
@@ -63,7 +65,7 @@ def read_points(
     frames = [_read_file(file, columns) for file in _files(paths)]
     points = pl.concat([frame for frame, _ in frames])
     if d is None and all(own for _, own in frames):
-        points = _comparable(points, x, shares)
+        points = _comparable(points, x, shares and _may_stop(points, x))
         if x in ("D", "U") and shares:  # the size is the same, and u no share beside x
             points = points.with_columns(u=None, d=None)
     if points.is_empty():

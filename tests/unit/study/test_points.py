@@ -45,10 +45,18 @@ def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> N
     assert read_points([file], x="U")["x"].to_list() == [500.0, 1000.0]
 
 
-def test_a_forecast_by_size_sees_every_share_and_one_by_data_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("passes", "seen"), [(1, [(1e4, 20), (1e5, 20)]), (30, [(1e4, 10), (1e4, 20), (1e5, 10), (1e5, 20)])])
+def test_a_forecast_by_size_sees_every_share_of_data_that_runs_see_again_and_again(
+    tmp_path: Path, passes: int, seen: list[tuple[float, float]]
+) -> None:
+    rows = [own_row(n, 5.0, seed=1, U=u, D=passes * u) for n in (1e4, 1e5) for u in (10, 20)]
+    file = write_lines(tmp_path / "points.jsonl", rows)
+    assert read_points([file], shares=True).select("x", "u").rows() == seen
+
+
+def test_a_forecast_by_data_sees_no_shares(tmp_path: Path) -> None:
     rows = [own_row(n, 5.0, seed=1, U=u, D=u) for n in (1e4, 1e5) for u in (10, 20)]
     file = write_lines(tmp_path / "points.jsonl", rows)
-    assert read_points([file], shares=True).select("x", "u").rows() == [(1e4, 10), (1e4, 20), (1e5, 10), (1e5, 20)]
     by_data = read_points([file], "U", shares=True)
     assert by_data["x"].to_list() == [10, 20]
     assert "u" not in by_data.columns
