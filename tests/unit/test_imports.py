@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "lrec"
 # From the ground up. A module may import from its own layer and from those before it; "data" stands for all of data/.
 LAYERS = {
     "ground": "errors imports memory config_file files signals figures tables wording class_paths parser arguments "
-    "processes allocator clock run",
+    "processes allocator accelerator clock run",
     "what is computed": "data shape shards dropout attention_bias blocks hstu event_times event_types item_table net "
     "item_vectors losses cpu_threads pairs best_items scoring metrics cost traffic precision common_order markov "
     "item_graph baselines cases ngrams laws standard_errors",

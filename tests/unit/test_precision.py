@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrec.errors import UserError
 from lrec.precision import DECIDED, decided
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study
@@ -82,3 +83,41 @@ def test_a_cluster_s_processes_do_not_each_choose(
     error = refused(*OPTIONS, f"--trainer.default_root_dir={tmp_path / 'run'}")
     assert "choose --trainer.precision" in error
     assert not (tmp_path / "run").exists()
+
+
+ON_A_GPU: dict[str, object] = {"trainer.accelerator": "gpu", "trainer.devices": 1}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to be measured")
+def test_what_trains_on_gpus_is_not_measured_on_a_cpu(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DECIDED)
+    study = Study(
+        "gpus",
+        ["data/synthetic.yaml", "trainer/laptop.yaml"],
+        ["0.8k"],
+        tmp_path / "study",
+        holdout=0,
+        law=None,
+        options=ON_A_GPU,
+    )
+    with pytest.raises(UserError, match=r"trainer\.precision auto: .* none is here to be measured: choose 32-true"):
+        Record(study, planned_runs(study))
+    error = refused(*OPTIONS, f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.accelerator=gpu")
+    assert "choose 32-true or bf16-mixed, or trainer.accelerator cpu" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_for_cpus_and_gpus_is_chosen_by_the_user(tmp_path: Path) -> None:
+    study = Study(
+        "both",
+        ["data/synthetic.yaml", "trainer/laptop.yaml"],
+        ["0.8k", "1.7k"],
+        tmp_path / "study",
+        holdout=0,
+        law=None,
+        size_options={"1.7k": ON_A_GPU},
+    )
+    with pytest.raises(UserError, match=r"some runs train on CPUs, others on GPUs.*choose 32-true or bf16-mixed"):
+        Record(study, planned_runs(study))
