@@ -359,7 +359,9 @@ def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
 
 def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
-    options: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_unset=False))
+    options: dict[str, Any] = yaml.safe_load(
+        parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it
+    )
     model = options["model"]["init_args"]
     if "optimizer" in model:
         model["optimizer"] = _without_class(model["optimizer"], "lrec.Optimizer")
