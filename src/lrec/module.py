@@ -31,6 +31,7 @@ from lrec.data.batches import TrainBatch
 from lrec.data.eval_batches import EvalBatch
 from lrec.errors import UserError
 from lrec.item_vectors import NewItems, Use, initial_parameters, read_item_vectors, read_width, refuse_other_vectors
+from lrec.kept_baselines import KeptBaselines
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import KS, Evaluation
 from lrec.net import Transformer
@@ -309,7 +310,9 @@ class SequentialRecommender(LightningModule):
             self.train_loss = self._since_evaluation.mean(self)
 
     def on_test_start(self) -> None:
-        """Begin an evaluation."""
+        """Begin an evaluation, of baselines where an earlier test has not found what they reach."""
+        self._kept_baselines = KeptBaselines(self.trainer, self.data)
+        self.evaluations |= {f"test/{name}": figures for name, figures in self._kept_baselines.read().items()}
         self._begin_evaluation("test")
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
@@ -328,6 +331,7 @@ class SequentialRecommender(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""
         self._close_evaluation("test")
+        self._kept_baselines.write({name: self.evaluations[f"test/{name}"] for name in self._baselines.names})
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
         """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
