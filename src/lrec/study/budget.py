@@ -107,7 +107,7 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
 
 
 def _flops(config: TransformerConfig, loss: "Loss", part: "TrainingPart", checkpointing: bool) -> int:
-    """Of an epoch, as if all windows were full."""
+    """FLOPs of an epoch, all windows counted as full."""
     pairs = part.n_positions * (config.max_len + 1) // 2
     head_flops = loss.flops_per_target(config.n_items, config.width)
     flops = cost.training_flops(config, part.n_targets, pairs, head_flops, part.n_positions)

@@ -43,11 +43,11 @@ class Placement:
 
 
 def placement(config: RunConfig, gpus_per_run: int = 1) -> Placement:
-    """What a run trains on; UserError where its devices are no number.
+    """What a run trains on; UserError if its devices are neither a number nor auto.
 
     Args:
         config: Its options.
-        gpus_per_run: What a run gets that takes all GPUs there are (devices: auto).
+        gpus_per_run: GPUs of a run whose devices are auto.
     """
     kind = kind_of(config.value("trainer.accelerator", "auto"))
     devices = config.value("trainer.devices", "auto")

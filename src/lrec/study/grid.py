@@ -20,9 +20,9 @@ class PlannedRun:
     Attributes:
         name: Unique in the study; the name of its folder.
         variant: Which of the study's variants it is; "" where there is one only.
-        ladder: The runs that one law is for share it: what sets them apart from others, but for size and seed.
+        ladder: Name of the runs that one law is fitted to: they differ in size and seed alone.
         held_out: Whether its loss is predicted before it is trained.
-        options: Every option of its `lrec fit`, nested as in config.yaml, but for where it writes.
+        options: Every option of its `lrec fit`, nested as in config.yaml, except where it writes.
         starts_from: Name of the run whose best network it starts from; "" where it starts anew.
     """
 

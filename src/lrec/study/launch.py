@@ -104,9 +104,9 @@ def train(
         folder: Where each has its folder.
         study: Name of the study.
         limits: What they may take side by side.
-        memory_gib: What each is expected to need; only where the limits say something of memory.
-        watch: Called every few seconds; once it says False no run is started, and those under way are told to save
-            and stop.
+        memory_gib: What each is expected to need, by name; read only if the limits have one of memory.
+        watch: Called every few seconds. Once it returns False, no further run starts, and those under way are told to
+            save and stop.
     """
     memory = memory_gib or dict.fromkeys((run.name for run in runs), 0.0)
     limit = limits.memory_gib or float("inf")

@@ -20,7 +20,7 @@ from lrec.shape import SIZES
 from lrec.study.short_run import train_briefly
 
 # The rule: while data last, ten times the size brings a third of a nat, and data last for a parameter of the blocks to
-# every 12 training targets. Both are of the measured ladders; benchmarks/outlook.md leaves each of these out in turn.
+# every 12 training targets. Both come from the measured ladders; benchmarks/outlook.md tries them with each left out.
 NATS_PER_DECADE = 1 / 3
 TARGETS_PER_PARAMETER = 12
 INTERVAL_FACTOR = 1.5
@@ -168,7 +168,7 @@ def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] =
     Args:
         data: What `lrec fit` would train on, with its own reduction.
         seed: Of the sampled targets and of the short runs.
-        begins: Told what is done next.
+        begins: Called with the name of each stage before it begins.
 
     Raises:
         UserError: there is too little to tell anything.
@@ -233,7 +233,7 @@ def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[Tr
     owners = np.repeat(np.arange(len(users)), part.lengths_U[users] - 1)
     may_be = part.may_be_targets(places)
     counts_U = np.bincount(owners[may_be], minlength=len(users))
-    have = counts_U > 0
+    have = counts_U > 0  # some of their events are targets
     chosen = np.cumsum(counts_U[have]) - counts_U[have] + random.integers(0, counts_U[have])
     users, places = users[have], places[may_be][chosen]
     rows = places if part.rows is None else part.rows[places]

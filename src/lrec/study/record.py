@@ -167,8 +167,8 @@ class Record:
 
 
 def changed_options(earlier: RunConfig, now: RunConfig) -> str:
-    """What differs in what is trained, in words; an option that an earlier version did not know has its default, or all
-    for `data.validation_users`, since all users validated."""
+    """What differs in what is trained, in words. An option that an earlier version did not have counts as its default;
+    `data.validation_users` counts as `all`, since all users validated then."""
     if earlier.trained_with == now.trained_with:
         return ""
     from lrec.lightning_cli import compose
