@@ -28,7 +28,9 @@ def side_by_side(function: Callable[[T], R], things: Sequence[T], n: int) -> lis
     if n <= 1:
         return [function(thing) for thing in things]
     start_server()
-    with ProcessPoolExecutor(n, multiprocessing.get_context("forkserver")) as pool:
+    context, ignore = multiprocessing.get_context("forkserver"), (signal.SIGINT, signal.SIG_IGN)
+    # An interrupt from the keyboard reaches all processes: this one alone is to say so.
+    with ProcessPoolExecutor(n, context, initializer=signal.signal, initargs=ignore) as pool:
         return list(pool.map(function, things))
 
 
