@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrec.blocks import KeyValueCache
 from lrec.files import write_text
 from lrec.net import Transformer
+from lrec.reading import KeyValueCache
 from lrec.shape import SIZES, Architecture, TransformerConfig
 
 LENGTH, STEPS = 50, 10

@@ -15,7 +15,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import signal
@@ -25,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from rows import add_row
 
 EVERY_N_STEPS = 25
 OPTIONS = [
@@ -174,18 +175,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Any, ...]:
     )
 
 
-def report(cells: tuple[Any, ...]) -> None:
-    """Add a row to the page."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
-    page = Path(__file__).with_suffix(".md")
-    if not page.exists():
-        page.write_text(HEADER)
-    row = (*cells, f"{os.cpu_count()} cores {platform.machine()}", commit)
-    with page.open("a") as out:
-        out.write(f"| {' | '.join(map(str, row))} |\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -197,7 +186,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="lrec-kill-"))
     try:
-        report(measure(arguments, folder))
+        add_row(__file__, HEADER, *measure(arguments, folder))
     finally:
         shutil.rmtree(folder)
 

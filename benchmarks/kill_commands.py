@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from rows import add_row
+
 import warm_python
 
 SMALL = [
@@ -163,18 +164,6 @@ def set_up(python: str, folder: Path) -> None:
     assert start(python, fit, folder / "work").wait() == 0, log_of(folder)
 
 
-def report(cells: tuple[Any, ...]) -> None:
-    """Add a row to the page."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
-    page = Path(__file__).with_suffix(".md")
-    if not page.exists():
-        page.write_text(HEADER)
-    row = (*cells, f"{os.cpu_count()} cores {platform.machine()}", commit)
-    with page.open("a") as out:
-        out.write(f"| {' | '.join(map(str, row))} |\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -188,7 +177,7 @@ def main() -> None:
     try:
         set_up(python, folder)
         for name in arguments.commands.split(","):
-            report(measure(name, python, folder, arguments.kills, random.Random(arguments.seed)))
+            add_row(__file__, HEADER, *measure(name, python, folder, arguments.kills, random.Random(arguments.seed)))
     finally:
         server.communicate()
         shutil.rmtree(folder)

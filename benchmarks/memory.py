@@ -13,16 +13,13 @@ A repeated call goes on from the rows in the results file.
 import argparse
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from rows import HANDED_BACK, forget_largest, here, in_new_processes, measured, resident, tell
 from torch.distributed.device_mesh import init_device_mesh
 
 from lrec import cost
@@ -70,12 +67,6 @@ def shape_of(case: Case, n_items: int) -> TransformerConfig:
     return TransformerConfig(n_items, 50, *SIZES[case.size], architecture=architecture)
 
 
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith(field)).split()[1]) * 1024
-
-
 def train(config: TransformerConfig, case: Case, positions: int) -> None:
     """Three steps; one of `case.shards` processes, with that many positions of its own."""
     sharding = None
@@ -104,7 +95,7 @@ def measure(case: Case, n_items: int, positions: int) -> int:
     config = shape_of(case, n_items)
     train(replace(config, n_items=50, layers=1), case, 50)
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
+    forget_largest()
     train(config, case, positions)
     needed = torch.tensor(resident("VmHWM") - before)
     if case.shards > 1:
@@ -113,38 +104,25 @@ def measure(case: Case, n_items: int, positions: int) -> int:
     return int(needed)
 
 
-def in_new_process(case: Case, options: argparse.Namespace, allocator: dict[str, str]) -> int:
-    """`measure` in fresh processes with these variables in their environment."""
-    command = [__file__, "--case", json.dumps(case), "--n_items", str(options.n_items)]
-    command += ["--positions", str(options.positions)]
-    if case.shards > 1:
-        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case.shards}", *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | allocator
-    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True, env=environment)
-    return int(result.stdout)
-
-
 def page(rows: dict[Case, list[int]], options: argparse.Namespace) -> str:
     """The rows as Markdown."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     lines = [
         "# Memory of a training step, measured and estimated",
         "",
         *__doc__.split("\n\n", 1)[1].strip().splitlines(),
         "",
-        f"{options.n_items:,} items, {options.positions:,} positions a step, one thread of {os.cpu_count()} cores",
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, commit {commit}.",
+        f"{options.n_items:,} items, {options.positions:,} positions a step, one thread; {here()}.",
         "",
         "| size | blocks | precision | checkpointing | shards | measured MiB | estimated MiB | error |",
         "|---|---|---|---|---:|---:|---:|---:|",
     ]
     for case in CASES:
-        measured, default = rows[case]
+        needed, default = rows[case]
         config = shape_of(case, options.n_items)
         estimate = cost.memory(config, options.positions, case.precision, case.shards, case.checkpointing).total
         cells = [case.size, case.blocks, case.precision, "yes" if case.checkpointing else "no", str(case.shards)]
-        cells.append(f"{measured / 2**20:,.0f} ({default / 2**20:,.0f})")
-        cells += [f"{estimate / 2**20:,.0f}", f"{100 * (estimate / measured - 1):+.1f} %"]
+        cells.append(f"{needed / 2**20:,.0f} ({default / 2**20:,.0f})")
+        cells += [f"{estimate / 2**20:,.0f}", f"{100 * (estimate / needed - 1):+.1f} %"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -160,23 +138,15 @@ def main() -> None:
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        needed = measure(Case(*options.case), options.n_items, options.positions)
-        if os.environ.get("RANK", "0") == "0":
-            print(needed)
+        tell(measure(Case(*options.case), options.n_items, options.positions))
         return
+    arguments = ["--n_items", str(options.n_items), "--positions", str(options.positions)]
+
+    def with_both_allocators(case: Case) -> list[int]:
+        return [in_new_processes(__file__, arguments, case, case.shards, each) for each in (HANDED_BACK, {})]
+
     started = time.monotonic()
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    rows = {Case(*case): measured for case, measured in map(json.loads, lines)}
-    for case in CASES:
-        if case in rows or time.monotonic() - started > options.slice_s:
-            continue
-        rows[case] = [
-            in_new_process(case, options, {"MALLOC_MMAP_THRESHOLD_": "65536"}),
-            in_new_process(case, options, {}),
-        ]
-        with options.results.open("a") as file:
-            file.write(json.dumps([case, rows[case]]) + "\n")
-        print(f"{len(rows)}/{len(CASES)} {case}: {rows[case]}", flush=True)
+    rows = measured(CASES, options.results, with_both_allocators, lambda: time.monotonic() - started > options.slice_s)
     if options.page and len(rows) == len(CASES):
         write_text(options.page, page(rows, options))
 

@@ -11,15 +11,12 @@ A repeated call goes on from the rows in the results file.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rows import HANDED_BACK, forget_largest, here, in_new_processes, measured, resident, tell
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -69,12 +66,6 @@ CASES = [
     ),
 ]
 LENGTH = 20
-
-
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith(field)).split()[1]) * 1024
 
 
 def config_of(case: Case) -> TransformerConfig:
@@ -139,7 +130,7 @@ def evaluate(net: Transformer, case: Case) -> list[int]:
     counts_V = torch.ones(case.items, dtype=torch.int64)
     rows_S, ends_B = torch.arange(256).repeat_interleave(LENGTH), torch.arange(256) * LENGTH + LENGTH - 1
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
+    forget_largest()
     evaluation, peaks = Evaluation(counts_V), []
     for _ in range(4):
         items_BL, targets_B = torch.randint(case.items, (256, LENGTH)), torch.randint(case.items, (256,))
@@ -162,28 +153,14 @@ def one_loss(net: torch.nn.Module, case: Case, items_BL: Tensor, targets_BL: Ten
     return loss
 
 
-def in_new_processes(case: Case) -> dict[str, Any]:
-    """`measure` in fresh processes."""
-    command = [__file__, "--case", json.dumps(case)]
-    if case.processes > 1:
-        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={case.processes}", *command]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    result = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
-
-
 def page(rows: dict[Case, dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     lines = [
         "# The item table in shards",
         "",
         *__doc__.split("\n\n", 1)[1].strip().splitlines(),
         "",
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__},",
-        f"commit {commit}. Times are of a machine that had other work.",
+        f"{here()}. Times are of a machine that had other work.",
         "",
         "## Memory of a step",
         "",
@@ -245,18 +222,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.case:
         torch.set_num_threads(1)
-        found = measure(Case(*options.case))
-        if os.environ.get("RANK", "0") == "0":
-            print(json.dumps(found))
+        tell(measure(Case(*options.case)))
         return
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    rows = {Case(*case): row for case, row in map(json.loads, lines)}
-    for case in CASES:
-        if case not in rows:
-            rows[case] = in_new_processes(case)
-            with options.results.open("a") as file:
-                file.write(json.dumps([case, rows[case]]) + "\n")
-            print(f"{len(rows)}/{len(CASES)} {case}", flush=True)
+    rows = measured(
+        CASES, options.results, lambda case: in_new_processes(__file__, [], case, case.processes, HANDED_BACK)
+    )
     if options.page:
         write_text(options.page, page({case: rows[case] for case in CASES}))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrec import Attention
-from lrec.blocks import CAUSAL, Reading
+from lrec.reading import CAUSAL, Reading
 from lrec.shape import TransformerConfig
 
 

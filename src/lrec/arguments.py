@@ -1,5 +1,6 @@
 """The arguments that an object was made with, as plain values that a checkpoint may hold, and back."""
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,18 @@ def as_plain(value: Any) -> Any:
         arguments = {each.name: as_plain(getattr(value, each.name)) for each in fields(value) if each.init}
         return {"class_path": class_path(type(value)), "init_args": arguments}
     raise TypeError(f"{type(value).__name__} is no plain value")
+
+
+def all_as_plain(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Those that have plain values, and the kinds of the others, by name."""
+    plain: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    for name, value in arguments.items():
+        try:
+            plain[name] = as_plain(value)
+        except TypeError:
+            others[name] = type(value).__name__
+    return plain, others
 
 
 def _is_made_of_fields(kind: type) -> bool:

@@ -158,6 +158,26 @@ def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
             raise UserError(f"{path} has {name} as {one}, its network as {other}: {_AGAIN}")
 
 
+def refuse_another(trained: dict[str, Any], config: TransformerConfig, data_hash: str | None = None) -> None:
+    """UserError where a trained network is of another shape than the config, or was trained on other data."""
+    theirs = TransformerConfig.from_dict(trained).to_dict()  # what came later has its default in older checkpoints
+    for name, value in config.to_dict().items():
+        if theirs[name] != value:
+            raise UserError(f"the checkpoint has {name} {theirs[name]}, the config {value}: give its own config")
+    if data_hash is not None and trained["data_hash"] != data_hash:
+        raise UserError("the checkpoint was trained on other data, another split or another reduction")
+
+
+def refuse_another_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) -> None:
+    """UserError where both arguments of a model name an optimizer, and these are of different classes."""
+    if "optimizer" not in now:  # an object that no checkpoint can hold
+        return
+    made = trained_with.get("optimizer"), now["optimizer"]
+    theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in made)
+    if theirs not in (None, mine):
+        raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
+
+
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:
     """UserError where a parameter of `path` is not finite, whose scores would put items in some order all the same."""
     for name, tensor in parameters.items():

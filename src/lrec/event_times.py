@@ -8,7 +8,7 @@ C positions that are read, D width.
 import torch
 from torch import Tensor, nn
 
-from lrec.blocks import Reading
+from lrec.reading import Reading
 from lrec.shape import TIME_BUCKETS, TransformerConfig
 
 # As in HSTU's code: a bucket is e^0.301 = 1.35 times as far as the one before.

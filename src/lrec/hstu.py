@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrec.blocks import CAUSAL, Attention, Reading, at
+from lrec.blocks import Attention
 from lrec.dropout import DropoutLayer
+from lrec.reading import CAUSAL, Reading, at
 from lrec.shape import TransformerConfig
 
 NORM_EPS = 1e-6

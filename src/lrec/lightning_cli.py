@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NoReturn
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -23,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from lrec import checkpoints, target_losses
+from lrec.accelerator import kind_of
 from lrec.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
@@ -158,8 +158,7 @@ class CommandLine(LightningCLI):
                 return recorded
         if _started_by_a_cluster():
             raise UserError("choose --trainer.precision: each of a cluster's processes would measure for itself")
-        accelerator = self.config[self.command].trainer.accelerator
-        return decided("cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+        return decided(kind_of(self.config[self.command].trainer.accelerator))
 
     def instantiate_classes(self) -> None:
         """Make all that the configuration names; UserError where one of them needs a package that is not installed."""
@@ -360,7 +359,9 @@ def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
 
 def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
-    options: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_unset=False))
+    options: dict[str, Any] = yaml.safe_load(
+        parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it
+    )
     model = options["model"]["init_args"]
     if "optimizer" in model:
         model["optimizer"] = _without_class(model["optimizer"], "lrec.Optimizer")

@@ -14,7 +14,6 @@ import polars as pl
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrec import checkpoints, cost, cpu_threads, parallel
 from lrec.allocator import keep_freed_memory
-from lrec.arguments import as_plain, remade
+from lrec.arguments import all_as_plain, remade
 from lrec.baselines import BASELINES, Baselines
 from lrec.best_items import TopItems
 from lrec.blocks import check_parts
@@ -32,6 +31,7 @@ from lrec.data.batches import TrainBatch
 from lrec.data.eval_batches import EvalBatch
 from lrec.errors import UserError
 from lrec.item_vectors import NewItems, Use, initial_parameters, read_item_vectors, read_width, refuse_other_vectors
+from lrec.kept_baselines import KeptBaselines
 from lrec.losses import FullSoftmax, Loss
 from lrec.metrics import KS, Evaluation
 from lrec.net import Transformer
@@ -39,11 +39,11 @@ from lrec.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.parser import made_of
 from lrec.recommend import lists_of
 from lrec.scoring import Scores, score, top_items
-from lrec.shape import Architecture, Dropout, MuP, Size, TransformerConfig, find_size
+from lrec.shape import Architecture, Dropout, MuP, TransformerConfig, chosen_size
 from lrec.shards import Table, whole
 from lrec.switch import OptimizerSwitch
 from lrec.time_limit import schedule_position, schedule_steps
-from lrec.touched_rows import clip_by_norm, touched_of
+from lrec.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.train_loss import LossSum, logs_now
 from lrec.warm_start import begin_from
 
@@ -105,7 +105,7 @@ class SequentialRecommender(LightningModule):
         """
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass too
-        self.size, self.shape = _choose_size(size, layers, width, heads)
+        self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)
         self.dropout = dropout
         self.architecture = architecture
@@ -183,7 +183,7 @@ class SequentialRecommender(LightningModule):
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         shape = model.network_config(about["n_items"], about["max_len"])
         model.config = replace(shape, event_types=about.get("event_types", 0))
-        refuse_another(about, model.config)
+        checkpoints.refuse_another(about, model.config)
         model.net, model._new_items = checkpoints.network(model.config, parameters, path), new_items
         return model
 
@@ -208,7 +208,7 @@ class SequentialRecommender(LightningModule):
         if config.architecture.time == "request" and self.trainer.predicting:
             raise UserError("predict does not know when users will ask: lrec recommend --now does")
         if self._trained is not None:
-            refuse_another(self._trained, config, self.data.data_hash)
+            checkpoints.refuse_another(self._trained, config, self.data.data_hash)
         if self._counts_V is not None:
             return
         loaded = dict(self.net.named_parameters()) if self._trained is not None else None
@@ -232,17 +232,7 @@ class SequentialRecommender(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer with a scheduler that Lightning steps with it."""
         if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
-            if self.config.vector_width is not None:
-                raise UserError(
-                    "optimizer.touched_rows: the projection of item vectors moves every row; use "
-                    "model.item_vectors_use initial"
-                )
-            if not self.loss.touches_rows:
-                raise UserError("optimizer.touched_rows: use a sampled loss; this one gives every row a gradient")
-            if isinstance(self.trainer.strategy, DDPStrategy):
-                raise UserError("optimizer.touched_rows: ddp synchronises whole gradients; use fsdp2")
-            if self.trainer.gradient_clip_algorithm == "value":
-                raise UserError("optimizer.touched_rows: clip by norm, not by value")
+            check_touched_rows(self.config, self.loss, self.trainer)
         optimizer, scheduler = build(self.optimizer, self.net, schedule_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -320,7 +310,9 @@ class SequentialRecommender(LightningModule):
             self.train_loss = self._since_evaluation.mean(self)
 
     def on_test_start(self) -> None:
-        """Begin an evaluation."""
+        """Begin an evaluation, of baselines where an earlier test has not found what they reach."""
+        self._kept_baselines = KeptBaselines(self.trainer, self.data)
+        self.evaluations |= {f"test/{name}": figures for name, figures in self._kept_baselines.read().items()}
         self._begin_evaluation("test")
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
@@ -339,6 +331,7 @@ class SequentialRecommender(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""
         self._close_evaluation("test")
+        self._kept_baselines.write({name: self.evaluations[f"test/{name}"] for name in self._baselines.names})
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
         """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
@@ -360,13 +353,7 @@ class SequentialRecommender(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the run has spent and on what data, the items' raw ids, and what the model was made with."""
-        arguments: dict[str, Any] = {}
-        not_stored = {}
-        for name, value in self.hparams.items():
-            try:
-                arguments[name] = as_plain(value)
-            except TypeError:
-                not_stored[name] = type(value).__name__
+        arguments, not_stored = all_as_plain(self.hparams)
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
         checkpoint[checkpoints.ITEMS] = self._items_as_tensors
         checkpoint["lrec"] = {
@@ -389,7 +376,7 @@ class SequentialRecommender(LightningModule):
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
-        refuse_another(saved, self.config, self.data.data_hash)
+        checkpoints.refuse_another(saved, self.config, self.data.data_hash)
         path = self.trainer.ckpt_path or "the checkpoint"
         if self.strict_loading:
             mine = {name: parallel.local(tensor) for name, tensor in self.state_dict().items()}
@@ -399,21 +386,12 @@ class SequentialRecommender(LightningModule):
             checkpoints.check_finite(checkpoint["state_dict"], path)
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
-            self._refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+            made_with, _ = all_as_plain({"optimizer": self.optimizer})
+            checkpoints.refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), made_with)
             self.diverged = saved["diverged"]
             loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
             self._since_evaluation = LossSum()
             self._since_evaluation.add(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
-
-    def _refuse_another_optimizer(self, arguments: dict[str, Any]) -> None:
-        """UserError where the checkpoint's model was made with another class of optimizer."""
-        try:
-            made = arguments.get("optimizer"), as_plain(self.optimizer)
-        except TypeError:  # an object that no checkpoint can hold
-            return
-        theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in made)
-        if theirs not in (None, mine):
-            raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
 
     def _evaluate(self, batch: EvalBatch) -> None:
         def head(hidden_MD: Tensor, table_VD: Table) -> Scores:
@@ -479,27 +457,6 @@ def recommender(pl_module: LightningModule) -> SequentialRecommender:
     return pl_module
 
 
-def refuse_another(trained: dict[str, Any], config: TransformerConfig, data_hash: str | None = None) -> None:
-    """UserError where a trained network is of another shape than the config, or was trained on other data."""
-    theirs = TransformerConfig.from_dict(trained).to_dict()  # what came later has its default in older checkpoints
-    for name, value in config.to_dict().items():
-        if theirs[name] != value:
-            raise UserError(f"the checkpoint has {name} {theirs[name]}, the config {value}: give its own config")
-    if data_hash is not None and trained["data_hash"] != data_hash:
-        raise UserError("the checkpoint was trained on other data, another split or another reduction")
-
-
 def model_of(config: dict[str, Any]) -> SequentialRecommender:
     """The model that a run's configuration names, without a network yet; UserError where its options do not fit it."""
     return made_of(config, "model", SequentialRecommender)
-
-
-def _choose_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:
-    explicit = (layers, width, heads)
-    if size is not None:
-        if explicit != (None, None, None):
-            raise UserError("give model.size, or model.layers, model.width and model.heads, not both")
-        return size, find_size(size)
-    if layers is None or width is None or heads is None:
-        raise UserError("choose the network: model.size, or model.layers, model.width and model.heads")
-    return f"{layers}x{width}", Size(layers, width, heads)

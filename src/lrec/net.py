@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lrec.blocks import CAUSAL, Attention, Block, Branch, KeyValueCache, Reading, norm, positions
+from lrec.blocks import Attention, Block, Branch, norm, positions
 from lrec.dropout import DropoutLayer
 from lrec.event_times import TimeInput, gaps
 from lrec.event_types import EventInput
 from lrec.item_table import OWN_ROWS, VECTORS, ItemTable
+from lrec.reading import CAUSAL, KeyValueCache, Reading
 from lrec.shape import TransformerConfig
 
 INIT_STD = 0.02

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from lrec import clock
+from lrec.accelerator import Kind
 from lrec.cpu_threads import one_core
+from lrec.errors import UserError
 from lrec.losses import full_softmax
 from lrec.net import Transformer
 from lrec.shape import TransformerConfig
@@ -22,13 +24,21 @@ REPEATS = 3
 ITEMS, ROWS, LENGTH = 4096, 8, 32
 
 
-def decided(kind: str) -> Precision:
+def decided(kind: Kind) -> Precision:
     """The precision that trains faster on this machine; measured once, here or by the process that started this one.
 
     Args:
-        kind: cpu or cuda.
+        kind: What trains.
+
+    Raises:
+        UserError: a GPU is to train, and this machine has none to be measured.
     """
     if DECIDED not in os.environ:
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "trainer.precision auto: training takes a GPU, and none is here to be measured: choose 32-true or "
+                "bf16-mixed, or trainer.accelerator cpu"
+            )
         float32, bfloat16 = _seconds(kind)
         os.environ[DECIDED] = "bf16-mixed" if float32 > LEAST_GAIN * bfloat16 else "32-true"
         print(
@@ -38,7 +48,7 @@ def decided(kind: str) -> Precision:
     return "bf16-mixed" if os.environ[DECIDED] == "bf16-mixed" else "32-true"
 
 
-def _seconds(kind: str) -> tuple[float, float]:
+def _seconds(kind: Kind) -> tuple[float, float]:
     """Least duration of a small step, forward and backward, in float32 and with bfloat16 products; of a CPU in
     processor time of one thread, so that other load counts little."""
     with torch.random.fork_rng(devices=[]):  # what a run draws does not depend on whether this was measured

@@ -76,6 +76,18 @@ def find_size(name: str) -> Size:
     return Size(int(layers), int(width), _heads(int(width)))
 
 
+def chosen_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:
+    """A shape and its name, chosen by size or by the other three; UserError where it is neither or both."""
+    explicit = (layers, width, heads)
+    if size is not None:
+        if explicit != (None, None, None):
+            raise UserError("give model.size, or model.layers, model.width and model.heads, not both")
+        return size, find_size(size)
+    if layers is None or width is None or heads is None:
+        raise UserError("choose the network: model.size, or model.layers, model.width and model.heads")
+    return f"{layers}x{width}", Size(layers, width, heads)
+
+
 def _heads(width: int) -> int:
     """Heads of a shape that names none: as near to a width of 32 each as an even width allows."""
     return next((h for h in range(max(round(width / HEAD_WIDTH), 1), 1, -1) if width % (2 * h) == 0), 1)

@@ -10,11 +10,30 @@ Shape suffixes: U touched rows, D width.
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lrec.errors import UserError
+from lrec.losses import Loss
 from lrec.parallel import local
+from lrec.shape import TransformerConfig
 from lrec.shards import TouchedRows
+
+
+def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) -> None:
+    """UserError where such a network cannot be trained so, by such a loss or such a trainer."""
+    if config.vector_width is not None:
+        raise UserError(
+            "optimizer.touched_rows: the projection of item vectors moves every row; use model.item_vectors_use initial"
+        )
+    if not loss.touches_rows:
+        raise UserError("optimizer.touched_rows: use a sampled loss; this one gives every row a gradient")
+    if isinstance(trainer.strategy, DDPStrategy):
+        raise UserError("optimizer.touched_rows: ddp synchronises whole gradients; use fsdp2")
+    if trainer.gradient_clip_algorithm == "value":
+        raise UserError("optimizer.touched_rows: clip by norm, not by value")
 
 
 def touched_of(parameter: nn.Parameter) -> TouchedRows | None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
+import yaml
 from fit_arguments import fit_arguments
 
 import lrec as library
@@ -20,6 +22,10 @@ from lrec.data.user_split import UserSplit
 from lrec.errors import UserError
 from lrec.net import Transformer
 from lrec.shape import TransformerConfig
+from lrec.study import budget
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import Limits
+from lrec.study.outlook import TINY, TINY_EPOCHS, measure
 
 ITEMS, LENGTH, USERS = 12, 12, 200
 
@@ -295,6 +301,39 @@ def test_a_run_counts_its_targets(train: Train) -> None:
     assert point["D"] == 15 * point["U"]
     assert result_of(run)["targets"] == len(table.filter((pl.col("action") == "buy") & (pl.col("place") == LENGTH - 5)))
     assert result_of(run)["loss"] < 0.3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's rate would be measured, not assumed")
+def test_a_plan_counts_what_a_run_computes(train: Train) -> None:
+    """Where all windows are full. A rate is assumed for GPUs, from which the FLOPs of a plan can be read."""
+    one_epoch = {"trainer__max_epochs": 1, "trainer__check_val_every_n_epoch": 1}
+    run = train(**READ, data__target_events="[buy]", data__max_len=LENGTH - 4 - 2 - 1, **one_epoch)
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    options["trainer"] |= {"accelerator": "gpu", "precision": "32-true"}
+    planned = PlannedRun("planned", "3k", 0, 1.0, "", "", False, options)
+    (found,) = budget.plan([planned], run / "none", Limits(jobs=1, cores=1, gpus=("0",)))
+    flops = (found.hours * 3600 - budget.STARTING_S) / (1 + budget.BESIDE_STEPS) * budget.ASSUMED["32-true"]
+    assert flops == pytest.approx(json.loads((run / "points.jsonl").read_text().splitlines()[-1])["flops"], rel=1e-6)
+
+
+def test_an_outlook_counts_and_asks_for_targets(log: Path, tmp_path: Path) -> None:
+    """Every fifth event is the loan of one item: who is asked for loans alone is never wrong."""
+    rows = pl.concat([pl.read_csv(log).with_columns(user=pl.format("{}-{}", "user", pl.lit(n))) for n in range(3)])
+    is_loan = pl.int_range(pl.len()) % 5 == 0
+    rows = rows.with_columns(
+        action=pl.when(is_loan).then(pl.lit("lend")).otherwise("action"),
+        item=pl.when(is_loan).then(pl.lit("book")).otherwise("item"),
+    )
+    rows.write_csv(tmp_path / "loans.csv")
+    data = module(
+        tmp_path / "loans.csv", tmp_path, time_column="timestamp", event_column="action", target_events=["lend"]
+    )
+    evidence = measure(data, seed=0)
+    assert evidence.targets == evidence.counted[-1].targets == data.U
+    assert [run.size for run in evidence.tiny] == list(TINY)
+    for run in evidence.tiny:
+        assert run.targets < TINY_EPOCHS * data.U
+        assert run.fresh_loss == pytest.approx(run.loss, abs=0.01)
 
 
 # The store.

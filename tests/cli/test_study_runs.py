@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lrec.errors import UserError
 from lrec.run import Run
 from lrec.study.cluster import train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
@@ -51,12 +52,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "studies" / "runs"
 
 
-def runs_of(**changes: Any) -> list[PlannedRun]:
-    return planned_runs(Study(**{name: STUDY[name] for name in STUDY if name != "jobs"} | changes))
+def runs_of(processes: int = 1, **changes: Any) -> list[PlannedRun]:
+    return planned_runs(Study(**{name: STUDY[name] for name in STUDY if name != "jobs"} | changes), processes)
 
 
 def state(folder: Path) -> dict[str, str]:
     return json.loads((folder / "study.json").read_text())["state"]
+
+
+def test_several_processes_plan_what_one_does(folder: Path) -> None:
+    assert runs_of(processes=2) == runs_of()
+    with pytest.raises(UserError, match=r"--trainer\.max_epochs"):
+        runs_of(processes=2, size_options={"1.7k": {"trainer.max_epochs": "many"}})
 
 
 def test_a_failed_run_is_reported_retried_and_skipped(

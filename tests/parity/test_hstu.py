@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.blocks import Block, KeyValueCache, Reading
+from lrec.blocks import Block
 from lrec.event_times import gaps, time_buckets
 from lrec.net import Transformer
+from lrec.reading import KeyValueCache, Reading
 from lrec.shape import Architecture, MuP, TransformerConfig
 
 YEAR = 365 * 86_400

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrec import cost
-from lrec.blocks import MLP, KeyValueCache, Positions
+from lrec.blocks import MLP, Positions
 from lrec.errors import UserError
 from lrec.module import SequentialRecommender
 from lrec.net import Transformer
+from lrec.reading import KeyValueCache
 from lrec.shape import Architecture, MuP, TransformerConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

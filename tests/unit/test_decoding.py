@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.blocks import KeyValueCache
 from lrec.net import Transformer
+from lrec.reading import KeyValueCache
 from lrec.shape import Architecture, MuP, TransformerConfig
 
 STEPS = 10

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from lrec.blocks import CAUSAL, Attention, Reading, part_class
+from lrec.blocks import Attention, part_class
 from lrec.dropout import dropout
+from lrec.reading import CAUSAL, Reading
 from lrec.shape import Architecture, Dropout, OverDepth, TransformerConfig
 
 N = 2_000_003  # no multiple of what is drawn at a time

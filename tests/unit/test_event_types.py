@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from lrec import cost
-from lrec.blocks import KeyValueCache, SoftmaxAttention
+from lrec.blocks import SoftmaxAttention
 from lrec.net import Transformer
+from lrec.reading import KeyValueCache
 from lrec.shape import Architecture, TransformerConfig
 
 V, TYPES, LENGTH, WIDTH = 13, 3, 7, 8

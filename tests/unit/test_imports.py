@@ -25,14 +25,14 @@ PACKAGE = Path(__file__).parents[2] / "src" / "lrec"
 # From the ground up. A module may import from its own layer and from those before it; "data" stands for all of data/.
 LAYERS = {
     "ground": "errors imports memory config_file files signals figures tables wording class_paths parser arguments "
-    "processes allocator clock run",
-    "what is computed": "data shape shards dropout attention_bias blocks hstu event_times event_types item_table net "
-    "item_vectors losses cpu_threads pairs best_items scoring metrics cost traffic precision common_order markov "
-    "item_graph baselines cases ngrams laws standard_errors",
+    "processes allocator accelerator clock run",
+    "what is computed": "data shape shards dropout attention_bias reading blocks hstu event_times event_types "
+    "item_table net item_vectors losses cpu_threads pairs best_items scoring metrics cost traffic precision "
+    "common_order markov item_graph baselines cases ngrams laws standard_errors",
     "a network trained, kept and used": "parallel touched_rows optim switch checkpoints checkpoint_writes agreement "
     "saving strategies interruption export onnx_file warm_start recommend recommend_command target_losses sizes "
     "monitor time_limit train_loss verdict",
-    "the trainer": "module callbacks throughput tensorboard",
+    "the trainer": "kept_baselines module callbacks throughput tensorboard",
     "lightning_cli": "lightning_options lightning_help lightning_cli",
     "studies and tasks": "study tasks",
     "command line": "cli __main__ __init__",

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lrec.errors import UserError
 from lrec.precision import DECIDED, decided
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study
@@ -51,18 +53,15 @@ def test_a_run_names_its_precision_and_goes_on_in_it(
     assert "precision: bf16-mixed" in (run / "config.yaml").read_text()
 
 
+def study_of(folder: Path, **options: Any) -> Study:
+    laptop: dict[str, Any] = {"configs": ["data/synthetic.yaml", "trainer/laptop.yaml"], "sizes": ["0.8k", "1.7k"]}
+    return Study(**laptop | {"name": "precise", "out": folder / "study", "holdout": 0, "law": None} | options)
+
+
 def test_all_runs_of_a_study_have_the_same_precision_and_keep_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = Study(
-        "one",
-        ["data/synthetic.yaml", "trainer/laptop.yaml"],
-        ["0.8k"],
-        tmp_path / "study",
-        holdout=0,
-        law=None,
-        variants={"auto": {}, "other": {"trainer.precision": "16-mixed"}},
-    )
+    study = study_of(tmp_path, sizes=["0.8k"], variants={"auto": {}, "other": {"trainer.precision": "16-mixed"}})
     monkeypatch.setenv(DECIDED, "bf16-mixed")
     Record(study, planned_runs(study)).enter([], [])
     monkeypatch.setenv(DECIDED, "32-true")
@@ -82,3 +81,25 @@ def test_a_cluster_s_processes_do_not_each_choose(
     error = refused(*OPTIONS, f"--trainer.default_root_dir={tmp_path / 'run'}")
     assert "choose --trainer.precision" in error
     assert not (tmp_path / "run").exists()
+
+
+ON_A_GPU: dict[str, object] = {"trainer.accelerator": "gpu", "trainer.devices": 1}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to be measured")
+def test_what_trains_on_gpus_is_not_measured_on_a_cpu(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DECIDED)
+    study = study_of(tmp_path, options=ON_A_GPU)
+    with pytest.raises(UserError, match=r"trainer\.precision auto: .* none is here to be measured: choose 32-true"):
+        Record(study, planned_runs(study))
+    error = refused(*OPTIONS, f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.accelerator=gpu")
+    assert "choose 32-true or bf16-mixed, or trainer.accelerator cpu" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_for_cpus_and_gpus_is_chosen_by_the_user(tmp_path: Path) -> None:
+    study = study_of(tmp_path, size_options={"1.7k": ON_A_GPU})
+    with pytest.raises(UserError, match=r"some runs train on CPUs, others on GPUs.*choose 32-true or bf16-mixed"):
+        Record(study, planned_runs(study))

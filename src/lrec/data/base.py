@@ -178,7 +178,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     @property
     def U(self) -> int:
         """Targets of an epoch."""
-        return self.batch_plan.n_targets
+        return self.batch_plan.part.n_targets
 
     @property
     def steps_per_epoch(self) -> int:
@@ -236,7 +236,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         """The validation targets of the users that validate."""
         users = self.validation_users
         if users == "auto" and self._fits:
-            users = affordable_users(self.cuts, self.max_len, self._targets_between_evaluations())
+            users = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
         return targets_of_sample(self.cuts, users) if isinstance(users, int) else self.cuts.val_targets
 
     def val_dataloader(self) -> EvalLoader:
@@ -288,15 +288,15 @@ class SequenceDataModule(LightningDataModule, ABC):
     def _fits(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == "fit"
 
-    def _targets_between_evaluations(self) -> float:
-        """Targets of training from one evaluation to the next; where a time lies between them, those of an epoch."""
+    def _positions_between_evaluations(self) -> float:
+        """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
         assert self.trainer is not None
         batches = self.steps_per_epoch * self.trainer.accumulate_grad_batches
         limit, interval = self.trainer.limit_train_batches, self.trainer.val_check_interval
         of_epoch = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
         if isinstance(interval, float):
             interval = interval * of_epoch * (self.trainer.check_val_every_n_epoch or 1)
-        return self.U * interval / batches
+        return self.batch_plan.part.n_positions * interval / batches
 
     def _ranks(self) -> Ranks:
         if self.trainer is None:

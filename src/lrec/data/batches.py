@@ -10,7 +10,7 @@ positions_M, and attention is causal, so that no mask is needed.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -77,37 +77,20 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         check_step(self.targets_per_step, self.max_len)
-        if self.n_positions == 0:
+        if self.part.n_positions == 0:
             raise UserError("there is no training target: every user has fewer than 2 training items")
-        if self.n_targets == 0:
+        if self.part.n_targets == 0:
             raise UserError("target_events: no event of these types is a training target")
-
-    @property
-    def n_positions(self) -> int:
-        """Positions of an epoch."""
-        return int(np.maximum(self.part.lengths_U - 1, 0).sum())
-
-    @cached_property
-    def n_targets(self) -> int:
-        """U: targets of an epoch, of which a position has one where the event after it may be a target."""
-        if self.part.target_N is None:
-            return self.n_positions
-        return self._targets_in(self.part.starts_U, np.maximum(self.part.lengths_U - 1, 0))
 
     @property
     def n_steps(self) -> int:
         """S: global steps of an epoch, the same in each."""
-        return -(-self.n_positions // self.targets_per_step)
+        return -(-self.part.n_positions // self.targets_per_step)
 
     def step_targets(self, epoch: EpochPlan, step: int) -> int:
         """Targets of a step."""
         window = slice(epoch.bounds[step], epoch.bounds[step + 1])
-        return self._targets_in(epoch.starts_W[window], epoch.lengths_W[window])
-
-    def _targets_in(self, starts: np.ndarray, lengths: np.ndarray) -> int:
-        if self.part.target_N is None:
-            return int(lengths.sum())
-        return int(np.count_nonzero(self.part.may_be_targets(ranges(starts + 1, lengths))))
+        return self.part.targets_in(epoch.starts_W[window], epoch.lengths_W[window])
 
     def epoch(self, seed: int, epoch: int) -> EpochPlan:
         """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps.
@@ -118,10 +101,10 @@ class BatchPlan:
         starts_W, lengths_W = self._windows(random)
         order = random.permutation(len(starts_W))
         # Every second pool is sorted downwards, so that where two pools meet in one step their lengths agree.
-        pools = _share_out(lengths_W[order], self.n_positions, -(-self.n_steps // POOL_STEPS))
+        pools = _share_out(lengths_W[order], self.part.n_positions, -(-self.n_steps // POOL_STEPS))
         keys = np.where(pools % 2, -lengths_W[order], lengths_W[order])
         order = order[np.lexsort((keys, pools))]
-        steps = _share_out(lengths_W[order], self.n_positions, self.n_steps)
+        steps = _share_out(lengths_W[order], self.part.n_positions, self.n_steps)
         total_T = np.bincount(steps, weights=lengths_W[order], minlength=self.n_steps)
         new_place = _alternating(total_T / np.bincount(steps, minlength=self.n_steps), random)[steps]
         order = order[np.argsort(new_place, kind="stable")]

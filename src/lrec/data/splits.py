@@ -330,6 +330,22 @@ class TrainingPart:
         assert self.store.events_N is not None
         return self.store.events_N[self._rows(places)]
 
+    @property
+    def n_positions(self) -> int:
+        """Positions of an epoch: every entry but each user's last."""
+        return int(np.maximum(self.lengths_U - 1, 0).sum())
+
+    @cached_property
+    def n_targets(self) -> int:
+        """U: targets of an epoch; a position has one where the event after it may be a target."""
+        return self.targets_in(self.starts_U, np.maximum(self.lengths_U - 1, 0))
+
+    def targets_in(self, starts: np.ndarray, lengths: np.ndarray) -> int:
+        """Targets of windows of so many positions."""
+        if self.target_N is None:
+            return int(lengths.sum())
+        return int(np.count_nonzero(self.may_be_targets(ranges(starts + 1, lengths))))
+
     def may_be_targets(self, places: np.ndarray) -> np.ndarray:
         """Which of these entries may be targets, bool."""
         if self.target_N is None:

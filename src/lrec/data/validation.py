@@ -14,8 +14,8 @@ SHARE = 0.1
 LEAST_USERS = 2000
 
 
-def affordable_users(split: Split, max_len: int, trained_targets: float) -> int:
-    """How many users may validate after training on so many targets.
+def affordable_users(split: Split, max_len: int, trained_positions: float) -> int:
+    """How many users may validate after training on so many positions.
 
     To read a position costs a third of training on it, which goes forward once and backward for twice as much; ranking
     the catalogue for a target counts as training on one.
@@ -23,7 +23,7 @@ def affordable_users(split: Split, max_len: int, trained_targets: float) -> int:
     users_T, positions_T = split.val_targets
     rows = shared_rows(split, EvalTask(users_T, positions_T, True), max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
-    return max(int(SHARE * trained_targets * len(split.val_users) / cost), LEAST_USERS)
+    return max(int(SHARE * trained_positions * len(split.val_users) / cost), LEAST_USERS)
 
 
 def targets_of_sample(split: Split, n_users: int) -> Targets:

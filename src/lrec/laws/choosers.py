@@ -65,13 +65,13 @@ class Choice:
 class DataChooser:
     """Chooses N, D and U by a law of size and data, within the passes over the data at which it was fitted.
 
-    The law's data may be unique ones, each processed as often as in the runs that were fitted (`repeats`): what is
-    named data or D inside is the law's, what leaves in a `Choice` is what is processed.
+    Some laws count unique interactions as their data; each is then processed as often as in the fitted runs
+    (`repeats`). Inside this class, data and D are the law's; a `Choice` has the interactions processed.
 
     Args:
         fit: A fit of a law of N and D, or of N, D and U.
-        unique: Unique interactions there are; None: as many as the fewest passes fitted need.
-        epochs: Passes over them; None: whatever is best, within those fitted.
+        unique: Unique interactions there are; None: as many as are needed with the fewest passes that were fitted.
+        epochs: Passes over them; None: the best number within those that were fitted.
 
     Raises:
         UserError: more or fewer epochs than were fitted.
@@ -168,7 +168,7 @@ class DataChooser:
         return float(size_G[better_G.argmax()]) if better_G.any() else None
 
     def used_up(self, choice: Choice) -> bool:
-        """Whether only the epochs fitted keep the plan from more passes."""
+        """Whether the plan has the most passes that were fitted, and might have more."""
         return self.epochs is None and 0.999 * self._most_data() < self.data_of(choice)
 
     def data_of(self, choice: Choice) -> float:
@@ -182,7 +182,7 @@ class DataChooser:
         return len(self.fit.law.variables) == 3
 
     def _for_passes(self, flops: float, epochs: float, unique: float) -> Choice:
-        """As many passes as asked for: N follows."""
+        """The N that the budget leaves for the passes asked for."""
         data = epochs * unique
         size = _bisect(lambda n: flops - data * float(self._per_datum(n)), 1.0, max(flops, 10.0))
         if size is None or data * float(self._per_datum(1.0)) > flops:
@@ -256,7 +256,7 @@ class SizeChooser:
         return self.for_size(size)
 
     def for_flops(self, flops: float) -> Choice:
-        """The size whose run, on the same data, costs the budget."""
+        """The size whose run on the same data costs as much as the budget."""
         if self.data is None:
             raise UserError("--flops: the points say nothing of D and U; plan with --size or --loss")
         data = self.data
@@ -287,7 +287,7 @@ class FlopsChooser:
         return self.for_flops(flops)
 
     def for_size(self, size: float) -> Choice:
-        """Refused."""
+        """UserError: such a law knows no sizes."""
         raise UserError(f"--size {size:g}: this is a law of FLOPs, without sizes; plan with --flops or --loss")
 
 
@@ -339,7 +339,7 @@ def _check_epochs(epochs: float | None, least: float, most: float) -> None:
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float | None:
-    """Where a falling function reaches nought, on a logarithmic scale; None where it does not fall that far."""
+    """Where a falling function reaches zero, on a logarithmic scale; None if it does not fall that far."""
     if function(high) > 0:
         return None
     for _ in range(60):

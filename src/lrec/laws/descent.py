@@ -24,7 +24,7 @@ RIDGE = 1e-9
 """Added to the correlation matrix of the parameters, which keeps it regular where one of them does not matter."""
 LOWER_SHARE = 1e-4
 STEEPER_SHARE = 0.9
-"""Of the weak Wolfe conditions (Armijo's and the curvature's)."""
+"""Constants of the weak Wolfe conditions: Armijo's, and that of the curvature."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Problem:
     high_ST: Array
 
     def bounds(self, rows_S: Array) -> tuple[Array, Array]:
-        """Those of some rows."""
+        """The bounds of some rows."""
         return (self.low_ST, self.high_ST) if len(self.low_ST) == 1 else (self.low_ST[rows_S], self.high_ST[rows_S])
 
     def values(self, theta_ST: Array) -> Array:
@@ -137,7 +137,7 @@ def _minimise(problem: Problem, theta_ST: Array, rows_S: Array, delta: float, ro
         small = fall <= tolerance * np.abs(value_S[a])
         theta_ST[a], value_S[a], gradient_ST[a] = new_theta, new_value, new_gradient
         inverse_STT[a] = _bfgs(inverse_STT[a], change, turn, found)
-        # Where nothing moves, start afresh from Gauss and Newton's Hessian; done where that does not move either.
+        # What does not move starts again from the Gauss-Newton Hessian, and ends if it does not move then either.
         stuck = small | ~found
         stalled_S[a] = np.where(stuck, stalled_S[a] + 1, 0)
         renew = a[stuck & (stalled_S[a] == 1)]

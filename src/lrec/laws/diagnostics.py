@@ -16,7 +16,7 @@ from lrec.laws.objective import LAD_DELTA
 from lrec.wording import counted
 
 UNDECIDED = 1.35
-"""Log-likelihood by which parameters must fall behind the best ones to be told apart: half of chi squared at 90 %."""
+"""Parameters whose log-likelihood is less than this below the best are not told apart: half of chi squared at 90 %."""
 LOOSE = 4.0
 """A parameter that may as well be this many times another value is not identified."""
 RISES_SHOWN = 4
@@ -161,7 +161,7 @@ def rises(x_N: Array, y_N: Array) -> list[tuple[float, float]]:
 
 
 def data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
-    """What the points alone give rise to, whatever predicts from them."""
+    """Warnings that follow from the points alone, whatever predicts from them."""
     warnings = []
     # At the same data, where the law has a variable for it.
     _, group_N = np.unique(x_NV[:, 1:], axis=0, return_inverse=True)

@@ -26,7 +26,7 @@ from lrec.laws.trust_region import trust_region
 from lrec.laws.vertex import polished
 
 SETTLED = 0.5
-"""Share of the starts that have to agree, or the search goes on along the bounds."""
+"""If a smaller share of the starts agrees, the search goes on along the bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Fit(Candidate):
     """The best parameters found for the points, and where the search for them began and ended.
 
     Attributes:
-        start_ST, ends: Of the first route.
+        start_ST, ends: Where the starts of the first route began, and where they ended.
         routes_ST: What the two routes found.
     """
 
@@ -44,7 +44,7 @@ class Fit(Candidate):
 
     @property
     def name(self) -> str:
-        """The law's."""
+        """Name of the law."""
         return self.law.name
 
     @property
@@ -103,7 +103,7 @@ def fit(
         x: Positive sizes, (N,), or a column for each variable of the law, (N, V); repeated ones are other seeds.
         y: Positive losses in nats.
         objective: An `Objective`, or huber, lad (least absolute deviations), lsq (least squares) of the log loss.
-        fixed: Parameters held at a value. A coefficient goes with its exponents: A of A/N^a is fixed only where a is.
+        fixed: Parameters held at a value. A coefficient goes with its exponents: A of A/N^a can be fixed only with a.
 
     Raises:
         UserError: fewer distinct sizes than parameters + 1, or all nearly equal; values that are not positive and
@@ -220,7 +220,7 @@ def _starts(law: Law, z_NV: Array, y_N: Array) -> Array:
 
 
 def _snapped(problem: Problem, theta_ST: Array, n_coefficients: int) -> Array:
-    """Parameters that ended near a bound, put onto it where the others can make up for it."""
+    """Parameters that ended near a bound are put onto it if the others can make up for that."""
     theta_ST = theta_ST.copy()
     low_T, high_T = problem.low_ST[0], problem.high_ST[0]
     for s, t in product(range(len(theta_ST)), range(len(low_T))):

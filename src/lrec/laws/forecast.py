@@ -34,11 +34,11 @@ from lrec.laws.profile import LEVEL, Prediction
 AHEAD = 2.0
 """ln of the factor over which beliefs about a curve's fall are stated: 7.4."""
 FALL, FALL_SD = 0.2, 0.6
-"""Of ln L over that factor: known to be there, and little else."""
+"""Mean and standard deviation of the fall of ln L over that factor: a fall is expected, its size is hardly known."""
 FALL_BY_DATA_SD = 0.1
-"""How much more it may be for e times the data."""
+"""Standard deviation of the change of that fall for e times the data."""
 LEVEL_BY_DATA, LEVEL_BY_DATA_SD = -0.05, 0.3
-"""Change of ln L for e times the data."""
+"""Mean and standard deviation of the change of ln L for e times the data."""
 DATA_EXPONENTS = (0.5, 1.0, 1.5)
 """The g of the size at which size stops to pay."""
 STOPS, FARTHEST_STOP = 12, 4.0
@@ -56,9 +56,9 @@ class Beliefs:
         memory: A point's weight falls by e for this much of ln x below the largest x.
         damping, steady_damping, damping_sd: k of a curve that may stop, of one that may not, and its spread.
         noise, noise_dof: Standard deviation of ln L about a curve, and how many points that belief is worth.
-        stops: How probable it is that a curve that may stop does.
-        caution: Quantile that is the forecast; `caution_with_shares`, where shares of the data tell more.
-        widening: Factor of the noise that was found.
+        stops: Probability that a curve that may stop does so.
+        caution: Quantile that is the forecast; `caution_with_shares` if there are shares of the data, which tell more.
+        widening: Factor by which the noise found from the points is widened.
         misfit: Standard deviation of the truth in units of the predicted fall, at `AHEAD`; its square is in proportion
             to the distance.
         least_noise: Of ln L, added to what was found.
@@ -81,7 +81,7 @@ class Beliefs:
 
 
 class Forecast:
-    """What the points tell of larger x, and, where they have shares of the data (u), of x and u.
+    """What the points say about larger x; if they have shares of the data (u), about x and u.
 
     Attributes:
         points: What it rests on, a table as `laws.points` has it.
@@ -130,7 +130,7 @@ class Forecast:
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each place, (P,) or a column for each of `columns`, with both intervals of 90 %.
 
-        Without u, with as much data as the most that the points have.
+        A place without u has as much data as the largest u of the points.
         """
         x_PV = self._with_data(x)
         place_PV, beliefs, mixture = self._places(x_PV), self.beliefs, self._mixture

@@ -32,12 +32,12 @@ def is_identified(value: float) -> bool:
 
 
 def parameter_text(value: float | None) -> str:
-    """A parameter's value with four digits, or that the points do not determine it; None is what overflowed."""
+    """A parameter's value with four digits, or "not identified"; None stands for a value that overflowed."""
     return f"{value:.4g}" if value is not None and is_identified(value) else NOT_IDENTIFIED
 
 
 def end_text(value: float | None) -> str:
-    """An end of a parameter's interval; None is what overflowed."""
+    """An end of a parameter's interval, or "unbounded"; None stands for a value that overflowed."""
     return f"{value:.4g}" if value is not None and is_identified(value) else "unbounded"
 
 

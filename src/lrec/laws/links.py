@@ -49,8 +49,8 @@ def expected_metrics(links: dict[str, Fit], loss: Prediction) -> list[Expected]:
     """What the links make of a predicted loss within the fitted ones: the higher the loss, the lower the metric."""
     expected = []
     for metric, link in links.items():
-        hair = 0.02 * float(link.x_N.max() - link.x_N.min())
-        least, most = float(link.x_N.min()) - hair, float(link.x_N.max()) + hair
+        margin = 0.02 * float(link.x_N.max() - link.x_N.min())
+        least, most = float(link.x_N.min()) - margin, float(link.x_N.max()) + margin
         if not least <= loss.predicted <= most:
             continue
         at_high, at, at_low = link.profile.predict([loss.high, loss.predicted, max(loss.low, 1e-9)])

@@ -22,11 +22,11 @@ from lrec.tables import on_terminal, rows_table
 from lrec.wording import counted
 
 FAR = 100.0
-"""This many times above the largest fitted size or amount of data, or below the smallest, a plan says so."""
+"""A plan has a note if its size or data are this many times above the largest fitted, or below the smallest."""
 NEARLY = 1.001
 """Beside the best plan for a budget stands the cheapest one that expects at most this many times its loss."""
 PEAK_FLOPS, MFU = 989e12, 0.4
-"""Dense bfloat16 of an H100, and the share of it that training reaches: where the points have no throughput."""
+"""Dense bfloat16 of an H100, and the share of it that training reaches; used if the points have no throughput."""
 
 
 def plan_command(
@@ -150,7 +150,7 @@ def _place(fit: Fit, chooser: Chooser, choice: Choice) -> list[float | None]:
 
 
 def _measured(fit: Fit, content: dict[str, Any], where: list[float | None]) -> list[float]:
-    """Losses of the runs that were trained at the very place, held-out ones too."""
+    """Losses of the runs at exactly that place, held-out ones too."""
     held_out = (content["holdout"] or {"points": []})["points"]
     most = max((run["u"] for run in held_out if run["u"] is not None), default=None)
     columns = fit.law.columns
@@ -167,7 +167,7 @@ def _measured(fit: Fit, content: dict[str, Any], where: list[float | None]) -> l
 
 
 def _of_runs(loss: Prediction, fit: Fit, measured: list[float]) -> Prediction:
-    """What runs of the very place say of the next one: their mean, and the fit's noise."""
+    """What runs at exactly that place say about the next one: their mean, and the fit's noise."""
     mean, n = float(np.mean(measured)), len(measured)
     unit = mean if fit.objective.residuals == "log" else 1.0
     reach = float(stdtrit(fit.profile.dof, 0.95)) * fit.profile.sigma * unit

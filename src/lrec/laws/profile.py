@@ -32,7 +32,8 @@ LEVEL = 0.9
 POOLING_LEVEL = 0.25
 """Seed noise and the sizes' own scatter about the curve are pooled unless an F test tells them apart at this level."""
 OUTLYING = 2.0
-"""In a normal sample 5 % are, and least squares loses 1 % of its precision."""
+"""Standard deviations beyond which a residual is outlying. In a normal sample 5 % are; that costs least squares 1 % of
+its precision."""
 WALKERS, STEPS = 160, 48
 """Size of the cloud of admissible shapes where there are several shape parameters."""
 

@@ -87,7 +87,7 @@ def _rival_content(rival: Rival) -> dict[str, Any]:
 
 
 def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str, Any]]:
-    """The law, the predictor, and the content that `write_fit` wrote: fitted again to its points, to the same end.
+    """The law, the predictor, and the content that `write_fit` wrote; both are fitted again to its points.
 
     Args:
         path: fit.json.

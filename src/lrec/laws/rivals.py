@@ -20,9 +20,8 @@ from lrec.laws.predict import Comparison, HeldOut, Holdout, Predictor, compare, 
 FLOORLESS = ("lsrm", "kaplan")
 """Laws that are compared without their floor too, as Kaplan et al. have it."""
 
-
 STEPS, LADDER = 4, 12
-"""Of a roll-out over a table of more sizes than a ladder has; a ladder is rolled out size by size."""
+"""Steps of a roll-out over a table of more than `LADDER` sizes; up to so many are rolled out size by size."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Rival:
 
 
 def roll_out(made_of: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
-    """Predict the next size from the smallest, for ever more sizes; None where none leave enough to fit.
+    """Predict each size from all smaller ones; None if there are too few to fit.
 
     A table of many sizes takes `STEPS` steps of one factor.
 
@@ -82,7 +81,7 @@ def rivals(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.D
 
     Args:
         predictor: The forecast, or the fit itself.
-        fit: The law's, of the small sizes.
+        fit: Of the law to the small sizes.
         holdout: What became of the predictions, None where nothing is held out.
         points: All points, held-out ones included.
     """

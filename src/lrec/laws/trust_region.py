@@ -4,7 +4,8 @@ It shares nothing with `descent` but the law's formula. It starts at the shape o
 coefficients of least squares, derivatives are differences, and Huber's function is `scipy.optimize.least_squares`' own:
 its huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2) beyond, summed over the points, as
 `Objective` has it. Least absolute deviations are Huber's function of a small delta, where `vertex.polished` starts.
-Residuals that are overshot are weighted before they get there: exact but for Huber's, where it is near.
+Residuals of points that the fit overshoots are weighted first, which is exact except for Huber's function, where it is
+close.
 
 Shapes: S starts, N points, K coefficients, T parameters, F free ones.
 """
@@ -16,14 +17,14 @@ from lrec.laws.law import Array, Law
 from lrec.laws.objective import Objective
 
 DELTAS = (np.inf, 1e-2, 1e-3, 1e-4)
-"""Huber functions on the way to the objective's own, each from where the one before ended: all, or the last of them."""
+"""Deltas on the way to the objective's own, each used from where the one before ended: all, or the last of them."""
 ROUNDS = 200
 STEP = 1e-6
-"""Of the differences, in logarithms of the parameters."""
+"""Step of the differences, in logarithms of the parameters."""
 INSIDE = 1e-10
 """How far from the bounds scipy wants its starts."""
 LEAST_SHARE = 1e-3
-"""Of the losses, that each term starts with at least: one that starts at nothing would stay there."""
+"""Least share of the losses that each term starts with: a term that starts at zero would stay there."""
 
 
 def trust_region(

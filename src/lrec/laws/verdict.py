@@ -13,7 +13,7 @@ from lrec.laws.rivals import Rival
 FAILS = "does not hold"
 """What the verdict says where the held-out sizes were predicted worse than by expecting nothing of them."""
 AHEAD = 10.0
-"""How many times the largest fitted size the outlook is for."""
+"""The outlook is for this many times the largest fitted size."""
 
 
 def outlook(predictor: Predictor) -> Prediction:
@@ -31,7 +31,7 @@ def unidentified(fit: Fit) -> list[str]:
 
 
 def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
-    """The fit's warnings, and those that only the intervals and the held-out sizes give rise to."""
+    """The fit's warnings, and those that follow from its intervals and the held-out sizes."""
     found = list(fit.diagnostics.warnings)
     if off := fit.profile.outliers:
         found.append(

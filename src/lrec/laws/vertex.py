@@ -34,7 +34,7 @@ def polished(problem: Problem, theta_T: Array) -> Array:
         trial_T[free_F] = np.clip(theta_T[free_F] + step_F, low_T[free_F], high_T[free_F])
         reached = float(problem.values(trial_T[None])[0])
         fall, length = value - reached, float(np.abs(step_F).max(initial=0))
-        # A step that brings less than a tenth of what its linear program promised went too far.
+        # A step that lowers the objective by less than a tenth of what its linear program promised was too long.
         radius = max(4 * length if fall > 0.1 * (value - expected) else length / 4, SMALLEST)
         if fall > 0:
             theta_T, value = trial_T, reached

@@ -1,6 +1,5 @@
 """What a study will take before it takes it: hours, memory and disk of each run, against a budget."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,12 +10,14 @@ from lrec.errors import UserError
 from lrec.files import json_hash
 from lrec.run import Run, RunConfig
 from lrec.shape import TransformerConfig
-from lrec.study.devices import Placement, here
+from lrec.study.devices import here
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Limits
 from lrec.wording import counted
 
 if TYPE_CHECKING:
+    from lrec.data.datasets import SequenceDataModule
+    from lrec.data.splits import TrainingPart
     from lrec.losses import Loss
 
 # FLOPs per second of a GPU where there is none to be measured, in bfloat16 products and in float32.
@@ -63,7 +64,7 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
     from lrec.data.datasets import datamodule_of
     from lrec.module import model_of
 
-    opened: dict[str, tuple[int, int, int]] = {}
+    opened: dict[str, SequenceDataModule] = {}
     measured = cache(_rate)
     costs = []
     for run in runs:
@@ -72,13 +73,15 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
             data = datamodule_of(run.options)
             data.prepare_data()
             data.setup("fit")
-            opened[key] = data.n_items, data.U, data.steps_per_epoch
-        n_items, unique, steps = opened[key]
+            opened[key] = data
+        data = opened[key]
         model, place = model_of(run.options), limits.placement(run)
-        config = model.network_config(n_items, run.config.value("data.max_len"))
-        targets = unique * _epochs(run.config, steps)
+        config = model.network_config(data.n_items, data.max_len)
         positions = -(-run.config.value("data.targets_per_step") // (place.ranks * place.accumulation))
-        hours = (STARTING_S * place.ranks + _seconds(config, model.loss, targets, positions, place, measured)) / 3600
+        of_epoch = _flops(config, model.loss, data.batch_plan.part, place.checkpointing)
+        flops = of_epoch * _epochs(run.config, data.steps_per_epoch)
+        training_s = (1 + BESIDE_STEPS) * flops / measured(config, model.loss, positions, place.precision, place.kind)
+        hours = (STARTING_S * place.ranks + training_s) / 3600
         if Run(folder / run.name).result is not None:
             hours = spent_hours([run], folder, limits)
         step = cost.memory(
@@ -103,19 +106,14 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
     return costs
 
 
-Rate = Callable[[TransformerConfig, "Loss", int, cost.Precision, str], float]
-
-
-def _seconds(
-    config: TransformerConfig, loss: "Loss", targets: float, positions: int, place: Placement, rate: Rate
-) -> float:
-    """Of one core or one GPU, for so many targets."""
+def _flops(config: TransformerConfig, loss: "Loss", part: "TrainingPart", checkpointing: bool) -> int:
+    """FLOPs of an epoch, all windows counted as full."""
+    pairs = part.n_positions * (config.max_len + 1) // 2
     head_flops = loss.flops_per_target(config.n_items, config.width)
-    flops = cost.training_flops(config, 1, 1, head_flops) + 3 * cost.flops_per_pair(config) * (config.max_len - 1) / 2
-    if place.checkpointing:
-        flops += cost.flops_per_interaction(config, checkpointing=True).recomputed
-    per_second = rate(config, loss, positions, place.precision, place.kind)
-    return (1 + BESIDE_STEPS) * targets * flops / per_second
+    flops = cost.training_flops(config, part.n_targets, pairs, head_flops, part.n_positions)
+    if checkpointing:
+        flops += part.n_positions * cost.flops_per_interaction(config, checkpointing=True).recomputed
+    return flops
 
 
 def _rate(config: TransformerConfig, loss: "Loss", positions: int, precision: cost.Precision, kind: str) -> float:

@@ -86,7 +86,7 @@ def _with_intervals(fitted: Fit) -> list[str]:
 
 
 def _contrasts(fits: dict[str, Fit]) -> dict[tuple[str, str], Contrast | str]:
-    """Each pair of ladders; why not, where there are too few runs."""
+    """The contrast of each pair of ladders, or why there is none."""
     found: dict[tuple[str, str], Contrast | str] = {}
     for one, two in combinations(fits, 2):
         try:

@@ -2,9 +2,9 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 from lrec import cost
+from lrec.accelerator import Kind, kind_of
 from lrec.errors import UserError
 from lrec.run import RunConfig
 
@@ -23,7 +23,7 @@ class Placement:
         checkpointing: Whether blocks are computed again in the backward pass.
     """
 
-    kind: Literal["cpu", "cuda"]
+    kind: Kind
     nodes: int
     devices: int
     shards: int
@@ -43,17 +43,13 @@ class Placement:
 
 
 def placement(config: RunConfig, gpus_per_run: int = 1) -> Placement:
-    """What a run trains on; UserError where its devices are no number.
+    """What a run trains on; UserError if its devices are neither a number nor auto.
 
     Args:
         config: Its options.
-        gpus_per_run: What a run gets that takes all GPUs there are (devices: auto).
+        gpus_per_run: GPUs of a run whose devices are auto.
     """
-    accelerator = config.value("trainer.accelerator", "auto")
-    if accelerator == "auto":
-        kind: Literal["cpu", "cuda"] = "cuda" if here() else "cpu"
-    else:
-        kind = "cuda" if accelerator in ("gpu", "cuda") else "cpu"
+    kind = kind_of(config.value("trainer.accelerator", "auto"))
     devices = config.value("trainer.devices", "auto")
     if devices in ("auto", -1, "-1"):
         devices = max(gpus_per_run, 1) if kind == "cuda" else 1

@@ -1,7 +1,6 @@
 """Which runs a study has, and every option of each."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -10,6 +9,7 @@ from lrec.imports import importing
 from lrec.parser import find_config
 from lrec.run import RunConfig, dotted
 from lrec.shape import TransformerConfig
+from lrec.study.forked import side_by_side
 from lrec.study.options import Study, as_argument, ladder_n_body
 
 
@@ -20,9 +20,9 @@ class PlannedRun:
     Attributes:
         name: Unique in the study; the name of its folder.
         variant: Which of the study's variants it is; "" where there is one only.
-        ladder: The runs that one law is for share it: what sets them apart from others, but for size and seed.
+        ladder: Name of the runs that one law is fitted to: they differ in size and seed alone.
         held_out: Whether its loss is predicted before it is trained.
-        options: Every option of its `lrec fit`, nested as in config.yaml, but for where it writes.
+        options: Every option of its `lrec fit`, nested as in config.yaml, except where it writes.
         starts_from: Name of the run whose best network it starts from; "" where it starts anew.
     """
 
@@ -48,47 +48,35 @@ class PlannedRun:
         return model_of(self.options).network_config(n_items, self.config.value("data.max_len"))
 
 
-def planned_runs(study: Study) -> list[PlannedRun]:
+def planned_runs(study: Study, processes: int = 1) -> list[PlannedRun]:
     """Every run of the study: sizes x seeds x fractions x variants; UserError where `lrec fit` would refuse one.
 
     Held-out sizes have all the data there are; smaller shares have one seed, their first.
+
+    Args:
+        study: The study.
+        processes: How many of them complete the runs' options, a fifth of a second each.
     """
     with importing():
         from lrec.lightning_cli import compose
     most = max(study.every_fraction)
-    return [
-        _planned(study, size, seed, fraction, variant, compose)
+    runs = [
+        _planned(study, size, seed, fraction, variant)
         for fraction, variant, size in product(study.every_fraction, study.every_variant, study.ladder)
         if fraction == most or size not in study.held_out
         for seed in _seeds(study, size)[: None if fraction == most or study.fractions else 1]
     ]
+    options = side_by_side(compose, [_arguments(study, run) for run in runs], processes)
+    return [replace(run, options=each) for run, each in zip(runs, options, strict=True)]
 
 
 def _seeds(study: Study, size: str) -> tuple[int, ...]:
     return study.size_seeds.get(size, study.holdout_seeds if size in study.held_out else study.seeds)
 
 
-def _planned(
-    study: Study,
-    size: str,
-    seed: int,
-    fraction: float,
-    variant: str,
-    compose: Callable[[Sequence[str]], dict[str, Any]],
-) -> PlannedRun:
-    variants = study.every_variant
-    options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
-    by_rule = {option: _power(option, rule, size, fraction) for option, rule in dotted(study.rules).items()}
-    for more in (study.options, by_rule, study.size_options.get(size, {}), variants[variant]):
-        options |= dotted(more)
-    if fraction != 1:
-        options[f"data.reduction.{study.reduce}"] = fraction
-    arguments = [f"--config={find_config(config)}" for config in study.configs]
-    # The classes of model and data come before their options, among which are those that the grid sets itself.
-    classes = ("model", "model.class_path", "data", "data.class_path")
-    in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
-    arguments += [f"--{option}={as_argument(value)}" for option, value in in_order]
-    ladder = [variant] if len(variants) > 1 else []
+def _planned(study: Study, size: str, seed: int, fraction: float, variant: str) -> PlannedRun:
+    """The run, without its options."""
+    ladder = [variant] if len(study.every_variant) > 1 else []
     ladder += [f"fraction-{fraction:g}"] if len(study.every_fraction) > 1 else []
     share = "" if fraction == 1 else f"{study.reduce}-{fraction:g}"
     source = study.starts_from.get(variant)
@@ -100,9 +88,26 @@ def _planned(
         variant,
         "-".join(ladder),
         size in study.held_out,
-        compose(arguments),
+        {},
         "" if source is None else _name(size, share, source, seed),
     )
+
+
+def _arguments(study: Study, run: PlannedRun) -> list[str]:
+    """Those of its `lrec fit`."""
+    options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
+    by_rule = {option: _power(option, rule, run.size, run.fraction) for option, rule in dotted(study.rules).items()}
+    for more in (study.options, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
+        options |= dotted(more)
+    if run.fraction != 1:
+        options[f"data.reduction.{study.reduce}"] = run.fraction
+    # The classes of model and data come before their options, among which are those that the grid sets itself.
+    classes = ("model", "model.class_path", "data", "data.class_path")
+    in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
+    return [
+        *(f"--config={find_config(config)}" for config in study.configs),
+        *(f"--{option}={as_argument(value)}" for option, value in in_order),
+    ]
 
 
 def _name(size: str, share: str, variant: str, seed: int) -> str:

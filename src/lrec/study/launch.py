@@ -1,19 +1,13 @@
 """Training the runs of a study: `lrec fit` as a subprocess for each, started at most once at a time."""
 
 import fcntl
-import multiprocessing
-import os
-import runpy
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import forkserver, reduction
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -22,6 +16,7 @@ from lrec.files import locked, write_text
 from lrec.run import Point, Run
 from lrec.signals import TRY_AGAIN
 from lrec.study.devices import Placement, placement
+from lrec.study.forked import Processes
 from lrec.study.grid import PlannedRun
 
 POLL_S = 2.0
@@ -91,79 +86,6 @@ def lock_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def start_server() -> None:
-    """Start what runs are forked from, unless it is there; it imports while this process does something else."""
-    multiprocessing.set_forkserver_preload(["lrec.study.server"])
-    forkserver.ensure_running()
-
-
-class Processes:
-    """The processes under way, so that all can be told to save and stop; once that is said, none is started.
-
-    They are forked from a server that has imported Lightning once, which takes seconds, and has done nothing else: what
-    ends one of them leaves the others alone.
-    """
-
-    def __init__(self) -> None:
-        self.stopping = False
-        self._under_way: list[BaseProcess] = []
-
-    def run(
-        self, arguments: list[str], log: Path, threads: int, lock: int, variables: Mapping[str, str] | None = None
-    ) -> int:
-        """Run `python -m` with arguments, inheriting the lock and with more variables in its environment, to the end;
-        returns its exit code."""
-        if self.stopping:
-            return -signal.SIGTERM
-        # A run starts the processes of its devices itself: it is not to take a scheduler's job for its own.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        environment |= {"OMP_NUM_THREADS": str(threads)} | dict(variables or {})
-        start_server()
-        process = multiprocessing.get_context("forkserver").Process(
-            target=_run_module, args=(arguments, log, environment, _Descriptor(lock))
-        )
-        process.start()
-        self._under_way.append(process)
-        process.join()
-        self._under_way.remove(process)
-        assert process.exitcode is not None
-        return process.exitcode
-
-    def stop(self) -> None:
-        """Tell all to stop."""
-        self.stopping = True
-        for process in list(self._under_way):
-            process.terminate()
-
-
-def _run_module(arguments: list[str], log: Path, environment: dict[str, str], lock: "_Descriptor") -> None:
-    """What `python -m` does with arguments, in a forked process; the lock is held while it lives."""
-    import torch
-
-    with log.open("a") as out:
-        os.dup2(out.fileno(), sys.stdout.fileno())
-        os.dup2(out.fileno(), sys.stderr.fileno())
-    os.environ.clear()
-    os.environ |= environment
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    sys.argv = arguments
-    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
-
-
-class _Descriptor:
-    """An open file that a forked process inherits."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _inherited, (reduction.DupFd(self.number),)
-
-
-def _inherited(handed: Any) -> _Descriptor:
-    return _Descriptor(handed.detach())
-
-
 def train(
     runs: list[PlannedRun],
     folder: Path,
@@ -182,9 +104,9 @@ def train(
         folder: Where each has its folder.
         study: Name of the study.
         limits: What they may take side by side.
-        memory_gib: What each is expected to need; only where the limits say something of memory.
-        watch: Called every few seconds; once it says False no run is started, and those under way are told to save
-            and stop.
+        memory_gib: What each is expected to need, by name; read only if the limits have one of memory.
+        watch: Called every few seconds. Once it returns False, no further run starts, and those under way are told to
+            save and stop.
     """
     memory = memory_gib or dict.fromkeys((run.name for run in runs), 0.0)
     limit = limits.memory_gib or float("inf")

@@ -12,7 +12,7 @@ from lrec.study.grid import PlannedRun
 from lrec.study.launch import is_running
 from lrec.wording import counted
 
-LINE_S = 60.0  # least time between two evaluations of a run that a log tells
+LINE_S = 60.0  # least time between two lines of a log about evaluations of a run
 
 
 def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
@@ -49,8 +49,8 @@ def _state(folder: Path, known: str) -> str:
 
 
 class Live:
-    """How far the runs under way are: on a terminal a table that is drawn over itself; elsewhere, as in a log, a line
-    where a run begins and where it has been evaluated."""
+    """How far the runs under way are: on a terminal, a table that is drawn over itself; in a log, a line when a run
+    begins and when it has been evaluated."""
 
     def __init__(self, runs: list[PlannedRun], folder: Path) -> None:
         """Of these runs, each with a folder in `folder`."""
@@ -98,7 +98,7 @@ class Live:
 
 
 class _Said(NamedTuple):
-    """What the last line of a run told: how many evaluations there had been, and when the last of them was told."""
+    """The last line about a run: how many evaluations there were then, and when one was last reported."""
 
     evaluations: int
     at: float

@@ -1,4 +1,4 @@
-"""How fast a network trains here: a short measured step, from which a plan reckons.
+"""How fast a network trains here, by a short measured step: what the hours of a plan are computed from.
 
 B rows, L positions, M targets, D width, V catalogue.
 """
@@ -14,7 +14,7 @@ from lrec.losses import Loss
 from lrec.net import Transformer
 from lrec.shape import TransformerConfig
 
-# What is enough to be measured and takes a fraction of a second.
+# Enough to be measured within a fraction of a second.
 BLOCKS = 2
 MOST_ITEMS = 20_000
 MOST_FLOPS = {"cpu": 5e9, "cuda": 1e13}

@@ -16,6 +16,7 @@ from typing import Any
 from lrec.errors import UserError
 from lrec.files import locked, write_json, write_text
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
+from lrec.study.devices import placement
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Outcome
 from lrec.study.options import Study
@@ -108,15 +109,25 @@ class Record:
         self._write()
 
     def _in_one_precision(self, runs: list[PlannedRun]) -> list[PlannedRun]:
-        """The runs, with `trainer.precision auto` settled: as these runs have had it, or what is faster here."""
-        unsettled = {run.name for run in runs if run.config.value("trainer.precision") == "auto"}
+        """The runs, with `trainer.precision auto` settled: as these runs have had it, or what is faster here.
+
+        Raises:
+            UserError: it cannot be measured here for what the runs train on.
+        """
+        unsettled = {run.name: run for run in runs if run.config.value("trainer.precision") == "auto"}
         if not unsettled:
             return runs
         had = [run["options"]["trainer"]["precision"] for name, run in self._earlier.items() if name in unsettled]
         if not had:
             from lrec.precision import decided
 
-            had = [decided("cpu")]
+            kinds = {placement(run.config).kind for run in unsettled.values()}
+            if len(kinds) > 1:
+                raise UserError(
+                    "trainer.precision auto: some runs train on CPUs, others on GPUs, and all have one precision: "
+                    "choose 32-true or bf16-mixed"
+                )
+            had = [decided(*kinds)]
         return [
             replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": had[0]}})
             if run.name in unsettled
@@ -156,8 +167,8 @@ class Record:
 
 
 def changed_options(earlier: RunConfig, now: RunConfig) -> str:
-    """What differs in what is trained, in words; an option that an earlier version did not know has its default, or all
-    for `data.validation_users`, since all users validated."""
+    """What differs in what is trained, in words. An option that an earlier version did not have counts as its default;
+    `data.validation_users` counts as `all`, since all users validated then."""
     if earlier.trained_with == now.trained_with:
         return ""
     from lrec.lightning_cli import compose

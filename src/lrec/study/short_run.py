@@ -21,15 +21,15 @@ LOSS_OF_LARGE_CATALOGUES = SampledSoftmax(negatives=512, power=0.75)
 LARGE_CATALOGUE = 1024
 
 
-def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, targets: int, seed: int) -> Transformer:
-    """A network of a size of the ladder after about so many targets of the training part, ready to be evaluated.
+def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, positions: int, seed: int) -> Transformer:
+    """A network of a size of the ladder after about so many positions of the training part, ready to be evaluated.
 
     The same data and seed give the same network, and torch's own random numbers go on as if nothing had happened.
     """
     layers, width, heads = find_size(size)
     plan = BatchPlan(part, data.max_len, max(TARGETS_PER_STEP, 2 * data.max_len))
     loader = TrainLoader(plan, data.cuts.catalogue_index_I, seed)
-    steps = max(targets // plan.targets_per_step, 1)
+    steps = max(positions // plan.targets_per_step, 1)
     loss_function: Loss = LOSS_OF_LARGE_CATALOGUES if data.n_items > LARGE_CATALOGUE else FullSoftmax()
     counts_V = torch.from_numpy(data.item_counts_V)
     with torch.random.fork_rng(devices=[]):
@@ -38,7 +38,7 @@ def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, targe
         optimizer, schedule = OPTIMIZER.build(net, steps)
         for batch in islice(chain.from_iterable(repeat(loader)), steps):
             loss = net(batch.items_BL, partial(_sum_over_targets, loss_function, batch, counts_V))
-            (loss / batch.step_targets).backward()
+            (loss / max(batch.step_targets, 1)).backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -63,7 +63,7 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
 
 
 def _mean(values: list[float], sign: str = "", of_mean: bool = False) -> str:
-    """Mean ± standard deviation, or ± that of the mean; one value has none, and none is an empty cell."""
+    """Mean ± standard deviation, or ± that of the mean. One value has no deviation; no value is an empty cell."""
     if not values:
         return ""
     if len(values) == 1:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.blocks import KeyValueCache
 from lrec.cases import Cases, batches, by_count, cases_before, rank_by_repeating
 from lrec.common_order import Pairs
 from lrec.net import Transformer
 from lrec.processes import share_of, together
+from lrec.reading import KeyValueCache
 from lrec.scoring import score
 from lrec.tasks.assessment import (
     POPULARITY,

@@ -61,8 +61,8 @@ def test_every_target_once_an_epoch_after_its_predecessors(
             BatchPlan(part, max_len, 2 * max_len)
         return
     plan = BatchPlan(part, max_len, 2 * max_len)
-    assert plan.n_targets == expected.total()
-    assert plan.n_steps == np.ceil(plan.n_targets / (2 * max_len))
+    assert part.n_targets == expected.total()
+    assert plan.n_steps == np.ceil(part.n_targets / (2 * max_len))
     loader = load(split, plan, seed=seed)
     for _ in range(2):
         found: Counter = Counter()
@@ -71,7 +71,7 @@ def test_every_target_once_an_epoch_after_its_predecessors(
         for batch in batches:
             assert batch.items_BL.shape[1] <= max_len
             assert batch.step_targets == len(batch.targets_M)
-            assert abs(batch.step_targets - plan.n_targets / plan.n_steps) <= max_len
+            assert abs(batch.step_targets - part.n_targets / plan.n_steps) <= max_len
             for inputs, targets in windows(batch):
                 # Every item belongs to one user, so the pairs tell whether inputs are the targets shifted by one.
                 assert inputs[1:] == targets[:-1]
