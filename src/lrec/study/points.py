@@ -47,8 +47,8 @@ def read_points(
         y: Column of the loss, in nats.
         d: Column of the interactions processed, where the law depends on them as well.
         u: Column of the unique interactions; likewise.
-        shares: Keep lrec's own points of every amount of data where `x` is a size, as a forecast takes them, if runs saw
-            their data again and again. In one pass a share is a shorter training, and says nothing of where size
+        shares: Keep lrec's own points of every amount of data where `x` is a size, as a forecast takes them, if runs
+            saw their data again and again. In one pass a share is a shorter training, and says nothing of where size
             stops to pay.
 
     Returns:

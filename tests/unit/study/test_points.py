@@ -45,7 +45,10 @@ def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> N
     assert read_points([file], x="U")["x"].to_list() == [500.0, 1000.0]
 
 
-@pytest.mark.parametrize(("passes", "seen"), [(1, [(1e4, 20), (1e5, 20)]), (30, [(1e4, 10), (1e4, 20), (1e5, 10), (1e5, 20)])])
+@pytest.mark.parametrize(
+    ("passes", "seen"),
+    [(1, [(1e4, 20), (1e5, 20)]), (30, [(1e4, 10), (1e4, 20), (1e5, 10), (1e5, 20)])],
+)
 def test_a_forecast_by_size_sees_every_share_of_data_that_runs_see_again_and_again(
     tmp_path: Path, passes: int, seen: list[tuple[float, float]]
 ) -> None:
