@@ -80,9 +80,10 @@ class ItemGraph:
         target_B, rank_B = self._not_reached_V[item_B], self._popular.rank_V[item_B]
         target_B[rows_R[hit_R]] = values_R[hit_R]
         rank_B[rows_R[hit_R]] = 0.5  # to which it adds a half itself, as what ties does
-        # Items that are reached rise above those that are not.
-        risen_R = above(values_R, target_B[rows_R]) - above(self._not_reached_V[reached.items_S], target_B[rows_R])
-        rank_B.index_add_(0, rows_R, risen_R)
+        # Items that are reached rise above those that are not: the difference of what `above` gives, in fewer passes.
+        target_R = target_B[rows_R]
+        risen_R = (values_R - target_R).sign_() - (self._not_reached_V[reached.items_S] - target_R).sign_()
+        rank_B.index_add_(0, rows_R, risen_R.div_(2))
         keys_R, keys_S = (pairs.rows_S * len(self._share_V) + pairs.items_S for pairs in (reached, seen))
         places_S = torch.searchsorted(keys_R, keys_S)
         is_reached_S = F.pad(keys_R, (0, 1), value=-1)[places_S] == keys_S
