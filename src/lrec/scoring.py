@@ -4,7 +4,9 @@ Both go over the scores once, a piece of some rows and some items at a time that
 kept of a piece can be added to what is kept of others: a log-sum, a number of items above the target, the best items.
 So it is where processes share the table: each scores the rows of all processes against its part of the catalogue.
 
-On a device other than a CPU the host never waits for a number: it knows all sizes from the batch.
+On a device other than a CPU the host never waits for a number: it knows all sizes from the batch. On a CPU each thread
+scores blocks of its own; before and after that, all is done on one core, because threads that share an operation spin
+for milliseconds when it has ended, on the cores that score.
 
 Shape suffixes: B rows, D width, V catalogue, H rows of the table that are held here, C items of a piece, F all scores
 of a piece and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G rows of all processes.
@@ -61,7 +63,8 @@ def score(
         k: Length of the lists; capped at the catalogue's size.
     """
     asked = _Asked(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S)
-    target_score_G = asked.target_scores(targets_B)
+    with cpu_threads.one_core():
+        target_score_G = asked.target_scores(targets_B)
     targets_G = asked.of_all(targets_B, -1)
 
     def of_block(block: _Block, pieces: _Pieces) -> _Found:
@@ -69,18 +72,19 @@ def score(
         return _score_rows(pieces.hidden_BD[rows], targets_G[rows], target_score_G[rows], block.seen, k, pieces)
 
     found = _Found(*asked.answers(of_block))
-    log_sum_B = found.log_sum_RB.logsumexp(0)
-    rank_B = 1 + found.above_RB.sum(0)
-    unknown_B = targets_B < 0
-    target_seen_B = has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
-    rank_unseen_B = rank_B - found.seen_above_RB.sum(0)
-    return Scores(
-        loss_B=(log_sum_B - asked.own(target_score_G)).masked_fill(unknown_B, math.nan),
-        rank_B=rank_B.masked_fill(unknown_B, math.inf),
-        rank_unseen_B=rank_unseen_B.masked_fill(unknown_B | target_seen_B, math.inf),
-        top_BK=_merged(found.keys_RBK).items_BK,
-        top_unseen_BK=_merged(found.unseen_keys_RBK).items_BK,
-    )
+    with cpu_threads.one_core():
+        log_sum_B = found.log_sum_RB.logsumexp(0)
+        rank_B = 1 + found.above_RB.sum(0)
+        unknown_B = targets_B < 0
+        target_seen_B = has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
+        rank_unseen_B = rank_B - found.seen_above_RB.sum(0)
+        return Scores(
+            loss_B=(log_sum_B - asked.own(target_score_G)).masked_fill(unknown_B, math.nan),
+            rank_B=rank_B.masked_fill(unknown_B, math.inf),
+            rank_unseen_B=rank_unseen_B.masked_fill(unknown_B | target_seen_B, math.inf),
+            top_BK=_merged(found.keys_RBK).items_BK,
+            top_unseen_BK=_merged(found.unseen_keys_RBK).items_BK,
+        )
 
 
 @torch.no_grad()
@@ -146,6 +150,7 @@ class _Asked:
         with torch.autocast(self._hidden_GD.device.type, enabled=False):
             pieces = _Pieces(self._hidden_GD, self._shard)
             blocks = pieces.mapped(of_block, *self._seen)
+        with cpu_threads.one_core():
             return [self._shard.exchanged(torch.cat(parts), self._n_rows) for parts in zip(*blocks, strict=True)]
 
     def _seen_here(self, rows_S: Tensor, items_S: Tensor) -> tuple[Tensor, Tensor]:
