@@ -154,6 +154,7 @@ def step_clock(
 def measure_evaluation(rows: int, items: int, width: int) -> dict[str, float]:
     """Cross-entropy, ranks and top 50 with and without seen items, in batches of 1,024 users."""
     table_VD = torch.randn(items, width)
+    keep_freed_memory()  # as in an evaluation
     before = peak_gib()
 
     def batch(n: int) -> None:

@@ -9,6 +9,7 @@ them; G groups of items, with M items each, L of these groups.
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,60 +92,52 @@ class Best:
             self._in_order = True
 
 
-class BestAboveThreshold(Best):
-    """The same, where asking how many scores are above a threshold costs less than sorting: on a CPU."""
+class BestAboveThreshold:
+    """The same on a CPU, where a threshold leaves out nearly all scores before any are sorted.
 
-    def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
-        super().__init__(n_rows, k, device)
+    In NumPy: it finds few among many, and sorts them, in a fraction of torch's time.
+    """
+
+    def __init__(self, n_rows: int, k: int) -> None:
+        self.k = k
+        self._negative_BW = np.zeros((n_rows, 0), np.int64)  # of no more than k keys, best first
         # Later items with no more than that are not among the k best: they lose ties.
-        self._least_B1 = torch.full((n_rows, 1), -math.inf, dtype=torch.float32, device=device)
+        self._least_B1 = np.full((n_rows, 1), -math.inf, np.float32)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
-        """See `Best.add`."""
+        """See `Best.add`; changes nothing."""
         n_items = scores_BC.shape[1]
-        if self._keys_BW.shape[1] == 0 and n_items < GROUP_ITEMS * self.k:
-            # So few that no threshold would leave much out.
-            self._add_all(scores_BC, start)
-            return
-        whole = n_items // GROUP_ITEMS * GROUP_ITEMS
-        if whole:
-            self._add_groups(scores_BC[:, :whole].unflatten(1, (GROUP_ITEMS, -1)), start)
-        if whole < n_items:
-            self._add_groups(scores_BC[:, whole:, None], start + whole)
-
-    def _add_groups(self, scores_BMG: Tensor, start: int) -> None:
-        n_groups = scores_BMG.shape[2]
-        maxima_BG = scores_BMG.amax(1)
-        above = torch.gt
-        if self._keys_BW.shape[1] == 0 and n_groups >= self.k:
-            self._least_B1, above = _at_most_kth(maxima_BG, self.k), torch.ge
-        rows_N, groups_N = above(maxima_BG, self._least_B1).nonzero(as_tuple=True)
-        scores_NM = scores_BMG[rows_N, :, groups_N]
-        places_N, members_N = above(scores_NM, self._least_B1[rows_N]).nonzero(as_tuple=True)
-        items_N = start + members_N * n_groups + groups_N[places_N]
-        self._keep(rows_N[places_N], _keys(scores_NM[places_N, members_N], items_N))
+        if self._negative_BW.shape[1] == 0 and n_items >= 2 * self.k:
+            self._least_B1 = _below_kth(scores_BC, self.k)
+        values_BC = scores_BC.numpy()
+        (places_N,) = (values_BC > self._least_B1).reshape(-1).nonzero()
+        rows_N, columns_N = np.divmod(places_N, n_items)
+        self._keep(rows_N, values_BC.reshape(-1)[places_N], start + columns_N)
 
     def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
         """See `Best.add_pairs`."""
-        least_B = self.keys()[:, -1]
-        keys_S = _keys(scores_S, items_S)
-        (above_N,) = (keys_S > least_B[rows_S]).nonzero(as_tuple=True)
-        rows_N, order_N = rows_S[above_N].sort()
-        self._keep(rows_N, keys_S[above_N[order_N]])
+        (places_N,) = (scores_S.numpy() >= self._least_B1[rows_S, 0]).nonzero()
+        places_N = places_N[rows_S.numpy()[places_N].argsort(kind="stable")]
+        self._keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
 
-    def _keep(self, rows_N: Tensor, keys_N: Tensor) -> None:
-        """Append keys to their rows, which ascend."""
+    def keys(self) -> Tensor:
+        """See `Best.keys`."""
+        unused_BK = np.full((len(self._negative_BW), self.k - self._negative_BW.shape[1]), -_NONE)
+        return torch.from_numpy(-np.concatenate([self._negative_BW, unused_BK], 1))
+
+    def _keep(self, rows_N: np.ndarray, scores_N: np.ndarray, items_N: np.ndarray) -> None:
+        """Add pairs whose rows ascend."""
         if len(rows_N) == 0:
             return
-        number_B, place_N = places_in_rows(rows_N, len(self._keys_BW))
-        keys_BW = self._keys_BW.new_full((len(number_B), int(number_B.max())), _NONE)
-        keys_BW[rows_N, place_N] = keys_N
-        self._append(keys_BW)
-
-    def _append(self, keys_BW: Tensor) -> None:
-        super()._append(keys_BW)
-        if self._in_order:
-            self._least_B1 = decoded(self._keys_BW[:, -1:]).scores_BK
+        number_B = np.bincount(rows_N, minlength=len(self._negative_BW))
+        more_BW = np.full((len(number_B), number_B.max()), -_NONE)
+        keys_N = _keys(torch.from_numpy(scores_N), torch.from_numpy(items_N)).numpy()
+        more_BW[np.arange(more_BW.shape[1]) < number_B[:, None]] = -keys_N
+        all_BW = np.concatenate([self._negative_BW, more_BW], 1)
+        all_BW.sort(1)
+        self._negative_BW = all_BW[:, : self.k]
+        if self._negative_BW.shape[1] == self.k:
+            self._least_B1 = decoded(torch.from_numpy(-self._negative_BW[:, -1:])).scores_BK.numpy()
 
 
 def decoded(keys_BK: Tensor) -> TopItems:
@@ -158,8 +151,9 @@ def decoded(keys_BK: Tensor) -> TopItems:
 
 def as_integers(scores: Tensor) -> Tensor:
     """Integers of 32 bits, int64, in the order of float32 scores; they take less time to sort."""
-    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
-    return torch.where(bits >= 0, bits, -(bits & _MAGNITUDE))
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    sign = bits >> 31  # -1 below 0, where the last line negates
+    return (((bits & _MAGNITUDE) ^ sign) - sign).long()
 
 
 def _keys(scores: Tensor, items: Tensor) -> Tensor:
@@ -167,10 +161,10 @@ def _keys(scores: Tensor, items: Tensor) -> Tensor:
     return as_integers(scores) * 2**_ITEM_BITS - items
 
 
-def _at_most_kth(maxima_BG: Tensor, k: int) -> Tensor:
-    """A finite score that k items of each row reach, if so many do: the k-th largest of some groups' maxima."""
-    merged = maxima_BG.shape[1] // (2 * k)  # fewer groups are sorted faster, and two for each of k leave little above
-    if merged > 1:
-        maxima_BG = maxima_BG[:, : maxima_BG.shape[1] // merged * merged].unflatten(1, (merged, -1)).amax(1)
-    kth_B1 = maxima_BG.topk(k, sorted=False).values.amin(1, keepdim=True)
-    return kth_B1.clamp(min=torch.finfo(kth_B1.dtype).min)
+def _below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
+    """A score that k items of each row are above, if so many are listed: next to the k-th largest of the maxima of 2 k
+    groups, which leave little more above."""
+    members = scores_BC.shape[1] // (2 * k)
+    maxima_BG = scores_BC[:, : scores_BC.shape[1] // members * members].unflatten(1, (members, -1)).amax(1).numpy()
+    maxima_BG.partition(-k, 1)
+    return np.nextafter(maxima_BG[:, -k:].min(1, keepdims=True), np.float32(-np.inf))

@@ -405,7 +405,7 @@ class SequentialRecommender(LightningModule):
             batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
         )
         if cpu_threads.is_cpu(self.device):
-            cpu_threads.mapped(add, list(self._under_way))
+            cpu_threads.mapped(add, list(self._under_way)[::-1])  # the last baseline takes longest
         else:
             for scorer in self._under_way:
                 add(scorer)
@@ -425,6 +425,8 @@ class SequentialRecommender(LightningModule):
         return [name for name in self._baselines.names if name == "popularity" or not fitting]
 
     def _begin_evaluation(self, stage: str) -> None:
+        if cpu_threads.is_cpu(self.device):
+            keep_freed_memory()
         # Baselines do not change during training: scored in the first whole evaluation of a stage, then kept.
         baselines = [name for name in self._baselines_of(stage) if f"{stage}/{name}" not in self.evaluations]
         self._under_way = {scorer: Evaluation(self.counts_V) for scorer in ("model", *baselines)}

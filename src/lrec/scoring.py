@@ -4,7 +4,9 @@ Both go over the scores once, a piece of some rows and some items at a time that
 kept of a piece can be added to what is kept of others: a log-sum, a number of items above the target, the best items.
 So it is where processes share the table: each scores the rows of all processes against its part of the catalogue.
 
-On a device other than a CPU the host never waits for a number: it knows all sizes from the batch.
+On a device other than a CPU the host never waits for a number: it knows all sizes from the batch. On a CPU each thread
+scores blocks of its own; before and after that, all is done on one core, because threads that share an operation spin
+for milliseconds when it has ended, on the cores that score.
 
 Shape suffixes: B rows, D width, V catalogue, H rows of the table that are held here, C items of a piece, F all scores
 of a piece and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G rows of all processes.
@@ -28,7 +30,7 @@ R = TypeVar("R", bound=tuple[Tensor, ...])
 # Scores of a piece. On a CPU they should lie in the cache; elsewhere few large pieces cost least, and those of many
 # items: lists are found among the best of groups of them.
 CPU_PIECE_BYTES, PIECE_BYTES = 2**22, 2**26
-CPU_PIECE_ROWS, PIECE_ROWS = 128, 4096
+CPU_PIECE_ROWS, PIECE_ROWS = 256, 4096
 
 
 class Scores(NamedTuple):
@@ -61,7 +63,8 @@ def score(
         k: Length of the lists; capped at the catalogue's size.
     """
     asked = _Asked(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S)
-    target_score_G = asked.target_scores(targets_B)
+    with cpu_threads.one_core():
+        target_score_G = asked.target_scores(targets_B)
     targets_G = asked.of_all(targets_B, -1)
 
     def of_block(block: _Block, pieces: _Pieces) -> _Found:
@@ -69,18 +72,19 @@ def score(
         return _score_rows(pieces.hidden_BD[rows], targets_G[rows], target_score_G[rows], block.seen, k, pieces)
 
     found = _Found(*asked.answers(of_block))
-    log_sum_B = found.log_sum_RB.logsumexp(0)
-    rank_B = 1 + found.above_RB.sum(0)
-    unknown_B = targets_B < 0
-    target_seen_B = has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
-    rank_unseen_B = rank_B - found.seen_above_RB.sum(0)
-    return Scores(
-        loss_B=(log_sum_B - asked.own(target_score_G)).masked_fill(unknown_B, math.nan),
-        rank_B=rank_B.masked_fill(unknown_B, math.inf),
-        rank_unseen_B=rank_unseen_B.masked_fill(unknown_B | target_seen_B, math.inf),
-        top_BK=_merged(found.keys_RBK).items_BK,
-        top_unseen_BK=_merged(found.unseen_keys_RBK).items_BK,
-    )
+    with cpu_threads.one_core():
+        log_sum_B = found.log_sum_RB.logsumexp(0)
+        rank_B = 1 + found.above_RB.sum(0)
+        unknown_B = targets_B < 0
+        target_seen_B = has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
+        rank_unseen_B = rank_B - found.seen_above_RB.sum(0)
+        return Scores(
+            loss_B=(log_sum_B - asked.own(target_score_G)).masked_fill(unknown_B, math.nan),
+            rank_B=rank_B.masked_fill(unknown_B, math.inf),
+            rank_unseen_B=rank_unseen_B.masked_fill(unknown_B | target_seen_B, math.inf),
+            top_BK=_merged(found.keys_RBK).items_BK,
+            top_unseen_BK=_merged(found.unseen_keys_RBK).items_BK,
+        )
 
 
 @torch.no_grad()
@@ -146,6 +150,7 @@ class _Asked:
         with torch.autocast(self._hidden_GD.device.type, enabled=False):
             pieces = _Pieces(self._hidden_GD, self._shard)
             blocks = pieces.mapped(of_block, *self._seen)
+        with cpu_threads.one_core():
             return [self._shard.exchanged(torch.cat(parts), self._n_rows) for parts in zip(*blocks, strict=True)]
 
     def _seen_here(self, rows_S: Tensor, items_S: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,6 +166,8 @@ class _Asked:
 
 def _merged(keys_RBK: Tensor) -> TopItems:
     """The best of the lists that processes have found."""
+    if len(keys_RBK) == 1:
+        return decoded(keys_RBK[0])
     keys_BW = keys_RBK.transpose(0, 1).flatten(1)
     return decoded(keys_BW.topk(keys_RBK.shape[2], 1).values)
 
@@ -176,33 +183,30 @@ def _list_rows(hidden_BD: Tensor, seen: "_Seen", k: int, pieces: "_Pieces") -> T
 def _score_rows(
     hidden_BD: Tensor, targets_B: Tensor, target_score_B: Tensor, seen: "_Seen", k: int, pieces: "_Pieces"
 ) -> _Found:
-    n_rows, target_score_B1 = len(hidden_BD), target_score_B[:, None]
-    counted_B1 = target_score_B1.clone()  # the target's score as it was counted, which may differ in its last digits
-    target_here_B1 = torch.zeros_like(counted_B1, dtype=torch.bool)
-    log_sum_B = hidden_BD.new_full((n_rows,), -math.inf)
-    above_B = torch.zeros(n_rows, dtype=torch.float64, device=hidden_BD.device)
+    n_rows, targets_B1, target_score_B1 = len(hidden_BD), targets_B[:, None], target_score_B[:, None]
+    counted_B1 = target_score_B1  # the target's score as it is counted, which may differ in its last digits
+    log_sums = [hidden_BD.new_full((n_rows,), -math.inf)]
+    sign_B = torch.zeros(n_rows, dtype=torch.float64, device=hidden_BD.device)
     best = pieces.best(n_rows, k)
     for piece in pieces.of(hidden_BD):
         scores_BC = piece.scores_BC
         work_BC = pieces.work_like(scores_BC)
         # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
         share_BC = torch.softmax(scores_BC, 1, out=work_BC)
-        log_sum_B = torch.logaddexp(log_sum_B, scores_BC.amax(1) - share_BC.amax(1).log())
-        # The sum of what `above` gives, in fewer passes.
-        above_B += (torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1) + scores_BC.shape[1]) / 2
-        column_B1 = targets_B[:, None] - piece.start
-        inside_B1 = (column_B1 >= 0) & (column_B1 < scores_BC.shape[1])
-        target_BC1 = scores_BC.gather(1, column_B1.clamp(0, scores_BC.shape[1] - 1))
-        counted_B1 = torch.where(inside_B1, target_BC1, counted_B1)
-        target_here_B1 |= inside_B1
+        log_sums.append(scores_BC.amax(1) - share_BC.amax(1).log_())
+        sign_B += torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1)
+        column_B1 = targets_B1 - piece.start
+        inside_B1 = column_B1.clamp(0, scores_BC.shape[1] - 1)
+        counted_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), counted_B1)
         seen.leave_out(piece)
         best.add(scores_BC, piece.start)
-    above_B -= (above(counted_B1, target_score_B1) * target_here_B1)[:, 0]
+    # The sum of what `above` gives for each item, without what it gives for the target.
+    above_B = (sign_B + pieces.n_here) / 2 - (above(counted_B1, target_score_B1) * pieces.has(targets_B1))[:, 0]
     seen_above_B = torch.zeros_like(above_B)
-    seen_above_B.index_add_(0, seen.rows_S, above(seen.scores_S, target_score_B1[seen.rows_S, 0]).double())
+    seen_above_B.index_add_(0, seen.rows_S, above(seen.scores_S, target_score_B[seen.rows_S]).double())
     unseen_keys_BK = best.keys()
     best.add_pairs(seen.rows_S, seen.items_S, seen.scores_S)
-    return _Found(log_sum_B, above_B, seen_above_B, best.keys(), unseen_keys_BK)
+    return _Found(torch.stack(log_sums).logsumexp(0), above_B, seen_above_B, best.keys(), unseen_keys_BK)
 
 
 def above(scores: Tensor, target_scores: Tensor) -> Tensor:
@@ -230,6 +234,15 @@ class _Pieces:
         self._n_chunk = min(max(n_scores // self._n_block, GROUP_ITEMS), n_here)
         self._of_thread = threading.local()
 
+    @property
+    def n_here(self) -> int:
+        """Items whose rows of the table are here."""
+        return len(self._table_HD)
+
+    def has(self, items: Tensor) -> Tensor:
+        """Which of these items are among them."""
+        return (items >= self._first) & (items < self._first + self.n_here)
+
     def mapped(self, of_block: Callable[["_Block", "_Pieces"], R], rows_S: Tensor, items_S: Tensor) -> list[R]:
         """What is made of each block of rows, on a CPU by a thread for each core."""
         blocks = self._blocks(rows_S, items_S) if self._on_cpu else self._blocks_of_all(rows_S, items_S)
@@ -237,10 +250,10 @@ class _Pieces:
             return cpu_threads.mapped(lambda block: of_block(block, self), blocks)
         return [of_block(block, self) for block in blocks]
 
-    def best(self, n_rows: int, k: int) -> Best:
+    def best(self, n_rows: int, k: int) -> Best | BestAboveThreshold:
         """The best items of so many rows, none yet."""
-        kind = BestAboveThreshold if self._on_cpu else Best
-        return kind(n_rows, min(k, self.n_items), self.hidden_BD.device)
+        k = min(k, self.n_items)
+        return BestAboveThreshold(n_rows, k) if self._on_cpu else Best(n_rows, k, self.hidden_BD.device)
 
     def _blocks(self, rows_S: Tensor, items_S: Tensor) -> Iterator["_Block"]:
         n_chunks = -(-len(self._table_HD) // self._n_chunk)

@@ -131,11 +131,13 @@ def as_columns(law: Law, x: Array) -> Array:
 
 def stack(log_phi: list[Array], by_shape: list[list[Array | float]], like_GN: Array) -> tuple[Array, Array]:
     """What `log_basis` returns, from what broadcasts to (G, N): one a term, and one a term and shape parameter."""
-    stacked = np.empty((*like_GN.shape, len(log_phi), len(by_shape[0])))
-    for k, row in enumerate(by_shape):
+    log_phi_GNK = np.empty((*like_GN.shape, len(log_phi)))
+    by_shape_GNKH = np.empty((*log_phi_GNK.shape, len(by_shape[0])))
+    for k, (term, row) in enumerate(zip(log_phi, by_shape, strict=True)):
+        log_phi_GNK[..., k] = term
         for h, derivative in enumerate(row):
-            stacked[..., k, h] = derivative
-    return np.stack([np.broadcast_to(term, like_GN.shape) for term in log_phi], axis=-1), stacked
+            by_shape_GNKH[..., k, h] = derivative
+    return log_phi_GNK, by_shape_GNKH
 
 
 def power_of(log_base: float, exponent: float) -> float:
