@@ -15,6 +15,7 @@ from lrec.laws.predict import method_named
 from lrec.run import dotted
 from lrec.shape import TransformerConfig, even_ladder, find_size
 from lrec.study.devices import here
+from lrec.study.points import REPEATED
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Study:
         size_seeds: Seeds of single sizes, in place of these.
         fractions: Shares of the training data. The held-out sizes are trained with the largest one only; the others
             tell the forecast how much of the gain of size the data allow, if runs see their data more than four times,
-            and cost less than one held-out run. By default all, half and a quarter where held-out sizes are forecast,
-            and else all.
+            and cost less than one held-out run. By default all, half and a quarter where held-out sizes are forecast
+            and the options do not set trainer.max_epochs to four or fewer, and else all.
         reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
         options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
@@ -181,7 +182,9 @@ class Study:
         """Shares of the data."""
         if self.fractions is not None:
             return self.fractions
-        return (1.0, 0.5, 0.25) if self.law == Forecast.name and self.holdout else (1.0,)
+        epochs = dotted(self.options).get("trainer.max_epochs")
+        few = isinstance(epochs, int) and 0 <= epochs <= REPEATED  # then a forecast does not learn from shares
+        return (1.0, 0.5, 0.25) if self.law == Forecast.name and self.holdout and not few else (1.0,)
 
     @property
     def held_out(self) -> list[str]:

@@ -74,7 +74,7 @@ def test_a_forecast_has_halves_and_quarters_of_the_fitted_sizes_by_default() -> 
     assert [run.name for run in runs if run.size == "3k"] == [
         "3k-seed1", "3k-seed2", "3k-recent-0.5-seed1", "3k-recent-0.25-seed1"
     ]  # fmt: skip
-    for fewer in ({"law": "lsrm"}, {"holdout": 0}):
+    for fewer in ({"law": "lsrm"}, {"holdout": 0}, {"options": {"trainer": {"max_epochs": 4}}}):
         assert study(fractions=None, **fewer).every_fraction == (1.0,)
 
 
