@@ -234,9 +234,8 @@ def test_dry_run_prints_the_cost_and_writes_no_study(
     assert "6.9k-seed1" in printed
     assert "5 runs" in printed
     assert "shares of the data" not in printed
-    by_default = lrec(
-        "scaling", "study", "--config", "tiny.yaml", "--out", "elsewhere", "--fractions", "null", "--dry_run"
-    )
+    longer = ["--fractions", "null", "--options.trainer.max_epochs", 5]  # so that shares are trained by default
+    by_default = lrec("scaling", "study", "--config", "tiny.yaml", "--out", "elsewhere", *longer, "--dry_run")
     assert "13 runs" in by_default
     assert "8 of them with smaller shares of the data" in by_default
     assert not (undisturbed / "elsewhere").exists()
