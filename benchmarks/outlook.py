@@ -170,7 +170,7 @@ def record(found: dict[str, Evidence]) -> str:
             + (["", ""] if measured is None else [f"{measured.gain:.2f}", measured.how])
             + [verdict(outlook, measured)]
         )
-    return rows_table(rows, text=(0, 10, 11), padded=False)
+    return rows_table(rows, text=(0, 10, 11))
 
 
 def more_data(found: dict[str, Evidence]) -> str:
@@ -186,7 +186,7 @@ def more_data(found: dict[str, Evidence]) -> str:
         said = outlook.doubling + rule.gain_by_amount(2 * found[small].targets) - outlook.by_amount
         brought = [at_small[0] - at_small[1], best[0] - best[1], said]
         rows.append([SETS[small].name, SETS[large].name, f"{outlook.doubling:.2f}", *(f"{x:.2f}" for x in brought)])
-    return rows_table(rows, text=(0, 1), padded=False)
+    return rows_table(rows, text=(0, 1))
 
 
 FAMILIES = {
@@ -226,7 +226,7 @@ def left_out() -> str:
         said = rule_of(np.array([g.targets for g in gains]), rate, per)
         values = [", ".join(f"{x:.2f}" for x in row) for row in (said, [g.gain for g in gains])]
         rows.append([family, f"{rate:.2f}", f"{per:.0f}", *values])
-    return rows_table(rows, text=(0,), padded=False)
+    return rows_table(rows, text=(0,))
 
 
 def main() -> None:
