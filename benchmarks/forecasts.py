@@ -305,8 +305,12 @@ def own() -> None:
         ("s3rec-beauty", False, of_size),
         ("ciao", False, of_size),
         ("quickstart", False, of_size),
-        ("go", True, ("forecast", "kaplan")),  # no data are repeated
+        ("go/first", True, ("forecast", "kaplan")),  # no data are repeated
+        ("go/first", False, of_size),
+        ("go", True, ("forecast", "kaplan")),
         ("go", False, of_size),
+        ("globo", True, ("forecast", "kaplan")),
+        ("globo", False, of_size),
     ):
         file = HERE / name / "all_points.jsonl"
         points = read_points([file], d="D", u="U") if shares else read_points([file])
