@@ -8,7 +8,7 @@ profile likelihood (0.35 s of a core a draw) and by bootstrap (300 refits, sever
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -20,7 +20,7 @@ from lrec.laws.forms import LAWS
 from lrec.laws.profile import Profile
 
 FACTORS = (8.0, 88.0)
-METHODS = {"profile": Profile, "bootstrap": partial(bootstrap, refits=300)}
+METHODS: dict[str, Callable] = {"profile": Profile, "bootstrap": partial(bootstrap, refits=300)}
 ROWS = ((4, 1), (6, 1), (8, 1), (12, 1), (4, 3), (6, 3))
 """Sizes, and seeds of each."""
 

@@ -33,7 +33,7 @@ def held_out(name: str, law: str, points: pl.DataFrame, objective: Kind = "huber
     fitted, report = holdout_report(LAWS[law], points, 2, objective)
     assert report is not None
     inside = sum(p.inside for p in report.points)
-    best = float(fitted.points.group_by(fitted.law.columns).agg(pl.col("y").mean())["y"].min())  # type: ignore[arg-type]
+    best = float(fitted.points.group_by(fitted.columns).agg(pl.col("y").mean())["y"].min())  # type: ignore[arg-type]
     any_data = float(np.mean([100 * abs(best / p.actual - 1) for p in report.points]))
     errors = f"{report.mape:.2f} | {report.naive_mape:.2f} | {report.mape / report.naive_mape:.3f} | {any_data:.2f}"
     counts = f"{len(points)} | {report.extrapolation_factor:.1f} | {inside} of {len(report.points)}"

@@ -105,7 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lrec-loader-") as folder:
         file = Path(folder) / "ratings.csv"
-        prepare.generate(file, arguments.rows)
+        prepare.generate(file, arguments.rows, repeated=0)
         data = MovieLensDataModule(path=file, data_dir=Path(folder), max_len=MAX_LEN, targets_per_step=TARGETS_PER_STEP)
         data.prepare_data()
         data.setup()

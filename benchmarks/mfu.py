@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -62,7 +62,7 @@ def train(size: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
 
 def row(size: str, measured: dict[str, Any], options: argparse.Namespace) -> str:
     """A row of the page."""
-    device = "cpu" if options.accelerator == "cpu" else "cuda"
+    device: Literal["cpu", "cuda"] = "cpu" if options.accelerator == "cpu" else "cuda"
     config = TransformerConfig(N_ITEMS, LENGTH, *find_size(size))
     expected = cost.memory(config, options.targets, options.precision, device=device).total / 2**30
     nominal = measured["mfu_nominal"]

@@ -77,7 +77,7 @@ SETS = {
     "go": Set("Go, a quarter of the games", f"{GO} 0.25", "go/all_points.jsonl"),
     "go-sixteenth": Set("Go, a sixteenth of the games", f"{GO} 0.0625", "outlook/go-sixteenth.csv"),
     "globo": Set(
-        "Globo", "--config configs/data/globo.yaml --data.path DIR/globo_clicks.parquet", "outlook/globo.jsonl"
+        "Globo", "--config configs/data/globo.yaml --data.path DIR/globo_clicks.parquet", "globo/all_points.jsonl"
     ),
     "decks": Set("Decks", "--config configs/data/decks.yaml --data.path DIR/mtg_decks.parquet"),
     "decks-eighth": Set(
@@ -244,8 +244,9 @@ def main() -> None:
     page = PAGE.read_text()
     for table in (record(evidence), left_out(), more_data(evidence)):
         head = re.escape(table.partition(" |")[0])
-        page, replaced = re.subn(rf"^{head} \|.*\n(?:\|.*\n)*", lambda _, t=table: t + "\n", page, flags=re.MULTILINE)
-        assert replaced == 1, f"{PAGE} has {replaced} tables that begin with {head}"
+        found_tables = list(re.finditer(rf"^{head} \|.*\n(?:\|.*\n)*", page, flags=re.MULTILINE))
+        assert len(found_tables) == 1, f"{PAGE} has {len(found_tables)} tables that begin with {head}"
+        page = page[: found_tables[0].start()] + table + "\n" + page[found_tables[0].end() :]
     PAGE.write_text(page)
 
 

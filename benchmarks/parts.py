@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -210,9 +211,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "loss SampledSoftmax": lambda: measure_loss(SampledSoftmax(8192)),
     "loss GBCE": lambda: measure_loss(GBCE(8192)),
     **{
-        f"step {size} {precision}{' compiled' if compiled else ''}": (
-            lambda size=size, precision=precision, compiled=compiled: measure_step(size, precision, compiled)
-        )
+        f"step {size} {precision}{' compiled' if compiled else ''}": partial(measure_step, size, precision, compiled)
         for size, precision, compiled in [
             ("98k", "float32", False),
             ("1.6m", "float32", False),
@@ -223,7 +222,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
         ]
     },
     **{
-        f"step {size} float32, length 200": lambda size=size: measure_step(size, "float32", False, 200)
+        f"step {size} float32, length 200": partial(measure_step, size, "float32", False, 200)
         for size in ("98k", "1.6m")
     },
     "evaluation 22363 users x 12101 items": lambda: measure_evaluation(22_363, 12_101, 64),

@@ -62,7 +62,7 @@ def main() -> None:
 
         ours, theirs = [measure("lrec")], {}
         for peer in PEERS:
-            theirs[peer] = measure(peer, *(["--batches", batches] if peer == "recbole" and batches else []))
+            theirs[peer] = measure(peer, "--batches", batches) if peer == "recbole" and batches else measure(peer)
             ours.append(measure("lrec"))
         times = ("seconds", "evaluation_seconds", "test_seconds")
         median = {name: statistics.median(result[name] for result in ours) for name in times}

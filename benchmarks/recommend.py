@@ -89,6 +89,7 @@ def beside_rectools(options: argparse.Namespace) -> str:
     found = model.recommend(histories, K)
     seconds = time.perf_counter() - started
     assert found["items"].list.len().min() == K
+    rows: list[tuple[str, str, float, dict | None, float]]
     rows = [("lrec", "this commit", options.users / seconds, None, peak_gib())]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -96,9 +97,9 @@ def beside_rectools(options: argparse.Namespace) -> str:
         every = pl.DataFrame({"user": np.arange(options.items) // MAX_LEN, "item": model.item_ids})
         every.write_csv(folder / "catalogue.csv")
         for ranker in ("torch", "implicit"):
-            peer = run_rectools(folder, ranker, options)
-            speed = peer["users"] / peer["seconds"]
-            rows.append((f"RecTools, {ranker} ranker", peer["version"], speed, peer, peer["memory_gib"]))
+            measured = run_rectools(folder, ranker, options)
+            speed = measured["users"] / measured["seconds"]
+            rows.append((f"RecTools, {ranker} ranker", measured["version"], speed, measured, measured["memory_gib"]))
     lines = [
         "## Beside RecTools",
         "",

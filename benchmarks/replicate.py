@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from lrec.baselines import BASELINES
+from lrec.data.eval_batches import EvalBatch
 from lrec.files import write_text
 from lrec.run import Run
 from lrec.scoring import Scores, score
@@ -190,7 +191,7 @@ def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
     users, ranks = [], []
     for batch in data.of(run.run).test_dataloader():
 
-        def head(hidden_BD: torch.Tensor, table_VD: torch.Tensor, batch=batch) -> Scores:
+        def head(hidden_BD: torch.Tensor, table_VD: torch.Tensor, batch: EvalBatch = batch) -> Scores:
             return score(hidden_BD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, K)
 
         users.append(batch.users_M)

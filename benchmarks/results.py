@@ -53,6 +53,7 @@ STUDIES = (
     Study("Quickstart", "quickstart.md", "quickstart/all_points.jsonl"),
     Study("Go", "go.md", "go/all_points.jsonl"),
     Study("Go, first ladder", "go.md#the-first-ladder-and-its-learning-rate", "go/first/all_points.jsonl"),
+    Study("Globo", "globo.md", "globo/all_points.jsonl"),
     Study("MovieLens-1M", "ml-1m.md", "ml-1m-lsrm/all_points.jsonl"),
     Study("MovieLens-1M, first ladder", "ml-1m.md#the-first-ladder", "ml-1m-lsrm/untuned/all_points.jsonl"),
     Study("MovieLens-1M, 5 epochs", "ml-1m.md#in-eight-minutes", "ml-1m/points.csv"),
@@ -119,7 +120,7 @@ def study_row(study: Study, points: pl.DataFrame) -> list[str]:
     large, actual = losses_by_size(held_out)
     row = [
         f"[{study.name}]({study.page})",
-        f"{points['u'].max():,.0f}",
+        targets_of(points),
         f"{len(sizes)}, {name_of(sizes[0])} to {name_of(sizes[-1])}",
         ", ".join(name_of(size) for size in large),
         per_decade(sizes, losses),
@@ -135,6 +136,11 @@ def study_row(study: Study, points: pl.DataFrame) -> list[str]:
     row += ["" if np.isnan(mine) else f"{mine:.2f}" for mine, _ in rolled.values()]
     _, naive = next(iter(rolled.values()))
     return [*row, "" if np.isnan(naive) else f"{naive:.2f}"]
+
+
+def targets_of(points: pl.DataFrame) -> str:
+    """The unique training targets of all data."""
+    return f"{points['u'].to_numpy().max():,.0f}"
 
 
 def name_of(size: float) -> str:
@@ -192,7 +198,7 @@ def draw_study(
     axes.plot(runs["x"], runs["y"], "o", ms=4, color=BLUE, mec="white", mew=0.5, label="fitted sizes")
     axes.plot(large, actual, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4, label="held-out sizes", zorder=4)
     axes.set_xscale("log")
-    axes.set_title(f"{study.name}\n{points['u'].max():,.0f} training targets", fontsize=9)
+    axes.set_title(f"{study.name}\n{targets_of(points)} training targets", fontsize=9)
     axes.set_xlabel("N_body", fontsize=8)
     axes.tick_params(labelsize=8)
     draw_frame(axes)

@@ -43,7 +43,8 @@ def games(file: Path, number: int, folder: Path) -> Cases:
     data = lrec.InteractionsDataModule(few, time_column=None, data_dir=folder, split=split, max_len=MAX_LEN)
     data.prepare_data()
     data.setup()
-    return cases_before(data.cuts, *data.cuts.val_targets, MAX_LEN)
+    users_T, positions_T = data.cuts.val_targets
+    return cases_before(data.cuts, users_T, positions_T, MAX_LEN)
 
 
 def positions(cases: Cases, net: Transformer) -> int:

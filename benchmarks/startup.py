@@ -113,8 +113,8 @@ def main() -> None:
     options = parser.parse_args()
     page = options.page and options.page.absolute()
     here = Path(__file__).parent
-    commit = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(commit, capture_output=True, text=True).stdout.strip()
+    ask = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
     sys.path.insert(0, str(here))
     lines = [

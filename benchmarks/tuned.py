@@ -79,8 +79,10 @@ def main() -> None:
         if not file.exists():
             write_text(file, json.dumps(engines[engine](setting, seed)) + "\n")
         kept = json.loads(file.read_text())
-        ranks = (np.array([np.inf if rank is None else rank for rank in kept[part]]) for part in ("validation", "test"))
-        return Outcome(*ranks, kept["epochs"], kept.get("popularity", []))
+        validation_U, test_U = (
+            np.array([np.inf if rank is None else rank for rank in kept[part]]) for part in ("validation", "test")
+        )
+        return Outcome(validation_U, test_U, kept["epochs"], kept.get("popularity", []))
 
     with ThreadPoolExecutor(options.jobs) as pool:
 

@@ -76,7 +76,8 @@ def serve(listener: str, executable: str) -> list[str]:
     sys.executable = executable
     signal.signal(signal.SIGCHLD, lambda *_: _reap())
     with socket.socket(fileno=int(listener)) as requests:
-        while requests in select.select([requests, 0], [], [])[0]:
+        readable: list[socket.socket | int] = [requests, 0]
+        while requests in select.select(readable, [], [])[0]:
             connection, _ = requests.accept()
             if os.fork() == 0:
                 break
@@ -119,7 +120,8 @@ def _look_after(connection: socket.socket) -> list[str]:
     for number in files:
         os.close(number)
     ended = os.pidfd_open(process)
-    while ended not in select.select([connection, ended], [], [])[0]:
+    readable: list[socket.socket | int] = [connection, ended]
+    while ended not in select.select(readable, [], [])[0]:
         for number in connection.recv(64) or [signal.SIGKILL]:
             os.kill(process, number)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

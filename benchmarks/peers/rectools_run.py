@@ -4,9 +4,10 @@ import argparse
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class Stopwatch(Callback):
@@ -14,10 +15,10 @@ class Stopwatch(Callback):
 
     started = seconds = 0.0
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Stopwatch.started = time.perf_counter()
 
-    def on_train_end(self, trainer, pl_module):
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         Stopwatch.seconds = time.perf_counter() - Stopwatch.started
 
 
@@ -35,7 +36,7 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def timed_trainer(epochs: int, **options) -> Trainer:
+def timed_trainer(epochs: int, **options: Any) -> Trainer:
     """A trainer of so many epochs on the CPU that writes nothing; `Stopwatch.seconds` has its time afterwards."""
     return Trainer(
         max_epochs=epochs,

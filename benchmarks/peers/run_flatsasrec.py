@@ -30,12 +30,12 @@ class Loop(pl.LightningModule):
         super().__init__()
         self.net, self.lr = net, lr
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         logits = self.net(batch)
         # Its items begin with 1, and its columns of logits with item 1.
         return cross_entropy(logits.flatten(0, 1), batch["y"].flatten() - 1, ignore_index=-1)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.net.parameters(), lr=self.lr)
 
 

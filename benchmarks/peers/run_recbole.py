@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.model.sequential_recommender import SASRec
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
@@ -107,7 +108,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def unseen_ranks(model: SASRec, test_data, rows: list[list[str]]) -> np.ndarray:
+def unseen_ranks(model: SASRec, test_data: FullSortEvalDataLoader, rows: list[list[str]]) -> np.ndarray:
     """Rank of each test target among the items the user has not seen: RecBole's own evaluation does not filter."""
     model.eval()
     log = test_data.dataset
