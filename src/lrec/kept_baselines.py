@@ -20,7 +20,8 @@ class KeptBaselines:
     """The figures of baselines in the test that a trainer begins, from an earlier one of the same targets.
 
     They are in a file whose name says what they depend on: the data, how they are cut, the targets, how much of a
-    history is seen, the code, and who adds up. Nothing is kept where not all of the targets are tested.
+    history is seen, and who adds up. The file names the code that computed them; other code computes them anew. Nothing
+    is kept where not all of the targets are tested.
     """
 
     def __init__(self, trainer: Trainer, data: SequenceDataModule) -> None:
@@ -34,20 +35,21 @@ class KeptBaselines:
         """By name of a baseline, the same on every process; those that are not known are missing."""
         found: Figures = {}
         if self._file is not None and self._trainer.is_global_zero:
-            with suppress(OSError, ValueError):
-                found = json.loads(self._file.read_text(encoding="utf-8"))
+            with suppress(OSError, ValueError, KeyError):
+                kept = json.loads(self._file.read_text(encoding="utf-8"))
+                found = kept["figures"] if kept["code"] == _code() else {}
         return self._trainer.strategy.broadcast(found)
 
     def write(self, figures: Figures) -> None:
-        """Keep them, unless they are there or the folder cannot be written to."""
-        if self._file is not None and self._trainer.is_global_zero and not self._file.exists():
+        """Keep them, unless the folder cannot be written to."""
+        if self._file is not None and self._trainer.is_global_zero:
             with suppress(OSError):
-                write_json(self._file, figures)
+                write_json(self._file, {"code": _code(), "figures": figures})
 
 
 def _key(trainer: Trainer, data: SequenceDataModule) -> str:
     adds_up = trainer.world_size, trainer.strategy.root_device.type, torch.__version__
-    digest = sha256(repr((data.store.hash, data.max_len, adds_up, _code())).encode())
+    digest = sha256(repr((data.store.hash, data.max_len, adds_up)).encode())
     for numbers in (data.cuts.train_U, *data.cuts.test_targets):
         digest.update(np.ascontiguousarray(numbers, dtype=np.int64).data)
     return digest.hexdigest()

@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from lrec import checkpoints, cost, cpu_threads, parallel
 from lrec.allocator import keep_freed_memory
 from lrec.arguments import all_as_plain, remade
-from lrec.baselines import BASELINES, Baselines
 from lrec.best_items import TopItems
 from lrec.blocks import check_parts
 from lrec.class_paths import check_trusted, class_path
@@ -30,10 +29,10 @@ from lrec.data.base import SequenceDataModule
 from lrec.data.batches import TrainBatch
 from lrec.data.eval_batches import EvalBatch
 from lrec.errors import UserError
+from lrec.evaluator import Evaluator
 from lrec.item_vectors import NewItems, Use, initial_parameters, read_item_vectors, read_width, refuse_other_vectors
-from lrec.kept_baselines import KeptBaselines
 from lrec.losses import FullSoftmax, Loss
-from lrec.metrics import KS, Evaluation
+from lrec.metrics import KS
 from lrec.net import Transformer
 from lrec.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.parser import made_of
@@ -127,8 +126,7 @@ class SequentialRecommender(LightningModule):
         self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._counts_V: Tensor | None = None
         self.diverged = False
-        self.evaluations: dict[str, dict[str, float]] = {}
-        self._under_way: dict[str, Evaluation] = {}
+        self._evaluator = Evaluator()
         self.train_loss = math.nan
         self._since_evaluation = LossSum()
         self._since_logged = LossSum()
@@ -147,6 +145,11 @@ class SequentialRecommender(LightningModule):
         assert self._counts_V is not None
         self._counts_V = self._counts_V.to(self.device)
         return self._counts_V
+
+    @property
+    def evaluations(self) -> dict[str, dict[str, float]]:
+        """The figures of the last evaluations, by stage and by stage/baseline: val, test, test/popularity ..."""
+        return self._evaluator.figures
 
     @property
     def data(self) -> SequenceDataModule:
@@ -188,16 +191,14 @@ class SequentialRecommender(LightningModule):
         return model
 
     def setup(self, stage: str) -> None:
-        """Leave weights that a callback averages to training: a checkpoint that is evaluated holds the averages, in
-        place of which the callback would put what it averaged."""
+        """Let batches on a CPU have the memory that those before have freed. Leave weights that a callback averages to
+        training: a checkpoint that is evaluated holds the averages, in place of which the callback would put what it
+        averaged."""
+        if cpu_threads.is_cpu(self.trainer.strategy.root_device):
+            keep_freed_memory()
         for callback in self.trainer.callbacks if stage != "fit" else []:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback._average_model = None
-
-    def on_fit_start(self) -> None:
-        """Let a CPU's steps have the memory that the steps before have freed."""
-        if cpu_threads.is_cpu(self.device):
-            keep_freed_memory()
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
@@ -305,15 +306,13 @@ class SequentialRecommender(LightningModule):
 
     def on_validation_start(self) -> None:
         """Begin an evaluation, and close the mean training loss since the last one."""
-        self._begin_evaluation("val")
+        self._evaluator.begin("val", self.trainer, self.data, self.counts_V)
         if self._since_evaluation.loss_sum is not None:
             self.train_loss = self._since_evaluation.mean(self)
 
     def on_test_start(self) -> None:
-        """Begin an evaluation, of baselines where an earlier test has not found what they reach."""
-        self._kept_baselines = KeptBaselines(self.trainer, self.data)
-        self.evaluations |= {f"test/{name}": figures for name, figures in self._kept_baselines.read().items()}
-        self._begin_evaluation("test")
+        """Begin an evaluation."""
+        self._evaluator.begin("test", self.trainer, self.data, self.counts_V)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         """Score the validation targets."""
@@ -325,13 +324,12 @@ class SequentialRecommender(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""
-        self._close_evaluation("val")
+        self._log_evaluation("val")
         self._stop_if_diverged(torch.tensor(self.evaluations["val"]["loss"], device=self.device))
 
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""
-        self._close_evaluation("test")
-        self._kept_baselines.write({name: self.evaluations[f"test/{name}"] for name in self._baselines.names})
+        self._log_evaluation("test")
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
         """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
@@ -397,50 +395,18 @@ class SequentialRecommender(LightningModule):
         def head(hidden_MD: Tensor, table_VD: Table) -> Scores:
             return score(hidden_MD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
 
-        def add(scorer: str) -> None:
-            found = scores if scorer == "model" else self._baselines.score(scorer, batch)
-            self._under_way[scorer].update(found, batch.targets_M, batch.weights_M)
-
-        scores = self.net(
+        scores: Scores = self.net(
             batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
         )
-        if cpu_threads.is_cpu(self.device):
-            cpu_threads.mapped(add, list(self._under_way)[::-1])  # the last baseline takes longest
-        else:
-            for scorer in self._under_way:
-                add(scorer)
+        self._evaluator.add(batch, scores)
 
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
         new = None if self.config.vector_width is None else self._new_items
         return checkpoints.items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
-    @cached_property
-    def _baselines(self) -> Baselines:
-        return Baselines(self.data.cuts, self.device)
-
-    def _baselines_of(self, stage: str) -> list[str]:
-        """Popularity stands beside every evaluation, the other baselines beside `lrec test` and `lrec validate`."""
-        fitting = stage == "val" and self.trainer.state.fn == "fit"
-        return [name for name in self._baselines.names if name == "popularity" or not fitting]
-
-    def _begin_evaluation(self, stage: str) -> None:
-        if cpu_threads.is_cpu(self.device):
-            keep_freed_memory()
-        # Baselines do not change during training: scored in the first whole evaluation of a stage, then kept.
-        baselines = [name for name in self._baselines_of(stage) if f"{stage}/{name}" not in self.evaluations]
-        self._under_way = {scorer: Evaluation(self.counts_V) for scorer in ("model", *baselines)}
-
-    def _close_evaluation(self, stage: str) -> None:
-        computed = {scorer: evaluation.compute() for scorer, evaluation in self._under_way.items()}
-        self._under_way = {}
-        self.evaluations[stage] = computed.pop("model")
-        if not self.trainer.sanity_checking:
-            self.evaluations |= {f"{stage}/{name}": figures for name, figures in computed.items()}
-        named = {f"{stage}/{name}": value for name, value in self.evaluations[stage].items()}
-        for baseline in BASELINES:
-            figures = self.evaluations.get(f"{stage}/{baseline}", {})
-            named |= {f"{stage}/{baseline}/{name}": value for name, value in figures.items() if math.isfinite(value)}
+    def _log_evaluation(self, stage: str) -> None:
+        named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
         # The figures are reduced over ranks already.
         for on_bar in (True, False):
             some = {name: value for name, value in named.items() if (name in ON_PROGRESS_BAR) == on_bar}

@@ -64,3 +64,13 @@ def test_other_targets_have_figures_of_their_own(
     assert len(kept(log)) == 3, "a part of the targets leaves none"
     assert len({file.read_text() for file in kept(log)}) == 3
     assert {file: file.read_text() for file in before} == before
+
+
+def test_what_other_code_found_is_found_anew(log: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    lrec(*arguments(tmp_path / "first", log))
+    (file,) = kept(log)
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps({"code": "0" * 64, "figures": {name: {"loss": 0.0} for name in BASELINES}}))
+    lrec(*arguments(tmp_path / "second", log))
+    assert json.loads(file.read_text()) == found
+    assert kept(log) == [file]

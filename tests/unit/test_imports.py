@@ -32,7 +32,7 @@ LAYERS = {
     "a network trained, kept and used": "parallel touched_rows optim switch checkpoints checkpoint_writes agreement "
     "saving strategies interruption export onnx_file warm_start recommend recommend_command target_losses sizes "
     "monitor time_limit train_loss verdict",
-    "the trainer": "kept_baselines module callbacks throughput tensorboard",
+    "the trainer": "kept_baselines evaluator module callbacks throughput tensorboard",
     "lightning_cli": "lightning_options lightning_help lightning_cli",
     "studies and tasks": "study tasks",
     "command line": "cli __main__ __init__",
