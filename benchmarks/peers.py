@@ -32,6 +32,7 @@ PEERS = {"rectools": "rectools", "flatsasrec": "rectools", "recbole": "recbole"}
 """Each peer's environment."""
 # Raw file (that of MovieLens-100K comes with RecBole), longest history, epochs, and the batches of RecBole's epoch: of
 # prefixes of 200 items a whole one takes it half an hour.
+BF16 = "lrec, bf16-mixed"
 DATASETS = {
     "beauty": ("s3rec_Beauty.txt.gz", 50, 2, None),
     "ml-latest-small": ("ml-latest-small_ratings.csv.gz", 200, 1, 4),
@@ -60,18 +61,23 @@ def main() -> None:
         def measure(engine: str, *more: str | int) -> dict:
             return run(engine, pythons[engine], folder, max_len, epochs, options.threads, *more)  # noqa: B023 (at once)
 
-        ours, theirs = [measure("lrec")], {}
+        ours, ours_in_bf16, theirs = [measure("lrec")], [], {}
         for peer in PEERS:
             theirs[peer] = measure(peer, "--batches", batches) if peer == "recbole" and batches else measure(peer)
             ours.append(measure("lrec"))
-        times = ("seconds", "evaluation_seconds", "test_seconds")
-        median = {name: statistics.median(result[name] for result in ours) for name in times}
-        results = {"lrec": ours[0] | median} | theirs
+            ours_in_bf16.append(measure("lrec", "--precision", "bf16-mixed"))
+        results = {"lrec": median_of(ours), BF16: median_of(ours_in_bf16)} | theirs
         ceiling = ceiling_targets_per_s(counts, max_len, options.threads)
         tables.append(table(name, counts, max_len, epochs, results, ceiling))
         print(tables[-1], flush=True)
         if options.users is None:  # after each data set: the peers take up to half an hour for one
             (HERE / "peers.md").write_text(page(tables, options.threads))
+
+
+def median_of(runs: list[dict]) -> dict:
+    """The first of some runs of one engine, with the median times of all."""
+    times = ("seconds", "evaluation_seconds", "test_seconds")
+    return runs[0] | {name: statistics.median(run[name] for run in runs) for name in times}
 
 
 def environment(root: Path, name: str) -> Path:
@@ -178,12 +184,15 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
     popularity = ours["popularity"]
     tested = ours["users"] / ours["test_seconds"]
     recbole = results["recbole"]["users"] / results["recbole"]["evaluation_seconds"]
+    speed_of = {engine: result["targets"] / result["seconds"] for engine, result in results.items()}
     lines.append(f"| popularity | | | | | {popularity['HR@10']:.4f} | {popularity['NDCG@10']:.4f} | | | |")
     lines += [
         "",
         f"Bare matrix products of this model on this catalogue: {ceiling:,.0f} targets/s; lrec reaches "
         f"{our_speed / ceiling:.0%} of that. `lrec test` with its metrics and four baselines: "
-        f"{tested:,.0f} users/s, {tested / recbole:.1f} times RecBole's evaluation.",
+        f"{tested:,.0f} users/s, {tested / recbole:.1f} times RecBole's evaluation. In bf16-mixed it trains "
+        + ", ".join(f"{speed_of[BF16] / speed_of[peer]:.1f} times {peer}" for peer in PEERS)
+        + ".",
     ]
     return "\n".join(lines) + "\n"
 
@@ -214,7 +223,8 @@ def page(tables: list[str], threads: int) -> str:
             "`recommend` of lrec and of RecTools, raw ids in and out, the median of three; RecBole's full-sort",
             "evaluation is timed as it is, without the filter, and its figures are computed from its scores with it.",
             "At length 200 four batches of RecBole's epoch are timed. Memory is the peak of the process, imports",
-            "included. lrec runs before, between and after the peers: its median.",
+            "included. lrec runs before, between and after the peers, in float32 and in bf16-mixed, which",
+            "`trainer.precision: auto` takes where it is faster: medians.",
             "",
             "RecBole's evaluation of Beauty reads 50 padded positions of every history: some 280 GFLOP of products.",
             "lrec's, of real positions, the last block at one of them, and scores, are a fifth, 57.",

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--targets_per_step", type=int, default=1024)
+    parser.add_argument("--precision", default="32-true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
@@ -60,6 +61,7 @@ def main() -> None:
         max_epochs=options.epochs,
         accelerator="cpu",
         devices=1,
+        precision=options.precision,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
