@@ -189,7 +189,7 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
     lines += [
         "",
         f"Bare matrix products of this model on this catalogue: {ceiling:,.0f} targets/s; lrec reaches "
-        f"{our_speed / ceiling:.0%} of that. `lrec test` with its metrics and four baselines: "
+        f"{our_speed / ceiling:.0%} of that. `lrec test` with its metrics and five baselines: "
         f"{tested:,.0f} users/s, {tested / recbole:.1f} times RecBole's evaluation. In bf16-mixed it trains "
         + ", ".join(f"{speed_of[BF16] / speed_of[peer]:.1f} times as fast as {peer}" for peer in PEERS)
         + ".",
