@@ -195,7 +195,10 @@ def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
             return score(hidden_BD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, K)
 
         users.append(batch.users_M)
-        rank_B = run.net(batch.items_BL, head, positions_M=batch.positions_M).rank_unseen_B
+        found = run.net(
+            batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
+        )
+        rank_B = found.rank_unseen_B
         ranks.append(torch.where(batch.targets_M < 0, math.nan, rank_B))
     return torch.cat(ranks)[torch.cat(users).argsort()].numpy()
 
