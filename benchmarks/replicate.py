@@ -189,7 +189,9 @@ def outcomes_of(recipe: str) -> list[Outcome]:
 def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
     """Rank of each test target among the items its user has not seen, in order of users."""
     users, ranks = [], []
-    for batch in data.of(run.run).test_dataloader():
+    datamodule = data.of(run.run)
+    datamodule.with_times = run.net.reads_times
+    for batch in datamodule.test_dataloader():
 
         def head(hidden_BD: torch.Tensor, table_VD: torch.Tensor, batch: EvalBatch = batch) -> Scores:
             return score(hidden_BD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, K)
