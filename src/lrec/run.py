@@ -69,7 +69,7 @@ class Point:
         config_hash: Of config.yaml.
         commit: Of the lrec checkout that trained.
         test_loss_se: Standard error of test_loss, users being drawn; in studies.
-        trajectory_loss: Mean loss of the test targets and of the split's trajectories; in studies.
+        trajectory_loss: Mean loss of the test targets and of the split's trajectories (`target_losses`); in studies.
         trajectory_loss_se: Its standard error.
     """
 

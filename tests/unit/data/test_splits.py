@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lrec.data.splits import LastItems, Reduction, ranges
 from lrec.errors import UserError
+from lrec.target_losses import targets
 
 FIXTURE_ONCE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=12).map(lambda lengths: [*lengths, 2])
@@ -141,3 +142,21 @@ def test_nothing_to_train_on(make_lengths) -> None:
 def test_ranges(pairs: list[tuple[int, int]]) -> None:
     starts, lengths = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
     assert ranges(starts, lengths).tolist() == [s + i for s, n in pairs for i in range(n)]
+
+
+def test_trajectories_of_some_users_are_measured_and_all_test_targets(
+    make_lengths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = LastItems(trajectory=4, trajectory_min_length=7)(make_lengths([5, *[9] * 20, 5]))
+    tests = len(split.test_targets.users_T)
+    assert tests == 22
+    every = targets(split)
+    monkeypatch.setattr("lrec.target_losses.MOST_TRAJECTORIES", 6)
+    some, again = targets(split), targets(split)
+    assert len(every[0]) == tests + 4 * 20
+    assert len(some[0]) == tests + 4 * 6
+    pairs = [list(zip(*(part.tolist() for part in chosen), strict=True)) for chosen in (every, some, again)]
+    assert pairs[1] == pairs[2]
+    assert pairs[0][:tests] == pairs[1][:tests]
+    assert set(pairs[1]) <= set(pairs[0])
+    assert {position for _, position in pairs[1][tests:]} == {5, 6, 7, 8}
