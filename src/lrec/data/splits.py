@@ -5,7 +5,7 @@ Shape suffixes: U users, N interactions, I items of the store, V items of the ca
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import NamedTuple
@@ -228,6 +228,22 @@ class Split:
             "catalogue": len(self.catalogue_V),
             "held-out users": int(self.held_out_U.sum()),
         }
+
+    def of_users(self, chosen_U: np.ndarray) -> "Split":
+        """The same cut with targets and trajectories of the chosen users alone; the training part stays."""
+
+        def of_chosen(values_U: np.ndarray, else_: int) -> np.ndarray:
+            return np.where(chosen_U, values_U, else_)
+
+        return replace(
+            self,
+            val_U=of_chosen(self.val_U, -1),
+            val_targets_U=of_chosen(self.val_targets_U, 0),
+            test_U=of_chosen(self.test_U, -1),
+            test_targets_U=of_chosen(self.test_targets_U, 0),
+            trajectory_U=of_chosen(self.trajectory_U, -1),
+            held_out_U=self.held_out_U & chosen_U,
+        )
 
     def training_part(self, reduction: Reduction) -> "TrainingPart":
         """The training items that `reduction` keeps, checked for leaks."""

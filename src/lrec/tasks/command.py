@@ -33,7 +33,12 @@ TASKS: dict[str, Task] = {
 
 
 def tasks_command(
-    runs: list[Path], tasks: str = "all", out: Path = Path("tasks"), seed: int = 0, trust: bool = False
+    runs: list[Path],
+    tasks: str = "all",
+    out: Path = Path("tasks"),
+    users: int | None = None,
+    seed: int = 0,
+    trust: bool = False,
 ) -> None:
     """Put trained runs of one or many sizes to the five tasks; torchrun's processes share the work.
 
@@ -42,18 +47,25 @@ def tasks_command(
         tasks: Names with commas between them: cold_start, long_tail, robustness, transfer, trajectory; or all; and
             functions of your own, as my_task.repeat_consumption in my_task.py.
         out: Folder for tasks.json, tasks.md and the figures.
+        users: Most users to test on, drawn by the seed, and as many of those held out; null for all.
         seed: Of corruption and of the resamples behind the intervals.
         trust: Import classes that the runs name and that are not lrec's own.
     """
     check_folder(out, "--out")
     with processes():
-        report = run_tasks(runs, tasks.split(","), seed, trust)
+        report = run_tasks(runs, tasks.split(","), seed, trust, users)
         if leads():
             report.write(out)
             print(f"{report.summary()}\n\n{out / 'tasks.md'}")
 
 
-def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int = 0, trust: bool = False) -> Report:
+def run_tasks(
+    runs: Sequence[Path],
+    tasks: Sequence[str] = ("all",),
+    seed: int = 0,
+    trust: bool = False,
+    users: int | None = None,
+) -> Report:
     """Put trained runs to tasks; they may have been trained on any number of processes.
 
     Args:
@@ -61,18 +73,20 @@ def run_tasks(runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int =
         tasks: Their names, all for all of lrec's; MODULE.FUNCTION for one of your own.
         seed: Of corruption and resampling.
         trust: Import classes that the runs name and that are not lrec's own.
+        users: Most users to test on, drawn by the seed, and as many of those held out; None for all.
 
     Raises:
         UserError: an unknown task, or one that returns no TaskResult; no run; runs that cannot be compared.
     """
     chosen = _chosen(tasks)
     check_range("--seed", seed, at_least=0)
+    check_range("--users", users, at_least=1)
     found = find_runs(runs)
     finite = [run for run in found if not run.diverged]
     if not finite:
         raise UserError("--runs: every run diverged")
     data = Data(trust)
-    ladder = ladder_of([load_run(run, data) for run in finite], data)
+    ladder = ladder_of([load_run(run, data) for run in finite], data, users, seed)
     report = Report(ladder, [run.folder for run in found if run not in finite], seed)
     for name, task in chosen.items():
         started = time.monotonic()

@@ -64,12 +64,14 @@ class Ladder:
         max_len: Longest input, in items.
         runs: The runs of each size, trained on all domains.
         domains: Those trained on one domain alone, cut at the same places, by domain.
+        most_users: How many users were drawn at most, of those who test and of those held out; None: all.
     """
 
     split: Split
     max_len: int
     runs: BySize
     domains: dict[str, DomainRuns] = field(default_factory=dict)
+    most_users: int | None = None
 
     @property
     def names(self) -> list[str]:
@@ -134,8 +136,9 @@ def load_run(run: Run, data: Data) -> TrainedRun:
     return TrainedRun(run, model.net.float().requires_grad_(False).to(device()))
 
 
-def ladder_of(runs: list[TrainedRun], data: Data) -> Ladder:
-    """Put runs in order of size; UserError where they cannot be compared."""
+def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None, seed: int = 0) -> Ladder:
+    """Put runs in order of size, with `most_users` of their users, drawn by the seed; UserError where they cannot be
+    compared."""
     first = runs[0].run
     base = data.of(first)
     for other in (trained.run for trained in runs[1:]):
@@ -155,11 +158,21 @@ def ladder_of(runs: list[TrainedRun], data: Data) -> Ladder:
     domains = {}
     for name in sorted({domain for run in runs if (domain := run.run.config.only_domain) is not None}):
         mine = [run for run in runs if run.run.config.only_domain == name]
-        split = data.of(mine[0].run).cuts
+        split = _of_some_users(data.of(mine[0].run).cuts, most_users, seed)
         tuned = _by_size(run for run in mine if run.run.config.starts_from_a_network)
         alone = _by_size(run for run in mine if not run.run.config.starts_from_a_network)
         domains[name] = DomainRuns(split, alone, tuned)
-    return Ladder(data.of(whole[0].run).cuts, base.max_len, _by_size(whole), domains)
+    split = _of_some_users(data.of(whole[0].run).cuts, most_users, seed)
+    return Ladder(split, base.max_len, _by_size(whole), domains, most_users)
+
+
+def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:
+    if most_users is None:
+        return split
+    random, chosen_U = np.random.default_rng(seed), np.zeros(split.store.n_users, dtype=bool)
+    for users in (split.test_users, np.flatnonzero(split.held_out_U)):
+        chosen_U[random.permutation(users)[:most_users]] = True
+    return split.of_users(chosen_U)
 
 
 def _by_size(runs: Iterable[TrainedRun]) -> BySize:

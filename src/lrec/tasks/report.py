@@ -52,6 +52,7 @@ class Report:
             "users": self.ladder.split.store.n_users,
             "items": len(self.ladder.counts_V),
             "max_len": self.ladder.max_len,
+            "most_users": self.ladder.most_users,
             "seed": self.seed,
             "confidence": CONFIDENCE,
             "resamples": RESAMPLES,
@@ -66,9 +67,9 @@ class Report:
         blocks = [
             "# The five tasks",
             f"{self.ladder.split.store.n_users:,} users, {len(self.ladder.counts_V):,} items, inputs of up to "
-            f"{self.ladder.max_len}. Intervals hold {100 * CONFIDENCE:.0f} % ({RESAMPLES:,} resamples of the users, "
-            f"the same for every size; seed {self.seed}); they say nothing of how another training would have ended. "
-            "Slope: change of the metric per decade of N_body.",
+            f"{self.ladder.max_len}. {_drawn(self.ladder.most_users)}Intervals hold {100 * CONFIDENCE:.0f} % "
+            f"({RESAMPLES:,} resamples of the users, the same for every size; seed {self.seed}); they say nothing of how "
+            "another training would have ended. Slope: change of the metric per decade of N_body.",
             _runs_table(self.ladder),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
@@ -112,6 +113,11 @@ def _content(section: Section) -> dict[str, Any]:
 
 def _plain(shown: Estimate) -> dict[str, float | None]:
     return {key: number if math.isfinite(number) else None for key, number in shown._asdict().items()}
+
+
+def _drawn(most_users: int | None) -> str:
+    """A sentence on how many users were drawn, where it is not all."""
+    return "" if most_users is None else f"Tested on at most {most_users:,} users, and as many held-out ones. "
 
 
 def _runs_table(ladder: Ladder) -> str:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -158,3 +159,31 @@ def test_a_run_of_other_data_than_its_config_is_refused(
     config["data"]["init_args"]["k_core"] = 3
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert "was trained on other data" in refused("tasks", "--runs", run, "--trust", "--out", tmp_path / "out")
+
+
+def test_some_users_are_drawn_and_the_same_for_every_task(runs: Path, lrec: Callable[..., str], tmp_path: Path) -> None:
+    lrec("tasks", "--runs", runs, "--out", tmp_path, "--users", 12)
+    content = json.loads((tmp_path / "tasks.json").read_text())
+    assert content["most_users"] == 12
+    assert "Tested on at most 12 users" in (tmp_path / "tasks.md").read_text()
+    robustness = content["tasks"]["robustness"]["sections"][0]["groups"]
+    assert {group["users"] for group in robustness.values()} == {12}
+    for task in content["tasks"].values():
+        for section in task["sections"]:
+            assert all(group["users"] <= 12 for group in section["groups"].values())
+    again, all_users, more = (
+        run_tasks([runs], ["long_tail"], users=users).content()["tasks"]["long_tail"] for users in (12, None, 10**6)
+    )
+    assert again == content["tasks"]["long_tail"]
+    assert more == all_users != again
+
+
+def test_users_that_are_drawn_keep_their_cut(ladder: Ladder) -> None:
+    chosen_U = np.arange(ladder.split.store.n_users) % 2 == 0
+    some = ladder.split.of_users(chosen_U)
+    some.check()
+    for before_U, after_U in ((ladder.split.test_U, some.test_U), (ladder.split.trajectory_U, some.trajectory_U)):
+        assert (after_U[chosen_U] == before_U[chosen_U]).all()
+        assert (after_U[~chosen_U] == -1).all()
+    assert some.catalogue_V.tolist() == ladder.split.catalogue_V.tolist()
+    assert (some.train_U == ladder.split.train_U).all()
