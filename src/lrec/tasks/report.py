@@ -68,8 +68,8 @@ class Report:
             "# The five tasks",
             f"{self.ladder.split.store.n_users:,} users, {len(self.ladder.counts_V):,} items, inputs of up to "
             f"{self.ladder.max_len}. {_drawn(self.ladder.most_users)}Intervals hold {100 * CONFIDENCE:.0f} % "
-            f"({RESAMPLES:,} resamples of the users, the same for every size; seed {self.seed}); they say nothing of how "
-            "another training would have ended. Slope: change of the metric per decade of N_body.",
+            f"({RESAMPLES:,} resamples of the users, the same for every size; seed {self.seed}); they say nothing of "
+            "how another training would have ended. Slope: change of the metric per decade of N_body.",
             _runs_table(self.ladder),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
