@@ -83,6 +83,8 @@ SETS = {
     "decks-eighth": Set(
         "Decks, an eighth of the players",
         "--config configs/data/decks.yaml --data.path DIR/mtg_decks.parquet --data.reduction.users 0.125",
+        "decks/all_points.jsonl",
+        0.5,
     ),
 }
 
