@@ -30,9 +30,9 @@ ENVIRONMENTS = {
 }
 PEERS = {"rectools": "rectools", "flatsasrec": "rectools", "recbole": "recbole"}
 """Each peer's environment."""
+BF16 = "lrec, bf16-mixed"
 # Raw file (that of MovieLens-100K comes with RecBole), longest history, epochs, and the batches of RecBole's epoch: of
 # prefixes of 200 items a whole one takes it half an hour.
-BF16 = "lrec, bf16-mixed"
 DATASETS = {
     "beauty": ("s3rec_Beauty.txt.gz", 50, 2, None),
     "ml-latest-small": ("ml-latest-small_ratings.csv.gz", 200, 1, 4),

@@ -231,17 +231,13 @@ class Split:
 
     def of_users(self, chosen_U: np.ndarray) -> "Split":
         """The same cut with targets and trajectories of the chosen users alone; the training part stays."""
-
-        def of_chosen(values_U: np.ndarray, else_: int) -> np.ndarray:
-            return np.where(chosen_U, values_U, else_)
-
         return replace(
             self,
-            val_U=of_chosen(self.val_U, -1),
-            val_targets_U=of_chosen(self.val_targets_U, 0),
-            test_U=of_chosen(self.test_U, -1),
-            test_targets_U=of_chosen(self.test_targets_U, 0),
-            trajectory_U=of_chosen(self.trajectory_U, -1),
+            val_U=np.where(chosen_U, self.val_U, -1),
+            val_targets_U=self.val_targets_U * chosen_U,
+            test_U=np.where(chosen_U, self.test_U, -1),
+            test_targets_U=self.test_targets_U * chosen_U,
+            trajectory_U=np.where(chosen_U, self.trajectory_U, -1),
             held_out_U=self.held_out_U & chosen_U,
         )
 
