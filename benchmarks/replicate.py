@@ -25,6 +25,7 @@ import torch
 from lrec.baselines import BASELINES
 from lrec.data.eval_batches import EvalBatch
 from lrec.files import write_text
+from lrec.pairs import Pairs
 from lrec.run import Run
 from lrec.scoring import Scores, score
 from lrec.tasks.estimates import UserResamples, estimate
@@ -108,7 +109,7 @@ def main() -> None:
     names = [f"{recipe}-seed{seed}" for recipe in options.recipes for seed in options.seeds]
     names = [name for name in names if not (OUTCOMES / f"{name}.json").exists()]
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda name: train(options.runs / name, options.data), names))
+        list(pool.map(lambda name: train_seed(options.runs / name, options.data), names))
     data = Data()
     for name in names:
         write_text(OUTCOMES / f"{name}.json", json.dumps(measured(options.runs / name, data)) + "\n")
@@ -120,17 +121,21 @@ def main() -> None:
     write_text(HERE / "replicate.md", page([text for text in sections if text]))
 
 
-def train(folder: Path, data: Path) -> None:
-    """Train the run, unless it is; one that was interrupted goes on."""
+def train_seed(folder: Path, data: Path) -> None:
+    """Train the recipe and the seed that the folder is named after."""
+    recipe, seed = folder.name.rsplit("-seed", 1)
+    train(folder, {"config": f"configs/recipes/{recipe}.yaml", "data.path": str(data / RECIPES[recipe])}, int(seed))
+
+
+def train(folder: Path, options: dict[str, str], seed: int) -> None:
+    """`lrec fit` into the folder, unless it is trained; a run that was interrupted goes on."""
     if Run(folder).result is not None:
         return
-    recipe, seed = folder.name.rsplit("-seed", 1)
-    command = [sys.executable, "-m", "lrec", "fit", "--config", f"configs/recipes/{recipe}.yaml"]
-    command += ["--data.path", str(data / RECIPES[recipe]), "--data.seed", seed]
-    command += ["--seed_everything", seed, "--trainer.default_root_dir", str(folder)]
-    command += ["--trainer.enable_progress_bar", "false"]
+    options |= {"data.seed": str(seed), "seed_everything": str(seed), "trainer.default_root_dir": str(folder)}
+    options |= {"trainer.enable_progress_bar": "false"}
     if (folder / "checkpoints" / "last.ckpt").exists():
-        command += ["--ckpt_path", "last"]
+        options |= {"ckpt_path": "last"}
+    command = [sys.executable, "-m", "lrec", "fit", *(f"--{name}={value}" for name, value in options.items())]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
         finished = subprocess.run(command, stdout=log, stderr=log)
@@ -139,11 +144,14 @@ def train(folder: Path, data: Path) -> None:
     print(f"{folder.name}: {Run(folder).points[-1].wall_s / 60:.0f} min", flush=True)
 
 
-def measured(folder: Path, data: Data) -> dict:
-    """What a run comes to; of its test ranks those up to ten, and the targets outside the catalogue."""
+def measured(folder: Path, data: Data, window: bool = False) -> dict:
+    """What a run comes to; of its test ranks those up to ten, and the targets outside the catalogue.
+
+    With `window`, only the items that the network reads are left out of the ranking as seen, not those before.
+    """
     point, last = Run(folder).result, Run(folder).points[-1]
     assert point is not None, f"{folder} is trained"
-    ranks_U = ranks_of(load_run(Run(folder), data), data)
+    ranks_U = ranks_of(load_run(Run(folder), data), data, window)
     figures = point.metrics
     return {
         "commit": (point.commit or "")[:7],
@@ -172,10 +180,10 @@ class Outcome(NamedTuple):
     commit: str
 
 
-def outcomes_of(recipe: str) -> list[Outcome]:
+def outcomes_of(recipe: str, folder: Path = OUTCOMES) -> list[Outcome]:
     """What is kept of a recipe's runs."""
     outcomes = []
-    for path in sorted(OUTCOMES.glob(f"{recipe}-seed*.json")):
+    for path in sorted(folder.glob(f"{recipe}-seed*.json")):
         kept = json.loads(path.read_text())
         ranks_U = np.full(kept["users"], math.inf)
         ranks_U[kept["unknown"]] = math.nan
@@ -186,15 +194,21 @@ def outcomes_of(recipe: str) -> list[Outcome]:
 
 
 @torch.inference_mode()
-def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
+def ranks_of(run: TrainedRun, data: Data, window: bool) -> np.ndarray:
     """Rank of each test target among the items its user has not seen, in order of users."""
     users, ranks = [], []
     datamodule = data.of(run.run)
     datamodule.with_times = run.net.reads_times
     for batch in datamodule.test_dataloader():
+        seen = in_window(batch) if window else Pairs(batch.seen_targets_S, batch.seen_items_S)
 
-        def head(hidden_BD: torch.Tensor, table_VD: torch.Tensor, batch: EvalBatch = batch) -> Scores:
-            return score(hidden_BD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, K)
+        def head(
+            hidden_MD: torch.Tensor,
+            table_VD: torch.Tensor,
+            targets_M: torch.Tensor = batch.targets_M,
+            seen: Pairs = seen,
+        ) -> Scores:
+            return score(hidden_MD, table_VD, targets_M, *seen, K)
 
         users.append(batch.users_M)
         found = run.net(
@@ -203,6 +217,15 @@ def ranks_of(run: TrainedRun, data: Data) -> np.ndarray:
         rank_B = found.rank_unseen_B
         ranks.append(torch.where(batch.targets_M < 0, math.nan, rank_B))
     return torch.cat(ranks)[torch.cat(users).argsort()].numpy()
+
+
+def in_window(batch: EvalBatch) -> Pairs:
+    """The items that the network reads before each target, as seen pairs; each target has a row of its own."""
+    length = batch.items_BL.shape[1]
+    rows_M, last_M = batch.positions_M // length, batch.positions_M % length
+    read_ML = torch.arange(length) <= last_M[:, None]
+    targets_S, places_S = read_ML.nonzero(as_tuple=True)
+    return Pairs(*torch.stack([targets_S, batch.items_BL[rows_M[targets_S], places_S]]).unique(dim=1))
 
 
 def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:

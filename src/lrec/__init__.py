@@ -25,7 +25,7 @@ _HOME = {
     "LastItems": "lrec.data.splits",
     "GlobalTemporal": "lrec.data.temporal",
     "UserSplit": "lrec.data.user_split",
-    "Reduction": "lrec.data.splits",
+    "Reduction": "lrec.data.reduction",
     "Architecture": "lrec.shape",
     "Dropout": "lrec.shape",
     "MuP": "lrec.shape",

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec import cost, traffic
-from lrec.data.splits import LastItems, Reduction
+from lrec.data.reduction import Reduction, training_part
+from lrec.data.splits import LastItems
 from lrec.data.store import Store
 from lrec.errors import UserError, check_range
 from lrec.files import write_json
@@ -121,7 +122,7 @@ def _windows_of(store: Store, max_len: int) -> Windows:
     from lrec.data.batches import BatchPlan  # and torch with it
 
     split = LastItems()(store)
-    part = split.training_part(Reduction())
+    part = training_part(split, Reduction())
     lengths_W = BatchPlan(part, max_len, targets_per_step=2 * max_len).epoch(seed=0, epoch=0).lengths_W
     return Windows(len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum()))
 

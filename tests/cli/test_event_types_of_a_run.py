@@ -16,7 +16,7 @@ from fit_arguments import fit_arguments
 import lrec as library
 from lrec.cases import cases_of_test, rank_by_net
 from lrec.data.interactions import InteractionsDataModule
-from lrec.data.splits import Reduction
+from lrec.data.reduction import Reduction
 from lrec.data.temporal import GlobalTemporal
 from lrec.data.user_split import UserSplit
 from lrec.errors import UserError

@@ -11,7 +11,8 @@ import torch
 
 from lrec import cost
 from lrec.data.batches import BatchPlan
-from lrec.data.splits import LastItems, Reduction
+from lrec.data.reduction import Reduction, training_part
+from lrec.data.splits import LastItems
 from lrec.data.store import Store
 from lrec.shape import SIZES, TransformerConfig
 from lrec.traffic import Traffic
@@ -62,7 +63,7 @@ def test_a_store_gives_catalogue_and_window_lengths(log_csv: Path, tmp_path: Pat
     assumed = json.loads((tmp_path / "sizes.json").read_text())["assumptions"]
     split = LastItems()(Store.open(store))
     assert assumed["n_items"] == len(split.catalogue_V)
-    lengths = torch.as_tensor(BatchPlan(split.training_part(Reduction()), 10, 100).epoch(0, 0).lengths_W).double()
+    lengths = torch.as_tensor(BatchPlan(training_part(split, Reduction()), 10, 100).epoch(0, 0).lengths_W).double()
     by_position = torch.cat([torch.arange(1, int(length) + 1) for length in lengths]).double()
     assert assumed["pairs"] == pytest.approx(by_position.mean().item())
     assert assumed["pairs"] < 5.5

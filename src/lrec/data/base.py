@@ -17,7 +17,8 @@ from lrec.data.eval_batches import EvalLoader, EvalTask
 from lrec.data.plans import SharedPlans, shared_folder
 from lrec.data.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.readers import Columns
-from lrec.data.splits import LastItems, Reduction, Split, SplitRule, Targets
+from lrec.data.reduction import Reduction, training_part
+from lrec.data.splits import LastItems, Split, SplitRule, Targets
 from lrec.data.store import Store
 from lrec.data.validation import affordable_users, targets_of_sample
 from lrec.errors import UserError, check_range
@@ -146,7 +147,7 @@ class SequenceDataModule(LightningDataModule, ABC):
                     raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
-        part = self.cuts.training_part(self.reduction)
+        part = training_part(self.cuts, self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
         if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
             raise UserError(

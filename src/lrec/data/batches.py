@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lrec.data.splits import TrainingPart, ranges
+from lrec.data.reduction import TrainingPart
+from lrec.data.splits import ranges
 from lrec.errors import UserError, check_range
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.

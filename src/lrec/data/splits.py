@@ -1,4 +1,4 @@
-"""Which interactions train, validate and test, and which part of the training data is used.
+"""Which interactions train, validate and test: where each user's sequence is cut.
 
 Positions count from 0 within a user's sequence, ordered by (time, row of the source).
 Shape suffixes: U users, N interactions, I items of the store, V items of the catalogue, T targets of evaluation.
@@ -85,7 +85,7 @@ class LastItems(SplitRule):
     def cut(self, store: Store) -> "Split":
         """Count from the end of each sequence."""
         lengths_U = np.diff(store.offsets_U1)
-        held_out_U = (lengths_U > HELD_OUT_MIN_LENGTH) & _chosen(store, "held out", self.held_out_users)
+        held_out_U = (lengths_U > HELD_OUT_MIN_LENGTH) & chosen_users(store, "held out", self.held_out_users)
         long_U = (lengths_U > self.trajectory_min_length) if self.trajectory else np.zeros_like(held_out_U)
         end_U = lengths_U - long_U * self.trajectory
         evaluated_U = end_U >= 3
@@ -99,27 +99,6 @@ class LastItems(SplitRule):
             trajectory_U=np.where(long_U, end_U, -1),
             held_out_U=held_out_U,
         )
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """Keep a part of the training data; the catalogue and all targets stay. Smaller shares nest in larger ones.
-
-    Users are chosen first, then the recent items of each, then single interactions among what is left.
-
-    Args:
-        users: Share of the users, chosen by the hash of their raw id.
-        interactions: Share of the training interactions, chosen by the hash of their place in the store.
-        recent: Most recent share of each user's training items, rounded up.
-    """
-
-    users: float = 1.0
-    interactions: float = 1.0
-    recent: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("users", "interactions", "recent"):
-            check_range(f"reduction.{name}", getattr(self, name), above=0, at_most=1)
 
 
 class Targets(NamedTuple):
@@ -241,23 +220,6 @@ class Split:
             held_out_U=self.held_out_U & chosen_U,
         )
 
-    def training_part(self, reduction: Reduction) -> "TrainingPart":
-        """The training items that `reduction` keeps, checked for leaks."""
-        lengths_U = self.train_U * _chosen(self.store, "reduction", reduction.users)
-        # The tolerance keeps 0.1 * 30 = 3.0000000000000004 at 3.
-        kept_U = np.ceil(lengths_U * reduction.recent - 1e-9).astype(np.int64)
-        starts_U = self.store.offsets_U1[:-1] + lengths_U - kept_U
-        if reduction.interactions == 1:
-            part = TrainingPart(self.store, starts_U, kept_U, None, self.target_N)
-        else:
-            rows = ranges(starts_U, kept_U)
-            count = int(np.ceil(len(rows) * reduction.interactions - 1e-9))
-            rows = np.sort(rows[np.argsort(hash_numbers(rows), kind="stable")[:count]])
-            bounds_U1 = np.searchsorted(rows, self.store.offsets_U1)
-            part = TrainingPart(self.store, bounds_U1[:-1], np.diff(bounds_U1), rows, self.target_N)
-        part.check(self)
-        return part
-
     def check(self) -> None:
         """Fail loudly unless training < validation < test < trajectory holds within every user."""
         self._check_shapes()
@@ -272,7 +234,7 @@ class Split:
             has_U = begin_U >= 0
             leaks.append(has_U & (begin_U + number_U > end_U))
             end_U = np.where(has_U, begin_U, end_U)
-        _refuse_leak(np.logical_or.reduce(leaks))
+        refuse_leak(np.logical_or.reduce(leaks))
 
     def _check_shapes(self) -> None:
         """Fail loudly unless every array has an entry for each user, and the entries make sense."""
@@ -315,71 +277,6 @@ class Split:
             latest = times_T.max()
 
 
-@dataclass(frozen=True)
-class TrainingPart:
-    """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on.
-
-    The entries are rows of the store, or of `rows` (ascending rows of the store) where single interactions were
-    dropped.
-    """
-
-    store: Store
-    starts_U: np.ndarray
-    lengths_U: np.ndarray
-    rows: np.ndarray | None
-    target_N: np.ndarray | None = None  # see Split
-
-    def items(self, places: np.ndarray) -> np.ndarray:
-        """Store items at these entries."""
-        return self.store.items_N[self._rows(places)]
-
-    def seconds(self, places: np.ndarray) -> np.ndarray:
-        """Times at these entries, see `Store.seconds`."""
-        return self.store.seconds(self._rows(places))
-
-    def events(self, places: np.ndarray) -> np.ndarray:
-        """Types of event at these entries."""
-        assert self.store.events_N is not None
-        return self.store.events_N[self._rows(places)]
-
-    @property
-    def n_positions(self) -> int:
-        """Positions of an epoch: every entry but each user's last."""
-        return int(np.maximum(self.lengths_U - 1, 0).sum())
-
-    @cached_property
-    def n_targets(self) -> int:
-        """U: targets of an epoch; a position has one where the event after it may be a target."""
-        return self.targets_in(self.starts_U, np.maximum(self.lengths_U - 1, 0))
-
-    def targets_in(self, starts: np.ndarray, lengths: np.ndarray) -> int:
-        """Targets of windows of so many positions."""
-        if self.target_N is None:
-            return int(lengths.sum())
-        return int(np.count_nonzero(self.may_be_targets(ranges(starts + 1, lengths))))
-
-    def may_be_targets(self, places: np.ndarray) -> np.ndarray:
-        """Which of these entries may be targets, bool."""
-        if self.target_N is None:
-            return np.ones(len(places), dtype=bool)
-        may: np.ndarray = self.target_N[self._rows(places)]
-        return may
-
-    def _rows(self, places: np.ndarray) -> np.ndarray:
-        return places if self.rows is None else self.rows[places]
-
-    def check(self, split: Split) -> None:
-        """Fail loudly if an entry lies outside its user's unreduced training part."""
-        users = np.flatnonzero(self.lengths_U)
-        first, last = self.starts_U[users], self.starts_U[users] + self.lengths_U[users] - 1
-        if self.rows is not None:
-            first, last = self.rows[first], self.rows[last]
-        begin = self.store.offsets_U1[users]
-        leaks_U = np.zeros(len(self.lengths_U), dtype=bool)
-        leaks_U[users] = (first < begin) | (last >= begin + split.train_U[users])
-        _refuse_leak(leaks_U)
-
-
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The numbers starts[i] .. starts[i] + lengths[i] - 1 for each i, concatenated."""
     ends = np.cumsum(lengths)
@@ -387,7 +284,8 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
-def _refuse_leak(leaks_U: np.ndarray) -> None:
+def refuse_leak(leaks_U: np.ndarray) -> None:
+    """Fail loudly if one of the users has a held-out position in the training part."""
     if leaks_U.any():
         raise AssertionError(
             f"leak: held-out positions in the training part of user {int(leaks_U.argmax())} (store index)"
@@ -401,7 +299,7 @@ def user_hashes(store: Store, purpose: str) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def _chosen(store: Store, purpose: str, share: float) -> np.ndarray:
+def chosen_users(store: Store, purpose: str, share: float) -> np.ndarray:
     """Users whose hash falls below the share of all numbers."""
     if share in (0, 1):
         return np.full(store.n_users, bool(share))

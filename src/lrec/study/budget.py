@@ -17,7 +17,7 @@ from lrec.wording import counted
 
 if TYPE_CHECKING:
     from lrec.data.datasets import SequenceDataModule
-    from lrec.data.splits import TrainingPart
+    from lrec.data.reduction import TrainingPart
     from lrec.losses import Loss
 
 # FLOPs per second of a GPU where there is none to be measured, in bfloat16 products and in float32.

@@ -13,7 +13,8 @@ from lrec.cases import Cases, cases_before, rank_by_net
 from lrec.cost import n_body
 from lrec.cpu_threads import one_core
 from lrec.data.base import SequenceDataModule
-from lrec.data.splits import TrainingPart, ranges
+from lrec.data.reduction import TrainingPart, training_part
+from lrec.data.splits import ranges
 from lrec.errors import UserError
 from lrec.ngrams import ORDERS, ngram_losses
 from lrec.shape import SIZES
@@ -215,7 +216,7 @@ def _count(data: SequenceDataModule, share: float, cases: Cases) -> tuple[Counte
     """n-grams of a share of the users, within the data's own reduction and at most so many interactions."""
     share_counted = min(1.0, MOST_COUNTED / max(int(data.batch_plan.part.lengths_U.sum()), 1))
     reduction = replace(data.reduction, users=data.reduction.users * share_counted * share)
-    part = data.cuts.training_part(reduction)
+    part = training_part(data.cuts, reduction)
     items_N = data.cuts.catalogue_index_I[part.items(ranges(part.starts_U, part.lengths_U))]
     losses = ngram_losses(items_N, part.lengths_U, data.n_items, cases)
     means = {name: float(loss_C.mean()) for name, loss_C in losses.items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lrec.data.base import SequenceDataModule
 from lrec.data.batches import BatchPlan, TrainBatch, TrainLoader
-from lrec.data.splits import TrainingPart
+from lrec.data.reduction import TrainingPart
 from lrec.losses import FullSoftmax, Loss, SampledSoftmax
 from lrec.net import Transformer
 from lrec.optim import Optimizer

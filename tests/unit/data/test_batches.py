@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from lrec.data.batches import BatchPlan, EpochPlan, Ranks, TrainBatch, TrainLoader
 from lrec.data.eval_batches import EvalLoader, EvalTask
 from lrec.data.plans import SharedPlans
-from lrec.data.splits import LastItems, Reduction, Split
+from lrec.data.reduction import Reduction, training_part
+from lrec.data.splits import LastItems, Split
 from lrec.errors import UserError
 
 FIXTURE_ONCE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,7 +51,7 @@ def test_every_target_once_an_epoch_after_its_predecessors(
     make_lengths, lengths: list[int], max_len: int, seed: int, interactions: float
 ) -> None:
     split = LastItems()(make_lengths(lengths))
-    part = split.training_part(Reduction(interactions=interactions))
+    part = training_part(split, Reduction(interactions=interactions))
     expected = Counter()
     for user in range(len(lengths)):
         places = part.starts_U[user] + np.arange(part.lengths_U[user])
@@ -84,7 +85,7 @@ def test_every_target_once_an_epoch_after_its_predecessors(
 def test_the_step_is_the_same_on_any_number_of_ranks(make_lengths, lengths: list[int], shape: tuple[int, int]) -> None:
     world, accumulation = shape
     split = LastItems()(make_lengths([*lengths, 30]))
-    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    plan = BatchPlan(training_part(split, Reduction()), 8, 16)
     alone = list(load(split, plan))
     ranks = [list(load(split, plan, world, rank, accumulation)) for rank in range(world)]
     for step, whole in enumerate(alone):
@@ -98,14 +99,14 @@ def test_the_step_is_the_same_on_any_number_of_ranks(make_lengths, lengths: list
 
 def test_the_plan_depends_on_seed_and_epoch_alone(make_lengths) -> None:
     split = LastItems()(make_lengths([40, 50, 60, 7, 7, 7]))
-    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    plan = BatchPlan(training_part(split, Reduction()), 8, 16)
     assert pickle.dumps(plan.epoch(1, 2)) == pickle.dumps(plan.epoch(1, 2))
     assert len({pickle.dumps(plan.epoch(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
 def test_plans_and_inputs_are_of_four_bytes_where_that_is_enough(make_lengths) -> None:
     split = LastItems()(make_lengths([40, 50, 60, 7, 7, 7]))
-    part = split.training_part(Reduction())
+    part = training_part(split, Reduction())
     plan = BatchPlan(part, 8, 16).epoch(0, 0)
     assert (plan.starts_W.dtype, plan.lengths_W.dtype) == (np.int32, np.int32)
     for world in (1, 400):  # on so many processes most batches are empty
@@ -120,7 +121,7 @@ def test_plans_and_inputs_are_of_four_bytes_where_that_is_enough(make_lengths) -
 
 def test_short_and_long_windows_alternate(make_lengths) -> None:
     split = LastItems()(make_lengths([4 + u % 30 for u in range(900)]))
-    plan = BatchPlan(split.training_part(Reduction()), 32, 64)
+    plan = BatchPlan(training_part(split, Reduction()), 32, 64)
     first = plan.epoch(0, 0)
     lengths_T = np.array([first.lengths_W[a:b].mean() for a, b in pairwise(first.bounds)])
     assert len(lengths_T) > 150
@@ -134,14 +135,14 @@ def test_short_and_long_windows_alternate(make_lengths) -> None:
 
 def test_cuts_of_long_users_fall_everywhere(make_lengths) -> None:
     split = LastItems()(make_lengths([42]))
-    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    plan = BatchPlan(training_part(split, Reduction()), 8, 16)
     starts = {int(start) for epoch in range(60) for start in plan.epoch(0, epoch).starts_W}
     assert starts == set(range(39))
 
 
 def test_global_random_state_is_left_alone(make_lengths) -> None:
     split = LastItems()(make_lengths([42]))
-    loader = load(split, BatchPlan(split.training_part(Reduction()), 8, 16))
+    loader = load(split, BatchPlan(training_part(split, Reduction()), 8, 16))
     before = torch.get_rng_state()
     list(loader)
     assert torch.equal(before, torch.get_rng_state())
@@ -155,7 +156,7 @@ def as_lists(batches: list) -> list:
 @pytest.mark.parametrize("taken", [0, 1, 4, 12])
 def test_resume_in_mid_epoch_on_another_number_of_ranks(make_lengths, taken: int, num_workers: int) -> None:
     split = LastItems()(make_lengths([42] * 5))
-    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    plan = BatchPlan(training_part(split, Reduction()), 8, 16)
     assert plan.n_steps == 13
     straight = load(split, plan)
     epochs = [as_lists(list(straight)) for _ in range(3)]
@@ -178,7 +179,7 @@ def test_resume_in_mid_epoch_on_another_number_of_ranks(make_lengths, taken: int
 
 def test_resume_in_mid_epoch_needs_the_same_accumulation(make_lengths) -> None:
     split = LastItems()(make_lengths([42] * 5))
-    plan = BatchPlan(split.training_part(Reduction()), 8, 16)
+    plan = BatchPlan(training_part(split, Reduction()), 8, 16)
     with pytest.raises(UserError, match="accumulate_grad_batches=2"):
         load(split, plan).load_state_dict({"epoch": 0, "step": 3, "accumulation": 2})
     load(split, plan).load_state_dict({"epoch": 0, "step": plan.n_steps, "accumulation": 2})
@@ -187,7 +188,7 @@ def test_resume_in_mid_epoch_needs_the_same_accumulation(make_lengths) -> None:
 def test_a_step_must_hold_two_windows(make_lengths) -> None:
     split = LastItems()(make_lengths([42]))
     with pytest.raises(UserError, match="with max_len 8, must be at least 16, got 15"):
-        BatchPlan(split.training_part(Reduction()), 8, 15)
+        BatchPlan(training_part(split, Reduction()), 8, 15)
 
 
 @FIXTURE_ONCE
@@ -252,7 +253,7 @@ def test_evaluation_batches_are_bounded(make_lengths) -> None:
 
 def test_processes_of_a_machine_share_an_epoch_s_plan(make_lengths, tmp_path: Path) -> None:
     split = LastItems()(make_lengths([30, 12, 7, 25, 5]))
-    plan = BatchPlan(split.training_part(Reduction()), 6, 16)
+    plan = BatchPlan(training_part(split, Reduction()), 6, 16)
 
     class Counted(BatchPlan):
         made: ClassVar[list[int]] = []
@@ -273,7 +274,7 @@ def test_processes_of_a_machine_share_an_epoch_s_plan(make_lengths, tmp_path: Pa
 
 def test_workers_stay_from_epoch_to_epoch_and_serve_the_same(make_lengths) -> None:
     split = LastItems()(make_lengths([30, 12, 7, 25, 5]))
-    plan = BatchPlan(split.training_part(Reduction()), 6, 16)
+    plan = BatchPlan(training_part(split, Reduction()), 6, 16)
     here, there = load(split, plan), load(split, plan, num_workers=1)
     workers = set()
     for n_batches in (2, None, None):  # the first pass ends early
@@ -298,7 +299,7 @@ def test_batches_carry_each_event_s_time_and_then_the_target_s(
     events = [
         list(zip(index[a:b].tolist(), split.store.times_N[a:b].tolist(), strict=True)) for a, b in pairwise(offsets)
     ]
-    plan = BatchPlan(split.training_part(Reduction()), max_len, 2 * max_len)
+    plan = BatchPlan(training_part(split, Reduction()), max_len, 2 * max_len)
     found = Counter()
     for batch in TrainLoader(plan, split.catalogue_index_I, 0, with_times=True):
         assert batch.times_BT.shape[1] == batch.items_BL.shape[1] + 1
@@ -319,7 +320,7 @@ def test_batches_carry_each_event_s_time_and_then_the_target_s(
 
 def test_without_times_batches_are_what_they_were(make_lengths) -> None:
     split = LastItems()(make_lengths([9, 5]))
-    plan = BatchPlan(split.training_part(Reduction()), 4, 8)
+    plan = BatchPlan(training_part(split, Reduction()), 4, 8)
     assert all(batch.times_BT is None for batch in load(split, plan))
     task = EvalTask(split.val_targets.users_T, split.val_targets.positions_T, True)
     assert all(batch.times_BT is None for batch in EvalLoader(split, task, 4))

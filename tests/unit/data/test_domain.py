@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lrec.data.domain import DomainStore, of_domain
-from lrec.data.splits import LastItems, Reduction, Split
+from lrec.data.reduction import Reduction, training_part
+from lrec.data.splits import LastItems, Split
 from lrec.errors import UserError
 
 RULE = LastItems(trajectory=4, held_out_users=0.4)
@@ -50,7 +51,7 @@ def test_each_part_is_the_whole_parts_interactions_with_the_domain(whole: Split)
         counts, of_whole = (dict(zip(s.catalogue_V.tolist(), s.counts_V.tolist(), strict=True)) for s in (split, whole))
         assert counts == {item: count for item, count in of_whole.items() if domain_I[item] == domain}
         assert len(split.test_users)
-        split.training_part(Reduction(recent=0.5))
+        training_part(split, Reduction(recent=0.5))
 
 
 def test_a_worker_gets_the_domains_store(whole: Split) -> None:

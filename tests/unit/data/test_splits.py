@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.splits import LastItems, Reduction, ranges
+from lrec.data.reduction import Reduction, training_part
+from lrec.data.splits import LastItems, ranges
 from lrec.errors import UserError
 from lrec.target_losses import targets
 
@@ -70,7 +71,7 @@ def test_counts_are_those_of_the_training_part(make_store) -> None:
 def test_recent_keeps_the_last_share_of_each_user(make_lengths, lengths: list[int], share: float) -> None:
     store = make_lengths(lengths)
     split = LastItems()(store)
-    part = split.training_part(Reduction(recent=share))
+    part = training_part(split, Reduction(recent=share))
     for user, n in enumerate(lengths):
         train = parts(n, 0, 15)[0]
         kept = train[len(train) - int(np.ceil(len(train) * share - 1e-9)) :]
@@ -83,7 +84,7 @@ def test_shares_of_interactions_are_exact_nested_and_ordered(make_lengths) -> No
     split = LastItems()(store)
     kept = {}
     for share in (0.1, 0.5, 0.9):
-        part = split.training_part(Reduction(interactions=share))
+        part = training_part(split, Reduction(interactions=share))
         assert len(part.rows) == np.ceil(split.train_U.sum() * share)
         assert (np.diff(part.rows) > 0).all()
         for user in range(5):
@@ -97,7 +98,7 @@ def test_shares_of_interactions_are_exact_nested_and_ordered(make_lengths) -> No
 
 def test_shares_of_users_nest(make_lengths) -> None:
     split = LastItems()(make_lengths([5] * 200))
-    kept = [set(np.flatnonzero(split.training_part(Reduction(users=share)).lengths_U)) for share in (0.1, 0.5, 1.0)]
+    kept = [set(np.flatnonzero(training_part(split, Reduction(users=share)).lengths_U)) for share in (0.1, 0.5, 1.0)]
     assert kept[0] < kept[1] < kept[2]
     assert 5 <= len(kept[0]) <= 40
     assert len(kept[2]) == 200
@@ -110,7 +111,7 @@ def test_leaks_are_refused(make_lengths) -> None:
         positions[0] = value
         with pytest.raises(AssertionError, match="leak"):
             replace(split, **{name: positions}).check()
-    part = split.training_part(Reduction())
+    part = training_part(split, Reduction())
     with pytest.raises(AssertionError, match="leak"):
         replace(part, lengths_U=part.lengths_U + 1).check(split)
     with pytest.raises(AssertionError, match="leak"):

@@ -13,7 +13,8 @@ from lrec.data.batches import Ranks
 from lrec.data.eval_batches import EvalLoader, EvalTask
 from lrec.data.movielens import MovieLensDataModule
 from lrec.data.prepare import RawInteractions, prepare_store
-from lrec.data.splits import Reduction, Split, Targets
+from lrec.data.reduction import Reduction, training_part
+from lrec.data.splits import Split, Targets
 from lrec.data.store import Store
 from lrec.data.synthetic import SyntheticDataModule
 from lrec.data.temporal import GlobalTemporal
@@ -61,7 +62,7 @@ def test_equals_the_reference(make_store, sequences: list[list[int]], first: int
     assert split.test_users.tolist() == sorted({user for user, _ in expected["test"]})
     assert split.catalogue_V.tolist() == [row for row in range(len(store.items_N)) if store.times_N[row] < first]
     assert split.counts_V.tolist() == [1] * len(split.catalogue_V)
-    part = split.training_part(Reduction())
+    part = training_part(split, Reduction())
     assert part.lengths_U.tolist() == train
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrec.data.splits import Reduction
+from lrec.data.reduction import Reduction, training_part
 from lrec.data.user_split import UserSplit
 from lrec.errors import UserError
 
@@ -26,7 +26,7 @@ def test_parts_are_disjoint_whole_users(make_store) -> None:
         expected = [(user, place) for user in sorted(set(part.users_T.tolist())) for place in range(1, lengths[user])]
         assert list(zip(part.users_T.tolist(), part.positions_T.tolist(), strict=True)) == expected
     assert split.train_U[sorted(train)].tolist() == [lengths[user] for user in sorted(train)]
-    half = split.training_part(Reduction(users=0.5))
+    half = training_part(split, Reduction(users=0.5))
     assert set(half.lengths_U.nonzero()[0].tolist()) < train
 
 

@@ -17,7 +17,8 @@ import lrec as package
 from lrec import checkpoints
 from lrec.class_paths import TEXT
 from lrec.data.datasets import AmazonDataModule, InteractionsDataModule, MovieLensDataModule, SyntheticDataModule
-from lrec.data.splits import LastItems, Reduction
+from lrec.data.reduction import Reduction
+from lrec.data.splits import LastItems
 from lrec.data.temporal import GlobalTemporal
 from lrec.errors import UserError
 from lrec.module import SequentialRecommender

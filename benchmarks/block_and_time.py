@@ -1,0 +1,174 @@
+"""What HSTU's block, a bias by position, the gaps between past events and the next event's time bring on MovieLens-1M.
+
+    python benchmarks/block_and_time.py --data ml-1m_ratings.dat.xz [--seeds 1 2 3] [--jobs 2] [--repository]
+
+The modern block and HSTU's, both 98k, histories of 200, each with nothing, with a bias by position, with the past gaps
+beside it, and with the gaps up to the next event, whose time must then be known. All are trained alike: the options are
+the recipes' (configs/recipes). Leave-one-out, all items ranked, seen ones left out; the checkpoint is that of the
+best validation NDCG@10. With --repository also the protocol of the HSTU repository: all items but a user's last one
+train, and of the seen items only those among the last 200 are left out. Figures are means over the seeds; intervals
+hold 95 %, over users, paired. What a run comes to is kept in benchmarks/block_and_time and not trained again; then
+benchmarks/block_and_time.md is written.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from replicate import Outcome, measured, metrics_of, outcomes_of, train
+
+from lrec.files import write_text
+from lrec.tasks.estimates import UserResamples, estimate
+from lrec.tasks.ladder import Data
+
+HERE = Path(__file__).parent
+OUTCOMES = HERE / "block_and_time"
+BLOCKS = {"modern": "ml-1m-modern", "hstu": "ml-1m-hstu"}
+INPUTS = {
+    "nothing": {"position_bias": "false", "time": "none"},
+    "position": {"position_bias": "true", "time": "none"},
+    "past": {"position_bias": "true", "time": "past"},
+    "request": {"position_bias": "true", "time": "request"},
+}
+TITLES = {
+    "nothing": "nothing",
+    "position": "bias by position",
+    "past": "that and past gaps",
+    "request": "that and the next event's time",
+}
+PUBLISHED = {  # HR@10 and NDCG@10; all but the first know the next event's time
+    "leave-one-out": {
+        "RecTools' SASRec": (0.2877, 0.1622),
+        "RecTools' HSTU": (0.3227, 0.1879),
+        "RecTools' HSTU, 8 blocks": (0.3642, 0.2164),
+    },
+    "repository": {
+        "SASRec, without the next event's time": (0.2853, 0.1603),
+        "HSTU": (0.3097, 0.1720),
+        "HSTU, 8 blocks": (0.3294, 0.1893),
+    },
+}
+Outcomes = dict[tuple[str, str], list[Outcome]]  # by block and inputs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="The raw file.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--jobs", type=int, default=2, help="Runs trained side by side, each on one core.")
+    parser.add_argument("--runs", type=Path, default=Path("runs/block_and_time"))
+    parser.add_argument("--repository", action="store_true", help="Train by the HSTU repository's protocol too.")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
+    protocols = ["leave-one-out", *(["repository"] if options.repository else [])]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for protocol in protocols:
+            names = [f"{protocol}-{block}-{inputs}" for inputs in INPUTS for block in BLOCKS]
+            runs = [(name, seed) for seed in options.seeds for name in names]
+            list(pool.map(lambda run: keep(run[0], run[1], options.data, options.runs), runs))
+    found = {protocol: kept(protocol) for protocol in PUBLISHED}
+    write_text(HERE / "block_and_time.md", page({name: outcomes for name, outcomes in found.items() if outcomes}))
+
+
+def keep(name: str, seed: int, data: Path, runs: Path) -> None:
+    """Train and measure, unless that was done."""
+    outcome = OUTCOMES / f"{name}-seed{seed}.json"
+    if outcome.exists():
+        return
+    protocol, block, inputs = name.rsplit("-", 2)
+    options = {"config": f"configs/recipes/{BLOCKS[block]}.yaml", "data.path": str(data)}
+    options |= {f"model.architecture.{option}": value for option, value in INPUTS[inputs].items()}
+    if protocol == "repository":
+        options |= {"data.split": "all_but_last.AllButLast"}
+    folder = runs / f"{name}-seed{seed}"
+    train(folder, options, seed)
+    write_text(outcome, json.dumps(measured(folder, Data(trust=True), window=protocol == "repository")) + "\n")
+
+
+def kept(protocol: str) -> Outcomes:
+    """What is kept of a protocol's runs."""
+    found = {
+        (block, inputs): outcomes_of(f"{protocol}-{block}-{inputs}", OUTCOMES) for block in BLOCKS for inputs in INPUTS
+    }
+    return {cell: outcomes for cell, outcomes in found.items() if outcomes}
+
+
+def page(protocols: dict[str, Outcomes]) -> str:
+    """benchmarks/block_and_time.md."""
+    lines = [
+        "# What block, position and time bring on MovieLens-1M",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, one core a run, torch {torch.__version__}, "
+        f"Python {platform.python_version()}.",
+        "",
+        "    python benchmarks/block_and_time.py --data ml-1m_ratings.dat.xz --repository",
+        "",
+        (__doc__ or "").split("\n\n", 2)[2].strip(),
+        "",
+    ]
+    for protocol, outcomes in protocols.items():
+        # A target in no training history is a miss.
+        ranks = {
+            cell: np.stack([np.where(np.isnan(run.ranks_U), np.inf, run.ranks_U) for run in runs])
+            for cell, runs in outcomes.items()
+        }
+        lines += [f"## {protocol.capitalize()}", "", *figures(outcomes, ranks, PUBLISHED[protocol])]
+        lines += ["", "What each brings to the one before it:", "", *differences(ranks), ""]
+    return "\n".join(lines)
+
+
+def figures(outcomes: Outcomes, ranks: dict[tuple[str, str], np.ndarray], published: dict) -> list[str]:
+    """A row per block and inputs."""
+    lines = [
+        "| block | reads | seeds | validation NDCG@10 | HR@10 | NDCG@10 | NDCG@10 of each seed | minutes a seed |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for (block, inputs), runs in outcomes.items():
+        hits_SU, gains_SU = metrics_of(ranks[block, inputs])
+        cells = [
+            block,
+            TITLES[inputs],
+            ", ".join(str(run.seed) for run in runs),
+            f"{np.mean([run.validation for run in runs]):.4f}",
+            f"{hits_SU.mean():.4f}",
+            f"{gains_SU.mean():.4f}",
+            ", ".join(f"{value:.4f}" for value in gains_SU.mean(1)),
+            f"{np.mean([run.minutes for run in runs]):.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    for baseline, (hr, ndcg) in next(iter(outcomes.values()))[0].baselines.items():
+        lines.append(f"| {baseline} | | | | {hr:.4f} | {ndcg:.4f} | | |")
+    for label, (hr, ndcg) in published.items():
+        lines.append(f"| published: {label} | | | | {hr:.4f} | {ndcg:.4f} | | |")
+    return lines
+
+
+def differences(ranks: dict[tuple[str, str], np.ndarray]) -> list[str]:
+    """Of each block what each input adds to the one before, and of the two blocks what the second adds to the first."""
+    pairs = [
+        (f"{TITLES[inputs]}, {block}", (block, before), (block, inputs))
+        for block in BLOCKS
+        for before, inputs in (("nothing", "position"), ("position", "past"), ("past", "request"))
+    ]
+    pairs += [(f"hstu for modern, {TITLES[inputs]}", ("modern", inputs), ("hstu", inputs)) for inputs in INPUTS]
+    lines = ["| | HR@10 | NDCG@10 |", "|---|---:|---:|"]
+    users_U = np.arange(next(iter(ranks.values())).shape[1])
+    resamples = UserResamples(users_U, seed=0)
+    for title, before, after in pairs:
+        if before in ranks and after in ranks:
+            changes = [
+                estimate(resamples.mean(new.mean(0) - old.mean(0), users_U)).signed()
+                for new, old in zip(metrics_of(ranks[after]), metrics_of(ranks[before]), strict=True)
+            ]
+            lines.append(f"| {title} | {' | '.join(changes)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
