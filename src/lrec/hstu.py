@@ -14,6 +14,7 @@ from lrec.reading import CAUSAL, Reading, at
 from lrec.shape import TransformerConfig
 
 NORM_EPS = 1e-6
+NEVER = -1e9  # a logit
 
 
 class HSTU(Attention):
@@ -76,13 +77,17 @@ class HSTU(Attention):
         scores_BHLC = query_BLHK.transpose(1, 2) @ key_BCHK.permute(0, 2, 3, 1)
         if self.config.attention_scale != 1:
             scores_BHLC = scores_BHLC * self.config.attention_scale
-        bias_B1LC = self.logit_bias(query_BLHK.shape[1], reading)
-        if bias_B1LC is not None:
-            scores_BHLC = scores_BHLC + bias_B1LC.to(scores_BHLC.dtype)
-        # What is not allowed is left out after SiLU: before it, minus infinity would give no number.
-        share_B1LC = self.allowed(query_BLHK, reading).to(scores_BHLC.dtype) / self.config.max_len
-        read_BHLK = (F.silu(scores_BHLC) * share_B1LC) @ value_BCHK.transpose(1, 2)
+        scores_BHLC += self._bias(query_BLHK, reading, scores_BHLC.dtype)
+        read_BHLK = F.silu(scores_BHLC) @ (value_BCHK / self.config.max_len).transpose(1, 2)
         read_BLI = read_BHLK.transpose(1, 2).flatten(-2)
         precise = torch.promote_types(read_BLI.dtype, torch.float32)
         normed_BLI = F.layer_norm(read_BLI.to(precise), read_BLI.shape[-1:], eps=NORM_EPS).to(read_BLI.dtype)
         return self.out(self.dropout(gate_BLHK.flatten(-2) * normed_BLI))
+
+    def _bias(self, query_BLHK: Tensor, reading: Reading, dtype: torch.dtype) -> Tensor:
+        """What is added to the logits, (B or 1, 1, L, C); where a position must not read, SiLU makes 0 of it."""
+        never = max(NEVER, torch.finfo(dtype).min / 2)  # minus infinity would give no number
+        bias_B1LC = self.logit_bias(query_BLHK.shape[1], reading)
+        if bias_B1LC is None:
+            bias_B1LC = torch.zeros((), dtype=dtype, device=query_BLHK.device)
+        return bias_B1LC.to(dtype).where(self.allowed(query_BLHK, reading), never)
