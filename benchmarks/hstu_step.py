@@ -40,15 +40,18 @@ class Steps:
         gaps_BT = 10 ** (torch.rand(rows, config.max_len + 1) * 6)
         self.times_BT = None if config.architecture.time == "none" else gaps_BT.long().cumsum(1)
 
-    def seconds(self, steps: int) -> float:
-        """User CPU time of a step."""
+    def seconds(self, steps: int, mixed: bool) -> float:
+        """User CPU time of a step; mixed as Lightning's bf16-mixed is."""
         started = time.process_time()
         for _ in range(steps):
-            loss = self.net(
-                self.items_BL,
-                lambda hidden_BLD, table_VD: full_softmax(hidden_BLD.flatten(0, 1), table_VD, self.targets_M.flatten()),
-                times_BT=self.times_BT,
-            )
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                loss = self.net(
+                    self.items_BL,
+                    lambda hidden_BLD, table_VD: full_softmax(
+                        hidden_BLD.flatten(0, 1), table_VD, self.targets_M.flatten()
+                    ),
+                    times_BT=self.times_BT,
+                )
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of a round")
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'size':<6}{'length':>7}  {'architecture':<16}{'N_body':>10}{'ms a step':>11}{'of plain':>10}")
@@ -77,7 +81,7 @@ def main() -> None:
             spent: dict[str, list[float]] = {name: [] for name in trained}
             for each in range(options.rounds + 1):
                 for name, steps in trained.items():
-                    seconds = steps.seconds(options.steps)
+                    seconds = steps.seconds(options.steps, options.precision == "bf16-mixed")
                     if each:  # the first round warms up
                         spent[name].append(seconds)
             medians = {name: statistics.median(values) for name, values in spent.items()}

@@ -202,17 +202,20 @@ class SoftmaxAttention(Attention):
     def _read(self, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, reading: Reading) -> Tensor:
         # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
         states = (query_BLHK.transpose(1, 2), key_BCHK.transpose(1, 2), value_BCHK.transpose(1, 2))
-        drops, scale = self.dropout.drops and self.training, self.config.attention_scale
-        mask_B1LC, bias_B1LC = reading.allowed_B1LC, self.logit_bias(query_BLHK.shape[1], reading)
-        if drops and query_BLHK.device.type == "cpu":
+        drops, on_cpu = self.dropout.drops and self.training, query_BLHK.device.type == "cpu"
+        scale, mask_B1LC = self.config.attention_scale, reading.allowed_B1LC
+        bias_B1LC = self.logit_bias(query_BLHK.shape[1], reading)
+        if drops and on_cpu:
             read_BHLK = _read_dropping(*states, mask_B1LC, bias_B1LC, self.dropout, scale)
         else:
             if bias_B1LC is not None:
-                refused_B1LC = ~self.allowed(query_BLHK, reading)
-                mask_B1LC = bias_B1LC.to(query_BLHK.dtype).masked_fill(refused_B1LC, -math.inf)
+                dtype = _on_cpu(query_BLHK.dtype) if on_cpu else query_BLHK.dtype
+                mask_B1LC = bias_B1LC.to(dtype).masked_fill(~self.allowed(query_BLHK, reading), -math.inf)
             options: dict[str, Any] = {"attn_mask": mask_B1LC, "is_causal": mask_B1LC is None, "scale": scale}
             if drops:
                 read_BHLK = fused_dropping(*states, self.dropout, **options)
+            elif on_cpu:
+                read_BHLK = _read_on_cpu(*states, **options)
             else:
                 read_BHLK = F.scaled_dot_product_attention(*states, **options)
         return self.out(read_BHLK.transpose(1, 2).flatten(-2))
@@ -225,6 +228,22 @@ def fused_dropping(
     return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, dropout_p=dropout.rate, **options)
 
 
+def _on_cpu(dtype: torch.dtype) -> torch.dtype:
+    """In what attention is computed on a CPU; its kernel for bfloat16 takes up to three times as long as for float32,
+    and rounds the weights."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _read_on_cpu(query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, **options: Any) -> Tensor:
+    """scaled_dot_product_attention without rounded weights."""
+    dtype = _on_cpu(query_BHLK.dtype)
+    if dtype == query_BHLK.dtype:
+        return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, **options)
+    states = (query_BHLK.to(dtype), key_BHCK.to(dtype), value_BHCK.to(dtype))
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(*states, **options).to(query_BHLK.dtype)
+
+
 def _read_dropping(
     query_BHLK: Tensor,
     key_BHCK: Tensor,
@@ -235,8 +254,8 @@ def _read_dropping(
     scale: float,
 ) -> Tensor:
     """What scaled_dot_product_attention gives with dropout of the weights; on CPUs it has no kernel for that, and takes
-    a third more time. Weights are in float32, as there."""
-    dtype = torch.promote_types(query_BHLK.dtype, torch.float32)
+    a third more time."""
+    dtype = _on_cpu(query_BHLK.dtype)
     with torch.autocast("cpu", enabled=False):
         scores_BHLC = (query_BHLK.to(dtype) * scale) @ key_BHCK.to(dtype).transpose(-1, -2)
         if bias_B1LC is not None:

@@ -1,14 +1,16 @@
-"""The network against a GPT-2 block written out by hand, head by head and position by position."""
+"""The network against a GPT-2 block written out by hand, and its attention in bfloat16 against float64."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from lrec.blocks import Block
+from lrec.blocks import Block, SoftmaxAttention
 from lrec.net import Transformer
-from lrec.shape import TransformerConfig
+from lrec.reading import Reading
+from lrec.shape import TIME_BUCKETS, Architecture, TransformerConfig
 
 
 def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
@@ -58,3 +60,26 @@ def test_forward_equals_gpt2_written_out(layers: int, width: int, heads: int) ->
             x_LD = gpt2_block(x_LD, block, heads)
         expected = layer_norm(x_LD, net.norm) @ net.items.weight.T
         torch.testing.assert_close(logits_BLV[row], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("architecture", [Architecture(), Architecture(position_bias=True, time="past")])
+@pytest.mark.parametrize("length", [9, 70])
+def test_attention_weights_are_not_rounded_to_bfloat16(architecture: Architecture, length: int) -> None:
+    """Where queries, keys and values have no more digits than bfloat16, only what is read is rounded, once."""
+    torch.manual_seed(0)
+    config = TransformerConfig(11, length, 1, 64, 2, architecture=architecture)
+    exact = SoftmaxAttention(config, 0).double()
+    one = torch.eye(64)
+    exact.qkv.weight.data = torch.cat([one, one[torch.randperm(64)], one[torch.randperm(64)]]).double()
+    exact.out.weight.data = one.double()
+    for linear in (exact.qkv, exact.out):
+        torch.nn.init.zeros_(linear.bias)
+    for table in [] if exact.bias is None else exact.bias.parameters():
+        torch.nn.init.normal_(table)
+    mixed = copy.deepcopy(exact).float()
+    hidden_BLD = (2 * torch.randn(4, length, 64)).bfloat16()
+    reading = Reading(gaps_BLC=torch.randint(TIME_BUCKETS, (4, length, length)))
+    with torch.autocast("cpu", torch.bfloat16):
+        read_BLD = mixed(hidden_BLD, reading)
+    assert read_BLD.dtype == torch.bfloat16
+    torch.testing.assert_close(read_BLD.double(), exact(hidden_BLD.double(), reading), rtol=2**-8, atol=1e-5)
