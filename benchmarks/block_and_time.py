@@ -126,8 +126,8 @@ def page(protocols: dict[str, Outcomes]) -> str:
 def figures(outcomes: Outcomes, ranks: dict[tuple[str, str], np.ndarray], published: dict) -> list[str]:
     """A row per block and inputs."""
     lines = [
-        "| block | reads | seeds | validation NDCG@10 | HR@10 | NDCG@10 | NDCG@10 of each seed | minutes a seed |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
+        "| block | reads | seeds | validation NDCG@10 | HR@10 | NDCG@10 | NDCG@10 of each seed | minutes a seed | commit |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for (block, inputs), runs in outcomes.items():
         hits_SU, gains_SU = metrics_of(ranks[block, inputs])
@@ -140,12 +140,13 @@ def figures(outcomes: Outcomes, ranks: dict[tuple[str, str], np.ndarray], publis
             f"{gains_SU.mean():.4f}",
             ", ".join(f"{value:.4f}" for value in gains_SU.mean(1)),
             f"{np.mean([run.minutes for run in runs]):.0f}",
+            ", ".join(sorted({run.commit for run in runs})),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for baseline, (hr, ndcg) in next(iter(outcomes.values()))[0].baselines.items():
-        lines.append(f"| {baseline} | | | | {hr:.4f} | {ndcg:.4f} | | |")
+        lines.append(f"| {baseline} | | | | {hr:.4f} | {ndcg:.4f} | | | |")
     for label, (hr, ndcg) in published.items():
-        lines.append(f"| published: {label} | | | | {hr:.4f} | {ndcg:.4f} | | |")
+        lines.append(f"| published: {label} | | | | {hr:.4f} | {ndcg:.4f} | | | |")
     return lines
 
 
