@@ -126,7 +126,8 @@ def page(protocols: dict[str, Outcomes]) -> str:
 def figures(outcomes: Outcomes, ranks: dict[tuple[str, str], np.ndarray], published: dict) -> list[str]:
     """A row per block and inputs."""
     lines = [
-        "| block | reads | seeds | validation NDCG@10 | HR@10 | NDCG@10 | NDCG@10 of each seed | minutes a seed | commit |",
+        "| block | reads | seeds | validation NDCG@10 | HR@10 | NDCG@10 | NDCG@10 of each seed | minutes a seed "
+        "| commit |",
         "|---|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for (block, inputs), runs in outcomes.items():
