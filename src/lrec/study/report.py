@@ -210,16 +210,7 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
     means = {n: sum(values) / len(values) for n, values in sorted(losses.items())}
     if not means:
         return left_out
-    order = list(means)
-    rises = [f"{sizes[small]} to {sizes[large]}" for small, large in pairwise(order) if means[large] >= means[small]]
-    best = min(means, key=lambda n: means[n])
-    findings = [
-        f"- The mean test loss rises with size from {', '.join(rises)}: not monotone."
-        if rises
-        else "- The mean test loss falls with every step in size.",
-        f"- Best size: {sizes[best]}, mean test loss {means[best]:.4f}.",
-        *left_out,
-    ]
+    findings = [*_of_sizes(means, sizes), *left_out]
     if (floor := _floor(points)) is not None:
         below = [run.name for run in runs if (points[run.name].test_loss or floor) < floor]
         verdict = f"below it: {', '.join(below)}" if below else "every run lies above it"
@@ -227,3 +218,17 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
             f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {verdict}."
         )
     return findings
+
+
+def _of_sizes(means: dict[int, float], names: dict[int, str]) -> list[str]:
+    """Whether larger is better, of mean losses by N_body, ascending; nothing of one size alone."""
+    if len(means) < 2:
+        return []
+    rises = [f"{names[small]} to {names[large]}" for small, large in pairwise(means) if means[large] >= means[small]]
+    best = min(means, key=lambda n: means[n])
+    return [
+        f"- The mean test loss rises with size from {', '.join(rises)}: not monotone."
+        if rises
+        else "- The mean test loss falls with every step in size.",
+        f"- Best size: {names[best]}, mean test loss {means[best]:.4f}.",
+    ]

@@ -85,6 +85,13 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
 
 
+def test_nothing_is_said_of_size_where_there_is_one(tmp_path: Path) -> None:
+    report = write_report(tmp_path, "one", [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
+    assert "every run lies above it" in report
+    assert "step in size" not in report
+    assert "Best size" not in report
+
+
 def test_a_ladder_without_a_law_does_not_take_the_others_reports_away(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
     runs += [make_run(tmp_path, size, 0.5, status="diverged") for size in LADDER[:-1]]
