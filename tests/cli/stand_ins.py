@@ -65,7 +65,19 @@ def write_stand_ins(folder: Path) -> None:
     lines = log.group_by("user", maintain_order=True).agg(pl.col("item").cast(str)).rows()
     beauty = "".join(f"{user} {' '.join(items)}\n" for user, items in lines)
     (folder / "s3rec_Beauty.txt.gz").write_bytes(gzip.compress(beauty.encode()))
+    clicks = {"user": "user_id", "item": "click_article_id", "time": "click_timestamp"}
+    log.with_columns(pl.col("time") * 1000).rename(clicks).write_parquet(folder / "globo_clicks.parquet")
+    log.write_parquet(folder / "mtg_decks.parquet")
     (folder / "go_games.txt.zst").write_bytes(zstandard.compress(beauty.encode()))
+    _committed_points(folder)
+
+
+def _committed_points(folder: Path) -> None:
+    """Those of the studies of the results, where a checkout has them."""
+    for points in (EXAMPLES.parent / "benchmarks").glob("*/all_points.jsonl"):
+        copy = folder / points.relative_to(EXAMPLES.parent)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(points, copy)
 
 
 def write_points(folder: Path) -> None:

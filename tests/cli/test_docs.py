@@ -32,7 +32,7 @@ SHORT = {
     r"lrec scaling study ": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
     r"study/(quickstart|tasks-synthetic)\.yaml": ["--options.data.n_users=300"],
     r"study/go\.yaml": [f"--options.data.split.init_args.{part}=0.2" for part in ("validation", "test")],
-    r"study/ablation\.yaml": ["--options.model.optimizer.switch.at=2"],
+    r"study/(ablation|strategies)\.yaml": ["--options.model.optimizer.switch.at=2"],
 }
 
 Parse = Callable[[list[str]], None]
