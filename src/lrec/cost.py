@@ -224,7 +224,7 @@ def memory(
             which the residual stream is bfloat16 too.
         shards: Ranks that share the blocks' parameters, gradients and moments; 1 where each holds all (one rank, DDP).
         checkpointing: Whether blocks keep only their inputs.
-        device: Decides how many logits full softmax holds at once.
+        device: Decides how many logits full softmax holds at once, and in what precision attention is computed.
         ranks: All ranks of a step, which share the item table where shards is not 1; `shards` by default.
     """
     assert positions >= 1
@@ -247,7 +247,7 @@ def memory(
         everyone = 0
     if vectors:
         copies += table  # made of them
-    in_block = positions * _block_activations(config, stream, product)
+    in_block = positions * _block_activations(config, stream, product, device)
     hidden = positions * config.width * stream
     activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
     in_head = 3 * hidden + everyone + _head(config, rows, ranks * positions, product, device)
@@ -265,7 +265,7 @@ def chunk_rows(n_items: int, width: int, device_type: str) -> int:
     return rows if rows * n_items <= 4 * CPU_CACHE_ELEMENTS else min(at_most, CPU_ROWS)
 
 
-def _block_activations(config: TransformerConfig, stream: int, product: int) -> int:
+def _block_activations(config: TransformerConfig, stream: int, product: int, device: str) -> int:
     """Bytes a position leaves in a block for its backward pass."""
     choice, d = config.architecture, config.width
     branches = 1 if choice.mlp == "none" else 2
@@ -274,11 +274,14 @@ def _block_activations(config: TransformerConfig, stream: int, product: int) -> 
         kept += branches * d * (4 if stream == 4 else 6)  # normalised, in float32
     if config.dropout.residual.first or config.dropout.residual.last:
         kept += branches * product * d
-    kept += _hstu_activations(config, product) if choice.attention == "hstu" else _softmax_activations(config, product)
+    if choice.attention == "hstu":
+        kept += _hstu_activations(config, product)
+    else:
+        kept += _softmax_activations(config, product, device)
     return kept + product * {"gelu": 2, "swiglu": 4, "none": 0}.get(choice.mlp, 2) * config.inner_width
 
 
-def _softmax_activations(config: TransformerConfig, product: int) -> int:
+def _softmax_activations(config: TransformerConfig, product: int, device: str) -> int:
     choice, d = config.architecture, config.width
     kept = product * 4 * d + 4 * config.heads  # queries, keys, values; what is read; statistics
     if choice.qk_norm or choice.positions == "rotary":
@@ -289,6 +292,8 @@ def _softmax_activations(config: TransformerConfig, product: int) -> int:
     if has_dropout or choice.biased:
         kept += (12 if has_dropout else 8) * config.heads * config.max_len  # the weights, in float32
         kept += 3 * (4 - product) * d
+    elif device == "cpu" and product < 4:
+        kept += 3 * (4 - product) * d + 4 * d  # queries, keys, values and what is read, in float32
     return kept
 
 
