@@ -131,10 +131,14 @@ def train(folder: Path, options: dict[str, str], seed: int) -> None:
     """`lrec fit` into the folder, unless it is trained; a run that was interrupted goes on."""
     if Run(folder).result is not None:
         return
-    options |= {"data.seed": str(seed), "seed_everything": str(seed), "trainer.default_root_dir": str(folder)}
-    options |= {"trainer.enable_progress_bar": "false"}
+    options = options | {
+        "data.seed": str(seed),
+        "seed_everything": str(seed),
+        "trainer.default_root_dir": str(folder),
+        "trainer.enable_progress_bar": "false",
+    }
     if (folder / "checkpoints" / "last.ckpt").exists():
-        options |= {"ckpt_path": "last"}
+        options["ckpt_path"] = "last"
     command = [sys.executable, "-m", "lrec", "fit", *(f"--{name}={value}" for name, value in options.items())]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:

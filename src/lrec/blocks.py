@@ -209,7 +209,7 @@ class SoftmaxAttention(Attention):
             read_BHLK = _read_dropping(*states, mask_B1LC, bias_B1LC, self.dropout, scale)
         else:
             if bias_B1LC is not None:
-                dtype = _on_cpu(query_BLHK.dtype) if on_cpu else query_BLHK.dtype
+                dtype = _dtype_on_cpu(query_BLHK.dtype) if on_cpu else query_BLHK.dtype
                 mask_B1LC = bias_B1LC.to(dtype).masked_fill(~self.allowed(query_BLHK, reading), -math.inf)
             options: dict[str, Any] = {"attn_mask": mask_B1LC, "is_causal": mask_B1LC is None, "scale": scale}
             if drops:
@@ -228,7 +228,7 @@ def fused_dropping(
     return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, dropout_p=dropout.rate, **options)
 
 
-def _on_cpu(dtype: torch.dtype) -> torch.dtype:
+def _dtype_on_cpu(dtype: torch.dtype) -> torch.dtype:
     """In what attention is computed on a CPU; its kernel for bfloat16 takes up to three times as long as for float32,
     and rounds the weights."""
     return torch.promote_types(dtype, torch.float32)
@@ -236,7 +236,7 @@ def _on_cpu(dtype: torch.dtype) -> torch.dtype:
 
 def _read_on_cpu(query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, **options: Any) -> Tensor:
     """scaled_dot_product_attention without rounded weights."""
-    dtype = _on_cpu(query_BHLK.dtype)
+    dtype = _dtype_on_cpu(query_BHLK.dtype)
     if dtype == query_BHLK.dtype:
         return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, **options)
     states = (query_BHLK.to(dtype), key_BHCK.to(dtype), value_BHCK.to(dtype))
@@ -255,7 +255,7 @@ def _read_dropping(
 ) -> Tensor:
     """What scaled_dot_product_attention gives with dropout of the weights; on CPUs it has no kernel for that, and takes
     a third more time."""
-    dtype = _on_cpu(query_BHLK.dtype)
+    dtype = _dtype_on_cpu(query_BHLK.dtype)
     with torch.autocast("cpu", enabled=False):
         scores_BHLC = (query_BHLK.to(dtype) * scale) @ key_BHCK.to(dtype).transpose(-1, -2)
         if bias_B1LC is not None:
