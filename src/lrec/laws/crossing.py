@@ -1,4 +1,5 @@
-"""Two fitted curves side by side: by how much their exponents differ, and where they cross, with intervals.
+"""Two fitted curves side by side: by how much their exponents differ, where they cross, and what the same loss costs on
+the second, with intervals.
 
 Intervals are the 5th and 95th percentile over pairs of refits (`bootstrap`), one of each curve.
 
@@ -15,6 +16,7 @@ from lrec.laws.law import Array
 from lrec.laws.profile import LEVEL
 
 REACH = 10.0  # how far beyond the largest fitted size a crossing is looked for
+FURTHEST = 100.0  # how many times as much, or as little, the second curve may need for a loss of the first
 PLACES = 400
 
 
@@ -31,6 +33,11 @@ class Contrast:
         crossing_high: High end; inf where it lies beyond ten times the largest.
         lower_before: Whether the first curve is the lower one before the crossing, or everywhere.
         share: Share of the refits in which the curves cross.
+        reached: The largest size that both have.
+        times: How many times this size the second curve needs for the loss of the first at it; inf where a hundred
+            times are too few, 0 where a hundredth is enough.
+        times_low: Low end of its interval.
+        times_high: High end.
     """
 
     exponent: float
@@ -41,6 +48,10 @@ class Contrast:
     crossing_high: float | None
     lower_before: bool
     share: float
+    reached: float
+    times: float
+    times_low: float
+    times_high: float
 
     @property
     def told_apart(self) -> bool:
@@ -56,18 +67,20 @@ def contrast(one: Fit, two: Fit) -> Contrast:
     """
     assert one.law.name == two.law.name
     exponent = one.law.n_coefficients  # the first shape parameter
-    refits = bootstrap(one, seed=0), bootstrap(two, seed=1)
-    differences_B = np.exp(refits[0].theta_BT[:, exponent]) - np.exp(refits[1].theta_BT[:, exponent])
+    one_BT, two_BT = bootstrap(one, seed=0).theta_BT, bootstrap(two, seed=1).theta_BT
+    differences_B = np.exp(one_BT[:, exponent]) - np.exp(two_BT[:, exponent])
     ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     exponent_low, exponent_high = np.quantile(differences_B, ends)
     x_P = np.geomspace(min(one.x_N.min(), two.x_N.min()), REACH * max(one.x_N.max(), two.x_N.max()), PLACES)
-    gap_P = np.log(one.curve(x_P)) - np.log(two.curve(x_P))
-    gap_BP = np.subtract(*(each.fit.law.log_loss(each.theta_BT, np.log(x_P[:, None] / each.fit.unit_V))[0]
-                           for each in refits))  # fmt: skip
-    before = np.sign(gap_P[0])
-    (at,), at_B = _crossings(gap_P[None], x_P, before), _crossings(gap_BP, x_P, before)
+    best, refits = (one.theta_T[None], two.theta_T[None]), (one_BT, two_BT)
+    gap_1P, gap_BP = (_log_losses(one, a_BT, x_P) - _log_losses(two, b_BT, x_P) for a_BT, b_BT in (best, refits))
+    before = np.sign(gap_1P[0, 0])
+    (at,), at_B = (_crossings(gap, x_P, before) for gap in (gap_1P, gap_BP))
     crosses = bool(0 < at < np.inf)
     low, high = np.quantile(at_B, ends, method="nearest") if crosses else (None, None)
+    reached = float(min(one.x_N.max(), two.x_N.max()))
+    (times,), times_B = (_times(one, a_BT, two, b_BT, reached) for a_BT, b_BT in (best, refits))
+    times_low, times_high = np.quantile(times_B, ends, method="nearest")
     return Contrast(
         exponent=float(np.exp(one.theta_T[exponent]) - np.exp(two.theta_T[exponent])),
         exponent_low=float(exponent_low),
@@ -77,7 +90,24 @@ def contrast(one: Fit, two: Fit) -> Contrast:
         crossing_high=None if high is None else float(high),
         lower_before=bool(before < 0),
         share=float(((at_B > 0) & (at_B < np.inf)).mean()),
+        reached=reached,
+        times=float(times),
+        times_low=float(times_low),
+        times_high=float(times_high),
     )
+
+
+def _log_losses(fit: Fit, theta_BT: Array, x_P: Array) -> Array:
+    """Logarithm of the loss of each curve at each size, (B, P)."""
+    log_loss_BP, _ = fit.law.log_loss(theta_BT, np.log(x_P[:, None] / fit.unit_V))
+    return log_loss_BP
+
+
+def _times(one: Fit, one_BT: Array, two: Fit, two_BT: Array, reached: float) -> Array:
+    """How many times a size the second curve of each pair needs for the loss of the first at it."""
+    level_B1 = _log_losses(one, one_BT, np.array([reached]))
+    times_P = np.geomspace(1 / FURTHEST, FURTHEST, 2 * PLACES + 1)
+    return _crossings(_log_losses(two, two_BT, reached * times_P) - level_B1, times_P, before=1.0)
 
 
 def _crossings(gap_BP: Array, x_P: Array, before: float) -> Array:

@@ -1,6 +1,7 @@
 """`lrec scaling compare`: the ladders of several studies, recipes, architectures or data sets in one figure."""
 
 import json
+import math
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal
 from lrec.errors import UserError
 from lrec.figures import save_figure
 from lrec.files import check_folder, write_json
-from lrec.laws.crossing import Contrast, contrast
+from lrec.laws.crossing import FURTHEST, Contrast, contrast
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named
 from lrec.laws.law import end_text, parameter_text
@@ -27,7 +28,7 @@ def compare(
     y: Literal["test_loss", "trajectory_loss"] = "test_loss",
     out: Path = Path("compare"),
 ) -> None:
-    """Draw the points and laws of several studies into one figure, and say where their curves cross.
+    """Draw the points and laws of several studies into one figure; say where they cross and what the same loss costs.
 
     Architectures are compared at equal compute with `--x flops`: at equal N_body one may cost more than another.
 
@@ -97,16 +98,27 @@ def _contrasts(fits: dict[str, Fit]) -> dict[tuple[str, str], Contrast | str]:
 
 
 def _in_words(found: Contrast, exponent: str, x: str) -> str:
-    """The verdict on a pair, in a sentence or two."""
+    """The verdict on a pair, in a few sentences."""
     difference = f"{found.exponent:+.3g} [{found.exponent_low:.3g}, {found.exponent_high:.3g}]"
     apart = "told apart" if found.told_apart else "not told apart"
     exponents = f"{exponent} differs by {difference}, {apart}"
     first = "lower" if found.lower_before else "higher"
-    if found.crossing is None:
-        return f"{exponents}. The first is {first} at every size; {found.share:.0%} of the refits cross"
-    low = "below the sizes" if not found.crossing_low else f"{found.crossing_low:.3g}"
-    high = "beyond ten times the largest" if found.crossing_high == float("inf") else f"{found.crossing_high:.3g}"
-    return f"{exponents}. The first is {first} up to {x} {found.crossing:.3g} [{low}, {high}], and not from there on"
+    where = f"at every size; {found.share:.0%} of the refits cross"
+    if found.crossing is not None:
+        low = "below the sizes" if not found.crossing_low else f"{found.crossing_low:.3g}"
+        high = "beyond ten times the largest" if found.crossing_high == math.inf else f"{found.crossing_high:.3g}"
+        where = f"up to {x} {found.crossing:.3g} [{low}, {high}], and not from there on"
+    times, *ends = map(_times_text, (found.times, found.times_low, found.times_high))
+    cost = f"{times} times the {x} [{', '.join(ends)}]"
+    reached = f"What the first reaches at {x} {found.reached:.3g}, the second reaches with {cost}"
+    return f"{exponents}. The first is {first} {where}. {reached}"
+
+
+def _times_text(times: float) -> str:
+    """How many times as much, as far as that was looked for."""
+    if times == 0:
+        return f"below {1 / FURTHEST:g}"
+    return f"above {FURTHEST:g}" if times == math.inf else f"{times:.2f}"
 
 
 def _ladders(folder: Path) -> dict[str, list[tuple[Run, bool]]]:

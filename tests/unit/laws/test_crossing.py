@@ -49,3 +49,13 @@ def test_curves_that_do_not_cross_have_no_crossing() -> None:
     assert found.lower_before
     assert found.share == 0
     assert not found.told_apart
+    assert found.times == np.inf  # 2.5 is more than the first's loss at the largest size
+
+
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_what_the_second_needs_for_the_loss_of_the_first(factor: float) -> None:
+    found = contrast(ladder(2.0, 1e4, 0.2, 1e-6, 0), ladder(2.0, factor * 1e4, 0.2, 1e-6, 1))
+    assert found.reached == SIZES.max()
+    assert found.times == pytest.approx(factor, rel=0.01)
+    assert found.times_low <= found.times <= found.times_high
+    assert found.times_high < 1.1 * found.times_low

@@ -42,4 +42,7 @@ def test_exponents_and_the_crossing_stand_side_by_side(tmp_path: Path, capsys: p
     said = capsys.readouterr().out
     assert "told apart. The first is lower up to" in said
     assert "not told apart" not in said
+    # 2 + (1e4 / 3e6)^0.2 = 2 + (10^4.5 / N)^0.4 where N = 10^4.5 * (3e6 / 1e4)^0.5 = 5.48e5
+    assert found["times"] == pytest.approx(5.48e5 / 3e6, rel=0.02)
+    assert "What the first reaches at flops 1.8e+13, the second reaches with 0.18 times the flops" in said
     assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
