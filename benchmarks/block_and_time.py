@@ -3,12 +3,12 @@
     python benchmarks/block_and_time.py --data ml-1m_ratings.dat.xz [--seeds 1 2 3] [--jobs 2] [--repository]
 
 The modern block and HSTU's, both 98k, histories of 200, each with nothing, with a bias by position, with the past gaps
-beside it, and with the gaps up to the next event, whose time must then be known. All are trained alike: the options are
-the recipes' (configs/recipes). Leave-one-out, all items ranked, seen ones left out; the checkpoint is that of the
-best validation NDCG@10. With --repository also the protocol of the HSTU repository: all items but a user's last one
-train, and of the seen items only those among the last 200 are left out. Figures are means over the seeds; intervals
-hold 95 %, over users, paired. What a run comes to is kept in benchmarks/block_and_time and not trained again; then
-benchmarks/block_and_time.md is written.
+beside it, and with the gaps up to the next event, whose time must then be known. All are trained alike, by
+configs/recipes/ml-1m-hstu.yaml: 24 epochs in steps of 1,024 targets. Leave-one-out, all items ranked, seen ones left
+out; the checkpoint is that of the best validation NDCG@10. With --repository also the protocol of the HSTU repository:
+all items but a user's last one train, and of the seen items only those among the last 200 are left out. Figures are
+means over the seeds; intervals hold 95 %, over users, paired. What a run comes to is kept in benchmarks/block_and_time
+and not trained again; then benchmarks/block_and_time.md is written.
 """
 
 import argparse
@@ -29,7 +29,11 @@ from lrec.tasks.ladder import Data
 
 HERE = Path(__file__).parent
 OUTCOMES = HERE / "block_and_time"
-BLOCKS = {"modern": "ml-1m-modern", "hstu": "ml-1m-hstu"}
+RECIPE = "configs/recipes/ml-1m-hstu.yaml"
+BLOCKS = {
+    "modern": {"attention": "softmax", "mlp": "swiglu", "norm": "rms", "positions": "rotary", "qk_norm": "true"},
+    "hstu": {"attention": "hstu", "mlp": "none"},
+}
 INPUTS = {
     "nothing": {"position_bias": "false", "time": "none"},
     "position": {"position_bias": "true", "time": "none"},
@@ -82,8 +86,8 @@ def keep(name: str, seed: int, data: Path, runs: Path) -> None:
     if outcome.exists():
         return
     protocol, block, inputs = name.rsplit("-", 2)
-    options = {"config": f"configs/recipes/{BLOCKS[block]}.yaml", "data.path": str(data)}
-    options |= {f"model.architecture.{option}": value for option, value in INPUTS[inputs].items()}
+    options = {"config": RECIPE, "data.path": str(data)}
+    options |= {f"model.architecture.{option}": value for option, value in (BLOCKS[block] | INPUTS[inputs]).items()}
     if protocol == "repository":
         options |= {"data.split": "all_but_last.AllButLast"}
     folder = runs / f"{name}-seed{seed}"
