@@ -94,14 +94,14 @@ class Forecast:
     name = "forecast"
 
     def __init__(self, points: pl.DataFrame, beliefs: Beliefs | None = None) -> None:
-        sizes = points["x"].unique()
+        sizes = np.unique(points["x"].to_numpy())
         if len(sizes) < LEAST_SIZES:
             raise UserError(
                 f"the forecast needs at least {LEAST_SIZES} distinct sizes, but there are {len(sizes)}: "
                 "add sizes or hold out fewer"
             )
-        if float(sizes.max()) / float(sizes.min()) < NARROWEST:  # type: ignore[arg-type]
-            raise UserError(f"the forecast needs sizes that differ; all are within 1% of {float(sizes.min()):.6g}")  # type: ignore[arg-type]
+        if sizes[-1] / sizes[0] < NARROWEST:
+            raise UserError(f"the forecast needs sizes that differ; all are within 1% of {sizes[0]:.6g}")
         self.points, self.beliefs = points, beliefs or Beliefs()
         shares = "u" in points.columns and points["u"].null_count() == 0 and points["u"].n_unique() > 1
         self.columns = ("x", "u") if shares else ("x",)

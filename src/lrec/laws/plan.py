@@ -212,7 +212,8 @@ def _notes(
     for name, value in (("x", loss.x), ("d", loss.d)):
         if value is None or name not in fit.points.columns:
             continue
-        smallest, largest = float(fit.points[name].min()), float(fit.points[name].max())  # type: ignore[arg-type]
+        fitted_N = fit.points[name].to_numpy()
+        smallest, largest = fitted_N.min(), fitted_N.max()
         if value > FAR * largest:
             notes.append(f"{content[name]} is {value / largest:.0f} times the largest that was fitted")
         if value < smallest / FAR:

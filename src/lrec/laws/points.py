@@ -42,7 +42,7 @@ def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
     settings = ["x"] if data is None else ["x", data]
     means = points.group_by(settings).agg(pl.col("y").mean())
     alike = means if data is None else means.filter(pl.col(data) <= (place[data] or 0) * (1 + 1e-9))
-    return float((means if alike.is_empty() else alike)["y"].min())  # type: ignore[arg-type]
+    return float((means if alike.is_empty() else alike)["y"].to_numpy().min())
 
 
 def points_of_most_data(points: pl.DataFrame) -> pl.DataFrame:

@@ -131,7 +131,7 @@ def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.
                 inside=p.low <= loss <= p.high,
             )
         )
-    return Holdout(tuple(points), max(p.x for p in points) / float(predictor.points["x"].max()))  # type: ignore[arg-type]
+    return Holdout(tuple(points), max(p.x for p in points) / float(predictor.points["x"].to_numpy().max()))
 
 
 def settings(columns: Sequence[str], points: pl.DataFrame) -> Array:

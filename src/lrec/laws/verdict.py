@@ -85,8 +85,8 @@ def verdict(
 
 
 def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
-    sizes = predictor.points["x"]
-    decades = np.log10(float(sizes.max()) / float(sizes.min()))  # type: ignore[arg-type]
+    sizes_N = predictor.points["x"].to_numpy()
+    decades = np.log10(sizes_N.max() / sizes_N.min())
     what = "law" if isinstance(predictor, Fit) else predictor.name
     if holdout is None:
         return (
