@@ -7,6 +7,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+import polars as pl
+
 from lrec.errors import UserError
 from lrec.figures import save_figure
 from lrec.files import check_folder, write_json
@@ -15,7 +17,7 @@ from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named
 from lrec.laws.law import end_text, parameter_text
 from lrec.laws.report import finite
-from lrec.run import Run, run_of_study
+from lrec.run import Point, run_of_study
 from lrec.study.figures import studies_figure
 from lrec.study.points import read_points
 from lrec.tables import on_terminal, rows_table
@@ -33,7 +35,8 @@ def compare(
     Architectures are compared at equal compute with `--x flops`: at equal N_body one may cost more than another.
 
     Args:
-        studies: Folders of studies; each fraction and variant of a study is a ladder of its own.
+        studies: Folders of studies, of which each fraction and variant is a ladder of its own; or files of lrec's
+            points, each a ladder.
         law: Law of the size alone to fit to the sizes that each study fitted, by name or class path.
         x: What the law counts: parameters, or the FLOPs of a run.
         y: Loss.
@@ -45,11 +48,9 @@ def compare(
         raise UserError(f"--law: {law!r} is no law of the size alone")
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     for folder in studies:
-        for name, runs in _ladders(folder).items():
-            points = read_points([run.points_file for run, held_out in runs if not held_out], x, y)
-            large = [run.result for run, held_out in runs if held_out]
-            held_out = [(float(getattr(p, x)), float(getattr(p, y))) for p in large if p is not None and not p.diverged]
-            ladders[name] = fit_points(chosen, points), held_out
+        for name, (files, large) in _ladders(folder).items():
+            held_out = [(float(getattr(p, x)), float(getattr(p, y))) for p in large if not p.diverged]
+            ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
     contrasts = _contrasts({name: fitted for name, (fitted, _) in ladders.items()})
     crossings = [each.crossing for each in contrasts.values() if isinstance(each, Contrast) and each.crossing]
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
@@ -121,19 +122,28 @@ def _times_text(times: float) -> str:
     return f"above {FURTHEST:g}" if times == math.inf else f"{times:.2f}"
 
 
-def _ladders(folder: Path) -> dict[str, list[tuple[Run, bool]]]:
-    """The finished runs of a study's ladders and whether each is held out, by the study's folder and the ladder's
-    name."""
-    path = folder / "study.json"
-    if not path.is_file():
-        raise UserError(f"--studies {folder}: no study there (no study.json)")
-    study = json.loads(path.read_text(encoding="utf-8"))
-    ladders: dict[str, list[tuple[Run, bool]]] = {}
-    for run in study["grid"]["runs"]:
-        trained = run_of_study(folder, run["name"])
+def _points(files: list[Path], x: str, y: str) -> pl.DataFrame:
+    """A ladder's points to fit. Its runs have the same data, so each counts, also where fewer FLOPs came out better."""
+    points = read_points(files, "N_body" if x == "flops" else x, y)
+    return points.with_columns(x=points["flops"]) if x == "flops" else points
+
+
+def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
+    """Of each ladder of a study or file, by a name: files of the points that are fitted, and the held-out results."""
+    if path.is_file():
+        return {str(path): ([path], [])}
+    record = path / "study.json"
+    if not record.is_file():
+        raise UserError(f"--studies {path}: no study there (no study.json), and no file of points")
+    ladders: dict[str, tuple[list[Path], list[Point]]] = {}
+    for run in json.loads(record.read_text(encoding="utf-8"))["grid"]["runs"]:
+        trained = run_of_study(path, run["name"])
         if trained.result is not None:
-            name = " ".join(part for part in (str(folder), run["ladder"]) if part)
-            ladders.setdefault(name, []).append((trained, run["held_out"]))
+            files, large = ladders.setdefault(" ".join(part for part in (str(path), run["ladder"]) if part), ([], []))
+            if run["held_out"]:
+                large.append(trained.result)
+            else:
+                files.append(trained.points_file)
     if not ladders:
-        raise UserError(f"--studies {folder}: no run of it is finished")
+        raise UserError(f"--studies {path}: no run of it is finished")
     return ladders
