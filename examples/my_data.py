@@ -40,7 +40,7 @@ class ShopOrders(SequenceDataModule):
         return "shop"
 
     def source(self) -> dict[str, Any]:
-        """What the store is found again by: it is prepared anew when this changes."""
+        """What the store is found again by: it is prepared again when this changes."""
         return {"kind": "shop", "query": ORDERS, "files": source_hashes(self.data_dir, [self.path])}
 
     def read(self) -> RawInteractions:

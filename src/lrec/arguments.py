@@ -57,7 +57,7 @@ def _is_made_of_fields(kind: type) -> bool:
 
 
 def remade(kind: type[T], stored: dict[str, Any], changed: dict[str, Any]) -> T:
-    """An object from arguments as `as_plain` gave them, but for those that are given anew.
+    """An object from arguments as `as_plain` gave them, but for those in `changed`.
 
     Raises:
         UserError: an argument does not fit the class.

@@ -34,7 +34,7 @@ class DropoutLayer(nn.Module):
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """x with a share `rate` of its entries, drawn anew, set to zero, and the others scaled to the same expectation.
+    """x with a share `rate` of its entries, drawn in each call, set to 0, and the others scaled to the same mean.
 
     On CPUs the share is `rate` rounded to a multiple of 2^-16. What is drawn depends on torch's seed alone, not on the
     number of threads.

@@ -20,8 +20,8 @@ class KeptBaselines:
     """The figures of baselines in the test that a trainer begins, from an earlier one of the same targets.
 
     They are in a file whose name says what they depend on: the data, how they are cut, the targets, how much of a
-    history is seen, and who adds up. The file names the code that computed them; other code computes them anew. Nothing
-    is kept where not all of the targets are tested.
+    history is seen, and who adds up. The file names the code that computed them; other code computes them again.
+    Nothing is kept where not all of the targets are tested.
     """
 
     def __init__(self, trainer: Trainer, data: SequenceDataModule) -> None:

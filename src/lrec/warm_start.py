@@ -36,7 +36,7 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, seed: int
     An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
     draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
     mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
-    for pretrained language models"). All else is taken over as it is. The optimizer starts afresh.
+    for pretrained language models"). All else is taken over as it is. The optimizer starts from the beginning.
 
     Args:
         path: A run's folder, one of its checkpoints, or what lrec export wrote.

@@ -15,7 +15,7 @@ from lrec.files import locked, replacing
 
 @dataclass(frozen=True)
 class SharedPlans:
-    """The plans of a run's epochs in a folder, which each start of a run has anew.
+    """The plans of a run's epochs in a folder, which each start of a run makes again.
 
     Attributes:
         plan: That of all epochs.

@@ -293,7 +293,7 @@ def refuse_leak(leaks_U: np.ndarray) -> None:
 
 
 def user_hashes(store: Store, purpose: str) -> np.ndarray:
-    """A number below 2**64 for each user, uint64: the hash of the raw id, drawn anew for each purpose."""
+    """A number below 2**64 for each user, uint64: the hash of the raw id, drawn separately for each purpose."""
     key = purpose.encode()
     digests = b"".join(blake2b(raw.encode(), digest_size=8, key=key).digest() for raw in store.raw_user_ids)
     return np.frombuffer(digests, dtype="<u8")

@@ -26,7 +26,7 @@ class GlobalTemporal(SplitRule):
 
     Args:
         validate_from: First cut: share of all interactions (above 0, below 1), epoch (whole number) or ISO date.
-        test_from: Second cut, likewise.
+        test_from: Second cut, in the same way.
         targets: Which of a user's interactions between the cuts, and after the second, are targets: the first or all.
     """
 

@@ -41,7 +41,7 @@ class Problem:
 
     Attributes:
         weight_SM: Weight of each term; one row serves all starts.
-        low_ST, high_ST: Bounds; likewise.
+        low_ST, high_ST: Bounds; here too one row serves all starts.
     """
 
     model: Model

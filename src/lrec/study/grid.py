@@ -23,7 +23,7 @@ class PlannedRun:
         ladder: Name of the runs that one law is fitted to: they differ in size and seed alone.
         held_out: Whether its loss is predicted before it is trained.
         options: Every option of its `lrec fit`, nested as in config.yaml, except where it writes.
-        starts_from: Name of the run whose best network it starts from; "" where it starts anew.
+        starts_from: Name of the run whose best network it starts from; "" where it starts from scratch.
     """
 
     name: str

@@ -126,7 +126,7 @@ class Study:
             if not {variant, source} <= set(variants) or source in self.starts_from:
                 raise UserError(
                     f"--starts_from {variant}: {source}: name two of --variants ({', '.join(variants)}), "
-                    "the second one starting anew"
+                    "the second one starting from scratch"
                 )
 
     def _check_law(self) -> None:

@@ -2,7 +2,7 @@
 
 A statistic is kept as its draws: an array that begins with the statistic itself (every user once) and continues with
 those of the resamples. A ratio or a slope is computed from draws entry by entry and so has draws of its own.
-scipy.stats.bootstrap would resample anew for each statistic, which could then not be paired.
+scipy.stats.bootstrap would resample again for each statistic, which could then not be paired.
 
 Shape suffixes: R draws (resamples + 1), U distinct users, C cases, M metrics, V catalogue, K list length, S sizes.
 """

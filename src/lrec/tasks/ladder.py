@@ -46,7 +46,7 @@ class DomainRuns:
 
     Attributes:
         split: The domain's part of the split of all domains.
-        alone: Those that started anew.
+        alone: Those that started from scratch.
         fine_tuned: Those that started from a trained network.
     """
 

@@ -23,7 +23,7 @@ def transfer(ladder: Ladder, seed: int) -> TaskResult:
     result.add(lambda: _mix_and_diff(ladder, seed, result.notes))
     if not ladder.domains:
         result.notes.append(
-            "Pre-training: no run is of one domain alone. Train with --data.only_domain, anew and with "
+            "Pre-training: no run is of one domain alone. Train with --data.only_domain, from scratch and with "
             "--model.warm_start; configs/study/transfer.yaml does"
         )
     for domain, runs in ladder.domains.items():
