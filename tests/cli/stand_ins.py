@@ -74,9 +74,9 @@ def write_stand_ins(folder: Path) -> None:
 
 def _committed_points(folder: Path) -> None:
     """Those of the studies of the results, where a checkout has them."""
-    for points in (EXAMPLES.parent / "benchmarks").glob("*/all_points.jsonl"):
+    for points in (EXAMPLES.parent / "benchmarks").glob("*/*.jsonl"):
         copy = folder / points.relative_to(EXAMPLES.parent)
-        copy.parent.mkdir(parents=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(points, copy)
 
 
