@@ -31,7 +31,7 @@ SHORT = {
     r"lrec (test|predict) ": ["--trainer.enable_progress_bar=false"],
     r"lrec scaling study ": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
     r"study/(quickstart|tasks-synthetic)\.yaml": ["--options.data.n_users=300"],
-    r"study/(go|architectures)\.yaml": [f"--options.data.split.init_args.{part}=0.2" for part in ("validation", "test")],
+    r"study/(go|architectures)\.yaml": [f"--options.data.split.init_args.{p}=0.2" for p in ("validation", "test")],
     r"study/(ablation|strategies)\.yaml": ["--options.model.optimizer.switch.at=2"],
 }
 
