@@ -225,10 +225,9 @@ class SizeChooser:
     def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
         self.predictor, points = predictor, points_of_most_data(predictor.points)
         self.compute = Compute.of(points)
-        self.unique = float(points["u"].to_numpy().max()) if "u" in points.columns else None
-        self.data = None
-        if self.unique is not None and "d" in points.columns:
-            self.data = float(np.median((points["d"] / points["u"]).to_numpy())) * self.unique
+        self.unique = float(_known(points["u"]).max()) if "u" in points.columns else None
+        passes_N = _known(points["d"] / points["u"]) if {"d", "u"} <= set(points.columns) else np.zeros(0)
+        self.data = float(np.median(passes_N)) * self.unique if self.unique is not None and len(passes_N) else None
         if epochs is not None:
             raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
         if unique is not None and (self.unique is None or abs(unique / self.unique - 1) > 0.01):
@@ -320,7 +319,7 @@ def epochs_of(points: pl.DataFrame) -> tuple[float, float]:
     """The fewest and the most passes over its unique data of any fitted run; one where the points do not say."""
     if not {"d", "u"} <= set(points.columns):
         return 1.0, 1.0
-    passes_N = np.maximum((points["d"] / points["u"]).to_numpy(), 1.0)
+    passes_N = np.maximum(_known(points["d"] / points["u"]), 1.0)
     return float(passes_N.min()), float(passes_N.max())
 
 
@@ -328,7 +327,12 @@ def repeats_of(points: pl.DataFrame) -> float:
     """How often a law's datum is processed: once, but where d counts unique ones."""
     if not {"d", "processed"} <= set(points.columns):
         return 1.0
-    return float(np.median((points["processed"] / points["d"]).to_numpy()))
+    return float(np.median(_known(points["processed"] / points["d"])))
+
+
+def _known(values: pl.Series) -> np.ndarray:
+    """The values of the points that have one."""
+    return values.drop_nulls().to_numpy()
 
 
 def _check_epochs(epochs: float | None, least: float, most: float) -> None:
