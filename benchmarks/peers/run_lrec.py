@@ -92,7 +92,8 @@ def main() -> None:
     trainer.test(model, data, verbose=False)
     test_seconds = time.perf_counter() - started
     figures = model.evaluations["test"]
-    assert len(hits) / len(lists) == figures["HR@10_unseen"], "recommend and test differ"
+    if options.precision == "32-true":  # `recommend` always computes so
+        assert len(hits) / len(lists) == figures["HR@10_unseen"], "recommend and test differ"
     print(
         json.dumps(
             {
