@@ -47,8 +47,8 @@ def compare(
     if len(chosen.variables) > 1:
         raise UserError(f"--law: {law!r} is no law of the size alone")
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
-    for folder in studies:
-        for name, (files, large) in _ladders(folder).items():
+    for path in studies:
+        for name, (files, large) in _ladders(path).items():
             held_out = [(float(getattr(p, x)), float(getattr(p, y))) for p in large if not p.diverged]
             ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
     contrasts = _contrasts({name: fitted for name, (fitted, _) in ladders.items()})
@@ -124,8 +124,12 @@ def _times_text(times: float) -> str:
 
 def _points(files: list[Path], x: str, y: str) -> pl.DataFrame:
     """A ladder's points to fit. Its runs have the same data, so each counts, also where fewer FLOPs came out better."""
-    points = read_points(files, "N_body" if x == "flops" else x, y)
-    return points.with_columns(x=points["flops"]) if x == "flops" else points
+    if x != "flops":
+        return read_points(files, x, y)
+    points = read_points(files, "N_body", y)
+    if "flops" not in points.columns:
+        raise UserError(f"{files[0]}: --x flops is for points that lrec wrote")
+    return points.with_columns(x=points["flops"])
 
 
 def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
@@ -139,7 +143,8 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
     for run in json.loads(record.read_text(encoding="utf-8"))["grid"]["runs"]:
         trained = run_of_study(path, run["name"])
         if trained.result is not None:
-            files, large = ladders.setdefault(" ".join(part for part in (str(path), run["ladder"]) if part), ([], []))
+            name = " ".join(part for part in (str(path), run["ladder"]) if part)
+            files, large = ladders.setdefault(name, ([], []))
             if run["held_out"]:
                 large.append(trained.result)
             else:

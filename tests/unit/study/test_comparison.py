@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lrec.errors import UserError
 from lrec.study.comparison import compare
 
 LADDERS = {"plain": (2.0, 1e4, 0.2), "hstu": (2.0, 10**4.5, 0.4)}  # they cross at 1e5 parameters, 6e11 FLOPs
@@ -57,3 +58,12 @@ def test_every_run_counts_and_points_may_come_from_a_file(tmp_path: Path, capsys
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [len(ladder["points"]) for ladder in content["ladders"].values()] == [8, 8]
     assert "one.jsonl against" in capsys.readouterr().out
+
+
+def test_flops_are_those_of_lrecs_own_points(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "N_body,flops,test_loss\n" + "".join(f"{n},{6e6 * n},{2 + (1e4 / n) ** 0.2}\n" for n in (1e3, 1e4, 1e5))
+    )
+    with pytest.raises(UserError, match=r"table\.csv: --x flops is for points that lrec wrote"):
+        compare([table], x="flops", out=tmp_path / "out")
