@@ -226,7 +226,7 @@ class SizeChooser:
         self.predictor, points = predictor, points_of_most_data(predictor.points)
         self.compute = Compute.of(points)
         self.unique = float(_known(points["u"]).max()) if "u" in points.columns else None
-        passes_N = _known(points["d"] / points["u"]) if {"d", "u"} <= set(points.columns) else np.zeros(0)
+        passes_N = _passes(points)
         self.data = float(np.median(passes_N)) * self.unique if self.unique is not None and len(passes_N) else None
         if epochs is not None:
             raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
@@ -317,10 +317,8 @@ def chooser_of(
 
 def epochs_of(points: pl.DataFrame) -> tuple[float, float]:
     """The fewest and the most passes over its unique data of any fitted run; one where the points do not say."""
-    if not {"d", "u"} <= set(points.columns):
-        return 1.0, 1.0
-    passes_N = np.maximum(_known(points["d"] / points["u"]), 1.0)
-    return float(passes_N.min()), float(passes_N.max())
+    passes_N = np.maximum(_passes(points), 1.0)
+    return (float(passes_N.min()), float(passes_N.max())) if len(passes_N) else (1.0, 1.0)
 
 
 def repeats_of(points: pl.DataFrame) -> float:
@@ -328,6 +326,11 @@ def repeats_of(points: pl.DataFrame) -> float:
     if not {"d", "processed"} <= set(points.columns):
         return 1.0
     return float(np.median(_known(points["processed"] / points["d"])))
+
+
+def _passes(points: pl.DataFrame) -> np.ndarray:
+    """How often each run saw its unique data, of those whose points say so."""
+    return _known(points["d"] / points["u"]) if {"d", "u"} <= set(points.columns) else np.zeros(0)
 
 
 def _known(values: pl.Series) -> np.ndarray:
