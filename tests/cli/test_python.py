@@ -1,5 +1,6 @@
 """lrec from Python: Lightning's own Trainer, and everything that follows from a checkpoint alone."""
 
+import gc
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 import lrec
 from lrec import InteractionsDataModule, SequentialRecommender
@@ -104,6 +105,23 @@ def test_a_loaded_model_tests_and_predicts_as_the_trained_one(
     assert predicted["items"].to_list() == expected["items"].to_list()
     assert predicted["user"].to_list() == expected["user"].to_list()
     assert predicted.schema == expected.drop("skipped", "fallback").schema
+
+
+class Frozen(Callback):
+    """How many objects Python's garbage collection passes over at the first step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.objects = gc.get_freeze_count()
+
+
+def test_garbage_collection_passes_over_what_is_imported_while_a_trainer_works(
+    log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    frozen = Frozen()
+    model = SequentialRecommender(size="3k")
+    trainer(tmp_path, max_steps=1, limit_val_batches=0, callbacks=[frozen]).fit(model, data(log_csv, stores))
+    assert frozen.objects > 100_000
+    assert gc.get_freeze_count() == 0
 
 
 def data_of(log: Path, folder: Path) -> InteractionsDataModule:
