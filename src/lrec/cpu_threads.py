@@ -27,6 +27,9 @@ def is_cpu(device: torch.device) -> bool:
 def one_core() -> Iterator[None]:
     """Compute in one thread: the last digits of sums depend on how many there are."""
     threads = torch.get_num_threads()
+    if threads == 1:  # setting it in a thread of `mapped` would change the number of threads to come
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield
@@ -39,9 +42,10 @@ def mapped(function: Callable[[T], R], things: Iterable[T]) -> list[R]:
     n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
     if n_threads == 1:
         return [function(thing) for thing in things]
+    autocast = torch.autocast("cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
 
     def in_thread(thing: T) -> R:
-        with torch.inference_mode(inference), torch.no_grad():  # modes are a thread's own
+        with torch.inference_mode(inference), torch.no_grad(), autocast:  # modes are a thread's own
             return function(thing)
 
     return list(_pool(n_threads).map(in_thread, things))

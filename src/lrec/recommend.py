@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lrec import cpu_threads
 from lrec.best_items import TopItems
 from lrec.data.eval_batches import batch_bounds, history_batch
 from lrec.data.histories import Histories, histories_of
@@ -149,12 +150,19 @@ class Model:
             items_BK[unknown_B], scores_BK[unknown_B] = _most_popular(self.counts_V, items_BK.shape[1], candidates_C)
         # Of like length in a batch; first those of no known item.
         order_B = np.argsort(np.minimum(lengths_B, max_len), kind="stable")[int(unknown_B.sum()) :]
-        for start, end in pairwise(batch_bounds(np.minimum(lengths_B[order_B], max_len), np.ones_like(order_B))):
-            chosen_B = order_B[start:end]
+        bounds = batch_bounds(np.minimum(lengths_B[order_B], max_len), np.ones_like(order_B))
+        batches = [order_B[start:end] for start, end in pairwise(bounds)]
+
+        def top_of(chosen_B: np.ndarray) -> TopItems:
             places_N = ranges(starts_B[chosen_B], lengths_B[chosen_B])
             times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), asked))
             events = None if events_N is None else events_N[places_N]
-            top = self._top(items_N[places_N], lengths_B[chosen_B], times, events, k, exclude_seen, candidates_C)
+            return self._top(items_N[places_N], lengths_B[chosen_B], times, events, k, exclude_seen, candidates_C)
+
+        # A core computes a batch alone faster than all cores each small operation.
+        apart = cpu_threads.is_cpu(self.net.items.weight.device) and len(batches) >= torch.get_num_threads()
+        tops = cpu_threads.mapped(top_of, batches) if apart else map(top_of, batches)
+        for chosen_B, top in zip(batches, tops, strict=True):
             items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
         lists = lists_of(self.item_ids, items_BK, scores_BK)
         return pl.DataFrame(

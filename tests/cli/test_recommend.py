@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
 
 import lrec as package
 from lrec.errors import UserError
@@ -57,6 +58,18 @@ def histories(log_csv: Path) -> pl.DataFrame:
     """Each user's items in time order."""
     log = pl.read_csv(log_csv).sort("who", "when", maintain_order=True)
     return log.group_by(pl.col("who").alias("user"), maintain_order=True).agg(pl.col("what").alias("items"))
+
+
+def test_lists_do_not_depend_on_threads(model: Model, histories: pl.DataFrame) -> None:
+    many = pl.concat(
+        [histories.with_columns(pl.col("user") + f"-{copy}") for copy in range(1 + 4096 // len(histories))]
+    )
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(model.recommend(many))
+    torch.set_num_threads(before)
+    same(*found)
 
 
 def same(found: pl.DataFrame, expected: pl.DataFrame) -> None:

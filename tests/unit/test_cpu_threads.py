@@ -34,6 +34,13 @@ def test_results_come_in_order_and_torch_keeps_its_threads(threads: int) -> None
         assert all(mapped(lambda _: torch.is_inference_mode_enabled(), range(4)))
 
 
+def test_threads_compute_in_the_precision_of_the_caller(threads: int) -> None:
+    one = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {product.dtype for product in mapped(lambda _: one @ one, range(4))} == {torch.bfloat16}
+    assert {product.dtype for product in mapped(lambda _: one @ one, range(4))} == {torch.float32}
+
+
 def test_a_failure_is_raised(threads: int) -> None:
     with pytest.raises(ZeroDivisionError):
         mapped(lambda number: 1 // number, [1, 0])

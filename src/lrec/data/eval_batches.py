@@ -40,6 +40,35 @@ class EvalBatch(NamedTuple):
     times_BT: Tensor | None = None  # int64; the request's time is that of the row's last target, and 0 without a target
     events_BL: Tensor | None = None  # int64, type of each item's event
 
+    def parts(self, n: int) -> list["EvalBatch"]:
+        """Its rows in n parts, or in one, where n would leave each less than a quarter of a full batch."""
+        n_rows, length = self.items_BL.shape
+        full = max(len(self.targets_M) / MAX_TARGETS, n_rows * length / MAX_POSITIONS)
+        if n_rows < n or 4 * full < n:
+            return [self]
+        bounds_R = torch.arange(n + 1) * n_rows // n
+        bounds_M = torch.searchsorted(self.positions_M, bounds_R * length)
+        bounds_S = torch.searchsorted(self.seen_targets_S, bounds_M)
+        parts = []
+        for part in range(n):
+            rows, targets, pairs = (
+                slice(*bounds[part : part + 2].tolist()) for bounds in (bounds_R, bounds_M, bounds_S)
+            )
+            parts.append(
+                EvalBatch(
+                    items_BL=self.items_BL[rows],
+                    positions_M=self.positions_M[targets] - rows.start * length,
+                    targets_M=self.targets_M[targets],
+                    weights_M=self.weights_M[targets],
+                    users_M=self.users_M[targets],
+                    seen_targets_S=self.seen_targets_S[pairs] - targets.start,
+                    seen_items_S=self.seen_items_S[pairs],
+                    times_BT=None if self.times_BT is None else self.times_BT[rows],
+                    events_BL=None if self.events_BL is None else self.events_BL[rows],
+                )
+            )
+        return parts
+
 
 class EvalTask(NamedTuple):
     """What to evaluate: a target's history is the user's items before `ends`, the target the item at `ends`."""

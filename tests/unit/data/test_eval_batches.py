@@ -58,6 +58,26 @@ def scored(net: Transformer, batch: EvalBatch) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("n", [2, 3])
+def test_parts_of_a_batch_are_scored_as_the_whole(
+    split: Split, name: str, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, targets = network(split, name), split.val_targets
+    task = EvalTask(targets.users_T, targets.positions_T, True, with_times=net.reads_times)
+    (batch,) = EvalLoader(split, task, MAX_LEN)
+    assert batch.parts(n) == [batch], "too small to be divided"
+    monkeypatch.setattr("lrec.data.eval_batches.MAX_TARGETS", len(batch.targets_M))
+    parts = batch.parts(n)
+    assert len(parts) == n
+    assert torch.equal(torch.cat([part.users_M for part in parts]), batch.users_M)
+    assert torch.equal(torch.cat([part.weights_M for part in parts]), batch.weights_M)
+    found = [torch.cat(fields) for fields in zip(*(scored(net, part) for part in parts), strict=True)]
+    for mine, expected in zip(found, scored(net, batch), strict=True):
+        torch.testing.assert_close(mine, expected, equal_nan=True)
+    assert batch.parts(len(batch.items_BL) + 1) == [batch], "a part has a row"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_target_in_a_shared_row_is_scored_as_it_is_alone(split: Split, name: str) -> None:
     net, targets = network(split, name), split.val_targets
     baselines = Baselines(split, torch.device("cpu"))
