@@ -1,0 +1,144 @@
+"""News clicks, from a file of interactions to recommendations for all users: lrec's three commands beside RecTools.
+
+    python benchmarks/clicks.py --data globo_clicks.parquet [--environments data/peers] [--epochs 3] [--threads 2]
+
+Both begin with the same CSV, the clicks of 5-core. lrec prepares it, trains, and recommends, a command each, as its
+user would type them; it also validates, tests, and writes checkpoints. RecTools reads it, trains SASRec of the same
+size and for as many epochs, and recommends, in one process, whose imports are left out. Leave-one-out: lists are made
+from what comes before a user's last click, which is the target; what the user has read is left out. Then
+benchmarks/clicks.md is written.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from peers import environment, run
+from processes import measure
+
+from lrec.files import write_text
+from lrec.run import Run
+
+HERE = Path(__file__).parent
+K, CORE, MAX_LEN = 10, 5, 50
+COMMANDS = {
+    "lrec data prepare": "data prepare --config=data/csv.yaml --data.path=log.csv",
+    "lrec fit": "fit --config=data/csv.yaml --config=trainer/laptop.yaml --data.path=log.csv "
+    "--data.targets_per_step=1024 --model.size=98k --model.optimizer.lr=0.006 --trainer.enable_progress_bar=false "
+    "--trainer.default_root_dir=run",
+    "lrec recommend": "recommend --ckpt_path=run --histories=histories.csv --out=lists.parquet",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="The raw file.")
+    parser.add_argument("--environments", type=Path, default=Path("data/peers"), help="Where RecTools' lies.")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--users", type=int, help="Only so many users, to try the script.")
+    parser.add_argument("--folder", type=Path, default=Path("runs/clicks"), help="A new folder for what is made.")
+    options = parser.parse_args()
+    python, data = environment(options.environments, "rectools"), options.data.absolute()
+    options.folder.mkdir(parents=True)  # nothing may be there from an earlier run
+    os.chdir(options.folder)
+    targets, counts = write_files(data, options.users)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    rows = []
+    for name, arguments in COMMANDS.items():
+        more = [f"--trainer.max_epochs={options.epochs}"] if name == "lrec fit" else []
+        _, seconds, memory = measure([sys.executable, "-m", "lrec", *arguments.split(), *more])
+        rows.append((name, seconds, memory))
+        print(rows[-1], flush=True)
+    ours = accuracy(pl.read_parquet("lists.parquet"), targets)
+    theirs = run("rectools", python, Path(), MAX_LEN, options.epochs, options.threads)
+    text = page(rows, ours, theirs, counts, options)
+    print(text)
+    if options.users is None:
+        write_text(HERE / "clicks.md", text)
+
+
+def write_files(raw: Path, users: int | None) -> tuple[pl.DataFrame, dict[str, int]]:
+    """log.csv, and histories.csv without each user's last click; returns those, and how much there is."""
+    log = pl.read_parquet(raw).select(user="user_id", item="click_article_id", time="click_timestamp")
+    if users is not None:
+        log = log.filter(pl.col("user") < users)
+    while True:
+        kept = log.filter(pl.len().over("user") >= CORE).filter(pl.len().over("item") >= CORE)
+        if len(kept) == len(log):
+            break
+        log = kept
+    # Distinct times, so that no engine's order of ties matters.
+    log = log.sort("user", "time", maintain_order=True).with_columns(time=pl.int_range(pl.len()) + 1_000_000)
+    log.write_csv("log.csv")
+    is_last = pl.col("time") == pl.col("time").max().over("user")
+    log.filter(~is_last).write_csv("histories.csv")
+    counts = {"users": log["user"].n_unique(), "items": log["item"].n_unique(), "clicks": len(log)}
+    return log.filter(is_last).select(pl.col("user", "item").cast(pl.String)), counts
+
+
+def accuracy(lists: pl.DataFrame, targets: pl.DataFrame) -> tuple[float, float]:
+    """HR@10 and NDCG@10 of lists for all users."""
+    assert len(lists) == len(targets)
+    listed = lists.select("user", item="items", place=pl.int_ranges(pl.col("items").list.len()))
+    hits = listed.explode("item", "place").join(targets, on=["user", "item"])
+    return len(hits) / len(targets), float((1 / np.log2(2 + hits["place"].to_numpy())).sum()) / len(targets)
+
+
+def page(
+    rows: list[tuple[str, float, float]],
+    ours: tuple[float, float],
+    theirs: dict,
+    counts: dict[str, int],
+    options: argparse.Namespace,
+) -> str:
+    """benchmarks/clicks.md."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    total, whole = sum(seconds for _, seconds, _ in rows), theirs["whole_seconds"]
+    figures = Run(Path("run")).points[-1].metrics
+    popularity = [figures[f"test/popularity/{name}@{K}_unseen"] for name in ("HR", "NDCG")]
+    lines = [
+        "# News clicks, from a file to recommendations for all users",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, commit {commit}, {platform.machine()}, {options.threads} threads, torch "
+        f"{torch.__version__}, Python {platform.python_version()}.",
+        "",
+        "    python benchmarks/clicks.py --data globo_clicks.parquet",
+        "",
+        (__doc__ or "").split("\n\n", 2)[2].strip(),
+        "",
+        f"{counts['users']:,} users, {counts['items']:,} articles, {counts['clicks']:,} clicks; "
+        f"{options.epochs} epochs; two blocks of width 64, full softmax.",
+        "",
+        "| | seconds | peak GiB |",
+        "|---|---:|---:|",
+        *(f"| {name} | {seconds:,.0f} | {memory:.2f} |" for name, seconds, memory in rows),
+        f"| lrec, all three | {total:,.0f} | {max(memory for _, _, memory in rows):.2f} |",
+        f"| RecTools {theirs['version']} | {whole:,.0f} | {theirs['evaluation_memory_gib']:.2f} |",
+        "",
+        f"lrec takes {total / whole:.1%} of RecTools' time; of this, RecTools trains for {theirs['seconds']:,.0f} s.",
+        "",
+        "| | HR@10 | NDCG@10 |",
+        "|---|---:|---:|",
+        f"| lrec | {ours[0]:.4f} | {ours[1]:.4f} |",
+        f"| RecTools | {theirs['HR@10']:.4f} | {theirs['NDCG@10']:.4f} |",
+        f"| popularity | {popularity[0]:.4f} | {popularity[1]:.4f} |",
+        "",
+        "The commands:",
+        "",
+        *(f"    lrec {arguments}" for arguments in COMMANDS.values()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
