@@ -42,10 +42,11 @@ def mapped(function: Callable[[T], R], things: Iterable[T]) -> list[R]:
     n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
     if n_threads == 1:
         return [function(thing) for thing in things]
-    autocast = torch.autocast("cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
+    dtype, autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
 
     def in_thread(thing: T) -> R:
-        with torch.inference_mode(inference), torch.no_grad(), autocast:  # modes are a thread's own
+        # Modes are a thread's own.
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", dtype, autocast):
             return function(thing)
 
     return list(_pool(n_threads).map(in_thread, things))
