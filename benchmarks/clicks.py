@@ -11,17 +11,15 @@ benchmarks/clicks.md is written.
 
 import argparse
 import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
-from peers import environment, run
+from peers import environment, in_order, run
 from processes import measure
+from rows import here
 
 from lrec.files import write_text
 from lrec.run import Run
@@ -75,8 +73,7 @@ def write_files(raw: Path, users: int | None) -> tuple[pl.DataFrame, dict[str, i
         if len(kept) == len(log):
             break
         log = kept
-    # Distinct times, so that no engine's order of ties matters.
-    log = log.sort("user", "time", maintain_order=True).with_columns(time=pl.int_range(pl.len()) + 1_000_000)
+    log = in_order(log)
     log.write_csv("log.csv")
     is_last = pl.col("time") == pl.col("time").max().over("user")
     log.filter(~is_last).write_csv("histories.csv")
@@ -100,17 +97,13 @@ def page(
     options: argparse.Namespace,
 ) -> str:
     """benchmarks/clicks.md."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
-    ).stdout.strip()
     total, whole = sum(seconds for _, seconds, _ in rows), theirs["whole_seconds"]
     figures = Run(Path("run")).points[-1].metrics
     popularity = [figures[f"test/popularity/{name}@{K}_unseen"] for name in ("HR", "NDCG")]
     lines = [
         "# News clicks, from a file to recommendations for all users",
         "",
-        f"{time.strftime('%Y-%m-%d')}, commit {commit}, {platform.machine()}, {options.threads} threads, torch "
-        f"{torch.__version__}, Python {platform.python_version()}.",
+        f"{time.strftime('%Y-%m-%d')}, {here()}, {options.threads} threads.",
         "",
         "    python benchmarks/clicks.py --data globo_clicks.parquet",
         "",

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from rows import commit
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = {
@@ -90,7 +91,7 @@ def environment(root: Path, name: str) -> Path:
 
 
 def write_log(raw: Path, folder: Path, users: int | None) -> dict[str, int]:
-    """folder/log.csv: user,item,time in order; times are made distinct, so that no engine's sort is put to the test."""
+    """folder/log.csv: user,item,time `in_order`."""
     if raw.name.endswith(".txt.gz"):
         with gzip.open(raw, "rt") as lines:
             histories = [line.split() for line in lines]
@@ -104,13 +105,17 @@ def write_log(raw: Path, folder: Path, users: int | None) -> dict[str, int]:
         log = pl.read_csv(raw, separator="\t", new_columns=["user", "item", "rating", "time"])
     else:
         log = pl.read_csv(raw).rename({"userId": "user", "movieId": "item", "timestamp": "time"})
-    log = log.select("user", "item", "time").unique(maintain_order=True)
-    log = log.sort("user", "time", maintain_order=True).with_columns((pl.int_range(pl.len()) + 1_000_000).alias("time"))
+    log = in_order(log.select("user", "item", "time").unique(maintain_order=True))
     if users is not None:
         log = log.filter(pl.col("user").is_in(log["user"].unique(maintain_order=True)[:users].to_list()))
     folder.mkdir(parents=True, exist_ok=True)
     log.write_csv(folder / "log.csv")
     return {"users": log["user"].n_unique(), "items": log["item"].n_unique(), "interactions": len(log)}
+
+
+def in_order(log: pl.DataFrame) -> pl.DataFrame:
+    """By user and time; times are made distinct, so that no engine's sort is put to the test."""
+    return log.sort("user", "time", maintain_order=True).with_columns(time=pl.int_range(pl.len()) + 1_000_000)
 
 
 def run(engine: str, python: Path, folder: Path, max_len: int, epochs: int, threads: int, *more: str | int) -> dict:
@@ -199,14 +204,11 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
 
 def page(tables: list[str], threads: int) -> str:
     """benchmarks/peers.md."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
-    ).stdout.strip()
     return "\n".join(
         [
             "# lrec beside RecTools and RecBole",
             "",
-            f"{time.strftime('%Y-%m-%d')}, commit {commit}, {platform.machine()}, {threads} threads, torch "
+            f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()}, {threads} threads, torch "
             f"{torch.__version__}, Python {platform.python_version()}.",
             "",
             "    python benchmarks/peers.py --data FOLDER",
