@@ -289,8 +289,7 @@ def test_several_nodes_train_one_run(folder: Path) -> None:
         arguments = (run, path, "runs", 1, 0)
         jobs = [nodes.submit(train_on_node, *arguments, node, "127.0.0.1", port) for node in (0, 1)]
         first, second = (job.result() for job in jobs)
-    assert second.status == "finished", path.with_name(f".{path.name}.node1.log").read_text()
-    assert first.status == "finished", first.reason
+    assert (first.status, second.status) == ("finished", "finished"), f"{first.reason}\n{second.reason}"
     assert first.point is not None
     assert first.point.world_size == 2
     assert first.point.test_loss_se is not None

@@ -5,15 +5,20 @@ import os
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import forkserver, reduction
+from multiprocessing import connection, forkserver, reduction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# An exit code can be read once, and starting a process reads those of all that have ended. If a thread reads its own
+# at that moment, one of the two gets nothing, which multiprocessing takes for exit code 255.
+_READS_EXIT_CODES = threading.Lock()
 
 
 def start_server() -> None:
@@ -59,9 +64,14 @@ class Processes:
         process = multiprocessing.get_context("forkserver").Process(
             target=_run_module, args=(arguments, log, environment, _Descriptor(lock))
         )
-        process.start()
+        with _READS_EXIT_CODES:
+            process.start()
         self._under_way.append(process)
-        process.join()
+        if self.stopping:  # since the process was started
+            process.terminate()
+        connection.wait([process.sentinel])
+        with _READS_EXIT_CODES:
+            process.join()
         self._under_way.remove(process)
         assert process.exitcode is not None
         return process.exitcode

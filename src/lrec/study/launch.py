@@ -185,16 +185,17 @@ def help_train(
 ) -> Outcome:
     """Be one of the further nodes of a run, whose first one is in `train_one`: it alone writes to the run's folder."""
     own = folder.with_name(f".{folder.name}.node{node}")
-    processes, code = Processes(), 0
+    processes, outcome = Processes(), Outcome("failed")
     with locked(lock_of(own)) as lock:
-        config = own.with_suffix(f"{own.suffix}.yaml")
+        config, log = own.with_suffix(f"{own.suffix}.yaml"), own.with_suffix(f"{own.suffix}.log")
         write_text(config, yaml.safe_dump(run.config.options))
         fit = ["lrec", "fit", *_options(run, Run(folder), study, config)]
         for _ in range(retries + 1):
-            code = processes.run(fit, own.with_suffix(f"{own.suffix}.log"), threads, lock, variables)
-            if code == 0:
+            code = processes.run(fit, log, threads, lock, variables)
+            outcome = _unfinished(log, code) if code else Outcome("finished")
+            if outcome.status != "failed":
                 break
-    return Outcome("failed" if code else "finished")
+        return outcome
 
 
 def _attempt(
@@ -215,18 +216,21 @@ def _attempt(
         code = processes.run(losses, trained.log_file, threads, lock, variables)
     if outcome := outcome_of(trained):
         return outcome
-    if processes.stopping or code in (TRY_AGAIN, -signal.SIGTERM):
+    return Outcome("stopped") if processes.stopping else _unfinished(trained.log_file, code)
+
+
+def _unfinished(log: Path, code: int) -> Outcome:
+    """What became of a run whose process ended with that exit code before its end: the reason is the signal that ended
+    it, else the last line of its log."""
+    if code in (TRY_AGAIN, -signal.SIGTERM):
         return Outcome("stopped")
-    return Outcome("failed", reason=f"{_reason(trained, code)} (see {trained.log_file})")
-
-
-def _reason(trained: Run, code: int) -> str:
-    """Why a run failed: the signal that ended it, else the last line of its log."""
     if code < 0:
         hint = ", as where memory runs out" if code == -signal.SIGKILL else ""
-        return f"ended by {signal.Signals(-code).name}{hint}"
-    last = trained.log_file.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-    return last[0].removeprefix("lrec: error: ")
+        reason = f"ended by {signal.Signals(-code).name}{hint}"
+    else:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
+        reason = last[0].removeprefix("lrec: error: ")
+    return Outcome("failed", reason=f"{reason} (see {log})")
 
 
 def _arguments(run: PlannedRun, trained: Run, study: str) -> list[str]:

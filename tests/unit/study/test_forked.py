@@ -1,0 +1,33 @@
+"""Processes that a study forks."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lrec.files import locked
+from lrec.study.forked import Processes
+
+
+def test_processes_that_end_at_once_have_their_own_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("ends.py").write_text("import sys\nraise SystemExit(int(sys.argv[1]))\n")
+    processes, codes = Processes(), [n % 4 for n in range(48)]
+    with locked(Path("lock")) as lock, ThreadPoolExecutor(8) as threads:
+        found = threads.map(lambda code: processes.run(["ends", str(code)], Path("log"), 1, lock), codes)
+        assert list(found) == codes
+
+
+def test_one_that_has_begun_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("waits.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    processes = Processes()
+    with locked(Path("lock")) as lock, ThreadPoolExecutor(1) as threads:
+        code = threads.submit(processes.run, ["waits"], Path("log"), 1, lock)
+        while not Path("begun").exists():
+            assert not code.done(), Path("log").read_text()
+        processes.stop()
+        assert code.result() == -15
+        assert processes.run(["waits"], Path("log"), 1, lock) == -15
