@@ -104,28 +104,33 @@ class BestAboveThreshold:
         # Later items with no more than that are not among the k best: they lose ties.
         self._least_B1 = np.full((n_rows, 1), -math.inf, np.float32)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pair is kept yet."""
+        return self._negative_BW.shape[1] == 0
+
     def add(self, scores_BC: Tensor, start: int) -> None:
         """See `Best.add`; changes nothing."""
         n_items = scores_BC.shape[1]
-        if self._negative_BW.shape[1] == 0 and n_items >= 2 * self.k:
-            self._least_B1 = _below_kth(scores_BC, self.k)
+        if self.is_empty and n_items >= 2 * self.k:
+            self._least_B1 = below_kth(scores_BC, self.k)
         values_BC = scores_BC.numpy()
         (places_N,) = (values_BC > self._least_B1).reshape(-1).nonzero()
         rows_N, columns_N = np.divmod(places_N, n_items)
-        self._keep(rows_N, values_BC.reshape(-1)[places_N], start + columns_N)
+        self.keep(rows_N, values_BC.reshape(-1)[places_N], start + columns_N)
 
     def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
         """See `Best.add_pairs`."""
         (places_N,) = (scores_S.numpy() >= self._least_B1[rows_S, 0]).nonzero()
         places_N = places_N[rows_S.numpy()[places_N].argsort(kind="stable")]
-        self._keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
+        self.keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
 
     def keys(self) -> Tensor:
         """See `Best.keys`."""
         unused_BK = np.full((len(self._negative_BW), self.k - self._negative_BW.shape[1]), -_NONE)
         return torch.from_numpy(-np.concatenate([self._negative_BW, unused_BK], 1))
 
-    def _keep(self, rows_N: np.ndarray, scores_N: np.ndarray, items_N: np.ndarray) -> None:
+    def keep(self, rows_N: np.ndarray, scores_N: np.ndarray, items_N: np.ndarray) -> None:
         """Add pairs whose rows ascend."""
         if len(rows_N) == 0:
             return
@@ -161,10 +166,11 @@ def _keys(scores: Tensor, items: Tensor) -> Tensor:
     return as_integers(scores) * 2**_ITEM_BITS - items
 
 
-def _below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
+def below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
     """A score that k items of each row are above, if so many are listed: next to the k-th largest of the maxima of 2 k
     groups, which leave little more above."""
     members = scores_BC.shape[1] // (2 * k)
     maxima_BG = scores_BC[:, : scores_BC.shape[1] // members * members].unflatten(1, (members, -1)).amax(1).numpy()
+    maxima_BG[np.isnan(maxima_BG)] = -np.inf
     maxima_BG.partition(-k, 1)
     return np.nextafter(maxima_BG[:, -k:].min(1, keepdims=True), np.float32(-np.inf))

@@ -3,6 +3,7 @@
 Both go over the scores once, a piece of some rows and some items at a time that stays in the processor's cache. What is
 kept of a piece can be added to what is kept of others: a log-sum, a number of items above the target, the best items.
 So it is where processes share the table: each scores the rows of all processes against its part of the catalogue.
+Lists alone need few exact scores, and some processors find out faster which ones (`shortlist`).
 
 On a device other than a CPU the host never waits for a number: it knows all sizes from the batch. On a CPU each thread
 scores blocks of its own; before and after that, all is done on one core, because threads that share an operation spin
@@ -24,6 +25,7 @@ from lrec import cpu_threads
 from lrec.best_items import GROUP_ITEMS, Best, BestAboveThreshold, TopItems, decoded
 from lrec.pairs import Pairs, has_target
 from lrec.shards import Shard, Table, shard_of
+from lrec.shortlist import Shortlist, pays
 
 R = TypeVar("R", bound=tuple[Tensor, ...])
 
@@ -103,7 +105,7 @@ def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_item
     def of_block(block: _Block, pieces: _Pieces) -> tuple[Tensor]:
         return (_list_rows(pieces.hidden_BD[block.rows], block.seen, k, pieces),)
 
-    (keys_RBK,) = asked.answers(of_block)
+    (keys_RBK,) = asked.answers(of_block, lists_alone=True)
     return _merged(keys_RBK)
 
 
@@ -143,12 +145,12 @@ class _Asked:
         scores_G = (self._hidden_GD * self._shard.rows_here(targets_G)).sum(1)
         return self._shard.summed(scores_G.masked_fill(~here_G, 0.0))
 
-    def answers(self, of_block: Callable[["_Block", "_Pieces"], R]) -> list[Tensor]:
+    def answers(self, of_block: Callable[["_Block", "_Pieces"], R], lists_alone: bool = False) -> list[Tensor]:
         """What is made of each block of rows, its fields joined to those of all rows; of this process's rows, from each
-        process."""
+        process. Of scores that only lists are made of, a shortlist may be enough."""
         # Half precision, as in an autocast region, would tie scores that differ.
         with torch.autocast(self._hidden_GD.device.type, enabled=False):
-            pieces = _Pieces(self._hidden_GD, self._shard)
+            pieces = _Pieces(self._hidden_GD, self._shard, lists_alone)
             blocks = pieces.mapped(of_block, *self._seen)
         with cpu_threads.one_core():
             return [self._shard.exchanged(torch.cat(parts), self._n_rows) for parts in zip(*blocks, strict=True)]
@@ -173,7 +175,7 @@ def _merged(keys_RBK: Tensor) -> TopItems:
 
 
 def _list_rows(hidden_BD: Tensor, seen: "_Seen", k: int, pieces: "_Pieces") -> Tensor:
-    best = pieces.best(len(hidden_BD), k)
+    best = pieces.best(hidden_BD, k)
     for piece in pieces.of(hidden_BD):
         seen.leave_out(piece)
         best.add(piece.scores_BC, piece.start)
@@ -187,7 +189,7 @@ def _score_rows(
     counted_B1 = target_score_B1  # the target's score as it is counted, which may differ in its last digits
     log_sums = [hidden_BD.new_full((n_rows,), -math.inf)]
     sign_B = torch.zeros(n_rows, dtype=torch.float64, device=hidden_BD.device)
-    best = pieces.best(n_rows, k)
+    best = pieces.best(hidden_BD, k)
     for piece in pieces.of(hidden_BD):
         scores_BC = piece.scores_BC
         work_BC = pieces.work_like(scores_BC)
@@ -217,18 +219,22 @@ def above(scores: Tensor, target_scores: Tensor) -> Tensor:
 class _Pieces:
     """How rows and catalogue are cut into pieces, and the memory that all pieces use one after the other."""
 
-    def __init__(self, hidden_BD: Tensor, shard: Shard) -> None:
+    def __init__(self, hidden_BD: Tensor, shard: Shard, lists_alone: bool) -> None:
         self._on_cpu = cpu_threads.is_cpu(hidden_BD.device)
         self.hidden_BD, self.n_items = hidden_BD, shard.n_items
         self._table_HD, self._first = shard.rows_HD, shard.start
+        self._by_shortlist = lists_alone and self._on_cpu and pays(hidden_BD, self._table_HD)
+        self._dtype = torch.bfloat16 if self._by_shortlist else hidden_BD.dtype
         self._n_rows = len(hidden_BD)
         self._n_block = max(self._n_rows, 1)
-        n_scores = (CPU_PIECE_BYTES if self._on_cpu else PIECE_BYTES) // hidden_BD.element_size()
+        n_scores = (CPU_PIECE_BYTES if self._on_cpu else PIECE_BYTES) // self._dtype.itemsize
         n_here = max(len(self._table_HD), 1)
         most = CPU_PIECE_ROWS if self._on_cpu else PIECE_ROWS
         most = max(n_scores // n_here, most)  # where a piece holds the catalogue, as many as fit
         if self._n_rows > most:
             alike = 4 if self._on_cpu else 1  # 2 or 4 threads have as many each
+            if self._by_shortlist:  # each block rounds the table, and its scores do not depend on its size
+                alike, most = torch.get_num_threads(), max(n_scores // n_here, 2 * CPU_PIECE_ROWS)
             n_blocks = -(-self._n_rows // (alike * most)) * alike
             self._n_block = -(-self._n_rows // n_blocks)
         self._n_chunk = min(max(n_scores // self._n_block, GROUP_ITEMS), n_here)
@@ -250,10 +256,12 @@ class _Pieces:
             return cpu_threads.mapped(lambda block: of_block(block, self), blocks)
         return [of_block(block, self) for block in blocks]
 
-    def best(self, n_rows: int, k: int) -> Best | BestAboveThreshold:
-        """The best items of so many rows, none yet."""
+    def best(self, hidden_BD: Tensor, k: int) -> Best | BestAboveThreshold:
+        """The best items of a block of rows, none yet."""
         k = min(k, self.n_items)
-        return BestAboveThreshold(n_rows, k) if self._on_cpu else Best(n_rows, k, self.hidden_BD.device)
+        if self._by_shortlist:
+            return Shortlist(hidden_BD, self._table_HD, self._first, k)
+        return BestAboveThreshold(len(hidden_BD), k) if self._on_cpu else Best(len(hidden_BD), k, hidden_BD.device)
 
     def _blocks(self, rows_S: Tensor, items_S: Tensor) -> Iterator["_Block"]:
         n_chunks = -(-len(self._table_HD) // self._n_chunk)
@@ -280,8 +288,9 @@ class _Pieces:
 
     def of(self, hidden_BD: Tensor) -> Iterator["_Piece"]:
         """The pieces of a block of rows, each of which the thread's next one overwrites."""
+        hidden_BD = hidden_BD.to(self._dtype)
         for start in range(0, len(self._table_HD), self._n_chunk):
-            table_CD = self._table_HD[start : start + self._n_chunk].float()
+            table_CD = self._table_HD[start : start + self._n_chunk].to(self._dtype)
             scores_F = self._memory("scores")[: len(hidden_BD) * len(table_CD) + 1]
             scores_BC = scores_F[:-1].view(len(hidden_BD), len(table_CD))
             yield _Piece(self._first + start, torch.mm(hidden_BD, table_CD.T, out=scores_BC), scores_F)
@@ -293,7 +302,8 @@ class _Pieces:
     def _memory(self, name: str) -> Tensor:
         """Memory of this thread, the same every time: allocating takes longer than computing the scores."""
         if not hasattr(self._of_thread, name):
-            setattr(self._of_thread, name, self.hidden_BD.new_empty(self._n_block * self._n_chunk + 1))
+            n_scores = self._n_block * self._n_chunk
+            setattr(self._of_thread, name, self.hidden_BD.new_empty(n_scores + 1, dtype=self._dtype))
         memory: Tensor = getattr(self._of_thread, name)
         return memory
 
@@ -340,7 +350,7 @@ class _SeenInOrder(_Seen):
         number = (piece.start - self._first) // self._n_chunk
         pairs = slice(self._starts[number], self._starts[number + 1])
         places = self.rows_S[pairs], self.items_S[pairs] - piece.start
-        self.scores_S[pairs] = piece.scores_BC[places]
+        self.scores_S[pairs] = piece.scores_BC[places].float()
         piece.scores_BC[places] = -math.inf
 
 
