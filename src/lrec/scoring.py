@@ -100,12 +100,14 @@ def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_item
         seen_items_S: Item of each seen pair.
         k: Length of the lists; capped at the catalogue's size.
     """
-    asked = _Asked(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S)
+    shard = shard_of(table_VD)
+    asked = _Asked(hidden_BD, shard, seen_rows_S, seen_items_S)
 
     def of_block(block: _Block, pieces: _Pieces) -> tuple[Tensor]:
         return (_list_rows(pieces.hidden_BD[block.rows], block.seen, k, pieces),)
 
-    (keys_RBK,) = asked.answers(of_block, lists_alone=True)
+    on_cpu = cpu_threads.is_cpu(hidden_BD.device)
+    (keys_RBK,) = asked.answers(of_block, by_shortlist=on_cpu and pays(len(hidden_BD), shard.rows_HD, k))
     return _merged(keys_RBK)
 
 
@@ -145,12 +147,12 @@ class _Asked:
         scores_G = (self._hidden_GD * self._shard.rows_here(targets_G)).sum(1)
         return self._shard.summed(scores_G.masked_fill(~here_G, 0.0))
 
-    def answers(self, of_block: Callable[["_Block", "_Pieces"], R], lists_alone: bool = False) -> list[Tensor]:
+    def answers(self, of_block: Callable[["_Block", "_Pieces"], R], by_shortlist: bool = False) -> list[Tensor]:
         """What is made of each block of rows, its fields joined to those of all rows; of this process's rows, from each
-        process. Of scores that only lists are made of, a shortlist may be enough."""
+        process."""
         # Half precision, as in an autocast region, would tie scores that differ.
         with torch.autocast(self._hidden_GD.device.type, enabled=False):
-            pieces = _Pieces(self._hidden_GD, self._shard, lists_alone)
+            pieces = _Pieces(self._hidden_GD, self._shard, by_shortlist)
             blocks = pieces.mapped(of_block, *self._seen)
         with cpu_threads.one_core():
             return [self._shard.exchanged(torch.cat(parts), self._n_rows) for parts in zip(*blocks, strict=True)]
@@ -219,12 +221,12 @@ def above(scores: Tensor, target_scores: Tensor) -> Tensor:
 class _Pieces:
     """How rows and catalogue are cut into pieces, and the memory that all pieces use one after the other."""
 
-    def __init__(self, hidden_BD: Tensor, shard: Shard, lists_alone: bool) -> None:
+    def __init__(self, hidden_BD: Tensor, shard: Shard, by_shortlist: bool) -> None:
         self._on_cpu = cpu_threads.is_cpu(hidden_BD.device)
         self.hidden_BD, self.n_items = hidden_BD, shard.n_items
         self._table_HD, self._first = shard.rows_HD, shard.start
-        self._by_shortlist = lists_alone and self._on_cpu and pays(hidden_BD, self._table_HD)
-        self._dtype = torch.bfloat16 if self._by_shortlist else hidden_BD.dtype
+        self._by_shortlist = by_shortlist
+        self._dtype = torch.bfloat16 if by_shortlist else hidden_BD.dtype
         self._n_rows = len(hidden_BD)
         self._n_block = max(self._n_rows, 1)
         n_scores = (CPU_PIECE_BYTES if self._on_cpu else PIECE_BYTES) // self._dtype.itemsize
@@ -233,7 +235,7 @@ class _Pieces:
         most = max(n_scores // n_here, most)  # where a piece holds the catalogue, as many as fit
         if self._n_rows > most:
             alike = 4 if self._on_cpu else 1  # 2 or 4 threads have as many each
-            if self._by_shortlist:  # each block rounds the table, and its scores do not depend on its size
+            if by_shortlist:  # each block rounds the table, and its scores do not depend on its size
                 alike, most = torch.get_num_threads(), max(n_scores // n_here, 2 * CPU_PIECE_ROWS)
             n_blocks = -(-self._n_rows // (alike * most)) * alike
             self._n_block = -(-self._n_rows // n_blocks)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lrec.best_items import BestAboveThreshold, below_kth
 
-# With fewer rows, rounding the table takes longer than bfloat16 saves.
-LEAST_ROWS = 64
+# With fewer rows, rounding the table takes longer than bfloat16 saves; with fewer items for each place of a list,
+# scoring those of the shortlist does.
+LEAST_ROWS, LEAST_ITEMS = 64, 1000
 # Computing a score alone takes so many times as long as one among all of a piece.
 ALONE = 16
 # Numbers of the rows that are read to compute some alone: as many as fit into a cache.
@@ -27,10 +28,10 @@ GATHERED = 2**16
 _ROUNDING = 2.0**-8
 
 
-def pays(hidden_BD: Tensor, table_HD: Tensor) -> bool:
-    """Whether this processor finds lists faster so."""
-    in_float32 = hidden_BD.dtype == table_HD.dtype == torch.float32
-    return in_float32 and len(hidden_BD) >= LEAST_ROWS and _has_instructions()
+def pays(n_rows: int, table_HD: Tensor, k: int) -> bool:
+    """Whether this processor finds lists of k items faster so."""
+    large = n_rows >= LEAST_ROWS and len(table_HD) >= LEAST_ITEMS * k
+    return large and table_HD.dtype == torch.float32 and _has_instructions()
 
 
 class Shortlist(BestAboveThreshold):

@@ -17,7 +17,7 @@ NOTHING = torch.empty(0, dtype=torch.int64)
 @pytest.fixture(autouse=True)
 def by_shortlist(monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces of 300 items or so, whatever the processor."""
-    monkeypatch.setattr(scoring, "pays", lambda hidden_BD, table_HD: True)
+    monkeypatch.setattr(scoring, "pays", lambda n_rows, table_HD, k: True)
     monkeypatch.setattr(scoring, "CPU_PIECE_ROWS", 16)
     monkeypatch.setattr(scoring, "CPU_PIECE_BYTES", 2 * 16 * 300)
 
