@@ -307,6 +307,12 @@ def test_without_a_cluster_there_is_one_line(folder: Path, refused: Callable[...
     assert "--cluster: " in refused("scaling", "study", "--config", "runs.yaml", "--cluster", '{"timeout_min": 5}')
 
 
+def test_what_a_job_trains_on_is_named(folder: Path, refused: Callable[..., str]) -> None:
+    command = ["scaling", "study", "--config", "runs.yaml", "--options.trainer.accelerator", "auto", "--cluster"]
+    assert "run 0.8k-seed1 has trainer.accelerator auto, which" in refused(*command, '{"timeout_min": 5}')
+    assert not folder.exists()
+
+
 def test_only_runs_of_the_study_are_skipped_and_restarted(folder: Path, refused: Callable[..., str]) -> None:
     for option in ("--skip", "--restart"):
         message = refused("scaling", "study", "--config", "runs.yaml", option, '["0.8k"]')

@@ -13,6 +13,17 @@ from lrec.study.launch import Limits, Outcome, help_train, train_one
 POLL_S = 5.0
 
 
+def check_accelerators(runs: list[PlannedRun], parameters: dict[str, Any]) -> None:
+    """UserError where a run leaves open what it trains on: here that may be something else than on the nodes."""
+    elsewhere = parameters.get("cluster", "slurm") not in ("local", "debug")
+    for run in runs:
+        if elsewhere and run.config.value("trainer.accelerator", "auto") == "auto":
+            raise UserError(
+                f"--cluster: run {run.name} has trainer.accelerator auto, which asks for what this machine has, not "
+                "the nodes: name it, as in --options.trainer.accelerator gpu"
+            )
+
+
 def train_on_cluster(
     runs: list[PlannedRun], folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
 ) -> Iterator[tuple[PlannedRun, Outcome]]:

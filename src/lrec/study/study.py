@@ -13,7 +13,7 @@ from lrec.errors import UserError
 from lrec.files import check_folder, write_json
 from lrec.signals import TRY_AGAIN, on_signals
 from lrec.study import budget
-from lrec.study.cluster import train_on_cluster
+from lrec.study.cluster import check_accelerators, train_on_cluster
 from lrec.study.forked import start_server
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Limits, Outcome, outcome_of, train
@@ -45,6 +45,9 @@ def run_study(study: Study) -> None:
     record = Record(study, planned_runs(with_middle_values(study), processes))
     records = [each for each in (tuning, record) if each is not None]
     _check_names([*study.restart, *study.skip], records)
+    if study.cluster is not None:
+        for each in records:
+            check_accelerators(each.runs, study.cluster)
     if study.status:
         print("\n\n".join(runs_table(each.runs, each.folder, each.state) for each in records))
         return
