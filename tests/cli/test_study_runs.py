@@ -18,10 +18,11 @@ import pytest
 import yaml
 
 from lrec.errors import UserError
+from lrec.files import locked
 from lrec.run import Run
 from lrec.study.cluster import train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.launch import Limits, train
+from lrec.study.launch import Limits, lock_of, train
 from lrec.study.options import Study
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -317,3 +318,13 @@ def test_only_runs_of_the_study_are_skipped_and_restarted(folder: Path, refused:
     for option in ("--skip", "--restart"):
         message = refused("scaling", "study", "--config", "runs.yaml", option, '["0.8k"]')
         assert "0.8k is none of the study's runs" in message
+
+
+def test_a_run_under_way_is_not_restarted(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
+    command = ["scaling", "study", "--config", "runs.yaml", "--sizes", '["0.8k"]']
+    lrec(*command)
+    run = folder / "runs" / "0.8k-seed1"
+    before = (run / "points.jsonl").read_text()
+    with locked(lock_of(run)):
+        assert "--restart 0.8k-seed1: it is under way" in refused(*command, "--restart", '["0.8k-seed1"]')
+    assert (run / "points.jsonl").read_text() == before

@@ -18,7 +18,7 @@ from lrec.files import locked, write_json, write_text
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
 from lrec.study.devices import placement
 from lrec.study.grid import PlannedRun
-from lrec.study.launch import Outcome
+from lrec.study.launch import Outcome, is_running
 from lrec.study.options import Study
 
 
@@ -83,9 +83,11 @@ class Record:
             skip: Names of runs to leave out.
 
         Raises:
-            UserError: a run was begun with other options than it now has.
+            UserError: a run was begun with other options than it now has, or is to be restarted while it is trained.
         """
         for run in self.runs:
+            if run.name in restart and is_running(self.trained(run).folder):
+                raise UserError(f"--restart {run.name}: it is under way: wait for its end, or stop it")
             if run.name not in restart and (changes := self._changes(run)):
                 raise UserError(
                     f"{self.out} has run {run.name} with other options ({changes}): choose another --out, "
