@@ -187,6 +187,7 @@ class Memory(NamedTuple):
         copies: Whole parameters it holds beside its share: gathered ones, and their bfloat16 copies under autocast.
         activations: What the forward pass keeps for the backward pass.
         transient: The most that a head or a block's backward pass holds for a moment, the table's gradient included.
+        at_the_end: All gradients but those of the first block, which goes backward last, and what it holds then.
     """
 
     parameters: int
@@ -195,11 +196,13 @@ class Memory(NamedTuple):
     copies: int
     activations: int
     transient: int
+    at_the_end: int
 
     @property
     def total(self) -> int:
         """The most at once."""
-        return self.parameters + self.optimizer + self.copies + max(self.gradients, self.activations + self.transient)
+        passing = max(self.gradients, self.activations + self.transient, self.at_the_end)
+        return self.parameters + self.optimizer + self.copies + passing
 
 
 def memory(
@@ -251,9 +254,11 @@ def memory(
     hidden = positions * config.width * stream
     activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
     in_head = 3 * hidden + everyone + _head(config, rows, ranks * positions, product, device)
-    going_back = in_block if checkpointing else positions * _block_backward(config, stream, product)
-    transient = max(in_head, 2 * hidden + table + going_back)
-    return Memory(share + vectors, share, 2 * share, copies, activations, transient)
+    backward = positions * _block_backward(config, stream, product)
+    transient = max(in_head, 2 * hidden + table + (in_block if checkpointing else backward))
+    of_a_block = n_body(config) // config.layers * parameter // shards
+    at_the_end = share - of_a_block + in_block + backward // 2  # what it keeps goes while its gradients come
+    return Memory(share + vectors, share, 2 * share, copies, activations, transient, at_the_end)
 
 
 def chunk_rows(n_items: int, width: int, device_type: str) -> int:
