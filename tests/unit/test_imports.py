@@ -27,7 +27,7 @@ LAYERS = {
     "ground": "errors imports memory config_file files signals figures tables wording class_paths parser arguments "
     "processes allocator accelerator clock run",
     "what is computed": "data shape shards dropout attention_bias reading blocks hstu event_times event_types "
-    "item_table net item_vectors losses cpu_threads pairs best_items scoring metrics cost traffic precision "
+    "item_table net item_vectors losses cpu_threads pairs best_items shortlist scoring metrics cost traffic precision "
     "common_order markov item_graph baselines cases ngrams laws standard_errors",
     "a network trained, kept and used": "parallel touched_rows optim switch checkpoints checkpoint_writes agreement "
     "saving strategies interruption export onnx_file warm_start recommend recommend_command target_losses sizes "

@@ -1,0 +1,148 @@
+"""Whether HSTU's block, a bias by position, or vectors for items improve on the best recipe for Amazon Beauty.
+
+    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz [--parts position hstu vectors] [--seeds 1] [--jobs 2]
+
+All is that of configs/recipes/beauty-modern.yaml but what the table names; these runs train in bf16-mixed. The data
+have no times. Vectors are made of the training part alone: which items stand near each other in histories, as positive
+pointwise mutual information, in the 128 first singular directions; the item table begins with them. The checkpoint is
+that of the best validation NDCG@10. Differences are from the recipe with the same seeds; intervals hold 95 %, over
+users, paired. What a run comes to is kept in benchmarks/beauty_parts, and not trained again; then
+benchmarks/beauty_parts.md is written.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from replicate import Outcome, measured, metrics_of, outcomes_of, train
+from rows import here
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import svds
+
+from lrec.files import write_text
+from lrec.tasks.estimates import UserResamples, estimate
+from lrec.tasks.ladder import Data
+
+HERE = Path(__file__).parent
+OUTCOMES, RECIPE = HERE / "beauty_parts", "beauty-modern"
+WIDTH, REACH = 128, 10  # of the vectors; items of a history that count as near
+HSTU = {"norm": "layer", "attention": "hstu", "mlp": "none", "positions": "learned", "qk_norm": "false"}
+ARCHITECTURES = {
+    "position": {"position_bias": "true"},
+    "hstu": HSTU | {"position_bias": "true"},
+    "vectors": {},
+}
+TITLES = {
+    "position": "a bias by position",
+    "hstu": "HSTU's blocks, with that bias",
+    "vectors": "an item table that begins with vectors",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="The raw file.")
+    parser.add_argument("--parts", nargs="+", choices=list(TITLES), default=list(TITLES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--runs", type=Path, default=Path("runs/beauty_parts"))
+    parser.add_argument("--jobs", type=int, default=2, help="Runs trained side by side, each on one core.")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    vectors = options.runs / "vectors.parquet"
+    if "vectors" in options.parts and not vectors.exists():
+        write_vectors(options.data, vectors)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = [(part, seed) for seed in options.seeds for part in options.parts]
+        list(pool.map(lambda run: keep(*run, options.data, options.runs), runs))
+    write_text(HERE / "beauty_parts.md", page())
+
+
+def write_vectors(raw: Path, path: Path) -> None:
+    """A vector for each item, of what stands near it in the histories without their last two items."""
+    with gzip.open(raw, "rt") as file:
+        users = [line.split()[1:] for line in file]
+    items = sorted({item for history in users for item in history}, key=int)
+    place = {item: number for number, item in enumerate(items)}
+    pairs = [
+        (place[earlier], place[later], 1 / apart)
+        for history in (user[:-2] for user in users)
+        for start, earlier in enumerate(history)
+        for apart, later in enumerate(history[start + 1 : start + 1 + REACH], 1)
+        if earlier != later
+    ]
+    one, other, weight = (np.array(values) for values in zip(*pairs, strict=True))
+    half = csr_matrix((weight, (one, other)), shape=(len(items), len(items)))
+    near = (half + half.T).tocoo()
+    total = np.asarray(near.sum(1)).ravel()
+    context = total**0.75 / (total**0.75).sum()
+    information = np.log(near.data / (total[near.row] * context[near.col]))
+    keep = information > 0
+    matrix = csr_matrix((information[keep], (near.row[keep], near.col[keep])), shape=near.shape)
+    left, singular, _ = svds(matrix, k=WIDTH, random_state=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame({"item": items, "vector": (left * np.sqrt(singular)).astype(np.float32)}).write_parquet(path)
+
+
+def keep(part: str, seed: int, data: Path, runs: Path) -> None:
+    """Train and measure, unless that was done."""
+    outcome = OUTCOMES / f"{part}-seed{seed}.json"
+    if outcome.exists():
+        return
+    options = {"config": f"configs/recipes/{RECIPE}.yaml", "data.path": str(data), "trainer.precision": "bf16-mixed"}
+    options |= {f"model.architecture.{option}": value for option, value in ARCHITECTURES[part].items()}
+    if part == "vectors":
+        options |= {"model.item_vectors": str(runs / "vectors.parquet"), "model.item_vectors_use": "initial"}
+    folder = runs / f"{part}-seed{seed}"
+    train(folder, options, seed)
+    write_text(outcome, json.dumps(measured(folder, Data(trust=True))) + "\n")
+
+
+def page() -> str:
+    """benchmarks/beauty_parts.md."""
+    lines = [
+        "# New parts on Amazon Beauty",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, one core a run; {here()}.",
+        "",
+        "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz",
+        "",
+        (__doc__ or "").split("\n\n", 2)[2].strip(),
+        "",
+        "| | seeds | validation NDCG@10 | HR@10 | NDCG@10 | HR@10 against the recipe | NDCG@10 against the recipe |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    recipe = {run.seed: run for run in outcomes_of(RECIPE)}
+    lines.append(row("the recipe, in float32", list(recipe.values()), []))
+    for part, title in TITLES.items():
+        runs = outcomes_of(part, OUTCOMES)
+        if runs:
+            lines.append(row(title, runs, [recipe[run.seed] for run in runs]))
+    for baseline, (hr, ndcg) in recipe[1].baselines.items():
+        lines.append(f"| {baseline} | | | {hr:.4f} | {ndcg:.4f} | | |")
+    return "\n".join(lines) + "\n"
+
+
+def row(title: str, runs: list[Outcome], recipe: list[Outcome]) -> str:
+    """A row of the table; targets in no training history are left out, as of the recipes."""
+    figures = metrics_of(np.stack([run.ranks_U for run in runs]))
+    known_U = ~np.isnan(figures[0][0])
+    users_U = np.flatnonzero(known_U)
+    cells = [title, ", ".join(str(run.seed) for run in runs), f"{np.mean([run.validation for run in runs]):.4f}"]
+    cells += [f"{values_SU[:, known_U].mean():.4f}" for values_SU in figures]
+    if not recipe:
+        return f"| {' | '.join([*cells, '', ''])} |"
+    resamples = UserResamples(users_U, seed=0)
+    for mine_SU, plain_SU in zip(figures, metrics_of(np.stack([run.ranks_U for run in recipe])), strict=True):
+        change_U = (mine_SU.mean(0) - plain_SU.mean(0))[known_U]
+        cells.append(estimate(resamples.mean(change_U, users_U)).signed())
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
