@@ -1,5 +1,6 @@
 """Processes of a study, forked from a server that has imported Lightning once and has done nothing else."""
 
+import io
 import multiprocessing
 import os
 import runpy
@@ -90,6 +91,9 @@ def _run_module(arguments: list[str], log: Path, environment: dict[str, str], lo
     with log.open("a") as out:
         os.dup2(out.fileno(), sys.stdout.fileno())
         os.dup2(out.fileno(), sys.stderr.fileno())
+    for stream in (sys.stdout, sys.stderr):  # what is printed first stands first in the log, and an error last
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ |= environment
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
