@@ -111,6 +111,7 @@ def page() -> str:
         f"{time.strftime('%Y-%m-%d')}, one core a run; {here()}.",
         "",
         "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz",
+        "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz --parts vectors --seeds 1 2 3",
         "",
         (__doc__ or "").split("\n\n", 2)[2].strip(),
         "",

@@ -15,9 +15,10 @@ POLL_S = 5.0
 
 def check_accelerators(runs: list[PlannedRun], parameters: dict[str, Any]) -> None:
     """UserError where a run leaves open what it trains on: here that may be something else than on the nodes."""
-    elsewhere = parameters.get("cluster", "slurm") not in ("local", "debug")
+    if parameters.get("cluster", "slurm") in ("local", "debug"):
+        return
     for run in runs:
-        if elsewhere and run.config.value("trainer.accelerator", "auto") == "auto":
+        if run.config.value("trainer.accelerator", "auto") == "auto":
             raise UserError(
                 f"--cluster: run {run.name} has trainer.accelerator auto, which asks for what this machine has, not "
                 "the nodes: name it, as in --options.trainer.accelerator gpu"

@@ -167,11 +167,7 @@ def train_one(
     """
     processes = processes or Processes()
     with locked(lock_of(folder)) as lock:
-        for _ in range(retries + 1):
-            outcome = _attempt(run, folder, study, threads, lock, processes, variables)
-            if outcome.status != "failed":
-                break
-        return outcome
+        return _retried(lambda: _attempt(run, folder, study, threads, lock, processes, variables), retries)
 
 
 def help_train(
@@ -185,17 +181,27 @@ def help_train(
 ) -> Outcome:
     """Be one of the further nodes of a run, whose first one is in `train_one`: it alone writes to the run's folder."""
     own = folder.with_name(f".{folder.name}.node{node}")
-    processes, outcome = Processes(), Outcome("failed")
+    processes = Processes()
     with locked(lock_of(own)) as lock:
         config, log = own.with_suffix(f"{own.suffix}.yaml"), own.with_suffix(f"{own.suffix}.log")
         write_text(config, yaml.safe_dump(run.config.options))
         fit = ["lrec", "fit", *_options(run, Run(folder), study, config)]
-        for _ in range(retries + 1):
+
+        def attempt() -> Outcome:
             code = processes.run(fit, log, threads, lock, variables)
-            outcome = _unfinished(log, code) if code else Outcome("finished")
-            if outcome.status != "failed":
-                break
-        return outcome
+            return _unfinished(log, code) if code else Outcome("finished")
+
+        return _retried(attempt, retries)
+
+
+def _retried(attempt: Callable[[], Outcome], retries: int) -> Outcome:
+    """What became of the first attempt that did not fail, or of the last."""
+    outcome = attempt()
+    for _ in range(retries):
+        if outcome.status != "failed":
+            break
+        outcome = attempt()
+    return outcome
 
 
 def _attempt(
