@@ -59,7 +59,7 @@ def main() -> None:
         write_vectors(options.data, vectors)
     with ThreadPoolExecutor(options.jobs) as pool:
         runs = [(part, seed) for seed in options.seeds for part in options.parts]
-        list(pool.map(lambda run: keep(*run, options.data, options.runs), runs))
+        list(pool.map(lambda run: keep(run[0], run[1], options.data, options.runs), runs))
     write_text(HERE / "beauty_parts.md", page())
 
 
