@@ -115,18 +115,16 @@ def unfinished(run: Path) -> set[Path]:
 def test_twenty_stops_while_a_checkpoint_is_written_lose_nothing(processes: int, folder: Path, fit: Fit) -> None:
     steady, run = fit(f"large-{processes}", processes, *LARGE), folder / f"large-{processes}-stopped"
     command, chance = fit_command(folder, run, processes, *LARGE, "--ckpt_path=last"), random.Random(processes)
-    reached = stops = hits = 0
+    reached = stops = 0
     while stops < 20:
         left, process = unfinished(run), start(command)
-        while process.poll() is None and unfinished(run) <= left:
+        while process.poll() is None:
             time.sleep(0.005)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0, 1))
-        if process.poll() is None:
-            stops, hits = stops + 1, hits + (not unfinished(run) <= left)
-            number = chance.choice([signal.SIGTERM, signal.SIGKILL])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(second_process(run) if processes else process.pid, number)
+            if not unfinished(run) <= left and chance.random() < 0.05:  # some moment in which one is being written
+                stops, number = stops + 1, chance.choice([signal.SIGTERM, signal.SIGKILL])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(second_process(run) if processes else process.pid, number)
+                break
         printed = process.communicate(timeout=100)[0]
         if f"interrupted at step {step_of(run)};" in printed:
             assert process.returncode == 75, printed
@@ -137,7 +135,6 @@ def test_twenty_stops_while_a_checkpoint_is_written_lose_nothing(processes: int,
             assert number == signal.SIGKILL, printed
         reached, before = step_of(run) if run.exists() else 0, reached
         assert reached >= before or not run.exists(), "a stop has cost a checkpoint"
-    assert hits >= 10
     fit(run.name, processes, *LARGE, "--ckpt_path=last")
     assert losses(run) == pytest.approx(losses(steady), rel=1e-6 if processes else 0)
 
