@@ -131,7 +131,7 @@ def page(
         "",
         "The commands:",
         "",
-        *(("    lrec " + arguments).replace(" --", " \\\n        --") for arguments in COMMANDS.values()),
+        *(f"    lrec {arguments}" for arguments in COMMANDS.values()),
     ]
     return "\n".join(lines) + "\n"
 
