@@ -19,9 +19,9 @@ import numpy as np
 import polars as pl
 from peers import environment, in_order, run
 from processes import measure
+from replicate import baselines_of
 from rows import here
 
-from lrec.baselines import BASELINES
 from lrec.files import write_text
 from lrec.run import Run
 
@@ -100,8 +100,6 @@ def page(
     """benchmarks/clicks.md."""
     total, whole = sum(seconds for _, seconds, _ in rows), theirs["whole_seconds"]
     point = Run(Path("run")).points[-1]
-    figures = point.metrics
-    baselines = {name: [figures[f"test/{name}/{metric}@{K}_unseen"] for metric in ("HR", "NDCG")] for name in BASELINES}
     lines = [
         "# News clicks, from a file to recommendations for all users",
         "",
@@ -127,7 +125,7 @@ def page(
         "|---|---:|---:|",
         f"| lrec | {ours[0]:.4f} | {ours[1]:.4f} |",
         f"| RecTools | {theirs['HR@10']:.4f} | {theirs['NDCG@10']:.4f} |",
-        *(f"| {name} | {hr:.4f} | {ndcg:.4f} |" for name, (hr, ndcg) in baselines.items()),
+        *(f"| {name} | {hr:.4f} | {ndcg:.4f} |" for name, (hr, ndcg) in baselines_of(point.metrics).items()),
         "",
         "The commands:",
         "",

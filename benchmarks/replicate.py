@@ -162,14 +162,19 @@ def measured(folder: Path, data: Data, window: bool = False) -> dict:
         "minutes": round(last.wall_s / 60, 1),
         "epochs": round(last.epochs),
         "validation": figures[f"val/NDCG@{K}_unseen"],
-        "baselines": {
-            baseline: [figures[f"test/{baseline}/{name}@{K}_unseen"] for name in ("HR", "NDCG")]
-            for baseline in BASELINES
-            if f"test/{baseline}/HR@{K}_unseen" in figures  # no recent popularity where nothing is known of time
-        },
+        "baselines": baselines_of(figures),
         "users": len(ranks_U),
         "unknown": np.flatnonzero(np.isnan(ranks_U)).tolist(),
         "ranks": {str(user): int(ranks_U[user]) for user in np.flatnonzero(ranks_U <= K)},
+    }
+
+
+def baselines_of(figures: dict[str, float | None]) -> dict[str, list[float | None]]:
+    """HR@10 and NDCG@10 of each baseline of a run, on test; of no recent popularity where nothing is known of time."""
+    return {
+        baseline: [figures[f"test/{baseline}/{name}@{K}_unseen"] for name in ("HR", "NDCG")]
+        for baseline in BASELINES
+        if f"test/{baseline}/HR@{K}_unseen" in figures
     }
 
 

@@ -190,7 +190,7 @@ def test_help_begins_with_what_people_use_and_lists_the_options_of_lrec_s_own_mo
     assert len(options) == 20
     assert {"data.path", "model.size", "model.optimizer.lr", "trainer.max_epochs", "ckpt_path"} <= set(options)
     for option in ("model.architecture.norm", "data", *(name for name in options if not name.startswith("data."))):
-        assert re.search(rf"^  (-c( CONFIG)?, )?--{option}[ ,]", everything, re.MULTILINE)
+        assert re.search(rf"^  (-c( CONFIG)?, )?--{option}( |, --{option}\+ )", everything, re.MULTILINE)
     of_data = {
         name for cls in (package.InteractionsDataModule, SequenceDataModule) for name in signature(cls).parameters
     }
