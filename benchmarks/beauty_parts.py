@@ -25,7 +25,7 @@ from rows import here
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
-from lrec.files import write_text
+from lrec.common.files import write_text
 from lrec.tasks.estimates import UserResamples, estimate
 from lrec.tasks.ladder import Data
 

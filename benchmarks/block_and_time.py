@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from replicate import Outcome, measured, metrics_of, outcomes_of, train
 
-from lrec.files import write_text
+from lrec.common.files import write_text
 from lrec.tasks.estimates import UserResamples, estimate
 from lrec.tasks.ladder import Data
 

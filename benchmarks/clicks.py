@@ -22,7 +22,7 @@ from processes import measure
 from replicate import baselines_of
 from rows import here
 
-from lrec.files import write_text
+from lrec.common.files import write_text
 from lrec.run import Run
 
 HERE = Path(__file__).parent

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lrec.files import write_text
-from lrec.net import Transformer
-from lrec.reading import KeyValueCache
-from lrec.shape import SIZES, Architecture, TransformerConfig
+from lrec.common.files import write_text
+from lrec.model.attention_mask import KeyValueCache
+from lrec.model.config import SIZES, Architecture, TransformerConfig
+from lrec.model.transformer import Transformer
 
 LENGTH, STEPS = 50, 10
 ARCHITECTURES = {"gpt2": Architecture(), "modern": Architecture("rms", "swiglu", "rotary", True)}

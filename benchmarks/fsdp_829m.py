@@ -45,10 +45,10 @@ def train(arguments: argparse.Namespace) -> None:
     """One process of one run: leaves RANK.json with what it measured."""
     from lightning.pytorch import Callback, Trainer, seed_everything
 
-    from lrec import cost
-    from lrec.data.interactions import InteractionsDataModule
-    from lrec.module import SequentialRecommender
-    from lrec.strategies import FSDP2
+    from lrec.data.sources.interactions import InteractionsDataModule
+    from lrec.model import cost
+    from lrec.training.module import SequentialRecommender
+    from lrec.training.strategies import FSDP2
 
     clock = time.perf_counter
     measured: dict[str, Any] = {"steps": [], "losses": []}

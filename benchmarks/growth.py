@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lrec.losses import full_softmax
-from lrec.net import Transformer
-from lrec.optim import Optimizer
-from lrec.shape import SIZES, TransformerConfig
+from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.losses import full_softmax
+from lrec.model.transformer import Transformer
+from lrec.training.optim import Optimizer
 
 HERE = Path(__file__).parent
 # (what grows, entry, size, items, length, targets a step)

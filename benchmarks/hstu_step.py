@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import torch
 
-from lrec import cost
-from lrec.losses import full_softmax
-from lrec.net import Transformer
-from lrec.optim import Optimizer
-from lrec.shape import Architecture, TransformerConfig, find_size
+from lrec.model import cost
+from lrec.model.config import Architecture, TransformerConfig, find_size
+from lrec.model.losses import full_softmax
+from lrec.model.transformer import Transformer
+from lrec.training.optim import Optimizer
 
 HSTU = Architecture(attention="hstu", mlp="none", position_bias=True)
 ARCHITECTURES = {

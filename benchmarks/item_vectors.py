@@ -27,8 +27,8 @@ import polars as pl
 import torch
 
 import lrec
-from lrec.data.interactions import InteractionsDataModule
-from lrec.files import write_text
+from lrec.common.files import write_text
+from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.run import Run
 from lrec.tasks.estimates import UserResamples, estimate
 

@@ -73,7 +73,7 @@ def step_reached(run: Path) -> int | None:
     """The step of the run's last checkpoint."""
     import torch
 
-    from lrec import checkpoints
+    from lrec.checkpoint import format as checkpoints
 
     last = checkpoints.find_last(run / "checkpoints")
     if last is None:

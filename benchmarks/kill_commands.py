@@ -98,7 +98,7 @@ def content(path: Path) -> Any:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [{name: value for name, value in line.items() if name not in ("wall_s", "commit")} for line in lines]
     if path.suffix == ".ckpt":
-        from lrec import checkpoints
+        from lrec.checkpoint import format as checkpoints
 
         checkpoint = checkpoints.read(path)
         return {name: tensor.tolist() for name, tensor in checkpoint["state_dict"].items()}

@@ -21,9 +21,9 @@ import prepare
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lrec.data.movielens import MovieLensDataModule
-from lrec.files import write_text
-from lrec.module import SequentialRecommender
+from lrec.common.files import write_text
+from lrec.data.sources.movielens import MovieLensDataModule
+from lrec.training.module import SequentialRecommender
 
 SIZE, MAX_LEN, TARGETS_PER_STEP, WARM_UP = "98k", 50, 4096, 5
 # Shares of an epoch after which the workers' memory is read.

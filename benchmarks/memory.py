@@ -22,11 +22,11 @@ import torch
 from rows import HANDED_BACK, forget_largest, here, in_new_processes, measured, resident, tell
 from torch.distributed.device_mesh import init_device_mesh
 
-from lrec import cost
-from lrec.files import write_text
-from lrec.losses import full_softmax
-from lrec.parallel import Sharding, build
-from lrec.shape import SIZES, Architecture, TransformerConfig
+from lrec.common.files import write_text
+from lrec.model import cost
+from lrec.model.config import SIZES, Architecture, TransformerConfig
+from lrec.model.losses import full_softmax
+from lrec.model.parallelize import Sharding, build
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
 

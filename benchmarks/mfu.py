@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from lrec import cost
-from lrec.shape import TransformerConfig, find_size
+from lrec.model import cost
+from lrec.model.config import TransformerConfig, find_size
 
 N_ITEMS, LENGTH, ROWS_OF_ITEM = 26_000, 50, 20
 SIZES = ["98k", "786k", "1.6m", "9.4m", "75m", "829m"]

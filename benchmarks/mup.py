@@ -22,12 +22,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lrec.data.synthetic import SyntheticDataModule
-from lrec.files import write_text
-from lrec.losses import full_softmax
-from lrec.net import Transformer
-from lrec.optim import Optimizer
-from lrec.shape import MuP, TransformerConfig
+from lrec.common.files import write_text
+from lrec.data.sources.synthetic import SyntheticDataModule
+from lrec.model.config import MuP, TransformerConfig
+from lrec.model.losses import full_softmax
+from lrec.model.transformer import Transformer
+from lrec.training.optim import Optimizer
 
 LAYERS, HEAD_WIDTH, BASE_WIDTH = 2, 32, 32
 WIDTHS = (32, 64, 128)

@@ -21,12 +21,12 @@ import numpy as np
 import polars as pl
 
 from lrec.cli import own_command
+from lrec.common.text_tables import rows_table
 from lrec.laws.forecast import Forecast
-from lrec.parser import with_shipped_configs
+from lrec.options.parser import with_shipped_configs
 from lrec.study import outlook as rule
 from lrec.study.outlook import Counted, Evidence, Outlook, Tiny, judge, measure
 from lrec.study.points import read_points
-from lrec.tables import rows_table
 
 HERE = Path(__file__).parent
 FOLDER, PAGE = HERE / "outlook", HERE / "outlook.md"

@@ -24,17 +24,17 @@ import numpy as np
 import polars as pl
 import torch
 
-from lrec import cost
-from lrec.allocator import keep_freed_memory
-from lrec.data.batches import TrainBatch
-from lrec.data.interactions import InteractionsDataModule
-from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
-from lrec.metrics import KS
-from lrec.net import Transformer
-from lrec.optim import Optimizer
-from lrec.scoring import score
-from lrec.shape import Dropout, OverDepth, TransformerConfig, find_size
-from lrec.throughput import measure_peak
+from lrec.common.hardware import keep_freed_memory
+from lrec.data.batching.train_batches import TrainBatch
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.evaluation.metrics import KS
+from lrec.model import cost
+from lrec.model.config import Dropout, OverDepth, TransformerConfig, find_size
+from lrec.model.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
+from lrec.model.transformer import Transformer
+from lrec.ranking.scoring import score
+from lrec.training.optim import Optimizer
+from lrec.training.throughput import measure_peak
 
 HERE = Path(__file__).parent
 GIB = 2**30

@@ -136,9 +136,9 @@ print(len(offsets) - 1, items.max() + 1, len(items), time.monotonic() - start)
 LREC = """
 import sys, time
 from pathlib import Path
-from lrec.data.prepare import prepare_store
-from lrec.data.readers import Columns, infer_format, read_table, to_interactions
-from lrec.data.store import Store
+from lrec.data.store.prepare import prepare_store
+from lrec.data.formats.readers import Columns, infer_format, read_table, to_interactions
+from lrec.data.store.store import Store
 start = time.monotonic()
 file, memory = Path(sys.argv[1]), float(sys.argv[3]) if sys.argv[3] else None
 columns = Columns("userId", "movieId", "timestamp")

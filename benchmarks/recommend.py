@@ -27,12 +27,12 @@ import torch
 from peers import environment
 from processes import measure
 
-from lrec.cost import n_body
-from lrec.export import write_safetensors
-from lrec.files import write_text
-from lrec.net import Transformer
-from lrec.recommend import Model
-from lrec.shape import SIZES, TransformerConfig
+from lrec.common.files import write_text
+from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.cost import n_body
+from lrec.model.transformer import Transformer
+from lrec.serving.export import write_safetensors
+from lrec.serving.recommender import Model
 
 HERE = Path(__file__).parent
 MAX_LEN, K = 50, 10

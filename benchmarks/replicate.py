@@ -22,12 +22,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lrec.baselines import BASELINES
-from lrec.data.eval_batches import EvalBatch
-from lrec.files import write_text
-from lrec.pairs import Pairs
+from lrec.common.files import write_text
+from lrec.data.batching.eval_batches import EvalBatch
+from lrec.evaluation.baselines import BASELINES
+from lrec.ranking.pairs import Pairs
+from lrec.ranking.scoring import Scores, score
 from lrec.run import Run
-from lrec.scoring import Scores, score
 from lrec.tasks.estimates import UserResamples, estimate
 from lrec.tasks.ladder import Data, TrainedRun, load_run
 

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from lrec.figures import draw_frame, new_figure
+from lrec.common.figures import draw_frame, new_figure
+from lrec.common.text_tables import rows_table
 from lrec.laws.fit import fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.forms import law_named
 from lrec.laws.points import points_of_most_data
 from lrec.laws.predict import hold_out
 from lrec.laws.profile import Prediction
-from lrec.shape import SIZES
+from lrec.model.config import SIZES
 from lrec.study.points import read_points
-from lrec.tables import rows_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

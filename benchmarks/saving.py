@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from lrec.checkpoint_writes import FileWrite
-from lrec.net import Transformer
-from lrec.saving import Saver
-from lrec.shape import SIZES, TransformerConfig
+from lrec.checkpoint.background_saver import Saver
+from lrec.checkpoint.writer import FileWrite
+from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.transformer import Transformer
 
 TITLES = ("size", "checkpoint, GB", "in the background, s", "at once, s", "until it is there, s", "machine", "commit")
 HEADER = f"""# What a checkpoint costs training

@@ -20,15 +20,15 @@ from rows import HANDED_BACK, forget_largest, here, in_new_processes, measured, 
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 
-from lrec import cost, losses
-from lrec.files import write_text
-from lrec.metrics import KS, Evaluation
-from lrec.net import Transformer
-from lrec.optim import Optimizer, Switch
-from lrec.parallel import Sharding, build
-from lrec.scoring import Scores, score
-from lrec.shape import TransformerConfig
-from lrec.touched_rows import clip_by_norm
+from lrec.common.files import write_text
+from lrec.evaluation.metrics import KS, Evaluation
+from lrec.model import cost, losses
+from lrec.model.config import TransformerConfig
+from lrec.model.parallelize import Sharding, build
+from lrec.model.transformer import Transformer
+from lrec.ranking.scoring import Scores, score
+from lrec.training.optim import Optimizer, Switch
+from lrec.training.touched_rows import clip_by_norm
 
 LOSSES = {
     "full softmax": losses.FullSoftmax(),

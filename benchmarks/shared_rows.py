@@ -24,10 +24,10 @@ import torch
 import zstandard
 
 import lrec
-from lrec.cases import Cases, batches, cases_before, rank_by_net
-from lrec.files import write_text
-from lrec.net import Transformer
-from lrec.shape import SIZES, TransformerConfig
+from lrec.common.files import write_text
+from lrec.evaluation.cases import Cases, batches, cases_before, rank_by_net
+from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.transformer import Transformer
 
 MAX_LEN = 256
 HERE = Path(__file__).parent

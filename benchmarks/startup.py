@@ -22,8 +22,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from lrec.data.synthetic import SyntheticDataModule
-from lrec.files import locked, write_text
+from lrec.common.files import locked, write_text
+from lrec.data.sources.synthetic import SyntheticDataModule
 from lrec.run import Run
 from lrec.study.grid import planned_runs
 from lrec.study.launch import Processes

@@ -26,7 +26,7 @@ from peers import environment, write_log
 from replicate import metrics_of
 
 import lrec
-from lrec.files import write_text
+from lrec.common.files import write_text
 from lrec.run import Run
 from lrec.tasks.estimates import UserResamples, estimate
 

@@ -22,8 +22,8 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 import lrec
-from lrec.data.base import SequenceDataModule
-from lrec.files import write_text
+from lrec.common.files import write_text
+from lrec.data.datamodule import SequenceDataModule
 
 HERE = Path(__file__).parent
 # What is trained between two evaluations: an epoch, or so many steps of one that takes long.

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrec import Attention
-from lrec.reading import CAUSAL, Reading
-from lrec.shape import TransformerConfig
+from lrec.model.attention_mask import CAUSAL, Reading
+from lrec.model.config import TransformerConfig
 
 
 class GatedAttention(Attention):

@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 
 from lrec import UserError
-from lrec.data.base import SequenceDataModule
-from lrec.data.prepare import RawInteractions, source_hashes
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.store.prepare import RawInteractions, source_hashes
 
 ORDERS = "SELECT customer AS user, product AS item, ordered_at AS time FROM orders WHERE NOT returned ORDER BY rowid"
 

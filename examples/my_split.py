@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lrec import UserError
-from lrec.data.splits import Split, SplitRule
-from lrec.data.store import Store
+from lrec.data.splits.rules import Split, SplitRule
+from lrec.data.store.store import Store
 
 
 @dataclass(frozen=True)

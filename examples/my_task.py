@@ -7,7 +7,7 @@ See docs/extending.md. Shape suffixes: C cases, N items of all histories laid en
 
 import numpy as np
 
-from lrec.cases import cases_of_test
+from lrec.evaluation.cases import cases_of_test
 from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
 from lrec.tasks.ladder import Ladder
 

@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lrec import OptimizerConfig
-from lrec.net import Transformer
+from lrec.model.transformer import Transformer
 
 
 @dataclass(frozen=True)

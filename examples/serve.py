@@ -9,7 +9,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import lrec
-from lrec.recommend import Model
+from lrec.serving.recommender import Model
 
 
 def answer(model: Model, body: bytes) -> tuple[int, str]:

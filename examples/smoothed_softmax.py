@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrec import Loss
-from lrec.losses import full_softmax
+from lrec.model.losses import full_softmax
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pytest
 
 import warm_python
 from lrec.cli import LIGHTNING_COMMANDS, main, own_command
-from lrec.parser import with_shipped_configs
+from lrec.options.parser import with_shipped_configs
 
 # Lightning's log handler keeps the stderr of the test that imported it, which pytest closes.
 logging.raiseExceptions = False
@@ -79,7 +79,7 @@ def parse() -> Callable[[list[str]], None]:
     """Parse arguments as `lrec` would, without running anything."""
 
     def run(arguments: list[str]) -> None:
-        from lrec.lightning_cli import compose
+        from lrec.training.lightning_cli import compose
 
         if arguments[0] in LIGHTNING_COMMANDS:
             compose(with_shipped_configs(arguments[1:]), arguments[0])

@@ -91,14 +91,18 @@ def serve(listener: str, executable: str) -> list[str]:
 def _import_all() -> None:
     from lrec.cli import OWN_COMMANDS
 
-    for module in ("lrec.lightning_cli", "torch.distributed.run", *(entry.module for entry in OWN_COMMANDS.values())):
+    for module in (
+        "lrec.training.lightning_cli",
+        "torch.distributed.run",
+        *(entry.module for entry in OWN_COMMANDS.values()),
+    ):
         import_module(module)
     # What jsonargparse makes of docstrings and types it keeps.
-    import_module("lrec.lightning_cli").compose(["--data=lrec.SyntheticDataModule", "--model.size=3k"])
+    import_module("lrec.training.lightning_cli").compose(["--data=lrec.SyntheticDataModule", "--model.size=3k"])
     # So is the processor's rate. On one thread: OpenMP's others would not live in the processes that are forked.
     torch = import_module("torch")
     torch.set_num_threads(1)
-    import_module("lrec.throughput").measure_peak(torch.device("cpu"), torch.float32)
+    import_module("lrec.training.throughput").measure_peak(torch.device("cpu"), torch.float32)
     gc.freeze()
 
 

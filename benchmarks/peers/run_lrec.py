@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 import lrec
-from lrec.recommend import Model
+from lrec.serving.recommender import Model
 
 
 class Stopwatch(Callback):

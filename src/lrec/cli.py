@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from jsonargparse import ActionConfigFile
 
 from lrec import __version__
+from lrec.common.imports import importing
 from lrec.errors import UserError
-from lrec.imports import importing
-from lrec.parser import OneLineParser, with_shipped_configs
+from lrec.options.parser import OneLineParser, with_shipped_configs
 
 LIGHTNING_COMMANDS = {
     "fit": "train a model, then test its best checkpoint",
@@ -47,10 +47,10 @@ class OwnCommand(NamedTuple):
 
 OWN_COMMANDS = {
     "data prepare": OwnCommand("raw interactions to a store", "lrec.data.prepare_command", "prepare"),
-    "data describe": OwnCommand("a store's statistics", "lrec.data.describe", "describe", positional=True),
-    "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.export", "export"),
-    "recommend": OwnCommand("the best next items for any histories", "lrec.recommend_command", "recommend"),
-    "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.sizes", "sizes"),
+    "data describe": OwnCommand("a store's statistics", "lrec.data.store.describe", "describe", positional=True),
+    "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.serving.export", "export"),
+    "recommend": OwnCommand("the best next items for any histories", "lrec.serving.command", "recommend"),
+    "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes", "sizes"),
     "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.study.study", "run_study"),
     "scaling outlook": OwnCommand(
@@ -103,7 +103,7 @@ def _route(arguments: list[str]) -> None:
         return
     if arguments[0] in LIGHTNING_COMMANDS:
         with importing():
-            from lrec.lightning_cli import run_lightning
+            from lrec.training.lightning_cli import run_lightning
         run_lightning(with_shipped_configs(arguments))
         return
     command, parser, options = own_command(arguments)

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import polars as pl
 import yaml
 
-from lrec.config_file import read_config
+from lrec.common.files import json_hash, replacing, write_json, write_text
 from lrec.errors import UserError
-from lrec.files import json_hash, replacing, write_json, write_text
+from lrec.options.yaml_files import read_config
 
 SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"

@@ -10,10 +10,10 @@ import torch
 import yaml
 
 import lrec as package
-from lrec import checkpoints
+from lrec.checkpoint import format as checkpoints
 from lrec.cli import main
 from lrec.data.datasets import datamodule_of
-from lrec.scoring import score
+from lrec.ranking.scoring import score
 
 OPTIONS = [
     "--config=data/synthetic.yaml",

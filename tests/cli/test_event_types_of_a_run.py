@@ -14,14 +14,14 @@ import yaml
 from fit_arguments import fit_arguments
 
 import lrec as library
-from lrec.cases import cases_of_test, rank_by_net
-from lrec.data.interactions import InteractionsDataModule
-from lrec.data.reduction import Reduction
-from lrec.data.temporal import GlobalTemporal
-from lrec.data.user_split import UserSplit
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.reduction import Reduction
+from lrec.data.splits.temporal import GlobalTemporal
+from lrec.data.splits.user_split import UserSplit
 from lrec.errors import UserError
-from lrec.net import Transformer
-from lrec.shape import TransformerConfig
+from lrec.evaluation.cases import cases_of_test, rank_by_net
+from lrec.model.config import TransformerConfig
+from lrec.model.transformer import Transformer
 from lrec.study import budget
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Limits
@@ -353,7 +353,7 @@ def test_rows_that_differ_in_their_type_alone_are_two_events(tmp_path: Path) -> 
 
 
 def library_store(data: InteractionsDataModule) -> Any:
-    from lrec.data.store import Store
+    from lrec.data.store.store import Store
 
     return Store.open(data.store_path, verify=True)
 

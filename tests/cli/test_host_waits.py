@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec import cpu_threads
+from lrec.common import cpu_threads
 
 WATCH = """
 from lightning.pytorch import Callback

@@ -13,7 +13,7 @@ from fit_arguments import fit_arguments
 
 import lrec as library
 from lrec.errors import UserError
-from lrec.module import SequentialRecommender
+from lrec.training.module import SequentialRecommender
 
 KINDS, ITEMS = 6, 10  # kinds of item, and items of each kind in the log
 NEW = 2  # items of each kind that are in the file of vectors alone
@@ -159,7 +159,7 @@ def test_a_checkpoint_needs_no_file(
     """It recommends, is exported and is read by load_from_checkpoint without it; exported files score alike."""
     onnxruntime = pytest.importorskip("onnxruntime")
     run, file = trained(use), data / "vectors.parquet"
-    monkeypatch.setattr("lrec.item_vectors._READERS", {})  # no file of vectors can be read
+    monkeypatch.setattr("lrec.model.item_vectors._READERS", {})  # no file of vectors can be read
     lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.safetensors")
     lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.onnx")
     model, exported = library.load(run), library.load(tmp_path / "model.safetensors")

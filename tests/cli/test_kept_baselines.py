@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fit_arguments import fit_arguments
 
-from lrec.baselines import BASELINES, Baselines
+from lrec.evaluation.baselines import BASELINES, Baselines
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_other_targets_have_figures_of_their_own(
     before = {file: file.read_text() for file in kept(log)}
     lrec(*arguments(tmp_path / "split", log, data__split__trajectory=1, **SHORT))
     lrec(*arguments(tmp_path / "length", log, data__max_len=3))
-    monkeypatch.setattr("lrec.data.eval_batches.MAX_TARGETS", 50)
+    monkeypatch.setattr("lrec.data.batching.eval_batches.MAX_TARGETS", 50)
     lrec(*arguments(tmp_path / "part", log, data__split__trajectory=2, **SHORT, trainer__limit_test_batches=0.5))
     assert len(kept(log)) == 3, "a part of the targets leaves none"
     assert len({file.read_text() for file in kept(log)}) == 3

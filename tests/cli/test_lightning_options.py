@@ -7,7 +7,7 @@ import pytest
 from jsonargparse import Namespace
 
 from lrec.errors import UserError
-from lrec.lightning_options import check_options
+from lrec.training.lightning_options import check_options
 
 FIT = ("fit", "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--model.size=0.8k")
 

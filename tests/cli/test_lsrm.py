@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import yaml
 
-from lrec.data.base import SequenceDataModule
+from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
-from lrec.lightning_cli import compose
-from lrec.parser import find_config, with_shipped_configs
+from lrec.options.parser import find_config, with_shipped_configs
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study
+from lrec.training.lightning_cli import compose
 
 
 def preset(name: str, path: Path, data_dir: Path) -> SequenceDataModule:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrec import cost
-from lrec.lightning_cli import compose
-from lrec.net import Transformer
-from lrec.parser import find_config
-from lrec.shape import Architecture
+from lrec.model import cost
+from lrec.model.config import Architecture
+from lrec.model.transformer import Transformer
+from lrec.options.parser import find_config
 from lrec.study.grid import PlannedRun
+from lrec.training.lightning_cli import compose
 
 MODERN, MUP, HSTU = (f"--config=model/{name}.yaml" for name in ("modern", "mup", "hstu"))
 

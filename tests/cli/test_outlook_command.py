@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec.tables import on_terminal
+from lrec.common.text_tables import on_terminal
 
 SMALL = ["--config", "configs/data/synthetic.yaml", "--data.n_users=300", "--data.n_items=50", "--data.length=20"]
 

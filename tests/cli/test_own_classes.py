@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 import lrec as package
-from lrec import cost
-from lrec.data.base import SequenceDataModule
-from lrec.lightning_cli import compose
-from lrec.module import model_of
-from lrec.shape import Dropout, OverDepth
+from lrec.data.datamodule import SequenceDataModule
+from lrec.model import cost
+from lrec.model.config import Dropout, OverDepth
+from lrec.training.lightning_cli import compose
+from lrec.training.module import model_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -149,7 +149,7 @@ def test_overlays_and_flags_are_those_of_the_chosen_model(folder: Path) -> None:
 
 
 def _shipped(argument: str) -> str:
-    from lrec.parser import with_shipped_configs
+    from lrec.options.parser import with_shipped_configs
 
     return with_shipped_configs([argument])[0]
 
@@ -163,7 +163,7 @@ def _shipped(argument: str) -> str:
         (["--model=noisy_recommender.NoisyRecommender", "--model.noises=1"], "--model: no option 'noises'"),
         (
             ["--model.architecture.attention=nothing.Nothing"],
-            "model.architecture.attention nothing.Nothing is no subclass of lrec.blocks.Attention",
+            "model.architecture.attention nothing.Nothing is no subclass of lrec.model.blocks.Attention",
         ),
         (["--model.loss=nothing.Nothing"], "--model.loss: nothing.Nothing is no subclass of Loss"),
         (["--model.optimizer=nothing.Nothing"], "--model.optimizer: nothing.Nothing is no subclass of OptimizerConfig"),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import lrec as package
-from lrec import cost
+from lrec.model import cost
 from lrec.run import Run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -16,9 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import lrec
 from lrec import InteractionsDataModule, SequentialRecommender
 from lrec.errors import UserError
-from lrec.losses import FullSoftmax, Loss
-from lrec.optim import Optimizer, Switch
-from lrec.shape import Architecture, Dropout, MuP, OverDepth
+from lrec.model.config import Architecture, Dropout, MuP, OverDepth
+from lrec.model.losses import FullSoftmax, Loss
+from lrec.training.optim import Optimizer, Switch
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 
 import lrec as package
 from lrec.errors import UserError
-from lrec.recommend import Model
+from lrec.serving.recommender import Model
 
 
 def fit(log: Path, folder: Path, data: str = "lrec.InteractionsDataModule", **options: object) -> None:
@@ -324,8 +324,8 @@ def test_similar_items(model: Model) -> None:
 def test_integers_are_the_ids_that_spell_them(tmp_path: Path) -> None:
     import torch
 
-    from lrec.net import Transformer
-    from lrec.shape import TransformerConfig
+    from lrec.model.config import TransformerConfig
+    from lrec.model.transformer import Transformer
 
     net = Transformer(TransformerConfig(5, 4, 1, 8, 1)).eval()
     with torch.no_grad():

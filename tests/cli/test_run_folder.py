@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lrec.cli import main
-from lrec.interruption import BestAndLast
+from lrec.training.checkpoint_callbacks import BestAndLast
 from snapshot import snapshot
 
 OPTIONS = (

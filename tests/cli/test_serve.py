@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 import torch
 
-from lrec.net import Transformer
-from lrec.recommend import Model
-from lrec.shape import TransformerConfig
+from lrec.model.config import TransformerConfig
+from lrec.model.transformer import Transformer
+from lrec.serving.recommender import Model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "serve.py"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import lrec
-from lrec.baselines import BASELINES
-from lrec.metrics import metric_names
+from lrec.evaluation.baselines import BASELINES
+from lrec.evaluation.metrics import metric_names
 
 REPOSITORY = Path(__file__).parents[2]
 

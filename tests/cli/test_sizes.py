@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrec import cost
-from lrec.data.batches import BatchPlan
-from lrec.data.reduction import Reduction, training_part
-from lrec.data.splits import LastItems
-from lrec.data.store import Store
-from lrec.shape import SIZES, TransformerConfig
-from lrec.traffic import Traffic
+from lrec.data.batching.train_batches import BatchPlan
+from lrec.data.splits.reduction import Reduction, training_part
+from lrec.data.splits.rules import LastItems
+from lrec.data.store.store import Store
+from lrec.model import cost
+from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.traffic import Traffic
 
 REPOSITORY = Path(__file__).parents[2]
 

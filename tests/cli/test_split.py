@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits import LastItems, SplitRule
-from lrec.data.temporal import GlobalTemporal
-from lrec.data.user_split import UserSplit
-from lrec.lightning_cli import compose
-from lrec.parser import with_shipped_configs
+from lrec.data.splits.rules import LastItems, SplitRule
+from lrec.data.splits.temporal import GlobalTemporal
+from lrec.data.splits.user_split import UserSplit
+from lrec.options.parser import with_shipped_configs
+from lrec.training.lightning_cli import compose
 
 BASE = ["--config=data/synthetic.yaml", "--model.size=0.8k"]
 

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lrec.common.text_tables import on_terminal
 from lrec.study.launch import is_running
-from lrec.tables import on_terminal
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lrec.common.files import locked
 from lrec.errors import UserError
-from lrec.files import locked
 from lrec.run import Run
 from lrec.study.cluster import train_on_node
 from lrec.study.grid import PlannedRun, planned_runs

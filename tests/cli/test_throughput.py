@@ -9,9 +9,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lrec import cost
-from lrec.shape import TransformerConfig
-from lrec.throughput import measure_peak
+from lrec.model import cost
+from lrec.model.config import TransformerConfig
+from lrec.training.throughput import measure_peak
 
 QUICK = (
     "--data=lrec.SyntheticDataModule",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrec import checkpoints
+from lrec.checkpoint import format as checkpoints
 
 AVERAGING = json.dumps({"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.9}})
 QUICK = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from running import OPTIONS, Fit, environment, losses, points
 
-from lrec import checkpoints
+from lrec.checkpoint import format as checkpoints
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from running import Fit, environment, fit_command, losses
 
-from lrec import checkpoints
+from lrec.checkpoint import format as checkpoints
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 

@@ -13,16 +13,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from host_waits import HostWaits
-from lrec import cpu_threads
-from lrec.item_table import VECTORS, whole_table
-from lrec.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
-from lrec.net import Transformer
-from lrec.optim import Optimizer, Switch
-from lrec.parallel import Sharding, build, fill
-from lrec.scoring import score, top_items
-from lrec.shape import TransformerConfig
-from lrec.shards import fetch, whole
-from lrec.touched_rows import clip_by_norm
+from lrec.common import cpu_threads
+from lrec.model.config import TransformerConfig
+from lrec.model.item_table import VECTORS, whole_table
+from lrec.model.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
+from lrec.model.parallelize import Sharding, build, fill
+from lrec.model.sharded_table import fetch, whole
+from lrec.model.transformer import Transformer
+from lrec.ranking.scoring import score, top_items
+from lrec.training.optim import Optimizer, Switch
+from lrec.training.touched_rows import clip_by_norm
 
 LENGTH = 6
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from running import points, run_on
 
-from lrec import checkpoints
+from lrec.checkpoint import format as checkpoints
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 

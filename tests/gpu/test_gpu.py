@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from lrec import cost
-from lrec.shape import TransformerConfig, find_size
+from lrec.model import cost
+from lrec.model.config import TransformerConfig, find_size
 
 DEVICE = os.environ.get("LREC_GPU_TESTS", "cuda")
 pytestmark = [

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec import cost
-from lrec.net import Transformer
-from lrec.optim import Optimizer
-from lrec.shape import SIZES, Architecture, MuP, TransformerConfig
+from lrec.model import cost
+from lrec.model.config import SIZES, Architecture, MuP, TransformerConfig
+from lrec.model.transformer import Transformer
+from lrec.training.optim import Optimizer
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
 CHOICES = {

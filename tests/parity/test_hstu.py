@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.blocks import Block
-from lrec.event_times import gaps, time_buckets
-from lrec.net import Transformer
-from lrec.reading import KeyValueCache, Reading
-from lrec.shape import Architecture, MuP, TransformerConfig
+from lrec.model.attention_mask import KeyValueCache, Reading
+from lrec.model.blocks import Block
+from lrec.model.config import Architecture, MuP, TransformerConfig
+from lrec.model.event_times import gaps, time_buckets
+from lrec.model.transformer import Transformer
 
 YEAR = 365 * 86_400
 HSTU = Architecture(attention="hstu", mlp="none", position_bias=True, time="past", hstu_head_width=5)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lrec import cost, losses
 from lrec.errors import UserError
+from lrec.model import cost, losses
 
 
 @pytest.mark.parametrize(("targets", "items"), [(1, 1), (5, 7), (700, 90), (513, 20_000)])

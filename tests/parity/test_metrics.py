@@ -9,9 +9,10 @@ from sklearn.metrics import ndcg_score
 from torch.nn import functional as F
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
-from lrec import cpu_threads, scoring
-from lrec.metrics import KS, Evaluation, RankMetrics
-from lrec.scoring import Scores, score, top_items
+from lrec.common import cpu_threads
+from lrec.evaluation.metrics import KS, Evaluation, RankMetrics
+from lrec.ranking import scoring
+from lrec.ranking.scoring import Scores, score, top_items
 
 B, D = 40, 6
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.blocks import Block, SoftmaxAttention
-from lrec.net import Transformer
-from lrec.reading import Reading
-from lrec.shape import TIME_BUCKETS, Architecture, TransformerConfig
+from lrec.model.attention_mask import Reading
+from lrec.model.blocks import Block, SoftmaxAttention
+from lrec.model.config import TIME_BUCKETS, Architecture, TransformerConfig
+from lrec.model.transformer import Transformer
 
 
 def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:

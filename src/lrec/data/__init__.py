@@ -1,1 +1,1 @@
-"""Raw interactions in, a memory-mapped store, splits and batches out."""
+"""A log to batches: the DataModule, histories to recommend for, and the rooms below."""

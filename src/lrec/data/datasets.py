@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from lrec.data.amazon import AmazonDataModule
-from lrec.data.base import SequenceDataModule
-from lrec.data.interactions import InteractionsDataModule
-from lrec.data.movielens import MovieLensDataModule
-from lrec.data.splits import LastItems
-from lrec.data.synthetic import SyntheticDataModule
-from lrec.data.temporal import GlobalTemporal
-from lrec.data.user_split import UserSplit
-from lrec.parser import made_of
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.sources.amazon import AmazonDataModule
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.sources.movielens import MovieLensDataModule
+from lrec.data.sources.synthetic import SyntheticDataModule
+from lrec.data.splits.rules import LastItems
+from lrec.data.splits.temporal import GlobalTemporal
+from lrec.data.splits.user_split import UserSplit
+from lrec.options.parser import made_of
 
 __all__ = [
     "AmazonDataModule",

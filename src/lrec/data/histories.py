@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from lrec.data.parsing import Table
-from lrec.data.prepare import RawInteractions, prepare_store
-from lrec.data.readers import Columns, Format, infer_format, read_table, to_interactions
-from lrec.data.store import Store
-from lrec.data.times import in_seconds
+from lrec.common.files import temporary
+from lrec.data.formats.parsing import Table
+from lrec.data.formats.readers import Columns, Format, infer_format, read_table, to_interactions
+from lrec.data.formats.times import in_seconds
+from lrec.data.store.prepare import RawInteractions, prepare_store
+from lrec.data.store.store import Store
 from lrec.errors import UserError
-from lrec.files import temporary
 
 # Enough to batch histories of similar length; few enough that their lists take little memory.
 BLOCK = 8192

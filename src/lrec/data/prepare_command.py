@@ -1,8 +1,8 @@
 """`lrec data prepare`, apart from `describe`, because it imports the DataModules and so Lightning."""
 
 from lrec.data.datasets import SequenceDataModule
-from lrec.data.describe import describe, print_rows
-from lrec.data.store import Store
+from lrec.data.store.describe import describe, print_rows
+from lrec.data.store.store import Store
 
 
 def prepare(data: SequenceDataModule) -> None:

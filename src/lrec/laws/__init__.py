@@ -1,1 +1,1 @@
-"""Scaling laws: tables of points in; fits, intervals, forecasts, verdicts and plans out. Knows no runs and no torch."""
+"""Tables of points to fits, forecasts, intervals and plans. Knows nothing of runs, studies, Lightning or torch."""

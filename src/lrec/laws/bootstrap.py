@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import stdtrit
 
+from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.laws.candidate import residual_model
 from lrec.laws.descent import descend
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array, as_columns
 from lrec.laws.profile import LEVEL, Prediction
-from lrec.wording import counted
 
 REFITS = 1000
 FINEST = 1e-4

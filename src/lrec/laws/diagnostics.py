@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from scipy.optimize import lsq_linear
 
+from lrec.common.text_tables import counted
 from lrec.laws.candidate import Candidate
 from lrec.laws.descent import Descent, Problem, descend
 from lrec.laws.law import Array, Law
 from lrec.laws.objective import LAD_DELTA
-from lrec.wording import counted
 
 UNDECIDED = 1.35
 """Parameters whose log-likelihood is less than this below the best are not told apart: half of chi squared at 90 %."""

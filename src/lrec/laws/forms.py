@@ -1,11 +1,11 @@
 """Which laws there are, and how one is named: by its short name, or by the class path of a user's own."""
 
-from lrec.class_paths import class_path, imported
 from lrec.errors import UserError
 from lrec.laws.law import Law
 from lrec.laws.metric_laws import Linear, Logistic
 from lrec.laws.power_laws import Chinchilla, Kaplan, Lsrm
 from lrec.laws.repetition_laws import Muennighoff, Overfitting, RepeatedData
+from lrec.options.class_paths import class_path, imported
 
 LAWS: dict[str, Law] = {
     law.name: law for law in (Lsrm(), Chinchilla(), Kaplan(), RepeatedData(), Muennighoff(), Overfitting())

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 from scipy.special import stdtrit
 
+from lrec.common.files import check_writable, write_json
+from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
-from lrec.files import check_writable, write_json
 from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
 from lrec.laws.links import expected_metrics, fit_links
@@ -18,8 +19,6 @@ from lrec.laws.predict import Predictor
 from lrec.laws.profile import Prediction
 from lrec.laws.report import read_fit
 from lrec.laws.verdict import FAILS
-from lrec.tables import on_terminal, rows_table
-from lrec.wording import counted
 
 FAR = 100.0
 """A plan has a note if its size or data are this many times above the largest fitted, or below the smallest."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from lrec.files import json_hash
+from lrec.common.files import json_hash
 
 METRICS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 """Metrics that a law may link to the loss."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from lrec.class_paths import check_trusted
+from lrec.common.files import json_hash, write_json
+from lrec.common.text_tables import counted, rows_table
 from lrec.errors import UserError
-from lrec.files import json_hash, write_json
 from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
@@ -20,8 +20,7 @@ from lrec.laws.objective import Objective
 from lrec.laws.points import points_of_most_data
 from lrec.laws.predict import Holdout, Predictor
 from lrec.laws.rivals import Rival
-from lrec.tables import rows_table
-from lrec.wording import counted
+from lrec.options.class_paths import check_trusted
 
 
 def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:

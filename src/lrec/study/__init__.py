@@ -1,1 +1,1 @@
-"""A scaling study: the ladder trained, predicted and judged; and what is compared across studies."""
+"""The ladder as a study: grid, sweep, record, launch, prediction, report, comparison."""

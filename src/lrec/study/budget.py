@@ -5,20 +5,20 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrec import cost
+from lrec.common.files import json_hash
+from lrec.common.text_tables import counted
 from lrec.errors import UserError
-from lrec.files import json_hash
+from lrec.model import cost
+from lrec.model.config import TransformerConfig
 from lrec.run import Run, RunConfig
-from lrec.shape import TransformerConfig
 from lrec.study.devices import here
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Limits
-from lrec.wording import counted
 
 if TYPE_CHECKING:
     from lrec.data.datasets import SequenceDataModule
-    from lrec.data.reduction import TrainingPart
-    from lrec.losses import Loss
+    from lrec.data.splits.reduction import TrainingPart
+    from lrec.model.losses import Loss
 
 # FLOPs per second of a GPU where there is none to be measured, in bfloat16 products and in float32.
 ASSUMED = {"bf16-mixed": 100e12, "bf16-true": 100e12, "32-true": 15e12}
@@ -62,7 +62,7 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
     counts two checkpoints. Runs that are finished in `folder` cost what they took.
     """
     from lrec.data.datasets import datamodule_of
-    from lrec.module import model_of
+    from lrec.training.module import model_of
 
     opened: dict[str, SequenceDataModule] = {}
     measured = cache(_rate)

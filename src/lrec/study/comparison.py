@@ -9,9 +9,10 @@ from typing import Literal
 
 import polars as pl
 
+from lrec.common.figures import save_figure
+from lrec.common.files import check_folder, write_json
+from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
-from lrec.figures import save_figure
-from lrec.files import check_folder, write_json
 from lrec.laws.crossing import FURTHEST, Contrast, contrast
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forms import law_named
@@ -20,7 +21,6 @@ from lrec.laws.report import finite
 from lrec.run import Point, run_of_study
 from lrec.study.figures import studies_figure
 from lrec.study.points import read_points
-from lrec.tables import on_terminal, rows_table
 
 
 def compare(

@@ -3,9 +3,9 @@
 import os
 from dataclasses import dataclass
 
-from lrec import cost
-from lrec.accelerator import Kind, kind_of
+from lrec.common.hardware import Kind, kind_of
 from lrec.errors import UserError
+from lrec.model import cost
 from lrec.run import RunConfig
 
 

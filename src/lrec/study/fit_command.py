@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from lrec.figures import alt_text, save_figure
-from lrec.files import check_writable, write_text
+from lrec.common.figures import alt_text, save_figure
+from lrec.common.files import check_writable, write_text
+from lrec.common.text_tables import on_terminal
 from lrec.laws.agreement import agreement_figure
 from lrec.laws.analysis import analyse
 from lrec.laws.figures import fit_figure
@@ -11,7 +12,6 @@ from lrec.laws.objective import Kind, Objective, Residuals
 from lrec.laws.predict import method_named
 from lrec.laws.report import markdown, points_of, table, write_fit
 from lrec.study.points import read_points
-from lrec.tables import on_terminal
 
 
 def fit_command(

@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from lrec.common.imports import importing
 from lrec.errors import UserError
-from lrec.imports import importing
-from lrec.parser import find_config
+from lrec.model.config import TransformerConfig
+from lrec.options.parser import find_config
 from lrec.run import RunConfig, dotted
-from lrec.shape import TransformerConfig
 from lrec.study.forked import side_by_side
 from lrec.study.options import Study, as_argument, ladder_n_body
 
@@ -43,7 +43,7 @@ class PlannedRun:
 
     def network(self, n_items: int) -> TransformerConfig:
         """The network that it trains on a catalogue of `n_items`."""
-        from lrec.module import model_of
+        from lrec.training.module import model_of
 
         return model_of(self.options).network_config(n_items, self.config.value("data.max_len"))
 
@@ -58,7 +58,7 @@ def planned_runs(study: Study, processes: int = 1) -> list[PlannedRun]:
         processes: How many of them complete the runs' options, a fifth of a second each.
     """
     with importing():
-        from lrec.lightning_cli import compose
+        from lrec.training.lightning_cli import compose
     most = max(study.every_fraction)
     runs = [
         _planned(study, size, seed, fraction, variant)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import yaml
 
+from lrec.common.files import locked, write_text
+from lrec.common.signals import TRY_AGAIN
 from lrec.errors import UserError
-from lrec.files import locked, write_text
 from lrec.run import Point, Run
-from lrec.signals import TRY_AGAIN
 from lrec.study.devices import Placement, placement
 from lrec.study.forked import Processes
 from lrec.study.grid import PlannedRun
@@ -218,7 +218,7 @@ def _attempt(
         fit = ["lrec", "fit", *_arguments(run, trained, study)]
         code = processes.run(fit, trained.log_file, threads, lock, variables)
     if trained.result is not None and outcome_of(trained) is None:  # several processes, or killed in between
-        losses = ["lrec.target_losses", str(folder)]
+        losses = ["lrec.training.target_losses", str(folder)]
         code = processes.run(losses, trained.log_file, threads, lock, variables)
     if outcome := outcome_of(trained):
         return outcome

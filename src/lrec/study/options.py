@@ -8,12 +8,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from lrec import cost
 from lrec.errors import UserError, check_range
 from lrec.laws.forecast import LEAST_SIZES, Forecast
 from lrec.laws.predict import method_named
+from lrec.model import cost
+from lrec.model.config import TransformerConfig, even_ladder, find_size
 from lrec.run import dotted
-from lrec.shape import TransformerConfig, even_ladder, find_size
 from lrec.study.devices import here
 from lrec.study.points import REPEATED
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lrec.cases import Cases, cases_before, rank_by_net
-from lrec.cost import n_body
-from lrec.cpu_threads import one_core
-from lrec.data.base import SequenceDataModule
-from lrec.data.reduction import TrainingPart, training_part
-from lrec.data.splits import ranges
+from lrec.common.cpu_threads import one_core
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.splits.reduction import TrainingPart, training_part
+from lrec.data.splits.rules import ranges
 from lrec.errors import UserError
-from lrec.ngrams import ORDERS, ngram_losses
-from lrec.shape import SIZES
+from lrec.evaluation.cases import Cases, cases_before, rank_by_net
+from lrec.evaluation.ngrams import ORDERS, ngram_losses
+from lrec.model.config import SIZES
+from lrec.model.cost import n_body
 from lrec.study.short_run import train_briefly
 
 # The rule: while data last, ten times the size brings a third of a nat, and data last for a parameter of the blocks to

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from lrec.common.files import check_folder, write_json, write_text
+from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import check_range
-from lrec.files import check_folder, write_json, write_text
-from lrec.ngrams import ORDERS
+from lrec.evaluation.ngrams import ORDERS
 from lrec.study.outlook import FROM, TO, Evidence, Outlook, judge, measure
-from lrec.tables import on_terminal, rows_table
 
 
 def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int = 0) -> None:

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lrec import cost
-from lrec.files import write_json
+from lrec.common.files import write_json
 from lrec.laws.fit import Fit
 from lrec.laws.forms import name_of
 from lrec.laws.points import source_hash
 from lrec.laws.predict import Prediction, Predictor, method_named, predictor_of
+from lrec.model import cost
 from lrec.run import Point, RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study

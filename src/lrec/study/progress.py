@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from lrec.common.text_tables import counted
 from lrec.run import Run
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import is_running
-from lrec.wording import counted
 
 LINE_S = 60.0  # least time between two lines of a log about evaluations of a run
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lrec import clock, cost
-from lrec.cpu_threads import one_core
-from lrec.losses import Loss
-from lrec.net import Transformer
-from lrec.shape import TransformerConfig
+from lrec.common import hardware
+from lrec.common.cpu_threads import one_core
+from lrec.model import cost
+from lrec.model.config import TransformerConfig
+from lrec.model.losses import Loss
+from lrec.model.transformer import Transformer
 
 # Enough to be measured within a fraction of a second.
 BLOCKS = 2
@@ -59,8 +60,8 @@ def training_rate(
             net.zero_grad()
 
         step()  # what is done once
-        steps, began = 0, clock.seconds(kind)
-        while steps == 0 or clock.seconds(kind) - began < SECONDS:
+        steps, began = 0, hardware.seconds(kind)
+        while steps == 0 or hardware.seconds(kind) - began < SECONDS:
             step()
             steps += 1
-        return steps * rows * of_row / (clock.seconds(kind) - began)
+        return steps * rows * of_row / (hardware.seconds(kind) - began)

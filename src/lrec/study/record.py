@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lrec.common.files import locked, write_json, write_text
 from lrec.errors import UserError
-from lrec.files import locked, write_json, write_text
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
 from lrec.study.devices import placement
 from lrec.study.grid import PlannedRun
@@ -121,7 +121,7 @@ class Record:
             return runs
         had = [run["options"]["trainer"]["precision"] for name, run in self._earlier.items() if name in unsettled]
         if not had:
-            from lrec.precision import decided
+            from lrec.training.precision import decided
 
             kinds = {placement(run.config).kind for run in unsettled.values()}
             if len(kinds) > 1:
@@ -173,7 +173,7 @@ def changed_options(earlier: RunConfig, now: RunConfig) -> str:
     `data.validation_users` counts as `all`, since all users validated then."""
     if earlier.trained_with == now.trained_with:
         return ""
-    from lrec.lightning_cli import compose
+    from lrec.training.lightning_cli import compose
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import polars as pl
 
-from lrec.figures import alt_text, save_figure
-from lrec.files import write_text
+from lrec.common.figures import alt_text, save_figure
+from lrec.common.files import write_text
+from lrec.common.text_tables import rows_table
+from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import judge
 from lrec.laws.figures import fit_figure
 from lrec.laws.predict import compare
 from lrec.laws.report import table, write_fit
 from lrec.run import Point, run_of_study
-from lrec.standard_errors import paired
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.sweep import Tuned
 from lrec.study.variants import variants_table
-from lrec.tables import rows_table
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 

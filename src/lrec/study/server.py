@@ -2,12 +2,10 @@
 
 import gc
 
-from lrec.imports import importing
+from lrec.common.imports import importing
 
 with importing():
     import torch.utils.tensorboard  # noqa: F401
 
-    import lrec.lightning_cli
-    import lrec.study.launch  # noqa: F401
 
 gc.freeze()  # a run's collector is to leave alone what all runs share

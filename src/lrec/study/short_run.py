@@ -6,13 +6,13 @@ from itertools import chain, islice, repeat
 import torch
 from torch import Tensor
 
-from lrec.data.base import SequenceDataModule
-from lrec.data.batches import BatchPlan, TrainBatch, TrainLoader
-from lrec.data.reduction import TrainingPart
-from lrec.losses import FullSoftmax, Loss, SampledSoftmax
-from lrec.net import Transformer
-from lrec.optim import Optimizer
-from lrec.shape import TransformerConfig, find_size
+from lrec.data.batching.train_batches import BatchPlan, TrainBatch, TrainLoader
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.splits.reduction import TrainingPart
+from lrec.model.config import TransformerConfig, find_size
+from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
+from lrec.model.transformer import Transformer
+from lrec.training.optim import Optimizer
 
 # Small steps at a high rate learn most from few targets; negatives make large catalogues as fast as small ones.
 TARGETS_PER_STEP = 1024

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
+from lrec.common.files import check_folder, write_json
+from lrec.common.signals import TRY_AGAIN, on_signals
+from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
-from lrec.files import check_folder, write_json
-from lrec.signals import TRY_AGAIN, on_signals
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators, train_on_cluster
 from lrec.study.forked import start_server
@@ -23,8 +24,6 @@ from lrec.study.progress import Live, runs_table
 from lrec.study.record import Record, alone_in
 from lrec.study.report import write_report
 from lrec.study.sweep import sweep_of, tune, with_middle_values
-from lrec.tables import on_terminal
-from lrec.wording import counted
 
 
 def run_study(study: Study) -> None:

@@ -5,9 +5,9 @@ from statistics import mean, stdev
 
 from scipy.special import stdtrit
 
+from lrec.common.text_tables import rows_table
 from lrec.run import Point
 from lrec.study.grid import PlannedRun
-from lrec.tables import rows_table
 
 METRICS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95

@@ -1,1 +1,1 @@
-"""The five tasks, where recommenders are weakest, by model size: `docs/tasks.md` defines them."""
+"""The five tasks, a file each, over trained runs."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lrec.cases import (
+from lrec.evaluation.cases import (
     LIST_LENGTH,
     Cases,
     Ranked,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lrec.cases import cases_before, cases_of_test
-from lrec.data.splits import Targets
+from lrec.data.splits.rules import Targets
+from lrec.evaluation.cases import cases_before, cases_of_test
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains
 from lrec.tasks.ladder import Ladder
 

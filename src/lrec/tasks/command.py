@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lrec.class_paths import imported
+from lrec.common.files import check_folder
 from lrec.errors import UserError, check_range
-from lrec.files import check_folder
-from lrec.processes import leads, processes
+from lrec.evaluation.shared_scoring import leads, processes
+from lrec.options.class_paths import imported
 from lrec.run import find_runs
 from lrec.tasks.assessment import TaskResult
 from lrec.tasks.cold_start import cold_start

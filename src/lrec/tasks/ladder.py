@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from lrec import cost
-from lrec.class_paths import check_trusted
-from lrec.data.base import SequenceDataModule
+from lrec.common.files import json_hash
+from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits import Split
+from lrec.data.splits.rules import Split
 from lrec.errors import UserError
-from lrec.export import load
-from lrec.files import json_hash
-from lrec.net import Transformer
-from lrec.processes import device
+from lrec.evaluation.shared_scoring import device
+from lrec.model import cost
+from lrec.model.transformer import Transformer
+from lrec.options.class_paths import check_trusted
 from lrec.run import Run
+from lrec.serving.export import load
 
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
 

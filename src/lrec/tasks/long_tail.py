@@ -5,7 +5,7 @@ Shape suffixes: C cases, V catalogue.
 
 import numpy as np
 
-from lrec.cases import cases_of_test
+from lrec.evaluation.cases import cases_of_test
 from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
 from lrec.tasks.ladder import Ladder
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from lrec.files import replacing, write_json, write_text
-from lrec.tables import rows_table
+from lrec.common.files import replacing, write_json, write_text
+from lrec.common.text_tables import rows_table
 from lrec.tasks.assessment import Section, TaskResult
 from lrec.tasks.estimates import CONFIDENCE, RESAMPLES, Estimate, estimate
 from lrec.tasks.figures import alt_of, task_figure

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrec.cases import Cases, cases_of_test
+from lrec.evaluation.cases import Cases, cases_of_test
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, trend
 from lrec.tasks.estimates import estimate, ratio, slope
 from lrec.tasks.ladder import Ladder

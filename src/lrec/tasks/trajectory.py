@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.cases import Cases, batches, by_count, cases_before, rank_by_repeating
-from lrec.common_order import Pairs
-from lrec.net import Transformer
-from lrec.processes import share_of, together
-from lrec.reading import KeyValueCache
-from lrec.scoring import score
+from lrec.evaluation.cases import Cases, batches, by_count, cases_before, rank_by_repeating
+from lrec.evaluation.shared_scoring import share_of, together
+from lrec.model.attention_mask import KeyValueCache
+from lrec.model.transformer import Transformer
+from lrec.ranking.common_order import Pairs
+from lrec.ranking.scoring import score
 from lrec.tasks.assessment import (
     POPULARITY,
     REPEAT_LAST,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrec.cases import Cases, cases_of_test
+from lrec.evaluation.cases import Cases, cases_of_test
 from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
 from lrec.tasks.estimates import UserResamples, estimate
 from lrec.tasks.ladder import BySize, DomainRuns, Ladder, TrainedRun

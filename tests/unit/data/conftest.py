@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from lrec.data.prepare import RawInteractions, prepare_store
-from lrec.data.store import Store
+from lrec.data.store.prepare import RawInteractions, prepare_store
+from lrec.data.store.store import Store
 
 MakeStore = Callable[..., Store]
 

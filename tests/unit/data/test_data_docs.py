@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec.data.base import SequenceDataModule
+from lrec.data.datamodule import SequenceDataModule
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ READ = """
 import sys
 from pathlib import Path
 from lrec.data.histories import ReadingRules, histories_in
-from lrec.data.readers import Columns
+from lrec.data.formats.readers import Columns
 
 columns = Columns("user", "item", None)
 users = sum(len(block.users) for block in histories_in(Path(sys.argv[1]), None, ReadingRules(columns), columns))

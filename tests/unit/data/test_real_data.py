@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lrec.data.base import SequenceDataModule
-from lrec.data.interactions import InteractionsDataModule
-from lrec.data.movielens import MovieLensDataModule
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.sources.movielens import MovieLensDataModule
 
 
 def ready(data: SequenceDataModule) -> SequenceDataModule:

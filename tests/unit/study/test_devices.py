@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lrec import cost
 from lrec.errors import UserError
-from lrec.losses import FullSoftmax
+from lrec.model import cost
+from lrec.model.config import Architecture, TransformerConfig
+from lrec.model.losses import FullSoftmax
 from lrec.run import RunConfig
-from lrec.shape import Architecture, TransformerConfig
 from lrec.study import budget, launch
 from lrec.study.devices import Placement, here, placement
 from lrec.study.grid import PlannedRun, planned_runs

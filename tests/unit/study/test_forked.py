@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec.files import locked
+from lrec.common.files import locked
 from lrec.study.forked import Processes
 
 

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 import torch
 
-from lrec.data.interactions import InteractionsDataModule
-from lrec.optim import Optimizer
+from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.study import short_run
 from lrec.study.outlook import Counted, Evidence, Tiny, gain_by_amount, judge, measure
+from lrec.training.optim import Optimizer
 
 
 def counted(bigram: float) -> Counted:

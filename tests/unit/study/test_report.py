@@ -7,8 +7,8 @@ import pytest
 
 from lrec.laws.fit import fit
 from lrec.laws.forms import LAWS
+from lrec.model.config import SIZES
 from lrec.run import Point, Run
-from lrec.shape import SIZES
 from lrec.study.grid import PlannedRun
 from lrec.study.prediction import LadderFit
 from lrec.study.report import COLUMNS, write_report

@@ -9,12 +9,12 @@ import torch
 import yaml
 
 from lrec.data.datasets import datamodule_of
-from lrec.lightning_cli import compose
-from lrec.net import Transformer
-from lrec.parser import with_shipped_configs
+from lrec.model.config import TransformerConfig, find_size
+from lrec.model.transformer import Transformer
+from lrec.options.parser import with_shipped_configs
 from lrec.run import Run
-from lrec.shape import TransformerConfig, find_size
 from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
+from lrec.training.lightning_cli import compose
 
 MAX_LEN, STEPS = 12, 4
 SIZES = ("0.8k", "3k")

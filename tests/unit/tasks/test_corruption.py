@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrec.cases import Cases
+from lrec.evaluation.cases import Cases
 from lrec.tasks.robustness import CORRUPTIONS, MIX_RATE, RATES, REACH, corrupted, mix_items
 
 N_ITEMS = 40

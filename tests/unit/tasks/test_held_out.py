@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lrec.data.batches import TrainBatch
-from lrec.data.interactions import InteractionsDataModule
-from lrec.data.splits import LastItems
+from lrec.data.batching.train_batches import TrainBatch
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.rules import LastItems
 
 RULE = LastItems(trajectory=4, held_out_users=0.5)
 

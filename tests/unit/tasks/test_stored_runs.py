@@ -14,14 +14,14 @@ import torch
 import yaml
 
 import lrec as package
-from lrec import checkpoints
-from lrec.class_paths import TEXT
+from lrec.checkpoint import format as checkpoints
 from lrec.data.datasets import AmazonDataModule, InteractionsDataModule, MovieLensDataModule, SyntheticDataModule
-from lrec.data.reduction import Reduction
-from lrec.data.splits import LastItems
-from lrec.data.temporal import GlobalTemporal
+from lrec.data.splits.reduction import Reduction
+from lrec.data.splits.rules import LastItems
+from lrec.data.splits.temporal import GlobalTemporal
 from lrec.errors import UserError
-from lrec.module import SequentialRecommender
+from lrec.options.class_paths import TEXT
+from lrec.training.module import SequentialRecommender
 from snapshot import snapshot
 
 MakeRun = Callable[..., Path]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from lrec.cases import cases_before
-from lrec.net import Transformer
+from lrec.evaluation.cases import cases_before
+from lrec.model.transformer import Transformer
 from lrec.run import Run
 from lrec.tasks.assessment import Section
 from lrec.tasks.cold_start import cold_start

@@ -1,0 +1,57 @@
+"""What all pictures have in common."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrec.common.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float, alt: str) -> "Figure":
+    """An empty figure, in inches; `alt` says in words what it shows, for those who cannot see it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.set_label(alt)
+    return figure
+
+
+def alt_text(figure: "Figure") -> str:
+    """What a figure shows, in words."""
+    return str(figure.get_label())
+
+
+def draw_frame(axes: "Axes") -> None:
+    """A faint grid in the background, and no box."""
+    axes.grid(True, which="major", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(path: Path, figure: "Figure") -> None:
+    """Write a picture as a file, and beside it for TensorBoard under scaling/ with its alt text, replacing earlier
+    ones."""
+    # Not torch's SummaryWriter: it draws the figure again, and torch takes longer to import than most laws to fit.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)  # savefig would draw twice, the first time for the layout
+    suffix = f".{path.stem}"
+    for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
+        old.unlink()
+    width, height = figure.canvas.get_width_height()
+    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=path.read_bytes())
+    metadata = SummaryMetadata(summary_description=alt_text(figure))
+    summary = Summary(value=[Summary.Value(tag=f"scaling/{path.stem}", image=image, metadata=metadata)])
+    writer = EventFileWriter(str(path.parent), filename_suffix=suffix)
+    writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
+    writer.close()

@@ -1,0 +1,60 @@
+"""Tables and reports: Markdown in files, aligned text on a terminal."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+
+def rows_table(rows: list[list[str]], text: Collection[int] = ()) -> str:
+    """A Markdown table whose first row is the header.
+
+    Args:
+        rows: The cells.
+        text: Which columns are text; the others are numbers and aligned to the right.
+    """
+    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    rules = ["---" if i in text else "---:" for i in range(len(rows[0]))]
+    return "\n".join([head, "|" + "|".join(rules) + "|", *others])
+
+
+def on_terminal(markdown: str, folder: Path = Path()) -> str:
+    """A report as a terminal shows it: aligned tables without bars, headings underlined, a line for each picture.
+
+    Args:
+        markdown: The report.
+        folder: What the paths of its pictures start from.
+    """
+    lines: list[str] = []
+    table: list[str] = []
+    for line in [*markdown.strip().splitlines(), ""]:
+        if line.startswith("|"):
+            table.append(line)
+            continue
+        if table:
+            lines += _aligned(table)
+            table = []
+        if heading := re.fullmatch(r"#+ (.*)", line):
+            lines += [heading[1], "-" * len(heading[1])]
+        elif picture := re.fullmatch(r"!\[(.*)\]\((.*)\)", line):
+            lines.append(f"{folder / picture[2]}: {picture[1]}")
+        else:
+            lines.append(line)
+    return "\n".join(lines).strip()
+
+
+def _aligned(table: list[str]) -> list[str]:
+    """The lines of a Markdown table with columns of one width, two spaces between them."""
+    head, rules, *rows = [[cell.strip() for cell in line.removeprefix("|").split("|")[:-1]] for line in table]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return ["  ".join(map(_justified, line, widths, rules)).rstrip() for line in lines]
+
+
+def _justified(cell: str, width: int, rule: str) -> str:
+    return cell.rjust(width) if rule.endswith(":") else cell.ljust(width)
+
+
+def counted(number: float, noun: str) -> str:
+    """A number with its noun, in the singular where the number reads 1: 1 run, 1,024 targets, 0.5 epochs."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"

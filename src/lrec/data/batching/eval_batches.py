@@ -1,0 +1,279 @@
+"""The batches of evaluation: histories, and the targets that are predicted within them or after them.
+
+Attention is causal, so a position's hidden state is that of the history up to there. Targets after beginnings of one
+history share its row, where the network would read the same positions: one pass over the row serves them all.
+
+B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs, N items of all
+histories of a batch, laid end to end; T targets and R rows of all batches. Of times, T is L + 1: those of a row's
+events, and then that of its request, in whole seconds.
+
+Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
+positions_M.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lrec.data.batching.train_batches import ALONE, Ranks, padded, serve, with_request
+from lrec.data.splits.rules import Split, Targets, ranges
+
+MAX_TARGETS = 1024
+MAX_POSITIONS = 16384
+
+
+class EvalBatch(NamedTuple):
+    """Histories with the targets that follow them or parts of them; each row has a target."""
+
+    items_BL: Tensor  # int64, the last max_len known items of each history
+    positions_M: Tensor  # int64, flat b*L + l of the last known item before each target, row after row
+    targets_M: Tensor  # int64, -1: outside the catalogue
+    weights_M: Tensor  # float32, 1 for a target, 0 for a filler row or without any catalogue item before the target
+    users_M: Tensor  # int64, user index in the store, -1 for a filler row
+    seen_targets_S: Tensor  # int64, the user of target m ...
+    seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of all that comes before
+    times_BT: Tensor | None = None  # int64; the request's time is that of the row's last target, and 0 without a target
+    events_BL: Tensor | None = None  # int64, type of each item's event
+
+    def parts(self, n: int) -> list["EvalBatch"]:
+        """Its rows in n parts, or in one, where n would leave each less than a quarter of a full batch."""
+        n_rows, length = self.items_BL.shape
+        full = max(len(self.targets_M) / MAX_TARGETS, n_rows * length / MAX_POSITIONS)
+        if n_rows < n or 4 * full < n:
+            return [self]
+        bounds_R = torch.arange(n + 1) * n_rows // n
+        bounds_M = torch.searchsorted(self.positions_M, bounds_R * length)
+        bounds_S = torch.searchsorted(self.seen_targets_S, bounds_M)
+        parts = []
+        for part in range(n):
+            rows, targets, pairs = (
+                slice(*bounds[part : part + 2].tolist()) for bounds in (bounds_R, bounds_M, bounds_S)
+            )
+            parts.append(
+                EvalBatch(
+                    items_BL=self.items_BL[rows],
+                    positions_M=self.positions_M[targets] - rows.start * length,
+                    targets_M=self.targets_M[targets],
+                    weights_M=self.weights_M[targets],
+                    users_M=self.users_M[targets],
+                    seen_targets_S=self.seen_targets_S[pairs] - targets.start,
+                    seen_items_S=self.seen_items_S[pairs],
+                    times_BT=None if self.times_BT is None else self.times_BT[rows],
+                    events_BL=None if self.events_BL is None else self.events_BL[rows],
+                )
+            )
+        return parts
+
+
+class EvalTask(NamedTuple):
+    """What to evaluate: a target's history is the user's items before `ends`, the target the item at `ends`."""
+
+    users: np.ndarray  # store indices
+    ends: np.ndarray  # per target: length of the history
+    with_target: bool  # False: the history may be the whole sequence, the target is -1
+    with_times: bool = False
+
+
+class Rows(NamedTuple):
+    """Which targets share a row, in ascending order of the rows' lengths."""
+
+    targets_T: np.ndarray  # entries of the task, row after row; in a row, the one with the longest history is last
+    counts_R: np.ndarray  # targets of each row
+    lengths_R: np.ndarray  # positions of each row
+
+    def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Targets of each batch, row after row, and the number of each row's targets."""
+        bounds, ends_R1 = batch_bounds(self.lengths_R, self.counts_R), np.append(0, np.cumsum(self.counts_R))
+        return [
+            (self.targets_T[ends_R1[start] : ends_R1[end]], self.counts_R[start:end]) for start, end in pairwise(bounds)
+        ]
+
+
+def rows_of(order_T: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) -> Rows:
+    """Put targets into rows.
+
+    Args:
+        order_T: The targets, those of a row next to each other, the longest history last.
+        begins_T: Of each in this order, whether a row begins with it.
+        lengths_T: Positions of each in this order.
+    """
+    first_R = np.flatnonzero(begins_T)
+    counts_R = np.diff(first_R, append=len(order_T))
+    lengths_R = lengths_T[first_R + counts_R - 1]
+    ascending_R = np.argsort(lengths_R, kind="stable")
+    counts_R = counts_R[ascending_R]
+    return Rows(order_T[ranges(first_R[ascending_R], counts_R)], counts_R, lengths_R[ascending_R])
+
+
+def shared_rows(split: Split, task: EvalTask, max_len: int) -> Rows:
+    """The rows of a task: histories of a user share one as far as max_len holds them."""
+    apart_T = task.ends > max_len  # what is cut off would move the positions
+    if task.with_times and task.with_target:
+        # In a shared row, the next known item is what comes at the time of the request.
+        apart_T |= ~split.is_known(Targets(task.users, task.ends))
+    order_T = np.lexsort((task.ends, apart_T, task.users))
+    begins_T = apart_T[order_T] | (np.diff(task.users[order_T], prepend=-1) != 0)
+    return rows_of(order_T, begins_T, np.minimum(task.ends, max_len)[order_T])
+
+
+def batch_bounds(lengths_R: np.ndarray, counts_R: np.ndarray) -> list[int]:
+    """Where rows of ascending lengths are cut into batches, by targets and padded positions; the first bound is 0."""
+    bounds = [0]
+    while (start := bounds[-1]) < len(lengths_R):
+        block = slice(start, start + MAX_TARGETS)
+        positions = lengths_R[block] * np.arange(1, len(lengths_R[block]) + 1)
+        fits = int(((positions <= MAX_POSITIONS) & (np.cumsum(counts_R[block]) <= MAX_TARGETS)).sum())
+        bounds.append(start + max(fits, 1))
+    return bounds
+
+
+def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray, counts_B: np.ndarray) -> EvalBatch:
+    """The batch of the chosen entries of the task, row after row, so many in each; without any, one filler row."""
+    if len(chosen) == 0:
+        return EvalBatch(
+            items_BL=torch.zeros(1, 1, dtype=torch.int64),
+            positions_M=torch.zeros(1, dtype=torch.int64),
+            targets_M=torch.full((1,), -1),
+            weights_M=torch.zeros(1),
+            users_M=torch.full((1,), -1),
+            seen_targets_S=torch.zeros(0, dtype=torch.int64),
+            seen_items_S=torch.zeros(0, dtype=torch.int64),
+            times_BT=torch.zeros(1, 2, dtype=torch.int64) if task.with_times else None,
+            events_BL=None if split.store.events_N is None else torch.zeros(1, 1, dtype=torch.int64),
+        )
+    users_M, ends_M = task.users[chosen], task.ends[chosen]
+    last_B = np.cumsum(counts_B) - 1
+    starts_B, ends_B = split.store.offsets_U1[users_M[last_B]], ends_M[last_B]
+    rows_N = ranges(starts_B, ends_B)
+    items_N = split.catalogue_index_I[split.store.items_N[rows_N]]
+    times = None
+    if task.with_times:
+        asked_B = split.store.seconds(starts_B + ends_B) if task.with_target else np.zeros_like(ends_B)
+        times = split.store.seconds(rows_N), asked_B
+    places = np.repeat(np.arange(len(counts_B)), counts_B), ends_M
+    events_N = None if split.store.events_N is None else split.store.events_N[rows_N]
+    histories = history_batch(items_N, ends_B, max_len, len(split.catalogue_V), times, places, events_N)
+    if task.with_target:
+        targets_M = split.catalogue_index_I[split.store.items_N[split.store.offsets_U1[users_M] + ends_M]]
+    else:
+        targets_M = np.full(len(users_M), -1, dtype=np.int64)
+    return EvalBatch(
+        items_BL=histories.items_BL,
+        positions_M=histories.positions_M,
+        targets_M=torch.from_numpy(targets_M),
+        weights_M=(histories.lengths_M > 0).float(),
+        users_M=torch.from_numpy(users_M.astype(np.int64)),
+        seen_targets_S=histories.seen_targets_S,
+        seen_items_S=histories.seen_items_S,
+        times_BT=histories.times_BT,
+        events_BL=histories.events_BL,
+    )
+
+
+class HistoryBatch(NamedTuple):
+    """A row per history, its last max_len known items, and where targets follow."""
+
+    items_BL: Tensor  # int64
+    positions_M: Tensor  # int64, flat index of the last known item before each target
+    lengths_M: Tensor  # int64, known items before each target, all of the history's
+    seen_targets_S: Tensor  # int64, before target m ...
+    seen_items_S: Tensor  # int64, ... comes this item: the distinct known items of the history until there
+    times_BT: Tensor | None  # int64
+    events_BL: Tensor | None  # int64
+
+
+def history_batch(
+    items_N: np.ndarray,
+    lengths_B: np.ndarray,
+    max_len: int,
+    n_items: int,
+    times: tuple[np.ndarray, np.ndarray] | None = None,
+    places: tuple[np.ndarray, np.ndarray] | None = None,
+    events_N: np.ndarray | None = None,
+) -> HistoryBatch:
+    """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out.
+
+    Args:
+        items_N: The items.
+        lengths_B: How many of them each history has.
+        max_len: Most items of a row, the last ones.
+        n_items: Catalogue size.
+        times: Where the network reads them: time of each item (N), and of each history's request (B).
+        places: Row of each target, and how many items of the row come before it (M); by default there is one after each
+            row. Of a row of more than max_len items, it must be the only one.
+        events_N: Where the network reads it: type of each item's event.
+    """
+    rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
+    known_N = items_N >= 0
+    known_before_N1 = np.append(0, np.cumsum(known_N))
+    ends_B = np.cumsum(lengths_B)
+    first_B = known_before_N1[ends_B - lengths_B]
+    known_B = known_before_N1[ends_B] - first_B
+    lengths_M = known_before_N1[(ends_B - lengths_B)[rows_M] + ends_M] - first_B[rows_M]
+    kept_B = np.minimum(known_B, max_len)
+    items_N, places_N = items_N[known_N], ranges(first_B + known_B - kept_B, kept_B)
+    items_BL, _ = padded(items_N[places_N], kept_B)
+    last_M = lengths_M - (known_B - kept_B)[rows_M] - 1
+    times_BT = None if times is None else with_request(times[0][known_N][places_N], kept_B, times[1])
+    if events_N is not None:
+        events_N = padded(events_N[known_N][places_N].astype(np.int64), kept_B)[0]
+    before_M = ranges(first_B[rows_M], lengths_M)
+    seen_S = _distinct(np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M])
+    return HistoryBatch(
+        items_BL=torch.from_numpy(items_BL),
+        positions_M=torch.from_numpy(rows_M * items_BL.shape[1] + np.maximum(last_M, 0)),
+        lengths_M=torch.from_numpy(lengths_M),
+        seen_targets_S=torch.from_numpy(seen_S // n_items),
+        seen_items_S=torch.from_numpy(seen_S % n_items),
+        times_BT=times_BT,
+        events_BL=None if events_N is None else torch.from_numpy(events_N),
+    )
+
+
+def _distinct(keys_N: np.ndarray) -> np.ndarray:
+    """The keys in order, each once; numpy's unique, which may hash them first, takes several times as long."""
+    keys_N.sort()
+    return keys_N[np.diff(keys_N, prepend=-1) > 0]
+
+
+class _EvalDataset(Dataset[EvalBatch]):
+    """The batches of one rank; rows are sorted by length and cut by targets and positions."""
+
+    def __init__(self, split: Split, task: EvalTask, max_len: int, ranks: Ranks) -> None:
+        self.split, self.task, self.max_len, self.ranks = split, task, max_len, ranks
+        self._batches = shared_rows(split, task, max_len).batches()
+
+    def __len__(self) -> int:
+        return -(-len(self._batches) // self.ranks.world)
+
+    def __getitem__(self, index: int) -> EvalBatch:
+        batch, nothing = index * self.ranks.world + self.ranks.rank, np.zeros(0, dtype=np.int64)
+        chosen, counts_B = self._batches[batch] if batch < len(self._batches) else (nothing, nothing)
+        return eval_batch(self.split, self.task, self.max_len, chosen, counts_B)
+
+
+class EvalLoader:
+    """This rank's evaluation batches: the same number on every rank, each target of the task once over all."""
+
+    def __init__(
+        self,
+        split: Split,
+        task: EvalTask,
+        max_len: int,
+        ranks: Ranks = ALONE,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        dataset = _EvalDataset(split, task, max_len, ranks)
+        self._batches = serve(dataset, range(len(dataset)), num_workers, pin_memory)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        return iter(self._batches)

@@ -1,0 +1,316 @@
+"""SequenceDataModule: what every data set shares; a data set adds `store_name`, `source` and `read`."""
+
+import secrets
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from lightning.pytorch import LightningDataModule
+
+from lrec.common.files import json_hash
+from lrec.data.batching.eval_batches import EvalLoader, EvalTask
+from lrec.data.batching.shared_plans import SharedPlans, shared_folder
+from lrec.data.batching.train_batches import BatchPlan, Ranks, TrainLoader, check_step
+from lrec.data.batching.validation_sample import affordable_users, targets_of_sample
+from lrec.data.formats.readers import Columns
+from lrec.data.splits.domain import of_domain
+from lrec.data.splits.reduction import Reduction, training_part
+from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
+from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
+from lrec.data.store.store import Store
+from lrec.errors import UserError, check_range
+
+
+class SequenceDataModule(LightningDataModule, ABC):
+    """Raw interactions -> store -> split -> batches.
+
+    A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read
+    them (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir.
+
+    After `setup`: store, cuts (where each user is cut), batch_plan, and the properties below.
+
+    Attributes:
+        columns: Names of the raw data's columns; None where they have none.
+        min_rating: Least rating of an interaction that is kept; None keeps all.
+        repeats: Keep all interactions of a user with an item; False keeps the first in time.
+        target_events: Types of event that may be targets; None for all.
+        with_times: Whether batches carry the times of events, which `carry_times` sets.
+    """
+
+    columns: Columns | None = None
+    min_rating: float | None = None
+    repeats: bool = True
+    target_events: list[str] | None = None
+    with_times: bool = False
+    store: Store
+    cuts: Split
+    batch_plan: BatchPlan
+
+    def __init__(
+        self,
+        data_dir: Path = Path("data"),
+        split: SplitRule = LastItems(),  # noqa: B008 (frozen)
+        reduction: Reduction = Reduction(),  # noqa: B008 (frozen)
+        max_len: int = 50,
+        targets_per_step: int = 4096,
+        k_core: int = 0,
+        only_domain: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        memory_gib: float | None = None,
+        validation_users: int | Literal["auto", "all"] = "auto",
+    ) -> None:
+        """Options of every data set.
+
+        Args:
+            data_dir: Folder of prepared stores.
+            split: What is held out for validation and test: LastItems (trajectory, held_out_users,
+                trajectory_min_length), GlobalTemporal (validate_from, test_from, targets) or UserSplit (validation,
+                test).
+            reduction: Part of the training data that is used.
+            max_len: Longest input, in items.
+            targets_per_step: Most targets of a global step, over all ranks and accumulated batches, on average.
+            k_core: Keep users and items with at least so many interactions; 0 keeps all.
+            only_domain: Train on this domain's items and evaluate on them alone, cut where all domains together are
+                cut; null for all domains.
+            num_workers: Worker processes that assemble batches; 0 for none.
+            seed: Seed of the order of training.
+            memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
+            validation_users: Users that validate, a fixed sample: so many, or all; auto: all in validate, and in fit so
+                many that an evaluation costs at most a tenth of the training since the last one, but at least 2,000.
+        """
+        super().__init__()
+        check_range("max_len", max_len, at_least=1)
+        check_step(targets_per_step, max_len)
+        check_range("k_core", k_core, at_least=0)
+        check_range("num_workers", num_workers, at_least=0)
+        check_range("seed", seed, at_least=0)
+        check_range("memory_gib", memory_gib, above=0)
+        if isinstance(validation_users, int):
+            check_range("validation_users", validation_users, at_least=1)
+        self.data_dir = Path(data_dir)
+        self.split = split
+        self.reduction = reduction
+        self.max_len = max_len
+        self.targets_per_step = targets_per_step
+        self.k_core = k_core
+        self.only_domain = only_domain
+        self.num_workers = num_workers
+        self.seed = seed
+        self.memory_gib = memory_gib
+        self.validation_users = validation_users
+        self._train_loader: TrainLoader | None = None
+        self._resume: dict[str, Any] | None = None
+
+    @property
+    @abstractmethod
+    def store_name(self) -> str:
+        """First part of the store's name: letters, digits, _ and -."""
+
+    @abstractmethod
+    def source(self) -> dict[str, Any]:
+        """What identifies the raw data and how they are read: JSON-able, files by hash (`prepare.source_hashes`)."""
+
+    @abstractmethod
+    def read(self) -> RawInteractions:
+        """Read the raw data."""
+
+    @property
+    def store_path(self) -> Path:
+        """Where the store lies, or will."""
+        return store_path(self.data_dir, self.store_name, self.source(), self.k_core)
+
+    def prepare_data(self) -> None:
+        """Write the store unless it is there."""
+        prepare_store(self.data_dir, self.store_name, self.source(), self.k_core, self.read, self.memory_gib)
+
+    def cut(self, store: Store) -> Split:
+        """Cut a store's users, and keep the domain that was asked for."""
+        split = self.split(store)
+        if self.target_events is not None:
+            split = replace(split, target_N=_of_types(store, self.target_events))
+        return split if self.only_domain is None else of_domain(split, self.only_domain)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store, cut it, and check the cut for leaks."""
+        if hasattr(self, "batch_plan"):
+            return
+        self.cuts = self.cut(Store.open(self.store_path))
+        self.store = self.cuts.store
+        if self.target_events is not None:
+            for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
+                if len(targets.users_T) == 0:
+                    raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
+        if len(self.cuts.val_users) == 0:
+            raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
+        part = training_part(self.cuts, self.reduction)
+        self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
+        if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
+            raise UserError(
+                f"none of the {len(self.cuts.val_targets.users_T):,} validation targets is an item of the training "
+                "part, so that there is no loss to evaluate: more users, a k_core or another split"
+            )
+
+    def carry_times(self) -> None:
+        """Let batches carry the times of events, for a network that reads them; UserError where there are none."""
+        if self.store.times_N is None:
+            raise UserError("model.architecture.time: the data have no times (--data.time_column)")
+        self.with_times = True
+
+    @property
+    def n_items(self) -> int:
+        """V: items of the catalogue."""
+        return len(self.cuts.catalogue_V)
+
+    @property
+    def item_counts_V(self) -> np.ndarray:
+        """Interactions of each catalogue item in the unreduced training part, int64."""
+        return self.cuts.counts_V
+
+    @property
+    def n_users(self) -> int:
+        """Users of the store."""
+        return self.store.n_users
+
+    @property
+    def U(self) -> int:
+        """Targets of an epoch."""
+        return self.batch_plan.part.n_targets
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """S: global steps of an epoch."""
+        return self.batch_plan.n_steps
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of the store, the split and the reduction."""
+        targets = [] if self.target_events is None else [sorted(self.target_events)]
+        return json_hash([self.store.hash, repr(self.split), repr(self.reduction), *targets])
+
+    @property
+    def floor(self) -> dict[str, float] | None:
+        """Lowest loss any model can reach, in nats, for val and test; None where it is not known."""
+        return None
+
+    @property
+    def raw_user_ids(self) -> pl.Series:
+        """Raw id of each user, by store index."""
+        return self.store.raw_user_ids
+
+    def item_table(self) -> pl.DataFrame:
+        """The catalogue: item (catalogue index), raw_id, count (in the training part), domain."""
+        table = self.store.item_table[self.cuts.catalogue_V]
+        return table.select(
+            pl.Series("item", np.arange(self.n_items)), "raw_id", pl.Series("count", self.item_counts_V), "domain"
+        )
+
+    def train_dataloader(self) -> TrainLoader:
+        """This rank's training batches, from where a loaded checkpoint stopped."""
+        ranks, epoch_plan = self._ranks(), None
+        if ranks.world * max(self.num_workers, 1) > 1:  # which would each make every epoch's plan
+            token = secrets.token_hex(8)
+            folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
+            epoch_plan = SharedPlans(self.batch_plan, self.seed, folder).epoch
+        loader = TrainLoader(
+            self.batch_plan,
+            self.cuts.catalogue_index_I,
+            self.seed,
+            ranks,
+            self.num_workers,
+            self._on_gpu,
+            epoch_plan,
+            self.with_times,
+        )
+        if self._resume is not None:
+            loader.load_state_dict(self._resume)
+            self._resume = None
+        self._train_loader = loader
+        return loader
+
+    @property
+    def val_targets(self) -> Targets:
+        """The validation targets of the users that validate."""
+        users = self.validation_users
+        if users == "auto" and self._fits:
+            users = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
+        return targets_of_sample(self.cuts, users) if isinstance(users, int) else self.cuts.val_targets
+
+    def val_dataloader(self) -> EvalLoader:
+        """The validation targets of the users that validate, after the items before them."""
+        targets, every = self.val_targets, self.cuts.val_targets
+        if len(targets.users_T) < len(every.users_T):
+            sample = f"{len(np.unique(targets.users_T)):,} of {len(self.cuts.val_users):,} users"
+            if not self.cuts.is_known(targets).any():
+                raise UserError(f"no target of the {sample} that validate is in the catalogue: --data.validation_users")
+            if self._ranks().rank == 0:
+                print(f"validation: {sample} (--data.validation_users {self.validation_users})")
+        return self._target_loader(targets)
+
+    def test_dataloader(self) -> EvalLoader:
+        """The test targets, after the items before them, validation targets included."""
+        return self._target_loader(self.cuts.test_targets)
+
+    def predict_dataloader(self) -> EvalLoader:
+        """Every user's whole history, without a target."""
+        lengths_U = np.diff(self.store.offsets_U1)
+        return self._eval_loader(EvalTask(np.arange(self.n_users), lengths_U, False, self.with_times))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """The batch on `device`; as it is on the CPU, where it was made: Lightning would go through all its fields."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's state. Lightning keeps a loader's own state only in mid-epoch, this one always."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give the state to the training loader that is about to begin, else remember it for the next one."""
+        if state_dict and self._train_loader is not None and not self._train_loader.begun:
+            self._train_loader.load_state_dict(state_dict)
+        else:
+            self._resume = state_dict or None
+
+    def _target_loader(self, targets: Targets) -> EvalLoader:
+        return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True, self.with_times))
+
+    def _eval_loader(self, task: EvalTask) -> EvalLoader:
+        return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    @property
+    def _fits(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == "fit"
+
+    def _positions_between_evaluations(self) -> float:
+        """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
+        assert self.trainer is not None
+        batches = self.steps_per_epoch * self.trainer.accumulate_grad_batches
+        limit, interval = self.trainer.limit_train_batches, self.trainer.val_check_interval
+        of_epoch = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+        if isinstance(interval, float):
+            interval = interval * of_epoch * (self.trainer.check_val_every_n_epoch or 1)
+        return self.batch_plan.part.n_positions * interval / batches
+
+    def _ranks(self) -> Ranks:
+        if self.trainer is None:
+            return Ranks()
+        return Ranks(self.trainer.world_size, self.trainer.global_rank, self.trainer.accumulate_grad_batches)
+
+
+def _of_types(store: Store, types: list[str]) -> np.ndarray:
+    """Which interactions are events of these types; UserError where a type is not among the data's."""
+    if store.events_N is None:
+        raise UserError("data.target_events: the data have no types of event (--data.event_column)")
+    if unknown := [each for each in types if each not in store.event_types]:
+        raise UserError(f"data.target_events {unknown[0]}: the data have {', '.join(store.event_types)}")
+    wanted = np.array([each in types for each in store.event_types])
+    may_N: np.ndarray = wanted[store.events_N]
+    return may_N

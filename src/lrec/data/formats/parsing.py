@@ -1,0 +1,374 @@
+"""Text and Parquet in, tables out, block by block. Every row arrives, or a UserError names the file and the row."""
+
+import io
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from csv import Error as CsvError
+from csv import reader as csv_reader
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+import polars as pl
+from polars.exceptions import PanicException, PolarsError
+
+from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, row_blocks
+from lrec.data.store.threads import mapped
+from lrec.errors import UserError
+
+_BATCH = 500_000
+_FEW_ROWS = 1000
+_MOST_KEYS = 1000
+_NESTED_BATCH = 50_000  # for rows that contain lists
+_SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONG_NUMBER = re.compile(rb"[:,\[\s](-?\d{19,})(?=[,\]}\s])")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Some consecutive rows of a raw file.
+
+    Attributes:
+        name: The file, for messages.
+        frame: All its columns.
+        first_row: Number of the first row of `frame`, counted from 1, header included.
+        keys_vary: A column of the file may be absent where all of its values here are null.
+        domain: The domain of the whole file, if it has one. It is not a column: rows that differ in nothing else are
+            duplicates.
+        text: The file is text; a column of integers then has only integers that the text spells in the shortest form.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    first_row: int
+    keys_vary: bool = False
+    domain: str | None = None
+    text: bool = False
+
+
+def csv_tables(
+    parts: Iterable[bytes],
+    name: str,
+    separator: str,
+    header: list[str] | None = None,
+    integers: Collection[str] = (),
+) -> Iterator[Table]:
+    """Parse delimited text into columns of text.
+
+    Args:
+        parts: The decompressed bytes.
+        name: The file, for messages.
+        separator: One character.
+        header: Names of the columns of a file without a header.
+        integers: Columns to parse as integers, block by block, where that loses nothing; it is several times faster.
+    """
+    blocks = row_blocks(parts, name, quotes=True)
+    row = 1
+    if header is None:
+        first = next(blocks)
+        _refuse_nul(first, name, row)
+        header, first = _split_header(first, name, separator)
+        row = 2
+        blocks = chain([first] if first else [], blocks)
+
+    def table(block: _Block) -> Table:
+        return Table(name, _csv_block(block, name, separator, header, integers), block.row, text=True)
+
+    last: Table | None = None
+    for last in mapped(table, _measured(blocks, name, separator, row)):
+        yield last
+    if last is None:
+        raise UserError(f"{name} has a header but no rows")
+
+
+class _Block(NamedTuple):
+    """Some consecutive rows of a delimited file.
+
+    Attributes:
+        text: The rows, without the last line end.
+        row: Number of the first row.
+        rows: How many they are.
+        separators: Separators outside of quotes.
+        quoted: There are quotes.
+    """
+
+    text: bytes
+    row: int
+    rows: int
+    separators: int
+    quoted: bool
+
+
+def _measured(blocks: Iterable[bytes], name: str, separator: str, row: int) -> Iterator[_Block]:
+    """Blocks of text with their rows counted; UserError for characters that no row may contain."""
+    for text in blocks:
+        _refuse_nul(text, name, row)
+        if quoted := b'"' in text:
+            rows, separators = _count_quoted(text, name, row, separator)
+        else:
+            text = text.replace(b"\r\n", b"\n") if b"\r" in text else text
+            if (place := text.find(b"\r")) >= 0:
+                _refuse_return(name, row + text.count(b"\n", 0, place))
+            rows, separators = count_byte(text, "\n") + 1, count_byte(text, separator)
+        yield _Block(text, row, rows, separators, quoted)
+        row += rows
+
+
+def _split_header(block: bytes, name: str, separator: str) -> tuple[list[str], bytes]:
+    first, _, rest = block.partition(b"\n")
+    line = decode(first, name, 1).removesuffix("\r")
+    if "\r" in line:
+        _refuse_return(name, 1)
+    try:
+        header = next(csv_reader([line], delimiter=separator, strict=True), [])
+    except CsvError as error:
+        raise UserError(f"{name}, row 1: {error}") from None
+    _refuse_repeated(header, name)
+    return header, rest
+
+
+def _refuse_repeated(header: list[str], name: str) -> None:
+    repeated = [column for place, column in enumerate(header) if column in header[:place]]
+    if repeated:
+        raise UserError(f"{name}, row 1: two columns are named {repeated[0]}")
+
+
+def _csv_block(block: _Block, name: str, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame:
+    whole = block.separators == block.rows * (len(header) - 1)
+    if whole and not block.quoted:
+        frame = _integer_block(block, separator, header, integers)
+        if frame is not None:
+            return frame
+    problem = ""
+    # Polars removes a byte order mark from whatever it reads. That of the file is already gone; any other is text.
+    text = BYTE_ORDER_MARK + block.text if block.text.startswith(BYTE_ORDER_MARK) else block.text
+    try:
+        frame = pl.read_csv(
+            text,
+            separator=separator,
+            has_header=False,
+            schema=dict.fromkeys(header, pl.String),
+            quote_char='"' if block.quoted else None,
+        )
+    except PolarsError as error:
+        problem = f" ({first_line(error)})"
+    else:
+        # Polars refuses rows that are too long, but fills short ones with nulls: the number of separators shows those.
+        if whole and frame.height == block.rows:
+            return frame
+    _refuse_row(block.text, name, block.row, separator, len(header))
+    raise UserError(f"{name}, rows {block.row} to {block.row + block.rows - 1}: not delimited text{problem}")
+
+
+def _integer_block(block: _Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
+    """The block, with those columns of `integers` as integers that its first row spells in the shortest form.
+
+    None if there are none, or if a row spells one otherwise, which the length of the text reveals.
+    """
+    first = block.text[: block.text.find(b"\n")] if block.rows > 1 else block.text
+    fields = dict(zip(header, first.split(separator.encode()), strict=False))
+    chosen = [column for column in integers if column in fields and _SHORTEST_INTEGER.fullmatch(fields[column])]
+    if not chosen:
+        return None
+    try:
+        frame = pl.read_csv(
+            block.text,
+            separator=separator,
+            has_header=False,
+            schema={column: pl.Int64 if column in chosen else pl.String for column in header},
+            quote_char=None,
+        )
+    except PolarsError:
+        return None
+    length = block.rows * len(header) - 1
+    for column in frame:
+        if column.dtype == pl.String:
+            length += int(column.str.len_bytes().sum())
+        elif column.null_count() or (numbers := column.to_numpy()).min() < 0:
+            return None
+        else:
+            length += _digits(numbers)
+    return frame if frame.height == block.rows and length == len(block.text) else None
+
+
+def _digits(numbers: np.ndarray) -> int:
+    """Digits of all the numbers together, none of them negative."""
+    least, most = len(str(numbers.min())), len(str(numbers.max()))
+    return len(numbers) * least + sum(int(np.count_nonzero(numbers >= 10**n)) for n in range(least, most))
+
+
+def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[int, int]:
+    """Rows and separators outside of quotes; raises for the first quote that neither begins nor ends a field."""
+    text = np.frombuffer(block, dtype=np.uint8)
+    quotes = np.flatnonzero(text == ord('"'))
+    ends = _outside(np.flatnonzero(text == ord("\n")), quotes)
+    edges = [ord(separator), ord("\n"), ord('"')]
+    opening, closing = quotes[0::2], quotes[1::2]
+    bad_open = opening[(opening > 0) & ~np.isin(text[opening - 1], edges)]
+    after = text[np.minimum(closing + 1, len(text) - 1)]
+    bad_close = closing[(closing + 1 < len(text)) & ~np.isin(after, [*edges, ord("\r")])]
+    bad = np.concatenate([bad_open, bad_close, quotes[-1:] if len(quotes) % 2 else quotes[:0]])
+    if len(bad):
+        place = int(bad.min())
+        # A row with a quote that is never closed has no end of its own.
+        number = row + int(np.searchsorted(ends, place))
+        raise UserError(f"{name}, row {number}: a quote that does not enclose a whole field")
+    returns = _outside(np.flatnonzero(text == ord("\r")), quotes)
+    lone = returns[text[np.minimum(returns + 1, len(text) - 1)] != ord("\n")]
+    if len(lone):
+        _refuse_return(name, row + int(np.searchsorted(ends, lone[0])))
+    separators = _outside(np.flatnonzero(text == ord(separator)), quotes)
+    return len(ends) + 1, len(separators)
+
+
+def _outside(places: np.ndarray, quotes: np.ndarray) -> np.ndarray:
+    return places[np.searchsorted(quotes, places) % 2 == 0]
+
+
+def _refuse_return(name: str, row: int) -> NoReturn:
+    raise UserError(f"{name}, row {row}: a carriage return without a line feed")
+
+
+def _refuse_nul(block: bytes, name: str, row: int) -> None:
+    if (place := block.find(b"\0")) >= 0:
+        # A file in another encoding has NULs too; bytes before them that are not UTF-8 make a clearer message.
+        decode(block[:place], name, row)
+        number = row + block.count(b"\n", 0, place)
+        raise UserError(f"{name}, row {number}: a NUL byte")
+
+
+def _refuse_row(block: bytes, name: str, row: int, separator: str, width: int) -> None:
+    """Raise for the first row that is not UTF-8 or has too few or too many fields."""
+    text = decode(block, name, row)
+    reader = csv_reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        for number, fields in enumerate(reader, start=row):
+            row = number + 1
+            if len(fields) != width:
+                raise UserError(f"{name}, row {number}: {len(fields)} fields where {width} are expected")
+    except CsvError as error:
+        raise UserError(f"{name}, row {row}: {error}") from None
+
+
+def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
+    """Parse one JSON object per line into columns of text; nested values become JSON text."""
+    row = 1
+    for block in row_blocks(parts, name):
+        _refuse_nul(block, name, row)
+        rows = count_byte(block, "\n") + 1
+        _refuse_inexact(block, name, row)
+        try:
+            try:
+                columns = _inferred_keys(block, name, row)
+            except PolarsError:  # a damaged line, or a column of incompatible types
+                columns = _json_keys(block, name, row)
+            frame = pl.read_ndjson(block, schema=dict.fromkeys(columns, pl.String))
+        except PolarsError as error:
+            _json_keys(block, name, row)
+            raise UserError(f"{name}, rows {row} to {row + rows - 1}: not JSON lines ({first_line(error)})") from None
+        if frame.height != rows:
+            _json_keys(block, name, row)
+            raise UserError(f"{name}, rows {row} to {row + rows - 1}: not one JSON object per line")
+        yield Table(name, frame, row, keys_vary=True)
+        row += rows
+
+
+def _inferred_keys(block: bytes, name: str, row: int) -> list[str]:
+    """The keys of all objects; a few rows first, for many keys take Polars minutes."""
+    for rows in (_FEW_ROWS, None):
+        keys = list(pl.scan_ndjson(io.BytesIO(block), infer_schema_length=rows).collect_schema())
+        if len(keys) > _MOST_KEYS:
+            return _json_keys(block, name, row)
+    return keys
+
+
+def _json_keys(block: bytes, name: str, row: int) -> list[str]:
+    """The keys of all objects; raises for the first line that is not an object, or brings too many keys."""
+    keys: dict[str, None] = {}
+    for number, line in enumerate(decode(block, name, row).split("\n"), start=row):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise UserError(f"{name}, row {number}: not one JSON object per line")
+        keys |= dict.fromkeys(value)
+        if len(keys) > _MOST_KEYS:
+            raise UserError(
+                f"{name}, row {number}: more than {_MOST_KEYS:,} different keys up to here: write what differs from "
+                "row to row as a value"
+            )
+    return list(keys)
+
+
+def _refuse_inexact(block: bytes, name: str, row: int) -> None:
+    """Raise for what Polars would read as something else: half a surrogate pair, and integers beyond 64 bits."""
+    for match in _SURROGATE.finditer(block):
+        start, end = block.rfind(b"\n", 0, match.start()) + 1, block.find(b"\n", match.start())
+        try:
+            json.dumps(json.loads(block[start : end if end >= 0 else None]), ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            number = row + block.count(b"\n", 0, start)
+            raise UserError(f"{name}, row {number}: not JSON text (half a surrogate pair)") from None
+    for match in _LONG_NUMBER.finditer(block):
+        if not -(2**63) <= int(match[1][:40]) < 2**64:
+            number = row + block.count(b"\n", 0, match.start(1))
+            raise UserError(f"{name}, row {number}: an integer of more than 64 bits (write it as text, in quotes)")
+
+
+def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
+    """Parse `user item item ...` per line, in time order, into columns user and item."""
+    row = 1
+    met: set[str] = set()
+    for block in row_blocks(parts, name):
+        _refuse_nul(block, name, row)
+        lines = pl.Series("line", decode(block, name, row).split("\n"))
+        words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
+        short = (words.list.len() < 2).arg_true()
+        if len(short):
+            raise UserError(
+                f"{name}, row {short[0] + row}: a user and at least one item are expected, between blanks "
+                "(format lines; csv and others are chosen by the option format)"
+            )
+        frame = pl.DataFrame({"user": words.list.first(), "item": words.list.slice(1)})
+        for number, user in enumerate(frame["user"].to_list(), start=row):
+            if user in met:
+                raise UserError(f"{name}, row {number}: user {user} has a line already")
+            met.add(user)
+        yield Table(name, frame.explode("item"), row)
+        row += len(lines)
+
+
+def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
+    """Read a Parquet file batch by batch, with the types of its columns."""
+    try:
+        # Engines that write in parallel leave files without rows, whose columns are still checked.
+        yield Table(name, pl.read_parquet(source, n_rows=0, hive_partitioning=False, glob=False), 1)
+        rows = pl.scan_parquet(source, hive_partitioning=False, glob=False)
+        nested = any(dtype.is_nested() for dtype in rows.collect_schema().dtypes())
+        batch = _NESTED_BATCH if nested else _BATCH
+        # Slice by slice: collect_batches decodes up to 128 row groups ahead, which for most files is everything.
+        for start in range(0, rows.select(pl.len()).collect().item(), batch):
+            yield Table(name, rows.slice(start, batch).collect(), start + 1)
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist") from None
+    except (PolarsError, PanicException, OSError) as error:
+        raise UserError(f"{name} is not a whole Parquet file ({first_line(error)})") from None
+
+
+def decode(data: bytes, name: str, row: int) -> str:
+    """UTF-8 text; `row` is the number of its first line."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        number = row + data.count(b"\n", 0, error.start)
+        raise UserError(f"{name}, row {number}: not UTF-8 text") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, on one line."""
+    return str(error).strip().split("\n", 1)[0]

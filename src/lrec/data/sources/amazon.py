@@ -1,0 +1,162 @@
+"""AmazonDataModule: the Amazon review data of 2014, 2018 and 2023 (https://amazon-reviews-2023.github.io and before).
+
+        ratings .csv, fields in order                           reviews .json(l), keys (5-core or raw)
+2014    user, item, rating, seconds; no header                  reviewerID, asin, overall, unixReviewTime (s)
+2018    item, user, rating, seconds; no header                  the same
+2023    header user_id,parent_asin,rating,timestamp (ms)        user_id, parent_asin, rating, timestamp (ms)
+
+Files are plain or compressed (.gz, .xz, .zst). There is one per domain, and its name tells the domain: Books.csv,
+ratings_Books.csv, reviews_Books_5.json.gz and amazon2018_Books.csv.gz are all of the domain Books.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import polars as pl
+
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables
+from lrec.data.formats.readers import Columns, to_interactions
+from lrec.data.formats.streams import pieces
+from lrec.data.store.prepare import RawInteractions, source_hashes
+from lrec.errors import UserError
+
+Year = Literal[2014, 2018, 2023]
+
+_REVIEW = Columns("reviewerID", "asin", "unixReviewTime", rating="overall")
+_COLUMNS = {2014: _REVIEW, 2018: _REVIEW, 2023: Columns("user_id", "parent_asin", "timestamp", rating="rating")}
+# The fields of a ratings file without a header, by the names they have in the reviews.
+_HEADERS = {
+    2014: ["reviewerID", "asin", "overall", "unixReviewTime"],
+    2018: ["asin", "reviewerID", "overall", "unixReviewTime"],
+    2023: None,
+}
+_NAME = re.compile(
+    r"(?!meta_)(?:amazon\d+_)?(?:ratings_|reviews_)?(?P<domain>.+?)(?:_5)?"
+    r"\.(?P<layout>csv|json|jsonl)(?:\.gz|\.xz|\.zst)?"
+)
+# Item ids have ten characters and begin with B or, for books, a digit; user ids begin with A.
+_ITEM_ID = r"^[B0-9][A-Z0-9]{9}$"
+
+
+class _File(NamedTuple):
+    domain: str
+    layout: str
+    path: Path
+
+
+class AmazonDataModule(SequenceDataModule):
+    """Amazon reviews, each an interaction whatever its rating; several domains make one sequence per user, in time.
+
+    Each item is tagged with its domain; an item in the files of several domains gets the first domain by name. A row
+    that several files have, identical in every column, is one interaction. Where a user's interactions tie in
+    time, those of the first domain by name come first.
+    """
+
+    def __init__(
+        self, path: Path, year: Year, domains: list[str] | None = None, repeats: bool = True, **options: Any
+    ) -> None:
+        """Say where the files are and which they are.
+
+        Args:
+            path: A file (ratings .csv, or reviews as .json or .jsonl; plain, .gz, .xz or .zst), or a folder of them.
+            year: Edition of the data: 2014, 2018 or 2023.
+            domains: Domains, as the files' names tell them (Books, AMAZON_FASHION); by default all in the folder.
+            repeats: Keep every review of an item by the same user; false keeps the first in time.
+        """
+        super().__init__(**options)
+        if domains is not None and not domains:
+            raise UserError("domains names none: leave it out to take all in the folder")
+        self.path = Path(path)
+        self.year: Year = year
+        self.domains = domains
+        self.repeats = repeats
+        self.columns = _COLUMNS[year]
+
+    @property
+    def store_name(self) -> str:
+        """amazonYEAR-DOMAIN, or amazonYEAR-merged."""
+        files = self._files()
+        name = re.sub(r"[^\w-]+", "_", files[0].domain) if len(files) == 1 else "merged"
+        return f"amazon{self.year}-{name}"
+
+    def source(self) -> dict[str, Any]:
+        """Year, whether repeats stay, and domain, layout and hash of each file."""
+        files = self._files()
+        hashes = source_hashes(self.data_dir, [file.path for file in files])
+        described = [[file.domain, file.layout, digest] for file, digest in zip(files, hashes, strict=True)]
+        return {"kind": "amazon", "year": self.year, "repeats": self.repeats, "files": described}
+
+    def read(self) -> RawInteractions:
+        """Read the domains' files in the order of the domains' names."""
+        tables = chain.from_iterable(self._tables(file) for file in self._files())
+        return replace(to_interactions(tables, _COLUMNS[self.year]), repeats=self.repeats)
+
+    def _tables(self, file: _File) -> Iterator[Table]:
+        header = _HEADERS[self.year]
+        data, name = pieces(file.path), str(file.path)
+        if file.layout == "csv":
+            time = _COLUMNS[self.year].time
+            tables = csv_tables(data, name, ",", header, [time] if time is not None else [])
+        else:
+            tables = jsonl_tables(data, name)
+        for place, table in enumerate(tables):
+            if place == 0:
+                if file.layout == "csv" and header is not None:
+                    _refuse_other_year(table, self.year)
+                self._refuse_missing(table)
+            # Reviews leave out unknown keys, and ratings have only four columns.
+            yield replace(table, keys_vary=True, domain=file.domain)
+
+    def _refuse_missing(self, table: Table) -> None:
+        columns, found = _COLUMNS[self.year], table.frame.columns
+        missing = [column for column in (columns.user, columns.item, columns.time) if column not in found]
+        if missing:
+            raise UserError(
+                f"{table.name} has no {missing[0]}, as Amazon {self.year} has (option year); "
+                f"its columns are {', '.join(found)}"
+            )
+
+    def _files(self) -> list[_File]:
+        """The files of the domains, in the order of the domains' names."""
+        if self.path.is_dir():
+            candidates = sorted(file for file in self.path.iterdir() if file.is_file())
+        elif self.path.is_file():
+            candidates = [self.path]
+        else:
+            raise UserError(f"{self.path} does not exist (option path)")
+        matches = [(_NAME.fullmatch(path.name), path) for path in candidates]
+        files = [_File(match["domain"], match["layout"], path) for match, path in matches if match]
+        if not files:
+            raise UserError(f"{self.path} is or holds no .csv, .json or .jsonl file of Amazon reviews (option path)")
+        if self.domains is not None:
+            known = {file.domain for file in files}
+            for domain in self.domains:
+                if domain not in known:
+                    raise UserError(f"{self.path} has no file of the domain {domain}: {', '.join(sorted(known))}")
+            files = [file for file in files if file.domain in self.domains]
+        files.sort()
+        for one, other in pairwise(files):
+            if one.domain == other.domain:
+                raise UserError(
+                    f"{self.path} has several files of the domain {one.domain} ({one.path.name}, {other.path.name}): "
+                    "keep one of them in the folder, or choose other domains"
+                )
+        return files
+
+
+def _refuse_other_year(table: Table, year: int) -> None:
+    """Raise for a header, or where most users look like items and most items do not: another year's fields."""
+    if "user_id" in table.frame.row(0):
+        raise UserError(f"{table.name} has a header, as Amazon 2023 has: set the option year to 2023")
+
+    def share(column: str) -> float:
+        return float(table.frame.select(pl.col(column).str.contains(_ITEM_ID).mean()).item() or 0.0)
+
+    if share(_COLUMNS[year].user) > 0.5 > share(_COLUMNS[year].item):
+        other = 2014 if year == 2018 else 2018
+        raise UserError(f"{table.name} has users where Amazon {year} has items: set the option year to {other}")

@@ -1,0 +1,150 @@
+"""InteractionsDataModule: interactions in any CSV, TSV, JSON lines, Parquet or one-user-per-line files."""
+
+import glob
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import polars as pl
+
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.formats.parsing import Table
+from lrec.data.formats.readers import Columns, Format, infer_format, read_table, to_interactions
+from lrec.data.store.prepare import RawInteractions, source_hashes
+from lrec.errors import UserError
+
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+class InteractionsDataModule(SequenceDataModule):
+    """Interactions from files with any column names, plain or compressed (.gz, .xz, .zst)."""
+
+    columns: Columns
+
+    def __init__(
+        self,
+        path: Path,
+        format: Format | None = None,
+        user_column: str = "user",
+        item_column: str = "item",
+        time_column: str | None = "timestamp",
+        domain_column: str | None = None,
+        rating_column: str | None = None,
+        min_rating: float | None = None,
+        event_column: str | None = None,
+        target_events: list[str] | None = None,
+        **options: Any,
+    ) -> None:
+        """Name the files and their columns; the format `lines` (user item item ...) has no column names.
+
+        Args:
+            path: A file, a folder of files or a glob. Folders named column=value add a column.
+            format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
+            user_column: Column of the user's id.
+            item_column: Column of the item's id.
+            time_column: Column of the time: seconds, milliseconds or ISO dates; null if rows are in time order.
+            domain_column: Column of the item's domain.
+            rating_column: Column that min_rating is compared with.
+            min_rating: Least rating of an interaction that is kept.
+            event_column: Column of what was done with the item, such as view or buy; the network reads it with the
+                item. Null for none.
+            target_events: Types of event that are predicted, in training and in evaluation; null for all.
+        """
+        super().__init__(**options)
+        if min_rating is not None and rating_column is None:
+            raise UserError("min_rating needs rating_column, the name of the column it is compared with")
+        if target_events is not None and (event_column is None or not target_events):
+            raise UserError("data.target_events needs data.event_column, and at least one of its types")
+        self.path = Path(path)
+        self.format = format
+        self.columns = Columns(user_column, item_column, time_column, domain_column, rating_column, event_column)
+        self.min_rating = min_rating
+        self.target_events = target_events
+
+    @property
+    def store_name(self) -> str:
+        """The name of the file or folder, without characters that a folder's name should not have."""
+        return re.sub(r"[^\w-]+", "_", self.path.name.split(".")[0]).strip("_") or "interactions"
+
+    def source(self) -> dict[str, Any]:
+        """Hashes, formats and partitions of the files, the columns and min_rating."""
+        files = self._files()
+        formats = [file_format for _, file_format in files]
+        partitions = [_partition(file) for file, _ in files]
+        # As it was before there was a column of events, so that stores without one are found.
+        columns = {key: name for key, name in vars(self.columns).items() if key != "event" or name is not None}
+        return {
+            "kind": "interactions",
+            "files": source_hashes(self.data_dir, [file for file, _ in files]),
+            "formats": formats,
+            "columns": None if set(formats) == {"lines"} else columns,
+            "min_rating": self.min_rating,
+            **({"partitions": partitions} if any(partitions) else {}),
+        }
+
+    def read(self) -> RawInteractions:
+        """Read all files, in the order of their names."""
+        files = self._files()
+        tables = chain.from_iterable(_read(file, file_format, self.columns) for file, file_format in files)
+        if files[0][1] == "lines":
+            if self.columns.event is not None:
+                raise UserError("data.event_column: one-user-per-line files have no columns")
+            return to_interactions(tables, Columns("user", "item"), duplicates=True)
+        return to_interactions(tables, self.columns, self.min_rating)
+
+    def _files(self) -> list[tuple[Path, Format]]:
+        if self.path.is_dir():
+            found = list(_data_files(self.path))
+            if self.format is None:
+                found = [file for file in found if infer_format(file.name) is not None]
+        elif self.path.exists():
+            found = [self.path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(self.path), recursive=True))
+            found = [file for match in matches for file in (_data_files(match) if match.is_dir() else [match])]
+        if not found:
+            problem = "holds no file of a known format" if self.path.is_dir() else "does not exist"
+            raise UserError(f"{self.path} {problem} (option path)")
+        files = []
+        for file in found:
+            file_format = self.format or infer_format(file.name)
+            if file_format is None:
+                raise UserError(f"the name of {file} does not tell its format: set the option format")
+            files.append((file, file_format))
+        if len({file_format == "lines" for _, file_format in files}) > 1:
+            raise UserError(f"{self.path} mixes one-user-per-line files with others: choose the option format")
+        return files
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of its column=value folders by name, without those that start with . or _."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith((".", "_")):
+            continue
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir() and "=" in entry.name:
+            yield from _data_files(entry)
+
+
+def _partition(file: Path) -> dict[str, str | None]:
+    """Columns and values that the column=value folders right above a file tell."""
+    values: dict[str, str | None] = {}
+    for folder in file.parents:
+        column, equals, value = folder.name.partition("=")
+        if not equals:
+            break
+        values[unquote(column)] = None if value == _NO_VALUE else unquote(value)
+    return values
+
+
+def _read(file: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
+    values = _partition(file)
+    for table in read_table(file, file_format, columns):
+        missing = {column: value for column, value in values.items() if column not in table.frame.columns}
+        told = [pl.lit(value, dtype=pl.String).alias(column) for column, value in missing.items()]
+        yield replace(table, frame=table.frame.with_columns(told))

@@ -1,0 +1,146 @@
+"""MovieLensDataModule: the official raw files of GroupLens (https://grouplens.org/datasets/movielens).
+
+u.data        tab-separated, no header                      100K
+ratings.dat   separated by ::, no header                    1M, 10M
+ratings.csv   header userId,movieId,rating,timestamp        20M, 25M, 32M, latest, latest-small
+"""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.formats.parsing import Table, csv_tables
+from lrec.data.formats.readers import Columns, to_interactions
+from lrec.data.formats.streams import pieces
+from lrec.data.sources.download import fetch
+from lrec.data.store.prepare import RawInteractions, source_hashes
+from lrec.errors import UserError
+
+# Where ml-VERSION.zip lies, most versions with ml-VERSION.zip.md5 beside it.
+OFFICIAL = "https://files.grouplens.org/datasets/movielens"
+
+Version = Literal["100k", "1m", "10m", "20m", "25m", "32m", "latest-small", "latest"]
+
+_COLUMNS = Columns("userId", "movieId", "timestamp")
+_VERSION = re.compile(r"ml-(latest-small|latest|100k|\d+m)", re.IGNORECASE)
+_RATINGS = re.compile(r"(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|\.zst)?")
+
+
+class MovieLensDataModule(SequenceDataModule):
+    """MovieLens ratings, each an interaction whatever its value; downloaded from GroupLens unless they are there."""
+
+    columns = _COLUMNS
+
+    def __init__(self, path: Path | None = None, version: Version | None = None, **options: Any) -> None:
+        """Say where the ratings are, or which to download.
+
+        Args:
+            path: The ratings file (plain, .gz, .xz or .zst), the official zip or folder, or a folder that holds them;
+                by default the official zip of the version in data_dir/raw, downloaded if it is not there.
+            version: Which MovieLens to download, or to take where the folder holds several.
+        """
+        super().__init__(**options)
+        if path is None and version is None:
+            raise UserError("name the version of MovieLens to download (option version) or its file (option path)")
+        self._download = f"{OFFICIAL}/ml-{version}.zip" if path is None else None
+        self.path = Path(self.data_dir / "raw" / f"ml-{version}.zip" if path is None else path)
+        self.version = version
+
+    def prepare_data(self) -> None:
+        """Download the ratings unless they are there, and write the store unless it is."""
+        if self._download is not None:
+            fetch(self._download, self.path)
+        super().prepare_data()
+
+    @property
+    def store_name(self) -> str:
+        """ml-VERSION, or movielens where no name tells the version."""
+        version = self.version or _version_of(self._file())
+        return f"ml-{version}" if version else "movielens"
+
+    def source(self) -> dict[str, Any]:
+        """Hash and layout of the ratings file, or hash of the zip that holds it."""
+        file = self._file()
+        return {"kind": "movielens", "layout": _layout(file.name), "files": source_hashes(self.data_dir, [file])}
+
+    def read(self) -> RawInteractions:
+        """Read the ratings."""
+        file = self._file()
+        tables = _read_zip(file) if file.suffix == ".zip" else _parse(pieces(file), file.name, str(file))
+        return to_interactions(tables, _COLUMNS)
+
+    def _file(self) -> Path:
+        if self.path.is_file():
+            if _layout(self.path.name) is None and self.path.suffix != ".zip":
+                raise UserError(
+                    f"{self.path} is named neither u.data, ratings.dat, ratings.csv nor *.zip (option path)"
+                )
+            return self.path
+        if not self.path.is_dir():
+            fetched = "(option path)" if self._download is None else "yet: `lrec data prepare` downloads it"
+            raise UserError(f"{self.path} does not exist {fetched}")
+        files = sorted(file for pattern in ("*", "*/*") for file in self.path.glob(pattern) if file.is_file())
+        if self.version is not None:
+            named = [file for file in files if _version_of(file) == self.version]
+            files = named or [file for file in files if _version_of(file) is None]
+        ratings = [file for file in files if _layout(file.name) is not None]
+        # An unpacked data set often has its zip beside it.
+        found = ratings or [file for file in files if file.suffix == ".zip" and _version_of(file)]
+        wanted = "MovieLens ratings" if self.version is None else f"ratings of MovieLens {self.version}"
+        if not found:
+            raise UserError(f"{self.path} holds no {wanted} (u.data, ratings.dat, ratings.csv or the official zip)")
+        if len(found) > 1:
+            names = ", ".join(str(file.relative_to(self.path)) for file in found)
+            raise UserError(f"{self.path} holds several {wanted}: {names}; name the file, or set the option version")
+        return found[0]
+
+
+def _version_of(file: Path) -> str | None:
+    """The version that the file's name tells, or its folder's."""
+    match = _VERSION.search(file.name) or _VERSION.search(file.resolve().parent.name)
+    return match[1].lower() if match else None
+
+
+def _layout(name: str) -> str | None:
+    match = _RATINGS.fullmatch(PurePosixPath(name).name)
+    return match[1] if match else None
+
+
+def _read_zip(file: Path) -> Iterator[Table]:
+    """Parse the one ratings member: nothing is unpacked to disk."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [name for name in archive.namelist() if _layout(name) is not None]
+            if len(members) != 1:
+                raise UserError(f"{file} holds {len(members)} MovieLens ratings files where one is expected")
+            with archive.open(members[0]) as member:
+                parts = iter(lambda: member.read(1 << 20), b"")
+                yield from _parse(parts, members[0], f"{file}/{members[0]}")
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{file} is cut off or damaged: {error}; fetch it again") from None
+
+
+def _parse(parts: Iterable[bytes], file_name: str, name: str) -> Iterator[Table]:
+    header = ["userId", "movieId", "rating", "timestamp"]
+    match _layout(file_name):
+        case "u.data":
+            yield from csv_tables(parts, name, "\t", header, _COLUMNS.integers)
+        case "ratings.dat":
+            # Polars accepts separators of one byte; no field of this file contains a tab.
+            yield from csv_tables(_single_separators(parts), name, "\t", header, _COLUMNS.integers)
+        case _:
+            yield from csv_tables(parts, name, ",", integers=_COLUMNS.integers)
+
+
+def _single_separators(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Tabs for double colons, also for a pair that is cut between two pieces."""
+    held = b""
+    for part in parts:
+        text = (held + part).replace(b"::", b"\t")
+        held = b":" if text.endswith(b":") else b""
+        yield text.removesuffix(held)
+    yield held

@@ -1,0 +1,266 @@
+"""SyntheticDataModule: the embedded data set, drawn from a process whose least possible loss is known exactly.
+
+Shape suffixes: U users, L items of a user, B histories, V items of the process, F feature pairs.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.splits.rules import LastItems, Targets
+from lrec.data.store.prepare import RawInteractions
+from lrec.data.store.threads import mapped
+from lrec.errors import UserError, check_range
+
+# Users whose items are drawn at once, and whose losses are computed at once. The drawn items do not depend on it.
+_DRAWN, _CHUNK = 2048, 512
+
+
+@dataclass(frozen=True)
+class Process:
+    """A popularity law times a pull of the last few items, of a rank that no small width can follow.
+
+    With items j = 0 .. V-1, x_1 the last item of a history, x_2 the one before it, and k running over the last
+    min(memory, length of the history) items:
+
+        p(next = j | history) = softmax_j( log p_j + sum_k w_k K[x_k, j] )
+        p_j  ∝ (j + 1 + shift)^-zipf                                      popularity before any history
+        w_k  = decay^(k-1) / sqrt(sum_k decay^(2(k-1)))                   so that sum_k w_k² = 1
+        K[i, j] = sum_m s_m (a_m(i) b_m(j) - b_m(i) a_m(j)),   m = 1 .. F = V // 2
+        s_m² ∝ (m + head)^-(1 + tail),   scaled so that 2 sum_m s_m² = signal
+
+    a_m and b_m are independent normal numbers per item, shifted and scaled to mean 0 and variance 1 under p. An item
+    with much of a_m calls for items with much of b_m, and one with much of b_m for items with little of a_m: tastes
+    turn and do not feed on themselves, so that no item calls for itself (K[i, i] = 0) and histories do not freeze.
+
+    Why loss falls with size: the pull has 2F features with a power-law spectrum, and a network of width d with a tied
+    table scores items through d numbers. The features it cannot hold, about those with 2m > d, cost half their
+    variance, about sum_{2m > d} s_m² ~ d^-tail nats, hence a power of N_body = 12 L d². It needs attention to reach
+    behind the last item. Past `memory` items nothing matters, so this conditional is exact for any input of at least
+    that many items, and -log p(target | input) averaged over targets is the least loss any model can reach on them
+    (the Bayes-optimal loss: in expectation nothing falls below it).
+
+    Attributes:
+        n_items: Items V.
+        memory: Last items that the next one depends on.
+        decay: Weight of an item against that of the next more recent one.
+        zipf: Exponent of popularity.
+        shift: Ranks by which the head of the popularity law is flattened.
+        signal: Variance of the pull's logits; about twice the nats that the history is worth.
+        tail: Exponent of the spectrum.
+        head: Feature pairs over which the head of the spectrum is flattened.
+        seed: Seed of the features and of the histories.
+    """
+
+    n_items: int
+    memory: int
+    decay: float
+    zipf: float
+    shift: float
+    signal: float
+    tail: float
+    head: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        at_least = {"n_items": 4, "memory": 1, "zipf": 0, "shift": 0, "signal": 0, "tail": 0, "head": 0, "seed": 0}
+        for name, least in at_least.items():
+            check_range(f"the synthetic set's {name}", getattr(self, name), at_least=least)
+        check_range("the synthetic set's decay", self.decay, above=0, at_most=1)
+
+    @cached_property
+    def popularity_V(self) -> np.ndarray:
+        """p_j, float64."""
+        weights_V = (np.arange(self.n_items) + 1 + self.shift) ** -float(self.zipf)
+        return weights_V / weights_V.sum()
+
+    @cached_property
+    def strengths_F(self) -> np.ndarray:
+        """s_m, float64."""
+        squares_F = (np.arange(1, self.n_items // 2 + 1) + self.head) ** -(1 + float(self.tail))
+        return np.sqrt(self.signal / 2 * squares_F / squares_F.sum())
+
+    @cached_property
+    def features_2FV(self) -> np.ndarray:
+        """a_m(i) and b_m(i), float64."""
+        random = np.random.default_rng([self.seed, 0])
+        features_2FV = random.standard_normal((2, self.n_items // 2, self.n_items))
+        features_2FV -= (features_2FV @ self.popularity_V)[..., None]
+        features_2FV /= np.sqrt(features_2FV**2 @ self.popularity_V)[..., None]
+        return features_2FV
+
+    @cached_property
+    def kernel_VV(self) -> np.ndarray:
+        """K, float32."""
+        a_FV, b_FV = self.features_2FV
+        pull_VV = (a_FV * self.strengths_F[:, None]).T @ b_FV
+        return (pull_VV - pull_VV.T).astype(np.float32)
+
+    def logits(self, history_BL: np.ndarray) -> np.ndarray:
+        """log p_j + sum_k w_k K[x_k, j] after histories of equal length (0 too), oldest item first, as (B, V) float32.
+
+        Row by row the same whatever the other rows are: sums of gathered rows, not a matrix product.
+        """
+        logits_BV = np.tile(np.log(self.popularity_V).astype(np.float32), (len(history_BL), 1))
+        recent_BK = history_BL[:, ::-1][:, : self.memory]
+        weights_K = float(self.decay) ** np.arange(recent_BK.shape[1])
+        weights_K /= np.sqrt((weights_K**2).sum())
+        for items_B, weight in zip(recent_BK.T, weights_K.astype(np.float32), strict=True):
+            logits_BV += weight * self.kernel_VV[items_B]
+        return logits_BV
+
+    def log_probs(self, history_BL: np.ndarray) -> np.ndarray:
+        """log p(next = j | history) after histories of equal length, oldest item first, as (B, V) float64."""
+        logits_BV = self.logits(history_BL).astype(np.float64)
+        logits_BV -= logits_BV.max(1, keepdims=True)
+        return logits_BV - np.log(np.exp(logits_BV).sum(1, keepdims=True))
+
+    def sample(self, n_users: int, length: int) -> np.ndarray:
+        """Draw every user's items, (U, L) int32, by inverting the cumulative distribution of each next item."""
+        draws_UL = np.random.default_rng([self.seed, 1]).random((n_users, length), dtype=np.float32)
+        _ = self.kernel_VV  # made once, before the threads need it
+        starts = range(0, n_users, _DRAWN)
+        drawn = mapped(lambda start: self._invert(draws_UL[start : start + _DRAWN]), starts)
+        return np.concatenate(list(drawn))
+
+    def _invert(self, draws_BL: np.ndarray) -> np.ndarray:
+        """The items that uniform draws stand for."""
+        items_BL = np.empty(draws_BL.shape, dtype=np.int32)
+        for position, draws_B in enumerate(draws_BL.T):
+            logits_BV = self.logits(items_BL[:, max(position - self.memory, 0) : position])
+            upto_VB = np.exp(logits_BV).T.copy()
+            # numpy's cumsum of each user's weights adds the same numbers in the same order, in twice the time.
+            for before_B, here_B in pairwise(upto_VB):
+                here_B += before_B
+            items_BL[:, position] = np.minimum((upto_VB <= draws_B * upto_VB[-1]).sum(0), self.n_items - 1)
+        return items_BL
+
+    def bayes_loss(self, items_UL: np.ndarray, position: int, catalogue_V: np.ndarray) -> float:
+        """Mean -log p(items_UL[:, position] | the items before), in nats.
+
+        p is renormalised over the items of the catalogue (a mask), and targets outside it are left out, as they are
+        for a model. A model's input lacks items outside the catalogue, this one's does not.
+        """
+        loss, targets = 0.0, 0
+        for start in range(0, len(items_UL), _CHUNK):
+            items_BL = items_UL[start : start + _CHUNK]
+            items_BL = items_BL[catalogue_V[items_BL[:, position]]]
+            log_probs_BV = self.log_probs(items_BL[:, max(position - self.memory, 0) : position])
+            normalisers_B = np.log(np.exp(log_probs_BV[:, catalogue_V]).sum(1))
+            loss += float((normalisers_B - log_probs_BV[np.arange(len(items_BL)), items_BL[:, position]]).sum())
+            targets += len(items_BL)
+        return loss / max(targets, 1)
+
+
+class SyntheticDataModule(SequenceDataModule):
+    """Histories of equal length drawn from `Process`, which says what they are and why loss falls with size."""
+
+    def __init__(
+        self,
+        n_users: int = 40_000,
+        n_items: int = 200,
+        length: int = 37,
+        memory: int = 2,
+        decay: float = 0.4,
+        zipf: float = 0.8,
+        shift: float = 5.0,
+        signal: float = 4.0,
+        tail: float = 0.5,
+        head: float = 0.0,
+        process_seed: int = 0,
+        max_len: int = 16,
+        targets_per_step: int = 1024,
+        **options: Any,
+    ) -> None:
+        """Choose the size of the set and the process it is drawn from.
+
+        Args:
+            n_users: Users.
+            n_items: Items of the process.
+            length: Interactions of each user.
+            memory: Last items that the next one depends on, at most max_len.
+            decay: Weight of an item against that of the next more recent one, above 0, at most 1.
+            zipf: Exponent of popularity.
+            shift: Ranks by which the head of the popularity law is flattened.
+            signal: Variance of the logits that the history decides; about twice the nats it is worth.
+            tail: Exponent of the spectrum of the features: how slowly loss falls with width.
+            head: Feature pairs over which the head of the spectrum is flattened.
+            process_seed: Seed of the process and of the histories; `seed` is that of the order of training.
+            max_len: Longest input, in items.
+            targets_per_step: Most targets of a global step, over all ranks and accumulated batches, on average.
+        """
+        super().__init__(max_len=max_len, targets_per_step=targets_per_step, **options)
+        self.process = Process(n_items, memory, decay, zipf, shift, signal, tail, head, process_seed)
+        self.sequences = (n_users, length)
+        check_range("n_users", n_users, at_least=1)
+        check_range("length", length, at_least=3)  # training, validation, test
+        check_range(f"max_len, with the synthetic set's memory {memory},", max_len, at_least=memory)
+        if self.k_core:
+            raise UserError(f"k_core={self.k_core} would break the synthetic set's histories: leave it at 0")
+
+    @property
+    def store_name(self) -> str:
+        """synthetic."""
+        return "synthetic"
+
+    def source(self) -> dict[str, Any]:
+        """Every option of the process and the set's size."""
+        n_users, length = self.sequences
+        return {"kind": "synthetic", "n_users": n_users, "length": length, "process": asdict(self.process)}
+
+    def read(self) -> RawInteractions:
+        """Draw the set, and compute its floor where the last item is the test target and the one before validates.
+
+        Raw ids are numbers with leading zeros: item 0 is the most popular.
+        """
+        n_users, length = self.sequences
+        items_UL = self.process.sample(n_users, length)
+        catalogue_V = np.bincount(items_UL[:, :-2].ravel(), minlength=self.process.n_items) > 0
+        floor = {
+            "val": self.process.bayes_loss(items_UL, length - 2, catalogue_V),
+            "test": self.process.bayes_loss(items_UL, length - 1, catalogue_V),
+        }
+        frame = pl.DataFrame(
+            {
+                "user": _raw_ids(n_users).gather(np.repeat(np.arange(n_users), length)),
+                "item": _raw_ids(self.process.n_items).gather(items_UL.ravel()),
+                "time": np.tile(np.arange(length), n_users),
+            }
+        )
+        return RawInteractions(frame, {"time_unit": "step", "floor": floor})
+
+    @property
+    def floor(self) -> dict[str, float]:
+        """Bayes-optimal loss of the split's validation and test targets, in nats."""
+        if self.split == LastItems() and len(self.val_targets.users_T) == len(self.cuts.val_targets.users_T):
+            return dict(self.store.facts["floor"])
+        return self._floor
+
+    @cached_property
+    def _floor(self) -> dict[str, float]:
+        split, (n_users, length) = self.cuts, self.sequences
+        numbers_I = self.store.item_table["raw_id"].cast(pl.Int64).to_numpy()
+        items_UL = numbers_I[self.store.items_N].reshape(n_users, length)
+        catalogue_V = np.zeros(self.process.n_items, dtype=bool)
+        catalogue_V[numbers_I[split.catalogue_V]] = True
+
+        def loss(targets: Targets) -> float:
+            total, known = 0.0, 0
+            for position in np.unique(targets.positions_T):
+                items_TL = items_UL[targets.users_T[targets.positions_T == position]]
+                counted = int(catalogue_V[items_TL[:, position]].sum())
+                total += counted * self.process.bayes_loss(items_TL, int(position), catalogue_V)
+                known += counted
+            return total / max(known, 1)
+
+        return {"val": loss(self.val_targets), "test": loss(split.test_targets)}
+
+
+def _raw_ids(n: int) -> pl.Series:
+    width = len(str(n - 1))
+    return pl.Series([f"{number:0{width}d}" for number in range(n)])

@@ -1,0 +1,1 @@
+"""Where users are cut into training, validation and test."""

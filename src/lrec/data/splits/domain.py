@@ -1,0 +1,106 @@
+"""One domain of a data set, cut where all of its domains together are cut.
+
+A model of one domain may then start from a model of all domains and be compared with it: neither was trained on what is
+held out for the other.
+
+Shape suffixes: U users, N interactions, I items of the store.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lrec.common.files import json_hash
+from lrec.data.splits.rules import Split
+from lrec.data.store.store import Store
+from lrec.errors import UserError
+
+
+@dataclass(frozen=True)
+class DomainStore(Store):
+    """A store's interactions with the items of one domain; users and items keep the store's indices."""
+
+    domain: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.meta, self.domain)
+
+    @cached_property
+    def items_N(self) -> np.ndarray:
+        """Store index of each interaction's item, int32."""
+        return self._whole.items_N[self.kept_N]
+
+    @cached_property
+    def offsets_U1(self) -> np.ndarray:
+        """Where each user's interactions begin, int64, users + 1 entries."""
+        return np.concatenate([[0], np.cumsum(self.kept_N)])[self._whole.offsets_U1]
+
+    @cached_property
+    def times_N(self) -> np.ndarray | None:
+        """Time of each interaction, int64, or None where the source has none."""
+        return None if self._whole.times_N is None else self._whole.times_N[self.kept_N]
+
+    @cached_property
+    def events_N(self) -> np.ndarray | None:
+        """Type of each interaction, uint8; None where the data name none."""
+        return None if self._whole.events_N is None else self._whole.events_N[self.kept_N]
+
+    @property
+    def hash(self) -> str:
+        """Hash of the whole store and the domain."""
+        return json_hash([self._whole.hash, self.domain])
+
+    @cached_property
+    def _whole(self) -> Store:
+        return Store(self.path, self.meta)
+
+    @cached_property
+    def kept_N(self) -> np.ndarray:
+        """Which interactions of the whole store are the domain's."""
+        in_domain_I = (self.item_table["domain"] == self.domain).fill_null(False).to_numpy()
+        return in_domain_I[self._whole.items_N]
+
+
+def of_domain(split: Split, domain: str) -> Split:
+    """The parts of a split that are interactions with a domain's items; the catalogue is that of its training part.
+
+    Raises:
+        UserError: the data have no such domain.
+    """
+    whole = split.store
+    domains = whole.item_table["domain"].drop_nulls().unique().sort().to_list()
+    if domain not in domains:
+        known = f"choose one of {', '.join(domains)}" if domains else "the data have no domains"
+        raise UserError(f"only_domain {domain!r}: {known}")
+    store = DomainStore(whole.path, whole.meta, domain)
+    before_N1 = np.concatenate([[0], np.cumsum(store.kept_N)])
+
+    def within(positions_U: np.ndarray) -> np.ndarray:
+        """How many of each user's first `positions_U` interactions are the domain's."""
+        return before_N1[whole.offsets_U1[:-1] + positions_U] - before_N1[whole.offsets_U1[:-1]]
+
+    def part(first_U: np.ndarray, number_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First position and number of a part's targets."""
+        begin_U = np.maximum(first_U, 0)
+        mine_U = np.where(first_U < 0, 0, within(begin_U + number_U) - within(begin_U))
+        return np.where(mine_U > 0, within(begin_U), -1), mine_U
+
+    val_U, val_targets_U = part(split.val_U, split.val_targets_U)
+    test_U, test_targets_U = part(split.test_U, split.test_targets_U)
+    result = Split(
+        store=store,
+        train_U=within(split.train_U),
+        val_U=val_U,
+        val_targets_U=val_targets_U,
+        test_U=test_U,
+        test_targets_U=test_targets_U,
+        trajectory_U=np.where(split.trajectory_U < 0, -1, within(np.maximum(split.trajectory_U, 0))),
+        held_out_U=split.held_out_U,
+        target_N=None if split.target_N is None else split.target_N[store.kept_N],
+    )
+    result.check()
+    if len(result.catalogue_V) == 0:
+        raise UserError(f"only_domain {domain!r}: the split leaves nothing of it to train on")
+    return result

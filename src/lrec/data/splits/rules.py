@@ -1,0 +1,314 @@
+"""Which interactions train, validate and test: where each user's sequence is cut.
+
+Positions count from 0 within a user's sequence, ordered by (time, row of the source).
+Shape suffixes: U users, N interactions, I items of the store, V items of the catalogue, T targets of evaluation.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, is_dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+
+from lrec.data.store.store import Store
+from lrec.errors import UserError, check_range
+
+# Users with more interactions than this may be held out whole.
+HELD_OUT_MIN_LENGTH = 50
+
+
+class SplitRule(ABC):
+    """A way to cut every user's sequence: `LastItems`, `GlobalTemporal`, `UserSplit`, or a class of your own.
+
+    A subclass is a frozen dataclass that defines `cut`. Its fields are its options (`--data.split my_split.Rule`), and
+    its repr is part of the data hash, by which a run knows what it was trained on.
+    """
+
+    @abstractmethod
+    def cut(self, store: Store) -> "Split":
+        """Where each user is cut.
+
+        Args:
+            store: `offsets_U1` tells whose interactions are whose, `items_N` and `times_N` (None where the source has
+                no times) are those interactions, user after user, each in time order.
+        """
+
+    def __call__(self, store: Store) -> "Split":
+        """Cut the store's users; whatever the rule, the cut is checked, for leaks above all.
+
+        Raises:
+            UserError: the rule is not a dataclass, or its split is not whole, leaks, or leaves nothing to train on.
+        """
+        name = type(self).__name__
+        if not is_dataclass(self):
+            raise UserError(f"split {name}: make it a frozen dataclass, so that its options are part of its repr")
+        split = self.cut(store)
+        if not isinstance(split, Split):
+            raise UserError(f"split {name}: cut returned {type(split).__name__}, not a Split")
+        try:
+            split.check()
+        except AssertionError as error:
+            raise UserError(f"split {name}: {error}") from None
+        if len(split.catalogue_V) == 0:
+            raise UserError(f"split {name}: the split leaves nothing to train on: hold out less")
+        return split
+
+
+@dataclass(frozen=True)
+class LastItems(SplitRule):
+    """Hold out the last items of each user.
+
+    The last item is the test target and its input includes the validation item; the one before is the validation
+    target; users with fewer than 3 items only train. With a trajectory, users with more than `trajectory_min_length`
+    interactions hold out their last `trajectory` items first, and test and validation are the two before those.
+
+    Args:
+        trajectory: Items a long user holds out at the end, to be predicted step by step; 0 for none (10 in LSRM).
+        held_out_users: Share of the users with more than 50 interactions, chosen by the hash of their raw id, kept
+            out of training, validation and test for the cold-start task.
+        trajectory_min_length: Users with more interactions than this hold out a trajectory.
+    """
+
+    trajectory: int = 0
+    held_out_users: float = 0.0
+    trajectory_min_length: int = 15
+
+    def __post_init__(self) -> None:
+        check_range("split.trajectory", self.trajectory, at_least=0)
+        check_range("split.held_out_users", self.held_out_users, at_least=0, at_most=1)
+        if self.trajectory:  # so that something is left to train on
+            option = f"split.trajectory_min_length, with trajectory {self.trajectory},"
+            check_range(option, self.trajectory_min_length, at_least=self.trajectory + 2)
+
+    def cut(self, store: Store) -> "Split":
+        """Count from the end of each sequence."""
+        lengths_U = np.diff(store.offsets_U1)
+        held_out_U = (lengths_U > HELD_OUT_MIN_LENGTH) & chosen_users(store, "held out", self.held_out_users)
+        long_U = (lengths_U > self.trajectory_min_length) if self.trajectory else np.zeros_like(held_out_U)
+        end_U = lengths_U - long_U * self.trajectory
+        evaluated_U = end_U >= 3
+        return Split(
+            store=store,
+            train_U=np.where(held_out_U, 0, np.where(evaluated_U, end_U - 2, lengths_U)),
+            val_U=np.where(evaluated_U, end_U - 2, -1),
+            val_targets_U=evaluated_U.astype(np.int64),
+            test_U=np.where(evaluated_U, end_U - 1, -1),
+            test_targets_U=evaluated_U.astype(np.int64),
+            trajectory_U=np.where(long_U, end_U, -1),
+            held_out_U=held_out_U,
+        )
+
+
+class Targets(NamedTuple):
+    """What to predict: one row per target, by user and position."""
+
+    users_T: np.ndarray
+    positions_T: np.ndarray
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cut positions per user; -1 where a user has no such part. A user's targets of one kind are consecutive.
+
+    Attributes:
+        store: The store it cuts.
+        train_U: Number of leading items in the unreduced training part, 0 for a held-out user.
+        val_U: Position of the first validation target.
+        val_targets_U: Number of validation targets.
+        test_U: Position of the first test target.
+        test_targets_U: Number of test targets.
+        trajectory_U: Position of the first trajectory item.
+        held_out_U: Users without a training part. They have targets, but `val_users`, `val_targets`, `test_users` and
+            `test_targets` leave them out.
+        target_N: Which interactions may be targets, of training and of evaluation; None: all of them.
+    """
+
+    store: Store
+    train_U: np.ndarray
+    val_U: np.ndarray
+    val_targets_U: np.ndarray
+    test_U: np.ndarray
+    test_targets_U: np.ndarray
+    trajectory_U: np.ndarray
+    held_out_U: np.ndarray
+    target_N: np.ndarray | None = None
+
+    @cached_property
+    def val_users(self) -> np.ndarray:
+        """Users with a validation target, held-out ones excepted, ascending."""
+        return np.flatnonzero((self.val_U >= 0) & ~self.held_out_U)
+
+    @cached_property
+    def test_users(self) -> np.ndarray:
+        """Users with a test target, held-out ones excepted, ascending."""
+        return np.flatnonzero((self.test_U >= 0) & ~self.held_out_U)
+
+    @cached_property
+    def val_targets(self) -> Targets:
+        """Every validation target of `val_users`, user after user."""
+        return self._targets(self.val_users, self.val_U, self.val_targets_U)
+
+    @cached_property
+    def test_targets(self) -> Targets:
+        """Every test target of `test_users`, user after user."""
+        return self._targets(self.test_users, self.test_U, self.test_targets_U)
+
+    def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray) -> Targets:
+        found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
+        may_T = self.may_be_targets(found)
+        return Targets(found.users_T[may_T], found.positions_T[may_T])
+
+    def may_be_targets(self, targets: Targets) -> np.ndarray:
+        """Which of these interactions may be targets, bool (T,)."""
+        if self.target_N is None:
+            return np.ones(len(targets.users_T), dtype=bool)
+        may_T: np.ndarray = self.target_N[self.store.offsets_U1[targets.users_T] + targets.positions_T]
+        return may_T
+
+    def is_known(self, targets: Targets) -> np.ndarray:
+        """Whether each target is an item of the catalogue, bool (T,)."""
+        items_T = self.store.items_N[self.store.offsets_U1[targets.users_T] + targets.positions_T]
+        known_T: np.ndarray = self.catalogue_index_I[items_T] >= 0
+        return known_T
+
+    @cached_property
+    def _counts_I(self) -> np.ndarray:
+        items = self.store.items_N[ranges(self.store.offsets_U1[:-1], self.train_U)]
+        return np.bincount(items, minlength=self.store.n_items)
+
+    @cached_property
+    def catalogue_V(self) -> np.ndarray:
+        """Store index of each catalogue item, ascending: the items of the unreduced training part."""
+        return np.flatnonzero(self._counts_I)
+
+    @cached_property
+    def counts_V(self) -> np.ndarray:
+        """Interactions of each catalogue item in the unreduced training part, int64."""
+        return self._counts_I[self.catalogue_V]
+
+    @cached_property
+    def catalogue_index_I(self) -> np.ndarray:
+        """Catalogue index of each store item, int64, -1 outside."""
+        index_I = np.full(self.store.n_items, -1, dtype=np.int64)
+        index_I[self.catalogue_V] = np.arange(len(self.catalogue_V))
+        return index_I
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of interactions in each part, of items in the catalogue and of held-out users."""
+        lengths_U = np.diff(self.store.offsets_U1)
+        return {
+            "training": int(self.train_U.sum()),
+            "validation": len(self.val_targets.users_T),
+            "test": len(self.test_targets.users_T),
+            "trajectory": int((lengths_U - self.trajectory_U)[self.trajectory_U >= 0].sum()),
+            "catalogue": len(self.catalogue_V),
+            "held-out users": int(self.held_out_U.sum()),
+        }
+
+    def of_users(self, chosen_U: np.ndarray) -> "Split":
+        """The same cut with targets and trajectories of the chosen users alone; the training part stays."""
+        return replace(
+            self,
+            val_U=np.where(chosen_U, self.val_U, -1),
+            val_targets_U=self.val_targets_U * chosen_U,
+            test_U=np.where(chosen_U, self.test_U, -1),
+            test_targets_U=self.test_targets_U * chosen_U,
+            trajectory_U=np.where(chosen_U, self.trajectory_U, -1),
+            held_out_U=self.held_out_U & chosen_U,
+        )
+
+    def check(self) -> None:
+        """Fail loudly unless training < validation < test < trajectory holds within every user."""
+        self._check_shapes()
+        end_U = np.diff(self.store.offsets_U1)
+        leaks = [self.held_out_U & (self.train_U > 0)]
+        for begin_U, number_U in (
+            (self.trajectory_U, 0),
+            (self.test_U, self.test_targets_U),
+            (self.val_U, self.val_targets_U),
+            (0, self.train_U),
+        ):
+            has_U = begin_U >= 0
+            leaks.append(has_U & (begin_U + number_U > end_U))
+            end_U = np.where(has_U, begin_U, end_U)
+        refuse_leak(np.logical_or.reduce(leaks))
+
+    def _check_shapes(self) -> None:
+        """Fail loudly unless every array has an entry for each user, and the entries make sense."""
+        n_users = self.store.n_users
+        for name, values_U in vars(self).items():
+            if not name.endswith("_U"):
+                continue
+            kinds, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
+            is_array = isinstance(values_U, np.ndarray) and values_U.shape == (n_users,)
+            if not is_array or values_U.dtype.kind not in kinds:
+                raise AssertionError(f"{name} is not an array of {wanted}, one for each of {n_users} users")
+        if (self.train_U < 0).any():
+            raise AssertionError("train_U is negative")
+        for part, first_U, number_U in (
+            ("val", self.val_U, self.val_targets_U),
+            ("test", self.test_U, self.test_targets_U),
+        ):
+            wrong_U = (number_U < 0) | ((number_U > 0) != (first_U >= 0))
+            if wrong_U.any():
+                user = int(wrong_U.argmax())
+                raise AssertionError(
+                    f"user {user} (store index) has {part}_U {first_U[user]} and {part}_targets_U {number_U[user]}: "
+                    "a position and a number of targets, or -1 and 0"
+                )
+
+    def check_times(self) -> None:
+        """Fail loudly unless everyone's training < everyone's validation < everyone's test holds in time."""
+        assert self.store.times_N is not None
+        latest = None
+        for begin_U, number_U in (
+            (np.zeros_like(self.train_U), self.train_U),
+            (self.val_U, self.val_targets_U),
+            (self.test_U, self.test_targets_U),
+        ):
+            times_T = self.store.times_N[ranges(self.store.offsets_U1[:-1] + begin_U, number_U)]
+            if len(times_T) == 0:
+                continue
+            if latest is not None and times_T.min() <= latest:
+                raise AssertionError(f"leak: a target at time {times_T.min()}, earlier parts reach to {latest}")
+            latest = times_T.max()
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers starts[i] .. starts[i] + lengths[i] - 1 for each i, concatenated."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
+def refuse_leak(leaks_U: np.ndarray) -> None:
+    """Fail loudly if one of the users has a held-out position in the training part."""
+    if leaks_U.any():
+        raise AssertionError(
+            f"leak: held-out positions in the training part of user {int(leaks_U.argmax())} (store index)"
+        )
+
+
+def user_hashes(store: Store, purpose: str) -> np.ndarray:
+    """A number below 2**64 for each user, uint64: the hash of the raw id, drawn separately for each purpose."""
+    key = purpose.encode()
+    digests = b"".join(blake2b(raw.encode(), digest_size=8, key=key).digest() for raw in store.raw_user_ids)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def chosen_users(store: Store, purpose: str, share: float) -> np.ndarray:
+    """Users whose hash falls below the share of all numbers."""
+    if share in (0, 1):
+        return np.full(store.n_users, bool(share))
+    return user_hashes(store, purpose) < np.uint64(int(share * 2**64))
+
+
+def hash_numbers(numbers: np.ndarray) -> np.ndarray:
+    """splitmix64's finalizer (Steele et al. 2014): a well mixed, fixed 64-bit hash of each number."""
+    x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

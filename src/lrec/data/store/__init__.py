@@ -1,0 +1,1 @@
+"""Rows to a store: order, duplicates, k-core, statistics, and the store itself."""

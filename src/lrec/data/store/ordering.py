@@ -1,0 +1,284 @@
+"""Rows of any number, in bounded memory: kept in the order of their source, then handed out user after user.
+
+Rows are columns of integers, in pieces. They stay in memory up to a limit; beyond it they go to a file. Either way
+every piece is split into ranges of users of a size that fits, and each range is ordered by itself, so the result is
+the same.
+
+Shape suffixes: N rows of a range, U users, I items, K ids.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from lrec.data.store.sorting import stable_argsort
+from lrec.data.store.store import write_array
+from lrec.data.store.threads import mapped
+
+REST = "rest"
+# A domain that belongs to the file, not to the row: rows that differ only in it are duplicates.
+FILE_DOMAIN = "file_domain"
+
+# Columns of consecutive rows, by name.
+Piece = dict[str, np.ndarray]
+
+
+class Pieces:
+    """Pieces in the order they came: in memory, or in a file once they exceed `limit` bytes."""
+
+    def __init__(self, file: Path, limit: float) -> None:
+        self._file = file
+        self._limit = limit
+        self._held: list[Piece] = []
+        self._size = 0
+        # Of each piece in the file: its offset, its number of rows, and the types of its columns.
+        self._written: list[tuple[int, int, dict[str, np.dtype]]] = []
+        self.spilled = False
+
+    def append(self, piece: Piece) -> None:
+        """Add a piece."""
+        self._held.append(piece)
+        self._size += sum(column.nbytes for column in piece.values())
+        if self.spilled or self._size > self._limit:
+            self.spilled = True
+            with self._file.open("ab") as file:
+                for held in self._held:
+                    types = {name: column.dtype for name, column in held.items()}
+                    self._written.append((file.tell(), _length(held), types))
+                    for column in held.values():
+                        write_array(file, column)
+            self._held = []
+
+    def part(self, number: int, start: int = 0, end: int | None = None) -> Piece:
+        """Rows start .. end - 1 of a piece."""
+        if not self.spilled:
+            return {name: column[start:end] for name, column in self._held[number].items()}
+        place, length, types = self._written[number]
+        count = (length if end is None else end) - start
+        part = {}
+        for name, dtype in types.items():
+            offset = place + start * dtype.itemsize
+            part[name] = np.fromfile(self._file, dtype=dtype, count=count, offset=offset)
+            place += length * dtype.itemsize
+        return part
+
+    def drain(self) -> Iterator[Piece]:
+        """The pieces, freed as they go."""
+        if self.spilled:
+            for number in range(len(self._written)):
+                yield self.part(number)
+            self._file.unlink()
+        self._held.reverse()
+        while self._held:
+            yield self._held.pop()
+
+
+def narrow(values_N: np.ndarray) -> np.ndarray:
+    """A copy of the integers, in 2 or 4 bytes each if these suffice for all of them."""
+    if len(values_N) == 0 or values_N.min() < 0:
+        return values_N.copy()
+    most = values_N.max()
+    return values_N.astype(np.uint16 if most < 1 << 16 else np.uint32 if most < 1 << 32 else values_N.dtype)
+
+
+class Ordered(NamedTuple):
+    """The interactions of consecutive users, user after user, each in time order.
+
+    Attributes:
+        first_user: The first of the users.
+        lengths_U: Interactions of each user.
+        columns: item, and where there are any: time, event, domain or FILE_DOMAIN, and row (number in the source).
+        repeats_dropped: How many interactions with an item that the user already had were dropped.
+    """
+
+    first_user: int
+    lengths_U: np.ndarray
+    columns: Piece
+    repeats_dropped: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Number of these interactions."""
+        return len(self.columns["item"])
+
+
+def ordered(
+    rows: Pieces,
+    folder: Path,
+    user_rank_K: np.ndarray,
+    item_rank_K: np.ndarray,
+    counts_U: np.ndarray,
+    range_rows: int,
+    repeats: bool,
+) -> Iterator[Ordered]:
+    """Rows by (user, time, place in the source), without those that are identical to an earlier one.
+
+    They are split at once, in the thread of the caller, because freed memory is reused by the thread that allocated it.
+    Each range is ordered when it is needed.
+
+    Args:
+        rows: Columns user and item (codes), and where there are any, time, event, domain, row and REST; they are
+            consumed.
+        folder: Where ranges of users lie if `rows` spilled.
+        user_rank_K: Place of each user code in the order of users.
+        item_rank_K: Place of each item code in the order of items.
+        counts_U: Rows of each user, in the order of users.
+        range_rows: Rows that may be ordered at a time; a user with more is ordered as a whole.
+        repeats: Keep all interactions of a user with an item; false keeps the first.
+    """
+    bounds = _ranges(counts_U, range_rows)
+    n_ranges = len(bounds) - 1
+    range_of_U = np.repeat(np.arange(n_ranges, dtype=np.uint16), np.diff(bounds))
+    split = Pieces(folder / "ranges", 0 if rows.spilled else math.inf)
+    cuts: list[np.ndarray] = []
+    # Splitting takes an eighth of the memory of ordering; in a file, larger pieces make fewer reads.
+    for piece in _joined(rows.drain(), 8 * range_rows if rows.spilled else 1):
+        piece["user"] = user_rank_K[piece["user"]]
+        range_N = range_of_U[piece["user"]]
+        if n_ranges > 1:
+            order_N = np.argsort(range_N, kind="stable")
+            for name in piece:
+                piece[name] = piece[name][order_N]
+        split.append(piece)
+        cuts.append(np.concatenate([[0], np.cumsum(np.bincount(range_N, minlength=n_ranges))]))
+
+    def order(number: int) -> Ordered:
+        begins_and_ends = ((cut[number], cut[number + 1]) for cut in cuts)
+        parts = [split.part(place, b, e) for place, (b, e) in enumerate(begins_and_ends) if e > b]
+        return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), item_rank_K, repeats)
+
+    return mapped(order, range(n_ranges))
+
+
+def _length(piece: Piece) -> int:
+    return len(next(iter(piece.values())))
+
+
+def _concatenated(pieces: list[Piece]) -> Piece:
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _joined(pieces: Iterable[Piece], least: int) -> Iterator[Piece]:
+    """The same rows in pieces of at least `least` rows."""
+    held: list[Piece] = []
+    for piece in pieces:
+        held.append(piece)
+        if sum(map(_length, held)) >= least:
+            yield _concatenated(held) if len(held) > 1 else held[0]
+            held = []
+    if held:
+        yield _concatenated(held)
+
+
+def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:
+    """Bounds of ranges of users with about `range_rows` rows each."""
+    ends_U = np.cumsum(counts_U)
+    # Ranges are numbered in 16 bits.
+    n_ranges = min(math.ceil(int(ends_U[-1]) / max(range_rows, 1)), len(counts_U), 1 << 16)
+    targets = np.arange(1, n_ranges) * (int(ends_U[-1]) / n_ranges)
+    return np.unique(np.concatenate([[0], np.searchsorted(ends_U, targets, side="left") + 1, [len(counts_U)]]))
+
+
+def _order(rows: Piece, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: bool) -> Ordered:
+    users_N = rows.pop("user").astype(np.int64) - first_user
+    order_N = _stable_order(users_N, rows.get("time"))
+    rest_N = rows.pop(REST, None)
+    users_N = users_N[order_N]
+    rows = {name: column[order_N] for name, column in rows.items()}
+    rows["item"] = item_rank_K[rows["item"]]
+    if "time" in rows:
+        rows["time"] = rows["time"].astype(np.int64)
+    if rest_N is not None:
+        fresh_N = _first_of_equal(users_N, rows, rest_N, order_N)
+        if not fresh_N.all():
+            users_N, rows = users_N[fresh_N], {name: column[fresh_N] for name, column in rows.items()}
+    n_distinct = len(users_N)
+    if not repeats:
+        pairs_N = users_N * len(item_rank_K) + rows["item"]
+        first = np.sort(np.unique(pairs_N, return_index=True)[1])
+        users_N, rows = users_N[first], {name: column[first] for name, column in rows.items()}
+    lengths_U = np.bincount(users_N, minlength=end_user - first_user)
+    return Ordered(first_user, lengths_U, rows, n_distinct - len(users_N))
+
+
+def _stable_order(users_N: np.ndarray, times_N: np.ndarray | None) -> np.ndarray:
+    """Order by (user, time, place)."""
+    if times_N is None:
+        return stable_argsort(users_N)
+    least = int(times_N.min())
+    span = int(times_N.max()) - least + 1
+    if (int(users_N.max()) + 1) * span >= 1 << 63:
+        return np.lexsort((times_N, users_N))
+    return stable_argsort(users_N * span + (times_N.astype(np.int64) - least))
+
+
+def _first_of_equal(users_N: np.ndarray, rows: Piece, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
+    """Whether each row, in order, is the first of those that are equal in all but their place and their file.
+
+    `rest_N` is still in the order of the source, because only few of its entries are needed.
+    """
+    fresh_N = np.ones(len(users_N), dtype=bool)
+    suspects = np.arange(len(users_N))
+    if "time" in rows:
+        same_N = (rows["time"][1:] == rows["time"][:-1]) & (users_N[1:] == users_N[:-1])
+        tied = np.zeros(len(users_N), dtype=bool)
+        tied[1:] = same_N
+        tied[:-1] |= same_N
+        suspects = np.flatnonzero(tied)
+    if len(suspects):
+        compared = {name: column[suspects] for name, column in rows.items() if name not in ("row", FILE_DOMAIN)}
+        frame = pl.DataFrame({"user": users_N[suspects], **compared, REST: rest_N[order_N[suspects]]})
+        # Equal hashes only select the rows to compare; comparing all would take several times the time and memory.
+        equal = frame.hash_rows().is_duplicated().to_numpy()
+        suspects = suspects[equal]
+        first = frame.filter(equal).select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
+        fresh_N[suspects[~first]] = False
+    return fresh_N
+
+
+class Spool:
+    """Ordered interactions to be read several times: in memory, or in a file."""
+
+    def __init__(self, parts: Iterator[Ordered], file: Path, in_file: bool) -> None:
+        self._pieces = Pieces(file, 0 if in_file else math.inf)
+        self._parts: list[Ordered] = []
+        for part in parts:
+            self._pieces.append(part.columns)
+            self._parts.append(part._replace(columns={}))
+
+    def __iter__(self) -> Iterator[Ordered]:
+        for number, part in enumerate(self._parts):
+            yield part._replace(columns=self._pieces.part(number))
+
+
+def find_core(
+    parts: Callable[[], Iterable[Ordered]], n_users: int, n_items: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which users and which items belong to the largest subset in which each has at least k interactions.
+
+    Args:
+        parts: Returns all interactions; called once a round.
+        n_users: Number of users.
+        n_items: Number of items.
+        k: At least 1.
+    """
+    alive_U, alive_I = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool)
+    while True:
+        counts_U, counts_I = np.zeros(n_users, dtype=np.int64), np.zeros(n_items, dtype=np.int64)
+        for part in parts():
+            end_user = part.first_user + len(part.lengths_U)
+            users_N = np.repeat(np.arange(part.first_user, end_user), part.lengths_U)
+            items_N = part.columns["item"]
+            kept_N = alive_U[users_N] & alive_I[items_N]
+            counts_I += np.bincount(items_N[kept_N], minlength=n_items)
+            counts_U[part.first_user : end_user] = np.bincount(
+                users_N[kept_N] - part.first_user, minlength=len(part.lengths_U)
+            )
+        enough_U, enough_I = counts_U >= k, counts_I >= k
+        if np.array_equal(enough_U, alive_U) and np.array_equal(enough_I, alive_I):
+            return alive_U, alive_I
+        alive_U, alive_I = enough_U, enough_I

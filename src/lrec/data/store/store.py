@@ -1,0 +1,255 @@
+"""The store: a folder of flat memory-mapped sequences that ranks and workers share through the page cache.
+
+    items.npy      int32  store index of each interaction's item, user after user, each in time order
+    offsets.npy    int64  user u owns items[offsets[u] : offsets[u + 1]]
+    times.npy      int64  time of each interaction in the source's unit; absent where the source has none
+    events.npy     uint8  type of each interaction, by its place in the fact event_types; absent where none is named
+    items.parquet  raw_id, count, domain of each item, by store index
+    users.parquet  raw_id of each user, by store index
+    meta.json      options, source, statistics, facts, and the size, mtime and hashes of every file above
+
+Shape suffixes: N interactions, U users, I items.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+import polars as pl
+
+from lrec.common.files import file_hash, json_hash, write_json
+from lrec.errors import UserError
+
+SCHEMA = 1
+# Units of time in the facts of meta.json, and how many of each make a second.
+TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+MOST_EVENT_TYPES = 256
+_FILES = ("items.npy", "offsets.npy", "times.npy", "events.npy", "items.parquet", "users.parquet")
+_BLOCK = 4096
+_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store; made by `Store.open`."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path, verify: bool = False) -> Self:
+        """Open a store after checking each file's size, mtime and sampled blocks against meta.json.
+
+        A file whose mtime differs (a copied store) is hashed as a whole.
+
+        Args:
+            path: The store's folder.
+            verify: Hash every file as a whole, whatever its mtime.
+
+        Raises:
+            UserError: There is no store, or a file was truncated, edited or removed.
+        """
+        path = Path(path)
+        try:
+            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{path} is not a store (it has no meta.json): prepare it with `lrec data prepare`"
+            ) from None
+        except ValueError:
+            raise UserError(f"{path / 'meta.json'} is damaged: delete the store and prepare it again") from None
+        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+            raise UserError(f"{path} is not a store of this version of lrec: delete it and prepare it again")
+        for name, recorded in meta["files"].items():
+            _check_file(path / name, recorded, verify)
+        return cls(path, meta)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process reopens the arrays; pickling them would copy them.
+        return type(self), (self.path, self.meta)
+
+    @cached_property
+    def items_N(self) -> np.ndarray:
+        """Store index of each interaction's item, int32."""
+        return self._map("items.npy")
+
+    @cached_property
+    def offsets_U1(self) -> np.ndarray:
+        """Where each user's interactions begin, int64, users + 1 entries."""
+        return self._map("offsets.npy")
+
+    @cached_property
+    def times_N(self) -> np.ndarray | None:
+        """Time of each interaction, int64, or None where the source has none."""
+        return self._map("times.npy") if "times.npy" in self.meta["files"] else None
+
+    @cached_property
+    def events_N(self) -> np.ndarray | None:
+        """Type of each interaction, uint8, by its place in `event_types`; None where the data name none."""
+        return self._map("events.npy") if "events.npy" in self.meta["files"] else None
+
+    @property
+    def event_types(self) -> list[str]:
+        """Names of the types of event, in text order; none where the data name none."""
+        return list(self.facts.get("event_types", []))
+
+    def seconds(self, rows_N: np.ndarray) -> np.ndarray:
+        """Times of these interactions in whole seconds, int64; as they are where the source has no unit of time."""
+        assert self.times_N is not None
+        seconds_N: np.ndarray = self.times_N[rows_N] // TIME_UNITS.get(self.facts.get("time_unit", "s"), 1)
+        return seconds_N
+
+    @cached_property
+    def item_table(self) -> pl.DataFrame:
+        """raw_id, count and domain (null without domains) of each item, by store index."""
+        return pl.read_parquet(self.path / "items.parquet", glob=False)
+
+    @cached_property
+    def raw_user_ids(self) -> pl.Series:
+        """Raw id of each user, by store index."""
+        return pl.read_parquet(self.path / "users.parquet", glob=False)["raw_id"]
+
+    @property
+    def n_users(self) -> int:
+        """Number of users."""
+        return len(self.offsets_U1) - 1
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return int(self.meta["statistics"]["items"])
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """What preparation counted."""
+        return self.meta["statistics"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts about the source beyond its rows, such as the floor of a synthetic set."""
+        return self.meta["facts"]
+
+    @property
+    def hash(self) -> str:
+        """Hash of the options, the source and the arrays."""
+        arrays = {name: entry["sha256"] for name, entry in self.meta["files"].items() if name.endswith(".npy")}
+        return json_hash([self.meta["source"], self.meta["options"], arrays])
+
+    def _map(self, name: str) -> np.ndarray:
+        # numpy cannot map an empty array, but a store is never empty.
+        return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+
+
+def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
+    """Write the bytes of an array; numpy's tofile does not say why it fails."""
+    file.write(values_N.view(np.uint8).data)
+
+
+def _write_parquet(path: Path, table: pl.DataFrame) -> None:
+    buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
+    table.write_parquet(buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+class StoreWriter:
+    """Writes a store into an empty folder, piece by piece; it is a store once `finish` has returned."""
+
+    def __init__(self, folder: Path, times: bool, events: bool) -> None:
+        self._folder = folder
+        self._items = _ArrayWriter(folder / "items.npy", np.dtype(np.int32))
+        self._times = _ArrayWriter(folder / "times.npy", np.dtype(np.int64)) if times else None
+        self._events = _ArrayWriter(folder / "events.npy", np.dtype(np.uint8)) if events else None
+
+    def append(self, items_N: np.ndarray, times_N: np.ndarray | None, events_N: np.ndarray | None) -> None:
+        """Add interactions after those of earlier calls."""
+        self._items.append(items_N)
+        if self._times is not None:
+            assert times_N is not None
+            self._times.append(times_N)
+        if self._events is not None:
+            assert events_N is not None
+            self._events.append(events_N)
+
+    def finish(
+        self, offsets_U1: np.ndarray, item_table: pl.DataFrame, raw_user_ids: pl.Series, meta: dict[str, Any]
+    ) -> None:
+        """Write the rest; `meta` holds source, options, statistics and facts."""
+        for writer in (self._items, self._times, self._events):
+            if writer is not None:
+                writer.finish()
+        offsets = _ArrayWriter(self._folder / "offsets.npy", np.dtype(np.int64))
+        offsets.append(offsets_U1)
+        offsets.finish()
+        _write_parquet(self._folder / "items.parquet", item_table)
+        _write_parquet(self._folder / "users.parquet", pl.DataFrame({"raw_id": raw_user_ids}))
+        files = {name: _describe_file(self._folder / name) for name in _FILES if (self._folder / name).exists()}
+        write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
+
+
+class _ArrayWriter:
+    """A one-dimensional .npy file whose length is known only at the end."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._path = path
+        self._dtype = dtype
+        self._length = 0
+        path.write_bytes(self._header())
+
+    def append(self, values_N: np.ndarray) -> None:
+        with self._path.open("ab") as file:
+            write_array(file, np.ascontiguousarray(values_N, dtype=self._dtype))
+        self._length += len(values_N)
+
+    def finish(self) -> None:
+        with self._path.open("r+b") as file:
+            file.write(self._header())
+
+    def _header(self) -> bytes:
+        """The header for the current length; numpy pads it so that its size does not depend on the length."""
+        header = io.BytesIO()
+        description = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._length,),
+        }
+        np.lib.format.write_array_header_1_0(header, description)
+        return header.getvalue()
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "blocks": _sampled_hash(path, stat.st_size),
+        "sha256": file_hash(path),
+    }
+
+
+def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
+    remedy = "delete the store and prepare it again"
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {remedy}") from None
+    if stat.st_size != recorded["size"]:
+        raise UserError(f"{path} has {stat.st_size} bytes where {recorded['size']} were written: {remedy}")
+    if _sampled_hash(path, stat.st_size) != recorded["blocks"]:
+        raise UserError(f"{path} was edited after it was written: {remedy}")
+    if (verify or stat.st_mtime_ns != recorded["mtime_ns"]) and file_hash(path) != recorded["sha256"]:
+        raise UserError(f"{path} was edited after it was written: {remedy}")
+
+
+def _sampled_hash(path: Path, size: int) -> str:
+    """SHA-256 of blocks spread evenly over the file, first and last included."""
+    digest = sha256()
+    with path.open("rb") as file:
+        for start in np.linspace(0, max(size - _BLOCK, 0), _BLOCKS, dtype=np.int64):
+            file.seek(int(start))
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()

@@ -1,0 +1,116 @@
+"""What scores without a network, from the unreduced training part alone; it stands beside every model.
+
+    popularity          log p_j, with p_j the item's share of the training interactions
+    recent-popularity   log(n_j + p_j), n_j counting the last tenth of them in time; absent where there are no times
+    repeat-last         the items of the input, the last one first, then all others by popularity
+    markov              log(n_ij + p_j), n_ij counting how often j followed the last item i
+    item-graph          log(g_j + c p_j), g_j adding up how often j followed shortly after each of the last items
+
+The softmax of a score is a share (with one observation more, which is shared out as popularity), so each has a
+cross-entropy; repeat-last has none. Ranks and lists obey the rules of `scoring.score`, ties included. They come in
+closed form from counts, without a pass over the catalogue for each row.
+
+Shape suffixes: B rows, L positions, M targets, V catalogue, N interactions, T transitions.
+"""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrec.data.batching.eval_batches import EvalBatch
+from lrec.data.splits.rules import Split, ranges
+from lrec.evaluation.item_graph import LAST, ItemGraph
+from lrec.evaluation.markov import MarkovChain
+from lrec.evaluation.metrics import KS
+from lrec.ranking.common_order import CommonOrder, newest_first
+from lrec.ranking.pairs import Pairs
+from lrec.ranking.scoring import Scores
+
+BASELINES = ("popularity", "recent-popularity", "repeat-last", "markov", "item-graph")
+RECENT_SHARE = 0.1
+
+
+class Baselines:
+    """The baselines of a split. What they count, they count when they are first asked to score.
+
+    Attributes:
+        names: Those of BASELINES that the data allow.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self._split, self._device = split, device
+        self._share_V = split.counts_V / split.counts_V.sum()
+        self.names = [name for name in BASELINES if name != "recent-popularity" or split.store.times_N is not None]
+
+    def score(self, name: str, batch: EvalBatch) -> Scores:
+        """Score every item of the catalogue for every target, by one of `names`."""
+        if name == "markov":
+            return self._markov(batch)
+        if name == "item-graph":
+            return self._item_graph(batch)
+        order, loss_V = self._recent if name == "recent-popularity" else self._popularity
+        first = self._inputs(batch) if name == "repeat-last" else None
+        seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
+        k = min(max(KS), len(loss_V))
+        rank_M, top_MK = order.ranked(batch.targets_M, k, first)
+        rank_unseen_M, top_unseen_MK = order.ranked(batch.targets_M, k, first, seen)
+        has_loss_M = (batch.targets_M >= 0) & (name != "repeat-last")
+        loss_M = loss_V[batch.targets_M.clamp(min=0)].masked_fill(~has_loss_M, torch.nan)
+        return Scores(loss_M, rank_M, rank_unseen_M, top_MK, top_unseen_MK)
+
+    def _inputs(self, batch: EvalBatch) -> Pairs:
+        """The items of each target's input, the last one first."""
+        length = batch.items_BL.shape[1]
+        read_ML = torch.arange(length, device=self._device) <= (batch.positions_M % length)[:, None]
+        targets_N, places_N = read_ML.nonzero(as_tuple=True)
+        items_N = batch.items_BL[batch.positions_M[targets_N] // length, places_N]
+        return newest_first(targets_N, items_N, len(self._share_V))
+
+    def _markov(self, batch: EvalBatch) -> Scores:
+        last_M = batch.items_BL.flatten()[batch.positions_M]
+        seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
+        return self._chain.score(last_M, batch.targets_M, seen, min(max(KS), len(self._share_V)))
+
+    def _item_graph(self, batch: EvalBatch) -> Scores:
+        places_M = batch.positions_M % batch.items_BL.shape[1]
+        targets_N, back_N = (torch.arange(LAST, device=self._device) <= places_M[:, None]).nonzero(as_tuple=True)
+        items_N = batch.items_BL.flatten()[batch.positions_M[targets_N] - back_N]
+        seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
+        return self._graph.score(targets_N, items_N, back_N, batch.targets_M, seen, min(max(KS), len(self._share_V)))
+
+    @cached_property
+    def _popularity(self) -> tuple[CommonOrder, Tensor]:
+        return self._common(self._share_V)
+
+    @cached_property
+    def _recent(self) -> tuple[CommonOrder, Tensor]:
+        assert self._split.store.times_N is not None
+        rows_N = self._training_rows()
+        times_N = self._split.store.times_N[rows_N]
+        earliest = np.partition(times_N, place := int((1 - RECENT_SHARE) * len(times_N)))[place]
+        items_N = self._split.catalogue_index_I[self._split.store.items_N[rows_N[times_N >= earliest]]]
+        return self._common(np.bincount(items_N, minlength=len(self._share_V)) + self._share_V)
+
+    def _common(self, values_V: np.ndarray) -> tuple[CommonOrder, Tensor]:
+        """The order of the logarithms, and each item's cross-entropy."""
+        scores_V = torch.from_numpy(np.log(values_V)).float().to(self._device)
+        return CommonOrder(scores_V), float(np.log(values_V.sum())) - scores_V
+
+    @cached_property
+    def _chain(self) -> MarkovChain:
+        items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
+        goes_on_N = np.ones(len(items_N), dtype=bool)
+        goes_on_N[np.cumsum(self._split.train_U)[self._split.train_U > 0] - 1] = False  # a user's last item
+        from_T, to_T = items_N[:-1][goes_on_N[:-1]], items_N[1:][goes_on_N[:-1]]
+        return MarkovChain(from_T, to_T, self._share_V, self._device)
+
+    @cached_property
+    def _graph(self) -> ItemGraph:
+        items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
+        users_N = np.repeat(np.arange(len(self._split.train_U)), self._split.train_U)
+        return ItemGraph(users_N, items_N, self._share_V, self._device)
+
+    def _training_rows(self) -> np.ndarray:
+        return ranges(self._split.store.offsets_U1[:-1], self._split.train_U)

@@ -1,0 +1,300 @@
+"""Cases: histories with one target each, and how scorers rank the targets.
+
+Shape suffixes: C cases, N items of all histories laid end to end, U users, V catalogue, B rows of a batch, M cases of a
+batch, L positions, T = L + 1 times, D width, K list length.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrec.data.batching.eval_batches import Rows, rows_of
+from lrec.data.batching.train_batches import padded, with_request
+from lrec.data.splits.rules import Split, ranges
+from lrec.evaluation.metrics import KS
+from lrec.evaluation.shared_scoring import share_of, together
+from lrec.model.transformer import Transformer
+from lrec.ranking.common_order import CommonOrder, Pairs, newest_first
+from lrec.ranking.scoring import score
+
+LIST_LENGTH = 10
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Histories of at least one catalogue item, oldest first, with the item to predict after each.
+
+    Attributes:
+        users_C: Store index of the user; a user may have several cases.
+        positions_C: Position of the target among the user's interactions.
+        items_N: The histories laid end to end, catalogue indices.
+        lengths_C: Items of each history.
+        targets_C: Catalogue index of the target, -1 outside the catalogue.
+        blank_N: Which items are blanked in place; None if there are none. At least one item of each history is not.
+        times_N: Time of each item in whole seconds; None where the data have none.
+        asked_C: Time of the target; None where the data have none.
+        events_N: Type of each item's event; None where the data have none.
+    """
+
+    users_C: np.ndarray
+    positions_C: np.ndarray
+    items_N: np.ndarray
+    lengths_C: np.ndarray
+    targets_C: np.ndarray
+    blank_N: np.ndarray | None = None
+    times_N: np.ndarray | None = None
+    asked_C: np.ndarray | None = None
+    events_N: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.users_C)
+
+    @property
+    def starts_C(self) -> np.ndarray:
+        """Where each history begins."""
+        return np.cumsum(self.lengths_C) - self.lengths_C
+
+    @property
+    def case_N(self) -> np.ndarray:
+        """The case that each item belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths_C)
+
+    def where(self, chosen_C: np.ndarray) -> Self:
+        """The chosen cases (a mask, or indices)."""
+        chosen_C = np.flatnonzero(chosen_C) if chosen_C.dtype == bool else chosen_C
+        places = ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C])
+        return replace(
+            self,
+            users_C=self.users_C[chosen_C],
+            positions_C=self.positions_C[chosen_C],
+            items_N=self.items_N[places],
+            lengths_C=self.lengths_C[chosen_C],
+            targets_C=self.targets_C[chosen_C],
+            blank_N=_at(self.blank_N, places),
+            times_N=_at(self.times_N, places),
+            asked_C=_at(self.asked_C, chosen_C),
+            events_N=_at(self.events_N, places),
+        )
+
+    def last(self, n: int) -> Self:
+        """The same cases with the last n items of each history."""
+        lengths_C = np.minimum(self.lengths_C, n)
+        places = ranges(self.starts_C + self.lengths_C - lengths_C, lengths_C)
+        return self._with(self.items_N[places], lengths_C, places)
+
+    def keeping(self, keep_N: np.ndarray) -> Self:
+        """The same cases with some items of their histories; cases that lose all of them are left out."""
+        lengths_C = np.bincount(self.case_N[keep_N], minlength=len(self))
+        return self._with(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
+
+    def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
+        """The same cases with these histories; each of their items is as old, as blank and of the same type of event
+        as the item that stood at its entry of places_M."""
+        return self._with(items_M, lengths_C, places_M)
+
+    def _with(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
+        blank_N, times_N = _at(self.blank_N, places_M), _at(self.times_N, places_M)
+        events_N = _at(self.events_N, places_M)
+        return replace(self, items_N=items_M, lengths_C=lengths_C, blank_N=blank_N, times_N=times_N, events_N=events_N)
+
+
+def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
+    return None if values is None else values[places]
+
+
+def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:
+    """Predict the item at a user's position from the last `max_len` catalogue items before it.
+
+    Items outside the catalogue are left out of histories; cases without any item before the target are left out.
+    """
+    store = split.store
+    items_I = split.catalogue_index_I[store.items_N]
+    known_I = items_I >= 0
+    known_before_I1 = np.concatenate([[0], np.cumsum(known_I)])
+    begin_C = known_before_I1[store.offsets_U1[users_C]]
+    end_C = known_before_I1[store.offsets_U1[users_C] + positions_C]
+    lengths_C = np.minimum(end_C - begin_C, max_len)
+    rows_N = np.flatnonzero(known_I)[ranges(end_C - lengths_C, lengths_C)]
+    targets_C = store.offsets_U1[users_C] + positions_C
+    has_times = store.times_N is not None
+    cases = Cases(
+        users_C=users_C,
+        positions_C=positions_C,
+        items_N=items_I[rows_N],
+        lengths_C=lengths_C,
+        targets_C=items_I[targets_C],
+        times_N=store.seconds(rows_N) if has_times else None,
+        asked_C=store.seconds(targets_C) if has_times else None,
+        events_N=None if store.events_N is None else store.events_N[rows_N].astype(np.int64),
+    )
+    return cases.where(lengths_C > 0)
+
+
+def cases_of_test(split: Split, max_len: int) -> Cases:
+    """Predict the split's test targets: see `cases_before`."""
+    return cases_before(split, split.test_targets.users_T, split.test_targets.positions_T, max_len)
+
+
+class Ranked(NamedTuple):
+    """A scorer's result on cases: cross-entropy (nan if there is none), exact rank (inf for a miss), best items."""
+
+    loss_C: np.ndarray
+    rank_C: np.ndarray
+    top_CK: np.ndarray
+
+
+class Padded(NamedTuple):
+    """A batch of histories, padded on the right; cases whose histories begin the history of another share its row."""
+
+    chosen_M: np.ndarray  # indices of the cases, row after row
+    items_BL: Tensor
+    blank_BL: Tensor | None
+    positions_M: Tensor  # flat index of the last item of each case's history that is not blank
+    times_BT: Tensor | None
+    events_BL: Tensor | None
+
+
+def batches(cases: Cases, net: Transformer) -> Iterator[Padded]:
+    """The histories in batches of similar length, with what the network reads; every case is in one of them."""
+    device = net.items.weight.device
+    if not net.reads_times:
+        cases = replace(cases, times_N=None, asked_C=None)
+    if not net.reads_events:
+        cases = replace(cases, events_N=None)
+    for chosen_M, counts_B in _shared_rows(cases).batches():
+        longest_B = np.cumsum(counts_B) - 1
+        rows = cases.where(chosen_M[longest_B])
+        items_BL, _ = padded(rows.items_N, rows.lengths_C)
+        blank_BL, last_M = None, cases.lengths_C[chosen_M] - 1
+        if rows.blank_N is not None:
+            blank_BL = torch.from_numpy(padded(rows.blank_N, rows.lengths_C)[0]).to(device)
+            last_M = _last_not_blank(cases.where(chosen_M))
+        times_BT = events_BL = None
+        if rows.times_N is not None and rows.asked_C is not None:
+            times_BT = with_request(rows.times_N, rows.lengths_C, rows.asked_C).to(device)
+        if rows.events_N is not None:
+            events_BL = torch.from_numpy(padded(rows.events_N, rows.lengths_C)[0]).to(device)
+        positions_M = np.repeat(np.arange(len(counts_B)) * items_BL.shape[1], counts_B) + last_M
+        items = torch.from_numpy(items_BL).to(device)
+        yield Padded(chosen_M, items, blank_BL, torch.from_numpy(positions_M).to(device), times_BT, events_BL)
+
+
+def _shared_rows(cases: Cases) -> Rows:
+    """Puts cases of a user into one row where each history is the beginning of the next longer one."""
+    order_C = np.lexsort((cases.lengths_C, cases.users_C))
+    begins_C = np.diff(cases.users_C[order_C], prepend=-1) != 0
+    later_P = np.flatnonzero(~begins_C)
+    begins_C[later_P] = ~_goes_on(cases, order_C[later_P - 1], order_C[later_P])
+    return rows_of(order_C, begins_C, cases.lengths_C[order_C])
+
+
+def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.ndarray:
+    """Of pairs of cases, whether the longer history goes on from the shorter one, at the time of that one's target."""
+    lengths_P = cases.lengths_C[shorter_P]
+    shorter_N, longer_N = (ranges(cases.starts_C[which_P], lengths_P) for which_P in (shorter_P, longer_P))
+    differs_N = np.zeros(len(shorter_N), dtype=bool)
+    for values_N in (cases.items_N, cases.blank_N, cases.times_N, cases.events_N):
+        if values_N is not None:
+            differs_N |= values_N[shorter_N] != values_N[longer_N]
+    goes_on_P = np.bincount(np.repeat(np.arange(len(lengths_P)), lengths_P)[differs_N], minlength=len(lengths_P)) == 0
+    if cases.times_N is not None and cases.asked_C is not None:
+        next_P = np.minimum(cases.starts_C[longer_P] + lengths_P, len(cases.times_N) - 1)
+        ended_P = lengths_P == cases.lengths_C[longer_P]
+        goes_on_P &= cases.asked_C[shorter_P] == np.where(ended_P, cases.asked_C[longer_P], cases.times_N[next_P])
+    return goes_on_P
+
+
+def _last_not_blank(cases: Cases) -> np.ndarray:
+    """Place of each history's last item that is not blank."""
+    assert cases.blank_N is not None
+    places_N = np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
+    return np.maximum.reduceat(np.where(cases.blank_N, 0, places_N), cases.starts_C)
+
+
+@torch.inference_mode()
+def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
+    """Rank each case's target among all items of the catalogue, or among the candidates (ascending) alone."""
+    device = net.items.weight.device
+    # Catalogue indices of the candidates, which get a table of their own.
+    names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
+    targets_C = _index_among(names_V, cases.targets_C)
+    n_listed = min(LIST_LENGTH, len(names_V))
+    loss_C, rank_C, top_CK = np.zeros(len(cases)), np.zeros(len(cases)), np.zeros((len(cases), n_listed), np.int64)
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    for chosen_M, items_BL, blank_BL, positions_M, times_BT, events_BL in share_of(batches(cases, net)):
+        targets_M = torch.from_numpy(targets_C[chosen_M]).to(device)
+
+        def head(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor = targets_M) -> tuple[Tensor, ...]:
+            if candidates_V is not None:
+                table_VD = table_VD[torch.from_numpy(candidates_V).to(device)]
+            scores = score(hidden_MD, table_VD, targets_M, nothing, nothing, LIST_LENGTH)
+            return scores.loss_B, scores.rank_B, scores.top_BK
+
+        found = net(items_BL, head, blank_BL=blank_BL, positions_M=positions_M, times_BT=times_BT, events_BL=events_BL)
+        loss_C[chosen_M], rank_C[chosen_M], top_CK[chosen_M] = (tensor.cpu().numpy() for tensor in found)
+    return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
+
+
+def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
+    """The same by training count, ties half; the probability of an item is its share of the training interactions."""
+    counts_V = _among(counts_V, candidates_V)
+    rank_C, top_CK = _ranked(counts_V, cases.targets_C)
+    with np.errstate(divide="ignore"):
+        losses_V = -np.log(counts_V / counts_V.sum())
+    return Ranked(np.where(np.isfinite(rank_C), losses_V[cases.targets_C], np.nan), rank_C, top_CK)
+
+
+def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
+    """The same with the items of the history listed first, the last one on top, and then all others by popularity.
+
+    Blanked items do not belong to the history. There is no cross-entropy.
+    """
+    counts_V = _among(counts_V, candidates_V)
+    case_N, items_N = torch.from_numpy(cases.case_N), torch.from_numpy(cases.items_N)
+    if cases.blank_N is not None:
+        read_N = torch.from_numpy(~cases.blank_N)
+        case_N, items_N = case_N[read_N], items_N[read_N]
+    rank_C, top_CK = _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
+    return Ranked(np.full(len(cases), np.nan), rank_C, top_CK)
+
+
+def by_count(counts_V: np.ndarray) -> CommonOrder:
+    """Catalogue items by training count; those without any are not listed."""
+    return CommonOrder(torch.from_numpy(counts_V).double().log())
+
+
+def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, first: Pairs | None = None) -> tuple[np.ndarray, np.ndarray]:
+    k = min(LIST_LENGTH, int((counts_V > 0).sum()))
+    rank_C, top_CK = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, first)
+    return rank_C.numpy(), top_CK.numpy()
+
+
+def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
+    """Place of each item among the ascending names, -1 where it is not among them."""
+    places_C = np.minimum(np.searchsorted(names_V, items_C), len(names_V) - 1)
+    return np.where(names_V[places_C] == items_C, places_C, -1)
+
+
+def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:
+    """The counts, with 0 for items that are not candidates; no catalogue item has a count of 0."""
+    if candidates_V is None:
+        return counts_V
+    result_V = np.zeros_like(counts_V)
+    result_V[candidates_V] = counts_V[candidates_V]
+    return result_V
+
+
+def values_of(ranked: Ranked, counts_V: np.ndarray) -> dict[str, np.ndarray]:
+    """Each case's value by metric; a mean over cases is the metric."""
+    values = {"loss": ranked.loss_C}
+    for k in KS:
+        hit_C = ranked.rank_C <= k
+        values[f"HR@{k}"] = hit_C.astype(np.float64)
+        values[f"NDCG@{k}"] = hit_C / np.log2(1 + ranked.rank_C)
+        values[f"MRR@{k}"] = hit_C / ranked.rank_C
+    values[f"popularity@{LIST_LENGTH}"] = counts_V[ranked.top_CK].mean(1)
+    return values

@@ -1,0 +1,92 @@
+"""Interpolated n-grams of items: what follows the last item, or the last two, by counting alone.
+
+    p_0(j) = smoothed(n_j, p = 1 / V)                              popularity
+    p_k(j | c) = smoothed(n(c, j), p_(k-1)(j | c without its first item)),     c the last k items
+    smoothed(n(c, j), p) = (max(n(c, j) - d_k, 0) + d_k t(c) p) / n(c)
+
+n counts training interactions, t(c) the different items that followed c, and d_k = (n1 + 1) / (n1 + 2 n2 + 2), with n1
+and n2 the pairs (c, j) that were counted once and twice. A context that was never seen has the probabilities of the
+shorter one. Source: absolute discounting, Ney, Essen & Kneser 1994.
+
+Shape suffixes: N training interactions, U users, T distinct pairs of a context and what followed it, C cases.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lrec.data.splits.rules import ranges
+from lrec.evaluation.cases import Cases
+
+ORDERS = ("popularity", "bigram", "trigram")
+
+
+class _Pairs(NamedTuple):
+    """Which item followed which context, and how often; a context is a number, the key context * V + item."""
+
+    keys_T: np.ndarray  # ascending
+    counts_T: np.ndarray
+
+    def find(self, keys_C: np.ndarray) -> np.ndarray:
+        """Place of each key, -1 where it is not there."""
+        places_C = np.searchsorted(self.keys_T, keys_C)
+        found_C = places_C < len(self.keys_T)
+        found_C[found_C] = self.keys_T[places_C[found_C]] == keys_C[found_C]
+        return np.where(found_C, places_C, -1)
+
+
+def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases: Cases) -> dict[str, np.ndarray]:
+    """The cross-entropy of each case's target, in nats, by each of `ORDERS`; counted once, by sorting.
+
+    A context is known by the place of its last pair among those of the order below, so that keys stay below N V.
+
+    Args:
+        items_N: Training items, user after user, catalogue indices.
+        lengths_U: How many of them each user has.
+        n_items: V.
+        cases: Histories with a target of the catalogue each.
+    """
+    position_N = ranges(np.zeros_like(lengths_U), lengths_U)
+    context_N = np.zeros(len(items_N), dtype=np.int64)
+    p_C = np.full(len(cases), 1 / n_items)
+    tables: list[_Pairs] = []
+    losses = {}
+    for order, name in enumerate(ORDERS):
+        has_context_N = position_N >= order
+        keys_T, place_N, counts_T = np.unique(
+            context_N[has_context_N] * n_items + items_N[has_context_N], return_inverse=True, return_counts=True
+        )
+        pairs = _Pairs(keys_T, counts_T)
+        p_C = _smoothed(pairs, n_items, _contexts(tables, cases, n_items, order), cases.targets_C, p_C)
+        losses[name] = -np.log(p_C)
+        tables.append(pairs)
+        followed_N = np.full(len(items_N), -1, dtype=np.int64)
+        followed_N[has_context_N] = place_N
+        context_N = np.roll(followed_N, 1)
+    return losses
+
+
+def _contexts(tables: list[_Pairs], cases: Cases, n_items: int, order: int, back: int = 0) -> np.ndarray:
+    """The last `order` items of each history without its last `back` ones, as a context; -1 where it was never seen."""
+    if order == 0:
+        return np.zeros(len(cases), dtype=np.int64)
+    shorter_C = _contexts(tables, cases, n_items, order - 1, back + 1)
+    long_enough_C = cases.lengths_C > back
+    last_C = cases.items_N[np.where(long_enough_C, cases.starts_C + cases.lengths_C - 1 - back, 0)]
+    return np.where(long_enough_C, tables[order - 1].find(shorter_C * n_items + last_C), -1)
+
+
+def _smoothed(
+    pairs: _Pairs, n_items: int, context_C: np.ndarray, targets_C: np.ndarray, lower_C: np.ndarray
+) -> np.ndarray:
+    once, twice = ((pairs.counts_T == n).sum() for n in (1, 2))
+    discount = (once + 1) / (once + 2 * twice + 2)
+    contexts_T = pairs.keys_T // n_items
+    n_contexts = int(max(contexts_T.max(initial=0), context_C.max(initial=0))) + 1
+    total_C = np.bincount(contexts_T, pairs.counts_T, n_contexts)[context_C]
+    types_C = np.bincount(contexts_T, minlength=n_contexts)[context_C]
+    # A context of -1 has negative keys, which are not found.
+    place_C = pairs.find(context_C * n_items + targets_C)
+    count_C = np.append(pairs.counts_T, 0)[place_C]
+    mass_C = np.maximum(count_C - discount, 0) + discount * types_C * lower_C
+    return np.where((context_C >= 0) & (total_C > 0), mass_C / np.maximum(total_C, 1), lower_C)

@@ -1,0 +1,359 @@
+"""The shape of a network: plain values, which say all but its weights.
+
+`SIZES` is the ladder, `Architecture` what a block is made of, `Dropout` its rates over depth, `MuP` how it is
+parametrised over width and depth, `TransformerConfig` all of it for a catalogue.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from lrec.errors import UserError, check_range
+
+_ARCHITECTURE = "architecture."
+
+# The classes of each part of a block that have a short name; None: the part is left out.
+OWN_PARTS: dict[str, dict[str, str | None]] = {
+    "attention": {"softmax": "lrec.model.blocks.SoftmaxAttention", "hstu": "lrec.model.hstu.HSTU"},
+    "norm": {"layer": "torch.nn.LayerNorm", "rms": "torch.nn.RMSNorm"},
+    "mlp": {"gelu": "lrec.model.blocks.Gelu", "swiglu": "lrec.model.blocks.SwiGLU", "none": None},
+    "positions": {
+        "learned": "lrec.model.blocks.LearnedPositions",
+        "rotary": "lrec.model.blocks.RotaryPositions",
+        "none": None,
+    },
+}
+Time = Literal["none", "past", "request", "input"]
+# Buckets of gaps in time (`event_times.time_buckets`); the last, which no gap reaches, is that of the first event.
+TIME_BUCKETS = 129
+
+
+class Size(NamedTuple):
+    """An entry of the ladder: number of blocks, width and heads."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+# Named by N_body = 12 * layers * width^2. 98k, 786k, 1.6m, 9.4m, 75m and 829m are the sizes of arXiv 2311.11351; the
+# others are for a laptop.
+SIZES: dict[str, Size] = {
+    "0.8k": Size(1, 8, 1),
+    "1.7k": Size(1, 12, 1),
+    "3k": Size(1, 16, 1),
+    "4.8k": Size(1, 20, 1),
+    "6.9k": Size(1, 24, 1),
+    "9.4k": Size(1, 28, 1),
+    "12k": Size(1, 32, 1),
+    "25k": Size(2, 32, 1),
+    "49k": Size(1, 64, 1),
+    "55k": Size(2, 48, 2),
+    "74k": Size(6, 32, 1),
+    "98k": Size(2, 64, 2),
+    "111k": Size(1, 96, 1),
+    "221k": Size(2, 96, 2),
+    "442k": Size(1, 192, 1),
+    "786k": Size(4, 128, 4),
+    "1.6m": Size(8, 128, 4),
+    "9.4m": Size(12, 256, 8),
+    "75m": Size(24, 512, 8),
+    "829m": Size(48, 1200, 24),
+}
+HEAD_WIDTH = 32
+
+
+def find_size(name: str) -> Size:
+    """The entry of the ladder with that name, or the shape LAYERSxWIDTH, such as 2x96; UserError if it is neither."""
+    if name in SIZES:
+        return SIZES[name]
+    layers, times, width = name.partition("x")
+    if not (times and layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
+        raise UserError(
+            f"unknown size {name!r}: choose one of {', '.join(SIZES)}, a shape LAYERSxWIDTH such as 2x96, "
+            "or give layers, width and heads"
+        )
+    return Size(int(layers), int(width), _heads(int(width)))
+
+
+def chosen_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:
+    """A shape and its name, chosen by size or by the other three; UserError where it is neither or both."""
+    explicit = (layers, width, heads)
+    if size is not None:
+        if explicit != (None, None, None):
+            raise UserError("give model.size, or model.layers, model.width and model.heads, not both")
+        return size, find_size(size)
+    if layers is None or width is None or heads is None:
+        raise UserError("choose the network: model.size, or model.layers, model.width and model.heads")
+    return f"{layers}x{width}", Size(layers, width, heads)
+
+
+def _heads(width: int) -> int:
+    """Heads of a shape that names none: as near to a width of 32 each as an even width allows."""
+    return next((h for h in range(max(round(width / HEAD_WIDTH), 1), 1, -1) if width % (2 * h) == 0), 1)
+
+
+def even_ladder(smallest: str, largest: str, per_decade: int) -> list[str]:
+    """Shapes whose N_body lie `per_decade` to a factor of ten apart, all of one depth, so that only the width varies.
+
+    The depth is that at which the middle of the ladder, in log N_body, is as wide as LAYERS heads of 32. A ladder that
+    grows deeper on its way has a kink wherever a block is added, which a law takes for curvature.
+
+    Args:
+        smallest: N_body of the first shape, as a number with k, m or b: 3k.
+        largest: N_body that the last shape may reach.
+        per_decade: Sizes to a factor of ten.
+    """
+    low, high = (parameters(size) for size in (smallest, largest))
+    if not low < high:
+        raise UserError(f"sizes: from {smallest} must be below to {largest}")
+    check_range("sizes: per_decade", per_decade, at_least=1)
+    layers = max(round((math.sqrt(low * high) / (12 * HEAD_WIDTH**2)) ** (1 / 3)), 1)
+    count = math.floor(math.log10(high / low) * per_decade + 1e-9) + 1
+    names: dict[str, None] = {}
+    for i in range(count):
+        exact = math.sqrt(low * 10 ** (i / per_decade) / (12 * layers))
+        step = 8 if exact >= 2 * HEAD_WIDTH else 4
+        names[f"{layers}x{max(round(exact / step), 1) * step}"] = None
+    return list(names)
+
+
+def parameters(text: str) -> float:
+    """A number of parameters written with k, m or b: 1.6m is 1,600,000; UserError for anything else."""
+    scale = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:].lower(), 1.0)
+    try:
+        number = float(text if scale == 1 else text[:-1]) * scale
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"{text!r} is no number of parameters: write 3000, 3k, 1.6m or 1b")
+    return number
+
+
+@dataclass(frozen=True)
+class OverDepth:
+    """A dropout rate that runs linearly from the first block to the last.
+
+    Attributes:
+        first: Rate in the first (lowest) block.
+        last: Rate in the last (highest) block.
+    """
+
+    first: float = 0.0
+    last: float = 0.0
+
+    def of_layer(self, layer: int, layers: int) -> float:
+        """The rate of block `layer` (0 is the lowest) among `layers`; the first block's where there is one only."""
+        return self.first + (self.last - self.first) * layer / max(layers - 1, 1)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout rates; 0 is off. Those of the blocks run over depth: layer-wise adaptive dropout, arXiv 2311.11351.
+
+    Attributes:
+        embedding: Rate after the sum of item and position embeddings.
+        attention: Rates of the attention weights.
+        residual: Rates of the two residual branches of a block.
+    """
+
+    embedding: float = 0.0
+    attention: OverDepth = OverDepth()
+    residual: OverDepth = OverDepth()
+
+    def __post_init__(self) -> None:
+        rates = {"embedding": self.embedding}
+        for name in ("attention", "residual"):
+            rates |= {f"{name}.{end}": getattr(getattr(self, name), end) for end in ("first", "last")}
+        for name, rate in rates.items():
+            check_range(f"dropout.{name}", rate, at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a block is made of; the default is that of GPT-2 and of arXiv 2311.11351.
+
+    Each part but qk_norm may be a class of your own, named by its path, such as my_parts.GatedAttention.
+
+    Attributes:
+        attention: How positions read each other; softmax, hstu (gated, pointwise SiLU, arXiv 2402.17152), or a subclass
+            of lrec.Attention.
+        norm: Normalisation before each branch and at the end; layer (LayerNorm), rms (RMSNorm, arXiv 1910.07467), or a
+            module made as norm(width, eps).
+        mlp: Perceptron; gelu with inner width 4 d, swiglu (arXiv 2002.05202) with 8 d / 3, which has as many
+            parameters, none (as in HSTU), or a subclass of lrec.MLP.
+        positions: How order enters; learned adds a vector per position to the items, rotary turns queries and keys
+            (arXiv 2104.09864), none, or a subclass of lrec.Positions.
+        qk_norm: Normalise queries and keys of softmax attention per head (RMSNorm, arXiv 2010.04245).
+        position_bias: Add a learned number per distance to attention's logits, in each block.
+        time: How the times of events enter; past adds a learned number per bucket of the time between two events to
+            attention's logits, in each block; request counts that time up to the request, which is the time of the next
+            event in training and must be given in serving; input adds a vector per bucket of the time since the event
+            before to the item; none.
+        hstu_head_width: Width of a head of hstu; null: such that a block has 12 d² parameters.
+    """
+
+    norm: str = "layer"
+    mlp: str = "gelu"
+    positions: str = "learned"
+    qk_norm: bool = False
+    attention: str = "softmax"
+    position_bias: bool = False
+    time: Time = "none"
+    hstu_head_width: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("architecture.hstu_head_width", self.hstu_head_width, at_least=1)
+        if self.attention == "hstu" and self.qk_norm:
+            raise UserError("architecture.qk_norm normalises softmax attention: hstu has none")
+        if self.attention != "hstu" and self.hstu_head_width is not None:
+            raise UserError(f"architecture.hstu_head_width is hstu's, architecture.attention is {self.attention}")
+        if self.time not in get_args(Time):
+            raise UserError(f"architecture.time {self.time}: choose {', '.join(get_args(Time))}")
+
+    @property
+    def time_bias(self) -> bool:
+        """Whether attention's logits have a number per gap in time."""
+        return self.time in ("past", "request")
+
+    @property
+    def biased(self) -> bool:
+        """Whether anything is added to attention's logits."""
+        return self.position_bias or self.time_bias
+
+
+@dataclass(frozen=True)
+class MuP:
+    """Maximal-update parametrisation: a learning rate found at the base shape holds at other widths and depths.
+
+    With d0, h0, L0 the base and d, h, L the net, all for Adam (arXiv 2203.03466, table 8):
+
+    - matrices of the blocks: initial standard deviation times sqrt(d0 / d), learning rate times d0 / d;
+    - item table (tied) and positions: initialised and trained alike at every width, and logits times d0 / d;
+    - attention: query-key products times sqrt(d0 / h0) / (d / h), that is 1 / head width instead of its square root;
+      in HSTU, which has no square root, times its head width at the base / its head width;
+    - depth: each residual branch times L0 / L, and the 1/sqrt(2 L) of the initialisation stays at L0 (arXiv 2505.01618
+      with alpha = 1).
+
+    At the base shape this is the standard parametrisation, exactly.
+
+    Attributes:
+        base_layers: Number of blocks at which the learning rate was found.
+        base_width: Width at which it was found.
+        base_heads: Attention heads at which it was found.
+    """
+
+    base_layers: int = 2
+    base_width: int = 64
+    base_heads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("base_layers", "base_width", "base_heads"):
+            check_range(f"mup.{name}", getattr(self, name), at_least=1)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a Transformer.
+
+    Attributes:
+        n_items: Catalogue size V.
+        max_len: Longest history in items; the number of learned positions.
+        layers: Number of blocks L.
+        width: Width d of the hidden states and of the item table.
+        heads: Attention heads; must divide width.
+        dropout: Dropout rates.
+        architecture: What a block is made of.
+        mup: Maximal-update parametrisation; None for the standard one.
+        vector_width: Width of the vectors that are given for items (`item_vectors`); None without.
+        event_types: Types of event that are read with the items; 0 for none.
+        own_rows: Whether the item table has rows that are trained, to which those made of vectors are added.
+    """
+
+    n_items: int
+    max_len: int
+    layers: int
+    width: int
+    heads: int
+    dropout: Dropout = Dropout()
+    architecture: Architecture = Architecture()
+    mup: MuP | None = None
+    vector_width: int | None = None
+    own_rows: bool = True
+    event_types: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.own_rows or self.vector_width is not None, "items without anything"
+        for name in ("n_items", "max_len", "layers", "width", "heads"):
+            check_range(name, getattr(self, name), at_least=1)
+        if self.width % self.heads:
+            raise UserError(f"heads must divide width, got width {self.width} and heads {self.heads}")
+        if self.architecture.positions == "rotary" and self.head_width % 2:
+            raise UserError(
+                f"architecture.positions rotary needs an even width per head, got {self.width} / {self.heads} heads"
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Width per attention head: d / h; of HSTU what `architecture.hstu_head_width` says."""
+        return self._head_width(self.width, self.heads)
+
+    def _head_width(self, width: int, heads: int) -> int:
+        choice = self.architecture
+        if choice.attention != "hstu":
+            return width // heads
+        if choice.hstu_head_width is not None:
+            return choice.hstu_head_width
+        # Five matrices of d x (heads x head width): 12 d², or what a perceptron of 8 d² leaves of them.
+        ideal = (12 if choice.mlp == "none" else 4) * width / 5 / heads
+        return max(round(ideal / 2), 1) * 2  # rotary positions need an even width, and products are faster with one
+
+    @property
+    def inner_width(self) -> int:
+        """Width inside the perceptron: 4 d, or 8 d / 3 to the nearest integer for SwiGLU's three matrices."""
+        return round(8 * self.width / 3) if self.architecture.mlp == "swiglu" else 4 * self.width
+
+    @property
+    def width_scale(self) -> float:
+        """d0 / d: what muP multiplies logits and the learning rate of the blocks' matrices by."""
+        return 1.0 if self.mup is None else self.mup.base_width / self.width
+
+    @property
+    def branch_scale(self) -> float:
+        """L0 / L: what muP multiplies residual branches by."""
+        return 1.0 if self.mup is None else self.mup.base_layers / self.layers
+
+    @property
+    def attention_scale(self) -> float:
+        """What query-key products are multiplied by."""
+        has_root = self.architecture.attention != "hstu"
+        if self.mup is None:
+            return self.head_width**-0.5 if has_root else 1.0
+        if not has_root:
+            return self._head_width(self.mup.base_width, self.mup.base_heads) / self.head_width
+        return math.sqrt(self.mup.base_width / self.mup.base_heads) / self.head_width
+
+    def to_dict(self) -> dict[str, Any]:
+        """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout.
+
+        Plain values; those of the architecture are named architecture.norm and so on.
+        """
+        shape = asdict(self)
+        del shape["dropout"]
+        architecture = {f"{_ARCHITECTURE}{name}": value for name, value in shape.pop("architecture").items()}
+        return shape | architecture
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TransformerConfig":
+        """The network that `to_dict` described, without dropout; what else is among the values is left alone."""
+        architecture = {
+            name.removeprefix(_ARCHITECTURE): value for name, value in values.items() if name.startswith(_ARCHITECTURE)
+        }
+        return cls(
+            **{name: values[name] for name in ("n_items", "max_len", "layers", "width", "heads")},
+            architecture=Architecture(**architecture),
+            mup=None if values["mup"] is None else MuP(**values["mup"]),
+            vector_width=values.get("vector_width"),
+            own_rows=values.get("own_rows", True),
+            event_types=values.get("event_types", 0),
+        )

@@ -1,0 +1,93 @@
+"""HSTU's attention: pointwise SiLU weights with a bias of position and time, and a gated output.
+
+Source: Zhai et al. 2024, arXiv 2402.17152, eq. 1 to 3, as its code has them. Shape suffixes: B batch rows, L positions,
+C positions that are read, D width, H heads, K width per head, I = H * K.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrec.model.attention_mask import CAUSAL, Reading, at
+from lrec.model.blocks import Attention
+from lrec.model.config import TransformerConfig
+from lrec.model.dropout import DropoutLayer
+
+NORM_EPS = 1e-6
+NEVER = -1e9  # a logit
+
+
+class HSTU(Attention):
+    """W (U * LN(sum over what is read of SiLU(Q K^T + bias) / n V)), with U, V, Q, K = SiLU(W' x).
+
+    n is max_len, not the number of positions that are read, so that a row does not depend on its batch; weights need
+    not sum to one. LN has no parameters. dropout.attention applies to U * LN(...).
+    """
+
+    caches = True
+    biased = True
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        """Matrices of as many heads as softmax attention has, of width `config.head_width`."""
+        super().__init__(config, layer)
+        inner = config.heads * config.head_width
+        self.dropout = DropoutLayer(config.dropout.attention.of_layer(layer, config.layers))
+        self.uvqk = nn.Linear(config.width, 4 * inner, bias=False)
+        self.out = nn.Linear(inner, config.width)
+
+    def initial_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        """Normal(0, 2 / (rows + columns)) for uvqk, Glorot's: with less, LN's epsilon would hide what is read."""
+        if name != "uvqk.weight":
+            return None
+        std = (2 / sum(shape)) ** 0.5
+        return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+
+    def flops_per_pair(self) -> int:
+        """FLOPs forward for each pair of a position and one it reads: 2 H K for its weight, 2 H K for its value."""
+        return 4 * self.config.heads * self.config.head_width
+
+    def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
+        """Every position reads what `reading` says."""
+        gate_BLHK, value_BLHK, query_BLHK, key_BLHK = self._made(self.uvqk.weight, hidden_BLD, 4)
+        query_BLHK, key_BLHK = (self.placed(x_BLHK, reading.positions_BL) for x_BLHK in (query_BLHK, key_BLHK))
+        if reading.cache is not None:
+            assert reading.positions_BL is not None
+            key_BLHK, value_BLHK = reading.cache.extend(self.layer, reading.positions_BL, key_BLHK, value_BLHK)
+        return self._read(gate_BLHK, query_BLHK, key_BLHK, value_BLHK, reading)
+
+    def alone(self, hidden_BLD: Tensor, reading: Reading) -> Tensor:
+        """Keys and values of all positions, everything else of the one."""
+        assert reading.alone_B is not None
+        of_gate, of_value, of_query, of_key = self.uvqk.weight.chunk(4)
+        of_one = reading.of_one(hidden_BLD.shape[1])
+        one_B1D = at(hidden_BLD, reading.alone_B)
+        gate_B1HK, query_B1HK = self._made(torch.cat([of_gate, of_query]), one_B1D, 2)
+        value_BLHK, key_BLHK = self._made(torch.cat([of_value, of_key]), hidden_BLD, 2)
+        query_B1HK = self.placed(query_B1HK, of_one.positions_BL)
+        return self._read(gate_B1HK, query_B1HK, self.placed(key_BLHK, None), value_BLHK, of_one)
+
+    def _made(self, weight_ID: Tensor, hidden_BLD: Tensor, number: int) -> tuple[Tensor, ...]:
+        """So many of U, V, Q and K, (B, L, H, K) each."""
+        made = F.silu(F.linear(hidden_BLD, weight_ID))
+        return made.unflatten(-1, (number, self.config.heads, -1)).unbind(-3)
+
+    def _read(
+        self, gate_BLHK: Tensor, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, reading: Reading
+    ) -> Tensor:
+        scores_BHLC = query_BLHK.transpose(1, 2) @ key_BCHK.permute(0, 2, 3, 1)
+        if self.config.attention_scale != 1:
+            scores_BHLC = scores_BHLC * self.config.attention_scale
+        scores_BHLC += self._bias(query_BLHK, reading, scores_BHLC.dtype)
+        read_BHLK = F.silu(scores_BHLC) @ (value_BCHK / self.config.max_len).transpose(1, 2)
+        read_BLI = read_BHLK.transpose(1, 2).flatten(-2)
+        precise = torch.promote_types(read_BLI.dtype, torch.float32)
+        normed_BLI = F.layer_norm(read_BLI.to(precise), read_BLI.shape[-1:], eps=NORM_EPS).to(read_BLI.dtype)
+        return self.out(self.dropout(gate_BLHK.flatten(-2) * normed_BLI))
+
+    def _bias(self, query_BLHK: Tensor, reading: Reading, dtype: torch.dtype) -> Tensor:
+        """What is added to the logits, (B or 1, 1, L, C); where a position must not read, SiLU makes 0 of it."""
+        never = max(NEVER, torch.finfo(dtype).min / 2)  # minus infinity would give no number
+        bias_B1LC = self.logit_bias(query_BLHK.shape[1], reading)
+        if bias_B1LC is None:
+            bias_B1LC = torch.zeros((), dtype=dtype, device=query_BLHK.device)
+        return bias_B1LC.to(dtype).where(self.allowed(query_BLHK, reading), never)

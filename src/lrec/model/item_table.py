@@ -1,0 +1,71 @@
+"""The item table: rows of the items' own, rows made of vectors that are given for the items, or the sum of both.
+
+Shape suffixes: V catalogue, H rows held here, D width, W width of the given vectors.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lrec.model.config import TransformerConfig
+from lrec.model.sharded_table import Table, fetch, processes_of, rows_held
+
+# The parameters' names in a network.
+OWN_ROWS, VECTORS, PROJECTION = "items.weight", "items.vectors", "items.projection"
+BY_ITEM = (OWN_ROWS, VECTORS)  # those with a row for each item
+
+
+class ItemTable(nn.Module):
+    """What hidden states begin with and what they are compared with at the end (tied, no bias).
+
+    Attributes:
+        weight: The items' own rows (V, D); None where the vectors make the rows alone.
+        vectors: What is given for each item (V, W), which training does not change; None where nothing is.
+        projection: What makes rows of vectors (W, D).
+    """
+
+    weight: nn.Parameter
+    vectors: nn.Parameter | None
+    projection: nn.Parameter
+
+    def __init__(self, config: TransformerConfig) -> None:
+        """Rows without values."""
+        super().__init__()
+        n_items, width = config.n_items, config.width
+        self.register_parameter("weight", nn.Parameter(torch.empty(n_items, width)) if config.own_rows else None)
+        self.vectors = None
+        if config.vector_width is not None:
+            self.vectors = nn.Parameter(torch.empty(n_items, config.vector_width), requires_grad=False)
+            self.projection = nn.Parameter(torch.empty(config.vector_width, width))
+
+    def by_item(self) -> dict[str, nn.Parameter]:
+        """What has a row for each item: own rows and vectors, by the name they have here."""
+        return {name: rows for name, rows in self.named_parameters() if f"items.{name}" in BY_ITEM}
+
+    def fetch(self, items: Tensor) -> tuple[Tensor, Table]:
+        """The rows of some items, and the table for a head; see `shards.fetch`."""
+        if self.vectors is None:
+            return fetch(self.weight, items)
+        vectors_HW, processes = rows_held(self.vectors), processes_of(self.vectors)
+        with torch.autocast(vectors_HW.device.type, enabled=False):
+            rows_HD = vectors_HW @ self.projection.to(vectors_HW.dtype)
+        if processes > 1 and rows_HD.requires_grad:
+            # Of a row's gradient this process has all, and FSDP takes the average over processes of the projection's.
+            rows_HD.register_hook(lambda grad_HD: grad_HD * processes)
+        if self.weight is not None:
+            rows_HD = rows_HD + rows_held(self.weight)
+        return fetch(self.vectors, items, rows_HD)
+
+
+def rows_of_vectors(parameters: Mapping[str, Tensor], vectors_VW: Tensor) -> Tensor:
+    """The rows (V, D) that a network's projection makes of vectors."""
+    return vectors_VW.float() @ parameters[PROJECTION].float()
+
+
+def whole_table(parameters: Mapping[str, Tensor]) -> Tensor:
+    """The rows (V, D) of a network's items, from its parameters by name."""
+    if VECTORS not in parameters:
+        return parameters[OWN_ROWS]
+    rows_VD = rows_of_vectors(parameters, parameters[VECTORS])
+    return rows_VD + parameters[OWN_ROWS].float() if OWN_ROWS in parameters else rows_VD

@@ -1,0 +1,208 @@
+"""Vectors that are given for items, such as embeddings of their titles: from a file to a network.
+
+    NAME.parquet       columns item (raw id) and vector (a list of numbers)
+    NAME.npy           an array (items, width), and beside it NAME.txt, with a raw id on each line
+    NAME.safetensors   a tensor `vectors` (items, width), and in the metadata `item_ids`, a JSON list of raw ids
+
+Items of the file that are not in the catalogue are new items: no step of training knows them, but a network that makes
+rows of vectors has rows for them.
+
+Shape suffixes: F items of the file, V catalogue, N new items, W width of the vectors.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lrec.errors import UserError
+from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
+from lrec.model.transformer import Transformer
+
+Use = Literal["initial", "fixed", "added"]
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, SafetensorError, pl.exceptions.PolarsError)
+
+
+class NewItems(NamedTuple):
+    """Items that have a vector and are not in the catalogue."""
+
+    ids: pl.Series
+    vectors_NW: Tensor
+
+
+class ItemVectors(NamedTuple):
+    """The vectors of a file.
+
+    Attributes:
+        path: The file.
+        ids: Raw id of each item.
+        vectors_FW: Its vector.
+    """
+
+    path: Path
+    ids: pl.Series
+    vectors_FW: np.ndarray
+
+    def of_catalogue(self, raw_ids: pl.Series) -> tuple[Tensor, NewItems]:
+        """Vectors of the catalogue's items, and the new items; both float32.
+
+        They are centred on the catalogue's mean and scaled so that the catalogue's mean squared length is 1. A network
+        then begins with a table as large as any other, and what all items share changes no softmax.
+
+        Raises:
+            UserError: an item of the catalogue has no vector, or all have the same.
+        """
+        place = {raw_id: place for place, raw_id in enumerate(self.ids)}
+        places_V = np.array([place.pop(raw_id, -1) for raw_id in raw_ids], dtype=np.int64)
+        if (places_V < 0).any():
+            missing = int((places_V < 0).sum())
+            raise UserError(
+                f"model.item_vectors {self.path} has no vector for {missing:,} of the catalogue's {len(raw_ids):,} "
+                f"items, such as {raw_ids[int((places_V < 0).argmax())]}: give each item one"
+            )
+        centre_W = self.vectors_FW[places_V].mean(0, dtype=np.float64)
+        centred_VW = self.vectors_FW[places_V] - centre_W
+        length = float(np.sqrt((centred_VW**2).sum(1).mean()))
+        if length == 0:
+            raise UserError(f"model.item_vectors {self.path}: the items' vectors are all the same")
+        places_N = np.fromiter(place.values(), np.int64, len(place))
+        new_NW = (self.vectors_FW[places_N] - centre_W) / length
+        new = NewItems(self.ids.gather(places_N), torch.from_numpy(new_NW).float())
+        return torch.from_numpy(centred_VW / length).float(), new
+
+
+def initial_parameters(net: Transformer, vectors_VW: Tensor, use: Use, seed: int) -> dict[str, Tensor]:
+    """What a network takes from vectors before training: the vectors, or, to begin with, the rows that a projection
+    makes of them at its first draw."""
+    if use != "initial":
+        return {VECTORS: vectors_VW}
+    shape = torch.Size((vectors_VW.shape[1], net.config.width))
+    return {OWN_ROWS: vectors_VW @ net.initial_value(PROJECTION, shape, seed)}
+
+
+def refuse_other_vectors(saved: Mapping[str, Tensor], mine: Mapping[str, Tensor], path: object) -> None:
+    """UserError where a checkpoint's vectors are not those that were given; both by the names of a module's state."""
+    name = f"net.{VECTORS}"
+    if name in mine and not torch.equal(saved[name], mine[name].to(saved[name].device)):
+        raise UserError(f"{path} was trained with other vectors than those of model.item_vectors: give its own file")
+
+
+def read_width(path: Path) -> int:
+    """The width of a file's vectors; of .parquet, the first one's."""
+    with _reading(path):
+        match path.suffix:
+            case ".parquet":
+                return len(_parquet(path, 1)["vector"][0])
+            case ".npy":
+                return int(_two_dimensional(path, np.load(path, mmap_mode="r").shape)[1])
+            case _:
+                with safe_open(path, framework="np") as opened:
+                    return int(_two_dimensional(path, opened.get_slice("vectors").get_shape())[1])
+
+
+def read_item_vectors(path: Path) -> ItemVectors:
+    """The vectors of a file.
+
+    Raises:
+        UserError: there is no such file, it is of none of the formats, or an item is in it twice or has another number
+            of values than the first one, or one that is not finite.
+    """
+    with _reading(path):
+        ids, vectors_FW = _READERS[path.suffix](path)
+    _two_dimensional(path, vectors_FW.shape)
+    if len(ids) != len(vectors_FW):
+        raise UserError(f"model.item_vectors {path}: {len(vectors_FW):,} vectors and {len(ids):,} item ids")
+    if (twice := ids.is_duplicated()).any():
+        raise UserError(f"model.item_vectors {path}: item {ids[int(twice.arg_max() or 0)]} is in it twice")
+    finite_F = np.isfinite(vectors_FW).all(1)
+    if not finite_F.all():
+        raise UserError(
+            f"model.item_vectors {path}: the vector of item {ids[int((~finite_F).argmax())]} is not finite: "
+            "each value must be a number"
+        )
+    return ItemVectors(path, ids, vectors_FW)
+
+
+def _read_parquet(path: Path) -> tuple[pl.Series, np.ndarray]:
+    table = _parquet(path)
+    lengths = table["vector"].list.len()
+    odd = (lengths != lengths[0]).fill_null(True)
+    if odd.any():
+        row = int(odd.arg_max() or 0)
+        raise UserError(
+            f"model.item_vectors {path}, row {row + 1}: {lengths[row] or 0} values where the first vector has "
+            f"{lengths[0]}"
+        )
+    values = table["vector"].explode().cast(pl.Float32)
+    return _text(path, table["item"]), values.fill_null(np.nan).to_numpy().reshape(len(table), -1)
+
+
+def _parquet(path: Path, n_rows: int | None = None) -> pl.DataFrame:
+    found = pl.read_parquet_schema(path)
+    for column in ("item", "vector"):
+        if column not in found:
+            raise UserError(f"model.item_vectors {path} has no column {column}; its columns are {', '.join(found)}")
+    kind = found["vector"]
+    inner = kind.inner if isinstance(kind, pl.List | pl.Array) else None
+    if inner is None or not pl.Series(dtype=inner).dtype.is_numeric():
+        raise UserError(f"model.item_vectors {path}: the column vector holds {kind}, not lists of numbers")
+    table = pl.read_parquet(path, columns=["item", "vector"], n_rows=n_rows, glob=False)
+    if table.is_empty():
+        raise UserError(f"model.item_vectors {path} is empty")
+    return table.with_columns(pl.col("vector").cast(pl.List(inner)))
+
+
+def _read_npy(path: Path) -> tuple[pl.Series, np.ndarray]:
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        raise UserError(f"model.item_vectors {path}: {beside}, with a raw id on each line, is missing")
+    ids = pl.Series(beside.read_text(encoding="utf-8").splitlines(), dtype=pl.String)
+    return ids, np.load(path).astype(np.float32)
+
+
+def _read_safetensors(path: Path) -> tuple[pl.Series, np.ndarray]:
+    with safe_open(path, framework="pt") as opened:
+        metadata: dict[str, Any] = opened.metadata() or {}
+        if "vectors" not in opened.keys() or "item_ids" not in metadata:  # noqa: SIM118 (no mapping)
+            raise UserError(f"model.item_vectors {path}: a tensor vectors and, in the metadata, item_ids are expected")
+        vectors = opened.get_tensor("vectors").float().numpy()
+    return pl.Series([str(raw_id) for raw_id in json.loads(metadata["item_ids"])], dtype=pl.String), vectors
+
+
+_READERS = {".parquet": _read_parquet, ".npy": _read_npy, ".safetensors": _read_safetensors}
+
+
+def _text(path: Path, ids: pl.Series) -> pl.Series:
+    if not (ids.dtype == pl.String or ids.dtype.is_integer()):
+        raise UserError(f"model.item_vectors {path}: the column item holds {ids.dtype}, not text or integers")
+    if ids.null_count():
+        raise UserError(f"model.item_vectors {path}, row {int(ids.is_null().arg_max() or 0) + 1}: item is empty")
+    return ids.cast(pl.String)
+
+
+def _two_dimensional(path: Path, shape: Any) -> Any:
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(f"model.item_vectors {path}: vectors of the shape {tuple(shape)}; (items, width) is expected")
+    return shape
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """UserError where the file is not there, is of no format that is read, or cannot be read."""
+    if path.suffix not in _READERS:
+        raise UserError(f"model.item_vectors {path}: its name must end in {', '.join(_READERS)}")
+    if not path.is_file():
+        raise UserError(f"model.item_vectors {path}: no such file")
+    try:
+        yield
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error

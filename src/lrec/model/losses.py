@@ -1,0 +1,323 @@
+"""Losses for training: heads that turn hidden states and the item table into a sum over targets.
+
+Full softmax is exact and costs what its matrix products cost; the sampled losses cost what their negatives cost, and
+are for catalogues where that matters. Evaluation is over the whole catalogue, whatever is trained on.
+
+Where processes share the table by rows, full softmax scores the targets of all processes against the rows held here:
+hidden states travel, and of every score matrix a log-sum and the targets' scores. The negatives of a sampled loss are
+those of the first process, and only the rows of negatives and targets travel.
+
+Shape suffixes: M targets, D width, V catalogue or the rows of it that are held here, G targets of all processes,
+C targets of a chunk, N negatives, shared by the batch.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lrec.errors import check_range
+from lrec.model.cost import chunk_rows
+from lrec.model.sharded_table import Shard, Table, rows_of, shard_of
+
+CPU_COLUMNS = 512  # of scores that a core computes at once
+
+
+class Loss(ABC):
+    """A training loss: a sum over targets, so that any split of a step into batches adds up to the same.
+
+    Attributes:
+        in_shards: Whether it takes the table as it comes, a `shards.Shard` where several processes share it; others get
+            the whole table, at the price of the memory.
+        touches_rows: Whether only some rows of the table get a gradient, those that it asks `shards.rows_of` for.
+    """
+
+    in_shards: ClassVar[bool] = False
+    touches_rows: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, hidden_MD: Tensor, table_VD: Any, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """The sum over targets, in nats; counts_V are the items' training interactions."""
+
+    @abstractmethod
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        """Training FLOPs of the head: six per entry of the scores' matrix product and its two gradients' products."""
+
+
+@dataclass(frozen=True)
+class FullSoftmax(Loss):
+    """Cross-entropy over the whole catalogue, exact; never holds targets x catalogue."""
+
+    in_shards: ClassVar[bool] = True
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """Sum of -log softmax(hidden @ table.T)[target]."""
+        return full_softmax(hidden_MD, table_VD, targets_M)
+
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        """6 V d."""
+        return 6 * n_items * width
+
+
+@dataclass(frozen=True)
+class SampledSoftmax(Loss):
+    """Softmax over the target and negatives drawn for the whole batch, corrected by logQ.
+
+    A negative j of N, drawn with probability q_j, gets the score s_j - log(N q_j), so that the sum in the denominator
+    has the full softmax's as its expectation; negatives equal to a row's target are left out of the row.
+    Source: Bengio & Senecal 2008; the target counted as not sampled.
+
+    Attributes:
+        negatives: Items drawn per batch, with replacement.
+        power: Negatives are drawn in proportion to (training count) ** power; 0 draws uniformly.
+        logq: Correct the scores; without, popular negatives are pushed down more than full softmax would.
+    """
+
+    in_shards: ClassVar[bool] = True
+    touches_rows: ClassVar[bool] = True
+
+    negatives: int = 256
+    power: float = 0.0
+    logq: bool = True
+
+    def __post_init__(self) -> None:
+        check_range("loss.negatives", self.negatives, at_least=1)
+        check_range("loss.power", self.power, at_least=0)
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """Sum of -log softmax over target and negatives."""
+        shard = shard_of(table_VD)
+        negatives_N, log_q_N = (shard.of_first(each) for each in _draw(self.negatives, counts_V, self.power))
+        correction_N = log_q_N + math.log(self.negatives) if self.logq else torch.zeros_like(log_q_N)
+        target_M = _target_scores(hidden_MD, shard, targets_M)
+
+        def of_chunk(scores_CN: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+            scores_CN -= correction_N
+            # Not -inf: all negatives of a row may be its target.
+            scores_CN.masked_fill_(negatives_N == targets_M[chunk, None], torch.finfo(scores_CN.dtype).min)
+            negatives_C = _softmax_(scores_CN)
+            all_C = torch.logaddexp(target_M[chunk], negatives_C)
+            share_C = (negatives_C - all_C).exp()  # of the negatives beside the target
+            scores_CN *= share_C[:, None]
+            return (all_C - target_M[chunk]).sum(), -share_C
+
+        return _chunked(hidden_MD, rows_of(shard, negatives_N, shared=True), of_chunk, target_M)
+
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        """6 (N + 1) d."""
+        return 6 * (self.negatives + 1) * width
+
+
+@dataclass(frozen=True)
+class GBCE(Loss):
+    """Generalised binary cross-entropy over the target and uniform negatives drawn for the whole batch.
+
+    -(1 / (N + 1)) [log sigmoid(s_target) beta + sum over negatives of log(1 - sigmoid(s))], with
+    beta = a (t (1 - 1/a) + 1/a) and a = N / (V - 1). Source: gSASRec, arXiv 2308.07192.
+    Its scores are no log-probabilities of the catalogue, so select and stop on a rank metric, not on val/loss.
+
+    Attributes:
+        negatives: Items drawn per batch, with replacement.
+        calibration: t: 0 is plain binary cross-entropy, 1 gives well-calibrated probabilities.
+    """
+
+    in_shards: ClassVar[bool] = True
+    touches_rows: ClassVar[bool] = True
+
+    negatives: int = 256
+    calibration: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_range("loss.negatives", self.negatives, at_least=1)
+        check_range("loss.calibration", self.calibration, at_least=0, at_most=1)
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """Sum over targets."""
+        shard = shard_of(table_VD)
+        negatives_N = shard.of_first(_draw(self.negatives, counts_V, 0.0)[0])
+        share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
+        beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
+
+        def of_chunk(scores_CN: Tensor, chunk: slice) -> tuple[Tensor, None]:
+            # log(1 - sigmoid(s)) = -softplus(s); a negative that is the row's target counts for nothing.
+            hit_CN = negatives_N == targets_M[chunk, None]
+            loss = F.softplus(scores_CN).masked_fill_(hit_CN, 0.0).sum()
+            scores_CN.sigmoid_().masked_fill_(hit_CN, 0.0)
+            return loss, None
+
+        negative = _chunked(hidden_MD, rows_of(shard, negatives_N, shared=True), of_chunk)
+        positive = F.softplus(-_target_scores(hidden_MD, shard, targets_M)).sum()
+        return (beta * positive + negative) / (self.negatives + 1)
+
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        """6 (N + 1) d."""
+        return 6 * (self.negatives + 1) * width
+
+
+def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tensor:
+    """Sum over targets of -log softmax(hidden @ table.T)[target], in nats.
+
+    Holds `chunk_rows` x V logits at once, never the M x V tensor, in forward or backward. Of a table in shards the sum
+    is over this process's targets, and the gradients are those of the sum over the targets of all processes.
+    """
+    shard = shard_of(table_VD)
+    most = shard.most(len(targets_M))
+    targets_G = shard.gathered(targets_M, most, -1)
+    first, last = shard.rank * most, shard.rank * most + len(targets_M)  # this process's own
+
+    def of_chunk(scores_CV: Tensor, chunk: slice) -> tuple[Tensor, None]:
+        targets_C = targets_G[chunk]
+        here_C, places_C = shard.places(targets_C)
+        target_C = _at(scores_CV, places_C).masked_fill_(~here_C, 0.0)
+        log_sum_C = _softmax_(scores_CV)
+        if shard.processes > 1:
+            here_log_sum_C = log_sum_C
+            largest_C = shard.largest(here_log_sum_C.clone())
+            sums_2C = shard.summed(torch.cat([(here_log_sum_C - largest_C).exp(), target_C]))
+            target_C = sums_2C[len(target_C) :]
+            log_sum_C = largest_C + sums_2C[: len(target_C)].log()
+            # What fills a process's targets up has no gradient.
+            scores_CV *= (here_log_sum_C - log_sum_C).exp().masked_fill_(targets_C < 0, 0.0)[:, None]
+        # d loss / d scores = softmax - one-hot(target)
+        if scores_CV.shape[1]:
+            scores_CV.scatter_add_(1, places_C[:, None], -here_C.to(scores_CV.dtype)[:, None])
+        own = slice(max(first - chunk.start, 0), max(last - chunk.start, 0))
+        return (log_sum_C - target_C)[own].sum(), None
+
+    loss: Tensor = _Chunked.apply(hidden_MD, shard.rows_HD, None, of_chunk, shard, most)
+    return loss
+
+
+# The loss of a chunk from its scores, in float32, which it overwrites by its gradients in them; and the gradient in the
+# chunk's `target_M`, where there is one.
+OfChunk = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
+
+
+def _chunked(hidden_MD: Tensor, table_ND: Tensor, of_chunk: OfChunk, target_M: Tensor | None = None) -> Tensor:
+    """Sum of a loss of the scores hidden @ table.T, and of `target_M`; a chunk of scores is held at a time."""
+    shard = Shard(table_ND, 0, len(table_ND), 1)
+    loss: Tensor = _Chunked.apply(hidden_MD, table_ND, target_M, of_chunk, shard, len(hidden_MD))
+    return loss
+
+
+class _Chunked(torch.autograd.Function):
+    """All gradients are made in the forward, chunk by chunk. The hidden states are those of all processes of the shard,
+    at `most` so many of each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        table_VD: Tensor,
+        target_M: Tensor | None,
+        of_chunk: OfChunk,
+        shard: Shard,
+        most: int,
+    ) -> Tensor:
+        needs_grad = any(ctx.needs_input_grad)
+        device = hidden_MD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
+        factor_GD = shard.gathered(hidden_MD.to(dtype), most)
+        factor_VD = table_VD.to(dtype)
+        rows = chunk_rows(shard.most_rows, factor_VD.shape[1], device)  # as many on all processes
+        loss = hidden_MD.new_zeros((), dtype=torch.float32)
+        parts_type = hidden_MD.dtype if shard.processes == 1 else torch.float32
+        grad_hidden_GD = torch.empty_like(factor_GD, dtype=parts_type) if needs_grad else None
+        grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32) if needs_grad else None
+        grads_target_C = []
+        # One buffer for all chunks: the system would take memory of this size back, and clear it again, for every one.
+        buffer_CV = factor_GD.new_empty(min(rows, len(factor_GD)), len(factor_VD))
+        for start in range(0, len(factor_GD), rows):
+            chunk = slice(start, start + rows)
+            factor_CD = factor_GD[chunk]
+            product_CV = _product(factor_CD, factor_VD, buffer_CV[: len(factor_CD)])
+            scores_CV = product_CV.float()  # the buffer itself, where the products are in float32
+            loss_of_chunk, grad_target_C = of_chunk(scores_CV, chunk)
+            loss += loss_of_chunk
+            grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
+            del scores_CV  # in bfloat16 a copy, twice as large as the buffer
+            if grad_hidden_GD is not None and grad_table_VD is not None:
+                grad_hidden_GD[chunk] = grad_CV @ factor_VD
+                _add_product(grad_table_VD, grad_CV.T, factor_CD)
+            if grad_target_C is not None:
+                grads_target_C.append(grad_target_C)
+        if grad_hidden_GD is not None and grad_table_VD is not None:
+            grad_target_M = torch.cat(grads_target_C) if grads_target_C else None
+            grad_hidden_MD = shard.returned(grad_hidden_GD, len(hidden_MD)).to(hidden_MD.dtype)
+            ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype), grad_target_M
+            ctx.gradient_of_table = shard.gradient
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, since each of them may be as large as the table; so there is no second time.
+        assert ctx.gradients is not None, "backward goes through a loss once"
+        gradients, ctx.gradients = ctx.gradients, None
+        of_hidden, of_table, of_target = (None if each is None else each.mul_(grad_loss) for each in gradients)
+        if ctx.gradient_of_table is not None:
+            ctx.gradient_of_table.add_dense(of_table)
+            of_table = None
+        return of_hidden, of_table, of_target, None, None, None
+
+
+def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:
+    """left @ right.T; in float32 on a CPU for so many rows of `right` at a time that what a core writes stays in its
+    cache: the same sums, in two thirds to three quarters of the time."""
+    if out_CV.device.type != "cpu" or out_CV.dtype != torch.float32:
+        return torch.mm(left_CD, right_VD.T, out=out_CV)
+    at_once = CPU_COLUMNS * torch.get_num_threads()
+    for start in range(0, len(right_VD), at_once):
+        columns = slice(start, start + at_once)
+        torch.mm(left_CD, right_VD[columns].T, out=out_CV[:, columns])
+    return out_CV
+
+
+def _at(scores_CV: Tensor, places_C: Tensor) -> Tensor:
+    """The score at one place of each row; 0 where there are no places."""
+    if scores_CV.shape[1] == 0:
+        return scores_CV.new_zeros(len(scores_CV))
+    return scores_CV.gather(1, places_C[:, None])[:, 0]
+
+
+def _softmax_(scores_CV: Tensor) -> Tensor:
+    """Turn scores into softmax in place; return the log of the sum of e^score of each row."""
+    if scores_CV.shape[1] == 0:
+        return scores_CV.new_full((len(scores_CV),), -math.inf)
+    max_C1 = scores_CV.amax(1, keepdim=True)
+    torch.softmax(scores_CV, 1, out=scores_CV)
+    # The most likely item's share is 1 / (sum of e^(score - max)).
+    return (max_C1 - scores_CV.amax(1, keepdim=True).log())[:, 0]
+
+
+def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """sum += left @ right; inside the product where the types allow it, which spares a pass over V x D per chunk."""
+    if left_VC.dtype == sum_VD.dtype:
+        sum_VD.addmm_(left_VC, right_CD)
+    else:
+        sum_VD += left_VC @ right_CD
+
+
+def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """n items with replacement, and the log of each one's probability."""
+    n_items = len(counts_V)
+    if power == 0:
+        drawn_N = torch.randint(n_items, (n,), device=counts_V.device)
+        return drawn_N, counts_V.new_full((n,), -math.log(n_items), dtype=torch.float32)
+    mass_V = counts_V.double() ** power
+    # Not multinomial: it refuses more than 2^24 items.
+    upto_V = mass_V.cumsum(0)
+    places_N = torch.rand(n, dtype=torch.float64, device=counts_V.device) * upto_V[-1]
+    drawn_N = torch.searchsorted(upto_V, places_N, right=True).clamp(max=n_items - 1)
+    return drawn_N, (mass_V[drawn_N] / upto_V[-1]).log().float()
+
+
+def _target_scores(hidden_MD: Tensor, shard: Shard, targets_M: Tensor) -> Tensor:
+    """The score of each row's target, in float32."""
+    return (hidden_MD * rows_of(shard, targets_M)).sum(1).float()

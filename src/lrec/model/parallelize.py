@@ -1,0 +1,178 @@
+"""The one place that wraps the network: activation checkpointing -> compile -> shard -> materialise and initialise.
+
+The network stays single-device code. A sharded parameter is split by rows (dimension 0): of `shards` processes each
+holds ceil(rows / shards) of them, the last ones fewer or none, so a catalogue of any size is shared out and nothing is
+padded that a loss, a rank or a checkpoint could see.
+
+The item table is no part of what FSDP gathers: all processes share it, those of other copies of the network too, and
+each computes with the rows that it holds (`shards`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from lrec.model import blocks
+from lrec.model.config import TransformerConfig
+from lrec.model.sharded_table import held, split
+from lrec.model.transformer import Transformer
+
+MOST_GRAPHS = 32  # of a function that is compiled
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How parameters are spread over the processes.
+
+    Attributes:
+        mesh: All processes. One dimension: every process holds a shard. Two: (replicate, shard), each row of the mesh
+            holds a whole network (hybrid sharding), but for the item table.
+        param_dtype: Type that blocks compute in; gradients are then reduced in float32. None: that of the parameters.
+    """
+
+    mesh: DeviceMesh
+    param_dtype: torch.dtype | None = None
+
+    @property
+    def shards(self) -> int:
+        """Processes that share one copy of the parameters."""
+        return self.mesh.size(self.mesh.ndim - 1)
+
+    @property
+    def shard(self) -> int:
+        """Which of them this process is."""
+        return self.mesh.get_local_rank(self.mesh.ndim - 1)
+
+    @property
+    def processes(self) -> int:
+        """All of them."""
+        return math.prod(number for _, number in self._places)
+
+    @property
+    def process(self) -> int:
+        """Which of all this one is."""
+        index = 0
+        for place, number in self._places:
+            index = index * number + place
+        return index
+
+    @property
+    def _places(self) -> list[tuple[int, int]]:
+        """Place in each dimension of the mesh, of so many."""
+        return [(self.mesh.get_local_rank(each), self.mesh.size(each)) for each in range(self.mesh.ndim)]
+
+    @property
+    def first_copy(self) -> bool:
+        """Whether this process belongs to the first copy of the parameters."""
+        return self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
+
+    def rows(self, n: int) -> slice:
+        """The rows, of n, that this process holds of a parameter."""
+        return split(n, [(self.shard, self.shards)])
+
+    def table_rows(self, n: int) -> slice:
+        """The rows, of n, that this process holds of the item table."""
+        return split(n, self._places)
+
+
+def build(
+    config: TransformerConfig,
+    seed: int,
+    sharding: Sharding | None = None,
+    checkpoint_activations: bool = False,
+    compile_blocks: bool = False,
+) -> Transformer:
+    """The network, initialised; with `sharding`, each process only ever holds its own rows of it."""
+    if sharding is None:
+        net = Transformer(config, seed)
+    else:
+        with torch.device("meta"):
+            net = Transformer(config, seed)
+    net.checkpoint_activations = checkpoint_activations
+    if compile_blocks:
+        _compile(net)
+    if sharding is not None:
+        _shard(net, sharding)
+        _materialise(net, sharding, seed)
+    return net
+
+
+def _compile(net: Transformer) -> None:
+    """Compile each block for batches of any shape; blocks share graphs whatever their weights and dropout rates."""
+    # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and for one
+    # position of each row. Beyond its limit torch would stop compiling.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+    _keep_rates_out_of_graphs()
+    for block in net.blocks:
+        block.forward = torch.compile(block.forward, dynamic=True)
+
+
+@cache
+def _keep_rates_out_of_graphs() -> None:
+    """Leave attention with dropout to torch's kernels, which would make each block's rate a constant of its graph."""
+    blocks.fused_dropping = torch.compiler.disable(blocks.fused_dropping)
+
+
+def _shard(net: Transformer, sharding: Sharding) -> None:
+    """A group for each block, and one for the rest but for the item table."""
+    reduce_dtype = torch.float32 if sharding.param_dtype is not None else None
+    precision = MixedPrecisionPolicy(sharding.param_dtype, reduce_dtype)
+    for block in net.blocks:
+        fully_shard(block, mesh=sharding.mesh, mp_policy=precision)
+    # On the same mesh as FSDP's own parameters, or no norm of all gradients could be taken.
+    placements = [Shard(0)] * sharding.mesh.ndim
+    for name, rows in net.items.by_item().items():
+        spread = distribute_tensor(rows, sharding.mesh, placements)
+        setattr(net.items, name, nn.Parameter(spread, requires_grad=rows.requires_grad))
+    ignored = set(net.items.by_item().values())
+    fully_shard(net, mesh=sharding.mesh, mp_policy=precision, ignored_params=ignored)
+
+
+def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
+    net.to_empty(device=sharding.mesh.device_type)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            net.draw_(local(parameter), name, parameter.shape, seed, held(parameter).start)
+    for name, buffer in net.named_buffers():
+        raise AssertionError(f"buffer {name} of {buffer.shape} has no initial value")
+
+
+@torch.no_grad()
+def fill(net: Transformer, values: Mapping[str, Tensor]) -> None:
+    """Give parameters their rows of whole values, by name."""
+    for name, value in values.items():
+        parameter = net.get_parameter(name)
+        local(parameter).copy_(value[held(parameter)])
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(rows: Tensor, parameter: Tensor) -> Tensor:
+    """This process's rows as a tensor that is sharded as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return rows
+    return DTensor.from_local(
+        rows,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def drop_gathered(net: nn.Module) -> None:
+    """Free the whole parameters that a forward pass without a backward pass has left: the shards are the truth."""
+    for module in net.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -1,0 +1,264 @@
+"""The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning.
+
+Shape suffixes: B batch rows, L positions, M positions that are wanted, T = L + 1 times, C positions that are read,
+D width, V catalogue.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lrec.model.attention_mask import CAUSAL, KeyValueCache, Reading
+from lrec.model.blocks import Attention, Block, Branch, norm, positions
+from lrec.model.config import TransformerConfig
+from lrec.model.dropout import DropoutLayer
+from lrec.model.event_times import TimeInput, gaps
+from lrec.model.event_types import EventInput
+from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
+
+INIT_STD = 0.02
+DRAWN_AT_ONCE = 2**20  # numbers
+# Parameters of lrec's own parts are drawn under the names, and read by the names, that they had when a block held them
+# itself: the same seed gives the same network, and older checkpoints load.
+_WITHOUT_PART = {
+    "attention.qkv": "qkv",
+    "attention.query_norm": "query_norm",
+    "attention.key_norm": "key_norm",
+    "attention.out": "attention_out",
+    "mlp.up": "mlp_in",
+    "mlp.out": "mlp_out",
+}
+_PART_OF = {old: new for new, old in _WITHOUT_PART.items()}
+
+Result = TypeVar("Result")
+
+
+class Transformer(nn.Module):
+    """Items in, a head's result out; the output table is the item embedding (tied, no bias).
+
+    Nothing but a head touches the table: losses, ranks and top-k are all functions of (hidden_BLD, table_VD).
+
+    Attributes:
+        checkpoint_activations: Keep only the blocks' inputs for the backward pass and compute the rest again.
+    """
+
+    def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
+        """Build and initialise the network; on the meta device nothing is drawn."""
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = False
+        self.items = ItemTable(config)
+        self.positions = positions(config, "input")
+        self.events = EventInput(config) if config.event_types else None
+        self.times = TimeInput(config) if config.architecture.time == "input" else None
+        self.dropout = DropoutLayer(config.dropout.embedding)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = norm(config)
+        if not self.norm.weight.is_meta:
+            self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Give every parameter its initial value."""
+        for name, parameter in self.named_parameters():
+            self.draw_(parameter, name, parameter.shape, seed)
+
+    def initial_value(self, name: str, shape: torch.Size, seed: int) -> Tensor:
+        """The whole parameter `name` before training, float32 on the CPU; see `draw_`."""
+        return self.draw_(torch.empty(shape), name, shape, seed)
+
+    def draw_(self, rows: Tensor, name: str, shape: torch.Size, seed: int, start: int = 0) -> Tensor:
+        """Give rows of the parameter `name`, from row `start` on, their values before training.
+
+        Normal(0, 0.02) matrices and tables, residual projections (out.weight) scaled by 1/sqrt(2 L), zero biases, unit
+        norms, or what a part says itself; `MuP` says what it changes. Rows to which those of vectors are added begin at
+        0, as do the vectors, until they are given. A draw depends on the seed and the name alone:
+        not on the device, on how parameters are sharded, or on their order.
+
+        Args:
+            rows: What gets the values, and is returned.
+            name: The parameter's name.
+            shape: The whole parameter's shape.
+            seed: The seed.
+            start: Which row of the whole parameter the first one is.
+        """
+        if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
+            return rows.zero_()
+        digest = hashlib.blake2b(f"{seed}/{_renamed(name, _WITHOUT_PART)}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        if found := re.fullmatch(r"(blocks\.\d+\.(?:attention|mlp))\.(.+)", name):
+            branch = self.get_submodule(found[1])
+            assert isinstance(branch, Branch)
+            own = branch.initial_value(found[2], shape, generator)
+            if own is not None:
+                return rows.copy_(own[start : start + len(rows)])
+        if len(shape) == 1:
+            return rows.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        std = INIT_STD
+        if name.startswith("blocks."):
+            std *= math.sqrt(self.config.width_scale)
+        if name.endswith(".out.weight"):
+            std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
+        return _draw_normal_(rows, shape, std, generator, start)
+
+    def lr_multiplier(self, name: str) -> float:
+        """Share of the optimizer's learning rate that the parameter `name` gets; not 1 for muP's matrices only."""
+        is_matrix = name.startswith("blocks.") and self.get_parameter(name).ndim >= 2
+        return self.config.width_scale if is_matrix else 1.0
+
+    def sgd_lr_multiplier(self, name: str) -> float:
+        """Share of SGD's learning rate that the parameter `name` gets.
+
+        Under muP all gradients shrink with the logits, by d0/d, and those of blocks with their branches too, by L0/L.
+        AdamW does not see the size of gradients; SGD does, and makes up for it.
+        """
+        shrinkage = self.config.width_scale * (self.config.branch_scale if name.startswith("blocks.") else 1.0)
+        return self.lr_multiplier(name) / shrinkage
+
+    def forward(
+        self,
+        items_BL: Tensor,
+        head: Callable[[Tensor, Any], Result],
+        blank_BL: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        positions_M: Tensor | None = None,
+        times_BT: Tensor | None = None,
+        events_BL: Tensor | None = None,
+    ) -> Result:
+        """Encode the histories; return `head(hidden_BLD, table_VD)`, or `head(hidden_MD, table_VD)` of `positions_M`.
+
+        Args:
+            items_BL: Catalogue indices, right-padded with any.
+            head: What is wanted of the hidden states and the item table, which is a tensor, or a `shards.Shard` where
+                several processes share it.
+            blank_BL: True where an item is blanked in place: it keeps its position, no other position reads it, and its
+                own hidden state knows nothing of it.
+            cache: What earlier items of these histories have left; `items_BL` goes on from there, and is put in. For
+                inference, without blanks.
+            positions_M: Flat index b * L + l of each position whose hidden state is wanted, row after row, at least one
+                of a row; where there is one of each, the last block computes no other. Without a cache.
+            times_BT: Times of the items and, after each row's last one, of the request (L + 1), in whole seconds; of
+                networks with `architecture.time`. With a cache, an item comes at the time of the request before it.
+            events_BL: Type of the event of each item, right-padded with any; of networks with `event_types`.
+        """
+        assert cache is None or (blank_BL is None and positions_M is None)
+        time = self.config.architecture.time
+        assert (times_BT is not None) == self.reads_times, f"architecture.time {time}, and times are given or missing"
+        assert (events_BL is not None) == self.reads_events, "types of event are given or missing"
+        if cache is not None and not all(attention.caches for attention in self.attentions):
+            return self._decode_again(items_BL, head, cache, times_BT, events_BL)
+        reading = CAUSAL
+        hidden_BLD, table = self.items.fetch(items_BL)
+        if self.events is not None:
+            assert events_BL is not None
+            hidden_BLD = self.events(hidden_BLD, events_BL)
+        if blank_BL is not None:
+            hidden_BLD = hidden_BLD.masked_fill(blank_BL[..., None], 0.0)
+            reading = _reading_around(blank_BL)
+        if cache is not None:
+            reading = cache.reading(items_BL.shape[1])
+        if self.positions is not None:
+            hidden_BLD = self.positions(hidden_BLD, reading.positions_BL)
+        if self.times is not None:
+            hidden_BLD = self.times(hidden_BLD, times_BT, reading)
+        elif times_BT is not None:
+            reading = reading._replace(gaps_BLC=gaps(times_BT, reading, to_request=time == "request"))
+        hidden_BLD = self.dropout(hidden_BLD)
+        alone = positions_M is not None and len(positions_M) == len(items_BL)
+        for block in self.blocks:
+            if alone and block is self.blocks[-1]:
+                reading = reading._replace(alone_B=positions_M)
+            if self.checkpoint_activations and self.training:
+                hidden_BLD = checkpoint(block, hidden_BLD, reading, use_reentrant=False)
+            else:
+                hidden_BLD = block(hidden_BLD, reading)
+        if alone:
+            hidden_BLD = hidden_BLD.squeeze(1)
+        elif positions_M is not None:
+            hidden_BLD = hidden_BLD.flatten(0, 1)[positions_M]
+        hidden_BLD = self.norm(hidden_BLD)
+        if self.config.mup is not None:
+            hidden_BLD = hidden_BLD * self.config.width_scale
+        return head(hidden_BLD, table)
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether `forward` needs the times of events."""
+        return self.config.architecture.time != "none"
+
+    @property
+    def reads_events(self) -> bool:
+        """Whether `forward` needs the types of events."""
+        return self.config.event_types > 0
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """That of each block."""
+        return [block.attention for block in self.blocks if isinstance(block, Block)]
+
+    def _decode_again(
+        self,
+        items_BL: Tensor,
+        head: Callable[[Tensor, Any], Result],
+        cache: KeyValueCache,
+        times_BT: Tensor | None,
+        events_BL: Tensor | None,
+    ) -> Result:
+        """Keep the items in the cache, and encode all of them."""
+        positions_BL = cache.reading(items_BL.shape[1]).positions_BL
+        assert positions_BL is not None
+        (items_BC,) = cache.extend(0, positions_BL, items_BL)
+        if times_BT is not None:
+            events_BC, requests_BC = cache.extend(1, positions_BL, times_BT[:, :-1], times_BT[:, 1:])
+            times_BT = torch.cat([events_BC[:, :1], requests_BC], 1)
+        if events_BL is not None:
+            (events_BL,) = cache.extend(2, positions_BL, events_BL)
+        rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
+
+        def of_new(hidden_BCD: Tensor, table_VD: Any) -> Result:
+            return head(hidden_BCD[rows_B1, positions_BL], table_VD)
+
+        return self.forward(items_BC, of_new, times_BT=times_BT, events_BL=events_BL)
+
+
+def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, generator: torch.Generator, start: int) -> Tensor:
+    """Give rows of a tensor of that shape the values that `normal_` would draw for them, a block of it at a time.
+
+    torch draws 16 numbers at a time, one group after the other, and once more the last 16 of a tensor that does not
+    divide: so blocks of whole groups, of which the last takes what is left, draw the same numbers.
+    """
+    total, flat = shape.numel(), rows.view(-1)
+    first = start * (total // max(shape[0], 1))
+    begin = 0
+    while begin < min(total, first + len(flat)):
+        size = DRAWN_AT_ONCE if begin + DRAWN_AT_ONCE + 16 <= total else total - begin
+        block = torch.empty(size).normal_(0.0, std, generator=generator)
+        low, high = max(begin, first), min(begin + size, first + len(flat))
+        if low < high:
+            flat[low - first : high - first] = block[low - begin : high - begin]
+        begin += size
+    return rows
+
+
+def _reading_around(blank_BL: Tensor) -> Reading:
+    """Each position reads itself, for softmax needs something to read, and what is not blank before it."""
+    length = blank_BL.shape[1]
+    earlier_LL = torch.ones(length, length, dtype=torch.bool, device=blank_BL.device).tril(-1)
+    itself_LL = torch.eye(length, dtype=torch.bool, device=blank_BL.device)
+    return Reading((itself_LL | (earlier_LL & ~blank_BL[:, None, :]))[:, None])
+
+
+def with_todays_names(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Parameters by the names of today's `Transformer`, from a checkpoint of any version."""
+    return {_renamed(name, _PART_OF): value for name, value in state_dict.items()}
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    block = rf"^((?:net\.)?blocks\.\d+)\.({'|'.join(map(re.escape, names))})\."
+    return re.sub(block, lambda found: f"{found[1]}.{names[found[2]]}.", name)

@@ -1,0 +1,1 @@
+"""Options and objects: the parser, arguments, class paths, YAML files."""

@@ -1,0 +1,72 @@
+"""The arguments that an object was made with, as plain values that a checkpoint may hold, and back."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lrec.errors import UserError
+from lrec.options.class_paths import class_path
+from lrec.options.parser import OneLineParser
+
+T = TypeVar("T")
+
+
+def as_plain(value: Any) -> Any:
+    """A value as options give it: dataclasses, and what makes an optimizer, by class_path and init_args.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [as_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): as_plain(each) for name, each in value.items()}
+    if isinstance(value, type):
+        return class_path(value)
+    if isinstance(value, partial):
+        kind = next(each for each in (value.func, *value.args) if isinstance(each, type))
+        return {"class_path": class_path(kind), "init_args": as_plain(value.keywords)}
+    if _is_made_of_fields(type(value)):
+        arguments = {each.name: as_plain(getattr(value, each.name)) for each in fields(value) if each.init}
+        return {"class_path": class_path(type(value)), "init_args": arguments}
+    raise TypeError(f"{type(value).__name__} is no plain value")
+
+
+def all_as_plain(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Those that have plain values, and the kinds of the others, by name."""
+    plain: dict[str, Any] = {}
+    others: dict[str, str] = {}
+    for name, value in arguments.items():
+        try:
+            plain[name] = as_plain(value)
+        except TypeError:
+            others[name] = type(value).__name__
+    return plain, others
+
+
+def _is_made_of_fields(kind: type) -> bool:
+    """Whether it is a dataclass, or inherits from one without an __init__ of its own."""
+    maker = next(each for each in kind.__mro__ if "__init__" in vars(each))
+    return is_dataclass(maker) and "__dataclass_params__" in vars(maker)
+
+
+def remade(kind: type[T], stored: dict[str, Any], changed: dict[str, Any]) -> T:
+    """An object from arguments as `as_plain` gave them, but for those in `changed`.
+
+    Raises:
+        UserError: an argument does not fit the class.
+    """
+    parser = OneLineParser()
+    parser.add_class_arguments(kind, skip=set(changed), fail_untyped=False)
+    kept = {name: value for name, value in stored.items() if name not in changed}
+    try:
+        arguments = parser.instantiate(parser.parse_object(kept)).as_dict()
+    except UserError as error:
+        raise UserError(f"{class_path(kind)} cannot be made as it was: {error}") from error
+    return kind(**arguments, **changed)

@@ -1,0 +1,1 @@
+"""Scores to exact ranks and lists."""

@@ -1,0 +1,176 @@
+"""The best items of each row, of scores that come piece by piece.
+
+A pair is kept as a key: an integer in the order of score and then of falling item index.
+
+Shape suffixes: B rows, C items of a piece, K list length, W keys kept of a row, S pairs of a row and an item, N some of
+them; G groups of items, with M items each, L of these groups.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrec.ranking.pairs import places_in_rows
+
+# Of most items, the lists look at no more than the largest score of so many.
+GROUP_ITEMS = 16
+
+_ITEM_BITS = 31
+_MAGNITUDE = 0x7FFFFFFF  # the bits of a float but for its sign
+_NONE = -(0x7F800000 << _ITEM_BITS)  # a score of -inf
+
+
+class TopItems(NamedTuple):
+    """The best items of each row, best first, ties by item index; item -1 and score -inf in unused slots."""
+
+    items_BK: Tensor
+    scores_BK: Tensor
+
+
+class Best:
+    """The k best pairs so far of each row. A score of -inf is not listed.
+
+    All sizes follow from those of the pieces, so that the host never waits for a device.
+    """
+
+    def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
+        self.k = k
+        self._keys_BW = torch.zeros((n_rows, 0), dtype=torch.int64, device=device)
+        self._in_order = True  # whether they are no more than k, best first
+
+    def add(self, scores_BC: Tensor, start: int) -> None:
+        """Add a piece whose first item is `start`; pieces come in the order of items, before any pairs. May change what
+        is no number among its scores."""
+        scores_BC.nan_to_num_(-math.inf, math.inf, -math.inf)
+        n_groups = scores_BC.shape[1] // GROUP_ITEMS
+        if n_groups <= self.k:
+            self._add_all(scores_BC, start)
+            return
+        # The k best items lie in the k groups with the best: of equal groups, the first has the first items.
+        whole = n_groups * GROUP_ITEMS
+        scores_BGM = scores_BC[:, :whole].unflatten(1, (n_groups, GROUP_ITEMS))
+        groups_G = torch.arange(n_groups, device=scores_BC.device)
+        groups_BL1 = _keys(scores_BGM.amax(2), groups_G).topk(self.k, 1).indices[..., None]
+        members_M = torch.arange(GROUP_ITEMS, device=scores_BC.device)
+        scores_BLM = scores_BGM.gather(1, groups_BL1.expand(-1, -1, GROUP_ITEMS))
+        self._append(_keys(scores_BLM, start + groups_BL1 * GROUP_ITEMS + members_M).flatten(1))
+        if whole < scores_BC.shape[1]:
+            self._add_all(scores_BC[:, whole:], start + whole)
+
+    def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
+        """Add single items of single rows, in any order, after all pieces."""
+        keys_S = _keys(scores_S, items_S)
+        order_S = keys_S.argsort(descending=True)
+        order_S = order_S[rows_S[order_S].argsort(stable=True)]
+        _, place_S = places_in_rows(rows_S[order_S], len(self._keys_BW))
+        # What is beyond the k best of a row goes to a last column.
+        keys_BK1 = self._keys_BW.new_full((len(self._keys_BW), self.k + 1), _NONE)
+        keys_BK1[rows_S[order_S], place_S.clamp(max=self.k)] = keys_S[order_S]
+        self._append(keys_BK1[:, : self.k])
+
+    def keys(self) -> Tensor:
+        """Those of the k best, best first."""
+        self._shorten()
+        unused_BK = self._keys_BW.new_full((len(self._keys_BW), self.k - self._keys_BW.shape[1]), _NONE)
+        return torch.cat([self._keys_BW, unused_BK], 1)
+
+    def _add_all(self, scores_BC: Tensor, start: int) -> None:
+        self._append(_keys(scores_BC, torch.arange(start, start + scores_BC.shape[1], device=scores_BC.device)))
+
+    def _append(self, keys_BW: Tensor) -> None:
+        self._keys_BW = torch.cat([self._keys_BW, keys_BW], 1)
+        self._in_order = False
+        if self._keys_BW.shape[1] > 2 * self.k:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        if not self._in_order:
+            self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
+            self._in_order = True
+
+
+class BestAboveThreshold:
+    """The same on a CPU, where a threshold leaves out nearly all scores before any are sorted.
+
+    In NumPy: it finds few among many, and sorts them, in a fraction of torch's time.
+    """
+
+    def __init__(self, n_rows: int, k: int) -> None:
+        self.k = k
+        self._negative_BW = np.zeros((n_rows, 0), np.int64)  # of no more than k keys, best first
+        # Later items with no more than that are not among the k best: they lose ties.
+        self._least_B1 = np.full((n_rows, 1), -math.inf, np.float32)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pair is kept yet."""
+        return self._negative_BW.shape[1] == 0
+
+    def add(self, scores_BC: Tensor, start: int) -> None:
+        """See `Best.add`; changes nothing."""
+        n_items = scores_BC.shape[1]
+        if self.is_empty and n_items >= 2 * self.k:
+            self._least_B1 = below_kth(scores_BC, self.k)
+        values_BC = scores_BC.numpy()
+        (places_N,) = (values_BC > self._least_B1).reshape(-1).nonzero()
+        rows_N, columns_N = np.divmod(places_N, n_items)
+        self.keep(rows_N, values_BC.reshape(-1)[places_N], start + columns_N)
+
+    def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
+        """See `Best.add_pairs`."""
+        (places_N,) = (scores_S.numpy() >= self._least_B1[rows_S, 0]).nonzero()
+        places_N = places_N[rows_S.numpy()[places_N].argsort(kind="stable")]
+        self.keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
+
+    def keys(self) -> Tensor:
+        """See `Best.keys`."""
+        unused_BK = np.full((len(self._negative_BW), self.k - self._negative_BW.shape[1]), -_NONE)
+        return torch.from_numpy(-np.concatenate([self._negative_BW, unused_BK], 1))
+
+    def keep(self, rows_N: np.ndarray, scores_N: np.ndarray, items_N: np.ndarray) -> None:
+        """Add pairs whose rows ascend."""
+        if len(rows_N) == 0:
+            return
+        number_B = np.bincount(rows_N, minlength=len(self._negative_BW))
+        more_BW = np.full((len(number_B), number_B.max()), -_NONE)
+        keys_N = _keys(torch.from_numpy(scores_N), torch.from_numpy(items_N)).numpy()
+        more_BW[np.arange(more_BW.shape[1]) < number_B[:, None]] = -keys_N
+        all_BW = np.concatenate([self._negative_BW, more_BW], 1)
+        all_BW.sort(1)
+        self._negative_BW = all_BW[:, : self.k]
+        if self._negative_BW.shape[1] == self.k:
+            self._least_B1 = decoded(torch.from_numpy(-self._negative_BW[:, -1:])).scores_BK.numpy()
+
+
+def decoded(keys_BK: Tensor) -> TopItems:
+    """The pairs of keys."""
+    items_BK = -keys_BK & (2**_ITEM_BITS - 1)
+    ordered_BK = (keys_BK + items_BK) >> _ITEM_BITS
+    bits_BK = torch.where(ordered_BK >= 0, ordered_BK, -ordered_BK - 2**31)
+    scores_BK = bits_BK.int().view(torch.float32)
+    return TopItems(items_BK.masked_fill(scores_BK == -math.inf, -1), scores_BK)
+
+
+def as_integers(scores: Tensor) -> Tensor:
+    """Integers of 32 bits, int64, in the order of float32 scores; they take less time to sort."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    sign = bits >> 31  # -1 below 0, where the last line negates
+    return (((bits & _MAGNITUDE) ^ sign) - sign).long()
+
+
+def _keys(scores: Tensor, items: Tensor) -> Tensor:
+    """Score in the high bits, and the item's index, reversed, in the low ones."""
+    return as_integers(scores) * 2**_ITEM_BITS - items
+
+
+def below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
+    """A score that k items of each row are above, if so many are listed: next to the k-th largest of the maxima of 2 k
+    groups, which leave little more above."""
+    members = scores_BC.shape[1] // (2 * k)
+    maxima_BG = scores_BC[:, : scores_BC.shape[1] // members * members].unflatten(1, (members, -1)).amax(1).numpy()
+    maxima_BG[np.isnan(maxima_BG)] = -np.inf
+    maxima_BG.partition(-k, 1)
+    return np.nextafter(maxima_BG[:, -k:].min(1, keepdims=True), np.float32(-np.inf))

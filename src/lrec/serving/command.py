@@ -1,0 +1,169 @@
+"""`lrec recommend`: a file of histories in, a file of recommendations out, block by block."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from lrec.common.files import check_writable, replacing, temporary
+from lrec.common.text_tables import counted
+from lrec.data.formats.readers import Columns, Format
+from lrec.data.formats.titles import read_titles
+from lrec.data.histories import ReadingRules, histories_in
+from lrec.data.store.progress import Progress
+from lrec.errors import UserError, check_range
+from lrec.serving.export import load
+
+SHOWN = 10
+# The value of an option that was not given (null is a value); and fallback names of columns.
+AUTO = "auto"
+USUAL = {"user": "user", "item": "item", "time": "timestamp", "event": "event"}
+
+
+def recommend(
+    ckpt_path: Path,
+    histories: Path,
+    k: int = 10,
+    exclude_seen: bool = True,
+    user_column: str = AUTO,
+    item_column: str = AUTO,
+    time_column: str | None = AUTO,
+    event_column: str = AUTO,
+    format: Format | None = None,
+    titles: Path | None = None,
+    title_item_column: str | None = None,
+    title_column: str = "title",
+    out: Path | None = None,
+    fallback: bool = True,
+    now: str | None = None,
+    item_vectors: Path | None = None,
+    trust: bool = False,
+) -> None:
+    """Write the items that most likely come next for each user of a file, trained on or not.
+
+    Args:
+        ckpt_path: A run's folder, one of its checkpoints, or what lrec export wrote.
+        histories: Interactions, a row each; or a row per user, with a column of lists named items (Parquet, JSON lines)
+            or as `user item item ...` (.txt). Items that the model does not know are skipped and counted.
+        k: Largest number of items in a list.
+        exclude_seen: Leave out the items of the history.
+        user_column: Column of the user's id; auto: named as in the training data, or user if the file has that
+            instead.
+        item_column: Column of the item's id, where a row is an interaction; auto: as in training, or item.
+        time_column: Column of the time, where a row is an interaction; auto: as in training, or timestamp; null if rows
+            are in time order.
+        event_column: Column of the type of event, for networks that read it (data.event_column), where a row is an
+            interaction; auto: as in training, or event. In a row per user, a column of lists named events.
+        format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
+        titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
+        title_item_column: Its column of item ids; the first one by default.
+        title_column: Its column of titles.
+        out: File to write: .parquet or .jsonl, a row per user (user, items, scores, skipped, fallback; titles where
+            given), or .csv, a row per recommendation. Without it the first users' are shown.
+        fallback: Give a user of whose history the model knows no item the most popular items of the training data;
+            false gives nothing.
+        now: Time of the request, a number or an ISO date; of a network trained with architecture.time request. Such
+            networks, and those with past or input, need the time of each interaction: in a row per user, a column of
+            lists named times.
+        item_vectors: File with the vectors of the items that the network was trained with (model.item_vectors) and of
+            items that are new since, which may then be recommended.
+        trust: Import classes that the checkpoint names and that are not lrec's own.
+    """
+    check_range("--k", k, at_least=1)
+    if out is not None:
+        if out.suffix not in _WRITERS:
+            raise UserError(f"--out {out}: its name must end in {', '.join(_WRITERS)}")
+        if out.resolve() == histories.resolve():
+            raise UserError(f"--out {out} is the file of the histories: it would be lost")
+        check_writable(out, "--out")
+    model = load(ckpt_path, trust=trust, item_vectors=item_vectors)
+    if torch.cuda.is_available():
+        model.net.to("cuda")
+    names = None if titles is None else read_titles(titles, title_item_column, title_column)
+    if names is not None and not names["item"].is_in(model.item_ids.implode()).any():
+        raise UserError(f"--titles {titles} names no item of the model: see --title_item_column")
+    given = {"user": user_column, "item": item_column, "time": time_column}
+    if model.net.reads_events:
+        given["event"] = event_column
+    elif event_column != AUTO:
+        raise UserError("--event_column is of networks that read types of event (data.event_column)")
+    about = model.about
+    trained = about.get("columns") or USUAL
+    columns = replace(_columns(given, trained), rating=trained.get("rating"))
+    reading = ReadingRules(columns, about.get("min_rating"), about.get("repeats", True))
+    users = skipped = fallen_back = empty = 0
+    shown = None
+    progress = Progress()
+    progress.stage("recommend")
+    with temporary(Path(tempfile.gettempdir()) / "lrec-recommend") as folder:
+        folder.mkdir(mode=0o700)
+        for block in histories_in(
+            histories, format, reading, _columns(given, USUAL), model.net.reads_times, model.net.reads_events
+        ):
+            block = block if out is not None else next(block.blocks(SHOWN))
+            found = model.recommend(block, k, exclude_seen, fallback=fallback, now=now)
+            rows = found if names is None else _with_titles(found, names)
+            shown = rows.head(SHOWN) if shown is None else shown
+            if out is not None:
+                rows.write_parquet(folder / f"{users:015d}.parquet")
+            users += len(rows)
+            skipped += int(rows["skipped"].sum())
+            fallen_back += int(rows["fallback"].sum())
+            empty += int((rows["items"].list.len() == 0).sum())
+            progress.add(len(rows))
+            if out is None:
+                break
+        progress.finish()
+        if shown is None:
+            raise UserError(f"{histories} holds no history")
+        if out is not None:
+            with replacing(out) as whole:
+                _WRITERS[out.suffix](pl.scan_parquet(sorted(folder.iterdir()), glob=False), whole)
+    print(_table(shown))
+    which = (
+        "the first users of the file, --out writes all" if out is None else f"{counted(users, 'user')} written to {out}"
+    )
+    print(f"{which}; {counted(skipped, 'unknown item')} of the histories skipped")
+    if fallen_back:
+        print(f"what is popular for {counted(fallen_back, 'user')}: the model knows no item of the history")
+    if empty:
+        print(
+            f"nothing for {counted(empty, 'user')}: the model knows no item of the history, or nothing unseen is left"
+        )
+
+
+def _columns(given: dict[str, Any], defaults: dict[str, Any]) -> Columns:
+    return Columns(**{key: defaults[key] if name == AUTO else name for key, name in given.items()})
+
+
+def _with_titles(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+    """The same with a column titles, null for items without one."""
+    title = pl.element().replace_strict(names["item"], names["title"], default=None)
+    return rows.with_columns(pl.col("items").list.eval(title).alias("titles"))
+
+
+def _table(rows: pl.DataFrame) -> str:
+    lines = []
+    for row in rows.iter_rows(named=True):
+        names = [title or item for title, item in zip(row.get("titles") or row["items"], row["items"], strict=True)]
+        lines.append(f"{row['user']}: {', '.join(names) or 'nothing'}")
+    return "\n".join(lines)
+
+
+def _write_csv(rows: pl.LazyFrame, path: Path) -> None:
+    lists = [name for name in ("items", "scores", "titles") if name in rows.collect_schema()]
+    rows.filter(pl.col("items").list.len() > 0).with_columns(
+        pl.int_ranges(1, pl.col("items").list.len() + 1).alias("rank")
+    ).explode("rank", *lists).select(
+        "user", "rank", *(pl.col(name).alias(name.removesuffix("s")) for name in lists)
+    ).sink_csv(path)
+
+
+_WRITERS = {
+    ".parquet": lambda rows, path: rows.sink_parquet(path),
+    ".jsonl": lambda rows, path: rows.sink_ndjson(path),
+    ".csv": _write_csv,
+}

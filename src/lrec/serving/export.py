@@ -1,0 +1,185 @@
+"""`lrec export`: any checkpoint as one safetensors file that can recommend; and `lrec.load`, which reads it back.
+
+The file holds the network's parameters by name, the raw ids of the catalogue (item_ids: UTF-8 laid end to end;
+item_ends: where each ends), their training interactions (item_counts) and, as JSON in its header, what it is: the
+network's shape, step, D, FLOPs, hash and columns of the training data. Beside that stands the `checkpoints.checksum` of
+all of it, which is verified.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors import safe_open
+
+from lrec.checkpoint import format as checkpoints
+from lrec.common.files import check_writable, replacing, write_json
+from lrec.common.text_tables import counted
+from lrec.errors import UserError, check_range
+from lrec.model.config import TransformerConfig
+from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
+from lrec.model.item_vectors import NewItems, read_item_vectors
+from lrec.model.transformer import with_todays_names
+from lrec.options.class_paths import check_trusted
+from lrec.run import Run, read_item_ids, run_of
+from lrec.serving.recommender import Model
+
+FORMAT = 2  # 1 had no checksum
+
+
+def export(
+    ckpt_path: Path,
+    out: Path,
+    items: Path | None = None,
+    k: int = 10,
+    item_vectors: Path | None = None,
+    trust: bool = False,
+) -> None:
+    """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
+
+    Args:
+        ckpt_path: A run's folder (its best checkpoint), a checkpoint, a file or a folder of shards, or what this wrote.
+        out: A .safetensors or .onnx file, or a folder, which gets model.safetensors; replaced where it exists.
+        items: The run's items.parquet, for a checkpoint of an earlier version that was moved out of its run's folder;
+            others have their items.
+        k: Length of the lists that an .onnx file gives.
+        item_vectors: File of vectors in which items are new since training; see lrec recommend.
+        trust: Import classes that the checkpoint names and that are not lrec's own.
+    """
+    check_range("--k", k, at_least=1)
+    out = Path(out)
+    file = out if out.suffix in (".safetensors", ".onnx") else out / "model.safetensors"
+    check_writable(file, "--out")
+    model = load(ckpt_path, items, trust, item_vectors=item_vectors)
+    step = model.about["step"]
+    if file.suffix == ".onnx":
+        from lrec.serving.onnx import write_onnx
+
+        difference = write_onnx(model, file, k)
+        print(f"step {step} written to {file}; onnxruntime's scores differ by at most {difference:.1g}")
+        return
+    write_safetensors(model, file)
+    parameters = sum(parameter.numel() for parameter in model.net.parameters())
+    print(f"{parameters:,} parameters at step {step} and {counted(len(model.item_ids), 'item id')} written to {file}")
+
+
+def write_safetensors(model: Model, file: Path) -> None:
+    """Write a network and its item ids as one file, and as JSON beside it what it is."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
+    tensors |= checkpoints.items_as_tensors(model.item_ids, model.counts_V)
+    about = model.about | {"format": FORMAT}
+    text = json.dumps(about)
+    metadata = {"lrec": text, checkpoints.CHECKSUM: checkpoints.checksum(text, tensors)}
+    with replacing(file) as temporary:
+        checkpoints.save_tensors(tensors, temporary, metadata)
+    write_json(file.with_suffix(".json"), about)
+
+
+def load(
+    path: str | Path,
+    items: str | Path | None = None,
+    trust: bool = False,
+    new_items: bool = True,
+    item_vectors: str | Path | None = None,
+) -> Model:
+    """The network and its item ids, from an exported file, its folder, a run's folder (its best checkpoint), or a
+    checkpoint. A network trained with item vectors comes with the rows that these make, as any other table.
+
+    Args:
+        path: One of these.
+        items: The run's items.parquet, for a checkpoint of an earlier version that is not in its run's folder.
+        trust: Import classes that it names and that are not lrec's own, such as a part of a block.
+        new_items: Have items too that no training interaction has and of which a vector was given, after all others.
+        item_vectors: A file to take these from, in place of the one that was trained with; the catalogue's items must
+            have the same vectors in it.
+
+    Raises:
+        UserError: it is none of these, or damaged; it names a class that is not trusted.
+    """
+    file = _file_of(Path(path))
+    stored = read(file, items, new_items, None if item_vectors is None else Path(item_vectors))
+    config = shape_of(stored, file)
+    check_trusted(config.to_dict(), trust, path)
+    net = checkpoints.network(config, stored.parameters, file).eval()
+    return Model(net, stored.item_ids, stored.about, stored.counts_V)
+
+
+def read(
+    path: Path, items: str | Path | None = None, new_items: bool = True, item_vectors: Path | None = None
+) -> checkpoints.Trained:
+    """What `load` reads, before anything is imported that it names."""
+    path = _file_of(path)
+    exported = path.suffix == ".safetensors" and path.is_file()
+    with checkpoints.reading(path, "file that lrec export wrote" if exported else checkpoints.KIND):
+        stored = _read_exported(path) if exported else checkpoints.trained(checkpoints.read(path, optimizer=False))
+        n_items = stored.about["n_items"]
+        if len(stored.item_ids) == 0:
+            stored = stored._replace(item_ids=_item_ids(path, items, n_items))
+        if not len(stored.item_ids) == stored.item_ids.n_unique() == n_items:
+            raise ValueError("not one id for each item")
+        if item_vectors is not None:
+            stored = stored._replace(new=_new_items(stored, item_vectors, path))
+        return stored if VECTORS not in stored.parameters else _with_table(stored, new_items)
+
+
+def _new_items(stored: checkpoints.Trained, item_vectors: Path, path: Path) -> NewItems:
+    """Those of a file; UserError where it is not of the network's vectors."""
+    trained_VW = stored.parameters.get(VECTORS)
+    if trained_VW is None:
+        raise UserError(f"item_vectors {item_vectors}: {path} makes no rows of vectors, give a checkpoint that does")
+    vectors_VW, new = read_item_vectors(item_vectors).of_catalogue(stored.item_ids)
+    if not torch.equal(vectors_VW, trained_VW.float()):
+        raise UserError(f"item_vectors {item_vectors}: {path} was trained with other vectors for its items")
+    return new
+
+
+def _with_table(stored: checkpoints.Trained, new_items: bool) -> checkpoints.Trained:
+    """The same network with a table of its own, as one that never had vectors."""
+    parameters = {name: value for name, value in stored.parameters.items() if not name.startswith("items.")}
+    table_VD, ids, counts_V = whole_table(stored.parameters), stored.item_ids, stored.counts_V
+    if new_items and stored.new is not None:
+        table_VD = torch.cat([table_VD, rows_of_vectors(stored.parameters, stored.new.vectors_NW)])
+        ids = pl.concat([ids, stored.new.ids])
+        counts_V = None if counts_V is None else np.pad(counts_V, (0, len(stored.new.ids)))
+    about = stored.about | {"n_items": len(ids), "vector_width": None, "own_rows": True}
+    return checkpoints.Trained(about, parameters | {OWN_ROWS: table_VD}, ids, counts_V)
+
+
+def shape_of(stored: checkpoints.Trained, path: Path) -> TransformerConfig:
+    """The shape of the network that was read from `path`; UserError where it says none."""
+    with checkpoints.reading(path):
+        return TransformerConfig.from_dict(stored.about)
+
+
+def _read_exported(path: Path) -> checkpoints.Trained:
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    about = json.loads(metadata["lrec"])
+    if about["format"] != 1 and checkpoints.checksum(metadata["lrec"], tensors) != metadata[checkpoints.CHECKSUM]:
+        raise ValueError("not as it was written")
+    items = {name: tensors.pop(name) for name in checkpoints.CATALOGUE if name in tensors}
+    return checkpoints.Trained(about, with_todays_names(tensors), *checkpoints.items_of_tensors(items))
+
+
+def _file_of(path: Path) -> Path:
+    """What is meant by a run's folder, its best checkpoint, or by an exported folder; else the path itself."""
+    if not path.is_dir() or (path / checkpoints.STATE).exists():
+        return path
+    exported, best = path / "model.safetensors", Run(path).best
+    if not exported.exists() and not best.exists():
+        raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name} (lrec fit)")
+    return exported if exported.exists() else best
+
+
+def _item_ids(ckpt_path: Path, items: str | Path | None, n_items: int) -> pl.Series:
+    """Raw ids from a run's items.parquet."""
+    path = run_of(ckpt_path).items_file if items is None else Path(items)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; --items names the items.parquet of the run that made {ckpt_path}")
+    item_ids = read_item_ids(path)
+    if len(item_ids) != n_items:
+        raise UserError(f"{path} has {len(item_ids)} items, {ckpt_path} has {n_items}: it is another run's")
+    return item_ids

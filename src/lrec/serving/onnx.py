@@ -1,0 +1,151 @@
+"""A trained network as an ONNX file: histories in, scores and the best items out, for any runtime without PyTorch.
+
+Needs the extra `onnx`: pip install "lrec[onnx]".
+
+    items        int64 (batch, length): catalogue indices, oldest first, right-padded with any; length at most max_len
+    lengths      int64 (batch): real items of each row, at least 1, at most the length
+    times        int64 (batch, length + 1), of networks with architecture.time alone: times of the items and, after each
+                 row's last one, of the request, in whole seconds; right-padded with any
+    events       int64 (batch, length), of networks with data.event_column alone: type of each item's event, by its
+                 place in the metadata's event_names; right-padded with any
+    scores       float32 (batch, catalogue): logits of every item
+    top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index; -1 where there are
+                 fewer than k
+    top_scores   float32 (batch, k): their scores; -inf there
+
+A row whose length is not so, or with a real item that is no index of the catalogue, or a real event of no type, has the
+scores nan and no items.
+The metadata hold `item_ids`, a JSON list of the raw ids by index, and `lrec`, what the file is.
+"""
+
+import json
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrec.common.files import replacing
+from lrec.errors import UserError
+from lrec.model.transformer import Transformer
+from lrec.serving.recommender import Model
+
+INPUTS = (
+    "items",
+    "lengths",
+    "times",
+    "events",
+)  # a network reads the first two, and of the others what it was made for
+OUTPUTS = ("scores", "top_items", "top_scores")
+# ONNX is a protocol buffer, which holds less than 2 GiB.
+LARGEST = 2**31 - 2**27
+TOLERANCE = 1e-4
+
+
+class HistoryScores(nn.Module):
+    """What the file computes. B histories, L positions, T = L + 1 times, D width, V catalogue, K list length."""
+
+    def __init__(self, net: Transformer, k: int) -> None:
+        super().__init__()
+        self.net, self.k = net, k
+
+    def forward(
+        self,
+        items_BL: Tensor,
+        lengths_B: Tensor,
+        times_BT: Tensor | None = None,
+        events_BL: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of all items, and the best ones that are not in the row with theirs."""
+
+        def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
+            last_B1D = last_B[:, None, None].expand(-1, 1, hidden_BLD.shape[2])
+            return hidden_BLD.gather(1, last_B1D).squeeze(1) @ table_VD.T
+
+        most = self.net.config.n_items - 1
+        real_BL = torch.arange(items_BL.shape[1])[None] < lengths_B[:, None]
+        known_BL = (items_BL >= 0) & (items_BL <= most)
+        if events_BL is not None:
+            last_type = self.net.config.event_types - 1
+            known_BL = known_BL & (events_BL >= 0) & (events_BL <= last_type)
+            events_BL = events_BL.clamp(0, last_type)
+        fits_B1 = ((real_BL.sum(1) == lengths_B) & (lengths_B > 0) & (known_BL | ~real_BL).all(1))[:, None]
+        items_BL, last_B = items_BL.clamp(0, most), (real_BL.sum(1) - 1).clamp(min=0)
+        scores_BV = self.net(items_BL, head, times_BT=times_BT, events_BL=events_BL).where(fits_B1, math.nan)
+        seen_BL = torch.where(real_BL, -math.inf, math.inf)
+        unseen_BV = torch.full_like(scores_BV, math.inf).scatter_reduce(1, items_BL, seen_BL, "amin")
+        top_BK = torch.minimum(scores_BV, unseen_BV).topk(self.k)
+        listed_BK = fits_B1 & (top_BK.values != -math.inf)
+        return scores_BV, top_BK.indices.where(listed_BK, -1), top_BK.values.where(fits_B1, math.nan)
+
+
+def write_onnx(model: Model, file: Path, k: int) -> float:
+    """Write the file and run it; returns its largest difference from PyTorch's scores.
+
+    Raises:
+        UserError: the extra is not installed, or the network does not fit into one file.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch.onnx needs it)
+    except ImportError as error:
+        raise UserError(f'--out {file}: ONNX files need an extra: pip install "lrec[onnx]" ({error})') from None
+    net = model.net.float().cpu()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in net.parameters())
+    if size > LARGEST:
+        raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters, an ONNX file holds less than 2")
+    computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
+    # More than one row and position, which torch.export would take for constants.
+    given = {"items": torch.arange(6).reshape(2, 3) % net.config.n_items, "lengths": torch.tensor([3, 2])}
+    batch = torch.export.Dim("batch", min=1)
+    length = torch.export.Dim("length", min=1, max=net.config.max_len)
+    shapes: dict[str, dict[int, Any]] = {"items": {0: batch, 1: length}, "lengths": {0: batch}}
+    if net.reads_times:
+        given["times"], shapes["times"] = torch.arange(8).reshape(2, 4), {0: batch, 1: length + 1}
+    if net.reads_events:
+        given["events"], shapes["events"] = torch.zeros(2, 3, dtype=torch.int64), {0: batch, 1: length}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that nothing here needs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            computes,
+            tuple(given.get(name) for name in INPUTS),
+            input_names=list(given),
+            output_names=OUTPUTS,
+            dynamic_shapes=tuple(shapes.get(name) for name in INPUTS),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props["item_ids"] = json.dumps(model.item_ids.to_list())
+    program.model.metadata_props["lrec"] = json.dumps(model.about)
+    with replacing(file) as temporary:
+        program.save(temporary, external_data=False)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        difference = _difference(session, computes)
+        if not difference <= TOLERANCE:
+            raise AssertionError(f"the ONNX file's scores differ by {difference} from PyTorch's")
+    return difference
+
+
+@torch.inference_mode()
+def _difference(session: Any, computes: HistoryScores) -> float:
+    """Largest difference of the scores of a few random histories."""
+    config = computes.net.config
+    random = np.random.default_rng(0)
+    given = {
+        "items": random.integers(config.n_items, size=(5, config.max_len)),
+        "lengths": random.integers(1, config.max_len, size=5, endpoint=True),
+    }
+    if computes.net.reads_times:
+        given["times"] = random.integers(0, 2**20, size=(5, config.max_len + 1)).cumsum(1)
+    if computes.net.reads_events:
+        given["events"] = random.integers(config.event_types, size=(5, config.max_len))
+    (scores_BV,) = session.run(["scores"], given)
+    tensors = [torch.from_numpy(given[name]) if name in given else None for name in INPUTS]
+    expected_BV = computes(*tensors)[0].numpy()
+    return float(np.abs(scores_BV - expected_BV).max())

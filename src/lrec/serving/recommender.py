@@ -1,0 +1,296 @@
+"""Raw ids in, the best raw ids out: `Model`, a trained network with the names of its items.
+
+Shape suffixes: B histories, L positions, D width, V catalogue, C candidates, K list length, N items laid end to end.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lrec.common import cpu_threads
+from lrec.data.batching.eval_batches import batch_bounds, history_batch
+from lrec.data.formats.times import in_seconds
+from lrec.data.histories import Histories, histories_of
+from lrec.data.splits.rules import ranges
+from lrec.errors import UserError, check_range
+from lrec.model.transformer import Transformer
+from lrec.ranking.best_items import TopItems
+from lrec.ranking.scoring import top_items
+
+RawIds = Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with the names of its items; `lrec.load` makes one.
+
+    It computes where the network is: `model.net.to("cuda")` moves it.
+
+    Attributes:
+        net: The network, set to evaluate; `net(items_BL, head)` takes indices into item_ids.
+        item_ids: Raw id of each item of the catalogue.
+        about: Step, D, flops, data_hash, the fields of the network's shape, and how the training data were read:
+            columns (names), min_rating, repeats.
+        counts_V: Training interactions of each item; None where what was loaded is of an earlier version.
+    """
+
+    net: Transformer
+    item_ids: pl.Series
+    about: dict[str, Any]
+    counts_V: np.ndarray | None = None
+
+    def recommend(
+        self,
+        histories: Any,
+        k: int = 10,
+        exclude_seen: bool = True,
+        allowed: RawIds | None = None,
+        exclude: RawIds | None = None,
+        fallback: bool = True,
+        now: Any = None,
+    ) -> pl.DataFrame:
+        """The k items that most likely come next in each history: exact, over the whole catalogue.
+
+        Users need not have been trained on. Items outside the catalogue are skipped; of what is left the last max_len
+        items count, and all of them as seen. A history without any known item gets the most popular items of the
+        training data, or an empty list.
+
+        Args:
+            histories: A Polars or pandas table with a row per user (columns user and items, lists) or per interaction
+                in time order (columns user and item), or a list of histories. Ids may be text or integers. A network
+                with `architecture.time` needs when each item was: a column times (lists) or time, numbers or dates. One
+                that reads types of event needs a column events (lists) or event.
+            k: Most items of a list.
+            exclude_seen: Leave out the items of the history.
+            allowed: Only these items, a list or a column of raw ids, may be recommended; None for all.
+            exclude: These items may not be recommended.
+            fallback: Recommend what is popular where no item of a history is known.
+            now: Time of the request, a number or a date; of networks with `architecture.time` request, and no others.
+
+        Returns:
+            A row per user, in the order of `histories`: user, items (raw ids, best first; ties in the catalogue's
+            order), scores (logits), skipped (items of the history that are not in the catalogue), fallback (whether
+            the items are the most popular ones, and the scores the logarithms of their shares of the training data).
+
+        Raises:
+            UserError: `histories` is none of these; k is below 1; none of the allowed items is in the catalogue; times
+                that the network needs are not given.
+        """
+        check_range("k", k, at_least=1)
+        asked, reads = self._asked(now), (self.net.reads_times, self.net.reads_events)
+        candidates_C = self._candidates(allowed, exclude)
+        found = [
+            self._recommend_block(block, k, exclude_seen, candidates_C, fallback, asked)
+            for block in (histories if isinstance(histories, Histories) else histories_of(histories, *reads)).blocks()
+        ]
+        return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
+
+    def similar_items(self, items: RawIds, k: int = 10) -> pl.DataFrame:
+        """The k items whose embeddings have the largest cosine with each item's, itself left out.
+
+        Args:
+            items: Raw ids, a list or a column.
+            k: Length of the lists.
+
+        Returns:
+            A row per item: item, items (raw ids, most similar first), scores (cosines).
+
+        Raises:
+            UserError: an item is not in the catalogue, or k is below 1.
+        """
+        check_range("k", k, at_least=1)
+        raw = _as_text(items, "items")
+        index_B = self.index(raw)
+        if (index_B < 0).any():
+            raise UserError(f"item {raw[int((index_B < 0).argmax())]!r} is not in the catalogue")
+        with torch.inference_mode():
+            directions_VD = F.normalize(self.net.items.weight.float(), dim=1)
+            itself_B = torch.from_numpy(index_B).to(directions_VD.device)
+            rows_B = torch.arange(len(raw), device=directions_VD.device)
+            top = top_items(directions_VD[itself_B], directions_VD, rows_B, itself_B, k)
+        return pl.DataFrame(
+            {"item": raw, **lists_of(self.item_ids, top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy())}
+        )
+
+    def _recommend_block(
+        self,
+        histories: Histories,
+        k: int,
+        exclude_seen: bool,
+        candidates_C: np.ndarray | None,
+        fallback: bool,
+        asked: int,
+    ) -> pl.DataFrame:
+        items_N, lengths_B, times_N = self.index(histories.items), histories.lengths_B, histories.times_N
+        if not self.net.reads_times:
+            times_N = None
+        elif times_N is None:
+            raise UserError("the network reads times (architecture.time): histories need a column times, or time")
+        events_N = self._events(histories)
+        unknown_N = items_N < 0
+        skipped_B = np.bincount(np.repeat(np.arange(len(lengths_B)), lengths_B)[unknown_N], minlength=len(lengths_B))
+        items_N, lengths_B = items_N[~unknown_N], lengths_B - skipped_B
+        times_N = None if times_N is None else times_N[~unknown_N]
+        events_N = None if events_N is None else events_N[~unknown_N]
+        starts_B = np.cumsum(lengths_B) - lengths_B
+        max_len = self.net.config.max_len
+        n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
+        items_BK = np.full((len(lengths_B), min(k, n_candidates)), -1, dtype=np.int64)
+        scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
+        unknown_B = lengths_B == 0
+        if fallback and self.counts_V is not None:
+            items_BK[unknown_B], scores_BK[unknown_B] = _most_popular(self.counts_V, items_BK.shape[1], candidates_C)
+        # Of like length in a batch; first those of no known item.
+        order_B = np.argsort(np.minimum(lengths_B, max_len), kind="stable")[int(unknown_B.sum()) :]
+        bounds = batch_bounds(np.minimum(lengths_B[order_B], max_len), np.ones_like(order_B))
+        batches = [order_B[start:end] for start, end in pairwise(bounds)]
+
+        def top_of(chosen_B: np.ndarray) -> TopItems:
+            places_N = ranges(starts_B[chosen_B], lengths_B[chosen_B])
+            times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), asked))
+            events = None if events_N is None else events_N[places_N]
+            return self._top(items_N[places_N], lengths_B[chosen_B], times, events, k, exclude_seen, candidates_C)
+
+        # A core computes a batch alone faster than all cores each small operation.
+        apart = cpu_threads.is_cpu(self.net.items.weight.device) and len(batches) >= torch.get_num_threads()
+        tops = cpu_threads.mapped(top_of, batches) if apart else map(top_of, batches)
+        for chosen_B, top in zip(batches, tops, strict=True):
+            items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
+        lists = lists_of(self.item_ids, items_BK, scores_BK)
+        return pl.DataFrame(
+            {
+                "user": histories.users,
+                **lists,
+                "skipped": pl.Series(skipped_B, dtype=pl.Int64),
+                "fallback": pl.Series(unknown_B & (items_BK[:, 0] >= 0)),
+            }
+        )
+
+    @torch.inference_mode()
+    def _top(
+        self,
+        items_N: np.ndarray,
+        lengths_B: np.ndarray,
+        times: tuple[np.ndarray, np.ndarray] | None,
+        events_N: np.ndarray | None,
+        k: int,
+        exclude_seen: bool,
+        candidates_C: np.ndarray | None,
+    ) -> TopItems:
+        n_items, device = self.net.config.n_items, self.net.items.weight.device
+        batch = history_batch(items_N, lengths_B, self.net.config.max_len, n_items, times, events_N=events_N)
+        rows_S, items_S = batch.seen_targets_S, batch.seen_items_S
+        if not exclude_seen:
+            rows_S, items_S = rows_S[:0], items_S[:0]
+        elif candidates_C is not None:
+            place_V = torch.full((n_items,), -1)
+            place_V[candidates_C] = torch.arange(len(candidates_C))
+            items_S = place_V[items_S]
+            rows_S, items_S = rows_S[items_S >= 0], items_S[items_S >= 0]
+
+        def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
+            if candidates_C is None:
+                return top_items(hidden_BD, table_VD, rows_S.to(device), items_S.to(device), k)
+            candidates = torch.from_numpy(candidates_C).to(device)  # ascending: ties keep the catalogue's order
+            top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), k)
+            return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
+
+        times_BT = None if batch.times_BT is None else batch.times_BT.to(device)
+        last_B = batch.positions_M.to(device)
+        events_BL = None if batch.events_BL is None else batch.events_BL.to(device)
+        result: TopItems = self.net(
+            batch.items_BL.to(device), head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL
+        )
+        return result
+
+    def _events(self, histories: Histories) -> np.ndarray | None:
+        """The type of each item's event, int64; None where the network does not read it."""
+        if not self.net.reads_events:
+            return None
+        if histories.events is None:
+            raise UserError(
+                "the network reads types of event (data.event_column): histories need a column events, or event"
+            )
+        names: list[str] = self.about["event_names"]
+        found = histories.events.replace_strict(names, range(len(names)), default=-1, return_dtype=pl.Int64)
+        if (found < 0).any():
+            unknown = histories.events[int((found < 0).arg_max() or 0)]
+            raise UserError(f"histories: {unknown} is no type of event of the training data: {', '.join(names)}")
+        return found.to_numpy()
+
+    def _asked(self, now: Any) -> int:
+        """The time of the request in whole seconds; 0 where the network does not read it."""
+        reads = self.net.config.architecture.time == "request"
+        if reads and now is None:
+            raise UserError("the network reads the time of the request (architecture.time request): give now")
+        if not reads and now is not None:
+            raise UserError("now is of networks that read the time of the request (architecture.time request)")
+        return int(in_seconds(pl.Series([now]), "now")[0]) if reads else 0
+
+    @cached_property
+    def _sorted_ids(self) -> tuple[pl.Series, np.ndarray]:
+        """The items' raw ids in order, and the catalogue index of each."""
+        index_V = self.item_ids.arg_sort()
+        return self.item_ids.gather(index_V), index_V.to_numpy().astype(np.int64)
+
+    def index(self, raw_ids: pl.Series) -> np.ndarray:
+        """Catalogue index of each raw id (text), int64, -1 outside."""
+        sorted_ids, index_V = self._sorted_ids
+        # A search takes a single history's ids as readily as a million; a hash table would be made for every call.
+        places = np.minimum(sorted_ids.search_sorted(raw_ids, side="left").to_numpy(), len(index_V) - 1)
+        known = (sorted_ids.gather(places) == raw_ids).fill_null(False).to_numpy()
+        return np.where(known, index_V[places], -1)
+
+    def _candidates(self, allowed: RawIds | None, exclude: RawIds | None) -> np.ndarray | None:
+        """Catalogue indices that may be listed, ascending; None for all."""
+        if allowed is None and exclude is None:
+            return None
+        may_V = np.full(len(self.item_ids), allowed is None)
+        for name, ids, may in (("allowed", allowed, True), ("exclude", exclude, False)):
+            index = self.index(_as_text(() if ids is None else ids, name))
+            may_V[index[index >= 0]] = may
+        if not may_V.any():
+            raise UserError("no item of the catalogue may be recommended: see allowed and exclude")
+        return np.flatnonzero(may_V)
+
+
+def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -> dict[str, pl.Series]:
+    """Lists of raw ids and scores, columns items and scores, without unused slots (index -1)."""
+    items = item_ids.gather(np.maximum(items_BK, 0).ravel()).reshape(items_BK.shape)
+    scores = pl.Series(scores_BK.ravel(), dtype=pl.Float32).reshape(items_BK.shape)
+    lists = {"items": items.arr.to_list(), "scores": scores.arr.to_list()}
+    if (items_BK < 0).any():  # unused slots are the last ones
+        used_B = pl.lit(pl.Series((items_BK >= 0).sum(1)))
+        lists = pl.DataFrame(lists).select(pl.all().list.head(used_B)).to_dict()
+    return lists
+
+
+_SCHEMA: dict[str, pl.DataType] = {
+    "user": pl.String(),
+    "items": pl.List(pl.String()),
+    "scores": pl.List(pl.Float32()),
+    "skipped": pl.Int64(),
+    "fallback": pl.Boolean(),
+}
+
+
+def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The k most popular of the candidates, ties in the catalogue's order, and the logarithms of their shares."""
+    candidates_C = np.arange(len(counts_V)) if candidates_C is None else candidates_C
+    items_K = candidates_C[np.argsort(-counts_V[candidates_C], kind="stable")[:k]]
+    with np.errstate(divide="ignore"):  # an item that nobody has chosen yet
+        return items_K, np.log(counts_V[items_K] / counts_V.sum())
+
+
+def _as_text(ids: RawIds, name: str) -> pl.Series:
+    if isinstance(ids, str) or hasattr(ids, "columns"):
+        raise UserError(f"{name}: a list or a column of raw ids is expected, not {type(ids).__name__}")
+    return pl.Series([str(raw_id) for raw_id in ids], dtype=pl.String)

@@ -1,0 +1,1 @@
+"""Everything that knows Lightning's Trainer: module, optimizers, callbacks, strategies, LightningCLI."""

@@ -1,0 +1,313 @@
+"""Callbacks, which only read: they write points.jsonl, the evaluation table with metrics.json, and predictions."""
+
+import json
+import math
+import subprocess
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lrec.common.files import replacing
+from lrec.common.text_tables import counted
+from lrec.evaluation.baselines import BASELINES
+from lrec.evaluation.metrics import KS
+from lrec.evaluation.run_verdict import verdict
+from lrec.model import cost
+from lrec.run import Point, Run, RunConfig
+from lrec.training.checkpoint_callbacks import best_of
+from lrec.training.module import SequentialRecommender, recommender
+from lrec.training.optimizer_switch import phase
+from lrec.training.strategies import precision_of
+
+# Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
+OF_BEST = ("val/loss", "val/NDCG@10_unseen")
+
+
+class RunFiles(Callback):
+    """Write RUN/config.yaml and RUN/items.parquet before the first step, once a checkpoint has been found to fit: what
+    is refused until then leaves the folder as it was. The first callback of a run."""
+
+    def __init__(self, options: dict[str, Any], loggers: list[Logger]) -> None:
+        """Take every option of the run, and the loggers that it is to have."""
+        self.config = RunConfig(options)
+        self.loggers = loggers
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand over the loggers: of those that it has had before, Lightning has made the files by now."""
+        if self.loggers:
+            trainer.loggers = self.loggers
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write them."""
+        _run(trainer).ended_file.unlink(missing_ok=True)
+        _run(trainer).write_config(self.config)
+        _run(trainer).write_items(recommender(pl_module).data.item_table())
+
+
+class ScalingPoints(Callback):
+    """Write a line to RUN/points.jsonl at every evaluation, and the same numbers under scaling/ in TensorBoard.
+
+    When the best checkpoint is tested after fit, its line is marked best and gets the test loss and metrics.
+    """
+
+    def __init__(self, study: str | None = None, run: str | None = None) -> None:
+        """Name the points.
+
+        Args:
+            study: Name of the study that the run belongs to.
+            run: Name of the run; the run folder's name by default.
+        """
+        self.study = study
+        self.run = run
+        self.points: list[Point] = []
+        self.started = 0.0
+        self.spent_s = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a point, except from the sanity check and from `lrec validate`."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._add_point(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the run's status."""
+        status = "diverged" if recommender(pl_module).diverged else "finished"
+        self.points = [replace(point, status=status) for point in self.points]
+        self._write(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the best point where the best checkpoint was tested right after fit."""
+        if not self.points:
+            return
+        model = recommender(pl_module)
+        test_loss, figures = _finite(model.evaluations["test"]["loss"]), _prefixed("test", model)
+        for place, point in enumerate(self.points):
+            if best := point.D == model.D:
+                point = replace(point, test_loss=test_loss, metrics=point.metrics | figures)
+                of_best = {f"best/{name}": point.metrics.get(name) for name in OF_BEST}
+                _log(trainer, {"test_loss": test_loss, **of_best}, point.step)
+            self.points[place] = replace(point, best=best)
+        self._write(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The points so far travel with the checkpoint."""
+        checkpoint["lrec_points"] = {
+            "points": json.dumps([point.to_dict() for point in self.points]),
+            "spent_s": self._wall_s(),
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Continue the points of a run that is resumed (a test after fit keeps those of the fit)."""
+        if trainer.state.fn == "fit":
+            self.points = [Point.from_dict(point) for point in json.loads(checkpoint["lrec_points"]["points"])]
+            self.spent_s = checkpoint["lrec_points"]["spent_s"]
+
+    def _wall_s(self) -> float:
+        return self.spent_s + time.monotonic() - self.started
+
+    def _add_point(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model, data = recommender(pl_module), recommender(pl_module).data
+        config = model.config
+        self.points.append(
+            Point(
+                study=self.study,
+                run=self.run or _run(trainer).name,
+                size=model.size,
+                n_layers=config.layers,
+                d_model=config.width,
+                n_heads=config.heads,
+                N_body=cost.n_body(config),
+                N_head=cost.n_head(config),
+                N_total=cost.n_total(config),
+                D=model.D,
+                U=data.U,
+                epochs=model.D / data.U,
+                flops=model.flops,
+                step=trainer.global_step,
+                train_loss=_finite(model.train_loss),
+                val_loss=_finite(model.evaluations["val"]["loss"]),
+                metrics=_prefixed("val", model),
+                selected_on=_selected_on(trainer),
+                lr_phase=phase(trainer),
+                status="diverged" if model.diverged else "running",
+                seed=data.seed,
+                precision=precision_of(trainer),
+                world_size=trainer.world_size,
+                wall_s=round(self._wall_s(), 3),
+                floor=data.floor,
+                data_hash=data.data_hash,
+                config_hash=_run(trainer).config_hash,
+                commit=_commit(),
+            )
+        )
+        shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
+        _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
+        self._write(trainer)
+
+    @rank_zero_only
+    def _write(self, trainer: Trainer) -> None:
+        _run(trainer).write_points(self.points)
+
+
+class Announcer(Callback):
+    """Has something to say at the end of a stage, once the progress bar is closed."""
+
+    message: str | None = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say it."""
+        if self.message is not None:
+            print(self.message)
+        self.message = None
+
+
+class EvaluationReport(Announcer):
+    """Print the model beside the baselines after each test or validate, and write the figures to RUN/metrics.json."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report `lrec validate`; evaluations during fit go to TensorBoard and points.jsonl."""
+        if trainer.state.fn == "validate":
+            self._report("val", trainer, recommender(pl_module))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the test."""
+        self._report("test", trainer, recommender(pl_module))
+
+    @rank_zero_only
+    def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
+        figures = {"model": model.evaluations[stage], **_baselines(stage, model)}
+        floor = (model.data.floor or {}).get(stage)
+        table = evaluation_table(stage, figures, floor)
+        self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
+        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
+        if is_partial(limit):
+            self.message += f"\nfigures of the first users alone: --trainer.limit_{stage}_batches is {limit}"
+        outside = int(figures["model"]["targets_outside_catalogue"])
+        if outside:
+            self.message += (
+                f"\n{counted(outside, 'target')} outside the catalogue: left out of the loss, misses in the ranking"
+            )
+        line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points)
+        if line is not None:
+            self.message += f"\n{line}"
+        _run(trainer).write_metrics(
+            {
+                "stage": stage,
+                "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+                "D": model.D,
+                "floor": floor,
+                **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
+                "data_hash": model.data.data_hash,
+                "config_hash": _run(trainer).config_hash,
+                "commit": _commit(),
+            },
+        )
+
+
+class PredictionWriter(Announcer):
+    """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
+
+    With several ranks each writes its own users, to predictions.RANK.parquet.
+    """
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with nothing."""
+        self.batches: list[pl.DataFrame] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the lists of a batch."""
+        self.batches.append(outputs)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        rows = pl.concat(self.batches).cast({"scores": pl.List(pl.Float64)})
+        path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
+        with replacing(path) as temporary:
+            rows.write_parquet(temporary)
+        self.message = f"{counted(len(rows), 'user')} written to {path}"
+
+
+def is_partial(limit: float) -> bool:
+    """Whether a limit of batches leaves some out: a whole number of them, or a share below 1."""
+    return isinstance(limit, int) or limit < 1
+
+
+def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: float | None) -> str:
+    """The figures of each scorer as text: cross-entropy, then a line per metric over all items and over unseen ones."""
+    lines = [f"{stage:<12}{'':<12}" + "".join(f"{f'@{k}':>10}" for k in KS)]
+    for scorer, row in figures.items():
+        loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
+        lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
+        for suffix, title in (("", "all items"), ("_unseen", "unseen items")):
+            for name in ("HR", "NDCG", "MRR", "coverage", "popularity") if scorer == "model" else ("HR", "NDCG"):
+                values = [row[f"{name}@{k}{suffix}"] for k in KS]
+                lines.append(f"  {title if name == 'HR' else '':<12}  {name:<10}" + "".join(_cell(v) for v in values))
+    return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    return f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _baselines(stage: str, model: SequentialRecommender) -> dict[str, dict[str, float]]:
+    """Figures of the baselines that were evaluated, by name."""
+    return {name: model.evaluations[f"{stage}/{name}"] for name in BASELINES if f"{stage}/{name}" in model.evaluations}
+
+
+def _prefixed(stage: str, model: SequentialRecommender) -> dict[str, float | None]:
+    figures = {f"{stage}/{name}": value for name, value in model.evaluations[stage].items()}
+    for baseline, row in _baselines(stage, model).items():
+        figures |= {f"{stage}/{baseline}/{name}": value for name, value in row.items()}
+    return {name: _finite(value) for name, value in figures.items()}
+
+
+def _selected_on(trainer: Trainer) -> str | None:
+    best = best_of(trainer)
+    return None if best is None else best.monitor
+
+
+def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({f"scaling/{name}": v for name, v in numbers.items() if v is not None}, step=step)
+
+
+def _run(trainer: Trainer) -> Run:
+    return Run(Path(trainer.default_root_dir))
+
+
+@cache
+def _commit() -> str | None:
+    """Commit of the lrec checkout that runs, None where lrec was not installed from one."""
+    here = Path(__file__).resolve()
+    git = ["git", "-C", str(here.parent)]
+    try:
+        # A site-packages folder inside somebody's repository is not a checkout of lrec: its files are not tracked.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        result = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,220 @@
+"""Limits what an interruption costs a run: a checkpoint every few steps, and one more when a scheduler stops it."""
+
+import os
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lrec.checkpoint.agreement import Agreement
+from lrec.checkpoint.background_saver import IN_BACKGROUND
+from lrec.common.signals import TRY_AGAIN, on_signals
+from lrec.errors import UserError
+from lrec.run import LAST, Run
+from lrec.training.monitor import mode_of
+from lrec.training.strategies import saver_of
+from lrec.training.time_limit import time_is_over
+
+
+class BestAndLast(ModelCheckpoint):
+    """Lightning's ModelCheckpoint in the run's own folder, with a last.ckpt after every evaluation, not only the best.
+
+    Training goes on while a checkpoint is written; what is the best and the last is written once. Which end of the
+    monitored metric is the best follows from its name.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] | None = None,
+        dirpath: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Lightning's options, three of which have another meaning.
+
+        Args:
+            monitor: Metric that chooses the best checkpoint.
+            mode: Whether its least or its most is the best; null: as its name says.
+            dirpath: Always checkpoints/ in the run's folder; null says so.
+            options: The others.
+        """
+        super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
+        self._just_saved = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle the folder; UserError where it was to be another."""
+        own = os.path.realpath(Run(Path(trainer.default_root_dir)).checkpoints)
+        if self.dirpath not in (None, own):
+            raise UserError(
+                f"--checkpoint.dirpath {self.dirpath}: a run keeps its checkpoints in {own}; --checkpoint.dirpath null"
+            )
+        self.dirpath = own
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best so far, if it lies in this run's folder, whatever that was called when it was saved."""
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else ""
+
+        if state_dict["best_model_path"] and os.path.exists(here(state_dict["best_model_path"])):
+            paths = {name: here(path) for name, path in state_dict.items() if name.endswith("_model_path")}
+            models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+            super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        self._just_saved = False
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+        self._last_global_step_saved = trainer.global_step  # Lightning compares it before it saves the last one
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._just_saved = False
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        saver = saver_of(trainer)
+        if saver is None:
+            super()._save_checkpoint(trainer, filepath)
+            return
+        if self._just_saved:  # the best, and this is the last
+            saver.also_as(Path(filepath))
+        else:
+            trainer.save_checkpoint(filepath, self.save_weights_only, IN_BACKGROUND)
+        self._just_saved = True
+        self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            saver.then(partial(logger.after_save_checkpoint, self))
+
+
+class LastCheckpoint(Callback):
+    """Keep RUN/checkpoints/last.ckpt recent, and save before a scheduler's signal ends the run.
+
+    On SIGTERM or SIGUSR1 to any process, a run that trains finishes its step, saves and exits with code 75: start it
+    again with --ckpt_path=last. Before and after the training a process that is told exits at once. A checkpoint
+    records that a run stopped early, and the resumed run stops as well.
+    """
+
+    def __init__(self, every_n_steps: int = 1000) -> None:
+        """Choose how much training an interruption may lose.
+
+        Args:
+            every_n_steps: Save after this many steps, and at each evaluation; 0 for evaluations only.
+        """
+        if every_n_steps < 0:
+            raise UserError(f"last.every_n_steps must be at least 0, not {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._signalled = False
+        self._fits = False
+        self._training = False
+        self._saved_step = 0
+        self._agreement = Agreement()
+        self._listening = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen for signals, instead of Lightning, whose handlers save nothing and wait for other processes."""
+        self._fits = self._fits or stage == "fit"
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        self._stop_listening()
+        self._listening.enter_context(on_signals(partial(self._note, trainer)))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on a signal waits for the end of the step."""
+        self._training = True
+        self._saved_step = trainer.global_step
+        if trainer.world_size > 1:
+            self._agreement = Agreement(torch.distributed.new_group(backend="gloo"))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is due, and exit if a signal came."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        saver = saver_of(trainer)
+        if saver is not None:
+            saver.poll()
+        interrupted = self._agreement.ask(self._signalled)
+        due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
+        # A checkpoint between a step and the evaluation that is due after it would resume without the evaluation.
+        if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
+            self._saved_step = trainer.global_step
+            path = _last_path(trainer)
+            if path is not None:
+                background = saver is not None and not interrupted
+                trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)
+            if interrupted:
+                self._leave(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have all that was saved; exit if a signal came during the last evaluation: the next start runs the test."""
+        if (saver := saver_of(trainer)) is not None:
+            saver.join()
+        if self._agreement.now(self._signalled):  # no process goes on to the test before the first one has saved
+            self._leave(trainer)
+        self._training = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Record whether the run has stopped early; one whose time was over may be given more."""
+        checkpoint["lrec_stopped"] = trainer.should_stop and not time_is_over(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Do not continue a run that had stopped early."""
+        if trainer.state.fn == "fit":
+            trainer.should_stop = checkpoint.get("lrec_stopped", False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the earlier handlers."""
+        self._stop_listening()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the earlier handlers."""
+        self._stop_listening()
+
+    def _note(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+        if not self._training:  # there is nothing to save
+            self._leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            print(f"lrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
+            if self._fits:
+                Run(Path(trainer.default_root_dir)).write_end("interrupted")
+        if self._training:
+            self._agreement.now(True)  # no process ends before it is written
+        # Lightning kills the process that started the others when one of them fails, so only the first reports it.
+        sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
+
+    def _stop_listening(self) -> None:
+        self._listening.close()
+        self._training = False
+
+
+def best_of(trainer: Trainer) -> ModelCheckpoint | None:
+    """What keeps the best checkpoint: lrec's own callback, wherever among the user's it stands, else the first one."""
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    return next((callback for callback in kept if isinstance(callback, BestAndLast)), kept[0] if kept else None)
+
+
+def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    every_n_epochs = trainer.check_val_every_n_epoch
+    if every_n_epochs is not None and (trainer.current_epoch + 1) % every_n_epochs:
+        return False
+    batch = trainer.fit_loop.total_batch_idx if every_n_epochs is None else batch_idx
+    every_n_batches = trainer.val_check_batch
+    return trainer.is_last_batch or (every_n_batches is not None and (batch + 1) % every_n_batches == 0)
+
+
+def _last_path(trainer: Trainer) -> Path | None:
+    """Where the run keeps its last checkpoint; None with --checkpoint.save_last=false."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is not None:
+            return Path(callback.dirpath) / LAST
+    return None

@@ -1,0 +1,283 @@
+"""Optimizers: lrec's own (parameter groups, rate of every step, AdamW that can give way to SGD), and any other."""
+
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.sgd import sgd
+
+from lrec.common.text_tables import counted
+from lrec.errors import UserError, check_range
+from lrec.model.sharded_table import TouchedRows
+from lrec.model.transformer import Transformer
+from lrec.training.touched_rows import adamw_rows, sgd_rows, touched_of
+
+Decay = Literal["cosine", "linear", "constant"]
+BuiltOptimizer = tuple[torch.optim.Optimizer, LRScheduler]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """When AdamW gives way to SGD with momentum, and how SGD goes on to the last step. Source: arXiv 2311.11351.
+
+    Attributes:
+        at: Optimizer steps that AdamW takes; none: until the validation loss has converged.
+        patience: Evaluations without improvement after which val/loss counts as converged.
+        min_improvement: Least fall of val/loss, in nats, that counts as improvement.
+        latest: Share of all steps, or of the time that is the limit, after which AdamW gives way without having
+            converged, so that no run ends at a rate that has not fallen (not used with at).
+        lr: Learning rate of SGD at the switch (under muP that of the base shape, as AdamW's).
+        momentum: Momentum of SGD; its buffer is empty at the switch.
+        weight_decay: L2 penalty of matrices and tables during SGD.
+        decay: Shape of the rate's fall from the switch to the last step.
+        final_lr: Rate at the last step, as a share of lr (not used by constant).
+    """
+
+    at: int | None = None
+    patience: int = 3
+    min_improvement: float = 0.0
+    latest: float = 0.9
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    decay: Decay = "cosine"
+    final_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("optimizer.switch.at", self.at, at_least=1)
+        check_range("optimizer.switch.patience", self.patience, at_least=1)
+        check_range("optimizer.switch.lr", self.lr, above=0)
+        check_range("optimizer.switch.min_improvement", self.min_improvement, at_least=0)
+        check_range("optimizer.switch.weight_decay", self.weight_decay, at_least=0)
+        check_range("optimizer.switch.latest", self.latest, above=0, at_most=1)
+        check_range("optimizer.switch.momentum", self.momentum, at_least=0, below=1)
+        check_range("optimizer.switch.final_lr", self.final_lr, at_least=0, at_most=1)
+
+    def due(self, total_steps: int) -> int:
+        """The step of `total_steps` at which SGD begins, whether or not the loss has converged; at least 1."""
+        return max(round(self.latest * total_steps), 1) if self.at is None else self.at
+
+
+class OptimizerConfig(ABC):
+    """An optimizer and its schedule, before there is anything to optimize."""
+
+    @abstractmethod
+    def build(self, net: Transformer, total_steps: int) -> BuiltOptimizer:
+        """The optimizer of the network's parameters, and the scheduler that steps once per step of the optimizer.
+
+        `net.lr_multiplier(name)` is the share of the learning rate that muP has for a parameter.
+        """
+
+
+# A torch optimizer by its class: what makes it of groups of parameters.
+OfParameters = Callable[[Iterable], torch.optim.Optimizer]
+
+
+def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_steps: int) -> BuiltOptimizer:
+    """What trains, and its scheduler; a torch optimizer keeps its rate, times muP's share of each parameter."""
+    if isinstance(optimizer, OptimizerConfig):
+        return optimizer.build(net, total_steps)
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            groups[net.lr_multiplier(name)].append(parameter)
+    made = optimizer([{"params": parameters} for parameters in groups.values()])
+    for group, multiplier in zip(made.param_groups, groups, strict=True):
+        group["lr"] *= multiplier
+    return made, LambdaLR(made, lambda step: 1.0)
+
+
+@dataclass(frozen=True)
+class Optimizer(OptimizerConfig):
+    """AdamW with linear warm-up and decay, both per optimizer step, and SGD after it where there is a switch.
+
+    Attributes:
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay of matrices and tables (norms and biases have none).
+        betas: Decay rates of the two moment estimates.
+        warmup: Share of all steps, or of the time that is the limit, over which the rate rises linearly to lr.
+        decay: Shape of the fall from the warm-up to the end (with a switch, SGD cuts it short).
+        final_lr: Rate at the last step, as a share of lr (not used by constant).
+        switch: Give way to SGD at a step or once converged; none: AdamW to the end.
+        touched_rows: Update only those rows of the item table that a step touches: the items of its windows, its
+            targets and negatives; other rows do not move, not even by decay. It spares the gradient of all other rows,
+            in memory and time, and is another optimizer than AdamW on all of them. For sampled losses.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: float = 0.05
+    decay: Decay = "cosine"
+    final_lr: float = 0.0
+    switch: Switch | None = None
+    touched_rows: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("optimizer.lr", self.lr, above=0)
+        check_range("optimizer.warmup", self.warmup, at_least=0, at_most=1)
+        check_range("optimizer.final_lr", self.final_lr, at_least=0, at_most=1)
+
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """Share of lr that step `step` (from 0) of `total_steps` uses while AdamW runs."""
+        warmup_steps = round(self.warmup * total_steps)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return _fall(self.decay, self.final_lr, step - warmup_steps, total_steps - warmup_steps)
+
+    def build(self, net: Transformer, total_steps: int) -> "tuple[AdamWThenSGD, LambdaLR]":
+        """The optimizer and its scheduler, which must step once per optimizer step."""
+        switch = self.switch
+        if switch is not None and switch.at is not None and switch.at >= total_steps:
+            raise UserError(f"optimizer.switch.at {switch.at}: the run has only {counted(total_steps, 'step')}")
+        if self.touched_rows:
+            net.items.weight.touched = TouchedRows()  # type: ignore[attr-defined]
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in net.named_parameters():
+            if parameter.requires_grad:
+                groups[net.lr_multiplier(name), net.sgd_lr_multiplier(name), parameter.ndim >= 2].append(parameter)
+        # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.
+        optimizer = AdamWThenSGD(
+            [
+                {
+                    "params": parameters,
+                    "lr": self.lr * multiplier,
+                    "weight_decay": self.weight_decay / multiplier if decays else 0.0,
+                    "sgd_lr": switch.lr * sgd_multiplier if switch else None,
+                    "sgd_weight_decay": switch.weight_decay if switch and decays else 0.0,
+                    "momentum": switch.momentum if switch else 0.0,
+                }
+                for (multiplier, sgd_multiplier, decays), parameters in groups.items()
+            ],
+            lr=self.lr,
+            betas=self.betas,
+            switch=switch,
+            due=switch.due(total_steps) if switch else None,
+        )
+
+        def factor_of(index: int) -> Callable[[int], float]:
+            """A group's rate as a share of its first one, which is AdamW's; looked up, as loading replaces groups."""
+
+            def factor(step: int) -> float:
+                group, began = optimizer.param_groups[index], optimizer.sgd_scheduled_from
+                if switch is None or began is None:
+                    return self.lr_factor(step, total_steps)
+                fall = _fall(switch.decay, switch.final_lr, step - began, total_steps - began)
+                return group["sgd_lr"] / group["initial_lr"] * fall
+
+            return factor
+
+        return optimizer, LambdaLR(optimizer, [factor_of(index) for index in range(len(optimizer.param_groups))])
+
+
+def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
+    """What is left of the peak rate at `step` of `steps`: 1 at the first, `final` from the last on."""
+    if decay == "constant":
+        return 1.0
+    progress = min(step / max(steps, 1), 1.0)
+    left = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress
+    return final + (1 - final) * left
+
+
+class AdamWThenSGD(AdamW):
+    """AdamW, and from `begin_sgd` on SGD with momentum: torch.optim's own arithmetic in both phases.
+
+    One optimizer, so that a checkpoint of either phase loads in either: the phase is an entry of every parameter group,
+    and exp_avg becomes SGD's momentum buffer. Groups have sgd_lr, sgd_weight_decay and momentum beside AdamW's options.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        switch: Switch | None = None,
+        due: int | None = None,
+        **options: Any,
+    ) -> None:
+        """AdamW's arguments, the switch that the training loop is to make, and the step at which it is due."""
+        super().__init__([{"sgd_from": None} | group for group in groups], fused=True, **options)
+        self.switch = switch
+        self.due = due
+        # True would mean that the step undoes a gradient scaler's scale itself, and Lightning then refuses to clip.
+        self._step_supports_amp_scaling = False
+
+    @property
+    def sgd_from(self) -> int | None:
+        """The optimizer step from which SGD runs; None while AdamW does."""
+        step: int | None = self.param_groups[0]["sgd_from"]
+        return step
+
+    @property
+    def sgd_scheduled_from(self) -> int | None:
+        """Where the schedule of the rate stood then: at the same step, but where it follows time."""
+        group = self.param_groups[0]
+        step: int | None = group.get("sgd_scheduled_from", group["sgd_from"])
+        return step
+
+    def phase_of(self, steps: int) -> Literal["adamw", "sgd"]:
+        """What took the last of the first `steps` steps."""
+        return "sgd" if self.sgd_from is not None and steps > self.sgd_from else "adamw"
+
+    @torch.no_grad()
+    def begin_sgd(self, step: int, scheduled: int | None = None) -> None:
+        """Take the next step, whose number from 0 is `step`, and all later ones by SGD; not before AdamW's first.
+
+        Args:
+            step: The number.
+            scheduled: Where the schedule of the rate stands, if not at that step.
+        """
+        assert self.sgd_from is None, "the switch is made once"
+        for group in self.param_groups:
+            group |= {"sgd_from": step, "lr": group["sgd_lr"]}
+            if scheduled is not None:
+                group["sgd_scheduled_from"] = scheduled
+            for parameter in group["params"]:
+                if parameter in self.state:
+                    self.state[parameter]["exp_avg"].zero_()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters, or their rows, that have a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        in_adamw = self.sgd_from is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if touched_of(parameter) is not None:
+                    (adamw_rows if in_adamw else sgd_rows)(parameter, self.state[parameter], group)
+        if in_adamw:
+            super().step()
+            return loss
+        for group in self.param_groups:
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not moving:
+                continue
+            sgd(
+                moving,
+                [parameter.grad for parameter in moving],
+                [self.state[parameter]["exp_avg"] for parameter in moving],
+                foreach=True,  # the fused kernel knows no sharded tensors
+                weight_decay=group["sgd_weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Begin again without gradients."""
+        super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if (touched := touched_of(parameter)) is not None:
+                    touched.clear()

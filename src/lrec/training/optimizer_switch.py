@@ -1,0 +1,114 @@
+"""The phases of training: when AdamW gives way to SGD, and early stopping that waits for it."""
+
+import math
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lrec.training.monitor import mode_of
+from lrec.training.optim import AdamWThenSGD
+
+
+class OptimizerSwitch(Callback):
+    """Make the switch that the optimizer is configured for: once val/loss has converged, or when it is due."""
+
+    def __init__(self) -> None:
+        self.best = math.inf
+        self.waited = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Switch before the first micro-batch of the step at which it is due."""
+        optimizer = _switching(trainer)
+        if optimizer.switch is None or optimizer.due is None or optimizer.sgd_from is not None:
+            return
+        done = trainer.global_step if optimizer.switch.at is not None else _scheduled(trainer)
+        if done >= optimizer.due:
+            optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Switch after as many evaluations without improvement as patience says."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        optimizer = _switching(trainer)
+        switch = optimizer.switch
+        if switch is None or switch.at is not None or optimizer.sgd_from is not None:
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        if loss < self.best - switch.min_improvement:
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+        # One decision for all ranks, whatever the last bit of a reduced loss.
+        if trainer.strategy.reduce_boolean_decision(self.waited >= switch.patience, all=False):
+            optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far convergence is; the phase itself is the optimizer's."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
+
+
+class StopAfterSwitch(EarlyStopping):
+    """EarlyStopping; where the optimizer is to switch, it looks at SGD's evaluations only."""
+
+    def __init__(
+        self, monitor: str = "val/loss", mode: Literal["min", "max"] | None = None, patience: int = 10, **options: Any
+    ) -> None:
+        """Lightning's options, but for what mode and patience are by themselves.
+
+        Args:
+            monitor: Metric that is to improve.
+            mode: Whether its least or its most is the best; null: as its name says.
+            patience: Evaluations without improvement after which the run stops.
+            options: The others.
+        """
+        super().__init__(monitor, patience=patience, mode=mode_of(monitor, mode, "--early_stopping"), **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look where an evaluation ends unless told otherwise: max_steps may end an epoch before its evaluation."""
+        self._check_on_train_epoch_end = bool(self._check_on_train_epoch_end)
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the evaluation, unless AdamW reached it and SGD is still to come."""
+        if not _awaits_sgd(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the evaluation, unless AdamW reached it and SGD is still to come."""
+        if not _awaits_sgd(trainer):
+            super().on_validation_end(trainer, pl_module)
+
+
+def _awaits_sgd(trainer: Trainer) -> bool:
+    if trainer.state.fn != TrainerFn.FITTING:
+        return False
+    (optimizer,) = trainer.optimizers
+    switches = isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None
+    return switches and phase(trainer) == "adamw"
+
+
+def phase(trainer: Trainer) -> str:
+    """What took the optimizer's last step: adamw or sgd of lrec's own, else the name of the class."""
+    (optimizer,) = trainer.optimizers
+    if isinstance(optimizer, AdamWThenSGD):
+        return optimizer.phase_of(trainer.global_step)
+    return type(optimizer).__name__.lower()
+
+
+def _scheduled(trainer: Trainer) -> int:
+    """Where the schedule of the rate stands."""
+    (config,) = trainer.lr_scheduler_configs
+    position: int = config.scheduler.last_epoch
+    return position
+
+
+def _switching(trainer: Trainer) -> AdamWThenSGD:
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, AdamWThenSGD)
+    return optimizer

@@ -1,0 +1,197 @@
+"""What lrec adds to Lightning's strategies: FSDP2, sharded training on CPUs or GPUs, and the checkpoints of others."""
+
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.optim import Optimizer
+
+from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.background_saver import IN_BACKGROUND, Saver, copy_fits
+from lrec.checkpoint.writer import FileWrite, FolderWrite
+from lrec.errors import UserError
+from lrec.model.item_table import BY_ITEM, OWN_ROWS
+from lrec.model.parallelize import Sharding, drop_gathered, like, local
+
+
+def check_strategy(chosen: str | type) -> None:
+    """UserError where a strategy, named or by its class, would not train lrec's network: others leave it unsharded,
+    without synchronised gradients, or cannot save it."""
+    if isinstance(chosen, str):
+        fits = chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
+    else:
+        fits = issubclass(chosen, SingleDeviceStrategy | DDPStrategy | FSDP2)
+    if not fits:
+        name = chosen if isinstance(chosen, str) else chosen.__name__
+        raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
+
+
+def precision_of(trainer: Trainer) -> str:
+    """The precision by Lightning's names; bf16-mixed too where the strategy computes in bfloat16 by `param_dtype`."""
+    return "bf16-mixed" if getattr(trainer.strategy, "param_dtype", None) else str(trainer.precision)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints of strategies that hold the whole network in every process: files are written, both forms read."""
+
+    def __init__(self) -> None:
+        """Nothing is being saved."""
+        self.saver = Saver()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a file; with IN_BACKGROUND the file is there once the saver has been asked."""
+        background = storage_options == IN_BACKGROUND
+        copied = background and copy_fits(checkpoint)
+        self.saver.start(FileWrite(Path(path), checkpoint, copied), background)
+
+    def teardown(self) -> None:
+        """Leave nothing half-written."""
+        self.saver.join()
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a file or a folder."""
+        return checkpoints.read(Path(path))
+
+
+def saver_of(trainer: Trainer) -> Saver | None:
+    """What writes the trainer's checkpoints in the background; None where that is Lightning's own."""
+    if isinstance(trainer.strategy, FSDP2):
+        return trainer.strategy.saver
+    files = trainer.strategy.checkpoint_io
+    return files.saver if isinstance(files, CheckpointFiles) else None
+
+
+class FSDP2(ModelParallelStrategy):
+    """Fully sharded data parallelism: each process holds its rows of every parameter, and gathers a block at a time.
+
+    The network is wrapped by `parallel.build`, which reads `sharding`. Checkpoints are folders, a file per shard, and
+    are read on any number of processes and by any strategy.
+    """
+
+    sharding: Sharding
+
+    def __init__(
+        self,
+        shard_group: int | None = None,
+        param_dtype: Literal["bfloat16"] | None = None,
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        """Choose how parameters are spread.
+
+        Args:
+            shard_group: Processes that share one copy of the parameters (hybrid sharding), usually those of a node;
+                must divide their number. Null: all of them.
+            param_dtype: Type to compute in, with float32 parameters and reductions. Null: that of the parameters.
+            timeout_minutes: How long a process waits for the others before it gives up.
+        """
+        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.shard_group = shard_group
+        self.param_dtype = param_dtype
+        self.saver = Saver()
+
+    def setup_environment(self) -> None:
+        """Start the process group and lay out the mesh."""
+        processes = self.num_nodes * self.num_processes
+        group = processes if self.shard_group is None else self.shard_group
+        if group < 1 or processes % group:
+            raise UserError(f"shard_group {group} must divide the number of processes, {processes}")
+        self._data_parallel_size, self._tensor_parallel_size = processes, 1
+        super().setup_environment()
+        shape = {"replicate": processes // group, "shard": group}
+        if group == processes:
+            del shape["replicate"]
+        mesh = init_device_mesh(self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
+        self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
+        # Over gloo, so that a save never waits for a GPU.
+        self.saver.talk_over(distributed.new_group(backend="gloo"))
+
+    def setup(self, trainer: Trainer) -> None:
+        """Keep evaluation out of inference mode: what it gathers may still be there for the next training step."""
+        for loop in (
+            trainer.fit_loop.epoch_loop.val_loop,
+            trainer.validate_loop,
+            trainer.test_loop,
+            trainer.predict_loop,
+        ):
+            loop.inference_mode = False
+        super().setup(trainer)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning restores first the model, then the optimizer."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """This process's rows of every parameter, as DTensors."""
+        assert self.lightning_module is not None
+        drop_gathered(self.lightning_module)
+        return self.lightning_module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The optimizer's own state, with DTensors."""
+        return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write a folder, all processes together; with IN_BACKGROUND it is there once the saver has been asked."""
+        path, token = self.broadcast((str(filepath), secrets.token_hex(4)))
+        background = storage_options == IN_BACKGROUND
+        copied = background and copy_fits(checkpoint, self.num_processes)
+        self.saver.start(FolderWrite(Path(path), checkpoint, self.sharding, token, copied), background)
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ask no other process any more: it may be gone."""
+        self.saver.abandon()
+        super().on_exception(exception)
+
+    def teardown(self) -> None:
+        """Leave nothing half-written."""
+        self.saver.join()
+        super().teardown()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read this process's rows of a folder or a file."""
+        assert self.lightning_module is not None
+        fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        return checkpoints.read(Path(self.broadcast(str(checkpoint_path))), self._rows, optimizer=fits)
+
+    def _rows(self, name: str, n: int) -> slice:
+        """The rows, of n, that this process holds of a checkpoint's tensor."""
+        assert self.lightning_module is not None
+        table = dict(self.lightning_module.named_parameters()).get(f"net.{OWN_ROWS}")
+        match name.split("/"):
+            case ["optimizer_states", which, "state", index, *_]:
+                groups = self.optimizers[int(which)].param_groups
+                of_table = [each for group in groups for each in group["params"]][int(index)] is table
+            case _:
+                of_table = name.removeprefix("state_dict/net.") in BY_ITEM
+        return self.sharding.table_rows(n) if of_table else self.sharding.rows(n)
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Take over this process's rows of every parameter."""
+        assert self.lightning_module is not None
+        drop_gathered(self.lightning_module)
+        for name, parameter in self.lightning_module.state_dict().items():
+            local(parameter).copy_(checkpoint["state_dict"][name])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over the optimizer's state, sharded as the parameters it belongs to."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            state = {
+                index: {key: like(rows, parameters[index]) if rows.ndim else rows for key, rows in entry.items()}
+                for index, entry in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})

@@ -1,0 +1,74 @@
+"""The loss of a trained run on each held-out target, and its noise: `python -m lrec.training.target_losses RUN`.
+
+A user of the split has one test target; those with a trajectory have its items too, each predicted from the true items
+before it. Their mean is less noisy, and losses by user allow sizes to be compared in pairs. Where thousands of users
+have trajectories, those of some are enough: each costs as much as ten tests.
+
+Shape suffixes: C targets, U users with a target.
+"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from lrec.common.files import replacing
+from lrec.data.datasets import datamodule_of
+from lrec.data.splits.rules import Split, ranges
+from lrec.evaluation.cases import cases_before, rank_by_net
+from lrec.evaluation.standard_errors import standard_error
+from lrec.run import Run
+from lrec.serving.export import load
+
+MOST_TRAJECTORIES = 10_000
+
+
+def main(folder: Path) -> None:
+    """Write RUN/target_losses.parquet (user, step, loss) and add means and standard errors to the run's best point.
+
+    step is 0 for a test target, 1, 2, ... along the trajectory. Targets outside the catalogue are left out.
+    """
+    run = Run(folder)
+    module = datamodule_of(run.config.options)
+    module.prepare_data()
+    module.setup("test")
+    net = load(run.best, trust=True, new_items=False).net.float()  # whoever trained it has imported its classes
+    cases = cases_before(module.cuts, *targets(module.cuts), module.max_len)
+    first_C = module.cuts.trajectory_U[cases.users_C]
+    steps_C = np.where((first_C >= 0) & (cases.positions_C >= first_C), cases.positions_C - first_C + 1, 0)
+    losses = pl.DataFrame({"user": cases.users_C, "step": steps_C, "loss": rank_by_net(net, cases).loss_C})
+    table = losses.filter(pl.col("loss").is_not_nan()).sort("step", maintain_order=True)
+    with replacing(run.target_losses_file) as temporary:
+        table.write_parquet(temporary)
+    test = table.filter(pl.col("step") == 0)
+    with_trajectory = len(test) < len(table)
+    measured = partial(
+        replace,
+        test_loss_se=standard_error(test),
+        trajectory_loss=float(table["loss"].to_numpy().mean()) if with_trajectory else None,
+        trajectory_loss_se=standard_error(table) if with_trajectory else None,
+    )
+    run.write_points([measured(point) if point.best else point for point in run.points])
+
+
+def targets(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """User and position of the test targets, and of the trajectories of the same users, of `MOST_TRAJECTORIES` at most.
+
+    Where they are fewer than all, they are drawn by a fixed seed: the same for every run of a study.
+    """
+    test = split.test_targets
+    users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
+    users_U = np.sort(np.random.default_rng(0).permutation(users_U)[:MOST_TRAJECTORIES])
+    ends_U = np.diff(split.store.offsets_U1)[users_U]
+    lengths_U = ends_U - split.trajectory_U[users_U]
+    return (
+        np.concatenate([test.users_T, np.repeat(users_U, lengths_U)]),
+        np.concatenate([test.positions_T, ranges(split.trajectory_U[users_U], lengths_U)]),
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,161 @@
+"""What TensorBoard shows of a run: a dozen cards first, its row in the table of runs, its items in the projector."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard.summary import hparams
+
+from lrec.checkpoint import format as checkpoints
+from lrec.common.files import replacing, write_text
+from lrec.data.formats.titles import read_titles
+from lrec.errors import UserError
+from lrec.model import cost
+from lrec.model.item_table import whole_table
+from lrec.run import Run, RunConfig
+from lrec.training.checkpoint_callbacks import best_of
+from lrec.training.module import SequentialRecommender, recommender
+
+FIRST = (
+    *("train/loss", "train/lr", "val/loss", "val/NDCG@10", "val/HR@10", "val/coverage@10"),
+    *("perf/targets_per_s", "perf/mfu", "scaling/val_loss", "scaling/best/val/loss", "test/loss", "test/NDCG@10"),
+)
+"""The curves that TensorBoard shows first."""
+REST = "various/"
+"""Prefix of all the others: TensorBoard puts groups in the order of the alphabet, and this one after val/."""
+
+
+def tag_of(name: str) -> str:
+    """What a figure is called in TensorBoard."""
+    return name if name in FIRST else f"{REST}{name}"
+
+
+COMPARED = tuple(
+    tag_of(name)
+    for name in (
+        *("scaling/best/val/loss", "test/loss", "test/NDCG@10", "test/HR@10"),
+        *("test/NDCG@10_unseen", "test/HR@10_unseen", "scaling/best/val/NDCG@10_unseen"),
+    )
+)
+"""The figures in the table of runs, the most important ones first."""
+
+
+class RunLogger(TensorBoardLogger):
+    """Writes the curves of a run into its folder; those that are not among the `FIRST` behind the prefix `REST`.
+
+    Only the tags in TensorBoard have the prefix: callbacks, points.jsonl and other loggers know the plain names.
+    """
+
+    def __init__(self, folder: str) -> None:
+        """Write into this folder."""
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write each figure under its tag."""
+        super().log_metrics({tag_of(name): value for name, value in metrics.items()}, step)
+
+
+class RunTable(Callback):
+    """A row for the run in TensorBoard's HPARAMS: what was chosen, with the metrics of val and test."""
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was chosen; TensorBoard takes the metrics from the curves of the same names."""
+        run = Run(Path(trainer.default_root_dir))
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not run.config_file.is_file() or not loggers:
+            return
+        model = recommender(pl_module)
+        leading = {"size": model.size, "N_body": cost.n_body(model.config)} | _chosen(run.config)
+        others = {name: value for name, value in run.config.flat.items() if name.startswith(("model.", "data."))}
+        columns = {
+            name: value if value is None or isinstance(value, bool | int | float | str) else str(value)
+            for name, value in (leading | others).items()
+        }
+        table, *row = hparams(columns, dict.fromkeys(COMPARED))
+        for summary in (_led_by(leading, table), *row):
+            loggers[0].experiment.file_writer.add_summary(summary)
+
+
+def _chosen(config: RunConfig) -> dict[str, Any]:
+    """The options that runs differ in most often, by short names; of the dropout rates the largest."""
+    rates = [value for name, value in config.flat.items() if name.startswith("model.dropout.")]
+    return {
+        "lr": config.value("model.optimizer.lr"),
+        "dropout": max(rates, default=None),
+        "epochs": config.value("trainer.max_epochs"),
+    }
+
+
+def _led_by(leading: Collection[str], table: Summary) -> Summary:
+    """The table of runs with these columns first: TensorBoard begins with those in which runs are said to differ, and
+    shows no more than five until it is asked to."""
+    (value,) = table.value
+    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in leading
+    value.metadata.plugin_data.content = content.SerializeToString()
+    return table
+
+
+class ItemProjector(Callback):
+    """Write the best checkpoint's most popular items for TensorBoard's PROJECTOR: embedding, title, count, domain."""
+
+    def __init__(
+        self,
+        items: int = 10_000,
+        titles: Path | None = None,
+        title_item_column: str | None = None,
+        title_column: str = "title",
+    ) -> None:
+        """Choose what is shown.
+
+        Args:
+            items: Number of items, the most popular ones; 0 for none.
+            titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
+            title_item_column: Its column of item ids; the first one by default.
+            title_column: Its column of titles.
+        """
+        if items < 0:
+            raise UserError(f"projector.items must be at least 0, not {items}")
+        self.items = items
+        self.names = None if titles is None else read_titles(titles, title_item_column, title_column)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write RUN/projector/ and RUN/projector_config.pbtxt, which names it."""
+        kept = best_of(trainer)
+        best = "" if kept is None else kept.best_model_path
+        if self.items == 0 or not best:
+            return
+        assert isinstance(pl_module, SequentialRecommender)
+        run = Path(trainer.default_root_dir)
+        table = pl_module.data.item_table()
+        table = table.sort("count", "item", descending=[True, False]).head(self.items)
+        parameters = checkpoints.trained(checkpoints.read(Path(best), optimizer=False)).parameters
+        vectors = whole_table(parameters).float().numpy()[table["item"].to_numpy()]
+        shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
+        if self.names is not None:
+            shown = shown.join(self.names, on="item", how="left", maintain_order="left")
+        shown = shown.select(column for column in shown if not column.is_null().all())
+        # Each row must be one line of the file, whatever a title contains.
+        plain = [" ".join(str(value if value is not None else "").split()) for row in shown.rows() for value in row]
+        lines = ["\t".join(plain[i : i + shown.width]) for i in range(0, len(plain), shown.width)]
+        write_text(run / "projector" / "items.tsv", "\n".join(["\t".join(shown.columns), *lines]) + "\n")
+        with replacing(run / "projector" / "vectors.bytes") as temporary:
+            np.ascontiguousarray(vectors).tofile(temporary)
+        write_text(
+            run / "projector_config.pbtxt",
+            "embeddings {\n"
+            '  tensor_name: "items"\n'
+            '  tensor_path: "projector/vectors.bytes"\n'
+            f"  tensor_shape: {vectors.shape[0]}\n  tensor_shape: {vectors.shape[1]}\n"
+            '  metadata_path: "projector/items.tsv"\n'
+            "}\n",
+        )

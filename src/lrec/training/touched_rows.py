@@ -1,0 +1,106 @@
+"""AdamW, SGD and clipping where of the item table only the rows that a step touches have a gradient.
+
+A row that is not touched stays as it is: neither do its moments fade nor does its weight decay. So this is another
+optimizer than AdamW on all rows, the same as torch.optim.SparseAdam but for the decay; where every step touches every
+row, it is AdamW.
+
+Shape suffixes: U touched rows, D width.
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lrec.errors import UserError
+from lrec.model.config import TransformerConfig
+from lrec.model.losses import Loss
+from lrec.model.parallelize import local
+from lrec.model.sharded_table import TouchedRows
+
+
+def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) -> None:
+    """UserError where such a network cannot be trained so, by such a loss or such a trainer."""
+    if config.vector_width is not None:
+        raise UserError(
+            "optimizer.touched_rows: the projection of item vectors moves every row; use model.item_vectors_use initial"
+        )
+    if not loss.touches_rows:
+        raise UserError("optimizer.touched_rows: use a sampled loss; this one gives every row a gradient")
+    if isinstance(trainer.strategy, DDPStrategy):
+        raise UserError("optimizer.touched_rows: ddp synchronises whole gradients; use fsdp2")
+    if trainer.gradient_clip_algorithm == "value":
+        raise UserError("optimizer.touched_rows: clip by norm, not by value")
+
+
+def touched_of(parameter: nn.Parameter) -> TouchedRows | None:
+    """Where the parameter's gradient is kept, if not in `.grad`."""
+    touched: TouchedRows | None = getattr(parameter, "touched", None)
+    return touched
+
+
+def adamw_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """A step of AdamW on the touched rows; the state is AdamW's own."""
+    if not state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    state["step"] += 1
+    if (found := _gradient(parameter)) is None:
+        return
+    places_U, grad_UD = found
+    step, (beta1, beta2) = float(state["step"]), group["betas"]
+    first_UD = _moved(state["exp_avg"], places_U, grad_UD, beta1)
+    second_UD = _moved(state["exp_avg_sq"], places_U, grad_UD.square(), beta2)
+    scale_UD = (second_UD / (1 - beta2**step)).sqrt_().add_(group["eps"])
+    rows_UD = local(parameter)[places_U].mul_(1 - group["lr"] * group["weight_decay"])
+    local(parameter)[places_U] = rows_UD.addcdiv_(first_UD, scale_UD, value=-group["lr"] / (1 - beta1**step))
+
+
+def sgd_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """A step of SGD with momentum, whose buffer is AdamW's first moment, on the touched rows."""
+    if (found := _gradient(parameter)) is None:
+        return
+    places_U, grad_UD = found
+    rows_UD, buffer_HD = local(parameter)[places_U], local(state["exp_avg"])
+    buffer_UD = buffer_HD[places_U].mul_(group["momentum"]).add_(grad_UD).add_(rows_UD, alpha=group["sgd_weight_decay"])
+    buffer_HD[places_U] = buffer_UD
+    local(parameter)[places_U] = rows_UD.sub_(buffer_UD, alpha=group["lr"])
+
+
+@torch.no_grad()
+def clip_by_norm(parameters: list[nn.Parameter], most: float) -> Tensor:
+    """torch's clip_grad_norm_, with the touched rows among the gradients; the norm before."""
+    norm = _whole(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
+    for parameter in parameters:
+        if touched_of(parameter) is not None:
+            found = _gradient(parameter)
+            squares = norm.new_zeros(()) if found is None else found[1].square().sum()
+            if isinstance(parameter, DTensor):
+                torch.distributed.all_reduce(squares)
+            norm = (norm.square() + squares).sqrt()
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local(parameter.grad).mul_(factor)
+        elif (found := _gradient(parameter)) is not None:
+            found[1].mul_(factor)
+    return norm
+
+
+def _gradient(parameter: nn.Parameter) -> tuple[Tensor, Tensor] | None:
+    touched = touched_of(parameter)
+    return None if touched is None else touched.coalesced()
+
+
+def _moved(moment_VD: Tensor, places_U: Tensor, values_UD: Tensor, beta: float) -> Tensor:
+    """The moment's rows, a step nearer to the values."""
+    moved_UD = local(moment_VD)[places_U].lerp_(values_UD, 1 - beta)
+    local(moment_VD)[places_U] = moved_UD
+    return moved_UD
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,0 +1,67 @@
+"""A network for a new catalogue that begins with what another one has learned.
+
+Shape suffixes: V catalogue of the new network, D width.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from lrec.checkpoint.format import network
+from lrec.errors import UserError
+from lrec.model.transformer import Transformer
+from lrec.serving.export import read, shape_of
+from lrec.serving.recommender import Model
+
+
+class WarmStart(NamedTuple):
+    """The new network's parameters, whole and by name, and what became of the items."""
+
+    parameters: dict[str, Tensor]
+    kept: int
+    new: int
+    gone: int
+
+    def __str__(self) -> str:
+        return f"{self.kept} items keep their embeddings, {self.new} are new, {self.gone} are gone"
+
+
+def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, seed: int) -> WarmStart:
+    """Parameters for `net` from a trained network of the same shape.
+
+    An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
+    draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
+    mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
+    for pretrained language models"). All else is taken over as it is. The optimizer starts from the beginning.
+
+    Args:
+        path: A run's folder, one of its checkpoints, or what lrec export wrote.
+        net: The new network, sharded or not; only its shape is looked at.
+        raw_ids: Raw id of each item of its catalogue.
+        seed: Seed of its initial values.
+
+    Raises:
+        UserError: the two networks differ in more than their catalogues.
+    """
+    stored = read(Path(path))
+    shape = shape_of(stored, Path(path))
+    mine, theirs = net.config.to_dict(), shape.to_dict()
+    for name in mine.keys() - {"n_items"}:
+        if mine[name] != theirs[name]:
+            raise UserError(
+                f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
+            )
+    # It names the classes that the config names, and no others.
+    old = Model(network(shape, stored.parameters, Path(path)), stored.item_ids, stored.about)
+    table_VD = old.net.items.weight.detach().float()
+    drawn_VD = net.initial_value("items.weight", torch.Size((len(raw_ids), table_VD.shape[1])), seed)
+    place_V = old.index(raw_ids)
+    known_V = torch.from_numpy(place_V >= 0)
+    grown_VD = torch.where(known_V[:, None], table_VD[np.maximum(place_V, 0)], table_VD.mean(0) + drawn_VD)
+    kept = int(known_V.sum())
+    parameters = {name: parameter.detach() for name, parameter in old.net.named_parameters()}
+    return WarmStart(parameters | {"items.weight": grown_VD}, kept, len(raw_ids) - kept, len(table_VD) - kept)

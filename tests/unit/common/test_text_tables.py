@@ -1,0 +1,60 @@
+"""A report in a file and on a terminal; numbers in sentences."""
+
+from pathlib import Path
+
+import pytest
+
+from lrec.common.text_tables import counted, on_terminal, rows_table
+
+ROWS = [["size", "N_body", "test loss"], ["3k", "3,072", "5.1"], ["25k (held out)", "24,576", ""]]
+REPORT = f"""# A study
+
+Some words.
+
+{rows_table(ROWS, text=(0,))}
+
+![Loss against size](fit/fit.png)
+- a finding
+"""
+
+
+def test_a_terminal_gets_aligned_columns_and_a_line_for_each_picture() -> None:
+    assert on_terminal(REPORT, Path("studies/one")).splitlines() == [
+        "A study",
+        "-------",
+        "",
+        "Some words.",
+        "",
+        "size            N_body  test loss",
+        "--------------  ------  ---------",
+        "3k               3,072        5.1",
+        "25k (held out)  24,576",
+        "",
+        "studies/one/fit/fit.png: Loss against size",
+        "- a finding",
+    ]
+
+
+def test_a_file_gets_markdown() -> None:
+    assert rows_table(ROWS, text=(0,)).splitlines() == [
+        "| size | N_body | test loss |",
+        "|---|---:|---:|",
+        "| 3k | 3,072 | 5.1 |",
+        "| 25k (held out) | 24,576 |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "said"),
+    [
+        (1, "run", "1 run"),
+        (0, "run", "0 runs"),
+        (1024, "target", "1,024 targets"),
+        (1.0, "epoch", "1 epoch"),
+        (0.9999, "epoch", "1 epoch"),
+        (0.5, "epoch", "0.5 epochs"),
+        (12.345, "epoch", "12.3 epochs"),
+    ],
+)
+def test_a_noun_follows_its_number(number: float, noun: str, said: str) -> None:
+    assert counted(number, noun) == said

@@ -1,0 +1,339 @@
+"""Every format of raw interactions, and everything that may be wrong with a file."""
+
+import gzip
+import io
+import json
+import lzma
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import zstandard
+
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.store.store import Store
+from lrec.errors import UserError
+
+HEADER = "user,item,timestamp\n"
+# Ids that must come out as they went in: leading zeros, case, blanks, quotes, separators, other scripts.
+IDS = ["007", "7", "a", "A", "x y", 'say "hi"', "1,5", "é", "日本"]
+
+
+def prepare(path: Path, **options: Any) -> Store:
+    data = InteractionsDataModule(path=path, data_dir=path.parent / "stores", **options)
+    data.prepare_data()
+    return Store.open(data.store_path)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def contents(store: Store) -> tuple:
+    times = None if store.times_N is None else store.times_N.tolist()
+    return (
+        store.items_N.tolist(),
+        store.offsets_U1.tolist(),
+        times,
+        store.item_table.rows(),
+        store.raw_user_ids.to_list(),
+    )
+
+
+def as_parquet(frame: pl.DataFrame) -> bytes:
+    file = io.BytesIO()
+    frame.write_parquet(file)
+    return file.getvalue()
+
+
+def example_rows(ids: list[str]) -> list[tuple[str, str, int]]:
+    random = np.random.default_rng(0)
+    return [(ids[u], ids[i], int(t)) for u, i, t in zip(*random.integers(0, len(ids), (3, 200)), strict=True)]
+
+
+@pytest.mark.parametrize("first", [0, 2000])
+def test_json_whose_keys_are_data_is_refused_at_once(first: int, tmp_path: Path) -> None:
+    lines = [{"user": f"u{n % 9}", "item": n % 7, "timestamp": n} for n in range(first)]
+    lines += [{"user": f"u{n % 9}", "item": n % 7, "timestamp": n, f"key{n}": n} for n in range(4000)]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    module = InteractionsDataModule(path=path, data_dir=tmp_path / "stores")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=rf"log\.jsonl, row {first + 998}: more than 1,000 different keys up to here"):
+        module.prepare_data()
+    assert time.monotonic() - began < 5
+
+
+def test_the_same_rows_through_every_format_give_the_same_store(write) -> None:
+    rows = example_rows(IDS)
+    frame = pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row")
+    csv = frame.write_csv().encode()
+    files = {
+        "log.csv": csv,
+        "log.tsv": frame.write_csv(separator="\t"),
+        "log.parquet": as_parquet(frame),
+        "log.jsonl": frame.write_ndjson(),
+        "bom.csv": b"\xef\xbb\xbf" + csv,
+        "crlf.csv": csv.replace(b"\n", b"\r\n"),
+        "log.csv.gz": gzip.compress(csv),
+        "log.csv.xz": lzma.compress(csv),
+        "log.csv.zst": zstandard.ZstdCompressor().compress(csv),
+        "two.csv.zst": b"".join(zstandard.ZstdCompressor().compress(part) for part in (csv[:99], csv[99:])),
+        "log.json.gz": gzip.compress(frame.write_ndjson().encode()),
+    }
+    stores = {name: contents(prepare(write(f"{name}.d/{name}", content))) for name, content in files.items()}
+    users = {user for user, _, _ in rows}
+    unique = list(dict.fromkeys(rows))
+    for name, found in stores.items():
+        assert found == stores["log.csv"], name
+        assert found[4] == sorted(users)
+        assert len(found[0]) == len(unique)
+
+
+def test_one_user_per_line_equals_the_csv_in_that_order(write) -> None:
+    rows = example_rows(["007", "7", "a", "A"])
+    lines: dict[str, list[str]] = {}
+    for user, item, _ in rows:
+        lines.setdefault(user, []).append(item)
+    text = "".join(f"{user} {' '.join(items)}\n" for user, items in lines.items())
+    numbered = "".join(f"{user},{item},{t}\n" for t, (user, item, _) in enumerate(rows))
+    store = prepare(write("log.txt.gz", gzip.compress(text.encode())))
+    expected = prepare(write("log.csv", HEADER + numbered))
+    assert store.items_N.tolist() == expected.items_N.tolist()
+    assert store.offsets_U1.tolist() == expected.offsets_U1.tolist()
+    assert store.times_N is None
+    assert store.statistics["duplicates_dropped"] == 0
+    assert store.statistics["repeats"] == expected.statistics["repeats"] > 0
+
+
+@pytest.mark.parametrize("block", [20, 1 << 24])
+def test_only_the_mark_at_the_file_s_start_is_taken_off(write, monkeypatch, block: int) -> None:
+    monkeypatch.setattr("lrec.data.formats.streams.BLOCK", block)
+    path = write("log.csv", "\ufeff" + HEADER + "\ufeff1,a,1\n2,b,2\n\ufeff3,c,3\n")
+    assert prepare(path).raw_user_ids.to_list() == ["2", "\ufeff1", "\ufeff3"]
+
+
+def test_integers_keep_their_decimal_text(write) -> None:
+    frame = pl.DataFrame({"user": [7, 7], "item": [2**62, -1], "timestamp": [1, 2]})
+    for path in (write("i.parquet", as_parquet(frame)), write("i.jsonl", frame.write_ndjson())):
+        store = prepare(path)
+        assert store.raw_user_ids.to_list() == ["7"]
+        assert store.item_table["raw_id"].to_list() == ["-1", str(2**62)]
+
+
+@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt16, pl.UInt64, pl.Int128])
+def test_ids_of_every_width(write, dtype: pl.DataType) -> None:
+    ids = pl.Series([0, 1, 100, 1], dtype=dtype)
+    frame = pl.DataFrame({"user": ids, "item": ids, "timestamp": [1, 2, 3, 2], "more": ids})
+    store = prepare(write("ids.parquet", as_parquet(frame)))
+    assert store.raw_user_ids.to_list() == store.item_table["raw_id"].to_list() == ["0", "1", "100"]
+    assert store.statistics["duplicates_dropped"] == 1
+
+
+def test_other_column_names_domain_and_rating(write) -> None:
+    path = write("log.csv", "who,stars,what,when,kind\nu,5,a,1,x\nu,2,b,2,y\nu,4.5,c,3,y\nv,1,a,1,x\n")
+    names = {"user_column": "who", "item_column": "what", "time_column": "when", "domain_column": "kind"}
+    store = prepare(path, **names, rating_column="stars", min_rating=4.5)
+    assert store.raw_user_ids.to_list() == ["u"]
+    assert store.item_table.select("raw_id", "domain").rows() == [("a", "x"), ("c", "y")]
+
+
+def test_duplicates_are_rows_identical_in_every_column(write) -> None:
+    text = "user,item,timestamp,device\nu,a,1,tv\nu,a,1,tv\nu,a,1,phone\nu,a,2,tv\nv,a,1,tv\n"
+    store = prepare(write("log.csv", text))
+    assert store.statistics["duplicates_dropped"] == 1
+    assert store.statistics["interactions"] == 4
+    assert store.statistics["repeats"] == 2
+
+
+def test_rows_that_tie_in_time_keep_the_order_of_the_file(write) -> None:
+    store = prepare(write("log.csv", HEADER + "u,c,5\nu,a,5\nu,b,1\nu,d,5\n"))
+    assert store.item_table["raw_id"].gather(store.items_N).to_list() == ["b", "c", "a", "d"]
+
+
+def test_without_a_time_column_rows_are_in_time_order(write) -> None:
+    store = prepare(write("log.csv", "user,item\nu,c\nu,a\n"), time_column=None)
+    assert store.times_N is None
+    assert store.items_N.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "unit", "expected"),
+    [
+        (["978300760", "978302109"], "s", [978300760, 978302109]),
+        (["978300760.0", "978302109"], "s", [978300760, 978302109]),
+        (["978300760123", "978302109456"], "ms", [978300760123, 978302109456]),
+        (["2001-01-01", "2001-01-02"], "us", [978307200 * 10**6, 978393600 * 10**6]),
+        (["2001-01-01T00:00:01.5", "2001-01-01 00:00"], "us", [978307201_500000, 978307200 * 10**6]),
+        (["2001-01-01T00:00:00Z", "2001-01-01T01:00:00+02:00"], "us", [978307200 * 10**6, 978303600 * 10**6]),
+    ],
+)
+def test_times(write, texts: list[str], unit: str, expected: list[int]) -> None:
+    path = write("log.csv", HEADER + "".join(f"u,{place},{text}\n" for place, text in enumerate(texts)))
+    store = prepare(path)
+    assert store.facts["time_unit"] == unit
+    assert store.times_N.tolist() == sorted(expected)
+    assert store.items_N.tolist() == np.argsort(expected).tolist()
+
+
+def test_a_folder_or_glob_is_read_in_the_order_of_names(write, tmp_path: Path) -> None:
+    write("logs/b.csv", HEADER + "u,second,1\n")
+    write("logs/a.csv.gz", gzip.compress((HEADER + "u,first,1\nv,x,1\n").encode()))
+    write("logs/c.jsonl", json.dumps({"user": "u", "item": "third", "timestamp": 1}))
+    write("logs/README.md", "not data")
+    write("logs/.hidden.csv", "not data")
+    folder = prepare(tmp_path / "logs")
+    assert folder.item_table["raw_id"].gather(folder.items_N).to_list() == ["first", "second", "third", "x"]
+    some = prepare(tmp_path / "logs" / "[ab].csv*")
+    assert some.statistics["interactions"] == 3
+
+
+def test_a_store_is_reused_until_the_source_or_an_option_changes(write) -> None:
+    path = write("log.csv", HEADER + "u,a,1\nu,b,2\n")
+    first = prepare(path)
+    assert prepare(path).path == first.path
+    assert prepare(path, k_core=1).path != first.path
+    path.write_text(HEADER + "u,a,1\nu,b,3\n")
+    assert prepare(path).path != first.path
+
+
+GOOD = HEADER + "u,a,1\n"
+BAD_FILES = {
+    "missing column": ("x.csv", "user,thing,timestamp\nu,a,1\n", "no column item.*user, thing, timestamp"),
+    "empty file": ("x.csv", "", "x.csv is empty"),
+    "only blank lines": ("x.csv", "\n\n", "x.csv is empty"),
+    "no rows": ("x.csv", HEADER, "header but no rows"),
+    "empty user": ("x.csv", GOOD + ",b,2\n", "x.csv, row 3: user is empty"),
+    "blank user": ("x.csv", GOOD + "  ,b,2\n", "x.csv, row 3: user is empty"),
+    "empty item": ("x.csv", GOOD + "u,,2\n", "x.csv, row 3: item is empty"),
+    "empty time": ("x.csv", GOOD + "u,b,\n", "x.csv, row 3: timestamp is empty"),
+    "time is a word": ("x.csv", GOOD + "u,b,now\n", "x.csv, row 3: timestamp is neither .*: now"),
+    "time is a fraction": ("x.csv", GOOD + "u,b,1.5\n", "x.csv, row 3: timestamp is neither .*: 1.5"),
+    "time is too large": ("x.csv", GOOD + f"u,b,{10**20}\n", "x.csv, row 3: timestamp is neither"),
+    "no such date": ("x.csv", HEADER + "u,a,2001-01-01\nu,b,2001-02-30\n", "x.csv, row 3: timestamp is neither"),
+    "short row": ("x.csv", GOOD + "u,b\n", "x.csv, row 3: 2 fields where 3"),
+    "short row, unused column": ("x.csv", "user,item,timestamp,n\nu,a,1,1\nu,b,2\n", "x.csv, row 3: 3 fields"),
+    "long row": ("x.csv", GOOD + "u,b,2,3\n", "x.csv, row 3: 4 fields where 3"),
+    "blank row": ("x.csv", GOOD + "\nu,b,2\n", "x.csv, row 3: 0 fields where 3"),
+    "open quote": ("x.csv", GOOD + 'u,"b,2\n', "x.csv, row 3"),
+    "not UTF-8": ("x.csv", GOOD.encode() + b"\xff,b,2\n", "x.csv, row 3: not UTF-8"),
+    "cut JSON": ("x.jsonl", '{"user":1,"item":2,"timestamp":3}\n{"user":1,', "x.jsonl, row 2: not one JSON object"),
+    "JSON array": ("x.json", '[{"user":1,"item":2,"timestamp":3}]', "x.json, row 1: not one JSON object"),
+    "JSON without a user": ("x.jsonl", '{"user":1,"item":2,"timestamp":3}\n{"item":2,"timestamp":3}', "row 2: user is"),
+    "JSON not UTF-8": ("x.jsonl", b'{"user":1,"item":2,"timestamp":3}\n{"user":"\xff"}', "row 2: not UTF-8"),
+    "user without items": ("x.txt", "1 2 3\n2\n", "x.txt, row 2: a user and at least one item"),
+    "blank line": ("x.txt", "1 2 3\n\n2 3\n", "x.txt, row 2: a user and at least one item"),
+    "user twice": ("x.txt", "1 2 3\n2 3\n1 4\n", "x.txt, row 3: user 1 has a line already"),
+    "lines not UTF-8": ("x.txt", b"1 2\n2 \xff\n", "x.txt, row 2: not UTF-8"),
+    "not Parquet": ("x.parquet", GOOD, "not a whole Parquet file"),
+    "unknown format": ("x.log", GOOD, "set the option format"),
+    "not gzip": ("x.csv.gz", GOOD, "x.csv.gz is cut off or damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_gets_one_line_and_no_store(write, tmp_path: Path, case: str) -> None:
+    name, content, message = BAD_FILES[case]
+    path = write(name, content)
+    with pytest.raises(UserError, match=message) as raised:
+        prepare(path)
+    assert "\n" not in str(raised.value)
+    left = {file.name for file in (tmp_path / "stores").glob("*")}
+    assert left <= {".lock", "sources.json"}
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"),
+    [(".gz", gzip.compress), (".xz", lzma.compress), (".zst", zstandard.ZstdCompressor().compress)],
+)
+def test_a_stream_cut_off_or_damaged_in_the_middle(write, ending: str, compress: Callable[[bytes], bytes]) -> None:
+    text = HEADER + "".join(f"{n % 50},{n * 7919 % 1000},{n}\n" for n in range(5000))
+    whole = compress(text.encode())
+    assert prepare(write(f"whole.csv{ending}", whole)).statistics["interactions"] == 5000
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    for broken in (whole[: len(whole) // 2], whole[:-1], bytes(flipped)):
+        with pytest.raises(UserError, match=rf"broken.csv{ending} is cut off or damaged"):
+            prepare(write(f"broken.csv{ending}", broken))
+
+
+def test_options_that_do_not_fit(write, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.csv does not exist \(option path\)"):
+        prepare(tmp_path / "absent.csv")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="holds no file of a known format"):
+        prepare(empty)
+    path = write("log.csv", "user,item,timestamp,stars\nu,a,1,2\nu,b,2,good\n")
+    with pytest.raises(UserError, match="min_rating needs rating_column"):
+        prepare(path, min_rating=1)
+    with pytest.raises(UserError, match=r"row 3: stars is not a number: good"):
+        prepare(path, min_rating=1, rating_column="stars")
+    with pytest.raises(UserError, match="min_rating=3"):
+        prepare(write("r.csv", "user,item,timestamp,stars\nu,a,1,2\n"), min_rating=3, rating_column="stars")
+    with pytest.raises(UserError, match="k_core=3"):
+        prepare(write("k.csv", HEADER + "u,a,1\n"), k_core=3)
+    for option in ({"max_len": 0}, {"targets_per_step": 99}, {"k_core": -1}, {"num_workers": -1}, {"seed": -1}):
+        with pytest.raises(UserError, match=next(iter(option))):
+            prepare(path, **option)
+
+
+def test_files_of_a_folder_must_agree(write, tmp_path: Path) -> None:
+    write("a/1.csv", GOOD)
+    write("a/2.csv", "user,item,timestamp,more\nu,a,1,2\n")
+    with pytest.raises(UserError, match=r"2\.csv has other columns than .*1\.csv"):
+        prepare(tmp_path / "a")
+    write("b/1.csv", HEADER + "u,a,978300760\n")
+    write("b/2.csv", HEADER + "u,a,978300760123\n")
+    with pytest.raises(UserError, match=r"different units: .*1\.csv \(s\), .*2\.csv \(ms\)"):
+        prepare(tmp_path / "b")
+    write("c/1.csv", GOOD)
+    write("c/2.txt", "1 2 3\n")
+    with pytest.raises(UserError, match="mixes"):
+        prepare(tmp_path / "c")
+
+
+def test_folders_named_column_and_value_add_that_column(write, tmp_path: Path) -> None:
+    def parquet(rows: list[tuple[str, int]]) -> bytes:
+        file = io.BytesIO()
+        pl.DataFrame(rows, schema={"user": pl.String, "timestamp": pl.Int64}, orient="row").write_parquet(file)
+        return file.getvalue()
+
+    write("log/kind=x%20y/item=a/part-0.snappy.parquet", parquet([("u", 1), ("v", 1), ("v", 1)]))
+    write("log/kind=x%20y/item=b/part-0.parquet", parquet([("u", 2)]))
+    write("log/kind=z/item=b/part-0.parquet", parquet([("u", 2)]))
+    write("log/kind=z/item=b/part-1.parquet", parquet([]))
+    write("log/kind=z/_SUCCESS", "")
+    write("log/kind=z/_committed_1.parquet", "not data")
+    write("log/_temporary/part.parquet", "not data")
+    store = prepare(tmp_path / "log", domain_column="kind")
+    assert store.item_table.rows() == [("a", 2, "x y"), ("b", 2, "x y")]
+    assert store.statistics["duplicates_dropped"] == 1
+    assert store.offsets_U1.tolist() == [0, 3, 4]
+    some = prepare(tmp_path / "log" / "kind=*" / "item=b")
+    assert some.raw_user_ids.to_list() == ["u"]
+    assert some.statistics["interactions"] == 2, "equal rows of different partitions are no duplicates"
+    write("lost/kind=__HIVE_DEFAULT_PARTITION__/part.csv", HEADER + "u,a,1\n")
+    with pytest.raises(UserError, match="row 2: kind is empty"):
+        prepare(tmp_path / "lost", domain_column="kind")
+    (tmp_path / "log").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "kind=z").rename(tmp_path / "moved" / "kind=w")
+    assert prepare(tmp_path / "moved", domain_column="kind").path.name[-16:] != store.path.name[-16:]
+
+
+@pytest.mark.usefixtures("_no_pool_thread_left")
+def test_a_refused_file_leaves_no_thread_behind(write: Callable[[str, str | bytes], Path]) -> None:
+    file = write("log.csv", HEADER + "u,,1\n" + "u,a,1\n" * 2_000_000)
+    with pytest.raises(UserError, match="row 2: item is empty"):
+        prepare(file)

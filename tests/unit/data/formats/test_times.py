@@ -1,0 +1,100 @@
+"""Times of every kind: in one unit, to the microsecond, or one line that names the row."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.store.store import Store
+from lrec.errors import UserError
+
+SECONDS = [1_600_000_000 + 60 * row for row in range(9)]
+
+
+def prepared(frame: pl.DataFrame, folder: Path, name: str = "log.parquet") -> Store:
+    frame.write_csv(folder / name) if name.endswith("csv") else frame.write_parquet(folder / name)
+    module = InteractionsDataModule(path=folder / name, data_dir=folder / "stores")
+    module.prepare_data()
+    return Store.open(module.store_path)
+
+
+def log(times: object) -> pl.DataFrame:
+    return pl.DataFrame({"user": ["a", "b", "c"] * 3, "item": list("xyzxyzxyz"), "timestamp": times})
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+@pytest.mark.parametrize(
+    ("place", "factor", "row", "other", "most"),
+    [(4, 1000, 5, "milliseconds", "seconds"), (0, 1000, 1, "milliseconds", "seconds"),
+     (8, 10**9, 9, "nanoseconds", "seconds")],
+)  # fmt: skip
+def test_another_unit_among_the_times_is_refused_with_its_row(
+    name: str, place: int, factor: int, row: int, other: str, most: str, tmp_path: Path
+) -> None:
+    times = [time * factor if row == place else time for row, time in enumerate(SECONDS)]
+    row += name == "log.csv"  # the header's
+    says = f"{name}, row {row}: timestamp {times[place]} is a time in {other}, most of the file's are in {most}"
+    with pytest.raises(UserError, match=says):
+        prepared(log(times), tmp_path, name)
+    assert not list((tmp_path / "stores").glob("log-*"))
+
+
+def test_seconds_among_milliseconds_are_found_in_a_later_block_and_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrec.data.formats.parsing._BATCH", 2)
+    times = [1000 * time for time in SECONDS]
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log(times).write_parquet(folder / "one.parquet")
+    log([*times[:7], SECONDS[7], times[8]]).write_parquet(folder / "two.parquet")
+    module = InteractionsDataModule(path=folder, data_dir=tmp_path / "stores")
+    with pytest.raises(UserError, match=r"two\.parquet, row 8: timestamp 1600000420 is a time in seconds"):
+        module.prepare_data()
+
+
+def test_small_numbers_are_of_any_unit(tmp_path: Path) -> None:
+    times = [0, 1, 99_999_999, *(1000 * time for time in SECONDS[3:])]
+    assert prepared(log(times), tmp_path).facts["time_unit"] == "ms"
+    assert prepared(log(range(9)), tmp_path, "steps.csv").facts["time_unit"] == "s"
+
+
+@pytest.mark.parametrize("outlier", [-(10**17), 10**18 - 1])
+def test_a_store_with_a_time_that_no_calendar_has_is_described(
+    outlier: int, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    times = [datetime(2020, 1, 1) + timedelta(days=row) for row in range(9)]
+    column = pl.Series(times, dtype=pl.Datetime("us")).dt.epoch("us")
+    column[3] = outlier
+    store = prepared(log(column.cast(pl.Datetime("us"))), tmp_path)
+    assert f"{outlier:,} us" in lrec("data", "describe", store.path)
+
+
+def test_dates_finer_than_a_microsecond_are_refused_with_their_row(tmp_path: Path) -> None:
+    nanoseconds = np.array(SECONDS) * 10**9
+    whole = log(pl.Series(nanoseconds).cast(pl.Datetime("ns")))
+    store = prepared(whole, tmp_path)
+    assert store.facts["time_unit"] == "us"
+    assert store.times_N is not None
+    assert sorted(store.times_N) == [time * 10**6 for time in SECONDS]
+    nanoseconds[6] += 1
+    finer = log(pl.Series(nanoseconds).cast(pl.Datetime("ns")))
+    with pytest.raises(UserError, match=r"finer\.parquet, row 7: timestamp is finer than a microsecond: round it"):
+        prepared(finer, tmp_path, "finer.parquet")
+    assert prepared(log(nanoseconds), tmp_path, "numbers.parquet").facts["time_unit"] == "ns"
+    text = [f"2020-01-0{row + 1}T00:00:00.123456{'' if row < 8 else '789'}" for row in range(9)]
+    with pytest.raises(UserError, match=r"text\.csv, row 10: timestamp is finer than a microsecond: .*123456789"):
+        prepared(log(text), tmp_path, "text.csv")
+    prepared(log([time.removesuffix("789") + "000" for time in text]), tmp_path, "zeros.csv")
+
+
+@pytest.mark.parametrize("column", ["timestamp", "user", "item"])
+@pytest.mark.parametrize("dtype", [pl.Duration("us"), pl.Time])
+def test_durations_and_times_of_day_are_no_times(dtype: pl.DataType, column: str, tmp_path: Path) -> None:
+    frame = log(SECONDS).with_columns(pl.Series(column, range(9)).cast(pl.Int64).cast(dtype))
+    with pytest.raises(UserError, match=rf"log\.parquet: column {column} holds (Duration|Time)"):
+        prepared(frame, tmp_path)

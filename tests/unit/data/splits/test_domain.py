@@ -1,0 +1,69 @@
+"""One domain of a data set: the whole split's parts, each with the domain's interactions alone."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from lrec.data.splits.domain import DomainStore, of_domain
+from lrec.data.splits.reduction import Reduction, training_part
+from lrec.data.splits.rules import LastItems, Split
+from lrec.errors import UserError
+
+RULE = LastItems(trajectory=4, held_out_users=0.4)
+
+
+@pytest.fixture
+def whole(make_store) -> Split:
+    random = np.random.default_rng(0)
+    rows = []
+    for user in range(80):
+        for time in range(int(random.integers(1, 70))):
+            domain = "abc"[random.choice(3, p=[0.6, 0.3, 0.1])]
+            rows.append((f"{user:02}", f"{domain}{random.integers(12):02}", time, domain))
+    return RULE(make_store(rows))
+
+
+def test_each_part_is_the_whole_parts_interactions_with_the_domain(whole: Split) -> None:
+    store = whole.store
+    raw_id, domain_I = store.item_table["raw_id"].to_list(), store.item_table["domain"].to_list()
+    for domain in "abc":
+        split = of_domain(whole, domain)
+        trained = set()
+        for user in range(store.n_users):
+            items = store.items_N[store.offsets_U1[user] : store.offsets_U1[user + 1]].tolist()
+            kept = [place for place, item in enumerate(items) if domain_I[item] == domain]
+            own = split.store.items_N[split.store.offsets_U1[user] : split.store.offsets_U1[user + 1]].tolist()
+            assert own == [items[place] for place in kept]
+            training = [place for place in kept if place < whole.train_U[user]]
+            assert split.train_U[user] == len(training)
+            trained |= {raw_id[items[place]] for place in training}
+            for first, number, mine, mine_number in (
+                (whole.val_U, whole.val_targets_U, split.val_U, split.val_targets_U),
+                (whole.test_U, whole.test_targets_U, split.test_U, split.test_targets_U),
+            ):
+                targets = [place for place in kept if first[user] >= 0 and 0 <= place - first[user] < number[user]]
+                assert mine_number[user] == len(targets)
+                assert mine[user] == (kept.index(targets[0]) if targets else -1)
+            assert (split.trajectory_U[user] < 0) == (whole.trajectory_U[user] < 0)
+        assert {raw_id[item] for item in split.catalogue_V} == trained
+        assert (split.held_out_U == whole.held_out_U).all()
+        counts, of_whole = (dict(zip(s.catalogue_V.tolist(), s.counts_V.tolist(), strict=True)) for s in (split, whole))
+        assert counts == {item: count for item, count in of_whole.items() if domain_I[item] == domain}
+        assert len(split.test_users)
+        training_part(split, Reduction(recent=0.5))
+
+
+def test_a_worker_gets_the_domains_store(whole: Split) -> None:
+    store = of_domain(whole, "b").store
+    again = pickle.loads(pickle.dumps(store))
+    assert isinstance(again, DomainStore)
+    np.testing.assert_array_equal(again.items_N, store.items_N)
+    assert len({store.hash, whole.store.hash, of_domain(whole, "a").store.hash}) == 3
+
+
+def test_an_unknown_domain_is_refused_with_those_there_are(whole: Split, make_lengths) -> None:
+    with pytest.raises(UserError, match="only_domain 'd': choose one of a, b, c"):
+        of_domain(whole, "d")
+    with pytest.raises(UserError, match="only_domain 'a': the data have no domains"):
+        of_domain(RULE(make_lengths([5, 6])), "a")

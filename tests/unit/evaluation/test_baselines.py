@@ -1,0 +1,148 @@
+"""Each baseline against its definition, written out one user at a time."""
+
+import math
+from collections import Counter
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lrec
+from lrec.data.datamodule import SequenceDataModule
+from lrec.evaluation.baselines import BASELINES, Baselines
+from lrec.ranking.common_order import CommonOrder, newest_first
+from lrec.ranking.pairs import Pairs
+
+
+@pytest.fixture(scope="module")
+def data(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> SequenceDataModule:
+    columns = {"user_column": "who", "item_column": "what", "time_column": "when"}
+    data: SequenceDataModule = lrec.InteractionsDataModule(
+        log_csv, **columns, data_dir=tmp_path_factory.mktemp("data"), max_len=6, targets_per_step=64
+    )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def expected_scores(name: str, log: dict[str, list[tuple[int, str]]], history: list[str]) -> dict[str, float]:
+    """Score of each catalogue item after a history, from everyone's training interactions (time, item)."""
+    training = [row for rows in log.values() for row in rows]
+    share = {item: n / len(training) for item, n in Counter(item for _, item in training).items()}
+    following: Counter[str] = Counter()
+    if name == "recent-popularity":
+        earliest = sorted(time for time, _ in training)[int(0.9 * len(training))]
+        following = Counter(item for time, item in training if time >= earliest)
+    if name == "markov":
+        pairs = ((one[1], two[1]) for rows in log.values() for one, two in pairwise(rows))
+        following = Counter(two for one, two in pairs if one == history[-1])
+    prior = 1.0
+    if name == "item-graph":
+        prior = min(1.0, 0.8**4 * 0.5**4 / (2 * max(share.values())))
+        edges: Counter[tuple[str, str]] = Counter()
+        for rows in log.values():
+            for (a, (_, one)), (b, (_, two)) in combinations(enumerate(rows), 2):
+                if b - a <= 5:
+                    edges[one, two] += 0.8 ** (b - a - 1)
+        for back, last in enumerate(history[::-1][:5]):
+            for (one, two), weight in edges.items():
+                if one == last:
+                    following[two] += 0.5**back * weight
+    scores = {item: math.log(following[item] + prior * share[item]) for item in share}
+    if name == "repeat-last":
+        scores |= {item: 1.0 + place for place, item in enumerate(history)}
+    return scores
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_ranks_lists_and_losses_are_those_of_the_definition(name: str, data: SequenceDataModule, log_csv: Path) -> None:
+    rows = pl.read_csv(log_csv).sort("who", "when", maintain_order=True)
+    whole = {user: list(zip(t, i, strict=True)) for user, i, t in rows.group_by("who").all().iter_rows()}
+    training = {user: row[:-2] if len(row) >= 3 else row for user, row in whole.items()}
+    catalogue = data.item_table()["raw_id"].to_list()
+    baselines = Baselines(data.cuts, torch.device("cpu"))
+    checked = 0
+    for batch in data.test_dataloader():
+        scores = baselines.score(name, batch)
+        for row, user in enumerate(data.raw_user_ids.gather(batch.users_M.numpy())[:60]):
+            history = [item for _, item in whole[user][:-1] if item in catalogue]
+            expected = expected_scores(name, training, history[-6:])
+            values = np.array([expected[item] for item in catalogue])
+            target = whole[user][-1][1]
+            assert catalogue[batch.targets_M[row]] == target
+            higher, tied = (values > expected[target] + 1e-6).sum(), (np.abs(values - expected[target]) <= 1e-6).sum()
+            assert scores.rank_B[row].item() == 1 + higher + (tied - 1) / 2
+            unseen = values[[item not in history for item in catalogue]]
+            if target in history:
+                assert scores.rank_unseen_B[row].item() == math.inf
+            else:
+                higher, tied = (unseen > expected[target] + 1e-6).sum(), (np.abs(unseen - expected[target]) <= 1e-6)
+                assert scores.rank_unseen_B[row].item() == 1 + higher + (tied.sum() - 1) / 2
+            best = values[scores.top_BK[row][:10].numpy()]
+            np.testing.assert_allclose(best, np.sort(values)[::-1][:10], atol=1e-6)
+            best = values[scores.top_unseen_BK[row][:10].numpy()]
+            np.testing.assert_allclose(best, np.sort(unseen)[::-1][:10], atol=1e-6)
+            if name == "repeat-last":
+                assert math.isnan(scores.loss_B[row].item())
+            else:
+                share = math.exp(expected[target]) / np.exp(values).sum()
+                assert scores.loss_B[row].item() == pytest.approx(-math.log(share), abs=1e-5)
+            checked += 1
+    assert checked > 50
+
+
+ITEMS = 12
+SOME = st.lists(st.integers(0, ITEMS - 1), unique=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([-math.inf, 0.0, 1.0, 2.0]), min_size=ITEMS, max_size=ITEMS),
+    st.lists(st.tuples(st.integers(-1, ITEMS - 1), SOME, SOME), min_size=1, max_size=4),
+    st.integers(1, ITEMS + 2),
+)
+def test_a_common_order_equals_a_sort_of_each_row(
+    scores: list[float], rows: list[tuple[int, list[int], list[int]]], k: int
+) -> None:
+    first, without = (
+        Pairs(torch.tensor([r for r, row in enumerate(rows) for _ in row[part]], dtype=torch.int64),
+              torch.tensor([item for row in rows for item in row[part]], dtype=torch.int64))
+        for part in (1, 2)
+    )  # fmt: skip
+    targets_B = torch.tensor([target for target, _, _ in rows])
+    rank_B, top_BK = CommonOrder(torch.tensor(scores)).ranked(targets_B, k, first, without)
+    for (target, own, left_out), rank, top in zip(rows, rank_B.tolist(), top_BK.tolist(), strict=True):
+        values = {item: score for item, score in enumerate(scores) if score > -math.inf and item not in left_out}
+        values |= {item: 100.0 - place for place, item in enumerate(own) if item in values}
+        expected = math.inf
+        if target in values:
+            others = [value for item, value in values.items() if item != target]
+            expected = 1 + sum(v > values[target] for v in others) + sum(v == values[target] for v in others) / 2
+        assert rank == expected
+        best = sorted(values, key=lambda item: (-values[item], item))[:k]
+        assert top == best + [-1] * (k - len(best))
+
+
+def test_the_newest_item_comes_first_and_once() -> None:
+    rows_N, items_N = torch.tensor([0, 0, 0, 0, 2, 2, 2]), torch.tensor([3, 1, 3, 2, 1, 1, 0])
+    pairs = newest_first(rows_N, items_N, 4)
+    assert pairs.rows_S.tolist() == [0, 0, 0, 2, 2]
+    assert pairs.items_S.tolist() == [2, 3, 1, 0, 1]
+
+
+def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(
+        "".join(f"u{u} {' '.join(str((u + i) % 9) for i in range(5))}\n" for u in range(9))
+    )
+    data = lrec.InteractionsDataModule(
+        tmp_path / "log.txt", data_dir=tmp_path / "data", max_len=4, targets_per_step=64, time_column=None
+    )
+    data.prepare_data()
+    data.setup()
+    names = Baselines(data.cuts, torch.device("cpu")).names
+    assert names == ["popularity", "repeat-last", "markov", "item-graph"]

@@ -1,0 +1,202 @@
+"""Learning rate by step, parameter groups, and the switch from AdamW to SGD against torch's own two optimizers."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lrec.errors import UserError
+from lrec.model.config import MuP, TransformerConfig
+from lrec.model.transformer import Transformer
+from lrec.training.optim import AdamWThenSGD, Optimizer, Switch, build
+
+CONFIG = TransformerConfig(7, 5, 2, 8, 1)
+
+
+def test_rate_rises_linearly_and_falls_to_the_final_share() -> None:
+    optimizer = Optimizer(warmup=0.1, decay="cosine", final_lr=0.1)
+    factors = [optimizer.lr_factor(step, 100) for step in range(101)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.55)
+    assert factors[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+
+
+@pytest.mark.parametrize(("decay", "half"), [("linear", 0.5), ("constant", 1.0), ("cosine", 0.5)])
+def test_half_way(decay: str, half: float) -> None:
+    assert Optimizer(warmup=0, decay=decay).lr_factor(50, 100) == pytest.approx(half)  # type: ignore[arg-type]
+
+
+def test_norms_and_biases_have_no_weight_decay() -> None:
+    net = Transformer(TransformerConfig(5, 5, 2, 8, 1))
+    adamw, _ = Optimizer(weight_decay=0.3).build(net, 10)
+    decayed, plain = sorted(adamw.param_groups, key=lambda group: -group["weight_decay"])
+    assert decayed["weight_decay"] == 0.3
+    assert plain["weight_decay"] == 0
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in plain["params"]} == {1}
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(net.parameters()))
+
+
+def test_scheduler_steps_with_the_optimizer() -> None:
+    net = Transformer(TransformerConfig(5, 5, 1, 8, 1))
+    adamw, scheduler = Optimizer(lr=0.4, warmup=0.5, decay="linear").build(net, 4)
+    seen = []
+    for _ in range(4):
+        seen.append(adamw.param_groups[0]["lr"])
+        adamw.step()
+        scheduler.step()
+    assert seen == pytest.approx([0.2, 0.4, 0.4, 0.2])
+
+
+def test_an_optimizer_of_torch_has_a_constant_rate_times_mup_s_share() -> None:
+    net = Transformer(TransformerConfig(7, 5, 2, 32, 1, mup=MuP(2, 8, 1)))
+    adagrad, scheduler = build(partial(torch.optim.Adagrad, lr=0.1), net, 10)
+    rates = {id(parameter): group["lr"] for group in adagrad.param_groups for parameter in group["params"]}
+    for _ in range(3):
+        adagrad.step()
+        scheduler.step()
+    for name, parameter in net.named_parameters():
+        is_matrix = name.startswith("blocks.") and parameter.ndim == 2
+        assert rates[id(parameter)] == pytest.approx(0.1 / 4 if is_matrix else 0.1)
+    assert {group["lr"] for group in adagrad.param_groups} == set(rates.values())
+
+
+def test_wrong_values_are_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.lr must be above 0, got 0"):
+        Optimizer(lr=0)
+    with pytest.raises(UserError, match=r"optimizer\.warmup must be at least 0 and at most 1, got 2"):
+        Optimizer(warmup=2)
+
+
+def gradients(net: Transformer, seed: int) -> Iterator[None]:
+    """Give every parameter a new gradient, endlessly."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        for parameter in net.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        yield
+
+
+def train(net: Transformer, optimizer: torch.optim.Optimizer, scheduler: object, steps: range, switch_at: int) -> None:
+    """Take these steps, each with a gradient that depends on its number alone; switch before step `switch_at`."""
+    for step in steps:
+        if step == switch_at and isinstance(optimizer, AdamWThenSGD):
+            optimizer.begin_sgd(step)
+        next(gradients(net, step))
+        optimizer.step()
+        scheduler.step()  # type: ignore[attr-defined]
+
+
+def assert_equal_weights(one: Transformer, other: Transformer) -> None:
+    for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7, msg=name)
+
+
+SWITCHING = Optimizer(
+    lr=0.01,
+    weight_decay=0.1,
+    warmup=0.2,
+    decay="linear",
+    switch=Switch(lr=0.5, momentum=0.8, weight_decay=0.01, decay="cosine", final_lr=0.1),
+)
+
+
+def test_before_the_switch_it_is_torch_s_adamw() -> None:
+    net, reference = Transformer(CONFIG, seed=1), Transformer(CONFIG, seed=1)
+    optimizer, scheduler = SWITCHING.build(net, 20)
+    matrices = [p for p in reference.parameters() if p.ndim == 2]
+    vectors = [p for p in reference.parameters() if p.ndim == 1]
+    adamw = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=0.01,
+        betas=SWITCHING.betas,
+    )
+    linear = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: SWITCHING.lr_factor(step, 20))
+    train(net, optimizer, scheduler, range(12), switch_at=12)
+    train(reference, adamw, linear, range(12), switch_at=12)
+    assert_equal_weights(net, reference)
+    assert optimizer.phase_of(12) == "adamw"
+
+
+def test_from_the_switch_on_it_is_torch_s_sgd_with_momentum_and_its_own_schedule() -> None:
+    net = Transformer(CONFIG, seed=1)
+    optimizer, scheduler = SWITCHING.build(net, 20)
+    train(net, optimizer, scheduler, range(8), switch_at=8)
+    reference = copy.deepcopy(net)
+    matrices = [p for p in reference.parameters() if p.ndim == 2]
+    vectors = [p for p in reference.parameters() if p.ndim == 1]
+    sgd = torch.optim.SGD(
+        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}], lr=0.5, momentum=0.8
+    )
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=12, eta_min=0.05)
+    train(net, optimizer, scheduler, range(8, 20), switch_at=8)
+    train(reference, sgd, cosine, range(8, 20), switch_at=8)
+    assert_equal_weights(net, reference)
+    assert optimizer.sgd_from == 8
+    assert [optimizer.phase_of(steps) for steps in (8, 9, 20)] == ["adamw", "sgd", "sgd"]
+    for buffer, parameter in zip(
+        sgd.state.values(), [p for g in optimizer.param_groups for p in g["params"]], strict=True
+    ):
+        torch.testing.assert_close(buffer["momentum_buffer"], optimizer.state[parameter]["exp_avg"])
+
+
+def test_rates_over_warm_up_decay_switch_and_end() -> None:
+    net = Transformer(CONFIG)
+    options = Optimizer(lr=0.4, warmup=0.2, decay="linear", switch=Switch(lr=2.0, decay="linear", final_lr=0.5))
+    optimizer, scheduler = options.build(net, 10)
+    seen = []
+    for step in range(10):
+        if step == 6:
+            optimizer.begin_sgd(step)
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx([0.2, 0.4, 0.4, 0.35, 0.3, 0.25, 2.0, 1.75, 1.5, 1.25])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("saved_after", [3, 8, 11], ids=["before", "at", "after"])
+def test_a_checkpoint_of_either_phase_goes_on_bitwise(saved_after: int) -> None:
+    undisturbed = Transformer(CONFIG, seed=1)
+    train(undisturbed, *SWITCHING.build(undisturbed, 20), range(20), switch_at=8)
+
+    first = Transformer(CONFIG, seed=1)
+    optimizer, scheduler = SWITCHING.build(first, 20)
+    train(first, optimizer, scheduler, range(saved_after), switch_at=8)
+    saved = copy.deepcopy([first.state_dict(), optimizer.state_dict(), scheduler.state_dict()])
+
+    resumed = Transformer(CONFIG, seed=2)
+    optimizer, scheduler = SWITCHING.build(resumed, 20)
+    for thing, state in zip((resumed, optimizer, scheduler), saved, strict=True):
+        thing.load_state_dict(state)
+    train(resumed, optimizer, scheduler, range(saved_after, 20), switch_at=8)
+    for a, b in zip(undisturbed.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at": 0}, r"optimizer\.switch\.at must be at least 1, got 0"),
+        ({"patience": 0}, r"optimizer\.switch\.patience must be at least 1, got 0"),
+        ({"lr": 0.0}, r"optimizer\.switch\.lr must be above 0, got 0"),
+        ({"min_improvement": -0.1}, r"optimizer\.switch\.min_improvement must be at least 0, got -0\.1"),
+        ({"weight_decay": -1.0}, r"optimizer\.switch\.weight_decay must be at least 0"),
+        ({"latest": 0.0}, r"optimizer\.switch\.latest must be above 0 and at most 1, got 0"),
+        ({"momentum": 1.0}, r"optimizer\.switch\.momentum must be at least 0 and below 1, got 1"),
+        ({"final_lr": 1.5}, r"optimizer\.switch\.final_lr must be at least 0 and at most 1, got 1\.5"),
+    ],
+)
+def test_wrong_switches_are_refused(options: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(UserError, match=message):
+        Switch(**options)
+
+
+def test_a_switch_after_the_end_is_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.switch\.at 10: the run has only 10 steps"):
+        Optimizer(switch=Switch(at=10)).build(Transformer(CONFIG), 10)
