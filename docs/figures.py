@@ -1,8 +1,10 @@
-"""Draws the flow figures of the documentation, an SVG for each: `python docs/figures.py`.
+"""Draws the figures of the documentation, an SVG for each: `python docs/figures.py`.
 
-A figure is a grid of boxes and the arrows between them. Grey boxes are files, yellow ones are steps.
+A flow is a grid of boxes and the arrows between them. Grey boxes are files, yellow ones are steps. The house has a box
+for each folder of src/lrec, and its arrows are the imports in the code.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -115,6 +117,60 @@ FIGURES = {
 }
 
 
+PACKAGE = Path(__file__).parents[1] / "src" / "lrec"
+# Where a room stands beside the others of its floor, and what it does; its floor follows from its imports.
+ROOMS = {
+    "cli": (2, "which commands there are", ""),
+    "study": (0, "a ladder: tuned, trained,", "predicted, judged"),
+    "tasks": (3, "five hard tasks,", "a file each"),
+    "training": (2, "all that knows", "Lightning's Trainer"),
+    "evaluation": (1, "the figures of", "any scorer"),
+    "serving": (3, "recommend, export", ""),
+    "ranking": (2, "scores to ranks", "and lists"),
+    "checkpoint": (3, "a network on disk", ""),
+    "laws": (0, "points to forecasts,", "intervals, plans"),
+    "data": (2, "a log to batches", ""),
+    "model": (3, "the network,", "plain torch"),
+    "run": (1, "a run's folder", ""),
+    "options": (1, "options to objects", ""),
+    "common": (3, "files, tables, pictures,", "hardware"),
+}
+
+
+def house() -> Figure:
+    """The rooms of src/lrec, each on a floor above those that it imports.
+
+    An arrow leads from a room to each one that it imports, but for those that it reaches through another room as well.
+    """
+    below = {room: _imported(room) & ROOMS.keys() - {room} for room in ROOMS}
+
+    def reached(room: str) -> set[str]:
+        return below[room].union(*map(reached, below[room]))
+
+    def floor(room: str) -> int:
+        return max((1 + floor(other) for other in below[room]), default=0)
+
+    boxes = {}
+    for room, (column, *lines) in ROOMS.items():
+        title = f"{room}/" if (PACKAGE / room).is_dir() else f"{room}.py"
+        boxes[room] = Box(column, floor("cli") - floor(room), "file", title, *lines)
+    arrows = [
+        f"{room} {other}" for room in ROOMS for other in ROOMS
+        if other in below[room] and not any(other in reached(between) for between in below[room])
+    ]  # fmt: skip
+    return Figure("The folders of src/lrec and the imports between them", boxes, arrows)
+
+
+def _imported(room: str) -> set[str]:
+    """The folders and files directly below src/lrec that a room's files import."""
+    files = (PACKAGE / room).rglob("*.py") if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]
+    text = "\n".join(file.read_text() for file in files)
+    return set(re.findall(r"^ *(?:from|import) lrec\.(\w+)", text, re.MULTILINE))
+
+
+FIGURES["house"] = house()
+
+
 def svg(figure: Figure) -> str:
     """The figure as text."""
     columns = 1 + max(box.column for box in figure.boxes.values())
@@ -129,15 +185,16 @@ def svg(figure: Figure) -> str:
         '<path d="M0,0 L9,4 L0,8 z" fill="#555555"/></marker></defs>',
         f'<rect class="page" width="{width}" height="{height}"/>',
     ]
+    parts += [_arrow(*(figure.boxes[name] for name in arrow.split())) for arrow in figure.arrows]
     for box in figure.boxes.values():
         x, y = _corner(box)
         parts.append(f'<rect class="{box.kind}" x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>')
-        lines = (("title", box.title, 24), ("line", box.line, 42), ("path", box.path, 59))
+        last = "path" if box.path.endswith(".py") else "line"
+        lines = (("title", box.title, 24), ("line", box.line, 42), (last, box.path, 59))
         parts += [
             f'<text class="{kind}" x="{x + WIDTH // 2}" y="{y + down}">{escape(text)}</text>'
             for kind, text, down in lines
         ]
-    parts += [_arrow(*(figure.boxes[name] for name in arrow.split())) for arrow in figure.arrows]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -146,11 +203,11 @@ def _corner(box: Box) -> tuple[int, int]:
 
 
 def _arrow(start: Box, end: Box) -> str:
-    """From one box to its neighbour, beside it or below it."""
+    """From one box to another, beside it or below it."""
     (x, y), (to_x, to_y) = _corner(start), _corner(end)
-    if x == to_x:
-        middle = x + WIDTH // 2
-        return f'<polyline points="{middle},{y + HEIGHT} {middle},{to_y - 2}"/>'
+    if y != to_y:
+        middle, to_middle = x + WIDTH // 2, to_x + WIDTH // 2
+        return f'<polyline points="{middle},{y + HEIGHT} {to_middle},{to_y - 2}"/>'
     middle = y + HEIGHT // 2
     ends = (x + WIDTH, to_x - 2) if to_x > x else (x, to_x + WIDTH + 2)
     return f'<polyline points="{ends[0]},{middle} {ends[1]},{middle}"/>'
