@@ -5,7 +5,7 @@ parametrised over width and depth, `TransformerConfig` all of it for a catalogue
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from lrec.errors import UserError, check_range
@@ -14,7 +14,7 @@ _ARCHITECTURE = "architecture."
 
 # The classes of each part of a block that have a short name; None: the part is left out.
 OWN_PARTS: dict[str, dict[str, str | None]] = {
-    "attention": {"softmax": "lrec.model.blocks.SoftmaxAttention", "hstu": "lrec.model.hstu.HSTU"},
+    "attention": {"softmax": "lrec.model.softmax_attention.SoftmaxAttention", "hstu": "lrec.model.hstu.HSTU"},
     "norm": {"layer": "torch.nn.LayerNorm", "rms": "torch.nn.RMSNorm"},
     "mlp": {"gelu": "lrec.model.blocks.Gelu", "swiglu": "lrec.model.blocks.SwiGLU", "none": None},
     "positions": {
@@ -24,7 +24,7 @@ OWN_PARTS: dict[str, dict[str, str | None]] = {
     },
 }
 Time = Literal["none", "past", "request", "input"]
-# Buckets of gaps in time (`event_times.time_buckets`); the last, which no gap reaches, is that of the first event.
+# Buckets of gaps in time (`event_inputs.time_buckets`); the last, which no gap reaches, is that of the first event.
 TIME_BUCKETS = 129
 
 
@@ -349,11 +349,6 @@ class TransformerConfig:
         architecture = {
             name.removeprefix(_ARCHITECTURE): value for name, value in values.items() if name.startswith(_ARCHITECTURE)
         }
-        return cls(
-            **{name: values[name] for name in ("n_items", "max_len", "layers", "width", "heads")},
-            architecture=Architecture(**architecture),
-            mup=None if values["mup"] is None else MuP(**values["mup"]),
-            vector_width=values.get("vector_width"),
-            own_rows=values.get("own_rows", True),
-            event_types=values.get("event_types", 0),
-        )
+        shape = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        mup = None if values["mup"] is None else MuP(**values["mup"])
+        return cls(**shape | {"architecture": Architecture(**architecture), "mup": mup})
