@@ -108,7 +108,7 @@ class SampledSoftmax(Loss):
             scores_CN *= share_C[:, None]
             return (all_C - fixed_M[chunk]).sum()
 
-        loss = _sum_over_scores(hidden_MD, _as_table(rows_of(shard, negatives_N, shared=True)), of_chunk)
+        loss = _sum_over_scores(hidden_MD, shard_of(rows_of(shard, negatives_N, shared=True)), of_chunk)
         # What is added is 0, and has the gradient in the targets' scores: d loss / d s = -share.
         return loss + (share_M * (fixed_M - target_M)).sum()
 
@@ -154,7 +154,7 @@ class GBCE(Loss):
             scores_CN.sigmoid_().masked_fill_(hit_CN, 0.0)
             return loss
 
-        negative = _sum_over_scores(hidden_MD, _as_table(rows_of(shard, negatives_N, shared=True)), of_chunk)
+        negative = _sum_over_scores(hidden_MD, shard_of(rows_of(shard, negatives_N, shared=True)), of_chunk)
         positive = F.softplus(-_target_scores(hidden_MD, shard, targets_M)).sum()
         return (beta * positive + negative) / (self.negatives + 1)
 
@@ -313,11 +313,6 @@ def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
     places_N = torch.rand(n, dtype=torch.float64, device=counts_V.device) * upto_V[-1]
     drawn_N = torch.searchsorted(upto_V, places_N, right=True).clamp(max=n_items - 1)
     return drawn_N, (mass_V[drawn_N] / upto_V[-1]).log().float()
-
-
-def _as_table(rows_ND: Tensor) -> Shard:
-    """Rows that every process holds."""
-    return Shard(rows_ND, 0, len(rows_ND), 1)
 
 
 def _target_scores(hidden_MD: Tensor, shard: Shard, targets_M: Tensor) -> Tensor:
