@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lrec.errors import check_range
-from lrec.model.cost import chunk_rows
+from lrec.model.memory import chunk_rows
 from lrec.model.sharded_table import Shard, Table, rows_of, shard_of
 
 CPU_COLUMNS = 512  # of scores that a core computes at once
