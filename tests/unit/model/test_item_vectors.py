@@ -100,6 +100,7 @@ def test_what_is_wrong_with_other_formats_is_said(tmp_path: Path) -> None:
     (tmp_path / "v.txt").unlink()
     with pytest.raises(UserError, match=r"v\.txt, with a raw id on each line, is missing"):
         read_item_vectors(path)
+    (tmp_path / "v.txt").write_text("a\nb\nc\n")
     np.save(path, np.zeros(3))
     with pytest.raises(UserError, match=r"vectors of the shape \(3,\)"):
         read_width(path)
