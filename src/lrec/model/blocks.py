@@ -118,7 +118,6 @@ class AttentionBias(nn.Module):
     """P[l - c] + T[bucket of the gap between l and c], shared by the heads of a block; both begin at 0."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        """With the tables that the architecture asks for."""
         super().__init__()
         choice = config.architecture
         self.distances = nn.Parameter(torch.empty(config.max_len)) if choice.position_bias else None
@@ -152,15 +151,13 @@ class MLP(Branch):
 
 
 class LearnedPositions(Positions):
-    """A vector per position, added to the items."""
+    """A vector per position, of max_len, added to the items."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        """One for each of max_len positions."""
         super().__init__(config)
         self.weight = nn.Parameter(torch.empty(config.max_len, config.width))
 
     def forward(self, states: Tensor, positions_BL: Tensor | None = None) -> Tensor:
-        """Items plus vectors."""
         return states + self.weight[slice(states.shape[1]) if positions_BL is None else positions_BL]
 
 
@@ -184,30 +181,26 @@ class RotaryPositions(Positions):
 
 
 class Gelu(MLP):
-    """W2 gelu(W1 x), with biases."""
+    """W2 gelu(W1 x), with biases, of inner width 4 d."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        """Of inner width 4 d."""
         super().__init__(config, layer)
         self.up = nn.Linear(config.width, config.inner_width)
         self.out = nn.Linear(config.inner_width, config.width)
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """Every position by itself."""
         return self.out(F.gelu(self.up(hidden_BLD)))
 
 
 class SwiGLU(MLP):
-    """W2 (silu(Wg x) * (W1 x)), with biases. Source: arXiv 2002.05202."""
+    """W2 (silu(Wg x) * (W1 x)), with biases, of inner width 8 d / 3. Source: arXiv 2002.05202."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        """Of inner width 8 d / 3."""
         super().__init__(config, layer)
         self.up = nn.Linear(config.width, 2 * config.inner_width)  # gate, then value
         self.out = nn.Linear(config.inner_width, config.width)
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """Every position by itself."""
         gate_BLF, value_BLF = self.up(hidden_BLD).chunk(2, -1)
         return self.out(F.silu(gate_BLF) * value_BLF)
 

@@ -22,12 +22,10 @@ class EventInput(nn.Module):
     """A vector per type of event, added to the items. No row of the item table has it, so no score does."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        """With a vector for each type."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.event_types, config.width))
 
     def forward(self, hidden_BLD: Tensor, events_BL: Tensor) -> Tensor:
-        """Items plus vectors."""
         return hidden_BLD + self.weight[events_BL]
 
 
@@ -36,12 +34,10 @@ class TimeInput(nn.Module):
     which no gap reaches."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        """With a vector for each bucket."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(TIME_BUCKETS, config.width))
 
     def forward(self, hidden_BLD: Tensor, times_BT: Tensor, context: Context) -> Tensor:
-        """Items plus vectors."""
         read_BC = _read_times(times_BT, context, to_request=False)
         positions_BL = context.positions(hidden_BLD.shape[1], hidden_BLD.device).expand(hidden_BLD.shape[:2])
         since_BL = times_BT[:, :-1] - read_BC.gather(1, (positions_BL - 1).clamp(min=0))

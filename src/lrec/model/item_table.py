@@ -30,7 +30,6 @@ class ItemTable(nn.Module):
     projection: nn.Parameter
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Rows without values."""
         super().__init__()
         n_items, width = config.n_items, config.width
         self.register_parameter("weight", nn.Parameter(torch.empty(n_items, width)) if config.own_rows else None)

@@ -23,7 +23,6 @@ class SoftmaxAttention(Attention):
     biased = True
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        """With dropout of the weights, QK-norm and positions as the config has them."""
         super().__init__(config, layer)
         self.dropout = DropoutLayer(config.dropout.attention.of_layer(layer, config.layers))
         self.qkv = nn.Linear(config.width, 3 * config.width)
