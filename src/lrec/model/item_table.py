@@ -43,7 +43,7 @@ class ItemTable(nn.Module):
         return {name: rows for name, rows in self.named_parameters() if f"items.{name}" in BY_ITEM}
 
     def fetch(self, items: Tensor) -> tuple[Tensor, Table]:
-        """The rows of some items, and the table for a head; see `shards.fetch`."""
+        """The rows of some items, and the table for a head; see `sharded_table.fetch`."""
         if self.vectors is None:
             return fetch(self.weight, items)
         vectors_HW, processes = rows_held(self.vectors), processes_of(self.vectors)

@@ -33,9 +33,10 @@ class Loss(ABC):
     """A training loss: a sum over targets, so that any split of a step into batches adds up to the same.
 
     Attributes:
-        in_shards: Whether it takes the table as it comes, a `shards.Shard` where several processes share it; others get
-            the whole table, at the price of the memory.
-        touches_rows: Whether only some rows of the table get a gradient, those that it asks `shards.rows_of` for.
+        in_shards: Whether it takes the table as it comes, a `sharded_table.Shard` where several processes share it;
+            others get the whole table, at the price of the memory.
+        touches_rows: Whether only some rows of the table get a gradient, those that it asks `sharded_table.rows_of`
+            for.
     """
 
     in_shards: ClassVar[bool] = False

@@ -134,8 +134,8 @@ class Transformer(nn.Module):
 
         Args:
             items_BL: Catalogue indices, right-padded with any.
-            head: What is wanted of the hidden states and the item table, which is a tensor, or a `shards.Shard` where
-                several processes share it.
+            head: What is wanted of the hidden states and the item table, which is a tensor, or a `sharded_table.Shard`
+                where several processes share it.
             blank_BL: True where an item is blanked in place: it keeps its position, no other position reads it, and its
                 own hidden state knows nothing of it.
             cache: What earlier items of these histories have left; `items_BL` goes on from there, and is put in. For
