@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from lrec.common.files import write_text
-from lrec.model.attention_mask import KeyValueCache
-from lrec.model.config import SIZES, Architecture, TransformerConfig
+from lrec.model.attention_context import KeyValueCache
+from lrec.model.config import Architecture, TransformerConfig
+from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 
 LENGTH, STEPS = 50, 10

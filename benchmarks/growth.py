@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.config import TransformerConfig
 from lrec.model.losses import full_softmax
+from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 from lrec.training.optim import Optimizer
 

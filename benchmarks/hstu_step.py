@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 
 from lrec.model import cost
-from lrec.model.config import Architecture, TransformerConfig, find_size
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.losses import full_softmax
+from lrec.model.network_sizes import find_size
 from lrec.model.transformer import Transformer
 from lrec.training.optim import Optimizer
 

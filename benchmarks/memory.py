@@ -23,9 +23,10 @@ from rows import HANDED_BACK, forget_largest, here, in_new_processes, measured, 
 from torch.distributed.device_mesh import init_device_mesh
 
 from lrec.common.files import write_text
-from lrec.model import cost
-from lrec.model.config import SIZES, Architecture, TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.losses import full_softmax
+from lrec.model.memory import Precision, of_step
+from lrec.model.network_sizes import SIZES
 from lrec.model.parallelize import Sharding, build
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
@@ -36,7 +37,7 @@ class Case(NamedTuple):
 
     size: str
     blocks: str
-    precision: cost.Precision
+    precision: Precision
     checkpointing: bool = False
     shards: int = 1
 
@@ -119,7 +120,7 @@ def page(rows: dict[Case, list[int]], options: argparse.Namespace) -> str:
     for case in CASES:
         needed, default = rows[case]
         config = shape_of(case, options.n_items)
-        estimate = cost.memory(config, options.positions, case.precision, case.shards, case.checkpointing).total
+        estimate = of_step(config, options.positions, case.precision, case.shards, case.checkpointing).total
         cells = [case.size, case.blocks, case.precision, "yes" if case.checkpointing else "no", str(case.shards)]
         cells.append(f"{needed / 2**20:,.0f} ({default / 2**20:,.0f})")
         cells += [f"{estimate / 2**20:,.0f}", f"{100 * (estimate / needed - 1):+.1f} %"]

@@ -21,8 +21,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from lrec.model import cost
-from lrec.model.config import TransformerConfig, find_size
+from lrec.model import memory
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import find_size
 
 N_ITEMS, LENGTH, ROWS_OF_ITEM = 26_000, 50, 20
 SIZES = ["98k", "786k", "1.6m", "9.4m", "75m", "829m"]
@@ -64,7 +65,7 @@ def row(size: str, measured: dict[str, Any], options: argparse.Namespace) -> str
     """A row of the page."""
     device: Literal["cpu", "cuda"] = "cpu" if options.accelerator == "cpu" else "cuda"
     config = TransformerConfig(N_ITEMS, LENGTH, *find_size(size))
-    expected = cost.memory(config, options.targets, options.precision, device=device).total / 2**30
+    expected = memory.of_step(config, options.targets, options.precision, device=device).total / 2**30
     nominal = measured["mfu_nominal"]
     cells = (
         size,

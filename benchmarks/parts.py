@@ -29,8 +29,9 @@ from lrec.data.batching.train_batches import TrainBatch
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.evaluation.metrics import KS
 from lrec.model import cost
-from lrec.model.config import Dropout, OverDepth, TransformerConfig, find_size
+from lrec.model.config import Dropout, OverDepth, TransformerConfig
 from lrec.model.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
+from lrec.model.network_sizes import find_size
 from lrec.model.transformer import Transformer
 from lrec.ranking.scoring import score
 from lrec.training.optim import Optimizer

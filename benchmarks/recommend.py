@@ -28,8 +28,9 @@ from peers import environment
 from processes import measure
 
 from lrec.common.files import write_text
-from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.config import TransformerConfig
 from lrec.model.cost import n_body
+from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 from lrec.serving.export import write_safetensors
 from lrec.serving.recommender import Model

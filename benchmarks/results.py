@@ -24,7 +24,7 @@ from lrec.laws.forms import law_named
 from lrec.laws.points import points_of_most_data
 from lrec.laws.predict import hold_out
 from lrec.laws.profile import Prediction
-from lrec.model.config import SIZES
+from lrec.model.network_sizes import SIZES
 from lrec.study.points import read_points
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ import torch
 
 from lrec.checkpoint.background_saver import Saver
 from lrec.checkpoint.writer import FileWrite
-from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 
 TITLES = ("size", "checkpoint, GB", "in the background, s", "at once, s", "until it is there, s", "machine", "commit")

@@ -1,8 +1,8 @@
 """The item table in shards: equal steps, and the memory of a step as processes become more.
 
 Each row is one process or several (gloo): blocks of one layer, one thread each. Of a step's memory the page gives the
-largest resident size of any process, less what it had before the network was built, and the estimate of `cost.memory`
-(what `lrec sizes` prints); freed memory is handed back to the system (MALLOC_MMAP_THRESHOLD_=65536).
+largest resident size of any process, less what it had before the network was built, and the estimate of
+`memory.of_step` (what `lrec sizes` prints); freed memory is handed back to the system (MALLOC_MMAP_THRESHOLD_=65536).
 
 A repeated call goes on from the rows in the results file.
 
@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from lrec.common.files import write_text
 from lrec.evaluation.metrics import KS, Evaluation
-from lrec.model import cost, losses
+from lrec.model import losses, memory
 from lrec.model.config import TransformerConfig
 from lrec.model.parallelize import Sharding, build
 from lrec.model.transformer import Transformer
@@ -172,7 +172,7 @@ def page(rows: dict[Case, dict[str, Any]]) -> str:
             continue
         full = not case.touched_rows
         positions = -(-(case.targets // LENGTH + 1) // case.processes) * LENGTH
-        estimate = cost.memory(config_of(case), positions, shards=case.processes).total
+        estimate = memory.of_step(config_of(case), positions, shards=case.processes).total
         name = case.loss if full else f"{case.loss}, touched rows"
         cells = [f"{case.items:,}", str(case.width), name, str(case.processes), f"{row['peak'] / 2**30:.2f}"]
         cells += [f"{estimate / 2**30:.2f}", f"{100 * (estimate / row['peak'] - 1):+.1f} %"] if full else ["", ""]

@@ -26,7 +26,8 @@ import zstandard
 import lrec
 from lrec.common.files import write_text
 from lrec.evaluation.cases import Cases, batches, cases_before, rank_by_net
-from lrec.model.config import SIZES, TransformerConfig
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 
 MAX_LEN = 256

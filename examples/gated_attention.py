@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrec import Attention
-from lrec.model.attention_mask import CAUSAL, Reading
+from lrec.model.attention_context import CAUSAL, Context
 from lrec.model.config import TransformerConfig
 
 
@@ -21,12 +21,12 @@ class GatedAttention(Attention):
         self.read_norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
+    def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
         query_BLHK, key_BLHK, value_BLHK, gate_BLHK = (
             self.qkvu(hidden_BLD).unflatten(-1, (4, self.config.heads, -1)).unbind(-3)
         )
-        query_BLHK, key_BLHK = (self.placed(x_BLHK, reading.positions_BL) for x_BLHK in (query_BLHK, key_BLHK))
-        allowed_B1LC = self.allowed(hidden_BLD, reading)
+        query_BLHK, key_BLHK = (self.placed(x_BLHK, context.positions_BL) for x_BLHK in (query_BLHK, key_BLHK))
+        allowed_B1LC = self.allowed(hidden_BLD, context)
         scores_BHLC = torch.einsum("blhk,bchk->bhlc", query_BLHK, key_BLHK) * self.config.attention_scale
         weights_BHLC = F.silu(scores_BHLC) * allowed_B1LC / allowed_B1LC.sum(-1, keepdim=True)
         read_BLD = torch.einsum("bhlc,bchk->blhk", weights_BHLC, value_BLHK).flatten(-2)

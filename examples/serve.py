@@ -6,32 +6,51 @@ curl localhost:8000 --data '{"histories": [["SKU-0001", "SKU-0007"]], "k": 5}'
 
 import json
 import sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock
 
 import lrec
 from lrec.serving.recommender import Model
+
+EXAMPLE = '{"histories": [["SKU-0001", "SKU-0007"]], "k": 5}'
 
 
 def answer(model: Model, body: bytes) -> tuple[int, str]:
     """Status and JSON for a request, whose keys are the arguments of Model.recommend: histories, k, exclude, ..."""
     try:
-        return 200, model.recommend(**json.loads(body)).write_json()
+        request = json.loads(body)
+    except ValueError as wrong:
+        return 400, json.dumps({"error": f"the body is no JSON ({wrong}): send an object such as {EXAMPLE}"})
+    try:
+        return 200, model.recommend(**request).write_json()
     except (ValueError, TypeError) as wrong:
         return 400, json.dumps({"error": str(wrong)})
 
 
-def server(model: Model, port: int) -> HTTPServer:
-    """A server on this machine that answers one request at a time; port 0 takes any free one."""
+def server(model: Model, port: int) -> ThreadingHTTPServer:
+    """A server on this machine; port 0 takes any free one. Each client has a thread of its own, so that a slow one
+    keeps nobody waiting, and the model answers one request at a time."""
+    one_at_a_time = Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds for the rest of a request to come
+
         def do_POST(self) -> None:
-            status, text = answer(model, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with one_at_a_time:
+                status, text = answer(model, body)
+            self.reply(status, text)
+
+        def do_GET(self) -> None:
+            self.reply(405, json.dumps({"error": f"POST a JSON object such as {EXAMPLE}"}))
+
+        def reply(self, status: int, text: str) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(text.encode())
 
-    return HTTPServer(("127.0.0.1", port), Handler)
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
 if __name__ == "__main__":

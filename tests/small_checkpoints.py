@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import torch
 from safetensors.torch import save_file
 
+from lrec.checkpoint.format import ITEMS, items_as_tensors
 from lrec.model.config import Architecture, MuP, TransformerConfig
 from lrec.model.parallelize import Sharding
 from lrec.model.transformer import Transformer
@@ -18,6 +21,7 @@ ABOUT = {
     "architecture.norm": "rms", "architecture.mlp": "gelu", "architecture.positions": "learned",
     "architecture.qk_norm": False,
 }  # fmt: skip
+IDS = pl.Series([f"item {i} é" for i in range(CONFIG.n_items)])
 
 
 class Mesh:
@@ -41,7 +45,8 @@ def shardings(n: int) -> list[Sharding]:
 
 def checkpoint(net: Transformer) -> dict[str, Any]:
     state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-    return {"lrec": ABOUT, "global_step": 3, "state_dict": state}
+    items = items_as_tensors(IDS, np.arange(CONFIG.n_items) + 1)
+    return {"lrec": ABOUT, "global_step": 3, "state_dict": state, ITEMS: items}
 
 
 def write_by_hand(path: Path, whole: dict[str, Any], n: int) -> None:

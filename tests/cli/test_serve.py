@@ -2,7 +2,9 @@
 
 import json
 import runpy
+import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -39,7 +41,7 @@ def address(model: Model) -> Iterator[str]:
     service.server_close()
 
 
-def ask(address: str, body: bytes) -> tuple[int, Any]:
+def ask(address: str, body: bytes | None) -> tuple[int, Any]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(address, data=body, timeout=10) as reply:
@@ -60,7 +62,7 @@ def test_the_lists_are_those_of_the_model(model: Model, address: str) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"not JSON", "Expecting value"),
+        (b"not JSON", "the body is no JSON (Expecting value: line 1 column 1 (char 0)): send an object such as {"),
         (b"{}", "histories"),
         (b"[1]", "must be a mapping"),
         (b'{"histories": 3}', "expected"),
@@ -73,3 +75,17 @@ def test_a_wrong_request_is_answered_with_the_reason(body: bytes, says: str, add
     assert status == 400
     assert says in reply["error"]
     assert ask(address, b'{"histories": [["SKU-1"]]}')[0] == 200, "and the next one is served"
+
+
+def test_who_asks_by_get_is_told_what_to_post(address: str) -> None:
+    status, reply = ask(address, None)
+    assert status == 405
+    assert reply["error"].startswith('POST a JSON object such as {"histories"')
+
+
+def test_who_sends_less_than_announced_keeps_nobody_waiting(address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        time.sleep(0.2)  # it is being served
+        assert ask(address, b'{"histories": [["SKU-1"]]}')[0] == 200

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from lrec.model import cost
-from lrec.model.config import TransformerConfig, find_size
+from lrec.model import memory
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import find_size
 
 DEVICE = os.environ.get("LREC_GPU_TESTS", "cuda")
 pytestmark = [
@@ -121,10 +122,10 @@ def test_all_gpus_together_take_the_steps_of_one(fit: Callable[..., Path]) -> No
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_memory_is_at_most_what_lrec_sizes_says(precision: cost.Precision, fit: Callable[..., Path]) -> None:
+def test_memory_is_at_most_what_lrec_sizes_says(precision: memory.Precision, fit: Callable[..., Path]) -> None:
     large = ["--model.size=9.4m", f"--trainer.precision={precision}", "--trainer.limit_val_batches=1"]
     run = fit("memory", DEVICE, *large)
-    estimate = cost.memory(TransformerConfig(500, 32, *find_size("9.4m")), 2048, precision, device="cuda")
+    estimate = memory.of_step(TransformerConfig(500, 32, *find_size("9.4m")), 2048, precision, device="cuda")
     peak_gib = json.loads((run / "throughput.json").read_text())["memory_gib"]
     # On a CPU it is that of the whole process.
     assert DEVICE == "cpu" or 0.5 * estimate.total < peak_gib * 2**30 < 1.1 * estimate.total

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lrec.model import cost
-from lrec.model.config import SIZES, Architecture, MuP, TransformerConfig
+from lrec.model.config import Architecture, MuP, TransformerConfig
+from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 from lrec.training.optim import Optimizer
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.model.attention_mask import KeyValueCache, Reading
+from lrec.model.attention_context import Context, KeyValueCache
 from lrec.model.blocks import Block
 from lrec.model.config import Architecture, MuP, TransformerConfig
-from lrec.model.event_times import gaps, time_buckets
+from lrec.model.event_inputs import gaps, time_buckets
 from lrec.model.transformer import Transformer
 
 YEAR = 365 * 86_400
@@ -118,13 +118,13 @@ def test_a_block_equals_the_equations(name: str, when: str) -> None:
         x_BLD = torch.randn(2, length, config.width, dtype=torch.float64)
         times_T = TIMES[when](length)
         times_BT = torch.tensor([times_T, times_T])
-        gaps_BLC = gaps(times_BT, Reading(), config.architecture.time == "request")
-        found_BLD = block.attention(block.attention_norm(x_BLD), Reading(gaps_BLC=gaps_BLC))
+        gaps_BLC = gaps(times_BT, Context(), config.architecture.time == "request")
+        found_BLD = block.attention(block.attention_norm(x_BLD), Context(gaps_BLC=gaps_BLC))
         expected_BLD = torch.tensor(
             [branch_by_hand(block, x_LD, times_T, config) for x_LD in x_BLD.tolist()], dtype=torch.float64
         )
         torch.testing.assert_close(found_BLD, expected_BLD, rtol=1e-9, atol=1e-9)
-        found32_BLD = block.float()(x_BLD.float(), Reading(gaps_BLC=gaps_BLC))
+        found32_BLD = block.float()(x_BLD.float(), Context(gaps_BLC=gaps_BLC))
         block.double()
         if block.mlp is None:
             expected32_BLD = (x_BLD + expected_BLD).float()
@@ -160,7 +160,7 @@ def test_softmax_attention_adds_the_same_bias(name: str, when: str) -> None:
     times_T = TIMES[when](length)
     x_BLD = torch.randn(1, length, config.width, dtype=torch.float64)
     to_request = architecture.time == "request"
-    found_BLD = attention(x_BLD, Reading(gaps_BLC=gaps(torch.tensor([times_T]), Reading(), to_request)))
+    found_BLD = attention(x_BLD, Context(gaps_BLC=gaps(torch.tensor([times_T]), Context(), to_request)))
     query, key, value = (part[0].unflatten(-1, (3, -1)) for part in attention.qkv(x_BLD).split(config.width, -1))
     read = torch.zeros_like(value)
     for i in range(length):

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lrec.errors import UserError
-from lrec.model import cost, losses
+from lrec.model import losses, memory
 
 
 @pytest.mark.parametrize(("targets", "items"), [(1, 1), (5, 7), (700, 90), (513, 20_000)])
@@ -79,15 +79,15 @@ def test_the_logits_are_never_held_at_once(loss: losses.Loss) -> None:
     targets_M = torch.randint(0, 8192, (4096,))
     with Largest() as largest:
         loss(hidden_MD, table_VD, targets_M, torch.ones(8192)).backward()
-    assert largest.numel <= cost.chunk_rows(8192, 8, "cpu") * 8192 <= cost.CPU_CACHE_ELEMENTS < 4096 * 8192
+    assert largest.numel <= memory.chunk_rows(8192, 8, "cpu") * 8192 <= memory.CPU_CACHE_ELEMENTS < 4096 * 8192
 
 
 @pytest.mark.parametrize("n_items", [1, 100, 12_101, 26_744, 100_000, 1_000_000, 10**9])
 @pytest.mark.parametrize("width", [8, 64, 512, 4096])
 def test_logits_held_at_once_are_bounded_whatever_the_catalogue(n_items: int, width: int) -> None:
     for device in ("cpu", "cuda"):
-        rows = cost.chunk_rows(n_items, width, device)
-        assert rows == 1 or 4 * rows * n_items <= cost.MAX_CHUNK_BYTES
+        rows = memory.chunk_rows(n_items, width, device)
+        assert rows == 1 or 4 * rows * n_items <= memory.MAX_CHUNK_BYTES
 
 
 @pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(500), losses.GBCE(500)])

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.model.attention_mask import Reading
-from lrec.model.blocks import Block, SoftmaxAttention
+from lrec.model.attention_context import Context
+from lrec.model.blocks import Block
 from lrec.model.config import TIME_BUCKETS, Architecture, TransformerConfig
+from lrec.model.softmax_attention import SoftmaxAttention
 from lrec.model.transformer import Transformer
 
 
@@ -78,8 +79,8 @@ def test_attention_weights_are_not_rounded_to_bfloat16(architecture: Architectur
         torch.nn.init.normal_(table)
     mixed = copy.deepcopy(exact).float()
     hidden_BLD = (2 * torch.randn(4, length, 64)).bfloat16()
-    reading = Reading(gaps_BLC=torch.randint(TIME_BUCKETS, (4, length, length)))
+    context = Context(gaps_BLC=torch.randint(TIME_BUCKETS, (4, length, length)))
     with torch.autocast("cpu", torch.bfloat16):
-        read_BLD = mixed(hidden_BLD, reading)
+        read_BLD = mixed(hidden_BLD, context)
     assert read_BLD.dtype == torch.bfloat16
-    torch.testing.assert_close(read_BLD.double(), exact(hidden_BLD.double(), reading), rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(read_BLD.double(), exact(hidden_BLD.double(), context), rtol=2**-8, atol=1e-5)

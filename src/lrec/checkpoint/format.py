@@ -36,7 +36,7 @@ from lrec.common.files import remove, replacing
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import NewItems
-from lrec.model.transformer import Transformer, with_todays_names
+from lrec.model.transformer import Transformer
 from lrec.run import LAST
 
 STATE = "state.pt"
@@ -98,8 +98,7 @@ def read(path: Path, rows: Rows = everything, optimizer: bool = True) -> dict[st
                 return leaf[rows(name, len(leaf))].clone()
             return leaf
 
-        checkpoint = {key: mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}
-        return checkpoint | {"state_dict": with_todays_names(checkpoint["state_dict"])}
+        return {key: mapped(value, key, give_rows) if key in PARTS else value for key, value in state.items()}
 
 
 class Trained(NamedTuple):

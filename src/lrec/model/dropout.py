@@ -18,7 +18,6 @@ class DropoutLayer(nn.Module):
     """
 
     def __init__(self, rate: float) -> None:
-        """At a rate from 0 to below 1."""
         super().__init__()
         self.rate, self.drops = rate, rate > 0
         self._rate = torch.tensor(rate, device="cpu")  # read by graphs on any device, without waiting for it

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrec.model.attention_mask import CAUSAL, Reading, at
+from lrec.model.attention_context import CAUSAL, Context, at
 from lrec.model.blocks import Attention
 from lrec.model.config import TransformerConfig
 from lrec.model.dropout import DropoutLayer
@@ -46,48 +46,43 @@ class HSTU(Attention):
         """FLOPs forward for each pair of a position and one it reads: 2 H K for its weight, 2 H K for its value."""
         return 4 * self.config.heads * self.config.head_width
 
-    def forward(self, hidden_BLD: Tensor, reading: Reading = CAUSAL) -> Tensor:
-        """Every position reads what `reading` says."""
+    def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
+        """Every position reads what `context` says."""
         gate_BLHK, value_BLHK, query_BLHK, key_BLHK = self._made(self.uvqk.weight, hidden_BLD, 4)
-        query_BLHK, key_BLHK = (self.placed(x_BLHK, reading.positions_BL) for x_BLHK in (query_BLHK, key_BLHK))
-        if reading.cache is not None:
-            assert reading.positions_BL is not None
-            key_BLHK, value_BLHK = reading.cache.extend(self.layer, reading.positions_BL, key_BLHK, value_BLHK)
-        return self._read(gate_BLHK, query_BLHK, key_BLHK, value_BLHK, reading)
+        query_BLHK, key_BLHK = (self.placed(x_BLHK, context.positions_BL) for x_BLHK in (query_BLHK, key_BLHK))
+        key_BCHK, value_BCHK = context.with_cached(self.layer, key_BLHK, value_BLHK)
+        return self._read(gate_BLHK, query_BLHK, key_BCHK, value_BCHK, context)
 
-    def alone(self, hidden_BLD: Tensor, reading: Reading) -> Tensor:
+    def alone(self, hidden_BLD: Tensor, context: Context, alone_B: Tensor) -> Tensor:
         """Keys and values of all positions, everything else of the one."""
-        assert reading.alone_B is not None
         of_gate, of_value, of_query, of_key = self.uvqk.weight.chunk(4)
-        of_one = reading.of_one(hidden_BLD.shape[1])
-        one_B1D = at(hidden_BLD, reading.alone_B)
-        gate_B1HK, query_B1HK = self._made(torch.cat([of_gate, of_query]), one_B1D, 2)
+        context = context.of_one(alone_B, hidden_BLD.shape[1])
+        gate_B1HK, query_B1HK = self._made(torch.cat([of_gate, of_query]), at(hidden_BLD, alone_B), 2)
         value_BLHK, key_BLHK = self._made(torch.cat([of_value, of_key]), hidden_BLD, 2)
-        query_B1HK = self.placed(query_B1HK, of_one.positions_BL)
-        return self._read(gate_B1HK, query_B1HK, self.placed(key_BLHK, None), value_BLHK, of_one)
+        query_B1HK = self.placed(query_B1HK, context.positions_BL)
+        return self._read(gate_B1HK, query_B1HK, self.placed(key_BLHK, None), value_BLHK, context)
 
     def _made(self, weight_ID: Tensor, hidden_BLD: Tensor, number: int) -> tuple[Tensor, ...]:
-        """So many of U, V, Q and K, (B, L, H, K) each."""
-        made = F.silu(F.linear(hidden_BLD, weight_ID))
-        return made.unflatten(-1, (number, self.config.heads, -1)).unbind(-3)
+        """So many of U, V, Q and K."""
+        return self.by_head(F.silu(F.linear(hidden_BLD, weight_ID)), number)
 
     def _read(
-        self, gate_BLHK: Tensor, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, reading: Reading
+        self, gate_BLHK: Tensor, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, context: Context
     ) -> Tensor:
         scores_BHLC = query_BLHK.transpose(1, 2) @ key_BCHK.permute(0, 2, 3, 1)
         if self.config.attention_scale != 1:
             scores_BHLC = scores_BHLC * self.config.attention_scale
-        scores_BHLC += self._bias(query_BLHK, reading, scores_BHLC.dtype)
+        scores_BHLC += self._bias(query_BLHK, context, scores_BHLC.dtype)
         read_BHLK = F.silu(scores_BHLC) @ (value_BCHK / self.config.max_len).transpose(1, 2)
         read_BLI = read_BHLK.transpose(1, 2).flatten(-2)
         precise = torch.promote_types(read_BLI.dtype, torch.float32)
         normed_BLI = F.layer_norm(read_BLI.to(precise), read_BLI.shape[-1:], eps=NORM_EPS).to(read_BLI.dtype)
         return self.out(self.dropout(gate_BLHK.flatten(-2) * normed_BLI))
 
-    def _bias(self, query_BLHK: Tensor, reading: Reading, dtype: torch.dtype) -> Tensor:
+    def _bias(self, query_BLHK: Tensor, context: Context, dtype: torch.dtype) -> Tensor:
         """What is added to the logits, (B or 1, 1, L, C); where a position must not read, SiLU makes 0 of it."""
         never = max(NEVER, torch.finfo(dtype).min / 2)  # minus infinity would give no number
-        bias_B1LC = self.logit_bias(query_BLHK.shape[1], reading)
+        bias_B1LC = self.logit_bias(query_BLHK.shape[1], context)
         if bias_B1LC is None:
             bias_B1LC = torch.zeros((), dtype=dtype, device=query_BLHK.device)
-        return bias_B1LC.to(dtype).where(self.allowed(query_BLHK, reading), never)
+        return bias_B1LC.to(dtype).where(self.allowed(query_BLHK, context), never)

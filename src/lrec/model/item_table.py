@@ -30,7 +30,6 @@ class ItemTable(nn.Module):
     projection: nn.Parameter
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Rows without values."""
         super().__init__()
         n_items, width = config.n_items, config.width
         self.register_parameter("weight", nn.Parameter(torch.empty(n_items, width)) if config.own_rows else None)
@@ -44,7 +43,7 @@ class ItemTable(nn.Module):
         return {name: rows for name, rows in self.named_parameters() if f"items.{name}" in BY_ITEM}
 
     def fetch(self, items: Tensor) -> tuple[Tensor, Table]:
-        """The rows of some items, and the table for a head; see `shards.fetch`."""
+        """The rows of some items, and the table for a head; see `sharded_table.fetch`."""
         if self.vectors is None:
             return fetch(self.weight, items)
         vectors_HW, processes = rows_held(self.vectors), processes_of(self.vectors)

@@ -11,8 +11,7 @@ Shape suffixes: F items of the file, V catalogue, N new items, W width of the ve
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -95,16 +94,8 @@ def refuse_other_vectors(saved: Mapping[str, Tensor], mine: Mapping[str, Tensor]
 
 
 def read_width(path: Path) -> int:
-    """The width of a file's vectors; of .parquet, the first one's."""
-    with _reading(path):
-        match path.suffix:
-            case ".parquet":
-                return len(_parquet(path, 1)["vector"][0])
-            case ".npy":
-                return int(_two_dimensional(path, np.load(path, mmap_mode="r").shape)[1])
-            case _:
-                with safe_open(path, framework="np") as opened:
-                    return int(_two_dimensional(path, opened.get_slice("vectors").get_shape())[1])
+    """The width of a file's vectors, that of the first one."""
+    return int(_read(path, n_rows=1)[1].shape[1])
 
 
 def read_item_vectors(path: Path) -> ItemVectors:
@@ -114,9 +105,7 @@ def read_item_vectors(path: Path) -> ItemVectors:
         UserError: there is no such file, it is of none of the formats, or an item is in it twice or has another number
             of values than the first one, or one that is not finite.
     """
-    with _reading(path):
-        ids, vectors_FW = _READERS[path.suffix](path)
-    _two_dimensional(path, vectors_FW.shape)
+    ids, vectors_FW = _read(path)
     if len(ids) != len(vectors_FW):
         raise UserError(f"model.item_vectors {path}: {len(vectors_FW):,} vectors and {len(ids):,} item ids")
     if (twice := ids.is_duplicated()).any():
@@ -130,21 +119,25 @@ def read_item_vectors(path: Path) -> ItemVectors:
     return ItemVectors(path, ids, vectors_FW)
 
 
-def _read_parquet(path: Path) -> tuple[pl.Series, np.ndarray]:
-    table = _parquet(path)
-    lengths = table["vector"].list.len()
-    odd = (lengths != lengths[0]).fill_null(True)
-    if odd.any():
-        row = int(odd.arg_max() or 0)
-        raise UserError(
-            f"model.item_vectors {path}, row {row + 1}: {lengths[row] or 0} values where the first vector has "
-            f"{lengths[0]}"
-        )
-    values = table["vector"].explode().cast(pl.Float32)
-    return _text(path, table["item"]), values.fill_null(np.nan).to_numpy().reshape(len(table), -1)
+def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]:
+    """Ids and vectors, or the first few vectors alone."""
+    if path.suffix not in _READERS:
+        raise UserError(f"model.item_vectors {path}: its name must end in {', '.join(_READERS)}")
+    if not path.is_file():
+        raise UserError(f"model.item_vectors {path}: no such file")
+    try:
+        ids, vectors_FW = _READERS[path.suffix](path, n_rows)
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error
+    if vectors_FW.ndim != 2 or 0 in vectors_FW.shape:
+        shape = vectors_FW.shape
+        raise UserError(f"model.item_vectors {path}: vectors of the shape {shape}; (items, width) is expected")
+    return ids, vectors_FW[:n_rows].astype(np.float32, copy=False)
 
 
-def _parquet(path: Path, n_rows: int | None = None) -> pl.DataFrame:
+def _read_parquet(path: Path, n_rows: int | None) -> tuple[pl.Series, np.ndarray]:
     found = pl.read_parquet_schema(path)
     for column in ("item", "vector"):
         if column not in found:
@@ -153,56 +146,39 @@ def _parquet(path: Path, n_rows: int | None = None) -> pl.DataFrame:
     inner = kind.inner if isinstance(kind, pl.List | pl.Array) else None
     if inner is None or not pl.Series(dtype=inner).dtype.is_numeric():
         raise UserError(f"model.item_vectors {path}: the column vector holds {kind}, not lists of numbers")
+    if not (found["item"] == pl.String or found["item"].is_integer()):
+        raise UserError(f"model.item_vectors {path}: the column item holds {found['item']}, not text or integers")
     table = pl.read_parquet(path, columns=["item", "vector"], n_rows=n_rows, glob=False)
     if table.is_empty():
         raise UserError(f"model.item_vectors {path} is empty")
-    return table.with_columns(pl.col("vector").cast(pl.List(inner)))
+    ids, vectors = table["item"].cast(pl.String), table["vector"].cast(pl.List(inner))
+    if ids.null_count():
+        raise UserError(f"model.item_vectors {path}, row {int(ids.is_null().arg_max() or 0) + 1}: item is empty")
+    lengths = vectors.list.len().fill_null(0)
+    if (odd := lengths != lengths[0]).any():
+        row = int(odd.arg_max() or 0)
+        raise UserError(
+            f"model.item_vectors {path}, row {row + 1}: {lengths[row]} values where the first vector has {lengths[0]}"
+        )
+    return ids, vectors.explode().cast(pl.Float32).fill_null(np.nan).to_numpy().reshape(len(table), -1)
 
 
-def _read_npy(path: Path) -> tuple[pl.Series, np.ndarray]:
+def _read_npy(path: Path, _: int | None) -> tuple[pl.Series, np.ndarray]:
     beside = path.with_suffix(".txt")
     if not beside.is_file():
         raise UserError(f"model.item_vectors {path}: {beside}, with a raw id on each line, is missing")
     ids = pl.Series(beside.read_text(encoding="utf-8").splitlines(), dtype=pl.String)
-    return ids, np.load(path).astype(np.float32)
+    return ids, np.load(path, mmap_mode="r")
 
 
-def _read_safetensors(path: Path) -> tuple[pl.Series, np.ndarray]:
+def _read_safetensors(path: Path, n_rows: int | None) -> tuple[pl.Series, np.ndarray]:
     with safe_open(path, framework="pt") as opened:
         metadata: dict[str, Any] = opened.metadata() or {}
         if "vectors" not in opened.keys() or "item_ids" not in metadata:  # noqa: SIM118 (no mapping)
             raise UserError(f"model.item_vectors {path}: a tensor vectors and, in the metadata, item_ids are expected")
-        vectors = opened.get_tensor("vectors").float().numpy()
+        rows = opened.get_slice("vectors")
+        vectors = rows[: n_rows if len(rows.get_shape()) == 2 else None].float().numpy()
     return pl.Series([str(raw_id) for raw_id in json.loads(metadata["item_ids"])], dtype=pl.String), vectors
 
 
 _READERS = {".parquet": _read_parquet, ".npy": _read_npy, ".safetensors": _read_safetensors}
-
-
-def _text(path: Path, ids: pl.Series) -> pl.Series:
-    if not (ids.dtype == pl.String or ids.dtype.is_integer()):
-        raise UserError(f"model.item_vectors {path}: the column item holds {ids.dtype}, not text or integers")
-    if ids.null_count():
-        raise UserError(f"model.item_vectors {path}, row {int(ids.is_null().arg_max() or 0) + 1}: item is empty")
-    return ids.cast(pl.String)
-
-
-def _two_dimensional(path: Path, shape: Any) -> Any:
-    if len(shape) != 2 or 0 in shape:
-        raise UserError(f"model.item_vectors {path}: vectors of the shape {tuple(shape)}; (items, width) is expected")
-    return shape
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """UserError where the file is not there, is of no format that is read, or cannot be read."""
-    if path.suffix not in _READERS:
-        raise UserError(f"model.item_vectors {path}: its name must end in {', '.join(_READERS)}")
-    if not path.is_file():
-        raise UserError(f"model.item_vectors {path}: no such file")
-    try:
-        yield
-    except UserError:
-        raise
-    except _DAMAGE as error:
-        raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error

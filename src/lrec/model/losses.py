@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lrec.errors import check_range
-from lrec.model.cost import chunk_rows
+from lrec.model.memory import chunk_rows
 from lrec.model.sharded_table import Shard, Table, rows_of, shard_of
 
 CPU_COLUMNS = 512  # of scores that a core computes at once
@@ -33,9 +33,10 @@ class Loss(ABC):
     """A training loss: a sum over targets, so that any split of a step into batches adds up to the same.
 
     Attributes:
-        in_shards: Whether it takes the table as it comes, a `shards.Shard` where several processes share it; others get
-            the whole table, at the price of the memory.
-        touches_rows: Whether only some rows of the table get a gradient, those that it asks `shards.rows_of` for.
+        in_shards: Whether it takes the table as it comes, a `sharded_table.Shard` where several processes share it;
+            others get the whole table, at the price of the memory.
+        touches_rows: Whether only some rows of the table get a gradient, those that it asks `sharded_table.rows_of`
+            for.
     """
 
     in_shards: ClassVar[bool] = False
@@ -96,18 +97,21 @@ class SampledSoftmax(Loss):
         negatives_N, log_q_N = (shard.of_first(each) for each in _draw(self.negatives, counts_V, self.power))
         correction_N = log_q_N + math.log(self.negatives) if self.logq else torch.zeros_like(log_q_N)
         target_M = _target_scores(hidden_MD, shard, targets_M)
+        fixed_M, share_M = target_M.detach(), torch.empty_like(target_M)
 
-        def of_chunk(scores_CN: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+        def of_chunk(scores_CN: Tensor, chunk: slice) -> Tensor:
             scores_CN -= correction_N
             # Not -inf: all negatives of a row may be its target.
             scores_CN.masked_fill_(negatives_N == targets_M[chunk, None], torch.finfo(scores_CN.dtype).min)
             negatives_C = _softmax_(scores_CN)
-            all_C = torch.logaddexp(target_M[chunk], negatives_C)
-            share_C = (negatives_C - all_C).exp()  # of the negatives beside the target
+            all_C = torch.logaddexp(fixed_M[chunk], negatives_C)
+            share_M[chunk] = share_C = (negatives_C - all_C).exp()  # of the negatives beside the target
             scores_CN *= share_C[:, None]
-            return (all_C - target_M[chunk]).sum(), -share_C
+            return (all_C - fixed_M[chunk]).sum()
 
-        return _chunked(hidden_MD, rows_of(shard, negatives_N, shared=True), of_chunk, target_M)
+        loss = _sum_over_scores(hidden_MD, shard_of(rows_of(shard, negatives_N, shared=True)), of_chunk)
+        # What is added is 0, and has the gradient in the targets' scores: d loss / d s = -share.
+        return loss + (share_M * (fixed_M - target_M)).sum()
 
     def flops_per_target(self, n_items: int, width: int) -> int:
         """6 (N + 1) d."""
@@ -144,14 +148,14 @@ class GBCE(Loss):
         share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
         beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
 
-        def of_chunk(scores_CN: Tensor, chunk: slice) -> tuple[Tensor, None]:
+        def of_chunk(scores_CN: Tensor, chunk: slice) -> Tensor:
             # log(1 - sigmoid(s)) = -softplus(s); a negative that is the row's target counts for nothing.
             hit_CN = negatives_N == targets_M[chunk, None]
             loss = F.softplus(scores_CN).masked_fill_(hit_CN, 0.0).sum()
             scores_CN.sigmoid_().masked_fill_(hit_CN, 0.0)
-            return loss, None
+            return loss
 
-        negative = _chunked(hidden_MD, rows_of(shard, negatives_N, shared=True), of_chunk)
+        negative = _sum_over_scores(hidden_MD, shard_of(rows_of(shard, negatives_N, shared=True)), of_chunk)
         positive = F.softplus(-_target_scores(hidden_MD, shard, targets_M)).sum()
         return (beta * positive + negative) / (self.negatives + 1)
 
@@ -171,66 +175,66 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
     targets_G = shard.gathered(targets_M, most, -1)
     first, last = shard.rank * most, shard.rank * most + len(targets_M)  # this process's own
 
-    def of_chunk(scores_CV: Tensor, chunk: slice) -> tuple[Tensor, None]:
-        targets_C = targets_G[chunk]
-        here_C, places_C = shard.places(targets_C)
-        target_C = _at(scores_CV, places_C).masked_fill_(~here_C, 0.0)
+    def of_chunk(scores_CV: Tensor, chunk: slice) -> Tensor:
+        has_row_C, places_C = shard.places(targets_G[chunk])
+        target_C = _at(scores_CV, places_C).masked_fill_(~has_row_C, 0.0)
         log_sum_C = _softmax_(scores_CV)
         if shard.processes > 1:
-            here_log_sum_C = log_sum_C
-            largest_C = shard.largest(here_log_sum_C.clone())
-            sums_2C = shard.summed(torch.cat([(here_log_sum_C - largest_C).exp(), target_C]))
-            target_C = sums_2C[len(target_C) :]
-            log_sum_C = largest_C + sums_2C[: len(target_C)].log()
-            # What fills a process's targets up has no gradient.
-            scores_CV *= (here_log_sum_C - log_sum_C).exp().masked_fill_(targets_C < 0, 0.0)[:, None]
+            log_sum_C, target_C = _of_all_rows(shard, scores_CV, log_sum_C, target_C, targets_G[chunk])
         # d loss / d scores = softmax - one-hot(target)
         if scores_CV.shape[1]:
-            scores_CV.scatter_add_(1, places_C[:, None], -here_C.to(scores_CV.dtype)[:, None])
+            scores_CV.scatter_add_(1, places_C[:, None], -has_row_C.to(scores_CV.dtype)[:, None])
         own = slice(max(first - chunk.start, 0), max(last - chunk.start, 0))
-        return (log_sum_C - target_C)[own].sum(), None
+        return (log_sum_C - target_C)[own].sum()
 
-    loss: Tensor = _Chunked.apply(hidden_MD, shard.rows_HD, None, of_chunk, shard, most)
+    return _sum_over_scores(hidden_MD, shard, of_chunk, most)
+
+
+def _of_all_rows(
+    shard: Shard, softmax_CV: Tensor, log_sum_C: Tensor, target_C: Tensor, targets_C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-sum and target's score over the rows of all processes; softmax over this one's, in place, becomes that over
+    all of them."""
+    largest_C = shard.largest(log_sum_C.clone())
+    sums_2C = shard.summed(torch.cat([(log_sum_C - largest_C).exp(), target_C]))
+    whole_log_sum_C = largest_C + sums_2C[: len(target_C)].log()
+    # What fills a process's targets up has no gradient.
+    softmax_CV *= (log_sum_C - whole_log_sum_C).exp().masked_fill_(targets_C < 0, 0.0)[:, None]
+    return whole_log_sum_C, sums_2C[len(target_C) :]
+
+
+# The sum of a loss over a chunk of scores, in float32, which it overwrites by its gradients in them.
+OfChunk = Callable[[Tensor, slice], Tensor]
+
+
+def _sum_over_scores(hidden_MD: Tensor, shard: Shard, of_chunk: OfChunk, most: int | None = None) -> Tensor:
+    """Sum of a loss of the scores hidden @ table.T, of which a chunk is held at a time.
+
+    Args:
+        hidden_MD: Hidden states of this process; scored are those of all processes of the shard.
+        shard: The table.
+        of_chunk: The loss.
+        most: The largest number of hidden states of any process; by default this one's.
+    """
+    loss: Tensor = _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most or len(hidden_MD))
     return loss
 
 
-# The loss of a chunk from its scores, in float32, which it overwrites by its gradients in them; and the gradient in the
-# chunk's `target_M`, where there is one.
-OfChunk = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
-
-
-def _chunked(hidden_MD: Tensor, table_ND: Tensor, of_chunk: OfChunk, target_M: Tensor | None = None) -> Tensor:
-    """Sum of a loss of the scores hidden @ table.T, and of `target_M`; a chunk of scores is held at a time."""
-    shard = Shard(table_ND, 0, len(table_ND), 1)
-    loss: Tensor = _Chunked.apply(hidden_MD, table_ND, target_M, of_chunk, shard, len(hidden_MD))
-    return loss
-
-
-class _Chunked(torch.autograd.Function):
-    """All gradients are made in the forward, chunk by chunk. The hidden states are those of all processes of the shard,
-    at `most` so many of each."""
+class _SumOverScores(torch.autograd.Function):
+    """With scores S = hidden @ table.T and a loss's gradients G in them, those in the hidden states are G @ table, and
+    those in the table G.T @ hidden. Both add up over the chunks while their scores are there; the backward hands them
+    out."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_MD: Tensor,
-        table_VD: Tensor,
-        target_M: Tensor | None,
-        of_chunk: OfChunk,
-        shard: Shard,
-        most: int,
-    ) -> Tensor:
-        needs_grad = any(ctx.needs_input_grad)
+    def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, of_chunk: OfChunk, shard: Shard, most: int) -> Tensor:
         device = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
-        factor_GD = shard.gathered(hidden_MD.to(dtype), most)
-        factor_VD = table_VD.to(dtype)
+        factor_GD, factor_VD = shard.gathered(hidden_MD.to(dtype), most), table_VD.to(dtype)
         rows = chunk_rows(shard.most_rows, factor_VD.shape[1], device)  # as many on all processes
         loss = hidden_MD.new_zeros((), dtype=torch.float32)
-        parts_type = hidden_MD.dtype if shard.processes == 1 else torch.float32
-        grad_hidden_GD = torch.empty_like(factor_GD, dtype=parts_type) if needs_grad else None
-        grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32) if needs_grad else None
-        grads_target_C = []
+        summed_type = hidden_MD.dtype if shard.processes == 1 else torch.float32
+        grad_hidden_GD = torch.empty_like(factor_GD, dtype=summed_type)
+        grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32)
         # One buffer for all chunks: the system would take memory of this size back, and clear it again, for every one.
         buffer_CV = factor_GD.new_empty(min(rows, len(factor_GD)), len(factor_VD))
         for start in range(0, len(factor_GD), rows):
@@ -238,20 +242,14 @@ class _Chunked(torch.autograd.Function):
             factor_CD = factor_GD[chunk]
             product_CV = _product(factor_CD, factor_VD, buffer_CV[: len(factor_CD)])
             scores_CV = product_CV.float()  # the buffer itself, where the products are in float32
-            loss_of_chunk, grad_target_C = of_chunk(scores_CV, chunk)
-            loss += loss_of_chunk
+            loss += of_chunk(scores_CV, chunk)
             grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
             del scores_CV  # in bfloat16 a copy, twice as large as the buffer
-            if grad_hidden_GD is not None and grad_table_VD is not None:
-                grad_hidden_GD[chunk] = grad_CV @ factor_VD
-                _add_product(grad_table_VD, grad_CV.T, factor_CD)
-            if grad_target_C is not None:
-                grads_target_C.append(grad_target_C)
-        if grad_hidden_GD is not None and grad_table_VD is not None:
-            grad_target_M = torch.cat(grads_target_C) if grads_target_C else None
-            grad_hidden_MD = shard.returned(grad_hidden_GD, len(hidden_MD)).to(hidden_MD.dtype)
-            ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype), grad_target_M
-            ctx.gradient_of_table = shard.gradient
+            grad_hidden_GD[chunk] = grad_CV @ factor_VD
+            _add_product(grad_table_VD, grad_CV.T, factor_CD)
+        grad_hidden_MD = shard.returned(grad_hidden_GD, len(hidden_MD)).to(hidden_MD.dtype)
+        ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype)
+        ctx.gradient_of_table = shard.gradient
         return loss
 
     @staticmethod
@@ -259,12 +257,12 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         # In place, since each of them may be as large as the table; so there is no second time.
         assert ctx.gradients is not None, "backward goes through a loss once"
-        gradients, ctx.gradients = ctx.gradients, None
-        of_hidden, of_table, of_target = (None if each is None else each.mul_(grad_loss) for each in gradients)
+        of_hidden, of_table = (each.mul_(grad_loss) for each in ctx.gradients)
+        ctx.gradients = None
         if ctx.gradient_of_table is not None:
             ctx.gradient_of_table.add_dense(of_table)
             of_table = None
-        return of_hidden, of_table, of_target, None, None, None
+        return of_hidden, of_table, None, None, None
 
 
 def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:

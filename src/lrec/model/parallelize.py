@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from lrec.model import blocks
+from lrec.model import softmax_attention
 from lrec.model.config import TransformerConfig
 from lrec.model.sharded_table import held, split
 from lrec.model.transformer import Transformer
@@ -117,7 +117,7 @@ def _compile(net: Transformer) -> None:
 @cache
 def _keep_rates_out_of_graphs() -> None:
     """Leave attention with dropout to torch's kernels, which would make each block's rate a constant of its graph."""
-    blocks.fused_dropping = torch.compiler.disable(blocks.fused_dropping)
+    softmax_attention.fused_dropping = torch.compiler.disable(softmax_attention.fused_dropping)
 
 
 def _shard(net: Transformer, sharding: Sharding) -> None:

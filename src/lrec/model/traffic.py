@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
+from lrec.model.memory import Precision, entry_bytes
 
 ITEM, TARGET = 4, 8  # bytes of an item's index as an input, and as a target
 SUM = 4  # of a float32
@@ -35,7 +36,7 @@ class Traffic(NamedTuple):
 def of_step(
     config: TransformerConfig,
     positions: int,
-    precision: cost.Precision = "32-true",
+    precision: Precision = "32-true",
     shards: int = 1,
     ranks: int = 1,
     accumulation: int = 1,
@@ -45,12 +46,12 @@ def of_step(
     Args:
         config: The network.
         positions: Positions of a rank's micro-batch, each with a target.
-        precision: That of Trainer(precision=...), as in `cost.memory`.
+        precision: That of Trainer(precision=...), as in `memory.of_step`.
         shards: Ranks that share the blocks; 1: each holds the whole network (DDP).
         ranks: All of them.
         accumulation: Micro-batches of a step; each gathers the parameters again.
     """
-    parameter, product = cost.entry_bytes(precision)
+    parameter, product = entry_bytes(precision)
     if shards == 1:
         return Traffic(0, round(2 * (ranks - 1) / ranks * cost.n_total(config) * parameter), 0, 0, 0)
     rest = cost.n_total(config) - cost.parameters(config).items

@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lrec.model.attention_mask import CAUSAL, KeyValueCache, Reading
+from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, norm, positions
 from lrec.model.config import TransformerConfig
 from lrec.model.dropout import DropoutLayer
-from lrec.model.event_times import TimeInput, gaps
-from lrec.model.event_types import EventInput
+from lrec.model.event_inputs import EventInput, TimeInput, gaps
 from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
 
 INIT_STD = 0.02
 DRAWN_AT_ONCE = 2**20  # numbers
-# Parameters of lrec's own parts are drawn under the names, and read by the names, that they had when a block held them
-# itself: the same seed gives the same network, and older checkpoints load.
-_WITHOUT_PART = {
+# Parameters of lrec's own parts are drawn under the names that they had when a block held them itself, so that a seed
+# gives the same network as ever.
+_DRAWN_AS = {
     "attention.qkv": "qkv",
     "attention.query_norm": "query_norm",
     "attention.key_norm": "key_norm",
@@ -34,7 +33,6 @@ _WITHOUT_PART = {
     "mlp.up": "mlp_in",
     "mlp.out": "mlp_out",
 }
-_PART_OF = {old: new for new, old in _WITHOUT_PART.items()}
 
 Result = TypeVar("Result")
 
@@ -90,7 +88,8 @@ class Transformer(nn.Module):
         """
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
-        digest = hashlib.blake2b(f"{seed}/{_renamed(name, _WITHOUT_PART)}".encode(), digest_size=7).digest()
+        drawn_as = re.sub(r"(?<=\d\.)\w+\.\w+(?=\.)", lambda part: _DRAWN_AS.get(part[0], part[0]), name)
+        digest = hashlib.blake2b(f"{seed}/{drawn_as}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         if found := re.fullmatch(r"(blocks\.\d+\.(?:attention|mlp))\.(.+)", name):
             branch = self.get_submodule(found[1])
@@ -135,8 +134,8 @@ class Transformer(nn.Module):
 
         Args:
             items_BL: Catalogue indices, right-padded with any.
-            head: What is wanted of the hidden states and the item table, which is a tensor, or a `shards.Shard` where
-                several processes share it.
+            head: What is wanted of the hidden states and the item table, which is a tensor, or a `sharded_table.Shard`
+                where several processes share it.
             blank_BL: True where an item is blanked in place: it keeps its position, no other position reads it, and its
                 own hidden state knows nothing of it.
             cache: What earlier items of these histories have left; `items_BL` goes on from there, and is put in. For
@@ -148,44 +147,47 @@ class Transformer(nn.Module):
             events_BL: Type of the event of each item, right-padded with any; of networks with `event_types`.
         """
         assert cache is None or (blank_BL is None and positions_M is None)
-        time = self.config.architecture.time
-        assert (times_BT is not None) == self.reads_times, f"architecture.time {time}, and times are given or missing"
+        assert (times_BT is not None) == self.reads_times, "times that the network reads are missing, or others given"
         assert (events_BL is not None) == self.reads_events, "types of event are given or missing"
         if cache is not None and not all(attention.caches for attention in self.attentions):
             return self._decode_again(items_BL, head, cache, times_BT, events_BL)
-        reading = CAUSAL
+        context = CAUSAL if cache is None else cache.next(items_BL.shape[1])
+        if blank_BL is not None:
+            context = _around(blank_BL)
         hidden_BLD, table = self.items.fetch(items_BL)
         if self.events is not None:
-            assert events_BL is not None
             hidden_BLD = self.events(hidden_BLD, events_BL)
         if blank_BL is not None:
             hidden_BLD = hidden_BLD.masked_fill(blank_BL[..., None], 0.0)
-            reading = _reading_around(blank_BL)
-        if cache is not None:
-            reading = cache.reading(items_BL.shape[1])
         if self.positions is not None:
-            hidden_BLD = self.positions(hidden_BLD, reading.positions_BL)
+            hidden_BLD = self.positions(hidden_BLD, context.positions_BL)
         if self.times is not None:
-            hidden_BLD = self.times(hidden_BLD, times_BT, reading)
+            hidden_BLD = self.times(hidden_BLD, times_BT, context)
         elif times_BT is not None:
-            reading = reading._replace(gaps_BLC=gaps(times_BT, reading, to_request=time == "request"))
-        hidden_BLD = self.dropout(hidden_BLD)
-        alone = positions_M is not None and len(positions_M) == len(items_BL)
-        for block in self.blocks:
-            if alone and block is self.blocks[-1]:
-                reading = reading._replace(alone_B=positions_M)
-            if self.checkpoint_activations and self.training:
-                hidden_BLD = checkpoint(block, hidden_BLD, reading, use_reentrant=False)
-            else:
-                hidden_BLD = block(hidden_BLD, reading)
-        if alone:
-            hidden_BLD = hidden_BLD.squeeze(1)
-        elif positions_M is not None:
-            hidden_BLD = hidden_BLD.flatten(0, 1)[positions_M]
-        hidden_BLD = self.norm(hidden_BLD)
+            to_request = self.config.architecture.time == "request"
+            context = context._replace(gaps_BLC=gaps(times_BT, context, to_request))
+        hidden = self.norm(self._through_blocks(self.dropout(hidden_BLD), context, positions_M))
         if self.config.mup is not None:
-            hidden_BLD = hidden_BLD * self.config.width_scale
-        return head(hidden_BLD, table)
+            hidden = hidden * self.config.width_scale
+        return head(hidden, table)
+
+    def _through_blocks(self, hidden_BLD: Tensor, context: Context, positions_M: Tensor | None) -> Tensor:
+        """The hidden states after the last block, (B, L, D), or (M, D) of the positions that are wanted."""
+        *lower, last = self.blocks
+        for block in lower:
+            hidden_BLD = self._after(block, hidden_BLD, context)
+        if positions_M is not None and len(positions_M) == len(hidden_BLD):
+            return self._after(last, hidden_BLD, context, positions_M).squeeze(1)
+        hidden_BLD = self._after(last, hidden_BLD, context)
+        return hidden_BLD if positions_M is None else hidden_BLD.flatten(0, 1)[positions_M]
+
+    def _after(self, block: nn.Module, *given: Any) -> Tensor:
+        """What a block makes of it."""
+        if self.checkpoint_activations and self.training:
+            made: Tensor = checkpoint(block, *given, use_reentrant=False)
+        else:
+            made = block(*given)
+        return made
 
     @property
     def reads_times(self) -> bool:
@@ -211,18 +213,17 @@ class Transformer(nn.Module):
         events_BL: Tensor | None,
     ) -> Result:
         """Keep the items in the cache, and encode all of them."""
-        positions_BL = cache.reading(items_BL.shape[1]).positions_BL
-        assert positions_BL is not None
-        (items_BC,) = cache.extend(0, positions_BL, items_BL)
+        context = cache.next(items_BL.shape[1])
+        (items_BC,) = context.with_cached(0, items_BL)
         if times_BT is not None:
-            events_BC, requests_BC = cache.extend(1, positions_BL, times_BT[:, :-1], times_BT[:, 1:])
+            events_BC, requests_BC = context.with_cached(1, times_BT[:, :-1], times_BT[:, 1:])
             times_BT = torch.cat([events_BC[:, :1], requests_BC], 1)
         if events_BL is not None:
-            (events_BL,) = cache.extend(2, positions_BL, events_BL)
+            (events_BL,) = context.with_cached(2, events_BL)
         rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
 
         def of_new(hidden_BCD: Tensor, table_VD: Any) -> Result:
-            return head(hidden_BCD[rows_B1, positions_BL], table_VD)
+            return head(hidden_BCD[rows_B1, context.positions_BL], table_VD)
 
         return self.forward(items_BC, of_new, times_BT=times_BT, events_BL=events_BL)
 
@@ -246,19 +247,9 @@ def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, generator: torch.
     return rows
 
 
-def _reading_around(blank_BL: Tensor) -> Reading:
+def _around(blank_BL: Tensor) -> Context:
     """Each position reads itself, for softmax needs something to read, and what is not blank before it."""
     length = blank_BL.shape[1]
     earlier_LL = torch.ones(length, length, dtype=torch.bool, device=blank_BL.device).tril(-1)
     itself_LL = torch.eye(length, dtype=torch.bool, device=blank_BL.device)
-    return Reading((itself_LL | (earlier_LL & ~blank_BL[:, None, :]))[:, None])
-
-
-def with_todays_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Parameters by the names of today's `Transformer`, from a checkpoint of any version."""
-    return {_renamed(name, _PART_OF): value for name, value in state_dict.items()}
-
-
-def _renamed(name: str, names: dict[str, str]) -> str:
-    block = rf"^((?:net\.)?blocks\.\d+)\.({'|'.join(map(re.escape, names))})\."
-    return re.sub(block, lambda found: f"{found[1]}.{names[found[2]]}.", name)
+    return Context((itself_LL | (earlier_LL & ~blank_BL[:, None, :]))[:, None])

@@ -1,7 +1,9 @@
 """`lrec recommend`: a file of histories in, a file of recommendations out, block by block."""
 
 import tempfile
+from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -94,28 +96,24 @@ def recommend(
     trained = about.get("columns") or USUAL
     columns = replace(_columns(given, trained), rating=trained.get("rating"))
     reading = ReadingRules(columns, about.get("min_rating"), about.get("repeats", True))
-    users = skipped = fallen_back = empty = 0
-    shown = None
-    progress = Progress()
+    blocks = histories_in(
+        histories, format, reading, _columns(given, USUAL), model.net.reads_times, model.net.reads_events
+    )
+    if out is None:
+        blocks = (next(block.blocks(SHOWN)) for block in islice(blocks, 1))
+    shown, counts, progress = None, Counter[str](), Progress()
     progress.stage("recommend")
     with temporary(Path(tempfile.gettempdir()) / "lrec-recommend") as folder:
         folder.mkdir(mode=0o700)
-        for block in histories_in(
-            histories, format, reading, _columns(given, USUAL), model.net.reads_times, model.net.reads_events
-        ):
-            block = block if out is not None else next(block.blocks(SHOWN))
-            found = model.recommend(block, k, exclude_seen, fallback=fallback, now=now)
-            rows = found if names is None else _with_titles(found, names)
+        for block in blocks:
+            rows = model.recommend(block, k, exclude_seen, fallback=fallback, now=now)
+            rows = rows if names is None else _with_titles(rows, names)
+            rows.write_parquet(folder / f"{counts['users']:015d}.parquet")
             shown = rows.head(SHOWN) if shown is None else shown
-            if out is not None:
-                rows.write_parquet(folder / f"{users:015d}.parquet")
-            users += len(rows)
-            skipped += int(rows["skipped"].sum())
-            fallen_back += int(rows["fallback"].sum())
-            empty += int((rows["items"].list.len() == 0).sum())
+            empty = rows["items"].list.len() == 0
+            counts.update(users=len(rows), skipped=int(rows["skipped"].sum()))
+            counts.update(popular=int(rows["fallback"].sum()), empty=int(empty.sum()))
             progress.add(len(rows))
-            if out is None:
-                break
         progress.finish()
         if shown is None:
             raise UserError(f"{histories} holds no history")
@@ -123,16 +121,14 @@ def recommend(
             with replacing(out) as whole:
                 _WRITERS[out.suffix](pl.scan_parquet(sorted(folder.iterdir()), glob=False), whole)
     print(_table(shown))
-    which = (
-        "the first users of the file, --out writes all" if out is None else f"{counted(users, 'user')} written to {out}"
-    )
-    print(f"{which}; {counted(skipped, 'unknown item')} of the histories skipped")
-    if fallen_back:
-        print(f"what is popular for {counted(fallen_back, 'user')}: the model knows no item of the history")
-    if empty:
-        print(
-            f"nothing for {counted(empty, 'user')}: the model knows no item of the history, or nothing unseen is left"
-        )
+    whose = f"{counted(counts['users'], 'user')} written to {out}"
+    whose = "the first users of the file, --out writes all" if out is None else whose
+    print(f"{whose}; {counted(counts['skipped'], 'unknown item')} of the histories skipped")
+    if counts["popular"]:
+        print(f"what is popular for {counted(counts['popular'], 'user')}: the model knows no item of the history")
+    if counts["empty"]:
+        whose = counted(counts["empty"], "user")
+        print(f"nothing for {whose}: the model knows no item of the history, or nothing unseen is left")
 
 
 def _columns(given: dict[str, Any], defaults: dict[str, Any]) -> Columns:

@@ -21,18 +21,16 @@ from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
 from lrec.model.item_vectors import NewItems, read_item_vectors
-from lrec.model.transformer import with_todays_names
 from lrec.options.class_paths import check_trusted
-from lrec.run import Run, read_item_ids, run_of
+from lrec.run import Run
 from lrec.serving.recommender import Model
 
-FORMAT = 2  # 1 had no checksum
+FORMAT = 2
 
 
 def export(
     ckpt_path: Path,
     out: Path,
-    items: Path | None = None,
     k: int = 10,
     item_vectors: Path | None = None,
     trust: bool = False,
@@ -42,8 +40,6 @@ def export(
     Args:
         ckpt_path: A run's folder (its best checkpoint), a checkpoint, a file or a folder of shards, or what this wrote.
         out: A .safetensors or .onnx file, or a folder, which gets model.safetensors; replaced where it exists.
-        items: The run's items.parquet, for a checkpoint of an earlier version that was moved out of its run's folder;
-            others have their items.
         k: Length of the lists that an .onnx file gives.
         item_vectors: File of vectors in which items are new since training; see lrec recommend.
         trust: Import classes that the checkpoint names and that are not lrec's own.
@@ -52,7 +48,7 @@ def export(
     out = Path(out)
     file = out if out.suffix in (".safetensors", ".onnx") else out / "model.safetensors"
     check_writable(file, "--out")
-    model = load(ckpt_path, items, trust, item_vectors=item_vectors)
+    model = load(ckpt_path, trust, item_vectors=item_vectors)
     step = model.about["step"]
     if file.suffix == ".onnx":
         from lrec.serving.onnx import write_onnx
@@ -79,7 +75,6 @@ def write_safetensors(model: Model, file: Path) -> None:
 
 def load(
     path: str | Path,
-    items: str | Path | None = None,
     trust: bool = False,
     new_items: bool = True,
     item_vectors: str | Path | None = None,
@@ -89,7 +84,6 @@ def load(
 
     Args:
         path: One of these.
-        items: The run's items.parquet, for a checkpoint of an earlier version that is not in its run's folder.
         trust: Import classes that it names and that are not lrec's own, such as a part of a block.
         new_items: Have items too that no training interaction has and of which a vector was given, after all others.
         item_vectors: A file to take these from, in place of the one that was trained with; the catalogue's items must
@@ -99,25 +93,20 @@ def load(
         UserError: it is none of these, or damaged; it names a class that is not trusted.
     """
     file = _file_of(Path(path))
-    stored = read(file, items, new_items, None if item_vectors is None else Path(item_vectors))
+    stored = read(file, new_items, None if item_vectors is None else Path(item_vectors))
     config = shape_of(stored, file)
     check_trusted(config.to_dict(), trust, path)
     net = checkpoints.network(config, stored.parameters, file).eval()
     return Model(net, stored.item_ids, stored.about, stored.counts_V)
 
 
-def read(
-    path: Path, items: str | Path | None = None, new_items: bool = True, item_vectors: Path | None = None
-) -> checkpoints.Trained:
+def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -> checkpoints.Trained:
     """What `load` reads, before anything is imported that it names."""
     path = _file_of(path)
     exported = path.suffix == ".safetensors" and path.is_file()
     with checkpoints.reading(path, "file that lrec export wrote" if exported else checkpoints.KIND):
         stored = _read_exported(path) if exported else checkpoints.trained(checkpoints.read(path, optimizer=False))
-        n_items = stored.about["n_items"]
-        if len(stored.item_ids) == 0:
-            stored = stored._replace(item_ids=_item_ids(path, items, n_items))
-        if not len(stored.item_ids) == stored.item_ids.n_unique() == n_items:
+        if not len(stored.item_ids) == stored.item_ids.n_unique() == stored.about["n_items"]:
             raise ValueError("not one id for each item")
         if item_vectors is not None:
             stored = stored._replace(new=_new_items(stored, item_vectors, path))
@@ -158,10 +147,10 @@ def _read_exported(path: Path) -> checkpoints.Trained:
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     about = json.loads(metadata["lrec"])
-    if about["format"] != 1 and checkpoints.checksum(metadata["lrec"], tensors) != metadata[checkpoints.CHECKSUM]:
+    if checkpoints.checksum(metadata["lrec"], tensors) != metadata[checkpoints.CHECKSUM]:
         raise ValueError("not as it was written")
     items = {name: tensors.pop(name) for name in checkpoints.CATALOGUE if name in tensors}
-    return checkpoints.Trained(about, with_todays_names(tensors), *checkpoints.items_of_tensors(items))
+    return checkpoints.Trained(about, tensors, *checkpoints.items_of_tensors(items))
 
 
 def _file_of(path: Path) -> Path:
@@ -172,14 +161,3 @@ def _file_of(path: Path) -> Path:
     if not exported.exists() and not best.exists():
         raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name} (lrec fit)")
     return exported if exported.exists() else best
-
-
-def _item_ids(ckpt_path: Path, items: str | Path | None, n_items: int) -> pl.Series:
-    """Raw ids from a run's items.parquet."""
-    path = run_of(ckpt_path).items_file if items is None else Path(items)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; --items names the items.parquet of the run that made {ckpt_path}")
-    item_ids = read_item_ids(path)
-    if len(item_ids) != n_items:
-        raise UserError(f"{path} has {len(item_ids)} items, {ckpt_path} has {n_items}: it is another run's")
-    return item_ids

@@ -34,12 +34,7 @@ from lrec.errors import UserError
 from lrec.model.transformer import Transformer
 from lrec.serving.recommender import Model
 
-INPUTS = (
-    "items",
-    "lengths",
-    "times",
-    "events",
-)  # a network reads the first two, and of the others what it was made for
+INPUTS = ("items", "lengths", "times", "events")  # of the last two, a network reads what it was made for
 OUTPUTS = ("scores", "top_items", "top_scores")
 # ONNX is a protocol buffer, which holds less than 2 GiB.
 LARGEST = 2**31 - 2**27
@@ -54,11 +49,7 @@ class HistoryScores(nn.Module):
         self.net, self.k = net, k
 
     def forward(
-        self,
-        items_BL: Tensor,
-        lengths_B: Tensor,
-        times_BT: Tensor | None = None,
-        events_BL: Tensor | None = None,
+        self, items_BL: Tensor, lengths_B: Tensor, times_BT: Tensor | None = None, events_BL: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of all items, and the best ones that are not in the row with theirs."""
 
@@ -100,23 +91,20 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
         raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters, an ONNX file holds less than 2")
     computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
     # More than one row and position, which torch.export would take for constants.
-    given = {"items": torch.arange(6).reshape(2, 3) % net.config.n_items, "lengths": torch.tensor([3, 2])}
+    given = _histories(net, 2, 3)
     batch = torch.export.Dim("batch", min=1)
     length = torch.export.Dim("length", min=1, max=net.config.max_len)
-    shapes: dict[str, dict[int, Any]] = {"items": {0: batch, 1: length}, "lengths": {0: batch}}
-    if net.reads_times:
-        given["times"], shapes["times"] = torch.arange(8).reshape(2, 4), {0: batch, 1: length + 1}
-    if net.reads_events:
-        given["events"], shapes["events"] = torch.zeros(2, 3, dtype=torch.int64), {0: batch, 1: length}
+    shapes: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in INPUTS}
+    shapes |= {"lengths": {0: batch}, "times": {0: batch, 1: length + 1}}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that nothing here needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             computes,
-            tuple(given.get(name) for name in INPUTS),
+            tuple(map(given.get, INPUTS)),
             input_names=list(given),
             output_names=OUTPUTS,
-            dynamic_shapes=tuple(shapes.get(name) for name in INPUTS),
+            dynamic_shapes=tuple(shapes[name] if name in given else None for name in INPUTS),
             dynamo=True,
             verbose=False,
         )
@@ -132,20 +120,23 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     return difference
 
 
-@torch.inference_mode()
-def _difference(session: Any, computes: HistoryScores) -> float:
-    """Largest difference of the scores of a few random histories."""
-    config = computes.net.config
+def _histories(net: Transformer, rows: int, length: int) -> dict[str, Tensor]:
+    """A few random ones."""
     random = np.random.default_rng(0)
     given = {
-        "items": random.integers(config.n_items, size=(5, config.max_len)),
-        "lengths": random.integers(1, config.max_len, size=5, endpoint=True),
+        "items": random.integers(net.config.n_items, size=(rows, length)),
+        "lengths": random.integers(1, length, size=rows, endpoint=True),
     }
-    if computes.net.reads_times:
-        given["times"] = random.integers(0, 2**20, size=(5, config.max_len + 1)).cumsum(1)
-    if computes.net.reads_events:
-        given["events"] = random.integers(config.event_types, size=(5, config.max_len))
-    (scores_BV,) = session.run(["scores"], given)
-    tensors = [torch.from_numpy(given[name]) if name in given else None for name in INPUTS]
-    expected_BV = computes(*tensors)[0].numpy()
-    return float(np.abs(scores_BV - expected_BV).max())
+    if net.reads_times:
+        given["times"] = random.integers(0, 2**20, size=(rows, length + 1)).cumsum(1)
+    if net.reads_events:
+        given["events"] = random.integers(net.config.event_types, size=(rows, length))
+    return {name: torch.from_numpy(values) for name, values in given.items()}
+
+
+@torch.inference_mode()
+def _difference(session: Any, computes: HistoryScores) -> float:
+    """Largest difference of the scores of random histories."""
+    given = _histories(computes.net, 5, computes.net.config.max_len)
+    (scores_BV,) = session.run(["scores"], {name: values.numpy() for name, values in given.items()})
+    return float(np.abs(scores_BV - computes(*map(given.get, INPUTS))[0].numpy()).max())

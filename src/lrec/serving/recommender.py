@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -28,6 +28,16 @@ from lrec.ranking.scoring import top_items
 RawIds = Iterable[Any]
 
 
+class _Request(NamedTuple):
+    """What is asked for each history."""
+
+    k: int
+    exclude_seen: bool
+    candidates_C: np.ndarray | None
+    fallback: bool
+    now: int
+
+
 @dataclass(frozen=True)
 class Model:
     """A trained network with the names of its items; `lrec.load` makes one.
@@ -39,7 +49,7 @@ class Model:
         item_ids: Raw id of each item of the catalogue.
         about: Step, D, flops, data_hash, the fields of the network's shape, and how the training data were read:
             columns (names), min_rating, repeats.
-        counts_V: Training interactions of each item; None where what was loaded is of an earlier version.
+        counts_V: Training interactions of each item; None where they are not known, and nothing is popular.
     """
 
     net: Transformer
@@ -85,12 +95,10 @@ class Model:
                 that the network needs are not given.
         """
         check_range("k", k, at_least=1)
-        asked, reads = self._asked(now), (self.net.reads_times, self.net.reads_events)
-        candidates_C = self._candidates(allowed, exclude)
-        found = [
-            self._recommend_block(block, k, exclude_seen, candidates_C, fallback, asked)
-            for block in (histories if isinstance(histories, Histories) else histories_of(histories, *reads)).blocks()
-        ]
+        if not isinstance(histories, Histories):
+            histories = histories_of(histories, self.net.reads_times, self.net.reads_events)
+        request = _Request(k, exclude_seen, self._candidates(allowed, exclude), fallback, self._seconds(now))
+        found = [self._recommend_block(block, request) for block in histories.blocks()]
         return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
 
     def similar_items(self, items: RawIds, k: int = 10) -> pl.DataFrame:
@@ -120,57 +128,39 @@ class Model:
             {"item": raw, **lists_of(self.item_ids, top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy())}
         )
 
-    def _recommend_block(
-        self,
-        histories: Histories,
-        k: int,
-        exclude_seen: bool,
-        candidates_C: np.ndarray | None,
-        fallback: bool,
-        asked: int,
-    ) -> pl.DataFrame:
-        items_N, lengths_B, times_N = self.index(histories.items), histories.lengths_B, histories.times_N
-        if not self.net.reads_times:
-            times_N = None
-        elif times_N is None:
-            raise UserError("the network reads times (architecture.time): histories need a column times, or time")
-        events_N = self._events(histories)
-        unknown_N = items_N < 0
-        skipped_B = np.bincount(np.repeat(np.arange(len(lengths_B)), lengths_B)[unknown_N], minlength=len(lengths_B))
-        items_N, lengths_B = items_N[~unknown_N], lengths_B - skipped_B
-        times_N = None if times_N is None else times_N[~unknown_N]
-        events_N = None if events_N is None else events_N[~unknown_N]
-        starts_B = np.cumsum(lengths_B) - lengths_B
-        max_len = self.net.config.max_len
-        n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
-        items_BK = np.full((len(lengths_B), min(k, n_candidates)), -1, dtype=np.int64)
+    def _recommend_block(self, histories: Histories, request: _Request) -> pl.DataFrame:
+        items_N, lengths_B = self.index(histories.items), histories.lengths_B
+        times_N, events_N = self._times(histories), self._events(histories)
+        rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), np.cumsum(lengths_B) - lengths_B
+        skipped_B = np.bincount(rows_N[items_N < 0], minlength=len(lengths_B))
+        read_B = np.minimum(lengths_B - skipped_B, self.net.config.max_len)
+        n_candidates = len(self.item_ids) if request.candidates_C is None else len(request.candidates_C)
+        items_BK = np.full((len(lengths_B), min(request.k, n_candidates)), -1, dtype=np.int64)
         scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
-        unknown_B = lengths_B == 0
-        if fallback and self.counts_V is not None:
-            items_BK[unknown_B], scores_BK[unknown_B] = _most_popular(self.counts_V, items_BK.shape[1], candidates_C)
+        if request.fallback and self.counts_V is not None:
+            popular = _most_popular(self.counts_V, items_BK.shape[1], request.candidates_C)
+            items_BK[read_B == 0], scores_BK[read_B == 0] = popular
         # Of like length in a batch; first those of no known item.
-        order_B = np.argsort(np.minimum(lengths_B, max_len), kind="stable")[int(unknown_B.sum()) :]
-        bounds = batch_bounds(np.minimum(lengths_B[order_B], max_len), np.ones_like(order_B))
-        batches = [order_B[start:end] for start, end in pairwise(bounds)]
+        order_B = np.argsort(read_B, kind="stable")[int((read_B == 0).sum()) :]
+        batches = [order_B[start:end] for start, end in pairwise(batch_bounds(read_B[order_B], np.ones_like(order_B)))]
 
         def top_of(chosen_B: np.ndarray) -> TopItems:
             places_N = ranges(starts_B[chosen_B], lengths_B[chosen_B])
-            times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), asked))
+            times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), request.now))
             events = None if events_N is None else events_N[places_N]
-            return self._top(items_N[places_N], lengths_B[chosen_B], times, events, k, exclude_seen, candidates_C)
+            return self._top(items_N[places_N], lengths_B[chosen_B], times, events, request)
 
         # A core computes a batch alone faster than all cores each small operation.
         apart = cpu_threads.is_cpu(self.net.items.weight.device) and len(batches) >= torch.get_num_threads()
         tops = cpu_threads.mapped(top_of, batches) if apart else map(top_of, batches)
         for chosen_B, top in zip(batches, tops, strict=True):
             items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
-        lists = lists_of(self.item_ids, items_BK, scores_BK)
         return pl.DataFrame(
             {
                 "user": histories.users,
-                **lists,
+                **lists_of(self.item_ids, items_BK, scores_BK),
                 "skipped": pl.Series(skipped_B, dtype=pl.Int64),
-                "fallback": pl.Series(unknown_B & (items_BK[:, 0] >= 0)),
+                "fallback": pl.Series((read_B == 0) & (items_BK[:, 0] >= 0)),
             }
         )
 
@@ -181,35 +171,38 @@ class Model:
         lengths_B: np.ndarray,
         times: tuple[np.ndarray, np.ndarray] | None,
         events_N: np.ndarray | None,
-        k: int,
-        exclude_seen: bool,
-        candidates_C: np.ndarray | None,
+        request: _Request,
     ) -> TopItems:
-        n_items, device = self.net.config.n_items, self.net.items.weight.device
-        batch = history_batch(items_N, lengths_B, self.net.config.max_len, n_items, times, events_N=events_N)
+        net, device, candidates_C = self.net, self.net.items.weight.device, request.candidates_C
+        batch = history_batch(items_N, lengths_B, net.config.max_len, net.config.n_items, times, events_N=events_N)
         rows_S, items_S = batch.seen_targets_S, batch.seen_items_S
-        if not exclude_seen:
+        if not request.exclude_seen:
             rows_S, items_S = rows_S[:0], items_S[:0]
         elif candidates_C is not None:
-            place_V = torch.full((n_items,), -1)
+            place_V = torch.full((net.config.n_items,), -1)
             place_V[candidates_C] = torch.arange(len(candidates_C))
             items_S = place_V[items_S]
             rows_S, items_S = rows_S[items_S >= 0], items_S[items_S >= 0]
 
         def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
             if candidates_C is None:
-                return top_items(hidden_BD, table_VD, rows_S.to(device), items_S.to(device), k)
+                return top_items(hidden_BD, table_VD, rows_S.to(device), items_S.to(device), request.k)
             candidates = torch.from_numpy(candidates_C).to(device)  # ascending: ties keep the catalogue's order
-            top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), k)
+            top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), request.k)
             return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
 
         times_BT = None if batch.times_BT is None else batch.times_BT.to(device)
-        last_B = batch.positions_M.to(device)
         events_BL = None if batch.events_BL is None else batch.events_BL.to(device)
-        result: TopItems = self.net(
-            batch.items_BL.to(device), head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL
-        )
-        return result
+        last_B, items_BL = batch.positions_M.to(device), batch.items_BL.to(device)
+        return net(items_BL, head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL)
+
+    def _times(self, histories: Histories) -> np.ndarray | None:
+        """The time of each item; None where the network does not read it."""
+        if not self.net.reads_times:
+            return None
+        if histories.times_N is None:
+            raise UserError("the network reads times (architecture.time): histories need a column times, or time")
+        return histories.times_N
 
     def _events(self, histories: Histories) -> np.ndarray | None:
         """The type of each item's event, int64; None where the network does not read it."""
@@ -226,7 +219,7 @@ class Model:
             raise UserError(f"histories: {unknown} is no type of event of the training data: {', '.join(names)}")
         return found.to_numpy()
 
-    def _asked(self, now: Any) -> int:
+    def _seconds(self, now: Any) -> int:
         """The time of the request in whole seconds; 0 where the network does not read it."""
         reads = self.net.config.architecture.time == "request"
         if reads and now is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lrec.common.files import json_hash
 from lrec.common.text_tables import counted
 from lrec.errors import UserError
-from lrec.model import cost
+from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
 from lrec.run import Run, RunConfig
 from lrec.study.devices import here
@@ -57,8 +57,8 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
 
     Hours are those of all epochs, of one core or one GPU, by a short step measured here in the run's own precision
     (`rate`), and ten seconds to start a run: early stopping makes them fewer. Without a GPU here, a rate is assumed.
-    Memory is that of a step in the run's precision and strategy (`cost.memory`) plus a gibibyte for each process; on a
-    GPU the step's is the GPU's, and the machine holds a copy of parameters and moments while they are saved. Disk
+    Memory is that of a step in the run's precision and strategy (`memory.of_step`) plus a gibibyte for each process; on
+    a GPU the step's is the GPU's, and the machine holds a copy of parameters and moments while they are saved. Disk
     counts two checkpoints. Runs that are finished in `folder` cost what they took.
     """
     from lrec.data.datasets import datamodule_of
@@ -84,7 +84,7 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
         hours = (STARTING_S * place.ranks + training_s) / 3600
         if Run(folder / run.name).result is not None:
             hours = spent_hours([run], folder, limits)
-        step = cost.memory(
+        step = memory.of_step(
             config, positions, place.precision, place.shards, place.checkpointing, place.kind, place.ranks
         )
         total = cost.n_total(config)
@@ -116,7 +116,7 @@ def _flops(config: TransformerConfig, loss: "Loss", part: "TrainingPart", checkp
     return flops
 
 
-def _rate(config: TransformerConfig, loss: "Loss", positions: int, precision: cost.Precision, kind: str) -> float:
+def _rate(config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: str) -> float:
     if kind == "cuda" and not here():
         return ASSUMED[precision]
     from lrec.study.rate import training_rate

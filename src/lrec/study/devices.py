@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lrec.common.hardware import Kind, kind_of
 from lrec.errors import UserError
-from lrec.model import cost
+from lrec.model.memory import Precision
 from lrec.run import RunConfig
 
 
@@ -19,7 +19,7 @@ class Placement:
         devices: Processes of a node, each with a GPU or on CPU cores.
         shards: Processes that share the blocks' parameters; 1: each holds the whole network.
         accumulation: Micro-batches of a step.
-        precision: That of its steps, as `cost.memory` names it.
+        precision: That of its steps, as `memory.of_step` names it.
         checkpointing: Whether blocks are computed again in the backward pass.
     """
 
@@ -28,7 +28,7 @@ class Placement:
     devices: int
     shards: int
     accumulation: int
-    precision: cost.Precision
+    precision: Precision
     checkpointing: bool
 
     @property
@@ -79,7 +79,7 @@ def here() -> tuple[str, ...]:
     return tuple(str(number) for number in range(torch.cuda.device_count()))
 
 
-def _precision(config: RunConfig) -> cost.Precision:
+def _precision(config: RunConfig) -> Precision:
     if config.value("trainer.strategy.param_dtype") is not None:
         return "bf16-mixed"
     match str(config.value("trainer.precision", "32-true")):

@@ -12,7 +12,8 @@ from lrec.errors import UserError, check_range
 from lrec.laws.forecast import LEAST_SIZES, Forecast
 from lrec.laws.predict import method_named
 from lrec.model import cost
-from lrec.model.config import TransformerConfig, even_ladder, find_size
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import even_ladder, find_size
 from lrec.run import dotted
 from lrec.study.devices import here
 from lrec.study.points import REPEATED

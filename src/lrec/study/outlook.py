@@ -16,8 +16,8 @@ from lrec.data.splits.rules import ranges
 from lrec.errors import UserError
 from lrec.evaluation.cases import Cases, cases_before, rank_by_net
 from lrec.evaluation.ngrams import ORDERS, ngram_losses
-from lrec.model.config import SIZES
 from lrec.model.cost import n_body
+from lrec.model.network_sizes import SIZES
 from lrec.study.short_run import train_briefly
 
 # The rule: while data last, ten times the size brings a third of a nat, and data last for a parameter of the blocks to

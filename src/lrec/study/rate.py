@@ -13,6 +13,7 @@ from lrec.common.cpu_threads import one_core
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.losses import Loss
+from lrec.model.memory import Precision
 from lrec.model.transformer import Transformer
 
 # Enough to be measured within a fraction of a second.
@@ -23,7 +24,7 @@ SECONDS = 0.2
 
 
 def training_rate(
-    config: TransformerConfig, loss: Loss, positions: int, precision: cost.Precision, kind: str = "cpu"
+    config: TransformerConfig, loss: Loss, positions: int, precision: Precision, kind: str = "cpu"
 ) -> float:
     """FLOPs per second of forward and backward: of one core, in processor time, so that other load counts little; or of
     one GPU.
@@ -34,7 +35,7 @@ def training_rate(
         config: The network.
         loss: What it is trained on.
         positions: Those of a micro-batch; fewer where they would take long.
-        precision: Of the products, as `cost.memory` names it.
+        precision: Of the products, as `memory.of_step` names it.
         kind: cpu or cuda.
     """
     small = replace(config, layers=min(config.layers, BLOCKS), n_items=min(config.n_items, MOST_ITEMS))

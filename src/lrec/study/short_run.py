@@ -9,8 +9,9 @@ from torch import Tensor
 from lrec.data.batching.train_batches import BatchPlan, TrainBatch, TrainLoader
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.splits.reduction import TrainingPart
-from lrec.model.config import TransformerConfig, find_size
+from lrec.model.config import TransformerConfig
 from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
+from lrec.model.network_sizes import find_size
 from lrec.model.transformer import Transformer
 from lrec.training.optim import Optimizer
 

@@ -9,8 +9,9 @@ from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
-from lrec.model import cost, traffic
-from lrec.model.config import SIZES, Architecture, Dropout, TransformerConfig, find_size
+from lrec.model import cost, memory, traffic
+from lrec.model.config import Architecture, Dropout, TransformerConfig
+from lrec.model.network_sizes import SIZES, find_size
 
 
 def sizes(
@@ -22,7 +23,7 @@ def sizes(
     ranks: int = 1,
     shards: int | None = None,
     accumulation: int = 1,
-    precision: cost.Precision = "32-true",
+    precision: memory.Precision = "32-true",
     checkpointing: bool = False,
     device: Literal["cpu", "cuda"] = "cpu",
     architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
@@ -67,7 +68,7 @@ def sizes(
     for name in names:
         config = TransformerConfig(windows.n_items, max_len, *find_size(name), dropout, architecture)
         flops = cost.flops_per_interaction(config, windows.pairs, checkpointing)
-        memory = cost.memory(config, positions, precision, shards, checkpointing, device, ranks)
+        peak = memory.of_step(config, positions, precision, shards, checkpointing, device, ranks)
         received = traffic.of_step(config, positions, precision, shards, ranks, accumulation)
         rows.append(
             {
@@ -77,7 +78,7 @@ def sizes(
                 "n_heads": config.heads,
                 "parameters": cost.parameters(config)._asdict() | {"total": cost.n_total(config)},
                 "flops_per_interaction": flops._asdict() | {"total": sum(flops)},
-                "memory_bytes": memory._asdict() | {"total": memory.total},
+                "memory_bytes": peak._asdict() | {"total": peak.total},
                 "step_of_a_rank": received._asdict()
                 | {"received": received.total, "flops": sum(flops) * positions * accumulation},
             }

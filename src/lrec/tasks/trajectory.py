@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrec.evaluation.cases import Cases, batches, by_count, cases_before, rank_by_repeating
 from lrec.evaluation.shared_scoring import share_of, together
-from lrec.model.attention_mask import KeyValueCache
+from lrec.model.attention_context import KeyValueCache
 from lrec.model.transformer import Transformer
 from lrec.ranking.common_order import Pairs
 from lrec.ranking.scoring import score

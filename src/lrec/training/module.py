@@ -32,7 +32,7 @@ from lrec.evaluation.evaluator import Evaluator
 from lrec.evaluation.metrics import KS
 from lrec.model import cost, parallelize
 from lrec.model.blocks import check_parts
-from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig, chosen_size
+from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig
 from lrec.model.item_vectors import (
     NewItems,
     Use,
@@ -42,6 +42,7 @@ from lrec.model.item_vectors import (
     refuse_other_vectors,
 )
 from lrec.model.losses import FullSoftmax, Loss
+from lrec.model.network_sizes import chosen_size
 from lrec.model.sharded_table import Table, whole
 from lrec.model.transformer import Transformer
 from lrec.options.arguments import all_as_plain, remade

@@ -21,7 +21,7 @@ from lrec.checkpoint import format as checkpoints
 from lrec.errors import UserError
 from lrec.model.parallelize import Sharding
 from lrec.model.transformer import Transformer
-from lrec.run import Run
+from lrec.run import Run, read_item_ids
 from lrec.serving.export import export
 from small_checkpoints import ABOUT, CONFIG, checkpoint, shardings, write_by_hand
 
@@ -105,7 +105,6 @@ def test_a_file_replaces_a_folder(tmp_path: Path) -> None:
 
 
 def run_folder(folder: Path, net: Transformer) -> Path:
-    pl.DataFrame({"raw_id": [f"item {i} é" for i in range(7)]}).write_parquet(folder / "items.parquet")
     (folder / "checkpoints").mkdir()
     checkpoints.write_file(folder / "checkpoints" / "best.ckpt", checkpoint(net))
     return folder / "checkpoints" / "best.ckpt"
@@ -115,30 +114,12 @@ def hidden(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
     return hidden_BLD
 
 
-BEFORE = {"attention.qkv": "qkv", "attention.out": "attention_out", "mlp.up": "mlp_in", "mlp.out": "mlp_out"}
-
-
-def test_a_checkpoint_from_before_parts_were_classes_loads(tmp_path: Path) -> None:
-    """It has the parameters' earlier names, and says nothing of the attention."""
-    net = Transformer(CONFIG, seed=4)
-    whole = checkpoint(net)
-    for new, old in BEFORE.items():
-        whole["state_dict"] = {name.replace(f".{new}.", f".{old}."): t for name, t in whole["state_dict"].items()}
-    assert "net.blocks.1.qkv.weight" in whole["state_dict"]
-    best = run_folder(tmp_path, net)
-    checkpoints.write_file(best, whole)
-    loaded = lrec.load(best).net
-    assert loaded.config == CONFIG
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in loaded.state_dict().items())
-
-
 @pytest.mark.parametrize("out", ["model", "model.safetensors"])
 def test_an_exported_file_is_the_network_and_its_items(out: str, tmp_path: Path) -> None:
     net = Transformer(CONFIG, seed=4)
     best = run_folder(tmp_path, net)
     export(best, tmp_path / "out" / out)
     models = [lrec.load(best), lrec.load(tmp_path / "out" / out)]
-    (tmp_path / "items.parquet").unlink()
     models.append(lrec.load(str(tmp_path / "out" / out)))
     items_BL = torch.tensor([[1, 2, 3], [6, 5, 0]])
     for model in models:
@@ -148,17 +129,22 @@ def test_an_exported_file_is_the_network_and_its_items(out: str, tmp_path: Path)
         assert model.about["step"] == 3
     (described,) = (tmp_path / "out").rglob("*.json")
     assert json.loads(described.read_text())["data_hash"] == "abc"
-    assert set(load_file(described.with_suffix(".safetensors"))) == {*net.state_dict(), "item_ids", "item_ends"}
+    assert set(load_file(described.with_suffix(".safetensors"))) == {
+        *net.state_dict(),
+        "item_ids",
+        "item_ends",
+        "item_counts",
+    }
 
 
 def test_what_cannot_be_exported_or_loaded(tmp_path: Path) -> None:
     best = run_folder(tmp_path, Transformer(CONFIG))
-    pl.DataFrame({"raw_id": ["a"]}).write_parquet(tmp_path / "few.parquet")
-    with pytest.raises(UserError, match=r"few\.parquet has 1 items, .* has 7"):
-        export(best, tmp_path / "out", tmp_path / "few.parquet")
-    (tmp_path / "items.parquet").unlink()
-    with pytest.raises(UserError, match=r"items\.parquet: no such file; --items"):
-        export(best, tmp_path / "out")
+    whole = checkpoint(Transformer(CONFIG))
+    few = checkpoints.items_as_tensors(pl.Series(["a"]), np.ones(1))
+    for items in (few, {}):
+        checkpoints.write_file(best, whole | {checkpoints.ITEMS: items})
+        with pytest.raises(UserError, match=r"best\.ckpt: not a checkpoint that lrec wrote, or a damaged one"):
+            export(best, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     broken = tmp_path / "model.safetensors"
     broken.write_bytes(b"no")
@@ -276,19 +262,18 @@ def test_a_shard_that_is_not_as_it_was_written_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_list_of_items_is_whole_or_refused(tmp_path: Path) -> None:
-    best = run_folder(tmp_path, Transformer(CONFIG))
     run = Run(tmp_path)
     run.write_items(pl.DataFrame({"raw_id": list("abcdefg")}))
-    assert lrec.load(best).item_ids.to_list() == list("abcdefg")
+    assert read_item_ids(run.items_file).to_list() == list("abcdefg")
     stored, metadata = run.items_file.read_bytes(), pl.read_parquet_metadata(run.items_file)
     for data in (stored[:-30], stored[: len(stored) // 2], b"", stored[:4] + b"\0" * 60 + stored[64:]):
         run.items_file.write_bytes(data)
         with pytest.raises(UserError, match=r"items\.parquet: (its items are not|no list of items)"):
-            lrec.load(best)
+            read_item_ids(run.items_file)
     shuffled = pl.DataFrame({"raw_id": list("gfedcba")})
     shuffled.write_parquet(run.items_file, metadata={"lrec_checksum": metadata["lrec_checksum"]})
     with pytest.raises(UserError, match=r"items\.parquet: its items are not as they were written"):
-        lrec.load(best)
+        read_item_ids(run.items_file)
 
 
 def test_an_exported_file_may_be_read_by_whom_its_folder_s_other_files_may(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrec.errors import UserError
 from lrec.model import cost
-from lrec.model.attention_mask import KeyValueCache
+from lrec.model.attention_context import KeyValueCache
 from lrec.model.blocks import MLP, Positions
 from lrec.model.config import Architecture, MuP, TransformerConfig
 from lrec.model.transformer import Transformer
@@ -146,9 +146,12 @@ def test_initial_values_are_the_part_s_own_or_the_usual_ones() -> None:
         ({"norm": "batch"}, "norm batch: choose layer, rms or a class by its path"),
         ({"attention": "gated_attention.Missing"}, "module 'gated_attention' has no attribute 'Missing'"),
         ({"attention": "no_such_file.Missing"}, "No module named 'no_such_file'"),
-        ({"attention": "torch.nn.Linear"}, r"attention torch\.nn\.Linear is no subclass of lrec\.blocks\.Attention"),
-        ({"mlp": "gated_attention.GatedAttention"}, r"is no subclass of lrec\.blocks\.MLP"),
-        ({"positions": "math.pi"}, r"positions math\.pi is no subclass of lrec\.blocks\.Positions"),
+        (
+            {"attention": "torch.nn.Linear"},
+            r"torch\.nn\.Linear is no subclass of lrec\.model\.blocks\.Attention",
+        ),
+        ({"mlp": "gated_attention.GatedAttention"}, r"is no subclass of lrec\.model\.blocks\.MLP"),
+        ({"positions": "math.pi"}, r"positions math\.pi is no subclass of lrec\.model\.blocks\.Positions"),
     ],
 )
 def test_a_part_that_does_not_fit_is_refused(choice: dict[str, str], says: str) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from lrec.errors import UserError
 from lrec.model import cost
-from lrec.model.config import TransformerConfig, even_ladder, find_size
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import even_ladder, find_size
 
 
 def n_body(size: str) -> int:

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrec.model import cost
+from lrec.model import cost, memory
 from lrec.model.blocks import PARTS, part_class
-from lrec.model.config import OWN_PARTS, SIZES, Architecture, Dropout, OverDepth, TransformerConfig
+from lrec.model.config import OWN_PARTS, Architecture, Dropout, OverDepth, TransformerConfig
 from lrec.model.losses import full_softmax
+from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 
 MODERN = Architecture("rms", "swiglu", "rotary", True)
@@ -102,16 +103,16 @@ SHAPES = {
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_memory_is_that_of_real_steps_to_ten_percent(
-    shape: str, precision: cost.Precision, checkpointing: bool
+    shape: str, precision: memory.Precision, checkpointing: bool
 ) -> None:
     config, rows = SHAPES[shape]
-    estimate = cost.memory(config, rows * config.max_len, precision, checkpointing=checkpointing)
+    estimate = memory.of_step(config, rows * config.max_len, precision, checkpointing=checkpointing)
     assert estimate.total == pytest.approx(allocation_peak(config, rows, precision, checkpointing), rel=0.1)
 
 
 def test_shards_share_what_each_rank_held() -> None:
     config = TransformerConfig(10_000, 50, 24, 512, 8)
-    whole, half = cost.memory(config, 512), cost.memory(config, 512, shards=2)
+    whole, half = memory.of_step(config, 512), memory.of_step(config, 512, shards=2)
     assert half.parameters == -(-whole.parameters // 2)
     assert half.optimizer == 2 * half.parameters
     assert half.activations == whole.activations
@@ -121,7 +122,7 @@ def test_shards_share_what_each_rank_held() -> None:
 
 def test_copies_of_the_network_share_one_item_table() -> None:
     config = TransformerConfig(10_000, 50, 24, 512, 8)
-    two, four = cost.memory(config, 512, shards=2), cost.memory(config, 512, shards=2, ranks=4)
+    two, four = memory.of_step(config, 512, shards=2), memory.of_step(config, 512, shards=2, ranks=4)
     assert two.parameters - four.parameters == 4 * cost.n_head(config) // 4
     assert four.copies == two.copies
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.model.attention_mask import KeyValueCache
+from lrec.model.attention_context import KeyValueCache
 from lrec.model.config import Architecture, MuP, TransformerConfig
 from lrec.model.transformer import Transformer
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lrec.model.attention_mask import CAUSAL, Reading
+from lrec.model.attention_context import CAUSAL, Context
 from lrec.model.blocks import Attention, part_class
 from lrec.model.config import Architecture, Dropout, OverDepth, TransformerConfig
 from lrec.model.dropout import dropout
@@ -77,15 +77,15 @@ def made_attention(name: str, length: int, width: int, heads: int, rate: float) 
     return attention
 
 
-@pytest.mark.parametrize("reading", [CAUSAL, Reading(torch.ones(1, 1, 9, 9, dtype=torch.bool).tril(1))])
+@pytest.mark.parametrize("context", [CAUSAL, Context(torch.ones(1, 1, 9, 9, dtype=torch.bool).tril(1))])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_attention_that_drops_next_to_nothing_is_attention_without_dropout(name: str, reading: Reading) -> None:
+def test_attention_that_drops_next_to_nothing_is_attention_without_dropout(name: str, context: Context) -> None:
     attention = made_attention(name, 9, 12, 3, 1e-9).double()
-    reading = reading._replace(gaps_BLC=torch.randint(0, 129, (4, 9, 9)))
+    context = context._replace(gaps_BLC=torch.randint(0, 129, (4, 9, 9)))
     hidden_BLD = torch.randn(4, 9, 12, dtype=torch.float64, requires_grad=True)
     given_BLD, results = torch.randn(4, 9, 12, dtype=torch.float64), []
     for training in (True, False):
-        read_BLD = attention.train(training)(hidden_BLD, reading)
+        read_BLD = attention.train(training)(hidden_BLD, context)
         leaves = [hidden_BLD, *attention.parameters()]
         results.append([read_BLD, *torch.autograd.grad(read_BLD, leaves, given_BLD)])
     for one, other in zip(*results, strict=True):
@@ -97,8 +97,8 @@ def test_attention_drops_and_keeps_its_mean(name: str) -> None:
     torch.manual_seed(0)
     attention = made_attention(name, 4, 8, 2, 0.25)
     hidden_BLD, gaps_BLC = torch.randn(1, 4, 8).expand(40_000, 4, 8), torch.randint(0, 129, (1, 4, 4))
-    read_BLD = attention(hidden_BLD, Reading(gaps_BLC=gaps_BLC))
-    expected_LD = attention.eval()(hidden_BLD[:1], Reading(gaps_BLC=gaps_BLC))[0]
+    read_BLD = attention(hidden_BLD, Context(gaps_BLC=gaps_BLC))
+    expected_LD = attention.eval()(hidden_BLD[:1], Context(gaps_BLC=gaps_BLC))[0]
     error_LD = read_BLD.std(0) / math.sqrt(len(read_BLD))
     assert (error_LD > 0).all()
     assert ((read_BLD.mean(0) - expected_LD).abs() < 4.5 * error_LD).all()

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from lrec.model import cost
-from lrec.model.attention_mask import KeyValueCache
-from lrec.model.blocks import SoftmaxAttention
+from lrec.model.attention_context import KeyValueCache
 from lrec.model.config import Architecture, TransformerConfig
+from lrec.model.softmax_attention import SoftmaxAttention
 from lrec.model.transformer import Transformer
 
 V, TYPES, LENGTH, WIDTH = 13, 3, 7, 8

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from torch.nn import functional as F
 
 from lrec.errors import UserError
-from lrec.model import cost
+from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS, whole_table
 from lrec.model.item_vectors import initial_parameters, read_item_vectors, read_width
@@ -100,6 +100,7 @@ def test_what_is_wrong_with_other_formats_is_said(tmp_path: Path) -> None:
     (tmp_path / "v.txt").unlink()
     with pytest.raises(UserError, match=r"v\.txt, with a raw id on each line, is missing"):
         read_item_vectors(path)
+    (tmp_path / "v.txt").write_text("a\nb\nc\n")
     np.save(path, np.zeros(3))
     with pytest.raises(UserError, match=r"vectors of the shape \(3,\)"):
         read_width(path)
@@ -178,8 +179,8 @@ def test_what_is_trained_is_counted(own_rows: bool) -> None:
     assert cost.parameters(net.config).positions == LENGTH * 8 + trained[PROJECTION]
     assert cost.n_head(net.config) == V * 8
     assert cost.projection_flops(net.config) == 4 * V * W * 8
-    memory, plain = (cost.memory(each, 64) for each in (net.config, TransformerConfig(V, LENGTH, 2, 8, 2)))
+    peak, plain = (memory.of_step(each, 64) for each in (net.config, TransformerConfig(V, LENGTH, 2, 8, 2)))
     own = V * 8 * (0 if own_rows else 1)
-    assert memory.optimizer - plain.optimizer == 8 * (W * 8 - own)
-    assert memory.parameters - plain.parameters == 4 * (W * 8 - own + V * W)
-    assert memory.copies - plain.copies == 4 * V * 8
+    assert peak.optimizer - plain.optimizer == 8 * (W * 8 - own)
+    assert peak.parameters - plain.parameters == 4 * (W * 8 - own + V * W)
+    assert peak.copies - plain.copies == 4 * V * 8

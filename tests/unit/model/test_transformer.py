@@ -7,7 +7,8 @@ import torch
 
 from lrec.errors import UserError
 from lrec.model import cost
-from lrec.model.config import SIZES, Architecture, Dropout, MuP, OverDepth, TransformerConfig, find_size
+from lrec.model.config import Architecture, Dropout, MuP, OverDepth, TransformerConfig
+from lrec.model.network_sizes import SIZES, find_size
 from lrec.model.transformer import Transformer
 
 LSRM = {"98k": 98_304, "786k": 786_432, "1.6m": 1_572_864, "9.4m": 9_437_184, "75m": 75_497_472, "829m": 829_440_000}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lrec.errors import UserError
-from lrec.model import cost
+from lrec.model import memory
 from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.losses import FullSoftmax
 from lrec.run import RunConfig
@@ -135,7 +135,7 @@ def test_a_plan_counts_gpu_hours_and_the_gpu_s_own_memory(tmp_path: Path) -> Non
     (run,) = planned_runs(study)
     (planned,) = budget.plan([run], tmp_path / "runs", limits)
     positions = run.config.value("data.targets_per_step") // 8
-    step = cost.memory(run.network(30), positions, "bf16-mixed", shards=8, device="cuda")
+    step = memory.of_step(run.network(30), positions, "bf16-mixed", shards=8, device="cuda")
     assert planned.gpus == 8
     assert planned.gpu_gib == pytest.approx(step.total / 2**30)
     assert planned.gpu_gib < 8

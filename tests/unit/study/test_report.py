@@ -7,7 +7,7 @@ import pytest
 
 from lrec.laws.fit import fit
 from lrec.laws.forms import LAWS
-from lrec.model.config import SIZES
+from lrec.model.network_sizes import SIZES
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
 from lrec.study.prediction import LadderFit

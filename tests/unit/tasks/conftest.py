@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from lrec.data.datasets import datamodule_of
-from lrec.model.config import TransformerConfig, find_size
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import find_size
 from lrec.model.transformer import Transformer
 from lrec.options.parser import with_shipped_configs
 from lrec.run import Run

@@ -1,4 +1,4 @@
-"""What positions read: themselves and all before them, or what `Reading` says; and the cache of what was read before.
+"""What attention knows beside the hidden states: which positions each may read, where they stand, what was cached.
 
 Shape suffixes: B batch rows, L positions, C positions that are read, D width, H heads, K width per head.
 """
@@ -27,13 +27,13 @@ class KeyValueCache:
         """Forget each row's positions from its length on, such as the padding of the histories it was filled with."""
         self.filled_B = lengths_B
 
-    def reading(self, length: int) -> "Reading":
-        """Where the next `length` items of each row stand, and what they read: everything up to themselves."""
+    def next(self, length: int) -> "Context":
+        """The context of the next `length` items of each row, which read everything up to themselves."""
         self._reach = min(self._reach + length, self.capacity)
         positions_BL = self.filled_B[:, None] + torch.arange(length, device=self.filled_B.device)
         read_C = torch.arange(self._reach, device=self.filled_B.device)
         self.filled_B = self.filled_B + length
-        return Reading((read_C <= positions_BL[..., None])[:, None], positions_BL, self)
+        return Context((read_C <= positions_BL[..., None])[:, None], positions_BL, cache=self)
 
     def extend(self, layer: int, positions_BL: Tensor, *new: Tensor) -> tuple[Tensor, ...]:
         """Put in what a block has at the positions, such as keys and values (B, L, H, K); return all of it,
@@ -46,30 +46,39 @@ class KeyValueCache:
         return tuple(whole[:, : self._reach] for whole in self._layers[layer])
 
 
-class Reading(NamedTuple):
-    """What positions read; by default themselves and all before them."""
+class Context(NamedTuple):
+    """What each position may read; by default itself and all before it."""
 
     allowed_B1LC: Tensor | None = None  # bool: position l reads position c; None: c <= l
     positions_BL: Tensor | None = None  # of those that read; None: from 0
+    gaps_BLC: Tensor | None = None  # `event_inputs.gaps` from position c to position l, where the bias needs them
     cache: KeyValueCache | None = None  # where what was read before lies; for an Attention that `caches`
-    alone_B: Tensor | None = None  # flat index of the one position of each row that reads; None: all do
-    gaps_BLC: Tensor | None = None  # `event_times.gaps` from position c to position l, where the bias needs them
 
-    def of_one(self, length: int) -> "Reading":
-        """The same as seen by `alone_B`, of histories of so many positions: all that it names has L = 1."""
-        assert self.alone_B is not None
-        place_B1 = (self.alone_B % length)[:, None]
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """Where `length` positions that read stand, (B or 1, L)."""
+        return torch.arange(length, device=device)[None] if self.positions_BL is None else self.positions_BL
+
+    def with_cached(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
+        """What a block has at these positions, (B, L, ...), and before it what the cache has, if there is one."""
+        if self.cache is None:
+            return new
+        assert self.positions_BL is not None
+        return self.cache.extend(layer, self.positions_BL, *new)
+
+    def of_one(self, alone_B: Tensor, length: int) -> "Context":
+        """The same for one position of each row, of `length`: flat indices in, and L = 1 in all that it names."""
+        place_B1 = (alone_B % length)[:, None]
         if self.allowed_B1LC is None:
             allowed_BC = torch.arange(length, device=place_B1.device) <= place_B1
         else:
-            allowed_BC = self.allowed_B1LC.flatten(0, 2)[self.alone_B]
-        gaps_BLC = None if self.gaps_BLC is None else at(self.gaps_BLC, self.alone_B)
-        return Reading(allowed_BC[:, None, None], place_B1, gaps_BLC=gaps_BLC)
+            allowed_BC = self.allowed_B1LC.flatten(0, 2)[alone_B]
+        gaps_BLC = None if self.gaps_BLC is None else at(self.gaps_BLC, alone_B)
+        return Context(allowed_BC[:, None, None], place_B1, gaps_BLC)
 
 
-CAUSAL = Reading()
+CAUSAL = Context()
 
 
 def at(hidden_BLD: Tensor, alone_B: Tensor) -> Tensor:
-    """One position of each row, (B, 1, D)."""
+    """One position of each row, (B, 1, D), by its flat index."""
     return hidden_BLD.flatten(0, 1)[alone_B][:, None]

@@ -1,0 +1,170 @@
+"""Memory of a training step at its peak, a pure function of the config; and how many scores full softmax holds."""
+
+from typing import Literal, NamedTuple
+
+from lrec.model.config import TransformerConfig
+from lrec.model.cost import n_body, n_total, parameters
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+
+# Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
+# twice as many as the width); where not, more rows make faster products. MAX bounds memory, in float32: every chunk
+# passes over all rows of the table that a process holds, so that where these are many, more processes, which hold fewer
+# each, pass over less.
+CPU_CACHE_ELEMENTS = 2**21
+CPU_ROWS = 1024
+MAX_CHUNK_BYTES = 400 * 2**20
+
+
+def entry_bytes(precision: Precision) -> tuple[int, int]:
+    """Bytes of an entry of a parameter, and of what matrix products take and give."""
+    return 2 if precision == "bf16-true" else 4, 4 if precision == "32-true" else 2
+
+
+class Memory(NamedTuple):
+    """Bytes of one rank at the peak of a training step.
+
+    Attributes:
+        parameters: Its share of the parameters, with the vectors given for items.
+        gradients: Its share of the gradients, which are made while activations go.
+        optimizer: Its share of AdamW's two moments.
+        copies: Whole parameters it holds beside its share: gathered ones, and their bfloat16 copies under autocast.
+        activations: What the forward pass keeps for the backward pass.
+        transient: The most that a head or a block's backward pass holds for a moment, the table's gradient included.
+        at_the_end: All gradients but those of the first block, which goes backward last, and what it holds then.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    copies: int
+    activations: int
+    transient: int
+    at_the_end: int
+
+    @property
+    def total(self) -> int:
+        """The most at once."""
+        passing = max(self.gradients, self.activations + self.transient, self.at_the_end)
+        return self.parameters + self.optimizer + self.copies + passing
+
+
+def of_step(
+    config: TransformerConfig,
+    positions: int,
+    precision: Precision = "32-true",
+    shards: int = 1,
+    checkpointing: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
+    ranks: int | None = None,
+) -> Memory:
+    """Memory of a training step with AdamW and full softmax; attention dropout is counted as the CPU computes it.
+
+    A part of your own is taken to keep what softmax attention or a perceptron of inner width 4 d keeps. Where
+    parameters are sharded, the item table is split over all ranks, and each scores the positions of all against its own
+    rows.
+
+    Args:
+        config: The network.
+        positions: Positions of a rank's micro-batch, each with a target.
+        precision: That of Trainer(precision=...). With several shards bf16-mixed is FSDP2's param_dtype=bfloat16, in
+            which the residual stream is bfloat16 too.
+        shards: Ranks that share the blocks' parameters, gradients and moments; 1 where each holds all (one rank, DDP).
+        checkpointing: Whether blocks keep only their inputs.
+        device: Decides how many logits full softmax holds at once, and in what precision attention is computed.
+        ranks: All ranks of a step, which share the item table where shards is not 1; `shards` by default.
+    """
+    assert positions >= 1
+    assert shards >= 1
+    ranks = shards if ranks is None or shards == 1 else ranks
+    parameter, product = entry_bytes(precision)
+    stream = product if shards > 1 else parameter  # the residual stream
+    rows = -(-config.n_items // ranks)  # of the table
+    table = rows * config.width * parameter
+    vectors = rows * (config.vector_width or 0) * parameter
+    rest = n_total(config) - parameters(config).items
+    share = (table if config.own_rows else 0) + -(-rest * parameter // shards)
+    if shards > 1:
+        # All but the item table for the whole step; of the blocks two, the next being fetched, and a gradient.
+        block = n_body(config) // config.layers
+        copies = (rest - n_body(config) + 2 * block) * product + block * parameter
+        everyone = ranks * positions * config.width * (product + 4)  # hidden states of all, and their gradients
+    else:
+        copies = n_body(config) * 2 if precision == "bf16-mixed" else 0
+        everyone = 0
+    if vectors:
+        copies += table  # made of them
+    in_block = positions * _block_activations(config, stream, product, device)
+    hidden = positions * config.width * stream
+    activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
+    in_head = 3 * hidden + everyone + _head(config, rows, ranks * positions, product, device)
+    backward = positions * _block_backward(config, stream, product)
+    transient = max(in_head, 2 * hidden + table + (in_block if checkpointing else backward))
+    of_a_block = n_body(config) // config.layers * parameter // shards
+    at_the_end = share - of_a_block + in_block + backward // 2  # what it keeps goes while its gradients come
+    return Memory(share + vectors, share, 2 * share, copies, activations, transient, at_the_end)
+
+
+def chunk_rows(n_items: int, width: int, device_type: str) -> int:
+    """Rows of a chunk of full softmax: targets whose scores of the `n_items` that a process holds are held at once."""
+    at_most = max(MAX_CHUNK_BYTES // (4 * n_items), 1)
+    if device_type != "cpu":
+        return at_most
+    rows = max(CPU_CACHE_ELEMENTS // n_items, 2 * width)
+    return rows if rows * n_items <= 4 * CPU_CACHE_ELEMENTS else min(at_most, CPU_ROWS)
+
+
+def _block_activations(config: TransformerConfig, stream: int, product: int, device: str) -> int:
+    """Bytes a position leaves in a block for its backward pass."""
+    choice, d = config.architecture, config.width
+    branches = 1 if choice.mlp == "none" else 2
+    kept = branches * (stream + product) * d + 16  # each norm's input and output; statistics
+    if choice.norm == "rms":
+        kept += branches * d * (4 if stream == 4 else 6)  # normalised, in float32
+    if config.dropout.residual.first or config.dropout.residual.last:
+        kept += branches * product * d
+    if choice.attention == "hstu":
+        kept += _hstu_activations(config, product)
+    else:
+        kept += _softmax_activations(config, product, device)
+    return kept + product * {"gelu": 2, "swiglu": 4, "none": 0}.get(choice.mlp, 2) * config.inner_width
+
+
+def _softmax_activations(config: TransformerConfig, product: int, device: str) -> int:
+    choice, d = config.architecture, config.width
+    kept = product * 4 * d + 4 * config.heads  # queries, keys, values; what is read; statistics
+    if choice.qk_norm or choice.positions == "rotary":
+        kept += product * 2 * d
+    if choice.qk_norm:
+        kept += 2 * d * (4 if product == 4 else 8)  # normalised, and the input, in float32
+    has_dropout = config.dropout.attention.first or config.dropout.attention.last
+    if has_dropout or choice.biased:
+        kept += (12 if has_dropout else 8) * config.heads * config.max_len  # the weights, in float32
+        kept += 3 * (4 - product) * d
+    elif device == "cpu" and product < 4:
+        kept += 3 * (4 - product) * d + 4 * d  # queries, keys, values and what is read, in float32
+    return kept
+
+
+def _hstu_activations(config: TransformerConfig, product: int) -> int:
+    inner = config.heads * config.head_width
+    has_dropout = config.dropout.attention.first or config.dropout.attention.last
+    # U, V, Q and K before and after SiLU, copies of three of them by heads; what is read, normalised (both in float32),
+    # gated, and a mask of dropout; logits and weights.
+    kept = product * (4 + 4 + 3 + 1 + (1 if has_dropout else 0)) * inner + 2 * 4 * inner
+    return kept + product * 2 * config.heads * config.max_len
+
+
+def _head(config: TransformerConfig, n_items: int, positions: int, product: int, device: str) -> int:
+    """Bytes of full softmax over `n_items` beside hidden states: the table's gradient, and a chunk's logits."""
+    rows = chunk_rows(n_items, config.width, device)
+    logits, table = n_items * min(rows, positions), n_items * config.width
+    if product == 4:
+        return 4 * table + 4 * logits
+    # The gradient in float32, a copy of the table, then the logits with their softmax in float32, or a product to add.
+    return 6 * table + max(6 * logits, 2 * logits + 2 * table)
+
+
+def _block_backward(config: TransformerConfig, stream: int, product: int) -> int:
+    """Bytes a position holds while the last block goes backward through its perceptron."""
+    return product * (4 if config.architecture.mlp == "swiglu" else 2) * config.inner_width + stream * config.width

@@ -1,0 +1,108 @@
+"""The ladder of sizes: number of blocks, width and heads, by name or by number of parameters."""
+
+import math
+from typing import NamedTuple
+
+from lrec.errors import UserError, check_range
+
+
+class Size(NamedTuple):
+    """An entry of the ladder: number of blocks, width and heads."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+# Named by N_body = 12 * layers * width^2. 98k, 786k, 1.6m, 9.4m, 75m and 829m are the sizes of arXiv 2311.11351; the
+# others are for a laptop.
+SIZES: dict[str, Size] = {
+    "0.8k": Size(1, 8, 1),
+    "1.7k": Size(1, 12, 1),
+    "3k": Size(1, 16, 1),
+    "4.8k": Size(1, 20, 1),
+    "6.9k": Size(1, 24, 1),
+    "9.4k": Size(1, 28, 1),
+    "12k": Size(1, 32, 1),
+    "25k": Size(2, 32, 1),
+    "49k": Size(1, 64, 1),
+    "55k": Size(2, 48, 2),
+    "74k": Size(6, 32, 1),
+    "98k": Size(2, 64, 2),
+    "111k": Size(1, 96, 1),
+    "221k": Size(2, 96, 2),
+    "442k": Size(1, 192, 1),
+    "786k": Size(4, 128, 4),
+    "1.6m": Size(8, 128, 4),
+    "9.4m": Size(12, 256, 8),
+    "75m": Size(24, 512, 8),
+    "829m": Size(48, 1200, 24),
+}
+HEAD_WIDTH = 32
+
+
+def find_size(name: str) -> Size:
+    """The entry of the ladder with that name, or the shape LAYERSxWIDTH, such as 2x96; UserError if it is neither."""
+    if name in SIZES:
+        return SIZES[name]
+    layers, times, width = name.partition("x")
+    if not (times and layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
+        raise UserError(
+            f"unknown size {name!r}: choose one of {', '.join(SIZES)}, a shape LAYERSxWIDTH such as 2x96, "
+            "or give layers, width and heads"
+        )
+    return Size(int(layers), int(width), _heads(int(width)))
+
+
+def chosen_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:
+    """A shape and its name, chosen by size or by the other three; UserError where it is neither or both."""
+    explicit = (layers, width, heads)
+    if size is not None:
+        if explicit != (None, None, None):
+            raise UserError("give model.size, or model.layers, model.width and model.heads, not both")
+        return size, find_size(size)
+    if layers is None or width is None or heads is None:
+        raise UserError("choose the network: model.size, or model.layers, model.width and model.heads")
+    return f"{layers}x{width}", Size(layers, width, heads)
+
+
+def _heads(width: int) -> int:
+    """Heads of a shape that names none: as near to a width of 32 each as an even width allows."""
+    return next((h for h in range(max(round(width / HEAD_WIDTH), 1), 1, -1) if width % (2 * h) == 0), 1)
+
+
+def even_ladder(smallest: str, largest: str, per_decade: int) -> list[str]:
+    """Shapes whose N_body lie `per_decade` to a factor of ten apart, all of one depth, so that only the width varies.
+
+    The depth is that at which the middle of the ladder, in log N_body, is as wide as LAYERS heads of 32. A ladder that
+    grows deeper on its way has a kink wherever a block is added, which a law takes for curvature.
+
+    Args:
+        smallest: N_body of the first shape, as a number with k, m or b: 3k.
+        largest: N_body that the last shape may reach.
+        per_decade: Sizes to a factor of ten.
+    """
+    low, high = (parameters(size) for size in (smallest, largest))
+    if not low < high:
+        raise UserError(f"sizes: from {smallest} must be below to {largest}")
+    check_range("sizes: per_decade", per_decade, at_least=1)
+    layers = max(round((math.sqrt(low * high) / (12 * HEAD_WIDTH**2)) ** (1 / 3)), 1)
+    count = math.floor(math.log10(high / low) * per_decade + 1e-9) + 1
+    names: dict[str, None] = {}
+    for i in range(count):
+        exact = math.sqrt(low * 10 ** (i / per_decade) / (12 * layers))
+        step = 8 if exact >= 2 * HEAD_WIDTH else 4
+        names[f"{layers}x{max(round(exact / step), 1) * step}"] = None
+    return list(names)
+
+
+def parameters(text: str) -> float:
+    """A number of parameters written with k, m or b: 1.6m is 1,600,000; UserError for anything else."""
+    scale = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:].lower(), 1.0)
+    try:
+        number = float(text if scale == 1 else text[:-1]) * scale
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"{text!r} is no number of parameters: write 3000, 3k, 1.6m or 1b")
+    return number
