@@ -1,7 +1,7 @@
 """`lrec data prepare`, apart from `describe`, because it imports the DataModules and so Lightning."""
 
 from lrec.data.datasets import SequenceDataModule
-from lrec.data.store.describe import describe, print_rows
+from lrec.data.store.statistics import describe, print_rows
 from lrec.data.store.store import Store
 
 

@@ -13,7 +13,7 @@ from lrec.common.text_tables import counted
 from lrec.data.formats.readers import Columns, Format
 from lrec.data.formats.titles import read_titles
 from lrec.data.histories import ReadingRules, histories_in
-from lrec.data.store.progress import Progress
+from lrec.data.store.long_work import Progress
 from lrec.errors import UserError, check_range
 from lrec.serving.export import load
 

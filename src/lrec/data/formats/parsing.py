@@ -16,7 +16,7 @@ import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, row_blocks
-from lrec.data.store.threads import mapped
+from lrec.data.store.long_work import map_ahead
 from lrec.errors import UserError
 
 _BATCH = 500_000
@@ -79,7 +79,7 @@ def csv_tables(
         return Table(name, _csv_block(block, name, separator, header, integers), block.row, text=True)
 
     last: Table | None = None
-    for last in mapped(table, _measured(blocks, name, separator, row)):
+    for last in map_ahead(table, _measured(blocks, name, separator, row)):
         yield last
     if last is None:
         raise UserError(f"{name} has a header but no rows")

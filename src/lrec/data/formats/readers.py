@@ -16,7 +16,7 @@ import polars as pl
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.formats.streams import COMPRESSIONS, pieces
 from lrec.data.formats.times import UNIT_BOUNDS, UNITS, not_a_time, parse_times
-from lrec.data.store.ordering import FILE_DOMAIN, REST
+from lrec.data.store.encoding import FILE_DOMAIN, REST
 from lrec.data.store.prepare import RawInteractions
 from lrec.errors import UserError
 
