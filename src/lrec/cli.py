@@ -46,7 +46,7 @@ class OwnCommand(NamedTuple):
 
 
 OWN_COMMANDS = {
-    "data prepare": OwnCommand("raw interactions to a store", "lrec.data.prepare_command", "prepare"),
+    "data prepare": OwnCommand("raw interactions to a store", "lrec.data.datasets", "prepare"),
     "data describe": OwnCommand("a store's statistics", "lrec.data.store.statistics", "describe", positional=True),
     "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.serving.export", "export"),
     "recommend": OwnCommand("the best next items for any histories", "lrec.serving.command", "recommend"),

@@ -12,10 +12,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask
-from lrec.data.batching.shared_plans import SharedPlans, shared_folder
-from lrec.data.batching.train_batches import BatchPlan, Ranks, TrainLoader, check_step
-from lrec.data.batching.validation_sample import affordable_users, targets_of_sample
+from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample
+from lrec.data.batching.plan import BatchPlan, SharedPlans, check_step, shared_folder
+from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
 from lrec.data.splits.domain import of_domain
 from lrec.data.splits.reduction import Reduction, training_part
