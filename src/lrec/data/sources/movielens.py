@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.formats.parsing import Table, csv_tables
 from lrec.data.formats.readers import Columns, to_interactions
-from lrec.data.formats.streams import pieces
+from lrec.data.formats.streams import unpacked
 from lrec.data.sources.download import fetch
 from lrec.data.store.prepare import RawInteractions, source_hashes
 from lrec.errors import UserError
@@ -70,7 +70,7 @@ class MovieLensDataModule(SequenceDataModule):
     def read(self) -> RawInteractions:
         """Read the ratings."""
         file = self._file()
-        tables = _read_zip(file) if file.suffix == ".zip" else _parse(pieces(file), file.name, str(file))
+        tables = _read_zip(file) if file.suffix == ".zip" else _parse(unpacked(file), file.name, str(file))
         return to_interactions(tables, _COLUMNS)
 
     def _file(self) -> Path:

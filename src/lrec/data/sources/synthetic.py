@@ -45,16 +45,7 @@ class Process:
     that many items, and -log p(target | input) averaged over targets is the least loss any model can reach on them
     (the Bayes-optimal loss: in expectation nothing falls below it).
 
-    Attributes:
-        n_items: Items V.
-        memory: Last items that the next one depends on.
-        decay: Weight of an item against that of the next more recent one.
-        zipf: Exponent of popularity.
-        shift: Ranks by which the head of the popularity law is flattened.
-        signal: Variance of the pull's logits; about twice the nats that the history is worth.
-        tail: Exponent of the spectrum.
-        head: Feature pairs over which the head of the spectrum is flattened.
-        seed: Seed of the features and of the histories.
+    `SyntheticDataModule` says what each field is.
     """
 
     n_items: int
