@@ -203,19 +203,18 @@ def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
     remembered = _remembered(Path(data_dir)) | hashed
     for file in files:
         path, stat = str(file.resolve()), file.stat()
-        entry = remembered.get(path)
-        if not isinstance(entry, list) or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            entry = [stat.st_size, stat.st_mtime_ns, file_hash(file)]
-        hashed[path] = entry
+        size, mtime, digest = remembered.get(path, (0, 0, ""))
+        if not digest or (size, mtime) != (stat.st_size, stat.st_mtime_ns):
+            digest = file_hash(file)
+        hashed[path] = [stat.st_size, stat.st_mtime_ns, digest]
     return [hashed[str(file.resolve())][2] for file in files]
 
 
 def _remembered(data_dir: Path) -> dict[str, Any]:
     try:
-        found = json.loads((data_dir / "sources.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return dict(json.loads((data_dir / "sources.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _remember_hashes(data_dir: Path) -> None:
