@@ -103,8 +103,8 @@ def histories_in(
         file_format: Its format; None for what its name tells.
         reading: Names of its columns, `time` None where interactions are in time order; and which of these count.
         otherwise: Names to fall back on where the file lacks the column that `reading` names.
-        with_times: Hand out when each item was, from a column `times` of lists where a row is a user.
-        with_events: Hand out what was done with each item, from a column `events` of lists where a row is a user.
+        with_times: Hand out when each item was; where a row is a user, from a column `times` of lists.
+        with_events: Hand out what was done with each item, from `events` in the same way.
 
     Raises:
         UserError: the file is damaged, or does not have these columns.

@@ -59,19 +59,12 @@ class EvalBatch(NamedTuple):
             rows, targets, pairs = (
                 slice(*bounds[part : part + 2].tolist()) for bounds in (bounds_R, bounds_M, bounds_S)
             )
-            parts.append(
-                EvalBatch(
-                    items_BL=self.items_BL[rows],
-                    positions_M=self.positions_M[targets] - rows.start * length,
-                    targets_M=self.targets_M[targets],
-                    weights_M=self.weights_M[targets],
-                    users_M=self.users_M[targets],
-                    seen_targets_S=self.seen_targets_S[pairs] - targets.start,
-                    seen_items_S=self.seen_items_S[pairs],
-                    times_BT=None if self.times_BT is None else self.times_BT[rows],
-                    events_BL=None if self.events_BL is None else self.events_BL[rows],
-                )
-            )
+            # A field's last dimension tells what its entries belong to.
+            mine = {"L": rows, "T": rows, "M": targets, "S": pairs}
+            fields = {name: of_all[mine[name[-1]]] for name, of_all in self._asdict().items() if of_all is not None}
+            fields["positions_M"] = fields["positions_M"] - rows.start * length
+            fields["seen_targets_S"] = fields["seen_targets_S"] - targets.start
+            parts.append(EvalBatch(**fields))
         return parts
 
 
@@ -100,12 +93,9 @@ class Rows(NamedTuple):
 
 
 def rows_of(order_T: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) -> Rows:
-    """Put targets into rows.
+    """Put targets into rows: in `order_T` those of a row stand next to each other, the longest history last.
 
-    Args:
-        order_T: The targets, those of a row next to each other, the longest history last.
-        begins_T: Of each in this order, whether a row begins with it.
-        lengths_T: Positions of each in this order.
+    In this order, begins_T tells whether a row begins with a target, lengths_T how many positions it takes.
     """
     first_R = np.flatnonzero(begins_T)
     counts_R = np.diff(first_R, append=len(order_T))
@@ -189,10 +179,8 @@ def history_batch(
     """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out.
 
     Args:
-        items_N: The items.
+        items_N: The items, of which the last `max_len` of each history are kept.
         lengths_B: How many of them each history has.
-        max_len: Most items of a row, the last ones.
-        n_items: Catalogue size.
         times: Where the network reads them: time of each item (N), and of each history's request (B).
         places: Row of each target, and how many items of the row come before it (M); by default there is one after each
             row. Of a row of more than max_len items, it must be the only one.

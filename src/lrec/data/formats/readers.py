@@ -64,10 +64,9 @@ def infer_format(name: str) -> Format | None:
 def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
     """Read a file, compressed or not, with all its columns, block by block."""
     match file_format:
-        case "csv":
-            yield from csv_tables(unpacked(path), str(path), ",", integers=columns.integers)
-        case "tsv":
-            yield from csv_tables(unpacked(path), str(path), "\t", integers=columns.integers)
+        case "csv" | "tsv":
+            separator = "," if file_format == "csv" else "\t"
+            yield from csv_tables(unpacked(path), str(path), separator, integers=columns.integers)
         case "jsonl":
             yield from jsonl_tables(unpacked(path), str(path))
         case "lines":
@@ -90,11 +89,8 @@ def to_interactions(
 ) -> RawInteractions:
     """Check the rows that are used and keep ratings of at least `min_rating`.
 
-    Args:
-        tables: Raw tables with the same columns; the rows of a file are consecutive.
-        columns: Which of their columns are used.
-        min_rating: Least rating of a row that is kept; None keeps all.
-        duplicates: Keep rows that are identical in every column.
+    The tables have the same columns, and the rows of a file are consecutive. `duplicates` keeps rows that are identical
+    in every column.
     """
     units = TimeUnits()
     return RawInteractions(_checked_frames(tables, columns, min_rating, duplicates, units), units.facts)
@@ -230,18 +226,12 @@ def _check(table: Table, wanted: dict[str, str], dates: bool | None) -> tuple[di
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:
-    """Raw id and title of each item.
+    """Columns item (raw id) and title, text: the first title of each item.
 
     Args:
         path: A CSV, TSV, JSON lines or Parquet file, plain or compressed; or MovieLens's movies.dat.
         item_column: Column of the raw ids; None for the file's first column.
         title_column: Column of the titles.
-
-    Returns:
-        Columns item and title, text; the first title of each item.
-
-    Raises:
-        UserError: there is no such file or column.
     """
     if re.search(r"movies\.dat(\.\w+)?$", path.name):
         rows = re.findall(r"^(\d+)::(.*)::[^:]*$", read_bytes(path).decode("latin-1"), re.MULTILINE)

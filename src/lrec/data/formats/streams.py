@@ -66,12 +66,8 @@ def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
 def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Iterator[bytes]:
     """Cut a stream of text into blocks of whole rows, without the line end after the last row of a block.
 
-    Line ends at the end of the file and a byte order mark at its start are dropped.
-
-    Args:
-        parts: The stream.
-        name: The file, for messages.
-        quotes: A line end between double quotes does not end a row.
+    Line ends at the end of the file and a byte order mark at its start are dropped. With `quotes`, a line end between
+    double quotes does not end a row. `name` is the file, for messages.
     """
     held = bytearray()
     begun = False

@@ -20,12 +20,10 @@ _TOO_FINE = r"\.\d{6}\d*[1-9]"
 
 
 def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
-    """Times as int64, null where they cannot be read, and whether they were dates (then in microseconds). A date that
-    is finer than a microsecond cannot be read.
+    """Times as int64, null where they cannot be read, and whether they were dates (then in microseconds).
 
-    Args:
-        raw: Times as numbers, text or dates.
-        dates: Whether text contains ISO 8601 dates; None for whichever reading leaves fewer nulls.
+    A date that is finer than a microsecond cannot be read. `dates` tells whether text contains ISO 8601 dates; None:
+    whichever reading leaves fewer nulls.
     """
     if raw.dtype in DATES:
         times = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")

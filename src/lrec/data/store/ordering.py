@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from lrec.data.store.encoding import FILE_DOMAIN, REST, Rows
+from lrec.data.store.encoding import FILE_DOMAIN, REST, Ranked, Rows
 from lrec.data.store.long_work import map_ahead
 from lrec.data.store.store import write_array
 
@@ -105,9 +105,8 @@ class Ordered(NamedTuple):
 def ordered(
     rows: RowBuffer,
     folder: Path,
-    user_rank_K: np.ndarray,
-    item_rank_K: np.ndarray,
-    counts_U: np.ndarray,
+    users: Ranked,
+    items: Ranked,
     range_rows: int,
     repeats: bool,
 ) -> Iterator[Ordered]:
@@ -117,23 +116,21 @@ def ordered(
     Each range is ordered when it is needed.
 
     Args:
-        rows: Columns user and item (codes), and where there are any, time, event, domain, row and REST; they are
-            consumed.
+        rows: Columns user and item (codes), and where there are any, time, event, domain, row and REST; consumed.
         folder: Where ranges of users lie if `rows` spilled.
-        user_rank_K: Place of each user code in the order of users.
-        item_rank_K: Place of each item code in the order of items.
-        counts_U: Rows of each user, in the order of users.
+        users: The users' order, and their numbers of rows.
+        items: The items' order.
         range_rows: Rows that may be ordered at a time; a user with more is ordered as a whole.
         repeats: Keep all interactions of a user with an item; false keeps the first.
     """
-    bounds = _ranges(counts_U, range_rows)
+    bounds = _ranges(users.counts, range_rows)
     n_ranges = len(bounds) - 1
     range_of_U = np.repeat(np.arange(n_ranges, dtype=np.uint16), np.diff(bounds))
     split = RowBuffer(folder / "ranges", 0 if rows.spilled else math.inf)
     cuts: list[np.ndarray] = []
     # Splitting takes an eighth of the memory of ordering; in a file, larger pieces make fewer reads.
     for piece in _joined(rows.drain(), 8 * range_rows if rows.spilled else 1):
-        piece["user"] = user_rank_K[piece["user"]]
+        piece["user"] = users.rank_K[piece["user"]]
         range_N = range_of_U[piece["user"]]
         if n_ranges > 1:
             order_N = np.argsort(range_N, kind="stable")
@@ -145,7 +142,7 @@ def ordered(
     def order(number: int) -> Ordered:
         begins_and_ends = ((cut[number], cut[number + 1]) for cut in cuts)
         parts = [split.part(place, b, e) for place, (b, e) in enumerate(begins_and_ends) if e > b]
-        return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), item_rank_K, repeats)
+        return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), items.rank_K, repeats)
 
     return map_ahead(order, range(n_ranges))
 

@@ -80,14 +80,8 @@ def prepare_store(
 ) -> Path:
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
-    Args:
-        data_dir: Folder of all stores.
-        name: First part of the store's name.
-        source: JSON-able identity of the raw data (file hashes, options of reading).
-        k_core: Keep users and items with at least so many interactions among the kept; 0 keeps all.
-        read: Reads the raw data; called only if the store is not there.
-        memory_gib: Memory for the rows, in GiB; what does not fit goes to a temporary folder beside the store. None:
-            half of the available memory. The store does not depend on it.
+    `read` is called only if the store is not there. The store does not depend on `memory_gib` (None: half of what is
+    available): rows that do not fit go to a temporary folder beside the store.
     """
     path = store_path(data_dir, name, source, k_core)
     _remember_hashes(Path(data_dir))
@@ -141,7 +135,7 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     progress.stage("order" if k > 1 else "order and write")
     # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, encoder.n_rows >> 10))
-    parts = ordered(rows, work, users.rank_K, items.rank_K, users.counts, range_rows, raw.repeats)
+    parts = ordered(rows, work, users, items, range_rows, raw.repeats)
     kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
     if k > 1:
         spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
