@@ -23,7 +23,7 @@ from scipy.stats import t as student
 from torch import set_num_threads
 
 from lrec.common.files import write_json, write_text
-from lrec.data.batching import train_batches
+from lrec.data.batching import plan
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.sources.movielens import MovieLensDataModule
@@ -34,7 +34,7 @@ from lrec.training.optim import Optimizer
 SIZE, LR, TARGETS_PER_STEP, MAX_LEN = "25k", 0.003125, 1024, 50
 RATE, JOBS = OverDepth(0.2, 0.2), 2
 # Pools of one step: every step gets windows of a random permutation, as a shuffled sampler would give it.
-POOLS = {"grouped": train_batches.POOL_STEPS, "shuffled": 1}
+POOLS = {"grouped": plan.POOL_STEPS, "shuffled": 1}
 HEADER = """# Batches grouped by length against fully shuffled ones
 
 Windows are grouped by length inside pools of {pool} steps, so that little of a batch is padding. Does this cost
@@ -86,7 +86,7 @@ class Losses(Callback):
 
 def train(name: str, order: str, seed: int, folder: Path, stores: Path) -> dict[str, Any]:
     """Train once and tell what came out."""
-    train_batches.POOL_STEPS = POOLS[order]
+    plan.POOL_STEPS = POOLS[order]
     seed_everything(seed)
     data = data_module(name, folder, stores, seed)
     data.prepare_data()

@@ -24,7 +24,7 @@ _HOME = {
     "SyntheticDataModule": "lrec.data.sources.synthetic",
     "LastItems": "lrec.data.splits.rules",
     "GlobalTemporal": "lrec.data.splits.temporal",
-    "UserSplit": "lrec.data.splits.user_split",
+    "UserSplit": "lrec.data.splits.rules",
     "Reduction": "lrec.data.splits.reduction",
     "Architecture": "lrec.model.config",
     "Dropout": "lrec.model.config",

@@ -46,8 +46,8 @@ class OwnCommand(NamedTuple):
 
 
 OWN_COMMANDS = {
-    "data prepare": OwnCommand("raw interactions to a store", "lrec.data.prepare_command", "prepare"),
-    "data describe": OwnCommand("a store's statistics", "lrec.data.store.describe", "describe", positional=True),
+    "data prepare": OwnCommand("raw interactions to a store", "lrec.data.datasets", "prepare"),
+    "data describe": OwnCommand("a store's statistics", "lrec.data.store.statistics", "describe", positional=True),
     "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.serving.export", "export"),
     "recommend": OwnCommand("the best next items for any histories", "lrec.serving.command", "recommend"),
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes", "sizes"),

@@ -16,8 +16,8 @@ from fit_arguments import fit_arguments
 import lrec as library
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.splits.reduction import Reduction
+from lrec.data.splits.rules import UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
-from lrec.data.splits.user_split import UserSplit
 from lrec.errors import UserError
 from lrec.evaluation.cases import cases_of_test, rank_by_net
 from lrec.model.config import TransformerConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrec.data.batching.train_batches import BatchPlan
+from lrec.data.batching.plan import BatchPlan
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems
 from lrec.data.store.store import Store

@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits.rules import LastItems, SplitRule
+from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
-from lrec.data.splits.user_split import UserSplit
 from lrec.options.parser import with_shipped_configs
 from lrec.training.lightning_cli import compose
 

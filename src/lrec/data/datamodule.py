@@ -12,10 +12,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask
-from lrec.data.batching.shared_plans import SharedPlans, shared_folder
-from lrec.data.batching.train_batches import BatchPlan, Ranks, TrainLoader, check_step
-from lrec.data.batching.validation_sample import affordable_users, targets_of_sample
+from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample
+from lrec.data.batching.plan import BatchPlan, SharedPlans, check_step, shared_folder
+from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
 from lrec.data.splits.domain import of_domain
 from lrec.data.splits.reduction import Reduction, training_part
@@ -86,9 +85,8 @@ class SequenceDataModule(LightningDataModule, ABC):
         super().__init__()
         check_range("max_len", max_len, at_least=1)
         check_step(targets_per_step, max_len)
-        check_range("k_core", k_core, at_least=0)
-        check_range("num_workers", num_workers, at_least=0)
-        check_range("seed", seed, at_least=0)
+        for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
+            check_range(name, value, at_least=0)
         check_range("memory_gib", memory_gib, above=0)
         if isinstance(validation_users, int):
             check_range("validation_users", validation_users, at_least=1)
@@ -216,16 +214,8 @@ class SequenceDataModule(LightningDataModule, ABC):
             token = secrets.token_hex(8)
             folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
             epoch_plan = SharedPlans(self.batch_plan, self.seed, folder).epoch
-        loader = TrainLoader(
-            self.batch_plan,
-            self.cuts.catalogue_index_I,
-            self.seed,
-            ranks,
-            self.num_workers,
-            self._on_gpu,
-            epoch_plan,
-            self.with_times,
-        )
+        plan, index_I, workers = self.batch_plan, self.cuts.catalogue_index_I, self.num_workers
+        loader = TrainLoader(plan, index_I, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times)
         if self._resume is not None:
             loader.load_state_dict(self._resume)
             self._resume = None

@@ -1,4 +1,7 @@
-"""Every data set and split: once imported, options accept their bare names, and --help lists them."""
+"""Every data set and split: once imported, options accept their bare names, and --help lists them.
+
+And `lrec data prepare`, which takes any of them.
+"""
 
 from typing import Any
 
@@ -7,9 +10,10 @@ from lrec.data.sources.amazon import AmazonDataModule
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.sources.movielens import MovieLensDataModule
 from lrec.data.sources.synthetic import SyntheticDataModule
-from lrec.data.splits.rules import LastItems
+from lrec.data.splits.rules import LastItems, UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
-from lrec.data.splits.user_split import UserSplit
+from lrec.data.store.statistics import describe, print_rows
+from lrec.data.store.store import Store
 from lrec.options.parser import made_of
 
 __all__ = [
@@ -22,9 +26,23 @@ __all__ = [
     "SyntheticDataModule",
     "UserSplit",
     "datamodule_of",
+    "prepare",
 ]
 
 
 def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
     """The DataModule that a run's configuration names; UserError where its options do not fit it."""
     return made_of(config, "data", SequenceDataModule)  # type: ignore[type-abstract]
+
+
+def prepare(data: SequenceDataModule) -> None:
+    """Prepare a data set's store, and print its statistics and what the split makes of it.
+
+    Args:
+        data: The data set; its store is written unless it is there.
+    """
+    data.prepare_data()
+    describe(data.store_path)
+    counts = data.cut(Store.open(data.store_path)).counts
+    print()
+    print_rows([("split", repr(data.split)), *((name, f"{count:,}") for name, count in counts.items())])

@@ -4,7 +4,7 @@ Shape suffixes: B histories.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -67,27 +67,21 @@ def histories_of(table: Any, with_times: bool = False, with_events: bool = False
     Raises:
         UserError: it is something else.
     """
-    if isinstance(table, pl.Series):
-        return _of_lists(None, _lists(table))
     if not hasattr(table, "columns"):
-        lists = _rows(table)
-        items = pl.Series([item for each in lists for item in each], dtype=pl.String)
-        return Histories(_numbered(len(lists)), items, np.array([len(each) for each in lists], dtype=np.int64))
+        return _of_lists({"items": table})
+    wanted = {"user", "item", "items"} | ({"time", "times"} if with_times else set())
+    wanted |= {"event", "events"} if with_events else set()
     names = [str(name) for name in table.columns]
-    wanted = ("user", "item", *(("time",) if with_times else ()), *(("event",) if with_events else ()))
-    columns = {name: _column(table[name]) for name in wanted if name in names}
-    user, item = columns.get("user"), columns.get("item")
-    if "items" in names:
-        times = _column(table["times"]) if with_times and "times" in names else None
-        events = _column(table["events"]) if with_events and "events" in names else None
-        return _of_lists(user, _lists(table["items"]), times, events)
-    if user is not None and item is not None:
+    columns = {name: table[name] if name == "items" else _column(table[name]) for name in names if name in wanted}
+    if "items" not in columns and {"user", "item"} <= columns.keys():
+        columns = {name: column for name, column in columns.items() if name in ("user", "item", "time", "event")}
         rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.exclude("user").name.suffix("s"))
-        times, events = (rows[name] if name in rows.columns else None for name in ("times", "events"))
-        return _of_lists(rows["user"], rows["items"], times, events)
-    raise UserError(
-        f"histories has the columns {', '.join(names)}: user and items (lists), or user and item, are expected"
-    )
+        columns = rows.to_dict()
+    if "items" not in columns:
+        raise UserError(
+            f"histories has the columns {', '.join(names)}: user and items (lists), or user and item, are expected"
+        )
+    return _of_lists(columns)
 
 
 def histories_in(
@@ -109,8 +103,8 @@ def histories_in(
         file_format: Its format; None for what its name tells.
         reading: Names of its columns, `time` None where interactions are in time order; and which of these count.
         otherwise: Names to fall back on where the file lacks the column that `reading` names.
-        with_times: Hand out when each item was, from a column `times` of lists where a row is a user.
-        with_events: Hand out what was done with each item, from a column `events` of lists where a row is a user.
+        with_times: Hand out when each item was; where a row is a user, from a column `times` of lists.
+        with_events: Hand out what was done with each item, from `events` in the same way.
 
     Raises:
         UserError: the file is damaged, or does not have these columns.
@@ -150,28 +144,26 @@ def _lists(histories: Any) -> pl.Series:
     """Lists of text from a column or a list of histories."""
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
         return histories.cast(pl.List(pl.String))
-    return pl.Series(_rows(histories), dtype=pl.List(pl.String))
-
-
-def _rows(histories: Any) -> list[list[str]]:
-    """Histories as lists of text."""
     try:
         rows = list(histories)
         if any(isinstance(row, str) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
-        return [[str(item) for item in row] for row in rows]
+        return pl.Series([[str(item) for item in row] for row in rows], dtype=pl.List(pl.String))
     except TypeError:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
 
-def _of_lists(
-    users: pl.Series | None, lists: pl.Series, times: pl.Series | None = None, events: pl.Series | None = None
-) -> Histories:
+def _of_lists(columns: Mapping[str, Any]) -> Histories:
+    """From a column items of lists and, where there are any, user, times and events (lists)."""
+    lists = _lists(columns["items"])
     lengths = lists.list.len().fill_null(0)
     items = lists.filter(lengths > 0).explode().cast(pl.String)
-    users = _numbered(len(lists)) if users is None else users.alias("user")
-    times_N = None if times is None else in_seconds(_laid(times, lengths, "times"), "histories: times")
-    events = None if events is None else _laid(events, lengths, "events").cast(pl.String)
+    users = columns["user"].alias("user") if "user" in columns else pl.Series("user", np.arange(len(lists)))
+    times_N = events = None
+    if "times" in columns:
+        times_N = in_seconds(_laid(columns["times"], lengths, "times"), "histories: times")
+    if "events" in columns:
+        events = _laid(columns["events"], lengths, "events").cast(pl.String)
     return Histories(users, items, lengths.to_numpy().astype(np.int64), times_N, events)
 
 
@@ -182,10 +174,6 @@ def _laid(lists: pl.Series, lengths: pl.Series, name: str) -> pl.Series:
     if len(lists) and not (is_list and (lists.list.len().fill_null(0) == lengths).all()):
         raise UserError(f"histories: {name} has not as many entries as items in every row")
     return lists.filter(lengths > 0).explode()
-
-
-def _numbered(n_users: int) -> pl.Series:
-    return pl.Series("user", np.arange(n_users))
 
 
 def _of_rows(frame: pl.DataFrame) -> Histories:
@@ -206,16 +194,17 @@ def _has_lists(frame: pl.DataFrame) -> bool:
 def _of_table(table: Table, user_column: str, beside: list[str]) -> Histories:
     if user_column not in table.frame.columns:
         raise UserError(f"{table.name} has no column {user_column} (option user_column)")
-    found = {}
+    columns = {"user": table.frame[user_column]}
     for name in ("items", *beside):
-        lists = table.frame[name] if name in table.frame.columns else None
-        if lists is not None and lists.dtype == pl.String:
+        if name not in table.frame.columns:
+            continue
+        columns[name] = table.frame[name]
+        if columns[name].dtype == pl.String:
             try:
-                lists = lists.str.json_decode(pl.List(pl.String))
+                columns[name] = columns[name].str.json_decode(pl.List(pl.String))
             except pl.exceptions.PolarsError:
                 raise UserError(f"{table.name}: {name} are not a list in every row from {table.first_row} on") from None
-        found[name] = lists
-    return _of_lists(table.frame[user_column], _lists(found["items"]), found.get("times"), found.get("events"))
+    return _of_lists(columns)
 
 
 def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_times: bool) -> Iterator[Histories]:

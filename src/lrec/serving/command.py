@@ -12,10 +12,9 @@ import torch
 
 from lrec.common.files import check_writable, replacing, temporary
 from lrec.common.text_tables import counted
-from lrec.data.formats.readers import Columns, Format
-from lrec.data.formats.titles import read_titles
+from lrec.data.formats.readers import Columns, Format, read_titles
 from lrec.data.histories import ReadingRules, histories_in
-from lrec.data.store.progress import Progress
+from lrec.data.store.long_work import Progress
 from lrec.errors import UserError, check_range
 from lrec.serving.export import load
 

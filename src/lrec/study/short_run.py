@@ -6,7 +6,8 @@ from itertools import chain, islice, repeat
 import torch
 from torch import Tensor
 
-from lrec.data.batching.train_batches import BatchPlan, TrainBatch, TrainLoader
+from lrec.data.batching.plan import BatchPlan
+from lrec.data.batching.train_batches import TrainBatch, TrainLoader
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.splits.reduction import TrainingPart
 from lrec.model.config import TransformerConfig

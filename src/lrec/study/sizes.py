@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec.common.files import write_json
+from lrec.data.batching.plan import BatchPlan
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems
 from lrec.data.store.store import Store
@@ -120,8 +121,6 @@ def _full_windows(n_items: int, max_len: int) -> Windows:
 
 
 def _windows_of(store: Store, max_len: int) -> Windows:
-    from lrec.data.batching.train_batches import BatchPlan  # and torch with it
-
     split = LastItems()(store)
     part = training_part(split, Reduction())
     lengths_W = BatchPlan(part, max_len, targets_per_step=2 * max_len).epoch(seed=0, epoch=0).lengths_W

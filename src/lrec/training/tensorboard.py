@@ -14,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from lrec.checkpoint import format as checkpoints
 from lrec.common.files import replacing, write_text
-from lrec.data.formats.titles import read_titles
+from lrec.data.formats.readers import read_titles
 from lrec.errors import UserError
 from lrec.model import cost
 from lrec.model.item_table import whole_table

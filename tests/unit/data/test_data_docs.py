@@ -25,7 +25,7 @@ def fixed_words(message: ast.expr) -> list[str]:
 
 def errors() -> Iterator[tuple[str, list[str]]]:
     """Where a UserError of the data layer is raised, and what it says whatever the case."""
-    for file in sorted((ROOT / "src" / "lrec" / "data").glob("*.py")):
+    for file in sorted((ROOT / "src" / "lrec" / "data").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
                 yield f"{file.name}:{node.lineno}", fixed_words(node.args[0])

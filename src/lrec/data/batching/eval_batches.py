@@ -12,6 +12,7 @@ positions_M.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,11 +21,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrec.data.batching.train_batches import ALONE, Ranks, padded, serve, with_request
-from lrec.data.splits.rules import Split, Targets, ranges
+from lrec.data.batching.train_batches import Ranks, padded, serve, with_request
+from lrec.data.splits.rules import Split, Targets, hash_numbers, ranges
 
 MAX_TARGETS = 1024
 MAX_POSITIONS = 16384
+# What an evaluation may cost, as a share of the training since the last one; and how many users it has all the same,
+# for a figure of fewer says little.
+SHARE = 0.1
+LEAST_USERS = 2000
 
 
 class EvalBatch(NamedTuple):
@@ -54,19 +59,12 @@ class EvalBatch(NamedTuple):
             rows, targets, pairs = (
                 slice(*bounds[part : part + 2].tolist()) for bounds in (bounds_R, bounds_M, bounds_S)
             )
-            parts.append(
-                EvalBatch(
-                    items_BL=self.items_BL[rows],
-                    positions_M=self.positions_M[targets] - rows.start * length,
-                    targets_M=self.targets_M[targets],
-                    weights_M=self.weights_M[targets],
-                    users_M=self.users_M[targets],
-                    seen_targets_S=self.seen_targets_S[pairs] - targets.start,
-                    seen_items_S=self.seen_items_S[pairs],
-                    times_BT=None if self.times_BT is None else self.times_BT[rows],
-                    events_BL=None if self.events_BL is None else self.events_BL[rows],
-                )
-            )
+            # A field's last dimension tells what its entries belong to.
+            mine = {"L": rows, "T": rows, "M": targets, "S": pairs}
+            fields = {name: of_all[mine[name[-1]]] for name, of_all in self._asdict().items() if of_all is not None}
+            fields["positions_M"] = fields["positions_M"] - rows.start * length
+            fields["seen_targets_S"] = fields["seen_targets_S"] - targets.start
+            parts.append(EvalBatch(**fields))
         return parts
 
 
@@ -95,12 +93,9 @@ class Rows(NamedTuple):
 
 
 def rows_of(order_T: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) -> Rows:
-    """Put targets into rows.
+    """Put targets into rows: in `order_T` those of a row stand next to each other, the longest history last.
 
-    Args:
-        order_T: The targets, those of a row next to each other, the longest history last.
-        begins_T: Of each in this order, whether a row begins with it.
-        lengths_T: Positions of each in this order.
+    In this order, begins_T tells whether a row begins with a target, lengths_T how many positions it takes.
     """
     first_R = np.flatnonzero(begins_T)
     counts_R = np.diff(first_R, append=len(order_T))
@@ -134,44 +129,29 @@ def batch_bounds(lengths_R: np.ndarray, counts_R: np.ndarray) -> list[int]:
 
 def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray, counts_B: np.ndarray) -> EvalBatch:
     """The batch of the chosen entries of the task, row after row, so many in each; without any, one filler row."""
-    if len(chosen) == 0:
-        return EvalBatch(
-            items_BL=torch.zeros(1, 1, dtype=torch.int64),
-            positions_M=torch.zeros(1, dtype=torch.int64),
-            targets_M=torch.full((1,), -1),
-            weights_M=torch.zeros(1),
-            users_M=torch.full((1,), -1),
-            seen_targets_S=torch.zeros(0, dtype=torch.int64),
-            seen_items_S=torch.zeros(0, dtype=torch.int64),
-            times_BT=torch.zeros(1, 2, dtype=torch.int64) if task.with_times else None,
-            events_BL=None if split.store.events_N is None else torch.zeros(1, 1, dtype=torch.int64),
-        )
+    store, is_filler = split.store, len(chosen) == 0
     users_M, ends_M = task.users[chosen], task.ends[chosen]
+    if is_filler:
+        users_M, ends_M, counts_B = np.array([-1]), np.array([0]), np.array([1])
     last_B = np.cumsum(counts_B) - 1
-    starts_B, ends_B = split.store.offsets_U1[users_M[last_B]], ends_M[last_B]
+    starts_B, ends_B = store.offsets_U1[users_M[last_B]], ends_M[last_B]
     rows_N = ranges(starts_B, ends_B)
-    items_N = split.catalogue_index_I[split.store.items_N[rows_N]]
+    items_N = split.catalogue_index_I[store.items_N[rows_N]]
+    has_target = task.with_target and not is_filler
     times = None
     if task.with_times:
-        asked_B = split.store.seconds(starts_B + ends_B) if task.with_target else np.zeros_like(ends_B)
-        times = split.store.seconds(rows_N), asked_B
+        times = store.seconds(rows_N), store.seconds(starts_B + ends_B) if has_target else np.zeros_like(ends_B)
     places = np.repeat(np.arange(len(counts_B)), counts_B), ends_M
-    events_N = None if split.store.events_N is None else split.store.events_N[rows_N]
-    histories = history_batch(items_N, ends_B, max_len, len(split.catalogue_V), times, places, events_N)
-    if task.with_target:
-        targets_M = split.catalogue_index_I[split.store.items_N[split.store.offsets_U1[users_M] + ends_M]]
-    else:
-        targets_M = np.full(len(users_M), -1, dtype=np.int64)
+    events_N = None if store.events_N is None else store.events_N[rows_N]
+    histories = history_batch(items_N, ends_B, max_len, len(split.catalogue_V), times, places, events_N)._asdict()
+    targets_M = np.full(len(users_M), -1, dtype=np.int64)
+    if has_target:
+        targets_M = split.catalogue_index_I[store.items_N[store.offsets_U1[users_M] + ends_M]]
     return EvalBatch(
-        items_BL=histories.items_BL,
-        positions_M=histories.positions_M,
         targets_M=torch.from_numpy(targets_M),
-        weights_M=(histories.lengths_M > 0).float(),
+        weights_M=(histories.pop("lengths_M") > 0).float(),
         users_M=torch.from_numpy(users_M.astype(np.int64)),
-        seen_targets_S=histories.seen_targets_S,
-        seen_items_S=histories.seen_items_S,
-        times_BT=histories.times_BT,
-        events_BL=histories.events_BL,
+        **histories,
     )
 
 
@@ -199,10 +179,8 @@ def history_batch(
     """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out.
 
     Args:
-        items_N: The items.
+        items_N: The items, of which the last `max_len` of each history are kept.
         lengths_B: How many of them each history has.
-        max_len: Most items of a row, the last ones.
-        n_items: Catalogue size.
         times: Where the network reads them: time of each item (N), and of each history's request (B).
         places: Row of each target, and how many items of the row come before it (M); by default there is one after each
             row. Of a row of more than max_len items, it must be the only one.
@@ -241,12 +219,17 @@ def _distinct(keys_N: np.ndarray) -> np.ndarray:
     return keys_N[np.diff(keys_N, prepend=-1) > 0]
 
 
+@dataclass
 class _EvalDataset(Dataset[EvalBatch]):
     """The batches of one rank; rows are sorted by length and cut by targets and positions."""
 
-    def __init__(self, split: Split, task: EvalTask, max_len: int, ranks: Ranks) -> None:
-        self.split, self.task, self.max_len, self.ranks = split, task, max_len, ranks
-        self._batches = shared_rows(split, task, max_len).batches()
+    split: Split
+    task: EvalTask
+    max_len: int
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        self._batches = shared_rows(self.split, self.task, self.max_len).batches()
 
     def __len__(self) -> int:
         return -(-len(self._batches) // self.ranks.world)
@@ -265,7 +248,7 @@ class EvalLoader:
         split: Split,
         task: EvalTask,
         max_len: int,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
@@ -277,3 +260,29 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[EvalBatch]:
         return iter(self._batches)
+
+
+def affordable_users(split: Split, max_len: int, trained_positions: float) -> int:
+    """How many users may validate after training on so many positions.
+
+    To read a position costs a third of training on it, which goes forward once and backward for twice as much; ranking
+    the catalogue for a target counts as training on one.
+    """
+    users_T, positions_T = split.val_targets
+    rows = shared_rows(split, EvalTask(users_T, positions_T, True), max_len)
+    cost = rows.lengths_R.sum() / 3 + len(users_T)
+    return max(int(SHARE * trained_positions * len(split.val_users) / cost), LEAST_USERS)
+
+
+def targets_of_sample(split: Split, n_users: int) -> Targets:
+    """The validation targets of a fixed sample of users: those whose place in the store has the least hash.
+
+    It depends on the data and the number alone, and a smaller sample is part of a larger one.
+    """
+    users, targets = split.val_users, split.val_targets
+    if n_users >= len(users):
+        return targets
+    sampled_U = np.zeros(split.store.n_users, dtype=bool)
+    sampled_U[users[np.argsort(hash_numbers(users), kind="stable")[:n_users]]] = True
+    sampled_T = sampled_U[targets.users_T]
+    return Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T])

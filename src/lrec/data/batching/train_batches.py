@@ -1,8 +1,7 @@
-"""The batch plan of training, and the loader that serves its batches.
+"""Training batches: the windows of a step as tensors, and the loader that serves them.
 
-B batch rows, L positions of the longest row, M targets in the batch, W windows of an epoch, T steps of an epoch,
-U users, N rows of a batch's histories laid end to end. Of times, T is L + 1: those of a row's events, and then that of
-its request, in whole seconds.
+B batch rows, L positions of the longest row, M targets in the batch, N rows of a batch's histories laid end to end. Of
+times, T is L + 1: those of a row's events, and then that of its request, in whole seconds.
 
 Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
 positions_M, and attention is causal, so that no mask is needed.
@@ -18,14 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lrec.data.batching.plan import BatchPlan, EpochPlan
 from lrec.data.splits.reduction import TrainingPart
 from lrec.data.splits.rules import ranges
-from lrec.errors import UserError, check_range
-
-# Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
-POOL_STEPS = 64
-# Classes of length that alternate; an optimizer's momentum averages over about as many steps.
-LENGTH_CLASSES = 8
+from lrec.errors import UserError
 
 
 class TrainBatch(NamedTuple):
@@ -41,122 +36,6 @@ class TrainBatch(NamedTuple):
     step_positions: int | None = None  # of the whole global step; None: as many as targets
 
 
-@dataclass(frozen=True)
-class EpochPlan:
-    """An epoch's windows in the order they are trained on: step s owns windows bounds[s] .. bounds[s + 1] - 1."""
-
-    starts_W: np.ndarray  # entry of the training part where the window's inputs begin; int32 where that is enough
-    lengths_W: np.ndarray  # int32, inputs of the window; what may be its targets is the same, shifted by one
-    bounds: np.ndarray  # int64, steps + 1 entries
-
-    def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Starts and lengths of micro-batch `micro` of `n_micro` of a step, and the positions of the whole step."""
-        window = slice(self.bounds[step], self.bounds[step + 1])
-        starts, lengths = self.starts_W[window], self.lengths_W[window]
-        total = int(lengths.sum())
-        mine = _share_out(lengths, total, n_micro) == micro
-        return starts[mine], lengths[mine], total
-
-    def pairs(self, step: int) -> int:
-        """Pairs of a position and one that it attends to, in the windows of a step."""
-        lengths = self.lengths_W[self.bounds[step] : self.bounds[step + 1]].astype(np.int64)
-        return int((lengths * (lengths + 1) // 2).sum())
-
-
-def check_step(targets_per_step: int, max_len: int) -> None:
-    """UserError where a step has no room for two windows."""
-    check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """The batches of training: what is the same in every epoch, and `epoch`, a pure function of (seed, epoch)."""
-
-    part: TrainingPart
-    max_len: int
-    targets_per_step: int
-
-    def __post_init__(self) -> None:
-        check_step(self.targets_per_step, self.max_len)
-        if self.part.n_positions == 0:
-            raise UserError("there is no training target: every user has fewer than 2 training items")
-        if self.part.n_targets == 0:
-            raise UserError("target_events: no event of these types is a training target")
-
-    @property
-    def n_steps(self) -> int:
-        """S: global steps of an epoch, the same in each."""
-        return -(-self.part.n_positions // self.targets_per_step)
-
-    def step_targets(self, epoch: EpochPlan, step: int) -> int:
-        """Targets of a step."""
-        window = slice(epoch.bounds[step], epoch.bounds[step + 1])
-        return self.part.targets_in(epoch.starts_W[window], epoch.lengths_W[window])
-
-    def epoch(self, seed: int, epoch: int) -> EpochPlan:
-        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps.
-
-        The order of the steps is random, but short and long windows alternate.
-        """
-        random = np.random.default_rng([seed, epoch])
-        starts_W, lengths_W = self._windows(random)
-        order = random.permutation(len(starts_W))
-        # Every second pool is sorted downwards, so that where two pools meet in one step their lengths agree.
-        pools = _share_out(lengths_W[order], self.part.n_positions, -(-self.n_steps // POOL_STEPS))
-        keys = np.where(pools % 2, -lengths_W[order], lengths_W[order])
-        order = order[np.lexsort((keys, pools))]
-        steps = _share_out(lengths_W[order], self.part.n_positions, self.n_steps)
-        total_T = np.bincount(steps, weights=lengths_W[order], minlength=self.n_steps)
-        new_place = _alternating(total_T / np.bincount(steps, minlength=self.n_steps), random)[steps]
-        order = order[np.argsort(new_place, kind="stable")]
-        bounds = np.concatenate([[0], np.cumsum(np.bincount(new_place, minlength=self.n_steps))])
-        assert (np.diff(bounds) > 0).all(), "a step has no windows"
-        return EpochPlan(starts_W[order], lengths_W[order], bounds)
-
-    @property
-    def _index(self) -> type[np.signedinteger]:
-        """The smallest type that counts the entries of the training part."""
-        most = int((self.part.starts_U + self.part.lengths_U).max())
-        return np.int32 if most <= np.iinfo(np.int32).max else np.int64
-
-    def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        users = np.flatnonzero(self.part.lengths_U > 1)
-        targets = self.part.lengths_U[users] - 1
-        # A long user's first window has 1 .. max_len targets, which shifts all the others.
-        first = random.integers(1, self.max_len, size=len(users), endpoint=True)
-        first = np.where(targets <= self.max_len, targets, first)
-        counts = 1 + -(-(targets - first) // self.max_len)
-        owner = np.repeat(np.arange(len(users)), counts)
-        nth = ranges(np.zeros(len(users), dtype=np.int64), counts)
-        begin = np.where(nth == 0, 0, first[owner] + (nth - 1) * self.max_len)
-        end = np.minimum(first[owner] + nth * self.max_len, targets[owner])
-        starts_W = self.part.starts_U[users][owner] + begin
-        return starts_W.astype(self._index), (end - begin).astype(np.int32)
-
-
-def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
-    """The part, 0 .. n - 1, of each window when the row of windows is cut into n parts of near-equal targets.
-
-    A window goes where its middle falls. Windows shorter than total / n leave no part empty.
-    """
-    middle2 = 2 * np.cumsum(lengths) - lengths
-    return np.minimum(middle2 * n // (2 * total), n - 1)
-
-
-def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A random place in the epoch for each step, such that a few steps in a row have lengths of all kinds.
-
-    Many steps of one length in a row would pull the optimizer towards the users with histories of that length.
-    """
-    keys_T = np.empty(len(lengths_T))
-    for alike in np.array_split(np.argsort(lengths_T, kind="stable"), LENGTH_CLASSES):
-        # One step in each of len(alike) equal parts of the epoch.
-        keys_T[alike] = (random.permutation(len(alike)) + random.random(len(alike))) / max(len(alike), 1)
-    places_T = np.empty(len(lengths_T), dtype=np.int64)
-    places_T[np.argsort(keys_T, kind="stable")] = np.arange(len(lengths_T))
-    return places_T
-
-
 def train_batch(
     part: TrainingPart,
     catalogue_index_I: np.ndarray,
@@ -168,27 +47,30 @@ def train_batch(
     step_positions: int | None = None,
 ) -> TrainBatch:
     """Gather the windows' items, their types of event where there are any, and their times where they are asked for."""
-    has_events = part.store.events_N is not None
-    if len(starts) == 0:
-        row, empty = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
-        times_BT = torch.zeros(1, 2, dtype=torch.int64) if with_times else None
-        no_events = row.long() if has_events else None
-        return TrainBatch(row, empty, empty.long(), step_targets, step_pairs, times_BT, no_events, step_positions)
+    store, no_windows = part.store, len(starts) == 0
+    if no_windows:
+        starts, lengths = np.zeros((2, 1), dtype=np.int64)
     places = ranges(starts, lengths)
     items_BL, positions_M = padded(catalogue_index_I[part.items(places)].astype(np.int32), lengths)
     targets_M = catalogue_index_I[part.items(places + 1)]
     if part.target_N is not None:
         may_M = part.may_be_targets(places + 1)
         positions_M, targets_M = positions_M[may_M], targets_M[may_M]
-    events_BL = padded(part.events(places).astype(np.int64), lengths)[0] if has_events else None
+    events_BL = times_BT = None
+    if store.events_N is not None:
+        events_BL = torch.from_numpy(padded(part.events(places).astype(np.int64), lengths)[0])
+    if with_times and no_windows:
+        times_BT = torch.zeros(1, 2, dtype=torch.int64)
+    elif with_times:
+        times_BT = torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0])
     return TrainBatch(
         torch.from_numpy(items_BL),
         torch.from_numpy(positions_M.astype(np.int32)),
         torch.from_numpy(targets_M),
         step_targets,
         step_pairs,
-        torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0]) if with_times else None,
-        None if events_BL is None else torch.from_numpy(events_BL),
+        times_BT,
+        events_BL,
         step_positions,
     )
 
@@ -230,41 +112,26 @@ def serve(dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) 
     )
 
 
-ALONE = Ranks()
-
-
+@dataclass
 class _TrainDataset(Dataset[TrainBatch]):
     """Micro-batches by (epoch, step, accumulated micro-batch); a worker asks for each epoch's plan once."""
 
-    def __init__(
-        self,
-        plan: BatchPlan,
-        catalogue_index_I: np.ndarray,
-        epoch_plan: Callable[[int], EpochPlan],
-        ranks: Ranks,
-        with_times: bool,
-    ) -> None:
-        self.plan, self.catalogue_index_I, self.epoch_plan, self.ranks = plan, catalogue_index_I, epoch_plan, ranks
-        self.with_times = with_times
-        self._epoch: tuple[int, EpochPlan] | None = None
+    plan: BatchPlan
+    catalogue_index_I: np.ndarray
+    epoch_plan: Callable[[int], EpochPlan]
+    ranks: Ranks
+    with_times: bool
+    _epoch: tuple[int, EpochPlan] | None = None
 
     def __getitem__(self, key: tuple[int, int, int]) -> TrainBatch:
         epoch, step, accumulated = key
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self.epoch_plan(epoch)
-        world, rank, accumulation = self.ranks
-        plan = self._epoch[1]
+        plan, (world, rank, accumulation) = self._epoch[1], self.ranks
         starts, lengths, positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
-        return train_batch(
-            self.plan.part,
-            self.catalogue_index_I,
-            starts,
-            lengths,
-            self.plan.step_targets(plan, step),
-            plan.pairs(step),
-            self.with_times,
-            positions,
-        )
+        targets, pairs = self.plan.step_targets(plan, step), plan.pairs(step)
+        part, index_I = self.plan.part, self.catalogue_index_I
+        return train_batch(part, index_I, starts, lengths, targets, pairs, self.with_times, positions)
 
 
 class TrainLoader:
@@ -280,24 +147,14 @@ class TrainLoader:
         plan: BatchPlan,
         catalogue_index_I: np.ndarray,
         seed: int,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
         num_workers: int = 0,
         pin_memory: bool = False,
         epoch_plan: Callable[[int], EpochPlan] | None = None,
         with_times: bool = False,
     ) -> None:
-        """Serve the batches of a plan.
-
-        Args:
-            plan: What is the same in every epoch.
-            catalogue_index_I: Catalogue index of each item of the store.
-            seed: Seed of the order of training.
-            ranks: Who shares a step.
-            num_workers: Processes that assemble batches.
-            pin_memory: Have batches where a GPU can fetch them while it computes.
-            epoch_plan: Gives an epoch's plan; made here by default.
-            with_times: Batches carry the times of events.
-        """
+        """Serve the batches of a plan in the order of a seed; `epoch_plan` gives an epoch's plan where others share it,
+        and with_times asks for the times of events."""
         self.ranks, self.n_steps = ranks, plan.n_steps
         self._keys: list[tuple[int, int, int]] = []  # of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)

@@ -9,14 +9,14 @@ from csv import reader as csv_reader
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
 from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, row_blocks
-from lrec.data.store.threads import mapped
+from lrec.data.store.long_work import map_ahead
 from lrec.errors import UserError
 
 _BATCH = 500_000
@@ -37,8 +37,7 @@ class Table:
         frame: All its columns.
         first_row: Number of the first row of `frame`, counted from 1, header included.
         keys_vary: A column of the file may be absent where all of its values here are null.
-        domain: The domain of the whole file, if it has one. It is not a column: rows that differ in nothing else are
-            duplicates.
+        domain: The domain of the whole file, if it has one; no column, for rows that differ only in it are duplicates.
         text: The file is text; a column of integers then has only integers that the text spells in the shortest form.
     """
 
@@ -57,14 +56,9 @@ def csv_tables(
     header: list[str] | None = None,
     integers: Collection[str] = (),
 ) -> Iterator[Table]:
-    """Parse delimited text into columns of text.
+    """Parse delimited text into columns of text, and those of `integers` into integers where that loses nothing.
 
-    Args:
-        parts: The decompressed bytes.
-        name: The file, for messages.
-        separator: One character.
-        header: Names of the columns of a file without a header.
-        integers: Columns to parse as integers, block by block, where that loses nothing; it is several times faster.
+    `parts` are the decompressed bytes, `name` the file, for messages; `header` names the columns of a file without one.
     """
     blocks = row_blocks(parts, name, quotes=True)
     row = 1
@@ -79,27 +73,19 @@ def csv_tables(
         return Table(name, _csv_block(block, name, separator, header, integers), block.row, text=True)
 
     last: Table | None = None
-    for last in mapped(table, _measured(blocks, name, separator, row)):
+    for last in map_ahead(table, _measured(blocks, name, separator, row)):
         yield last
     if last is None:
         raise UserError(f"{name} has a header but no rows")
 
 
 class _Block(NamedTuple):
-    """Some consecutive rows of a delimited file.
-
-    Attributes:
-        text: The rows, without the last line end.
-        row: Number of the first row.
-        rows: How many they are.
-        separators: Separators outside of quotes.
-        quoted: There are quotes.
-    """
+    """Some consecutive rows of a delimited file, without the last line end."""
 
     text: bytes
-    row: int
+    row: int  # number of the first row
     rows: int
-    separators: int
+    separators: int  # outside of quotes
     quoted: bool
 
 
@@ -127,14 +113,10 @@ def _split_header(block: bytes, name: str, separator: str) -> tuple[list[str], b
         header = next(csv_reader([line], delimiter=separator, strict=True), [])
     except CsvError as error:
         raise UserError(f"{name}, row 1: {error}") from None
-    _refuse_repeated(header, name)
+    for place, column in enumerate(header):
+        if column in header[:place]:
+            raise UserError(f"{name}, row 1: two columns are named {column}")
     return header, rest
-
-
-def _refuse_repeated(header: list[str], name: str) -> None:
-    repeated = [column for place, column in enumerate(header) if column in header[:place]]
-    if repeated:
-        raise UserError(f"{name}, row 1: two columns are named {repeated[0]}")
 
 
 def _csv_block(block: _Block, name: str, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame:
@@ -147,13 +129,7 @@ def _csv_block(block: _Block, name: str, separator: str, header: list[str], inte
     # Polars removes a byte order mark from whatever it reads. That of the file is already gone; any other is text.
     text = BYTE_ORDER_MARK + block.text if block.text.startswith(BYTE_ORDER_MARK) else block.text
     try:
-        frame = pl.read_csv(
-            text,
-            separator=separator,
-            has_header=False,
-            schema=dict.fromkeys(header, pl.String),
-            quote_char='"' if block.quoted else None,
-        )
+        frame = _read_csv(text, separator, dict.fromkeys(header, pl.String), block.quoted)
     except PolarsError as error:
         problem = f" ({first_line(error)})"
     else:
@@ -164,24 +140,24 @@ def _csv_block(block: _Block, name: str, separator: str, header: list[str], inte
     raise UserError(f"{name}, rows {block.row} to {block.row + block.rows - 1}: not delimited text{problem}")
 
 
+def _read_csv(text: bytes, separator: str, schema: dict[str, Any], quoted: bool) -> pl.DataFrame:
+    quote = '"' if quoted else None
+    return pl.read_csv(text, separator=separator, has_header=False, schema=schema, quote_char=quote)
+
+
 def _integer_block(block: _Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
     """The block, with those columns of `integers` as integers that its first row spells in the shortest form.
 
-    None if there are none, or if a row spells one otherwise, which the length of the text reveals.
+    None if there are none, or if a row spells one otherwise, which the length of the text reveals. Integers take a
+    third of the time of text until they are codes of ids.
     """
-    first = block.text[: block.text.find(b"\n")] if block.rows > 1 else block.text
-    fields = dict(zip(header, first.split(separator.encode()), strict=False))
-    chosen = [column for column in integers if column in fields and _SHORTEST_INTEGER.fullmatch(fields[column])]
+    first = dict(zip(header, block.text.partition(b"\n")[0].split(separator.encode()), strict=False))
+    chosen = [column for column in integers if _SHORTEST_INTEGER.fullmatch(first.get(column, b""))]
     if not chosen:
         return None
+    types = {column: pl.Int64 if column in chosen else pl.String for column in header}
     try:
-        frame = pl.read_csv(
-            block.text,
-            separator=separator,
-            has_header=False,
-            schema={column: pl.Int64 if column in chosen else pl.String for column in header},
-            quote_char=None,
-        )
+        frame = _read_csv(block.text, separator, types, quoted=False)
     except PolarsError:
         return None
     length = block.rows * len(header) - 1
@@ -205,28 +181,28 @@ def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[in
     """Rows and separators outside of quotes; raises for the first quote that neither begins nor ends a field."""
     text = np.frombuffer(block, dtype=np.uint8)
     quotes = np.flatnonzero(text == ord('"'))
-    ends = _outside(np.flatnonzero(text == ord("\n")), quotes)
-    edges = [ord(separator), ord("\n"), ord('"')]
+
+    def outside(character: str) -> np.ndarray:
+        places = np.flatnonzero(text == ord(character))
+        return places[np.searchsorted(quotes, places) % 2 == 0]
+
+    def next_to(places: np.ndarray) -> np.ndarray:
+        return text[np.clip(places, 0, len(text) - 1)]
+
+    ends, edges = outside("\n"), [ord(separator), ord("\n"), ord('"')]
     opening, closing = quotes[0::2], quotes[1::2]
-    bad_open = opening[(opening > 0) & ~np.isin(text[opening - 1], edges)]
-    after = text[np.minimum(closing + 1, len(text) - 1)]
-    bad_close = closing[(closing + 1 < len(text)) & ~np.isin(after, [*edges, ord("\r")])]
+    bad_open = opening[(opening > 0) & ~np.isin(next_to(opening - 1), edges)]
+    bad_close = closing[(closing + 1 < len(text)) & ~np.isin(next_to(closing + 1), [*edges, ord("\r")])]
     bad = np.concatenate([bad_open, bad_close, quotes[-1:] if len(quotes) % 2 else quotes[:0]])
     if len(bad):
-        place = int(bad.min())
         # A row with a quote that is never closed has no end of its own.
-        number = row + int(np.searchsorted(ends, place))
+        number = row + int(np.searchsorted(ends, bad.min()))
         raise UserError(f"{name}, row {number}: a quote that does not enclose a whole field")
-    returns = _outside(np.flatnonzero(text == ord("\r")), quotes)
-    lone = returns[text[np.minimum(returns + 1, len(text) - 1)] != ord("\n")]
+    returns = outside("\r")
+    lone = returns[next_to(returns + 1) != ord("\n")]
     if len(lone):
         _refuse_return(name, row + int(np.searchsorted(ends, lone[0])))
-    separators = _outside(np.flatnonzero(text == ord(separator)), quotes)
-    return len(ends) + 1, len(separators)
-
-
-def _outside(places: np.ndarray, quotes: np.ndarray) -> np.ndarray:
-    return places[np.searchsorted(quotes, places) % 2 == 0]
+    return len(ends) + 1, len(outside(separator))
 
 
 def _refuse_return(name: str, row: int) -> NoReturn:
@@ -261,26 +237,25 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
         _refuse_nul(block, name, row)
         rows = count_byte(block, "\n") + 1
         _refuse_inexact(block, name, row)
+        frame, problem = None, ""
         try:
-            try:
-                columns = _inferred_keys(block, name, row)
-            except PolarsError:  # a damaged line, or a column of incompatible types
-                columns = _json_keys(block, name, row)
-            frame = pl.read_ndjson(block, schema=dict.fromkeys(columns, pl.String))
+            frame = pl.read_ndjson(block, schema=dict.fromkeys(_keys(block, name, row), pl.String))
         except PolarsError as error:
+            problem = f" ({first_line(error)})"
+        if frame is None or frame.height != rows:
             _json_keys(block, name, row)
-            raise UserError(f"{name}, rows {row} to {row + rows - 1}: not JSON lines ({first_line(error)})") from None
-        if frame.height != rows:
-            _json_keys(block, name, row)
-            raise UserError(f"{name}, rows {row} to {row + rows - 1}: not one JSON object per line")
+            raise UserError(f"{name}, rows {row} to {row + rows - 1}: not JSON lines{problem}")
         yield Table(name, frame, row, keys_vary=True)
         row += rows
 
 
-def _inferred_keys(block: bytes, name: str, row: int) -> list[str]:
-    """The keys of all objects; a few rows first, for many keys take Polars minutes."""
+def _keys(block: bytes, name: str, row: int) -> list[str]:
+    """The keys of all objects, as Polars finds them, and a few rows first, for many keys take Polars minutes."""
     for rows in (_FEW_ROWS, None):
-        keys = list(pl.scan_ndjson(io.BytesIO(block), infer_schema_length=rows).collect_schema())
+        try:
+            keys = list(pl.scan_ndjson(io.BytesIO(block), infer_schema_length=rows).collect_schema())
+        except PolarsError:  # a damaged line, or a column of incompatible types
+            return _json_keys(block, name, row)
         if len(keys) > _MOST_KEYS:
             return _json_keys(block, name, row)
     return keys

@@ -4,19 +4,20 @@ Any mistake in a file is a UserError that names the file and the row, counted fr
 """
 
 import io
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
-from lrec.data.formats.streams import COMPRESSIONS, pieces
-from lrec.data.formats.times import UNIT_BOUNDS, UNITS, not_a_time, parse_times
-from lrec.data.store.ordering import FILE_DOMAIN, REST
+from lrec.data.formats.streams import COMPRESSIONS, unpacked
+from lrec.data.formats.times import TimeUnits, not_a_time, parse_times
+from lrec.data.store.encoding import FILE_DOMAIN, REST
 from lrec.data.store.prepare import RawInteractions
 from lrec.errors import UserError
 
@@ -33,9 +34,6 @@ _FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".txt": "lines",
 }
-# A smaller number may be a time in any unit: a year from 1970 on has 3e7 seconds.
-_ANY_UNIT = 10**8
-_IN_WORDS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,13 @@ def infer_format(name: str) -> Format | None:
 def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
     """Read a file, compressed or not, with all its columns, block by block."""
     match file_format:
-        case "csv":
-            yield from csv_tables(pieces(path), str(path), ",", integers=columns.integers)
-        case "tsv":
-            yield from csv_tables(pieces(path), str(path), "\t", integers=columns.integers)
+        case "csv" | "tsv":
+            separator = "," if file_format == "csv" else "\t"
+            yield from csv_tables(unpacked(path), str(path), separator, integers=columns.integers)
         case "jsonl":
-            yield from jsonl_tables(pieces(path), str(path))
+            yield from jsonl_tables(unpacked(path), str(path))
         case "lines":
-            yield from lines_tables(pieces(path), str(path))
+            yield from lines_tables(unpacked(path), str(path))
         case "parquet":
             compressed = path.suffix in COMPRESSIONS
             yield from parquet_tables(io.BytesIO(read_bytes(path)) if compressed else path, str(path))
@@ -81,7 +78,7 @@ def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Ta
 
 def read_bytes(path: Path) -> bytes:
     """The bytes of a file, decompressed according to its ending."""
-    data = b"".join(pieces(path))
+    data = b"".join(unpacked(path))
     if not data.strip():
         raise UserError(f"{path} is empty")
     return data
@@ -92,39 +89,32 @@ def to_interactions(
 ) -> RawInteractions:
     """Check the rows that are used and keep ratings of at least `min_rating`.
 
-    Args:
-        tables: Raw tables with the same columns; the rows of a file are consecutive.
-        columns: Which of their columns are used.
-        min_rating: Least rating of a row that is kept; None keeps all.
-        duplicates: Keep rows that are identical in every column.
+    The tables have the same columns, and the rows of a file are consecutive. `duplicates` keeps rows that are identical
+    in every column.
     """
-    facts: dict[str, Any] = {}
-    return RawInteractions(_checked_frames(tables, columns, min_rating, duplicates, facts), facts)
+    units = TimeUnits()
+    return RawInteractions(_checked_frames(tables, columns, min_rating, duplicates, units), units.facts)
 
 
 def _checked_frames(
-    tables: Iterable[Table], columns: Columns, min_rating: float | None, duplicates: bool, facts: dict[str, Any]
+    tables: Iterable[Table], columns: Columns, min_rating: float | None, duplicates: bool, units: TimeUnits
 ) -> Iterator[pl.DataFrame]:
-    """Frames of user, item, time, event, domain or FILE_DOMAIN, and REST unless duplicates are kept.
-
-    Notes the unit of time in `facts`.
-    """
+    """Frames of user, item, time, event, domain or FILE_DOMAIN, and REST unless duplicates are kept."""
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
-    exact = [column for key, column in wanted.items() if column is not None and key != "time"]
+    wanted = {key: column for key, column in wanted.items() if column is not None}
+    exact = [column for key, column in wanted.items() if key != "time"]
     if min_rating is not None:
+        assert columns.rating is not None
         wanted["rating"] = columns.rating
     agreement = _Agreement()
-    units = _Units()
     kept = 0
     for table in tables:
         agreement.check(table)
         if table.frame.is_empty():
             continue
-        dates = units.dates(table.name)
-        checked, was_dates = _check(table, wanted, dates)
+        checked, dates = _check(table, wanted, units.dates.get(table.name))
         if "time" in checked:
-            assert columns.time is not None
-            units.note(table, columns.time, checked["time"], was_dates)
+            units.note(table.name, table.first_row, wanted["time"], checked["time"], dates)
         if not duplicates:
             checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
         frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
@@ -134,8 +124,6 @@ def _checked_frames(
         yield frame
     if min_rating is not None and kept == 0:
         raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
-    if (unit := units.unit()) is not None:
-        facts["time_unit"] = unit
 
 
 class _Agreement:
@@ -160,57 +148,6 @@ class _Agreement:
                 raise UserError(f"{table.name}: the files' columns have different types ({column} is {dtype})")
 
 
-class _Units:
-    """The unit of each file's times: microseconds for dates; for numbers, the median decides.
-
-    A time below 1e8 in size may be of any unit. Any other one that is a date in another unit than the median's is
-    refused, for it would be put in order as if it were of the median's.
-    """
-
-    def __init__(self) -> None:
-        self._dates: dict[str, bool] = {}
-        self._counts: dict[str, np.ndarray] = {}
-        # Of each file, for each unit: the first row with such a time.
-        self._first: dict[str, dict[int, str]] = {}
-
-    def dates(self, name: str) -> bool | None:
-        return self._dates.get(name)
-
-    def note(self, table: Table, column: str, times: pl.Series, dates: bool) -> None:
-        name = table.name
-        self._dates[name] = dates
-        sizes_N = np.abs(times.to_numpy())
-        below = np.array([0, *(np.count_nonzero(sizes_N < bound) for bound in UNIT_BOUNDS), len(sizes_N)])
-        counts = np.diff(below)
-        self._counts[name] = self._counts.get(name, np.zeros(len(UNITS), dtype=np.int64)) + counts
-        first = self._first.setdefault(name, {})
-        for unit in np.flatnonzero(counts).tolist():
-            least = UNIT_BOUNDS[unit - 1] if unit else _ANY_UNIT
-            if unit not in first and (found := np.flatnonzero((sizes_N >= least) & _below(sizes_N, unit))).size:
-                first[unit] = f"{name}, row {table.first_row + found[0]}: {column} {times[int(found[0])]}"
-
-    def unit(self) -> str | None:
-        found: dict[str, str] = {}
-        for name, counts in self._counts.items():
-            unit = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
-            if not self._dates[name]:
-                for other, where in self._first[name].items():
-                    if other != unit:
-                        raise UserError(
-                            f"{where} is a time in {_IN_WORDS[other]}, most of the file's are in {_IN_WORDS[unit]}: "
-                            "give all of them in one unit"
-                        )
-            found.setdefault("us" if self._dates[name] else UNITS[unit], name)
-        if len(found) > 1:
-            listed = ", ".join(f"{name} ({unit})" for unit, name in found.items())
-            raise UserError(f"the files' times are in different units: {listed}")
-        return next(iter(found), None)
-
-
-def _below(sizes_N: np.ndarray, unit: int) -> np.ndarray | bool:
-    return sizes_N < UNIT_BOUNDS[unit] if unit < len(UNIT_BOUNDS) else True
-
-
 def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Series | None) -> pl.Series:
     """A hash of 64 bits of each row's columns apart from `exact`, to find rows that are identical in every column.
 
@@ -225,12 +162,7 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
                 continue
             if raw.dtype == pl.String:
                 # Text that spells a number unusually differs from another spelling of the same number.
-                unusual = _unusual_numbers(raw, times)
-                if len(unusual) == 0:
-                    continue
-                odd = np.zeros(len(raw), dtype=bool)
-                odd[unusual] = True
-                raw = raw.zip_with(pl.Series(odd), pl.Series([None], dtype=pl.String))
+                raw = raw.set(raw == times.cast(pl.String), None)
         if raw.dtype in (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16, pl.UInt32):
             raw = raw.cast(pl.Int64)
         elif raw.dtype.is_float():
@@ -238,15 +170,6 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
         hashes = raw.hash(zlib.crc32(column.encode())).to_numpy()
         total += np.where(raw.is_null().to_numpy(), np.uint64(0), hashes) if raw.null_count() else hashes
     return pl.Series(total)
-
-
-def _unusual_numbers(raw: pl.Series, numbers: pl.Series) -> np.ndarray:
-    """Rows whose text is not the usual spelling of its number."""
-    lengths = raw.str.len_bytes().to_numpy()
-    # A text of n characters whose value has n digits consists of those digits.
-    least = np.concatenate([[0], 10 ** np.arange(1, 19, dtype=np.int64)])[np.minimum(lengths, 19) - 1]
-    rows = np.flatnonzero((numbers.to_numpy() < least) | (lengths > 19))
-    return rows[(raw.gather(rows) != numbers.gather(rows).cast(pl.String)).to_numpy()]
 
 
 def _blank(raw: pl.Series) -> np.ndarray:
@@ -259,13 +182,11 @@ def _blank(raw: pl.Series) -> np.ndarray:
     return blank
 
 
-def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> tuple[dict[str, pl.Series], bool]:
+def _check(table: Table, wanted: dict[str, str], dates: bool | None) -> tuple[dict[str, pl.Series], bool]:
     """The used columns in their final types, and whether times were dates."""
     checked: dict[str, pl.Series] = {}
     was_dates = False
     for key, column in wanted.items():
-        if column is None:
-            continue
         if column not in table.frame.columns and table.keys_vary and table.first_row > 1:
             raise UserError(f"{table.name}, row {table.first_row}: {column} is empty")
         if column not in table.frame.columns:
@@ -302,3 +223,33 @@ def _check(table: Table, wanted: dict[str, str | None], dates: bool | None) -> t
         assert "domain" not in checked
         checked[FILE_DOMAIN] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
     return checked, was_dates
+
+
+def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:
+    """Columns item (raw id) and title, text: the first title of each item.
+
+    Args:
+        path: A CSV, TSV, JSON lines or Parquet file, plain or compressed; or MovieLens's movies.dat.
+        item_column: Column of the raw ids; None for the file's first column.
+        title_column: Column of the titles.
+    """
+    if re.search(r"movies\.dat(\.\w+)?$", path.name):
+        rows = re.findall(r"^(\d+)::(.*)::[^:]*$", read_bytes(path).decode("latin-1"), re.MULTILINE)
+        return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")
+    file_format = infer_format(path.name)
+    if file_format is None or file_format == "lines":
+        raise UserError(f"{path}: titles are read from .csv, .tsv, .jsonl and .parquet files and from movies.dat")
+    found = []
+    for table in read_table(path, file_format, Columns("", "")):
+        frame = table.frame
+        for column, option in ((item_column, "title_item_column"), (title_column, "title_column")):
+            if column is not None and column not in frame.columns:
+                listed = ", ".join(frame.columns)
+                raise UserError(f"{path} has no column {column} (option {option}); its columns are {listed}")
+        found.append(
+            frame.select(
+                pl.col(item_column or frame.columns[0]).cast(pl.String).alias("item"),
+                pl.col(title_column).cast(pl.String).alias("title"),
+            )
+        )
+    return pl.concat(found).drop_nulls().unique("item", keep="first", maintain_order=True)

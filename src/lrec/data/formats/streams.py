@@ -17,38 +17,31 @@ _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGz
 _PIECE = 1 << 20
 BLOCK = 1 << 22
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_CACHED = 1 << 17
 _LONGEST_ROW = 1 << 27
 
 
-def pieces(path: Path) -> Iterator[bytes]:
+def unpacked(path: Path) -> Iterator[bytes]:
     """The bytes of a file in pieces, decompressed according to its ending."""
     try:
         with path.open("rb") as file:
-            yield from decompressed(file, path.name, str(path))
+            match path.suffix:
+                case ".gz":
+                    with gzip.open(file) as plain:
+                        yield from _read(plain)
+                case ".xz":
+                    with lzma.open(file) as plain:
+                        yield from _read(plain)
+                case ".zst":
+                    yield from _unzst(_read(file))
+                case _:
+                    yield from _read(file)
+    except _DAMAGE as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"{path} is cut off or damaged: {reason}; fetch it again") from None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def decompressed(file: IO[bytes], file_name: str, name: str) -> Iterator[bytes]:
-    """The bytes of an open file in pieces, decompressed by the ending of `file_name`; `name` is for messages."""
-    try:
-        match Path(file_name).suffix:
-            case ".gz":
-                with gzip.open(file) as unpacked:
-                    yield from _read(unpacked)
-            case ".xz":
-                with lzma.open(file) as unpacked:
-                    yield from _read(unpacked)
-            case ".zst":
-                yield from _unzst(_read(file))
-            case _:
-                yield from _read(file)
-    except _DAMAGE as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"{name} is cut off or damaged: {reason}; fetch it again") from None
 
 
 def _read(file: IO[bytes] | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
@@ -73,12 +66,8 @@ def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
 def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Iterator[bytes]:
     """Cut a stream of text into blocks of whole rows, without the line end after the last row of a block.
 
-    Line ends at the end of the file and a byte order mark at its start are dropped.
-
-    Args:
-        parts: The stream.
-        name: The file, for messages.
-        quotes: A line end between double quotes does not end a row.
+    Line ends at the end of the file and a byte order mark at its start are dropped. With `quotes`, a line end between
+    double quotes does not end a row. `name` is the file, for messages.
     """
     held = bytearray()
     begun = False
@@ -120,8 +109,7 @@ def _without_line_ends(held: bytearray, end: int) -> int:
 
 def count_byte(data: bytes, character: str) -> int:
     """How often an ASCII character occurs; several times faster than bytes.count."""
-    text, wanted = np.frombuffer(data, dtype=np.uint8), ord(character)
-    return sum(int(np.count_nonzero(text[start : start + _CACHED] == wanted)) for start in range(0, len(text), _CACHED))
+    return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord(character)))
 
 
 def _last_row_end(held: bytearray, quotes: bool) -> int:

@@ -1,6 +1,7 @@
-"""Times in any format as whole numbers."""
+"""Times in any format as whole numbers, and the unit of each file's."""
 
 import re
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,18 +11,19 @@ from lrec.errors import UserError
 # What a column of times may hold besides numbers and text.
 DATES = (pl.Date, pl.Datetime)
 # A median below each bound means seconds, milliseconds or microseconds; above the last one, nanoseconds.
-UNIT_BOUNDS = (10**11, 10**14, 10**17)
-UNITS = ("s", "ms", "us", "ns")
+_BOUNDS = (10**11, 10**14, 10**17)
+_UNITS = ("s", "ms", "us", "ns")
+# A smaller number may be a time in any unit: a year from 1970 on has 3e7 seconds.
+_ANY_UNIT = 10**8
+_IN_WORDS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _TOO_FINE = r"\.\d{6}\d*[1-9]"
 
 
 def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
-    """Times as int64, null where they cannot be read, and whether they were dates (then in microseconds). A date that
-    is finer than a microsecond cannot be read.
+    """Times as int64, null where they cannot be read, and whether they were dates (then in microseconds).
 
-    Args:
-        raw: Times as numbers, text or dates.
-        dates: Whether text contains ISO 8601 dates; None for whichever reading leaves fewer nulls.
+    A date that is finer than a microsecond cannot be read. `dates` tells whether text contains ISO 8601 dates; None:
+    whichever reading leaves fewer nulls.
     """
     if raw.dtype in DATES:
         times = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")
@@ -51,7 +53,7 @@ def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
         row = int(times.is_null().arg_max() or 0)
         raise UserError(f"{what}: {raw[row]} {not_a_time(raw, row)}")
     numbers = times.to_numpy()
-    finer = sum(np.median(np.abs(numbers)) >= bound for bound in UNIT_BOUNDS) if len(numbers) else 0
+    finer = sum(np.median(np.abs(numbers)) >= bound for bound in _BOUNDS) if len(numbers) else 0
     seconds: np.ndarray = numbers // 10 ** (6 if dates else 3 * int(finer))
     return seconds
 
@@ -86,3 +88,47 @@ def _iso_times(text: pl.Series) -> pl.Series:
         dates = dates.fill_null(spaced.str.to_datetime(pattern, time_unit="us", strict=False))
     offsets = spaced.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%#z", time_unit="us", time_zone="UTC", strict=False)
     return dates.dt.epoch("us").fill_null(offsets.dt.epoch("us"))
+
+
+class TimeUnits:
+    """The unit of each file's times: microseconds for dates; for numbers, the median decides.
+
+    A time below 1e8 in size may be of any unit. Any other one that is a date in another unit than the median's is
+    refused, for it would be put in order as if it were of the median's.
+    """
+
+    def __init__(self) -> None:
+        self.dates: dict[str, bool] = {}  # whether a file's times are dates
+        self._counts: dict[str, np.ndarray] = {}
+        # Of each file, for each unit: the first row with such a time.
+        self._first: dict[str, dict[int, str]] = {}
+
+    def note(self, name: str, first_row: int, column: str, times: pl.Series, dates: bool) -> None:
+        """Count the times of some rows of a file."""
+        self.dates[name] = dates
+        sizes_N = np.abs(times.to_numpy())
+        counts = -np.diff([len(sizes_N), *(np.count_nonzero(sizes_N >= bound) for bound in _BOUNDS), 0])
+        self._counts[name] = self._counts.get(name, 0) + counts
+        first = self._first.setdefault(name, {})
+        for unit in set(np.flatnonzero(counts).tolist()) - first.keys():
+            least, end = (_ANY_UNIT, *_BOUNDS, np.inf)[unit : unit + 2]
+            found = np.flatnonzero((sizes_N >= least) & (sizes_N < end))
+            if len(found):
+                first[unit] = f"{name}, row {first_row + found[0]}: {column} {times[int(found[0])]}"
+
+    def facts(self) -> dict[str, Any]:
+        """The unit of all times, if there are any; UserError where two are mixed."""
+        found: dict[str, str] = {}
+        for name, counts in self._counts.items():
+            unit = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
+            for other, where in self._first[name].items():
+                if other != unit and not self.dates[name]:
+                    raise UserError(
+                        f"{where} is a time in {_IN_WORDS[other]}, most of the file's are in {_IN_WORDS[unit]}: "
+                        "give all of them in one unit"
+                    )
+            found.setdefault("us" if self.dates[name] else _UNITS[unit], name)
+        if len(found) > 1:
+            listed = ", ".join(f"{name} ({unit})" for unit, name in found.items())
+            raise UserError(f"the files' times are in different units: {listed}")
+        return {"time_unit": next(iter(found))} if found else {}

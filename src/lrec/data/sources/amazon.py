@@ -21,7 +21,7 @@ import polars as pl
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables
 from lrec.data.formats.readers import Columns, to_interactions
-from lrec.data.formats.streams import pieces
+from lrec.data.formats.streams import unpacked
 from lrec.data.store.prepare import RawInteractions, source_hashes
 from lrec.errors import UserError
 
@@ -98,7 +98,7 @@ class AmazonDataModule(SequenceDataModule):
 
     def _tables(self, file: _File) -> Iterator[Table]:
         header = _HEADERS[self.year]
-        data, name = pieces(file.path), str(file.path)
+        data, name = unpacked(file.path), str(file.path)
         if file.layout == "csv":
             time = _COLUMNS[self.year].time
             tables = csv_tables(data, name, ",", header, [time] if time is not None else [])

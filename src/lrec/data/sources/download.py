@@ -48,24 +48,24 @@ def _receive(url: str, path: Path) -> Path:
     for other in path.parent.glob(f".{path.name}.*.part"):
         if other != part:
             other.unlink()
-    received = _size(part)
-    while received < total:
+    part.touch()
+    while (before := part.stat().st_size) < total:
         failure: Exception | None = None
         try:
-            _append(url, part, received, total)
+            _append(url, part, before, total)
         except (OSError, HTTPException) as error:
             failure = error
-        before, received = received, _size(part)
+        received = part.stat().st_size
         if received <= before:
             raise failure or ConnectionError(f"the connection ended after {received} of {total} bytes")
-    if _size(part) != total or total == 0:
-        part.unlink(missing_ok=True)
-        raise ConnectionError(f"{received} bytes came where {total} were announced")
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
-    if md5 not in (None, found):
+    problem = f"its MD5 is {found} where {md5} is published" if md5 not in (None, found) else ""
+    if before != total or total == 0:
+        problem = f"{before} bytes came where {total} were announced"
+    if problem:
         part.unlink()
-        raise ConnectionError(f"its MD5 is {found} where {md5} is published")
+        raise ConnectionError(problem)
     return part
 
 
@@ -86,30 +86,16 @@ def _append(url: str, part: Path, start: int, total: int) -> None:
         resumed = response.status == 206
         if resumed and not response.headers["Content-Range"].startswith(f"bytes {start}-"):
             raise ConnectionError(f"the server sent {response.headers['Content-Range']} for the bytes from {start} on")
+        terminal, shown = sys.stderr.isatty(), -1
         with part.open("ab" if resumed else "wb") as file:
-            received, shown = file.tell(), -1
-            try:
-                while block := response.read(_BLOCK):
-                    file.write(block)
-                    received += len(block)
-                    shown = _show(url, received, total, shown)
-            finally:
-                if sys.stderr.isatty():
-                    print(file=sys.stderr)
-
-
-def _show(url: str, received: int, total: int, shown: int) -> int:
-    """Write the share received to stderr where its percentage differs from the one shown; returns that shown now."""
-    percent = received * 100 // total
-    if percent != shown and (sys.stderr.isatty() or percent // 10 != shown // 10):
-        text = f"fetching {url}: {percent} % of {total / 1e6:,.1f} MB"
-        print(text, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
-        return percent
-    return shown
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
+            while block := response.read(_BLOCK):
+                file.write(block)
+                tenth = (percent := file.tell() * 100 // total) // (1 if terminal else 10)
+                if tenth != shown:
+                    shown, text = tenth, f"fetching {url}: {percent} % of {total / 1e6:,.1f} MB"
+                    print(text, end="\r" if terminal else "\n", file=sys.stderr, flush=True)
+        if terminal:
+            print(file=sys.stderr)
 
 
 def _open(url: str, method: str = "GET", **headers: str) -> Any:

@@ -75,7 +75,6 @@ class InteractionsDataModule(SequenceDataModule):
         files = self._files()
         formats = [file_format for _, file_format in files]
         partitions = [_partition(file) for file, _ in files]
-        # As it was before there was a column of events, so that stores without one are found.
         columns = {key: name for key, name in vars(self.columns).items() if key != "event" or name is not None}
         return {
             "kind": "interactions",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.formats.parsing import Table, csv_tables
 from lrec.data.formats.readers import Columns, to_interactions
-from lrec.data.formats.streams import pieces
+from lrec.data.formats.streams import unpacked
 from lrec.data.sources.download import fetch
 from lrec.data.store.prepare import RawInteractions, source_hashes
 from lrec.errors import UserError
@@ -70,7 +70,7 @@ class MovieLensDataModule(SequenceDataModule):
     def read(self) -> RawInteractions:
         """Read the ratings."""
         file = self._file()
-        tables = _read_zip(file) if file.suffix == ".zip" else _parse(pieces(file), file.name, str(file))
+        tables = _read_zip(file) if file.suffix == ".zip" else _parse(unpacked(file), file.name, str(file))
         return to_interactions(tables, _COLUMNS)
 
     def _file(self) -> Path:
@@ -126,14 +126,12 @@ def _read_zip(file: Path) -> Iterator[Table]:
 
 def _parse(parts: Iterable[bytes], file_name: str, name: str) -> Iterator[Table]:
     header = ["userId", "movieId", "rating", "timestamp"]
-    match _layout(file_name):
-        case "u.data":
-            yield from csv_tables(parts, name, "\t", header, _COLUMNS.integers)
-        case "ratings.dat":
-            # Polars accepts separators of one byte; no field of this file contains a tab.
-            yield from csv_tables(_single_separators(parts), name, "\t", header, _COLUMNS.integers)
-        case _:
-            yield from csv_tables(parts, name, ",", integers=_COLUMNS.integers)
+    layout = _layout(file_name)
+    if layout == "ratings.csv":
+        return csv_tables(parts, name, ",", integers=_COLUMNS.integers)
+    # Polars accepts separators of one byte; no field of ratings.dat contains a tab.
+    rows = _single_separators(parts) if layout == "ratings.dat" else parts
+    return csv_tables(rows, name, "\t", header, _COLUMNS.integers)
 
 
 def _single_separators(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -13,8 +13,8 @@ import polars as pl
 
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.splits.rules import LastItems, Targets
+from lrec.data.store.long_work import map_ahead
 from lrec.data.store.prepare import RawInteractions
-from lrec.data.store.threads import mapped
 from lrec.errors import UserError, check_range
 
 # Users whose items are drawn at once, and whose losses are computed at once. The drawn items do not depend on it.
@@ -45,16 +45,7 @@ class Process:
     that many items, and -log p(target | input) averaged over targets is the least loss any model can reach on them
     (the Bayes-optimal loss: in expectation nothing falls below it).
 
-    Attributes:
-        n_items: Items V.
-        memory: Last items that the next one depends on.
-        decay: Weight of an item against that of the next more recent one.
-        zipf: Exponent of popularity.
-        shift: Ranks by which the head of the popularity law is flattened.
-        signal: Variance of the pull's logits; about twice the nats that the history is worth.
-        tail: Exponent of the spectrum.
-        head: Feature pairs over which the head of the spectrum is flattened.
-        seed: Seed of the features and of the histories.
+    `SyntheticDataModule` says what each field is.
     """
 
     n_items: int
@@ -125,7 +116,7 @@ class Process:
         draws_UL = np.random.default_rng([self.seed, 1]).random((n_users, length), dtype=np.float32)
         _ = self.kernel_VV  # made once, before the threads need it
         starts = range(0, n_users, _DRAWN)
-        drawn = mapped(lambda start: self._invert(draws_UL[start : start + _DRAWN]), starts)
+        drawn = map_ahead(lambda start: self._invert(draws_UL[start : start + _DRAWN]), starts)
         return np.concatenate(list(drawn))
 
     def _invert(self, draws_BL: np.ndarray) -> np.ndarray:

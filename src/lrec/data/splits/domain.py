@@ -27,40 +27,25 @@ class DomainStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.meta, self.domain)
 
-    @cached_property
-    def items_N(self) -> np.ndarray:
-        """Store index of each interaction's item, int32."""
-        return self._whole.items_N[self.kept_N]
-
-    @cached_property
-    def offsets_U1(self) -> np.ndarray:
-        """Where each user's interactions begin, int64, users + 1 entries."""
-        return np.concatenate([[0], np.cumsum(self.kept_N)])[self._whole.offsets_U1]
-
-    @cached_property
-    def times_N(self) -> np.ndarray | None:
-        """Time of each interaction, int64, or None where the source has none."""
-        return None if self._whole.times_N is None else self._whole.times_N[self.kept_N]
-
-    @cached_property
-    def events_N(self) -> np.ndarray | None:
-        """Type of each interaction, uint8; None where the data name none."""
-        return None if self._whole.events_N is None else self._whole.events_N[self.kept_N]
-
     @property
     def hash(self) -> str:
         """Hash of the whole store and the domain."""
-        return json_hash([self._whole.hash, self.domain])
-
-    @cached_property
-    def _whole(self) -> Store:
-        return Store(self.path, self.meta)
+        return json_hash([super().hash, self.domain])
 
     @cached_property
     def kept_N(self) -> np.ndarray:
         """Which interactions of the whole store are the domain's."""
         in_domain_I = (self.item_table["domain"] == self.domain).fill_null(False).to_numpy()
-        return in_domain_I[self._whole.items_N]
+        return in_domain_I[super()._map("items.npy")]
+
+    def _map(self, name: str) -> np.ndarray:
+        values = super()._map(name)
+        return self.before_N1[values] if name == "offsets.npy" else values[self.kept_N]
+
+    @cached_property
+    def before_N1(self) -> np.ndarray:
+        """How many of the domain's interactions come before each of the whole store."""
+        return np.concatenate([[0], np.cumsum(self.kept_N)])
 
 
 def of_domain(split: Split, domain: str) -> Split:
@@ -75,16 +60,16 @@ def of_domain(split: Split, domain: str) -> Split:
         known = f"choose one of {', '.join(domains)}" if domains else "the data have no domains"
         raise UserError(f"only_domain {domain!r}: {known}")
     store = DomainStore(whole.path, whole.meta, domain)
-    before_N1 = np.concatenate([[0], np.cumsum(store.kept_N)])
+    first_U, before_N1 = whole.offsets_U1[:-1], store.before_N1
 
     def within(positions_U: np.ndarray) -> np.ndarray:
         """How many of each user's first `positions_U` interactions are the domain's."""
-        return before_N1[whole.offsets_U1[:-1] + positions_U] - before_N1[whole.offsets_U1[:-1]]
+        return before_N1[first_U + positions_U] - before_N1[first_U]
 
-    def part(first_U: np.ndarray, number_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def part(position_U: np.ndarray, number_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First position and number of a part's targets."""
-        begin_U = np.maximum(first_U, 0)
-        mine_U = np.where(first_U < 0, 0, within(begin_U + number_U) - within(begin_U))
+        begin_U = np.maximum(position_U, 0)
+        mine_U = np.where(position_U < 0, 0, within(begin_U + number_U) - within(begin_U))
         return np.where(mine_U > 0, within(begin_U), -1), mine_U
 
     val_U, val_targets_U = part(split.val_U, split.val_targets_U)

@@ -24,12 +24,11 @@ import polars as pl
 
 from lrec.common.files import file_hash, json_hash, locked, replacing, write_json
 from lrec.common.hardware import available_gib
-from lrec.data.store.ids import Ids
-from lrec.data.store.ordering import FILE_DOMAIN, REST, Ordered, Piece, Pieces, Spool, find_core, narrow, ordered
-from lrec.data.store.progress import Progress
-from lrec.data.store.statistics import Counter, ItemDomains
-from lrec.data.store.store import MOST_EVENT_TYPES, SCHEMA, StoreWriter
-from lrec.data.store.threads import ahead
+from lrec.data.store.encoding import FILE_DOMAIN, Encoder
+from lrec.data.store.long_work import Progress, ahead
+from lrec.data.store.ordering import Ordered, RowBuffer, Spool, find_core, ordered
+from lrec.data.store.statistics import Counter
+from lrec.data.store.store import SCHEMA, StoreWriter
 from lrec.errors import UserError
 
 _GIB = 1 << 30
@@ -51,19 +50,14 @@ class RawInteractions:
             where the source has none), event (string or integers, optional), domain or FILE_DOMAIN (string, optional)
             and REST (uint64, optional), none of them null. Where there is REST, of rows that are equal in all columns
             but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
-        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Read after the last frame.
+        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them, asked after
+            the last frame.
         repeats: Keep all interactions of a user with an item; false keeps the first in time.
     """
 
-    frame: pl.DataFrame | pl.LazyFrame | Iterable[pl.DataFrame]
-    facts: dict[str, Any] = field(default_factory=dict)
+    frame: pl.DataFrame | Iterable[pl.DataFrame]
+    facts: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
     repeats: bool = True
-
-    def frames(self) -> Iterable[pl.DataFrame]:
-        """The frames; they can be read once."""
-        if isinstance(self.frame, pl.DataFrame | pl.LazyFrame):
-            return [self.frame.lazy().collect()]
-        return self.frame
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
@@ -86,14 +80,8 @@ def prepare_store(
 ) -> Path:
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
-    Args:
-        data_dir: Folder of all stores.
-        name: First part of the store's name.
-        source: JSON-able identity of the raw data (file hashes, options of reading).
-        k_core: Keep users and items with at least so many interactions among the kept; 0 keeps all.
-        read: Reads the raw data; called only if the store is not there.
-        memory_gib: Memory for the rows, in GiB; what does not fit goes to a temporary folder beside the store. None:
-            half of the available memory. The store does not depend on it.
+    `read` is called only if the store is not there. The store does not depend on `memory_gib` (None: half of what is
+    available): rows that do not fit go to a temporary folder beside the store.
     """
     path = store_path(data_dir, name, source, k_core)
     _remember_hashes(Path(data_dir))
@@ -134,75 +122,65 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
     is being ordered, and the rest for the block that is being read and the ids.
     """
-    progress = Progress()
-    work = folder / "work"
+    progress, work = Progress(), folder / "work"
     work.mkdir()
-    rows = Pieces(work / "rows", memory // 4)
-    users, items, domains, events = Ids(), Ids(), Ids(), Ids()
-    n_rows = 0
+    rows, encoder = RowBuffer(work / "rows", memory // 4), Encoder(meta["name"])
     progress.stage("read")
-    for frame in ahead(raw.frames()):
-        _refuse_unfit(frame, meta["name"], n_rows)
-        rows.append(_piece(frame, n_rows, users, items, domains, events))
-        n_rows += frame.height
+    for frame in ahead([raw.frame] if isinstance(raw.frame, pl.DataFrame) else raw.frame):
+        rows.append(encoder.encode(frame))
         progress.add(frame.height)
-    if n_rows == 0:
-        raise UserError(f"{meta['name']}: no interactions are left to prepare")
-    user_ids, user_rank_K, counts_U = users.ranked()
-    item_ids, item_rank_K, _ = items.ranked()
-    domain_ids, domain_rank_K, _ = domains.ranked()
-    event_types, event_rank_K, _ = events.ranked()
-    if len(event_types) > MOST_EVENT_TYPES:
-        raise UserError(
-            f"{meta['name']}: {len(event_types):,} types of event, such as {event_types[0]}; at most "
-            f"{MOST_EVENT_TYPES} are possible: event_column must name what was done, such as view or buy"
-        )
-    # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
-    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, n_rows >> 10))
+    facts = raw.facts() if callable(raw.facts) else raw.facts
+    users, items, domains, events = encoder.ranked()
+
     progress.stage("order" if k > 1 else "order and write")
-    parts = ordered(rows, work, user_rank_K, item_rank_K, counts_U, range_rows, raw.repeats)
-    kept_U, kept_I = np.ones(len(user_ids), dtype=bool), np.ones(len(item_ids), dtype=bool)
+    # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
+    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, encoder.n_rows >> 10))
+    parts = ordered(rows, work, users, items, range_rows, raw.repeats)
+    kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
     if k > 1:
         spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
         progress.stage(f"{k}-core")
-        kept_U, kept_I = find_core(lambda: _counted(spool, progress), len(user_ids), len(item_ids), k)
+        kept_U, kept_I = find_core(lambda: _counted(spool, progress), len(users.ids), len(items.ids), k)
         if not kept_U.any():
             raise UserError(f"{meta['name']}: k_core={k} leaves no interactions: choose a smaller k_core")
         parts = iter(spool)
         progress.stage("write")
+
     code_I = np.cumsum(kept_I, dtype=np.int32) - 1
-    n_items = int(kept_I.sum())
-    counter = Counter(n_items)
-    item_domains = ItemDomains(n_items) if len(domain_ids) else None
-    writer: StoreWriter | None = None
+    n_items, n_domains = int(kept_I.sum()), len(domains.ids)
+    writer, counter = StoreWriter(folder), Counter(n_items)
+    # An item's domain is that of its first row in the source: the least row * n_domains + domain.
+    first_I = np.full(n_items, np.iinfo(np.int64).max)
     n_distinct = repeats_dropped = 0
     for part in ahead(_counted(parts, progress)):
-        domain_name = FILE_DOMAIN if FILE_DOMAIN in part.columns else "domain"
-        writer = writer or StoreWriter(folder, times="time" in part.columns, events=len(event_types) > 0)
         n_distinct += part.n_rows + part.repeats_dropped
         repeats_dropped += part.repeats_dropped
-        part = _select(part, kept_U, kept_I) if k > 1 else part
-        items_N = code_I[part.columns["item"]]
-        times_N = part.columns.get("time")
-        events_N = event_rank_K[part.columns["event"]] if "event" in part.columns else None
-        writer.append(items_N, times_N, events_N)
-        counter.add(part.lengths_U, items_N, times_N)
-        if item_domains is not None:
-            item_domains.add(items_N, part.columns["row"], domain_rank_K[part.columns[domain_name]])
-    assert writer is not None
-    statistics = counter.statistics()
-    statistics["duplicates_dropped"] = n_rows - n_distinct
+        lengths_U, columns = part.kept(kept_U, kept_I) if k > 1 else (part.lengths_U, part.columns)
+        items_N, times_N = code_I[columns["item"]], columns.get("time")
+        writer.append("items", items_N)
+        if times_N is not None:
+            writer.append("times", times_N)
+        if "event" in columns:
+            writer.append("events", events.rank_K[columns["event"]])
+        if n_domains:
+            domain_N = domains.rank_K[columns[FILE_DOMAIN if FILE_DOMAIN in columns else "domain"]]
+            np.minimum.at(first_I, items_N, columns["row"] * n_domains + domain_N)
+        counter.add(lengths_U, items_N, times_N)
+    writer.append("offsets", counter.offsets_U1())
+
+    statistics = counter.statistics() | {"duplicates_dropped": encoder.n_rows - n_distinct}
     domain = pl.Series([None] * n_items, dtype=pl.String)
-    if item_domains is not None:
-        domain = domain_ids.gather(item_domains.domain_I)
+    if n_domains:
+        domain = domains.ids.gather(first_I % n_domains)
         statistics["domains"] = domain.n_unique()
-    table = {"raw_id": item_ids.filter(pl.Series(kept_I)), "count": counter.counts_I, "domain": domain}
+    if not raw.repeats:
+        facts = facts | {"repeats_dropped": repeats_dropped}
+    if len(events.ids):
+        facts = facts | {"event_types": events.ids.to_list()}
+    item_ids, user_ids = items.ids.filter(pl.Series(kept_I)), users.ids.filter(pl.Series(kept_U))
+    item_table = pl.DataFrame({"raw_id": item_ids, "count": counter.counts_I, "domain": domain})
     shutil.rmtree(work)
-    facts = raw.facts if raw.repeats else raw.facts | {"repeats_dropped": repeats_dropped}
-    if len(event_types):
-        facts = facts | {"event_types": event_types.to_list()}
-    meta = {**meta, "statistics": statistics, "facts": facts}
-    writer.finish(counter.offsets_U1(), pl.DataFrame(table), user_ids.filter(pl.Series(kept_U)), meta)
+    writer.finish(item_table, user_ids, {**meta, "statistics": statistics, "facts": facts})
     progress.finish()
 
 
@@ -212,53 +190,6 @@ def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
         progress.add(part.n_rows)
 
 
-def _refuse_unfit(frame: pl.DataFrame, name: str, first_row: int) -> None:
-    """Raise UserError where a data set's `read` gives a frame that is not as `RawInteractions` says."""
-    if missing := {"user", "item"} - set(frame.columns):
-        raise UserError(f"{name}: read() gives no column {min(missing)}; its columns are {', '.join(frame.columns)}")
-    for column, dtype in frame.schema.items():
-        is_text, is_whole = dtype == pl.String, dtype.is_integer()
-        is_id = is_text or is_whole
-        fits = {"user": is_id, "item": is_id, "time": is_whole, "event": is_id, "domain": is_text}
-        if not fits.get(column, True):
-            raise UserError(f"{name}: read() gives {column} as {dtype}; ids are text or integers, times integers")
-        if column in fits and frame[column].null_count():
-            row = first_row + int(frame[column].is_null().arg_max() or 0) + 1
-            raise UserError(f"{name}, row {row}: read() gives no {column}")
-
-
-def _piece(frame: pl.DataFrame, first_row: int, users: Ids, items: Ids, domains: Ids, events: Ids) -> Piece:
-    """A frame's rows as integers; `row`, the number in the source, where there are domains.
-
-    Everything is copied from the frame: memory that Polars frees is not available to numpy.
-    """
-    piece = {"user": narrow(users.encode(frame["user"])), "item": narrow(items.encode(frame["item"]))}
-    if "time" in frame.columns:
-        piece["time"] = narrow(frame["time"].cast(pl.Int64).to_numpy())
-    if "event" in frame.columns:
-        piece["event"] = narrow(events.encode(frame["event"]))
-    for name in ("domain", FILE_DOMAIN):
-        if name in frame.columns:
-            piece["row"] = np.arange(first_row, first_row + frame.height, dtype=np.int64)
-            piece[name] = narrow(domains.encode(frame[name]))
-    if REST in frame.columns:
-        piece[REST] = frame[REST].to_numpy().copy()
-    return piece
-
-
-def _select(part: Ordered, kept_U: np.ndarray, kept_I: np.ndarray) -> Ordered:
-    """The interactions of kept users with kept items, and the lengths of kept users."""
-    n_users = len(part.lengths_U)
-    users_N = np.repeat(np.arange(n_users), part.lengths_U)
-    kept_here_U = kept_U[part.first_user : part.first_user + n_users]
-    kept_N = kept_here_U[users_N] & kept_I[part.columns["item"]]
-    if kept_N.all() and kept_here_U.all():
-        return part
-    lengths_U = np.bincount(users_N[kept_N], minlength=n_users)[kept_here_U]
-    columns = {name: column[kept_N] for name, column in part.columns.items()}
-    return part._replace(lengths_U=lengths_U, columns=columns)
-
-
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
     """SHA-256 of each file, known by path, size and mtime where preparation has noted it in `data_dir`; nothing is
     written."""
@@ -266,19 +197,18 @@ def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
     remembered = _remembered(Path(data_dir)) | hashed
     for file in files:
         path, stat = str(file.resolve()), file.stat()
-        entry = remembered.get(path)
-        if not isinstance(entry, list) or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
-            entry = [stat.st_size, stat.st_mtime_ns, file_hash(file)]
-        hashed[path] = entry
+        size, mtime, digest = remembered.get(path, (0, 0, ""))
+        if not digest or (size, mtime) != (stat.st_size, stat.st_mtime_ns):
+            digest = file_hash(file)
+        hashed[path] = [stat.st_size, stat.st_mtime_ns, digest]
     return [hashed[str(file.resolve())][2] for file in files]
 
 
 def _remembered(data_dir: Path) -> dict[str, Any]:
     try:
-        found = json.loads((data_dir / "sources.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return dict(json.loads((data_dir / "sources.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _remember_hashes(data_dir: Path) -> None:

@@ -1,13 +1,15 @@
-"""Statistics that are counted while a store is written.
+"""A store's statistics: counted while it is written, and shown by `lrec data describe`.
 
 Shape suffixes: N interactions, U users, I items.
 """
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lrec.data.store.sorting import stable_argsort
+from lrec.data.store.store import TIME_UNITS, Store
 
 
 class Counter:
@@ -18,7 +20,7 @@ class Counter:
         self._lengths: list[np.ndarray] = []
         self._repeats = 0
         self._ties = 0
-        self._times: tuple[int, int] | None = None
+        self._times: list[int] = []
 
     def add(self, lengths_U: np.ndarray, items_N: np.ndarray, times_N: np.ndarray | None) -> None:
         """Count the interactions of some users."""
@@ -27,15 +29,13 @@ class Counter:
         n_items = len(self.counts_I)
         self._lengths.append(lengths_U)
         self.counts_I += np.bincount(items_N, minlength=n_items)
-        users_N = np.repeat(np.arange(len(lengths_U), dtype=np.int32), lengths_U)
-        # Users are in order, so that a stable sort by item puts a user's repeats side by side.
-        by_item_N = stable_argsort(items_N)
-        again_N = _equal_to_next(items_N[by_item_N]) & _equal_to_next(users_N[by_item_N])
-        self._repeats += int(np.count_nonzero(again_N))
+        users_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
+        pairs_N = np.sort(users_N * n_items + items_N)
+        self._repeats += int(np.count_nonzero(pairs_N[1:] == pairs_N[:-1]))
         if times_N is not None:
-            self._ties += int(np.count_nonzero(_equal_to_next(times_N) & _equal_to_next(users_N)))
-            least, most = self._times or (int(times_N[0]), int(times_N[0]))
-            self._times = (min(least, int(times_N.min())), max(most, int(times_N.max())))
+            self._ties += int(np.count_nonzero((times_N[1:] == times_N[:-1]) & (users_N[1:] == users_N[:-1])))
+            times = (*self._times, int(times_N.min()), int(times_N.max()))
+            self._times = [min(times), max(times)]
 
     def offsets_U1(self) -> np.ndarray:
         """Where each user's interactions begin, int64."""
@@ -55,29 +55,58 @@ class Counter:
             "max_length": int(lengths_U.max()),
             "repeats": self._repeats,
         }
-        if self._times is not None:
+        if self._times:
             statistics["ties"] = self._ties
             statistics["first_time"], statistics["last_time"] = self._times
         return statistics
 
 
-def _equal_to_next(values_N: np.ndarray) -> np.ndarray:
-    return values_N[1:] == values_N[:-1]
+def describe(store: Path, verify: bool = False) -> None:
+    """Print a store's statistics.
+
+    Args:
+        store: The store's folder.
+        verify: Hash every file of the store as a whole.
+    """
+    opened = Store.open(store, verify)
+    print_rows([("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"])), *_rows(opened)])
 
 
-class ItemDomains:
-    """The domain of each item: that of its first row in the source."""
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
 
-    def __init__(self, n_items: int) -> None:
-        self._first_row_I = np.full(n_items, np.iinfo(np.int64).max)
-        self.domain_I = np.zeros(n_items, dtype=np.int32)
 
-    def add(self, items_N: np.ndarray, rows_N: np.ndarray, domains_N: np.ndarray) -> None:
-        """Note the domains of some interactions with the numbers of their rows."""
-        order_N = np.lexsort((rows_N, items_N))
-        items_N = items_N[order_N]
-        first = np.flatnonzero(np.diff(items_N, prepend=-1))
-        items, rows, domains = items_N[first], rows_N[order_N[first]], domains_N[order_N[first]]
-        earlier = rows < self._first_row_I[items]
-        self._first_row_I[items[earlier]] = rows[earlier]
-        self.domain_I[items[earlier]] = domains[earlier]
+def _rows(store: Store) -> list[tuple[str, str]]:
+    counted, facts = store.statistics, dict(store.facts)
+    facts.pop("duplicates_dropped", None)
+    unit = facts.pop("time_unit", None)
+    lengths = f"mean {counted['mean_length']:.1f}, median {counted['median_length']:g}, max {counted['max_length']:,}"
+    rows = [(name, f"{counted[name]:,}") for name in ("users", "items", "interactions")]
+    rows += [("density", f"{counted['density']:.4%}"), ("length", lengths)]
+    if "first_time" in counted:
+        rows.append(("time", f"{_time(counted['first_time'], unit)} to {_time(counted['last_time'], unit)}"))
+        rows.append(("ties in time", _share(counted["ties"], counted["interactions"])))
+    else:
+        rows.append(("time", "none: rows are in time order"))
+    rows.append(("repeats of an item", _share(counted["repeats"], counted["interactions"])))
+    rows += [
+        (name.replace("_", " "), f"{counted[name]:,}") for name in ("duplicates_dropped", "domains") if name in counted
+    ]
+    return rows + [(name, str(value)) for name, value in facts.items()]
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})"
+
+
+def _time(value: int, unit: Any) -> str:
+    if unit not in TIME_UNITS:
+        return f"{value:,}"
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value // TIME_UNITS[unit])
+    except OverflowError:  # no year from 1 to 9999
+        return f"{value:,} {unit}"
+    return f"{moment:%Y-%m-%d %H:%M}"

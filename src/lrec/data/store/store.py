@@ -29,6 +29,7 @@ SCHEMA = 1
 # Units of time in the facts of meta.json, and how many of each make a second.
 TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 MOST_EVENT_TYPES = 256
+_ARRAYS = {"items": np.int32, "offsets": np.int64, "times": np.int64, "events": np.uint8}
 _FILES = ("items.npy", "offsets.npy", "times.npy", "events.npy", "items.parquet", "users.parquet")
 _BLOCK = 4096
 _BLOCKS = 16
@@ -150,75 +151,42 @@ def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
     file.write(values_N.view(np.uint8).data)
 
 
-def _write_parquet(path: Path, table: pl.DataFrame) -> None:
-    buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
-    table.write_parquet(buffer)
-    path.write_bytes(buffer.getbuffer())
-
-
 class StoreWriter:
     """Writes a store into an empty folder, piece by piece; it is a store once `finish` has returned."""
 
-    def __init__(self, folder: Path, times: bool, events: bool) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._items = _ArrayWriter(folder / "items.npy", np.dtype(np.int32))
-        self._times = _ArrayWriter(folder / "times.npy", np.dtype(np.int64)) if times else None
-        self._events = _ArrayWriter(folder / "events.npy", np.dtype(np.uint8)) if events else None
+        self._lengths: dict[str, int] = {}
 
-    def append(self, items_N: np.ndarray, times_N: np.ndarray | None, events_N: np.ndarray | None) -> None:
-        """Add interactions after those of earlier calls."""
-        self._items.append(items_N)
-        if self._times is not None:
-            assert times_N is not None
-            self._times.append(times_N)
-        if self._events is not None:
-            assert events_N is not None
-            self._events.append(events_N)
+    def append(self, name: str, values_N: np.ndarray) -> None:
+        """Add entries to an array: items, times, events or offsets."""
+        path = self._folder / f"{name}.npy"
+        if name not in self._lengths:
+            self._lengths[name] = 0
+            path.write_bytes(_header(name, 0))
+        self._lengths[name] += len(values_N)
+        with path.open("ab") as file:
+            write_array(file, np.ascontiguousarray(values_N, dtype=_ARRAYS[name]))
 
-    def finish(
-        self, offsets_U1: np.ndarray, item_table: pl.DataFrame, raw_user_ids: pl.Series, meta: dict[str, Any]
-    ) -> None:
+    def finish(self, item_table: pl.DataFrame, raw_user_ids: pl.Series, meta: dict[str, Any]) -> None:
         """Write the rest; `meta` holds source, options, statistics and facts."""
-        for writer in (self._items, self._times, self._events):
-            if writer is not None:
-                writer.finish()
-        offsets = _ArrayWriter(self._folder / "offsets.npy", np.dtype(np.int64))
-        offsets.append(offsets_U1)
-        offsets.finish()
-        _write_parquet(self._folder / "items.parquet", item_table)
-        _write_parquet(self._folder / "users.parquet", pl.DataFrame({"raw_id": raw_user_ids}))
+        for name, length in self._lengths.items():
+            with (self._folder / f"{name}.npy").open("r+b") as file:
+                file.write(_header(name, length))
+        for name, table in (("items", item_table), ("users", pl.DataFrame({"raw_id": raw_user_ids}))):
+            buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
+            table.write_parquet(buffer)
+            (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
         files = {name: _describe_file(self._folder / name) for name in _FILES if (self._folder / name).exists()}
         write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
 
 
-class _ArrayWriter:
-    """A one-dimensional .npy file whose length is known only at the end."""
-
-    def __init__(self, path: Path, dtype: np.dtype) -> None:
-        self._path = path
-        self._dtype = dtype
-        self._length = 0
-        path.write_bytes(self._header())
-
-    def append(self, values_N: np.ndarray) -> None:
-        with self._path.open("ab") as file:
-            write_array(file, np.ascontiguousarray(values_N, dtype=self._dtype))
-        self._length += len(values_N)
-
-    def finish(self) -> None:
-        with self._path.open("r+b") as file:
-            file.write(self._header())
-
-    def _header(self) -> bytes:
-        """The header for the current length; numpy pads it so that its size does not depend on the length."""
-        header = io.BytesIO()
-        description = {
-            "descr": np.lib.format.dtype_to_descr(self._dtype),
-            "fortran_order": False,
-            "shape": (self._length,),
-        }
-        np.lib.format.write_array_header_1_0(header, description)
-        return header.getvalue()
+def _header(name: str, length: int) -> bytes:
+    """The header of an array; numpy pads it so that its size does not depend on the length."""
+    header = io.BytesIO()
+    description = {"descr": np.dtype(_ARRAYS[name]).str, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
 
 
 def _describe_file(path: Path) -> dict[str, Any]:

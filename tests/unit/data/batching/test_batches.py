@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask
-from lrec.data.batching.shared_plans import SharedPlans
-from lrec.data.batching.train_batches import BatchPlan, EpochPlan, Ranks, TrainBatch, TrainLoader
+from lrec.data.batching.plan import BatchPlan, EpochPlan, SharedPlans
+from lrec.data.batching.train_batches import Ranks, TrainBatch, TrainLoader
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems, Split
 from lrec.errors import UserError

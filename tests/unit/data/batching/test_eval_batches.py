@@ -9,8 +9,7 @@ import torch
 
 from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask
 from lrec.data.batching.train_batches import Ranks
-from lrec.data.splits.rules import Split
-from lrec.data.splits.user_split import UserSplit
+from lrec.data.splits.rules import Split, UserSplit
 from lrec.evaluation.baselines import Baselines
 from lrec.evaluation.cases import Cases, batches, cases_before, rank_by_net
 from lrec.model.config import Architecture, TransformerConfig

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from host_waits import HostWaits
 from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask
-from lrec.data.splits.user_split import UserSplit
+from lrec.data.splits.rules import UserSplit
 from lrec.evaluation.baselines import Baselines
 from lrec.evaluation.metrics import Evaluation
 from lrec.model.config import Architecture, TransformerConfig

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 import zstandard
 
-from lrec.data import parsing, streams
+from lrec.data.formats import parsing, streams
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.sources.movielens import MovieLensDataModule
 from lrec.data.store.store import Store

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec.data import movielens
+from lrec.data.sources import movielens
 from lrec.data.sources.download import fetch
 from lrec.data.sources.movielens import MovieLensDataModule
 from lrec.data.store.store import Store

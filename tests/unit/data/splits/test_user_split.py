@@ -3,7 +3,7 @@
 import pytest
 
 from lrec.data.splits.reduction import Reduction, training_part
-from lrec.data.splits.user_split import UserSplit
+from lrec.data.splits.rules import UserSplit
 from lrec.errors import UserError
 
 

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.store.ordering import REST, Pieces
+from lrec.data.store.encoding import REST
+from lrec.data.store.long_work import Progress
+from lrec.data.store.ordering import RowBuffer
 from lrec.data.store.prepare import RawInteractions, prepare_store
-from lrec.data.store.progress import Progress
 from lrec.data.store.store import Store
 from lrec.errors import UserError
 
@@ -70,7 +71,7 @@ def test_the_store_does_not_depend_on_memory(
 
 
 def test_pieces_that_lie_in_a_file_take_no_memory(tmp_path: Path) -> None:
-    pieces = Pieces(tmp_path / "pieces", 3_000_000)
+    pieces = RowBuffer(tmp_path / "pieces", 3_000_000)
     tracemalloc.start()
     for number in range(40):
         pieces.append({"a": np.full(100_000, number), "b": np.arange(100_000, dtype=np.uint16)})

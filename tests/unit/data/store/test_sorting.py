@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lrec.data.store.sorting import stable_argsort
+from lrec.data.store.ordering import stable_argsort
 
 
 @given(st.integers(0, 300), st.integers(1, 63), st.integers(0, 2**32 - 1))

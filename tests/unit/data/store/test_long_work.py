@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from lrec.data.store.threads import ahead, mapped
+from lrec.data.store.long_work import ahead, map_ahead
 
 
 def each(wait: Callable[[int], int]) -> Iterator[int]:
@@ -15,7 +15,7 @@ def each(wait: Callable[[int], int]) -> Iterator[int]:
 
 
 def results_of_each(wait: Callable[[int], int]) -> Iterator[int]:
-    return mapped(wait, range(1, 10))
+    return map_ahead(wait, range(1, 10))
 
 
 def ahead_of_each(wait: Callable[[int], int]) -> Iterator[int]:
@@ -35,7 +35,7 @@ def test_what_precedes_a_failure_comes_first() -> None:
         yield from range(3)
         raise ValueError("third")
 
-    results = mapped(lambda number: number, things())
+    results = map_ahead(lambda number: number, things())
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="third"):
         next(results)

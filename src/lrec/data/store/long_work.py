@@ -1,0 +1,89 @@
+"""Long work: the next thing is made in a thread while the current one is used, and stderr tells how far it is."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Number of things in work at a time; each adds to the peak memory.
+THREADS = 2
+
+
+def ahead(things: Iterable[T]) -> Iterator[T]:
+    """The same things; the next one is made in a second thread while the current one is used."""
+    iterator = iter(things)
+    for thing in map_ahead(lambda _: next(iterator, None), count(), threads=1):
+        if thing is None:
+            return
+        yield thing
+
+
+def map_ahead(function: Callable[[T], R], things: Iterable[T], threads: int = THREADS) -> Iterator[R]:
+    """function(thing) for each thing, in order; of several failures, that of the earliest thing is raised."""
+    # Never shut down, because that waits for its threads: a generator that is dropped half-way may be closed by the
+    # garbage collector, in a thread that holds a lock which those threads need. They end when nothing refers to it.
+    pool = ThreadPoolExecutor(threads)
+    coming: deque[Future[R]] = deque()
+    failure: Exception | None = None
+    iterator = iter(things)
+    while True:
+        try:
+            coming.append(pool.submit(function, next(iterator)))
+        except StopIteration:
+            break
+        except Exception as error:  # raised after the results of all earlier things
+            failure = error
+            break
+        if len(coming) > threads:
+            yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()
+    if failure is not None:
+        raise failure
+
+
+class Progress:
+    """Rows and seconds of each stage; silent for the first two seconds.
+
+    On a terminal one line is updated in place; elsewhere a line is printed every ten seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stage_start = clock()
+        self._silent_until = self._next = self._stage_start + 2
+        self._stage = ""
+        self._rows = 0
+        self._begin = ""  # returns to the start of a line that is still open
+
+    def stage(self, name: str) -> None:
+        """Begin a stage."""
+        self.finish()
+        self._stage, self._rows, self._stage_start = name, 0, self._clock()
+
+    def add(self, rows: int) -> None:
+        """Count more rows of the stage."""
+        self._rows += rows
+        now = self._clock()
+        if now >= self._next:
+            terminal = sys.stderr.isatty()
+            self._print("" if terminal else "\n")
+            self._next = now + (0.2 if terminal else 10)
+
+    def finish(self) -> None:
+        """End the last stage."""
+        if self._stage and self._clock() >= self._silent_until:
+            self._print("\n")
+
+    def _print(self, end: str) -> None:
+        seconds = self._clock() - self._stage_start
+        print(
+            f"{self._begin}  {self._stage}: {self._rows:,} rows, {seconds:.1f} s", end=end, file=sys.stderr, flush=True
+        )
+        self._begin = "" if end else "\r"
