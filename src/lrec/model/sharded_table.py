@@ -187,13 +187,39 @@ def shard_of(table: Table) -> Shard:
     return table if isinstance(table, Shard) else Shard(table, 0, len(table), 1, getattr(table, "gradient", None))
 
 
-def held(tensor: Tensor) -> slice:
-    """The rows of a tensor, which may be a DTensor, that this process holds."""
-    if not is_sharded(tensor):
-        return slice(0, len(tensor))
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose class takes longer to import than a network to load."""
+    return hasattr(tensor, "placements")
+
+
+def processes_of(tensor: Tensor) -> int:
+    """How many processes share it."""
+    processes: int = tensor.device_mesh.size() if is_sharded(tensor) else 1  # type: ignore[attr-defined]
+    return processes
+
+
+def is_first_copy(tensor: Tensor) -> bool:
+    """Whether this process has the first copy of its rows of a sharded tensor."""
+    return all(place == 0 for place, _, sharded in _places(tensor) if not sharded)
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """The rows of a tensor, sharded or not, that this process holds, as a plain tensor."""
+    rows: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return rows
+
+
+def local_range(tensor: Tensor) -> slice:
+    """Which rows these are."""
+    parts = [(place, number) for place, number, sharded in _places(tensor) if sharded] if is_sharded(tensor) else []
+    return split(len(tensor), parts)
+
+
+def _places(tensor: Tensor) -> list[tuple[int, int, bool]]:
+    """Of each dimension of its mesh: this process's place, of how many, and whether rows are split over it."""
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    parts = zip(mesh.get_coordinate(), mesh.shape, placements, strict=True)
-    return split(len(tensor), [(part, number) for part, number, placement in parts if placement.is_shard(0)])
+    sharded = (placement.is_shard(0) for placement in placements)
+    return list(zip(mesh.get_coordinate(), mesh.shape, sharded, strict=True))
 
 
 def split(n: int, parts: list[tuple[int, int]]) -> slice:
@@ -204,23 +230,6 @@ def split(n: int, parts: list[tuple[int, int]]) -> slice:
         each = -(-(stop - start) // number)
         start, stop = min(start + part * each, stop), min(start + (part + 1) * each, stop)
     return slice(start, stop)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, whose class takes longer to import than a network to load."""
-    return hasattr(tensor, "placements")
-
-
-def processes_of(table_VD: Tensor) -> int:
-    """How many processes share it."""
-    processes: int = table_VD.device_mesh.size() if is_sharded(table_VD) else 1  # type: ignore[attr-defined]
-    return processes
-
-
-def rows_held(table_VD: Tensor) -> Tensor:
-    """Its rows that this process holds, as a plain tensor."""
-    rows_HD: Tensor = table_VD.to_local() if is_sharded(table_VD) else table_VD  # type: ignore[attr-defined]
-    return rows_HD
 
 
 def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tuple[Tensor, Table]:
@@ -235,8 +244,8 @@ def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tup
         rows_HD: The rows held here, where they are not those of `table_VD` but spread as they are.
     """
     processes = processes_of(table_VD)
-    here_HD = rows_held(table_VD) if rows_HD is None else rows_HD
-    here = Shard(here_HD, held(table_VD).start, len(table_VD), processes, Gradient())
+    here_HD = local_rows(table_VD) if rows_HD is None else rows_HD
+    here = Shard(here_HD, local_range(table_VD).start, len(table_VD), processes, Gradient())
     if processes == 1 and not torch.is_grad_enabled():
         return F.embedding(items, here_HD), here_HD
     rows_MD, table_HD = _Fetch.apply(here_HD, items.flatten(), here, getattr(table_VD, "touched", None))

@@ -24,8 +24,7 @@ from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
 
 INIT_STD = 0.02
 DRAWN_AT_ONCE = 2**20  # numbers
-# Parameters of lrec's own parts are drawn under the names, and read by the names, that they had when a block held them
-# itself: the same seed gives the same network, and older checkpoints load.
+# The names under which the parameters of lrec's own parts are drawn, so that a seed goes on giving the same network.
 _WITHOUT_PART = {
     "attention.qkv": "qkv",
     "attention.query_norm": "query_norm",
@@ -34,7 +33,6 @@ _WITHOUT_PART = {
     "mlp.up": "mlp_in",
     "mlp.out": "mlp_out",
 }
-_PART_OF = {old: new for new, old in _WITHOUT_PART.items()}
 
 Result = TypeVar("Result")
 
@@ -90,7 +88,7 @@ class Transformer(nn.Module):
         """
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
-        digest = hashlib.blake2b(f"{seed}/{_renamed(name, _WITHOUT_PART)}".encode(), digest_size=7).digest()
+        digest = hashlib.blake2b(f"{seed}/{_drawn_as(name)}".encode(), digest_size=7).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         if found := re.fullmatch(r"(blocks\.\d+\.(?:attention|mlp))\.(.+)", name):
             branch = self.get_submodule(found[1])
@@ -254,11 +252,6 @@ def _reading_around(blank_BL: Tensor) -> Reading:
     return Reading((itself_LL | (earlier_LL & ~blank_BL[:, None, :]))[:, None])
 
 
-def with_todays_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Parameters by the names of today's `Transformer`, from a checkpoint of any version."""
-    return {_renamed(name, _PART_OF): value for name, value in state_dict.items()}
-
-
-def _renamed(name: str, names: dict[str, str]) -> str:
-    block = rf"^((?:net\.)?blocks\.\d+)\.({'|'.join(map(re.escape, names))})\."
-    return re.sub(block, lambda found: f"{found[1]}.{names[found[2]]}.", name)
+def _drawn_as(name: str) -> str:
+    block = rf"^(blocks\.\d+)\.({'|'.join(map(re.escape, _WITHOUT_PART))})\."
+    return re.sub(block, lambda found: f"{found[1]}.{_WITHOUT_PART[found[2]]}.", name)

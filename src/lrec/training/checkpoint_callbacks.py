@@ -12,8 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lrec.checkpoint.agreement import Agreement
-from lrec.checkpoint.background_saver import IN_BACKGROUND
+from lrec.checkpoint.background import IN_BACKGROUND, Anywhere
 from lrec.common.signals import TRY_AGAIN, on_signals
 from lrec.errors import UserError
 from lrec.run import LAST, Run
@@ -84,13 +83,13 @@ class BestAndLast(ModelCheckpoint):
             super()._save_checkpoint(trainer, filepath)
             return
         if self._just_saved:  # the best, and this is the last
-            saver.also_as(Path(filepath))
+            saver.link_to(Path(filepath))
         else:
             trainer.save_checkpoint(filepath, self.save_weights_only, IN_BACKGROUND)
         self._just_saved = True
         self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
         for logger in trainer.loggers if trainer.is_global_zero else []:
-            saver.then(partial(logger.after_save_checkpoint, self))
+            saver.afterwards(partial(logger.after_save_checkpoint, self))
 
 
 class LastCheckpoint(Callback):
@@ -114,7 +113,7 @@ class LastCheckpoint(Callback):
         self._fits = False
         self._training = False
         self._saved_step = 0
-        self._agreement = Agreement()
+        self._told_anywhere = Anywhere()
         self._listening = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -129,7 +128,7 @@ class LastCheckpoint(Callback):
         self._training = True
         self._saved_step = trainer.global_step
         if trainer.world_size > 1:
-            self._agreement = Agreement(torch.distributed.new_group(backend="gloo"))
+            self._told_anywhere = Anywhere(torch.distributed.new_group(backend="gloo"))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,7 +139,7 @@ class LastCheckpoint(Callback):
         saver = saver_of(trainer)
         if saver is not None:
             saver.poll()
-        interrupted = self._agreement.ask(self._signalled)
+        interrupted = self._told_anywhere.last_time(self._signalled)
         due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
         # A checkpoint between a step and the evaluation that is due after it would resume without the evaluation.
         if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
@@ -156,7 +155,7 @@ class LastCheckpoint(Callback):
         """Have all that was saved; exit if a signal came during the last evaluation: the next start runs the test."""
         if (saver := saver_of(trainer)) is not None:
             saver.join()
-        if self._agreement.now(self._signalled):  # no process goes on to the test before the first one has saved
+        if self._told_anywhere.now(self._signalled):  # no process goes on to the test before the first one has saved
             self._leave(trainer)
         self._training = False
 
@@ -188,7 +187,7 @@ class LastCheckpoint(Callback):
             if self._fits:
                 Run(Path(trainer.default_root_dir)).write_end("interrupted")
         if self._training:
-            self._agreement.now(True)  # no process ends before it is written
+            self._told_anywhere.now(True)  # no process ends before it is written
         # Lightning kills the process that started the others when one of them fails, so only the first reports it.
         sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
