@@ -44,7 +44,7 @@ class BestAndLast(ModelCheckpoint):
             options: The others.
         """
         super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
-        self._just_saved = False
+        self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder; UserError where it was to be another."""
@@ -60,34 +60,29 @@ class BestAndLast(ModelCheckpoint):
         """Go on from the best so far, if it lies in this run's folder, whatever that was called when it was saved."""
         folder = Path(str(self.dirpath))
 
-        def here(path: str) -> str:
+        def in_folder(path: str) -> str:
             return str(folder / Path(path).name) if path else ""
 
-        if state_dict["best_model_path"] and os.path.exists(here(state_dict["best_model_path"])):
-            paths = {name: here(path) for name, path in state_dict.items() if name.endswith("_model_path")}
-            models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        if state_dict["best_model_path"] and os.path.exists(in_folder(state_dict["best_model_path"])):
+            paths = {name: in_folder(path) for name, path in state_dict.items() if name.endswith("_model_path")}
+            models = {in_folder(path): score for path, score in state_dict["best_k_models"].items()}
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        self._just_saved = False
         super()._save_topk_checkpoint(trainer, monitor_candidates)
         self._last_global_step_saved = trainer.global_step  # Lightning compares it before it saves the last one
-
-    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        super()._save_last_checkpoint(trainer, monitor_candidates)
-        self._just_saved = False
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         saver = saver_of(trainer)
         if saver is None:
             super()._save_checkpoint(trainer, filepath)
             return
-        if self._just_saved:  # the best, and this is the last
+        if self._saved_step == trainer.global_step:  # what was saved is the best, and this is the last
             saver.link_to(Path(filepath))
         else:
             trainer.save_checkpoint(filepath, self.save_weights_only, IN_BACKGROUND)
-        self._just_saved = True
-        self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+        self._saved_step = self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
         for logger in trainer.loggers if trainer.is_global_zero else []:
             saver.afterwards(partial(logger.after_save_checkpoint, self))
 
