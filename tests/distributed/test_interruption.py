@@ -157,6 +157,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(processes: int, folder: Path, fi
     assert full.returncode == 2, full.stdout + full.stderr
     (error,) = {line for line in full.stderr.splitlines() if line.startswith("lrec: error: ")}
     assert "could not be written" in error
+    assert "File too large" in error, "what the system says of the limit"
     assert "Traceback" not in full.stderr
     assert step_of(run) == 4
     assert set((run / "checkpoints").rglob("*")) == files

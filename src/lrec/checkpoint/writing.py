@@ -1,5 +1,6 @@
 """Writing a checkpoint, file or folder, in steps: what takes time may run beside training, and one rename ends it."""
 
+import errno
 import json
 import os
 import shutil
@@ -147,15 +148,19 @@ def flush(path: Path) -> None:
 def not_written(path: Path, error: Exception | None) -> UserError:
     """What to say of a checkpoint that could not be written: by this process where there is an error, or by another."""
     reason = "another process failed" if error is None else str(error).splitlines()[0]
+    way_out = "free some space" if os.strerror(errno.ENOSPC) in reason else "correct that"
     return UserError(
         f"the checkpoint {path} could not be written ({reason}): the one before it stands; "
-        "correct that and go on with --ckpt_path=last"
+        f"{way_out} and go on with --ckpt_path=last"
     )
 
 
 def _save_pt(checkpoint: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(checkpoint | {CHECKSUM: checksum_of(checkpoint)}, file)
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint | {CHECKSUM: checksum_of(checkpoint)}, file)
+    except RuntimeError as error:  # torch loses its place in a file that the system refuses to write
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     flush(path)
 
 

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import resource
 import threading
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,22 @@ def test_a_failure_is_told_at_the_next_step_and_the_checkpoint_before_stands(
     assert last.read_bytes() == stored
     assert os.listdir(tmp_path) == ["last.ckpt"]
     saver.join()  # nothing is under way
+
+
+def test_a_full_disk_is_named_whatever_torch_says_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "replacing", lambda path: nullcontext(Path("/dev/full")))
+    large = checkpoint(Transformer(CONFIG)) | {"optimizer_states": [torch.zeros(10**6)]}
+    save = Save(tmp_path / "last.ckpt", large, copied=False)
+    with pytest.raises(UserError, match=r"No space left on device.*free some space and go on with --ckpt_path=last"):
+        Saver().start(save, background=False)
+    monkeypatch.undo()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            Saver().start(save, background=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_best_and_the_last_are_one_on_the_disk(tmp_path: Path) -> None:
