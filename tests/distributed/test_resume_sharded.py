@@ -3,9 +3,11 @@ switch of the optimizer, and on another number of processes."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from running import Fit, fit_command, losses, run_here
+from lightning.pytorch import Callback, Trainer
+from running import Fit, fit_command, losses, points, run_here
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -36,6 +38,47 @@ def test_one_process_to_the_last_bit(step: int, folder: Path) -> None:
         fit("straight", keep(folder / "straight-kept"))
     resumed = fit(f"straight-{step}", kept(straight, step))
     assert losses(resumed) == losses(straight)
+
+
+def test_evaluations_between_accumulated_micro_batches(folder: Path) -> None:
+    """Three micro-batches after each other are a step and a half: checkpoints are of whole steps all the same."""
+    run, kept = folder / "accumulated", folder / "accumulated-kept"
+    options = ["--trainer.accumulate_grad_batches=2", EVERY_THIRD, *DROPOUT, "--trainer.max_steps=8"]
+    every = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {"dirpath": str(kept), "filename": "{step}", "save_top_k": -1},
+    }
+    run_here(fit_command(folder, run, 0, *options, "--trainer.callbacks+=" + json.dumps(every)))
+    first = min(kept.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    resumed = folder / "accumulated-resumed"
+    run_here(fit_command(folder, resumed, 0, *options, f"--ckpt_path={first}"))
+    assert [point["val_loss"] for point in points(resumed)] == [point["val_loss"] for point in points(run)]
+    assert losses(resumed) == losses(run)
+
+
+class SaveInMidStep(Callback):
+    """Saves after the first of two micro-batches of a step, as a run does whose time is over then."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == 4:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_step_that_was_saved_half_is_taken_again(folder: Path) -> None:
+    run, resumed, kept = folder / "halved", folder / "halved-resumed", folder / "halved.ckpt"
+    options = [
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.val_check_interval=4",
+        "--trainer.max_steps=8",
+        *DROPOUT,
+    ]
+    saver = {"class_path": f"{__name__}.SaveInMidStep", "init_args": {"path": str(kept)}}
+    run_here(fit_command(folder, run, 0, *options, "--trainer.callbacks+=" + json.dumps(saver)))
+    run_here(fit_command(folder, resumed, 0, *options, f"--ckpt_path={kept}"))
+    assert [point["val_loss"] for point in points(resumed)] == [point["val_loss"] for point in points(run)]
 
 
 @pytest.fixture(scope="module")

@@ -119,8 +119,9 @@ class LastCheckpoint(Callback):
         self._listening.enter_context(on_signals(partial(self._note, trainer)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on a signal waits for the end of the step."""
+        """From now on a signal waits for the end of the step, and so do evaluations, which save."""
         self._training = True
+        _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(torch.distributed.new_group(backend="gloo"))
@@ -155,8 +156,13 @@ class LastCheckpoint(Callback):
         self._training = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record whether the run has stopped early; one whose time was over may be given more."""
+        """Record whether the run has stopped early; one whose time was over may be given more. It may be over in the
+        middle of a step, whose accumulated gradients no checkpoint holds: all of the step is taken again."""
         checkpoint["lrec_stopped"] = trainer.should_stop and not time_is_over(trainer)
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        extra = progress["current"]["ready"] % trainer.accumulate_grad_batches
+        for counts in (progress["current"], progress["total"]) if extra else ():
+            counts.update({name: number - extra for name, number in counts.items()})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Do not continue a run that had stopped early."""
@@ -195,6 +201,14 @@ def best_of(trainer: Trainer) -> ModelCheckpoint | None:
     """What keeps the best checkpoint: lrec's own callback, wherever among the user's it stands, else the first one."""
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback for callback in kept if isinstance(callback, BestAndLast)), kept[0] if kept else None)
+
+
+def _evaluate_after_whole_steps(trainer: Trainer) -> None:
+    """Round the number of micro-batches between evaluations up to whole steps."""
+    between, epoch, step = trainer.val_check_batch, trainer.fit_loop.max_batches, trainer.accumulate_grad_batches
+    if isinstance(between, int) and between != epoch:
+        whole = -(-between // step) * step
+        trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
 
 
 def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:
