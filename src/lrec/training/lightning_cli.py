@@ -288,7 +288,8 @@ class CommandLine(LightningCLI):
         else:
             path = self.run.best if chosen == "best" else Path(chosen) if chosen else None
         try:
-            if path is not None:
+            # Whole, by the first process alone: each verifies what it reads.
+            if path is not None and self.trainer.is_global_zero:
                 check(path)
         except UserError as error:
             raise UserError(f"--ckpt_path {error}") from error
