@@ -73,9 +73,9 @@ def step_reached(run: Path) -> int | None:
     """The step of the run's last checkpoint."""
     import torch
 
-    from lrec.checkpoint import format as checkpoints
+    from lrec.checkpoint.reading import find_last
 
-    last = checkpoints.find_last(run / "checkpoints")
+    last = find_last(run / "checkpoints")
     if last is None:
         return None
     state = torch.load(last / "state.pt" if last.is_dir() else last, weights_only=True)

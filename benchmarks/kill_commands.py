@@ -98,9 +98,9 @@ def content(path: Path) -> Any:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [{name: value for name, value in line.items() if name not in ("wall_s", "commit")} for line in lines]
     if path.suffix == ".ckpt":
-        from lrec.checkpoint import format as checkpoints
+        from lrec.checkpoint.reading import read
 
-        checkpoint = checkpoints.read(path)
+        checkpoint = read(path)
         return {name: tensor.tolist() for name, tensor in checkpoint["state_dict"].items()}
     if path.name == "meta.json":
         facts = json.loads(path.read_text())

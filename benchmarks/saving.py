@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from lrec.checkpoint.background_saver import Saver
-from lrec.checkpoint.writer import FileWrite
+from lrec.checkpoint.background import Saver
+from lrec.checkpoint.writing import Save
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
@@ -47,7 +47,7 @@ def checkpoint_of(size: str) -> dict[str, Any]:
 def save(path: Path, checkpoint: dict[str, Any], background: bool) -> tuple[float, float]:
     """Seconds until training goes on, and until the checkpoint is there."""
     saver, began = Saver(), time.perf_counter()
-    saver.start(FileWrite(path, checkpoint, copied=background), background)
+    saver.start(Save(path, checkpoint, copied=background), background)
     stood_still = time.perf_counter() - began
     saver.join()
     return stood_still, time.perf_counter() - began

@@ -86,7 +86,7 @@ def measure(case: Case) -> dict[str, Any]:
     if case.kind == "evaluation":
         return {"peaks": evaluate(net, case)}
     optimizer, scheduler = Optimizer(lr=0.01, switch=switch, touched_rows=case.touched_rows).build(net, steps)
-    rank = 0 if sharding is None else sharding.process
+    rank = 0 if sharding is None else sharding.mesh.get_rank()
     n_parts = case.processes * case.accumulation
     found, seconds = [], []
     for step in range(steps):

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 import lrec as package
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.reading import read
+from lrec.checkpoint.writing import write
 from lrec.cli import main
 from lrec.data.datasets import datamodule_of
 from lrec.ranking.scoring import score
@@ -38,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_best_that_is_also_the_last_is_written_once(run: Path) -> None:
     best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
-    assert torch.load(best, weights_only=True)["global_step"] == checkpoints.read(last)["global_step"]
+    assert torch.load(best, weights_only=True)["global_step"] == read(last)["global_step"]
     assert best.samefile(last)
 
 
@@ -123,10 +124,10 @@ def test_a_checkpoint_with_other_parameters_is_refused(
     tmp_path: Path,
     refused: Callable[..., str],
 ) -> None:
-    checkpoint = checkpoints.read(run / "checkpoints" / "last.ckpt")
+    checkpoint = read(run / "checkpoints" / "last.ckpt")
     change(checkpoint["state_dict"])
     path = tmp_path / "other.ckpt"
-    checkpoints.write_file(path, checkpoint)
+    write(path, checkpoint)
     more = ["--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     for command in ("test", "fit"):
         error = refused(command, *OPTIONS, f"--data.data_dir={run.parent}", *more, f"--ckpt_path={path}")
@@ -136,9 +137,9 @@ def test_a_checkpoint_with_other_parameters_is_refused(
 def test_nothing_is_predicted_by_a_network_that_diverged(
     run: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    checkpoint = checkpoints.read(run / "checkpoints" / "last.ckpt")
+    checkpoint = read(run / "checkpoints" / "last.ckpt")
     checkpoint["state_dict"]["net.norm.weight"][3] = torch.nan
-    checkpoints.write_file(tmp_path / "nan.ckpt", checkpoint)
+    write(tmp_path / "nan.ckpt", checkpoint)
     error = refused("predict", f"--config={run / 'config.yaml'}", f"--ckpt_path={tmp_path / 'nan.ckpt'}")
     assert f"{tmp_path / 'nan.ckpt'}: the parameter net.norm.weight is not finite" in error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.writing import write
 
 AVERAGING = json.dumps({"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.9}})
 QUICK = (
@@ -40,7 +40,7 @@ def test_the_test_after_fit_is_that_of_the_averages(
     assert not torch.equal(raw["net.items.weight"], averaged["net.items.weight"])
     # The figures are those of the averages, and not of what was averaged.
     checkpoint["state_dict"] = raw
-    checkpoints.write_file(tmp_path / "raw.ckpt", checkpoint)
+    write(tmp_path / "raw.ckpt", checkpoint)
     lrec("test", "--config", run / "config.yaml", f"--ckpt_path={tmp_path / 'raw.ckpt'}")
     assert json.loads((run / "metrics.json").read_text())["model"]["loss"] != after_fit["loss"]
     sharded = f"--trainer.default_root_dir={tmp_path / 'sharded'}"

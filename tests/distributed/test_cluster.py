@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from running import OPTIONS, Fit, environment, losses, points
 
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.reading import read
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -105,7 +105,7 @@ def test_both_nodes_end_when_one_is_told_to(told: int, folder: Path, cluster: di
     ended(nodes, [75, 75])
     assert time.monotonic() - stopped < 30
     assert (run / "ended").read_text() == "interrupted\n"
-    last = checkpoints.read(run / "checkpoints" / "last.ckpt")
+    last = read(run / "checkpoints" / "last.ckpt")
     assert 0 < last["global_step"] < 100
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from running import Fit, environment, fit_command, losses
 
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.reading import check, find_last
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -61,10 +61,10 @@ def newest(checkpoint: Path) -> int:
 
 def step_of(run: Path) -> int:
     """The step of a run's last checkpoint; 0 where there is none yet."""
-    last = checkpoints.find_last(run / "checkpoints")
+    last = find_last(run / "checkpoints")
     if last is None:
         return 0
-    checkpoints.check(last)
+    check(last)
     step: int = torch.load(last / "state.pt" if last.is_dir() else last, weights_only=True)["global_step"]
     return step
 
@@ -157,6 +157,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(processes: int, folder: Path, fi
     assert full.returncode == 2, full.stdout + full.stderr
     (error,) = {line for line in full.stderr.splitlines() if line.startswith("lrec: error: ")}
     assert "could not be written" in error
+    assert "File too large" in error, "what the system says of the limit"
     assert "Traceback" not in full.stderr
     assert step_of(run) == 4
     assert set((run / "checkpoints").rglob("*")) == files

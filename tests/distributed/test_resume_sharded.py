@@ -2,10 +2,15 @@
 switch of the optimizer, and on another number of processes."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-from running import Fit, fit_command, losses, run_here
+from lightning.pytorch import Callback, Trainer
+from running import Fit, fit_command, losses, points, run_here
+
+from lrec.checkpoint import reading
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -38,6 +43,62 @@ def test_one_process_to_the_last_bit(step: int, folder: Path) -> None:
     assert losses(resumed) == losses(straight)
 
 
+def test_evaluations_between_accumulated_micro_batches(folder: Path) -> None:
+    """Three micro-batches after each other are a step and a half: checkpoints are of whole steps all the same."""
+    run, kept = folder / "accumulated", folder / "accumulated-kept"
+    options = ["--trainer.accumulate_grad_batches=2", EVERY_THIRD, *DROPOUT, "--trainer.max_steps=8"]
+    every = {
+        "class_path": "ModelCheckpoint",
+        "init_args": {"dirpath": str(kept), "filename": "{step}", "save_top_k": -1},
+    }
+    run_here(fit_command(folder, run, 0, *options, "--trainer.callbacks+=" + json.dumps(every)))
+    first = min(kept.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    resumed = folder / "accumulated-resumed"
+    run_here(fit_command(folder, resumed, 0, *options, f"--ckpt_path={first}"))
+    assert [point["val_loss"] for point in points(resumed)] == [point["val_loss"] for point in points(run)]
+    assert losses(resumed) == losses(run)
+
+
+class SaveInMidStep(Callback):
+    """Saves after the first of two micro-batches of a step, as a run does whose time is over then."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == 4:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_step_that_was_saved_half_is_taken_again(folder: Path) -> None:
+    run, resumed, kept = folder / "halved", folder / "halved-resumed", folder / "halved.ckpt"
+    options = [
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.val_check_interval=4",
+        "--trainer.max_steps=8",
+        *DROPOUT,
+    ]
+    saver = {"class_path": f"{__name__}.SaveInMidStep", "init_args": {"path": str(kept)}}
+    run_here(fit_command(folder, run, 0, *options, "--trainer.callbacks+=" + json.dumps(saver)))
+    run_here(fit_command(folder, resumed, 0, *options, f"--ckpt_path={kept}"))
+    assert [point["val_loss"] for point in points(resumed)] == [point["val_loss"] for point in points(run)]
+
+
+class NoteVerified(Callback):
+    """Writes down which shards each process verifies."""
+
+    def __init__(self, folder: str) -> None:
+        Path(folder).mkdir(exist_ok=True)
+        verify = reading._Shards._verify
+
+        def noted(shards: Any, name: str) -> None:
+            verify(shards, name)
+            with (Path(folder) / os.environ.get("LOCAL_RANK", "0")).open("a") as file:
+                file.write(f"{name}\n")
+
+        reading._Shards._verify = noted  # type: ignore[method-assign]
+
+
 @pytest.fixture(scope="module")
 def two(folder: Path, fit: Fit) -> Path:
     """Two processes, with dropout."""
@@ -47,9 +108,17 @@ def two(folder: Path, fit: Fit) -> Path:
 @pytest.mark.parametrize(
     "step", [pytest.param(5, marks=pytest.mark.slow), 10, pytest.param(15, marks=pytest.mark.slow)]
 )
-def test_two_processes(step: int, two: Path, fit: Fit) -> None:
-    resumed = fit(f"two-dropout-{step}", 2, EVERY_THIRD, SWITCHED, *DROPOUT, kept(two, step))
+def test_two_processes(step: int, two: Path, folder: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)  # where the processes find NoteVerified
+    name = f"two-dropout-{step}"
+    watch = {"class_path": f"{__name__}.NoteVerified", "init_args": {"folder": str(folder / f"{name}-verified")}}
+    watched = "--trainer.callbacks+=" + json.dumps(watch)
+    resumed = fit(name, 2, EVERY_THIRD, SWITCHED, *DROPOUT, kept(two, step), watched)
     assert losses(resumed) == pytest.approx(losses(two), rel=1e-6)
+    first, second = ((folder / f"{name}-verified" / rank).read_text().split() for rank in "01")
+    token = first[0][:8]  # of the checkpoint that was resumed; the run's best one is read after it
+    assert len({name for name in first if name.startswith(token)}) == 2, "the first process verifies all shards"
+    assert len([name for name in second if name.startswith(token)]) == 1, "the second one its own, as it reads it"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def train(
         given_VW = torch.randn(config.n_items, config.vector_width, generator=torch.Generator().manual_seed(0))
         fill(net, {VECTORS: given_VW})
     optimizer, _ = Optimizer(lr=0.05, switch=Switch(at=3, lr=0.05), touched_rows=touched_rows).build(net, 6)
-    world, rank = (1, 0) if sharding is None else (sharding.processes, sharding.process)
+    world, rank = (1, 0) if sharding is None else (sharding.mesh.size(), sharding.mesh.get_rank())
     losses, norm = [], None
     for step in range(6):
         if step == 3:
@@ -180,7 +180,7 @@ def test_no_step_asks_a_device_how_many_rows_are_here(tmp_path: Path) -> None:
         seen = []
         for loss in LOSSES[:3]:
             with HostWaits() as waits:
-                batch = batches(config.n_items, 0)[2 * sharding.process]
+                batch = batches(config.n_items, 0)[2 * sharding.mesh.get_rank()]
                 net(batch.items_BL, head_of(loss, batch, config.n_items)).backward()
                 torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
                 optimizer.step()
@@ -231,7 +231,10 @@ def test_ranks_ties_and_lists_are_those_of_one_process(
     table_VD = torch.randint(-2, 3, (n_items, 4), generator=torch.Generator().manual_seed(9)).float()
 
     def score_here(sharding: Sharding) -> list[Tensor]:
-        shared, case = distribute_tensor(table_VD, sharding.mesh, [Shard(0)]), case_of(sharding.process, n_items)
+        shared, case = (
+            distribute_tensor(table_VD, sharding.mesh, [Shard(0)]),
+            case_of(sharding.mesh.get_rank(), n_items),
+        )
         with torch.no_grad(), HostWaits() as waits:
             table = fetch(shared, torch.zeros(1, 1, dtype=torch.int64))[1]
             found = scored(case, table)

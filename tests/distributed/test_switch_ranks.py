@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from running import points, run_on
 
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.reading import read
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -49,7 +49,7 @@ def test_two_processes_switch_as_one(strategy: str, options: list[str], tmp_path
         assert [a[name] for name in ("step", "D", "lr_phase")] == [b[name] for name in ("step", "D", "lr_phase")]
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-5)
     groups = [
-        checkpoints.read(tmp_path / name / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"]
+        read(tmp_path / name / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"]
         for name in ("one", "two")
     ]
     assert groups[0][0]["sgd_from"] is not None

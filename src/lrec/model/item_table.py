@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrec.model.config import TransformerConfig
-from lrec.model.sharded_table import Table, fetch, processes_of, rows_held
+from lrec.model.sharded_table import Table, fetch, local_rows, processes_of
 
 # The parameters' names in a network.
 OWN_ROWS, VECTORS, PROJECTION = "items.weight", "items.vectors", "items.projection"
@@ -46,14 +46,14 @@ class ItemTable(nn.Module):
         """The rows of some items, and the table for a head; see `sharded_table.fetch`."""
         if self.vectors is None:
             return fetch(self.weight, items)
-        vectors_HW, processes = rows_held(self.vectors), processes_of(self.vectors)
+        vectors_HW, processes = local_rows(self.vectors), processes_of(self.vectors)
         with torch.autocast(vectors_HW.device.type, enabled=False):
             rows_HD = vectors_HW @ self.projection.to(vectors_HW.dtype)
         if processes > 1 and rows_HD.requires_grad:
             # Of a row's gradient this process has all, and FSDP takes the average over processes of the projection's.
             rows_HD.register_hook(lambda grad_HD: grad_HD * processes)
         if self.weight is not None:
-            rows_HD = rows_HD + rows_held(self.weight)
+            rows_HD = rows_HD + local_rows(self.weight)
         return fetch(self.vectors, items, rows_HD)
 
 

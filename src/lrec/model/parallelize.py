@@ -8,10 +8,9 @@ The item table is no part of what FSDP gathers: all processes share it, those of
 each computes with the rows that it holds (`shards`).
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +20,13 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from lrec.model import softmax_attention
 from lrec.model.config import TransformerConfig
-from lrec.model.sharded_table import held, split
+from lrec.model.sharded_table import local_range, local_rows
 from lrec.model.transformer import Transformer
 
 MOST_GRAPHS = 32  # of a function that is compiled
 
 
-@dataclass(frozen=True)
-class Sharding:
+class Sharding(NamedTuple):
     """How parameters are spread over the processes.
 
     Attributes:
@@ -39,47 +37,6 @@ class Sharding:
 
     mesh: DeviceMesh
     param_dtype: torch.dtype | None = None
-
-    @property
-    def shards(self) -> int:
-        """Processes that share one copy of the parameters."""
-        return self.mesh.size(self.mesh.ndim - 1)
-
-    @property
-    def shard(self) -> int:
-        """Which of them this process is."""
-        return self.mesh.get_local_rank(self.mesh.ndim - 1)
-
-    @property
-    def processes(self) -> int:
-        """All of them."""
-        return math.prod(number for _, number in self._places)
-
-    @property
-    def process(self) -> int:
-        """Which of all this one is."""
-        index = 0
-        for place, number in self._places:
-            index = index * number + place
-        return index
-
-    @property
-    def _places(self) -> list[tuple[int, int]]:
-        """Place in each dimension of the mesh, of so many."""
-        return [(self.mesh.get_local_rank(each), self.mesh.size(each)) for each in range(self.mesh.ndim)]
-
-    @property
-    def first_copy(self) -> bool:
-        """Whether this process belongs to the first copy of the parameters."""
-        return self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
-
-    def rows(self, n: int) -> slice:
-        """The rows, of n, that this process holds of a parameter."""
-        return split(n, [(self.shard, self.shards)])
-
-    def table_rows(self, n: int) -> slice:
-        """The rows, of n, that this process holds of the item table."""
-        return split(n, self._places)
 
 
 def build(
@@ -139,7 +96,7 @@ def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
     net.to_empty(device=sharding.mesh.device_type)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            net.draw_(local(parameter), name, parameter.shape, seed, held(parameter).start)
+            net.draw_(local_rows(parameter), name, parameter.shape, seed, local_range(parameter).start)
     for name, buffer in net.named_buffers():
         raise AssertionError(f"buffer {name} of {buffer.shape} has no initial value")
 
@@ -149,15 +106,10 @@ def fill(net: Transformer, values: Mapping[str, Tensor]) -> None:
     """Give parameters their rows of whole values, by name."""
     for name, value in values.items():
         parameter = net.get_parameter(name)
-        local(parameter).copy_(value[held(parameter)])
+        local_rows(parameter).copy_(value[local_range(parameter)])
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's rows of a tensor that may be sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def like(rows: Tensor, parameter: Tensor) -> Tensor:
+def sharded_like(rows: Tensor, parameter: Tensor) -> Tensor:
     """This process's rows as a tensor that is sharded as `parameter` is."""
     if not isinstance(parameter, DTensor):
         return rows

@@ -14,12 +14,15 @@ process, G those of all processes, P of each, N items that all processes ask for
 
 from collections.abc import Callable
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor  # takes longer to import than a network to load
 
 
 class Shard:
@@ -187,13 +190,34 @@ def shard_of(table: Table) -> Shard:
     return table if isinstance(table, Shard) else Shard(table, 0, len(table), 1, getattr(table, "gradient", None))
 
 
-def held(tensor: Tensor) -> slice:
-    """The rows of a tensor, which may be a DTensor, that this process holds."""
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is a DTensor."""
+    return hasattr(tensor, "placements")
+
+
+def processes_of(tensor: Tensor) -> int:
+    """How many processes share it."""
+    return tensor.device_mesh.size() if is_sharded(tensor) else 1
+
+
+def local_rows(tensor: Tensor) -> Tensor:
+    """The rows of a tensor, sharded or not, that this process holds, as a plain tensor."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def local_range(tensor: Tensor) -> slice:
+    """Which rows these are."""
     if not is_sharded(tensor):
         return slice(0, len(tensor))
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    parts = zip(mesh.get_coordinate(), mesh.shape, placements, strict=True)
-    return split(len(tensor), [(part, number) for part, number, placement in parts if placement.is_shard(0)])
+    mesh = tensor.device_mesh
+    dimensions = [dimension for dimension, placement in enumerate(tensor.placements) if placement.is_shard(0)]
+    return split(len(tensor), [(mesh.get_local_rank(each), mesh.size(each)) for each in dimensions])
+
+
+def is_first_copy(tensor: "DTensor") -> bool:
+    """Whether this process has the first copy of its rows."""
+    replicated = [dimension for dimension, placement in enumerate(tensor.placements) if not placement.is_shard(0)]
+    return all(tensor.device_mesh.get_local_rank(each) == 0 for each in replicated)
 
 
 def split(n: int, parts: list[tuple[int, int]]) -> slice:
@@ -204,23 +228,6 @@ def split(n: int, parts: list[tuple[int, int]]) -> slice:
         each = -(-(stop - start) // number)
         start, stop = min(start + part * each, stop), min(start + (part + 1) * each, stop)
     return slice(start, stop)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, whose class takes longer to import than a network to load."""
-    return hasattr(tensor, "placements")
-
-
-def processes_of(table_VD: Tensor) -> int:
-    """How many processes share it."""
-    processes: int = table_VD.device_mesh.size() if is_sharded(table_VD) else 1  # type: ignore[attr-defined]
-    return processes
-
-
-def rows_held(table_VD: Tensor) -> Tensor:
-    """Its rows that this process holds, as a plain tensor."""
-    rows_HD: Tensor = table_VD.to_local() if is_sharded(table_VD) else table_VD  # type: ignore[attr-defined]
-    return rows_HD
 
 
 def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tuple[Tensor, Table]:
@@ -235,8 +242,8 @@ def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tup
         rows_HD: The rows held here, where they are not those of `table_VD` but spread as they are.
     """
     processes = processes_of(table_VD)
-    here_HD = rows_held(table_VD) if rows_HD is None else rows_HD
-    here = Shard(here_HD, held(table_VD).start, len(table_VD), processes, Gradient())
+    here_HD = local_rows(table_VD) if rows_HD is None else rows_HD
+    here = Shard(here_HD, local_range(table_VD).start, len(table_VD), processes, Gradient())
     if processes == 1 and not torch.is_grad_enabled():
         return F.embedding(items, here_HD), here_HD
     rows_MD, table_HD = _Fetch.apply(here_HD, items.flatten(), here, getattr(table_VD, "touched", None))
@@ -258,34 +265,25 @@ def whole(table: Table) -> Tensor:
     """The whole table on every process, for a head that knows no shards."""
     if not isinstance(table, Shard):
         return table
-    table_VD: Tensor = _Whole.apply(table.rows_HD, table)
-    return table_VD
+    return rows_of(table, torch.arange(table.n_items, device=table.rows_HD.device), shared=True)
 
 
 # To the rows at which places a gradient of looked up rows adds what: zeros to those outside of what is held here.
 Spread = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _looked_up(shard: Shard, items_M: Tensor) -> tuple[Tensor, Spread]:
+def _looked_up(shard: Shard, items_M: Tensor, shared: bool = False) -> tuple[Tensor, Spread]:
     if shard.processes == 1:
         return F.embedding(items_M, shard.rows_HD), lambda grad_MD: (items_M, grad_MD)
-    most = shard.most(len(items_M))
-    items_G = shard.gathered(items_M, most, -1)
+    most = 0 if shared else shard.most(len(items_M))
+    items_G = items_M if shared else shard.gathered(items_M, most, -1)
 
     def spread(grad_MD: Tensor) -> tuple[Tensor, Tensor]:
-        return items_G - shard.start, _only_here(shard, items_G, shard.gathered(grad_MD, most))
+        grad_GD = shard.summed(grad_MD.clone()) if shared else shard.gathered(grad_MD, most)
+        return items_G - shard.start, _only_here(shard, items_G, grad_GD)
 
-    return shard.returned(shard.rows_here(items_G), len(items_M)), spread
-
-
-def _shared(shard: Shard, items_N: Tensor) -> tuple[Tensor, Spread]:
-    if shard.processes == 1:
-        return _looked_up(shard, items_N)
-
-    def spread(grad_ND: Tensor) -> tuple[Tensor, Tensor]:
-        return items_N - shard.start, _only_here(shard, items_N, shard.summed(grad_ND.clone()))
-
-    return shard.summed(shard.rows_here(items_N)), spread
+    found_GD = shard.rows_here(items_G)
+    return shard.summed(found_GD) if shared else shard.returned(found_GD, len(items_M)), spread
 
 
 def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:
@@ -332,7 +330,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, shard: Shard, shared: bool) -> Tensor:
-        rows_MD, ctx.spread = (_shared if shared else _looked_up)(shard, items_M)
+        rows_MD, ctx.spread = _looked_up(shard, items_M, shared)
         ctx.shard = shard
         return rows_MD
 
@@ -342,24 +340,6 @@ class _Rows(torch.autograd.Function):
         gradient = ctx.shard.gradient or Gradient()
         gradient.add_rows(*ctx.spread(grad_MD))
         return None if ctx.shard.gradient else gradient.total(ctx.shard.rows_HD), None, None, None
-
-
-class _Whole(torch.autograd.Function):
-    """See `whole`."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_HD: Tensor, shard: Shard) -> Tensor:
-        real_H = torch.ones(len(rows_HD), dtype=torch.int32, device=rows_HD.device)
-        ctx.real_G = shard.gathered(real_H, shard.most_rows) > 0
-        ctx.shard = shard
-        return shard.gathered(rows_HD, shard.most_rows)[ctx.real_G]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_VD: Tensor) -> tuple[Tensor | None, ...]:
-        grad_GD = grad_VD.new_zeros(len(ctx.real_G), grad_VD.shape[1])
-        grad_GD[ctx.real_G] = grad_VD
-        return ctx.shard.returned(grad_GD, len(ctx.shard.rows_HD)), None
 
 
 @cache

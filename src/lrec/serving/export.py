@@ -2,8 +2,8 @@
 
 The file holds the network's parameters by name, the raw ids of the catalogue (item_ids: UTF-8 laid end to end;
 item_ends: where each ends), their training interactions (item_counts) and, as JSON in its header, what it is: the
-network's shape, step, D, FLOPs, hash and columns of the training data. Beside that stands the `checkpoints.checksum` of
-all of it, which is verified.
+network's shape, step, D, FLOPs, hash and columns of the training data. Beside that stands the `checksum` of all of it,
+which is verified.
 """
 
 import json
@@ -14,7 +14,11 @@ import polars as pl
 import torch
 from safetensors import safe_open
 
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.format import CHECKSUM, STATE, checksum
+from lrec.checkpoint.reading import read as read_checkpoint
+from lrec.checkpoint.reading import refuse_damage
+from lrec.checkpoint.trained import CATALOGUE, Trained, build_network, items_as_tensors, items_of, trained_in
+from lrec.checkpoint.writing import save_tensors
 from lrec.common.files import check_writable, replacing, write_json
 from lrec.common.text_tables import counted
 from lrec.errors import UserError, check_range
@@ -64,12 +68,12 @@ def export(
 def write_safetensors(model: Model, file: Path) -> None:
     """Write a network and its item ids as one file, and as JSON beside it what it is."""
     tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
-    tensors |= checkpoints.items_as_tensors(model.item_ids, model.counts_V)
+    tensors |= items_as_tensors(model.item_ids, model.counts_V)
     about = model.about | {"format": FORMAT}
     text = json.dumps(about)
-    metadata = {"lrec": text, checkpoints.CHECKSUM: checkpoints.checksum(text, tensors)}
+    metadata = {"lrec": text, CHECKSUM: checksum(text, tensors)}
     with replacing(file) as temporary:
-        checkpoints.save_tensors(tensors, temporary, metadata)
+        save_tensors(tensors, temporary, metadata)
     write_json(file.with_suffix(".json"), about)
 
 
@@ -96,16 +100,16 @@ def load(
     stored = read(file, new_items, None if item_vectors is None else Path(item_vectors))
     config = shape_of(stored, file)
     check_trusted(config.to_dict(), trust, path)
-    net = checkpoints.network(config, stored.parameters, file).eval()
+    net = build_network(config, stored.parameters, file).eval()
     return Model(net, stored.item_ids, stored.about, stored.counts_V)
 
 
-def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -> checkpoints.Trained:
+def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -> Trained:
     """What `load` reads, before anything is imported that it names."""
     path = _file_of(path)
     exported = path.suffix == ".safetensors" and path.is_file()
-    with checkpoints.reading(path, "file that lrec export wrote" if exported else checkpoints.KIND):
-        stored = _read_exported(path) if exported else checkpoints.trained(checkpoints.read(path, optimizer=False))
+    with refuse_damage(path, "file that lrec export wrote" if exported else "checkpoint that lrec wrote"):
+        stored = _read_exported(path) if exported else trained_in(read_checkpoint(path, optimizer=False))
         if not len(stored.item_ids) == stored.item_ids.n_unique() == stored.about["n_items"]:
             raise ValueError("not one id for each item")
         if item_vectors is not None:
@@ -113,7 +117,7 @@ def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -
         return stored if VECTORS not in stored.parameters else _with_table(stored, new_items)
 
 
-def _new_items(stored: checkpoints.Trained, item_vectors: Path, path: Path) -> NewItems:
+def _new_items(stored: Trained, item_vectors: Path, path: Path) -> NewItems:
     """Those of a file; UserError where it is not of the network's vectors."""
     trained_VW = stored.parameters.get(VECTORS)
     if trained_VW is None:
@@ -124,7 +128,7 @@ def _new_items(stored: checkpoints.Trained, item_vectors: Path, path: Path) -> N
     return new
 
 
-def _with_table(stored: checkpoints.Trained, new_items: bool) -> checkpoints.Trained:
+def _with_table(stored: Trained, new_items: bool) -> Trained:
     """The same network with a table of its own, as one that never had vectors."""
     parameters = {name: value for name, value in stored.parameters.items() if not name.startswith("items.")}
     table_VD, ids, counts_V = whole_table(stored.parameters), stored.item_ids, stored.counts_V
@@ -133,29 +137,29 @@ def _with_table(stored: checkpoints.Trained, new_items: bool) -> checkpoints.Tra
         ids = pl.concat([ids, stored.new.ids])
         counts_V = None if counts_V is None else np.pad(counts_V, (0, len(stored.new.ids)))
     about = stored.about | {"n_items": len(ids), "vector_width": None, "own_rows": True}
-    return checkpoints.Trained(about, parameters | {OWN_ROWS: table_VD}, ids, counts_V)
+    return Trained(about, parameters | {OWN_ROWS: table_VD}, ids, counts_V)
 
 
-def shape_of(stored: checkpoints.Trained, path: Path) -> TransformerConfig:
+def shape_of(stored: Trained, path: Path) -> TransformerConfig:
     """The shape of the network that was read from `path`; UserError where it says none."""
-    with checkpoints.reading(path):
+    with refuse_damage(path):
         return TransformerConfig.from_dict(stored.about)
 
 
-def _read_exported(path: Path) -> checkpoints.Trained:
+def _read_exported(path: Path) -> Trained:
     with safe_open(path, framework="pt") as opened:
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     about = json.loads(metadata["lrec"])
-    if checkpoints.checksum(metadata["lrec"], tensors) != metadata[checkpoints.CHECKSUM]:
+    if checksum(metadata["lrec"], tensors) != metadata[CHECKSUM]:
         raise ValueError("not as it was written")
-    items = {name: tensors.pop(name) for name in checkpoints.CATALOGUE if name in tensors}
-    return checkpoints.Trained(about, tensors, *checkpoints.items_of_tensors(items))
+    items = {name: tensors.pop(name) for name in CATALOGUE if name in tensors}
+    return Trained(about, tensors, *items_of(items))
 
 
 def _file_of(path: Path) -> Path:
     """What is meant by a run's folder, its best checkpoint, or by an exported folder; else the path itself."""
-    if not path.is_dir() or (path / checkpoints.STATE).exists():
+    if not path.is_dir() or (path / STATE).exists():
         return path
     exported, best = path / "model.safetensors", Run(path).best
     if not exported.exists() and not best.exists():

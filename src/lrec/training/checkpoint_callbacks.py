@@ -12,8 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lrec.checkpoint.agreement import Agreement
-from lrec.checkpoint.background_saver import IN_BACKGROUND
+from lrec.checkpoint.background import IN_BACKGROUND, Anywhere
 from lrec.common.signals import TRY_AGAIN, on_signals
 from lrec.errors import UserError
 from lrec.run import LAST, Run
@@ -45,7 +44,7 @@ class BestAndLast(ModelCheckpoint):
             options: The others.
         """
         super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
-        self._just_saved = False
+        self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder; UserError where it was to be another."""
@@ -61,36 +60,31 @@ class BestAndLast(ModelCheckpoint):
         """Go on from the best so far, if it lies in this run's folder, whatever that was called when it was saved."""
         folder = Path(str(self.dirpath))
 
-        def here(path: str) -> str:
+        def in_folder(path: str) -> str:
             return str(folder / Path(path).name) if path else ""
 
-        if state_dict["best_model_path"] and os.path.exists(here(state_dict["best_model_path"])):
-            paths = {name: here(path) for name, path in state_dict.items() if name.endswith("_model_path")}
-            models = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        if state_dict["best_model_path"] and os.path.exists(in_folder(state_dict["best_model_path"])):
+            paths = {name: in_folder(path) for name, path in state_dict.items() if name.endswith("_model_path")}
+            models = {in_folder(path): score for path, score in state_dict["best_k_models"].items()}
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        self._just_saved = False
         super()._save_topk_checkpoint(trainer, monitor_candidates)
         self._last_global_step_saved = trainer.global_step  # Lightning compares it before it saves the last one
-
-    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        super()._save_last_checkpoint(trainer, monitor_candidates)
-        self._just_saved = False
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         saver = saver_of(trainer)
         if saver is None:
             super()._save_checkpoint(trainer, filepath)
             return
-        if self._just_saved:  # the best, and this is the last
-            saver.also_as(Path(filepath))
+        if self._saved_step == trainer.global_step:  # what was saved is the best, and this is the last
+            saver.link_to(Path(filepath))
         else:
             trainer.save_checkpoint(filepath, self.save_weights_only, IN_BACKGROUND)
-        self._just_saved = True
-        self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+        self._saved_step = self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
         for logger in trainer.loggers if trainer.is_global_zero else []:
-            saver.then(partial(logger.after_save_checkpoint, self))
+            saver.afterwards(partial(logger.after_save_checkpoint, self))
 
 
 class LastCheckpoint(Callback):
@@ -114,7 +108,7 @@ class LastCheckpoint(Callback):
         self._fits = False
         self._training = False
         self._saved_step = 0
-        self._agreement = Agreement()
+        self._told_anywhere = Anywhere()
         self._listening = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -125,11 +119,12 @@ class LastCheckpoint(Callback):
         self._listening.enter_context(on_signals(partial(self._note, trainer)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on a signal waits for the end of the step."""
+        """From now on a signal waits for the end of the step, and so do evaluations, which save."""
         self._training = True
+        _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
         if trainer.world_size > 1:
-            self._agreement = Agreement(torch.distributed.new_group(backend="gloo"))
+            self._told_anywhere = Anywhere(torch.distributed.new_group(backend="gloo"))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -140,7 +135,7 @@ class LastCheckpoint(Callback):
         saver = saver_of(trainer)
         if saver is not None:
             saver.poll()
-        interrupted = self._agreement.ask(self._signalled)
+        interrupted = self._told_anywhere.last_time(self._signalled)
         due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
         # A checkpoint between a step and the evaluation that is due after it would resume without the evaluation.
         if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
@@ -156,13 +151,18 @@ class LastCheckpoint(Callback):
         """Have all that was saved; exit if a signal came during the last evaluation: the next start runs the test."""
         if (saver := saver_of(trainer)) is not None:
             saver.join()
-        if self._agreement.now(self._signalled):  # no process goes on to the test before the first one has saved
+        if self._told_anywhere.now(self._signalled):  # no process goes on to the test before the first one has saved
             self._leave(trainer)
         self._training = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record whether the run has stopped early; one whose time was over may be given more."""
+        """Record whether the run has stopped early; one whose time was over may be given more. It may be over in the
+        middle of a step, whose accumulated gradients no checkpoint holds: all of the step is taken again."""
         checkpoint["lrec_stopped"] = trainer.should_stop and not time_is_over(trainer)
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        extra = progress["current"]["ready"] % trainer.accumulate_grad_batches
+        for counts in (progress["current"], progress["total"]) if extra else ():
+            counts.update({name: number - extra for name, number in counts.items()})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Do not continue a run that had stopped early."""
@@ -188,7 +188,7 @@ class LastCheckpoint(Callback):
             if self._fits:
                 Run(Path(trainer.default_root_dir)).write_end("interrupted")
         if self._training:
-            self._agreement.now(True)  # no process ends before it is written
+            self._told_anywhere.now(True)  # no process ends before it is written
         # Lightning kills the process that started the others when one of them fails, so only the first reports it.
         sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
@@ -201,6 +201,14 @@ def best_of(trainer: Trainer) -> ModelCheckpoint | None:
     """What keeps the best checkpoint: lrec's own callback, wherever among the user's it stands, else the first one."""
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback for callback in kept if isinstance(callback, BestAndLast)), kept[0] if kept else None)
+
+
+def _evaluate_after_whole_steps(trainer: Trainer) -> None:
+    """Round the number of micro-batches between evaluations up to whole steps."""
+    between, epoch, step = trainer.val_check_batch, trainer.fit_loop.max_batches, trainer.accumulate_grad_batches
+    if isinstance(between, int) and between != epoch:
+        whole = -(-between // step) * step
+        trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
 
 
 def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:

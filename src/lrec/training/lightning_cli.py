@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.reading import check, find_last
 from lrec.common.files import check_folder
 from lrec.common.hardware import kind_of
 from lrec.data.datasets import SequenceDataModule
@@ -284,12 +284,13 @@ class CommandLine(LightningCLI):
         """The checkpoint of --ckpt_path, checked; None for the last one of a run that has none."""
         chosen = self.ckpt_path or default
         if chosen == "last":
-            path = checkpoints.find_last(self.run.checkpoints)
+            path = find_last(self.run.checkpoints)
         else:
             path = self.run.best if chosen == "best" else Path(chosen) if chosen else None
         try:
-            if path is not None:
-                checkpoints.check(path)
+            # Whole, by the first process alone: each verifies what it reads.
+            if path is not None and self.trainer.is_global_zero:
+                check(path)
         except UserError as error:
             raise UserError(f"--ckpt_path {error}") from error
         return None if path is None else str(path)

@@ -21,7 +21,17 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.format import ITEMS
+from lrec.checkpoint.reading import read
+from lrec.checkpoint.trained import (
+    build_network,
+    check_finite,
+    check_parameters,
+    items_as_tensors,
+    refuse_other_network,
+    refuse_other_optimizer,
+    trained_in,
+)
 from lrec.common import cpu_threads
 from lrec.common.hardware import keep_freed_memory
 from lrec.data.batching.eval_batches import EvalBatch
@@ -43,7 +53,7 @@ from lrec.model.item_vectors import (
 )
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
-from lrec.model.sharded_table import Table, whole
+from lrec.model.sharded_table import Table, local_rows, whole
 from lrec.model.transformer import Transformer
 from lrec.options.arguments import all_as_plain, remade
 from lrec.options.class_paths import check_trusted, class_path
@@ -183,10 +193,8 @@ class SequentialRecommender(LightningModule):
             UserError: it is no checkpoint of such a model.
         """
         path = Path(checkpoint_path)
-        checkpoint = checkpoints.read(path, optimizer=False)
-        about, parameters, _, _, new_items = checkpoints.trained(checkpoint)
-        if "model" not in about:
-            raise UserError(f"{path} is of an earlier version, which did not keep its model's arguments: use lrec.load")
+        checkpoint = read(path, optimizer=False)
+        about, parameters, _, _, new_items = trained_in(checkpoint)
         if about["model"] not in map(class_path, cls.__mro__):
             raise UserError(f"{path} holds a {about['model']}, which its own load_from_checkpoint loads")
         for name, kind in about["not_stored"].items():
@@ -198,8 +206,8 @@ class SequentialRecommender(LightningModule):
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         shape = model.network_config(about["n_items"], about["max_len"])
         model.config = replace(shape, event_types=about.get("event_types", 0))
-        checkpoints.refuse_another(about, model.config)
-        model.net, model._new_items = checkpoints.network(model.config, parameters, path), new_items
+        refuse_other_network(about, model.config)
+        model.net, model._new_items = build_network(model.config, parameters, path), new_items
         return model
 
     def setup(self, stage: str) -> None:
@@ -226,7 +234,7 @@ class SequentialRecommender(LightningModule):
         if config.architecture.time == "request" and self.trainer.predicting:
             raise UserError("predict does not know when users will ask: lrec recommend --now does")
         if self._trained is not None:
-            checkpoints.refuse_another(self._trained, config, self.data.data_hash)
+            refuse_other_network(self._trained, config, self.data.data_hash)
         if self._counts_V is not None:
             return
         loaded = dict(self.net.named_parameters()) if self._trained is not None else None
@@ -370,7 +378,7 @@ class SequentialRecommender(LightningModule):
         """Add what the run has spent and on what data, the items' raw ids, and what the model was made with."""
         arguments, not_stored = all_as_plain(self.hparams)
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
-        checkpoint[checkpoints.ITEMS] = self._items_as_tensors
+        checkpoint[ITEMS] = self._items_as_tensors
         checkpoint["lrec"] = {
             "D": self.D,
             "flops": self.flops,
@@ -391,18 +399,18 @@ class SequentialRecommender(LightningModule):
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
-        checkpoints.refuse_another(saved, self.config, self.data.data_hash)
+        refuse_other_network(saved, self.config, self.data.data_hash)
         path = self.trainer.ckpt_path or "the checkpoint"
         if self.strict_loading:
-            mine = {name: parallelize.local(tensor) for name, tensor in self.state_dict().items()}
-            checkpoints.check_parameters(checkpoint["state_dict"], mine, path)
+            mine = {name: local_rows(tensor) for name, tensor in self.state_dict().items()}
+            check_parameters(checkpoint["state_dict"], mine, path)
             refuse_other_vectors(checkpoint["state_dict"], mine, path)
         if self.trainer.predicting:
-            checkpoints.check_finite(checkpoint["state_dict"], path)
+            check_finite(checkpoint["state_dict"], path)
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
             made_with, _ = all_as_plain({"optimizer": self.optimizer})
-            checkpoints.refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), made_with)
+            refuse_other_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), made_with)
             self.diverged = saved["diverged"]
             loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
             self._since_evaluation = LossSum()
@@ -427,7 +435,7 @@ class SequentialRecommender(LightningModule):
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
         new = None if self.config.vector_width is None else self._new_items
-        return checkpoints.items_as_tensors(self.item_ids, self.data.item_counts_V, new)
+        return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
     def _log_evaluation(self, stage: str) -> None:
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)

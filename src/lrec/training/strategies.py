@@ -16,12 +16,12 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
-from lrec.checkpoint import format as checkpoints
-from lrec.checkpoint.background_saver import IN_BACKGROUND, Saver, copy_fits
-from lrec.checkpoint.writer import FileWrite, FolderWrite
+from lrec.checkpoint.background import IN_BACKGROUND, Saver, copy_fits
+from lrec.checkpoint.reading import read
+from lrec.checkpoint.writing import Save, shard_names
 from lrec.errors import UserError
-from lrec.model.item_table import BY_ITEM, OWN_ROWS
-from lrec.model.parallelize import Sharding, drop_gathered, like, local
+from lrec.model.parallelize import Sharding, drop_gathered, sharded_like
+from lrec.model.sharded_table import local_range, local_rows
 
 
 def check_strategy(chosen: str | type) -> None:
@@ -51,8 +51,7 @@ class CheckpointFiles(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a file; with IN_BACKGROUND the file is there once the saver has been asked."""
         background = storage_options == IN_BACKGROUND
-        copied = background and copy_fits(checkpoint)
-        self.saver.start(FileWrite(Path(path), checkpoint, copied), background)
+        self.saver.start(Save(Path(path), checkpoint, background and copy_fits(checkpoint)), background)
 
     def teardown(self) -> None:
         """Leave nothing half-written."""
@@ -62,7 +61,7 @@ class CheckpointFiles(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a file or a folder."""
-        return checkpoints.read(Path(path))
+        return read(Path(path))
 
 
 def saver_of(trainer: Trainer) -> Saver | None:
@@ -115,7 +114,7 @@ class FSDP2(ModelParallelStrategy):
         mesh = init_device_mesh(self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
         self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
         # Over gloo, so that a save never waits for a GPU.
-        self.saver.talk_over(distributed.new_group(backend="gloo"))
+        self.saver = Saver(distributed.new_group(backend="gloo"))
 
     def setup(self, trainer: Trainer) -> None:
         """Keep evaluation out of inference mode: what it gathers may still be there for the next training step."""
@@ -148,11 +147,12 @@ class FSDP2(ModelParallelStrategy):
         path, token = self.broadcast((str(filepath), secrets.token_hex(4)))
         background = storage_options == IN_BACKGROUND
         copied = background and copy_fits(checkpoint, self.num_processes)
-        self.saver.start(FolderWrite(Path(path), checkpoint, self.sharding, token, copied), background)
+        shards = shard_names(token, self.world_size)
+        self.saver.start(Save(Path(path), checkpoint, copied, shards, self.global_rank), background)
 
     def on_exception(self, exception: BaseException) -> None:
         """Ask no other process any more: it may be gone."""
-        self.saver.abandon()
+        self.saver.give_up()
         super().on_exception(exception)
 
     def teardown(self) -> None:
@@ -163,20 +163,20 @@ class FSDP2(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read this process's rows of a folder or a file."""
         assert self.lightning_module is not None
+        drop_gathered(self.lightning_module)
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        return checkpoints.read(Path(self.broadcast(str(checkpoint_path))), self._rows, optimizer=fits)
+        return read(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
 
-    def _rows(self, name: str, n: int) -> slice:
+    def _local_range(self, name: str, n: int) -> slice:
         """The rows, of n, that this process holds of a checkpoint's tensor."""
         assert self.lightning_module is not None
-        table = dict(self.lightning_module.named_parameters()).get(f"net.{OWN_ROWS}")
         match name.split("/"):
             case ["optimizer_states", which, "state", index, *_]:
-                groups = self.optimizers[int(which)].param_groups
-                of_table = [each for group in groups for each in group["params"]][int(index)] is table
-            case _:
-                of_table = name.removeprefix("state_dict/net.") in BY_ITEM
-        return self.sharding.table_rows(n) if of_table else self.sharding.rows(n)
+                return local_range(_parameters_of(self.optimizers[int(which)])[int(index)])
+            case [_, own]:
+                parameter = dict(self.lightning_module.named_parameters()).get(own)
+                return slice(0, n) if parameter is None else local_range(parameter)
+        return slice(0, n)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -184,14 +184,21 @@ class FSDP2(ModelParallelStrategy):
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         for name, parameter in self.lightning_module.state_dict().items():
-            local(parameter).copy_(checkpoint["state_dict"][name])
+            local_rows(parameter).copy_(checkpoint["state_dict"][name])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take over the optimizer's state, sharded as the parameters it belongs to."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            parameters = _parameters_of(optimizer)
             state = {
-                index: {key: like(rows, parameters[index]) if rows.ndim else rows for key, rows in entry.items()}
+                index: {
+                    key: sharded_like(rows, parameters[index]) if rows.ndim else rows for key, rows in entry.items()
+                }
                 for index, entry in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
+
+
+def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
+    """By the numbers that an optimizer's state has for them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -12,7 +12,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.reading import read
+from lrec.checkpoint.trained import trained_in
 from lrec.common.files import replacing, write_text
 from lrec.data.formats.readers import read_titles
 from lrec.errors import UserError
@@ -138,7 +139,7 @@ class ItemProjector(Callback):
         run = Path(trainer.default_root_dir)
         table = pl_module.data.item_table()
         table = table.sort("count", "item", descending=[True, False]).head(self.items)
-        parameters = checkpoints.trained(checkpoints.read(Path(best), optimizer=False)).parameters
+        parameters = trained_in(read(Path(best), optimizer=False)).parameters
         vectors = whole_table(parameters).float().numpy()[table["item"].to_numpy()]
         shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
         if self.names is not None:

@@ -18,8 +18,7 @@ from torch.distributed.tensor import DTensor
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.losses import Loss
-from lrec.model.parallelize import local
-from lrec.model.sharded_table import TouchedRows
+from lrec.model.sharded_table import TouchedRows, local_rows
 
 
 def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) -> None:
@@ -55,8 +54,8 @@ def adamw_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, 
     first_UD = _moved(state["exp_avg"], places_U, grad_UD, beta1)
     second_UD = _moved(state["exp_avg_sq"], places_U, grad_UD.square(), beta2)
     scale_UD = (second_UD / (1 - beta2**step)).sqrt_().add_(group["eps"])
-    rows_UD = local(parameter)[places_U].mul_(1 - group["lr"] * group["weight_decay"])
-    local(parameter)[places_U] = rows_UD.addcdiv_(first_UD, scale_UD, value=-group["lr"] / (1 - beta1**step))
+    rows_UD = local_rows(parameter)[places_U].mul_(1 - group["lr"] * group["weight_decay"])
+    local_rows(parameter)[places_U] = rows_UD.addcdiv_(first_UD, scale_UD, value=-group["lr"] / (1 - beta1**step))
 
 
 def sgd_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
@@ -64,10 +63,10 @@ def sgd_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, An
     if (found := _gradient(parameter)) is None:
         return
     places_U, grad_UD = found
-    rows_UD, buffer_HD = local(parameter)[places_U], local(state["exp_avg"])
+    rows_UD, buffer_HD = local_rows(parameter)[places_U], local_rows(state["exp_avg"])
     buffer_UD = buffer_HD[places_U].mul_(group["momentum"]).add_(grad_UD).add_(rows_UD, alpha=group["sgd_weight_decay"])
     buffer_HD[places_U] = buffer_UD
-    local(parameter)[places_U] = rows_UD.sub_(buffer_UD, alpha=group["lr"])
+    local_rows(parameter)[places_U] = rows_UD.sub_(buffer_UD, alpha=group["lr"])
 
 
 @torch.no_grad()
@@ -84,7 +83,7 @@ def clip_by_norm(parameters: list[nn.Parameter], most: float) -> Tensor:
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         if parameter.grad is not None:
-            local(parameter.grad).mul_(factor)
+            local_rows(parameter.grad).mul_(factor)
         elif (found := _gradient(parameter)) is not None:
             found[1].mul_(factor)
     return norm
@@ -97,8 +96,8 @@ def _gradient(parameter: nn.Parameter) -> tuple[Tensor, Tensor] | None:
 
 def _moved(moment_VD: Tensor, places_U: Tensor, values_UD: Tensor, beta: float) -> Tensor:
     """The moment's rows, a step nearer to the values."""
-    moved_UD = local(moment_VD)[places_U].lerp_(values_UD, 1 - beta)
-    local(moment_VD)[places_U] = moved_UD
+    moved_UD = local_rows(moment_VD)[places_U].lerp_(values_UD, 1 - beta)
+    local_rows(moment_VD)[places_U] = moved_UD
     return moved_UD
 
 

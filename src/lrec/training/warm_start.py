@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from lrec.checkpoint.format import network
+from lrec.checkpoint.trained import build_network
 from lrec.errors import UserError
 from lrec.model.transformer import Transformer
 from lrec.serving.export import read, shape_of
@@ -56,7 +56,7 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, seed: int
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
             )
     # It names the classes that the config names, and no others.
-    old = Model(network(shape, stored.parameters, Path(path)), stored.item_ids, stored.about)
+    old = Model(build_network(shape, stored.parameters, Path(path)), stored.item_ids, stored.about)
     table_VD = old.net.items.weight.detach().float()
     drawn_VD = net.initial_value("items.weight", torch.Size((len(raw_ids), table_VD.shape[1])), seed)
     place_V = old.index(raw_ids)

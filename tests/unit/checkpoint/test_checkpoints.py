@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +13,46 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import lrec
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.format import ITEMS
+from lrec.checkpoint.reading import check, find_last, read
+from lrec.checkpoint.trained import CATALOGUE, items_as_tensors, trained_in
+from lrec.checkpoint.writing import write
 from lrec.errors import UserError
-from lrec.model.parallelize import Sharding
+from lrec.model.sharded_table import split
 from lrec.model.transformer import Transformer
 from lrec.run import Run, read_item_ids
 from lrec.serving.export import export
-from small_checkpoints import ABOUT, CONFIG, checkpoint, shardings, write_by_hand
+from small_checkpoints import ABOUT, CONFIG, IDS, checkpoint, write_by_hand
 
 
-def rows_of(sharding: Sharding) -> checkpoints.Rows:
-    return lambda name, n: sharding.rows(n)
+def rows_of(process: int, n: int) -> Callable[[str, int], slice]:
+    return lambda name, rows: split(rows, [(process, n)])
 
 
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_rows_are_shared_out_once(n_rows: int, n: int) -> None:
-    rows = [row for sharding in shardings(n) for row in range(n_rows)[sharding.rows(n_rows)]]
+    rows = [row for process in range(n) for row in range(n_rows)[split(n_rows, [(process, n)])]]
     assert rows == list(range(n_rows))
 
 
 @pytest.mark.parametrize("written", [0, 1, 2, 3, 11])
-@pytest.mark.parametrize("read", [1, 2, 5])
-def test_any_number_of_processes_reads_what_any_other_wrote(written: int, read: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("readers", [1, 2, 5])
+def test_any_number_of_processes_reads_what_any_other_wrote(written: int, readers: int, tmp_path: Path) -> None:
     """Nothing written stands for a file, by one process; with 11 shards some hold no rows."""
     whole, path = checkpoint(Transformer(CONFIG)), tmp_path / "last.ckpt"
     if written:
         write_by_hand(path, whole, written)
     else:
-        checkpoints.write_file(path, whole)
-    checkpoints.check(path)
-    parts = [checkpoints.read(path, rows_of(sharding))["state_dict"] for sharding in shardings(read)]
+        write(path, whole)
+    check(path)
+    parts = [read(path, rows_of(process, readers))["state_dict"] for process in range(readers)]
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(torch.cat([part[name] for part in parts]), tensor)
-    about, weights, *_ = checkpoints.trained(checkpoints.read(path))
+    about, weights, *_ = trained_in(read(path))
     assert about == ABOUT | {"step": 3}
     assert weights.keys() == dict(Transformer(CONFIG).named_parameters()).keys()
 
@@ -57,56 +60,56 @@ def test_any_number_of_processes_reads_what_any_other_wrote(written: int, read: 
 def test_damage_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     with pytest.raises(UserError, match=r"last\.ckpt: no such checkpoint"):
-        checkpoints.check(path)
+        check(path)
     write_by_hand(path, checkpoint(Transformer(CONFIG)), 2)
     shard = path / "token-00001-of-00002.safetensors"
     whole, state = shard.read_bytes(), (path / "state.pt").read_bytes()
     for damage in (whole[:-1], whole[:20], b"", None):
         shard.write_bytes(damage) if damage is not None else shard.unlink()
         with pytest.raises(UserError, match=r"last\.ckpt: .*damaged"):
-            checkpoints.check(path)
+            check(path)
     shard.write_bytes(whole)
     for damage in (state[:-100], b"who,what,when\n"):
         (path / "state.pt").write_bytes(damage)
         with pytest.raises(UserError, match=r"last\.ckpt: not a checkpoint that lrec wrote, or a damaged one"):
-            checkpoints.check(path)
+            check(path)
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"other\.ckpt: not a checkpoint that lrec wrote"):
-        checkpoints.check(tmp_path / "other.ckpt")
+        check(tmp_path / "other.ckpt")
 
 
 def test_shards_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     write_by_hand(path, checkpoint(Transformer(CONFIG)), 3)
     state = torch.load(path / "state.pt", weights_only=True)
-    torch.save(state | {"shards": state["shards"][:2]}, path / "state.pt")
+    write(path / "state.pt", state | {"shards": state["shards"][:2]})
     with pytest.raises(UserError, match="damaged"):
-        checkpoints.read(path)
+        read(path)
 
 
 def test_the_last_checkpoint_is_the_last_that_was_completed(tmp_path: Path) -> None:
     last = tmp_path / "last.ckpt"
-    assert checkpoints.find_last(tmp_path) is None
+    assert find_last(tmp_path) is None
     last.mkdir()
-    assert checkpoints.find_last(tmp_path) is None
-    checkpoints.write_file(tmp_path / "last-0.ckpt", checkpoint(Transformer(CONFIG)))  # what was there when a kill came
-    assert checkpoints.find_last(tmp_path) == tmp_path / "last-0.ckpt"
+    assert find_last(tmp_path) is None
+    write(tmp_path / "last-0.ckpt", checkpoint(Transformer(CONFIG)))  # what was there when a kill came
+    assert find_last(tmp_path) == tmp_path / "last-0.ckpt"
     last.rmdir()
     write_by_hand(last, checkpoint(Transformer(CONFIG)), 2)
-    assert checkpoints.find_last(tmp_path) == last
+    assert find_last(tmp_path) == last
 
 
 def test_a_file_replaces_a_folder(tmp_path: Path) -> None:
     path, whole = tmp_path / "last.ckpt", checkpoint(Transformer(CONFIG))
     write_by_hand(path, whole, 2)
-    checkpoints.write_file(path, whole)
+    write(path, whole)
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt"]
-    checkpoints.check(path)
+    check(path)
 
 
 def run_folder(folder: Path, net: Transformer) -> Path:
     (folder / "checkpoints").mkdir()
-    checkpoints.write_file(folder / "checkpoints" / "best.ckpt", checkpoint(net))
+    write(folder / "checkpoints" / "best.ckpt", checkpoint(net))
     return folder / "checkpoints" / "best.ckpt"
 
 
@@ -119,8 +122,7 @@ def test_an_exported_file_is_the_network_and_its_items(out: str, tmp_path: Path)
     net = Transformer(CONFIG, seed=4)
     best = run_folder(tmp_path, net)
     export(best, tmp_path / "out" / out)
-    models = [lrec.load(best), lrec.load(tmp_path / "out" / out)]
-    models.append(lrec.load(str(tmp_path / "out" / out)))
+    models = [lrec.load(best), lrec.load(tmp_path / "out" / out), lrec.load(str(tmp_path / "out" / out))]
     items_BL = torch.tensor([[1, 2, 3], [6, 5, 0]])
     for model in models:
         assert model.net.config == CONFIG
@@ -129,20 +131,15 @@ def test_an_exported_file_is_the_network_and_its_items(out: str, tmp_path: Path)
         assert model.about["step"] == 3
     (described,) = (tmp_path / "out").rglob("*.json")
     assert json.loads(described.read_text())["data_hash"] == "abc"
-    assert set(load_file(described.with_suffix(".safetensors"))) == {
-        *net.state_dict(),
-        "item_ids",
-        "item_ends",
-        "item_counts",
-    }
+    assert set(load_file(described.with_suffix(".safetensors"))) == {*net.state_dict(), *CATALOGUE}
 
 
 def test_what_cannot_be_exported_or_loaded(tmp_path: Path) -> None:
     best = run_folder(tmp_path, Transformer(CONFIG))
     whole = checkpoint(Transformer(CONFIG))
-    few = checkpoints.items_as_tensors(pl.Series(["a"]), np.ones(1))
+    few = items_as_tensors(pl.Series(["a"]), np.ones(1))
     for items in (few, {}):
-        checkpoints.write_file(best, whole | {checkpoints.ITEMS: items})
+        write(best, whole | {ITEMS: items})
         with pytest.raises(UserError, match=r"best\.ckpt: not a checkpoint that lrec wrote, or a damaged one"):
             export(best, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -156,9 +153,8 @@ def test_what_cannot_be_exported_or_loaded(tmp_path: Path) -> None:
 
 def whole_run(folder: Path) -> dict[str, Any]:
     """A checkpoint as a run writes it, with its items."""
-    items = checkpoints.items_as_tensors(pl.Series([f"item {i}" for i in range(7)]), np.arange(7) + 1)
-    whole = checkpoint(Transformer(CONFIG, seed=4)) | {checkpoints.ITEMS: items, "optimizer_states": [torch.zeros(99)]}
-    checkpoints.write_file(folder / "best.ckpt", whole)
+    whole = checkpoint(Transformer(CONFIG, seed=4)) | {"optimizer_states": [torch.zeros(99)]}
+    write(folder / "best.ckpt", whole)
     return whole
 
 
@@ -169,7 +165,7 @@ def test_a_flipped_bit_anywhere_in_what_was_stored_is_refused(tmp_path: Path) ->
         entries = [info.header_offset + 200 for info in archive.infolist() if info.file_size > 300]
     for path in ("best.ckpt", "model.safetensors"):
         stored = (tmp_path / path).read_bytes()
-        assert lrec.load(tmp_path / path).item_ids[3] == "item 3"
+        assert lrec.load(tmp_path / path).item_ids[3] == "item 3 é"
         for place in entries if path == "best.ckpt" else range(len(stored) // 2, len(stored), 97):
             (tmp_path / path).write_bytes(stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1 :])
             with pytest.raises(UserError, match=rf"{path}: not a .*, or a damaged one"):
@@ -179,17 +175,16 @@ def test_a_flipped_bit_anywhere_in_what_was_stored_is_refused(tmp_path: Path) ->
 
 def edited(whole: dict[str, Any], name: str) -> dict[str, Any]:
     """What somebody else would write in its place."""
-    weights, items = dict(whole["state_dict"]), dict(whole[checkpoints.ITEMS])
+    weights, items = dict(whole["state_dict"]), dict(whole[ITEMS])
     table = weights["net.items.weight"]
     match name:
         case "items shuffled":
-            ids = pl.Series([f"item {i}" for i in (1, 0, 2, 3, 4, 5, 6)])
-            items = checkpoints.items_as_tensors(ids, np.arange(7) + 1)
+            items = items_as_tensors(IDS[[1, 0, 2, 3, 4, 5, 6]], np.arange(7) + 1)
         case "rows swapped":
             weights["net.items.weight"] = table[[1, 0, *range(2, 7)]]
         case "other heads":
             return whole | {"lrec": whole["lrec"] | {"heads": 4}}
-    return whole | {"state_dict": weights, checkpoints.ITEMS: items}
+    return whole | {"state_dict": weights, ITEMS: items}
 
 
 @pytest.mark.parametrize("name", ["items shuffled", "rows swapped", "other heads"])
@@ -201,7 +196,7 @@ def test_a_checkpoint_of_which_a_part_was_exchanged_is_refused(name: str, tmp_pa
     with pytest.raises(UserError, match=r"best\.ckpt: not a checkpoint that lrec wrote, or a damaged one"):
         lrec.load(tmp_path / "best.ckpt")
     with pytest.raises(UserError, match="damaged"):
-        checkpoints.check(tmp_path / "best.ckpt")
+        check(tmp_path / "best.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +226,7 @@ def test_a_checkpoint_of_which_a_part_was_exchanged_is_refused(name: str, tmp_pa
 def test_parameters_that_do_not_make_the_network_are_named(change: Any, says: str, tmp_path: Path) -> None:
     whole = whole_run(tmp_path)
     change(whole["state_dict"])
-    checkpoints.write_file(tmp_path / "best.ckpt", whole)
+    write(tmp_path / "best.ckpt", whole)
     with pytest.raises(UserError, match=says):
         lrec.load(tmp_path / "best.ckpt")
 
@@ -240,25 +235,19 @@ def test_a_shard_that_is_not_as_it_was_written_is_refused(tmp_path: Path) -> Non
     path, whole = tmp_path / "last.ckpt", checkpoint(Transformer(CONFIG))
     write_by_hand(path, whole, 2)
     one, two = sorted(path.glob("*.safetensors"))
-    for shard in (one, two):  # as this version writes them
-        with safe_open(shard, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            text = json.dumps({"file": shard.name, "starts": json.loads(opened.metadata()["starts"])})
-        save_file(tensors, shard, {"rows": text, "lrec_checksum": checkpoints.checksum(text, tensors)})
-    checkpoints.check(path)
-    assert checkpoints.read(path)["state_dict"].keys() == whole["state_dict"].keys()
+    check(path)
+    assert read(path)["state_dict"].keys() == whole["state_dict"].keys()
     stored = two.read_bytes()
     two.write_bytes(stored[:-3] + bytes([stored[-3] ^ 4]) + stored[-2:])
-    for read in (checkpoints.check, checkpoints.read):
+    for reader in (check, read):
         with pytest.raises(UserError, match=r"last\.ckpt: .*damaged"):
-            read(path)
-    shardings_of_two = shardings(2)
-    checkpoints.read(path, rows_of(shardings_of_two[0]))  # what it needs is whole
+            reader(path)
+    read(path, rows_of(0, 2))  # what it needs is whole
     with pytest.raises(UserError, match="damaged"):
-        checkpoints.read(path, rows_of(shardings_of_two[1]))
+        read(path, rows_of(1, 2))
     two.write_bytes(one.read_bytes())
     with pytest.raises(UserError, match="damaged"):
-        checkpoints.check(path)
+        check(path)
 
 
 def test_a_list_of_items_is_whole_or_refused(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import lrec
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.format import ITEMS
+from lrec.checkpoint.reading import check, read
+from lrec.checkpoint.trained import items_as_tensors
+from lrec.checkpoint.writing import write
 from lrec.errors import UserError
 from lrec.laws.analysis import analyse
 from lrec.laws.forms import LAWS
@@ -24,6 +26,7 @@ from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.transformer import Transformer
 from lrec.run import Run
 from lrec.serving.export import export
+from small_checkpoints import write_by_hand
 
 CONFIG = TransformerConfig(30, 6, 2, 8, 2, architecture=Architecture(norm="rms"))
 LONGEST_S = 20
@@ -48,14 +51,14 @@ def model(path: Path) -> Any:
 
 
 def resumed(path: Path) -> Any:
-    checkpoints.check(path)
-    return json.dumps(checkpoints.read(path), default=lambda tensor: tensor.tolist(), sort_keys=True)
+    check(path)
+    return json.dumps(read(path), default=lambda tensor: tensor.tolist(), sort_keys=True)
 
 
 KINDS = {
     "checkpoint": Kind("best.ckpt", lambda folder: model(folder / "best.ckpt")),
     "checkpoint to go on from": Kind("best.ckpt", lambda folder: resumed(folder / "best.ckpt")),
-    "shard": Kind("last.ckpt/0.safetensors", lambda folder: resumed(folder / "last.ckpt")),
+    "shard": Kind("last.ckpt/token-00000-of-00001.safetensors", lambda folder: resumed(folder / "last.ckpt")),
     "state of shards": Kind("last.ckpt/state.pt", lambda folder: resumed(folder / "last.ckpt")),
     "exported file": Kind("model.safetensors", lambda folder: model(folder / "model.safetensors")),
     "list of items": Kind("items.parquet", lambda folder: Run(folder).item_ids.to_list()),
@@ -75,27 +78,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "global_step": 3,
         "state_dict": state,
         "optimizer_states": [{"state": {0: {"exp_avg": torch.rand(300)}}}],
-        checkpoints.ITEMS: checkpoints.items_as_tensors(ids, np.arange(CONFIG.n_items) + 1),
+        ITEMS: items_as_tensors(ids, np.arange(CONFIG.n_items) + 1),
     }
-    checkpoints.write_file(folder / "best.ckpt", checkpoint)
+    write(folder / "best.ckpt", checkpoint)
     export(folder / "best.ckpt", folder / "model.safetensors")
     Run(folder).write_items(pl.DataFrame({"item": range(CONFIG.n_items), "raw_id": ids}))
-    write_sharded(folder / "last.ckpt", checkpoint)
+    write_by_hand(folder / "last.ckpt", checkpoint, 1)
     x = np.geomspace(1e3, 1e6, 8)
     points = pl.DataFrame({"x": x, "y": 4 + 60 / x**0.3})
     names = {"x": "N_body", "y": "test_loss"}
     write_fit(folder, analyse(LAWS["lsrm"], points, 2, names, with_rivals=False))
     return folder
-
-
-def write_sharded(path: Path, checkpoint: dict[str, Any]) -> None:
-    """A folder of one shard, by the documented form."""
-    path.mkdir()
-    rows = {f"state_dict/{name}": tensor for name, tensor in checkpoint["state_dict"].items()}
-    text = json.dumps({"file": "0.safetensors", "starts": dict.fromkeys(rows, 0)})
-    save_file(rows, path / "0.safetensors", {"rows": text, checkpoints.CHECKSUM: checkpoints.checksum(text, rows)})
-    places = {name: ("sharded", f"state_dict/{name}", len(t)) for name, t in checkpoint["state_dict"].items()}
-    checkpoints.write_file(path / "state.pt", checkpoint | {"state_dict": places, "shards": ["0.safetensors"]})
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import lrec as package
-from lrec.checkpoint import format as checkpoints
+from lrec.checkpoint.writing import write
 from lrec.data.datasets import AmazonDataModule, InteractionsDataModule, MovieLensDataModule, SyntheticDataModule
 from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems
@@ -72,7 +72,7 @@ def test_a_checkpoint_imports_nothing_that_it_names(name: str, run: Path) -> Non
     about = stored["lrec"] | {"model": "lrec.SequentialRecommender", "not_stored": {}}
     about |= {"architecture.attention": "evil.Rule"} if name == "architecture" else {}
     made_with = {"size": "0.8k", name: {"attention": "evil.Rule"} if name == "architecture" else "evil.Rule"}
-    checkpoints.write_file(best, stored | {"lrec": about, "hyper_parameters": made_with})
+    write(best, stored | {"lrec": about, "hyper_parameters": made_with})
     with pytest.raises(UserError, match=r"names the class evil\.Rule, which is not lrec's own"):
         SequentialRecommender.load_from_checkpoint(best)
     if name == "architecture":

@@ -2,18 +2,20 @@
 
 import errno
 import os
+import resource
 import threading
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lrec.checkpoint import format as checkpoints
-from lrec.checkpoint import writer as checkpoint_writes
-from lrec.checkpoint.background_saver import Saver
-from lrec.checkpoint.writer import FileWrite, link
+from lrec.checkpoint import writing
+from lrec.checkpoint.background import Saver
+from lrec.checkpoint.reading import check, read
+from lrec.checkpoint.writing import Save, link, write
 from lrec.errors import UserError
 from lrec.model.transformer import Transformer
 from small_checkpoints import CONFIG, checkpoint, write_by_hand
@@ -22,25 +24,25 @@ from small_checkpoints import CONFIG, checkpoint, write_by_hand
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """A disk that writes nothing before the gate is opened."""
-    opened, write_file = threading.Event(), checkpoint_writes.write_file
+    opened, at_once = threading.Event(), writing.write
 
     def slow(path: Path, value: dict[str, Any]) -> None:
         assert opened.wait(timeout=20)
-        write_file(path, value)
+        at_once(path, value)
 
-    monkeypatch.setattr(checkpoint_writes, "write_file", slow)
+    monkeypatch.setattr(writing, "write", slow)
     return opened
 
 
 def table_of(path: Path) -> torch.Tensor:
-    table: torch.Tensor = checkpoints.read(path)["state_dict"]["net.items.weight"]
+    table: torch.Tensor = read(path)["state_dict"]["net.items.weight"]
     return table
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, gate: threading.Event) -> None:
     net, saver, last = Transformer(CONFIG), Saver(), tmp_path / "last.ckpt"
     before = net.items.weight.detach().clone()
-    saver.start(FileWrite(last, checkpoint(net), copied=True), background=True)
+    saver.start(Save(last, checkpoint(net), copied=True), background=True)
     with torch.no_grad():
         net.items.weight += 1  # the next step
     saver.poll()
@@ -52,9 +54,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, gate: th
 
 def test_a_save_waits_for_the_one_before(tmp_path: Path, gate: threading.Event) -> None:
     saver = Saver()
-    saver.start(FileWrite(tmp_path / "one.ckpt", checkpoint(Transformer(CONFIG)), copied=True), background=True)
+    saver.start(Save(tmp_path / "one.ckpt", checkpoint(Transformer(CONFIG)), copied=True), background=True)
     threading.Timer(0.2, gate.set).start()
-    saver.start(FileWrite(tmp_path / "two.ckpt", checkpoint(Transformer(CONFIG)), copied=True), background=True)
+    saver.start(Save(tmp_path / "two.ckpt", checkpoint(Transformer(CONFIG)), copied=True), background=True)
     assert (tmp_path / "one.ckpt").exists()
     saver.join()
     assert (tmp_path / "two.ckpt").exists()
@@ -63,7 +65,7 @@ def test_a_save_waits_for_the_one_before(tmp_path: Path, gate: threading.Event) 
 def test_without_a_copy_training_waits(tmp_path: Path, gate: threading.Event) -> None:
     saver = Saver()
     threading.Timer(0.2, gate.set).start()
-    saver.start(FileWrite(tmp_path / "last.ckpt", checkpoint(Transformer(CONFIG))), background=True)
+    saver.start(Save(tmp_path / "last.ckpt", checkpoint(Transformer(CONFIG)), copied=False), background=True)
     assert (tmp_path / "last.ckpt").exists()
 
 
@@ -71,15 +73,15 @@ def test_a_failure_is_told_at_the_next_step_and_the_checkpoint_before_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver, last = Saver(), tmp_path / "last.ckpt"
-    saver.start(FileWrite(last, checkpoint(Transformer(CONFIG, seed=1)), copied=True), background=False)
+    saver.start(Save(last, checkpoint(Transformer(CONFIG, seed=1)), copied=True), background=False)
     stored = last.read_bytes()
 
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints, "flush", fail)
-    saver.start(FileWrite(last, checkpoint(Transformer(CONFIG, seed=2)), copied=True), background=True)
-    saver.also_as(tmp_path / "best.ckpt")
+    monkeypatch.setattr(writing, "flush", fail)
+    saver.start(Save(last, checkpoint(Transformer(CONFIG, seed=2)), copied=True), background=True)
+    saver.link_to(tmp_path / "best.ckpt")
     with pytest.raises(UserError, match=r"last\.ckpt could not be written .*No space left.* the one before it stands"):
         deque(iter(saver.poll, ...), maxlen=0)  # step after step
     assert last.read_bytes() == stored
@@ -87,17 +89,33 @@ def test_a_failure_is_told_at_the_next_step_and_the_checkpoint_before_stands(
     saver.join()  # nothing is under way
 
 
+def test_a_full_disk_is_named_whatever_torch_says_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "replacing", lambda path: nullcontext(Path("/dev/full")))
+    large = checkpoint(Transformer(CONFIG)) | {"optimizer_states": [torch.zeros(10**6)]}
+    save = Save(tmp_path / "last.ckpt", large, copied=False)
+    with pytest.raises(UserError, match=r"No space left on device.*free some space and go on with --ckpt_path=last"):
+        Saver().start(save, background=False)
+    monkeypatch.undo()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            Saver().start(save, background=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_the_best_and_the_last_are_one_on_the_disk(tmp_path: Path) -> None:
     saver, best, last = Saver(), tmp_path / "best.ckpt", tmp_path / "last.ckpt"
     done: list[bool] = []
-    saver.start(FileWrite(best, checkpoint(Transformer(CONFIG, seed=1)), copied=True), background=True)
-    saver.also_as(last)
-    saver.then(lambda: done.append(last.exists()))
+    saver.start(Save(best, checkpoint(Transformer(CONFIG, seed=1)), copied=True), background=True)
+    saver.link_to(last)
+    saver.afterwards(lambda: done.append(last.exists()))
     saver.join()
     assert done == [True]
     assert best.stat().st_ino == last.stat().st_ino
     stored = best.read_bytes()
-    saver.start(FileWrite(last, checkpoint(Transformer(CONFIG, seed=2)), copied=True), background=False)
+    saver.start(Save(last, checkpoint(Transformer(CONFIG, seed=2)), copied=True), background=False)
     assert best.read_bytes() == stored != last.read_bytes()
 
 
@@ -109,7 +127,7 @@ def test_a_folder_is_linked_file_by_file(
     best, last, net = tmp_path / "best.ckpt", tmp_path / "last.ckpt", Transformer(CONFIG, seed=1)
     write_by_hand(best, checkpoint(net), 2)
     if other == "a file":
-        checkpoints.write_file(last, checkpoint(Transformer(CONFIG)))
+        write(last, checkpoint(Transformer(CONFIG)))
     elif other == "a folder":
         write_by_hand(last, checkpoint(Transformer(CONFIG)), 3)
     if not hard_links:
@@ -119,7 +137,7 @@ def test_a_folder_is_linked_file_by_file(
 
         monkeypatch.setattr(os, "link", refuse)
     link(best, last)
-    checkpoints.check(last)
+    check(last)
     assert torch.equal(table_of(last), net.items.weight)
     assert {file.name for file in last.iterdir()} == {file.name for file in best.iterdir()}
     assert {file.samefile(best / file.name) for file in last.iterdir()} == {hard_links}

@@ -1,0 +1,146 @@
+"""Reading a checkpoint, file or folder, on any number of processes; what is damaged is refused."""
+
+import json
+import pickle
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lrec.checkpoint.format import (
+    BY_PARAMETER,
+    CHECKSUM,
+    ROWS,
+    SHARDED,
+    STATE,
+    aside,
+    change_leaves,
+    checksum,
+    checksum_of,
+)
+from lrec.errors import UserError
+from lrec.run import LAST
+
+_DAMAGE = (
+    *(OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, OverflowError),
+    *(pickle.UnpicklingError, SafetensorError, BadZipFile, zlib.error),
+)
+
+
+def find_last(folder: Path) -> Path | None:
+    """The last checkpoint in a run's folder of checkpoints; None where none was completed."""
+    last = folder / LAST
+    return next((path for path in (last, aside(last)) if path.is_file() or (path / STATE).is_file()), None)
+
+
+def check(path: Path) -> None:
+    """UserError unless `path` is a whole and undamaged checkpoint of lrec's."""
+    with refuse_damage(path):
+        if not path.is_dir():
+            _load_pt(path, mmap=True)
+            return
+        names = _load_pt(path / STATE)["shards"]
+        shards = _Shards(path, names)
+        for name in names:
+            shards.verify(name)
+
+
+def read(path: Path, rows: Callable[[str, int], slice] | None = None, optimizer: bool = True) -> dict[str, Any]:
+    """The checkpoint as Lightning knows it.
+
+    Args:
+        path: A file or a folder.
+        rows: The rows to read of a parameter or of its optimizer's state, by the tensor's name and number of rows.
+            None: all of them.
+        optimizer: Whether the optimizer's state is wanted.
+
+    Raises:
+        UserError: there is none, or it is not lrec's, or damaged.
+    """
+    with refuse_damage(path):
+        folder = path.is_dir()
+        # Mapped where only some rows are copied out of the file.
+        state = _load_pt(path / STATE if folder else path, mmap=rows is not None and not folder)
+        if not optimizer:
+            state.pop("optimizer_states", None)
+        shards = _Shards(path, state.pop("shards", []))
+
+        def read_leaf(name: str, leaf: Any) -> Any:
+            match leaf:
+                case (marker, of_shards, n) if marker == SHARDED:
+                    return shards.read(of_shards, slice(0, n) if rows is None else rows(name, n), n)
+                case Tensor() if rows is not None and leaf.ndim:
+                    return leaf[rows(name, len(leaf))].clone()
+            return leaf
+
+        return {
+            key: change_leaves(value, key, read_leaf) if key in BY_PARAMETER else value for key, value in state.items()
+        }
+
+
+@contextmanager
+def refuse_damage(path: Path, kind: str = "checkpoint that lrec wrote") -> Iterator[None]:
+    """UserError where `path` is not there, or what is done with it shows that it is none of that kind, or damaged."""
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        yield
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        raise UserError(f"{path}: not a {kind}, or a damaged one") from error
+
+
+def _load_pt(path: Path, mmap: bool = False) -> dict[str, Any]:
+    with ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} is not as it was written")
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    if "lrec" not in checkpoint:
+        raise ValueError("it lacks what lrec adds to a checkpoint")
+    if checkpoint.pop(CHECKSUM) != checksum_of(checkpoint):
+        raise ValueError("its network, its description or its items are not as they were written")
+    return checkpoint
+
+
+class _Shards:
+    """The shards of a folder, open for reading; each is verified before anything is read of it."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self._files = {name: safe_open(folder / name, framework="pt") for name in names}
+        self._places = {name: json.loads(file.metadata()[ROWS]) for name, file in self._files.items()}
+        self.verify = cache(self._verify)
+
+    def _verify(self, name: str) -> None:
+        """ValueError where a shard is not as it was written."""
+        file = self._files[name]
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        if checksum(metadata[ROWS], tensors) != metadata[CHECKSUM] or self._places[name]["file"] != name:
+            raise ValueError(f"{name} is not as it was written")
+
+    def read(self, tensor: str, wanted: slice, total: int) -> Tensor:
+        """The wanted rows of a tensor that has `total`."""
+        pieces = [
+            (places["starts"][tensor], name) for name, places in self._places.items() if tensor in places["starts"]
+        ]
+        found, end = [], 0
+        for start, name in sorted(pieces):
+            if start != end:
+                break
+            rows = self._files[name].get_slice(tensor)
+            end = start + rows.get_shape()[0]
+            first, last = max(wanted.start, start), min(wanted.stop, end)
+            if first < last:
+                self.verify(name)
+                found.append(rows[first - start : last - start])
+        if end != total:
+            raise ValueError(f"{tensor} has {total} rows, the shards have {end}")
+        return torch.cat(found) if found else rows[0:0]

@@ -1,0 +1,186 @@
+"""Writing a checkpoint, file or folder, in steps: what takes time may run beside training, and one rename ends it."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lrec.checkpoint.format import CHECKSUM, ITEMS, ROWS, SHARDED, STATE, aside, change_leaves, checksum, checksum_of
+from lrec.common.files import remove, replacing
+from lrec.errors import UserError
+from lrec.model.sharded_table import is_first_copy, is_sharded, local_range, local_rows
+
+
+def write(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a file; where that fails, the checkpoint before stands."""
+    other_form = _set_aside(path) if path.is_dir() else None
+    with replacing(path) as temporary:
+        _save_pt(checkpoint, temporary)
+    if other_form is not None:
+        remove(other_form)
+
+
+def shard_names(token: str, processes: int) -> list[str]:
+    """The files of a folder, one a process, that `token` tells from those of the checkpoint before."""
+    return [f"{token}-{process:05d}-of-{processes:05d}.safetensors" for process in range(processes)]
+
+
+class Save:
+    """A checkpoint that is about to be written: a file by one process, or a folder by all of them together.
+
+    Attributes:
+        path: Where it will be; a checkpoint that is there is replaced.
+        copied: Whether it holds copies, so that training may change the originals meanwhile.
+        links: Where else it will be, of the same files.
+    """
+
+    def __init__(
+        self, path: Path, checkpoint: dict[str, Any], copied: bool, shards: list[str] | None = None, process: int = 0
+    ) -> None:
+        """Take this process's part; the catalogue does not change, and needs no copy.
+
+        Args:
+            path: The file or folder.
+            checkpoint: As Lightning makes it, with DTensors for a folder.
+            copied: Take a copy.
+            shards: The folder's `shard_names`, the same on every process; None for a file.
+            process: Which of them this process writes; the first one also writes what is not sharded.
+        """
+        self.path, self.copied = path, copied
+        self.links: list[Path] = []
+        self._rows: dict[str, Tensor] = {}
+        self._starts: dict[str, int] = {}
+
+        def take(name: str, leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if not is_sharded(leaf):
+                return leaf.detach().to("cpu", copy=True) if copied else leaf
+            if is_first_copy(leaf):
+                self._starts[name] = local_range(leaf).start
+                self._rows[name] = local_rows(leaf).detach().to("cpu", copy=copied)
+            return SHARDED, name, len(leaf)
+
+        self._state = {
+            key: value if key == ITEMS else change_leaves(value, key, take) for key, value in checkpoint.items()
+        }
+        self._shards, self._first = shards, process == 0
+        self._other_form: Path | None = None
+        if shards is not None:
+            self._state["shards"] = shards
+            self._shard = path / shards[process]
+            self._new_state = path / f"{shards[0]}.{STATE}"
+
+    def make_room(self) -> None:
+        """Have the folder."""
+        if self._shards is not None and self._first:
+            self._other_form = _set_aside(self.path) if self.path.is_file() else None
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    def write(self) -> None:
+        """Write this process's part, in a thread, without a word with other processes; the checkpoint before stands,
+        but a file takes its place at once."""
+        if self._shards is None:
+            write(self.path, self._state)
+            return
+        places = json.dumps({"file": self._shard.name, "starts": self._starts})
+        save_tensors(self._rows, self._shard, {ROWS: places, CHECKSUM: checksum(places, self._rows)})
+        if self._first:
+            _save_pt(self._state, self._new_state)
+
+    def put_in_force(self) -> None:
+        """Once all processes have written: let the first one rename, remove what was there before, and link."""
+        if not self._first:
+            return
+        if self._shards is not None:
+            self._new_state.replace(self.path / STATE)
+            if self._other_form is not None:
+                remove(self._other_form)
+            _remove_others(self.path, self._shards)
+        for path in self.links:
+            link(self.path, path)
+
+    def discard(self) -> None:
+        """Remove what this process has written; of a file nothing is left."""
+        if self._shards is not None:
+            for file in (self._shard, self._new_state):
+                file.unlink(missing_ok=True)
+
+
+def link(checkpoint: Path, path: Path) -> None:
+    """Have a checkpoint at another path, too, of the same files: the disk holds it once, and replacing one keeps the
+    other. Copied where the file system has no hard links."""
+    folder = checkpoint.is_dir()
+    other_form = _set_aside(path) if (path.is_file() if folder else path.is_dir()) else None
+    if folder:
+        path.mkdir(parents=True, exist_ok=True)
+        shards = [file.name for file in checkpoint.iterdir() if file.name != STATE]
+        for name in (*shards, STATE):
+            _link_file(checkpoint / name, path / name)
+        _remove_others(path, shards)
+    else:
+        _link_file(checkpoint, path)
+    if other_form is not None:
+        remove(other_form)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file to the disk, for those to read who may read what this process writes."""
+    path.touch()
+    mode = path.stat().st_mode  # safetensors would leave it to its owner alone
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
+    flush(path)
+
+
+def flush(path: Path) -> None:
+    """Have the file on the disk before anything refers to it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def not_written(path: Path, error: Exception | None) -> UserError:
+    """What to say of a checkpoint that could not be written: by this process where there is an error, or by another."""
+    reason = "another process failed" if error is None else str(error).splitlines()[0]
+    way_out = "free some space" if os.strerror(errno.ENOSPC) in reason else "correct that"
+    return UserError(
+        f"the checkpoint {path} could not be written ({reason}): the one before it stands; "
+        f"{way_out} and go on with --ckpt_path=last"
+    )
+
+
+def _save_pt(checkpoint: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(checkpoint | {CHECKSUM: checksum_of(checkpoint)}, file)
+    except RuntimeError as error:  # torch loses its place in a file that the system refuses to write
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+    flush(path)
+
+
+def _set_aside(path: Path) -> Path:
+    """Move away a checkpoint of the other form, which cannot be replaced in one step."""
+    remove(aside(path))
+    return path.rename(aside(path))
+
+
+def _link_file(file: Path, path: Path) -> None:
+    with replacing(path) as temporary:
+        try:
+            os.link(file, temporary)
+        except OSError:
+            shutil.copyfile(file, temporary)
+            flush(temporary)
+
+
+def _remove_others(folder: Path, shards: list[str]) -> None:
+    """Remove the files of a folder that its checkpoint does not name."""
+    for file in folder.iterdir():
+        if file.name not in (STATE, *shards):
+            file.unlink(missing_ok=True)
