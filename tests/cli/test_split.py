@@ -12,7 +12,7 @@ from lrec.data.datasets import datamodule_of
 from lrec.data.splits.rules import LastItems, SplitRule
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.splits.user_split import UserSplit
-from lrec.options.parser import with_shipped_configs
+from lrec.options.config_files import with_shipped_configs
 from lrec.training.lightning_cli import compose
 
 BASE = ["--config=data/synthetic.yaml", "--model.size=0.8k"]

@@ -10,7 +10,7 @@ from lrec.data.sources.synthetic import SyntheticDataModule
 from lrec.data.splits.rules import LastItems
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.splits.user_split import UserSplit
-from lrec.options.parser import made_of
+from lrec.options.objects import from_config
 
 __all__ = [
     "AmazonDataModule",
@@ -27,4 +27,4 @@ __all__ = [
 
 def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
     """The DataModule that a run's configuration names; UserError where its options do not fit it."""
-    return made_of(config, "data", SequenceDataModule)  # type: ignore[type-abstract]
+    return from_config(config, "data", SequenceDataModule)  # type: ignore[type-abstract]

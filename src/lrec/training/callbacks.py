@@ -111,7 +111,7 @@ class ScalingPoints(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continue the points of a run that is resumed (a test after fit keeps those of the fit)."""
         if trainer.state.fn == "fit":
-            self.points = [Point.from_dict(point) for point in json.loads(checkpoint["lrec_points"]["points"])]
+            self.points = [Point(**point) for point in json.loads(checkpoint["lrec_points"]["points"])]
             self.spent_s = checkpoint["lrec_points"]["spent_s"]
 
     def _wall_s(self) -> float:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lrec.checkpoint.agreement import Agreement
 from lrec.checkpoint.background_saver import IN_BACKGROUND
-from lrec.common.signals import TRY_AGAIN, on_signals
+from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError
 from lrec.run import LAST, Run
 from lrec.training.monitor import mode_of

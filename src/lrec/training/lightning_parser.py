@@ -1,7 +1,7 @@
 """The parser of `lrec fit|validate|test|predict`: Lightning's, with errors of one line and a help for people."""
 
 import argparse
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -43,10 +43,6 @@ _OF_TRAINER: dict[str, tuple[Any, Any, str]] = {
 
 class LightningParser(OneLineParser, LightningArgumentParser):
     """Lightning's parser with errors of one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as a UserError that names the option."""
-        OneLineParser.error(self, message, ex)
 
     def format_help(self, *arguments: Any) -> str:
         """Lightning's list of options without its usage, a hundred lines, behind the options that people use most. It
