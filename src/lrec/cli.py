@@ -69,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Class paths may name the user's own files in the current folder, after everything that is installed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Before torch is imported, here and in processes to come: threads that spin while they wait for each other take the
+    # cores from each other as soon as another process works too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # By its name: jsonargparse reads a configuration from within the folder that holds it.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
