@@ -93,3 +93,18 @@ def test_a_run_that_was_moved_knows_what_was_best(run: Path, tmp_path: Path) -> 
     elsewhere = BestAndLast("val/NDCG@10", dirpath=str(tmp_path))
     elsewhere.load_state_dict(state)
     assert elsewhere.best_model_path == "", "another run's best is not this one's"
+
+
+def test_a_run_that_was_copied_leaves_the_first_one_alone(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    before = snapshot(run)
+    (tmp_path / "copy" / "metrics.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    lrec("test", "--config=copy/config.yaml")
+    assert (tmp_path / "copy" / "metrics.json").is_file()
+    assert f"{tmp_path / 'copy'} holds a run already" in refused("fit", "--config=copy/config.yaml")
+    lrec("fit", "--config=copy/config.yaml", "--ckpt_path=last", "--trainer.max_epochs=4")
+    assert len(points_of(tmp_path / "copy")) > len(points_of(run))
+    assert snapshot(run) == before

@@ -24,7 +24,7 @@ from lrec.common.files import check_folder
 from lrec.common.hardware import kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.run import Run
+from lrec.run import CONFIG, Run
 from lrec.training import target_losses
 from lrec.training.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
@@ -131,11 +131,23 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, refuse what lrec cannot train with, and settle which end of the monitored metrics is the best."""
         super().parse_arguments(parser, args)
+        self._stay_with_the_configuration()
         check_options(self.command, self.config)
         for group in ("checkpoint", "early_stopping"):
             chosen = self.config[group]
             check_monitored(chosen.monitor, f"--{group}")
             chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}")
+
+    def _stay_with_the_configuration(self) -> None:
+        """A run that was copied or moved is where its config.yaml is, not where that says it was."""
+        trainer = self.config.trainer
+        for file in self.config.config or []:
+            run = Run(Path(file).absolute().parent)
+            if Path(file).name != CONFIG or not run.occupied or trainer.default_root_dir is None:
+                continue
+            written = run.config.value("trainer.default_root_dir") == trainer.default_root_dir
+            if written and run.folder.resolve() != Path(trainer.default_root_dir).resolve():
+                trainer.default_root_dir = str(run.folder)
 
     @property
     def run(self) -> Run:
