@@ -7,12 +7,14 @@ metrics.json            the figures of the last test or validation
 predictions.parquet     the lists of `lrec predict`, a part for each process where there are several
 target_losses.parquet   in studies, the loss on each held-out target
 checkpoints/            best.ckpt, last.ckpt
+.lock                   held by who trains it
 ended                   how the last attempt ended: finished or interrupted; absent while it runs or if it was killed
 """
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any, Literal
 import polars as pl
 import yaml
 
-from lrec.common.files import json_hash, replacing, write_json, write_text
+from lrec.common.files import json_hash, locked, replacing, write_json, write_text
 from lrec.errors import UserError
 from lrec.options.config_files import read_config
 
@@ -202,6 +204,7 @@ class Run:
         self.last = self.checkpoints / LAST
         self.ended_file = self.folder / "ended"
         self.log_file = self.folder / "log.txt"
+        self.lock_file = self.folder / ".lock"
 
     def predictions_file(self, rank: int | None = None) -> Path:
         """Where predict's lists stand: of one process of several, of all without a rank."""
@@ -253,6 +256,19 @@ class Run:
     def item_ids(self) -> pl.Series:
         """Raw id of each item of the catalogue; UserError where they are not there."""
         return read_item_ids(self.items_file)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one who trains it, until the end or until this process is killed; UserError where another is."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.lock_file, wait=False))
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self.folder} is being trained by another process: wait for its end, or choose another "
+                    "--trainer.default_root_dir"
+                ) from error
+            yield
 
     def write_config(self, config: RunConfig) -> None:
         """Write its options."""

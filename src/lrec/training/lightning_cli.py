@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -201,12 +202,14 @@ class CommandLine(LightningCLI):
         if loggers in (None, True):
             loggers = RunLogger(folder)
         options = plain(self.parser, self.config) if self.command == "fit" else {}
+        self.alone = ExitStack()
+        files = RunFiles(options, [] if trial else as_list(loggers), self.alone)
         kwargs |= {
             "default_root_dir": self.trial.name if self.trial is not None else folder,
             "strategy": FSDP2() if config.strategy == "fsdp2" else config.strategy,
             # In a trial Lightning exchanges them for one that writes nothing.
             "logger": loggers if trial else False,
-            "callbacks": [RunFiles(options, [] if trial else as_list(loggers)), *as_list(config.callbacks)],
+            "callbacks": [files, *as_list(config.callbacks)],
             "plugins": [*as_list(config.plugins), CheckpointFiles()],
             "use_distributed_sampler": False,
             # Else Lightning writes to the loggers before a checkpoint is found to fit.
@@ -248,12 +251,13 @@ def fit(cli: CommandLine) -> None:
     if trainer.is_global_zero:
         for line in [*_hints_at_more_steps(cli.datamodule), *warnings_of(cli.config)]:
             print(line)
-    # A checkpoint may hold tensors and plain values only.
-    trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    _test_the_best(cli)
-    if cli.trial is None:
-        rank_zero_only(cli.run.write_end)("finished")
-        trainer.strategy.barrier()  # no process ends before it is written
+    with cli.alone:
+        # A checkpoint may hold tensors and plain values only.
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        _test_the_best(cli)
+        if cli.trial is None:
+            rank_zero_only(cli.run.write_end)("finished")
+            trainer.strategy.barrier()  # no process ends before it is written
 
 
 def _refuse_a_run_over_another(cli: CommandLine, checkpoint: str | None) -> None:
