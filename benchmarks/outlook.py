@@ -23,7 +23,7 @@ import polars as pl
 from lrec.cli import own_command
 from lrec.common.text_tables import rows_table
 from lrec.laws.forecast import Forecast
-from lrec.options.parser import with_shipped_configs
+from lrec.options.config_files import with_shipped_configs
 from lrec.study import outlook as rule
 from lrec.study.outlook import Counted, Evidence, Outlook, Tiny, judge, measure
 from lrec.study.points import read_points

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from lrec.common.figures import draw_frame, new_figure
+from lrec.common.pictures import draw_frame, new_figure
 from lrec.common.text_tables import rows_table
 from lrec.laws.fit import fit_points
 from lrec.laws.forecast import Forecast

@@ -20,7 +20,7 @@ import pytest
 
 import warm_python
 from lrec.cli import LIGHTNING_COMMANDS, main, own_command
-from lrec.options.parser import with_shipped_configs
+from lrec.options.config_files import with_shipped_configs
 
 # Lightning's log handler keeps the stderr of the test that imported it, which pytest closes.
 logging.raiseExceptions = False

@@ -4,23 +4,23 @@ Nothing here imports Lightning: commands that do not train start fast.
 """
 
 import errno
-import json
 import os
-import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import ActionConfigFile
 
 from lrec import __version__
-from lrec.common.imports import importing
+from lrec.common.start_stop import importing
 from lrec.errors import UserError
-from lrec.options.parser import OneLineParser, with_shipped_configs
+from lrec.options.config_files import with_shipped_configs
+from lrec.options.parser import OneLineParser
 
 LIGHTNING_COMMANDS = {
     "fit": "train a model, then test its best checkpoint",
@@ -29,7 +29,8 @@ LIGHTNING_COMMANDS = {
     "predict": "write the top-k items of every user",
 }
 
-
+_DOT = "․"  # a one dot leader, which is in no option's name
+# What the user is to put right: rights, space, and what kind of file there is.
 _SURROUNDINGS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -68,11 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     Class paths may name the user's own files in the current folder, after everything that is installed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Before torch is imported, here and in processes to come: threads that spin while they wait for each other take the
+    # cores from each other as soon as another process works too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # By its name: jsonargparse reads a configuration from within the folder that holds it.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
-        _route(arguments)
+        _run(arguments)
     except KeyboardInterrupt:
         print("lrec: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -94,28 +98,27 @@ def _user_error(error: BaseException | None) -> UserError | None:
     return error
 
 
-def _route(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
-        return
-    if arguments[0] == "--version":
+    elif arguments[0] == "--version":
         print(f"lrec {__version__}")
-        return
-    if arguments[0] in LIGHTNING_COMMANDS:
+    elif arguments[0] in LIGHTNING_COMMANDS:
         with importing():
             from lrec.training.lightning_cli import run_lightning
         run_lightning(with_shipped_configs(arguments))
-        return
-    command, parser, options = own_command(arguments)
-    settings = _settings_of(command)
-    options, entries = _without_entries(with_shipped_configs(options), settings or command)
-    values = parser.instantiate(parser.parse_args(options)).as_dict()
-    values.pop("config", None)
-    values |= {name: (values[name] or {}) | more for name, more in entries.items()}
-    if settings is None:
-        command(**values)
     else:
-        command(settings(**values))
+        command, parser, options = own_command(arguments)
+        values = parser.instantiate(parser.parse_args(with_shipped_configs(options))).as_dict()
+        values.pop("config", None)
+        for name, value in values.items():
+            if isinstance(value, dict):
+                values[name] = {key.replace(_DOT, "."): of_entry for key, of_entry in value.items()}
+        settings = _settings_of(command)
+        if settings is None:
+            command(**values)
+        else:
+            command(settings(**values))
 
 
 def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParser, list[str]]:
@@ -142,8 +145,7 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
         parser.add_class_arguments(settings, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
         parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help="Files or folders.")
-    flags = {f"--{key}" for key, hint in hints.items() if hint is bool}
-    return command, parser, _with_values(arguments[len(name.split()) :], flags)
+    return command, parser, _as_jsonargparse_reads(arguments[len(name.split()) :], hints)
 
 
 def _settings_of(command: Callable[..., None]) -> type | None:
@@ -152,50 +154,26 @@ def _settings_of(command: Callable[..., None]) -> type | None:
     return first if not others and isinstance(first, type) and is_dataclass(first) else None
 
 
-def _with_values(options: list[str], flags: set[str]) -> list[str]:
-    """Options in which a flag alone, as in --dry_run, is --dry_run true."""
-    result: list[str] = []
-    for place, option in enumerate(options):
-        alone = option in flags and all(following.startswith("-") for following in options[place + 1 : place + 2])
-        result += [option, "true"] if alone else [option]
-    return result
-
-
-def _without_entries(options: list[str], command: Callable[..., Any]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Options, and entries of dictionaries among them: --options.data.path FILE is the entry data.path of options.
-
-    jsonargparse would take data for the entry, so that a second one below data replaced the first.
+def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[str]:
+    """A flag alone, as in --dry_run, is --dry_run true. --options.data.path FILE is the entry data.path of the
+    dictionary options, but of dots jsonargparse makes entries of entries, of which the second replaces the first.
 
     Raises:
-        UserError: an entry without a value; --trainer.max_epochs and the like for a study, whose runs have it.
+        UserError: --trainer.max_epochs and the like for a study, whose runs have it.
     """
-    hints = typing.get_type_hints(command)
-    dictionaries = [name for name, hint in hints.items() if hint in (dict[str, Any], dict[str, Any] | None)]
-    entry = re.compile(rf"--({'|'.join(dictionaries) or '(?!)'})\.([^=]+)(?:=(.*))?", re.DOTALL)
-    rest: list[str] = []
-    entries: dict[str, dict[str, Any]] = {}
-    arguments = iter(options)
-    for option in arguments:
-        if found := entry.fullmatch(option):
-            name, key, value = found.groups()
-            if value is None:
-                value = next(arguments, None)
-            if value is None:
-                raise UserError(f"{option}: a value is expected")
-            entries.setdefault(name, {})[key] = _value(value)
-        elif "options" in dictionaries and (of_runs := re.match(r"--(\w+)\.[^=]+", option)) and of_runs[1] not in hints:
-            raise UserError(f"{of_runs[0]} is an option of the runs: --options.{of_runs[0].removeprefix('--')}")
+    result: list[str] = []
+    for option, following in zip_longest(options, options[1:], fillvalue="-"):
+        given, equals, value = option.partition("=")
+        name, dot, key = given.removeprefix("--").partition(".")
+        if option == f"--{name}" and hints.get(name) is bool and following.startswith("-"):
+            result += [option, "true"]
+        elif dot and hints.get(name) in (dict[str, Any], dict[str, Any] | None):
+            result.append(f"--{name}.{key.replace('.', _DOT)}{equals}{value}")
+        elif dot and given.startswith("--") and "options" in hints and name not in hints:
+            raise UserError(f"{given} is an option of the runs: --options.{given.removeprefix('--')}")
         else:
-            rest.append(option)
-    return rest, entries
-
-
-def _value(text: str) -> Any:
-    """A number, list and so on where the text is JSON, else the text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+            result.append(option)
+    return result
 
 
 def _overview() -> str:

@@ -7,13 +7,15 @@ metrics.json            the figures of the last test or validation
 predictions.parquet     the lists of `lrec predict`, a part for each process where there are several
 target_losses.parquet   in studies, the loss on each held-out target
 checkpoints/            best.ckpt, last.ckpt
+.lock                   held by who trains it
 ended                   how the last attempt ended: finished or interrupted; absent while it runs or if it was killed
 """
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +23,9 @@ from typing import Any, Literal
 import polars as pl
 import yaml
 
-from lrec.common.files import json_hash, replacing, write_json, write_text
+from lrec.common.files import json_hash, locked, replacing, write_json, write_text
 from lrec.errors import UserError
-from lrec.options.yaml_files import read_config
+from lrec.options.config_files import read_config
 
 SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"
@@ -123,22 +125,14 @@ class Point:
         last = ("test_loss_se", "trajectory_loss", "trajectory_loss_se")
         return {name: value for name, value in vars(self).items() if name not in last or value is not None}
 
-    @classmethod
-    def from_dict(cls, fields_of_line: dict[str, Any]) -> "Point":
-        """A point from the fields of a line; what an earlier version did not write has its default."""
-        return cls(**{name: value for name, value in fields_of_line.items() if name in _FIELDS})
-
-
-_FIELDS = frozenset(each.name for each in fields(Point))
-
 
 def read_points_file(path: Path) -> list[Point]:
     """The points in a file, of one run or of several; UserError where a line is none."""
     points = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            points.append(Point.from_dict(json.loads(line)))
-        except (ValueError, TypeError, AttributeError) as error:
+            points.append(Point(**json.loads(line)))
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path}, row {number}: not a point that lrec wrote") from error
     return points
 
@@ -154,43 +148,20 @@ class RunConfig:
     options: dict[str, Any]
 
     @cached_property
+    def nested(self) -> dict[str, Any]:
+        """The options as the command line nests them: those of a class stand beside its class_path."""
+        nested: dict[str, Any] = _without_init_args(self.options)
+        return nested
+
+    @cached_property
     def flat(self) -> dict[str, Any]:
         """Every option by its dotted name, such as data.max_len or model.optimizer.lr; a class is NAME.class_path."""
-        return dotted(without_init_args(self.options))
+        return dotted(self.nested)
 
     def value(self, option: str, default: Any = None) -> Any:
         """An option by its dotted name; `default` where there is none of that name or it is null."""
         value = self.flat.get(option)
         return default if value is None else value
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """The options of the model."""
-        model: dict[str, Any] = without_init_args(self.options["model"])
-        return model
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The options of the data set, its class_path among them."""
-        data: dict[str, Any] = without_init_args(self.options["data"])
-        return data
-
-    @property
-    def size(self) -> str | None:
-        """Entry of the ladder; None where the network's shape is given otherwise."""
-        size: str | None = self.value("model.size")
-        return size
-
-    @property
-    def only_domain(self) -> str | None:
-        """The domain that is trained on alone; None for all."""
-        domain: str | None = self.value("data.only_domain")
-        return domain
-
-    @property
-    def starts_from_a_network(self) -> bool:
-        """Whether it begins with a trained network."""
-        return self.value("model.warm_start") is not None
 
     @property
     def trained_with(self) -> dict[str, Any]:
@@ -200,12 +171,11 @@ class RunConfig:
         return {name: value for name, value in plain.items() if name not in _PLACES}
 
 
-def without_init_args(options: Any) -> Any:
-    """Nested options in which those of a class stand beside its class_path, as the command line names them."""
+def _without_init_args(options: Any) -> Any:
     if not isinstance(options, dict):
         return options
     beside = {name: value for name, value in options.items() if name != "init_args"} | (options.get("init_args") or {})
-    return {name: without_init_args(value) for name, value in beside.items()}
+    return {name: _without_init_args(value) for name, value in beside.items()}
 
 
 def dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -216,61 +186,25 @@ def dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """A run's folder; nothing of it is read before it is asked for."""
+    """A run's folder, and the path of each file in it; nothing is read before it is asked for."""
 
     folder: Path
 
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
-
-    @property
-    def config_file(self) -> Path:
-        """Where its options stand."""
-        return self.folder / CONFIG
-
-    @property
-    def points_file(self) -> Path:
-        """Where its points stand."""
-        return self.folder / POINTS
-
-    @property
-    def items_file(self) -> Path:
-        """Where its catalogue stands."""
-        return self.folder / "items.parquet"
-
-    @property
-    def target_losses_file(self) -> Path:
-        """Where its losses by target stand."""
-        return self.folder / "target_losses.parquet"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where its checkpoints lie."""
-        return self.folder / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """Its best checkpoint."""
-        return self.checkpoints / BEST
-
-    @property
-    def last(self) -> Path:
-        """Its last checkpoint."""
-        return self.checkpoints / LAST
-
-    @property
-    def log_file(self) -> Path:
-        """What it printed, where a study started it."""
-        return self.folder / "log.txt"
-
-    @property
-    def ended_file(self) -> Path:
-        """Where it stands how the last attempt to train it ended, which no exit code tells of several machines."""
-        return self.folder / "ended"
+    def __post_init__(self) -> None:
+        self.name = self.folder.name
+        self.config_file = self.folder / CONFIG
+        self.points_file = self.folder / POINTS
+        self.items_file = self.folder / "items.parquet"
+        self.metrics_file = self.folder / "metrics.json"
+        self.target_losses_file = self.folder / "target_losses.parquet"
+        self.checkpoints = self.folder / "checkpoints"
+        self.best = self.checkpoints / BEST
+        self.last = self.checkpoints / LAST
+        self.ended_file = self.folder / "ended"
+        self.log_file = self.folder / "log.txt"
+        self.lock_file = self.folder / ".lock"
 
     def predictions_file(self, rank: int | None = None) -> Path:
         """Where predict's lists stand: of one process of several, of all without a rank."""
@@ -295,19 +229,14 @@ class Run:
         return json_hash(self.config_file.read_text(encoding="utf-8")) if self.config_file.is_file() else None
 
     @property
-    def begun(self) -> bool:
-        """Whether it has been evaluated."""
-        return self.points_file.is_file()
-
-    @property
     def occupied(self) -> bool:
         """Whether an attempt at it has left points or a checkpoint."""
-        return self.begun or self.last.exists() or self.best.exists()
+        return self.points_file.is_file() or self.last.exists() or self.best.exists()
 
     @property
     def points(self) -> list[Point]:
         """Its evaluations so far, as they stand now."""
-        return read_points_file(self.points_file) if self.begun else []
+        return read_points_file(self.points_file) if self.points_file.is_file() else []
 
     @property
     def result(self) -> Point | None:
@@ -328,12 +257,25 @@ class Run:
         """Raw id of each item of the catalogue; UserError where they are not there."""
         return read_item_ids(self.items_file)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one who trains it, until the end or until this process is killed; UserError where another is."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.lock_file, wait=False))
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self.folder} is being trained by another process: wait for its end, or choose another "
+                    "--trainer.default_root_dir"
+                ) from error
+            yield
+
     def write_config(self, config: RunConfig) -> None:
         """Write its options."""
         write_text(self.config_file, yaml.safe_dump(config.options, sort_keys=False))
 
     def write_end(self, how: Literal["finished", "interrupted"]) -> None:
-        """Write how the attempt to train it has ended."""
+        """Write how the attempt to train it has ended, which no exit code tells of several machines."""
         write_text(self.ended_file, f"{how}\n")
 
     def write_points(self, points: Sequence[Point]) -> None:
@@ -347,7 +289,7 @@ class Run:
 
     def write_metrics(self, figures: dict[str, Any]) -> None:
         """Write the figures of its last evaluation."""
-        write_json(self.folder / "metrics.json", figures)
+        write_json(self.metrics_file, figures)
 
 
 def run_of_study(out: Path, name: str) -> Run:

@@ -210,7 +210,7 @@ def test_lists_of_predict_know_types(train: Train, lrec: Callable[..., str], tmp
 def library_config(run: Path) -> dict[str, Any]:
     from lrec.run import Run
 
-    return Run(run).config.data
+    return Run(run).config.nested["data"]
 
 
 # Which events are targets.

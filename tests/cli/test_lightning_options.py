@@ -22,6 +22,8 @@ REFUSED = {
     "--trainer.max_epochs=-1": "--trainer.max_epochs -1 never ends",
     "--seed_everything=-1": "--seed_everything must be at least 0",
     f"--seed_everything={2**40}": "--seed_everything must be at least 0 and at most 4294967295",
+    "--trainer.check_val_every_n_epoch=0": "--trainer.check_val_every_n_epoch must be at least 1, got 0",
+    "--trainer.accumulate_grad_batches=0": "--trainer.accumulate_grad_batches must be at least 1, got 0",
     "--data.seed=-1": "seed must be at least 0",
     "--trainer.logger=WandbLogger": "needs a package that is not there",
     "--trainer.logger=CometLogger": "needs a package that is not there",
@@ -65,6 +67,8 @@ def options(**trainer: object) -> Namespace:
     """As the parser makes them."""
     usual = {"strategy": "auto", "precision": None, "barebones": False, "callbacks": None}
     usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
+    usual |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
+    usual |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}
     return Namespace(seed_everything=0, trainer=Namespace(**usual | trainer))
 
 
@@ -90,6 +94,30 @@ def test_training_without_end_is_a_matter_of_fit() -> None:
     check_options("test", options(max_epochs=-1))
     with pytest.raises(UserError, match="never ends"):
         check_options("fit", options(max_epochs=-1))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "fits"),
+    [
+        ({"devices": 1}, False),
+        ({"devices": "auto"}, False),
+        ({"devices": 2}, True),
+        ({"devices": 1, "num_nodes": 2}, True),
+        ({"devices": "auto", "accelerator": "gpu"}, True),
+    ],
+    ids=str,
+)
+def test_torchrun_starts_as_many_processes_as_there_are_devices(
+    trainer: dict[str, object], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_options("fit", options(devices=1))
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    if fits:
+        check_options("fit", options(**trainer))
+        return
+    with pytest.raises(UserError, match="torchrun started 2 processes in all"):
+        check_options("fit", options(**trainer))
 
 
 @pytest.mark.parametrize(("precision", "said"), [("bf16-true", True), ("bf16-mixed", False)])

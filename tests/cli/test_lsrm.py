@@ -9,7 +9,7 @@ import yaml
 
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
-from lrec.options.parser import find_config, with_shipped_configs
+from lrec.options.config_files import find_config, with_shipped_configs
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study
 from lrec.training.lightning_cli import compose

@@ -10,7 +10,7 @@ import torch
 from lrec.model import cost
 from lrec.model.config import Architecture
 from lrec.model.transformer import Transformer
-from lrec.options.parser import find_config
+from lrec.options.config_files import find_config
 from lrec.study.grid import PlannedRun
 from lrec.training.lightning_cli import compose
 

@@ -149,7 +149,7 @@ def test_overlays_and_flags_are_those_of_the_chosen_model(folder: Path) -> None:
 
 
 def _shipped(argument: str) -> str:
-    from lrec.options.parser import with_shipped_configs
+    from lrec.options.config_files import with_shipped_configs
 
     return with_shipped_configs([argument])[0]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lrec.cli import LIGHTNING_COMMANDS, OWN_COMMANDS, main
-from lrec.options.parser import find_config
+from lrec.options.config_files import find_config
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))

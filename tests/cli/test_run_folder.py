@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +95,49 @@ def test_a_run_that_was_moved_knows_what_was_best(run: Path, tmp_path: Path) -> 
     elsewhere = BestAndLast("val/NDCG@10", dirpath=str(tmp_path))
     elsewhere.load_state_dict(state)
     assert elsewhere.best_model_path == "", "another run's best is not this one's"
+
+
+def test_a_run_that_was_copied_leaves_the_first_one_alone(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    before = snapshot(run)
+    (tmp_path / "copy" / "metrics.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    lrec("test", "--config=copy/config.yaml")
+    assert (tmp_path / "copy" / "metrics.json").is_file()
+    assert f"{tmp_path / 'copy'} holds a run already" in refused("fit", "--config=copy/config.yaml")
+    lrec("fit", "--config=copy/config.yaml", "--ckpt_path=last", "--trainer.max_epochs=4")
+    assert len(points_of(tmp_path / "copy")) > len(points_of(run))
+    assert snapshot(run) == before
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from lrec.run import Run
+with Run(Path(sys.argv[1])).alone():
+    print(flush=True)
+    input()
+"""
+
+
+def test_two_processes_do_not_train_one_run(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    """The second is refused before it writes, and a process that was killed holds nothing."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    on = ["fit", f"--config={folder / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=4"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], **pipes) as other:  # type: ignore[call-overload]
+        other.stdout.readline()
+        before = snapshot(folder)
+        assert f"{folder} is being trained by another process" in refused(*on)
+        assert snapshot(folder) == before
+        other.kill()
+    lrec(*on)
+    assert len(points_of(folder)) == 4
+    assert "holds a run already" in refused(on[0], on[1])
+    lrec(*on[:3], "--trainer.max_epochs=5")  # who has ended holds nothing
+    assert len(points_of(folder)) == 5

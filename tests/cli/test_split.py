@@ -11,7 +11,7 @@ import yaml
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
-from lrec.options.parser import with_shipped_configs
+from lrec.options.config_files import with_shipped_configs
 from lrec.training.lightning_cli import compose
 
 BASE = ["--config=data/synthetic.yaml", "--model.size=0.8k"]

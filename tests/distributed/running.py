@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 
 from lrec.cli import main
-from lrec.options.parser import find_config
+from lrec.options.config_files import find_config
 
 # 51 items, which two processes cannot share equally, and 3 evaluation batches, so that one of them needs a filler.
 # An epoch has 14 steps: 20 end in the middle of the second.

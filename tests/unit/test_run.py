@@ -1,4 +1,4 @@
-"""A run's folder: what is read from it is what was written, by any version; what is none of it is one line."""
+"""A run's folder: what is read from it is what was written; what is none of it is one line."""
 
 import json
 from dataclasses import fields
@@ -63,14 +63,13 @@ def test_a_line_has_the_fields_in_their_order_and_those_of_studies_where_they_ar
     assert measured == names[:-2]
 
 
-def test_points_of_schema_1_are_read_whatever_they_lack(tmp_path: Path) -> None:
-    """Earlier versions did not write floor, and later ones may write more."""
-    line = {"schema": 1, "run": "a", "N_body": 768, "val_loss": 5.0, "best": True, "status": "finished", "new": 1}
+def test_what_a_point_lacks_has_its_default(tmp_path: Path) -> None:
+    line = {"schema": 1, "run": "a", "N_body": 768, "val_loss": 5.0, "best": True, "status": "finished"}
     (tmp_path / "points.jsonl").write_text(json.dumps(line) + "\n")
     assert Run(tmp_path).result == Point(run="a", N_body=768, val_loss=5.0, best=True, status="finished")
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "7", '{"run": "a"', "\x00"])
+@pytest.mark.parametrize("line", ["{", "[1]", "7", '{"run": "a"', '{"size_": "a"}', "\x00"])
 def test_a_line_that_is_no_point_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "points.jsonl"
     path.write_text(json.dumps(Point(run="a").to_dict()) + "\n" + line + "\n")
@@ -80,10 +79,10 @@ def test_a_line_that_is_no_point_is_named(tmp_path: Path, line: str) -> None:
 
 def test_the_result_of_a_run(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert (run.result, run.diverged, run.begun) == (None, False, False)
+    assert (run.result, run.diverged, run.occupied) == (None, False, False)
     first, second = Point(D=1, best=True, status="finished"), Point(D=2, status="finished")
     run.write_points([Point(D=1), Point(D=2)])
-    assert (run.result, run.begun) == (None, True)
+    assert (run.result, run.occupied) == (None, True)
     run.write_points([first, second])
     assert run.result == first
     run.write_points([first, Point(D=2, status="diverged")])
@@ -100,9 +99,9 @@ def test_options_have_the_names_of_the_command_line(tmp_path: Path) -> None:
     assert config.value("model.loss.class_path") == "lrec.GBCE"
     assert config.value("data.split.trajectory") == 10
     assert config.value("model.warm_start", "none") == "none"
-    assert (config.size, config.only_domain, config.starts_from_a_network) == ("3k", "Books", False)
+    assert (config.value("model.size"), config.value("data.only_domain")) == ("3k", "Books")
     nested = RunConfig(OPTIONS | {"model": {"class_path": "my.Model", "init_args": OPTIONS["model"]}})
-    assert nested.size == "3k"
+    assert nested.value("model.size") == "3k"
     assert nested.value("model.class_path") == "my.Model"
 
 

@@ -2,11 +2,13 @@
 
 import ctypes
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 Kind = Literal["cpu", "cuda"]
 _GIB = 2**30
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 # Options of glibc's mallopt(3), and the largest blocks that every version of it lets stay.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -23,13 +25,37 @@ def kind_of(accelerator: str) -> Kind:
 
 
 def available_gib() -> float:
-    """Memory that can be used without swapping, in GiB; 4 where the system does not tell."""
+    """Memory that can be used without swapping, in GiB: what the machine has, or what is left of the least limit of a
+    control group, as containers and clusters set them; 4 where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 4.0
-    return available * 1024 / _GIB
+    return max(min([available * 1024, *_left_in_groups()]), 0) / _GIB
+
+
+def _left_in_groups() -> list[int]:
+    """Bytes that each control group of this process (v2 or v1), and each above it, leaves up to its limit."""
+    left = []
+    for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, limit, used, cache = (
+            (GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if controllers
+            else (GROUPS, "memory.max", "memory.current", "inactive_file")
+        )
+        group = top / path.lstrip("/")
+        for each in (group, *group.parents):
+            # In a container the groups above its own are not there; where there is no limit, it is "max".
+            with suppress(OSError, ValueError, KeyError):
+                counted = dict(row.split() for row in (each / "memory.stat").read_text().splitlines())
+                left.append(int((each / limit).read_text()) - int((each / used).read_text()) + int(counted[cache]))
+            if each == top:
+                break
+    return left
 
 
 def seconds(kind: str) -> float:

@@ -14,7 +14,7 @@ from lrec.data.splits.rules import LastItems, UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.statistics import describe, print_rows
 from lrec.data.store.store import Store
-from lrec.options.parser import made_of
+from lrec.options.objects import from_config
 
 __all__ = [
     "AmazonDataModule",
@@ -32,7 +32,7 @@ __all__ = [
 
 def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
     """The DataModule that a run's configuration names; UserError where its options do not fit it."""
-    return made_of(config, "data", SequenceDataModule)  # type: ignore[type-abstract]
+    return from_config(config, "data", SequenceDataModule)  # type: ignore[type-abstract]
 
 
 def prepare(data: SequenceDataModule) -> None:

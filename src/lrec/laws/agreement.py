@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lrec.common.figures import draw_frame, new_figure
+from lrec.common.pictures import draw_frame, new_figure
 from lrec.laws.figures import BLUE, GREY, ORANGE
 from lrec.laws.fit import Fit
 from lrec.laws.predict import Holdout

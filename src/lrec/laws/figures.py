@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrec.common.figures import draw_frame, new_figure
+from lrec.common.pictures import draw_frame, new_figure
 from lrec.laws.fit import Fit
 from lrec.laws.law import NOT_IDENTIFIED, Array, is_identified
 from lrec.laws.predict import HeldOut, Holdout, Predictor

@@ -1,1 +1,1 @@
-"""Options and objects: the parser, arguments, class paths, YAML files."""
+"""Options and objects: the parser, objects from options and back, class paths, configuration files."""

@@ -68,7 +68,7 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
     measured = cache(_rate)
     costs = []
     for run in runs:
-        key = json_hash(run.config.data | {"seed": 0})
+        key = json_hash(run.config.nested["data"] | {"seed": 0})
         if key not in opened:
             data = datamodule_of(run.options)
             data.prepare_data()

@@ -9,8 +9,8 @@ from typing import Literal
 
 import polars as pl
 
-from lrec.common.figures import save_figure
 from lrec.common.files import check_folder, write_json
+from lrec.common.pictures import save_figure
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.laws.crossing import FURTHEST, Contrast, contrast

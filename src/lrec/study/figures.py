@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrec.common.figures import new_figure
+from lrec.common.pictures import new_figure
 from lrec.laws.figures import LEGEND, style
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lrec.common.figures import alt_text, save_figure
 from lrec.common.files import check_writable, write_text
+from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import on_terminal
 from lrec.laws.agreement import agreement_figure
 from lrec.laws.analysis import analyse

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from lrec.common.imports import importing
+from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
-from lrec.options.parser import find_config
+from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
 from lrec.study.forked import side_by_side
 from lrec.study.options import Study, as_argument, ladder_n_body

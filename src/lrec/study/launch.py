@@ -12,7 +12,7 @@ from typing import NamedTuple
 import yaml
 
 from lrec.common.files import locked, write_text
-from lrec.common.signals import TRY_AGAIN
+from lrec.common.start_stop import TRY_AGAIN
 from lrec.errors import UserError
 from lrec.run import Point, Run
 from lrec.study.devices import Placement, placement

@@ -92,7 +92,7 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
             for ladder in ladders
         ],
         "held_out_runs": {run.name: run.options for run in held_out},
-        "trained_before": [run.name for run in held_out if run_of_study(out, run.name).begun],
+        "trained_before": [run.name for run in held_out if run_of_study(out, run.name).points_file.is_file()],
     }
     if path.is_file():
         if _same_prediction(json.loads(path.read_text(encoding="utf-8")), prediction):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from lrec.common.figures import alt_text, save_figure
 from lrec.common.files import write_text
+from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import judge

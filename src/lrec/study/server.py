@@ -2,7 +2,7 @@
 
 import gc
 
-from lrec.common.imports import importing
+from lrec.common.start_stop import importing
 
 with importing():
     import torch.utils.tensorboard  # noqa: F401

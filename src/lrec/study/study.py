@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import chain
 
 from lrec.common.files import check_folder, write_json
-from lrec.common.signals import TRY_AGAIN, on_signals
+from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
 from lrec.study import budget

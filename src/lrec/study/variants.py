@@ -24,7 +24,7 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     if len(variants) < 2:
         return ""
     base = variants[0]
-    domains = {run.variant: run.config.only_domain for run in runs}
+    domains = {run.variant: run.config.value("data.only_domain") for run in runs}
     head = ["fraction", "size", "variant", "seeds"]
     rows = [head + [title for metric in METRICS for title in (metric, f"against {base}")]]
     compared, standing_out = 0, []

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lrec.common.figures import draw_frame, new_figure
+from lrec.common.pictures import draw_frame, new_figure
 from lrec.tasks.assessment import POPULARITY, Section, TaskResult
 from lrec.tasks.estimates import estimate
 

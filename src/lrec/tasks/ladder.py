@@ -19,6 +19,7 @@ from lrec.run import Run
 from lrec.serving.export import load
 
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
+_DOMAIN, _STARTS_FROM = "data.only_domain", "model.warm_start"  # options of runs
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TrainedRun:
     def name(self) -> str:
         """The size as the ladder calls it, or layers x width."""
         shape = self.net.config
-        return self.run.config.size or f"{shape.layers}x{shape.width}"
+        return self.run.config.value("model.size") or f"{shape.layers}x{shape.width}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Data:
 
     def of(self, run: Run) -> SequenceDataModule:
         """The DataModule of a run, set up; nothing is written where its data lie unless the run is trusted."""
-        key = json_hash(run.config.data)
+        key = json_hash(run.config.nested["data"])
         if key not in self._opened:
             check_trusted({"data": run.config.options["data"]}, self.trust, run.config_file)
             data = datamodule_of(run.config.options)
@@ -152,15 +153,15 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
                 raise UserError(
                     f"{first.folder} and {other.folder} differ in their {what} ({one}, {two}): compare the same"
                 )
-    whole = [run for run in runs if run.run.config.only_domain is None]
+    whole = [run for run in runs if run.run.config.value(_DOMAIN) is None]
     if not whole:
         raise UserError("--runs: each is of one domain alone (data.only_domain): add those of all domains")
     domains = {}
-    for name in sorted({domain for run in runs if (domain := run.run.config.only_domain) is not None}):
-        mine = [run for run in runs if run.run.config.only_domain == name]
+    for name in sorted({domain for run in runs if (domain := run.run.config.value(_DOMAIN)) is not None}):
+        mine = [run for run in runs if run.run.config.value(_DOMAIN) == name]
         split = _of_some_users(data.of(mine[0].run).cuts, most_users, seed)
-        tuned = _by_size(run for run in mine if run.run.config.starts_from_a_network)
-        alone = _by_size(run for run in mine if not run.run.config.starts_from_a_network)
+        tuned = _by_size(run for run in mine if run.run.config.value(_STARTS_FROM) is not None)
+        alone = _by_size(run for run in mine if run.run.config.value(_STARTS_FROM) is None)
         domains[name] = DomainRuns(split, alone, tuned)
     split = _of_some_users(data.of(whole[0].run).cuts, most_users, seed)
     return Ladder(split, base.max_len, _by_size(whole), domains, most_users)
@@ -191,5 +192,5 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
 
 def _kind(run: TrainedRun) -> tuple[Any, Any]:
     """What runs of one size that differ in their seed alone share."""
-    config = run.run.config
-    return {**config.model, "warm_start": None}, config.data.get("reduction")
+    options = run.run.config.nested
+    return {**options["model"], "warm_start": None}, options["data"].get("reduction")

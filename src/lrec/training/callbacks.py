@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,10 +35,11 @@ class RunFiles(Callback):
     """Write RUN/config.yaml and RUN/items.parquet before the first step, once a checkpoint has been found to fit: what
     is refused until then leaves the folder as it was. The first callback of a run."""
 
-    def __init__(self, options: dict[str, Any], loggers: list[Logger]) -> None:
-        """Take every option of the run, and the loggers that it is to have."""
+    def __init__(self, options: dict[str, Any], loggers: list[Logger], alone: ExitStack) -> None:
+        """Take every option of the run, the loggers that it is to have, and what is left when its work is done."""
         self.config = RunConfig(options)
         self.loggers = loggers
+        self.alone = alone
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand over the loggers: of those that it has had before, Lightning has made the files by now."""
@@ -46,7 +48,8 @@ class RunFiles(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them."""
+        """Write them, unless another process trains the same run."""
+        self.alone.enter_context(_run(trainer).alone())
         _run(trainer).ended_file.unlink(missing_ok=True)
         _run(trainer).write_config(self.config)
         _run(trainer).write_items(recommender(pl_module).data.item_table())
@@ -111,7 +114,7 @@ class ScalingPoints(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continue the points of a run that is resumed (a test after fit keeps those of the fit)."""
         if trainer.state.fn == "fit":
-            self.points = [Point.from_dict(point) for point in json.loads(checkpoint["lrec_points"]["points"])]
+            self.points = [Point(**point) for point in json.loads(checkpoint["lrec_points"]["points"])]
             self.spent_s = checkpoint["lrec_points"]["spent_s"]
 
     def _wall_s(self) -> float:

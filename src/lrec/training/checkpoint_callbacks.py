@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lrec.checkpoint.background import IN_BACKGROUND, Anywhere
-from lrec.common.signals import TRY_AGAIN, on_signals
+from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError
 from lrec.run import LAST, Run
 from lrec.training.monitor import mode_of

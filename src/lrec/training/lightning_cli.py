@@ -1,14 +1,14 @@
-"""LightningCLI for `lrec fit|validate|test|predict`: the run folder, its logger and checkpoints, the test after fit."""
+"""LightningCLI for `lrec fit|validate|test|predict`: parse, check, settle the folder, build, run, test after fit."""
 
-import argparse
 import logging
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -16,7 +16,6 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
@@ -26,13 +25,12 @@ from lrec.common.files import check_folder
 from lrec.common.hardware import kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.options.parser import OneLineParser
-from lrec.run import Run
+from lrec.run import CONFIG, Run
 from lrec.training import target_losses
 from lrec.training.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
-from lrec.training.lightning_help import help_of
 from lrec.training.lightning_options import as_list, check_options, warnings_of
+from lrec.training.lightning_parser import LightningParser, add_trainer
 from lrec.training.module import SequentialRecommender
 from lrec.training.monitor import check_monitored, mode_of
 from lrec.training.optimizer_switch import StopAfterSwitch
@@ -40,8 +38,6 @@ from lrec.training.precision import AUTO, decided
 from lrec.training.strategies import FSDP2, CheckpointFiles
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
-
-StrategyRegistry.register("fsdp2", FSDP2, description="Parameters sharded over the processes, CPUs or GPUs")
 
 # Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; users can do nothing about it.
 _NOT_FOR_USERS = (
@@ -57,42 +53,58 @@ _NOT_FOR_USERS = (
     r".*WeightAveraging callback with a model that overrides",
 )
 
-
-# typing keeps Union[float, int] for Union[int, float], and jsonargparse would read 1, one batch, as 1.0: all of them.
-for _limit in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
-    Trainer.__init__.__annotations__[_limit] = int | float | None
-Trainer.__init__.__annotations__["overfit_batches"] = int | float
-Trainer.__init__.__annotations__["precision"] |= Literal["auto"]  # which is settled before there is a Trainer
-
 # A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
 FEW_STEPS, MORE_STEPS = 10, 50
 
 
-class Parser(OneLineParser, LightningArgumentParser):
-    """Lightning's parser with errors of one line."""
+def run_lightning(arguments: Sequence[str]) -> None:
+    """Run `lrec fit|validate|test|predict`."""
+    command, *options = arguments
+    try:
+        cli = CommandLine(command, options)
+        if command == "fit":
+            fit(cli)
+        else:
+            evaluate(cli)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message as a UserError that names the option."""
-        OneLineParser.error(self, message, ex)
 
-    def format_help(self, *arguments: Any) -> str:
-        """Lightning's help of a command without its usage, a hundred lines, behind the options that people use most."""
-        if "model" not in self.get_defaults():
-            return str(super().format_help(*arguments))
-        self.usage = argparse.SUPPRESS
-        return help_of(self.prog.split()[-1], super().format_help(*arguments))
+def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
+    """The whole configuration that `lrec COMMAND` with these arguments would run with.
+
+    Raises:
+        UserError: what `lrec COMMAND` itself would say of them.
+    """
+    return _Parsed(command, arguments).options
 
 
 class CommandLine(LightningCLI):
-    """A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ..."""
+    """What a command's arguments name, checked and made: trainer, model and data.
 
-    def __init__(self, command: str, *args: Any, **kwargs: Any) -> None:
+    A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ...
+    """
+
+    def __init__(self, command: str, arguments: Sequence[str]) -> None:
+        _quieten()
         self.command = command
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            SequentialRecommender,
+            SequenceDataModule,
+            save_config_callback=None,
+            trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]},
+            seed_everything_default=0,
+            parser_kwargs={"prog": f"lrec {command}", "description": None},
+            parser_class=LightningParser,
+            args=list(arguments),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The trainer, the model (lrec's own unless --model names another class) and the data."""
-        parser.add_lightning_class_args(Trainer, "trainer")
+        add_trainer(parser)
         parser.add_subclass_arguments(
             SequentialRecommender, "model", fail_untyped=False, default={"class_path": "lrec.SequentialRecommender"}
         )
@@ -113,43 +125,52 @@ class CommandLine(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        parser.add_argument(
+            "--ckpt_path", type=str | None, help="Checkpoint to go on from or to evaluate: a path, best or last."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, refuse what lrec cannot train with, and settle which end of the monitored metrics is the best."""
         super().parse_arguments(parser, args)
-        config = self.config[self.command]
-        check_options(self.command, config)
+        self._stay_with_the_configuration()
+        check_options(self.command, self.config)
         for group in ("checkpoint", "early_stopping"):
-            chosen = config[group]
+            chosen = self.config[group]
             check_monitored(chosen.monitor, f"--{group}")
             chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}")
 
-    def _parse_ckpt_path(self) -> None:
-        """The configuration is the truth: a checkpoint's hyper-parameters never override it."""
+    def _stay_with_the_configuration(self) -> None:
+        """A run that was copied or moved is where its config.yaml is, not where that says it was."""
+        trainer = self.config.trainer
+        for file in self.config.config or []:
+            run = Run(Path(file).absolute().parent)
+            if Path(file).name != CONFIG or not run.occupied or trainer.default_root_dir is None:
+                continue
+            written = run.config.value("trainer.default_root_dir") == trainer.default_root_dir
+            if written and run.folder.resolve() != Path(trainer.default_root_dir).resolve():
+                trainer.default_root_dir = str(run.folder)
 
     @property
     def run(self) -> Run:
         """The run's folder."""
-        return Run(Path(self.config[self.command].trainer.default_root_dir))
+        return Run(Path(self.config.trainer.default_root_dir))
 
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder; what a trial writes (fast_dev_run) goes elsewhere, and away with this object."""
-        config = self.config[self.subcommand]
-        self.trial = TemporaryDirectory(prefix="lrec-") if config.trainer.fast_dev_run else None
-        if config.trainer.default_root_dir is None:
+        trainer = self.config.trainer
+        self.trial = TemporaryDirectory(prefix="lrec-") if trainer.fast_dev_run else None
+        if trainer.default_root_dir is None:
             if _started_by_a_cluster():
                 raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
             # The processes that Lightning starts for further devices inherit the name of the first one's folder. Runs
             # that a script starts side by side begin in the same second.
-            config.trainer.default_root_dir = os.environ.setdefault(
-                "LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
-            )
+            trainer.default_root_dir = os.environ.setdefault("LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}")
         if self.trial is None:
-            check_folder(Path(config.trainer.default_root_dir), "--trainer.default_root_dir")
-        if config.trainer.precision == AUTO:
-            config.trainer.precision = self._settled_precision()
+            check_folder(Path(trainer.default_root_dir), "--trainer.default_root_dir")
+        if trainer.precision == AUTO:
+            trainer.precision = self._settled_precision()
         # config.yaml says how a run is trained, not where an attempt at it began.
-        self.ckpt_path, config.ckpt_path = config.ckpt_path, None
+        self.ckpt_path, self.config.ckpt_path = self.config.ckpt_path, None
 
     def _settled_precision(self) -> str | None:
         """That which the run in this folder has been trained with, or else what is faster here."""
@@ -159,7 +180,7 @@ class CommandLine(LightningCLI):
                 return recorded
         if _started_by_a_cluster():
             raise UserError("choose --trainer.precision: each of a cluster's processes would measure for itself")
-        return decided(kind_of(self.config[self.command].trainer.accelerator))
+        return decided(kind_of(self.config.trainer.accelerator))
 
     def instantiate_classes(self) -> None:
         """Make all that the configuration names; UserError where one of them needs a package that is not installed."""
@@ -176,16 +197,19 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what writes a run's files, and a TensorBoard logger in the run's folder unless the
         configuration has another or none."""
-        config = self.config_init[self.command].trainer
+        config = self.config_init.trainer
         folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
         if loggers in (None, True):
             loggers = RunLogger(folder)
-        options = _plain(self._parser(self.command), self.config[self.command]) if self.command == "fit" else {}
+        options = plain(self.parser, self.config) if self.command == "fit" else {}
+        self.alone = ExitStack()
+        files = RunFiles(options, [] if trial else as_list(loggers), self.alone)
         kwargs |= {
             "default_root_dir": self.trial.name if self.trial is not None else folder,
+            "strategy": FSDP2() if config.strategy == "fsdp2" else config.strategy,
             # In a trial Lightning exchanges them for one that writes nothing.
             "logger": loggers if trial else False,
-            "callbacks": [RunFiles(options, [] if trial else as_list(loggers)), *as_list(config.callbacks)],
+            "callbacks": [files, *as_list(config.callbacks)],
             "plugins": [*as_list(config.plugins), CheckpointFiles()],
             "use_distributed_sampler": False,
             # Else Lightning writes to the loggers before a checkpoint is found to fit.
@@ -193,121 +217,119 @@ class CommandLine(LightningCLI):
         }
         return super().instantiate_trainer(**kwargs)
 
-    def before_fit(self) -> None:
-        """Refuse what cannot work before anything is written: one run over another, bad data, an unknown figure."""
-        path = self.config_init.fit.ckpt_path = self._choose_checkpoint(default=None)
-        goes_on = path is not None and Path(path).resolve().is_relative_to(self.run.folder.resolve())
-        if self.run.occupied and not goes_on and self.ckpt_path != "last" and self.trial is None:
-            raise UserError(
-                f"{self.run.folder} holds a run already: choose another --trainer.default_root_dir, "
-                "or --ckpt_path=last to resume it"
-            )
-        if path is not None:
-            self.model.warm_start = None  # it has been made
-        for callback in as_list(self.config_init.fit.trainer.callbacks):
-            if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
-                mode_of(callback.monitor, callback.mode, type(callback).__name__)
-        self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
-        # At least one training loss is logged per epoch, however short.
-        trainer: Any = self.trainer
-        trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.datamodule.steps_per_epoch)
-        if trainer.is_global_zero:
-            self._hint_at_more_steps()
-            for warning in warnings_of(self.config.fit):
-                print(warning)
 
-    def _hint_at_more_steps(self) -> None:
-        data = self.datamodule
-        smaller = max(2 * data.max_len, data.U // MORE_STEPS)
-        if data.steps_per_epoch < FEW_STEPS and smaller < data.targets_per_step:
-            print(
-                f"an epoch has no more than {data.steps_per_epoch} of the optimizer's steps: "
-                f"--data.targets_per_step {smaller} would make it {-(-data.U // smaller)}"
-            )
+class _Parsed(CommandLine):
+    """Parsed and checked, and nothing made."""
 
-    def after_fit(self) -> None:
-        """Test the best checkpoint. For a study's run of one process, the losses by target too: all is imported."""
-        kept = best_of(self.trainer)
-        best = "" if kept is None else kept.best_model_path
-        if self.trial is not None:
-            rank_zero_only(print)(f"--trainer.fast_dev_run: a trial, of which nothing is kept in {self.run.folder}")
-        elif self.model.diverged:
-            rank_zero_only(print)("the loss is not finite: the run is marked diverged and not tested")
-        elif best:
-            self.test(model=self.model, datamodule=self.datamodule, ckpt_path=best)
-            if self.config_init.fit.points.study is not None and not distributed.is_initialized():
-                target_losses.main(self.run.folder)
-        elif "val/loss" not in self.trainer.callback_metrics:
-            rank_zero_only(print)(
-                "training ended before an evaluation, so there is no best checkpoint to test: "
-                "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"
-            )
-        if self.trial is None:
-            rank_zero_only(self.run.write_end)("finished")
-            self.trainer.strategy.barrier()  # no process ends before it is written
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Keep the options."""
+        super().parse_arguments(parser, args)
+        self.options = plain(parser, self.config)
+        self.config.seed_everything = False  # nothing is drawn
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's needs no self
-        """The command that was asked for: the parsers of the other three would take half a second.
+    def before_instantiate_classes(self) -> None:
+        """Nothing will be instantiated."""
 
-        Options that lrec settles are left out: its own table and file take their place.
-        """
-        settled = {"weights_only", "verbose", "return_predictions"}
-        return {self.command: LightningCLI.subcommands()[self.command] | settled}
+    def instantiate_classes(self) -> None:
+        """Nothing is instantiated."""
 
-    def fit(self, **kwargs: Any) -> None:
-        """Train; a checkpoint to go on from may hold tensors and plain values only."""
-        self.trainer.fit(**kwargs, weights_only=True)
 
-    def validate(self, **kwargs: Any) -> None:
-        """Evaluate; EvaluationReport prints the table."""
-        self.trainer.validate(**kwargs, verbose=False, weights_only=True)
+def fit(cli: CommandLine) -> None:
+    """Train, then test the best checkpoint. What cannot work is refused before anything is written."""
+    checkpoint = _checkpoint(cli, default=None)
+    _refuse_a_run_over_another(cli, checkpoint)
+    if checkpoint is not None:
+        cli.model.warm_start = None  # it has been made
+    for callback in as_list(cli.config_init.trainer.callbacks):
+        if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
+            mode_of(callback.monitor, callback.mode, type(callback).__name__)
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    trainer: Any = cli.trainer
+    # At least one training loss is logged per epoch, however short.
+    trainer.log_every_n_steps = min(trainer.log_every_n_steps, cli.datamodule.steps_per_epoch)
+    if trainer.is_global_zero:
+        for line in [*_hints_at_more_steps(cli.datamodule), *warnings_of(cli.config)]:
+            print(line)
+    with cli.alone:
+        # A checkpoint may hold tensors and plain values only.
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        _test_the_best(cli)
+        if cli.trial is None:
+            rank_zero_only(cli.run.write_end)("finished")
+            trainer.strategy.barrier()  # no process ends before it is written
 
-    def test(self, **kwargs: Any) -> None:
-        """Evaluate; EvaluationReport prints the table."""
-        self.trainer.test(**kwargs, verbose=False, weights_only=True)
 
-    def predict(self, **kwargs: Any) -> None:
-        """Predict; PredictionWriter writes the lists, so none are held in memory."""
-        self.trainer.predict(**kwargs, return_predictions=False, weights_only=True)
+def _refuse_a_run_over_another(cli: CommandLine, checkpoint: str | None) -> None:
+    goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(cli.run.folder.resolve())
+    if cli.run.occupied and not goes_on and cli.ckpt_path != "last" and cli.trial is None:
+        raise UserError(
+            f"{cli.run.folder} holds a run already: choose another --trainer.default_root_dir, "
+            "or --ckpt_path=last to resume it"
+        )
 
-    def before_test(self) -> None:
-        """Choose the run's best checkpoint where none was given."""
-        path = self._choose_checkpoint(default="best")
-        if path is None:
-            raise UserError(f"--ckpt_path last: {self.run.folder} has none")
-        self.config_init[self.subcommand].ckpt_path = path
 
-    before_validate = before_predict = before_test
+def _hints_at_more_steps(data: SequenceDataModule) -> list[str]:
+    smaller = max(2 * data.max_len, data.U // MORE_STEPS)
+    if data.steps_per_epoch >= FEW_STEPS or smaller >= data.targets_per_step:
+        return []
+    return [
+        f"an epoch has no more than {data.steps_per_epoch} of the optimizer's steps: "
+        f"--data.targets_per_step {smaller} would make it {-(-data.U // smaller)}"
+    ]
 
-    def _choose_checkpoint(self, default: str | None) -> str | None:
-        """The checkpoint of --ckpt_path, checked; None for the last one of a run that has none."""
-        chosen = self.ckpt_path or default
-        if chosen == "last":
-            path = find_last(self.run.checkpoints)
-        else:
-            path = self.run.best if chosen == "best" else Path(chosen) if chosen else None
-        try:
-            # Whole, by the first process alone: each verifies what it reads.
-            if path is not None and self.trainer.is_global_zero:
-                check(path)
-        except UserError as error:
-            raise UserError(f"--ckpt_path {error}") from error
-        return None if path is None else str(path)
+
+def _test_the_best(cli: CommandLine) -> None:
+    """Test the best checkpoint. For a study's run of one process, the losses by target too: all is imported."""
+    say = rank_zero_only(print)
+    kept = best_of(cli.trainer)
+    if cli.trial is not None:
+        say(f"--trainer.fast_dev_run: a trial, of which nothing is kept in {cli.run.folder}")
+    elif cli.model.diverged:
+        say("the loss is not finite: the run is marked diverged and not tested")
+    elif kept is not None and kept.best_model_path:
+        cli.trainer.test(cli.model, cli.datamodule, kept.best_model_path, verbose=False, weights_only=True)
+        if cli.config.points.study is not None and not distributed.is_initialized():
+            target_losses.main(cli.run.folder)
+    elif "val/loss" not in cli.trainer.callback_metrics:
+        say(
+            "training ended before an evaluation, so there is no best checkpoint to test: "
+            "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"
+        )
+
+
+def evaluate(cli: CommandLine) -> None:
+    """Run `validate`, `test` or `predict` with a checkpoint, the run's best by default; callbacks write what it finds,
+    so that no lists are held in memory."""
+    checkpoint = _checkpoint(cli, default="best")
+    if checkpoint is None:
+        raise UserError(f"--ckpt_path last: {cli.run.folder} has none")
+    given: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint, "weights_only": True}
+    if cli.command == "predict":
+        cli.trainer.predict(cli.model, **given, return_predictions=False)
+    else:
+        getattr(cli.trainer, cli.command)(cli.model, **given, verbose=False)
+
+
+def _checkpoint(cli: CommandLine, default: str | None) -> str | None:
+    """The checkpoint of --ckpt_path, checked; None for the last one of a run that has none."""
+    chosen = cli.ckpt_path or default
+    if chosen == "last":
+        path = find_last(cli.run.checkpoints)
+    else:
+        path = cli.run.best if chosen == "best" else Path(chosen) if chosen else None
+    try:
+        # Whole, by the first process alone: each verifies what it reads.
+        if path is not None and cli.trainer.is_global_zero:
+            check(path)
+    except UserError as error:
+        raise UserError(f"--ckpt_path {error}") from error
+    return None if path is None else str(path)
 
 
 def _started_by_a_cluster() -> bool:
     """Whether torchrun or SLURM started this process, and perhaps others."""
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
-
-
-def run_lightning(arguments: Sequence[str]) -> None:
-    """Run `lrec fit|validate|test|predict`."""
-    _quieten()
-    try:
-        _command_line(CommandLine, arguments)
-    except MisconfigurationException as error:
-        raise UserError(str(error)) from error
 
 
 def _quieten() -> None:
@@ -317,49 +339,7 @@ def _quieten() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def _command_line(cls: type[CommandLine], arguments: Sequence[str]) -> CommandLine:
-    return cls(
-        arguments[0],
-        SequentialRecommender,
-        SequenceDataModule,
-        parser_class=Parser,
-        save_config_callback=None,
-        trainer_defaults={"callbacks": [EvaluationReport(), PredictionWriter(), Throughput(), RunTable()]},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=list(arguments),
-    )
-
-
-class _ComposedConfig(CommandLine):
-    """Parses and stops there."""
-
-    def _set_seed(self) -> None:
-        pass
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing will be instantiated."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is instantiated."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
-    """The whole configuration that `lrec COMMAND` with these arguments would run with.
-
-    Raises:
-        UserError: what `lrec COMMAND` itself would say of them.
-    """
-    _quieten()
-    cli = _command_line(_ComposedConfig, [command, *arguments])
-    return _plain(cli._parser(command), cli.config[command])
-
-
-def _plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
+def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
     options: dict[str, Any] = yaml.safe_load(
         parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it

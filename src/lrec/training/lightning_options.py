@@ -1,8 +1,10 @@
 """Lightning's options that no run of lrec can have, refused before anything is written; and those to warn of."""
 
+import os
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
@@ -37,6 +39,9 @@ def check_options(command: str, options: Namespace) -> None:
     trainer = options.trainer
     if not isinstance(options.seed_everything, bool):
         check_range("--seed_everything", options.seed_everything, at_least=0, at_most=2**32 - 1)
+    for name in ("check_val_every_n_epoch", "accumulate_grad_batches"):
+        check_range(f"--trainer.{name}", trainer[name], at_least=1)
+    _check_processes(trainer)
     strategy = _class_or_name(trainer.strategy)
     check_strategy(strategy)
     precisions = (*TRAINS_IN, *HALF, AUTO)
@@ -57,6 +62,18 @@ def check_options(command: str, options: Namespace) -> None:
     timed = trainer.max_time is not None or any(_is_a(kind, Timer) for kind in callbacks)
     if command == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not timed:
         raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")
+
+
+def _check_processes(trainer: Namespace) -> None:
+    """UserError where torchrun started another number of processes than the trainer has devices, if that is said."""
+    on_cpu = trainer.devices == "auto" and trainer.accelerator == "cpu"
+    devices = "1" if on_cpu else str(trainer.devices)
+    started = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else None
+    if started is not None and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
+        raise UserError(
+            f"--trainer.devices {trainer.devices} and --trainer.num_nodes {trainer.num_nodes}: torchrun started "
+            f"{started} processes in all; each is a device"
+        )
 
 
 def warnings_of(options: Namespace) -> list[str]:

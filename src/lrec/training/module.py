@@ -55,9 +55,8 @@ from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
 from lrec.model.sharded_table import Table, local_rows, whole
 from lrec.model.transformer import Transformer
-from lrec.options.arguments import all_as_plain, remade
 from lrec.options.class_paths import check_trusted, class_path
-from lrec.options.parser import made_of
+from lrec.options.objects import all_as_plain, from_config, from_plain
 from lrec.ranking.best_items import TopItems
 from lrec.ranking.scoring import Scores, score, top_items
 from lrec.serving.recommender import lists_of
@@ -202,7 +201,7 @@ class SequentialRecommender(LightningModule):
                 raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
         stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         check_trusted(stored, trust, path)
-        model = remade(cls, stored, changed)
+        model = from_plain(cls, stored, changed)
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         shape = model.network_config(about["n_items"], about["max_len"])
         model.config = replace(shape, event_types=about.get("event_types", 0))
@@ -459,4 +458,4 @@ def recommender(pl_module: LightningModule) -> SequentialRecommender:
 
 def model_of(config: dict[str, Any]) -> SequentialRecommender:
     """The model that a run's configuration names, without a network yet; UserError where its options do not fit it."""
-    return made_of(config, "model", SequentialRecommender)
+    return from_config(config, "model", SequentialRecommender)

@@ -1,5 +1,6 @@
 """Files are whole or absent; locks pass to children; imports stay light."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,11 @@ def test_commands_that_do_not_train_start_fast(code: str, absent: set[str]) -> N
     check = f"{code}; import sys; print({absent!r} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_threads_wait_without_spinning_unless_told_to(given: dict[str, str], policy: str) -> None:
+    code = "import os; from lrec.cli import main; main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], env=others | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == policy

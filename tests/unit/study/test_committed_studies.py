@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lrec.laws.predict import holdout_report
-from lrec.options.parser import find_config
+from lrec.options.config_files import find_config
 from lrec.run import RunConfig, read_points_file
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study

@@ -105,7 +105,7 @@ def test_a_ladder_without_a_law_does_not_take_the_others_reports_away(tmp_path: 
 def test_a_run_is_finished_when_its_best_point_is_tested(tmp_path: Path) -> None:
     run = make_run(tmp_path, "3k", 1.0)
     path = tmp_path / "runs" / run.name / "points.jsonl"
-    assert Run(path.parent).result == Point.from_dict(json.loads(path.read_text()))
+    assert Run(path.parent).result == Point(**json.loads(path.read_text()))
     path.write_text(path.read_text().replace('"best": true', '"best": false'))
     assert Run(path.parent).result is None
     assert Run(tmp_path).result is None

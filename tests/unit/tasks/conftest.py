@@ -12,7 +12,7 @@ from lrec.data.datasets import datamodule_of
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import find_size
 from lrec.model.transformer import Transformer
-from lrec.options.parser import with_shipped_configs
+from lrec.options.config_files import with_shipped_configs
 from lrec.run import Run
 from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 from lrec.training.lightning_cli import compose

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lrec.common.figures import alt_text
+from lrec.common.pictures import alt_text
 from lrec.tasks.assessment import POPULARITY, Group, Section, TaskResult
 from lrec.tasks.figures import task_figure
 from lrec.tasks.ladder import Ladder

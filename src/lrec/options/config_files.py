@@ -1,4 +1,4 @@
-"""A configuration's file: YAML of plain values, or one line that says what else it is."""
+"""The files of --config: where they are found, and that they are YAML of plain values."""
 
 from pathlib import Path
 from typing import Any
@@ -60,3 +60,33 @@ def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
     if counted[id(node)] < 0:
         raise UserError(f"{path}, row {row}: a value contains itself")
     return counted[id(node)]
+
+
+def with_shipped_configs(arguments: list[str]) -> list[str]:
+    """Replace each --config path that is not there by the shipped fragment of that name; UserError where neither is."""
+    result = list(arguments)
+    for index, argument in enumerate(arguments):
+        if argument in ("-c", "--config") and index + 1 < len(arguments):
+            result[index + 1] = str(find_config(arguments[index + 1]))
+        elif argument.startswith("--config="):
+            result[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+    return result
+
+
+def find_config(name: str | Path) -> Path:
+    """The configuration file `name`: beside the caller, else among those that come with lrec.
+
+    Raises:
+        UserError: there is none, or it is no configuration.
+    """
+    path = Path(name)
+    if path.is_file():
+        check_config(path)
+        return path
+    package = Path(__file__).parents[1]
+    # In a wheel the fragments lie in the package, in a checkout at its root.
+    for root in (package / "configs", package.parents[1] / "configs"):
+        shipped = root / Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else root / path
+        if not path.is_absolute() and shipped.is_file():
+            return shipped
+    raise UserError(f"--config {name}: no such file here or among the configurations that come with lrec")

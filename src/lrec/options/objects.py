@@ -1,4 +1,4 @@
-"""The arguments that an object was made with, as plain values that a checkpoint may hold, and back."""
+"""Objects from options, and back: the arguments of an object as plain values, which a checkpoint may hold."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -56,7 +56,7 @@ def _is_made_of_fields(kind: type) -> bool:
     return is_dataclass(maker) and "__dataclass_params__" in vars(maker)
 
 
-def remade(kind: type[T], stored: dict[str, Any], changed: dict[str, Any]) -> T:
+def from_plain(kind: type[T], plain: dict[str, Any], changed: dict[str, Any]) -> T:
     """An object from arguments as `as_plain` gave them, but for those in `changed`.
 
     Raises:
@@ -64,9 +64,21 @@ def remade(kind: type[T], stored: dict[str, Any], changed: dict[str, Any]) -> T:
     """
     parser = OneLineParser()
     parser.add_class_arguments(kind, skip=set(changed), fail_untyped=False)
-    kept = {name: value for name, value in stored.items() if name not in changed}
+    kept = {name: value for name, value in plain.items() if name not in changed}
     try:
         arguments = parser.instantiate(parser.parse_object(kept)).as_dict()
     except UserError as error:
         raise UserError(f"{class_path(kind)} cannot be made as it was: {error}") from error
     return kind(**arguments, **changed)
+
+
+def from_config(config: dict[str, Any], name: str, base: type[T]) -> T:
+    """The object that entry `name` of a run's configuration describes: `base`, or a subclass by its class path.
+
+    Raises:
+        UserError: the class is not there or does not fit, or its options do not.
+    """
+    parser = OneLineParser()
+    parser.add_subclass_arguments(base, name, fail_untyped=False, required=True)
+    made: T = parser.instantiate(parser.parse_object({name: config[name]}))[name]
+    return made
