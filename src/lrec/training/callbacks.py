@@ -4,6 +4,8 @@ import json
 import math
 import subprocess
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,10 +13,11 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrec.common.files import replacing
+from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted
 from lrec.evaluation.baselines import BASELINES
 from lrec.evaluation.metrics import KS
@@ -23,7 +26,7 @@ from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
 from lrec.training.module import SequentialRecommender, recommender
-from lrec.training.optimizer_switch import phase
+from lrec.training.schedule import phase
 from lrec.training.strategies import precision_of
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
@@ -216,35 +219,49 @@ class EvaluationReport(Announcer):
         )
 
 
-class PredictionWriter(Announcer):
+class PredictionWriter(Announcer, BasePredictionWriter):
     """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
-    With several ranks each writes its own users, to predictions.RANK.parquet.
+    With several ranks each writes its own users, to predictions.RANK.parquet. Each batch goes to disk at once.
     """
+
+    def __init__(self) -> None:
+        """No options."""
+        super().__init__("batch")
+        self._unfinished = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with nothing."""
-        self.batches: list[pl.DataFrame] = []
+        self._path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
+        self._batches: list[Path] = []
+        self._users = 0
+        self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
+        self._folder.mkdir()
 
-    def on_predict_batch_end(
+    def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        prediction: pl.DataFrame,
+        batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        dataloader_idx: int,
     ) -> None:
-        """Keep the lists of a batch."""
-        self.batches.append(outputs)
+        """Write the lists of a batch."""
+        self._batches.append(self._folder / f"{batch_idx}.parquet")
+        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
+        self._users += len(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        rows = pl.concat(self.batches).cast({"scores": pl.List(pl.Float64)})
-        path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
-        with replacing(path) as temporary:
-            rows.write_parquet(temporary)
-        self.message = f"{counted(len(rows), 'user')} written to {path}"
+        """Make one file of them."""
+        with self._unfinished, replacing(self._path) as whole:
+            pl.scan_parquet(self._batches, glob=False).sink_parquet(whole)
+        self.message = f"{counted(self._users, 'user')} written to {self._path}"
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing half-written."""
+        self._unfinished.close()
 
 
 def is_partial(limit: float) -> bool:

@@ -1,19 +1,24 @@
-"""The training loss of all processes, and when it is asked for."""
+"""What a run has trained on: its loss over the targets of all processes, and what a step costs."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lrec.data.batching.train_batches import TrainBatch
+from lrec.model import cost
+from lrec.model.config import TransformerConfig
+from lrec.model.losses import Loss
+
 
 class LossSum:
-    """A training loss summed over targets; on its device, until somebody asks."""
+    """A training loss summed over this rank's targets; on its device, until somebody asks."""
 
-    def __init__(self) -> None:
-        self.loss_sum: Tensor | None = None
-        self.targets = 0
+    def __init__(self, loss_sum: Tensor | None = None, targets: int = 0) -> None:
+        self.loss_sum = loss_sum
+        self.targets = targets
 
     def add(self, loss_sum: Tensor, targets: int) -> None:
-        """Add the sum over so many targets of this rank."""
+        """Add the sum over so many more targets."""
         self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
         self.targets += targets
 
@@ -31,8 +36,19 @@ class LossSum:
         return loss_total / max(targets, 1)
 
 
+def step_flops(config: TransformerConfig, loss: Loss, batch: TrainBatch) -> int:
+    """FLOPs of the whole step, of all ranks, that a micro-batch is part of."""
+    head = loss.flops_per_target(config.n_items, config.width)
+    network = cost.training_flops(config, batch.step_targets, batch.step_pairs, head, batch.step_positions)
+    return network + cost.projection_flops(config)
+
+
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the optimizer steps after this micro-batch."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 def logs_now(trainer: Trainer, batch_idx: int) -> bool:
     """Whether Lightning writes what is logged at the end of this micro-batch: every log_every_n_steps steps."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-    return stepped and every > 0 and trainer.global_step % every == 0
+    return ends_step(trainer, batch_idx) and every > 0 and trainer.global_step % every == 0
