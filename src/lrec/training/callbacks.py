@@ -31,6 +31,8 @@ from lrec.training.strategies import precision_of
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
+# Users that are held at once while predict's lists become one file.
+ROW_GROUP = 1024
 
 
 class RunFiles(Callback):
@@ -256,7 +258,7 @@ class PredictionWriter(Announcer, BasePredictionWriter):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make one file of them."""
         with self._unfinished, replacing(self._path) as whole:
-            pl.scan_parquet(self._batches, glob=False).sink_parquet(whole)
+            pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
         self.message = f"{counted(self._users, 'user')} written to {self._path}"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -278,12 +280,9 @@ def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: fl
         for suffix, title in (("", "all items"), ("_unseen", "unseen items")):
             for name in ("HR", "NDCG", "MRR", "coverage", "popularity") if scorer == "model" else ("HR", "NDCG"):
                 values = [row[f"{name}@{k}{suffix}"] for k in KS]
-                lines.append(f"  {title if name == 'HR' else '':<12}  {name:<10}" + "".join(_cell(v) for v in values))
+                cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
+                lines.append(f"  {title if name == 'HR' else '':<12}  {name:<10}" + "".join(cells))
     return "\n".join(lines)
-
-
-def _cell(value: float) -> str:
-    return f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}"
 
 
 def _finite(value: float) -> float | None:

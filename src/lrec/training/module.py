@@ -5,10 +5,9 @@ Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list len
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 import torch
@@ -23,26 +22,15 @@ from lrec.checkpoint import format as checkpoints
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation.evaluator import Evaluator
 from lrec.evaluation.metrics import KS
 from lrec.model import parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig, chosen_size
-from lrec.model.item_vectors import (
-    NewItems,
-    Use,
-    initial_parameters,
-    read_item_vectors,
-    read_width,
-    refuse_other_vectors,
-)
+from lrec.model.item_vectors import Use, initial_parameters, read_item_vectors, read_width
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.sharded_table import Table, whole
-from lrec.model.transformer import Transformer
-from lrec.options.arguments import all_as_plain, remade
-from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.parser import made_of
 from lrec.ranking.best_items import TopItems
 from lrec.ranking.scoring import Scores, score, top_items
@@ -50,6 +38,7 @@ from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
 from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
+from lrec.training.stored_model import StoredModel
 from lrec.training.tally import LossSum, ends_step, logs_now, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
@@ -58,14 +47,12 @@ ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
 Result = TypeVar("Result")
 
 
-class SequentialRecommender(LightningModule):
+class SequentialRecommender(StoredModel):
     """A decoder-only transformer over item IDs, trained on every position of every window.
 
     Callbacks read: `config`, `D` (targets trained on), `flops` (spent on those), `train_loss`, `diverged`,
     `evaluations`.
     """
-
-    net: Transformer
 
     def __init__(
         self,
@@ -129,15 +116,9 @@ class SequentialRecommender(LightningModule):
             raise UserError("give model.warm_start or model.item_vectors, not both")
         self.item_vectors = None if item_vectors is None else Path(item_vectors)
         self.item_vectors_use = item_vectors_use
-        self._new_items: NewItems | None = None
-        self.D = 0
-        self.flops = 0
-        self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._counts_V: Tensor | None = None
-        self.diverged = False
         self._evaluator = Evaluator()
         self.train_loss = math.nan
-        self._since_evaluation = LossSum()
         self._since_logged = LossSum()
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
@@ -160,43 +141,6 @@ class SequentialRecommender(LightningModule):
         """The figures of the last evaluations, by stage and by stage/baseline: val, test, test/popularity ..."""
         return self._evaluator.figures
 
-    @property
-    def data(self) -> SequenceDataModule:
-        """The DataModule of the attached trainer."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, SequenceDataModule)
-        return datamodule
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, trust: bool = False, **changed: Any) -> Self:  # type: ignore[override]
-        """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
-
-        Args:
-            checkpoint_path: A file or a folder of shards.
-            trust: Import classes that the checkpoint names and that are not lrec's own.
-            changed: Arguments of the model that replace those it was made with.
-
-        Raises:
-            UserError: it is no checkpoint of such a model.
-        """
-        path = Path(checkpoint_path)
-        checkpoint = checkpoints.read(path, optimizer=False)
-        about, parameters, _, _, new_items = checkpoints.trained(checkpoint)
-        if about["model"] not in map(class_path, cls.__mro__):
-            raise UserError(f"{path} holds a {about['model']}, which its own load_from_checkpoint loads")
-        for name, kind in about["not_stored"].items():
-            if name not in changed:
-                raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
-        stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
-        check_trusted(stored, trust, path)
-        model = remade(cls, stored, changed)
-        model._trained, model.D, model.flops = about, about["D"], about["flops"]
-        shape = model.network_config(about["n_items"], about["max_len"])
-        model.config = replace(shape, event_types=about["event_types"])
-        checkpoints.refuse_another(about, model.config)
-        model.net, model._new_items = checkpoints.network(model.config, parameters, path), new_items
-        return model
-
     def forward(
         self,
         items_BL: Tensor,
@@ -204,16 +148,17 @@ class SequentialRecommender(LightningModule):
         times_BT: Tensor | None = None,
         events_BL: Tensor | None = None,
     ) -> Tensor:
-        """Scores (logits) of all items as the next one of each history, (B, V).
+        """Scores (logits) of every item of the catalogue as the next one of each history, (B, V).
 
         Args:
             items_BL: Catalogue indices of the histories' items, in time order, right-padded with any.
-            lengths_B: Items of each history, at least one; all of the row by default.
-            times_BT: See `Transformer.forward`, as for `events_BL`.
+            lengths_B: Items of each history, at least one; those of the whole row by default.
+            times_BT: Of networks with `architecture.time`, see `Transformer.forward`.
+            events_BL: Of networks with types of event, see there.
         """
         rows, longest = items_BL.shape
-        lengths_B = torch.full((rows,), longest, device=items_BL.device) if lengths_B is None else lengths_B
-        last_B = torch.arange(rows, device=items_BL.device) * longest + lengths_B - 1
+        last_B = torch.arange(rows, device=items_BL.device) * longest - 1
+        last_B += longest if lengths_B is None else lengths_B
 
         def head(hidden_BD: Tensor, table: Table) -> Tensor:
             return hidden_BD @ whole(table).T
@@ -246,9 +191,7 @@ class SequentialRecommender(LightningModule):
             vectors_VW, self._new_items = read_item_vectors(self.item_vectors).of_catalogue(self.item_ids)
             parallelize.fill(self.net, initial_parameters(self.net, vectors_VW, self.item_vectors_use, seed))
         elif self.warm_start is not None and self.trainer.state.fn == "fit":
-            started = begin_from(self.warm_start, self.net, self.item_ids, seed)
-            parallelize.fill(self.net, started.parameters)
-            rank_zero_only(print)(f"warm start from {self.warm_start}: {started}")
+            rank_zero_only(print)(begin_from(self.warm_start, self.net, self.item_ids, seed))
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -329,12 +272,14 @@ class SequentialRecommender(LightningModule):
         self._evaluator.begin("test", self.trainer, self.data, self.counts_V)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """Score the validation targets."""
-        self._evaluate(batch)
+        """Score the targets of validation or test."""
+        # One process on a CPU: each core computes rows of its own faster than all cores each small operation.
+        apart = isinstance(self.trainer.strategy, SingleDeviceStrategy) and not self.compile_blocks
+        parts = batch.parts(torch.get_num_threads()) if apart and cpu_threads.is_cpu(self.device) else [batch]
+        found = cpu_threads.mapped(self._scored, parts) if len(parts) > 1 else [self._scored(batch)]
+        self._evaluator.add(batch, Scores(*map(torch.cat, zip(*found, strict=True))))
 
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """Score the test targets."""
-        self._evaluate(batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""
@@ -361,57 +306,6 @@ class SequentialRecommender(LightningModule):
         lists = lists_of(self.item_ids, items_MK, scores_MK)
         return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_M), **lists})
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the run has spent and on what data, the items' raw ids, and what the model was made with."""
-        arguments, not_stored = all_as_plain(self.hparams)
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
-        checkpoint[checkpoints.ITEMS] = self._items_as_tensors
-        checkpoint["lrec"] = {
-            "D": self.D,
-            "flops": self.flops,
-            "data_hash": self.data.data_hash,
-            "columns": asdict(self.data.columns) if self.data.columns else None,
-            "min_rating": self.data.min_rating,
-            "repeats": self.data.repeats,
-            "event_names": self.data.store.event_types,
-            "diverged": self.diverged,
-            "train_loss": self._since_evaluation.totals(self),
-            "model": class_path(type(self)),
-            "not_stored": not_stored,
-            **self.config.to_dict(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network or other data."""
-        saved = checkpoint.get("lrec")
-        if saved is None:
-            raise UserError("the checkpoint was not written by lrec")
-        checkpoints.refuse_another(saved, self.config, self.data.data_hash)
-        path = self.trainer.ckpt_path or "the checkpoint"
-        if self.strict_loading:
-            mine = {name: parallelize.local(tensor) for name, tensor in self.state_dict().items()}
-            checkpoints.check_parameters(checkpoint["state_dict"], mine, path)
-            refuse_other_vectors(checkpoint["state_dict"], mine, path)
-        if self.trainer.predicting:
-            checkpoints.check_finite(checkpoint["state_dict"], path)
-        self.D, self.flops = saved["D"], saved["flops"]
-        if self.trainer.training:
-            made_with, _ = all_as_plain({"optimizer": self.optimizer})
-            checkpoints.refuse_another_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), made_with)
-            self.diverged = saved["diverged"]
-            loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
-            self._since_evaluation = LossSum(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
-        elif "current_model_state" in checkpoint:
-            # A callback that averages weights would go on from those of before: what is evaluated are the averages.
-            checkpoint["current_model_state"] = checkpoint["state_dict"]
-
-    def _evaluate(self, batch: EvalBatch) -> None:
-        # One process on a CPU: each core computes rows of its own faster than all cores each small operation.
-        apart = isinstance(self.trainer.strategy, SingleDeviceStrategy) and not self.compile_blocks
-        parts = batch.parts(torch.get_num_threads()) if apart and cpu_threads.is_cpu(self.device) else [batch]
-        found = cpu_threads.mapped(self._scored, parts) if len(parts) > 1 else [self._scored(batch)]
-        self._evaluator.add(batch, Scores(*map(torch.cat, zip(*found, strict=True))))
-
     def _scored(self, batch: EvalBatch) -> Scores:
         def head(hidden_MD: Tensor, table: Table) -> Scores:
             return score(hidden_MD, table, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
@@ -424,11 +318,6 @@ class SequentialRecommender(LightningModule):
             batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
         )
         return result
-
-    @cached_property
-    def _items_as_tensors(self) -> dict[str, Tensor]:
-        new = None if self.config.vector_width is None else self._new_items
-        return checkpoints.items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
     def _log_evaluation(self, stage: str) -> None:
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)

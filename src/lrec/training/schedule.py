@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lrec.training.monitor import mode_of
-from lrec.training.optim import AdamWThenSGD
+from lrec.training.optim import AdamWThenSGD, Switch
 
 # Steps of a schedule that has time alone for its limit: more than a run takes, so that time is what moves it.
 ENDLESS = 10**9
@@ -58,20 +58,17 @@ class OptimizerSwitch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Switch before the first micro-batch of the step at which it is due."""
-        optimizer = _switching(trainer)
-        if optimizer.switch is None or optimizer.due is None or optimizer.sgd_from is not None:
-            return
-        done = trainer.global_step if optimizer.switch.at is not None else _scheduled(trainer)
-        if done >= optimizer.due:
+        optimizer, switch = _switching(trainer)
+        done = _scheduled(trainer) if switch.at is None else trainer.global_step
+        if optimizer.sgd_from is None and done >= optimizer.due:
             optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch after as many evaluations without improvement as patience says."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        optimizer = _switching(trainer)
-        switch = optimizer.switch
-        if switch is None or switch.at is not None or optimizer.sgd_from is not None:
+        optimizer, switch = _switching(trainer)
+        if switch.at is not None or optimizer.sgd_from is not None:
             return
         loss = float(trainer.callback_metrics["val/loss"])
         if loss < self.best - switch.min_improvement:
@@ -134,8 +131,7 @@ def _awaits_sgd(trainer: Trainer) -> bool:
     if trainer.state.fn != TrainerFn.FITTING:
         return False
     (optimizer,) = trainer.optimizers
-    switches = isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None
-    return switches and phase(trainer) == "adamw"
+    return isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None and phase(trainer) == "adamw"
 
 
 def phase(trainer: Trainer) -> str:
@@ -153,7 +149,8 @@ def _scheduled(trainer: Trainer) -> int:
     return position
 
 
-def _switching(trainer: Trainer) -> AdamWThenSGD:
+def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, Switch]:
     (optimizer,) = trainer.optimizers
     assert isinstance(optimizer, AdamWThenSGD)
-    return optimizer
+    assert optimizer.switch is not None
+    return optimizer, optimizer.switch

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -65,16 +65,6 @@ class Rate:
         )
 
 
-class _Counts(NamedTuple):
-    """What has been trained: targets and FLOPs of all ranks, positions of this one, of which some are real; seconds."""
-
-    D: int
-    flops: int
-    positions: int
-    real: int
-    seconds: float
-
-
 class Throughput(Announcer):
     """Log perf/ every `log_every_n_steps`, and write RUN/throughput.json and a line at the end of fit.
 
@@ -95,7 +85,7 @@ class Throughput(Announcer):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: evaluation is not training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._spent_s = self._counts(pl_module).seconds
+            self._spent_s = self._counts(pl_module)[-1]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start it again."""
@@ -118,28 +108,26 @@ class Throughput(Announcer):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the whole fit."""
         rate = self._rate(self._at_start, self._counts(pl_module), trainer)
-        self._report(trainer, rate)
+        if trainer.is_global_zero:
+            self.message = rate.line()
+            write_json(Path(trainer.default_root_dir) / "throughput.json", asdict(rate))
 
-    @rank_zero_only
-    def _report(self, trainer: Trainer, rate: Rate) -> None:
-        self.message = rate.line()
-        write_json(Path(trainer.default_root_dir) / "throughput.json", asdict(rate))
-
-    def _counts(self, pl_module: LightningModule) -> _Counts:
+    def _counts(self, pl_module: LightningModule) -> tuple[float, ...]:
+        """Targets and FLOPs of all ranks, positions of this one, how many of them are real, and seconds, so far."""
         _synchronize(pl_module.device)
         model, seconds = recommender(pl_module), self._spent_s + time.perf_counter() - self._since
-        return _Counts(model.D, model.flops, self._positions, self._real, seconds)
+        return model.D, model.flops, self._positions, self._real, seconds
 
-    def _rate(self, before: _Counts, after: _Counts, trainer: Trainer) -> Rate:
-        D, flops, positions, real, seconds = (now - then for now, then in zip(after, before, strict=True))
-        device = trainer.strategy.root_device
+    def _rate(self, before: tuple[float, ...], after: tuple[float, ...], trainer: Trainer) -> Rate:
+        targets, flops, positions, real, seconds = (now - then for now, then in zip(after, before, strict=True))
+        device, flops_per_s = trainer.strategy.root_device, flops / seconds
         nominal = nominal_peak(device)
         return Rate(
-            targets_per_s=D / seconds,
+            targets_per_s=targets / seconds,
             real_share=real / max(positions, 1),
-            flops_per_s=flops / seconds,
-            mfu=flops / seconds / (self._peak_flops_per_s * trainer.world_size),
-            mfu_nominal=flops / seconds / (nominal * trainer.world_size) if nominal else None,
+            flops_per_s=flops_per_s,
+            mfu=flops_per_s / (self._peak_flops_per_s * trainer.world_size),
+            mfu_nominal=flops_per_s / (nominal * trainer.world_size) if nominal else None,
             peak_flops_per_s=self._peak_flops_per_s,
             products=self._products,
             memory_gib=peak_memory_gib(device),
