@@ -191,7 +191,9 @@ class SequentialRecommender(StoredModel):
             vectors_VW, self._new_items = read_item_vectors(self.item_vectors).of_catalogue(self.item_ids)
             parallelize.fill(self.net, initial_parameters(self.net, vectors_VW, self.item_vectors_use, seed))
         elif self.warm_start is not None and self.trainer.state.fn == "fit":
-            rank_zero_only(print)(begin_from(self.warm_start, self.net, self.item_ids, seed))
+            rank_zero_only(print)(
+                begin_from(self.warm_start, self.net, self.item_ids, self.data.store.event_types, seed)
+            )
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -17,7 +17,7 @@ from lrec.serving.export import read, shape_of
 from lrec.serving.recommender import Model
 
 
-def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, seed: int) -> str:
+def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_names: list[str], seed: int) -> str:
     """Give `net` the parameters of a trained network of the same shape; says what became of the items.
 
     An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
@@ -29,6 +29,7 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, seed: int
         path: A run's folder, one of its checkpoints, or what lrec export wrote.
         net: The new network, sharded or not.
         raw_ids: Raw id of each item of its catalogue.
+        event_names: Its types of event, in their order.
         seed: Seed of its initial values.
 
     Raises:
@@ -42,6 +43,9 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, seed: int
             raise UserError(
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
             )
+    if event_names and stored.about["event_names"] != event_names:
+        known, given = (", ".join(names) for names in (stored.about["event_names"], event_names))
+        raise UserError(f"model.warm_start {path} knows the types of event {known}, the data have {given}")
     # It names the classes that the config names, and no others.
     old = Model(network(shape, stored.parameters, Path(path)), stored.item_ids, stored.about)
     table_VD = old.net.items.weight.detach().float()
