@@ -39,7 +39,7 @@ from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
 from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
 from lrec.training.stored_model import StoredModel
-from lrec.training.tally import LossSum, ends_step, logs_now, step_flops
+from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
 
@@ -165,6 +165,11 @@ class SequentialRecommender(StoredModel):
 
         scores_BV: Tensor = self.net(items_BL, head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL)
         return scores_BV
+
+    def setup(self, stage: str) -> None:
+        """Settle where an epoch ends."""
+        if stage == "fit":
+            end_with_a_step(self.trainer, self.data.steps_per_epoch)
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""

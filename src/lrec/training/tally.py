@@ -1,7 +1,8 @@
-"""What a run has trained on: its loss over the targets of all processes, and what a step costs."""
+"""What a run has trained on: its loss over the targets of all processes, what a step costs, and where steps end."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from lrec.data.batching.train_batches import TrainBatch
@@ -46,6 +47,19 @@ def step_flops(config: TransformerConfig, loss: Loss, batch: TrainBatch) -> int:
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the optimizer steps after this micro-batch."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
+    """Round a limit of an epoch's batches up to whole steps, of which a whole epoch has so many: Lightning would take a
+    last step of fewer micro-batches, whose targets nobody has counted."""
+    every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    batches = limit if isinstance(limit, int) else int(limit * n_steps * every)
+    if batches % every:
+        trainer.limit_train_batches = batches + every - batches % every
+        rank_zero_only(print)(
+            f"--trainer.limit_train_batches {limit}: {trainer.limit_train_batches}, so that the epoch ends with a step "
+            f"(--trainer.accumulate_grad_batches {every})"
+        )
 
 
 def logs_now(trainer: Trainer, batch_idx: int) -> bool:
