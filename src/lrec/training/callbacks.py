@@ -84,7 +84,43 @@ class ScalingPoints(Callback):
         """Add a point, except from the sanity check and from `lrec validate`."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self._add_point(trainer, pl_module)
+        model = recommender(pl_module)
+        data, config = model.data, model.config
+        self.points.append(
+            Point(
+                study=self.study,
+                run=self.run or _run(trainer).name,
+                size=model.size,
+                n_layers=config.layers,
+                d_model=config.width,
+                n_heads=config.heads,
+                N_body=cost.n_body(config),
+                N_head=cost.n_head(config),
+                N_total=cost.n_total(config),
+                D=model.D,
+                U=data.U,
+                epochs=model.D / data.U,
+                flops=model.flops,
+                step=trainer.global_step,
+                train_loss=_finite(model.train_loss),
+                val_loss=_finite(model.evaluations["val"]["loss"]),
+                metrics=_prefixed("val", model),
+                selected_on=_selected_on(trainer),
+                lr_phase=phase(trainer),
+                status="diverged" if model.diverged else "running",
+                seed=data.seed,
+                precision=precision_of(trainer),
+                world_size=trainer.world_size,
+                wall_s=round(self._wall_s(), 3),
+                floor=data.floor,
+                data_hash=data.data_hash,
+                config_hash=_run(trainer).config_hash,
+                commit=_commit(),
+            )
+        )
+        shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
+        _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
+        self._write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the run's status."""
@@ -121,45 +157,6 @@ class ScalingPoints(Callback):
 
     def _wall_s(self) -> float:
         return self.spent_s + time.monotonic() - self.started
-
-    def _add_point(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model, data = recommender(pl_module), recommender(pl_module).data
-        config = model.config
-        self.points.append(
-            Point(
-                study=self.study,
-                run=self.run or _run(trainer).name,
-                size=model.size,
-                n_layers=config.layers,
-                d_model=config.width,
-                n_heads=config.heads,
-                N_body=cost.n_body(config),
-                N_head=cost.n_head(config),
-                N_total=cost.n_total(config),
-                D=model.D,
-                U=data.U,
-                epochs=model.D / data.U,
-                flops=model.flops,
-                step=trainer.global_step,
-                train_loss=_finite(model.train_loss),
-                val_loss=_finite(model.evaluations["val"]["loss"]),
-                metrics=_prefixed("val", model),
-                selected_on=_selected_on(trainer),
-                lr_phase=phase(trainer),
-                status="diverged" if model.diverged else "running",
-                seed=data.seed,
-                precision=precision_of(trainer),
-                world_size=trainer.world_size,
-                wall_s=round(self._wall_s(), 3),
-                floor=data.floor,
-                data_hash=data.data_hash,
-                config_hash=_run(trainer).config_hash,
-                commit=_commit(),
-            )
-        )
-        shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
-        _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
-        self._write(trainer)
 
     @rank_zero_only
     def _write(self, trainer: Trainer) -> None:
