@@ -216,10 +216,8 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(UserError, match="no such checkpoint"):
         SequentialRecommender.load_from_checkpoint(tmp_path / "nowhere.ckpt")
     before = torch.load(trained[0], weights_only=True)
-    del before["lrec"]["model"], before["lrec_items"]
+    del before["lrec_items"]
     torch.save(before, tmp_path / "before.ckpt")
-    with pytest.raises(UserError, match="of an earlier version"):
-        SequentialRecommender.load_from_checkpoint(tmp_path / "before.ckpt")
     with pytest.raises(UserError, match="not a checkpoint that lrec wrote, or a damaged one"):
         lrec.load(tmp_path / "before.ckpt")
 

@@ -46,6 +46,25 @@ def test_one_batch_is_one_batch_and_is_said(run: Path, lrec: Callable[..., str])
     assert all_of_them[1] == whole[1]
 
 
+@pytest.mark.parametrize(("limit", "steps"), [("5", 3), ("0.4", 2), ("4", 2)])
+def test_a_limited_epoch_ends_with_a_step(
+    limit: str, steps: int, run: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    def fit(name: str, *options: str) -> tuple[str, dict[str, object]]:
+        folders = [f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / name}"]
+        printed = lrec("fit", *QUICK, *folders, *options)
+        (point,) = (json.loads(line) for line in (tmp_path / name / "points.jsonl").read_text().splitlines())
+        return printed, point
+
+    printed, limited = fit("limited", f"--trainer.limit_train_batches={limit}", "--trainer.accumulate_grad_batches=2")
+    _, whole = fit("whole", f"--trainer.limit_train_batches={steps}")
+    for name in ("step", "D", "flops", "best"):
+        assert limited[name] == whole[name]
+    assert limited["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-5)
+    assert (limited["step"], limited["best"]) == (steps, True)
+    assert ("so that the epoch ends with a step" in printed) == (limit != "4")
+
+
 def test_a_trial_leaves_nothing(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
     fit = ["fit", *QUICK, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     printed = lrec(*fit, "--trainer.fast_dev_run=true", "--trainer.limit_val_batches=1")

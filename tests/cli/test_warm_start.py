@@ -100,6 +100,23 @@ def test_another_shape_is_refused(early: Path, refused: Callable[..., str]) -> N
     assert "has width 16, the config 32" in refused(*options)
 
 
+def test_other_types_of_event_are_refused(
+    tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    for name, kinds in (("old", ("buy", "view")), ("new", ("add", "view"))):
+        lines = [
+            "user,item,time,kind",
+            *(f"u{u},i{(u + s) % 7},{s},{kinds[(u + s) % 2]}" for u in range(30) for s in range(8)),
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    options = {"data__event_column": "kind", "trainer__max_epochs": 1}
+    lrec(*arguments(tmp_path / "old.csv", tmp_path / "old", **options))
+    options["model__warm_start"] = tmp_path / "old"
+    error = refused(*arguments(tmp_path / "new.csv", tmp_path / "new", **options))
+    assert "knows the types of event buy, view, the data have add, view" in error
+    assert "0 are new" in lrec(*arguments(tmp_path / "old.csv", tmp_path / "again", **options))
+
+
 def test_the_projector_shows_the_items_and_the_table_the_run(early: Path) -> None:
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer

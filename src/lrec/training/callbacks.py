@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -12,10 +13,11 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrec.common.files import replacing
+from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted
 from lrec.evaluation.baselines import BASELINES
 from lrec.evaluation.metrics import KS
@@ -24,11 +26,13 @@ from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
 from lrec.training.module import SequentialRecommender, recommender
-from lrec.training.optimizer_switch import phase
+from lrec.training.schedule import phase
 from lrec.training.strategies import precision_of
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
+# Users that are held at once while predict's lists become one file.
+ROW_GROUP = 1024
 
 
 class RunFiles(Callback):
@@ -82,7 +86,43 @@ class ScalingPoints(Callback):
         """Add a point, except from the sanity check and from `lrec validate`."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self._add_point(trainer, pl_module)
+        model = recommender(pl_module)
+        data, config = model.data, model.config
+        self.points.append(
+            Point(
+                study=self.study,
+                run=self.run or _run(trainer).name,
+                size=model.size,
+                n_layers=config.layers,
+                d_model=config.width,
+                n_heads=config.heads,
+                N_body=cost.n_body(config),
+                N_head=cost.n_head(config),
+                N_total=cost.n_total(config),
+                D=model.D,
+                U=data.U,
+                epochs=model.D / data.U,
+                flops=model.flops,
+                step=trainer.global_step,
+                train_loss=_finite(model.train_loss),
+                val_loss=_finite(model.evaluations["val"]["loss"]),
+                metrics=_prefixed("val", model),
+                selected_on=_selected_on(trainer),
+                lr_phase=phase(trainer),
+                status="diverged" if model.diverged else "running",
+                seed=data.seed,
+                precision=precision_of(trainer),
+                world_size=trainer.world_size,
+                wall_s=round(self._wall_s(), 3),
+                floor=data.floor,
+                data_hash=data.data_hash,
+                config_hash=_run(trainer).config_hash,
+                commit=_commit(),
+            )
+        )
+        shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
+        _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
+        self._write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the run's status."""
@@ -119,45 +159,6 @@ class ScalingPoints(Callback):
 
     def _wall_s(self) -> float:
         return self.spent_s + time.monotonic() - self.started
-
-    def _add_point(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model, data = recommender(pl_module), recommender(pl_module).data
-        config = model.config
-        self.points.append(
-            Point(
-                study=self.study,
-                run=self.run or _run(trainer).name,
-                size=model.size,
-                n_layers=config.layers,
-                d_model=config.width,
-                n_heads=config.heads,
-                N_body=cost.n_body(config),
-                N_head=cost.n_head(config),
-                N_total=cost.n_total(config),
-                D=model.D,
-                U=data.U,
-                epochs=model.D / data.U,
-                flops=model.flops,
-                step=trainer.global_step,
-                train_loss=_finite(model.train_loss),
-                val_loss=_finite(model.evaluations["val"]["loss"]),
-                metrics=_prefixed("val", model),
-                selected_on=_selected_on(trainer),
-                lr_phase=phase(trainer),
-                status="diverged" if model.diverged else "running",
-                seed=data.seed,
-                precision=precision_of(trainer),
-                world_size=trainer.world_size,
-                wall_s=round(self._wall_s(), 3),
-                floor=data.floor,
-                data_hash=data.data_hash,
-                config_hash=_run(trainer).config_hash,
-                commit=_commit(),
-            )
-        )
-        shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
-        _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
-        self._write(trainer)
 
     @rank_zero_only
     def _write(self, trainer: Trainer) -> None:
@@ -219,35 +220,49 @@ class EvaluationReport(Announcer):
         )
 
 
-class PredictionWriter(Announcer):
+class PredictionWriter(Announcer, BasePredictionWriter):
     """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
-    With several ranks each writes its own users, to predictions.RANK.parquet.
+    With several ranks each writes its own users, to predictions.RANK.parquet. Each batch goes to disk at once.
     """
+
+    def __init__(self) -> None:
+        """No options."""
+        super().__init__("batch")
+        self._unfinished = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with nothing."""
-        self.batches: list[pl.DataFrame] = []
+        self._path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
+        self._batches: list[Path] = []
+        self._users = 0
+        self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
+        self._folder.mkdir()
 
-    def on_predict_batch_end(
+    def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        prediction: pl.DataFrame,
+        batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        dataloader_idx: int,
     ) -> None:
-        """Keep the lists of a batch."""
-        self.batches.append(outputs)
+        """Write the lists of a batch."""
+        self._batches.append(self._folder / f"{batch_idx}.parquet")
+        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
+        self._users += len(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        rows = pl.concat(self.batches).cast({"scores": pl.List(pl.Float64)})
-        path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
-        with replacing(path) as temporary:
-            rows.write_parquet(temporary)
-        self.message = f"{counted(len(rows), 'user')} written to {path}"
+        """Make one file of them."""
+        with self._unfinished, replacing(self._path) as whole:
+            pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
+        self.message = f"{counted(self._users, 'user')} written to {self._path}"
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing half-written."""
+        self._unfinished.close()
 
 
 def is_partial(limit: float) -> bool:
@@ -264,12 +279,9 @@ def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: fl
         for suffix, title in (("", "all items"), ("_unseen", "unseen items")):
             for name in ("HR", "NDCG", "MRR", "coverage", "popularity") if scorer == "model" else ("HR", "NDCG"):
                 values = [row[f"{name}@{k}{suffix}"] for k in KS]
-                lines.append(f"  {title if name == 'HR' else '':<12}  {name:<10}" + "".join(_cell(v) for v in values))
+                cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
+                lines.append(f"  {title if name == 'HR' else '':<12}  {name:<10}" + "".join(cells))
     return "\n".join(lines)
-
-
-def _cell(value: float) -> str:
-    return f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}"
 
 
 def _finite(value: float) -> float | None:

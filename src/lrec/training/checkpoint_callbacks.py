@@ -17,8 +17,8 @@ from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError
 from lrec.run import LAST, Run
 from lrec.training.monitor import mode_of
+from lrec.training.schedule import time_is_over
 from lrec.training.strategies import saver_of
-from lrec.training.time_limit import time_is_over
 
 
 class BestAndLast(ModelCheckpoint):

@@ -33,8 +33,8 @@ from lrec.training.lightning_options import as_list, check_options, warnings_of
 from lrec.training.lightning_parser import LightningParser, add_trainer
 from lrec.training.module import SequentialRecommender
 from lrec.training.monitor import check_monitored, mode_of
-from lrec.training.optimizer_switch import StopAfterSwitch
 from lrec.training.precision import AUTO, decided
+from lrec.training.schedule import StopAfterSwitch
 from lrec.training.strategies import FSDP2, CheckpointFiles
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
@@ -50,6 +50,7 @@ _NOT_FOR_USERS = (
     r"It is recommended to use `self.log",
     r"Checkpoint directory .* exists and is not empty",
     r".*WeightAveraging callback, but loading a checkpoint outside",
+    r"Couldn't infer the batch indices",
     r".*WeightAveraging callback with a model that overrides",
 )
 

@@ -3,81 +3,59 @@
 Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list length.
 """
 
-import gc
-import hashlib
 import math
-from dataclasses import asdict, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import polars as pl
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrec.checkpoint.format import ITEMS
-from lrec.checkpoint.reading import read
 from lrec.checkpoint.trained import (
-    build_network,
-    check_finite,
-    check_parameters,
-    items_as_tensors,
     refuse_other_network,
-    refuse_other_optimizer,
-    trained_in,
 )
 from lrec.common import cpu_threads
-from lrec.common.hardware import keep_freed_memory
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation.evaluator import Evaluator
 from lrec.evaluation.metrics import KS
-from lrec.model import cost, parallelize
+from lrec.model import parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig
-from lrec.model.item_vectors import (
-    NewItems,
-    Use,
-    initial_parameters,
-    read_item_vectors,
-    read_width,
-    refuse_other_vectors,
-)
+from lrec.model.item_vectors import Use, initial_parameters, read_item_vectors, read_width
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
-from lrec.model.sharded_table import Table, local_rows, whole
-from lrec.model.transformer import Transformer
-from lrec.options.class_paths import check_trusted, class_path
-from lrec.options.objects import all_as_plain, from_config, from_plain
+from lrec.model.sharded_table import Table, whole
+from lrec.options.objects import from_config
 from lrec.ranking.best_items import TopItems
 from lrec.ranking.scoring import Scores, score, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
-from lrec.training.optimizer_switch import OptimizerSwitch
-from lrec.training.time_limit import schedule_position, schedule_steps
+from lrec.training.process import ProcessSetup
+from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
+from lrec.training.stored_model import StoredModel
+from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
-from lrec.training.train_loss import LossSum, logs_now
 from lrec.training.warm_start import begin_from
 
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
+Result = TypeVar("Result")
 
 
-class SequentialRecommender(LightningModule):
+class SequentialRecommender(StoredModel):
     """A decoder-only transformer over item IDs, trained on every position of every window.
 
     Callbacks read: `config`, `D` (targets trained on), `flops` (spent on those), `train_loss`, `diverged`,
     `evaluations`.
     """
-
-    net: Transformer
 
     def __init__(
         self,
@@ -141,15 +119,9 @@ class SequentialRecommender(LightningModule):
             raise UserError("give model.warm_start or model.item_vectors, not both")
         self.item_vectors = None if item_vectors is None else Path(item_vectors)
         self.item_vectors_use = item_vectors_use
-        self._new_items: NewItems | None = None
-        self.D = 0
-        self.flops = 0
-        self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._counts_V: Tensor | None = None
-        self.diverged = False
         self._evaluator = Evaluator()
         self.train_loss = math.nan
-        self._since_evaluation = LossSum()
         self._since_logged = LossSum()
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
@@ -172,57 +144,35 @@ class SequentialRecommender(LightningModule):
         """The figures of the last evaluations, by stage and by stage/baseline: val, test, test/popularity ..."""
         return self._evaluator.figures
 
-    @property
-    def data(self) -> SequenceDataModule:
-        """The DataModule of the attached trainer."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, SequenceDataModule)
-        return datamodule
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, trust: bool = False, **changed: Any) -> Self:  # type: ignore[override]
-        """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
+    def forward(
+        self,
+        items_BL: Tensor,
+        lengths_B: Tensor | None = None,
+        times_BT: Tensor | None = None,
+        events_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Scores (logits) of every item of the catalogue as the next one of each history, (B, V).
 
         Args:
-            checkpoint_path: A file or a folder of shards.
-            trust: Import classes that the checkpoint names and that are not lrec's own.
-            changed: Arguments of the model that replace those it was made with.
-
-        Raises:
-            UserError: it is no checkpoint of such a model.
+            items_BL: Catalogue indices of the histories' items, in time order, right-padded with any.
+            lengths_B: Items of each history, at least one; those of the whole row by default.
+            times_BT: Of networks with `architecture.time`, see `Transformer.forward`.
+            events_BL: Of networks with types of event, see there.
         """
-        path = Path(checkpoint_path)
-        checkpoint = read(path, optimizer=False)
-        about, parameters, _, _, new_items = trained_in(checkpoint)
-        if about["model"] not in map(class_path, cls.__mro__):
-            raise UserError(f"{path} holds a {about['model']}, which its own load_from_checkpoint loads")
-        for name, kind in about["not_stored"].items():
-            if name not in changed:
-                raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
-        stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
-        check_trusted(stored, trust, path)
-        model = from_plain(cls, stored, changed)
-        model._trained, model.D, model.flops = about, about["D"], about["flops"]
-        shape = model.network_config(about["n_items"], about["max_len"])
-        model.config = replace(shape, event_types=about.get("event_types", 0))
-        refuse_other_network(about, model.config)
-        model.net, model._new_items = build_network(model.config, parameters, path), new_items
-        return model
+        rows, longest = items_BL.shape
+        last_B = torch.arange(rows, device=items_BL.device) * longest - 1
+        last_B += longest if lengths_B is None else lengths_B
+
+        def head(hidden_BD: Tensor, table: Table) -> Tensor:
+            return hidden_BD @ whole(table).T
+
+        scores_BV: Tensor = self.net(items_BL, head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL)
+        return scores_BV
 
     def setup(self, stage: str) -> None:
-        """Let batches on a CPU have the memory that those before have freed. Leave weights that a callback averages to
-        training: a checkpoint that is evaluated holds the averages, in place of which the callback would put what it
-        averaged."""
-        gc.freeze()  # what is imported by now: to go through it takes two thirds of the time of logging an evaluation
-        if cpu_threads.is_cpu(self.trainer.strategy.root_device):
-            keep_freed_memory()
-        for callback in self.trainer.callbacks if stage != "fit" else []:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):
-                callback._average_model = None
-
-    def teardown(self, stage: str) -> None:
-        """Let Python's garbage collection go through everything again."""
-        gc.unfreeze()
+        """Settle where an epoch ends."""
+        if stage == "fit":
+            end_with_a_step(self.trainer, self.data.steps_per_epoch)
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
@@ -249,9 +199,9 @@ class SequentialRecommender(LightningModule):
             vectors_VW, self._new_items = read_item_vectors(self.item_vectors).of_catalogue(self.item_ids)
             parallelize.fill(self.net, initial_parameters(self.net, vectors_VW, self.item_vectors_use, seed))
         elif self.warm_start is not None and self.trainer.state.fn == "fit":
-            started = begin_from(self.warm_start, self.net, self.item_ids, seed)
-            parallelize.fill(self.net, started.parameters)
-            rank_zero_only(print)(f"warm start from {self.warm_start}: {started}")
+            rank_zero_only(print)(
+                begin_from(self.warm_start, self.net, self.item_ids, self.data.store.event_types, seed)
+            )
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -281,42 +231,35 @@ class SequentialRecommender(LightningModule):
         super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What makes the optimizer's switch, where there is one."""
-        return [OptimizerSwitch()] if isinstance(self.optimizer, Optimizer) and self.optimizer.switch else []
+        """What sets the process up, and what makes the optimizer's switch, where there is one."""
+        switches = isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None
+        return [ProcessSetup(), *([OptimizerSwitch()] if switches else [])]
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
-        """Seed dropout from (seed, micro-step, rank), so that a resumed run drops what the undisturbed one would; free
-        the last step's gradients, which Lightning would keep until those of this step are made."""
+        """Free the last step's gradients, which Lightning would keep until those of this step are made."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
-        micro_step = self.trainer.fit_loop.total_batch_idx
-        key = f"{self.data.seed}/{micro_step}/{self.global_rank}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-        # torch.manual_seed would seed every kind of device, and keep a stack trace for each that is not in use.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the mean loss over the global step's targets."""
-
-        def head(hidden_BLD: Tensor, table_VD: Table) -> Tensor:
-            if not self.loss.in_shards:
-                table_VD = whole(table_VD)
-            return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M, self.counts_V)
-
-        loss_sum: Tensor = self.net(batch.items_BL, head, times_BT=batch.times_BT, events_BL=batch.events_BL)
-        for kept in (self._since_evaluation, self._since_logged):
-            kept.add(loss_sum.detach(), len(batch.targets_M))
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            head_flops = self.loss.flops_per_target(self.config.n_items, self.config.width)
+        loss_sum = self.loss_sum(batch)
+        self._since_evaluation.add(loss_sum.detach(), len(batch.targets_M))
+        self._since_logged.add(loss_sum.detach(), len(batch.targets_M))
+        if ends_step(self.trainer, batch_idx):
             self.D += batch.step_targets
-            self.flops += cost.training_flops(
-                self.config, batch.step_targets, batch.step_pairs, head_flops, batch.step_positions
-            )
-            self.flops += cost.projection_flops(self.config)
+            self.flops += step_flops(self.config, self.loss, batch)
         # Ranks average gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
         return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / max(batch.step_targets, 1))
+
+    def loss_sum(self, batch: TrainBatch) -> Tensor:
+        """The training loss, summed over this micro-batch's targets."""
+
+        def head(hidden_BLD: Tensor, table: Table) -> Tensor:
+            table = table if self.loss.in_shards else whole(table)
+            return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, batch.targets_M, self.counts_V)
+
+        loss_sum: Tensor = self.net(batch.items_BL, head, times_BT=batch.times_BT, events_BL=batch.events_BL)
+        return loss_sum
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
         """Log the mean training loss over all targets since it was last logged and the next step's learning rate, the
@@ -326,7 +269,7 @@ class SequentialRecommender(LightningModule):
             train_loss = self._since_logged.mean(self)
             self.log("train/loss", train_loss, prog_bar=True)
             self.log("train/lr", max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups))
-            self._stop_if_diverged(torch.tensor(train_loss, device=self.device))
+            self._stop_if_diverged(train_loss)
 
     def on_validation_start(self) -> None:
         """Begin an evaluation, and close the mean training loss since the last one."""
@@ -339,17 +282,19 @@ class SequentialRecommender(LightningModule):
         self._evaluator.begin("test", self.trainer, self.data, self.counts_V)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """Score the validation targets."""
-        self._evaluate(batch)
+        """Score the targets of validation or test."""
+        # One process on a CPU: each core computes rows of its own faster than all cores each small operation.
+        apart = isinstance(self.trainer.strategy, SingleDeviceStrategy) and not self.compile_blocks
+        parts = batch.parts(torch.get_num_threads()) if apart and cpu_threads.is_cpu(self.device) else [batch]
+        found = cpu_threads.mapped(self._scored, parts) if len(parts) > 1 else [self._scored(batch)]
+        self._evaluator.add(batch, Scores(*map(torch.cat, zip(*found, strict=True))))
 
-    def test_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """Score the test targets."""
-        self._evaluate(batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation figures."""
         self._log_evaluation("val")
-        self._stop_if_diverged(torch.tensor(self.evaluations["val"]["loss"], device=self.device))
+        self._stop_if_diverged(self.evaluations["val"]["loss"])
 
     def on_test_epoch_end(self) -> None:
         """Log the test figures."""
@@ -360,12 +305,10 @@ class SequentialRecommender(LightningModule):
         (logits)."""
         seen = slice(None if self.exclude_seen else 0)
 
-        def head(hidden_MD: Tensor, table_VD: Table) -> TopItems:
-            return top_items(hidden_MD, table_VD, batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
+        def head(hidden_MD: Tensor, table: Table) -> TopItems:
+            return top_items(hidden_MD, table, batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
 
-        best: TopItems = self.net(
-            batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
-        )
+        best = self._at_targets(batch, head)
         real_M = batch.weights_M > 0  # not the filler rows of a batch
         users_M, items_MK, scores_MK = (
             part[real_M].cpu().numpy() for part in (batch.users_M, best.items_BK, best.scores_BK)
@@ -373,68 +316,18 @@ class SequentialRecommender(LightningModule):
         lists = lists_of(self.item_ids, items_MK, scores_MK)
         return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_M), **lists})
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the run has spent and on what data, the items' raw ids, and what the model was made with."""
-        arguments, not_stored = all_as_plain(self.hparams)
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
-        checkpoint[ITEMS] = self._items_as_tensors
-        checkpoint["lrec"] = {
-            "D": self.D,
-            "flops": self.flops,
-            "data_hash": self.data.data_hash,
-            "columns": asdict(self.data.columns) if self.data.columns else None,
-            "min_rating": self.data.min_rating,
-            "repeats": self.data.repeats,
-            "event_names": self.data.store.event_types,
-            "diverged": self.diverged,
-            "train_loss": self._since_evaluation.totals(self),
-            "model": class_path(type(self)),
-            "not_stored": not_stored,
-            **self.config.to_dict(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network or other data."""
-        saved = checkpoint.get("lrec")
-        if saved is None:
-            raise UserError("the checkpoint was not written by lrec")
-        refuse_other_network(saved, self.config, self.data.data_hash)
-        path = self.trainer.ckpt_path or "the checkpoint"
-        if self.strict_loading:
-            mine = {name: local_rows(tensor) for name, tensor in self.state_dict().items()}
-            check_parameters(checkpoint["state_dict"], mine, path)
-            refuse_other_vectors(checkpoint["state_dict"], mine, path)
-        if self.trainer.predicting:
-            check_finite(checkpoint["state_dict"], path)
-        self.D, self.flops = saved["D"], saved["flops"]
-        if self.trainer.training:
-            made_with, _ = all_as_plain({"optimizer": self.optimizer})
-            refuse_other_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), made_with)
-            self.diverged = saved["diverged"]
-            loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
-            self._since_evaluation = LossSum()
-            self._since_evaluation.add(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
-
-    def _evaluate(self, batch: EvalBatch) -> None:
-        # One process on a CPU: each core computes rows of its own faster than all cores each small operation.
-        apart = isinstance(self.trainer.strategy, SingleDeviceStrategy) and not self.compile_blocks
-        parts = batch.parts(torch.get_num_threads()) if apart and cpu_threads.is_cpu(self.device) else [batch]
-        found = cpu_threads.mapped(self._scored, parts) if len(parts) > 1 else [self._scored(batch)]
-        self._evaluator.add(batch, Scores(*map(torch.cat, zip(*found, strict=True))))
-
     def _scored(self, batch: EvalBatch) -> Scores:
-        def head(hidden_MD: Tensor, table_VD: Table) -> Scores:
-            return score(hidden_MD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
+        def head(hidden_MD: Tensor, table: Table) -> Scores:
+            return score(hidden_MD, table, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
 
-        scores: Scores = self.net(
+        return self._at_targets(batch, head)
+
+    def _at_targets(self, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
+        """`head` of the hidden states before the batch's targets, and of the item table."""
+        result: Result = self.net(
             batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
         )
-        return scores
-
-    @cached_property
-    def _items_as_tensors(self) -> dict[str, Tensor]:
-        new = None if self.config.vector_width is None else self._new_items
-        return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
+        return result
 
     def _log_evaluation(self, stage: str) -> None:
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
@@ -443,9 +336,8 @@ class SequentialRecommender(LightningModule):
             some = {name: value for name, value in named.items() if (name in ON_PROGRESS_BAR) == on_bar}
             self.log_dict(some, prog_bar=on_bar, rank_zero_only=False, sync_dist=False)
 
-    def _stop_if_diverged(self, loss: Tensor) -> None:
-        finite = bool(torch.isfinite(loss).item())
-        if not self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+    def _stop_if_diverged(self, loss: float) -> None:
+        if not self.trainer.strategy.reduce_boolean_decision(math.isfinite(loss), all=True):
             self.diverged = True
             self.trainer.should_stop = True
 

@@ -159,7 +159,7 @@ class Optimizer(OptimizerConfig):
             lr=self.lr,
             betas=self.betas,
             switch=switch,
-            due=switch.due(total_steps) if switch else None,
+            due=switch.due(total_steps) if switch else 0,
         )
 
         def factor_of(index: int) -> Callable[[int], float]:
@@ -193,17 +193,11 @@ class AdamWThenSGD(AdamW):
     and exp_avg becomes SGD's momentum buffer. Groups have sgd_lr, sgd_weight_decay and momentum beside AdamW's options.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[dict[str, Any]],
-        switch: Switch | None = None,
-        due: int | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, groups: Iterable[dict[str, Any]], switch: Switch | None, due: int, **options: Any) -> None:
         """AdamW's arguments, the switch that the training loop is to make, and the step at which it is due."""
-        super().__init__([{"sgd_from": None} | group for group in groups], fused=True, **options)
-        self.switch = switch
-        self.due = due
+        not_yet = {"sgd_from": None, "sgd_scheduled_from": None}
+        super().__init__([not_yet | group for group in groups], fused=True, **options)
+        self.switch, self.due = switch, due
         # True would mean that the step undoes a gradient scaler's scale itself, and Lightning then refuses to clip.
         self._step_supports_amp_scaling = False
 
@@ -216,8 +210,7 @@ class AdamWThenSGD(AdamW):
     @property
     def sgd_scheduled_from(self) -> int | None:
         """Where the schedule of the rate stood then: at the same step, but where it follows time."""
-        group = self.param_groups[0]
-        step: int | None = group.get("sgd_scheduled_from", group["sgd_from"])
+        step: int | None = self.param_groups[0]["sgd_scheduled_from"]
         return step
 
     def phase_of(self, steps: int) -> Literal["adamw", "sgd"]:
@@ -228,15 +221,12 @@ class AdamWThenSGD(AdamW):
     def begin_sgd(self, step: int, scheduled: int | None = None) -> None:
         """Take the next step, whose number from 0 is `step`, and all later ones by SGD; not before AdamW's first.
 
-        Args:
-            step: The number.
-            scheduled: Where the schedule of the rate stands, if not at that step.
+        The schedule of the rate stands at `scheduled`, by default at that step.
         """
         assert self.sgd_from is None, "the switch is made once"
         for group in self.param_groups:
-            group |= {"sgd_from": step, "lr": group["sgd_lr"]}
-            if scheduled is not None:
-                group["sgd_scheduled_from"] = scheduled
+            scheduled_from = step if scheduled is None else scheduled
+            group |= {"sgd_from": step, "sgd_scheduled_from": scheduled_from, "lr": group["sgd_lr"]}
             for parameter in group["params"]:
                 if parameter in self.state:
                     self.state[parameter]["exp_avg"].zero_()

@@ -17,7 +17,7 @@ import polars as pl
 
 from lrec.common.files import replacing
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits.rules import Split, ranges
+from lrec.data.splits.rules import Split, Targets, ranges
 from lrec.evaluation.cases import cases_before, rank_by_net
 from lrec.evaluation.standard_errors import standard_error
 from lrec.run import Run
@@ -57,16 +57,19 @@ def main(folder: Path) -> None:
 def targets(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """User and position of the test targets, and of the trajectories of the same users, of `MOST_TRAJECTORIES` at most.
 
-    Where they are fewer than all, they are drawn by a fixed seed: the same for every run of a study.
+    Where they are fewer than all, they are drawn by a fixed seed: the same for every run of a study. Where only some
+    types of event are targets (`data.target_events`), other items of a trajectory are none.
     """
     test = split.test_targets
     users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
     users_U = np.sort(np.random.default_rng(0).permutation(users_U)[:MOST_TRAJECTORIES])
     ends_U = np.diff(split.store.offsets_U1)[users_U]
     lengths_U = ends_U - split.trajectory_U[users_U]
+    items = Targets(np.repeat(users_U, lengths_U), ranges(split.trajectory_U[users_U], lengths_U))
+    may_T = split.may_be_targets(items)
     return (
-        np.concatenate([test.users_T, np.repeat(users_U, lengths_U)]),
-        np.concatenate([test.positions_T, ranges(split.trajectory_U[users_U], lengths_U)]),
+        np.concatenate([test.users_T, items.users_T[may_T]]),
+        np.concatenate([test.positions_T, items.positions_T[may_T]]),
     )
 
 

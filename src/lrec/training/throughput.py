@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import write_json
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.training.module import SequentialRecommender, recommender
+from lrec.training.callbacks import Announcer
+from lrec.training.module import recommender
 from lrec.training.strategies import precision_of
-from lrec.training.train_loss import logs_now
+from lrec.training.tally import logs_now
 
 GIB = 2**30
 # Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
-# FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name.
+# FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name. Lightning's own table
+# has those of sparse products, twice as many.
 NOMINAL = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
@@ -63,107 +65,72 @@ class Rate:
         )
 
 
-class Throughput(Callback):
+class Throughput(Announcer):
     """Log perf/ every `log_every_n_steps`, and write RUN/throughput.json and a line at the end of fit.
 
     Clocks are read when Lightning logs, so that a GPU does not have to wait at every step.
     """
 
-    def __init__(self) -> None:
-        """No options."""
-        self.summary: str | None = None
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the peak, start the clock."""
-        model = recommender(pl_module)
-        dtype = _matmul_dtype(trainer)
-        self.peak_flops_per_s, self.products = measure_peak(model.device, dtype), products(model.device, dtype)
-        _hint_at_float32(trainer, model.device, dtype, self.peak_flops_per_s)
-        if model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(model.device)
-        self.total = _Stretch(model)
-        self.recent = _Stretch(model)
+        device, dtype = pl_module.device, _matmul_dtype(trainer)
+        self._peak_flops_per_s, self._products = measure_peak(device, dtype), products(device, dtype)
+        _hint_at_float32(trainer, device, dtype, self._peak_flops_per_s)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._positions = self._real = 0
+        self._spent_s, self._since = 0.0, time.perf_counter()
+        self._at_start = self._logged = self._counts(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: evaluation is not training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._each("pause", recommender(pl_module))
+            self._spent_s = self._counts(pl_module)[-1]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start it again."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._each("resume", recommender(pl_module))
+        _synchronize(pl_module.device)
+        self._since = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
     ) -> None:
         """Count the batch; log where Lightning does."""
-        for stretch in (self.total, self.recent):
-            stretch.positions += batch.items_BL.numel()
-            stretch.real += len(batch.targets_M)
+        self._positions += batch.items_BL.numel()
+        self._real += len(batch.targets_M)
         if logs_now(trainer, batch_idx):
-            rate = self.recent.rate(trainer, recommender(pl_module), self.peak_flops_per_s, self.products)
-            numbers = {name: value for name, value in asdict(rate).items() if isinstance(value, float)}
-            shown = {f"perf/{name}": value for name, value in numbers.items() if name != "seconds"}
-            pl_module.log_dict(shown)
-            self.recent = _Stretch(recommender(pl_module))
+            counts = self._counts(pl_module)
+            numbers = asdict(self._rate(self._logged, counts, trainer))
+            del numbers["seconds"]
+            pl_module.log_dict({f"perf/{name}": value for name, value in numbers.items() if isinstance(value, float)})
+            self._logged = counts
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the whole fit."""
-        rate = self.total.rate(trainer, recommender(pl_module), self.peak_flops_per_s, self.products)
-        if rate.seconds > 0:
-            self._report(trainer, rate)
+        rate = self._rate(self._at_start, self._counts(pl_module), trainer)
+        if trainer.is_global_zero:
+            self.message = rate.line()
+            write_json(Path(trainer.default_root_dir) / "throughput.json", asdict(rate))
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the line once the progress bar is closed."""
-        if self.summary is not None:
-            print(self.summary)
-        self.summary = None
+    def _counts(self, pl_module: LightningModule) -> tuple[float, ...]:
+        """Targets and FLOPs of all ranks, positions of this one, how many of them are real, and seconds, so far."""
+        _synchronize(pl_module.device)
+        model, seconds = recommender(pl_module), self._spent_s + time.perf_counter() - self._since
+        return model.D, model.flops, self._positions, self._real, seconds
 
-    @rank_zero_only
-    def _report(self, trainer: Trainer, rate: Rate) -> None:
-        self.summary = rate.line()
-        write_json(Path(trainer.default_root_dir) / "throughput.json", asdict(rate))
-
-    def _each(self, action: str, model: SequentialRecommender) -> None:
-        _synchronize(model.device)
-        for stretch in (self.total, self.recent):
-            getattr(stretch, action)()
-
-
-class _Stretch:
-    """Counts between two readings of a clock that can be stopped."""
-
-    def __init__(self, model: SequentialRecommender) -> None:
-        self.D, self.flops = model.D, model.flops
-        self.positions = self.real = 0
-        self.spent_s = 0.0
-        self.started: float | None = time.perf_counter()
-
-    def pause(self) -> None:
-        if self.started is not None:
-            self.spent_s += time.perf_counter() - self.started
-        self.started = None
-
-    def resume(self) -> None:
-        self.started = time.perf_counter()
-
-    def rate(self, trainer: Trainer, model: SequentialRecommender, peak_flops_per_s: float, products: str) -> Rate:
-        _synchronize(model.device)
-        running_s = 0.0 if self.started is None else time.perf_counter() - self.started
-        seconds = self.spent_s + running_s
-        per_second = 1 / seconds if seconds > 0 else 0.0
-        flops_per_s = (model.flops - self.flops) * per_second
-        nominal = nominal_peak(model.device)
+    def _rate(self, before: tuple[float, ...], after: tuple[float, ...], trainer: Trainer) -> Rate:
+        targets, flops, positions, real, seconds = (now - then for now, then in zip(after, before, strict=True))
+        device, flops_per_s = trainer.strategy.root_device, flops / seconds
+        nominal = nominal_peak(device)
         return Rate(
-            targets_per_s=(model.D - self.D) * per_second,
-            real_share=self.real / max(self.positions, 1),
+            targets_per_s=targets / seconds,
+            real_share=real / max(positions, 1),
             flops_per_s=flops_per_s,
-            mfu=flops_per_s / (peak_flops_per_s * trainer.world_size),
+            mfu=flops_per_s / (self._peak_flops_per_s * trainer.world_size),
             mfu_nominal=flops_per_s / (nominal * trainer.world_size) if nominal else None,
-            peak_flops_per_s=peak_flops_per_s,
-            products=products,
-            memory_gib=peak_memory_gib(model.device),
+            peak_flops_per_s=self._peak_flops_per_s,
+            products=self._products,
+            memory_gib=peak_memory_gib(device),
             seconds=seconds,
         )
 

@@ -72,7 +72,8 @@ def sgd_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, An
 @torch.no_grad()
 def clip_by_norm(parameters: list[nn.Parameter], most: float) -> Tensor:
     """torch's clip_grad_norm_, with the touched rows among the gradients; the norm before."""
-    norm = _whole(nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
+    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     for parameter in parameters:
         if touched_of(parameter) is not None:
             found = _gradient(parameter)
@@ -99,7 +100,3 @@ def _moved(moment_VD: Tensor, places_U: Tensor, values_UD: Tensor, beta: float) 
     moved_UD = local_rows(moment_VD)[places_U].lerp_(values_UD, 1 - beta)
     local_rows(moment_VD)[places_U] = moved_UD
     return moved_UD
-
-
-def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -161,3 +161,12 @@ def test_trajectories_of_some_users_are_measured_and_all_test_targets(
     assert pairs[0][:tests] == pairs[1][:tests]
     assert set(pairs[1]) <= set(pairs[0])
     assert {position for _, position in pairs[1][tests:]} == {5, 6, 7, 8}
+
+
+def test_items_of_a_trajectory_that_are_no_targets_are_not_measured(make_lengths) -> None:
+    split = LastItems(trajectory=4, trajectory_min_length=7)(make_lengths([9] * 20))
+    store = split.store
+    even_N = np.arange(len(store.items_N)) % 2 == 0
+    users, positions = targets(replace(split, target_N=even_N))
+    assert even_N[store.offsets_U1[users] + positions].all()
+    assert len(users) == np.count_nonzero(even_N[store.offsets_U1[np.arange(20)] + 4]) + 2 * 20

@@ -1,14 +1,52 @@
-"""The phases of training: when AdamW gives way to SGD, and early stopping that waits for it."""
+"""How far a run is along its schedule, by steps or by time; AdamW's switch to SGD; early stopping that waits for it.
+
+With --trainer.max_time the schedule follows the time, so that warm-up and decay end with the run.
+"""
 
 import math
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lrec.training.monitor import mode_of
-from lrec.training.optim import AdamWThenSGD
+from lrec.training.optim import AdamWThenSGD, Switch
+
+# Steps of a schedule that has time alone for its limit: more than a run takes, so that time is what moves it.
+ENDLESS = 10**9
+
+
+def schedule_steps(trainer: Trainer) -> int:
+    """Steps of the run's schedule: those that epochs and steps allow."""
+    return int(min(trainer.estimated_stepping_batches, ENDLESS))
+
+
+def schedule_position(trainer: Trainer) -> int | None:
+    """How far the schedule is, in its own steps: as far as the steps or the time, whichever is nearer to its end.
+
+    The same on every process. None where time is no limit.
+    """
+    share = _share_of_time(trainer)
+    if share is None:
+        return None
+    by_time: int = trainer.strategy.broadcast(int(share * schedule_steps(trainer)))
+    return max(trainer.global_step, by_time)
+
+
+def time_is_over(trainer: Trainer) -> bool:
+    """Whether a limit of time is reached."""
+    return _share_of_time(trainer) == 1
+
+
+def _share_of_time(trainer: Trainer) -> float | None:
+    """How much of the time that is allowed has been spent, from 0 to 1; None where it has no limit."""
+    shares = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
+            spent = callback.time_elapsed()
+            shares.append(spent / (spent + left) if left > 0 else 1.0)
+    return max(shares, default=None)
 
 
 class OptimizerSwitch(Callback):
@@ -20,20 +58,17 @@ class OptimizerSwitch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Switch before the first micro-batch of the step at which it is due."""
-        optimizer = _switching(trainer)
-        if optimizer.switch is None or optimizer.due is None or optimizer.sgd_from is not None:
-            return
-        done = trainer.global_step if optimizer.switch.at is not None else _scheduled(trainer)
-        if done >= optimizer.due:
+        optimizer, switch = _switching(trainer)
+        done = _scheduled(trainer) if switch.at is None else trainer.global_step
+        if optimizer.sgd_from is None and done >= optimizer.due:
             optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Switch after as many evaluations without improvement as patience says."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        optimizer = _switching(trainer)
-        switch = optimizer.switch
-        if switch is None or switch.at is not None or optimizer.sgd_from is not None:
+        optimizer, switch = _switching(trainer)
+        if switch.at is not None or optimizer.sgd_from is not None:
             return
         loss = float(trainer.callback_metrics["val/loss"])
         if loss < self.best - switch.min_improvement:
@@ -57,22 +92,29 @@ class StopAfterSwitch(EarlyStopping):
     """EarlyStopping; where the optimizer is to switch, it looks at SGD's evaluations only."""
 
     def __init__(
-        self, monitor: str = "val/loss", mode: Literal["min", "max"] | None = None, patience: int = 10, **options: Any
+        self,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] | None = None,
+        patience: int = 10,
+        check_on_train_epoch_end: bool | None = None,
+        **options: Any,
     ) -> None:
-        """Lightning's options, but for what mode and patience are by themselves.
+        """Lightning's options, but for what these are by themselves.
 
         Args:
             monitor: Metric that is to improve.
             mode: Whether its least or its most is the best; null: as its name says.
             patience: Evaluations without improvement after which the run stops.
+            check_on_train_epoch_end: Look at the end of epochs, not of evaluations, which max_steps may leave out.
             options: The others.
         """
-        super().__init__(monitor, patience=patience, mode=mode_of(monitor, mode, "--early_stopping"), **options)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look where an evaluation ends unless told otherwise: max_steps may end an epoch before its evaluation."""
-        self._check_on_train_epoch_end = bool(self._check_on_train_epoch_end)
-        super().setup(trainer, pl_module, stage)
+        super().__init__(
+            monitor,
+            patience=patience,
+            mode=mode_of(monitor, mode, "--early_stopping"),
+            check_on_train_epoch_end=bool(check_on_train_epoch_end),
+            **options,
+        )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the evaluation, unless AdamW reached it and SGD is still to come."""
@@ -89,8 +131,7 @@ def _awaits_sgd(trainer: Trainer) -> bool:
     if trainer.state.fn != TrainerFn.FITTING:
         return False
     (optimizer,) = trainer.optimizers
-    switches = isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None
-    return switches and phase(trainer) == "adamw"
+    return isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None and phase(trainer) == "adamw"
 
 
 def phase(trainer: Trainer) -> str:
@@ -108,7 +149,8 @@ def _scheduled(trainer: Trainer) -> int:
     return position
 
 
-def _switching(trainer: Trainer) -> AdamWThenSGD:
+def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, Switch]:
     (optimizer,) = trainer.optimizers
     assert isinstance(optimizer, AdamWThenSGD)
-    return optimizer
+    assert optimizer.switch is not None
+    return optimizer, optimizer.switch

@@ -1,0 +1,148 @@
+"""What a checkpoint says of a model, which checkpoints it takes, and the model from one alone."""
+
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lrec.checkpoint.format import ITEMS
+from lrec.checkpoint.reading import read
+from lrec.checkpoint.trained import (
+    build_network,
+    check_finite,
+    check_parameters,
+    items_as_tensors,
+    refuse_other_network,
+    refuse_other_optimizer,
+    trained_in,
+)
+from lrec.data.datamodule import SequenceDataModule
+from lrec.errors import UserError
+from lrec.model.config import TransformerConfig
+from lrec.model.item_vectors import NewItems, refuse_other_vectors
+from lrec.model.sharded_table import local_rows
+from lrec.model.transformer import Transformer
+from lrec.options.class_paths import check_trusted, class_path
+from lrec.options.objects import all_as_plain, from_plain
+from lrec.training.optim import OfParameters, OptimizerConfig
+from lrec.training.tally import LossSum
+
+
+class StoredModel(LightningModule):
+    """The half of `SequentialRecommender` that checkpoints know.
+
+    Attributes:
+        D: Targets trained on.
+        flops: Spent on those.
+        diverged: Whether a loss was not finite.
+        item_ids: Raw id of each item of the catalogue.
+    """
+
+    net: Transformer
+    config: TransformerConfig
+    optimizer: OptimizerConfig | OfParameters
+    item_ids: pl.Series
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.D = 0
+        self.flops = 0
+        self.diverged = False
+        self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
+        self._new_items: NewItems | None = None
+        self._since_evaluation = LossSum()
+
+    def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
+        """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
+        raise NotImplementedError
+
+    @property
+    def data(self) -> SequenceDataModule:
+        """The DataModule of the attached trainer."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, SequenceDataModule)
+        return datamodule
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, trust: bool = False, **changed: Any) -> Self:  # type: ignore[override]
+        """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
+
+        Args:
+            checkpoint_path: A file or a folder of shards.
+            trust: Import classes that the checkpoint names and that are not lrec's own.
+            changed: Arguments of the model that replace those it was made with.
+
+        Raises:
+            UserError: it is no checkpoint of such a model.
+        """
+        path = Path(checkpoint_path)
+        checkpoint = read(path, optimizer=False)
+        about, parameters, _, _, new_items = trained_in(checkpoint)
+        if about["model"] not in map(class_path, cls.__mro__):
+            raise UserError(f"{path} holds a {about['model']}, which its own load_from_checkpoint loads")
+        for name, kind in about["not_stored"].items():
+            if name not in changed:
+                raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
+        stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
+        check_trusted(stored, trust, path)
+        model = from_plain(cls, stored, changed)
+        model._trained, model.D, model.flops = about, about["D"], about["flops"]
+        shape = model.network_config(about["n_items"], about["max_len"])
+        model.config = replace(shape, event_types=about["event_types"])
+        refuse_other_network(about, model.config)
+        model.net, model._new_items = build_network(model.config, parameters, path), new_items
+        return model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the run has spent and on what data, the items' raw ids, and what the model was made with."""
+        arguments, not_stored = all_as_plain(self.hparams)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
+        checkpoint[ITEMS] = self._items_as_tensors
+        checkpoint["lrec"] = {
+            "D": self.D,
+            "flops": self.flops,
+            "data_hash": self.data.data_hash,
+            "columns": asdict(self.data.columns) if self.data.columns else None,
+            "min_rating": self.data.min_rating,
+            "repeats": self.data.repeats,
+            "event_names": self.data.store.event_types,
+            "diverged": self.diverged,
+            "train_loss": self._since_evaluation.totals(self),
+            "model": class_path(type(self)),
+            "not_stored": not_stored,
+            **self.config.to_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network or other data."""
+        saved = checkpoint.get("lrec")
+        if saved is None:
+            raise UserError("the checkpoint was not written by lrec")
+        refuse_other_network(saved, self.config, self.data.data_hash)
+        path = self.trainer.ckpt_path or "the checkpoint"
+        if self.strict_loading:
+            mine = {name: local_rows(tensor) for name, tensor in self.state_dict().items()}
+            check_parameters(checkpoint["state_dict"], mine, path)
+            refuse_other_vectors(checkpoint["state_dict"], mine, path)
+        if self.trainer.predicting:
+            check_finite(checkpoint["state_dict"], path)
+        self.D, self.flops = saved["D"], saved["flops"]
+        if self.trainer.training:
+            made_with, _ = all_as_plain({"optimizer": self.optimizer})
+            refuse_other_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), made_with)
+            self.diverged = saved["diverged"]
+            loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
+            self._since_evaluation = LossSum(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
+        elif "current_model_state" in checkpoint:
+            # A callback that averages weights would go on from those of before: what is evaluated are the averages.
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
+
+    @cached_property
+    def _items_as_tensors(self) -> dict[str, Tensor]:
+        new = None if self.config.vector_width is None else self._new_items
+        return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
