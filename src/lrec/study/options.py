@@ -14,7 +14,7 @@ from lrec.laws.predict import method_named
 from lrec.model import cost
 from lrec.model.config import TransformerConfig, even_ladder, find_size
 from lrec.run import dotted
-from lrec.study.devices import here
+from lrec.study.placement import here
 from lrec.study.points import REPEATED
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from lrec.errors import UserError
 from lrec.tasks.command import TASKS, run_tasks
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.trained_runs import Ladder
 
 MakeRun = Callable[..., Path]
 
@@ -100,7 +100,7 @@ def test_a_task_that_does_not_fit_is_one_line(
     runs: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_tasks.py").write_text(
-        "from lrec.tasks.assessment import TaskResult\n"
+        "from lrec.tasks.results import TaskResult\n"
         "number = 3\n"
         "def nothing(ladder, seed):\n    return None\n"
         "def namesake(ladder, seed):\n    return TaskResult('long_tail', 'Mine')\n"

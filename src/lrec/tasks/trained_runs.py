@@ -42,13 +42,7 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class DomainRuns:
-    """Runs trained on one domain alone.
-
-    Attributes:
-        split: The domain's part of the split of all domains.
-        alone: Those that started from scratch.
-        fine_tuned: Those that started from a trained network.
-    """
+    """Runs trained on one domain alone: from scratch, and from a trained network; with its part of the split."""
 
     split: Split
     alone: BySize
@@ -101,11 +95,7 @@ class Data:
     """The data of runs, each opened once."""
 
     def __init__(self, trust: bool = False) -> None:
-        """Begin with none.
-
-        Args:
-            trust: Import classes that runs name and that are not lrec's own, and prepare stores that are not there.
-        """
+        """Begin with none; `trust` imports classes that are not lrec's own, and prepares stores that are not there."""
         self.trust = trust
         self._opened: dict[str, SequenceDataModule] = {}
 
@@ -152,18 +142,21 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
                 raise UserError(
                     f"{first.folder} and {other.folder} differ in their {what} ({one}, {two}): compare the same"
                 )
-    whole = [run for run in runs if run.run.config.only_domain is None]
+    by_domain: dict[str, list[TrainedRun]] = {}  # "": all domains
+    for trained in runs:
+        by_domain.setdefault(trained.run.config.only_domain or "", []).append(trained)
+    whole = by_domain.pop("", [])
     if not whole:
         raise UserError("--runs: each is of one domain alone (data.only_domain): add those of all domains")
+
+    def split_of(runs: list[TrainedRun]) -> Split:
+        return _of_some_users(data.of(runs[0].run).cuts, most_users, seed)
+
     domains = {}
-    for name in sorted({domain for run in runs if (domain := run.run.config.only_domain) is not None}):
-        mine = [run for run in runs if run.run.config.only_domain == name]
-        split = _of_some_users(data.of(mine[0].run).cuts, most_users, seed)
-        tuned = _by_size(run for run in mine if run.run.config.starts_from_a_network)
-        alone = _by_size(run for run in mine if not run.run.config.starts_from_a_network)
-        domains[name] = DomainRuns(split, alone, tuned)
-    split = _of_some_users(data.of(whole[0].run).cuts, most_users, seed)
-    return Ladder(split, base.max_len, _by_size(whole), domains, most_users)
+    for name, mine in sorted(by_domain.items()):
+        alone, tuned = ([r for r in mine if r.run.config.starts_from_a_network == started] for started in (False, True))
+        domains[name] = DomainRuns(split_of(mine), _by_size(alone), _by_size(tuned))
+    return Ladder(split_of(whole), base.max_len, _by_size(whole), domains, most_users)
 
 
 def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:
