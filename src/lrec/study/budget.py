@@ -73,7 +73,9 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
     rate = cache(training_rate)
     costs = []
     for run in runs:
-        data = _opened(run, opened)
+        if (key := json_hash(run.config.data | {"seed": 0})) not in opened:
+            opened[key] = run.open_data()
+        data = opened[key]
         place = limits.placement(run)
         config, loss = run.network(data.n_items), run.model.loss
         positions = -(-run.config.value("data.targets_per_step") // (place.ranks * place.accumulation))
@@ -102,18 +104,6 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
             )
         )
     return costs
-
-
-def _opened(run: PlannedRun, opened: dict[str, "SequenceDataModule"]) -> "SequenceDataModule":
-    """The run's data, set up; runs that differ in their seed have the same."""
-    from lrec.data.datasets import datamodule_of
-
-    key = json_hash(run.config.data | {"seed": 0})
-    if key not in opened:
-        opened[key] = datamodule_of(run.options)
-        opened[key].prepare_data()
-        opened[key].setup("fit")
-    return opened[key]
 
 
 def _flops_of_epoch(config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", checkpointing: bool) -> int:

@@ -12,6 +12,7 @@ from lrec.run import RunConfig, dotted
 from lrec.study.options import Study, as_argument, ladder_n_body
 
 if TYPE_CHECKING:
+    from lrec.data.datamodule import SequenceDataModule
     from lrec.training.module import SequentialRecommender
 
 
@@ -49,6 +50,15 @@ class PlannedRun:
         from lrec.training.module import model_of
 
         return model_of(self.options)
+
+    def open_data(self) -> "SequenceDataModule":
+        """Its data, prepared and set up."""
+        from lrec.data.datasets import datamodule_of
+
+        data = datamodule_of(self.options)
+        data.prepare_data()
+        data.setup("fit")
+        return data
 
     def network(self, n_items: int) -> TransformerConfig:
         """The network that it trains on a catalogue of `n_items`."""

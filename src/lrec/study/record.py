@@ -93,6 +93,28 @@ class Record:
         self._write()
         return [run for run in self.runs if run.name not in skip]
 
+    def check_data(self, runs: list[PlannedRun]) -> None:
+        """Refuse to train a ladder on other data than its finished runs were trained on.
+
+        Raises:
+            UserError: naming both hashes; before anything is trained.
+        """
+        results = {run.name: self.trained(run).result for run in runs}
+        of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by hash of the data, whose they are
+        for run in runs:
+            if (point := results[run.name]) is not None and point.data_hash:
+                of_ladder[run.ladder].setdefault(point.data_hash, f"those of run {run.name}")
+        to_train = {run.ladder: run for run in runs if results[run.name] is None}
+        for ladder, found in of_ladder.items():
+            if ladder in to_train:
+                found.setdefault(to_train[ladder].open_data().data_hash, "those that are there now")
+            if len(found) > 1:
+                (one, first), (two, second) = list(found.items())[:2]
+                raise UserError(
+                    f"{self.out}: the data have changed: {first} have data_hash {one[:16]}, {second} {two[:16]}. "
+                    "Choose another --out, or bring the former data back"
+                )
+
     def note(self, run: PlannedRun, outcome: Outcome) -> None:
         """Write down what became of a run."""
         self.state[run.name] = outcome.status

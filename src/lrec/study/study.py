@@ -65,12 +65,15 @@ def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work
     """Tune, train, fit, predict, train what is held out, and report."""
     tuned = None
     if tuning is not None:
-        work.train(tuning, tuning.enter(study.restart, study.skip))
+        runs = tuning.enter(study.restart, study.skip)
+        tuning.check_data(runs)
+        work.train(tuning, runs)
         tuned = tune(tuning.runs, tuning.folder, study.sweep)
         write_json(tuning.out / "rules.json", tuned._asdict())
         study = replace(study, rules=study.rules | tuned.rules)
         record = Record(study, planned_runs(study))
     runs = record.enter(study.restart, study.skip)
+    record.check_data(runs)
     work.train(record, [run for run in runs if not run.held_out])
     ladders: list[LadderFit] = []
     unfit: dict[str, str] = {}

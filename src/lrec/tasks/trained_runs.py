@@ -122,7 +122,11 @@ def load_run(run: Run, data: Data) -> TrainedRun:
     module = data.of(run)
     model = load(run.best, trust=data.trust, new_items=False)
     if model.about["data_hash"] != module.data_hash:
-        raise UserError(f"{run.folder} was trained on other data than its configuration now leads to")
+        trained_on, now = model.about["data_hash"][:16], module.data_hash[:16]
+        raise UserError(
+            f"{run.folder} was trained on other data than its configuration now leads to (data_hash {trained_on} and "
+            f"{now})"
+        )
     return TrainedRun(run, model.net.float().requires_grad_(False).to(device()))
 
 
