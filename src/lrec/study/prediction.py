@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lrec.laws.forms import name_of
 from lrec.laws.points import source_hash
 from lrec.laws.predict import Prediction, Predictor, method_named, predictor_of
 from lrec.model import cost
-from lrec.run import RunConfig, run_of_study
+from lrec.run import Point, RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
 from lrec.study.points import read_points
@@ -54,10 +54,18 @@ def fit_ladder(study: Study, runs: list[PlannedRun], of_less_data: list[PlannedR
     example = trained[0].result
     assert example is not None
     n_items = example.N_head // example.d_model
-    count = cost.n_body if study.x == "N_body" else cost.n_total
-    large = sorted({count(run.network(n_items)) for run in runs if run.held_out})
+    large = sorted({_count(run, n_items, study.x, used[0], example) for run in runs if run.held_out})
     predictions = tuple(fitted.predict(large)) if large else ()
     return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions)
+
+
+def _count(run: PlannedRun, n_items: int, x: str, finished: PlannedRun, example: Point) -> int:
+    """The parameters a run will have: types of event add rows to N_total, how many is known from a finished run."""
+    network = run.network(n_items)
+    if x == "N_body":
+        return cost.n_body(network)
+    types = (example.N_total - cost.n_total(finished.network(n_items))) // example.d_model
+    return cost.n_total(replace(network, event_types=types))
 
 
 def of_less_data(runs: list[PlannedRun], ladder: list[PlannedRun]) -> list[PlannedRun]:
