@@ -123,15 +123,9 @@ def training_rate(
     """FLOPs per second of forward and backward: of one core, in processor time, so that other load counts little; or of
     one GPU, assumed where there is none here.
 
-    Steps of a network of the same width and parts, of up to two blocks over a catalogue of up to 20,000 items.
+    Steps of a network of the same width and parts, of up to two blocks over a catalogue of up to 20,000 items, on
+    `positions` of a micro-batch, or fewer where they would take long.
     Shape suffixes: B rows, L positions, M targets, D width, V catalogue.
-
-    Args:
-        config: The network.
-        loss: What it is trained on.
-        positions: Those of a micro-batch; fewer where they would take long.
-        precision: Of the products, as `cost.memory` names it.
-        kind: What trains.
     """
     if kind == "cuda" and not here():
         return ASSUMED[precision]

@@ -97,15 +97,8 @@ def train(
     """Train runs, in order, within the limits; yield each with what became of it.
 
     Runs that start from another one's network come after all others. A run waits until as many GPUs are free as it
-    takes, and sees no others.
-
-    Args:
-        runs: The runs.
-        folder: Where each has its folder.
-        study: Name of the study.
-        limits: What they may take side by side.
-        memory_gib: What each is expected to need, by name; read only if the limits have one of memory.
-        watch: Called every few seconds. Once it returns False, none starts, and those under way save and stop.
+    takes, and sees no others; and for memory, of which `memory_gib` says what each is expected to need. `watch` is
+    called every few seconds: once it returns False, none starts, and those under way save and stop.
     """
     memory = memory_gib or dict.fromkeys((run.name for run in runs), 0.0)
     waiting = sorted(runs, key=lambda run: run.starts_from != "")

@@ -46,13 +46,8 @@ LARGE_CATALOGUE = 1024
 def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] = lambda stage: None) -> Evidence:
     """Count n-grams and train two tiny networks on the training part of a DataModule that is set up.
 
-    Args:
-        data: What `lrec fit` would train on, with its own reduction.
-        seed: Of the sampled targets and of the short runs.
-        begins: Called with the name of each stage before it begins.
-
-    Raises:
-        UserError: there is too little to tell anything.
+    `begins` is called with the name of each stage before it begins. UserError where there is too little to tell
+    anything.
     """
     random = np.random.default_rng(seed)
     cases = _validation_cases(data, random)

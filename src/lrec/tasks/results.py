@@ -31,13 +31,8 @@ DRAWN = 4
 
 @dataclass
 class Group:
-    """The metrics of a group of cases.
-
-    Attributes:
-        cases: Number of cases.
-        users: Number of users they belong to.
-        draws: Draws of every metric, by scorer: the sizes in ascending order, then the baselines.
-    """
+    """The draws of every metric of a group of cases, by scorer: the sizes in ascending order, then the baselines; and
+    how many cases there are, of how many users."""
 
     cases: int
     users: int
@@ -163,15 +158,10 @@ def measure(
     with_lists: bool = False,
     candidates_V: np.ndarray | None = None,
 ) -> Group:
-    """Every metric of every scorer on the same cases.
+    """Every metric of every scorer on the same cases, in catalogue indices of the networks.
 
-    Args:
-        resamples: The resamples of the users.
-        cases: The cases, in catalogue indices of the networks.
-        sizes: The runs of each size, ascending; a metric is the mean over a size's runs.
-        counts_V: Training interactions of each catalogue item.
-        with_lists: Also compute coverage.
-        candidates_V: Catalogue items that are ranked, ascending; all by default.
+    `sizes` has the runs of each size, ascending; a metric is the mean over a size's runs. `counts_V` counts training
+    interactions. `candidates_V` are the items that are ranked, ascending; all by default.
     """
 
     def draws_of(rankings: list[Ranked]) -> Draws:
