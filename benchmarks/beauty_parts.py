@@ -26,8 +26,8 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
 from lrec.common.files import write_text
-from lrec.tasks.estimates import UserResamples, estimate
-from lrec.tasks.ladder import Data
+from lrec.tasks.intervals import UserResamples, estimate
+from lrec.tasks.trained_runs import Data
 
 HERE = Path(__file__).parent
 OUTCOMES, RECIPE = HERE / "beauty_parts", "beauty-modern"

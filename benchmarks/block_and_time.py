@@ -24,8 +24,8 @@ import torch
 from replicate import Outcome, measured, metrics_of, outcomes_of, train
 
 from lrec.common.files import write_text
-from lrec.tasks.estimates import UserResamples, estimate
-from lrec.tasks.ladder import Data
+from lrec.tasks.intervals import UserResamples, estimate
+from lrec.tasks.trained_runs import Data
 
 HERE = Path(__file__).parent
 OUTCOMES = HERE / "block_and_time"

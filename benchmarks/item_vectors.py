@@ -30,7 +30,7 @@ import lrec
 from lrec.common.files import write_text
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.run import Run
-from lrec.tasks.estimates import UserResamples, estimate
+from lrec.tasks.intervals import UserResamples, estimate
 
 HERE = Path(__file__).parent
 COLUMNS, WIDTH, MAX_LEN, LISTED = 4096, 64, 200, 100

@@ -24,8 +24,9 @@ from lrec.cli import own_command
 from lrec.common.text_tables import rows_table
 from lrec.laws.forecast import Forecast
 from lrec.options.config_files import with_shipped_configs
-from lrec.study import outlook as rule
-from lrec.study.outlook import Counted, Evidence, Outlook, Tiny, judge, measure
+from lrec.study import outlook_rule as rule
+from lrec.study.outlook_evidence import measure
+from lrec.study.outlook_rule import Counted, Evidence, Outlook, Tiny, judge
 from lrec.study.points import read_points
 
 HERE = Path(__file__).parent

@@ -28,8 +28,8 @@ from lrec.evaluation.baselines import BASELINES
 from lrec.ranking.pairs import Pairs
 from lrec.ranking.scoring import Scores, score
 from lrec.run import Run
-from lrec.tasks.estimates import UserResamples, estimate
-from lrec.tasks.ladder import Data, TrainedRun, load_run
+from lrec.tasks.intervals import UserResamples, estimate
+from lrec.tasks.trained_runs import Data, TrainedRun, load_run
 
 HERE = Path(__file__).parent
 OUTCOMES = HERE / "replicate"

@@ -28,7 +28,7 @@ from replicate import metrics_of
 import lrec
 from lrec.common.files import write_text
 from lrec.run import Run
-from lrec.tasks.estimates import UserResamples, estimate
+from lrec.tasks.intervals import UserResamples, estimate
 
 HERE = Path(__file__).parent
 OUTCOMES = HERE / "tuned"

@@ -8,8 +8,8 @@ See docs/extending.md. Shape suffixes: C cases, N items of all histories laid en
 import numpy as np
 
 from lrec.evaluation.cases import cases_of_test
-from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.results import TaskResult, assess
+from lrec.tasks.trained_runs import Ladder
 
 
 def repeat_consumption(ladder: Ladder, seed: int) -> TaskResult:
@@ -20,11 +20,6 @@ def repeat_consumption(ladder: Ladder, seed: int) -> TaskResult:
     times_C = np.bincount(cases.case_N, cases.items_N == cases.targets_C[cases.case_N], len(cases))
     groups = {"again": cases.where(times_C > 0), "new": cases.where(times_C == 0)}
     result.notes += [f"{name}: there is no such target" for name, mine in groups.items() if not len(mine)]
-
-    def section() -> Section:
-        made = assess("Whether the history holds the target", groups, ladder, seed)
-        made.findings = [compare_gains(made, metric, "new", "again") for metric in made.shown]
-        return made
-
-    result.add(section)
+    title = "Whether the history holds the target"
+    result.add(lambda: assess(title, groups, ladder, seed, compared=("new", "again")))
     return result

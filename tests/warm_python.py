@@ -1,14 +1,13 @@
 """A Python that has imported Lightning and torch: processes of `lrec` that begin in 0.1 s instead of 5.
 
 `start` makes an executable to stand for sys.executable. `-m lrec`, torchrun and submitit's jobs are run in processes of
-their own, with the arguments, environment, folder, open files and limit of file size that they were given; what these
-start begins as fast. A server forks them; the executable hands signals on, waits, and ends as its process ends. Killed,
-it takes that with it. What else is asked of it goes to the Python that it stands for.
+their own, forked as those of a study are, with the arguments, environment, folder, open files and limit of file size
+that they were given; what these start begins as fast. The executable hands signals on, waits, and ends as its process
+ends. Killed, it takes that with it. What else is asked of it goes to the Python that it stands for.
 """
 
 import atexit
 import contextlib
-import gc
 import json
 import os
 import re
@@ -19,9 +18,8 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
-from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -70,109 +68,56 @@ def _is_open(number: int) -> bool:
     return True
 
 
-def serve(listener: str, executable: str) -> list[str]:
-    """Fork a process for each request; returns, in that process only, what it is to run: a module and its arguments."""
-    _import_all()
-    sys.executable = executable
-    signal.signal(signal.SIGCHLD, lambda *_: _reap())
+def serve(listener: str, executable: str) -> None:
+    """Begin a process for each request, and stay with it to its end."""
+    from lrec.study import processes
+
+    processes.IMPORTED.append("warm_imports")  # which must be found
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    processes.start_server()
     with socket.socket(fileno=int(listener)) as requests:
         readable: list[socket.socket | int] = [requests, 0]
         while requests in select.select(readable, [], [])[0]:
-            connection, _ = requests.accept()
-            if os.fork() == 0:
-                break
-            connection.close()
-        else:
-            sys.exit()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return _look_after(connection)
+            Thread(target=_look_after, args=(requests.accept()[0], executable), daemon=True).start()
 
 
-def _import_all() -> None:
-    from lrec.cli import OWN_COMMANDS
+def _look_after(connection: socket.socket, executable: str) -> None:
+    from lrec.study.processes import begin, exit_code
 
-    for module in (
-        "lrec.training.lightning_cli",
-        "torch.distributed.run",
-        *(entry.module for entry in OWN_COMMANDS.values()),
-    ):
-        import_module(module)
-    # What jsonargparse makes of docstrings and types it keeps.
-    import_module("lrec.training.lightning_cli").compose(["--data=lrec.SyntheticDataModule", "--model.size=3k"])
-    # So is the processor's rate. On one thread: OpenMP's others would not live in the processes that are forked.
-    torch = import_module("torch")
-    torch.set_num_threads(1)
-    import_module("lrec.training.throughput").measure_peak(torch.device("cpu"), torch.float32)
-    gc.freeze()
-
-
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
-
-
-def _look_after(connection: socket.socket) -> list[str]:
-    """Fork the process that was asked for, in which this returns, and stay with it to its end."""
     _, files, _, _ = socket.recv_fds(connection, 1, 64)
     with connection.makefile("rb") as received:
         request = json.loads(received.readline())
-    process = os.fork()
-    if process == 0:
-        connection.close()
-        return _become(request, files)
+    threads = {"OMP_NUM_THREADS": request["environment"].get("OMP_NUM_THREADS", str(os.cpu_count()))}
+    handed = dict(zip(request["files"], files, strict=True))
+    process = begin(["warm_python", "become", executable, json.dumps(request)], threads, handed)
     for number in files:
         os.close(number)
-    ended = os.pidfd_open(process)
-    readable: list[socket.socket | int] = [connection, ended]
-    while ended not in select.select(readable, [], [])[0]:
+    readable: list[socket.socket | int] = [connection, process.sentinel]
+    assert process.pid is not None
+    while process.sentinel not in select.select(readable, [], [])[0]:
         for number in connection.recv(64) or [signal.SIGKILL]:
-            os.kill(process, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            os.kill(process.pid, number)
     with contextlib.suppress(BrokenPipeError):  # whoever asked was killed
-        connection.sendall(str(code).encode())
-    os._exit(0)
+        connection.sendall(str(exit_code(process)).encode())
+    connection.close()
 
 
-def _become(request: dict[str, Any], files: list[int]) -> list[str]:
-    """Take over what the process was given; returns its arguments."""
-    import torch
-
-    for asked, number in zip(request["files"], files, strict=True):
-        if asked < 3:
-            os.dup2(number, asked)
-            os.close(number)
+def become(executable: str, asked: str) -> None:
+    """In the forked process: take over what it was given, and do what `python -m` does."""
+    request: dict[str, Any] = json.loads(asked)
+    sys.executable = executable
     resource.setrlimit(resource.RLIMIT_FSIZE, request["file_size"])
     os.chdir(request["folder"])
     sys.path[0] = request["folder"]
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (for as long as the process lives)
     os.environ.clear()
     os.environ.update(request["environment"])
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    return list(request["arguments"])
-
-
-def _exit_after(module: str, *arguments: str) -> None:
-    """Run a module as `python -m` does, and exit, but leave all that the server had imported as it is."""
-    code: Any = 1
-    sys.argv = ["", *arguments]
+    sys.argv = ["", *request["arguments"][1:]]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:
-        traceback.print_exc()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        runpy.run_module(request["arguments"][0], run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "ask":
-        ask(*sys.argv[2:])
-    else:
-        _exit_after(*serve(*sys.argv[2:]))
+    {"ask": ask, "serve": serve, "become": become}[sys.argv[1]](*sys.argv[2:])

@@ -25,7 +25,7 @@ from lrec.model.transformer import Transformer
 from lrec.study import budget
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Limits
-from lrec.study.outlook import TINY, TINY_EPOCHS, measure
+from lrec.study.outlook_evidence import TINY, TINY_EPOCHS, measure
 
 ITEMS, LENGTH, USERS = 12, 12, 200
 

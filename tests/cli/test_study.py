@@ -217,6 +217,22 @@ def test_a_grid_that_shrinks_and_grows_again_loses_nothing(
     assert "Not a prediction" in (study / "report.md").read_text()
 
 
+def test_data_that_changed_are_refused_before_anything_is_trained(
+    undisturbed: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, folder = undisturbed / "studies" / "tiny", undisturbed.parent / "changed"
+    study = folder / "studies" / "tiny"
+    copy_of(earlier, study, "study.json", "all_points.jsonl")
+    lines = (study / "all_points.jsonl").read_text()
+    (now,) = {json.loads(line)["data_hash"] for line in lines.splitlines()}
+    (study / "all_points.jsonl").write_text(lines.replace(now, "f" * 64))
+    monkeypatch.chdir(folder)
+    command = ["scaling", "study", "--config", str(undisturbed / "tiny.yaml")]
+    message = refused(*command, f"--sizes={json.dumps([*STUDY['sizes'], '9.4k'])}")
+    assert f"those of run 0.8k-seed1 have data_hash {'f' * 16}, those that are there now {now[:16]}" in message
+    assert trained(study) == []
+
+
 def test_a_finished_study_is_only_read(
     undisturbed: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from lrec.errors import UserError
 from lrec.run import Run
 from lrec.study.cluster import train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.launch import Limits, lock_of, train
+from lrec.study.launch import Limits, Training, lock_of, train
 from lrec.study.options import Study
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -53,18 +53,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "studies" / "runs"
 
 
-def runs_of(processes: int = 1, **changes: Any) -> list[PlannedRun]:
-    return planned_runs(Study(**{name: STUDY[name] for name in STUDY if name != "jobs"} | changes), processes)
+def runs_of(**changes: Any) -> list[PlannedRun]:
+    return planned_runs(Study(**{name: STUDY[name] for name in STUDY if name != "jobs"} | changes))
 
 
 def state(folder: Path) -> dict[str, str]:
     return json.loads((folder / "study.json").read_text())["state"]
 
 
-def test_several_processes_plan_what_one_does(folder: Path) -> None:
-    assert runs_of(processes=2) == runs_of()
+@pytest.mark.usefixtures("folder")
+def test_a_run_that_lrec_fit_would_refuse_is_not_planned() -> None:
     with pytest.raises(UserError, match=r"--trainer\.max_epochs"):
-        runs_of(processes=2, size_options={"1.7k": {"trainer.max_epochs": "many"}})
+        runs_of(size_options={"1.7k": {"trainer.max_epochs": "many"}})
 
 
 def test_a_failed_run_is_reported_retried_and_skipped(
@@ -287,8 +287,10 @@ def test_several_nodes_train_one_run(folder: Path) -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     with ThreadPoolExecutor() as nodes:
-        arguments = (run, path, "runs", 1, 0)
-        jobs = [nodes.submit(train_on_node, *arguments, node, "127.0.0.1", port) for node in (0, 1)]
+        jobs = [
+            nodes.submit(train_on_node, Training(run, path, "runs", threads=1), node, "127.0.0.1", port)
+            for node in (0, 1)
+        ]
         first, second = (job.result() for job in jobs)
     assert (first.status, second.status) == ("finished", "finished"), f"{first.reason}\n{second.reason}"
     assert first.point is not None

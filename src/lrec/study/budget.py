@@ -1,23 +1,25 @@
 """What a study will take before it takes it: hours, memory and disk of each run, against a budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lrec.common import hardware
 from lrec.common.files import json_hash
 from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
 from lrec.run import Run, RunConfig
-from lrec.study.devices import here
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Limits
+from lrec.study.placement import here
 
 if TYPE_CHECKING:
-    from lrec.data.datasets import SequenceDataModule
-    from lrec.data.splits.reduction import TrainingPart
+    from torch import Tensor
+
+    from lrec.data.datamodule import SequenceDataModule
     from lrec.model.losses import Loss
 
 # FLOPs per second of a GPU where there is none to be measured, in bfloat16 products and in float32.
@@ -26,6 +28,12 @@ ASSUMED = {"bf16-mixed": 100e12, "bf16-true": 100e12, "32-true": 15e12}
 BESIDE_STEPS = 0.25
 STARTING_S = 10
 PROCESS_GIB = 1.0
+
+# A step to be measured within a fraction of a second.
+BLOCKS = 2
+MOST_ITEMS = 20_000
+MOST_FLOPS = {"cpu": 5e9, "cuda": 1e13}
+SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -56,58 +64,51 @@ def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
     """The cost of each run. Prepares the data: the catalogue's size decides it.
 
     Hours are those of all epochs, of one core or one GPU, by a short step measured here in the run's own precision
-    (`rate`), and ten seconds to start a run: early stopping makes them fewer. Without a GPU here, a rate is assumed.
-    Memory is that of a step in the run's precision and strategy (`memory.of_step`) plus a gibibyte for each process; on
-    a GPU the step's is the GPU's, and the machine holds a copy of parameters and moments while they are saved. Disk
-    counts two checkpoints. Runs that are finished in `folder` cost what they took.
+    (`training_rate`), and ten seconds to start a run: early stopping makes them fewer. Memory is that of a step in the
+    run's precision and strategy (`memory.of_step`) plus a gibibyte for each process. On a GPU the step's is the GPU's,
+    and the machine holds a copy of parameters and moments while they are saved. Disk counts two checkpoints. Runs that
+    are finished in `folder` cost what they took.
     """
-    from lrec.data.datasets import datamodule_of
-    from lrec.training.module import model_of
-
     opened: dict[str, SequenceDataModule] = {}
-    measured = cache(_rate)
+    rate = cache(training_rate)
     costs = []
     for run in runs:
-        key = json_hash(run.config.nested["data"] | {"seed": 0})
-        if key not in opened:
-            data = datamodule_of(run.options)
-            data.prepare_data()
-            data.setup("fit")
-            opened[key] = data
+        if (key := json_hash(run.config.nested["data"] | {"seed": 0})) not in opened:
+            opened[key] = run.open_data()
         data = opened[key]
-        model, place = model_of(run.options), limits.placement(run)
-        config = model.network_config(data.n_items, data.max_len)
+        place = limits.placement(run)
+        config, loss = run.network(data.n_items), run.model.loss
         positions = -(-run.config.value("data.targets_per_step") // (place.ranks * place.accumulation))
-        of_epoch = _flops(config, model.loss, data.batch_plan.part, place.checkpointing)
-        flops = of_epoch * _epochs(run.config, data.steps_per_epoch)
-        training_s = (1 + BESIDE_STEPS) * flops / measured(config, model.loss, positions, place.precision, place.kind)
-        hours = (STARTING_S * place.ranks + training_s) / 3600
-        if Run(folder / run.name).result is not None:
-            hours = spent_hours([run], folder, limits)
         step = memory.of_step(
             config, positions, place.precision, place.shards, place.checkpointing, place.kind, place.ranks
         )
-        total = cost.n_total(config)
         of_process = step.total if place.kind == "cpu" else step.parameters + step.optimizer
+        if Run(folder / run.name).result is not None:
+            hours = spent_hours([run], folder, limits)
+        else:
+            flops = _flops_of_epoch(config, loss, data, place.checkpointing) * _epochs(run.config, data.steps_per_epoch)
+            training_s = (1 + BESIDE_STEPS) * flops / rate(config, loss, positions, place.precision, place.kind)
+            hours = (STARTING_S * place.ranks + training_s) / 3600
         costs.append(
             Cost(
                 run.name,
                 cost.n_body(config),
-                total,
+                cost.n_total(config),
                 hours,
-                place.devices * (PROCESS_GIB + of_process / 2**30),
-                24 * total / 2**30,
-                run.fraction,
-                run.held_out,
-                step.total / 2**30 if place.gpus else 0.0,
-                place.gpus * place.nodes,
+                memory_gib=place.devices * (PROCESS_GIB + of_process / 2**30),
+                disk_gib=24 * cost.n_total(config) / 2**30,
+                fraction=run.fraction,
+                held_out=run.held_out,
+                gpu_gib=step.total / 2**30 if place.gpus else 0.0,
+                gpus=place.gpus * place.nodes,
             )
         )
     return costs
 
 
-def _flops(config: TransformerConfig, loss: "Loss", part: "TrainingPart", checkpointing: bool) -> int:
-    """FLOPs of an epoch, all windows counted as full."""
+def _flops_of_epoch(config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", checkpointing: bool) -> int:
+    """All windows counted as full."""
+    part = data.batch_plan.part
     pairs = part.n_positions * (config.max_len + 1) // 2
     head_flops = loss.flops_per_target(config.n_items, config.width)
     flops = cost.training_flops(config, part.n_targets, pairs, head_flops, part.n_positions)
@@ -116,12 +117,51 @@ def _flops(config: TransformerConfig, loss: "Loss", part: "TrainingPart", checkp
     return flops
 
 
-def _rate(config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: str) -> float:
+def training_rate(
+    config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: hardware.Kind = "cpu"
+) -> float:
+    """FLOPs per second of forward and backward: of one core, in processor time, so that other load counts little; or of
+    one GPU, assumed where there is none here.
+
+    Steps of a network of the same width and parts, of up to two blocks over a catalogue of up to 20,000 items, on
+    `positions` of a micro-batch, or fewer where they would take long.
+    Shape suffixes: B rows, L positions, M targets, D width, V catalogue.
+    """
     if kind == "cuda" and not here():
         return ASSUMED[precision]
-    from lrec.study.rate import training_rate
+    import torch
 
-    return training_rate(config, loss, positions, precision, kind)
+    from lrec.common.cpu_threads import one_core
+    from lrec.model.transformer import Transformer
+
+    small = replace(config, layers=min(config.layers, BLOCKS), n_items=min(config.n_items, MOST_ITEMS))
+    length = small.max_len
+    head_flops = loss.flops_per_target(small.n_items, small.width)
+    of_row = cost.training_flops(small, length, length * (length + 1) // 2, head_flops)
+    rows = max(min(positions // length, int(MOST_FLOPS[kind] / of_row)), 1)
+    device = torch.device(kind)
+    with one_core(), torch.random.fork_rng(devices=[]):
+        net = Transformer(small).to(device, torch.bfloat16 if precision == "bf16-true" else None)
+        items_BL = torch.randint(0, small.n_items, (rows, length), device=device)
+        targets_M = torch.randint(0, small.n_items, (rows * length,), device=device)
+        times_BT = torch.zeros(rows, length + 1, dtype=torch.int64, device=device) if net.reads_times else None
+        counts_V = torch.ones(small.n_items, dtype=torch.int64, device=device)
+
+        def head(hidden_BLD: "Tensor", table_VD: "Tensor") -> "Tensor":
+            return loss(hidden_BLD.flatten(0, 1), table_VD, targets_M, counts_V)
+
+        def step() -> None:
+            with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16-mixed"):
+                loss_sum: Tensor = net(items_BL, head, times_BT=times_BT)
+            loss_sum.backward()
+            net.zero_grad()
+
+        step()  # what is done once
+        steps, began = 0, hardware.seconds(kind)
+        while steps == 0 or hardware.seconds(kind) - began < SECONDS:
+            step()
+            steps += 1
+        return steps * rows * of_row / (hardware.seconds(kind) - began)
 
 
 def _epochs(config: RunConfig, steps_per_epoch: int) -> float:
@@ -136,27 +176,20 @@ def _epochs(config: RunConfig, steps_per_epoch: int) -> float:
 def plan_table(costs: list[Cost], limits: Limits) -> str:
     """The runs with their expected hours, memory and disk, and what all of them come to."""
     on_gpus = [c for c in costs if c.gpus]
-    lines = [
-        f"{'run':<32}{'N_body':>12}{'N_total':>15}{'hours':>9}{'GiB':>7}{'disk GiB':>10}"
-        + (f"{'GPUs':>6}{'GiB each':>10}" if on_gpus else "")
-    ]
+    head = f"{'run':<32}{'N_body':>12}{'N_total':>15}{'hours':>9}{'GiB':>7}{'disk GiB':>10}"
+    lines = [head + (f"{'GPUs':>6}{'GiB each':>10}" if on_gpus else "")]
     for c in costs:
+        line = f"{c.run:<32}{c.n_body:>12,}{c.n_total:>15,}{c.hours:>9.3f}{c.memory_gib:>7.1f}{c.disk_gib:>10.2f}"
         of_gpus = f"{c.gpus or '':>6}{f'{c.gpu_gib:.1f}' if c.gpus else '':>10}" if on_gpus else ""
-        lines.append(
-            f"{c.run:<32}{c.n_body:>12,}{c.n_total:>15,}{c.hours:>9.3f}{c.memory_gib:>7.1f}{c.disk_gib:>10.2f}"
-            + of_gpus
-        )
-    disk = sum(c.disk_gib for c in costs)
-    at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: limits.jobs])
-    takes = []
-    if on_gpus:
-        takes.append(f"at most {sum(c.hours for c in on_gpus):.2f} GPU-hours")
+        lines.append(line + of_gpus)
+    takes = [f"at most {sum(c.hours for c in on_gpus):.2f} GPU-hours"] if on_gpus else []
     if len(on_gpus) < len(costs):
         hours = sum(c.hours for c in costs if not c.gpus)
-        takes.append(
-            f"at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on {counted(limits.cores, 'core')}"
-        )
-    takes += [f"{min(at_once, limits.memory_gib or at_once):.1f} GiB of memory", f"{disk:.2f} GiB of disk"]
+        cores = counted(limits.cores, "core")
+        takes.append(f"at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on {cores}")
+    at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: limits.jobs])
+    takes.append(f"{min(at_once, limits.memory_gib or at_once):.1f} GiB of memory")
+    takes.append(f"{sum(c.disk_gib for c in costs):.2f} GiB of disk")
     lines.append(f"{counted(len(costs), 'run')}, {', '.join(takes)}")
     if on_gpus and not here():
         rates = f"{ASSUMED['bf16-mixed'] / 1e12:.0f} TFLOP/s in bfloat16, {ASSUMED['32-true'] / 1e12:.0f} in float32"

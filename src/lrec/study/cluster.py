@@ -1,6 +1,7 @@
 """The runs of a study as an array of jobs, by submitit (an optional extra): SLURM, or the same without a cluster."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from lightning_utilities.core.imports import RequirementCache
 
 from lrec.errors import UserError
 from lrec.study.grid import PlannedRun
-from lrec.study.launch import Limits, Outcome, help_train, train_one
+from lrec.study.launch import Limits, Outcome, Training
 
 POLL_S = 5.0
 
@@ -28,20 +29,13 @@ def check_accelerators(runs: list[PlannedRun], parameters: dict[str, Any]) -> No
 def train_on_cluster(
     runs: list[PlannedRun], folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Submit runs as one array, wait, and yield each with what became of it.
-
-    Runs that start from another one's network are a second array, once the first has ended.
+    """Submit runs as arrays of jobs, wait, and yield each with what became of it; as `train` does it here.
 
     A job is a run with its retries, a task on each of its nodes, which starts the processes of the node's devices
-    itself. Runs that take as many nodes and GPUs are one array. The folder must be seen by all nodes.
-
-    Args:
-        runs: The runs.
-        folder: Where each has its folder; the jobs' own logs go to `jobs` beside it.
-        study: Name of the study, and of the jobs.
-        limits: `jobs` of the array run at a time; a job that fails is started again `retries` times.
-        parameters: Those of submitit's AutoExecutor.update_parameters, such as timeout_min or slurm_partition, and
-            cluster: slurm (the default), local (processes here) or debug (in this process).
+    itself. Runs that take as many nodes and GPUs are one array, of which `limits.jobs` run at a time; those that start
+    from another one's network wait for all others. All nodes must see the folder; the jobs' own logs go to `jobs`
+    beside it. Parameters are those of submitit's AutoExecutor.update_parameters, and cluster: slurm (the default),
+    local (processes here) or debug (in this process).
     """
     if not (installed := RequirementCache("submitit>=1.5")):
         raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
@@ -49,13 +43,12 @@ def train_on_cluster(
 
     for wave in ([run for run in runs if not run.starts_from], [run for run in runs if run.starts_from]):
         by_job: dict[Any, PlannedRun] = {}
-        for place, alike in _by_place(wave, limits).items():
-            options = parameters | ({"nodes": place[0]} if place[0] > 1 else {})
-            options |= {"gpus_per_node": place[1]} if place[1] else {}
-            executor = _executor(folder, study, limits, options)
+        for (nodes, gpus), alike in _by_place(wave, limits).items():
+            options = parameters | ({"nodes": nodes} if nodes > 1 else {}) | ({"gpus_per_node": gpus} if gpus else {})
             cpus = options.get("cpus_per_task", limits.threads)
-            arguments = [(run, (folder / run.name).resolve(), study, cpus, limits.retries) for run in alike]
-            by_job |= dict(zip(executor.map_array(_train_on_node, *zip(*arguments, strict=True)), alike, strict=True))
+            trainings = [Training(run, (folder / run.name).resolve(), study, cpus, limits.retries) for run in alike]
+            jobs = _executor(folder, study, limits, options).map_array(_train_on_node, trainings)
+            by_job |= dict(zip(jobs, alike, strict=True))
         for job in submitit.helpers.as_completed(list(by_job), poll_frequency=POLL_S):
             try:
                 outcome = job.result()
@@ -88,24 +81,18 @@ def _executor(folder: Path, study: str, limits: Limits, parameters: dict[str, An
     return executor
 
 
-def _train_on_node(run: PlannedRun, folder: Path, study: str, cpus: int, retries: int) -> Outcome:
+def _train_on_node(training: Training) -> Outcome:
     """What a job does on each of its nodes."""
-    nodes = run.config.value("trainer.num_nodes", 1)
-    if nodes == 1:
-        return train_one(run, folder, study, cpus, retries)
+    if training.run.config.value("trainer.num_nodes", 1) == 1:
+        return training.carry_out()
     import submitit
 
     job = submitit.JobEnvironment()
-    return train_on_node(
-        run, folder, study, cpus, retries, job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000
-    )
+    return train_on_node(training, job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000)
 
 
-def train_on_node(
-    run: PlannedRun, folder: Path, study: str, cpus: int, retries: int, node: int, head: str, port: int
-) -> Outcome:
+def train_on_node(training: Training, node: int, head: str, port: int) -> Outcome:
     """Train a run of several nodes on one of them; the processes of all of them meet at the first one's address."""
     variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
-    if node:
-        return help_train(node, run, folder, study, cpus, retries, variables)
-    return train_one(run, folder, study, cpus, retries, variables=variables)
+    training = replace(training, variables=variables)
+    return training.help(node) if node else training.carry_out()

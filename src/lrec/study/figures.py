@@ -112,13 +112,9 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure":
 def studies_figure(
     fits: Mapping[str, tuple[Fit, Sequence[tuple[float, float]]]], x: str, y: str, crossings: Sequence[float] = ()
 ) -> "Figure":
-    """Points and laws of several studies, recipes or data sets: fitted sizes full, held-out ones hollow.
+    """Points and laws of several studies, recipes or data sets, by name: the fit, and size and loss of held-out points.
 
-    Args:
-        fits: By name: the fit, and size and loss of each held-out point.
-        x: Column of the size.
-        y: Column of the loss.
-        crossings: Sizes at which curves cross, each a dotted line.
+    Fitted sizes are full, held-out ones hollow; a dotted line stands where curves cross.
     """
     alt = f"{y} against {x} for each ladder: fitted sizes as full points, held-out sizes as hollow ones, the fitted law"
     figure = new_figure(6.4, 4.4, alt)

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
-from lrec.study.forked import side_by_side
 from lrec.study.options import Study, as_argument, ladder_n_body
+
+if TYPE_CHECKING:
+    from lrec.data.datamodule import SequenceDataModule
+    from lrec.training.module import SequentialRecommender
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,31 @@ class PlannedRun:
         """Its options by name."""
         return RunConfig(self.options)
 
-    def network(self, n_items: int) -> TransformerConfig:
-        """The network that it trains on a catalogue of `n_items`."""
+    @property
+    def model(self) -> "SequentialRecommender":
+        """What it trains, without a network yet."""
         from lrec.training.module import model_of
 
-        return model_of(self.options).network_config(n_items, self.config.value("data.max_len"))
+        return model_of(self.options)
+
+    def open_data(self) -> "SequenceDataModule":
+        """Its data, prepared and set up."""
+        from lrec.data.datasets import datamodule_of
+
+        data = datamodule_of(self.options)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    def network(self, n_items: int) -> TransformerConfig:
+        """The network that it trains on a catalogue of `n_items`."""
+        return self.model.network_config(n_items, self.config.value("data.max_len"))
 
 
-def planned_runs(study: Study, processes: int = 1) -> list[PlannedRun]:
+def planned_runs(study: Study) -> list[PlannedRun]:
     """Every run of the study: sizes x seeds x fractions x variants; UserError where `lrec fit` would refuse one.
 
     Held-out sizes have all the data there are; smaller shares have one seed, their first.
-
-    Args:
-        study: The study.
-        processes: How many of them complete the runs' options, a fifth of a second each.
     """
     with importing():
         from lrec.training.lightning_cli import compose
@@ -66,8 +79,7 @@ def planned_runs(study: Study, processes: int = 1) -> list[PlannedRun]:
         if fraction == most or size not in study.held_out
         for seed in _seeds(study, size)[: None if fraction == most or study.fractions else 1]
     ]
-    options = side_by_side(compose, [_arguments(study, run) for run in runs], processes)
-    return [replace(run, options=each) for run, each in zip(runs, options, strict=True)]
+    return [replace(run, options=compose(_arguments(study, run))) for run in runs]
 
 
 def _seeds(study: Study, size: str) -> tuple[int, ...]:
@@ -80,17 +92,9 @@ def _planned(study: Study, size: str, seed: int, fraction: float, variant: str) 
     ladder += [f"fraction-{fraction:g}"] if len(study.every_fraction) > 1 else []
     share = "" if fraction == 1 else f"{study.reduce}-{fraction:g}"
     source = study.starts_from.get(variant)
-    return PlannedRun(
-        _name(size, share, variant, seed),
-        size,
-        seed,
-        fraction,
-        variant,
-        "-".join(ladder),
-        size in study.held_out,
-        {},
-        "" if source is None else _name(size, share, source, seed),
-    )
+    name, starts_from = _name(size, share, variant, seed), "" if source is None else _name(size, share, source, seed)
+    held_out = size in study.held_out
+    return PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from)
 
 
 def _arguments(study: Study, run: PlannedRun) -> list[str]:

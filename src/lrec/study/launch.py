@@ -5,7 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ from lrec.common.files import locked, write_text
 from lrec.common.start_stop import TRY_AGAIN
 from lrec.errors import UserError
 from lrec.run import Point, Run
-from lrec.study.devices import Placement, placement
-from lrec.study.forked import Processes
 from lrec.study.grid import PlannedRun
+from lrec.study.placement import Placement, placement
+from lrec.study.processes import Processes
 
 POLL_S = 2.0
 
@@ -97,46 +97,38 @@ def train(
     """Train runs, in order, within the limits; yield each with what became of it.
 
     Runs that start from another one's network come after all others. A run waits until as many GPUs are free as it
-    takes, and sees no others.
-
-    Args:
-        runs: The runs.
-        folder: Where each has its folder.
-        study: Name of the study.
-        limits: What they may take side by side.
-        memory_gib: What each is expected to need, by name; read only if the limits have one of memory.
-        watch: Called every few seconds. Once it returns False, no further run starts, and those under way are told to
-            save and stop.
+    takes, and sees no others; and for memory, of which `memory_gib` says what each is expected to need. `watch` is
+    called every few seconds: once it returns False, none starts, and those under way save and stop.
     """
     memory = memory_gib or dict.fromkeys((run.name for run in runs), 0.0)
-    limit = limits.memory_gib or float("inf")
     waiting = sorted(runs, key=lambda run: run.starts_from != "")
-    running: dict[Future[Outcome], PlannedRun] = {}
     gpus_of = {run.name: _gpus(run, limits) for run in runs}
-    free, given = list(limits.gpus), dict[str, list[str]]()
-    processes = Processes()
+    free, processes = list(limits.gpus), Processes()
+    running: dict[Future[Outcome], Training] = {}
+
+    def may_start(run: PlannedRun) -> bool:
+        others = [training.run.name for training in running.values()]
+        needed = memory[run.name] + sum(memory[name] for name in others)
+        fits = not others or needed <= (limits.memory_gib or float("inf"))
+        return len(others) < limits.jobs and run.starts_from not in others and fits and gpus_of[run.name] <= len(free)
+
     with ThreadPoolExecutor(max_workers=limits.jobs) as pool:
         try:
             while waiting or running:
                 if not watch():
                     waiting.clear()
                     processes.stop()
-                while waiting and len(running) < limits.jobs:
-                    taken = sum(memory[run.name] for run in running.values())
-                    source_runs = waiting[0].starts_from in (run.name for run in running.values())
-                    if source_runs or (running and taken + memory[waiting[0].name] > limit):
-                        break
-                    if gpus_of[waiting[0].name] > len(free):
-                        break
+                while waiting and may_start(waiting[0]):
                     run = waiting.pop(0)
-                    given[run.name] = [free.pop(0) for _ in range(gpus_of[run.name])]
-                    variables = {"CUDA_VISIBLE_DEVICES": ",".join(given[run.name])} if given[run.name] else {}
-                    arguments = (run, folder / run.name, study, limits.threads, limits.retries, processes, variables)
-                    running[pool.submit(train_one, *arguments)] = run
+                    gpus = tuple(free.pop(0) for _ in range(gpus_of[run.name]))
+                    place = (folder / run.name, study, limits.threads, limits.retries)
+                    training = Training(run, *place, gpus=gpus, processes=processes)
+                    running[pool.submit(training.carry_out)] = training
                 done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
-                    free += given.pop(running[future].name)
-                    yield running.pop(future), future.result()
+                    training = running.pop(future)
+                    free += training.gpus
+                    yield training.run, future.result()
         except BaseException:
             processes.stop()
             raise
@@ -152,77 +144,81 @@ def _gpus(run: PlannedRun, limits: Limits) -> int:
     return place.gpus
 
 
-def train_one(
-    run: PlannedRun,
-    folder: Path,
-    study: str,
-    threads: int,
-    retries: int = 0,
-    processes: Processes | None = None,
-    variables: Mapping[str, str] | None = None,
-) -> Outcome:
-    """Train a run unless it is finished, again where it fails, up to `retries` times.
+@dataclass(frozen=True)
+class Training:
+    """A run as it is trained on this machine.
 
-    A run that another process trains is waited for: it inherits the lock, and may outlive its killed study.
+    Attributes:
+        threads: Cores it may take.
+        retries: How often it is started again where it fails.
+        gpus: GPUs that it sees, as CUDA_VISIBLE_DEVICES names them; none: it sees what there is.
+        variables: More of its environment.
+        processes: Those under way here.
     """
-    processes = processes or Processes()
-    with locked(lock_of(folder)) as lock:
-        return _retried(lambda: _attempt(run, folder, study, threads, lock, processes, variables), retries)
 
+    run: PlannedRun
+    folder: Path
+    study: str
+    threads: int
+    retries: int = 0
+    gpus: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    processes: Processes = field(default_factory=Processes)
 
-def help_train(
-    node: int,
-    run: PlannedRun,
-    folder: Path,
-    study: str,
-    threads: int,
-    retries: int,
-    variables: Mapping[str, str],
-) -> Outcome:
-    """Be one of the further nodes of a run, whose first one is in `train_one`: it alone writes to the run's folder."""
-    own = folder.with_name(f".{folder.name}.node{node}")
-    processes = Processes()
-    with locked(lock_of(own)) as lock:
+    def carry_out(self) -> Outcome:
+        """Train the run unless it is finished.
+
+        A run that another process trains is waited for: it inherits the lock, and may outlive its killed study.
+        """
+        with locked(lock_of(self.folder)) as lock:
+            return self._retried(lambda: self._attempt(lock))
+
+    def help(self, node: int) -> Outcome:
+        """Be one of the further nodes of a run, whose first one carries it out: that alone writes to its folder."""
+        own = self.folder.with_name(f".{self.folder.name}.node{node}")
         config, log = own.with_suffix(f"{own.suffix}.yaml"), own.with_suffix(f"{own.suffix}.log")
-        write_text(config, yaml.safe_dump(run.config.options))
-        fit = ["lrec", "fit", *_options(run, Run(folder), study, config)]
+        with locked(lock_of(own)) as lock:
+            write_text(config, yaml.safe_dump(self.run.config.options))
 
-        def attempt() -> Outcome:
-            code = processes.run(fit, log, threads, lock, variables)
-            return _unfinished(log, code) if code else Outcome("finished")
+            def attempt() -> Outcome:
+                code = self._process(self._fit(config), log, lock)
+                return _unfinished(log, code) if code else Outcome("finished")
 
-        return _retried(attempt, retries)
+            return self._retried(attempt)
 
-
-def _retried(attempt: Callable[[], Outcome], retries: int) -> Outcome:
-    """What became of the first attempt that did not fail, or of the last."""
-    outcome = attempt()
-    for _ in range(retries):
-        if outcome.status != "failed":
-            break
+    def _retried(self, attempt: Callable[[], Outcome]) -> Outcome:
+        """What became of the first attempt that did not fail, or of the last."""
         outcome = attempt()
-    return outcome
-
-
-def _attempt(
-    run: PlannedRun,
-    folder: Path,
-    study: str,
-    threads: int,
-    lock: int,
-    processes: Processes,
-    variables: Mapping[str, str] | None,
-) -> Outcome:
-    trained, code = Run(folder), 0
-    if trained.result is None:
-        fit = ["lrec", "fit", *_arguments(run, trained, study)]
-        code = processes.run(fit, trained.log_file, threads, lock, variables)
-    if trained.result is not None and outcome_of(trained) is None:  # several processes, or killed in between
-        losses = ["lrec.training.target_losses", str(folder)]
-        code = processes.run(losses, trained.log_file, threads, lock, variables)
-    if outcome := outcome_of(trained):
+        for _ in range(self.retries):
+            if outcome.status != "failed":
+                break
+            outcome = attempt()
         return outcome
-    return Outcome("stopped") if processes.stopping else _unfinished(trained.log_file, code)
+
+    def _attempt(self, lock: int) -> Outcome:
+        trained, code = Run(self.folder), 0
+        if trained.result is None:
+            # Resuming is exact: what a killed study left unfinished resumes from its last checkpoint, or starts again.
+            if not trained.last.exists():
+                shutil.rmtree(trained.folder, ignore_errors=True)
+            trained.write_config(self.run.config)
+            code = self._process(self._fit(trained.config_file), trained.log_file, lock)
+        if trained.result is not None and outcome_of(trained) is None:  # several processes, or killed in between
+            code = self._process(["lrec.training.target_losses", str(self.folder)], trained.log_file, lock)
+        if outcome := outcome_of(trained):
+            return outcome
+        return Outcome("stopped") if self.processes.stopping else _unfinished(trained.log_file, code)
+
+    def _process(self, arguments: list[str], log: Path, lock: int) -> int:
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
+        return self.processes.run(arguments, log, self.threads, lock, {**visible, **self.variables})
+
+    def _fit(self, config: Path) -> list[str]:
+        """Its `lrec fit`."""
+        fit = ["lrec", "fit", f"--config={config}", f"--trainer.default_root_dir={self.folder}", "--ckpt_path=last"]
+        fit += [f"--points.study={self.study}", f"--points.run={self.run.name}"]
+        source = self.run.starts_from
+        return fit + ([f"--model.warm_start={self.folder.with_name(source)}"] if source else [])
 
 
 def _unfinished(log: Path, code: int) -> Outcome:
@@ -237,18 +233,3 @@ def _unfinished(log: Path, code: int) -> Outcome:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
         reason = last[0].removeprefix("lrec: error: ")
     return Outcome("failed", reason=f"{reason} (see {log})")
-
-
-def _arguments(run: PlannedRun, trained: Run, study: str) -> list[str]:
-    """Those of the run's `lrec fit`, its folder made ready."""
-    # Resuming is exact: what a killed study left unfinished resumes from its last checkpoint, or starts again.
-    if not trained.last.exists():
-        shutil.rmtree(trained.folder, ignore_errors=True)
-    trained.write_config(run.config)
-    return _options(run, trained, study, trained.config_file)
-
-
-def _options(run: PlannedRun, trained: Run, study: str, config: Path) -> list[str]:
-    arguments = [f"--config={config}", f"--trainer.default_root_dir={trained.folder}", "--ckpt_path=last"]
-    arguments += [f"--points.study={study}", f"--points.run={run.name}"]
-    return arguments + ([f"--model.warm_start={trained.folder.with_name(run.starts_from)}"] if run.starts_from else [])

@@ -15,7 +15,7 @@ from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import even_ladder, find_size
 from lrec.run import dotted
-from lrec.study.devices import here
+from lrec.study.placement import here
 from lrec.study.points import REPEATED
 
 
@@ -213,12 +213,7 @@ def ladder_n_body(size: str) -> int:
 
 
 def combined(variants: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every variant with every combination of the options' values, named after them, as in `both-lr-0.01`.
-
-    Args:
-        variants: Options by name of a variant.
-        values: A list of values for each of further options, nested or by dotted name.
-    """
+    """Every variant with every combination of the options' values, named after them, as in `both-lr-0.01`."""
     axes = dotted(values)
     for option, several in axes.items():
         if not isinstance(several, list) or not several:

@@ -10,7 +10,8 @@ from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import check_range
 from lrec.evaluation.ngrams import ORDERS
-from lrec.study.outlook import FROM, TO, Evidence, Outlook, judge, measure
+from lrec.study.outlook_evidence import measure
+from lrec.study.outlook_rule import FROM, TO, Evidence, Outlook, judge
 
 
 def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int = 0) -> None:
@@ -52,36 +53,28 @@ def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:
         f"# Outlook: {name}\n\n{evidence.targets:,} training targets, {evidence.items:,} items. Losses are nats, on "
         f"{evidence.cases:,} validation targets."
     )
-    said = [gain_sentence(outlook), size_sentence(outlook), data_sentence(outlook)]
-    return "\n\n".join([head, rows_table(counted), rows_table(tiny, text=(0,)), " ".join(said)])
+    return "\n\n".join([head, rows_table(counted), rows_table(tiny, text=(0,)), " ".join(_sentences(outlook))])
 
 
-def gain_sentence(outlook: Outlook) -> str:
-    """What size brings, or why that is unknown."""
+def _sentences(outlook: Outlook) -> list[str]:
+    """What size brings, up to where it pays, and what twice the data would bring."""
     if outlook.gain is None:
-        return (
+        gain = (
             f"What size brings is unknown: {outlook.why}. Other sets with as much data gained {outlook.by_amount:.2f} "
             f"nats from {FROM} to {TO}."
         )
-    return (
-        f"From {FROM} to {TO} parameters expect {outlook.gain:.2f} nats ({outlook.low:.2f} to {outlook.high:.2f}): "
-        f"{outlook.why}."
-    )
-
-
-def size_sentence(outlook: Outlook) -> str:
-    """Up to where size pays."""
-    if outlook.useful == 0:
-        return "Size does not pay."
-    return f"Size can pay up to about {_short(outlook.useful)} parameters of the blocks."
-
-
-def data_sentence(outlook: Outlook) -> str:
-    """What twice the data would bring."""
-    n_grams = f"the last doubling brought n-grams {outlook.doubling:.2f} nats"
+    else:
+        gain = (
+            f"From {FROM} to {TO} parameters expect {outlook.gain:.2f} nats ({outlook.low:.2f} to {outlook.high:.2f}): "
+            f"{outlook.why}."
+        )
+    pays = f"Size can pay up to about {_short(outlook.useful)} parameters of the blocks."
+    more = f": the last doubling brought n-grams {outlook.doubling:.2f} nats"
     if outlook.more_gain is None or outlook.more_gain < 0.005:
-        return f"More data: {n_grams}."
-    return f"Twice the data: {n_grams}, and from {FROM} to {TO} it would be {outlook.more_gain:.2f} more."
+        more = f"More data{more}."
+    else:
+        more = f"Twice the data{more}, and from {FROM} to {TO} it would be {outlook.more_gain:.2f} more."
+    return [gain, pays if outlook.useful else "Size does not pay.", more]
 
 
 def _short(parameters: float) -> str:

@@ -15,6 +15,9 @@ from lrec.run import POINTS, find_points
 OWN_COLUMNS = {"schema", "best", "status"}
 """Columns that tell lrec's own points.jsonl from other tables."""
 
+HELPERS = {"N", "seed", "data_hash"}
+"""Columns that are read to choose among points, and no more."""
+
 LARGEST = 1e100
 """Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them."""
 
@@ -59,11 +62,12 @@ def read_points(
 
     Raises:
         UserError: a missing path, column or value; a value that is not a positive number; nothing to read; own points
-            of a size and seed more than once, where `x` is a size.
+            of as much data that are not of the same data, or of a size and seed more than once, where `x` is a size.
     """
     columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
     frames = [_read_file(file, columns) for file in _files(paths)]
     points = pl.concat([frame for frame, _ in frames])
+    _check_data(points)
     if d is None and all(own for _, own in frames):
         points = _comparable(points, x, shares and _may_stop(points, x))
         if x in ("D", "U") and shares:  # the size is the same, and u no share beside x
@@ -73,7 +77,7 @@ def read_points(
             f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."
         )
     points = points.with_columns(may_stop=_may_stop(points, x))
-    known = [name for name in points.columns if points[name].null_count() < len(points) and name not in ("N", "seed")]
+    known = [name for name in points.columns if points[name].null_count() < len(points) and name not in HELPERS]
     return points.select(known).sort("x", "y", "file", "row")
 
 
@@ -113,7 +117,8 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
         points.append((_own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}) | point)
     numbers = ("x", "y", "d", "u", "processed", "flops", "wall_s", *METRICS, "N")
     schema: dict[str, type[pl.DataType]] = dict.fromkeys(numbers, pl.Float64)
-    schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "run": pl.String, "file": pl.String, "row": pl.Int64}
+    schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "row": pl.Int64}
+    schema |= dict.fromkeys(("data_hash", "run", "file"), pl.String)
     return pl.DataFrame(points, schema=schema, strict=False), own
 
 
@@ -123,6 +128,7 @@ def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
     return {
         "N": row.get("N_body"),
         "seed": row.get("seed"),
+        "data_hash": row.get("data_hash") or None,
         "d": row.get("D"),
         "u": row.get("U"),
         "processed": row.get("D"),
@@ -170,6 +176,18 @@ def _read_json_lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, A
         columns |= dict.fromkeys(row)
         rows.append((number, row))
     return list(columns), rows
+
+
+def _check_data(points: pl.DataFrame) -> None:
+    """UserError where runs of as much data had other data: their losses do not belong on one curve."""
+    for _, alike in points.drop_nulls(("u", "data_hash")).group_by("u", maintain_order=True):
+        others = alike.unique("data_hash", keep="first", maintain_order=True)
+        if len(others) > 1:
+            (one, two), (of_one, of_two) = others["file"][:2], others["data_hash"][:2]
+            raise UserError(
+                f"{one} and {two} were trained on different data (data_hash {of_one[:16]} and {of_two[:16]}): fit them "
+                "apart"
+            )
 
 
 def _may_stop(points: pl.DataFrame, x: str) -> bool:

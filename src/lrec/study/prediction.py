@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,28 +46,32 @@ def fit_ladder(study: Study, runs: list[PlannedRun], of_less_data: list[PlannedR
     """
     assert study.law is not None
     method = method_named(study.law)
-    used = [*runs, *of_less_data] if method is None else runs
-    trained = [run_of_study(study.folder, run.name) for run in used if not run.held_out]
+    used = [run for run in runs if not run.held_out] + (of_less_data if method is None else [])
+    trained = [run_of_study(study.folder, run.name) for run in used]
     points = read_points([run.points_file for run in trained], study.x, study.y, shares=method is None)
     points = points.drop("wall_s", strict=False)  # a report names no times
     fitted = predictor_of(method, points)
     example = trained[0].result
     assert example is not None
-    large = sorted({_count(run, study.x, example) for run in runs if run.held_out})
+    n_items = example.N_head // example.d_model
+    large = sorted({_count(run, n_items, study.x, used[0], example) for run in runs if run.held_out})
     predictions = tuple(fitted.predict(large)) if large else ()
     return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions)
+
+
+def _count(run: PlannedRun, n_items: int, x: str, finished: PlannedRun, example: Point) -> int:
+    """The parameters a run will have: types of event add rows to N_total, how many is known from a finished run."""
+    network = run.network(n_items)
+    if x == "N_body":
+        return cost.n_body(network)
+    types = (example.N_total - cost.n_total(finished.network(n_items))) // example.d_model
+    return cost.n_total(replace(network, event_types=types))
 
 
 def of_less_data(runs: list[PlannedRun], ladder: list[PlannedRun]) -> list[PlannedRun]:
     """The runs of a ladder's variant with smaller shares of the data."""
     first = ladder[0]
     return [run for run in runs if run.variant == first.variant and run.fraction < first.fraction]
-
-
-def _count(run: PlannedRun, x: str, example: Point) -> int:
-    """The parameters a run will have, from its size and from the catalogue that a finished run found."""
-    config = run.network(n_items=example.N_head // example.d_model)
-    return cost.n_body(config) if x == "N_body" else cost.n_total(config)
 
 
 def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]) -> None:
@@ -97,15 +101,14 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
     if path.is_file():
         if _same_prediction(json.loads(path.read_text(encoding="utf-8")), prediction):
             return
-        number = 1 + len(list(out.glob("prediction-*.json")))
-        path.rename(out / f"prediction-{number}.json")
+        path.rename(out / f"prediction-{1 + len(list(out.glob('prediction-*.json')))}.json")
     write_json(path, prediction)
 
 
 def _same_prediction(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether they rest on the same points and are for the same runs; the last digits may differ between machines."""
     rest_on = [
-        [{name: ladder[name] for name in ("ladder", "law", "x", "y", "source_hash")} for ladder in each["ladders"]]
+        [[ladder[name] for name in ("ladder", "law", "x", "y", "source_hash")] for ladder in each["ladders"]]
         for each in (earlier, now)
     ]
     runs, others = now["held_out_runs"], earlier["held_out_runs"]

@@ -5,7 +5,6 @@ The two files are all that another machine needs to go on with a study without t
 
 import json
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,10 +15,10 @@ from typing import Any
 from lrec.common.files import locked, write_json, write_text
 from lrec.errors import UserError
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
-from lrec.study.devices import placement
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Outcome, is_running
 from lrec.study.options import Study
+from lrec.study.placement import placement
 
 
 @contextmanager
@@ -50,12 +49,7 @@ class Record:
     def __init__(self, study: Study, runs: list[PlannedRun]) -> None:
         """Open the study's folder, and restore the points of finished runs whose own folders were not kept.
 
-        Args:
-            study: The study.
-            runs: The runs of its grid, which may have more or other ones than before.
-
-        Raises:
-            UserError: the folder holds something else.
+        The grid may have more or other runs than before. UserError where the folder holds something else.
         """
         out = study.folder
         self.study, self.out = study, out
@@ -63,7 +57,7 @@ class Record:
         self._restore_points()
         earlier: dict[str, Any] = {"grid": {"runs": []}, "earlier_runs": [], "state": {}}
         if self.path.is_file():
-            earlier |= json.loads(self.path.read_text(encoding="utf-8"))
+            earlier = json.loads(self.path.read_text(encoding="utf-8"))
         elif out.exists() and any(out.iterdir()) and not find_points(self.folder):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
@@ -72,15 +66,11 @@ class Record:
         self.reasons: dict[str, str] = {}
 
     def trained(self, run: PlannedRun) -> Run:
-        """The folder of a run."""
+        """A run's folder."""
         return run_of_study(self.out, run.name)
 
     def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
-        """Take the runs into the study and return those to be trained or read; finished ones are kept as they are.
-
-        Args:
-            restart: Names of runs to train from the beginning.
-            skip: Names of runs to leave out.
+        """Take the runs into the study, those of `restart` to begin anew, and return all but those of `skip`.
 
         Raises:
             UserError: a run was begun with other options than it now has, or is to be restarted while it is trained.
@@ -103,6 +93,28 @@ class Record:
         self._write()
         return [run for run in self.runs if run.name not in skip]
 
+    def check_data(self, runs: list[PlannedRun]) -> None:
+        """Refuse to train a ladder on other data than its finished runs were trained on.
+
+        Raises:
+            UserError: naming both hashes; before anything is trained.
+        """
+        results = {run.name: self.trained(run).result for run in runs}
+        of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by hash of the data, whose they are
+        for run in runs:
+            if (point := results[run.name]) is not None and point.data_hash:
+                of_ladder[run.ladder].setdefault(point.data_hash, f"those of run {run.name}")
+        to_train = {run.ladder: run for run in runs if results[run.name] is None}
+        for ladder, found in of_ladder.items():
+            if ladder in to_train:
+                found.setdefault(to_train[ladder].open_data().data_hash, "those that are there now")
+            if len(found) > 1:
+                (one, first), (two, second) = list(found.items())[:2]
+                raise UserError(
+                    f"{self.out}: the data have changed: {first} have data_hash {one[:16]}, {second} {two[:16]}. "
+                    "Choose another --out, or bring the former data back"
+                )
+
     def note(self, run: PlannedRun, outcome: Outcome) -> None:
         """Write down what became of a run."""
         self.state[run.name] = outcome.status
@@ -111,28 +123,15 @@ class Record:
         self._write()
 
     def _in_one_precision(self, runs: list[PlannedRun]) -> list[PlannedRun]:
-        """The runs, with `trainer.precision auto` settled: as these runs have had it, or what is faster here.
-
-        Raises:
-            UserError: it cannot be measured here for what the runs train on.
-        """
-        unsettled = {run.name: run for run in runs if run.config.value("trainer.precision") == "auto"}
+        """The runs, with `trainer.precision auto` settled: as these runs have had it, or what is faster here."""
+        unsettled = [run for run in runs if run.config.value("trainer.precision") == "auto"]
         if not unsettled:
             return runs
-        had = [run["options"]["trainer"]["precision"] for name, run in self._earlier.items() if name in unsettled]
-        if not had:
-            from lrec.training.precision import decided
-
-            kinds = {placement(run.config).kind for run in unsettled.values()}
-            if len(kinds) > 1:
-                raise UserError(
-                    "trainer.precision auto: some runs train on CPUs, others on GPUs, and all have one precision: "
-                    "choose 32-true or bf16-mixed"
-                )
-            had = [decided(*kinds)]
+        had = [self._earlier[run.name]["options"]["trainer"] for run in unsettled if run.name in self._earlier]
+        precision = had[0]["precision"] if had else _decided(unsettled)
         return [
-            replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": had[0]}})
-            if run.name in unsettled
+            replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": precision}})
+            if run in unsettled
             else run
             for run in runs
         ]
@@ -168,19 +167,25 @@ class Record:
                 Run(self.folder / name).write_points(mine)
 
 
+def _decided(runs: list[PlannedRun]) -> str:
+    from lrec.training.precision import decided
+
+    kinds = {placement(run.config).kind for run in runs}
+    if len(kinds) > 1:
+        raise UserError(
+            "trainer.precision auto: some runs train on CPUs, others on GPUs, and all have one precision: "
+            "choose 32-true or bf16-mixed"
+        )
+    return decided(*kinds)
+
+
 def changed_options(earlier: RunConfig, now: RunConfig) -> str:
-    """What differs in what is trained, in words. An option that an earlier version did not have counts as its default;
-    `data.validation_users` counts as `all`, since all users validated then."""
+    """What differs in what is trained, in words. An option that came later counts as its default."""
     if earlier.trained_with == now.trained_with:
         return ""
     from lrec.training.lightning_cli import compose
 
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder))
-        run.write_config(earlier)
-        arguments, option = [f"--config={run.config_file}"], "data.validation_users"
-        if option in now.trained_with and option not in earlier.trained_with:
-            arguments.append(f"--{option}=all")
-        before, after = RunConfig(compose(arguments)).trained_with, now.trained_with
+    before = RunConfig(compose([f"--config={json.dumps(earlier.options)}"])).trained_with
+    after = now.trained_with
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name)}, now {after.get(name)}" for name in differing)

@@ -1,12 +1,15 @@
 """What a study leaves behind: report.md, fit.json and figures, also in TensorBoard."""
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Collection, Mapping
+from itertools import pairwise, product
 from pathlib import Path
+from statistics import mean, stdev
 
 import polars as pl
+from scipy.special import stdtrit
 
 from lrec.common.files import write_text
 from lrec.common.pictures import alt_text, save_figure
@@ -22,9 +25,10 @@ from lrec.study.grid import PlannedRun
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.sweep import Tuned
-from lrec.study.variants import variants_table
 
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
+VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
+CONFIDENCE = 0.95
 
 
 def write_report(
@@ -44,49 +48,56 @@ def write_report(
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     sections = [f"# Scaling study {name}"]
     if tuned is not None:
-        sections.append(_tuned(tuned))
-    if comparison := variants_table(runs, points):
-        sections += ["## Variants", comparison]
+        sections += _tuned(tuned)
+    if variants := variants_table(runs, points):
+        sections += ["## Variants", *variants]
     sections += _figures(out, runs, points)
     laws = {ladder.name: ladder for ladder in ladders}
     for ladder, mine in by_ladder(runs).items():
-        sections.append(f"## {ladder or 'Runs'}")
         own = {run.name: points[run.name] for run in mine}
-        sections += [_runs_table(mine, own), "\n".join(_findings(mine, own))]
-        if noise := _noise(out, mine, own):
-            sections.append(noise)
+        sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(mine, own), *_noise(out, mine, own)]
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
         if ladder in laws:
-            sections.append(_law(out, out / "fit" / ladder, mine, own, laws[ladder]))
+            sections += _law(out, mine, own, laws[ladder])
     report = "\n\n".join(sections) + "\n"
     write_text(out / "report.md", report)
     return report
 
 
-def _law(out: Path, folder: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> str:
-    usable = [run for run in runs if not points[run.name].diverged]
-    files = {run.name: run_of_study(out, run.name).points_file for run in usable}
-    held_out = None
-    if large := [files[run.name] for run in usable if run.held_out]:
-        actual = read_points(large, ladder.x, ladder.y, shares=True).drop("wall_s", strict=False)
+def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> list[str]:
+    """What was predicted, and what became of it."""
+    every_point, held_out = ladder.fit.points, None
+    large = [run for run in runs if run.held_out and not points[run.name].diverged]
+    if large:
+        files = [run_of_study(out, run.name).points_file for run in large]
+        actual = read_points(files, ladder.x, ladder.y, shares=True).drop("wall_s", strict=False)
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
-    fitted = ladder.fit.points
-    every_point = fitted if held_out is None else pl.concat([fitted, actual], how="diagonal")
+        every_point = pl.concat([every_point, actual], how="diagonal")
     analysis = judge(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y})
+    folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
     floor = _floor(points) if ladder.y == "test_loss" else None
     figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, ladder.x, ladder.y)
     save_figure(folder / "fit.png", figure)
-    return "\n\n".join(
-        [
-            f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}",
-            f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)",
-            table(content),
-            *_trained_before(out, [run.name for run in runs]),
-        ]
-    )
+    return [
+        f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}",
+        f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)",
+        table(content),
+        *_trained_before(out, points),
+    ]
+
+
+def _trained_before(out: Path, names: Collection[str]) -> list[str]:
+    """A warning where the prediction in force is none."""
+    path = out / "prediction.json"
+    trained = json.loads(path.read_text(encoding="utf-8"))["trained_before"] if path.is_file() else []
+    mine = [name for name in trained if name in names]
+    if not mine:
+        return []
+    earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
+    return [f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}."]
 
 
 def _floor(points: dict[str, Point]) -> float | None:
@@ -118,29 +129,18 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
     return ["## Compute and repetition", note, *links] if links else []
 
 
-def _tuned(tuned: Tuned) -> str:
+def _tuned(tuned: Tuned) -> list[str]:
     """What was tuned on the fitted sizes, and the rules that all sizes follow."""
     options = list(tuned.rules)
     rows = [["size", *options, "val loss"]]
     for size, best in tuned.best.items():
         rows.append([size, *(f"{best[o]:g}" for o in options), f"{best['val/loss']:.4f}"])
-    table = rows_table(rows, text=(0,))
     rules = [f"- {o} = {factor:.4g} N_body^{exponent:.4g}" for o, (factor, exponent) in tuned.rules.items()]
-    return "\n".join(["## Tuned by validation loss", "", table, "", *rules, *(f"- Warning: {e}." for e in tuned.edges)])
+    rules += [f"- Warning: {edge}." for edge in tuned.edges]
+    return ["## Tuned by validation loss", rows_table(rows, text=(0,)), "\n".join(rules)]
 
 
-def _trained_before(out: Path, names: list[str]) -> list[str]:
-    """A warning where the prediction in force is none."""
-    path = out / "prediction.json"
-    trained = json.loads(path.read_text(encoding="utf-8"))["trained_before"] if path.is_file() else []
-    mine = [name for name in trained if name in names]
-    if not mine:
-        return []
-    earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
-    return [f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}."]
-
-
-def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> str:
+def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
     """Standard errors over users, and every step in size paired over them, where runs have losses by target."""
     losses: dict[str, list[pl.DataFrame]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: points[run.name].N_body):
@@ -148,87 +148,123 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> str:
         if not points[run.name].diverged and path.is_file():
             losses[run.size].append(pl.read_parquet(path, glob=False))
     if len(losses) < 2:
-        return ""
-    with_trajectory = next(iter(losses.values()))[0]["step"].max() != 0
-    parts = {"test": pl.col("step") == 0} | ({"test and trajectory": pl.lit(True)} if with_trajectory else {})
-    head = ["step in size", *(f"difference in {part} loss" for part in parts)]
-    rows = [head]
+        return []
+    parts = {"test": pl.col("step") == 0}
+    errors = [point.test_loss_se for point in points.values() if point.test_loss_se is not None]
+    note = f"A test loss has a standard error of {max(errors):.4f} at most, users being drawn"
+    if next(iter(losses.values()))[0]["step"].max() != 0:
+        parts["test and trajectory"] = pl.lit(True)
+        errors = [point.trajectory_loss_se for point in points.values() if point.trajectory_loss_se is not None]
+        note += f"; with the trajectories' targets, {max(errors):.4f}"
+    rows = [["step in size", *(f"difference in {part} loss" for part in parts)]]
     for small, large in pairwise(losses):
-        cells = [f"{small} to {large}"]
-        for chosen in parts.values():
-            sides = ([table.filter(chosen) for table in losses[size]] for size in (small, large))
-            cells.append("{:+.4f} ± {:.4f}".format(*paired(*sides)))
-        rows.append(cells)
-    own = [points[run.name] for run in runs]
-    error = max(point.test_loss_se for point in own if point.test_loss_se is not None)
-    note = f"A test loss has a standard error of {error:.4f} at most, users being drawn"
-    if with_trajectory:
-        error = max(point.trajectory_loss_se for point in own if point.trajectory_loss_se is not None)
-        note += f"; with the trajectories' targets, {error:.4f}"
-    return "\n".join(
-        [
-            rows_table(rows, text=(0,)),
-            "",
-            f"{note}. Differences are paired over users, ± their standard error.",
-        ]
-    )
+        sides = [[[table.filter(part) for table in losses[size]] for size in (small, large)] for part in parts.values()]
+        rows.append([f"{small} to {large}", *("{:+.4f} ± {:.4f}".format(*paired(*side)) for side in sides)])
+    note += ". Differences are paired over users, ± their standard error."
+    return [rows_table(rows, text=(0,)), note]
 
 
 def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
-    with_trajectory = any(point.trajectory_loss is not None for point in points.values())
-    extra = ["with trajectory"] if with_trajectory else []
+    extra = ["with trajectory"] if any(point.trajectory_loss is not None for point in points.values()) else []
     rows = [["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *COLUMNS]]
     for run in runs:
         point = points[run.name]
         size = run.size + (" (held out)" if run.held_out else "")
-        cells = [size, str(run.seed), f"{point.N_body:,}", f"{point.D:,}", f"{point.epochs:.2f}"]
+        row = [size, str(run.seed), f"{point.N_body:,}", f"{point.D:,}", f"{point.epochs:.2f}"]
         if point.diverged:
-            cells += ["diverged"] + [""] * (len(COLUMNS) + len(extra) + 1)
+            row.append("diverged")
         else:
             losses = [point.val_loss, point.test_loss, *([point.trajectory_loss] if extra else [])]
-            cells += ["" if loss is None else f"{loss:.4f}" for loss in losses]
-            cells += [f"{point.metric(f'test/{column}'):.4f}" for column in COLUMNS]
-        rows.append(cells)
+            row += ["" if loss is None else f"{loss:.4f}" for loss in losses]
+            row += [f"{point.metric(f'test/{column}'):.4f}" for column in COLUMNS]
+        rows.append(row)
     tested = next((point for point in points.values() if not point.diverged), None)
     if tested is not None:
-        cells = ["popularity", "", "", "", "", "", f"{tested.metric('test/popularity/loss'):.4f}", *([""] * len(extra))]
-        rows.append(cells + [f"{tested.metric(f'test/popularity/{column}'):.4f}" for column in COLUMNS])
-    return rows_table(rows, text=(0,))
+        row = ["popularity", *[""] * 5, f"{tested.metric('test/popularity/loss'):.4f}", *[""] * len(extra)]
+        rows.append(row + [f"{tested.metric(f'test/popularity/{column}'):.4f}" for column in COLUMNS])
+    return rows_table([row + [""] * (len(rows[0]) - len(row)) for row in rows], text=(0,))
 
 
-def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
-    """What the table says, in words: monotone or not, the best size, over-fitting, the floor."""
-    losses: dict[int, list[float]] = defaultdict(list)
-    sizes = {}
-    for run in runs:
-        point = points[run.name]
-        if point.test_loss is not None:
-            losses[point.N_body].append(point.test_loss)
-            sizes[point.N_body] = run.size
-    diverged = [run.name for run in runs if points[run.name].diverged]
-    left_out = [f"- Diverged and left out: {', '.join(diverged)}."] if diverged else []
-    means = {n: sum(values) / len(values) for n, values in sorted(losses.items())}
-    if not means:
-        return left_out
-    findings = [*_of_sizes(means, sizes), *left_out]
-    if (floor := _floor(points)) is not None:
+def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
+    """What the table says, in words: monotone or not, the best size, what diverged, the floor."""
+    losses: dict[str, list[float]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: points[run.name].N_body):
+        loss = points[run.name].test_loss
+        if loss is not None:
+            losses[run.size].append(loss)
+    means = {size: sum(values) / len(values) for size, values in losses.items()}
+    findings = []
+    if len(means) > 1:
+        rises = [f"{small} to {large}" for small, large in pairwise(means) if means[large] >= means[small]]
+        findings = [
+            f"- The mean test loss rises with size from {', '.join(rises)}: not monotone."
+            if rises
+            else "- The mean test loss falls with every step in size."
+        ]
+        best = min(means, key=lambda size: means[size])
+        findings.append(f"- Best size: {best}, mean test loss {means[best]:.4f}.")
+    if diverged := [run.name for run in runs if points[run.name].diverged]:
+        findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
+    if means and (floor := _floor(points)) is not None:
         below = [run.name for run in runs if (points[run.name].test_loss or floor) < floor]
         verdict = f"below it: {', '.join(below)}" if below else "every run lies above it"
         findings.append(
             f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {verdict}."
         )
-    return findings
+    return "\n".join(findings)
 
 
-def _of_sizes(means: dict[int, float], names: dict[int, str]) -> list[str]:
-    """Whether larger is better, of mean losses by N_body, ascending; nothing of one size alone."""
-    if len(means) < 2:
+def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
+    """A row per fraction, size and variant, and what stands out of the seeds' noise; nothing with one variant.
+
+    Mean ± standard deviation over the seeds; differences from the first variant over the seeds that finished in both,
+    ± their standard error. A difference stands out where a paired t-test at 95 % says so. A variant of another domain
+    has other targets, and no differences.
+    """
+    variants = list(dict.fromkeys(run.variant for run in runs))
+    if len(variants) < 2:
         return []
-    rises = [f"{names[small]} to {names[large]}" for small, large in pairwise(means) if means[large] >= means[small]]
-    best = min(means, key=lambda n: means[n])
-    return [
-        f"- The mean test loss rises with size from {', '.join(rises)}: not monotone."
-        if rises
-        else "- The mean test loss falls with every step in size.",
-        f"- Best size: {names[best]}, mean test loss {means[best]:.4f}.",
-    ]
+    base = variants[0]
+    domains = {run.variant: run.config.value("data.only_domain") for run in runs}
+    finished: dict[tuple[float, str, str], dict[int, Point]] = defaultdict(dict)  # by seed
+    for run in runs:
+        if not points[run.name].diverged:
+            finished[run.fraction, run.size, run.variant][run.seed] = points[run.name]
+    rows = [["fraction", "size", "variant", "seeds"]]
+    rows[0] += [title for metric in VARIANTS for title in (metric, f"against {base}")]
+    compared, standing_out = 0, []
+    for (fraction, size), variant in product(dict.fromkeys((run.fraction, run.size) for run in runs), variants):
+        by_seed, others = finished[fraction, size, variant], finished[fraction, size, base]
+        comparable = variant != base and domains[variant] == domains[base]
+        row = [f"{fraction:g}", size, variant, str(len(by_seed))]
+        for title, name in VARIANTS.items():
+            values = {seed: point.metric(name) for seed, point in by_seed.items()}
+            differences = [value - others[seed].metric(name) for seed, value in values.items() if seed in others]
+            row.append(_mean(list(values.values())))
+            row.append(_mean(differences, "+", of_mean=True) if comparable else "")
+            if comparable and len(differences) > 1:
+                compared += 1
+                if _stands_out(differences):
+                    standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
+        rows.append(row)
+    note = "No difference has two seeds, so none can be set against the seeds' noise."
+    if compared:
+        note = (
+            f"Of {compared} differences from {base}, those that stand out of the seeds' noise (paired t-test, 95 %; "
+            f"by chance alone {(1 - CONFIDENCE) * compared:.1f} would): {'; '.join(standing_out) or 'none'}."
+        )
+    return [rows_table(rows, text=(2,)), note]
+
+
+def _mean(values: list[float], sign: str = "", of_mean: bool = False) -> str:
+    """Mean ± standard deviation, or ± that of the mean. One value has no deviation; no value is an empty cell."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:{sign}.4f}"
+    return f"{mean(values):{sign}.4f} ± {stdev(values) / (math.sqrt(len(values)) if of_mean else 1):.4f}"
+
+
+def _stands_out(differences: list[float]) -> bool:
+    error = stdev(differences) / math.sqrt(len(differences))
+    return abs(mean(differences)) > float(stdtrit(len(differences) - 1, (1 + CONFIDENCE) / 2)) * error

@@ -1,11 +1,10 @@
 """`lrec sizes`: parameters, FLOPs, memory and traffic of every size, on the terminal and as JSON."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from lrec.common.files import write_json
-from lrec.data.batching.plan import BatchPlan
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems
 from lrec.data.store.store import Store
@@ -51,26 +50,21 @@ def sizes(
         dropout: Dropout rates; any but 0 needs memory for its masks.
         out: JSON file for the same figures, in bytes and FLOPs.
     """
-    for name, value in {
-        "items": items,
-        "max_len": max_len,
-        "targets_per_step": targets_per_step,
-        "ranks": ranks,
-        "accumulation": accumulation,
-    }.items():
+    counts = {"items": items, "max_len": max_len, "targets_per_step": targets_per_step, "ranks": ranks}
+    for name, value in (counts | {"accumulation": accumulation}).items():
         check_range(f"--{name}", value, at_least=1)
     shards = ranks if shards is None else shards
     if shards < 1 or ranks % shards:
         raise UserError(f"--shards must divide --ranks {ranks}, got {shards}")
-    names = list(SIZES) if sizes is None else sizes
-    windows = _full_windows(items, max_len) if data is None else _windows_of(Store.open(data), max_len)
+    n_items, pairs = (items, (max_len + 1) / 2) if data is None else _of_store(data, max_len)
     positions = -(-targets_per_step // (ranks * accumulation))
     rows = []
-    for name in names:
-        config = TransformerConfig(windows.n_items, max_len, *find_size(name), dropout, architecture)
-        flops = cost.flops_per_interaction(config, windows.pairs, checkpointing)
+    for name in list(SIZES) if sizes is None else sizes:
+        config = TransformerConfig(n_items, max_len, *find_size(name), dropout, architecture)
+        flops = cost.flops_per_interaction(config, pairs, checkpointing)
         peak = memory.of_step(config, positions, precision, shards, checkpointing, device, ranks)
         received = traffic.of_step(config, positions, precision, shards, ranks, accumulation)
+        of_step = {"received": received.total, "flops": sum(flops) * positions * accumulation}
         rows.append(
             {
                 "size": name,
@@ -80,82 +74,78 @@ def sizes(
                 "parameters": cost.parameters(config)._asdict() | {"total": cost.n_total(config)},
                 "flops_per_interaction": flops._asdict() | {"total": sum(flops)},
                 "memory_bytes": peak._asdict() | {"total": peak.total},
-                "step_of_a_rank": received._asdict()
-                | {"received": received.total, "flops": sum(flops) * positions * accumulation},
+                "step_of_a_rank": received._asdict() | of_step,
             }
         )
-    assumptions = asdict(windows) | {
-        "max_len": max_len,
-        "targets_per_step": targets_per_step,
-        "ranks": ranks,
-        "shards": shards,
-        "accumulation": accumulation,
-        "precision": precision,
-        "checkpointing": checkpointing,
-        "device": device,
-        "architecture": asdict(architecture),
-        "dropout": asdict(dropout),
-    }
     if out is not None:
+        assumptions = {
+            "n_items": n_items,
+            "pairs": pairs,
+            "max_len": max_len,
+            "targets_per_step": targets_per_step,
+            "ranks": ranks,
+            "shards": shards,
+            "accumulation": accumulation,
+            "precision": precision,
+            "checkpointing": checkpointing,
+            "device": device,
+            "architecture": asdict(architecture),
+            "dropout": asdict(dropout),
+        }
         write_json(out, {"assumptions": assumptions, "sizes": rows})
+    shared = f"{shards} of {ranks} ranks share parameters{', activations computed again' if checkpointing else ''}"
     print(
-        f"{windows.n_items:,} items, windows of up to {max_len}, {windows.pairs:.1f} positions attended to on average\n"
-        f"{positions:,} positions in a rank's micro-batch, {precision}, {shards} of {ranks} ranks share parameters"
-        f"{', activations computed again' if checkpointing else ''}\n"
+        f"{n_items:,} items, windows of up to {max_len}, {pairs:.1f} positions attended to on average\n"
+        f"{positions:,} positions in a rank's micro-batch, {precision}, {shared}"
     )
-    print(table(rows))
-    if ranks > 1:
-        print(f"\n{traffic_table(rows)}")
+    for table in (_parameters, _memory, *([_traffic] if ranks > 1 else [])):
+        print("", *table(rows), sep="\n")
 
 
-@dataclass(frozen=True)
-class Windows:
-    """What the data decide: items of the catalogue, and positions that one attends to on average, itself included."""
+def _of_store(path: Path, max_len: int) -> tuple[int, float]:
+    """Items of a store's catalogue, and positions that one attends to on average, itself included."""
+    from lrec.data.batching.train_batches import BatchPlan  # and torch with it
 
-    n_items: int
-    pairs: float
-
-
-def _full_windows(n_items: int, max_len: int) -> Windows:
-    return Windows(n_items, (max_len + 1) / 2)
-
-
-def _windows_of(store: Store, max_len: int) -> Windows:
-    split = LastItems()(store)
+    split = LastItems()(Store.open(path))
     part = training_part(split, Reduction())
     lengths_W = BatchPlan(part, max_len, targets_per_step=2 * max_len).epoch(seed=0, epoch=0).lengths_W
-    return Windows(len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum()))
+    return len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum())
 
 
-GROUPS = ("body", "items", "positions", "biases", "norms", "total")
-PARTS = ("parameters", "gradients", "optimizer", "copies", "activations", "transient", "total")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Two tables: parameters by group with FLOPs per interaction, and memory in MiB."""
-    lines = [
-        f"{'size':<6}{'L x d / heads':>16}" + "".join(f"{g:>15}" for g in GROUPS) + f"{'FLOPs':>11}{'backward':>11}"
-    ]
+def _parameters(rows: list[dict[str, Any]]) -> list[str]:
+    """Parameters by group, with FLOPs per interaction."""
+    groups = ("body", "items", "positions", "biases", "norms", "total")
+    cells = [["size", "L x d / heads", *groups, "FLOPs", "backward"]]
     for row in rows:
-        shape = f"{row['n_layers']} x {row['d_model']} / {row['n_heads']}"
-        flops = row["flops_per_interaction"]
-        counts = "".join(f"{row['parameters'][group]:>15,}" for group in GROUPS)
-        lines.append(f"{row['size']:<6}{shape:>16}{counts}{flops['forward']:>11.2e}{flops['total']:>11.2e}")
-    lines += ["", f"{'MiB':<6}" + "".join(f"{part:>13}" for part in PARTS)]
-    for row in rows:
-        lines.append(f"{row['size']:<6}" + "".join(f"{row['memory_bytes'][part] / 2**20:>13,.1f}" for part in PARTS))
-    return "\n".join(lines)
+        shape, flops = f"{row['n_layers']} x {row['d_model']} / {row['n_heads']}", row["flops_per_interaction"]
+        counts = [f"{row['parameters'][group]:,}" for group in groups]
+        cells.append([row["size"], shape, *counts, f"{flops['forward']:.2e}", f"{flops['total']:.2e}"])
+    return _aligned(cells, [6, 16, *[15] * len(groups), 11, 11])
 
 
-def traffic_table(rows: list[dict[str, Any]]) -> str:
+def _memory(rows: list[dict[str, Any]]) -> list[str]:
+    parts = ("parameters", "gradients", "optimizer", "copies", "activations", "transient", "total")
+    cells = [["MiB", *parts]]
+    cells += [[row["size"], *(f"{row['memory_bytes'][part] / 2**20:,.1f}" for part in parts)] for row in rows]
+    return _aligned(cells, [6, *[13] * len(parts)])
+
+
+def _traffic(rows: list[dict[str, Any]]) -> list[str]:
     """What a rank receives in a step, in MB, beside what it computes meanwhile."""
-    titles = (*traffic.Traffic._fields, "received")
-    lines = [f"{'MB a step':<11}" + "".join(f"{title:>13}" for title in titles) + f"{'TFLOP':>11}{'FLOP/B':>11}"]
+    parts = (*traffic.Traffic._fields, "received")
+    cells = [["MB a step", *parts, "TFLOP", "FLOP/B"]]
     for row in rows:
         step = row["step_of_a_rank"]
-        lines.append(
-            f"{row['size']:<11}"
-            + "".join(f"{step[title] / 1e6:>13,.1f}" for title in titles)
-            + f"{step['flops'] / 1e12:>11,.2f}{step['flops'] / step['received']:>11,.0f}"
+        received = [f"{step[part] / 1e6:,.1f}" for part in parts]
+        cells.append(
+            [row["size"], *received, f"{step['flops'] / 1e12:,.2f}", f"{step['flops'] / step['received']:,.0f}"]
         )
-    return "\n".join(lines)
+    return _aligned(cells, [11, *[13] * len(parts), 11, 11])
+
+
+def _aligned(rows: list[list[str]], widths: list[int]) -> list[str]:
+    """Names to the left, numbers to the right."""
+    return [
+        row[0].ljust(widths[0]) + "".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]

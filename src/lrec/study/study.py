@@ -15,14 +15,14 @@ from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators, train_on_cluster
-from lrec.study.forked import start_server
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Limits, Outcome, outcome_of, train
 from lrec.study.options import Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, of_less_data, write_prediction
-from lrec.study.progress import Live, runs_table
+from lrec.study.processes import start_server
 from lrec.study.record import Record, alone_in
 from lrec.study.report import write_report
+from lrec.study.status import Live, runs_table
 from lrec.study.sweep import sweep_of, tune, with_middle_values
 
 
@@ -33,15 +33,13 @@ def run_study(study: Study) -> None:
         study: What is trained, and how.
     """
     check_folder(study.folder, "--out")
-    processes = 1
     if not (study.dry_run or study.status or study.cluster):
         start_server()
-        processes = study.n_cores
     tuning = None
     if study.sweep:
         sweep = sweep_of(study)
-        tuning = Record(sweep, planned_runs(sweep, processes))
-    record = Record(study, planned_runs(with_middle_values(study), processes))
+        tuning = Record(sweep, planned_runs(sweep))
+    record = Record(study, planned_runs(with_middle_values(study)))
     records = [each for each in (tuning, record) if each is not None]
     _check_names([*study.restart, *study.skip], records)
     if study.cluster is not None:
@@ -67,12 +65,15 @@ def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work
     """Tune, train, fit, predict, train what is held out, and report."""
     tuned = None
     if tuning is not None:
-        work.train(tuning, tuning.enter(study.restart, study.skip))
+        runs = tuning.enter(study.restart, study.skip)
+        tuning.check_data(runs)
+        work.train(tuning, runs)
         tuned = tune(tuning.runs, tuning.folder, study.sweep)
         write_json(tuning.out / "rules.json", tuned._asdict())
         study = replace(study, rules=study.rules | tuned.rules)
         record = Record(study, planned_runs(study))
     runs = record.enter(study.restart, study.skip)
+    record.check_data(runs)
     work.train(record, [run for run in runs if not run.held_out])
     ladders: list[LadderFit] = []
     unfit: dict[str, str] = {}

@@ -40,20 +40,10 @@ def sweep_of(study: Study) -> Study:
         if not (isinstance(several, list) and several and all(isinstance(v, int | float) and v > 0 for v in several)):
             raise UserError(f"--sweep.{option}: {several!r} is not a list of positive numbers")
     folder = study.folder.with_name(f"{study.folder.name}-sweep")
-    return replace(
-        study,
-        name=folder.name,
-        out=folder,
-        starts_from={},
-        sizes=chosen,
-        seeds=study.seeds[:1],
-        size_seeds={},
-        fractions=(max(study.every_fraction),),
-        holdout=0,
-        law=None,
-        variants=combined({"": next(iter(study.every_variant.values()))}, study.sweep),
-        grid={},
-    )
+    variants = combined({"": next(iter(study.every_variant.values()))}, study.sweep)
+    one_ladder: dict[str, Any] = {"law": None, "holdout": 0, "starts_from": {}, "grid": {}}
+    one_ladder |= {"seeds": study.seeds[:1], "size_seeds": {}, "fractions": (max(study.every_fraction),)}
+    return replace(study, name=folder.name, out=folder, sizes=chosen, variants=variants, **one_ladder)
 
 
 def with_middle_values(study: Study) -> Study:
@@ -84,7 +74,7 @@ def tune(runs: list[PlannedRun], folder: Path, values: dict[str, Any]) -> Tuned:
     log_n = np.log([ladder_n_body(size) for size in best])
     rules = {}
     for option in axes:
-        log_value = np.log([best[size][option] for size in best])
+        log_value = np.log([values[option] for values in best.values()])
         exponent = np.polyfit(log_n, log_value, 1)[0] if len(best) > 1 else 0.0
         factor = np.exp(log_value.mean() - exponent * log_n.mean())
         rules[option] = [float(f"{factor:.6g}"), float(f"{exponent:.6g}")]

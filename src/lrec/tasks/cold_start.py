@@ -4,8 +4,8 @@ import numpy as np
 
 from lrec.data.splits.rules import Targets
 from lrec.evaluation.cases import cases_before, cases_of_test
-from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.results import NoCasesError, Section, TaskResult, assess
+from lrec.tasks.trained_runs import Ladder
 
 LENGTHS = (50, 40, 30, 20, 10, 5, 3, 1)
 HARD_LENGTH = 5
@@ -39,11 +39,8 @@ def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     if outside := int((cases.targets_C < 0).sum()):
         notes.append(f"New users: {outside} of {len(cases):,} targets lie outside the catalogue and count as misses")
     groups = {f"last {n}": cases.last(n) for n in lengths}
-    section = assess("Users never seen in training, by length of the history", groups, ladder, seed, with_lists=True)
-    section.shown = ("NDCG@10", "HR@10", "coverage@10", "popularity@10")
-    hard = f"last {min(HARD_LENGTH, lengths[0])}"
-    section.findings = [compare_gains(section, metric, hard, f"last {lengths[0]}") for metric in ("NDCG@10", "HR@10")]
-    return section
+    compared = f"last {min(HARD_LENGTH, lengths[0])}", f"last {lengths[0]}"
+    return assess("Users never seen in training, by length of the history", groups, ladder, seed, True, compared)
 
 
 def _new_items(ladder: Ladder, seed: int, notes: list[str]) -> Section:
@@ -56,7 +53,5 @@ def _new_items(ladder: Ladder, seed: int, notes: list[str]) -> Section:
         name: cases.where((counts_C >= least) & (counts_C <= most)) for name, (least, most) in ITEM_GROUPS.items()
     }
     notes += [f"New items: no test target has {name} training interactions" for name, g in groups.items() if not len(g)]
-    section = assess("Test targets by their training interactions", groups, ladder, seed, with_lists=True)
-    section.shown = ("NDCG@10", "HR@10", "coverage@10", "popularity@10")
-    section.findings = [compare_gains(section, metric, "1 to 4", "20 or more") for metric in ("NDCG@10", "HR@10")]
-    return section
+    compared = "1 to 4", "20 or more"
+    return assess("Test targets by their training interactions", groups, ladder, seed, True, compared)

@@ -10,12 +10,12 @@ from lrec.errors import UserError, check_range
 from lrec.evaluation.shared_scoring import leads, processes
 from lrec.options.class_paths import imported
 from lrec.run import find_runs
-from lrec.tasks.assessment import TaskResult
 from lrec.tasks.cold_start import cold_start
-from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 from lrec.tasks.long_tail import long_tail
 from lrec.tasks.report import Report
+from lrec.tasks.results import TaskResult
 from lrec.tasks.robustness import robustness
+from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
 from lrec.tasks.trajectory import trajectory
 from lrec.tasks.transfer import transfer
 
@@ -66,14 +66,7 @@ def run_tasks(
     trust: bool = False,
     users: int | None = None,
 ) -> Report:
-    """Put trained runs to tasks; they may have been trained on any number of processes.
-
-    Args:
-        runs: Folders of runs, or folders that hold some.
-        tasks: Their names, all for all of lrec's; MODULE.FUNCTION for one of your own.
-        seed: Of corruption and resampling.
-        trust: Import classes that the runs name and that are not lrec's own.
-        users: Most users to test on, drawn by the seed, and as many of those held out; None for all.
+    """Put trained runs to tasks, with the options of `lrec tasks`; returns the report, which nothing has written yet.
 
     Raises:
         UserError: an unknown task, or one that returns no TaskResult; no run; runs that cannot be compared.

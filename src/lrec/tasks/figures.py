@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lrec.common.pictures import draw_frame, new_figure
-from lrec.tasks.assessment import POPULARITY, Section, TaskResult
-from lrec.tasks.estimates import estimate
+from lrec.tasks.intervals import estimate
+from lrec.tasks.results import POPULARITY, Section, TaskResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,11 +39,12 @@ def _draw(axes: "Axes", section: Section) -> None:
     metric = section.shown[0]
     groups = section.drawn_groups
     colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(groups)))
+    decades = float(np.ptp(np.log10(section.n_body_S))) or 1.0
     axes.set_xscale("log")
     for place, (name, colour) in enumerate(zip(groups, colours, strict=True)):
         draws = section.groups[name].draws
         values, lows, highs = np.transpose([estimate(draws[size][metric]) for size in section.names])
-        shifted = section.n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * _decades(section))
+        shifted = section.n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * decades)
         # A percentile interval may be on one side of the value, but a bar cannot have a negative length.
         bars = np.nan_to_num([np.maximum(values - lows, 0), np.maximum(highs - values, 0)], posinf=0.0)
         axes.errorbar(
@@ -58,7 +59,3 @@ def _draw(axes: "Axes", section: Section) -> None:
     axes.set_ylabel(metric.replace("_lost", ", share lost"))
     draw_frame(axes)
     axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
-def _decades(section: Section) -> float:
-    return float(np.ptp(np.log10(section.n_body_S))) or 1.0

@@ -6,8 +6,8 @@ Shape suffixes: C cases, V catalogue.
 import numpy as np
 
 from lrec.evaluation.cases import cases_of_test
-from lrec.tasks.assessment import Section, TaskResult, assess, compare_gains
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.results import TaskResult, assess
+from lrec.tasks.trained_runs import Ladder
 
 GROUPS = ("G1", "G2", "G3", "G4")
 
@@ -38,11 +38,6 @@ def long_tail(ladder: Ladder, seed: int) -> TaskResult:
     result.notes += [
         f"{name}: no test target is an item of this group" for name, mine in groups.items() if not len(mine)
     ]
-
-    def section() -> Section:
-        made = assess("Popularity of the target, G1 the most popular", groups, ladder, seed)
-        made.findings = [compare_gains(made, metric, "G4", "G1") for metric in made.shown]
-        return made
-
-    result.add(section)
+    title = "Popularity of the target, G1 the most popular"
+    result.add(lambda: assess(title, groups, ladder, seed, compared=("G4", "G1")))
     return result

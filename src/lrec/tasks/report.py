@@ -9,10 +9,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from lrec.common.files import replacing, write_json, write_text
 from lrec.common.text_tables import rows_table
-from lrec.tasks.assessment import Section, TaskResult
-from lrec.tasks.estimates import CONFIDENCE, RESAMPLES, Estimate, estimate
 from lrec.tasks.figures import alt_of, task_figure
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.intervals import CONFIDENCE, RESAMPLES, Estimate, estimate
+from lrec.tasks.results import Section, TaskResult
+from lrec.tasks.trained_runs import Ladder
 
 SCHEMA = 1
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from lrec.evaluation.cases import Cases, cases_of_test
-from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, trend
-from lrec.tasks.estimates import estimate, ratio, slope
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.intervals import estimate, ratio
+from lrec.tasks.results import Section, TaskResult, assess, trend
+from lrec.tasks.trained_runs import Ladder
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 MIX_RATE = 0.3
@@ -101,44 +101,36 @@ def robustness(ladder: Ladder, seed: int) -> TaskResult:
     """Every metric on corrupted test histories, and the share of NDCG@10 and HR@10 that is lost."""
     result = TaskResult("robustness", "Robustness")
     cases = cases_of_test(ladder.split, ladder.max_len)
-
-    def section() -> Section:
-        if not len(cases):
-            raise NoCasesError("there is no test target with a history")
+    if len(cases):
         groups = corrupted(cases, len(ladder.counts_V), ladder.max_len, seed)
-        made = assess("Corruption of the history, and its rate", groups, ladder, seed)
-        _add_losses(made)
-        return made
-
-    result.add(section)
+        section = assess("Corruption of the history, and its rate", groups, ladder, seed)
+        _add_losses(section)
+        result.sections.append(section)
+    else:
+        result.notes.append("there is no test target with a history")
     return result
-
-
-def lost(metric: str) -> str:
-    """Name of the share of a metric that is lost against clean input."""
-    return f"{metric}_lost"
 
 
 def _add_losses(section: Section) -> None:
     """The share lost, 1 - corrupted / clean, as a metric of every group but the clean one, and the findings."""
     clean = section.groups[CLEAN].draws
-    for name, group in section.groups.items():
+    for group in (group for name, group in section.groups.items() if name != CLEAN):
         for scorer, draws in group.draws.items():
             for metric in RELATIVE:
-                if name != CLEAN:
-                    draws[lost(metric)] = 1 - ratio(draws[metric], clean[scorer][metric])
-    section.shown = (lost("NDCG@10"), lost("HR@10"), "NDCG@10")
-    at_one_rate = [f"mix {MIX_RATE}", *(f"{name} {MIX_RATE}" for name in CORRUPTIONS)]
+                draws[f"{metric}_lost"] = 1 - ratio(draws[metric], clean[scorer][metric])
+    lost = "NDCG@10_lost"
+    section.shown = (lost, "HR@10_lost", "NDCG@10")
     section.drawn = [f"{name} {MIX_RATE}" for name in DRAWN]
     if len(section.names) < 2:
         section.findings = ["One size only, no gain with size."]
         return
     words = {"gains": "grows with size", "loses": "falls with size: larger models are more robust"}
+    at_one_rate = [f"mix {MIX_RATE}", *(f"{name} {MIX_RATE}" for name in CORRUPTIONS)]
     for name in at_one_rate:
-        scorers = section.groups[name].draws
-        change = estimate(slope(np.stack([scorers[size][lost("NDCG@10")] for size in section.names]), section.n_body_S))
+        change = estimate(section.slope(name, lost))
         says = words.get(trend(change), "does not change measurably with size")
-        smallest, largest = (100 * scorers[size][lost("NDCG@10")][0] for size in (section.names[0], section.names[-1]))
+        scorers = section.groups[name].draws
+        smallest, largest = (100 * scorers[size][lost][0] for size in (section.names[0], section.names[-1]))
         section.findings.append(
             f"{name}: the share of NDCG@10 that is lost {says} (smallest {smallest:.1f} %, largest {largest:.1f} %; "
             f"{100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}] points per decade)."

@@ -16,7 +16,8 @@ from lrec.model.attention_context import KeyValueCache
 from lrec.model.transformer import Transformer
 from lrec.ranking.common_order import Pairs
 from lrec.ranking.scoring import score
-from lrec.tasks.assessment import (
+from lrec.tasks.intervals import UserResamples
+from lrec.tasks.results import (
     POPULARITY,
     REPEAT_LAST,
     Draws,
@@ -26,8 +27,7 @@ from lrec.tasks.assessment import (
     TaskResult,
     compare_gains,
 )
-from lrec.tasks.estimates import UserResamples
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.trained_runs import Ladder
 
 HITS = range(1, 11)
 BLEU_ORDERS = (2, 4)
@@ -110,17 +110,16 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
         cache.keep(last_B % width + 1)
         seen = _seen(given.seen.where(chosen_B), device)
         rows_S, items_S = (pairs_S[:0] for pairs_S in seen) if repeats else seen
-        rows_B = torch.arange(n_rows, device=device)
-        best_B = rows_B
+        rows_B = best_B = torch.arange(n_rows, device=device)
+
+        def given_at(values_CT: np.ndarray | None, places: slice, chosen_B: np.ndarray = chosen_B) -> Tensor | None:
+            return None if values_CT is None else torch.from_numpy(values_CT[chosen_B, places]).to(device)
+
         for step in range(steps):
             if step:
-                asked_B2 = None
-                if net.reads_times and given.times_CT is not None:
-                    asked_B2 = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
-                done_B1 = None
-                if net.reads_events and given.events_CT is not None:
-                    done_B1 = torch.from_numpy(given.events_CT[chosen_B, step - 1 : step]).to(device)
-                hidden_BD = net(best_B[:, None], _of_new, cache=cache, times_BT=asked_B2, events_BL=done_B1)
+                times_BT = given_at(given.times_CT if net.reads_times else None, slice(step - 1, step + 1))
+                events_BL = given_at(given.events_CT if net.reads_events else None, slice(step - 1, step))
+                hidden_BD = net(best_B[:, None], _of_new, cache=cache, times_BT=times_BT, events_BL=events_BL)
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen
@@ -165,9 +164,9 @@ def _seen(seen: Cases, device: torch.device | None = None) -> Pairs:
     return Pairs(*torch.from_numpy(pairs).to(device))
 
 
-def step_values(decoded: Decoded) -> dict[str, np.ndarray]:
-    """[rank <= k] of the true item, for each user and step, by metric."""
-    return {f"HR@{k}": (decoded.rank_CT <= k).astype(np.float64) for k in HITS}
+def step_values(decoded: Decoded, step: int) -> dict[str, np.ndarray]:
+    """[rank <= k] of the true item of a step, for each user, by metric."""
+    return {f"HR@{k}": (decoded.rank_CT[:, step] <= k).astype(np.float64) for k in HITS}
 
 
 def matched(items_CT: np.ndarray, truth_CT: np.ndarray) -> np.ndarray:
@@ -242,36 +241,28 @@ def _sections(
     ladder: Ladder, given: Trajectories, decoded: dict[str, list[Decoded]], repeats: bool, seed: int
 ) -> list[Section]:
     """By step, and the whole."""
-    users_C = given.histories.users_C
+    users_C, truth_CT = given.histories.users_C, given.truth_CT
     resamples = UserResamples(users_C, seed)
-    how = "items may be predicted again" if repeats else "nothing seen or predicted before is predicted"
+    n, steps = len(users_C), truth_CT.shape[1]
 
-    def step_draws(runs: list[Decoded], step: int) -> Draws:
-        values = [step_values(run) for run in runs]
-        return resamples.means({name: np.mean([v[name][:, step] for v in values], 0) for name in values[0]}, users_C)
+    def at_step(runs: list[Decoded], step: int) -> Draws:
+        return resamples.means_of_runs([step_values(run, step) for run in runs], users_C)
 
-    def whole_draws(runs: list[Decoded]) -> Draws:
-        values = [trajectory_values(run, given.truth_CT) for run in runs]
-        draws = resamples.means({name: np.mean([v[name] for v in values], 0) for name in values[0]}, users_C)
+    def of_whole(runs: list[Decoded]) -> Draws:
+        draws = resamples.means_of_runs([trajectory_values(run, truth_CT) for run in runs], users_C)
         for order in BLEU_ORDERS:
-            each = [bleu(resamples, users_C, run.items_CT, given.truth_CT, order) for run in runs]
+            each = [bleu(resamples, users_C, run.items_CT, truth_CT, order) for run in runs]
             draws[f"BLEU-{order}"] = np.mean(each, 0)
         return draws
 
-    n, steps = len(users_C), given.truth_CT.shape[1]
     by_step = {
-        f"step {step + 1}": Group(n, n, {scorer: step_draws(runs, step) for scorer, runs in decoded.items()})
+        f"step {step + 1}": Group(n, n, {scorer: at_step(runs, step) for scorer, runs in decoded.items()})
         for step in range(steps)
     }
-    whole = {"whole": Group(n, n, {scorer: whole_draws(runs) for scorer, runs in decoded.items()})}
-    sections = [
-        Section(f"By step; {how}", ladder.names, ladder.n_body_S, by_step, ("HR@10", "HR@1")),
-        Section(
-            f"Whole trajectory; {how}", ladder.names, ladder.n_body_S, whole, ("NDCG", "overlap", "BLEU-2", "BLEU-4")
-        ),
-    ]
-    sections[0].drawn = tuple(dict.fromkeys(f"step {step}" for step in (1, 2, (steps + 1) // 2, steps)))
-    sections[0].findings = [
-        compare_gains(sections[0], metric, f"step {steps}", "step 1") for metric in ("HR@10", "HR@1")
-    ]
-    return sections
+    whole = {"whole": Group(n, n, {scorer: of_whole(runs) for scorer, runs in decoded.items()})}
+    how = "items may be predicted again" if repeats else "nothing seen or predicted before is predicted"
+    sizes, metrics = (ladder.names, ladder.n_body_S), ("NDCG", "overlap", "BLEU-2", "BLEU-4")
+    first = Section(f"By step; {how}", *sizes, by_step, ("HR@10", "HR@1"))
+    first.drawn = tuple(dict.fromkeys(f"step {step}" for step in (1, 2, (steps + 1) // 2, steps)))
+    first.findings = [compare_gains(first, metric, f"step {steps}", "step 1") for metric in first.shown]
+    return [first, Section(f"Whole trajectory; {how}", *sizes, whole, metrics)]

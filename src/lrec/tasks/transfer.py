@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from lrec.evaluation.cases import Cases, cases_of_test
-from lrec.tasks.assessment import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
-from lrec.tasks.estimates import UserResamples, estimate
-from lrec.tasks.ladder import BySize, DomainRuns, Ladder, TrainedRun
+from lrec.tasks.intervals import UserResamples, estimate
+from lrec.tasks.results import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
+from lrec.tasks.trained_runs import BySize, DomainRuns, Ladder, TrainedRun
 
 MIX, DIFF = "mix", "diff"
 ALONE, ZERO_SHOT, FINE_TUNED = "alone", "zero-shot", "fine-tuned"
+OVER = f"_over_{ALONE}"  # a metric's difference from training on the domain alone
 
 
 def transfer(ladder: Ladder, seed: int) -> TaskResult:
@@ -58,9 +59,8 @@ def _mix_and_diff(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     mixed_C = target_domain_in_history(cases, domain_V)
     groups = {MIX: cases.where(mixed_C), DIFF: cases.where(~mixed_C)}
     notes += [f"{name}: there is no such target" for name, mine in groups.items() if not len(mine)]
-    section = assess("Target's domain in the history (mix) or not (diff)", groups, ladder, seed)
-    section.findings = [compare_gains(section, metric, DIFF, MIX) for metric in section.shown]
-    return section
+    title = "Target's domain in the history (mix) or not (diff)"
+    return assess(title, groups, ladder, seed, compared=(DIFF, MIX))
 
 
 def _pretraining(domain: str, runs: DomainRuns, ladder: Ladder, seed: int, notes: list[str]) -> Section:
@@ -99,30 +99,22 @@ def _pretraining(domain: str, runs: DomainRuns, ladder: Ladder, seed: int, notes
     names = [ladder.runs[n_body][0].name for n_body in sizes]
     title = f"Domain {domain}: trained on it alone, on all domains (zero-shot), on all and then on it"
     section = Section(title, names, np.array(sizes, dtype=np.float64), groups)
-    _add_advantages(section)
+    section.shown = ("NDCG@10", f"NDCG@10{OVER}", "HR@10", f"HR@10{OVER}")
+    for name in groups:
+        if name != ALONE:
+            _compare_with_alone(section, name)
     return section
 
 
-def advantage(metric: str) -> str:
-    """Name of a metric's difference from training on the domain alone."""
-    return f"{metric}_over_{ALONE}"
-
-
-def _add_advantages(section: Section) -> None:
-    """The difference from the networks of the domain alone, as a metric of the others, and the findings."""
-    section.shown = ("NDCG@10", advantage("NDCG@10"), "HR@10", advantage("HR@10"))
-    alone = section.groups[ALONE].draws
-    for name, group in section.groups.items():
-        if name == ALONE:
-            continue
+def _compare_with_alone(section: Section, name: str) -> None:
+    """A group's difference from the networks of the domain alone, as a metric of it, and the findings."""
+    alone, group = section.groups[ALONE].draws, section.groups[name].draws
+    for scorer, draws in group.items():
         for metric in ("NDCG@10", "HR@10"):
-            for scorer, draws in group.draws.items():
-                draws[advantage(metric)] = draws[metric] - alone[scorer][metric]
-        words = {"gains": "better than", "loses": "worse than"}
-        parts = []
-        for size in section.names:
-            change = estimate(group.draws[size][advantage("NDCG@10")])
-            says = words.get(trend(change), "not measurably different from")
-            parts.append(f"{size} {says} alone ({change.signed()})")
-        section.findings.append(f"NDCG@10, {name}: {'; '.join(parts)}.")
-        section.findings.append(compare_gains(section, "NDCG@10", name, ALONE))
+            draws[f"{metric}{OVER}"] = draws[metric] - alone[scorer][metric]
+    words, parts = {"gains": "better than", "loses": "worse than"}, []
+    for size in section.names:
+        change = estimate(group[size][f"NDCG@10{OVER}"])
+        parts.append(f"{size} {words.get(trend(change), 'not measurably different from')} alone ({change.signed()})")
+    section.findings.append(f"NDCG@10, {name}: {'; '.join(parts)}.")
+    section.findings.append(compare_gains(section, "NDCG@10", name, ALONE))

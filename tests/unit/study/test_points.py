@@ -45,6 +45,16 @@ def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> N
     assert read_points([file], x="U")["x"].to_list() == [500.0, 1000.0]
 
 
+def test_runs_of_as_much_but_other_data_are_refused(tmp_path: Path) -> None:
+    rows = [own_row(n, 5.0, data_hash=f"{n}" * 8, seed=1) for n in (10, 20)]
+    file = write_lines(tmp_path / "points.jsonl", rows)
+    for columns in ({}, {"d": "D", "u": "U"}):
+        with pytest.raises(UserError, match=r"different data \(data_hash 1010101010101010 and 2020202020202020\)"):
+            read_points([file], **columns)
+    rows[1]["U"] = 500  # a share of the data
+    assert len(read_points([write_lines(file, rows)], shares=True)) == 2
+
+
 @pytest.mark.parametrize(
     ("passes", "seen"),
     [(1, [(1e4, 20), (1e5, 20)]), (30, [(1e4, 10), (1e4, 20), (1e5, 10), (1e5, 20)])],

@@ -5,7 +5,7 @@ from scipy.stats import ttest_rel
 
 from lrec.run import Point
 from lrec.study.grid import PlannedRun
-from lrec.study.variants import METRICS, variants_table
+from lrec.study.report import VARIANTS, variants_table
 
 LOSSES = {  # by size and variant, over seeds 1, 2, 3
     ("25k", "both"): [5.60, 5.70, 5.65],
@@ -20,16 +20,15 @@ def make(losses: dict[tuple[str, str], list[float]]) -> tuple[list[PlannedRun], 
     for (size, variant), values in losses.items():
         for seed, loss in enumerate(values, start=1):
             runs.append(PlannedRun(f"{size}-{variant}-seed{seed}", size, seed, 1.0, variant, variant, False, {}))
-            points[runs[-1].name] = Point(status="finished", metrics=dict.fromkeys(METRICS.values(), loss))
+            points[runs[-1].name] = Point(status="finished", metrics=dict.fromkeys(VARIANTS.values(), loss))
     return runs, points
 
 
 def test_means_noise_and_differences() -> None:
-    report = variants_table(*make(LOSSES))
-    assert "| 25k | both | 3 | 5.6500 ± 0.0500 |  |" in report
+    table, verdict = variants_table(*make(LOSSES))
+    assert "| 25k | both | 3 | 5.6500 ± 0.0500 |  |" in table
     # Paired over seeds: -.10, -.09, -.11, whose mean has the standard error .01 / sqrt(3).
-    assert "| 25k | neither | 3 | 5.5500 ± 0.0557 | -0.1000 ± 0.0058 |" in report
-    *_, verdict = report.splitlines()
+    assert "| 25k | neither | 3 | 5.5500 ± 0.0557 | -0.1000 ± 0.0058 |" in table
     for size in ("25k", "98k"):
         apart = ttest_rel(LOSSES[size, "neither"], LOSSES[size, "both"]).pvalue < 0.05
         assert (f"test loss of neither at {size}" in verdict) == apart
@@ -38,16 +37,16 @@ def test_means_noise_and_differences() -> None:
 def test_a_diverged_run_is_left_out() -> None:
     runs, points = make(LOSSES)
     points["25k-neither-seed2"] = Point(status="diverged")
-    report = variants_table(runs, points)
-    assert "| 25k | neither | 2 | 5.5200 ± 0.0283 | -0.1050 ± 0.0050 |" in report
+    table, _ = variants_table(runs, points)
+    assert "| 25k | neither | 2 | 5.5200 ± 0.0283 | -0.1050 ± 0.0050 |" in table
 
 
 def test_one_seed_has_no_noise() -> None:
-    report = variants_table(*make({key: values[:1] for key, values in LOSSES.items()}))
-    assert "| 98k | neither | 1 | 5.3500 | +0.0500 |" in report
-    assert "No difference has two seeds" in report
+    table, note = variants_table(*make({key: values[:1] for key, values in LOSSES.items()}))
+    assert "| 98k | neither | 1 | 5.3500 | +0.0500 |" in table
+    assert "No difference has two seeds" in note
 
 
 @pytest.mark.parametrize("variants", [["both"], [""]])
 def test_one_variant_is_no_comparison(variants: list[str]) -> None:
-    assert variants_table(*make({("25k", variant): [5.0] for variant in variants})) == ""
+    assert variants_table(*make({("25k", variant): [5.0] for variant in variants})) == []

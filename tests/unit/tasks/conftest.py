@@ -14,7 +14,7 @@ from lrec.model.network_sizes import find_size
 from lrec.model.transformer import Transformer
 from lrec.options.config_files import with_shipped_configs
 from lrec.run import Run
-from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
+from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
 from lrec.training.lightning_cli import compose
 
 MAX_LEN, STEPS = 12, 4

@@ -1,6 +1,7 @@
 """`lrec tasks` as a user meets it: what it writes, what it says of cases that do not exist, what it refuses."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from lrec.errors import UserError
 from lrec.tasks.command import TASKS, run_tasks
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.trained_runs import Ladder
 
 MakeRun = Callable[..., Path]
 
@@ -100,7 +101,7 @@ def test_a_task_that_does_not_fit_is_one_line(
     runs: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_tasks.py").write_text(
-        "from lrec.tasks.assessment import TaskResult\n"
+        "from lrec.tasks.results import TaskResult\n"
         "number = 3\n"
         "def nothing(ladder, seed):\n    return None\n"
         "def namesake(ladder, seed):\n    return TaskResult('long_tail', 'Mine')\n"
@@ -158,7 +159,8 @@ def test_a_run_of_other_data_than_its_config_is_refused(
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["init_args"]["k_core"] = 3
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    assert "was trained on other data" in refused("tasks", "--runs", run, "--trust", "--out", tmp_path / "out")
+    said = refused("tasks", "--runs", run, "--trust", "--out", tmp_path / "out")
+    assert re.search(r"was trained on other data .* \(data_hash \w{16} and \w{16}\)", said)
 
 
 def test_some_users_are_drawn_and_the_same_for_every_task(runs: Path, lrec: Callable[..., str], tmp_path: Path) -> None:

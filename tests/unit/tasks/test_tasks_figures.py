@@ -3,10 +3,10 @@
 import numpy as np
 
 from lrec.common.pictures import alt_text
-from lrec.tasks.assessment import POPULARITY, Group, Section, TaskResult
 from lrec.tasks.figures import task_figure
-from lrec.tasks.ladder import Ladder
+from lrec.tasks.results import POPULARITY, Group, Section, TaskResult
 from lrec.tasks.robustness import robustness
+from lrec.tasks.trained_runs import Ladder
 
 
 def labels(result: TaskResult) -> list[str]:

@@ -14,11 +14,11 @@ import torch
 from lrec.evaluation.cases import cases_before
 from lrec.model.transformer import Transformer
 from lrec.run import Run
-from lrec.tasks.assessment import Section
 from lrec.tasks.cold_start import cold_start
-from lrec.tasks.ladder import Data, Ladder, ladder_of, load_run
 from lrec.tasks.long_tail import long_tail
+from lrec.tasks.results import Section
 from lrec.tasks.robustness import corrupted, robustness
+from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
 from lrec.tasks.trajectory import trajectory
 from lrec.tasks.transfer import transfer
 

@@ -7,6 +7,7 @@ scipy.stats.bootstrap would resample again for each statistic, which could then 
 Shape suffixes: R draws (resamples + 1), U distinct users, C cases, M metrics, V catalogue, K list length, S sizes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,10 @@ class UserResamples:
         with np.errstate(invalid="ignore"):
             draws_RM = sums_RM / np.where(numbers_RM > 0, numbers_RM, np.nan)
         return dict(zip(values, draws_RM.T, strict=True))
+
+    def means_of_runs(self, runs: Sequence[dict[str, np.ndarray]], users_C: np.ndarray) -> dict[str, np.ndarray]:
+        """The same of values that are means over several runs."""
+        return self.means({metric: np.mean([run[metric] for run in runs], 0) for metric in runs[0]}, users_C)
 
     def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
         """Draws of the share of the catalogue that is in some list.

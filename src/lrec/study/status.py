@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from lrec.common.text_tables import counted
 from lrec.run import Run
@@ -18,10 +17,7 @@ LINE_S = 60.0  # least time between two lines of a log about evaluations of a ru
 def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
     """State, progress and losses of every run, of runs on other nodes too.
 
-    Args:
-        runs: The runs.
-        folder: Where each has its folder.
-        known: The states that the study's record gives; what is on disk is newer.
+    `known` are the states that the study's record gives; what is on disk in `folder` is newer.
     """
     head = f"{'run':<32}{'':<9}{'state':<12}{'epochs':>8}{'steps':>9}"
     lines = [head + "".join(f"{title:>10}" for title in ("train", "val", "best val", "test", "hours"))]
@@ -55,8 +51,8 @@ class Live:
     def __init__(self, runs: list[PlannedRun], folder: Path) -> None:
         """Of these runs, each with a folder in `folder`."""
         self.runs, self.folder = runs, folder
-        self.lines = 0
-        self._said: dict[str, _Said] = {}
+        self.lines = 0  # of the table that is drawn now
+        self._said: dict[str, tuple[int, float]] = {}  # of a run: how many evaluations there were, and when that was
 
     def show(self) -> None:
         """Show how far they are, in place of what was shown before; to a log, what is new."""
@@ -65,8 +61,8 @@ class Live:
             self._draw(under_way)
             return
         for run in under_way:
-            if line := self._news(run):
-                print(f"{run.name}: {line}", flush=True)
+            if news := self._news(run):
+                print(f"{run.name}: {news}", flush=True)
 
     def clear(self) -> None:
         """Take the table away, so that a line can be printed above the next one."""
@@ -84,21 +80,14 @@ class Live:
 
     def _news(self, run: PlannedRun) -> str:
         """What there is to say of a run; nothing where it was said, or the last evaluation was a moment ago."""
-        points, said, now = Run(self.folder / run.name).points, self._said.get(run.name), time.monotonic()
-        if said is not None and (len(points) == said.evaluations or now < said.at + LINE_S):
+        points, now = Run(self.folder / run.name).points, time.monotonic()
+        evaluations, when = self._said.get(run.name, (-1, -math.inf))
+        if len(points) == evaluations or now < when + LINE_S:
             return ""
+        self._said[run.name] = len(points), now if points else -math.inf
         if not points:
-            self._said[run.name] = _Said(0, -math.inf)
             return "under way"
-        self._said[run.name] = _Said(len(points), now)
         last = points[-1]
         losses = {"train": last.train_loss, "val": last.val_loss}
         parts = [counted(last.epochs, "epoch"), *(f"{n} loss {v:.4f}" for n, v in losses.items() if v is not None)]
         return ", ".join([*parts, f"{last.wall_s:.0f} s"])
-
-
-class _Said(NamedTuple):
-    """The last line about a run: how many evaluations there were then, and when one was last reported."""
-
-    evaluations: int
-    at: float

@@ -43,13 +43,7 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class DomainRuns:
-    """Runs trained on one domain alone.
-
-    Attributes:
-        split: The domain's part of the split of all domains.
-        alone: Those that started from scratch.
-        fine_tuned: Those that started from a trained network.
-    """
+    """Runs trained on one domain alone: from scratch, and from a trained network; with its part of the split."""
 
     split: Split
     alone: BySize
@@ -102,11 +96,7 @@ class Data:
     """The data of runs, each opened once."""
 
     def __init__(self, trust: bool = False) -> None:
-        """Begin with none.
-
-        Args:
-            trust: Import classes that runs name and that are not lrec's own, and prepare stores that are not there.
-        """
+        """Begin with none; `trust` imports classes that are not lrec's own, and prepares stores that are not there."""
         self.trust = trust
         self._opened: dict[str, SequenceDataModule] = {}
 
@@ -133,7 +123,11 @@ def load_run(run: Run, data: Data) -> TrainedRun:
     module = data.of(run)
     model = load(run.best, trust=data.trust, new_items=False)
     if model.about["data_hash"] != module.data_hash:
-        raise UserError(f"{run.folder} was trained on other data than its configuration now leads to")
+        trained_on, now = model.about["data_hash"][:16], module.data_hash[:16]
+        raise UserError(
+            f"{run.folder} was trained on other data than its configuration now leads to (data_hash {trained_on} and "
+            f"{now})"
+        )
     return TrainedRun(run, model.net.float().requires_grad_(False).to(device()))
 
 
@@ -153,18 +147,22 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
                 raise UserError(
                     f"{first.folder} and {other.folder} differ in their {what} ({one}, {two}): compare the same"
                 )
-    whole = [run for run in runs if run.run.config.value(_DOMAIN) is None]
+    by_domain: dict[str, list[TrainedRun]] = {}  # "": all domains
+    for trained in runs:
+        by_domain.setdefault(trained.run.config.value(_DOMAIN) or "", []).append(trained)
+    whole = by_domain.pop("", [])
     if not whole:
         raise UserError("--runs: each is of one domain alone (data.only_domain): add those of all domains")
+
+    def split_of(runs: list[TrainedRun]) -> Split:
+        return _of_some_users(data.of(runs[0].run).cuts, most_users, seed)
+
     domains = {}
-    for name in sorted({domain for run in runs if (domain := run.run.config.value(_DOMAIN)) is not None}):
-        mine = [run for run in runs if run.run.config.value(_DOMAIN) == name]
-        split = _of_some_users(data.of(mine[0].run).cuts, most_users, seed)
-        tuned = _by_size(run for run in mine if run.run.config.value(_STARTS_FROM) is not None)
-        alone = _by_size(run for run in mine if run.run.config.value(_STARTS_FROM) is None)
-        domains[name] = DomainRuns(split, alone, tuned)
-    split = _of_some_users(data.of(whole[0].run).cuts, most_users, seed)
-    return Ladder(split, base.max_len, _by_size(whole), domains, most_users)
+    for name, mine in sorted(by_domain.items()):
+        alone = [trained for trained in mine if trained.run.config.value(_STARTS_FROM) is None]
+        tuned = [trained for trained in mine if trained.run.config.value(_STARTS_FROM) is not None]
+        domains[name] = DomainRuns(split_of(mine), _by_size(alone), _by_size(tuned))
+    return Ladder(split_of(whole), base.max_len, _by_size(whole), domains, most_users)
 
 
 def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrec.common.files import locked
-from lrec.study.forked import Processes
+from lrec.study.processes import IMPORTED, Processes
 
 
 def test_processes_that_end_at_once_have_their_own_exit_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +31,11 @@ def test_one_that_has_begun_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.
         processes.stop()
         assert code.result() == -15
         assert processes.run(["waits"], Path("log"), 1, lock) == -15
+
+
+def test_they_begin_with_all_imports_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("knows.py").write_text(f"import sys\nsys.exit(not {{*{IMPORTED}, 'lightning'}} <= set(sys.modules))\n")
+    with locked(Path("lock")) as lock:
+        assert Processes().run(["knows"], Path("log"), 1, lock) == 0

@@ -1,7 +1,7 @@
-"""From cases to what a task reports: every number with its interval, the gain with size, and findings in words.
+"""The result of a task: every number with its interval, the gain with size, and findings in words.
 
-A section of a task has groups (popularity groups, lengths of history, kinds of corruption ...) with the same metrics
-for every scorer: each size, and the baselines.
+It has sections, a section has groups of cases (by popularity, length of history, kind of corruption ...), and a group
+has the same metrics for every scorer: each size, and the baselines.
 
 Shape suffixes: C cases, R draws, S sizes.
 """
@@ -20,8 +20,8 @@ from lrec.evaluation.cases import (
     rank_by_repeating,
     values_of,
 )
-from lrec.tasks.estimates import Estimate, UserResamples, estimate, ratio, slope
-from lrec.tasks.ladder import Ladder, TrainedRun
+from lrec.tasks.intervals import Estimate, UserResamples, estimate, ratio, slope
+from lrec.tasks.trained_runs import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
 Draws = dict[str, np.ndarray]  # of each metric
@@ -31,13 +31,8 @@ DRAWN = 4
 
 @dataclass
 class Group:
-    """The metrics of a group of cases.
-
-    Attributes:
-        cases: Number of cases.
-        users: Number of users they belong to.
-        draws: Draws of every metric, by scorer: the sizes in ascending order, then the baselines.
-    """
+    """The draws of every metric of a group of cases, by scorer: the sizes in ascending order, then the baselines; and
+    how many cases there are, of how many users."""
 
     cases: int
     users: int
@@ -99,6 +94,23 @@ class Section:
         return ratio(draws[self.names[-1]][metric], draws[self.names[0]][metric])
 
 
+@dataclass
+class TaskResult:
+    """The sections of a task, and notes: a line for each thing that it could not do or left out."""
+
+    name: str
+    title: str
+    sections: list[Section] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, make: Callable[[], Section]) -> None:
+        """Add a section, or a line that says why there is none."""
+        try:
+            self.sections.append(make())
+        except NoCasesError as reason:
+            self.notes.append(str(reason))
+
+
 class NoCasesError(Exception):
     """A task, or a part of it, has no cases; the message says why, and how to get some."""
 
@@ -109,6 +121,7 @@ def assess(
     ladder: Ladder,
     seed: int,
     with_lists: bool = False,
+    compared: tuple[str, str] | None = None,
 ) -> Section:
     """Every metric of every scorer in every group, all from the same resamples of the users.
 
@@ -117,7 +130,8 @@ def assess(
         groups: Their cases; a group without any is left out.
         ladder: The sizes.
         seed: Of the resamples.
-        with_lists: Also compute coverage.
+        with_lists: Also compute coverage, and show it with the mean popularity of what is listed.
+        compared: A hard group and an easy one; findings say which of them gains more with size.
 
     Raises:
         NoCasesError: no group has a case.
@@ -126,11 +140,14 @@ def assess(
     if not present:
         raise NoCasesError(f"{title}: there is no case")
     resamples = UserResamples(np.concatenate([cases.users_C for cases in present.values()]), seed)
-    measured = {
-        name: measure(resamples, cases, list(ladder.runs.values()), ladder.counts_V, with_lists)
-        for name, cases in present.items()
-    }
-    return Section(title, ladder.names, ladder.n_body_S, measured)
+    sizes = list(ladder.runs.values())
+    measured = {name: measure(resamples, cases, sizes, ladder.counts_V, with_lists) for name, cases in present.items()}
+    section = Section(title, ladder.names, ladder.n_body_S, measured)
+    if compared is not None:
+        section.findings = [compare_gains(section, metric, *compared) for metric in section.shown]
+    if with_lists:
+        section.shown = (*section.shown, f"coverage@{LIST_LENGTH}", f"popularity@{LIST_LENGTH}")
+    return section
 
 
 def measure(
@@ -141,22 +158,14 @@ def measure(
     with_lists: bool = False,
     candidates_V: np.ndarray | None = None,
 ) -> Group:
-    """Every metric of every scorer on the same cases.
+    """Every metric of every scorer on the same cases, in catalogue indices of the networks.
 
-    Args:
-        resamples: The resamples of the users.
-        cases: The cases, in catalogue indices of the networks.
-        sizes: The runs of each size, ascending; a metric is the mean over a size's runs.
-        counts_V: Training interactions of each catalogue item.
-        with_lists: Also compute coverage.
-        candidates_V: Catalogue items that are ranked, ascending; all by default.
+    `sizes` has the runs of each size, ascending; a metric is the mean over a size's runs. `counts_V` counts training
+    interactions. `candidates_V` are the items that are ranked, ascending; all by default.
     """
 
     def draws_of(rankings: list[Ranked]) -> Draws:
-        values = [values_of(ranked, counts_V) for ranked in rankings]
-        draws = resamples.means(
-            {metric: np.mean([one[metric] for one in values], 0) for metric in values[0]}, cases.users_C
-        )
+        draws = resamples.means_of_runs([values_of(ranked, counts_V) for ranked in rankings], cases.users_C)
         if with_lists:
             coverages = [resamples.coverage(r.top_CK, cases.users_C, len(counts_V)) for r in rankings]
             draws[f"coverage@{LIST_LENGTH}"] = np.mean(coverages, 0)
@@ -179,29 +188,32 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
     for group in (hard, easy):
         change, times = estimate(section.slope(group, metric)), estimate(section.ratio(group, metric))
         trends[group] = trend(change)
-        parts.append(f"{group} {trends[group]} ({change.signed()} per decade, largest / smallest {_times(times)})")
+        shown = f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}]"
+        if not np.isfinite(times.value):
+            shown = "undefined: the smallest scores 0"
+        parts.append(f"{group} {trends[group]} ({change.signed()} per decade, largest / smallest {shown})")
     with np.errstate(invalid="ignore"):  # of two unbounded ratios
-        difference = section.ratio(hard, metric) - section.ratio(easy, metric)
-    measure = "ratios"
+        difference, by = section.ratio(hard, metric) - section.ratio(easy, metric), "ratios"
     if not np.isfinite(difference[0]):  # the smallest size scores 0
-        difference, measure = section.slope(hard, metric) - section.slope(easy, metric), "slopes"
-    verdict = _verdict(hard, easy, trends, trend(estimate(difference)))
-    return f"{metric}: {'; '.join(parts)}. By the {measure}, {verdict}."
+        difference, by = section.slope(hard, metric) - section.slope(easy, metric), "slopes"
+    conclusion = _conclusion(hard, easy, trends, trend(estimate(difference)))
+    return f"{metric}: {'; '.join(parts)}. By the {by}, {conclusion}."
 
 
-def _verdict(hard: str, easy: str, trends: dict[str, str], ahead: str) -> str:
+def _conclusion(hard: str, easy: str, trends: dict[str, str], ahead: str) -> str:
     """How the hard group compares with the easy one in words, given the trend of each and of their difference."""
     worse = f"; {easy} got worse with size" if trends[easy] == "loses" else ""
-    if ahead == "gains" and trends[hard] == "gains":
-        return f"{hard} gains more than {easy}{worse}"
-    if ahead == "gains" and trends[easy] == "loses":
-        return f"{hard} looks better beside {easy} only because {easy} got worse with size"
-    if ahead == "gains":
-        return f"{hard} fares better than {easy}, but does not change measurably by itself"
-    if ahead == "loses" and trends[easy] == "gains":
-        return f"{easy} gains more than {hard}"
-    if ahead == "loses":
-        return f"{hard} fares worse than {easy}{worse}"
+    match ahead, trends[hard], trends[easy]:
+        case "gains", "gains", _:
+            return f"{hard} gains more than {easy}{worse}"
+        case "gains", _, "loses":
+            return f"{hard} looks better beside {easy} only because {easy} got worse with size"
+        case "gains", _, _:
+            return f"{hard} fares better than {easy}, but does not change measurably by itself"
+        case "loses", _, "gains":
+            return f"{easy} gains more than {hard}"
+        case "loses", _, _:
+            return f"{hard} fares worse than {easy}{worse}"
     return f"there is no measurable difference between their gains{worse}"
 
 
@@ -210,26 +222,3 @@ def trend(change: Estimate) -> str:
     if change.low > 0:
         return "gains"
     return "loses" if change.high < 0 else "does not change measurably"
-
-
-def _times(times: Estimate) -> str:
-    if not np.isfinite(times.value):
-        return "undefined: the smallest scores 0"
-    return f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}]"
-
-
-@dataclass
-class TaskResult:
-    """The sections of a task, and notes: a line for each thing that it could not do or left out."""
-
-    name: str
-    title: str
-    sections: list[Section] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, make: Callable[[], Section]) -> None:
-        """Add a section, or a line that says why there is none."""
-        try:
-            self.sections.append(make())
-        except NoCasesError as reason:
-            self.notes.append(str(reason))

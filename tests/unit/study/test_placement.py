@@ -15,11 +15,10 @@ from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.losses import FullSoftmax
 from lrec.run import RunConfig
 from lrec.study import budget, launch
-from lrec.study.devices import Placement, here, placement
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Limits, train
 from lrec.study.options import Study
-from lrec.study.rate import training_rate
+from lrec.study.placement import Placement, here, placement
 
 DATA = {"data.n_users": 100, "data.n_items": 30, "data.length": 10, "trainer.max_epochs": 1}
 
@@ -148,7 +147,7 @@ def test_a_plan_counts_gpu_hours_and_the_gpu_s_own_memory(tmp_path: Path) -> Non
 
 def test_a_measured_step_is_no_faster_than_its_matrix_products() -> None:
     wide, narrow = (TransformerConfig(500, 20, 2, width, 2) for width in (256, 16))
-    rates = [training_rate(each, FullSoftmax(), 640, "32-true") for each in (narrow, wide)]
+    rates = [budget.training_rate(each, FullSoftmax(), 640, "32-true") for each in (narrow, wide)]
     assert rates[0] < rates[1] < 1e12
 
 
@@ -158,4 +157,4 @@ def test_a_measured_step_is_no_faster_than_its_matrix_products() -> None:
     ids=["time", "vectors"],
 )
 def test_networks_that_read_more_than_items_have_a_rate(change: dict[str, Any]) -> None:
-    assert training_rate(TransformerConfig(100, 10, 1, 16, 1, **change), FullSoftmax(), 640, "32-true") > 0
+    assert budget.training_rate(TransformerConfig(100, 10, 1, 16, 1, **change), FullSoftmax(), 640, "32-true") > 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lrec.tasks.estimates import UserResamples, estimate, ratio, slope
+from lrec.tasks.intervals import UserResamples, estimate, ratio, slope
 
 
 def test_the_interval_of_a_mean_is_that_of_theory() -> None:

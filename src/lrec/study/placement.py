@@ -43,26 +43,21 @@ class Placement:
 
 
 def placement(config: RunConfig, gpus_per_run: int = 1) -> Placement:
-    """What a run trains on; UserError if its devices are neither a number nor auto.
-
-    Args:
-        config: Its options.
-        gpus_per_run: GPUs of a run whose devices are auto.
-    """
+    """What a run trains on, with `gpus_per_run` where its devices are auto; UserError if they are no number either."""
     kind = kind_of(config.value("trainer.accelerator", "auto"))
     devices = config.value("trainer.devices", "auto")
     if devices in ("auto", -1, "-1"):
         devices = max(gpus_per_run, 1) if kind == "cuda" else 1
     if not str(devices).isdigit() or int(devices) < 1:
         raise UserError(f"--trainer.devices {devices}: a study chooses the GPUs itself: give their number, or auto")
-    nodes, n = config.value("trainer.num_nodes", 1), int(devices)
+    nodes, devices = config.value("trainer.num_nodes", 1), int(devices)
     strategy = config.value("trainer.strategy.class_path") or config.value("trainer.strategy", "auto")
     sharded = str(strategy) in ("fsdp2", "lrec.FSDP2")
     return Placement(
         kind,
         nodes,
-        n,
-        config.value("trainer.strategy.shard_group", nodes * n) if sharded else 1,
+        devices,
+        config.value("trainer.strategy.shard_group", nodes * devices) if sharded else 1,
         config.value("trainer.accumulate_grad_batches", 1),
         _precision(config),
         bool(config.value("model.checkpoint_activations", False)),
