@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -120,4 +121,5 @@ def become(executable: str, asked: str) -> None:
 
 
 if __name__ == "__main__":
-    {"ask": ask, "serve": serve, "become": become}[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Callable[..., object]] = {"ask": ask, "serve": serve, "become": become}
+    commands[sys.argv[1]](*sys.argv[2:])
