@@ -57,6 +57,8 @@ class InteractionsDataModule(SequenceDataModule):
         super().__init__(**options)
         if min_rating is not None and rating_column is None:
             raise UserError("min_rating needs rating_column, the name of the column it is compared with")
+        if user_column == item_column:
+            raise UserError(f"user_column and item_column are both {user_column}: name two columns")
         if target_events is not None and (event_column is None or not target_events):
             raise UserError("data.target_events needs data.event_column, and at least one of its types")
         self.path = Path(path)
