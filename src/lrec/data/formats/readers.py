@@ -204,6 +204,7 @@ def _check(table: Table, wanted: dict[str, str], dates: bool | None) -> tuple[di
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
             problem = "is not a number"
         else:
+            raw = raw.fill_nan(None) if raw.dtype.is_float() else raw
             checked[key] = raw if raw.dtype.is_integer() and key != "domain" else raw.cast(pl.String)
             problem = "is not text"
         # A blank is text, but not a number.

@@ -42,7 +42,7 @@ class InteractionsDataModule(SequenceDataModule):
         """Name the files and their columns; the format `lines` (user item item ...) has no column names.
 
         Args:
-            path: A file, a folder of files or a glob. Folders named column=value add a column.
+            path: A file, a folder (with the folders in it) or a glob. Folders named column=value add a column.
             format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
             user_column: Column of the user's id.
             item_column: Column of the item's id.
@@ -57,6 +57,8 @@ class InteractionsDataModule(SequenceDataModule):
         super().__init__(**options)
         if min_rating is not None and rating_column is None:
             raise UserError("min_rating needs rating_column, the name of the column it is compared with")
+        if user_column == item_column:
+            raise UserError(f"user_column and item_column are both {user_column}: name two columns")
         if target_events is not None and (event_column is None or not target_events):
             raise UserError("data.target_events needs data.event_column, and at least one of its types")
         self.path = Path(path)
@@ -120,13 +122,13 @@ class InteractionsDataModule(SequenceDataModule):
 
 
 def _data_files(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of its column=value folders by name, without those that start with . or _."""
+    """The files of a folder and of the folders in it by name, without data_dirs and what starts with . or _."""
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith((".", "_")):
             continue
         if entry.is_file():
             yield entry
-        elif entry.is_dir() and "=" in entry.name:
+        elif entry.is_dir() and not (entry / "sources.json").exists():
             yield from _data_files(entry)
 
 

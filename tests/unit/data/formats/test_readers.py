@@ -332,6 +332,32 @@ def test_folders_named_column_and_value_add_that_column(write, tmp_path: Path) -
     assert prepare(tmp_path / "moved", domain_column="kind").path.name[-16:] != store.path.name[-16:]
 
 
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_an_id_that_is_not_a_number_is_empty(write, column: str) -> None:
+    frame = pl.DataFrame({"user": [1.0, 2.0], "item": [3.0, 4.0], "timestamp": [1, 2]})
+    frame = frame.with_columns(
+        pl.when(pl.col("timestamp") == 2).then(float("nan")).otherwise(pl.col(column)).alias(column)
+    )
+    with pytest.raises(UserError, match=rf"ids\.parquet, row 2: {column} is empty"):
+        prepare(write("ids.parquet", as_parquet(frame)))
+
+
+def test_users_and_items_are_two_columns(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="user_column and item_column are both who: name two columns"):
+        InteractionsDataModule(path=tmp_path, user_column="who", item_column="who")
+
+
+def test_a_folder_is_read_with_the_folders_in_it(write, tmp_path: Path) -> None:
+    write("log/2024/01/x.csv", HEADER + "u,a,1\n")
+    write("log/2024/02/x.csv", HEADER + "u,b,2\n")
+    write("log/2024/_drafts/x.csv", "not data")
+    write("log/late.csv", HEADER + "u,c,3\n")
+    store = prepare(tmp_path / "log")
+    assert store.item_table["raw_id"].gather(store.items_N).to_list() == ["a", "b", "c"]
+    assert prepare(tmp_path / "log" / "2024").statistics["interactions"] == 2, "its store lies in log, and is no data"
+    assert prepare(tmp_path / "log").path == store.path
+
+
 @pytest.mark.usefixtures("_no_pool_thread_left")
 def test_a_refused_file_leaves_no_thread_behind(write: Callable[[str, str | bytes], Path]) -> None:
     file = write("log.csv", HEADER + "u,,1\n" + "u,a,1\n" * 2_000_000)
