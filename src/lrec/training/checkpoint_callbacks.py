@@ -160,7 +160,7 @@ class LastCheckpoint(Callback):
         middle of a step, whose accumulated gradients no checkpoint holds: all of the step is taken again."""
         checkpoint["lrec_stopped"] = trainer.should_stop and not time_is_over(trainer)
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        extra = progress["current"]["ready"] % trainer.accumulate_grad_batches
+        extra = 0 if progress["is_last_batch"] else progress["current"]["ready"] % trainer.accumulate_grad_batches
         for counts in (progress["current"], progress["total"]) if extra else ():
             counts.update({name: number - extra for name, number in counts.items()})
 
