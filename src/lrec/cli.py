@@ -4,6 +4,7 @@ Nothing here imports Lightning: commands that do not train start fast.
 """
 
 import errno
+import json
 import os
 import sys
 import typing
@@ -19,7 +20,7 @@ from jsonargparse import ActionConfigFile
 from lrec import __version__
 from lrec.common.start_stop import importing
 from lrec.errors import UserError
-from lrec.options.config_files import with_shipped_configs
+from lrec.options.config_files import read_config, with_shipped_configs
 from lrec.options.parser import OneLineParser
 
 LIGHTNING_COMMANDS = {
@@ -29,6 +30,18 @@ LIGHTNING_COMMANDS = {
     "predict": "write the top-k items of every user",
 }
 
+# What a run's configuration has beside its data.
+OF_RUNS = {
+    "seed_everything",
+    "trainer",
+    "model",
+    "checkpoint",
+    "early_stopping",
+    "points",
+    "last",
+    "projector",
+    "ckpt_path",
+}
 _DOT = "․"  # a one dot leader, which is in no option's name
 # What the user is to put right: rights, space, and what kind of file there is.
 _SURROUNDINGS = (
@@ -135,9 +148,10 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     with importing():
         command = getattr(import_module(entry.module), entry.function)
     parser = OneLineParser(prog=f"lrec {name}", description=entry.meaning)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values of the options below.")
     settings = _settings_of(command)
     hints = typing.get_type_hints(settings or command)
+    config = _DataOfRun if "data" in hints else ActionConfigFile
+    parser.add_argument("--config", action=config, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     if settings is None:
         parser.add_function_arguments(command, as_positional=entry.positional, skip=paths, sub_configs=True)
@@ -146,6 +160,17 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     for key in paths:  # several files after one option
         parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help="Files or folders.")
     return command, parser, _as_jsonargparse_reads(arguments[len(name.split()) :], hints)
+
+
+class _DataOfRun(ActionConfigFile):
+    """A configuration of which a command that takes a data set leaves alone what else a run has."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the file, or what is left of it."""
+        whole = read_config(Path(values))
+        if isinstance(whole, dict) and not whole.keys().isdisjoint(OF_RUNS):
+            values = json.dumps({name: value for name, value in whole.items() if name not in OF_RUNS})
+        super().__call__(parser, cfg, values, option_string)
 
 
 def _settings_of(command: Callable[..., None]) -> type | None:
