@@ -103,10 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     """The UserError that `error` is or comes from: jsonargparse wraps those raised while it makes an object. A folder
-    that may not be written to, or a disk that is full, is for the user to put right too."""
+    that may not be written to, a disk that is full, or a package that is missing is for the user to put right too."""
     while error is not None and not isinstance(error, UserError):
         if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
             return UserError(": ".join(str(part) for part in (error.filename, error.strerror) if part))
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("lrec"):
+            return UserError(f"what the options name needs a package that is not there: {error}")
         error = error.__cause__
     return error
 
