@@ -4,6 +4,7 @@ Nothing here imports Lightning: commands that do not train start fast.
 """
 
 import errno
+import json
 import os
 import sys
 import typing
@@ -19,7 +20,7 @@ from jsonargparse import ActionConfigFile
 from lrec import __version__
 from lrec.common.start_stop import importing
 from lrec.errors import UserError
-from lrec.options.config_files import with_shipped_configs
+from lrec.options.config_files import read_config, with_shipped_configs
 from lrec.options.parser import OneLineParser
 
 LIGHTNING_COMMANDS = {
@@ -29,6 +30,18 @@ LIGHTNING_COMMANDS = {
     "predict": "write the top-k items of every user",
 }
 
+# What a run's configuration has beside its data.
+OF_RUNS = {
+    "seed_everything",
+    "trainer",
+    "model",
+    "checkpoint",
+    "early_stopping",
+    "points",
+    "last",
+    "projector",
+    "ckpt_path",
+}
 _DOT = "․"  # a one dot leader, which is in no option's name
 # What the user is to put right: rights, space, and what kind of file there is.
 _SURROUNDINGS = (
@@ -90,10 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     """The UserError that `error` is or comes from: jsonargparse wraps those raised while it makes an object. A folder
-    that may not be written to, or a disk that is full, is for the user to put right too."""
+    that may not be written to, a disk that is full, or a package that is missing is for the user to put right too."""
     while error is not None and not isinstance(error, UserError):
         if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
             return UserError(": ".join(str(part) for part in (error.filename, error.strerror) if part))
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("lrec"):
+            return UserError(f"what the options name needs a package that is not there: {error}")
         error = error.__cause__
     return error
 
@@ -135,9 +150,10 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     with importing():
         command = getattr(import_module(entry.module), entry.function)
     parser = OneLineParser(prog=f"lrec {name}", description=entry.meaning)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values of the options below.")
     settings = _settings_of(command)
     hints = typing.get_type_hints(settings or command)
+    config = _DataOfRun if "data" in hints else ActionConfigFile
+    parser.add_argument("--config", action=config, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     if settings is None:
         parser.add_function_arguments(command, as_positional=entry.positional, skip=paths, sub_configs=True)
@@ -146,6 +162,17 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     for key in paths:  # several files after one option
         parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help="Files or folders.")
     return command, parser, _as_jsonargparse_reads(arguments[len(name.split()) :], hints)
+
+
+class _DataOfRun(ActionConfigFile):
+    """A configuration of which a command that takes a data set leaves alone what else a run has."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the file, or what is left of it."""
+        whole = read_config(Path(values))
+        if isinstance(whole, dict) and not whole.keys().isdisjoint(OF_RUNS):
+            values = json.dumps({name: value for name, value in whole.items() if name not in OF_RUNS})
+        super().__call__(parser, cfg, values, option_string)
 
 
 def _settings_of(command: Callable[..., None]) -> type | None:

@@ -38,77 +38,43 @@ _PLACES = ("data.path", "data.data_dir", "data.num_workers", "data.memory_gib")
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation of a run, a line of points.jsonl.
+    """An evaluation of a run, a line of points.jsonl. Losses are in nats per target, None where they are not finite."""
 
-    Attributes:
-        schema: Version of this list of fields.
-        study: Name of the study that the run belongs to.
-        run: Name of the run.
-        size: Entry of the ladder, or layers x width.
-        n_layers, d_model, n_heads: Shape of the network.
-        N_body: Parameters of the blocks' matrices.
-        N_head: Parameters of the item table.
-        N_total: All parameters.
-        D: Targets trained on so far.
-        U: Targets of an epoch.
-        epochs: D / U.
-        flops: Spent on training so far.
-        step: The optimizer's steps so far.
-        train_loss: Mean over the targets since the evaluation before, in nats.
-        val_loss: Cross-entropy over the whole catalogue, in nats; None where it is not finite.
-        test_loss: The same on the test targets, of the best point alone.
-        metrics: Every figure of the evaluation by its name, such as val/NDCG@10.
-        selected_on: The metric that chose the best checkpoint.
-        lr_phase: Phase of the optimizer: adamw or sgd.
-        best: Whether this is the evaluation whose checkpoint was tested.
-        status: running, finished or diverged.
-        seed: Of the order of training.
-        precision: The trainer's.
-        world_size: Number of processes.
-        wall_s: Seconds of training and evaluation so far, of resumed runs too.
-        floor: Least possible loss of val and test, where it is known.
-        data_hash: Of the store, the split and the reduction.
-        config_hash: Of config.yaml.
-        commit: Of the lrec checkout that trained.
-        test_loss_se: Standard error of test_loss, users being drawn; in studies.
-        trajectory_loss: Mean loss of the test targets and of the split's trajectories (`target_losses`); in studies.
-        trajectory_loss_se: Its standard error.
-    """
-
-    schema: int = SCHEMA
-    study: str | None = None
+    schema: int = SCHEMA  # version of this list of fields
+    study: str | None = None  # that the run belongs to
     run: str = ""
-    size: str = ""
+    size: str = ""  # entry of the ladder, or layers x width
     n_layers: int = 0
     d_model: int = 0
     n_heads: int = 0
-    N_body: int = 0
-    N_head: int = 0
-    N_total: int = 0
-    D: int = 0
-    U: int = 0
-    epochs: float = 0.0
-    flops: int = 0
-    step: int = 0
-    train_loss: float | None = None
-    val_loss: float | None = None
-    test_loss: float | None = None
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    selected_on: str | None = None
-    lr_phase: str = ""
-    best: bool = False
-    status: str = "running"
-    seed: int = 0
-    precision: str = ""
-    world_size: int = 1
-    wall_s: float = 0.0
-    floor: dict[str, float] | None = None
-    data_hash: str = ""
-    config_hash: str | None = None
-    commit: str | None = None
-    test_loss_se: float | None = None
-    trajectory_loss: float | None = None
-    trajectory_loss_se: float | None = None
+    N_body: int = 0  # parameters of the blocks' matrices
+    N_head: int = 0  # of the item table
+    N_total: int = 0  # all
+    D: int = 0  # targets trained on so far
+    U: int = 0  # targets of an epoch
+    epochs: float = 0.0  # D / U
+    flops: int = 0  # spent on training so far
+    step: int = 0  # the optimizer's steps so far
+    train_loss: float | None = None  # over the targets since the evaluation before
+    val_loss: float | None = None  # over the whole catalogue
+    test_loss: float | None = None  # the same on the test targets, of the best point alone
+    metrics: dict[str, float | None] = field(default_factory=dict)  # by name, such as val/NDCG@10
+    selected_on: str | None = None  # the metric that chose the best checkpoint
+    lr_phase: str = ""  # of the optimizer: adamw or sgd
+    best: bool = False  # whether this evaluation's checkpoint was tested
+    status: str = "running"  # or finished, or diverged
+    seed: int = 0  # of the order of training
+    precision: str = ""  # the trainer's
+    world_size: int = 1  # processes
+    wall_s: float = 0.0  # training and evaluation so far, of resumed runs too
+    floor: dict[str, float] | None = None  # least possible loss of val and test, where it is known
+    data_hash: str = ""  # of the store, the split and the reduction
+    config_hash: str | None = None  # of config.yaml
+    commit: str | None = None  # of the lrec checkout that trained
+    # In studies, from target_losses.parquet:
+    test_loss_se: float | None = None  # standard error of test_loss, users being drawn
+    trajectory_loss: float | None = None  # mean of the test targets and of the split's trajectories
+    trajectory_loss_se: float | None = None  # its standard error
 
     @property
     def diverged(self) -> bool:

@@ -34,3 +34,13 @@ def test_entries_of_a_dictionary_add_up(
     sizes = ("--sizes=[0.8k,1.7k,3k,4.8k,6.9k,9.4k]", "--rules.model.optimizer.lr=[0.1,-0.5]")
     lrec(*study, "--options.data.time_column", "when", *sizes, "--dry_run")
     assert len(list((tmp_path / "data").glob("log-*"))) == 1
+
+
+def test_of_a_run_s_configuration_the_data_are_prepared(
+    log_csv: Path, lrec: Callable[..., str], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    own = ["--data.user_column=who", "--data.item_column=what", f"--data.data_dir={tmp_path}", f"--data.path={log_csv}"]
+    prepare = ["data", "prepare", "--config=recipes/beauty-sasrec.yaml", "--data.format=csv", "--data.time_column=when"]
+    assert "300" in lrec(*prepare, *own)
+    (tmp_path / "mine.yaml").write_text("data: {max_len: 7}\nmodle: {size: 3k}\n")
+    assert "modle" in refused(*prepare, *own, f"--config={tmp_path / 'mine.yaml'}")

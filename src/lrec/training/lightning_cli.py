@@ -183,18 +183,6 @@ class CommandLine(LightningCLI):
             raise UserError("choose --trainer.precision: each of a cluster's processes would measure for itself")
         return decided(kind_of(self.config.trainer.accelerator))
 
-    def instantiate_classes(self) -> None:
-        """Make all that the configuration names; UserError where one of them needs a package that is not installed."""
-        try:
-            super().instantiate_classes()
-        except (ValueError, ModuleNotFoundError) as error:
-            missing: BaseException | None = error
-            while missing is not None and not isinstance(missing, ModuleNotFoundError):
-                missing = missing.__cause__
-            if missing is None:
-                raise
-            raise UserError(f"a class that the options name needs a package that is not there: {missing}") from error
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what writes a run's files, and a TensorBoard logger in the run's folder unless the
         configuration has another or none."""
