@@ -12,10 +12,10 @@ from lrec.common.figures import alt_text, save_figure
 from lrec.common.files import write_text
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
-from lrec.laws.analysis import judge
+from lrec.laws.analysis import analyse
 from lrec.laws.figures import fit_figure
+from lrec.laws.fit_json import table, write_fit
 from lrec.laws.predict import compare
-from lrec.laws.report import table, write_fit
 from lrec.run import Point, run_of_study
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun
@@ -74,7 +74,7 @@ def _law(out: Path, folder: Path, runs: list[PlannedRun], points: dict[str, Poin
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
     fitted = ladder.fit.points
     every_point = fitted if held_out is None else pl.concat([fitted, actual], how="diagonal")
-    analysis = judge(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y})
+    analysis = analyse(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y})
     content = write_fit(folder, analysis)
     floor = _floor(points) if ladder.y == "test_loss" else None
     figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, ladder.x, ladder.y)
