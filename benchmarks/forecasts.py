@@ -6,7 +6,7 @@
     python benchmarks/forecasts.py --worlds                          simulated worlds
 
 A split of a curve hides its last two x, all above a quarter, or all above an eighth of the largest; at least four stay.
-A curve in an amount of data may stop (`may_stop` in lrec.laws.points), one in a size or in compute does not.
+A curve in an amount of data may stop (`may_stop` in lrec.laws.table), one in a size or in compute does not.
 """
 
 import argparse
@@ -21,10 +21,10 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.laws.fit import fit_points
 from lrec.laws.forecast import Beliefs, Forecast
-from lrec.laws.forms import LAWS
-from lrec.laws.points import naive
+from lrec.laws.intervals import Prediction
+from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import hold_out
-from lrec.laws.profile import Prediction
+from lrec.laws.table import naive
 from lrec.study.points import read_points
 
 Array = np.ndarray

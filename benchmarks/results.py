@@ -20,10 +20,10 @@ from lrec.common.pictures import draw_frame, new_figure
 from lrec.common.text_tables import rows_table
 from lrec.laws.fit import fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.forms import law_named
-from lrec.laws.points import points_of_most_data
+from lrec.laws.intervals import Prediction
+from lrec.laws.loss_laws import law_named
 from lrec.laws.predict import hold_out
-from lrec.laws.profile import Prediction
+from lrec.laws.table import points_of_most_data
 from lrec.model.network_sizes import SIZES
 from lrec.study.points import read_points
 

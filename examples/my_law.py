@@ -5,7 +5,7 @@ Try it from this folder: lrec scaling fit --points runs --law my_law.OffsetPower
 
 import numpy as np
 
-from lrec.laws.law import EXPONENT, Array, Law, Values, power_of, stack
+from lrec.laws.law import EXPONENT, Array, Law, Values, by_column, power_of, stack
 
 
 class OffsetPower(Law):
@@ -18,11 +18,10 @@ class OffsetPower(Law):
     shape_bounds = (EXPONENT, (1e-4, 1e2))
     shape_starts = ((0.1, 0.3, 1.0), (0.01, 0.1, 1.0))
 
-    def log_basis(self, shape_GH: Array, z_NV: Array) -> tuple[Array, Array]:
-        """ln 1 and -a ln(x + s), and their derivatives by a and s; x is in units of its geometric mean."""
-        x_N, (a_G1, s_G1) = np.exp(z_NV[:, 0]), shape_GH.T[..., None]
-        log_sum_GN = np.log(x_N + s_G1)
-        return stack([np.zeros(1), -a_G1 * log_sum_GN], [[0.0, 0.0], [-log_sum_GN, -a_G1 / (x_N + s_G1)]], log_sum_GN)
+    def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
+        """ln 1 and -a ln(x + s); x is in units of its geometric mean."""
+        a_G1, s_G1 = by_column(shape_GH)
+        return stack(0.0, -a_G1 * np.log(np.exp(z_NV[:, 0]) + s_G1))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
         """E, A, a and s in the units of the data: (x/unit + s/unit)^-a is unit^a (x + s)^-a."""

@@ -3,24 +3,28 @@
 fit.json, the reports and the figures show an analysis; they compute nothing.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
+from lrec.errors import UserError
 from lrec.laws.diagnostics import data_warnings
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import LAWS
+from lrec.laws.forecast import Forecast
+from lrec.laws.intervals import Prediction
 from lrec.laws.law import Law
-from lrec.laws.objective import Kind, Objective
-from lrec.laws.points import points_of_most_data, source_hash
-from lrec.laws.predict import Holdout, Predictor, holdout_report
-from lrec.laws.profile import Prediction
-from lrec.laws.rivals import Rival, rivals
-from lrec.laws.verdict import outlook, unidentified, verdict, warnings
+from lrec.laws.loss_laws import LAWS
+from lrec.laws.predict import Holdout, Predictor, compare, hold_out, roll_out, settings
+from lrec.laws.table import points_of_most_data, source_hash
+from lrec.laws.verdict import Method, outlook, unidentified, verdict, warnings
 
 DESCRIBES = "lsrm"
 """The law that describes the points beside a forecast."""
+FLOORLESS = ("lsrm", "kaplan")
+"""Laws that are compared without their floor too, as Kaplan et al. have it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Analysis:
         names: What the caller calls the columns x, d and u, as far as they count, and y.
         source_hash: Of every point, held-out ones included.
         holdout: The held-out sizes, None if there are none.
-        rivals: The methods compared, the best rolled out first; empty where none were.
+        methods: Those compared, the best rolled out first; empty where none were.
         outlook: What to expect far beyond the fitted sizes.
         unidentified: Parameters of the law that the points do not determine.
         warnings: What a reader should know, in sentences.
@@ -45,7 +49,7 @@ class Analysis:
     names: Mapping[str, str]
     source_hash: str
     holdout: Holdout | None
-    rivals: tuple[Rival, ...]
+    methods: tuple[Method, ...]
     outlook: Prediction
     unidentified: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -53,51 +57,84 @@ class Analysis:
 
 
 def analyse(
-    method: Law | None,
-    points: pl.DataFrame,
-    holdout: int,
-    names: Mapping[str, str],
-    objective: Objective | Kind = "huber",
-    with_rivals: bool = True,
-) -> Analysis:
-    """Fit all but the `holdout` largest sizes by a law, or without one by the forecast, predict these, and judge."""
-    return judge(*holdout_report(method, points, holdout, objective), points, names, with_rivals)
-
-
-def judge(
     predictor: Predictor,
     holdout: Holdout | None,
     points: pl.DataFrame,
     names: Mapping[str, str],
-    with_rivals: bool = True,
+    with_others: bool = True,
 ) -> Analysis:
-    """Judge a forecast or a fit by what became of its predictions.
+    """Judge a forecast or a fit by what became of its predictions (`predict.holdout_report` has both).
 
     Args:
         predictor: Of the small sizes.
-        holdout: Its predictions and what came (`predict.compare`), None where nothing is held out.
+        holdout: Its predictions and what came, None where nothing is held out.
         points: All points, held-out ones included.
         names: As in `Analysis`; further ones are ignored.
-        with_rivals: Whether to roll out every law of the same variables.
+        with_others: Whether to roll out every law of the same variables.
     """
-    columns = (*predictor.columns, "y")
+    used = (*predictor.columns, "y")
     if isinstance(predictor, Fit):
         fit = predictor
         unsure, warned = unidentified(fit), warnings(fit, holdout)
     else:
         fit = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points))
         unsure, warned = [], data_warnings(fit.law, fit.points, fit.x_NV, fit.y_N)
-    judged = rivals(predictor, fit, holdout, points) if with_rivals else []
+    methods = compare_methods(predictor, fit, holdout, points) if with_others else []
     ahead = outlook(predictor)
     return Analysis(
         predictor=predictor,
         fit=fit,
-        names={column: names[column] for column in columns},
-        source_hash=source_hash(points, columns),
+        names={column: names[column] for column in used},
+        source_hash=source_hash(points, used),
         holdout=holdout,
-        rivals=tuple(judged),
+        methods=tuple(methods),
         outlook=ahead,
         unidentified=tuple(unsure),
         warnings=tuple(warned),
-        verdict=tuple(verdict(predictor, holdout, judged, ahead, unsure, names["x"])),
+        verdict=tuple(verdict(predictor, holdout, methods, ahead, unsure, names["x"])),
     )
+
+
+def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Method]:
+    """The predictor, its law and every other of the same variables, rolled out, the best first.
+
+    Laws that cannot be fitted are left out. Where the law is one of size, data and unique data, those of size and data
+    alone are among them. Progress of laws of several variables goes to stderr.
+
+    Args:
+        predictor: The forecast, or the fit itself.
+        fit: Of the law to the small sizes.
+        holdout: What became of the predictions, None where nothing is held out.
+        points: All points, held-out ones included.
+    """
+    found = []
+    if isinstance(predictor, Forecast):
+        met = None if holdout is None else holdout.mape
+        found.append(Method(predictor.name, None, met, roll_out(Forecast, points)))
+        points = points_of_most_data(points)
+    small, large = hold_out(points, 0 if holdout is None else len({p.x for p in holdout.points}))
+    for law, fixed in _of_the_same_variables(fit.law):
+        name = ", ".join([law.name, *(f"{parameter} = {value:g}" for parameter, value in fixed.items())])
+        if len(law.variables) > 1:
+            print(f"rolling out {name}", file=sys.stderr, flush=True)
+
+        def fitted_to(some: pl.DataFrame, law: Law = law, fixed: Mapping[str, float] = fixed) -> Fit:
+            known = law is fit.law and not fixed and fit.points.equals(some)
+            return fit if known else fit_points(law, some, fit.objective, fixed)
+
+        try:
+            fitted = fitted_to(small)
+        except UserError:  # too few settings for so many parameters
+            continue
+        came = None
+        if len(large):
+            came = compare(fitted, fitted.predict(settings(law.columns, large)), large).mape
+        found.append(Method(name, fitted, came, roll_out(fitted_to, points)))
+    return sorted(found, key=lambda method: np.inf if method.rollout is None else method.rollout.mape)
+
+
+def _of_the_same_variables(law: Law) -> list[tuple[Law, Mapping[str, float]]]:
+    """Laws to compare, each with what is fixed in it."""
+    fewest, most = min(len(law.variables), 2), len(law.variables)
+    alike = [other for other in (LAWS | {law.name: law}).values() if fewest <= len(other.variables) <= most]
+    return [(other, fixed) for other in alike for fixed in ({}, {"E": 0.0}) if not fixed or other.name in FLOORLESS]

@@ -14,8 +14,8 @@ from scipy.optimize import minimize_scalar
 from lrec.errors import UserError
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
-from lrec.laws.points import points_of_most_data
 from lrec.laws.predict import Predictor
+from lrec.laws.table import points_of_most_data
 
 
 @dataclass(frozen=True)

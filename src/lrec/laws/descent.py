@@ -1,24 +1,21 @@
-"""Minimises an objective over a law's parameters from many starts at once.
+"""Minimises an objective over a law's parameters from many starts, or for many losses, at once.
 
 BFGS with projection onto bounds and a weak Wolfe line search, which also copes with objectives that are hardly smooth
 (Lewis and Overton 2013, "Nonsmooth optimization via quasi-Newton methods"). Its first Hessian is that of the reweighted
-least-squares problem, so that curved valleys do not slow it down. All starts take a step together: numpy does for
-hundreds of them what it does for one. That is why it is not scipy's: from the same starts L-BFGS-B, one start after the
-other, takes three times as long (benchmarks/laws.py --refits), and a bootstrap has 4,000.
+least-squares problem, so that curved valleys do not slow it down. All rows take a step together: numpy does for
+hundreds of them what it does for one. A fit is searched for by scipy (`search`); what is done thousands of times, the
+refits of a contrast and the profiles of parameters, is done here, where scipy takes fifty times as long, one after the
+other (benchmarks/laws.py --refits).
 
-Shapes: S starts, M residuals, T parameters.
+Shapes: S rows, each with a start, N points, V variables, T parameters.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lrec.laws.law import Array
+from lrec.laws.law import Array, Law
 from lrec.laws.objective import Objective
-
-Model = Callable[[Array, Array], tuple[Array, Array]]
-"""From theta_ST and the rows' numbers to the residuals_SM and their derivatives by theta, (S, M, T)."""
 
 RIDGE = 1e-9
 """Added to the correlation matrix of the parameters, which keeps it regular where one of them does not matter."""
@@ -28,99 +25,77 @@ STEEPER_SHARE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Descent:
-    """Where the starts ended: theta_ST, and the objective there."""
-
-    theta_ST: Array
-    value_S: Array
-
-
-@dataclass(frozen=True, eq=False)
 class Problem:
-    """The objective of weighted residuals and its gradient.
+    """What is to be minimised by each row: the objective of a law's residuals at the points.
 
     Attributes:
-        weight_SM: Weight of each term; one row serves all starts.
-        low_ST, high_ST: Bounds; here too one row serves all starts.
+        z_NV: Logarithms of the variables in their units.
+        y_SN: Losses, of one row for all or of a row each.
+        low_ST, high_ST: Bounds of the parameters; likewise.
     """
 
-    model: Model
+    law: Law
     objective: Objective
-    weight_SM: Array
+    z_NV: Array
+    y_SN: Array
     low_ST: Array
     high_ST: Array
 
-    def bounds(self, rows_S: Array) -> tuple[Array, Array]:
-        """The bounds of some rows."""
-        return (self.low_ST, self.high_ST) if len(self.low_ST) == 1 else (self.low_ST[rows_S], self.high_ST[rows_S])
+    def rows(self, chosen_S: Array) -> "Problem":
+        """That of some rows."""
+        y_SN, low_ST, high_ST = (
+            part if len(part) == 1 else part[chosen_S] for part in (self.y_SN, self.low_ST, self.high_ST)
+        )
+        return replace(self, y_SN=y_SN, low_ST=low_ST, high_ST=high_ST)
+
+    def residuals(self, theta_ST: Array) -> Array:
+        """Actual minus fitted, of the logarithm or of the loss as the objective has it, (S, N)."""
+        log_loss_SN = self.law.log_loss(theta_ST, self.z_NV)
+        return np.log(self.y_SN) - log_loss_SN if self.objective.residuals == "log" else self.y_SN - np.exp(log_loss_SN)
+
+    def jacobian(self, theta_ST: Array) -> Array:
+        """The derivatives of the residuals by theta, (S, N, T)."""
+        jacobian_SNT = -self.law.jacobian(theta_ST, self.z_NV)
+        if self.objective.residuals == "level":
+            jacobian_SNT *= np.exp(self.law.log_loss(theta_ST, self.z_NV))[..., None]
+        return jacobian_SNT
 
     def values(self, theta_ST: Array) -> Array:
-        """The objective at the parameters of every start."""
-        residual_SM, _ = self.model(theta_ST, np.arange(len(theta_ST)))
-        return (self.weight_SM * self.objective.terms(residual_SM)).sum(-1)
+        """The objective of every row."""
+        return np.asarray(self.objective.terms(self.residuals(theta_ST)).sum(-1))
 
-    def at(self, theta_ST: Array, rows_S: Array, delta: float) -> tuple[Array, Array, Array, Array]:
-        """Value_S, gradient_ST, and what a Gauss-Newton Hessian needs: weights_SM and jacobian_SMT."""
-        residual_SM, jacobian_SMT = self.model(theta_ST, rows_S)
-        weight_SM = self.weight_SM if len(self.weight_SM) == 1 else self.weight_SM[rows_S]
-        slope_SM, square_SM = self.objective.slopes(residual_SM, delta)
-        value_S = (weight_SM * self.objective.terms(residual_SM, delta)).sum(-1)
-        gradient_ST = np.matmul((weight_SM * slope_SM)[:, None], jacobian_SMT)[:, 0]
-        return value_S, gradient_ST, weight_SM * square_SM, jacobian_SMT
+    def at(self, theta_ST: Array, delta: float) -> tuple[Array, Array, Array, Array]:
+        """Value_S, gradient_ST, and what a Gauss-Newton Hessian needs: weights_SN and jacobian_SNT."""
+        residual_SN, jacobian_SNT = self.residuals(theta_ST), self.jacobian(theta_ST)
+        slope_SN, square_SN = self.objective.slopes(residual_SN, delta)
+        value_S = self.objective.terms(residual_SN, delta).sum(-1)
+        return value_S, np.matmul(slope_SN[:, None], jacobian_SNT)[:, 0], square_SN, jacobian_SNT
 
 
-def descend(
-    problem: Problem, start_ST: Array, rounds: int = 400, tolerance: float = 1e-15, finest: float = 0.0
-) -> Descent:
-    """Minimise from every start; absolute deviations by Huber functions of ever smaller delta, `finest` at least."""
-    rows_S = np.arange(len(start_ST))
+def descend(problem: Problem, start_ST: Array, rounds: int = 400, tolerance: float = 1e-15) -> tuple[Array, Array]:
+    """Minimise from every start; absolute deviations by Huber functions of ever smaller delta.
+
+    Returns:
+        Where the rows ended, theta_ST, and the objective there, value_S.
+    """
     theta_ST = np.clip(start_ST, problem.low_ST, problem.high_ST)
     smallest = problem.objective.smallest_delta
-    deltas = (
-        [smallest]
-        if problem.objective.kind != "lad"
-        else [delta for delta in (1e-2, 1e-3, 1e-4, 1e-6, smallest) if delta >= finest]
-    )
-    for delta in deltas:
-        theta_ST = _minimise(problem, theta_ST, rows_S, delta, rounds, tolerance)
-    return Descent(theta_ST, problem.values(theta_ST))
+    for delta in (1e-2, 1e-3, 1e-4, 1e-6, smallest) if problem.objective.kind == "lad" else (smallest,):
+        theta_ST = _minimise(problem, theta_ST, delta, rounds, tolerance)
+    return theta_ST, problem.values(theta_ST)
 
 
-def along_bounds(problem: Problem, theta_T: Array) -> Array:
-    """Parameters from which no detour over a bound of one of them leads lower.
-
-    Where points hardly determine a law, valleys are long and narrow, and parameters lie on bounds at their ends.
-    """
-    value = problem.values(theta_T[None])[0]
-    low_T, high_T = problem.low_ST[0], problem.high_ST[0]
-    free = np.flatnonzero(low_T < high_T)
-    which_S, bound_S = np.tile(free, 2), np.concatenate([low_T[free], high_T[free]])
-    rows_S = np.arange(len(which_S))
-    for _ in range(10):
-        start_ST, low_ST, high_ST = (np.tile(part_T, (len(rows_S), 1)) for part_T in (theta_T, low_T, high_T))
-        for part_ST in (start_ST, low_ST, high_ST):
-            part_ST[rows_S, which_S] = bound_S
-        on_bound = descend(replace(problem, low_ST=low_ST, high_ST=high_ST), start_ST)
-        freed = descend(problem, on_bound.theta_ST[on_bound.value_S.argsort()[:3]])
-        lowest = float(freed.value_S.min())
-        if not lowest < value * (1 - 1e-6):
-            break
-        theta_T, value = freed.theta_ST[freed.value_S.argmin()], lowest
-    return theta_T
-
-
-def _minimise(problem: Problem, theta_ST: Array, rows_S: Array, delta: float, rounds: int, tolerance: float) -> Array:
+def _minimise(problem: Problem, theta_ST: Array, delta: float, rounds: int, tolerance: float) -> Array:
     theta_ST = theta_ST.copy()
-    value_S, gradient_ST, square_SM, jacobian_SMT = problem.at(theta_ST, rows_S, delta)
-    inverse_STT = _gauss_newton(square_SM, jacobian_SMT)
+    value_S, gradient_ST, square_SN, jacobian_SNT = problem.at(theta_ST, delta)
+    inverse_STT = _gauss_newton(square_SN, jacobian_SNT)
     stalled_S = np.zeros(len(theta_ST), dtype=int)
     active_S = np.arange(len(theta_ST))
     for _ in range(rounds):
         if not len(active_S):
             break
-        a = active_S
-        theta, gradient = theta_ST[a], gradient_ST[a]
-        low, high = problem.bounds(rows_S[a])
+        a, active = active_S, problem.rows(active_S)
+        theta, gradient, low, high = theta_ST[a], gradient_ST[a], active.low_ST, active.high_ST
         held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)) | (low == high)
         free_gradient = np.where(held, 0.0, gradient)
         step = -np.where(held, 0.0, np.matmul(_without(inverse_STT[a], held), free_gradient[..., None])[..., 0])
@@ -130,7 +105,7 @@ def _minimise(problem: Problem, theta_ST: Array, rows_S: Array, delta: float, ro
         # A step is at most a few e-folds of a parameter: far away the quadratic model means nothing.
         step /= np.maximum(np.abs(step).max(-1, keepdims=True) / 4.0, 1.0)
         new_theta, new_value, new_gradient, found = _line_search(
-            problem, theta, step, value_S[a], gradient, free_gradient, rows_S[a], delta
+            active, theta, step, value_S[a], gradient, free_gradient, delta
         )
         fall = value_S[a] - new_value
         change, turn = new_theta - theta, np.where(held, 0.0, new_gradient - gradient)
@@ -142,7 +117,7 @@ def _minimise(problem: Problem, theta_ST: Array, rows_S: Array, delta: float, ro
         stalled_S[a] = np.where(stuck, stalled_S[a] + 1, 0)
         renew = a[stuck & (stalled_S[a] == 1)]
         if len(renew):
-            inverse_STT[renew] = _gauss_newton(*problem.at(theta_ST[renew], rows_S[renew], delta)[2:])
+            inverse_STT[renew] = _gauss_newton(*problem.rows(renew).at(theta_ST[renew], delta)[2:])
         active_S = a[stalled_S[a] < 2]
     return theta_ST
 
@@ -159,10 +134,10 @@ def _without(inverse_STT: Array, held_ST: Array) -> Array:
     return result_STT
 
 
-def _gauss_newton(square_SM: Array, jacobian_SMT: Array) -> Array:
+def _gauss_newton(square_SN: Array, jacobian_SNT: Array) -> Array:
     """The inverse Hessian of the reweighted least-squares problem, whatever the scale of each parameter."""
-    weighted_STM = (jacobian_SMT * square_SM[..., None]).swapaxes(-1, -2)
-    hessian_STT = np.matmul(weighted_STM, jacobian_SMT)
+    weighted_STN = (jacobian_SNT * square_SN[..., None]).swapaxes(-1, -2)
+    hessian_STT = np.matmul(weighted_STN, jacobian_SNT)
     scale_ST = np.sqrt(np.maximum(np.diagonal(hessian_STT, axis1=-2, axis2=-1), 1e-200))
     both_STT = scale_ST[:, :, None] * scale_ST[:, None]
     ridge = RIDGE * np.eye(hessian_STT.shape[-1])
@@ -192,7 +167,6 @@ def _line_search(
     value_S: Array,
     gradient_ST: Array,
     free_gradient_ST: Array,
-    rows_S: Array,
     delta: float,
 ) -> tuple[Array, Array, Array, Array]:
     """Weak Wolfe by bisection along the projected path; where no lower value is found, the start of the path."""
@@ -203,8 +177,9 @@ def _line_search(
     found_S = np.zeros(n, dtype=bool)
     todo = np.arange(n)
     for _ in range(40):
-        trial = np.clip(theta_ST[todo] + length_S[todo, None] * step_ST[todo], *problem.bounds(rows_S[todo]))
-        value, gradient, *_ = problem.at(trial, rows_S[todo], delta)
+        part = problem.rows(todo)
+        trial = np.clip(theta_ST[todo] + length_S[todo, None] * step_ST[todo], part.low_ST, part.high_ST)
+        value, gradient, *_ = part.at(trial, delta)
         length = length_S[todo]
         lower = np.isfinite(value) & (value <= value_S[todo] + LOWER_SHARE * length * slope_S[todo])
         flat = (step_ST[todo] * gradient).sum(-1) >= STEEPER_SHARE * slope_S[todo]

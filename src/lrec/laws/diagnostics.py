@@ -10,8 +10,8 @@ import polars as pl
 from scipy.optimize import lsq_linear
 
 from lrec.common.text_tables import counted
-from lrec.laws.candidate import Candidate
-from lrec.laws.descent import Descent, Problem, descend
+from lrec.laws.curve import LawCurve
+from lrec.laws.descent import Problem, descend
 from lrec.laws.law import Array, Law
 from lrec.laws.objective import LAD_DELTA
 
@@ -30,14 +30,12 @@ class Diagnostics:
     """How the search went.
 
     Attributes:
-        starts: Starting points tried.
-        share_agreeing: Share of them that ended within 0.1 % of the best objective.
+        starts: Starts of the search.
+        share_agreeing: Share of them that ended within 0.1 % of the lowest objective.
         bound_hits: Parameters that ended on a bound.
         gradient_norm: Largest component of the gradient of the objective by the logarithms of the parameters, bounds
             respected; 0 at an optimum.
         condition_number: Of the Jacobian of the log loss by the logarithms of the parameters, x normalised.
-        route_difference: Largest relative difference of the two routes' curves, over the points and up to 10 times
-            the largest x.
         ranges: For each exponent (or R*), the values that the objective itself hardly tells apart.
         warnings: What a reader should know, in sentences.
     """
@@ -47,7 +45,6 @@ class Diagnostics:
     bound_hits: tuple[str, ...]
     gradient_norm: float
     condition_number: float
-    route_difference: float
     ranges: dict[str, tuple[float, float]]
     warnings: tuple[str, ...]
 
@@ -58,39 +55,31 @@ class Diagnostics:
         return (*self.bound_hits, *(name for name in loose if name not in self.bound_hits))
 
 
-def diagnose(best: Candidate, start_ST: Array, ends: Descent, routes_ST: Array) -> Diagnostics:
-    """Of the winner of two routes, the first of which descended from `start_ST` to `ends`."""
+def diagnose(best: LawCurve, ends_ST: Array) -> Diagnostics:
+    """Of the best curve, and of where the starts of the search for it ended."""
     law, low_T, high_T = best.law, best.low_T, best.high_T
     free_T = (best.theta_T > low_T) & (best.theta_T < high_T)
-    _, jacobian_NT = (part[0] for part in law.log_loss(best.theta_T[None], best.z_NV))
+    jacobian_NT = law.jacobian(best.theta_T[None], best.z_NV)[0]
+    end_S = best.problem().values(ends_ST)
     diagnostics = Diagnostics(
-        starts=len(start_ST),
-        share_agreeing=share_agreeing(ends, best.value),
+        starts=len(ends_ST),
+        share_agreeing=float(np.mean(end_S <= end_S.min() * AGREED + 1e-15)),
         bound_hits=tuple(
             name for name, hit, fixed in zip(law.parameters, ~free_T, low_T == high_T, strict=True) if hit and not fixed
         ),
         gradient_norm=_gradient_norm(best.problem(), best.theta_T),
         condition_number=float(np.linalg.cond(jacobian_NT[:, free_T])) if free_T.any() else 1.0,
-        route_difference=_route_difference(law, routes_ST, best.z_NV),
         ranges=_ranges(best),
         warnings=(),
     )
-    lowest_T = ends.theta_ST[ends.value_S.argmin()]
-    unmoved = bool(np.abs(lowest_T - start_ST).max(-1).min() < 1e-6) and bool((low_T < high_T).any())
-    warnings = data_warnings(law, best.points, best.x_NV, best.y_N) + _search_warnings(diagnostics, unmoved)
+    warnings = data_warnings(law, best.points, best.x_NV, best.y_N) + _search_warnings(diagnostics)
     return replace(diagnostics, warnings=tuple(warnings))
-
-
-def share_agreeing(ends: Descent, best: float) -> float:
-    """Share of the starts that ended about as low as the best."""
-    return float(np.mean(ends.value_S <= best * AGREED + 1e-15))
 
 
 def _gradient_norm(problem: Problem, theta_T: Array) -> float:
     """Largest component of the gradient that no bound holds back."""
     objective = problem.objective
-    _, gradient_ST, *_ = problem.at(theta_T[None], np.zeros(1, dtype=int), objective.smallest_delta)
-    gradient_T = gradient_ST[0]
+    gradient_T = problem.at(theta_T[None], objective.smallest_delta)[1][0]
     low_T, high_T = problem.low_ST[0], problem.high_ST[0]
     if objective.kind == "lad":
         gradient_T = _least_subgradient(problem, theta_T)
@@ -100,8 +89,8 @@ def _gradient_norm(problem: Problem, theta_T: Array) -> float:
 
 def _least_subgradient(problem: Problem, theta_T: Array) -> Array:
     """Of absolute deviations: a residual that is zero has any slope between those to its left and right."""
-    residual_SN, jacobian_SNT = problem.model(theta_T[None], np.zeros(1, dtype=int))
-    residual_N, jacobian_NT, over = residual_SN[0], jacobian_SNT[0], problem.objective.over
+    residual_N, jacobian_NT = problem.residuals(theta_T[None])[0], problem.jacobian(theta_T[None])[0]
+    over = problem.objective.over
     zero_N = np.abs(residual_N) < LAD_DELTA
     rest_T = np.where(residual_N > 0, 1.0, -over)[~zero_N] @ jacobian_NT[~zero_N]
     free_T = (theta_T > problem.low_ST[0]) & (theta_T < problem.high_ST[0])
@@ -112,17 +101,7 @@ def _least_subgradient(problem: Problem, theta_T: Array) -> Array:
     return least_T
 
 
-def _route_difference(law: Law, routes_ST: Array, z_NV: Array) -> float:
-    largest_V = z_NV.max(0)
-    path_V = np.linspace(0, 1, 25)[:, None]
-    wide_NV = np.concatenate([z_NV, z_NV.min(0) + path_V * (largest_V - z_NV.min(0)), largest_V + path_V * np.log(10)])
-    if "U" in law.variables:
-        wide_NV[:, 2] = np.minimum(wide_NV[:, 2], wide_NV[:, 1])
-    log_loss_SN, _ = law.log_loss(routes_ST, wide_NV)
-    return float(np.abs(np.expm1(log_loss_SN[0] - log_loss_SN[1])).max())
-
-
-def _ranges(best: Candidate) -> dict[str, tuple[float, float]]:
+def _ranges(best: LawCurve) -> dict[str, tuple[float, float]]:
     """For each shape parameter, the values at which the objective can be had almost as low as at the best ones."""
     law, k = best.law, best.law.n_coefficients
     n_left = best.n_sizes - int(best.free_T.sum())
@@ -142,7 +121,7 @@ def _ranges(best: Candidate) -> dict[str, tuple[float, float]]:
     for s, (t, f) in enumerate(rows):
         start_ST[s, t] = low_ST[s, t] = high_ST[s, t] = best.theta_T[t] + f
     problem = replace(best.problem(), low_ST=low_ST, high_ST=high_ST)
-    value_S = descend(problem, start_ST, rounds=60).value_S
+    _, value_S = descend(problem, start_ST, rounds=60)
     share = 0.5 if best.objective.kind == "lsq" else 1.0  # of a Gaussian and of a Laplace likelihood
     behind_S = share * n_left * np.log(value_S / best.value)
     ranges = {}
@@ -184,15 +163,8 @@ def data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> li
     return warnings
 
 
-def _search_warnings(diagnostics: Diagnostics, unmoved: bool) -> list[str]:
+def _search_warnings(diagnostics: Diagnostics) -> list[str]:
     warnings = []
-    if unmoved:
-        warnings.append("the search from many starts returned its own start; only the second route supports the fit")
-    if diagnostics.route_difference > 1e-4:
-        warnings.append(
-            f"the two routes of the fit differ by up to {diagnostics.route_difference:.2%} in loss; "
-            "the one with the lower objective is used"
-        )
     if diagnostics.share_agreeing < 0.1:
         warnings.append(f"only {diagnostics.share_agreeing:.0%} of the starts agree on the optimum")
     if diagnostics.bound_hits:

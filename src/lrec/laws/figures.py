@@ -1,4 +1,5 @@
-"""The picture of a fit: points, curve, 90 % band, held-out predictions and the floor; below, what the curve misses."""
+"""Pictures of a fit. Of one variable: points, curve, 90 % band, held-out predictions, floor and residuals. Of several:
+fitted against actual losses, and residuals."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrec.common.pictures import draw_frame, new_figure
-from lrec.laws.fit import Fit
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.intervals import Prediction
 from lrec.laws.law import NOT_IDENTIFIED, Array, is_identified
 from lrec.laws.predict import HeldOut, Holdout, Predictor
-from lrec.laws.profile import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,6 +80,39 @@ def fit_figure(
     return figure
 
 
+def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: str) -> "Figure":
+    """Draw fitted over actual losses, held-out ones with their 90 % intervals, and residuals over the size."""
+    alt = (
+        f"Fitted against actual {y_label}, held-out points with 90 % intervals; beside it, residuals against {x_label}"
+    )
+    figure = new_figure(9.0, 4.2, alt)
+    left, right = figure.subplots(1, 2)
+    fitted_N = fit.curve(fit.x_NV)
+    held_out = holdout.points if holdout is not None else ()
+    losses = [*fit.y_N, *fitted_N, *(p.actual for p in held_out), *(p.predicted for p in held_out)]
+    ends = [min(losses) * 0.98, max(losses) * 1.02]
+    left.plot(ends, ends, color=GREY, lw=1, ls="--", label="fitted = actual")
+    left.plot(fit.y_N, fitted_N, ".", ms=6, color=BLUE, alpha=0.6, label="fitted points")
+    right.plot(fit.x_N, 100 * (fitted_N / fit.y_N - 1), ".", ms=6, color=BLUE, alpha=0.6)
+    if held_out:
+        actual, predicted = [p.actual for p in held_out], [p.predicted for p in held_out]
+        reach = [[p.predicted - p.low for p in held_out], [p.high - p.predicted for p in held_out]]
+        left.errorbar(
+            actual, predicted, reach, fmt="D", ms=4.5, mfc="white", mec=ORANGE, color=ORANGE, lw=0.9, capsize=2,
+            label="held out, 90 % interval",
+        )  # fmt: skip
+        errors = [p.error_pct for p in held_out]
+        right.plot([p.x for p in held_out], errors, "D", ms=4.5, mfc="white", mec=ORANGE)
+    right.axhline(0, color=GREY, lw=1, ls="--")
+    right.set_xscale("log")
+    left.set(xlim=ends, ylim=ends, xlabel=f"actual {y_label}", ylabel=f"{fit.law.name}: fitted or predicted {y_label}")
+    right.set(xlabel=x_label, ylabel="fitted - actual, % of actual")
+    left.legend(fontsize=7.5, edgecolor="none")
+    for axes in (left, right):
+        draw_frame(axes)
+    return figure
+
+
 def _of_most_data(holdout: Holdout) -> Holdout:
     """The held-out points with all the data: those with smaller shares lie on other curves."""
     most = max((p.u for p in holdout.points if p.u is not None), default=None)
@@ -87,11 +121,13 @@ def _of_most_data(holdout: Holdout) -> Holdout:
 
 def _draw_pinned(axes: "Axes", fit: Fit, x_P: Array) -> None:
     """The law with its floor at both ends of its interval."""
-    pinned = fit.profile.pinned()
-    ends = " and ".join(_short(floor) for floor, _ in pinned)
-    for i, (_, candidate) in enumerate(pinned):
-        label = f"{fit.law.parameters[0]} pinned at {ends}, its interval's ends" if i == 0 else None
-        axes.plot(x_P, candidate.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
+    floor = fit.law.parameters[0]
+    ends = fit.profile.parameters[floor]
+    label: str | None = f"{floor} pinned at {' and '.join(map(_short, ends))}, its interval's ends"
+    for end in ends:
+        pinned = fit_points(fit.law, fit.points, fit.objective, {floor: end})
+        axes.plot(x_P, pinned.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
+        label = None
 
 
 def _draw_residuals(

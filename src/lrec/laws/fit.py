@@ -1,46 +1,34 @@
-"""Fits a scaling law by two independent routes.
-
-Route one: descent from many starts. Route two: scipy's trust region from the best of their shapes. The lower objective
-wins, and both are compared.
+"""Fits a scaling law to points: the parameters with the least objective, how they were found, and what follows.
 
 Shapes: S starts, N points, V variables, T parameters.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.candidate import VANISHED, Candidate
-from lrec.laws.descent import Descent, Problem, along_bounds, descend
-from lrec.laws.diagnostics import Diagnostics, diagnose, share_agreeing
+from lrec.laws.curve import LawCurve
+from lrec.laws.diagnostics import Diagnostics, diagnose
+from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Kind, Objective
-from lrec.laws.points import NARROWEST
-from lrec.laws.profile import Prediction, Profile
-from lrec.laws.trust_region import trust_region
-from lrec.laws.vertex import polished
-
-SETTLED = 0.5
-"""If a smaller share of the starts agrees, the search goes on along the bounds."""
+from lrec.laws.search import VANISHED, search
+from lrec.laws.table import NARROWEST
 
 
 @dataclass(frozen=True, eq=False)
-class Fit(Candidate):
-    """The best parameters found for the points, and where the search for them began and ended.
+class Fit(LawCurve):
+    """The best curve found for the points.
 
     Attributes:
-        start_ST, ends: Where the starts of the first route began, and where they ended.
-        routes_ST: What the two routes found.
+        ends_ST: Where the starts of the search ended.
     """
 
-    start_ST: Array
-    ends: Descent
-    routes_ST: Array
+    ends_ST: Array
 
     @property
     def name(self) -> str:
@@ -64,7 +52,7 @@ class Fit(Candidate):
     @cached_property
     def diagnostics(self) -> Diagnostics:
         """How the search went, and what the points do not determine."""
-        return diagnose(self, self.start_ST, self.ends, self.routes_ST)
+        return diagnose(self, self.ends_ST)
 
     @property
     def bic(self) -> float:
@@ -99,7 +87,7 @@ def fit(
     """Fit `law` to losses y at x.
 
     Args:
-        law: One of `laws.LAWS` or `laws.LINKS`.
+        law: One of `LAWS` or `METRIC_LAWS`, or one of your own.
         x: Positive sizes, (N,), or a column for each variable of the law, (N, V); repeated ones are other seeds.
         y: Positive losses in nats.
         objective: An `Objective`, or huber, lad (least absolute deviations), lsq (least squares) of the log loss.
@@ -122,48 +110,15 @@ def fit_points(
     objective: Objective | Kind = "huber",
     fixed: Mapping[str, float] | None = None,
 ) -> Fit:
-    """Fit `law` to points, a table as `laws.points` has it; see `fit`."""
-    start, start_ST = search_of(law, points, objective, fixed)
-    descended_T, ends = by_descent(start, start_ST)
-    routes_ST = np.array([descended_T, by_trust_region(start, start_ST)])
-    problem = start.problem()
-    routes_ST = _snapped(problem, routes_ST, law.n_coefficients)
-    if start.objective.kind == "lad":
-        routes_ST = np.array([polished(problem, theta_T) for theta_T in routes_ST])
-    best_T = routes_ST[problem.values(routes_ST).argmin()]
-    of_candidate = (law, start.objective, points, start.unit_V, start.low_T, start.high_T, best_T)
-    return Fit(*of_candidate, start_ST=start_ST, ends=ends, routes_ST=routes_ST)
-
-
-def search_of(
-    law: Law,
-    points: pl.DataFrame,
-    objective: Objective | Kind = "huber",
-    fixed: Mapping[str, float] | None = None,
-) -> tuple[Candidate, Array]:
-    """What is searched, and the starts of the search, start_ST; see `fit`."""
+    """Fit `law` to points, as `laws.table` has them; see `fit`."""
     objective = objective if isinstance(objective, Objective) else Objective(objective)
     x_NV, y_N = points.select(law.columns).to_numpy().astype(float), points["y"].to_numpy().astype(float)
     _check(law, x_NV, y_N, fixed or {})
     unit_V = law.units(x_NV)
     low_T, high_T = _bounds(law, y_N, unit_V, fixed or {})
-    start_ST = np.unique(np.clip(_starts(law, np.log(x_NV / unit_V), y_N), low_T, high_T), axis=0)
-    return Candidate(law, objective, points, unit_V, low_T, high_T, start_ST[0]), start_ST
-
-
-def by_descent(start: Candidate, start_ST: Array) -> tuple[Array, Descent]:
-    """The first route's parameters, theta_T, and where all starts ended."""
-    problem = start.problem()
-    ends = descend(problem, start_ST)
-    best_T = ends.theta_ST[ends.value_S.argmin()]
-    if share_agreeing(ends, ends.value_S.min()) < SETTLED:
-        best_T = along_bounds(problem, best_T)
-    return best_T, ends
-
-
-def by_trust_region(start: Candidate, start_ST: Array) -> Array:
-    """The second route's parameters, theta_T."""
-    return trust_region(start.law, start.objective, start.z_NV, start.y_N, start.low_T, start.high_T, start_ST)
+    known = (law, objective, points, unit_V, low_T, high_T)
+    best_T, ends_ST = search(LawCurve(*known, theta_T=low_T).problem())
+    return Fit(*known, theta_T=best_T, ends_ST=ends_ST)
 
 
 def _check(law: Law, x_NV: Array, y_N: Array, fixed: Mapping[str, float]) -> None:
@@ -204,33 +159,3 @@ def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> 
         raise UserError(f"fit: {', '.join(fixed)} cannot be fixed without the exponents they go with")
     low_T[held] = high_T[held] = held_T[held]
     return low_T, high_T
-
-
-def _starts(law: Law, z_NV: Array, y_N: Array) -> Array:
-    """For each shape and floor of the law's grid, the other coefficients share what the floor leaves."""
-    thetas = []
-    for shape in product(*law.shape_starts):
-        phi_NK = np.exp(law.log_basis(np.array([shape]), z_NV)[0][0])
-        for share in law.floor_starts or (None,):
-            floor = [] if share is None else [share * y_N.min()]
-            rest_NK = phi_NK[:, len(floor) :]
-            others = (y_N.mean() - sum(floor)) / np.maximum(rest_NK.mean(0), 1e-100) / rest_NK.shape[1]
-            thetas.append(np.log([*floor, *others, *shape]))
-    return np.array(thetas)
-
-
-def _snapped(problem: Problem, theta_ST: Array, n_coefficients: int) -> Array:
-    """Parameters that ended near a bound are put onto it if the others can make up for that."""
-    theta_ST = theta_ST.copy()
-    low_T, high_T = problem.low_ST[0], problem.high_ST[0]
-    for s, t in product(range(len(theta_ST)), range(len(low_T))):
-        margin = VANISHED / 2 if t < n_coefficients else 0.5
-        bound = low_T[t] if theta_ST[s, t] - low_T[t] < high_T[t] - theta_ST[s, t] else high_T[t]
-        if not 0 < abs(theta_ST[s, t] - bound) < margin:
-            continue
-        low_ST, high_ST, trial_ST = problem.low_ST.copy(), problem.high_ST.copy(), theta_ST[[s]].copy()
-        low_ST[0, t] = high_ST[0, t] = trial_ST[0, t] = bound
-        end = descend(replace(problem, low_ST=low_ST, high_ST=high_ST), trial_ST)
-        if end.value_S[0] <= problem.values(theta_ST[[s]])[0] * (1 + 1e-7) + 1e-14:
-            theta_ST[s] = end.theta_ST[0]
-    return theta_ST

@@ -26,10 +26,10 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
+from lrec.laws.intervals import LEVEL, Prediction
 from lrec.laws.law import Array
 from lrec.laws.mixture import Mixture, Prior
-from lrec.laws.points import NARROWEST, naive
-from lrec.laws.profile import LEVEL, Prediction
+from lrec.laws.table import NARROWEST, naive
 
 AHEAD = 2.0
 """ln of the factor over which beliefs about a curve's fall are stated: 7.4."""

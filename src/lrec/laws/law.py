@@ -2,7 +2,7 @@
 
 Every law is a sum of positive terms, L = sum_k c_k phi_k(x; shape): given its shape (exponents and the like), the
 coefficients c are linear. The fitter works with ln L = logsumexp_k(ln c_k + ln phi_k), as in arXiv 2203.15556, so a law
-says what ln phi is, and its derivatives.
+says what ln phi is.
 
 Shapes: G shapes tried at once, N points, V variables, K coefficients, H shape parameters, T = K + H parameters.
 z = ln(variable / unit), the unit being the variable's geometric mean, which keeps the problem well conditioned.
@@ -21,9 +21,12 @@ Values = Mapping[str, float]
 
 EXPONENT = (0.005, 5.0)
 """Where exponents may lie; a fit that ends here is reported as a bound hit."""
-NOT_IDENTIFIED = "not identified"
+NOT_IDENTIFIED, UNBOUNDED = "not identified", "unbounded"
+"""What is said of a parameter, and of an end of its interval, that mean nothing."""
 MEANINGFUL = 1e30
 """No model, data set or budget is so large, or so small: such a number is what an exponent near its bound leaves."""
+STEP = 1e-6
+"""Of the differences that stand for derivatives by the logarithms of shape parameters."""
 
 
 def is_identified(value: float) -> bool:
@@ -31,18 +34,13 @@ def is_identified(value: float) -> bool:
     return value == 0 or 1 / MEANINGFUL < value < MEANINGFUL
 
 
-def parameter_text(value: float | None) -> str:
-    """A parameter's value with four digits, or "not identified"; None stands for a value that overflowed."""
-    return f"{value:.4g}" if value is not None and is_identified(value) else NOT_IDENTIFIED
-
-
-def end_text(value: float | None) -> str:
-    """An end of a parameter's interval, or "unbounded"; None stands for a value that overflowed."""
-    return f"{value:.4g}" if value is not None and is_identified(value) else "unbounded"
+def parameter_text(value: float | None, unknown: str = NOT_IDENTIFIED) -> str:
+    """A parameter's value with four digits, or that it is not known; None stands for a value that overflowed."""
+    return f"{value:.4g}" if value is not None and is_identified(value) else unknown
 
 
 class Law(ABC):
-    """The base of every law; a law of your own is a subclass, found by its class path (`forms.law_named`).
+    """The base of every law; a law of your own is a subclass, found by its class path (`loss_laws.law_named`).
 
     Attributes:
         name: What tables and figures call the law.
@@ -52,8 +50,9 @@ class Law(ABC):
             ("N", "D") or ("N", "D", "U").
         parameters: Those of the formula: one for each coefficient, then one for each shape parameter. All positive.
         shape_bounds: Where each shape parameter may lie, in the law's own units.
-        shape_starts: For each shape parameter the values from which the search starts; their product is the grid.
-        floor_starts: Shares of the lowest loss at which the first coefficient, the floor, starts; () without a floor.
+        shape_starts: For each shape parameter the values that the search tries; it starts from the best of
+            their products.
+        has_floor: Whether the first coefficient is a floor.
         tied: Parameters after the coefficients' own that depend on a coefficient as well, and on which.
     """
 
@@ -64,12 +63,12 @@ class Law(ABC):
     parameters: tuple[str, ...]
     shape_bounds: tuple[tuple[float, float], ...]
     shape_starts: tuple[tuple[float, ...], ...]
-    floor_starts: tuple[float, ...] = (0.3, 0.6, 0.85)
+    has_floor: bool = True
     tied: Mapping[str, int] = MappingProxyType({})
 
     @abstractmethod
-    def log_basis(self, shape_GH: Array, z_NV: Array) -> tuple[Array, Array]:
-        """ln phi_GNK, and its derivatives by the shape parameters, (G, N, K, H)."""
+    def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
+        """ln phi_GNK."""
 
     @abstractmethod
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
@@ -95,17 +94,23 @@ class Law(ABC):
         unit_V[2:] = unit_V[1:2]
         return unit_V
 
-    def log_loss(self, theta_GT: Array, z_NV: Array) -> tuple[Array, Array]:
-        """ln L, (G, N), and its derivatives by theta = ln(coefficients, shape), (G, N, T)."""
-        log_c_GK, shape_GH = theta_GT[:, : self.n_coefficients], np.exp(theta_GT[:, self.n_coefficients :])
-        log_phi_GNK, by_shape_GNKH = self.log_basis(shape_GH, z_NV)
-        terms_GNK = log_phi_GNK + log_c_GK[:, None]
-        top_GN1 = terms_GNK.max(-1, keepdims=True)
-        share_GNK = np.exp(terms_GNK - top_GN1)
-        sum_GN1 = share_GNK.sum(-1, keepdims=True)
-        share_GNK /= sum_GN1
-        by_shape_GNH = np.matmul(share_GNK[..., None, :], by_shape_GNKH)[..., 0, :] * shape_GH[:, None]
-        return (top_GN1 + np.log(sum_GN1))[..., 0], np.concatenate([share_GNK, by_shape_GNH], axis=-1)
+    def log_loss(self, theta_GT: Array, z_NV: Array) -> Array:
+        """ln L, (G, N), at theta = ln(coefficients, shape)."""
+        return np.asarray(np.logaddexp.reduce(self._log_terms(theta_GT, z_NV), axis=-1))
+
+    def jacobian(self, theta_GT: Array, z_NV: Array) -> Array:
+        """The derivatives of ln L by theta, (G, N, T): a coefficient's is the share of its term."""
+        (g, t), k = theta_GT.shape, self.n_coefficients
+        terms_GNK = self._log_terms(theta_GT, z_NV)
+        share_GNK = np.exp(terms_GNK - np.logaddexp.reduce(terms_GNK, axis=-1, keepdims=True))
+        up_HT = STEP * np.eye(t)[k:]
+        beside_GST = theta_GT[:, None] + np.concatenate([up_HT, -up_HT])
+        up_GHN, down_GHN = np.split(self.log_loss(beside_GST.reshape(-1, t), z_NV).reshape(g, -1, len(z_NV)), 2, axis=1)
+        return np.concatenate([share_GNK, ((up_GHN - down_GHN) / (2 * STEP)).swapaxes(1, 2)], axis=-1)
+
+    def _log_terms(self, theta_GT: Array, z_NV: Array) -> Array:
+        k = self.n_coefficients
+        return self.log_basis(np.exp(theta_GT[:, k:]), z_NV) + theta_GT[:, None, :k]
 
     def theta(self, p: Values, unit_V: Array) -> Array:
         """The logarithms of coefficients and shape from the formula's parameters; NaN where a parameter is missing."""
@@ -117,7 +122,7 @@ class Law(ABC):
         """The formula: the loss at x, (N,) or (N, V), for parameters in the units of the data."""
         x_NV = as_columns(self, x)
         unit_V = np.ones(x_NV.shape[1])
-        return np.exp(self.log_loss(self.theta(p, unit_V)[None], np.log(x_NV))[0][0])
+        return np.exp(self.log_loss(self.theta(p, unit_V)[None], np.log(x_NV))[0])
 
 
 def as_columns(law: Law, x: Array) -> Array:
@@ -129,15 +134,14 @@ def as_columns(law: Law, x: Array) -> Array:
     return x_NV
 
 
-def stack(log_phi: list[Array], by_shape: list[list[Array | float]], like_GN: Array) -> tuple[Array, Array]:
-    """What `log_basis` returns, from what broadcasts to (G, N): one a term, and one a term and shape parameter."""
-    log_phi_GNK = np.empty((*like_GN.shape, len(log_phi)))
-    by_shape_GNKH = np.empty((*log_phi_GNK.shape, len(by_shape[0])))
-    for k, (term, row) in enumerate(zip(log_phi, by_shape, strict=True)):
-        log_phi_GNK[..., k] = term
-        for h, derivative in enumerate(row):
-            by_shape_GNKH[..., k, h] = derivative
-    return log_phi_GNK, by_shape_GNKH
+def by_column(shape_GH: Array) -> Array:
+    """The shape parameters, each a column, (G, 1), that broadcasts against points."""
+    return shape_GH.T[..., None]
+
+
+def stack(*log_phi: Array | float) -> Array:
+    """What `log_basis` returns, from terms that broadcast to (G, N)."""
+    return np.stack(np.broadcast_arrays(*log_phi), axis=-1)
 
 
 def power_of(log_base: float, exponent: float) -> float:

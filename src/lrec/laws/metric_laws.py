@@ -1,8 +1,15 @@
-"""Laws of a metric such as NDCG@10, given the loss."""
+"""Laws of a metric given the loss: what HR@10 or NDCG@10 to expect at a loss, from runs that have both."""
+
+from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 
-from lrec.laws.law import Array, Law, Values, stack
+from lrec.errors import UserError
+from lrec.laws.fit import Fit, fit_points
+from lrec.laws.intervals import Prediction
+from lrec.laws.law import Array, Law, Values, by_column, stack
+from lrec.laws.table import METRICS
 
 
 class Logistic(Law):
@@ -15,17 +22,11 @@ class Logistic(Law):
     parameters = ("b", "m", "L0", "k")
     shape_bounds = ((0.3, 3.0), (0.5, 200.0))  # the midpoint in units of the mean loss
     shape_starts = ((0.8, 1.0, 1.2), (3.0, 10.0, 30.0))
-    floor_starts = (0.01, 0.5, 0.9)
 
-    def log_basis(self, shape_GH: Array, z_NV: Array) -> tuple[Array, Array]:
+    def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
         """1 and the logistic function."""
-        (z_N,) = z_NV.T
-        middle_G1, k_G1 = shape_GH[:, :1], shape_GH[:, 1:]
-        ratio_GN = np.exp(z_N) / middle_G1
-        t_GN = k_G1 * (ratio_GN - 1)
-        away_GN = np.exp(-np.logaddexp(0.0, -t_GN))
-        by_shape = [away_GN * k_G1 * ratio_GN / middle_G1, -away_GN * (ratio_GN - 1)]
-        return stack([np.zeros(1), -np.logaddexp(0.0, t_GN)], [[0.0, 0.0], by_shape], t_GN)
+        middle_G1, k_G1 = by_column(shape_GH)
+        return stack(0.0, -np.logaddexp(0.0, k_G1 * (np.exp(z_NV[:, 0]) / middle_G1 - 1)))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
         """b, m, L0 and k."""
@@ -47,14 +48,11 @@ class Linear(Law):
     parameters = ("m", "L0")
     shape_bounds = ((0.5, 50.0),)  # in units of the mean loss
     shape_starts = ((1.05, 1.2, 1.5, 3.0, 10.0),)
-    floor_starts = ()
+    has_floor = False
 
-    def log_basis(self, shape_GH: Array, z_NV: Array) -> tuple[Array, Array]:
+    def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
         """1 - L/L0."""
-        ratio_GN = np.exp(z_NV[:, 0]) / shape_GH
-        left_GN = np.maximum(1 - ratio_GN, 1e-9)
-        by_shape = np.where(ratio_GN < 1, ratio_GN / shape_GH / left_GN, 0.0)
-        return stack([np.log(left_GN)], [[by_shape]], left_GN)
+        return stack(np.log(np.maximum(1 - np.exp(z_NV[:, 0]) / shape_GH, 1e-9)))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
         """m and L0."""
@@ -63,3 +61,55 @@ class Linear(Law):
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
         """m; L0/unit."""
         return [p["m"]], [p["L0"] / unit_V[0]]
+
+
+METRIC_LAWS: dict[str, Law] = {law.name: law for law in (Linear(), Logistic())}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A metric expected at a predicted loss; low and high hold both the loss's interval and the link's own.
+
+    An end is None where it lies at losses that no fitted run had: a link says nothing there.
+    """
+
+    metric: str
+    predicted: float
+    low: float | None
+    high: float | None
+
+
+def fit_links(points: pl.DataFrame) -> dict[str, Fit]:
+    """For each of `METRICS` that the points have, the better law of it given the loss, by AICc.
+
+    Runs at which a metric is 0 say nothing of its logarithm and are left out; so are metrics with too few other runs.
+    """
+    links = {}
+    for metric in METRICS:
+        if metric not in points.columns:
+            continue
+        own = points.select(x="y", y=metric).drop_nulls().filter(pl.col("y") > 0)
+        found = []
+        for law in METRIC_LAWS.values():
+            try:
+                found.append(fit_points(law, own, "lsq"))
+            except UserError:  # too few losses, or too close together, for this law
+                continue
+        if found:
+            links[metric] = min(found, key=lambda link: link.aicc)
+    return links
+
+
+def expected_metrics(links: dict[str, Fit], loss: Prediction) -> list[Expected]:
+    """What the links make of a predicted loss within the fitted ones: the higher the loss, the lower the metric."""
+    expected = []
+    for metric, link in links.items():
+        margin = 0.02 * float(link.x_N.max() - link.x_N.min())
+        least, most = float(link.x_N.min()) - margin, float(link.x_N.max()) + margin
+        if not least <= loss.predicted <= most:
+            continue
+        at_high, at, at_low = link.profile.predict([loss.high, loss.predicted, max(loss.low, 1e-9)])
+        low = None if loss.high > most else min(at_high.low, at.predicted)
+        high = None if loss.low < least else max(at_low.high, at.predicted)
+        expected.append(Expected(metric, at.predicted, low, high))
+    return expected

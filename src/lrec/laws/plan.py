@@ -14,10 +14,10 @@ from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
-from lrec.laws.links import expected_metrics, fit_links
+from lrec.laws.fit_json import read_fit
+from lrec.laws.intervals import Prediction
+from lrec.laws.metric_laws import expected_metrics, fit_links
 from lrec.laws.predict import Predictor
-from lrec.laws.profile import Prediction
-from lrec.laws.report import read_fit
 from lrec.laws.verdict import FAILS
 
 FAR = 100.0

@@ -1,43 +1,27 @@
 """Predictions of the forecast or of a law, before and after the truth is known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.fit import fit_points
+from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.forms import law_named
+from lrec.laws.intervals import Prediction
 from lrec.laws.law import Array, Law
+from lrec.laws.loss_laws import law_named
 from lrec.laws.objective import Kind, Objective
-from lrec.laws.points import naive
-from lrec.laws.profile import Prediction
+from lrec.laws.table import naive
+
+STEPS, LADDER = 4, 12
+"""Steps of a roll-out over a table of more than `LADDER` sizes; up to so many are rolled out size by size."""
 
 
-class Predictor(Protocol):
-    """A predictor of losses: a `Forecast`, or the `Fit` of a law.
-
-    Attributes:
-        name: forecast, or the law's.
-        points: What it rests on, a table as `laws.points` has it.
-        columns: Those of points that make a place, x first.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def points(self) -> pl.DataFrame: ...
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    def predict(self, x: Sequence[float] | Array) -> list[Prediction]: ...
-
-    def curve(self, x: Sequence[float] | Array) -> Array: ...
+Predictor = Forecast | Fit
+"""Has a name, the points it rests on, the columns of points that make a place, `predict` and `curve`."""
 
 
 def method_named(name: str) -> Law | None:
@@ -94,7 +78,7 @@ class Holdout(Comparison):
 
 
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split points (a table as `laws.points` has it) into those of all but the k largest sizes and the rest."""
+    """Split points into those of all but the k largest sizes and the rest."""
     sizes = points["x"].unique().sort()
     if not 0 <= k < len(sizes):
         raise UserError(f"--holdout: {k} of {len(sizes)} sizes cannot be held out; use 0 to {len(sizes) - 1}")
@@ -151,3 +135,35 @@ def holdout_report(
     if large.is_empty():
         return predictor, None
     return predictor, compare(predictor, predictor.predict(settings(predictor.columns, large)), large)
+
+
+def roll_out(fitted_to: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
+    """Predict each size from all smaller ones; None if there are too few to fit.
+
+    A table of many sizes takes `STEPS` steps of one factor.
+
+    Args:
+        fitted_to: From points to a predictor; it raises UserError where there are too few.
+        points: Those of all sizes, as `laws.table` has them.
+    """
+    steps: list[HeldOut] = []
+    for last, reach in pairwise(_edges(points["x"].unique().sort().to_list())):
+        small = points.filter(pl.col("x") <= last)
+        following = points.filter(pl.col("x").is_between(last, reach, "right"))
+        try:
+            predictor = fitted_to(small)
+        except UserError:  # too few sizes yet
+            continue
+        steps += compare(predictor, predictor.predict(settings(predictor.columns, following)), following).points
+    return Comparison(tuple(steps)) if steps else None
+
+
+def _edges(sizes: list[float]) -> list[float]:
+    """Where a roll-out pauses: at every size of a ladder, or at those that follow on each other by an even factor."""
+    if len(sizes) <= LADDER:
+        return sizes
+    factor, edges = (sizes[-1] / sizes[0]) ** (1 / (STEPS + 1)), sizes[:1]
+    for size in sizes:
+        if size >= factor * edges[-1]:
+            edges.append(size)
+    return edges if edges[-1] == sizes[-1] else [*edges, sizes[-1]]

@@ -1,19 +1,37 @@
-"""What a forecast or a fit, its held-out sizes and its rivals come to, in words."""
+"""What a forecast or a fit, its held-out sizes and the methods beside it come to, in words."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from lrec.laws.diagnostics import RISES_SHOWN, rises
 from lrec.laws.fit import Fit
-from lrec.laws.predict import Holdout, Predictor
-from lrec.laws.profile import OUTLYING, Prediction
-from lrec.laws.rivals import Rival
+from lrec.laws.intervals import OUTLYING, Prediction
+from lrec.laws.predict import Comparison, Holdout, Predictor
 
 FAILS = "does not hold"
 """What the verdict says where the held-out sizes were predicted worse than by expecting nothing of them."""
 AHEAD = 10.0
 """The outlook is for this many times the largest fitted size."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A law, or the forecast, beside others of the same points.
+
+    Attributes:
+        name: forecast, or the law and what is fixed in it.
+        fit: Of all but the held-out sizes. Its BIC and AICc compare laws of one table only: the lower the better,
+            differences below about 2 meaning nothing. None for the forecast, which is no law.
+        holdout_mape: Mean absolute percentage error on the held-out sizes, None where there are none.
+        rollout: Every next size as predicted from the smaller ones, None where there were too few.
+    """
+
+    name: str
+    fit: Fit | None
+    holdout_mape: float | None
+    rollout: Comparison | None
 
 
 def outlook(predictor: Predictor) -> Prediction:
@@ -53,7 +71,7 @@ def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
 def verdict(
     predictor: Predictor,
     holdout: Holdout | None,
-    judged: Sequence[Rival],
+    methods: Sequence[Method],
     ahead: Prediction,
     unsure: Sequence[str],
     x: str,
@@ -63,7 +81,7 @@ def verdict(
     Args:
         predictor: Of the small sizes.
         holdout: The held-out sizes, None if there are none.
-        judged: The methods compared, `rivals`.
+        methods: Those compared.
         ahead: The `outlook`.
         unsure: Parameters that are not identified, `unidentified`.
         x: Name of the first variable.
@@ -77,7 +95,7 @@ def verdict(
             where = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in steps[:RISES_SHOWN])
             where += f" and in {len(steps) - RISES_SHOWN} more steps" if len(steps) > RISES_SHOWN else ""
             sentences.append(f"The mean loss rises with {x} from {where}: a power law describes the trend at most.")
-    sentences += _compared(predictor.name, judged)
+    sentences += _compared(predictor.name, methods)
     if unsure:
         plural = "are" if len(unsure) > 1 else "is"
         sentences.append(f"{', '.join(unsure)} {plural} not identified: rely on predictions with their intervals.")
@@ -115,17 +133,17 @@ def _expected(p: Prediction, x: str) -> str:
     return sentence + "."
 
 
-def _compared(name: str, judged: Sequence[Rival]) -> list[str]:
+def _compared(name: str, methods: Sequence[Method]) -> list[str]:
     sentences = []
-    rolled = [(rival, rival.rollout) for rival in judged if rival.rollout is not None]
-    for rival, steps in rolled:
-        if rival.name == name:
+    rolled = [(method, method.rollout) for method in methods if method.rollout is not None]
+    for method, steps in rolled:
+        if method.name == name:
             sentences.append(
                 f"Rolled out from the smallest sizes on, the next size is missed by {steps.mape:.2f} % on average "
                 f"(naive {steps.naive_mape:.2f} %), inside its interval {steps.inside} of {len(steps.points)} times."
             )
     if len(rolled) > 1:
-        best, laws = rolled[0][0], [(rival, rival.fit.bic) for rival in judged if rival.fit is not None]
+        best, laws = rolled[0][0], [(method, method.fit.bic) for method in methods if method.fit]
         by_bic = min(laws, key=lambda pair: pair[1])[0]
         agree = "as BIC has it too" if best is by_bic else f"while BIC prefers {by_bic.name}"
         sentences.append(f"Of the methods compared, {best.name} predicts the next size best, {agree}.")

@@ -13,11 +13,11 @@ from lrec.common.files import check_folder, write_json
 from lrec.common.pictures import save_figure
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
-from lrec.laws.crossing import FURTHEST, Contrast, contrast
+from lrec.laws.contrast import FURTHEST, Contrast, contrast
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import law_named
-from lrec.laws.law import end_text, parameter_text
-from lrec.laws.report import finite
+from lrec.laws.fit_json import finite
+from lrec.laws.law import UNBOUNDED, parameter_text
+from lrec.laws.loss_laws import law_named
 from lrec.run import Point, run_of_study
 from lrec.study.figures import studies_figure
 from lrec.study.points import read_points
@@ -83,7 +83,7 @@ def _with_intervals(fitted: Fit) -> list[str]:
     texts = []
     for name, value in fitted.parameters.items():
         low, high = fitted.profile.parameters[name]
-        texts.append(f"{parameter_text(value)} [{end_text(low)}, {end_text(high)}]")
+        texts.append(f"{parameter_text(value)} [{parameter_text(low, UNBOUNDED)}, {parameter_text(high, UNBOUNDED)}]")
     return texts
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 from lrec.common.files import check_writable, write_text
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import on_terminal
-from lrec.laws.agreement import agreement_figure
 from lrec.laws.analysis import analyse
-from lrec.laws.figures import fit_figure
+from lrec.laws.figures import agreement_figure, fit_figure
+from lrec.laws.fit_json import markdown, points_of, table, write_fit
 from lrec.laws.objective import Kind, Objective, Residuals
-from lrec.laws.predict import method_named
-from lrec.laws.report import markdown, points_of, table, write_fit
+from lrec.laws.predict import holdout_report, method_named
 from lrec.study.points import read_points
 
 
@@ -55,7 +54,8 @@ def fit_command(
         d_of_law, u_of_law = (column if i < len(method.variables) else None for i, column in ((1, d), (2, u)))
         table_read = read_points(points, x, y, d_of_law, u_of_law)
     names = {"x": x, "d": d, "u": u, "y": y}
-    analysis = analyse(method, table_read, holdout, names, Objective(objective, residuals), compare)
+    predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))
+    analysis = analyse(predictor, held_out, table_read, names, compare)
     content = write_fit(out, analysis)
     shown = analysis.fit, analysis.holdout
     of_size = len(analysis.fit.law.variables) == 1

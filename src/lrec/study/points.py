@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.points import METRICS
+from lrec.laws.table import METRICS
 from lrec.run import POINTS, find_points
 
 OWN_COLUMNS = {"schema", "best", "status"}

@@ -8,9 +8,9 @@ from typing import Any
 
 from lrec.common.files import write_json
 from lrec.laws.fit import Fit
-from lrec.laws.forms import name_of
-from lrec.laws.points import source_hash
+from lrec.laws.loss_laws import name_of
 from lrec.laws.predict import Prediction, Predictor, method_named, predictor_of
+from lrec.laws.table import source_hash
 from lrec.model import cost
 from lrec.run import Point, RunConfig, run_of_study
 from lrec.study.grid import PlannedRun

@@ -15,10 +15,10 @@ from lrec.common.files import write_text
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
-from lrec.laws.analysis import judge
+from lrec.laws.analysis import analyse
 from lrec.laws.figures import fit_figure
+from lrec.laws.fit_json import table, write_fit
 from lrec.laws.predict import compare
-from lrec.laws.report import table, write_fit
 from lrec.run import Point, run_of_study
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun
@@ -75,7 +75,7 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
-    analysis = judge(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y})
+    analysis = analyse(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y})
     folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
     floor = _floor(points) if ladder.y == "test_loss" else None

@@ -10,9 +10,9 @@ from scipy.special import huber
 
 from lrec.errors import UserError
 from lrec.laws.fit import fit, fit_points
-from lrec.laws.forms import LAWS, LINKS
 from lrec.laws.law import Array, Law
-from lrec.laws.power_laws import Lsrm
+from lrec.laws.loss_laws import LAWS
+from lrec.laws.metric_laws import METRIC_LAWS
 
 LSRM = LAWS["lsrm"]
 SIZES = np.geomspace(1e5, 1e7, 6)
@@ -101,10 +101,10 @@ def test_the_unit_of_x_and_the_order_of_points_do_not_matter(scale: float, seed:
     assert np.log(other.parameters["x0"] / one.parameters["x0"]) == pytest.approx(np.log(scale), abs=1e-3)
 
 
-@pytest.mark.parametrize("law", [*LAWS.values(), *LINKS.values()], ids=lambda law: law.name)
+@pytest.mark.parametrize("law", [*LAWS.values(), *METRIC_LAWS.values()], ids=lambda law: law.name)
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
-def test_a_laws_gradient_is_its_derivative(law: Law, data: st.DataObject) -> None:
+def test_a_laws_jacobian_is_its_derivative(law: Law, data: st.DataObject) -> None:
     """Of ln L by ln(coefficients, shape), repeats and no repeats among the points."""
     z = np.sort(np.array(data.draw(st.lists(st.floats(-3, 3), min_size=12, max_size=12))).reshape(4, 3), axis=0)
     z = z[:, : len(law.variables)]
@@ -114,21 +114,20 @@ def test_a_laws_gradient_is_its_derivative(law: Law, data: st.DataObject) -> Non
         (max(np.log(low), np.log(0.05)), min(np.log(high), np.log(50))) for low, high in law.shape_bounds
     ]
     theta = np.array([data.draw(st.floats(*b)) for b in bounds])
-    by_hand = law.log_loss(theta[None], z)[1][0]
+    found = law.jacobian(theta[None], z)[0]
     numeric = [
-        (law.log_loss((theta + 1e-6 * e)[None], z)[0][0] - law.log_loss((theta - 1e-6 * e)[None], z)[0][0]) / 2e-6
+        (law.log_loss((theta + 1e-5 * e)[None], z)[0] - law.log_loss((theta - 1e-5 * e)[None], z)[0]) / 2e-5
         for e in np.eye(len(theta))
     ]
-    assume(max(np.abs(by_hand).max(), np.abs(numeric).max()) < 100)  # beyond, differences are no derivatives
-    assert by_hand == pytest.approx(np.transpose(numeric), rel=1e-4, abs=1e-4)
+    assume(max(np.abs(found).max(), np.abs(numeric).max()) < 100)  # beyond, differences are no derivatives
+    assert found == pytest.approx(np.transpose(numeric), rel=1e-3, abs=1e-3)
 
 
 def test_tight_tolerances_bring_the_starts_together_and_the_gradient_to_zero() -> None:
     d = fit(LSRM, SIZES, noisy(2)).diagnostics
-    assert d.starts >= 20
+    assert d.starts >= 4
     assert d.share_agreeing > 0.5
     assert d.gradient_norm < 1e-7
-    assert d.route_difference < 1e-6
     assert 1 < d.condition_number < 1e6
 
 
@@ -171,28 +170,3 @@ def test_few_sizes_and_bound_hits_are_said() -> None:
     assert fitted.diagnostics.bound_hits == ("E",)
     assert any(w.startswith("only 4 sizes") for w in fitted.diagnostics.warnings)
     assert any("E ended on a bound" in w for w in fitted.diagnostics.warnings)
-
-
-class WrongExponent(Lsrm):
-    """A law whose derivative by the exponent has the wrong sign."""
-
-    def log_basis(self, shape_GH: Array, z_NV: Array) -> tuple[Array, Array]:
-        log_phi, by_shape = super().log_basis(shape_GH, z_NV)
-        return log_phi, -by_shape
-
-
-class NoGradient(Lsrm):
-    """A law all of whose derivatives are nought."""
-
-    def log_loss(self, theta_GT: Array, z_NV: Array) -> tuple[Array, Array]:
-        log_loss, by_theta = super().log_loss(theta_GT, z_NV)
-        return log_loss, 0 * by_theta
-
-
-def test_the_second_route_rescues_a_search_that_failed_and_says_so() -> None:
-    y = noisy(1)
-    right, wrong = fit(LSRM, SIZES, y), fit(WrongExponent(), SIZES, y)
-    assert wrong.value == pytest.approx(right.value, rel=1e-9)
-    assert any("two routes" in w for w in wrong.diagnostics.warnings)
-    stuck = fit(NoGradient(), SIZES, y)
-    assert any("returned its own start" in w for w in stuck.diagnostics.warnings)

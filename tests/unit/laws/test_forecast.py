@@ -133,11 +133,11 @@ def test_movielens_with_shares_is_predicted_within_half_a_percent() -> None:
 def test_an_analysis_says_forecast_and_describes_by_a_law() -> None:
     sizes = np.geomspace(1e4, 1e7, 8)
     points = points_of(noisy(3 + 20 * sizes**-0.25, 3e-4), sizes)
-    found = analyse(None, points, 2, {"x": "N_body", "y": "test_loss"})
+    found = analyse(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"})
     assert found.predictor.name == "forecast"
     assert found.fit.law.name == "lsrm"
     assert found.outlook.cautious is not None
-    assert {rival.name for rival in found.rivals} == {"forecast", "lsrm", "lsrm, E = 0"}
+    assert {method.name for method in found.methods} == {"forecast", "lsrm", "lsrm, E = 0"}
     said = " ".join(found.verdict)
     assert "The forecast holds" in said
     assert "; count on" in said

@@ -11,7 +11,7 @@ import pytest
 
 from lrec.errors import UserError
 from lrec.laws.fit import fit
-from lrec.laws.forms import LAWS, law_named, name_of
+from lrec.laws.loss_laws import LAWS, law_named, name_of
 from lrec.study.options import Study
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "my_law.py"
@@ -46,14 +46,6 @@ def test_it_finds_the_truth(folder: Path) -> None:
     assert fitted.parameters == pytest.approx(TRUTH, rel=1e-3)
     assert name_of(law) == "my_law.OffsetPower"
     assert [name_of(own) for own in LAWS.values()] == list(LAWS)
-
-
-def test_its_derivatives_are_right(folder: Path) -> None:
-    law = law_named("my_law.OffsetPower")
-    z_NV, theta_T = np.linspace(-3, 3, 7)[:, None], np.log([4.0, 0.7, 0.4, 0.3])
-    step = 1e-6 * np.eye(4)
-    differences = (law.log_loss(theta_T + step, z_NV)[0] - law.log_loss(theta_T - step, z_NV)[0]) / 2e-6
-    assert law.log_loss(theta_T[None], z_NV)[1][0] == pytest.approx(differences.T, abs=1e-8)
 
 
 def test_it_is_fitted_written_read_and_planned_with(

@@ -10,15 +10,16 @@ import polars as pl
 import pytest
 
 from lrec.errors import UserError
-from lrec.laws.analysis import analyse, judge
+from lrec.laws.analysis import analyse
 from lrec.laws.choosers import Compute, DataChooser
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.forms import LAWS
+from lrec.laws.fit_json import write_fit
+from lrec.laws.intervals import Prediction
 from lrec.laws.law import Array
-from lrec.laws.links import expected_metrics, fit_links
+from lrec.laws.loss_laws import LAWS
+from lrec.laws.metric_laws import expected_metrics, fit_links
 from lrec.laws.plan import plan_command
-from lrec.laws.profile import Prediction
-from lrec.laws.report import write_fit
+from lrec.laws.predict import holdout_report
 
 TRUTH = {"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}
 REPEATED = TRUTH | {"P": 0.03, "d": 1.2, "k": 0.6}
@@ -149,7 +150,7 @@ def test_links_find_the_law_that_made_the_metric() -> None:
 
 def written(folder: Path, fit: Fit, x: str = "N_body") -> Path:
     names = {"x": x, "d": "D", "u": "U", "y": "test_loss"}
-    write_fit(folder, judge(fit, None, fit.points, names, with_rivals=False))
+    write_fit(folder, analyse(fit, None, fit.points, names, with_others=False))
     return folder / "fit.json"
 
 
@@ -217,7 +218,8 @@ def test_a_verdict_that_fails_is_said_with_the_plan(tmp_path: Path) -> None:
     size = np.geomspace(1e4, 1e6, 8)
     loss = 4 + 6 * size**-0.25
     loss[6:] = loss[5] * np.array([1.001, 1.002])
-    analysis = analyse(LAWS["lsrm"], pl.DataFrame({"x": size, "y": loss}), 2, {"x": "N_body", "y": "test_loss"})
+    points = pl.DataFrame({"x": size, "y": loss})
+    analysis = analyse(*holdout_report(LAWS["lsrm"], points, 2), points, {"x": "N_body", "y": "test_loss"})
     write_fit(tmp_path, analysis)
     plan_command(tmp_path / "fit.json", size=1e7)
     assert json.loads((tmp_path / "plan.json").read_text())["notes"][0].startswith("The law does not hold")

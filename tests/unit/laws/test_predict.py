@@ -13,10 +13,10 @@ from scipy import stats
 
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit
-from lrec.laws.forms import LAWS
+from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array
+from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import compare, hold_out, holdout_report
-from lrec.laws.profile import Prediction, Profile
 
 LSRM = LAWS["lsrm"]
 SLOW = pytest.mark.slow
@@ -109,11 +109,10 @@ def test_parameter_intervals_hold_the_truth_and_say_when_it_is_unknown() -> None
     assert high > 20 * low
 
 
-def test_pinned_floors_are_the_intervals_ends_and_still_fit() -> None:
+def test_floors_held_at_the_intervals_ends_still_fit() -> None:
     fitted = small_fit(n_sizes=12)
-    ends = Profile(fitted).parameters["E"]
-    for end, (floor, pinned) in zip(ends, Profile(fitted).pinned(), strict=True):
-        assert floor == end
+    for end in Profile(fitted).parameters["E"]:
+        pinned = fit(LSRM, fitted.x_N, fitted.y_N, fixed={"E": end})
         assert pinned.parameters["E"] == pytest.approx(end, rel=1e-12)
         assert pinned.curve(fitted.x_N) == pytest.approx(fitted.y_N, rel=0.01)
 
@@ -135,7 +134,7 @@ def test_ninety_percent_intervals_cover_about_ninety_percent(n_sizes: int) -> No
     A naive bootstrap covers .46 to .70 with four sizes. Of 30 draws at .90, 99 times in 100 at least 22 are inside.
     """
     covered = load_benchmark().covered
-    shares = np.mean([covered(["profile"], n_sizes, 1, repeat)[:2, 0] for repeat in range(30)], axis=0)
+    shares = np.mean([covered(n_sizes, 1, repeat)[:2] for repeat in range(30)], axis=0)
     assert shares.shape == (2, 2)
     assert (shares >= 22 / 30).all(), shares
 

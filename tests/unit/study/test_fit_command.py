@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lrec.errors import UserError
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit import fit
-from lrec.laws.forms import LAWS
-from lrec.laws.points import source_hash
+from lrec.laws.loss_laws import LAWS
+from lrec.laws.table import source_hash
 from lrec.study.fit_command import fit_command
 from lrec.study.points import read_points
 

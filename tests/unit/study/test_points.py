@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrec.errors import UserError
-from lrec.laws.points import source_hash
+from lrec.laws.table import source_hash
 from lrec.study.points import read_points
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrec.laws.fit import fit
-from lrec.laws.forms import LAWS
+from lrec.laws.loss_laws import LAWS
 from lrec.model.network_sizes import SIZES
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun

@@ -1,4 +1,4 @@
-"""What a fit leaves behind: fit.json, report.md and the table on the terminal."""
+"""fit.json, written and read again; and its content as report.md and as the table on the terminal."""
 
 import json
 import math
@@ -14,18 +14,19 @@ from lrec.errors import UserError
 from lrec.laws.analysis import Analysis
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.forms import LAWS, law_named, name_of
-from lrec.laws.law import end_text, parameter_text
+from lrec.laws.law import UNBOUNDED, parameter_text
+from lrec.laws.loss_laws import LAWS, law_named, name_of
 from lrec.laws.objective import Objective
-from lrec.laws.points import points_of_most_data
-from lrec.laws.predict import Holdout, Predictor
-from lrec.laws.rivals import Rival
+from lrec.laws.predict import Predictor
+from lrec.laws.table import points_of_most_data
+from lrec.laws.verdict import Method
 from lrec.options.class_paths import check_trusted
 
 
 def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null."""
     fit, ends, points = analysis.fit, analysis.fit.profile.parameters, analysis.predictor.points
+    holdout = analysis.holdout
     content: dict[str, Any] = {
         "method": analysis.predictor.name if isinstance(analysis.predictor, Forecast) else name_of(fit.law),
         "law": name_of(fit.law),
@@ -44,10 +45,16 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "r2": fit.r2,
         "noise": {"sigma": fit.profile.sigma, "dof": fit.profile.dof},
         "diagnostics": asdict(fit.diagnostics) | {"warnings": analysis.warnings, "unidentified": analysis.unidentified},
-        "holdout": None if analysis.holdout is None else _holdout_content(analysis.holdout),
+        "holdout": holdout
+        and {
+            "points": [asdict(point) for point in holdout.points],
+            "mape": holdout.mape,
+            "naive_mape": holdout.naive_mape,
+            "extrapolation_factor": holdout.extrapolation_factor,
+        },
         "outlook": asdict(analysis.outlook),
         "verdict": analysis.verdict,
-        "comparison": [_rival_content(rival) for rival in analysis.rivals],
+        "comparison": [_method_content(method) for method in analysis.methods],
         "source_hash": analysis.source_hash,
         "points": points.drop("file", "row", strict=False).to_dicts(),
     }
@@ -57,26 +64,16 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
     return content
 
 
-def _holdout_content(holdout: Holdout) -> dict[str, Any]:
+def _method_content(method: Method) -> dict[str, Any]:
+    rolled = method.rollout
     return {
-        "points": [asdict(point) for point in holdout.points],
-        "mape": holdout.mape,
-        "naive_mape": holdout.naive_mape,
-        "extrapolation_factor": holdout.extrapolation_factor,
-    }
-
-
-def _rival_content(rival: Rival) -> dict[str, Any]:
-    rolled = rival.rollout
-    return {
-        "law": rival.name,
-        "n_parameters": None if rival.fit is None else rival.fit.n_fitted,
-        "bic": None if rival.fit is None else rival.fit.bic,
-        "aicc": None if rival.fit is None else rival.fit.aicc,
-        "holdout_mape": rival.holdout_mape,
-        "rollout": None
-        if rolled is None
-        else {
+        "law": method.name,
+        "n_parameters": method.fit and method.fit.n_fitted,
+        "bic": method.fit and method.fit.bic,
+        "aicc": method.fit and method.fit.aicc,
+        "holdout_mape": method.holdout_mape,
+        "rollout": rolled
+        and {
             "mape": rolled.mape,
             "naive_mape": rolled.naive_mape,
             "inside": rolled.inside,
@@ -121,7 +118,7 @@ def table(content: dict[str, Any]) -> str:
     """The content of fit.json as Markdown tables and the verdict."""
     parameters = [["parameter", "value", "90 % low", "90 % high"]]
     parameters += [
-        [name, parameter_text(p["value"]), *(end_text(p[end]) for end in ("low", "high"))]
+        [name, parameter_text(p["value"]), *(parameter_text(p[end], UNBOUNDED) for end in ("low", "high"))]
         for name, p in content["parameters"].items()
     ]
     blocks = [rows_table(parameters, text=(0,))]
@@ -149,22 +146,22 @@ def table(content: dict[str, Any]) -> str:
         )
     if len(content["comparison"]) > 1:
         rows = [["method", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
-        rows += [_rival(rival) for rival in content["comparison"]]
+        rows += [_method_row(method) for method in content["comparison"]]
         blocks.append(rows_table(rows, text=(0,)))
     blocks.append(" ".join(content["verdict"]))
     blocks += [f"Warning: {warning}." for warning in content["diagnostics"]["warnings"]]
     return "\n\n".join(blocks)
 
 
-def _rival(rival: dict[str, Any]) -> list[str]:
-    rolled, held_out = rival["rollout"], rival["holdout_mape"]
+def _method_row(method: dict[str, Any]) -> list[str]:
+    rolled, held_out = method["rollout"], method["holdout_mape"]
     cells = ["", "", ""]
     if rolled:
         inside = f"{rolled['inside']} of {len(rolled['steps'])}"
         cells = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]
-    criteria = ["" if rival[key] is None else f"{rival[key]:.1f}" for key in ("aicc", "bic")]
+    criteria = ["" if method[key] is None else f"{method[key]:.1f}" for key in ("aicc", "bic")]
     cells.append("" if held_out is None else f"{held_out:.2f} %")
-    return [rival["law"], str(rival["n_parameters"] or ""), *cells, *criteria]
+    return [method["law"], str(method["n_parameters"] or ""), *cells, *criteria]
 
 
 def markdown(content: dict[str, Any], alt: str) -> str:
@@ -189,7 +186,7 @@ objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; 
 {table(content)}
 
 Search: {d["share_agreeing"]:.0%} of {d["starts"]} starts agree; gradient {d["gradient_norm"]:.1e}; condition number \
-{condition}; the second route's curve differs by at most {d["route_difference"]:.1e}. \
+{condition}. \
 A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
 """
 

@@ -23,7 +23,7 @@ from itertools import combinations
 import numpy as np
 from scipy.special import fdtri, stdtrit
 
-from lrec.laws.candidate import VANISHED, Candidate
+from lrec.laws.curve import LawCurve
 from lrec.laws.descent import descend
 from lrec.laws.law import Array, as_columns
 from lrec.laws.objective import Objective
@@ -72,7 +72,7 @@ class Profile:
         outliers: How many points are so far off a robust fit that they count less than half.
     """
 
-    def __init__(self, fit: Candidate, level: float = LEVEL) -> None:
+    def __init__(self, fit: LawCurve, level: float = LEVEL) -> None:
         law, k = fit.law, fit.law.n_coefficients
         self._fit, self._law, self._z_NV = fit, law, fit.z_NV
         unit_N = fit.curve(fit.x_NV) if fit.objective.residuals == "log" else np.ones(len(fit.points))
@@ -128,31 +128,12 @@ class Profile:
                 values[name].append(named[name])
         return {name: (min(found), max(found)) for name, found in values.items()}
 
-    def pinned(self) -> list[tuple[float, Candidate]]:
-        """The ends of the floor's interval, each with the best of the other parameters: the exponent goes with it."""
-        ends = []
-        for floor in self.parameters[self._law.parameters[0]]:
-            rest_GN = self._target_N - floor * self._phi_GNK[..., 0]
-            sse_G, others_GK = np.full(len(rest_GN), np.inf), np.zeros((len(rest_GN), self._phi_GNK.shape[-1]))
-            for used in [used for used in self._subsets if 0 not in used]:
-                _, solution_GS, error_G = self._solve(self._phi_GNK[..., used], rest_GN)
-                better_G = (solution_GS >= 0).all(-1) & (error_G < sse_G)
-                sse_G = np.where(better_G, error_G, sse_G)
-                others_GK[better_G] = 0
-                others_GK[np.ix_(np.flatnonzero(better_G), np.array(used))] = solution_GS[better_G]
-            best = int(sse_G.argmin())
-            coefficients_K = np.array([floor, *others_GK[best][1:]])
-            with np.errstate(divide="ignore"):
-                theta_T = np.concatenate([np.log(coefficients_K), self._shape_GH[best]])
-            ends.append((floor, self._fit.at(np.maximum(theta_T, np.log(self._fit.y_N.min()) - VANISHED))))
-        return ends
-
     @property
     def _target_N(self) -> Array:
         return self._fit.y_N / self._scale_N
 
     def _basis(self, log_shape_GH: Array, z_NV: Array | None = None) -> Array:
-        return np.exp(self._law.log_basis(np.exp(log_shape_GH), self._z_NV if z_NV is None else z_NV)[0])
+        return np.exp(self._law.log_basis(np.exp(log_shape_GH), self._z_NV if z_NV is None else z_NV))
 
     def _best(self, log_shape_GH: Array) -> tuple[Array, Array]:
         """Least sum of squared residuals at each shape, and how many coefficients are positive there."""
@@ -208,9 +189,9 @@ class Profile:
         k = self._law.n_coefficients
         least_squares = self._fit.problem(Objective("lsq", self._fit.objective.residuals))
         starts_ST = np.tile(self._fit.theta_T, (4, 1))
-        if self._law.floor_starts:
+        if self._law.has_floor:
             starts_ST[1:, 0] = np.log(self._fit.y_N.min() * np.array([0.05, 0.5, 0.9]))
-        shape_GH = descend(least_squares, starts_ST).theta_ST[:, k:]
+        shape_GH = descend(least_squares, starts_ST)[0][:, k:]
         if len(self._low_H) == 1:
             shape_GH = np.concatenate([shape_GH, np.linspace(self._low_H, self._high_H, 400)])
         best_H = shape_GH[self._best(shape_GH)[0].argmin()]
@@ -295,7 +276,7 @@ class Profile:
         return float(np.sqrt(least / (n - p))), n - p
 
 
-def robust_weights(fit: Candidate) -> Array:
+def robust_weights(fit: LawCurve) -> Array:
     """1, or less for a residual beyond `OUTLYING` standard deviations, as the median of the residuals tells them.
 
     A robust fit passes through as many points as it has parameters: so many of the smallest residuals are left out.

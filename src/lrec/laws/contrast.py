@@ -1,20 +1,30 @@
 """Two fitted curves side by side: by how much their exponents differ, where they cross, and what the same loss costs on
 the second, with intervals.
 
-Intervals are the 5th and 95th percentile over pairs of refits (`bootstrap`), one of each curve.
+Intervals are the 5th and 95th percentile over pairs of refits, one of each curve: no profile of one curve says how two
+of them vary together. A law is refitted to its own curve with resampled residuals. Residuals of a fit are smaller than
+the noise, so they are multiplied by sqrt(n / (n - p)), n counting runs and p the parameters fitted. Points of one run
+(column `run`) share what the run has drawn, so they are resampled together: each run gets the residuals, with a random
+sign, of a run with as many points, as in the wild cluster bootstrap (Cameron, Gelbach and Miller 2008, "Bootstrap-based
+improvements for inference with clustered errors").
 
-Shapes: B refits, P places.
+Shapes: B refits, S starts, N points, P places, T parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lrec.laws.bootstrap import bootstrap
+from lrec.common.text_tables import counted
+from lrec.errors import UserError
+from lrec.laws.descent import descend
 from lrec.laws.fit import Fit
+from lrec.laws.intervals import LEVEL
 from lrec.laws.law import Array
-from lrec.laws.profile import LEVEL
 
+REFITS = 1000
+FLOOR_STARTS = (0.05, 0.5, 0.9)
+"""Shares of the lowest loss at which refits start the floor as well: one at zero would not rise again by itself."""
 REACH = 10.0  # how far beyond the largest fitted size a crossing is looked for
 FURTHEST = 100.0  # how many times as much, or as little, the second curve may need for a loss of the first
 PLACES = 400
@@ -67,7 +77,7 @@ def contrast(one: Fit, two: Fit) -> Contrast:
     """
     assert one.law.name == two.law.name
     exponent = one.law.n_coefficients  # the first shape parameter
-    one_BT, two_BT = bootstrap(one, seed=0).theta_BT, bootstrap(two, seed=1).theta_BT
+    one_BT, two_BT = refits_of(one, seed=0), refits_of(two, seed=1)
     differences_B = np.exp(one_BT[:, exponent]) - np.exp(two_BT[:, exponent])
     ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
     exponent_low, exponent_high = np.quantile(differences_B, ends)
@@ -97,10 +107,52 @@ def contrast(one: Fit, two: Fit) -> Contrast:
     )
 
 
+def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
+    """Parameters of the law refitted to resampled residuals, theta_BT.
+
+    Raises:
+        UserError: no more runs than parameters fitted.
+    """
+    run_N = _runs(fit)
+    n, p = int(run_N.max()) + 1, fit.n_fitted
+    if n <= p:
+        raise UserError(
+            f"bootstrap: a law of {counted(p, 'free parameter')} needs more runs than {n} to tell how they scatter"
+        )
+    drawn_BN = _resampled(fit.residual_N * np.sqrt(n / (n - p)), run_N, refits, np.random.default_rng(seed))
+    start_ST = np.tile(fit.theta_T, (1 + len(FLOOR_STARTS) * fit.law.has_floor, 1))
+    start_ST[1:, 0] = np.log(fit.y_N.min() * np.array(FLOOR_STARTS[: len(start_ST) - 1]))
+    y_SN = np.tile(fit.curve(fit.x_NV) * np.exp(drawn_BN), (len(start_ST), 1))
+    problem = replace(fit.problem(), y_SN=y_SN)
+    theta_ST, value_S = descend(problem, np.repeat(start_ST, refits, axis=0), rounds=100, tolerance=1e-10)
+    best_B = value_S.reshape(-1, refits).argmin(0)
+    return np.asarray(theta_ST.reshape(len(start_ST), refits, -1)[best_B, np.arange(refits)])
+
+
+def _runs(fit: Fit) -> Array:
+    """For each point the number of its run; a point without one (column `run`) is a run of its own."""
+    if "run" not in fit.points.columns:
+        return np.arange(len(fit.points))
+    keys = [(run, number if run is None else None) for number, run in enumerate(fit.points["run"])]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
+
+
+def _resampled(residual_N: Array, run_N: Array, refits: int, rng: np.random.Generator) -> Array:
+    """Each run's residuals replaced by those of a run with as many points, with a random sign."""
+    drawn_BN = np.empty((refits, len(residual_N)))
+    members = [np.flatnonzero(run_N == run) for run in range(int(run_N.max()) + 1)]
+    for count in {len(points) for points in members}:
+        alike_RC = np.array([points for points in members if len(points) == count])
+        donor_BR = rng.integers(len(alike_RC), size=(refits, len(alike_RC)))
+        sign_BR1 = rng.choice([-1.0, 1.0], size=(*donor_BR.shape, 1))
+        drawn_BN[:, alike_RC.ravel()] = (sign_BR1 * residual_N[alike_RC[donor_BR]]).reshape(refits, -1)
+    return drawn_BN
+
+
 def _log_losses(fit: Fit, theta_BT: Array, x_P: Array) -> Array:
     """Logarithm of the loss of each curve at each size, (B, P)."""
-    log_loss_BP, _ = fit.law.log_loss(theta_BT, np.log(x_P[:, None] / fit.unit_V))
-    return log_loss_BP
+    return fit.law.log_loss(theta_BT, np.log(x_P[:, None] / fit.unit_V))
 
 
 def _times(one: Fit, one_BT: Array, two: Fit, two_BT: Array, reached: float) -> Array:

@@ -1,6 +1,6 @@
-"""A law with some values of its parameters, set beside the points it is to explain.
+"""A curve of a law: some values of its parameters, beside the points they are to explain.
 
-Shapes: N points, V variables, S starts, T parameters.
+Shapes: N points, V variables, T parameters.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,18 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from lrec.laws.descent import Model, Problem
+from lrec.laws.descent import Problem
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Objective
-
-VANISHED = 16.0
-"""A coefficient e^16 times smaller than the lowest loss counts as zero; also how far above the highest it may lie."""
+from lrec.laws.search import VANISHED
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class LawCurve:
     """Parameters of a law that may explain the points.
 
     Attributes:
-        points: The points to be fitted, a table as `laws.points` has it.
+        points: The points to be fitted, as `laws.table` has them.
         unit_V: Geometric means of the variables, by which they are divided for the law's internals.
         low_T, high_T: Bounds of the parameters; equal where one is fixed.
         theta_T: Logarithms of the parameters as the law's basis has them: coefficients, then shape.
@@ -37,9 +35,10 @@ class Candidate:
     high_T: Array
     theta_T: Array
 
-    def at(self, theta_T: Array) -> "Candidate":
-        """The same with other parameters."""
-        return Candidate(self.law, self.objective, self.points, self.unit_V, self.low_T, self.high_T, theta_T)
+    def at(self, theta_T: Array) -> "LawCurve":
+        """The curve of other parameters."""
+        known = (self.law, self.objective, self.points, self.unit_V, self.low_T, self.high_T)
+        return LawCurve(*known, theta_T)
 
     @cached_property
     def x_NV(self) -> Array:
@@ -97,30 +96,15 @@ class Candidate:
     @property
     def residual_N(self) -> Array:
         """Actual minus fitted, of the logarithm or of the loss as the objective has it."""
-        fitted_N = self.curve(self.x_NV)
-        return np.log(self.y_N / fitted_N) if self.objective.residuals == "log" else self.y_N - fitted_N
+        return self.problem().residuals(self.theta_T[None])[0]
 
     def curve(self, x: Sequence[float] | Array) -> Array:
         """The loss at x, (N,) or (N, V)."""
         z_NV = np.log(as_columns(self.law, np.asarray(x, dtype=float)) / self.unit_V)
-        return np.exp(self.law.log_loss(self.theta_T[None], z_NV)[0][0])
+        return np.exp(self.law.log_loss(self.theta_T[None], z_NV)[0])
 
     def problem(self, objective: Objective | None = None) -> Problem:
         """What is minimised, or the same with another objective."""
-        objective = objective or self.objective
-        model = residual_model(self.law, self.z_NV, self.y_N, objective)
-        return Problem(model, objective, np.ones((1, len(self.points))), self.low_T[None], self.high_T[None])
-
-
-def residual_model(law: Law, z_NV: Array, y_N: Array, objective: Objective) -> Model:
-    """Residuals of the losses y_N, or of a row of losses for each start, and their derivatives by theta."""
-    log_y = np.log(y_N)
-
-    def model(theta_ST: Array, rows_S: Array) -> tuple[Array, Array]:
-        log_loss_SN, jacobian_SNT = law.log_loss(theta_ST, z_NV)
-        if objective.residuals == "log":
-            return (log_y if log_y.ndim == 1 else log_y[rows_S]) - log_loss_SN, -jacobian_SNT
-        loss_SN = np.exp(log_loss_SN)
-        return (y_N if y_N.ndim == 1 else y_N[rows_S]) - loss_SN, -jacobian_SNT * loss_SN[..., None]
-
-    return model
+        return Problem(
+            self.law, objective or self.objective, self.z_NV, self.y_N[None], self.low_T[None], self.high_T[None]
+        )

@@ -4,14 +4,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import analyse, compare_methods
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.forms import LAWS
 from lrec.laws.law import Array, Law
-from lrec.laws.predict import holdout_report
-from lrec.laws.rivals import Rival, rivals, roll_out
-from lrec.laws.verdict import outlook, unidentified, verdict, warnings
+from lrec.laws.loss_laws import LAWS
+from lrec.laws.predict import holdout_report, roll_out
+from lrec.laws.verdict import Method, outlook, unidentified, verdict, warnings
 
 LSRM = LAWS["lsrm"]
 SIZES = np.geomspace(1e4, 1e7, 8)
@@ -37,13 +36,14 @@ def of_law(points: pl.DataFrame) -> Fit:
 
 
 def words(points: pl.DataFrame, holdout: int = 2) -> str:
-    return " ".join(analyse(LSRM, points, holdout, {"x": "N_body", "y": "test_loss"}).verdict)
+    found = analyse(*holdout_report(LSRM, points, holdout), points, {"x": "N_body", "y": "test_loss"})
+    return " ".join(found.verdict)
 
 
-def rivals_of(law: Law, points: pl.DataFrame, holdout: int) -> list[Rival]:
+def methods_of(law: Law, points: pl.DataFrame, holdout: int) -> list[Method]:
     fitted, held_out = holdout_report(law, points, holdout)
     assert isinstance(fitted, Fit)
-    return rivals(fitted, fitted, held_out, points)
+    return compare_methods(fitted, fitted, held_out, points)
 
 
 def test_a_roll_out_predicts_every_next_size_from_the_smaller_ones_alone() -> None:
@@ -75,19 +75,19 @@ def test_a_roll_out_goes_by_factors_and_not_by_every_size() -> None:
 
 
 def test_the_law_that_made_the_points_comes_first() -> None:
-    first, second = rivals_of(LSRM, with_floor(0.0003), 2)
+    first, second = methods_of(LSRM, with_floor(0.0003), 2)
     assert (first.name, second.name) == ("lsrm", "lsrm, E = 0")
     assert (first.fit.n_fitted, second.fit.n_fitted) == (3, 2)
     assert first.fit.bic < second.fit.bic - 10
-    power = rivals_of(LSRM, points_of(9 * SIZES**-0.1 * np.exp(1e-3 * np.random.default_rng(0).standard_normal(8))), 2)
+    power = methods_of(LSRM, points_of(9 * SIZES**-0.1 * np.exp(1e-3 * np.random.default_rng(0).standard_normal(8))), 2)
     for criterion in ("bic", "aicc"):
-        assert min(power, key=lambda rival: getattr(rival.fit, criterion)).name == "lsrm, E = 0"
+        assert min(power, key=lambda method: getattr(method.fit, criterion)).name == "lsrm, E = 0"
 
 
 def test_only_laws_of_the_points_variables_are_compared() -> None:
-    found = rivals_of(LAWS["chinchilla"], of_size_and_data(), 1)
+    found = methods_of(LAWS["chinchilla"], of_size_and_data(), 1)
     assert found[0].name == "chinchilla"
-    assert {rival.fit.law.name for rival in found} == {"chinchilla", "kaplan"}
+    assert {method.fit.law.name for method in found} == {"chinchilla", "kaplan"}
 
 
 def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_size() -> None:
