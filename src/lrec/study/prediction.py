@@ -49,7 +49,6 @@ def fit_ladder(study: Study, runs: list[PlannedRun], of_less_data: list[PlannedR
     used = [run for run in runs if not run.held_out] + (of_less_data if method is None else [])
     trained = [run_of_study(study.folder, run.name) for run in used]
     points = read_points([run.points_file for run in trained], study.x, study.y, shares=method is None)
-    points = points.drop("wall_s", strict=False)  # a report names no times
     fitted = predictor_of(method, points)
     example = trained[0].result
     assert example is not None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from itertools import pairwise, product
@@ -71,7 +72,7 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
     large = [run for run in runs if run.held_out and not points[run.name].diverged]
     if large:
         files = [run_of_study(out, run.name).points_file for run in large]
-        actual = read_points(files, ladder.x, ladder.y, shares=True).drop("wall_s", strict=False)
+        actual = read_points(files, ladder.x, ladder.y, shares=True)
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
@@ -180,9 +181,17 @@ def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
         rows.append(row)
     tested = next((point for point in points.values() if not point.diverged), None)
     if tested is not None:
-        row = ["popularity", *[""] * 5, f"{tested.metric('test/popularity/loss'):.4f}", *[""] * len(extra)]
-        rows.append(row + [f"{tested.metric(f'test/popularity/{column}'):.4f}" for column in COLUMNS])
+        for name in _baselines(tested):
+            row = [name, *[""] * 5, f"{tested.metric(f'test/{name}/loss'):.4f}", *[""] * len(extra)]
+            rows.append(row + [f"{tested.metric(f'test/{name}/{column}'):.4f}" for column in COLUMNS])
     return rows_table([row + [""] * (len(rows[0]) - len(row)) for row in rows], text=(0,))
+
+
+def _baselines(point: Point) -> list[str]:
+    """Popularity, and the baseline with the least test loss where that is another."""
+    found = (re.fullmatch("test/([^/]+)/loss", name) for name in point.metrics)
+    losses = {name[1]: loss for name in found if name and math.isfinite(loss := point.metric(name[0]))}
+    return list(dict.fromkeys(["popularity", *sorted(losses, key=losses.__getitem__)[:1]]))
 
 
 def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:

@@ -73,6 +73,20 @@ def test_every_fraction_has_its_own_fit(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text() == report
 
 
+def test_the_best_baseline_stands_beside_popularity(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "3k", 1.0)
+    path = tmp_path / "runs" / run.name / "points.jsonl"
+    point = json.loads(path.read_text())
+    losses = {"popularity": 4.6, "recent-popularity": 4.59, "repeat-last": None, "markov": 3.0757}
+    point["metrics"] |= {f"test/{name}/loss": loss for name, loss in losses.items()}
+    point["metrics"] |= {f"test/markov/{name}": 0.4747 for name in COLUMNS}
+    path.write_text(json.dumps(point))
+    report = write_report(tmp_path, "one", [run], [], {})
+    assert "| popularity |  |  |  |  |  | 4.6000 | 0.0500 |" in report
+    assert "| markov |  |  |  |  |  | 3.0757 | 0.4747 |" in report
+    assert "repeat-last" not in report
+
+
 def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, 1.0) for size in LADDER[:3]]
     runs.append(make_run(tmp_path, "6.9k", 1.0, test_loss=loss("1.7k", 1.0)))
