@@ -84,7 +84,7 @@ class Forecast:
     """What the points say about larger x; if they have shares of the data (u), about x and u.
 
     Attributes:
-        points: What it rests on, a table as `laws.points` has it.
+        points: What it rests on, as `laws.table` has them.
         columns: What a place is made of: x, or x and u.
 
     Raises:

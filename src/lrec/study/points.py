@@ -58,7 +58,7 @@ def read_points(
         Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x;
         d and u where asked for. Of lrec's own points also d and u (D and U), processed (D), flops, wall_s, `METRICS`,
         and overfitted: whether the validation loss rose again after its best. Of other tables `run`, if they have such
-        a column: points of one run share its noise (`bootstrap`).
+        a column: points of one run share its noise (`contrast`).
 
     Raises:
         UserError: a missing path, column or value; a value that is not a positive number; nothing to read; own points
