@@ -18,7 +18,7 @@ from lrec.data.splits.rules import Split, ranges
 from lrec.evaluation.metrics import KS
 from lrec.evaluation.shared_scoring import share_of, together
 from lrec.model.transformer import Transformer
-from lrec.ranking.common_order import CommonOrder, Pairs, newest_first
+from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 from lrec.ranking.scoring import score
 
 LIST_LENGTH = 10
@@ -254,10 +254,10 @@ def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarr
     Blanked items do not belong to the history. There is no cross-entropy.
     """
     counts_V = _among(counts_V, candidates_V)
-    case_N, items_N = torch.from_numpy(cases.case_N), torch.from_numpy(cases.items_N)
+    read_N = counts_V[cases.items_N] > 0
     if cases.blank_N is not None:
-        read_N = torch.from_numpy(~cases.blank_N)
-        case_N, items_N = case_N[read_N], items_N[read_N]
+        read_N &= ~cases.blank_N
+    case_N, items_N = torch.from_numpy(cases.case_N[read_N]), torch.from_numpy(cases.items_N[read_N])
     rank_C, top_CK = _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
     return Ranked(np.full(len(cases), np.nan), rank_C, top_CK)
 
@@ -267,10 +267,12 @@ def by_count(counts_V: np.ndarray) -> CommonOrder:
     return CommonOrder(torch.from_numpy(counts_V).double().log())
 
 
-def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, first: Pairs | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(
+    counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     k = min(LIST_LENGTH, int((counts_V > 0).sum()))
-    rank_C, top_CK = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, first)
-    return rank_C.numpy(), top_CK.numpy()
+    ranked = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, leading)
+    return ranked.rank_B.numpy(), ranked.top_BK.numpy()
 
 
 def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from lrec.common import cpu_threads
 from lrec.model.sharded_table import Shard, Table, shard_of
-from lrec.ranking.best_items import GROUP_ITEMS, Best, BestAboveThreshold, TopItems, decoded
-from lrec.ranking.pairs import Pairs, has_target
+from lrec.ranking.best_items import GROUP_ITEMS, Best, BestAboveThreshold, Pairs, TopItems, decoded, has_target
 from lrec.ranking.shortlist import Shortlist, pays
 
 R = TypeVar("R", bound=tuple[Tensor, ...])
