@@ -1,6 +1,7 @@
 """What a study leaves behind: report.md, fit.json and figures, also in TensorBoard."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
@@ -24,6 +25,8 @@ from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.sweep import Tuned
 from lrec.study.variants import variants_table
 
+# Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
+LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity)@\d+(_unseen)?(_se)?$|(loss|loss_se|targets\w*)$"
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 
 
@@ -177,23 +180,31 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> str:
 def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     with_trajectory = any(point.trajectory_loss is not None for point in points.values())
     extra = ["with trajectory"] if with_trajectory else []
-    rows = [["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *COLUMNS]]
+    columns = (*COLUMNS, *_own_metrics(points))
+    rows = [["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *columns]]
     for run in runs:
         point = points[run.name]
         size = run.size + (" (held out)" if run.held_out else "")
         cells = [size, str(run.seed), f"{point.N_body:,}", f"{point.D:,}", f"{point.epochs:.2f}"]
         if point.diverged:
-            cells += ["diverged"] + [""] * (len(COLUMNS) + len(extra) + 1)
+            cells += ["diverged"] + [""] * (len(columns) + len(extra) + 1)
         else:
             losses = [point.val_loss, point.test_loss, *([point.trajectory_loss] if extra else [])]
             cells += ["" if loss is None else f"{loss:.4f}" for loss in losses]
-            cells += [f"{point.metric(f'test/{column}'):.4f}" for column in COLUMNS]
+            cells += [f"{point.metric(f'test/{column}'):.4f}" for column in columns]
         rows.append(cells)
     tested = next((point for point in points.values() if not point.diverged), None)
     if tested is not None:
         cells = ["popularity", "", "", "", "", "", f"{tested.metric('test/popularity/loss'):.4f}", *([""] * len(extra))]
-        rows.append(cells + [f"{tested.metric(f'test/popularity/{column}'):.4f}" for column in COLUMNS])
+        rows.append(cells + [f"{tested.metric(f'test/popularity/{column}'):.4f}" for column in columns])
     return rows_table(rows, text=(0,))
+
+
+def _own_metrics(points: dict[str, Point]) -> list[str]:
+    """The figures of the user's metrics that the runs were tested with; of several k, those of 10."""
+    tested = dict.fromkeys(name.removeprefix("test/") for point in points.values() for name in point.metrics)
+    own = [name for name in tested if not re.match(LRECS, name) and not name.endswith("_se")]
+    return [name for name in own if "@" not in name or name.removesuffix("_unseen").endswith("@10")]
 
 
 def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:

@@ -20,6 +20,7 @@ from lrec.evaluation.cases import (
     rank_by_repeating,
     values_of,
 )
+from lrec.evaluation.metrics import METRICS, Metric
 from lrec.tasks.estimates import Estimate, UserResamples, estimate, ratio, slope
 from lrec.tasks.ladder import Ladder, TrainedRun
 
@@ -127,7 +128,7 @@ def assess(
         raise NoCasesError(f"{title}: there is no case")
     resamples = UserResamples(np.concatenate([cases.users_C for cases in present.values()]), seed)
     measured = {
-        name: measure(resamples, cases, list(ladder.runs.values()), ladder.counts_V, with_lists)
+        name: measure(resamples, cases, list(ladder.runs.values()), ladder.counts_V, with_lists, metrics=ladder.metrics)
         for name, cases in present.items()
     }
     return Section(title, ladder.names, ladder.n_body_S, measured)
@@ -140,6 +141,7 @@ def measure(
     counts_V: np.ndarray,
     with_lists: bool = False,
     candidates_V: np.ndarray | None = None,
+    metrics: Sequence[Metric] = METRICS,
 ) -> Group:
     """Every metric of every scorer on the same cases.
 
@@ -150,10 +152,11 @@ def measure(
         counts_V: Training interactions of each catalogue item.
         with_lists: Also compute coverage.
         candidates_V: Catalogue items that are ranked, ascending; all by default.
+        metrics: The metrics.
     """
 
     def draws_of(rankings: list[Ranked]) -> Draws:
-        values = [values_of(ranked, counts_V) for ranked in rankings]
+        values = [values_of(ranked, cases.targets_C, counts_V, metrics) for ranked in rankings]
         draws = resamples.means(
             {metric: np.mean([one[metric] for one in values], 0) for metric in values[0]}, cases.users_C
         )

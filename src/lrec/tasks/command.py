@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lrec.common.files import check_folder
 from lrec.errors import UserError, check_range
-from lrec.evaluation.shared_scoring import leads, processes
+from lrec.evaluation.processes import leads, processes
 from lrec.options.class_paths import imported
 from lrec.run import find_runs
 from lrec.tasks.assessment import TaskResult

@@ -11,7 +11,8 @@ from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.rules import Split
 from lrec.errors import UserError
-from lrec.evaluation.shared_scoring import device
+from lrec.evaluation.metrics import METRICS, Metric, metrics_of
+from lrec.evaluation.processes import device
 from lrec.model import cost
 from lrec.model.transformer import Transformer
 from lrec.options.class_paths import check_trusted
@@ -65,6 +66,7 @@ class Ladder:
         runs: The runs of each size, trained on all domains.
         domains: Those trained on one domain alone, cut at the same places, by domain.
         most_users: How many users were drawn at most, of those who test and of those held out; None: all.
+        metrics: lrec's metrics, and those of your own that the runs were trained with.
     """
 
     split: Split
@@ -72,6 +74,7 @@ class Ladder:
     runs: BySize
     domains: dict[str, DomainRuns] = field(default_factory=dict)
     most_users: int | None = None
+    metrics: tuple[Metric, ...] = METRICS
 
     @property
     def names(self) -> list[str]:
@@ -163,7 +166,18 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
         alone = _by_size(run for run in mine if not run.run.config.starts_from_a_network)
         domains[name] = DomainRuns(split, alone, tuned)
     split = _of_some_users(data.of(whole[0].run).cuts, most_users, seed)
-    return Ladder(split, base.max_len, _by_size(whole), domains, most_users)
+    metrics = _metrics([trained.run for trained in runs], data.trust)
+    return Ladder(split, base.max_len, _by_size(whole), domains, most_users, metrics)
+
+
+def _metrics(runs: list[Run], trust: bool) -> tuple[Metric, ...]:
+    named: list[dict[str, Any]] = []
+    for run in runs:
+        model = run.config.options["model"]
+        own = model.get("init_args", model).get("metrics") or []
+        check_trusted({"metrics": own}, trust, run.config_file)
+        named += [each for each in (own if isinstance(own, list) else [own]) if each not in named]
+    return metrics_of(named)
 
 
 def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:
@@ -192,4 +206,4 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
 def _kind(run: TrainedRun) -> tuple[Any, Any]:
     """What runs of one size that differ in their seed alone share."""
     config = run.run.config
-    return {**config.model, "warm_start": None}, config.data.get("reduction")
+    return {**config.model, "warm_start": None, "metrics": None}, config.data.get("reduction")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrec.evaluation.cases import Cases, batches, by_count, cases_before, rank_by_repeating
-from lrec.evaluation.shared_scoring import share_of, together
+from lrec.evaluation.processes import share_of, together
 from lrec.model.attention_mask import KeyValueCache
 from lrec.model.transformer import Transformer
 from lrec.ranking.best_items import Pairs

@@ -26,6 +26,7 @@ from lrec.common.files import check_folder
 from lrec.common.hardware import kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
+from lrec.evaluation.metrics import metrics_of
 from lrec.options.parser import OneLineParser
 from lrec.run import Run
 from lrec.training import target_losses
@@ -119,10 +120,12 @@ class CommandLine(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.command]
         check_options(self.command, config)
+        own = config.model.init_args.get("metrics")
+        metrics = metrics_of([each.as_dict() for each in as_list(own)])
         for group in ("checkpoint", "early_stopping"):
             chosen = config[group]
-            check_monitored(chosen.monitor, f"--{group}")
-            chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}")
+            check_monitored(chosen.monitor, f"--{group}", metrics)
+            chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}", metrics)
 
     def _parse_ckpt_path(self) -> None:
         """The configuration is the truth: a checkpoint's hyper-parameters never override it."""
@@ -206,7 +209,7 @@ class CommandLine(LightningCLI):
             self.model.warm_start = None  # it has been made
         for callback in as_list(self.config_init.fit.trainer.callbacks):
             if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
-                mode_of(callback.monitor, callback.mode, type(callback).__name__)
+                mode_of(callback.monitor, callback.mode, type(callback).__name__, self.model.metrics)
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         # At least one training loss is logged per epoch, however short.
