@@ -25,7 +25,7 @@ import torch
 from lrec.common.files import write_text
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.evaluation.baselines import BASELINES
-from lrec.ranking.pairs import Pairs
+from lrec.ranking.best_items import Pairs
 from lrec.ranking.scoring import Scores, score
 from lrec.run import Run
 from lrec.tasks.intervals import UserResamples, estimate

@@ -10,9 +10,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lrec as package
 from lrec.data.datamodule import SequenceDataModule
+from lrec.evaluation.baselines import BASELINES
+from lrec.evaluation.metrics import KS
 from lrec.model import cost
 from lrec.model.config import Dropout, OverDepth
 from lrec.training.lightning_cli import compose
@@ -128,6 +131,40 @@ def test_a_loss_and_an_optimizer_by_class_path(
     assert package.load("whole").item_ids.len() == 40
 
 
+def test_a_metric_by_its_class_path(
+    options: list[str], folder: Path, log_csv: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    own = ["--model.metrics=my_metric.RareHitRate", "--model.metrics.most=60"]
+    monitor = [f"--{group}.monitor=val/rareHR@10_unseen" for group in ("checkpoint", "early_stopping")]
+    said = lrec("fit", *options, *own, *monitor, "--trainer.default_root_dir=whole")
+    names = [f"rareHR@{k}{suffix}" for k in KS for suffix in ("", "_unseen")]
+    figures = json.loads(Path("whole/metrics.json").read_text())
+    for scorer in ("model", *BASELINES):
+        assert set(names) <= figures[scorer].keys()
+    assert said.count("  rareHR  ") == 2 * (1 + len(BASELINES)), "lines of the table"
+    assert "rareHR@10_unseen" in said.splitlines()[-1]
+    points = points_of(Path("whole"))
+    best = max(points, key=lambda point: point["metrics"]["val/rareHR@10_unseen"])
+    assert best["best"]
+    assert best["selected_on"] == "val/rareHR@10_unseen"
+    assert {f"test/{name}" for name in names} | {f"test/markov/{name}" for name in names} <= best["metrics"].keys()
+    assert best["metrics"]["test/rareHR@10"] == figures["model"]["rareHR@10"]
+    assert not list(log_csv.parent.glob("**/baselines")), "whose figures would lack the metric"
+    events = EventAccumulator("whole", {"scalars": 0}).Reload()
+    assert {f"various/{stage}/{name}" for stage in ("val", "test") for name in names} <= set(events.Tags()["scalars"])
+    config = yaml.safe_load(Path("whole/config.yaml").read_text())
+    assert config["model"]["metrics"] == [{"class_path": "my_metric.RareHitRate", "init_args": {"most": 60}}]
+    assert f"{figures['model']['rareHR@10']:.4f}" in lrec("test", "--config=whole/config.yaml")
+    tasks = ["tasks", "--runs=whole", "--tasks=long_tail", "--out=tasks"]
+    assert "config.yaml names the class my_metric.RareHitRate, which is not lrec's own: --trust" in refused(*tasks)
+    lrec(*tasks, "--trust")
+    assert "rareHR@10" in Path("tasks/tasks.md").read_text()
+    (section,) = json.loads(Path("tasks/tasks.json").read_text())["tasks"]["long_tail"]["sections"]
+    assert all("rareHR@10" in group["scorers"]["3k"] for group in section["groups"].values())
+    lrec("recommend", "--ckpt_path=whole", f"--histories={log_csv}", "--out=lists.parquet")  # without --trust
+    assert "--trust" not in lrec("export", "--ckpt_path=whole", "--out=exported")
+
+
 def test_overlays_and_flags_are_those_of_the_chosen_model(folder: Path) -> None:
     Path("flat.yaml").write_text("model: {size: 98k, dropout: {embedding: 0.1}}\n")
     Path("own.yaml").write_text(
@@ -168,6 +205,14 @@ def _shipped(argument: str) -> str:
         (["--model.loss=nothing.Nothing"], "--model.loss: nothing.Nothing is no subclass of Loss"),
         (["--model.optimizer=nothing.Nothing"], "--model.optimizer: nothing.Nothing is no subclass of OptimizerConfig"),
         (["--model.optimizer=nesterov.Nesterov", "--model.optimizer.x=1"], "--model.optimizer: no option 'x'"),
+        (
+            ["--model.metrics=nothing.Nothing"],
+            "--model.metrics: Expected a <class 'list'>; nothing.Nothing is no subclass of Metric",
+        ),
+        (
+            ["--model.metrics=lrec.evaluation.metrics.MRR"],
+            "--model.metrics lrec.MRR: there is a metric MRR already",
+        ),
         (["--model.optimizer.lr=fast"], "--model.optimizer.lr: Expected a <class 'float'>. Got value: fast"),
     ],
 )

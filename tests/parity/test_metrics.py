@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
 from lrec.common import cpu_threads
-from lrec.evaluation.metrics import KS, Evaluation, RankMetrics
+from lrec.evaluation.metrics import KS, Evaluation
 from lrec.ranking import scoring
 from lrec.ranking.scoring import Scores, score, top_items
 
@@ -122,18 +122,18 @@ def test_metrics_equal_scikit_learn_and_torchmetrics() -> None:
     targets_B = targets_B.clamp(min=0)
     empty = torch.empty(0, dtype=torch.int64)
     result = score(hidden_BD, table_VD, targets_B, empty, empty, 50)
-    metric = RankMetrics(torch.ones(80))
-    metric.update(result.rank_B, result.top_BK, torch.ones(B))
-    figures = metric.compute()
+    evaluation = Evaluation(torch.ones(80))
+    evaluation.update(result, targets_B, torch.ones(B))
+    figures = evaluation.compute()
     logits_BV = (hidden_BD @ table_VD.T).double().exp()  # torchmetrics takes scores <= 0 for misses
     relevance_BV = F.one_hot(targets_B, 80)
     for k in KS:
         expected = ndcg_score(relevance_BV.numpy(), logits_BV.numpy(), k=k)
-        assert figures[f"NDCG@{k}"].item() == pytest.approx(expected, abs=1e-9)
+        assert figures[f"NDCG@{k}"] == pytest.approx(expected, abs=1e-9)
         hits = [retrieval_hit_rate(s, r, top_k=k) for s, r in zip(logits_BV, relevance_BV, strict=True)]
-        assert figures[f"HR@{k}"].item() == pytest.approx(np.mean(hits), abs=1e-7)
+        assert figures[f"HR@{k}"] == pytest.approx(np.mean(hits), abs=1e-7)
         mrr = [retrieval_reciprocal_rank(s, r, top_k=k) for s, r in zip(logits_BV, relevance_BV, strict=True)]
-        assert figures[f"MRR@{k}"].item() == pytest.approx(np.mean(mrr), abs=1e-7)
+        assert figures[f"MRR@{k}"] == pytest.approx(np.mean(mrr), abs=1e-7)
 
 
 def test_standard_errors_are_those_of_the_rows() -> None:
@@ -160,13 +160,13 @@ def test_coverage_and_popularity_equal_their_definitions() -> None:
     hidden_BD, table_VD, targets_B, rows_S, items_S, _ = make_case(70, None)
     counts_V = torch.arange(70)
     result = score(hidden_BD, table_VD, targets_B, rows_S, items_S, 50)
-    metric = RankMetrics(counts_V)
-    metric.update(result.rank_unseen_B, result.top_unseen_BK, torch.ones(B))
-    figures = metric.compute()
+    evaluation = Evaluation(counts_V)
+    evaluation.update(result, targets_B, torch.ones(B))
+    figures = evaluation.compute()
     for k in KS:
         listed = [item for row in result.top_unseen_BK.tolist() for item in row[:k] if item >= 0]
-        assert figures[f"coverage@{k}"].item() == pytest.approx(len(set(listed)) / 70)
-        assert figures[f"popularity@{k}"].item() == pytest.approx(np.mean(listed))
+        assert figures[f"coverage@{k}_unseen"] == pytest.approx(len(set(listed)) / 70)
+        assert figures[f"popularity@{k}_unseen"] == pytest.approx(np.mean(listed))
 
 
 def test_batches_and_filler_rows_change_nothing() -> None:

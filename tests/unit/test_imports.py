@@ -32,7 +32,7 @@ ROOMS = {
     "laws": "errors common options",
     "ranking": "common model",
     "checkpoint": "errors common run model",
-    "evaluation": "common run data model ranking",
+    "evaluation": "errors common options data model ranking",
     "serving": "errors common options run data model ranking checkpoint",
     "training": "errors common options run data model ranking checkpoint evaluation serving",
     "tasks": "errors common options run data model ranking evaluation serving",
@@ -145,8 +145,8 @@ def test_laws_know_tables_of_points_only() -> None:
     assert imported_by("laws").isdisjoint(LIGHTNING | {"torch"})
 
 
-def test_network_ranking_and_checkpoints_know_nothing_of_lightning() -> None:
-    assert imported_by("common", "options", "model", "ranking", "checkpoint").isdisjoint(LIGHTNING)
+def test_network_ranking_evaluation_and_checkpoints_know_nothing_of_lightning() -> None:
+    assert imported_by("common", "options", "model", "ranking", "evaluation", "checkpoint").isdisjoint(LIGHTNING)
 
 
 def test_data_know_nothing_of_the_trainer() -> None:

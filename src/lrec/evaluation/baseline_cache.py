@@ -8,56 +8,58 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 
-from lrec.common.files import write_json
+from lrec.common.files import json_hash, write_json
 from lrec.data.datamodule import SequenceDataModule
+from lrec.evaluation.shared_scoring import leads, number, of_first
 
 Figures = dict[str, dict[str, float]]
 
 
-class KeptBaselines:
-    """The figures of baselines in the test that a trainer begins, from an earlier one of the same targets.
+class BaselineCache:
+    """The figures of baselines on all test targets, from an earlier test of the same ones.
 
     They are in a file whose name says what they depend on: the data, how they are cut, the targets, how much of a
     history is seen, and who adds up. The file names the code that computed them; other code computes them again.
-    Nothing is kept where not all of the targets are tested.
     """
 
-    def __init__(self, trainer: Trainer, data: SequenceDataModule) -> None:
-        """Of a trainer whose test loader is there."""
-        self._trainer = trainer
-        own, loader = type(data).test_dataloader is SequenceDataModule.test_dataloader, trainer.test_dataloaders
-        whole = own and loader is not None and trainer.num_test_batches == [len(loader)]
-        self._file = data.store.path / "baselines" / f"{_key(trainer, data)}.json" if whole else None
+    def __init__(self, data: SequenceDataModule, device: torch.device) -> None:
+        """Of these data, scored on such a device by all processes that there are."""
+        self._file = data.store.path / "baselines" / f"{_key(data, device)}.json"
 
     def read(self) -> Figures:
-        """By name of a baseline, the same on every process; those that are not known are missing."""
+        """By name of a baseline, the same on every process; empty where they are not known."""
         found: Figures = {}
-        if self._file is not None and self._trainer.is_global_zero:
-            with suppress(OSError, ValueError, KeyError):
+        if leads():
+            with suppress(OSError, ValueError, KeyError, TypeError):
                 kept = json.loads(self._file.read_text(encoding="utf-8"))
-                found = kept["figures"] if kept["code"] == _code() else {}
-        return self._trainer.strategy.broadcast(found)
+                if kept["hash"] == _hash(kept["figures"]):
+                    found = kept["figures"]
+        return of_first(found)
 
     def write(self, figures: Figures) -> None:
         """Keep them, unless the folder cannot be written to."""
-        if self._file is not None and self._trainer.is_global_zero:
+        if leads():
             with suppress(OSError):
-                write_json(self._file, {"code": _code(), "figures": figures})
+                write_json(self._file, {"hash": _hash(figures), "figures": figures})
 
 
-def _key(trainer: Trainer, data: SequenceDataModule) -> str:
-    adds_up = trainer.world_size, trainer.strategy.root_device.type, torch.__version__
+def _key(data: SequenceDataModule, device: torch.device) -> str:
+    adds_up = number(), device.type, torch.__version__
     digest = sha256(repr((data.store.hash, data.max_len, adds_up)).encode())
     for numbers in (data.cuts.train_U, *data.cuts.test_targets):
         digest.update(np.ascontiguousarray(numbers, dtype=np.int64).data)
     return digest.hexdigest()
 
 
+def _hash(figures: Figures) -> str:
+    """Of the figures and of lrec's own code."""
+    return json_hash([_code(), figures])
+
+
 @cache
 def _code() -> str:
-    """Hash of lrec's own code."""
+    """Hash of lrec's own code, the whole package."""
     digest = sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())

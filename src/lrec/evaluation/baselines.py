@@ -10,7 +10,7 @@ The softmax of a score is a share (with one observation more, which is shared ou
 cross-entropy; repeat-last has none. Ranks and lists obey the rules of `scoring.score`, ties included. They come in
 closed form from counts, without a pass over the catalogue for each row.
 
-Shape suffixes: B rows, L positions, M targets, V catalogue, N interactions, T transitions.
+Shape suffixes: L positions, M targets, V catalogue, N interactions.
 """
 
 from functools import cached_property
@@ -21,15 +21,19 @@ from torch import Tensor
 
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.splits.rules import Split, ranges
-from lrec.evaluation.item_graph import LAST, ItemGraph
-from lrec.evaluation.markov import MarkovChain
+from lrec.evaluation.followers import Followers
 from lrec.evaluation.metrics import KS
-from lrec.ranking.common_order import CommonOrder, newest_first
-from lrec.ranking.pairs import Pairs
+from lrec.ranking.best_items import Pairs
+from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 from lrec.ranking.scoring import Scores
 
 BASELINES = ("popularity", "recent-popularity", "repeat-last", "markov", "item-graph")
 RECENT_SHARE = 0.1
+# In the graph, an edge leads from an item to each of the five that follow it, and weighs 0.8 times as much for each
+# further step; an item of the input weighs half for each step back.
+EDGES, STEPS_BACK = (625, 500, 400, 320, 256), (16, 8, 4, 2, 1)
+LEAST = EDGES[-1] * STEPS_BACK[-1] / (EDGES[0] * STEPS_BACK[0])
+NEIGHBOURS = 500  # the strongest edges of an item that count
 
 
 class Baselines:
@@ -42,43 +46,28 @@ class Baselines:
     def __init__(self, split: Split, device: torch.device) -> None:
         self._split, self._device = split, device
         self._share_V = split.counts_V / split.counts_V.sum()
+        self._k = min(max(KS), len(self._share_V))
         self.names = [name for name in BASELINES if name != "recent-popularity" or split.store.times_N is not None]
 
     def score(self, name: str, batch: EvalBatch) -> Scores:
         """Score every item of the catalogue for every target, by one of `names`."""
-        if name == "markov":
-            return self._markov(batch)
-        if name == "item-graph":
-            return self._item_graph(batch)
-        order, loss_V = self._recent if name == "recent-popularity" else self._popularity
-        first = self._inputs(batch) if name == "repeat-last" else None
         seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
-        k = min(max(KS), len(loss_V))
-        rank_M, top_MK = order.ranked(batch.targets_M, k, first)
-        rank_unseen_M, top_unseen_MK = order.ranked(batch.targets_M, k, first, seen)
+        if name in ("markov", "item-graph"):
+            followers = self._next_items if name == "markov" else self._item_graph
+            return followers.score(batch.items_BL, batch.positions_M, batch.targets_M, seen, self._k)
+        order, loss_V = self._recent if name == "recent-popularity" else self._popularity
+        inputs = self._inputs(batch) if name == "repeat-last" else None
         has_loss_M = (batch.targets_M >= 0) & (name != "repeat-last")
         loss_M = loss_V[batch.targets_M.clamp(min=0)].masked_fill(~has_loss_M, torch.nan)
-        return Scores(loss_M, rank_M, rank_unseen_M, top_MK, top_unseen_MK)
+        return Scores(loss_M, *order.ranked(batch.targets_M, self._k, inputs, seen))
 
-    def _inputs(self, batch: EvalBatch) -> Pairs:
+    def _inputs(self, batch: EvalBatch) -> Leading:
         """The items of each target's input, the last one first."""
         length = batch.items_BL.shape[1]
         read_ML = torch.arange(length, device=self._device) <= (batch.positions_M % length)[:, None]
         targets_N, places_N = read_ML.nonzero(as_tuple=True)
         items_N = batch.items_BL[batch.positions_M[targets_N] // length, places_N]
         return newest_first(targets_N, items_N, len(self._share_V))
-
-    def _markov(self, batch: EvalBatch) -> Scores:
-        last_M = batch.items_BL.flatten()[batch.positions_M]
-        seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
-        return self._chain.score(last_M, batch.targets_M, seen, min(max(KS), len(self._share_V)))
-
-    def _item_graph(self, batch: EvalBatch) -> Scores:
-        places_M = batch.positions_M % batch.items_BL.shape[1]
-        targets_N, back_N = (torch.arange(LAST, device=self._device) <= places_M[:, None]).nonzero(as_tuple=True)
-        items_N = batch.items_BL.flatten()[batch.positions_M[targets_N] - back_N]
-        seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
-        return self._graph.score(targets_N, items_N, back_N, batch.targets_M, seen, min(max(KS), len(self._share_V)))
 
     @cached_property
     def _popularity(self) -> tuple[CommonOrder, Tensor]:
@@ -99,18 +88,20 @@ class Baselines:
         return CommonOrder(scores_V), float(np.log(values_V.sum())) - scores_V
 
     @cached_property
-    def _chain(self) -> MarkovChain:
-        items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
-        goes_on_N = np.ones(len(items_N), dtype=bool)
-        goes_on_N[np.cumsum(self._split.train_U)[self._split.train_U > 0] - 1] = False  # a user's last item
-        from_T, to_T = items_N[:-1][goes_on_N[:-1]], items_N[1:][goes_on_N[:-1]]
-        return MarkovChain(from_T, to_T, self._share_V, self._device)
+    def _next_items(self) -> Followers:
+        return Followers(*self._trained, self._share_V, self._device)
 
     @cached_property
-    def _graph(self) -> ItemGraph:
+    def _item_graph(self) -> Followers:
+        # Such that whatever is reached scores above all that is not.
+        prior = min(1.0, LEAST / (2 * float(self._share_V.max())))
+        return Followers(*self._trained, self._share_V, self._device, prior, EDGES, STEPS_BACK, NEIGHBOURS)
+
+    @property
+    def _trained(self) -> tuple[np.ndarray, np.ndarray]:
+        """User and item of each training interaction."""
         items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
-        users_N = np.repeat(np.arange(len(self._split.train_U)), self._split.train_U)
-        return ItemGraph(users_N, items_N, self._share_V, self._device)
+        return np.repeat(np.arange(len(self._split.train_U)), self._split.train_U), items_N
 
     def _training_rows(self) -> np.ndarray:
         return ranges(self._split.store.offsets_U1[:-1], self._split.train_U)

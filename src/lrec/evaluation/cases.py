@@ -4,7 +4,7 @@ Shape suffixes: C cases, N items of all histories laid end to end, U users, V ca
 batch, L positions, T = L + 1 times, D width, K list length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from lrec.data.batching.eval_batches import Rows, rows_of
 from lrec.data.batching.train_batches import padded, with_request
 from lrec.data.splits.rules import Split, ranges
-from lrec.evaluation.metrics import KS
+from lrec.evaluation.metrics import METRICS, Found, Mean, Metric
 from lrec.evaluation.shared_scoring import share_of, together
 from lrec.model.transformer import Transformer
-from lrec.ranking.common_order import CommonOrder, Pairs, newest_first
+from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 from lrec.ranking.scoring import score
 
 LIST_LENGTH = 10
@@ -254,10 +254,10 @@ def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarr
     Blanked items do not belong to the history. There is no cross-entropy.
     """
     counts_V = _among(counts_V, candidates_V)
-    case_N, items_N = torch.from_numpy(cases.case_N), torch.from_numpy(cases.items_N)
+    read_N = counts_V[cases.items_N] > 0
     if cases.blank_N is not None:
-        read_N = torch.from_numpy(~cases.blank_N)
-        case_N, items_N = case_N[read_N], items_N[read_N]
+        read_N &= ~cases.blank_N
+    case_N, items_N = torch.from_numpy(cases.case_N[read_N]), torch.from_numpy(cases.items_N[read_N])
     rank_C, top_CK = _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
     return Ranked(np.full(len(cases), np.nan), rank_C, top_CK)
 
@@ -267,10 +267,12 @@ def by_count(counts_V: np.ndarray) -> CommonOrder:
     return CommonOrder(torch.from_numpy(counts_V).double().log())
 
 
-def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, first: Pairs | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(
+    counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     k = min(LIST_LENGTH, int((counts_V > 0).sum()))
-    rank_C, top_CK = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, first)
-    return rank_C.numpy(), top_CK.numpy()
+    ranked = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, leading)
+    return ranked.rank_B.numpy(), ranked.top_BK.numpy()
 
 
 def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
@@ -288,13 +290,15 @@ def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:
     return result_V
 
 
-def values_of(ranked: Ranked, counts_V: np.ndarray) -> dict[str, np.ndarray]:
-    """Each case's value by metric; a mean over cases is the metric."""
-    values = {"loss": ranked.loss_C}
-    for k in KS:
-        hit_C = ranked.rank_C <= k
-        values[f"HR@{k}"] = hit_C.astype(np.float64)
-        values[f"NDCG@{k}"] = hit_C / np.log2(1 + ranked.rank_C)
-        values[f"MRR@{k}"] = hit_C / ranked.rank_C
-    values[f"popularity@{LIST_LENGTH}"] = counts_V[ranked.top_CK].mean(1)
+def values_of(
+    ranked: Ranked, targets_C: np.ndarray, counts_V: np.ndarray, metrics: Sequence[Metric] = METRICS
+) -> dict[str, np.ndarray]:
+    """Each case's value by metric, nan where it has none; the metric is the mean over cases. Others are left out."""
+    found = Found(*(torch.from_numpy(values) for values in (*ranked, targets_C, counts_V)))
+    values = {}
+    for metric in metrics:
+        for label, k in zip(metric.labels, metric.cutoffs, strict=True):
+            if isinstance(metric, Mean) and (k == LIST_LENGTH or not metric.of_lists):
+                has_none_C = metric.shares(found, k) <= 0
+                values[label] = metric.of_targets(found, k).double().masked_fill(has_none_C, torch.nan).numpy()
     return values

@@ -1,16 +1,16 @@
 """Evaluator: what the model and the baselines beside it reach on the targets of a stage, val or test."""
 
 import math
+from collections.abc import Sequence
 
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
-from lrec.evaluation.baseline_cache import KeptBaselines
+from lrec.evaluation.baseline_cache import BaselineCache
 from lrec.evaluation.baselines import BASELINES, Baselines
-from lrec.evaluation.metrics import Evaluation
+from lrec.evaluation.metrics import METRICS, Evaluation, Metric
 from lrec.ranking.scoring import Scores
 
 
@@ -26,23 +26,33 @@ class Evaluator:
             `stage/baseline`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
         self.figures: dict[str, dict[str, float]] = {}
+        self._metrics = metrics
         self._baselines: Baselines | None = None
-        self._kept: KeptBaselines | None = None
+        self._cache: BaselineCache | None = None
         self._under_way: dict[str, Evaluation] = {}
 
-    def begin(self, stage: str, trainer: Trainer, data: SequenceDataModule, counts_V: Tensor) -> None:
-        """Before the first batch; `counts_V` has the training interactions of each item, and lies where scores will."""
+    def begin(
+        self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False, keep: bool = False
+    ) -> None:
+        """Before the first batch.
+
+        Args:
+            stage: val or test.
+            data: What is evaluated on.
+            counts_V: Training interactions of each item; it lies where scores will.
+            fitting: Whether training goes on afterwards: only popularity stands beside the model.
+            keep: Whether all of the data's test targets are tested, so that the baselines' figures are kept.
+        """
         if self._baselines is None:
             self._baselines = Baselines(data.cuts, counts_V.device)
-        if stage == "test":
-            self._kept = KeptBaselines(trainer, data)
-            self.figures |= {f"test/{name}": figures for name, figures in self._kept.read().items()}
-        fitting = stage == "val" and trainer.state.fn == "fit"
+        self._cache = BaselineCache(data, counts_V.device) if keep and self._metrics == METRICS else None
+        if self._cache is not None:
+            self.figures |= {f"{stage}/{name}": figures for name, figures in self._cache.read().items()}
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
         scorers = ["model", *(name for name in beside if f"{stage}/{name}" not in self.figures)]
-        self._under_way = {scorer: Evaluation(counts_V) for scorer in scorers}
+        self._under_way = {scorer: Evaluation(counts_V, self._metrics) for scorer in scorers}
 
     def add(self, batch: EvalBatch, scores: Scores) -> None:
         """A batch, with the model's scores of its targets."""
@@ -66,10 +76,9 @@ class Evaluator:
         self.figures[stage] = computed.pop("model")
         if whole:
             self.figures |= {f"{stage}/{name}": figures for name, figures in computed.items()}
-        if stage == "test" and computed:  # something was not known from an earlier test
+        if self._cache is not None and computed:  # something was not known from an earlier test
             assert self._baselines is not None
-            assert self._kept is not None
-            self._kept.write({name: self.figures[f"test/{name}"] for name in self._baselines.names})
+            self._cache.write({name: self.figures[f"{stage}/{name}"] for name in self._baselines.names})
         named = {f"{stage}/{name}": value for name, value in self.figures[stage].items()}
         for baseline in BASELINES:
             figures = self.figures.get(f"{stage}/{baseline}", {})

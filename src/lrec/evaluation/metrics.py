@@ -1,161 +1,287 @@
-"""The metrics of an evaluation, from the ranks, losses and lists that `scoring.score` gives.
+"""The metrics of an evaluation, a class each, from the ranks, losses and lists that `scoring.score` gives.
 
-Shape suffixes: B rows, V catalogue, K list length (of a list), K cut-offs (of sums).
+A metric of your own is a class too, named by `--model.metrics`: most inherit from `Mean`.
+
+Shape suffixes: B targets, V catalogue, K list length (of a list), K cut-offs (of values).
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, distributed
-from torch.distributed import ReduceOp
-from torchmetrics import Metric
+from torch import Tensor
 
+from lrec.errors import UserError
+from lrec.evaluation.shared_scoring import reduced
+from lrec.options.class_paths import class_path
+from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores
 
 KS = (1, 5, 10, 50)
+Best = Literal["min", "max"]
 
 
-def metric_names() -> list[str]:
-    """Every metric of an evaluation, as it is called after `val/` or `test/`."""
-    ranked = [f"{name}@{k}" for name in ("HR", "NDCG", "MRR", "coverage", "popularity") for k in KS]
-    return ["loss", *ranked, *(f"{name}_unseen" for name in ranked)]
+class Found(NamedTuple):
+    """What a scorer finds for some targets, among all items or among those that the user has not seen.
 
-
-def best_is(name: str) -> Literal["min", "max"] | None:
-    """Whether the least or the most of a metric is the best; None for mean popularity, which has neither, and unknown
-    names."""
-    if name not in metric_names() or name.startswith("popularity"):
-        return None
-    return "min" if name == "loss" else "max"
-
-
-class RankMetrics(Metric):
-    """HR, NDCG and MRR, item coverage and mean popularity at 1, 5, 10 and 50, from ranks and top-k lists.
-
-    HR@k = [rank <= k]; NDCG@k = [rank <= k] / log2(1 + rank); MRR@k = [rank <= k] / rank; means over weighted rows.
-    coverage@k = share of the catalogue that is in some list of k; popularity@k = mean training count of the listed.
-    NDCG@k_se is the standard error of NDCG@k, rows being drawn.
-    What is kept are sums, and a byte for each item, so the result depends neither on batch size nor on the number of
-    processes.
+    Attributes:
+        loss_B: Cross-entropy of each target, in nats; nan outside the catalogue.
+        rank_B: Exact rank of each target, from 1; inf for a miss.
+        top_BK: The best items, catalogue indices, best first; -1 in unused slots.
+        targets_B: The targets, catalogue indices; -1 outside the catalogue.
+        counts_V: Training interactions of each item.
     """
 
-    full_state_update = False
-    weight: Tensor
-    sums_K6: Tensor
-    first_V1: Tensor
+    loss_B: Tensor
+    rank_B: Tensor
+    top_BK: Tensor
+    targets_B: Tensor
+    counts_V: Tensor
 
-    def __init__(self, item_counts_V: Tensor) -> None:
-        """Empty sums, where the items' training interactions lie."""
-        super().__init__(dist_sync_fn=_over_processes)
-        self._counts_V = item_counts_V
-        self.add_state("weight", torch.zeros((), dtype=torch.float64), "sum")
-        # Of each k: hits, gains, squared gains, reciprocal ranks, training counts of the listed, listed.
-        self.add_state("sums_K6", torch.zeros(len(KS), 6, dtype=torch.float64), "sum")
-        # The first of KS whose lists have the item; len(KS): none has. A list of k begins with that of any smaller k.
-        # One more element stands for unused slots.
-        self.add_state("first_V1", torch.full((len(item_counts_V) + 1,), len(KS), dtype=torch.uint8), "min")
-        self.to(item_counts_V.device)
 
-    def update(self, rank_B: Tensor, top_BK: Tensor, weights_B: Tensor) -> None:
-        """Add rows: exact ranks, lists of item indices (-1 in unused slots) and weights (0 for filler rows)."""
-        weights_B = weights_B.double()
-        rank_B = rank_B.double()
-        self.weight += weights_B.sum()
-        used_BK = (top_BK >= 0) & (weights_B > 0)[:, None]
-        popularity_K = (self._counts_V[top_BK.clamp(min=0)].double() * used_BK).sum(0)  # by slot
-        top_BK = top_BK.masked_fill(~used_BK, len(self._counts_V))
-        slots_K = used_BK.double().sum(0)
-        for index, (before, k) in enumerate(pairwise((0, *KS))):
-            hit_B = (rank_B <= k) * weights_B
-            gain_B = hit_B / torch.log2(1 + rank_B)
+@dataclass(frozen=True)
+class Metric(ABC):
+    """A figure of an evaluation, from a state that adds up over batches and processes, so that it depends on neither.
+
+    Attributes:
+        name: What the figure is called, before @k.
+        best: Which end of it is the best; None: neither, so that it cannot be monitored.
+        at_k: Whether there is one for each k of `KS`.
+        of_lists: Whether it looks at the items listed.
+        ranks: Whether there are two, of all items and of those that the user has not seen.
+        state: How the states of processes become one: by their sum, or the least of each element.
+    """
+
+    name: ClassVar[str]
+    best: ClassVar[Best | None] = "max"
+    at_k: ClassVar[bool] = True
+    of_lists: ClassVar[bool] = False
+    ranks: ClassVar[bool] = True
+    state: ClassVar[Literal["sum", "min"]] = "sum"
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of its figures of all items."""
+        return [f"{self.name}@{k}" for k in self.cutoffs] if self.at_k else [self.name]
+
+    @property
+    def cutoffs(self) -> tuple[int, ...]:
+        """The k of each figure."""
+        return KS if self.at_k else KS[-1:]
+
+    @abstractmethod
+    def empty(self, counts_V: Tensor) -> Tensor:
+        """The state before the first target, on the device of these counts."""
+
+    @abstractmethod
+    def add(self, state: Tensor, found: Found, weights_B: Tensor) -> None:
+        """Add targets to the state, in place; those of weight 0 fill up a batch."""
+
+    @abstractmethod
+    def values_K(self, state: Tensor) -> Tensor:
+        """The figure at each cut-off."""
+
+
+class Mean(Metric):
+    """A mean over targets.
+
+    Attributes:
+        with_error: Whether its standard error is a figure too, targets being drawn.
+    """
+
+    with_error: ClassVar[bool] = False
+
+    @abstractmethod
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        """The value of each target (B)."""
+
+    def shares(self, found: Found, k: int) -> Tensor:
+        """How much each target counts in the mean (B): as much as any other."""
+        return torch.ones_like(found.rank_B)
+
+    def empty(self, counts_V: Tensor) -> Tensor:
+        """Of each cut-off the sums of values, of their squares, and of how much they count."""
+        return torch.zeros(len(self.cutoffs), 3, dtype=torch.float64, device=counts_V.device)
+
+    def add(self, state: Tensor, found: Found, weights_B: Tensor) -> None:
+        """Add the targets' values."""
+        for sums_3, k in zip(state, self.cutoffs, strict=True):
+            value_B = self.of_targets(found, k).double()
+            share_B = weights_B.double() * self.shares(found, k)
+            sums_3 += torch.stack([(share_B * value_B).sum(), (share_B * value_B**2).sum(), share_B.sum()])
+
+    def values_K(self, state: Tensor) -> Tensor:
+        """The mean at each cut-off."""
+        return state[:, 0] / state[:, 2]
+
+    def errors_K(self, state: Tensor) -> Tensor:
+        """The standard error of each mean."""
+        sum_K, squares_K, n_K = state.T
+        return (squares_K / n_K - (sum_K / n_K) ** 2).clamp(min=0).sqrt() / n_K.sqrt()
+
+
+class CrossEntropy(Mean):
+    """Mean cross-entropy in nats per target inside the catalogue."""
+
+    name = "loss"
+    best = "min"
+    at_k = False
+    ranks = False
+    with_error = True
+
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        """The loss."""
+        return found.loss_B.where(found.targets_B >= 0, 0.0)
+
+    def shares(self, found: Found, k: int) -> Tensor:
+        """Those outside the catalogue do not count."""
+        return (found.targets_B >= 0).double()
+
+
+class HitRate(Mean):
+    """HR@k = [rank <= k]."""
+
+    name = "HR"
+
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        """1 for a hit."""
+        return (found.rank_B <= k).double()
+
+
+class NDCG(Mean):
+    """NDCG@k = [rank <= k] / log2(1 + rank)."""
+
+    name = "NDCG"
+    with_error = True
+
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        """The gain."""
+        rank_B = found.rank_B.double()
+        return (rank_B <= k) / torch.log2(1 + rank_B)
+
+
+class MRR(Mean):
+    """MRR@k = [rank <= k] / rank."""
+
+    name = "MRR"
+
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        """The reciprocal rank."""
+        rank_B = found.rank_B.double()
+        return (rank_B <= k) / rank_B
+
+
+class Coverage(Metric):
+    """coverage@k = share of the catalogue that is in some list of k."""
+
+    name = "coverage"
+    of_lists = True
+    state = "min"
+
+    def empty(self, counts_V: Tensor) -> Tensor:
+        """The first of `KS` whose lists have the item, a byte for each, and one more for unused slots."""
+        return counts_V.new_full((len(counts_V) + 1,), len(KS), dtype=torch.uint8)
+
+    def add(self, state: Tensor, found: Found, weights_B: Tensor) -> None:
+        """Add what is listed; a list of k begins with that of any smaller k."""
+        unused_BK = (found.top_BK < 0) | (weights_B <= 0)[:, None]
+        top_BK = found.top_BK.masked_fill(unused_BK, len(found.counts_V))
+        for place, (before, k) in enumerate(pairwise((0, *KS))):
             listed_BK = top_BK[:, before:k]
-            self.first_V1[listed_BK] = self.first_V1[listed_BK].clamp_(max=index)
-            of_rows = hit_B.sum(), gain_B.sum(), (gain_B * gain_B).sum(), (hit_B / rank_B).sum()
-            self.sums_K6[index] += torch.stack([*of_rows, popularity_K[:k].sum(), slots_K[:k].sum()])
+            state[listed_BK] = state[listed_BK].clamp_(max=place)
 
-    def compute(self) -> dict[str, Tensor]:
-        """The means over the rows of all processes, by name."""
-        result = {}
-        for index, k in enumerate(KS):
-            hits, gains, squared_gains, reciprocals, popularity, slots = self.sums_K6[index]
-            result[f"HR@{k}"] = hits / self.weight
-            result[f"NDCG@{k}"] = gains / self.weight
-            result[f"MRR@{k}"] = reciprocals / self.weight
-            covered = torch.count_nonzero(self.first_V1[:-1] <= index)
-            result[f"coverage@{k}"] = covered.double() / len(self._counts_V)
-            result[f"popularity@{k}"] = popularity / slots.clamp(min=1)
-            result[f"NDCG@{k}_se"] = _standard_error(gains, squared_gains, self.weight)
-        return result
+    def values_K(self, state: Tensor) -> Tensor:
+        """The share at each cut-off."""
+        listed_V = state[:-1]
+        return torch.stack([(listed_V <= place).double().mean() for place in range(len(KS))])
 
 
-class CrossEntropy(Metric):
-    """Mean cross-entropy in nats per target inside the catalogue, its standard error, and the numbers of targets."""
+class MeanPopularity(Mean):
+    """popularity@k = mean training count of the listed items."""
 
-    full_state_update = False
-    sums_4: Tensor
+    name = "popularity"
+    best = None
+    of_lists = True
 
-    def __init__(self, device: torch.device) -> None:
-        """Empty sums: of losses and their squares, of targets inside and outside the catalogue."""
-        super().__init__(dist_sync_fn=_over_processes)
-        self.add_state("sums_4", torch.zeros(4, dtype=torch.float64), "sum")
-        self.to(device)
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        """The mean over a target's list."""
+        top_BK = found.top_BK[:, :k]
+        counts_BK = found.counts_V[top_BK.clamp(min=0)].masked_fill(top_BK < 0, 0)
+        return counts_BK.sum(1).double() / self.shares(found, k).clamp(min=1)
 
-    def update(self, loss_B: Tensor, targets_B: Tensor, weights_B: Tensor) -> None:
-        """Add rows; those with target -1 count as outside the catalogue and do not change the mean."""
-        known_B, weights_B = targets_B >= 0, weights_B.double()
-        loss_B = torch.where(known_B, loss_B, 0.0).double()
-        of_rows_B4 = torch.stack([loss_B, loss_B * loss_B, known_B.double(), (~known_B).double()], 1)
-        self.sums_4 += (of_rows_B4 * weights_B[:, None]).sum(0)
-
-    def compute(self) -> dict[str, Tensor]:
-        """The mean over the rows of all processes, its standard error, and the numbers of targets, by name."""
-        loss_sum, squares, inside, outside = self.sums_4
-        return {
-            "loss": loss_sum / inside,
-            "loss_se": _standard_error(loss_sum, squares, inside),
-            "targets": inside + outside,
-            "targets_outside_catalogue": outside,
-        }
+    def shares(self, found: Found, k: int) -> Tensor:
+        """The length of a target's list."""
+        return (found.top_BK[:, :k] >= 0).sum(1).double()
 
 
-def _over_processes(state: Tensor, group: Any = None) -> list[Tensor]:
-    """The sum over all processes, or of bytes the least: torchmetrics would gather the states of all on each."""
-    state = state.clone()
-    distributed.all_reduce(state, ReduceOp.MIN if state.dtype == torch.uint8 else ReduceOp.SUM, group)
-    return [state]
+METRICS: tuple[Metric, ...] = (CrossEntropy(), HitRate(), NDCG(), MRR(), Coverage(), MeanPopularity())
 
 
-def _standard_error(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:
-    """Of the mean of n values with this sum and this sum of squares."""
-    return (squares / n - (total / n) ** 2).clamp(min=0).sqrt() / n.sqrt()
+def with_own(own: list[Metric] | Metric | None) -> tuple[Metric, ...]:
+    """lrec's metrics and the user's; UserError where two have the same name."""
+    found = list(METRICS)
+    for metric in [own] if isinstance(own, Metric) else own or []:
+        if metric.name in (other.name for other in found):
+            raise UserError(f"--model.metrics {class_path(type(metric))}: there is a metric {metric.name} already")
+        found.append(metric)
+    return tuple(found)
+
+
+def metrics_of(named: Sequence[dict[str, Any]]) -> tuple[Metric, ...]:
+    """lrec's metrics and those that --model.metrics names, as configurations have them."""
+    return with_own([from_config({"metric": each}, "metric", Metric) for each in named])  # type: ignore[type-abstract]
+
+
+def suffixes(metric: Metric) -> tuple[str, ...]:
+    """What stands behind the names of its figures: those of all items, and those of unseen ones."""
+    return ("", "_unseen") if metric.ranks else ("",)
+
+
+def metric_names(metrics: Sequence[Metric] = METRICS) -> list[str]:
+    """Every metric of an evaluation, as it is called after `val/` or `test/`."""
+    named = [(f"{label}{suffix}", suffix) for each in metrics for suffix in suffixes(each) for label in each.labels]
+    return [name for name, _ in sorted(named, key=lambda both: both[1])]
+
+
+def best_is(name: str, metrics: Sequence[Metric] = METRICS) -> Best | None:
+    """Which end of a metric is the best; None where neither is, and of unknown names."""
+    return next((each.best for each in metrics if name in metric_names([each])), None)
 
 
 class Evaluation:
     """A scorer's whole evaluation: cross-entropy, rank metrics over every item (`NDCG@10`), and over the items the user
     has not seen (`NDCG@10_unseen`)."""
 
-    def __init__(self, item_counts_V: Tensor) -> None:
-        """Nothing added yet; `item_counts_V`, the items' training interactions, lies where scores will lie."""
-        self._cross_entropy = CrossEntropy(item_counts_V.device)
-        self._every_item = RankMetrics(item_counts_V)
-        self._unseen_items = RankMetrics(item_counts_V)
+    def __init__(self, counts_V: Tensor, metrics: Sequence[Metric] = METRICS) -> None:
+        """Nothing added yet; `counts_V`, the items' training interactions, lies where scores will lie."""
+        self._counts_V = counts_V
+        self._targets_2 = torch.zeros(2, dtype=torch.float64, device=counts_V.device)  # all, and outside the catalogue
+        self._states = [
+            (each, suffix, each.empty(counts_V))
+            for suffix in ("", "_unseen")
+            for each in metrics
+            if suffix in suffixes(each)
+        ]
 
     def update(self, scores: Scores, targets_B: Tensor, weights_B: Tensor) -> None:
         """Add a batch of scores."""
-        self._cross_entropy.update(scores.loss_B, targets_B, weights_B)
-        self._every_item.update(scores.rank_B, scores.top_BK, weights_B)
-        self._unseen_items.update(scores.rank_unseen_B, scores.top_unseen_BK, weights_B)
+        of_all = Found(scores.loss_B, scores.rank_B, scores.top_BK, targets_B, self._counts_V)
+        of_unseen = of_all._replace(rank_B=scores.rank_unseen_B, top_BK=scores.top_unseen_BK)
+        self._targets_2 += torch.stack([weights_B.sum(), (weights_B * (targets_B < 0)).sum()])
+        for metric, suffix, state in self._states:
+            metric.add(state, of_unseen if suffix else of_all, weights_B)
 
     def compute(self) -> dict[str, float]:
         """Every metric by name, over the rows of all processes, which call this together."""
-        figures = dict(self._cross_entropy.compute())
-        figures |= self._every_item.compute()
-        figures |= {_of_unseen(name): value for name, value in self._unseen_items.compute().items()}
-        return {name: float(value) for name, value in figures.items()}
-
-
-def _of_unseen(name: str) -> str:
-    """What a figure of all items is called when it is one of unseen items."""
-    figure, error, _ = name.partition("_se")
-    return f"{figure}_unseen{error}"
+        targets, outside = reduced(self._targets_2, "sum").tolist()
+        figures = {"targets": targets, "targets_outside_catalogue": outside}
+        for metric, suffix, state in self._states:
+            state = reduced(state, metric.state)
+            labels = [f"{label}{suffix}" for label in metric.labels]
+            figures |= zip(labels, metric.values_K(state).tolist(), strict=True)
+            if isinstance(metric, Mean) and metric.with_error:
+                figures |= zip((f"{label}_se" for label in labels), metric.errors_K(state).tolist(), strict=True)
+        return figures

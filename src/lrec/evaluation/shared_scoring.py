@@ -1,19 +1,18 @@
-"""The processes that share the scoring: those of torchrun, or this one alone.
-
-Each scores every n-th batch, the same batches whatever their number, so that the numbers do not depend on it.
-"""
+"""The processes that evaluate together: those of torchrun or of a training, or this one alone."""
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import distributed
+from torch import Tensor, distributed
+from torch.distributed import ReduceOp
 
 Batch = TypeVar("Batch")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -43,7 +42,7 @@ def device() -> torch.device:
 
 
 def share_of(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches that this process scores."""
+    """The batches that this process scores, every n-th; they are the same whatever n, so that numbers are too."""
     if not distributed.is_initialized():
         return iter(batches)
     return islice(batches, distributed.get_rank(), None, distributed.get_world_size())
@@ -56,3 +55,24 @@ def together(values: np.ndarray) -> np.ndarray:
     total = torch.from_numpy(values.copy())
     distributed.all_reduce(total)
     return total.numpy()
+
+
+def reduced(values: Tensor, how: Literal["sum", "min"]) -> Tensor:
+    """The sum over all processes, or the least of each element."""
+    values = values.clone()
+    if distributed.is_initialized():
+        distributed.all_reduce(values, ReduceOp.SUM if how == "sum" else ReduceOp.MIN)
+    return values
+
+
+def of_first(value: T) -> T:
+    """What the first process has."""
+    shared = [value]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(shared)
+    return shared[0]
+
+
+def number() -> int:
+    """How many there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -1,6 +1,6 @@
-"""The best items of each row, of scores that come piece by piece.
+"""Pairs of a row and an item, and the best pairs of each row, of scores that come piece by piece.
 
-A pair is kept as a key: an integer in the order of score and then of falling item index.
+The best are kept as keys: integers in the order of score and then of falling item index.
 
 Shape suffixes: B rows, C items of a piece, K list length, W keys kept of a row, S pairs of a row and an item, N some of
 them; G groups of items, with M items each, L of these groups.
@@ -13,14 +13,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrec.ranking.pairs import places_in_rows
-
 # Of most items, the lists look at no more than the largest score of so many.
 GROUP_ITEMS = 16
 
 _ITEM_BITS = 31
 _MAGNITUDE = 0x7FFFFFFF  # the bits of a float but for its sign
 _NONE = -(0x7F800000 << _ITEM_BITS)  # a score of -inf
+
+
+class Pairs(NamedTuple):
+    """Items of rows, each pair once."""
+
+    rows_S: Tensor
+    items_S: Tensor
+
+
+def places_in_rows(rows_S: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """How many pairs each row has, and each pair's place in its row; rows ascend."""
+    bounds_B1 = torch.searchsorted(rows_S, torch.arange(n_rows + 1, device=rows_S.device))
+    return bounds_B1.diff(), torch.arange(len(rows_S), device=rows_S.device) - bounds_B1[rows_S]
+
+
+def has_target(pairs: Pairs, targets_B: Tensor) -> Tensor:
+    """Whether each row's target is an item of the row."""
+    is_target_S = (pairs.items_S == targets_B[pairs.rows_S]).int()
+    return torch.zeros_like(targets_B, dtype=torch.int32).index_add_(0, pairs.rows_S, is_target_S) > 0
 
 
 class TopItems(NamedTuple):

@@ -1,123 +1,152 @@
 """Ranks and lists where all rows have the same scores, but for a few items of each.
 
-Shape suffixes: B rows, V catalogue, N interactions, S pairs of a row and an item, K list length.
+Shape suffixes: B rows, V catalogue, N interactions, R items that lead in rows, S pairs of a row and an item, K list
+length.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lrec.ranking.pairs import Pairs, has_target, places_in_rows
+from lrec.ranking.best_items import Pairs, as_integers, has_target, places_in_rows
 
 
-def newest_first(rows_N: Tensor, items_N: Tensor, n_items: int) -> Pairs:
-    """The distinct items of each row, the last one first; rows ascend, and their items come oldest first."""
-    keys_S, which_N = (rows_N * n_items + items_N).unique(return_inverse=True)
-    places_N = torch.arange(len(rows_N), device=rows_N.device)
-    last_S = torch.zeros_like(keys_S).scatter_reduce(0, which_N, places_N, "amax")
-    order_S = (keys_S // n_items * len(rows_N) - last_S).argsort()
-    return Pairs(keys_S[order_S] // n_items, keys_S[order_S] % n_items)
+class Leading(NamedTuple):
+    """Items that rows list before all others, by scores of their own; rows ascend, and items in a row.
+
+    An item of the row that is not among them is below them all, whatever these scores are.
+    """
+
+    rows_R: Tensor
+    items_R: Tensor
+    scores_R: Tensor  # float32
+
+
+def newest_first(rows_N: Tensor, items_N: Tensor, n_items: int) -> Leading:
+    """The items of each row, the last one first; rows ascend, and their items come oldest first."""
+    keys_R, which_N = (rows_N * n_items + items_N).unique(return_inverse=True)
+    number_B = torch.bincount(rows_N)
+    place_N = torch.arange(len(rows_N), device=rows_N.device) - (number_B.cumsum(0) - number_B)[rows_N]
+    last_R = torch.zeros_like(keys_R).scatter_reduce(0, which_N, place_N, "amax")
+    return Leading(keys_R // n_items, keys_R % n_items, last_R.float())
+
+
+class Ranked(NamedTuple):
+    """Rank of each row's target, inf for a miss, and each row's best k items, -1 in unused slots; the `_unseen` fields
+    leave out the items that the row has seen."""
+
+    rank_B: Tensor
+    rank_unseen_B: Tensor
+    top_BK: Tensor
+    top_unseen_BK: Tensor
 
 
 class CommonOrder:
-    """Exact ranks and lists of a scorer whose scores are those of all rows, but for items that a row lists first.
+    """Exact ranks and lists of a scorer whose scores are those of all rows, but for the items that lead in a row.
 
     In closed form, without a score for every row and item. As in `scoring.score`, a tie is half a rank, and lists break
-    ties by item index. Where no row lists items first, the host never waits for a device.
-
-    Attributes:
-        rank_V: Rank of each item.
-        place_V: Its place in the order of scores, from 0; ties by index.
-        first_place_V: The first place of those that tie with it ...
-        end_place_V: ... and the place after their last one.
+    ties by item index. Where nothing leads, the host never waits for a device.
     """
 
     def __init__(self, scores_V: Tensor) -> None:
         """Order the items; those with a score of -inf are not listed, and as a target they are a miss."""
-        self._scores_V = scores_V
+        n_items = len(scores_V)
         self._order_V = scores_V.argsort(descending=True, stable=True)
-        self.place_V = self._order_V.argsort()
+        self._place_V = self._order_V.argsort()
         ascending_V = scores_V.sort().values
-        self.first_place_V = len(scores_V) - torch.searchsorted(ascending_V, scores_V, right=True)
-        self.end_place_V = len(scores_V) - torch.searchsorted(ascending_V, scores_V)
-        rank_V = 1 + (self.first_place_V + self.end_place_V - 1).double() / 2
-        self.rank_V = rank_V.masked_fill(scores_V == -torch.inf, torch.inf)
-        self._n_listed = (scores_V > -torch.inf).sum()
+        higher_V = n_items - torch.searchsorted(ascending_V, scores_V, right=True)
+        as_high_V = n_items - torch.searchsorted(ascending_V, scores_V)
+        listed_V = scores_V > -torch.inf
+        self._n_listed = listed_V.sum()
+        self._rank_V = (1 + (higher_V + as_high_V - 1).double() / 2).masked_fill(~listed_V, torch.inf)
 
-    def ranked(
-        self, targets_B: Tensor, k: int, first: Pairs | None = None, without: Pairs | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Rank of each row's target, inf for a miss, and each row's best k items, -1 in unused slots.
+    def ranked(self, targets_B: Tensor, k: int, leading: Leading | None = None, seen: Pairs | None = None) -> Ranked:
+        """Rank each row's target, an item or -1 for one outside the catalogue, and list the row's best k items."""
+        nothing = torch.zeros(0, dtype=torch.int64, device=self._rank_V.device)
+        seen = seen or Pairs(nothing, nothing)
+        ranks = self._ranks(targets_B, leading or Leading(nothing, nothing, nothing.float()), seen)
+        if leading is not None:
+            return Ranked(*ranks, *self._lists_with(leading, len(targets_B), k, seen))
+        none = Pairs(nothing, nothing)
+        return Ranked(*ranks, *(self._list(len(targets_B), k, none, moved) for moved in (none, seen)))
 
-        Args:
-            targets_B: Item of each row, -1 outside the catalogue.
-            k: Length of the lists.
-            first: Items that a row lists before all others, in this order, row after row.
-            without: Items that are left out of a row.
-        """
-        own, off = self._off_the_order(first, without)
-        rank_B = self._ranks(targets_B, own, off)
-        if without is not None:
-            rank_B = rank_B.masked_fill(has_target(without, targets_B), torch.inf)
-        return rank_B, self._lists(len(targets_B), k, own, off)
+    def _ranks(self, targets_B: Tensor, leading: Leading, seen: Pairs) -> tuple[Tensor, Tensor]:
+        rows_R, items_R, scores_R = leading
+        n_rows, n_items = len(targets_B), len(self._rank_V)
+        # The common order as scores of -1 or less, and what leads of 0 or more.
+        value_V, value_R = -self._rank_V, scores_R.double()
+        value_R -= F.pad(value_R, (0, 1)).min()
+        target_B1 = F.pad(value_V[targets_B.clamp(min=0)], (0, 1))
+        target_B1[torch.where(items_R == targets_B[rows_R], rows_R, n_rows)] = value_R
+        target_B = target_B1[:-1]
+        # To the rank of a target that leads, it adds a half itself, as what ties does.
+        rank_B = torch.where(target_B >= 0, 0.5, -target_B)
+        # What leads has risen from its place in the common order.
+        target_R = target_B[rows_R]
+        risen_R = (value_R - target_R).sign_() - (value_V[items_R] - target_R).sign_()
+        rank_B.index_add_(0, rows_R, risen_R.div_(2))
+        keys_R, keys_S = (rows * n_items + items for rows, items in ((rows_R, items_R), seen))
+        place_S = torch.searchsorted(keys_R, keys_S)
+        leads_S = F.pad(keys_R, (0, 1), value=-1)[place_S] == keys_S
+        value_S = torch.where(leads_S, F.pad(value_R, (0, 1))[place_S], value_V[seen.items_S])
+        above_S = (value_S - target_B[seen.rows_S]).sign_().add_(1).div_(2)
+        unseen_rank_B = rank_B.index_add(0, seen.rows_S, -above_S)
+        missed_B = (targets_B < 0) | (target_B == -torch.inf)
+        return (
+            rank_B.masked_fill(missed_B, torch.inf),
+            unseen_rank_B.masked_fill(missed_B | has_target(seen, targets_B), torch.inf),
+        )
 
-    def lists(self, n_rows: int, k: int, first: Pairs | None = None, without: Pairs | None = None) -> Tensor:
-        """Only the lists of `ranked`."""
-        return self._lists(n_rows, k, *self._off_the_order(first, without))
+    def _lists_with(self, leading: Leading, n_rows: int, k: int, seen: Pairs) -> tuple[Tensor, Tensor]:
+        """The best k of each row, of all items and of those that the row has not seen."""
+        rows_R, items_R, scores_R = leading
+        items_R = items_R[(rows_R * 2**33 - as_integers(scores_R)).argsort(stable=True)]
+        place_R = places_in_rows(rows_R, n_rows)[1]
+        enough_B = torch.bincount(seen.rows_S, minlength=n_rows) + k  # those that the row has seen are left out
+        first, enough = (Pairs(rows_R[some_R], items_R[some_R]) for some_R in (place_R < k, place_R < enough_B[rows_R]))
+        unseen_R = ~_is_among(enough, seen, len(self._rank_V))
+        unseen = Pairs(enough.rows_S[unseen_R], enough.items_S[unseen_R])
+        return self._list(n_rows, k, first, first), self._list(n_rows, k, unseen, _joined(unseen, seen))
 
-    def _off_the_order(self, first: Pairs | None, without: Pairs | None) -> tuple[Pairs, Pairs]:
-        """What a row lists first, and all that is off the common order: that, and what the row leaves out."""
-        none_S = torch.zeros(0, dtype=torch.int64, device=self._scores_V.device)
-        nothing = Pairs(none_S, none_S)
-        if first is None:
-            return nothing, without or nothing
-        without = without or nothing
-        n_items = len(self._scores_V)
-        keys_S, without_S = (pairs.rows_S * n_items + pairs.items_S for pairs in (first, without))
-        kept_S = (self._scores_V[first.items_S] > -torch.inf) & ~_is_among(keys_S, without_S)
-        own = Pairs(first.rows_S[kept_S], first.items_S[kept_S])
-        return own, Pairs(torch.cat([own.rows_S, without.rows_S]), torch.cat([own.items_S, without.items_S]))
-
-    def _ranks(self, targets_B: Tensor, own: Pairs, off: Pairs) -> Tensor:
-        item_B = targets_B.clamp(min=0)
-        own_B, place_S = places_in_rows(own.rows_S, len(targets_B))
-        score_S, target_score_S = self._scores_V[off.items_S], self._scores_V[item_B][off.rows_S]
-        above_S = (score_S > target_score_S) + (score_S == target_score_S).double() / 2
-        rank_B = (self.rank_V[item_B] + own_B).index_add(0, off.rows_S, -above_S)
-        own_rank_S = (1 + place_S).double() * (own.items_S == targets_B[own.rows_S])
-        own_rank_B = torch.zeros_like(rank_B).index_add_(0, own.rows_S, own_rank_S)
-        return torch.where(own_rank_B > 0, own_rank_B, rank_B).masked_fill(targets_B < 0, torch.inf)
-
-    def _lists(self, n_rows: int, k: int, own: Pairs, off: Pairs) -> Tensor:
-        n_items = len(self._scores_V)
-        own_B, place_S = places_in_rows(own.rows_S, n_rows)
-        keys_S = off.rows_S * n_items + self.place_V[off.items_S]
-        if len(own.rows_S) > 0:
-            keys_S = keys_S[own_B[off.rows_S] < k]  # only rows whose own items leave room for others
+    def _list(self, n_rows: int, k: int, first: Pairs, moved: Pairs) -> Tensor:
+        """What is first in each row, in this order, and then the common order without what is moved."""
+        n_items = len(self._order_V)
+        first_B, place_S = places_in_rows(first.rows_S, n_rows)
+        keys_S = moved.rows_S * n_items + self._place_V[moved.items_S]
+        if len(first.rows_S) > 0:
+            keys_S = keys_S[first_B[moved.rows_S] < k]  # only rows that have room for others
         keys_S = keys_S.sort().values
         rows_S, places_S = keys_S // n_items, keys_S % n_items
-        # In front of the j-th item of the rest are off the order those that have at most j of the rest in front.
+        # In front of the j-th item of the rest are moved those that have at most j of the rest in front.
         rest_in_front_S = places_S - places_in_rows(rows_S, n_rows)[1]
-        off_BK = _counted(rows_S, rest_in_front_S, n_rows, k)
+        moved_BK = _times(rows_S, rest_in_front_S, n_rows, k)
         columns_K = torch.arange(k, device=keys_S.device)
-        places_BK = columns_K + off_BK.cumsum(1)
+        places_BK = columns_K + moved_BK.cumsum(1)
         rest_BK = self._order_V[places_BK.clamp(max=n_items - 1)].masked_fill(places_BK >= self._n_listed, -1)
-        top_BK = rest_BK.gather(1, (columns_K - own_B[:, None]).clamp(min=0))
-        if len(own.rows_S) > 0:
+        top_BK = rest_BK.gather(1, (columns_K - first_B[:, None]).clamp(min=0))
+        if len(first.rows_S) > 0:
             near_S = place_S < k
-            top_BK[own.rows_S[near_S], place_S[near_S]] = own.items_S[near_S]
+            top_BK[first.rows_S[near_S], place_S[near_S]] = first.items_S[near_S]
         return top_BK
 
 
-def _counted(rows_S: Tensor, columns_S: Tensor, n_rows: int, k: int) -> Tensor:
+def _joined(some: Pairs, others: Pairs) -> Pairs:
+    return Pairs(*(torch.cat(values) for values in zip(some, others, strict=True)))
+
+
+def _times(rows_S: Tensor, columns_S: Tensor, n_rows: int, k: int) -> Tensor:
     """How often each row has each of the first k columns."""
     places_S = rows_S * (k + 1) + columns_S.clamp(max=k)  # a last column for all others
     counts_N = torch.zeros(n_rows * (k + 1), dtype=torch.int64, device=rows_S.device)
     return counts_N.index_add_(0, places_S, torch.ones_like(places_S)).view(n_rows, k + 1)[:, :k]
 
 
-def _is_among(keys_N: Tensor, some_S: Tensor) -> Tensor:
-    """Which keys are among some; faster than torch.isin where both are many."""
+def _is_among(pairs: Pairs, some: Pairs, n_items: int) -> Tensor:
+    """Which pairs are among some; faster than torch.isin where both are many."""
+    keys_N, some_S = (rows_S * n_items + items_S for rows_S, items_S in (pairs, some))
     if len(some_S) == 0:
         return torch.zeros_like(keys_N, dtype=torch.bool)
-    sorted_S = some_S.sort().values
-    return sorted_S[torch.searchsorted(sorted_S, keys_N).clamp(max=len(sorted_S) - 1)] == keys_N
+    some_S = some_S.sort().values
+    return some_S[torch.searchsorted(some_S, keys_N).clamp(max=len(some_S) - 1)] == keys_N

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from lrec.common import cpu_threads
 from lrec.model.sharded_table import Shard, Table, shard_of
-from lrec.ranking.best_items import GROUP_ITEMS, Best, BestAboveThreshold, TopItems, decoded
-from lrec.ranking.pairs import Pairs, has_target
+from lrec.ranking.best_items import GROUP_ITEMS, Best, BestAboveThreshold, Pairs, TopItems, decoded, has_target
 from lrec.ranking.shortlist import Shortlist, pays
 
 R = TypeVar("R", bound=tuple[Tensor, ...])
@@ -64,16 +63,15 @@ def score(
         seen_items_S: Item of each seen pair.
         k: Length of the lists; capped at the catalogue's size.
     """
-    asked = _Asked(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S)
+    search = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k)
+    targets_G = search.of_all(targets_B, -1)
     with cpu_threads.one_core():
-        target_score_G = asked.target_scores(targets_B)
-    targets_G = asked.of_all(targets_B, -1)
+        target_score_G = search.target_scores(targets_G)
 
-    def of_block(block: _Block, pieces: _Pieces) -> _Found:
-        rows = block.rows
-        return _score_rows(pieces.hidden_BD[rows], targets_G[rows], target_score_G[rows], block.seen, k, pieces)
+    def of_block(block: _Block) -> _Found:
+        return _score_block(block, targets_G[block.rows], target_score_G[block.rows])
 
-    found = _Found(*asked.answers(of_block))
+    found = _Found(*search.results(of_block))
     with cpu_threads.one_core():
         log_sum_B = found.log_sum_RB.logsumexp(0)
         rank_B = 1 + found.above_RB.sum(0)
@@ -81,7 +79,7 @@ def score(
         target_seen_B = has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
         rank_unseen_B = rank_B - found.seen_above_RB.sum(0)
         return Scores(
-            loss_B=(log_sum_B - asked.own(target_score_G)).masked_fill(unknown_B, math.nan),
+            loss_B=(log_sum_B - search.own(target_score_G)).masked_fill(unknown_B, math.nan),
             rank_B=rank_B.masked_fill(unknown_B, math.inf),
             rank_unseen_B=rank_unseen_B.masked_fill(unknown_B | target_seen_B, math.inf),
             top_BK=_merged(found.keys_RBK).items_BK,
@@ -101,13 +99,9 @@ def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_item
         k: Length of the lists; capped at the catalogue's size.
     """
     shard = shard_of(table_VD)
-    asked = _Asked(hidden_BD, shard, seen_rows_S, seen_items_S)
-
-    def of_block(block: _Block, pieces: _Pieces) -> tuple[Tensor]:
-        return (_list_rows(pieces.hidden_BD[block.rows], block.seen, k, pieces),)
-
-    on_cpu = cpu_threads.is_cpu(hidden_BD.device)
-    (keys_RBK,) = asked.answers(of_block, by_shortlist=on_cpu and pays(len(hidden_BD), shard.rows_HD, k))
+    by_shortlist = cpu_threads.is_cpu(hidden_BD.device) and pays(len(hidden_BD), shard.rows_HD, k)
+    search = _Search(hidden_BD, shard, seen_rows_S, seen_items_S, k, by_shortlist)
+    (keys_RBK,) = search.results(_list_block)
     return _merged(keys_RBK)
 
 
@@ -121,51 +115,44 @@ class _Found(NamedTuple):
     unseen_keys_RBK: Tensor
 
 
-class _Asked:
-    """The rows that are to be scored, those of all processes, against the part of the table that is held here."""
+def _list_block(block: "_Block") -> tuple[Tensor]:
+    best = block.best()
+    for piece in block.pieces():
+        block.seen.leave_out(piece)
+        best.add(piece.scores_BC, piece.start)
+    return (best.keys(),)
 
-    def __init__(self, hidden_BD: Tensor, shard: Shard, seen_rows_S: Tensor, seen_items_S: Tensor) -> None:
-        self._shard, self._n_rows = shard, len(hidden_BD)
-        self._most = shard.most(self._n_rows)
-        self._hidden_GD = self.of_all(hidden_BD.float())
-        if shard.processes > 1:
-            seen_rows_S, seen_items_S = self._seen_here(seen_rows_S, seen_items_S)
-        self._seen = seen_rows_S, seen_items_S
 
-    def of_all(self, values_B: Tensor, filler: float = 0) -> Tensor:
-        """The values of all processes' rows."""
-        return self._shard.gathered(values_B, self._most, filler)
+def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor) -> _Found:
+    n_rows, targets_B1, target_score_B1 = len(targets_B), targets_B[:, None], target_score_B[:, None]
+    found_B1 = target_score_B1  # the target's score as it is among the others, which may differ in its last digits
+    log_sums = [target_score_B.new_full((n_rows,), -math.inf)]
+    sign_B = torch.zeros(n_rows, dtype=torch.float64, device=target_score_B.device)
+    best, seen = block.best(), block.seen
+    for piece in block.pieces():
+        scores_BC, work_BC = piece.scores_BC, piece.work_BC
+        # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
+        share_BC = torch.softmax(scores_BC, 1, out=work_BC)
+        log_sums.append(scores_BC.amax(1) - share_BC.amax(1).log_())
+        sign_B += torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1)
+        column_B1 = targets_B1 - piece.start
+        inside_B1 = column_B1.clamp(0, scores_BC.shape[1] - 1)
+        found_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), found_B1)
+        seen.leave_out(piece)
+        best.add(scores_BC, piece.start)
+    # The sum of what `_above` gives for each item, without what it gives for the target.
+    of_target_B = (_above(found_B1, target_score_B1) * block.holds(targets_B1))[:, 0]
+    above_B = (sign_B + block.n_items) / 2 - of_target_B
+    seen_above_B = torch.zeros_like(above_B)
+    seen_above_B.index_add_(0, seen.rows_S, _above(seen.scores_S, target_score_B[seen.rows_S]).double())
+    unseen_keys_BK = best.keys()
+    best.add_pairs(seen.rows_S, seen.items_S, seen.scores_S)
+    return _Found(torch.stack(log_sums).logsumexp(0), above_B, seen_above_B, best.keys(), unseen_keys_BK)
 
-    def own(self, values_G: Tensor) -> Tensor:
-        """Those of this process's rows."""
-        return values_G[self._shard.rank * self._most :][: self._n_rows]
 
-    def target_scores(self, targets_B: Tensor) -> Tensor:
-        """The score of each row's target."""
-        targets_G = self.of_all(targets_B, -1)
-        here_G, _ = self._shard.places(targets_G)
-        scores_G = (self._hidden_GD * self._shard.rows_here(targets_G)).sum(1)
-        return self._shard.summed(scores_G.masked_fill(~here_G, 0.0))
-
-    def answers(self, of_block: Callable[["_Block", "_Pieces"], R], by_shortlist: bool = False) -> list[Tensor]:
-        """What is made of each block of rows, its fields joined to those of all rows; of this process's rows, from each
-        process."""
-        # Half precision, as in an autocast region, would tie scores that differ.
-        with torch.autocast(self._hidden_GD.device.type, enabled=False):
-            pieces = _Pieces(self._hidden_GD, self._shard, by_shortlist)
-            blocks = pieces.mapped(of_block, *self._seen)
-        with cpu_threads.one_core():
-            return [self._shard.exchanged(torch.cat(parts), self._n_rows) for parts in zip(*blocks, strict=True)]
-
-    def _seen_here(self, rows_S: Tensor, items_S: Tensor) -> tuple[Tensor, Tensor]:
-        """All processes' seen pairs, with places among all rows; on a CPU only those whose items are held here."""
-        most = self._shard.most(len(rows_S))
-        rows_G = self._shard.gathered(rows_S + self._shard.rank * self._most, most)
-        items_G = self._shard.gathered(items_S, most, self._shard.n_items)
-        if not cpu_threads.is_cpu(items_G.device):
-            return rows_G, items_G
-        here_G, _ = self._shard.places(items_G)
-        return rows_G[here_G], items_G[here_G]
+def _above(scores: Tensor, target_scores: Tensor) -> Tensor:
+    """What each score adds to the rank of a target: 1 if it is higher, a half if it is tied."""
+    return (scores - target_scores).sign_().add_(1).div_(2)
 
 
 def _merged(keys_RBK: Tensor) -> TopItems:
@@ -176,146 +163,126 @@ def _merged(keys_RBK: Tensor) -> TopItems:
     return decoded(keys_BW.topk(keys_RBK.shape[2], 1).values)
 
 
-def _list_rows(hidden_BD: Tensor, seen: "_Seen", k: int, pieces: "_Pieces") -> Tensor:
-    best = pieces.best(hidden_BD, k)
-    for piece in pieces.of(hidden_BD):
-        seen.leave_out(piece)
-        best.add(piece.scores_BC, piece.start)
-    return best.keys()
+class _Search:
+    """The rows of all processes, scored a block at a time against the part of the table that is held here."""
 
-
-def _score_rows(
-    hidden_BD: Tensor, targets_B: Tensor, target_score_B: Tensor, seen: "_Seen", k: int, pieces: "_Pieces"
-) -> _Found:
-    n_rows, targets_B1, target_score_B1 = len(hidden_BD), targets_B[:, None], target_score_B[:, None]
-    counted_B1 = target_score_B1  # the target's score as it is counted, which may differ in its last digits
-    log_sums = [hidden_BD.new_full((n_rows,), -math.inf)]
-    sign_B = torch.zeros(n_rows, dtype=torch.float64, device=hidden_BD.device)
-    best = pieces.best(hidden_BD, k)
-    for piece in pieces.of(hidden_BD):
-        scores_BC = piece.scores_BC
-        work_BC = pieces.work_like(scores_BC)
-        # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
-        share_BC = torch.softmax(scores_BC, 1, out=work_BC)
-        log_sums.append(scores_BC.amax(1) - share_BC.amax(1).log_())
-        sign_B += torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1)
-        column_B1 = targets_B1 - piece.start
-        inside_B1 = column_B1.clamp(0, scores_BC.shape[1] - 1)
-        counted_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), counted_B1)
-        seen.leave_out(piece)
-        best.add(scores_BC, piece.start)
-    # The sum of what `above` gives for each item, without what it gives for the target.
-    above_B = (sign_B + pieces.n_here) / 2 - (above(counted_B1, target_score_B1) * pieces.has(targets_B1))[:, 0]
-    seen_above_B = torch.zeros_like(above_B)
-    seen_above_B.index_add_(0, seen.rows_S, above(seen.scores_S, target_score_B[seen.rows_S]).double())
-    unseen_keys_BK = best.keys()
-    best.add_pairs(seen.rows_S, seen.items_S, seen.scores_S)
-    return _Found(torch.stack(log_sums).logsumexp(0), above_B, seen_above_B, best.keys(), unseen_keys_BK)
-
-
-def above(scores: Tensor, target_scores: Tensor) -> Tensor:
-    """What each score adds to the rank of a target: 1 if it is higher, a half if it is tied."""
-    return (scores - target_scores).sign_().add_(1).div_(2)
-
-
-class _Pieces:
-    """How rows and catalogue are cut into pieces, and the memory that all pieces use one after the other."""
-
-    def __init__(self, hidden_BD: Tensor, shard: Shard, by_shortlist: bool) -> None:
-        self._on_cpu = cpu_threads.is_cpu(hidden_BD.device)
-        self.hidden_BD, self.n_items = hidden_BD, shard.n_items
-        self._table_HD, self._first = shard.rows_HD, shard.start
-        self._by_shortlist = by_shortlist
-        self._dtype = torch.bfloat16 if by_shortlist else hidden_BD.dtype
+    def __init__(
+        self,
+        hidden_BD: Tensor,
+        shard: Shard,
+        seen_rows_S: Tensor,
+        seen_items_S: Tensor,
+        k: int,
+        by_shortlist: bool = False,
+    ) -> None:
+        self.shard, self.k, self.by_shortlist = shard, min(k, shard.n_items), by_shortlist
+        self.on_cpu = cpu_threads.is_cpu(hidden_BD.device)
         self._n_rows = len(hidden_BD)
-        self._n_block = max(self._n_rows, 1)
-        n_scores = (CPU_PIECE_BYTES if self._on_cpu else PIECE_BYTES) // self._dtype.itemsize
-        n_here = max(len(self._table_HD), 1)
-        most = CPU_PIECE_ROWS if self._on_cpu else PIECE_ROWS
-        most = max(n_scores // n_here, most)  # where a piece holds the catalogue, as many as fit
-        if self._n_rows > most:
-            alike = 4 if self._on_cpu else 1  # 2 or 4 threads have as many each
-            if by_shortlist:  # each block rounds the table, and its scores do not depend on its size
-                alike, most = torch.get_num_threads(), max(n_scores // n_here, 2 * CPU_PIECE_ROWS)
-            n_blocks = -(-self._n_rows // (alike * most)) * alike
-            self._n_block = -(-self._n_rows // n_blocks)
-        self._n_chunk = min(max(n_scores // self._n_block, GROUP_ITEMS), n_here)
-        self._of_thread = threading.local()
+        self._most = shard.most(self._n_rows)
+        self.hidden_GD = self.of_all(hidden_BD.float())
+        if shard.processes > 1:
+            most = shard.most(len(seen_rows_S))
+            seen_rows_S = shard.gathered(seen_rows_S + shard.rank * self._most, most)
+            seen_items_S = shard.gathered(seen_items_S, most, shard.n_items)
+        self.seen = Pairs(seen_rows_S, seen_items_S)
+        dtype = torch.bfloat16 if by_shortlist else torch.float32
+        self.n_block, self.n_chunk = self._sizes(dtype)
+        self.memory = _Memory(self.n_block * self.n_chunk, dtype, hidden_BD.device)
 
-    @property
-    def n_here(self) -> int:
-        """Items whose rows of the table are here."""
-        return len(self._table_HD)
+    def _sizes(self, dtype: torch.dtype) -> tuple[int, int]:
+        """Rows of a block, and items of a piece."""
+        n_rows, n_items = len(self.hidden_GD), max(len(self.shard.rows_HD), 1)
+        n_scores = (CPU_PIECE_BYTES if self.on_cpu else PIECE_BYTES) // dtype.itemsize
+        # Where a piece holds the catalogue, as many rows as fit.
+        most = max(n_scores // n_items, CPU_PIECE_ROWS if self.on_cpu else PIECE_ROWS)
+        n_block = max(n_rows, 1)
+        if n_rows > most:
+            alike = 4 if self.on_cpu else 1  # 2 or 4 threads have as many each
+            if self.by_shortlist:  # each block rounds the table, and its scores do not depend on its size
+                alike, most = torch.get_num_threads(), max(n_scores // n_items, 2 * CPU_PIECE_ROWS)
+            n_block = -(-n_rows // (-(-n_rows // (alike * most)) * alike))
+        return n_block, min(max(n_scores // n_block, GROUP_ITEMS), n_items)
 
-    def has(self, items: Tensor) -> Tensor:
-        """Which of these items are among them."""
-        return (items >= self._first) & (items < self._first + self.n_here)
+    def of_all(self, values_B: Tensor, filler: float = 0) -> Tensor:
+        """The values of all processes' rows."""
+        return self.shard.gathered(values_B, self._most, filler)
 
-    def mapped(self, of_block: Callable[["_Block", "_Pieces"], R], rows_S: Tensor, items_S: Tensor) -> list[R]:
-        """What is made of each block of rows, on a CPU by a thread for each core."""
-        blocks = self._blocks(rows_S, items_S) if self._on_cpu else self._blocks_of_all(rows_S, items_S)
-        if self._on_cpu and self._n_rows > self._n_block:
-            return cpu_threads.mapped(lambda block: of_block(block, self), blocks)
-        return [of_block(block, self) for block in blocks]
+    def own(self, values_G: Tensor) -> Tensor:
+        """Those of this process's rows."""
+        return values_G[self.shard.rank * self._most :][: self._n_rows]
 
-    def best(self, hidden_BD: Tensor, k: int) -> Best | BestAboveThreshold:
-        """The best items of a block of rows, none yet."""
-        k = min(k, self.n_items)
-        if self._by_shortlist:
-            return Shortlist(hidden_BD, self._table_HD, self._first, k)
-        return BestAboveThreshold(len(hidden_BD), k) if self._on_cpu else Best(len(hidden_BD), k, hidden_BD.device)
+    def target_scores(self, targets_G: Tensor) -> Tensor:
+        """The score of each row's target."""
+        here_G, _ = self.shard.places(targets_G)
+        scores_G = (self.hidden_GD * self.shard.rows_here(targets_G)).sum(1)
+        return self.shard.summed(scores_G.masked_fill(~here_G, 0.0))
 
-    def _blocks(self, rows_S: Tensor, items_S: Tensor) -> Iterator["_Block"]:
-        n_chunks = -(-len(self._table_HD) // self._n_chunk)
-        n_blocks = -(-max(self._n_rows, 1) // self._n_block)
-        piece_S = rows_S // self._n_block * n_chunks + (items_S - self._first) // self._n_chunk
-        order_S = piece_S.argsort()
-        rows_S, items_S = rows_S[order_S], items_S[order_S]
-        bounds = [0, *torch.bincount(piece_S, minlength=n_blocks * n_chunks).cumsum(0).tolist()]
-        for block in range(n_blocks):
-            of_block = bounds[block * n_chunks : (block + 1) * n_chunks + 1]
-            pairs, start = slice(of_block[0], of_block[-1]), block * self._n_block
-            starts = [bound - of_block[0] for bound in of_block]
-            seen = _SeenInOrder(rows_S[pairs] - start, items_S[pairs], starts, self._n_chunk, self._first)
-            yield _Block(slice(start, start + self._n_block), seen)
+    def results(self, of_block: "Callable[[_Block], R]") -> list[Tensor]:
+        """What is made of each block, on a CPU by a thread for each core, its fields joined to those of all rows; of
+        this process's rows, from each process."""
+        starts = range(0, max(len(self.hidden_GD), 1), self.n_block)
+        blocks = (_Block(self, start) for start in starts)
+        # Half precision, as in an autocast region, would tie scores that differ.
+        with torch.autocast(self.hidden_GD.device.type, enabled=False):
+            in_threads = self.on_cpu and len(starts) > 1
+            found = cpu_threads.mapped(of_block, blocks) if in_threads else [of_block(block) for block in blocks]
+        with cpu_threads.one_core():
+            return [self.shard.exchanged(torch.cat(parts), self._n_rows) for parts in zip(*found, strict=True)]
 
-    def _blocks_of_all(self, rows_S: Tensor, items_S: Tensor) -> Iterator["_Block"]:
-        """Each block with all pairs: how many are its own, only the device knows. The others get an item that no piece
-        has."""
-        for start in range(0, max(self._n_rows, 1), self._n_block):
-            row_S = rows_S - start
-            other_S = (row_S < 0) | (row_S >= self._n_block)
-            seen = _Seen(row_S.masked_fill(other_S, 0), items_S.masked_fill(other_S, self.n_items))
-            yield _Block(slice(start, start + self._n_block), seen)
 
-    def of(self, hidden_BD: Tensor) -> Iterator["_Piece"]:
-        """The pieces of a block of rows, each of which the thread's next one overwrites."""
-        hidden_BD = hidden_BD.to(self._dtype)
-        for start in range(0, len(self._table_HD), self._n_chunk):
-            table_CD = self._table_HD[start : start + self._n_chunk].to(self._dtype)
-            scores_F = self._memory("scores")[: len(hidden_BD) * len(table_CD) + 1]
-            scores_BC = scores_F[:-1].view(len(hidden_BD), len(table_CD))
-            yield _Piece(self._first + start, torch.mm(hidden_BD, table_CD.T, out=scores_BC), scores_F)
+class _Memory(threading.local):
+    """What each thread uses for one piece after the other: allocating takes longer than computing the scores."""
 
-    def work_like(self, scores_BC: Tensor) -> Tensor:
-        """Memory of the same shape."""
-        return self._memory("work")[: scores_BC.numel()].view_as(scores_BC)
-
-    def _memory(self, name: str) -> Tensor:
-        """Memory of this thread, the same every time: allocating takes longer than computing the scores."""
-        if not hasattr(self._of_thread, name):
-            n_scores = self._n_block * self._n_chunk
-            setattr(self._of_thread, name, self.hidden_BD.new_empty(n_scores + 1, dtype=self._dtype))
-        memory: Tensor = getattr(self._of_thread, name)
-        return memory
+    def __init__(self, n_scores: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.scores_F, self.work_F = torch.empty(2, n_scores + 1, dtype=dtype, device=device)
 
 
 class _Piece(NamedTuple):
-    """Scores of some rows and some items."""
+    """Scores of a block's rows and some items, and as much memory to work in."""
 
     start: int  # the first item
     scores_BC: Tensor
-    scores_F: Tensor  # the same, row after row, and one more element, for what lies outside
+    work_BC: Tensor
+    scores_F: Tensor  # the scores, row after row, and one more element, for what lies outside
+
+
+class _Block:
+    """Rows that are scored at once, and what they have seen."""
+
+    def __init__(self, search: _Search, start: int) -> None:
+        self._search, self._table_HD = search, search.shard.rows_HD
+        self.rows, self.n_items = slice(start, start + search.n_block), len(self._table_HD)
+        row_S, items_S = search.seen.rows_S - start, search.seen.items_S
+        own_S = (row_S >= 0) & (row_S < search.n_block)
+        if search.on_cpu:
+            order_S = items_S[own_S].argsort()
+            self.seen = _Seen(row_S[own_S][order_S], items_S[own_S][order_S], by_item=True)
+        else:  # only the device knows how many are its own: the others get an item that no piece has
+            self.seen = _Seen(row_S.masked_fill(~own_S, 0), items_S.masked_fill(~own_S, search.shard.n_items))
+
+    def holds(self, items: Tensor) -> Tensor:
+        """Which of these items are among those that it is scored against."""
+        return self._search.shard.places(items)[0]
+
+    def best(self) -> Best | BestAboveThreshold:
+        """The best items of its rows, none yet."""
+        search, hidden_BD = self._search, self._search.hidden_GD[self.rows]
+        if search.by_shortlist:
+            return Shortlist(hidden_BD, self._table_HD, search.shard.start, search.k)
+        if search.on_cpu:
+            return BestAboveThreshold(len(hidden_BD), search.k)
+        return Best(len(hidden_BD), search.k, hidden_BD.device)
+
+    def pieces(self) -> Iterator[_Piece]:
+        """Its scores, piece by piece, each of which the thread's next one overwrites."""
+        memory, dtype = self._search.memory, self._search.memory.scores_F.dtype
+        hidden_BD = self._search.hidden_GD[self.rows].to(dtype)
+        for start in range(0, self.n_items, self._search.n_chunk):
+            table_CD = self._table_HD[start : start + self._search.n_chunk].to(dtype)
+            shape = len(hidden_BD), len(table_CD)
+            scores_F, work_F = (of_all[: math.prod(shape) + 1] for of_all in (memory.scores_F, memory.work_F))
+            scores_BC = torch.mm(hidden_BD, table_CD.T, out=scores_F[:-1].view(shape))
+            yield _Piece(self._search.shard.start + start, scores_BC, work_F[:-1].view(shape), scores_F)
 
 
 class _Seen:
@@ -325,39 +292,19 @@ class _Seen:
         scores_S: Score of each once its piece has come; -inf where its item is in none.
     """
 
-    def __init__(self, rows_S: Tensor, items_S: Tensor) -> None:
-        self.rows_S, self.items_S = rows_S, items_S
+    def __init__(self, rows_S: Tensor, items_S: Tensor, by_item: bool = False) -> None:
+        """Name the pairs, and whether they are in the order of items: then each piece takes time for its own alone."""
+        self.rows_S, self.items_S, self._by_item = rows_S, items_S, by_item
         self.scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 
     def leave_out(self, piece: _Piece) -> None:
         """Keep the scores of the pairs that lie in the piece, and put -inf in their places."""
-        n_items = piece.scores_BC.shape[1]
-        column_S = self.items_S - piece.start
+        n_items, some = piece.scores_BC.shape[1], slice(None)
+        if self._by_item:
+            bounds = torch.tensor([piece.start, piece.start + n_items])
+            some = slice(*torch.searchsorted(self.items_S, bounds).tolist())
+        column_S = self.items_S[some] - piece.start
         outside_S = (column_S < 0) | (column_S >= n_items)
-        place_S = (self.rows_S * n_items + column_S).masked_fill(outside_S, len(piece.scores_F) - 1)
-        self.scores_S = torch.where(outside_S, self.scores_S, piece.scores_F[place_S])
+        place_S = (self.rows_S[some] * n_items + column_S).masked_fill(outside_S, len(piece.scores_F) - 1)
+        self.scores_S[some] = torch.where(outside_S, self.scores_S[some], piece.scores_F[place_S].float())
         piece.scores_F.index_fill_(0, place_S, -math.inf)
-
-
-class _SeenInOrder(_Seen):
-    """The same, one piece of the catalogue after the other: a CPU has many, and each has few pairs."""
-
-    def __init__(self, rows_S: Tensor, items_S: Tensor, starts: list[int], n_chunk: int, first: int) -> None:
-        """Name where the pairs of each piece begin, the number of items of a piece, and the first item of all."""
-        super().__init__(rows_S, items_S)
-        self._starts, self._n_chunk, self._first = starts, n_chunk, first
-
-    def leave_out(self, piece: _Piece) -> None:
-        """See `_Seen.leave_out`."""
-        number = (piece.start - self._first) // self._n_chunk
-        pairs = slice(self._starts[number], self._starts[number + 1])
-        places = self.rows_S[pairs], self.items_S[pairs] - piece.start
-        self.scores_S[pairs] = piece.scores_BC[places].float()
-        piece.scores_BC[places] = -math.inf
-
-
-class _Block(NamedTuple):
-    """Rows that are scored at once, and what they have seen."""
-
-    rows: slice
-    seen: _Seen

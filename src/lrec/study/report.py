@@ -27,6 +27,8 @@ from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.sweep import Tuned
 
+# Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
+LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity)@\d+(_unseen)?(_se)?$|(loss|loss_se|targets\w*)$"
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95
@@ -167,7 +169,8 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[
 
 def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     extra = ["with trajectory"] if any(point.trajectory_loss is not None for point in points.values()) else []
-    rows = [["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *COLUMNS]]
+    columns = (*COLUMNS, *_own_metrics(points))
+    rows = [["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *columns]]
     for run in runs:
         point = points[run.name]
         size = run.size + (" (held out)" if run.held_out else "")
@@ -177,14 +180,21 @@ def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
         else:
             losses = [point.val_loss, point.test_loss, *([point.trajectory_loss] if extra else [])]
             row += ["" if loss is None else f"{loss:.4f}" for loss in losses]
-            row += [f"{point.metric(f'test/{column}'):.4f}" for column in COLUMNS]
+            row += [f"{point.metric(f'test/{column}'):.4f}" for column in columns]
         rows.append(row)
     tested = next((point for point in points.values() if not point.diverged), None)
     if tested is not None:
         for name in _baselines(tested):
             row = [name, *[""] * 5, f"{tested.metric(f'test/{name}/loss'):.4f}", *[""] * len(extra)]
-            rows.append(row + [f"{tested.metric(f'test/{name}/{column}'):.4f}" for column in COLUMNS])
+            rows.append(row + [f"{tested.metric(f'test/{name}/{column}'):.4f}" for column in columns])
     return rows_table([row + [""] * (len(rows[0]) - len(row)) for row in rows], text=(0,))
+
+
+def _own_metrics(points: dict[str, Point]) -> list[str]:
+    """The figures of the user's metrics that the runs were tested with; of several k, those of 10."""
+    tested = dict.fromkeys(name.removeprefix("test/") for point in points.values() for name in point.metrics)
+    own = [name for name in tested if not re.match(LRECS, name) and not name.endswith("_se")]
+    return [name for name in own if "@" not in name or name.removesuffix("_unseen").endswith("@10")]
 
 
 def _baselines(point: Point) -> list[str]:

@@ -9,6 +9,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from lrec.common.files import replacing, write_json, write_text
 from lrec.common.text_tables import rows_table
+from lrec.evaluation.cases import LIST_LENGTH
+from lrec.evaluation.metrics import METRICS
 from lrec.tasks.figures import alt_of, task_figure
 from lrec.tasks.intervals import CONFIDENCE, RESAMPLES, Estimate, estimate
 from lrec.tasks.results import Section, TaskResult
@@ -78,10 +80,17 @@ class Report:
             blocks += [f"![{alt_of(result)}]({result.name}.png)"] if result.sections else []
             for section in result.sections:
                 blocks.append(f"### {section.title}")
-                blocks += [_table(section, metric) for metric in section.shown]
+                blocks += [_table(section, metric) for metric in (*section.shown, *self._own(section))]
                 blocks.append("\n".join(f"- {finding}" for finding in section.findings))
             blocks.append("\n".join(f"- {note}." for note in result.notes))
         return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def _own(self, section: Section) -> list[str]:
+        """The figures of the user's metrics that the section has."""
+        own = [metric for metric in self.ladder.metrics if metric not in METRICS]
+        labels = [f"{metric.name}@{LIST_LENGTH}" if metric.at_k else metric.name for metric in own]
+        draws = next(iter(section.groups.values())).draws[section.names[0]]
+        return [label for label in labels if label in draws]
 
     def summary(self) -> str:
         """The first metric of each section, its findings, and the notes, for a terminal."""

@@ -20,6 +20,7 @@ from lrec.evaluation.cases import (
     rank_by_repeating,
     values_of,
 )
+from lrec.evaluation.metrics import METRICS, Metric
 from lrec.tasks.intervals import Estimate, UserResamples, estimate, ratio, slope
 from lrec.tasks.trained_runs import Ladder, TrainedRun
 
@@ -141,7 +142,10 @@ def assess(
         raise NoCasesError(f"{title}: there is no case")
     resamples = UserResamples(np.concatenate([cases.users_C for cases in present.values()]), seed)
     sizes = list(ladder.runs.values())
-    measured = {name: measure(resamples, cases, sizes, ladder.counts_V, with_lists) for name, cases in present.items()}
+    measured = {
+        name: measure(resamples, cases, sizes, ladder.counts_V, with_lists, metrics=ladder.metrics)
+        for name, cases in present.items()
+    }
     section = Section(title, ladder.names, ladder.n_body_S, measured)
     if compared is not None:
         section.findings = [compare_gains(section, metric, *compared) for metric in section.shown]
@@ -157,6 +161,7 @@ def measure(
     counts_V: np.ndarray,
     with_lists: bool = False,
     candidates_V: np.ndarray | None = None,
+    metrics: Sequence[Metric] = METRICS,
 ) -> Group:
     """Every metric of every scorer on the same cases, in catalogue indices of the networks.
 
@@ -165,7 +170,8 @@ def measure(
     """
 
     def draws_of(rankings: list[Ranked]) -> Draws:
-        draws = resamples.means_of_runs([values_of(ranked, counts_V) for ranked in rankings], cases.users_C)
+        values = [values_of(ranked, cases.targets_C, counts_V, metrics) for ranked in rankings]
+        draws = resamples.means_of_runs(values, cases.users_C)
         if with_lists:
             coverages = [resamples.coverage(r.top_CK, cases.users_C, len(counts_V)) for r in rankings]
             draws[f"coverage@{LIST_LENGTH}"] = np.mean(coverages, 0)

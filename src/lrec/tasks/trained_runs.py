@@ -11,6 +11,7 @@ from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.rules import Split
 from lrec.errors import UserError
+from lrec.evaluation.metrics import METRICS, Metric, metrics_of
 from lrec.evaluation.shared_scoring import device
 from lrec.model import cost
 from lrec.model.transformer import Transformer
@@ -60,6 +61,7 @@ class Ladder:
         runs: The runs of each size, trained on all domains.
         domains: Those trained on one domain alone, cut at the same places, by domain.
         most_users: How many users were drawn at most, of those who test and of those held out; None: all.
+        metrics: lrec's metrics, and those of your own that the runs were trained with.
     """
 
     split: Split
@@ -67,6 +69,7 @@ class Ladder:
     runs: BySize
     domains: dict[str, DomainRuns] = field(default_factory=dict)
     most_users: int | None = None
+    metrics: tuple[Metric, ...] = METRICS
 
     @property
     def names(self) -> list[str]:
@@ -162,7 +165,18 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
         alone = [trained for trained in mine if trained.run.config.value(_STARTS_FROM) is None]
         tuned = [trained for trained in mine if trained.run.config.value(_STARTS_FROM) is not None]
         domains[name] = DomainRuns(split_of(mine), _by_size(alone), _by_size(tuned))
-    return Ladder(split_of(whole), base.max_len, _by_size(whole), domains, most_users)
+    metrics = _metrics([trained.run for trained in runs], data.trust)
+    return Ladder(split_of(whole), base.max_len, _by_size(whole), domains, most_users, metrics)
+
+
+def _metrics(runs: list[Run], trust: bool) -> tuple[Metric, ...]:
+    """lrec's own metrics, and those that any of the runs was tested with."""
+    named: list[dict[str, Any]] = []
+    for run in runs:
+        own = run.config.nested["model"].get("metrics") or []
+        check_trusted({"metrics": own}, trust, run.config_file)
+        named += [each for each in (own if isinstance(own, list) else [own]) if each not in named]
+    return metrics_of(named)
 
 
 def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:
@@ -191,4 +205,4 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
 def _kind(run: TrainedRun) -> tuple[Any, Any]:
     """What runs of one size that differ in their seed alone share."""
     options = run.run.config.nested
-    return {**options["model"], "warm_start": None}, options["data"].get("reduction")
+    return {**options["model"], "warm_start": None, "metrics": None}, options["data"].get("reduction")

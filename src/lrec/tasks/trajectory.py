@@ -14,7 +14,7 @@ from lrec.evaluation.cases import Cases, batches, by_count, cases_before, rank_b
 from lrec.evaluation.shared_scoring import share_of, together
 from lrec.model.attention_context import KeyValueCache
 from lrec.model.transformer import Transformer
-from lrec.ranking.common_order import Pairs
+from lrec.ranking.best_items import Pairs
 from lrec.ranking.scoring import score
 from lrec.tasks.intervals import UserResamples
 from lrec.tasks.results import (
@@ -137,16 +137,16 @@ def _of_new(hidden_B1D: Tensor, table_VD: Tensor) -> Tensor:
 def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
     """The same for popularity: always the most popular item, or without repeats one after the other."""
     order, truth_CT = by_count(counts_V), torch.from_numpy(given.truth_CT)
-    without = None if repeats else _seen(given.seen)
-    _, items_CT = order.ranked(truth_CT[:, 0], truth_CT.shape[1], without=without)
+    seen = None if repeats else _seen(given.seen)
+    items_CT = order.ranked(truth_CT[:, 0], truth_CT.shape[1], seen=seen).top_unseen_BK
     if repeats:
         items_CT = items_CT[:, :1].expand_as(truth_CT)
     ranks = []
     for items_C, truth_C in zip(items_CT.T, truth_CT.T, strict=True):
-        ranks.append(order.ranked(truth_C, 1, without=without)[0])
-        if without is not None:
+        ranks.append(order.ranked(truth_C, 1, seen=seen).rank_unseen_B)
+        if seen is not None:
             rows_S = (items_C >= 0).nonzero()[:, 0]
-            without = Pairs(torch.cat([without.rows_S, rows_S]), torch.cat([without.items_S, items_C[rows_S]]))
+            seen = Pairs(torch.cat([seen.rows_S, rows_S]), torch.cat([seen.items_S, items_C[rows_S]]))
     return Decoded(items_CT.numpy(), torch.stack(ranks, 1).numpy())
 
 

@@ -91,11 +91,13 @@ def _pretraining(domain: str, runs: DomainRuns, ladder: Ladder, seed: int, notes
         return [by_size[n_body] for n_body in sizes]
 
     groups = {
-        ALONE: measure(resamples, cases, of(runs.alone), runs.split.counts_V),
-        ZERO_SHOT: measure(resamples, among_all, of(ladder.runs), ladder.counts_V, candidates_V=index_W),
+        ALONE: measure(resamples, cases, of(runs.alone), runs.split.counts_V, metrics=ladder.metrics),
+        ZERO_SHOT: measure(
+            resamples, among_all, of(ladder.runs), ladder.counts_V, candidates_V=index_W, metrics=ladder.metrics
+        ),
     }
     if runs.fine_tuned:
-        groups[FINE_TUNED] = measure(resamples, cases, of(runs.fine_tuned), runs.split.counts_V)
+        groups[FINE_TUNED] = measure(resamples, cases, of(runs.fine_tuned), runs.split.counts_V, metrics=ladder.metrics)
     names = [ladder.runs[n_body][0].name for n_body in sizes]
     title = f"Domain {domain}: trained on it alone, on all domains (zero-shot), on all and then on it"
     section = Section(title, names, np.array(sizes, dtype=np.float64), groups)

@@ -20,12 +20,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted
 from lrec.evaluation.baselines import BASELINES
-from lrec.evaluation.metrics import KS
-from lrec.evaluation.run_verdict import verdict
+from lrec.evaluation.metrics import KS, METRICS, Metric, suffixes
 from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
 from lrec.training.module import SequentialRecommender, recommender
+from lrec.training.monitor import verdict
 from lrec.training.schedule import phase
 from lrec.training.strategies import precision_of
 
@@ -193,7 +193,7 @@ class EvaluationReport(Announcer):
     def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
         figures = {"model": model.evaluations[stage], **_baselines(stage, model)}
         floor = (model.data.floor or {}).get(stage)
-        table = evaluation_table(stage, figures, floor)
+        table = evaluation_table(stage, figures, floor, model.metrics)
         self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
         limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
         if is_partial(limit):
@@ -203,7 +203,7 @@ class EvaluationReport(Announcer):
             self.message += (
                 f"\n{counted(outside, 'target')} outside the catalogue: left out of the loss, misses in the ranking"
             )
-        line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points)
+        line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics)
         if line is not None:
             self.message += f"\n{line}"
         _run(trainer).write_metrics(
@@ -270,17 +270,23 @@ def is_partial(limit: float) -> bool:
     return isinstance(limit, int) or limit < 1
 
 
-def evaluation_table(stage: str, figures: dict[str, dict[str, float]], floor: float | None) -> str:
+def evaluation_table(
+    stage: str, figures: dict[str, dict[str, float]], floor: float | None, metrics: Sequence[Metric] = METRICS
+) -> str:
     """The figures of each scorer as text: cross-entropy, then a line per metric over all items and over unseen ones."""
     lines = [f"{stage:<12}{'':<12}" + "".join(f"{f'@{k}':>10}" for k in KS)]
     for scorer, row in figures.items():
         loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
         lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
         for suffix, title in (("", "all items"), ("_unseen", "unseen items")):
-            for name in ("HR", "NDCG", "MRR", "coverage", "popularity") if scorer == "model" else ("HR", "NDCG"):
-                values = [row[f"{name}@{k}{suffix}"] for k in KS]
+            for metric in metrics:
+                shown = scorer == "model" or metric not in METRICS or metric.name in ("HR", "NDCG")
+                if metric.name == "loss" or not shown or suffix not in suffixes(metric):
+                    continue
+                values = [row[f"{label}{suffix}"] for label in metric.labels]
                 cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
-                lines.append(f"  {title if name == 'HR' else '':<12}  {name:<10}" + "".join(cells))
+                of = title if metric.name == "HR" else ""
+                lines.append(f"  {of:<12}  {metric.name:<10}" + "".join(cells))
     return "\n".join(lines)
 
 

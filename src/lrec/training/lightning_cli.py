@@ -25,6 +25,7 @@ from lrec.common.files import check_folder
 from lrec.common.hardware import kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
+from lrec.evaluation.metrics import metrics_of
 from lrec.run import CONFIG, Run
 from lrec.training import target_losses
 from lrec.training.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
@@ -135,10 +136,11 @@ class CommandLine(LightningCLI):
         super().parse_arguments(parser, args)
         self._stay_with_the_configuration()
         check_options(self.command, self.config)
+        metrics = metrics_of([each.as_dict() for each in as_list(self.config.model.init_args.get("metrics"))])
         for group in ("checkpoint", "early_stopping"):
             chosen = self.config[group]
-            check_monitored(chosen.monitor, f"--{group}")
-            chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}")
+            check_monitored(chosen.monitor, f"--{group}", metrics)
+            chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}", metrics)
 
     def _stay_with_the_configuration(self) -> None:
         """A run that was copied or moved is where its config.yaml is, not where that says it was."""
@@ -231,7 +233,7 @@ def fit(cli: CommandLine) -> None:
         cli.model.warm_start = None  # it has been made
     for callback in as_list(cli.config_init.trainer.callbacks):
         if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
-            mode_of(callback.monitor, callback.mode, type(callback).__name__)
+            mode_of(callback.monitor, callback.mode, type(callback).__name__, cli.model.metrics)
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
     trainer: Any = cli.trainer

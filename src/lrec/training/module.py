@@ -18,15 +18,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lrec.checkpoint.trained import (
-    refuse_other_network,
-)
+from lrec.checkpoint.trained import refuse_other_network
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
+from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation.evaluator import Evaluator
-from lrec.evaluation.metrics import KS
+from lrec.evaluation.metrics import KS, Metric, with_own
 from lrec.model import parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig
@@ -75,6 +74,7 @@ class SequentialRecommender(StoredModel):
         warm_start: str | Path | None = None,
         item_vectors: Path | None = None,
         item_vectors_use: Use = "added",
+        metrics: list[Metric] | Metric | None = None,
     ) -> None:
         """Choose the network by size or by layers, width and heads.
 
@@ -100,6 +100,7 @@ class SequentialRecommender(StoredModel):
                 title; null for none.
             item_vectors_use: fixed makes each row of the item table of its vector by a trained projection; added adds a
                 row of the item's own, which begins at 0; initial gives rows their values before training alone.
+            metrics: Metrics of your own beside lrec's, each a class (docs/extending.md); null for none.
         """
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass too
@@ -120,7 +121,8 @@ class SequentialRecommender(StoredModel):
         self.item_vectors = None if item_vectors is None else Path(item_vectors)
         self.item_vectors_use = item_vectors_use
         self._counts_V: Tensor | None = None
-        self._evaluator = Evaluator()
+        self.metrics = with_own(metrics)
+        self._evaluator = Evaluator(self.metrics)
         self.train_loss = math.nan
         self._since_logged = LossSum()
 
@@ -273,13 +275,16 @@ class SequentialRecommender(StoredModel):
 
     def on_validation_start(self) -> None:
         """Begin an evaluation, and close the mean training loss since the last one."""
-        self._evaluator.begin("val", self.trainer, self.data, self.counts_V)
+        self._evaluator.begin("val", self.data, self.counts_V, fitting=self.trainer.state.fn == "fit")
         if self._since_evaluation.loss_sum is not None:
             self.train_loss = self._since_evaluation.mean(self)
 
     def on_test_start(self) -> None:
         """Begin an evaluation."""
-        self._evaluator.begin("test", self.trainer, self.data, self.counts_V)
+        own = type(self.data).test_dataloader is SequenceDataModule.test_dataloader
+        loader = self.trainer.test_dataloaders
+        keep = own and loader is not None and self.trainer.num_test_batches == [len(loader)]
+        self._evaluator.begin("test", self.data, self.counts_V, keep=keep)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         """Score the targets of validation or test."""

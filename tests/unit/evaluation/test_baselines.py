@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import lrec
 from lrec.data.datamodule import SequenceDataModule
 from lrec.evaluation.baselines import BASELINES, Baselines
-from lrec.ranking.common_order import CommonOrder, newest_first
-from lrec.ranking.pairs import Pairs
+from lrec.ranking.best_items import Pairs
+from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 
 
 @pytest.fixture(scope="module")
@@ -109,30 +109,43 @@ SOME = st.lists(st.integers(0, ITEMS - 1), unique=True)
 def test_a_common_order_equals_a_sort_of_each_row(
     scores: list[float], rows: list[tuple[int, list[int], list[int]]], k: int
 ) -> None:
-    first, without = (
-        Pairs(torch.tensor([r for r, row in enumerate(rows) for _ in row[part]], dtype=torch.int64),
-              torch.tensor([item for row in rows for item in row[part]], dtype=torch.int64))
-        for part in (1, 2)
-    )  # fmt: skip
+    # What leads is listed by itself too.
+    own = [[item for item in items if scores[item] > -math.inf] for _, items, _ in rows]
+    places = {(row, item): float(-place) for row, items in enumerate(own) for place, item in enumerate(items)}
+    rows_R, items_R = torch.tensor(sorted(places), dtype=torch.int64).reshape(-1, 2).T.contiguous()
+    leading = Leading(rows_R, items_R, torch.tensor([places[key] for key in sorted(places)]))
+    seen = Pairs(torch.tensor([r for r, (_, _, items) in enumerate(rows) for _ in items], dtype=torch.int64),
+                 torch.tensor([item for _, _, items in rows for item in items], dtype=torch.int64))  # fmt: skip
     targets_B = torch.tensor([target for target, _, _ in rows])
-    rank_B, top_BK = CommonOrder(torch.tensor(scores)).ranked(targets_B, k, first, without)
-    for (target, own, left_out), rank, top in zip(rows, rank_B.tolist(), top_BK.tolist(), strict=True):
-        values = {item: score for item, score in enumerate(scores) if score > -math.inf and item not in left_out}
-        values |= {item: 100.0 - place for place, item in enumerate(own) if item in values}
-        expected = math.inf
-        if target in values:
-            others = [value for item, value in values.items() if item != target]
-            expected = 1 + sum(v > values[target] for v in others) + sum(v == values[target] for v in others) / 2
-        assert rank == expected
-        best = sorted(values, key=lambda item: (-values[item], item))[:k]
-        assert top == best + [-1] * (k - len(best))
+    order = CommonOrder(torch.tensor(scores))
+    for given_leading, given_seen in ((leading, seen), (leading, None), (None, seen), (None, None)):
+        found = order.ranked(targets_B, k, given_leading, given_seen)
+        for row, (target, _, seen_items) in enumerate(rows):
+            listed = {item: score for item, score in enumerate(scores) if score > -math.inf}
+            if given_leading is not None:
+                listed |= {item: 100.0 - place for place, item in enumerate(own[row])}
+            left_out = seen_items if given_seen is not None else []
+            unseen = {item: value for item, value in listed.items() if item not in left_out}
+            check_row(listed, target, k, found.rank_B[row].item(), found.top_BK[row].tolist())
+            check_row(unseen, target, k, found.rank_unseen_B[row].item(), found.top_unseen_BK[row].tolist())
+
+
+def check_row(values: dict[int, float], target: int, k: int, rank: float, top: list[int]) -> None:
+    expected = math.inf
+    if target in values:
+        others = [value for item, value in values.items() if item != target]
+        expected = 1 + sum(v > values[target] for v in others) + sum(v == values[target] for v in others) / 2
+    assert rank == expected
+    best = sorted(values, key=lambda item: (-values[item], item))[:k]
+    assert top == best + [-1] * (k - len(best))
 
 
 def test_the_newest_item_comes_first_and_once() -> None:
     rows_N, items_N = torch.tensor([0, 0, 0, 0, 2, 2, 2]), torch.tensor([3, 1, 3, 2, 1, 1, 0])
-    pairs = newest_first(rows_N, items_N, 4)
-    assert pairs.rows_S.tolist() == [0, 0, 0, 2, 2]
-    assert pairs.items_S.tolist() == [2, 3, 1, 0, 1]
+    leading = newest_first(rows_N, items_N, 4)
+    assert leading.rows_R.tolist() == [0, 0, 0, 2, 2]
+    assert leading.items_R.tolist() == [1, 2, 3, 0, 1]
+    assert leading.scores_R.tolist() == [1, 3, 2, 2, 1]
 
 
 def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:

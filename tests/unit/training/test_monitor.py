@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lrec.evaluation.run_verdict import verdict
 from lrec.run import Point
+from lrec.training.monitor import verdict
 
 FIGURES = {
     "model": {"loss": 4.0, "NDCG@10": 0.30},

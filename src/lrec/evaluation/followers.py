@@ -1,0 +1,106 @@
+"""Scores from what followed the last items of a history: those of the baselines `markov` and `item-graph`.
+
+Shape suffixes: V catalogue, N interactions, T edges, B rows, M last items of all rows (or edges of an item), R items
+that rows reach.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array, csr_array
+from torch import Tensor
+
+from lrec.ranking.best_items import Pairs
+from lrec.ranking.common_order import CommonOrder, Leading
+from lrec.ranking.scoring import Scores
+
+
+class Followers:
+    """Scores log(g_j + c p_j): g_j adds up the edges to j of the last items, p_j is j's share of all interactions.
+
+    An edge leads from an item to each that followed it. Whatever is reached scores above all that is not, so a list is
+    what is reached by its scores, and then what is popular.
+    """
+
+    def __init__(
+        self,
+        users_N: np.ndarray,
+        items_N: np.ndarray,
+        share_V: np.ndarray,
+        device: torch.device,
+        prior: float = 1.0,
+        weights: Sequence[int] = (1,),
+        weights_back: Sequence[int] = (1,),
+        most: int | None = None,
+    ) -> None:
+        """Count the edges.
+
+        Args:
+            users_N: Whose interactions they are; a user's follow on each other, in order.
+            items_N: Their items, catalogue indices.
+            share_V: Each item's share of the interactions, above 0.
+            device: Where rows will be scored.
+            prior: c.
+            weights: Of an edge to the next item, to the one after it ... Whole numbers, so that ties are exact.
+            weights_back: Of the last item of a history, of the one before it ... The two firsts make 1.
+            most: The strongest edges of an item that count; None: all.
+        """
+        self._weights_back, self._one = np.array(weights_back), weights[0] * weights_back[0]
+        edges_VV = csr_array((len(share_V), len(share_V)), dtype=np.int64)
+        for step, weight in enumerate(weights, start=1):
+            together_N = users_N[:-step] == users_N[step:]
+            pairs = items_N[:-step][together_N], items_N[step:][together_N]
+            edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
+        self._edges_VV = edges_VV if most is None else _strongest(edges_VV, most)
+        self._prior, self._device = prior, device
+        self._prior_V = torch.from_numpy(prior * share_V).to(device)
+        self._popular = CommonOrder(torch.from_numpy(np.log(share_V)).float().to(device))
+
+    def score(self, items_BL: Tensor, last_M: Tensor, targets_M: Tensor, seen: Pairs, k: int) -> Scores:
+        """Score every item of the catalogue for every target.
+
+        Args:
+            items_BL: The histories that are read.
+            last_M: Flat index of the last item before each target.
+            targets_M: The item of each, -1 outside the catalogue.
+            seen: Items that have been seen before each target.
+            k: Length of the lists.
+        """
+        rows_R, items_R, weights_R = self._reached(items_BL, last_M)
+        scores_R = (weights_R + self._prior_V[items_R]).log().float()
+        score_M = self._prior_V[targets_M.clamp(min=0)].log().float()
+        hit_R = items_R == targets_M[rows_R]
+        score_M[rows_R[hit_R]] = scores_R[hit_R]
+        total_M = torch.full(score_M.shape, self._prior, dtype=torch.float64, device=self._device)
+        loss_M = total_M.index_add_(0, rows_R, weights_R).log() - score_M
+        ranked = self._popular.ranked(targets_M, k, Leading(rows_R, items_R, scores_R), seen)
+        return Scores(loss_M.masked_fill(targets_M < 0, torch.nan), *ranked)
+
+    def _reached(self, items_BL: Tensor, last_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The items that the last ones before each target lead to, rows and items ascending, and g of each."""
+        items_N, last_N = items_BL.flatten().cpu().numpy(), last_M.cpu().numpy()
+        back = np.arange(len(self._weights_back))
+        rows_M, back_M = np.nonzero(back <= (last_N % items_BL.shape[1])[:, None])
+        read = self._weights_back[back_M], (rows_M, items_N[last_N[rows_M] - back_M])
+        shape = len(last_N), self._edges_VV.shape[0]
+        reached_BV = coo_array(read, shape=shape).tocsr() @ self._edges_VV
+        reached_BV.sort_indices()
+        rows_R = np.repeat(np.arange(len(last_N)), np.diff(reached_BV.indptr))
+        found = rows_R, reached_BV.indices.astype(np.int64), reached_BV.data / self._one
+        rows, items, weights = (torch.from_numpy(values_R).to(self._device) for values_R in found)
+        return rows, items, weights
+
+
+def _strongest(edges_VV: csr_array, most: int) -> csr_array:
+    """No more than so many edges of each item, those of the largest weights, ties by index."""
+    starts_V1, kept_T = edges_VV.indptr, np.ones(edges_VV.nnz, dtype=bool)
+    for item in np.flatnonzero(np.diff(starts_V1) > most):
+        row = slice(starts_V1[item], starts_V1[item + 1])
+        weights_M = edges_VV.data[row]
+        least = np.partition(weights_M, -most)[-most]
+        kept_T[row] = weights_M > least
+        ties_M = starts_V1[item] + np.flatnonzero(weights_M == least)
+        kept_T[ties_M[: most - np.count_nonzero(kept_T[row])]] = True
+    starts_V1 = np.append(0, np.cumsum(kept_T))[starts_V1]
+    return csr_array((edges_VV.data[kept_T], edges_VV.indices[kept_T], starts_V1), shape=edges_VV.shape)
