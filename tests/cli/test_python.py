@@ -19,6 +19,7 @@ from lrec.errors import UserError
 from lrec.model.config import Architecture, Dropout, MuP, OverDepth
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.training.optim import Optimizer, Switch
+from small_checkpoints import write_by_hand
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,8 @@ def test_training_goes_on_from_a_checkpoint_or_begins_with_its_network(
 
 
 def test_a_folder_of_shards_is_as_good(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    whole = torch.load(trained[0], weights_only=True)
     folder = tmp_path / "sharded.ckpt"
-    folder.mkdir()
-    rows = {f"state_dict/{name}": tensor for name, tensor in whole["state_dict"].items()}
-    save_file(rows, folder / "all.safetensors", {"starts": str(dict.fromkeys(rows, 0)).replace("'", '"')})
-    places = {name: ("sharded", f"state_dict/{name}", len(tensor)) for name, tensor in whole["state_dict"].items()}
-    torch.save(whole | {"state_dict": places, "shards": ["all.safetensors"]}, folder / "state.pt")
+    write_by_hand(folder, torch.load(trained[0], weights_only=True), 1)
     models = [SequentialRecommender.load_from_checkpoint(path).net.state_dict() for path in (trained[0], folder)]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert lrec.load(folder).item_ids.equals(lrec.load(trained[0]).item_ids)

@@ -8,6 +8,9 @@ import pytest
 import torch
 import yaml
 
+from lrec.checkpoint.format import ITEMS
+from lrec.checkpoint.trained import items_as_tensors
+from lrec.checkpoint.writing import write
 from lrec.data.datasets import datamodule_of
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import find_size
@@ -67,14 +70,11 @@ def make_run(log_with_domains: Path, tmp_path_factory: pytest.TempPathFactory) -
         (folder / "checkpoints").mkdir(parents=True)
         data.item_table().write_parquet(folder / "items.parquet")
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        about = {
-            "n_items": shape.n_items, "max_len": shape.max_len, "layers": shape.layers, "width": shape.width,
-            "heads": shape.heads, "mup": None, "architecture.norm": "layer", "architecture.mlp": "gelu",
-            "architecture.positions": "learned", "architecture.qk_norm": False, "data_hash": data.data_hash,
-        }  # fmt: skip
         weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-        state = {"lrec": about, "state_dict": weights, "global_step": 7}
-        torch.save(state, folder / "checkpoints" / "best.ckpt")
+        items = items_as_tensors(data.item_table()["raw_id"], data.item_counts_V)
+        about = shape.to_dict() | {"data_hash": data.data_hash}
+        state = {"lrec": about, "state_dict": weights, "global_step": 7, ITEMS: items}
+        write(folder / "checkpoints" / "best.ckpt", state)
         return folder
 
     return make
