@@ -51,7 +51,9 @@ FIGURES = {
             "loss": Box(3, 0, "step", "loss head", "pieces of the scores", "model/losses.py"),
             "sum": Box(3, 1, "step", "sum / targets of the step", "over all processes", "training/module.py"),
             "optimizer": Box(2, 1, "step", "optimizer", "AdamW, then SGD", "training/optim.py"),
-            "agree": Box(1, 1, "step", "anyone stopping?", "all save and leave together", "training/checkpoint_callbacks.py"),
+            "agree": Box(
+                1, 1, "step", "anyone stopping?", "all save and leave together", "training/checkpoint_callbacks.py"
+            ),
             "checkpoint": Box(0, 1, "file", "checkpoints", "best.ckpt, last.ckpt", "checkpoint/writing.py"),
         },
         ["store plan", "plan net", "net loss", "loss sum", "sum optimizer", "optimizer agree", "agree checkpoint"],
@@ -63,7 +65,9 @@ FIGURES = {
             "blocks": Box(1, 0, "step", "blocks of whole rows", "4 MiB each", "data/formats/streams.py"),
             "parse": Box(2, 0, "step", "parse and count", "no row is lost", "data/formats/parsing.py"),
             "codes": Box(3, 0, "step", "ids to numbers", "64 bits for the rest", "data/store/encoding.py"),
-            "order": Box(3, 1, "step", "order by user and time", "a range of users at a time", "data/store/ordering.py"),
+            "order": Box(
+                3, 1, "step", "order by user and time", "a range of users at a time", "data/store/ordering.py"
+            ),
             "core": Box(2, 1, "step", "k-core", "until nothing changes", "data/store/ordering.py"),
             "write": Box(1, 1, "step", "write, then rename", "under a lock", "data/store/prepare.py"),
             "store": Box(0, 1, "file", "store", "flat arrays, hashes", "data/store/store.py"),
