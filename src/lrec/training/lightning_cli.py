@@ -145,7 +145,7 @@ class CommandLine(LightningCLI):
     def _stay_with_the_configuration(self) -> None:
         """A run that was copied or moved is where its config.yaml is, not where that says it was."""
         trainer = self.config.trainer
-        for file in self.config.config or []:
+        for file in filter(None, self.config.config or []):  # None is a configuration given as text
             run = Run(Path(file).absolute().parent)
             if Path(file).name != CONFIG or not run.occupied or trainer.default_root_dir is None:
                 continue

@@ -68,8 +68,8 @@ def _check_processes(trainer: Namespace) -> None:
     """UserError where torchrun started another number of processes than the trainer has devices, if that is said."""
     on_cpu = trainer.devices == "auto" and trainer.accelerator == "cpu"
     devices = "1" if on_cpu else str(trainer.devices)
-    started = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else None
-    if started is not None and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
+    started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
+    if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
         raise UserError(
             f"--trainer.devices {trainer.devices} and --trainer.num_nodes {trainer.num_nodes}: torchrun started "
             f"{started} processes in all; each is a device"

@@ -41,7 +41,9 @@ def trained(
 @pytest.mark.parametrize("loss", [SampledSoftmax(300), GBCE(300)], ids=["softmax", "gBCE"])
 def test_where_every_row_is_touched_it_is_the_same_optimizer(loss: Loss, switch: Switch | None) -> None:
     rows, dense = (trained(loss, 40, touched_rows, switch) for touched_rows in (True, False))
-    for mine, theirs in zip(rows.parameters(), dense.parameters(), strict=True):
+    for (name, mine), theirs in zip(rows.named_parameters(), dense.parameters(), strict=True):
+        if name.endswith("qkv.bias"):  # scores do not depend on the keys' biases: their gradients are rounding alone
+            mine, theirs = (torch.cat([bias[: CONFIG.width], bias[2 * CONFIG.width :]]) for bias in (mine, theirs))
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
