@@ -1,4 +1,5 @@
-"""All studies in one table and one figure, from their committed points: docs/results/index.md and studies.png.
+"""All studies in one table and one figure, from their committed points: docs/results/index.md and studies.png; and the
+table of held-out sizes on the page of each study.
 
     python benchmarks/results.py
 
@@ -8,6 +9,7 @@ those below it (the roll-out). "Naive" expects of larger sizes what the best sma
 A set that is added is a line of `STUDIES`; a way of predicting that is added, a line of `METHODS`.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +38,7 @@ PAGES = HERE.parent / "docs" / "results"
 PAGE = PAGES / "index.md"
 # The two tables, with a blank line between them.
 TABLE = re.compile(r"^\| set \|.*\n(?:\|.*\n)*\n\| set \|.*\n(?:\|.*\n)*", re.MULTILINE)
+HELD_OUT = re.compile(r"^\| held-out size \|.*\n(?:\|.*\n)*", re.MULTILINE)
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
 NAMES = {12 * layers * width**2: name for name, (layers, width, _) in SIZES.items()}
 
@@ -47,6 +50,11 @@ class Study(NamedTuple):
     page: str
     points: str
     holdout: int = 2
+
+    @property
+    def prediction(self) -> Path:
+        """What the study committed to before its held-out sizes were trained, where it was kept."""
+        return (HERE / self.points).with_name("prediction.json")
 
 
 STUDIES = (
@@ -126,17 +134,35 @@ def study_row(study: Study, points: pl.DataFrame) -> list[str]:
         ", ".join(name_of(size) for size in large),
         per_decade(sizes, losses),
         per_decade(np.append(sizes[-1:], large[-1:]), np.append(losses[-1:], actual[-1:])),
+        errors_of(*committed(study), actual),
     ]
-    for method in METHODS.values():
-        predictions = method(fitted)(large.tolist())
-        inside = sum(p.low <= loss <= p.high for p, loss in zip(predictions, actual, strict=True))
-        errors = [f"{100 * (p.predicted / loss - 1):+.2f}" for p, loss in zip(predictions, actual, strict=True)]
-        row += [", ".join(errors), f"{inside} of {len(actual)}"]
+    row += [errors_of(name, method(fitted)(large.tolist()), actual) for name, method in METHODS.items()]
     row.append(", ".join(f"{naive_error(fitted, loss):+.2f}" for loss in actual))
     rolled = {name: rolled_out(fitted, method) for name, method in METHODS.items()}
     row += ["" if np.isnan(mine) else f"{mine:.2f}" for mine, _ in rolled.values()]
     _, naive = next(iter(rolled.values()))
     return [*row, "" if np.isnan(naive) else f"{naive:.2f}"]
+
+
+def committed(study: Study) -> tuple[str, list[Prediction]]:
+    """The prediction that was written before the held-out sizes were trained, and by which method; none if not kept."""
+    if not study.prediction.exists():
+        return "", []
+    prediction = json.loads(study.prediction.read_text())
+    assert not prediction["trained_before"], study.prediction
+    (ladder,) = (ladder for ladder in prediction["ladders"] if ladder["predictions"])
+    predictions = [Prediction(**each) for each in ladder["predictions"]]
+    return "forecast" if ladder["law"] == "forecast" else "law", predictions
+
+
+def errors_of(method: str, predictions: Sequence[Prediction], actual: np.ndarray) -> str:
+    """In per cent of the measured losses, and how many of these are inside the intervals."""
+    if not predictions:
+        return "not kept"
+    pairs = list(zip(predictions, actual, strict=True))
+    inside = sum(p.low <= loss <= p.high for p, loss in pairs)
+    errors = ", ".join(f"{100 * (p.predicted / loss - 1):+.2f}" for p, loss in pairs)
+    return f"{method} {errors}; {inside} of {len(pairs)}"
 
 
 def targets_of(points: pl.DataFrame) -> str:
@@ -151,7 +177,8 @@ def name_of(size: float) -> str:
 
 def studies_table(read: dict[Study, pl.DataFrame]) -> str:
     """A line for each study in each of two tables: the ladders and their slopes; predictions and their errors."""
-    of_methods = [f"{name}: {what}" for name in METHODS for what in ("error, %", "inside")]
+    of_methods = ["committed before training: error, %; inside", "refit today: error, %; inside"]
+    of_methods += [f"refit today, {name}: error, %; inside" for name in list(METHODS)[1:]]
     rolled = [f"roll-out: {name}, %" for name in (*METHODS, "naive")]
     head = ["set", "training targets", "fitted sizes", "held out", "slope, fitted", "slope, held out"]
     rows = [[*head, *of_methods, "naive: error, %", *rolled]]
@@ -159,6 +186,28 @@ def studies_table(read: dict[Study, pl.DataFrame]) -> str:
     ladders = rows_table([row[: len(head)] for row in rows], text=(0, 2, 3))
     predictions = rows_table([[row[0], *row[len(head) :]] for row in rows], text=(0,))
     return f"{ladders}\n\n{predictions}"
+
+
+def held_out_table(study: Study, points: pl.DataFrame) -> str:
+    """A line for each held-out size: what was committed to, and what the methods of today make of the same points."""
+    fitted, held_out = hold_out(points, study.holdout)
+    large, actual = losses_by_size(held_out)
+    by, predictions = committed(study)
+    refits = {f"refit today, {name}": method(fitted)(large.tolist()) for name, method in METHODS.items()}
+    rows = [["held-out size", "test loss", f"committed before training{by and f', {by}'}", *refits, "naive error"]]
+    for number, (size, loss) in enumerate(zip(large, actual, strict=True)):
+        each = [prediction[number] for prediction in (predictions, *refits.values()) if prediction]
+        cells = [] if predictions else ["not kept"]
+        for p in each:
+            cells.append(f"{p.predicted:.3f} ({p.low:.3f} to {p.high:.3f}), {100 * (p.predicted / loss - 1):+.2f} %")
+        rows.append([f"{size:,.0f}", f"{loss:.3f}", *cells, f"{naive_error(fitted, loss):+.2f} %"])
+    return rows_table(rows)
+
+
+def with_tables(page: Path, read: dict[Study, pl.DataFrame]) -> str:
+    """A study's page with its tables of held-out sizes, in the order of `STUDIES`."""
+    tables = iter([held_out_table(*each) for each in read.items() if each[0].page.partition("#")[0] == page.name])
+    return HELD_OUT.sub(lambda found: next(tables, found.group().rstrip("\n")) + "\n", page.read_text())
 
 
 def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
@@ -208,11 +257,13 @@ def draw_study(
 
 
 def main() -> None:
-    """Write the table into the page and the figure beside it."""
+    """Write the tables into the pages and the figure beside them."""
     read = {study: read_study(study) for study in STUDIES}
     table = studies_table(read)
     page = PAGE.read_text()
     PAGE.write_text(TABLE.sub(lambda _: table + "\n", page, count=1))
+    for name in {study.page.partition("#")[0] for study in STUDIES}:
+        (PAGES / name).write_text(with_tables(PAGES / name, read))
     studies_figure(read).savefig(PAGES / "studies.png")
     print(table)
 

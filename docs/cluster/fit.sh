@@ -34,12 +34,13 @@ leave_if_stopped() {
 
 for ((attempt = 0; attempt <= ${RESTARTS:-3}; attempt++)); do
   rm -f "$RUN/ended"
-  # torchrun itself would restart its processes and wait for those of a node that is not to come back.
+  # torchrun itself would restart its processes and wait for those of a node that is not to come back. If it is killed,
+  # its processes must not train on without it: setpriv has the system kill them, so that all nodes start again.
   torchrun --nnodes "$NODES" --nproc-per-node "$DEVICES" \
     --rdzv-backend c10d --rdzv-endpoint "${HEAD:-127.0.0.1}:${PORT:-29500}" --rdzv-id "$(basename "$RUN")" \
     --max-restarts 0 --shutdown-timeout 300 --signals-to-handle SIGTERM,SIGINT,SIGUSR1 \
     ${LOCAL_ADDRESS:+--local-addr "$LOCAL_ADDRESS"} \
-    -m lrec fit --config "${TRAINER:-configs/trainer/fsdp.yaml}" "$@" \
+    --no-python setpriv --pdeathsig KILL lrec fit --config "${TRAINER:-configs/trainer/fsdp.yaml}" "$@" \
     --trainer.num_nodes "$NODES" --trainer.devices "$DEVICES" \
     --trainer.default_root_dir "$RUN" --ckpt_path last &
   torchrun=$!

@@ -1,9 +1,11 @@
 """How a study treats its runs: failures, skips, budgets, sweeps, grids, and jobs of a cluster."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,9 +22,9 @@ import yaml
 from lrec.common.files import locked
 from lrec.errors import UserError
 from lrec.run import Run
-from lrec.study.cluster import train_on_node
+from lrec.study.cluster import train_on_cluster, train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.launch import Limits, Training, lock_of, train
+from lrec.study.launch import Limits, Training, is_running, lock_of, train
 from lrec.study.options import Study
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -222,18 +224,67 @@ def test_jobs_of_a_cluster(folder: Path, lrec: Callable[..., str], refused: Call
     assert len(list((folder / "jobs").glob("*/*_log.out"))) == 2
 
 
+LONG = {"trainer.max_epochs": 400, "data.targets_per_step": 64}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_local_jobs_end_with_their_study(number: signal.Signals, folder: Path) -> None:
+    Path("runs.yaml").write_text(yaml.safe_dump(STUDY | {"options": STUDY["options"] | LONG}))
+    command = ["lrec", "scaling", "study", "--config", "runs.yaml", "--sizes", "[0.8k, 1.7k, 3k]"]
+    study = subprocess.Popen(
+        [sys.executable, "-m", *command, "--cluster", "{cluster: local}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    first, second, third = (folder / "runs" / f"{size}-seed1" for size in ("0.8k", "1.7k", "3k"))
+    while not all((run / "checkpoints" / "last.ckpt").exists() for run in (first, second)):
+        assert study.poll() is None, study.communicate()[0]
+        time.sleep(0.05)
+    assert not third.exists(), "--jobs 2"
+    study.send_signal(number)
+    said, _ = study.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while is_running(first) or is_running(second) or jobs_under_way(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for run in (first, second):
+        assert (run / "ended").read_text() == "interrupted\n"
+        assert 0 < len(Run(run).points) < LONG["trainer.max_epochs"]
+    assert not third.exists()
+    if number == signal.SIGTERM:
+        assert study.returncode == 75, said
+        assert "not finished: 3 of 3 runs" in said
+        assert state(folder) == {"0.8k-seed1": "stopped", "1.7k-seed1": "stopped", "3k-seed1": "waiting"}
+
+
+def jobs_under_way(folder: Path) -> list[bytes]:
+    """The processes that submitit has started for a study."""
+    commands = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            commands.append(process.read_bytes())
+    return [command for command in commands if b"submitit" in command and str(folder / "jobs").encode() in command]
+
+
 SLURM = {
     "sbatch": """
         cp "$1" submitted.sh
         for i in $(seq 0 $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")); do
             SLURM_JOB_ID=$((8 + i)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
-            SLURM_NODEID=0 SLURM_JOB_NODELIST=node SLURM_PROCID=0 SLURM_LOCALID=0 bash submitted.sh > /dev/null 2>&1 &
+            SLURM_NODEID=0 SLURM_JOB_NODELIST=node SLURM_PROCID=0 SLURM_LOCALID=0 bash -c '
+                bash submitted.sh
+                while rm requeued-7_$SLURM_ARRAY_TASK_ID; do bash submitted.sh; done' > /dev/null 2>&1 &
         done
         echo Submitted batch job 7
     """,
     "srun": """
         while [[ $1 == --* ]]; do [[ $1 == --unbuffered ]] || shift; shift; done
+        echo $$ > process-$SLURM_ARRAY_TASK_ID
         exec "$@"
+    """,
+    "scontrol": """
+        [[ $1 == requeue ]] && touch requeued-$2
     """,
     "sacct": """
         printf 'JobID|State|NodeList\\n7_0|RUNNING|node\\n7_1|RUNNING|node\\n'
@@ -241,20 +292,45 @@ SLURM = {
 }
 
 
-def test_an_array_of_slurm(folder: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is handed to SLURM and what its jobs do, with stand-ins for its commands that start the array here."""
+@pytest.fixture
+def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for its commands that start the array here."""
     commands = Path("slurm").resolve()
     commands.mkdir()
     for name, script in SLURM.items():
         (commands / name).write_text("#!/bin/bash" + script)
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_an_array_of_slurm(folder: Path, lrec: Callable[..., str]) -> None:
+    """What is handed to SLURM and what its jobs do."""
     parameters = {"timeout_min": 60, "slurm_partition": "cpu"}
     command = ["scaling", "study", "--config", "runs.yaml", "--cores", 4]
     lrec(*command, "--cluster", json.dumps(parameters))
     assert state(folder) == {"0.8k-seed1": "finished", "1.7k-seed1": "finished"}
     asked = re.findall("^#SBATCH --(.*)$", Path("submitted.sh").read_text(), re.MULTILINE)
     assert {"array=0-1%2", "cpus-per-task=2", "job-name=runs", "partition=cpu", "time=60"} <= set(asked)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_a_job_that_is_preempted_saves_and_is_requeued(folder: Path) -> None:
+    """submitit has SLURM send SIGUSR2."""
+    runs = runs_of(options=STUDY["options"] | LONG | {"trainer.max_epochs": 20})
+    trained = Run(folder / "runs" / runs[0].name)
+    limits, parameters = Limits(jobs=2, cores=2), {"slurm_partition": "cpu"}
+    with ThreadPoolExecutor() as pool:
+        study = pool.submit(lambda: list(train_on_cluster(runs, folder / "runs", "runs", limits, parameters)))
+        while not trained.last.exists():
+            assert not study.done(), study.result()
+            time.sleep(0.02)
+        os.kill(int(Path("process-0").read_text()), signal.SIGUSR2)
+        ended = [outcome for _, outcome in study.result(timeout=100)]
+    assert [(outcome.status, outcome.reason) for outcome in ended] == [("finished", "")] * 2
+    assert len(trained.points) == 20
+    assert len(re.findall(r"interrupted at step \d+;", trained.log_file.read_text())) == 1
+    assert "time=1440" in Path("submitted.sh").read_text()
 
 
 def test_a_job_has_the_nodes_and_gpus_of_its_run(

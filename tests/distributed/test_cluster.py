@@ -131,6 +131,23 @@ def test_a_process_that_dies_is_started_again(folder: Path, fit: Fit, cluster: d
     assert losses(run) == pytest.approx(losses(fit("cluster-steady", 0, *LONG)), rel=1e-5)
 
 
+@pytest.mark.slow
+def test_nobody_trains_on_without_its_agent(folder: Path, fit: Fit, cluster: dict[str, str]) -> None:
+    """SIGKILL to torchrun, as where memory runs out: its process ends too, and both nodes start again."""
+    run = Path(cluster["RUN"])
+    nodes = two_nodes(cluster, [*OPTIONS, f"--data.data_dir={folder / 'data'}", *LONG])
+    wait_for_steps(run, nodes)
+    orphan = Path("/proc") / str(process_of(run, b"RANK=1"))
+    agent = int((orphan / "stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(agent, signal.SIGKILL)
+    killed = time.monotonic()
+    while orphan.exists():
+        assert time.monotonic() - killed < 30
+        time.sleep(0.05)
+    ended(nodes, [0, 0])
+    assert losses(run) == pytest.approx(losses(fit("cluster-steady", 0, *LONG)), rel=1e-5)
+
+
 def wait_for_steps(run: Path, nodes: "list[subprocess.Popen[str]]") -> None:
     """Until the run has saved."""
     while not (run / "checkpoints" / "last.ckpt" / "state.pt").exists():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # with which a scheduler stops a process
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # with which a scheduler stops a process
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as exit code: start the same command again
 
 

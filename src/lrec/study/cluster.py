@@ -1,6 +1,9 @@
 """The runs of a study as an array of jobs, by submitit (an optional extra): SLURM, or the same without a cluster."""
 
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,10 @@ from lightning_utilities.core.imports import RequirementCache
 from lrec.errors import UserError
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Limits, Outcome, Training
+from lrec.study.processes import Processes, start_server
 
-POLL_S = 5.0
+POLL_S = 2.0
+A_DAY = 24 * 60  # minutes
 
 
 def check_accelerators(runs: list[PlannedRun], parameters: dict[str, Any]) -> None:
@@ -34,28 +39,84 @@ def train_on_cluster(
     A job is a run with its retries, a task on each of its nodes, which starts the processes of the node's devices
     itself. Runs that take as many nodes and GPUs are one array, of which `limits.jobs` run at a time; those that start
     from another one's network wait for all others. All nodes must see the folder; the jobs' own logs go to `jobs`
-    beside it. Parameters are those of submitit's AutoExecutor.update_parameters, and cluster: slurm (the default),
-    local (processes here) or debug (in this process).
+    beside it. Parameters are those of submitit's AutoExecutor.update_parameters, and cluster: slurm (the default) or
+    debug (in this process).
     """
-    if not (installed := RequirementCache("submitit>=1.5")):
-        raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
-    import submitit
-
     for wave in ([run for run in runs if not run.starts_from], [run for run in runs if run.starts_from]):
         by_job: dict[Any, PlannedRun] = {}
         for (nodes, gpus), alike in _by_place(wave, limits).items():
             options = parameters | ({"nodes": nodes} if nodes > 1 else {}) | ({"gpus_per_node": gpus} if gpus else {})
             cpus = options.get("cpus_per_task", limits.threads)
             trainings = [Training(run, (folder / run.name).resolve(), study, cpus, limits.retries) for run in alike]
-            jobs = _executor(folder, study, limits, options).map_array(_train_on_node, trainings)
+            jobs = _executor(folder, study, limits, options).map_array(Job(), trainings)
             by_job |= dict(zip(jobs, alike, strict=True))
-        for job in submitit.helpers.as_completed(list(by_job), poll_frequency=POLL_S):
-            try:
-                outcome = job.result()
-            except Exception as error:  # of the job, whatever it was: time limit, lost node, cancelled
-                last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-                outcome = Outcome("failed", reason=last[0])
-            yield by_job[job], outcome
+        for job in _submitit().helpers.as_completed(list(by_job), poll_frequency=POLL_S):
+            yield by_job[job], _outcome_of(job)
+
+
+def as_local_jobs(
+    folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
+) -> Callable[[Training], Outcome]:
+    """How `train` carries out a run as a job of submitit's local executor; such jobs stop when this process ends."""
+    executor = _executor(folder, study, limits, parameters)
+
+    def carry_out(training: Training) -> Outcome:
+        stopped = training.processes  # by `train`; the job has processes of its own
+        job = executor.submit(Job(os.getpid()), replace(training, folder=training.folder.resolve()))
+        while not job.done():
+            if stopped.stopping:
+                os.kill(int(job.job_id), signal.SIGTERM)
+            time.sleep(POLL_S)
+        outcome = _outcome_of(job)
+        return Outcome("stopped") if stopped.stopping and outcome.status == "failed" else outcome
+
+    return carry_out
+
+
+class Job:
+    """What a job does on each of its nodes. Before its time limit and where it is preempted, submitit calls
+    `checkpoint` and starts it again."""
+
+    def __init__(self, study: int | None = None) -> None:
+        """With the process that it ends with, too."""
+        self.study = study
+        self.processes = Processes()
+
+    def __call__(self, training: Training) -> Outcome:
+        """Train the run, or be one of its further nodes."""
+        self.processes = Processes([os.getpid()] + ([self.study] if self.study else []))
+        if self.study:  # submitit ignores it
+            signal.signal(signal.SIGTERM, lambda *_: self.processes.stop())
+        # Some clusters signal all processes of a job: what the run is forked from must outlive that.
+        handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        start_server()
+        signal.signal(signal.SIGUSR2, handler)
+        training = replace(training, processes=self.processes)
+        if training.run.config.value("trainer.num_nodes", 1) == 1:
+            return training.carry_out()
+        job = _submitit().JobEnvironment()
+        return train_on_node(training, job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000)
+
+    def checkpoint(self, training: Training) -> Any:
+        """Have the run save and stop; what submitit starts next, which continues it."""
+        self.processes.stop()
+        self.processes.wait()
+        return _submitit().helpers.DelayedSubmission(Job(self.study), training)
+
+
+def train_on_node(training: Training, node: int, head: str, port: int) -> Outcome:
+    """Train a run of several nodes on one of them; the processes of all of them meet at the first one's address."""
+    variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
+    training = replace(training, variables=variables)
+    return training.help(node) if node else training.carry_out()
+
+
+def _submitit() -> Any:
+    if not (installed := RequirementCache("submitit>=1.5")):
+        raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
+    import submitit
+
+    return submitit
 
 
 def _by_place(runs: list[PlannedRun], limits: Limits) -> dict[tuple[int, int], list[PlannedRun]]:
@@ -68,31 +129,23 @@ def _by_place(runs: list[PlannedRun], limits: Limits) -> dict[tuple[int, int], l
 
 
 def _executor(folder: Path, study: str, limits: Limits, parameters: dict[str, Any]) -> Any:
-    import submitit
-
-    options = dict(parameters)
+    cluster = parameters.get("cluster", "slurm")
+    time_limit = A_DAY if cluster == "slurm" else 365 * A_DAY  # submitit's own is minutes
+    defaults = {"name": study, "cpus_per_task": limits.threads, "timeout_min": time_limit}
+    defaults["slurm_array_parallelism"] = limits.jobs
+    options = {name: value for name, value in parameters.items() if name != "cluster"}
     try:
-        executor = submitit.AutoExecutor(folder.parent / "jobs" / "%j", cluster=options.pop("cluster", "slurm"))
-        executor.update_parameters(
-            **{"name": study, "cpus_per_task": limits.threads, "slurm_array_parallelism": limits.jobs} | options
-        )
+        executor = _submitit().AutoExecutor(folder.parent / "jobs" / "%j", cluster=cluster)
+        executor.update_parameters(**defaults | options)
     except (ValueError, NameError, TypeError, RuntimeError) as error:
         raise UserError(f"--cluster: {error}") from error
     return executor
 
 
-def _train_on_node(training: Training) -> Outcome:
-    """What a job does on each of its nodes."""
-    if training.run.config.value("trainer.num_nodes", 1) == 1:
-        return training.carry_out()
-    import submitit
-
-    job = submitit.JobEnvironment()
-    return train_on_node(training, job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000)
-
-
-def train_on_node(training: Training, node: int, head: str, port: int) -> Outcome:
-    """Train a run of several nodes on one of them; the processes of all of them meet at the first one's address."""
-    variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
-    training = replace(training, variables=variables)
-    return training.help(node) if node else training.carry_out()
+def _outcome_of(job: Any) -> Outcome:
+    try:
+        outcome: Outcome = job.result()
+    except Exception as error:  # of the job, whatever it was: time limit, lost node, cancelled
+        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        return Outcome("failed", reason=last[0])
+    return outcome

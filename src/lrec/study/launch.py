@@ -93,12 +93,14 @@ def train(
     limits: Limits,
     memory_gib: dict[str, float] | None = None,
     watch: Callable[[], bool] = lambda: True,
+    carry_out: "Callable[[Training], Outcome] | None" = None,
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Train runs, in order, within the limits; yield each with what became of it.
 
     Runs that start from another one's network come after all others. A run waits until as many GPUs are free as it
     takes, and sees no others; and for memory, of which `memory_gib` says what each is expected to need. `watch` is
-    called every few seconds: once it returns False, none starts, and those under way save and stop.
+    called every few seconds: once it returns False, none starts, and those under way save and stop. `carry_out` trains
+    one of them; by default a process here does.
     """
     memory = memory_gib or dict.fromkeys((run.name for run in runs), 0.0)
     waiting = sorted(runs, key=lambda run: run.starts_from != "")
@@ -123,7 +125,7 @@ def train(
                     gpus = tuple(free.pop(0) for _ in range(gpus_of[run.name]))
                     place = (folder / run.name, study, limits.threads, limits.retries)
                     training = Training(run, *place, gpus=gpus, processes=processes)
-                    running[pool.submit(training.carry_out)] = training
+                    running[pool.submit(carry_out or Training.carry_out, training)] = training
                 done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
                     training = running.pop(future)
@@ -138,7 +140,7 @@ def _gpus(run: PlannedRun, limits: Limits) -> int:
     """GPUs of a run here; UserError where there are not so many, or it is to train on several machines."""
     place = limits.placement(run)
     if place.nodes > 1:
-        raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them")
+        raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
     if place.gpus > len(limits.gpus):
         raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(limits.gpus)}")
     return place.gpus

@@ -65,8 +65,9 @@ class Study:
         skip: Names of runs to leave out.
         restart: Names of runs to train again from the beginning.
         cluster: Train on a cluster as an array of jobs: parameters of submitit's AutoExecutor, such as
-            {timeout_min: 600, slurm_partition: gpu}; {cluster: local} tries it without a cluster. A job has the nodes
-            and GPUs of its run: trainer.num_nodes and trainer.devices, or gpus_per_node where those are auto.
+            {timeout_min: 600, slurm_partition: gpu}; {cluster: local} tries it without a cluster, with jobs that end
+            with the study. A job has the nodes and GPUs of its run: trainer.num_nodes and trainer.devices, or
+            gpus_per_node where those are auto. Its time limit is a day, none where it is local.
         dry_run: Print the runs with their hours, memory and disk, and stop.
         status: Print the runs with their states and losses so far, and stop.
     """
@@ -162,9 +163,14 @@ class Study:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
+    def is_here(self) -> bool:
+        """Whether all runs are trained on this machine."""
+        return self.cluster is None or self.cluster.get("cluster") == "local"
+
+    @property
     def every_gpu(self) -> tuple[str, ...]:
         """GPUs of all runs together, as CUDA_VISIBLE_DEVICES names them."""
-        if self.cluster is not None:  # those of a job, for each job
+        if self.cluster is not None and not self.is_here:  # those of a job, for each job
             return tuple(map(str, range(self.jobs * int(self.cluster.get("gpus_per_node", 1)))))
         return here() if self.gpus is None else tuple(map(str, self.gpus))
 

@@ -11,7 +11,8 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -34,8 +35,10 @@ def start_server() -> None:
 class Processes:
     """The processes under way, so that all can be told to save and stop; once that is said, none is started."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_with: Sequence[int] = ()) -> None:
+        """Those under way are told, too, once one of these processes has ended, however it did."""
         self.stopping = False
+        self._end_with = end_with
         self._under_way: list[BaseProcess] = []
 
     def run(
@@ -49,7 +52,7 @@ class Processes:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         environment |= {"OMP_NUM_THREADS": str(threads)} | dict(variables or {})
         with log.open("a") as out:
-            process = begin(arguments, environment, {1: out.fileno(), 2: out.fileno(), lock: lock})
+            process = begin(arguments, environment, {1: out.fileno(), 2: out.fileno(), lock: lock}, self._end_with)
         self._under_way.append(process)
         if self.stopping:  # since the process was started
             process.terminate()
@@ -63,18 +66,27 @@ class Processes:
         for process in list(self._under_way):
             process.terminate()
 
+    def wait(self) -> None:
+        """Wait for the end of all."""
+        for process in list(self._under_way):
+            connection.wait([process.sentinel])
 
-def begin(arguments: list[str], environment: dict[str, str], files: Mapping[int, int]) -> BaseProcess:
+
+def begin(
+    arguments: list[str], environment: dict[str, str], files: Mapping[int, int], end_with: Sequence[int] = ()
+) -> BaseProcess:
     """Begin `python -m` with arguments in a forked process.
 
     Args:
         arguments: Name of a module, and its arguments.
         environment: All variables of its environment.
         files: Open files that it inherits: of 0, 1 and 2 what stands for them, of other numbers whichever it gets.
+        end_with: Processes: where one of them ends, it is told to stop (on Linux).
     """
     start_server()
     handed = [(number, Connection(os.dup(file))) for number, file in files.items()]  # these may be sent to it
-    process = multiprocessing.get_context("forkserver").Process(target=_become, args=(arguments, environment, handed))
+    become = (arguments, environment, handed, end_with)
+    process = multiprocessing.get_context("forkserver").Process(target=_become, args=become)
     with _READS_EXIT_CODES:
         process.start()
     return process
@@ -89,7 +101,9 @@ def exit_code(process: BaseProcess) -> int:
     return process.exitcode
 
 
-def _become(arguments: list[str], environment: dict[str, str], files: list[tuple[int, Connection]]) -> None:
+def _become(
+    arguments: list[str], environment: dict[str, str], files: list[tuple[int, Connection]], end_with: Sequence[int]
+) -> None:
     """What `python -m` does with arguments, in a forked process; its files stay open while it lives."""
     import torch
 
@@ -103,5 +117,14 @@ def _become(arguments: list[str], environment: dict[str, str], files: list[tuple
     os.environ.clear()
     os.environ |= environment
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    for number in end_with if sys.platform == "linux" else ():
+        threading.Thread(target=_end_with, args=(number,), daemon=True).start()
     sys.argv = arguments
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+def _end_with(number: int) -> None:
+    """Tell this process to stop once another one has ended."""
+    with suppress(ProcessLookupError):
+        connection.wait([os.pidfd_open(number)])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -14,7 +14,7 @@ from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
 from lrec.study import budget
-from lrec.study.cluster import check_accelerators, train_on_cluster
+from lrec.study.cluster import as_local_jobs, check_accelerators, train_on_cluster
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Limits, Outcome, outcome_of, train
 from lrec.study.options import Study
@@ -130,9 +130,13 @@ class _Work:
             raise UserError(f"{why}: {left}")
 
     def _start(self, record: Record, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:
-        if self.study.cluster is not None:
-            yield from train_on_cluster(runs, record.folder, record.study.name, self.limits, self.study.cluster)
-            return
+        cluster, carry_out = self.study.cluster, None
+        if cluster is not None:
+            submitted = (record.folder, record.study.name, self.limits, cluster)
+            if not self.study.is_here:
+                yield from train_on_cluster(runs, *submitted)
+                return
+            carry_out = as_local_jobs(*submitted)
         live = Live(runs, record.folder)
 
         def watch() -> bool:
@@ -140,7 +144,8 @@ class _Work:
             return not (self.interrupted or self._budget_is_spent())
 
         with on_signals(self._note_interruption):
-            for ended in train(runs, record.folder, record.study.name, self.limits, self.memory_gib, watch):
+            place = (record.folder, record.study.name, self.limits, self.memory_gib)
+            for ended in train(runs, *place, watch, carry_out):
                 live.clear()
                 yield ended
         live.clear()

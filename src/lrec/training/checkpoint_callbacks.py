@@ -90,9 +90,9 @@ class BestAndLast(ModelCheckpoint):
 class LastCheckpoint(Callback):
     """Keep RUN/checkpoints/last.ckpt recent, and save before a scheduler's signal ends the run.
 
-    On SIGTERM or SIGUSR1 to any process, a run that trains finishes its step, saves and exits with code 75: start it
-    again with --ckpt_path=last. Before and after the training a process that is told exits at once. A checkpoint
-    records that a run stopped early, and the resumed run stops as well.
+    On SIGTERM, SIGUSR1 or SIGUSR2 to any process, a run that trains finishes its step, saves and exits with code 75:
+    start it again with --ckpt_path=last. Before and after the training a process that is told exits at once. A
+    checkpoint records that a run stopped early, and the resumed run stops as well.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:

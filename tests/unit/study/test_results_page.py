@@ -1,5 +1,6 @@
 """The page of results: every study whose points are committed is in its table, and the table says what they say."""
 
+import json
 import runpy
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,27 @@ def test_every_study_with_committed_points_is_in_the_table(results: dict[str, An
     assert [study.page for study in results["STUDIES"] if f"[{study.name}]({study.page})" not in shown] == []
 
 
+def test_what_was_committed_stands_beside_what_is_refitted_today(results: dict[str, Any]) -> None:
+    shown = results["TABLE"].search(results["PAGE"].read_text()).group().split("\n\n")[1].splitlines()
+    assert "committed before training" in shown[0]
+    assert "refit today" in shown[0]
+    for study in results["STUDIES"]:
+        (line,) = (line for line in shown if f"[{study.name}]" in line)
+        _, held_out = results["hold_out"](results["read_study"](study), study.holdout)
+        actual = results["losses_by_size"](held_out)[1]
+        assert line.split(" | ")[1] == results["errors_of"](*results["committed"](study), actual)
+    go = next(study for study in results["STUDIES"] if study.name == "Go")
+    by, predictions = results["committed"](go)
+    committed = json.loads((BENCHMARKS / "go" / "prediction.json").read_text())["ladders"][0]["predictions"]
+    assert by == "forecast"
+    assert [p.predicted for p in predictions] == [each["predicted"] for each in committed]
+
+
 @pytest.mark.slow
-def test_the_table_says_what_the_points_say(results: dict[str, Any]) -> None:
+def test_the_tables_say_what_the_points_say(results: dict[str, Any]) -> None:
     read = {study: results["read_study"](study) for study in results["STUDIES"]}
     shown = results["TABLE"].search(results["PAGE"].read_text()).group()
     assert results["studies_table"](read) + "\n" == shown
+    for name in {study.page.partition("#")[0] for study in results["STUDIES"]}:
+        page = results["PAGES"] / name
+        assert results["with_tables"](page, read) == page.read_text()
