@@ -16,6 +16,7 @@ from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_use
 from lrec.data.batching.plan import BatchPlan, SharedPlans, check_step, shared_folder
 from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
+from lrec.data.sources.download import copy_here, place_of, url_of
 from lrec.data.splits.domain import of_domain
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
@@ -85,8 +86,8 @@ class SequenceDataModule(LightningDataModule, ABC):
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
             validation_users: Users that validate, a fixed sample: so many, or all; auto: all in validate, and in fit so
                 many that an evaluation costs at most a tenth of the training since the last one, but at least 2,000.
-            store: Folder of a prepared store, which stands for the raw data wherever it lies; null to prepare one in
-                data_dir.
+            store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
+                one in data_dir.
         """
         super().__init__()
         check_range("max_len", max_len, at_least=1)
@@ -107,9 +108,21 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.memory_gib = memory_gib
         self.validation_users = validation_users
-        self.given_store = None if store is None else Path(store)
+        self._urls: list[str] = []
+        self.given_store: Path | None = None
+        if store is not None:
+            self.given_store = self.local(store)
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
+
+    def local(self, path: Path) -> Path:
+        """Where raw data are read: at the path, or in a copy of what it names as a URL, which `prepare_data` makes."""
+        url = url_of(path)
+        if url is None:
+            return Path(path)
+        if self.given_store is None:
+            self._urls.append(url)
+        return place_of(url, self.data_dir / "raw")
 
     @property
     @abstractmethod
@@ -133,6 +146,8 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Write the store unless it is there."""
+        for url in self._urls:
+            copy_here(url, self.data_dir / "raw")
         if self.given_store is None:
             name, source, reading = self.store_name, self.source(), _reading(self)
             prepare_store(self.data_dir, name, source, self.k_core, self.read, self.memory_gib, reading)

@@ -42,8 +42,8 @@ class InteractionsDataModule(SequenceDataModule):
         """Name the files and their columns; the format `lines` (user item item ...) has no column names.
 
         Args:
-            path: A file, a folder (with the folders in it) or a glob. Folders named column=value add a column. Not
-                needed beside the option store.
+            path: A file, a folder (with the folders in it) or a glob, or the URL of one, such as s3://bucket/logs.
+                Folders named column=value add a column. Not needed beside the option store.
             format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
             user_column: Column of the user's id.
             item_column: Column of the item's id.
@@ -64,7 +64,7 @@ class InteractionsDataModule(SequenceDataModule):
             raise UserError(f"user_column and item_column are both {user_column}: name two columns")
         if target_events is not None and (not target_events or (event_column is None and self.given_store is None)):
             raise UserError("data.target_events needs data.event_column, and at least one of its types")
-        self.path = Path(path or "")
+        self.path = self.local(path or Path())
         self.format = format
         self.columns = Columns(user_column, item_column, time_column, domain_column, rating_column, event_column)
         self.min_rating = min_rating

@@ -47,7 +47,7 @@ class MovieLensDataModule(SequenceDataModule):
         if path is None and version is None and self.given_store is None:
             raise UserError("name the version of MovieLens to download (option version) or its file (option path)")
         self._download = f"{OFFICIAL}/ml-{version}.zip" if path is None and self.given_store is None else None
-        self.path = Path(self.data_dir / "raw" / f"ml-{version}.zip" if path is None else path)
+        self.path = self.data_dir / "raw" / f"ml-{version}.zip" if path is None else self.local(path)
         self.version = version
 
     def prepare_data(self) -> None:
