@@ -10,16 +10,8 @@ _OWN = ("lrec.", "torch.nn.", "torch.optim.")
 # with a dot counts as one, but for the values of these options of lrec's own classes.
 TEXT = {
     *("path", "store", "data_dir", "domains", "only_domain", "validate_from", "test_from", "size", "warm_start"),
-    *(
-        "item_vectors",
-        "user_column",
-        "item_column",
-        "time_column",
-        "domain_column",
-        "rating_column",
-        "event_column",
-        "target_events",
-    ),
+    *("item_vectors", "user_column", "item_column", "time_column", "domain_column", "rating_column", "event_column"),
+    "target_events",
 }
 
 
