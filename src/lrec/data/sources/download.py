@@ -166,4 +166,6 @@ def _files_at(system: Any, root: str, here: Path) -> dict[str, Path]:
     found = [file for match in matches for file in ([match] if system.isfile(match) else system.find(match))]
     if not found:
         raise FileNotFoundError
+    if climbing := [file for file in found if ".." in file.split("/")]:
+        raise ValueError(f"{climbing[0]} leads out of the folder")
     return {file: top / file.removeprefix(above).lstrip("/") for file in found}

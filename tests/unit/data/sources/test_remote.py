@@ -122,6 +122,12 @@ def test_what_cannot_be_fetched_is_one_line(
     assert said.startswith(f"lrec: error: {path} {says}")
 
 
+def test_no_name_leads_out_of_the_folder(bucket: Any, data_dir: Path) -> None:
+    bucket.store["/bucket/logs/../../../log.csv"] = bucket.open("/bucket/log.csv", "wb")
+    with pytest.raises(UserError, match=r"logs cannot be fetched \(ValueError: .*log\.csv leads out of the folder\)"):
+        prepared("memory://bucket/logs", data_dir)
+
+
 def test_a_file_that_the_store_fails_to_give_is_one_line_and_leaves_nothing(
     bucket: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
