@@ -33,7 +33,7 @@ _CHECKSUM = "lrec_checksum"  # in the metadata of items.parquet: hash of the raw
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 # Where data lie and how they are served: no part of what is trained.
-_PLACES = ("data.path", "data.data_dir", "data.num_workers", "data.memory_gib")
+_PLACES = ("data.path", "data.store", "data.data_dir", "data.num_workers", "data.memory_gib")
 
 
 @dataclass(frozen=True)

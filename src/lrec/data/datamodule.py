@@ -16,6 +16,7 @@ from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_use
 from lrec.data.batching.plan import BatchPlan, SharedPlans, check_step, shared_folder
 from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
+from lrec.data.sources.download import copy_here, place_of, url_of
 from lrec.data.splits.domain import of_domain
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
@@ -28,11 +29,13 @@ class SequenceDataModule(LightningDataModule, ABC):
     """Raw interactions -> store -> split -> batches.
 
     A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read
-    them (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir.
+    them (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir; and none of
+    the three is called where the option store names one.
 
     After `setup`: store, cuts (where each user is cut), batch_plan, and the properties below.
 
     Attributes:
+        k_core: Least number of interactions of a user and of an item.
         columns: Names of the raw data's columns; None where they have none.
         min_rating: Least rating of an interaction that is kept; None keeps all.
         repeats: Keep all interactions of a user with an item; False keeps the first in time.
@@ -40,6 +43,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         with_times: Whether batches carry the times of events, which `carry_times` sets.
     """
 
+    k_core: int = 0
     columns: Columns | None = None
     min_rating: float | None = None
     repeats: bool = True
@@ -62,6 +66,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         seed: int = 0,
         memory_gib: float | None = None,
         validation_users: int | Literal["auto", "all"] = "auto",
+        store: Path | None = None,
     ) -> None:
         """Options of every data set.
 
@@ -81,6 +86,8 @@ class SequenceDataModule(LightningDataModule, ABC):
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
             validation_users: Users that validate, a fixed sample: so many, or all; auto: all in validate, and in fit so
                 many that an evaluation costs at most a tenth of the training since the last one, but at least 2,000.
+            store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
+                one in data_dir.
         """
         super().__init__()
         check_range("max_len", max_len, at_least=1)
@@ -101,8 +108,21 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.memory_gib = memory_gib
         self.validation_users = validation_users
+        self._urls: list[str] = []
+        self.given_store: Path | None = None
+        if store is not None:
+            self.given_store = self.local(store)
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
+
+    def local(self, path: Path) -> Path:
+        """Where raw data are read: at the path, or in a copy of what it names as a URL, which `prepare_data` makes."""
+        url = url_of(path)
+        if url is None:
+            return Path(path)
+        if self.given_store is None:
+            self._urls.append(url)
+        return place_of(url, self.data_dir / "raw")
 
     @property
     @abstractmethod
@@ -120,11 +140,34 @@ class SequenceDataModule(LightningDataModule, ABC):
     @property
     def store_path(self) -> Path:
         """Where the store lies, or will."""
+        if self.given_store is not None:
+            return self.given_store
         return store_path(self.data_dir, self.store_name, self.source(), self.k_core)
 
     def prepare_data(self) -> None:
         """Write the store unless it is there."""
-        prepare_store(self.data_dir, self.store_name, self.source(), self.k_core, self.read, self.memory_gib)
+        for url in self._urls:
+            copy_here(url, self.data_dir / "raw")
+        if self.given_store is None:
+            name, source, reading = self.store_name, self.source(), _reading(self)
+            prepare_store(self.data_dir, name, source, self.k_core, self.read, self.memory_gib, reading)
+
+    def open_store(self) -> Store:
+        """The store; UserError where it was given and an option says that the raw data be read otherwise."""
+        store = Store.open(self.store_path)
+        if self.given_store is not None:
+            default = _reading(type(self))
+            stored = default | store.meta["reading"] | store.meta["options"]
+            for option, value in _reading(self).items():
+                if value not in (stored.get(option, value), default.get(option)):
+                    raise UserError(
+                        f"data.{option}={value}: {self.given_store} was prepared with {stored[option]}; leave the "
+                        "option out, or prepare another store from the raw data"
+                    )
+            columns = {name: stored.get(f"{name}_column") for name in Columns.__dataclass_fields__}
+            self.columns = Columns(**columns) if "user_column" in stored else None
+            self.k_core, self.min_rating, self.repeats = (stored[each] for each in ("k_core", "min_rating", "repeats"))
+        return store
 
     def cut(self, store: Store) -> Split:
         """Cut a store's users, and keep the domain that was asked for."""
@@ -137,7 +180,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Open the store, cut it, and check the cut for leaks."""
         if hasattr(self, "batch_plan"):
             return
-        self.cuts = self.cut(Store.open(self.store_path))
+        self.cuts = self.cut(self.open_store())
         self.store = self.cuts.store
         if self.target_events is not None:
             for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
@@ -293,6 +336,12 @@ class SequenceDataModule(LightningDataModule, ABC):
         if self.trainer is None:
             return Ranks()
         return Ranks(self.trainer.world_size, self.trainer.global_rank, self.trainer.accumulate_grad_batches)
+
+
+def _reading(data: SequenceDataModule | type[SequenceDataModule]) -> dict[str, Any]:
+    """The options that decide how raw data are read; those of a class are the defaults."""
+    columns = {} if data.columns is None else {f"{key}_column": name for key, name in vars(data.columns).items()}
+    return {"k_core": data.k_core, "min_rating": data.min_rating, "repeats": data.repeats, **columns}
 
 
 def _of_types(store: Store, types: list[str]) -> np.ndarray:

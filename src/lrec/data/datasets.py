@@ -13,7 +13,6 @@ from lrec.data.sources.synthetic import SyntheticDataModule
 from lrec.data.splits.rules import LastItems, UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.statistics import describe, print_rows
-from lrec.data.store.store import Store
 from lrec.options.objects import from_config
 
 __all__ = [
@@ -42,7 +41,8 @@ def prepare(data: SequenceDataModule) -> None:
         data: The data set; its store is written unless it is there.
     """
     data.prepare_data()
-    describe(data.store_path)
-    counts = data.cut(Store.open(data.store_path)).counts
+    store = data.open_store()
+    describe(store.path)
+    counts = data.cut(store).counts
     print()
     print_rows([("split", repr(data.split)), *((name, f"{count:,}") for name, count in counts.items())])

@@ -17,6 +17,7 @@ from lrec.common.files import temporary
 from lrec.data.formats.parsing import Table
 from lrec.data.formats.readers import Columns, Format, infer_format, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
+from lrec.data.sources.download import url_of
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
 from lrec.errors import UserError
@@ -111,6 +112,8 @@ def histories_in(
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name one file")
+    if (url := url_of(path)) is not None:
+        raise UserError(f"{url} is not on this machine: fetch it, and name the file")
     file_format, columns = file_format or infer_format(path.name), reading.columns
     if file_format is None:
         raise UserError(f"the name of {path} does not tell its format: set the option format")

@@ -9,8 +9,9 @@ _OWN = ("lrec.", "torch.nn.", "torch.optim.")
 # A class may be given as its path alone wherever one is expected, and to look for it imports its module. So every text
 # with a dot counts as one, but for the values of these options of lrec's own classes.
 TEXT = {
-    *("path", "data_dir", "domains", "only_domain", "validate_from", "test_from", "size", "warm_start", "item_vectors"),
-    *("user_column", "item_column", "time_column", "domain_column", "rating_column", "event_column", "target_events"),
+    *("path", "store", "data_dir", "domains", "only_domain", "validate_from", "test_from", "size", "warm_start"),
+    *("item_vectors", "user_column", "item_column", "time_column", "domain_column", "rating_column", "event_column"),
+    "target_events",
 }
 
 

@@ -32,7 +32,7 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
     data.setup("fit")
     evidence = measure(data, seed, begins=partial(print, file=sys.stderr, flush=True))
     outlook = judge(evidence)
-    report = markdown(data.store_name, evidence, outlook)
+    report = markdown(data.store.meta["name"], evidence, outlook)
     if out is not None:
         write_json(
             out / "outlook.json",

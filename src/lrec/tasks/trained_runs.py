@@ -142,7 +142,7 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
     for other in (trained.run for trained in runs[1:]):
         module = data.of(other)
         for what, one, two in (
-            ("store", base.store.path.resolve(), module.store.path.resolve()),
+            ("store", base.store.hash[:16], module.store.hash[:16]),
             ("split", base.split, module.split),
             ("max_len", base.max_len, module.max_len),
         ):

@@ -68,7 +68,11 @@ class BatchPlan:
     @property
     def n_steps(self) -> int:
         """S: global steps of an epoch, the same in each."""
-        return -(-self.part.n_positions // self.targets_per_step)
+        return self.steps_of(self.targets_per_step)
+
+    def steps_of(self, targets_per_step: int) -> int:
+        """Steps of an epoch with so many targets in each. The plan depends on them, not on targets_per_step itself."""
+        return -(-self.part.n_positions // targets_per_step)
 
     def step_targets(self, epoch: EpochPlan, step: int) -> int:
         """Targets of a step."""

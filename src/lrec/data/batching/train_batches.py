@@ -138,8 +138,8 @@ class TrainLoader:
     """This rank's micro-batches of one epoch per pass; it owns (epoch, step consumed) and resumes exactly.
 
     Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one.
-    The state may be loaded on another number of ranks, but in the middle of an epoch only with the same accumulation,
-    because Lightning continues to count micro-batches.
+    The state may be loaded on another number of ranks, but only with as many steps to an epoch, which Lightning goes on
+    counting; and in the middle of an epoch only with its seed and accumulation.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class TrainLoader:
     ) -> None:
         """Serve the batches of a plan in the order of a seed; `epoch_plan` gives an epoch's plan where others share it,
         and with_times asks for the times of events."""
-        self.ranks, self.n_steps = ranks, plan.n_steps
+        self.ranks, self.n_steps, self._plan, self._seed = ranks, plan.n_steps, plan, seed
         self._keys: list[tuple[int, int, int]] = []  # of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)
         dataset = _TrainDataset(plan, catalogue_index_I, make_plan, ranks, with_times)
@@ -186,16 +186,22 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and whole steps consumed in it."""
+        """Epoch and whole steps consumed in it, and what its plan was made with."""
         accumulation = self.ranks.accumulation
-        return {"epoch": self._epoch, "step": self._consumed // accumulation, "accumulation": accumulation}
+        plan = {"accumulation": accumulation, "seed": self._seed, "targets_per_step": self._plan.targets_per_step}
+        return {"epoch": self._epoch, "step": self._consumed // accumulation, **plan}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the saved step."""
-        accumulation = self.ranks.accumulation
-        if 0 < state["step"] < self.n_steps and state["accumulation"] != accumulation:
-            raise UserError(
-                f"the checkpoint was written in mid-epoch with accumulate_grad_batches={state['accumulation']}: "
-                f"resume with the same, not {accumulation}"
-            )
-        self._epoch, self._consumed, self._resumed = state["epoch"], state["step"] * accumulation, True
+        """Continue after the saved step; UserError where that would skip or repeat data."""
+        mine, options = self.state_dict(), {"accumulation": "accumulate_grad_batches", "seed": "data.seed"}
+        if self._plan.steps_of(state["targets_per_step"]) != self.n_steps:
+            options = {"targets_per_step": "data.targets_per_step"}
+        elif not 0 < state["step"] < self.n_steps:  # the next epoch is a whole one
+            options = {}
+        for name, option in options.items():
+            if state[name] != mine[name]:
+                raise UserError(
+                    f"the checkpoint was written with {option}={state[name]}: resume with the same, not {mine[name]}, "
+                    "which would skip some of the data and repeat others"
+                )
+        self._epoch, self._consumed, self._resumed = state["epoch"], state["step"] * self.ranks.accumulation, True

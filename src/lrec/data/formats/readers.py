@@ -16,7 +16,7 @@ import polars as pl
 
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.formats.streams import COMPRESSIONS, unpacked
-from lrec.data.formats.times import TimeUnits, not_a_time, parse_times
+from lrec.data.formats.times import Kind, TimeUnits, not_a_time, parse_times
 from lrec.data.store.encoding import FILE_DOMAIN, REST
 from lrec.data.store.prepare import RawInteractions
 from lrec.errors import UserError
@@ -112,9 +112,9 @@ def _checked_frames(
         agreement.check(table)
         if table.frame.is_empty():
             continue
-        checked, dates = _check(table, wanted, units.dates.get(table.name))
+        checked, kind = _check(table, wanted, units.kinds.get(table.name))
         if "time" in checked:
-            units.note(table.name, table.first_row, wanted["time"], checked["time"], dates)
+            units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
         if not duplicates:
             checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
         frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
@@ -182,23 +182,23 @@ def _blank(raw: pl.Series) -> np.ndarray:
     return blank
 
 
-def _check(table: Table, wanted: dict[str, str], dates: bool | None) -> tuple[dict[str, pl.Series], bool]:
-    """The used columns in their final types, and whether times were dates."""
+def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dict[str, pl.Series], Kind]:
+    """The used columns in their final types, and the kind of the times."""
     checked: dict[str, pl.Series] = {}
-    was_dates = False
+    found: Kind = "number"
     for key, column in wanted.items():
         if column not in table.frame.columns and table.keys_vary and table.first_row > 1:
             raise UserError(f"{table.name}, row {table.first_row}: {column} is empty")
         if column not in table.frame.columns:
-            found = ", ".join(table.frame.columns)
-            raise UserError(f"{table.name} has no column {column} (option {key}_column); its columns are {found}")
+            there = ", ".join(table.frame.columns)
+            raise UserError(f"{table.name} has no column {column} (option {key}_column); its columns are {there}")
         raw = table.frame[column]
         if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
             raise UserError(f"{table.name}: column {column} holds {raw.dtype}, not text or numbers")
         if key == "time":
-            if table.text and dates and raw.dtype.is_integer():
+            if table.text and kind not in (None, "number") and raw.dtype.is_integer():
                 raw = raw.cast(pl.String)
-            checked[key], was_dates = parse_times(raw, dates)
+            checked[key], found = parse_times(raw, kind)
             problem = ""
         elif key == "rating":
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
@@ -217,13 +217,13 @@ def _check(table: Table, wanted: dict[str, str], dates: bool | None) -> tuple[di
         bad = np.flatnonzero(bad_rows).tolist()
         if bad:
             blank = _blank(raw)
-            problem = problem or not_a_time(raw, bad[0])
+            problem = problem or not_a_time(raw, bad[0], found)
             what = "is empty" if blank[bad[0]] else f"{problem}: {' '.join(str(raw[bad[0]]).split())[:80]}"
             raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {what}")
     if table.domain is not None:
         assert "domain" not in checked
         checked[FILE_DOMAIN] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
-    return checked, was_dates
+    return checked, found
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:

@@ -1,15 +1,18 @@
 """Times in any format as whole numbers, and the unit of each file's."""
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
 
+Kind = Literal["number", "date", "date with an offset"]
+
 # What a column of times may hold besides numbers and text.
-DATES = (pl.Date, pl.Datetime)
+_DATES = (pl.Date, pl.Datetime)
 # A median below each bound means seconds, milliseconds or microseconds; above the last one, nanoseconds.
 _BOUNDS = (10**11, 10**14, 10**17)
 _UNITS = ("s", "ms", "us", "ns")
@@ -19,27 +22,30 @@ _IN_WORDS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _TOO_FINE = r"\.\d{6}\d*[1-9]"
 
 
-def parse_times(raw: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
-    """Times as int64, null where they cannot be read, and whether they were dates (then in microseconds).
+def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
+    """Times as int64, those of dates in microseconds, and their kind; null where they cannot be read as of this kind.
 
-    A date that is finer than a microsecond cannot be read. `dates` tells whether text contains ISO 8601 dates; None:
-    whichever reading leaves fewer nulls.
+    A date that is finer than a microsecond cannot be read. `kind` tells what text contains; None: whichever leaves
+    fewest nulls.
     """
-    if raw.dtype in DATES:
+    if isinstance(raw.dtype, _DATES):
         times = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")
         if isinstance(raw.dtype, pl.Datetime) and raw.dtype.time_unit == "ns":
             times = times.set(raw.dt.epoch("ns") % 1000 != 0, None)
-        return times, True
+        return times, "date"
     if raw.dtype == pl.String:
         numbers = raw.cast(pl.Int64, strict=False)
-        if numbers.null_count() == 0 and not dates:
-            return numbers, False
-        return _parse_text(raw.str.strip_chars(), dates)
+        if numbers.null_count() == 0 and kind in (None, "number"):
+            return numbers, "number"
+        text = raw.str.strip_chars()
+        found = {each: read(text) for each, read in _READ.items() if kind in (None, each)}
+        best = min(found, key=lambda each: found[each].null_count())
+        return found[best], best
     if raw.dtype.is_float():
-        return _whole(raw), False
+        return _whole(raw), "number"
     if raw.dtype.is_integer():
-        return raw.cast(pl.Int64, strict=False), False
-    return pl.Series([None] * len(raw), dtype=pl.Int64), False
+        return raw.cast(pl.Int64, strict=False), "number"
+    return pl.Series([None] * len(raw), dtype=pl.Int64), "number"
 
 
 def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
@@ -48,30 +54,28 @@ def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
     Raises:
         UserError: one of `what` cannot be read.
     """
-    times, dates = parse_times(raw, None)
+    times, kind = parse_times(raw, None)
     if times.null_count():
         row = int(times.is_null().arg_max() or 0)
-        raise UserError(f"{what}: {raw[row]} {not_a_time(raw, row)}")
+        raise UserError(f"{what}: {raw[row]} {not_a_time(raw, row, kind)}")
     numbers = times.to_numpy()
     finer = sum(np.median(np.abs(numbers)) >= bound for bound in _BOUNDS) if len(numbers) else 0
-    seconds: np.ndarray = numbers // 10 ** (6 if dates else 3 * int(finer))
+    seconds: np.ndarray = numbers // 10 ** (3 * int(finer) if kind == "number" else 6)
     return seconds
 
 
-def not_a_time(raw: pl.Series, row: int) -> str:
-    """Why `parse_times` cannot read a row."""
-    if raw.dtype in DATES or (raw.dtype == pl.String and re.search(_TOO_FINE, str(raw[row]))):
+def not_a_time(raw: pl.Series, row: int, kind: Kind) -> str:
+    """Why `parse_times` cannot read a row of a column of this kind."""
+    if isinstance(raw.dtype, _DATES) or (raw.dtype == pl.String and re.search(_TOO_FINE, str(raw[row]))):
         return "is finer than a microsecond: round it, or give whole nanoseconds since 1970"
+    if kind != "number" and parse_times(raw[row : row + 1], None)[1] not in ("number", kind):
+        has, other = ("no", "one") if kind == "date with an offset" else ("an", "none")
+        return f"has {has} offset from UTC where other dates have {other}: give one to all dates or to none"
     return "is neither a whole number of seconds or milliseconds nor an ISO date"
 
 
-def _parse_text(text: pl.Series, dates: bool | None) -> tuple[pl.Series, bool]:
-    numbers = text.cast(pl.Int64, strict=False)
-    if dates is not False:
-        found = _iso_times(text)
-        if dates or found.null_count() < numbers.null_count():
-            return found, True
-    return numbers.fill_null(_whole(text.cast(pl.Float64, strict=False))), False
+def _numbers(text: pl.Series) -> pl.Series:
+    return text.cast(pl.Int64, strict=False).fill_null(_whole(text.cast(pl.Float64, strict=False)))
 
 
 def _whole(numbers: pl.Series) -> pl.Series:
@@ -79,15 +83,33 @@ def _whole(numbers: pl.Series) -> pl.Series:
     return pl.select(pl.when(numbers == numbers.floor()).then(numbers)).to_series().cast(pl.Int64, strict=False)
 
 
-def _iso_times(text: pl.Series) -> pl.Series:
-    """Microseconds since 1970 of ISO 8601 dates, with or without a time and an offset; null for others."""
-    spaced = text.str.replace("T", " ", literal=True).str.replace(r"Z$", "+00:00")
-    spaced = spaced.set(spaced.str.contains(_TOO_FINE), None)
+def _iso_dates(text: pl.Series) -> pl.Series:
+    """Microseconds since 1970 of ISO 8601 dates, with or without a time, without an offset; null for others."""
+    spaced = _spaced(text)
     dates = spaced.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False)
     for pattern in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M"):
         dates = dates.fill_null(spaced.str.to_datetime(pattern, time_unit="us", strict=False))
-    offsets = spaced.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%#z", time_unit="us", time_zone="UTC", strict=False)
-    return dates.dt.epoch("us").fill_null(offsets.dt.epoch("us"))
+    return dates.dt.epoch("us")
+
+
+def _iso_dates_with_offset(text: pl.Series) -> pl.Series:
+    """The same of those with an offset from UTC."""
+    spaced = _spaced(text).str.replace(r"Z$", "+00:00")
+    pattern = "%Y-%m-%d %H:%M:%S%.f%#z"
+    return spaced.str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False).dt.epoch("us")
+
+
+def _spaced(text: pl.Series) -> pl.Series:
+    """The text with a blank before the time of day, null where it is finer than a microsecond."""
+    return text.set(text.str.contains(_TOO_FINE), None).str.replace("T", " ", literal=True)
+
+
+# Text can be of each kind; where two read as much of it, the first is chosen.
+_READ: dict[Kind, Callable[[pl.Series], pl.Series]] = {
+    "number": _numbers,
+    "date": _iso_dates,
+    "date with an offset": _iso_dates_with_offset,
+}
 
 
 class TimeUnits:
@@ -98,14 +120,14 @@ class TimeUnits:
     """
 
     def __init__(self) -> None:
-        self.dates: dict[str, bool] = {}  # whether a file's times are dates
+        self.kinds: dict[str, Kind] = {}  # of each file's times
         self._counts: dict[str, np.ndarray] = {}
         # Of each file, for each unit: the first row with such a time.
         self._first: dict[str, dict[int, str]] = {}
 
-    def note(self, name: str, first_row: int, column: str, times: pl.Series, dates: bool) -> None:
+    def note(self, name: str, first_row: int, column: str, times: pl.Series, kind: Kind) -> None:
         """Count the times of some rows of a file."""
-        self.dates[name] = dates
+        self.kinds[name] = kind
         sizes_N = np.abs(times.to_numpy())
         counts = -np.diff([len(sizes_N), *(np.count_nonzero(sizes_N >= bound) for bound in _BOUNDS), 0])
         self._counts[name] = self._counts.get(name, 0) + counts
@@ -122,13 +144,17 @@ class TimeUnits:
         for name, counts in self._counts.items():
             unit = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
             for other, where in self._first[name].items():
-                if other != unit and not self.dates[name]:
+                if other != unit and self.kinds[name] == "number":
                     raise UserError(
                         f"{where} is a time in {_IN_WORDS[other]}, most of the file's are in {_IN_WORDS[unit]}: "
                         "give all of them in one unit"
                     )
-            found.setdefault("us" if self.dates[name] else _UNITS[unit], name)
+            kind = self.kinds[name]
+            found.setdefault(_UNITS[unit] if kind == "number" else f"a {kind}", name)
         if len(found) > 1:
             listed = ", ".join(f"{name} ({unit})" for unit, name in found.items())
             raise UserError(f"the files' times are in different units: {listed}")
-        return {"time_unit": next(iter(found))} if found else {}
+        if not found:
+            return {}
+        unit_or_kind = next(iter(found))
+        return {"time_unit": unit_or_kind if unit_or_kind in _UNITS else "us"}

@@ -71,7 +71,7 @@ class AmazonDataModule(SequenceDataModule):
         super().__init__(**options)
         if domains is not None and not domains:
             raise UserError("domains names none: leave it out to take all in the folder")
-        self.path = Path(path)
+        self.path = self.local(path)
         self.year: Year = year
         self.domains = domains
         self.repeats = repeats

@@ -1,6 +1,12 @@
-"""Files from the web: resumed where they were cut off, checked by size and MD5, in place only when whole."""
+"""Files from elsewhere, in place only when whole.
 
+`fetch` gets one file over HTTP, resumes where it was cut off, and checks size and MD5. `copy_here` gets what any URL
+names, through fsspec: a file, a folder or a glob of an object store.
+"""
+
+import glob
 import hashlib
+import json
 import re
 import sys
 from http.client import HTTPException
@@ -9,9 +15,11 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from lrec.common.files import locked
+from lrec.common.files import locked, replacing, write_json
 from lrec.errors import UserError
 
+# Path makes s3:/bucket of s3://bucket.
+_URL = re.compile(r"([a-z][a-z0-9+]+):/+(.+)")
 _BLOCK = 1 << 20
 _TIMEOUT_S = 30
 
@@ -100,3 +108,64 @@ def _append(url: str, part: Path, start: int, total: int) -> None:
 
 def _open(url: str, method: str = "GET", **headers: str) -> Any:
     return urlopen(Request(url, method=method, headers={"User-Agent": "lrec", **headers}), timeout=_TIMEOUT_S)
+
+
+def url_of(path: Path | str) -> str | None:
+    """The URL that a path spells, if it does."""
+    match = _URL.fullmatch(str(path))
+    return f"{match[1]}://{match[2]}" if match else None
+
+
+def place_of(url: str, folder: Path) -> Path:
+    """Where `copy_here` puts what a URL names."""
+    return folder / url.replace("://", "/")
+
+
+def copy_here(url: str, folder: Path) -> None:
+    """Copy a file, a folder or the matches of a glob to `place_of(url, folder)`, but for what is there and unchanged.
+
+    What is no longer at the URL is removed. Processes that want the same folder wait for the first.
+
+    Raises:
+        UserError: It is not there or cannot be fetched, or fsspec lacks the package that reads such URLs.
+    """
+    import fsspec
+
+    known_file = folder / "copied.json"
+    try:
+        with locked(folder / ".lock"):
+            known = json.loads(known_file.read_text(encoding="utf-8")) if known_file.exists() else {}
+            system, root = fsspec.url_to_fs(url)
+            before, checksums = known.get(url, {}), {}
+            for file, place in _files_at(system, root, place_of(url, folder)).items():
+                name = str(place.relative_to(folder))
+                checksums[name] = str(system.checksum(file))
+                if before.get(name) == checksums[name] and place.exists():
+                    continue
+                print(f"fetching {file}: {system.size(file) / 1e6:,.1f} MB", file=sys.stderr)
+                with replacing(place) as unfinished:
+                    system.get_file(file, str(unfinished))
+            for gone in before.keys() - checksums.keys():
+                (folder / gone).unlink(missing_ok=True)
+            write_json(known_file, known | {url: checksums})
+    except FileNotFoundError:
+        raise UserError(f"{url} does not exist") from None
+    except ImportError as error:
+        raise UserError(f"{url} cannot be read: {error} (pip install 'lrec[cloud]')") from None
+    except Exception as error:  # each store has errors of its own
+        raise UserError(f"{url} cannot be fetched ({type(error).__name__}: {error})") from None
+
+
+def _files_at(system: Any, root: str, here: Path) -> dict[str, Path]:
+    """The files of a file system that `root` names, and the place of each where `here` is that of `root`."""
+    parts = root.rstrip("/").split("/")
+    has_magic = glob.has_magic(root) and not root.startswith("http")
+    n_fixed = next((n for n, part in enumerate(parts) if has_magic and glob.has_magic(part)), len(parts))
+    above, top = "/".join(parts[:n_fixed]), here.parents[len(parts) - n_fixed - 1] if has_magic else here
+    matches = system.glob(root) if has_magic else [root]
+    found = [file for match in matches for file in ([match] if system.isfile(match) else system.find(match))]
+    if not found:
+        raise FileNotFoundError
+    if climbing := [file for file in found if ".." in file.split("/")]:
+        raise ValueError(f"{climbing[0]} leads out of the folder")
+    return {file: top / file.removeprefix(above).lstrip("/") for file in found}

@@ -23,11 +23,11 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 class InteractionsDataModule(SequenceDataModule):
     """Interactions from files with any column names, plain or compressed (.gz, .xz, .zst)."""
 
-    columns: Columns
+    columns = Columns("user", "item", "timestamp")
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None = None,
         format: Format | None = None,
         user_column: str = "user",
         item_column: str = "item",
@@ -42,7 +42,8 @@ class InteractionsDataModule(SequenceDataModule):
         """Name the files and their columns; the format `lines` (user item item ...) has no column names.
 
         Args:
-            path: A file, a folder (with the folders in it) or a glob. Folders named column=value add a column.
+            path: A file, a folder (with the folders in it) or a glob, or the URL of one, such as s3://bucket/logs.
+                Folders named column=value add a column. Not needed beside the option store.
             format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
             user_column: Column of the user's id.
             item_column: Column of the item's id.
@@ -55,13 +56,15 @@ class InteractionsDataModule(SequenceDataModule):
             target_events: Types of event that are predicted, in training and in evaluation; null for all.
         """
         super().__init__(**options)
+        if path is None and self.given_store is None:
+            raise UserError("name your interactions (option path), or a prepared store of them (option store)")
         if min_rating is not None and rating_column is None:
             raise UserError("min_rating needs rating_column, the name of the column it is compared with")
         if user_column == item_column:
             raise UserError(f"user_column and item_column are both {user_column}: name two columns")
-        if target_events is not None and (event_column is None or not target_events):
+        if target_events is not None and (not target_events or (event_column is None and self.given_store is None)):
             raise UserError("data.target_events needs data.event_column, and at least one of its types")
-        self.path = Path(path)
+        self.path = self.local(path or Path())
         self.format = format
         self.columns = Columns(user_column, item_column, time_column, domain_column, rating_column, event_column)
         self.min_rating = min_rating

@@ -44,10 +44,10 @@ class MovieLensDataModule(SequenceDataModule):
             version: Which MovieLens to download, or to take where the folder holds several.
         """
         super().__init__(**options)
-        if path is None and version is None:
+        if path is None and version is None and self.given_store is None:
             raise UserError("name the version of MovieLens to download (option version) or its file (option path)")
-        self._download = f"{OFFICIAL}/ml-{version}.zip" if path is None else None
-        self.path = Path(self.data_dir / "raw" / f"ml-{version}.zip" if path is None else path)
+        self._download = f"{OFFICIAL}/ml-{version}.zip" if path is None and self.given_store is None else None
+        self.path = self.data_dir / "raw" / f"ml-{version}.zip" if path is None else self.local(path)
         self.version = version
 
     def prepare_data(self) -> None:

@@ -15,6 +15,7 @@ from lrec.data.datamodule import SequenceDataModule
 from lrec.data.splits.rules import LastItems, Targets
 from lrec.data.store.long_work import map_ahead
 from lrec.data.store.prepare import RawInteractions
+from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
 
 # Users whose items are drawn at once, and whose losses are computed at once. The drawn items do not depend on it.
@@ -203,6 +204,16 @@ class SyntheticDataModule(SequenceDataModule):
         """Every option of the process and the set's size."""
         n_users, length = self.sequences
         return {"kind": "synthetic", "n_users": n_users, "length": length, "process": asdict(self.process)}
+
+    def open_store(self) -> Store:
+        """The store; UserError where one was given that another process or size made, whose floor is another."""
+        store = super().open_store()
+        if self.given_store is not None and store.meta["source"] != self.source():
+            raise UserError(
+                f"{self.given_store} holds no synthetic set of these options: give those that it was drawn with, or "
+                "take it as --data lrec.InteractionsDataModule"
+            )
+        return store
 
     def read(self) -> RawInteractions:
         """Draw the set, and compute its floor where the last item is the test target and the one before validates.

@@ -77,11 +77,13 @@ def prepare_store(
     k_core: int,
     read: Callable[[], RawInteractions],
     memory_gib: float | None = None,
+    reading: dict[str, Any] | None = None,
 ) -> Path:
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
     `read` is called only if the store is not there. The store does not depend on `memory_gib` (None: half of what is
-    available): rows that do not fit go to a temporary folder beside the store.
+    available): rows that do not fit go to a temporary folder beside the store. `reading` says how the raw data were
+    read, to those who have only the store.
     """
     path = store_path(data_dir, name, source, k_core)
     _remember_hashes(Path(data_dir))
@@ -98,7 +100,7 @@ def prepare_store(
         memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
         with replacing(path) as folder:
             folder.mkdir()
-            meta = {"name": name, "source": source, "options": {"k_core": k_core}}
+            meta = {"name": name, "source": source, "options": {"k_core": k_core}, "reading": reading or {}}
             _write(folder, meta, k_core, read(), memory)
     return path
 

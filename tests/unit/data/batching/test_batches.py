@@ -177,12 +177,27 @@ def test_resume_in_mid_epoch_on_another_number_of_ranks(make_lengths, taken: int
     assert as_lists(list(resumed)) == epochs[2]
 
 
-def test_resume_in_mid_epoch_needs_the_same_accumulation(make_lengths) -> None:
+def test_resume_needs_the_same_plan(make_lengths) -> None:
     split = LastItems()(make_lengths([42] * 5))
-    plan = BatchPlan(training_part(split, Reduction()), 8, 16)
-    with pytest.raises(UserError, match="accumulate_grad_batches=2"):
-        load(split, plan).load_state_dict({"epoch": 0, "step": 3, "accumulation": 2})
-    load(split, plan).load_state_dict({"epoch": 0, "step": plan.n_steps, "accumulation": 2})
+    part = training_part(split, Reduction())
+    plan = BatchPlan(part, 8, 18)
+    state = load(split, plan, 1, 0, 2, seed=7).state_dict()
+
+    def resume(step: int, plan: BatchPlan = plan, seed: int = 7, accumulation: int = 2) -> None:
+        load(split, plan, 1, 0, accumulation, seed=seed).load_state_dict(state | {"epoch": 0, "step": step})
+
+    with pytest.raises(UserError, match=r"written with accumulate_grad_batches=2: resume with the same, not 1"):
+        resume(3, accumulation=1)
+    with pytest.raises(UserError, match=r"written with data.seed=7: resume with the same, not 8"):
+        resume(3, seed=8)
+    for step in (3, plan.n_steps):  # at the end too: Lightning goes on counting steps of an epoch
+        for other in (32, 16):
+            with pytest.raises(UserError, match=rf"written with data.targets_per_step=18: .* same, not {other}"):
+                resume(step, BatchPlan(part, 8, other))
+    resume(plan.n_steps, seed=8, accumulation=1)
+    alike = BatchPlan(part, 8, 19)
+    assert alike.n_steps == plan.n_steps
+    resume(3, alike)
 
 
 def test_a_step_must_hold_two_windows(make_lengths) -> None:

@@ -100,7 +100,7 @@ def test_batches_read_ahead_by_workers_do_not_count(log: Path, tmp_path: Path) -
     straight = fit(log, tmp_path / "straight", every)
     checkpoint = next((tmp_path / "straight").glob("*step=3.ckpt"))
     loader_state = torch.load(checkpoint, weights_only=False)["InteractionsDataModule"]
-    assert loader_state == {"epoch": 0, "step": 3, "accumulation": 1}
+    assert loader_state == {"epoch": 0, "step": 3, "accumulation": 1, "seed": 0, "targets_per_step": 120}
     resumed = fit(log, tmp_path / "resumed", every, ckpt_path=checkpoint, weights_only=False, workers=2)
     assert resumed.seen == straight.seen[3:]
     assert torch.equal(resumed.table, straight.table)

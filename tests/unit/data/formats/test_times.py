@@ -1,5 +1,6 @@
 """Times of every kind: in one unit, to the microsecond, or one line that names the row."""
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lrec.data.formats.times import in_seconds
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.store.store import Store
 from lrec.errors import UserError
@@ -98,3 +100,44 @@ def test_durations_and_times_of_day_are_no_times(dtype: pl.DataType, column: str
     frame = log(SECONDS).with_columns(pl.Series(column, range(9)).cast(pl.Int64).cast(dtype))
     with pytest.raises(UserError, match=rf"log\.parquet: column {column} holds (Duration|Time)"):
         prepared(frame, tmp_path)
+
+
+NAIVE, OFFSET = (
+    [f"2020-01-0{row + 1} 10:00:00" for row in range(9)],
+    [f"2020-01-0{row + 1}T10:00:00Z" for row in range(9)],
+)
+HAS, LACKS = "has an offset from UTC where other dates have none", "has no offset from UTC where other dates have one"
+MIX = {
+    "one with": ([*NAIVE[:4], "2020-01-05T10:00:00+02:00", *NAIVE[5:]], 6, HAS),
+    "one without": ([*OFFSET[:4], NAIVE[4], *OFFSET[5:]], 6, LACKS),
+    "a day": ([*OFFSET[:8], "2020-01-09"], 10, LACKS),
+}
+
+
+@pytest.mark.parametrize("mix", MIX)
+@pytest.mark.parametrize("block", [1 << 22, 40])
+def test_dates_with_and_without_an_offset_are_not_mixed(
+    mix: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrec.data.formats.streams.BLOCK", block)
+    monkeypatch.setattr("lrec.data.formats.streams._PIECE", block)
+    times, row, problem = MIX[mix]
+    with pytest.raises(UserError, match=rf"log\.csv, row {row}: timestamp {problem}: .*: {re.escape(times[row - 2])}"):
+        prepared(log(times), tmp_path, "log.csv")
+
+
+def test_files_with_and_without_offsets_are_not_mixed(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log(NAIVE).write_csv(folder / "one.csv")
+    log(OFFSET).write_csv(folder / "two.csv")
+    module = InteractionsDataModule(path=folder, data_dir=tmp_path / "stores")
+    with pytest.raises(
+        UserError, match=r"different units: .*one\.csv \(a date\), .*two\.csv \(a date with an offset\)"
+    ):
+        module.prepare_data()
+    (folder / "one.csv").unlink()
+    module.prepare_data()
+    assert Store.open(module.store_path).facts["time_unit"] == "us"
+    with pytest.raises(UserError, match=r"times: 2020-01-02T10:00:00Z has an offset from UTC where other dates"):
+        in_seconds(pl.Series([NAIVE[0], OFFSET[1]]), "times")
