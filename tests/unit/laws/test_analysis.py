@@ -1,5 +1,7 @@
 """What a table of points is said to show: roll-outs, laws side by side, and the verdict."""
 
+from dataclasses import astuple
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from lrec.laws.analysis import analyse, compare_methods
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.intervals import Prediction
+from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import holdout_report, roll_out
@@ -101,6 +103,21 @@ def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_s
     assert "At 10 times the largest N_body, all sizes considered, expect" in said
     assert f"expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] for a new run." in said
     assert "nothing was held out" in words(points, holdout=0)
+
+
+def test_points_of_one_setting_count_as_much_merged_as_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = np.repeat(SIZES, 5)
+    loss = (4 + 60 * size**-0.4) * np.exp(1e-3 * np.random.default_rng(0).standard_normal(len(size)))
+    loss[3] *= 1.02  # hardly counts
+    apart = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
+    before, ends = apart.predict([1e5, 1e8]), apart.profile.parameters
+    monkeypatch.setattr("lrec.laws.intervals.MANY", 10)
+    monkeypatch.setattr("lrec.laws.intervals.AT_ONCE", 200)
+    merged = apart.at(apart.theta_T)
+    assert [astuple(p)[:6] for p in Profile(merged).predict([1e5, 1e8])] == [
+        pytest.approx(astuple(p)[:6], rel=1e-9) for p in before
+    ]
+    assert Profile(merged).parameters == {name: pytest.approx(end, rel=1e-6) for name, end in ends.items()}
 
 
 def test_an_outlier_hardly_widens_a_robust_fits_intervals_and_is_warned_of() -> None:
