@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.intervals import LEVEL, Prediction
+from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
 from lrec.laws.mixture import Mixture, Part, Prior, likely, posterior, with_one_off
 from lrec.laws.table import NARROWEST, naive
@@ -46,8 +46,6 @@ STOPS, FARTHEST_STOP = 12, 4.0
 OFF, TAKEN = 0.1, 0.99
 """How probable it is that one of the points is off, and the share of its weight that is then taken from it."""
 LEAST_SIZES = 4
-AT_ONCE = 2_000_000
-"""Numbers in the arrays of shapes x points, which are worked on shapes by shapes."""
 
 
 @dataclass(frozen=True)
