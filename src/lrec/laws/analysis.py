@@ -38,7 +38,7 @@ class Analysis:
         source_hash: Of every point, held-out ones included.
         holdout: The held-out sizes, None if there are none.
         methods: Those compared, the best rolled out first; empty where none were.
-        outlook: What to expect far beyond the fitted sizes.
+        outlook: What to expect far beyond all sizes, held-out ones included, as they all have it.
         unidentified: Parameters of the law that the points do not determine.
         warnings: What a reader should know, in sentences.
         verdict: What all of it comes to, in sentences.
@@ -62,6 +62,7 @@ def analyse(
     points: pl.DataFrame,
     names: Mapping[str, str],
     with_others: bool = True,
+    floor: float | None = None,
 ) -> Analysis:
     """Judge a forecast or a fit by what became of its predictions (`predict.holdout_report` has both).
 
@@ -71,6 +72,7 @@ def analyse(
         points: All points, held-out ones included.
         names: As in `Analysis`; further ones are ignored.
         with_others: Whether to roll out every law of the same variables.
+        floor: The least loss possible, where it is known.
     """
     used = (*predictor.columns, "y")
     if isinstance(predictor, Fit):
@@ -80,7 +82,11 @@ def analyse(
         fit = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points))
         unsure, warned = [], data_warnings(fit.law, fit.points, fit.x_NV, fit.y_N)
     methods = compare_methods(predictor, fit, holdout, points) if with_others else []
-    ahead = outlook(predictor)
+    of_all = predictor
+    if holdout is not None:
+        forecasts = isinstance(predictor, Forecast)
+        of_all = Forecast(points) if forecasts else fit_points(fit.law, points, fit.objective)
+    ahead = outlook(of_all, floor)
     return Analysis(
         predictor=predictor,
         fit=fit,

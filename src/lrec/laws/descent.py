@@ -22,6 +22,8 @@ RIDGE = 1e-9
 LOWER_SHARE = 1e-4
 STEEPER_SHARE = 0.9
 """Constants of the weak Wolfe conditions: Armijo's, and that of the curvature."""
+AT_ONCE = 20_000_000
+"""Numbers in the arrays of rows x points x parameters^2; more rows are worked on one part after the other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,11 @@ def descend(problem: Problem, start_ST: Array, rounds: int = 400, tolerance: flo
     Returns:
         Where the rows ended, theta_ST, and the objective there, value_S.
     """
+    rows = max(1, AT_ONCE // (problem.y_SN.shape[1] * start_ST.shape[1] ** 2))
+    if len(start_ST) > rows:
+        parts = np.split(np.arange(len(start_ST)), range(rows, len(start_ST), rows))
+        ends = [descend(problem.rows(part), start_ST[part], rounds, tolerance) for part in parts]
+        return np.concatenate([end_ST for end_ST, _ in ends]), np.concatenate([value_S for _, value_S in ends])
     theta_ST = np.clip(start_ST, problem.low_ST, problem.high_ST)
     smallest = problem.objective.smallest_delta
     for delta in (1e-2, 1e-3, 1e-4, 1e-6, smallest) if problem.objective.kind == "lad" else (smallest,):

@@ -4,6 +4,7 @@ Shapes: S starts, N points, V variables, T parameters.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -134,9 +135,19 @@ def _ranges(best: LawCurve) -> dict[str, tuple[float, float]]:
 
 def rises(x_N: Array, y_N: Array) -> list[tuple[float, float]]:
     """The steps from one size to the next over which the mean loss rises."""
-    sizes = np.unique(x_N)
-    means = [float(y_N[x_N == size].mean()) for size in sizes]
-    return [(float(sizes[i]), float(sizes[i + 1])) for i in range(len(sizes) - 1) if means[i + 1] > means[i]]
+    size_S, mean_S = size_means(x_N, y_N)
+    return [step for step, rise in zip(pairwise(size_S.tolist()), np.diff(mean_S) > 0, strict=True) if rise]
+
+
+def size_means(x_N: Array, y_N: Array) -> tuple[Array, Array]:
+    """The sizes, and the mean loss of each."""
+    size_S, at_N = np.unique(x_N, return_inverse=True)
+    return size_S, np.array([y_N[mine].mean() for mine in _groups(at_N)])
+
+
+def _groups(at_N: Array) -> list[Array]:
+    """Of every group from 0 on, where its members are."""
+    return np.split(np.argsort(at_N, stable=True), np.cumsum(np.bincount(at_N))[:-1])
 
 
 def data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
@@ -144,8 +155,7 @@ def data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> li
     warnings = []
     # At the same data, where the law has a variable for it.
     _, group_N = np.unique(x_NV[:, 1:], axis=0, return_inverse=True)
-    groups = [group_N.ravel() == group for group in range(int(group_N.max()) + 1)]
-    steps = [step for mine_N in groups for step in rises(x_NV[mine_N, 0], y_N[mine_N])]
+    steps = [step for mine in _groups(group_N.ravel()) for step in rises(x_NV[mine, 0], y_N[mine])]
     if steps and law.variables[0] != "L":
         some = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in dict.fromkeys(steps[:RISES_SHOWN]))
         where = some if len(steps) <= RISES_SHOWN else f"{some} and in {len(steps) - RISES_SHOWN} more steps"

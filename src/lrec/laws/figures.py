@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrec.common.pictures import draw_frame, new_figure
+from lrec.laws.diagnostics import size_means
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.intervals import Prediction
 from lrec.laws.law import NOT_IDENTIFIED, Array, is_identified
@@ -151,8 +152,7 @@ def _draw_residuals(
 
 
 def _draw_points(axes: "Axes", fit: Fit) -> None:
-    sizes = np.unique(fit.x_N)
-    means = [float(fit.y_N[fit.x_N == size].mean()) for size in sizes]
+    sizes, means = size_means(fit.x_N, fit.y_N)
     if len(fit.x_N) > len(sizes):
         axes.plot(fit.x_N, fit.y_N, ".", ms=4, color=BLUE, alpha=0.55, label="single runs")
     axes.plot(sizes, means, "o", ms=5.5, color=BLUE, mec="white", mew=0.6, label="fitted sizes", zorder=3)

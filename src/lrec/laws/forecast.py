@@ -18,7 +18,7 @@ How it does on measured curves, and what else was tried: benchmarks/forecasts.md
 Shapes: G shapes of the grid, N points, P places, K coefficients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,9 +26,9 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.intervals import LEVEL, Prediction
+from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
-from lrec.laws.mixture import Mixture, Prior
+from lrec.laws.mixture import Mixture, Part, Prior, likely, posterior, with_one_off
 from lrec.laws.table import NARROWEST, naive
 
 AHEAD = 2.0
@@ -43,8 +43,8 @@ DATA_EXPONENTS = (0.5, 1.0, 1.5)
 """The g of the size at which size stops to pay."""
 STOPS, FARTHEST_STOP = 12, 4.0
 """How many G are tried, evenly in the logarithm, from the smallest x to e^4 times the largest."""
-OFF, OFF_WEIGHT = 0.1, 0.01
-"""How probable it is that one of the points is off, and the weight it then has."""
+OFF, TAKEN = 0.1, 0.99
+"""How probable it is that one of the points is off, and the share of its weight that is then taken from it."""
 LEAST_SIZES = 4
 
 
@@ -111,21 +111,17 @@ class Forecast:
         self._largest_V = points.select(pl.col(*self.columns).max()).to_numpy()[0]
         place_NV = self._places(points.select(self.columns).to_numpy())
         shape_SH, log_prior_S = self._grid(-float(place_NV[:, 0].min()))
-        off_ON, log_prior_O = self._outliers(len(points))
-        # Every shape with every belief about what point is off.
-        self._shape_GH = np.repeat(shape_SH, len(off_ON), axis=0)
-        self._mixture = Mixture(
-            np.repeat(self._basis(place_NV, shape_SH), len(off_ON), axis=0),
-            np.log(points["y"].to_numpy().astype(float)),
-            np.tile(off_ON * np.exp(place_NV[:, 0] / self.beliefs.memory), (len(shape_SH), 1)),
-            np.add.outer(log_prior_S, log_prior_O).ravel(),
-            Prior(
-                np.array([0.0, FALL, LEVEL_BY_DATA, 0.0])[: 2 * len(self.columns)],
-                np.array([np.inf, FALL_SD, LEVEL_BY_DATA_SD, FALL_BY_DATA_SD])[: 2 * len(self.columns)],
-                self.beliefs.noise,
-                self.beliefs.noise_dof,
-            ),
-        )
+        y_N, prior = np.log(points["y"].to_numpy().astype(float)), self._prior()
+        every = self._parts(place_NV, shape_SH, log_prior_S, np.zeros(len(shape_SH), dtype=int))
+        if shares:  # there are enough points for one of them not to matter
+            log_SO = np.concatenate([posterior(part, y_N, prior).log_G[:, None] for part in every])
+            log_prior_O = np.zeros(1)
+        else:
+            log_SO = np.concatenate([with_one_off(part, y_N, prior, OFF, TAKEN) for part in every])
+            log_prior_O = np.log([1 - OFF, *[OFF / len(y_N)] * len(y_N)])
+        shape_G, off_G = likely(log_SO)
+        self._shape_GH, log_prior_G = shape_SH[shape_G], log_prior_S[shape_G] + log_prior_O[off_G]
+        self._mixture = Mixture(self._parts(place_NV, self._shape_GH, log_prior_G, off_G), y_N, prior)
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each place, (P,) or a column for each of `columns`, with both intervals of 90 %.
@@ -134,8 +130,9 @@ class Forecast:
         """
         x_PV = self._with_data(x)
         place_PV, beliefs, mixture = self._places(x_PV), self.beliefs, self._mixture
-        mean_GP, doubt_GP = mixture.at(self._kept(place_PV))
-        here_GP, _ = mixture.at(self._kept(np.column_stack([np.zeros(len(x_PV)), *place_PV.T[1:]])))
+        mean_GP, doubt_GP = mixture.at(self._basis(place_PV, self._shape_GH))
+        at_largest_PV = np.column_stack([np.zeros(len(x_PV)), *place_PV.T[1:]])
+        here_GP, _ = mixture.at(self._basis(at_largest_PV, self._shape_GH))
         noise_G1 = mixture.variance_G[:, None]
         data = x_PV[:, 1].tolist() if len(self.columns) > 1 else [None] * len(x_PV)
         best = {u: naive(self.points, {"u": u}) for u in set(data)}
@@ -183,6 +180,23 @@ class Forecast:
         """ln x and ln u, of the largest of each."""
         return np.asarray(np.log(x_PV / self._largest_V))
 
+    def _prior(self) -> Prior:
+        """Of the coefficients of `_basis`, and of the noise."""
+        mean_4 = np.array([0.0, FALL, LEVEL_BY_DATA, 0.0])
+        sd_4 = np.array([np.inf, FALL_SD, LEVEL_BY_DATA_SD, FALL_BY_DATA_SD])
+        k = 2 * len(self.columns)
+        return Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
+
+    def _parts(self, place_NV: Array, shape_GH: Array, log_prior_G: Array, off_G: Array) -> Iterator[Part]:
+        """Some shapes at a time, each with the point that is off, counted from 1; 0: none is."""
+        weight_N, rows = np.exp(place_NV[:, 0] / self.beliefs.memory), max(1, AT_ONCE // len(place_NV))
+        for start in range(0, len(shape_GH), rows):
+            some = slice(start, start + rows)
+            off_R = np.flatnonzero(off_G[some])
+            weight_GN = np.tile(weight_N, (len(off_G[some]), 1))
+            weight_GN[off_R, off_G[some][off_R] - 1] *= 1 - TAKEN
+            yield self._basis(place_NV, shape_GH[some]), weight_GN, log_prior_G[some]
+
     def _grid(self, span: float) -> tuple[Array, Array]:
         """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g; and ln of their priors."""
         step_S = np.linspace(-2.2, 2.2, 11)
@@ -199,19 +213,6 @@ class Forecast:
         rows = [(k, g, e, a + b) for k, a in zip(damping_S, log_prior_S, strict=True) for g, e, b in ends]
         grid_G4 = np.array(rows)
         return grid_G4[:, :3], grid_G4[:, 3]
-
-    def _outliers(self, n: int) -> tuple[Array, Array]:
-        """Factors of the points' weights: none is off, or any one of them; and ln of the priors.
-
-        With shares of the data there are enough points for one of them not to matter.
-        """
-        if len(self.columns) > 1:
-            return np.ones((1, n)), np.zeros(1)
-        off_ON = np.vstack([np.ones(n), 1 - (1 - OFF_WEIGHT) * np.eye(n)])
-        return off_ON, np.log([1 - OFF, *[OFF / n] * n])
-
-    def _kept(self, place_PV: Array) -> Array:
-        return self._basis(place_PV, self._shape_GH[self._mixture.kept])
 
     def _basis(self, place_PV: Array, shape_GH: Array) -> Array:
         """1 and the fall, in units of that over `AHEAD`; both times ln u where there are shares."""

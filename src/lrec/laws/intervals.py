@@ -36,6 +36,10 @@ OUTLYING = 2.0
 its precision."""
 WALKERS, STEPS = 160, 48
 """Size of the cloud of admissible shapes where there are several shape parameters."""
+MANY = 1000
+"""Of more points, those of one setting are merged into their mean: that changes intervals by rounding errors alone."""
+AT_ONCE = 2_000_000
+"""Numbers in the arrays of shapes x points, which are worked on shapes by shapes."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,10 @@ class Profile:
 
     def __init__(self, fit: LawCurve, level: float = LEVEL) -> None:
         law, k = fit.law, fit.law.n_coefficients
-        self._fit, self._law, self._z_NV = fit, law, fit.z_NV
+        self._fit, self._law = fit, law
         unit_N = fit.curve(fit.x_NV) if fit.objective.residuals == "log" else np.ones(len(fit.points))
         self._weight_N = np.ones(len(unit_N)) if fit.objective.kind == "lsq" else robust_weights(fit)
-        self._scale_N = unit_N / np.sqrt(self._weight_N)
+        self._merge(unit_N / np.sqrt(self._weight_N))
         held_K = fit.low_T[:k] == fit.high_T[:k]
         self._held_K = np.where(held_K, np.exp(fit.theta_T[:k]), 0.0)
         self._subsets = subsets(np.flatnonzero(~held_K))
@@ -90,12 +94,15 @@ class Profile:
         # The added epsilon keeps the best shape itself inside when the points lie exactly on the curve.
         self._limit = least + (self.sigma * stdtrit(self.dof, (1 + level) / 2)) ** 2 + 1e-24
         self._shape_GH = self._shapes(best_H)
-        self._phi_GNK = self._basis(self._shape_GH) / self._scale_N[:, None]
         self.outliers = int((self._weight_N < 0.5).sum())
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each x, with both intervals; they always hold the fit's own curve."""
         x_PV = as_columns(self._law, np.asarray(x, dtype=float))
+        places = max(1, AT_ONCE // (len(self._shape_GH) * self._law.n_coefficients))
+        if len(x_PV) > places:
+            parts = np.split(x_PV, range(places, len(x_PV), places))
+            return [prediction for part_PV in parts for prediction in self.predict(part_PV)]
         phi_GPK = self._basis(self._shape_GH, np.log(x_PV / self._fit.unit_V))
         log_residuals = self._fit.objective.residuals == "log"
         predictions = []
@@ -128,18 +135,37 @@ class Profile:
                 values[name].append(named[name])
         return {name: (min(found), max(found)) for name, found in values.items()}
 
-    @property
-    def _target_N(self) -> Array:
-        return self._fit.y_N / self._scale_N
+    def _merge(self, scale_N: Array) -> None:
+        """What is fitted: where, in what units, and what the points of one setting differ by, whatever the shape."""
+        fit = self._fit
+        _, first_S, self._size_N = np.unique(fit.x_NV, axis=0, return_index=True, return_inverse=True)
+        self._size_N = self._size_N.ravel()
+        self._loss_N = fit.y_N / scale_N / np.sqrt(self._weight_N)
+        self._z_NV, self._scale_N, self._target_N, self._apart = fit.z_NV, scale_N, fit.y_N / scale_N, 0.0
+        if len(scale_N) > MANY:
+            precision_S = np.bincount(self._size_N, scale_N**-2)
+            mean_S = np.bincount(self._size_N, fit.y_N / scale_N**2) / precision_S
+            self._apart = float((((fit.y_N - mean_S[self._size_N]) / scale_N) ** 2).sum())
+            self._z_NV, self._scale_N = fit.z_NV[first_S], precision_S**-0.5
+            self._target_N = mean_S / self._scale_N
+
+    def _by_parts(self, log_shape_GH: Array) -> list[Array]:
+        rows = max(1, AT_ONCE // (len(self._z_NV) * self._law.n_coefficients))
+        return [log_shape_GH[start : start + rows] for start in range(0, len(log_shape_GH), rows)]
 
     def _basis(self, log_shape_GH: Array, z_NV: Array | None = None) -> Array:
         return np.exp(self._law.log_basis(np.exp(log_shape_GH), self._z_NV if z_NV is None else z_NV))
 
     def _best(self, log_shape_GH: Array) -> tuple[Array, Array]:
         """Least sum of squared residuals at each shape, and how many coefficients are positive there."""
+        found = [self._best_of(part_GH) for part_GH in self._by_parts(log_shape_GH)]
+        least_G, positive_G = (np.concatenate(values) for values in zip(*found, strict=True))
+        return least_G, positive_G
+
+    def _best_of(self, log_shape_GH: Array) -> tuple[Array, Array]:
         phi_GNK = self._basis(log_shape_GH) / self._scale_N[:, None]
         rest_GN = self._target_N - phi_GNK @ self._held_K
-        least_G, positive_G = (rest_GN**2).sum(-1), np.zeros(len(log_shape_GH), dtype=int)
+        least_G, positive_G = (rest_GN**2).sum(-1) + self._apart, np.zeros(len(log_shape_GH), dtype=int)
         least_G = np.where(self._held_K.any(), least_G, np.inf)
         for used in self._subsets:
             _, solution_GS, sse_G = self._solve(phi_GNK[..., used], rest_GN)
@@ -155,14 +181,23 @@ class Profile:
         inverse_GSS = np.linalg.inv(gram_GSS / both_GSS + 1e-14 * np.eye(gram_GSS.shape[-1])) / both_GSS
         solution_GS = (inverse_GSS @ (phi_GNS.swapaxes(-1, -2) @ target_GN[..., None]))[..., 0]
         sse_G = (((phi_GNS @ solution_GS[..., None])[..., 0] - target_GN) ** 2).sum(-1)
-        return inverse_GSS, solution_GS, sse_G
+        return inverse_GSS, solution_GS, sse_G + self._apart
 
     @cached_property
     def _solutions(self) -> list[tuple[list[int], Array, Array, Array]]:
         """At the admissible shapes, for every set of coefficients that are not zero: the set, and its `_solve`."""
-        rest_GN = self._target_N - self._phi_GNK @ self._held_K
         sets = [*self._subsets, *([[]] if self._held_K.any() else [])]
-        return [(used, *self._solve(self._phi_GNK[..., used], rest_GN)) for used in sets]
+        found: list[list[tuple[Array, Array, Array]]] = [[] for _ in sets]
+        for part_GH in self._by_parts(self._shape_GH):
+            phi_GNK = self._basis(part_GH) / self._scale_N[:, None]
+            rest_GN = self._target_N - phi_GNK @ self._held_K
+            for used, solved in zip(sets, found, strict=True):
+                solved.append(self._solve(phi_GNK[..., used], rest_GN))
+        whole = []
+        for used, solved in zip(sets, found, strict=True):
+            inverse_GSS, solution_GS, sse_G = (np.concatenate(values) for values in zip(*solved, strict=True))
+            whole.append((used, inverse_GSS, solution_GS, sse_G))
+        return whole
 
     def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:
         """Least and greatest coefficients . direction (+ a run's noise of that variance in units of sigma^2).
@@ -264,10 +299,8 @@ class Profile:
         Runs of one size differ by seed noise alone. If the sizes' means scatter about the curve more than that noise
         explains, the sizes are the units that count, and the spread of seeds says nothing about a new size.
         """
-        _, size_N = np.unique(self._fit.x_NV, axis=0, return_inverse=True)
-        size_N = size_N.ravel()
+        size_N, loss_N = self._size_N, self._loss_N
         n, k = len(size_N), int(size_N.max()) + 1
-        loss_N = self._target_N / np.sqrt(self._weight_N)
         means = np.bincount(size_N, self._weight_N * loss_N) / np.bincount(size_N, self._weight_N)
         pure = float((self._weight_N * (loss_N - means[size_N]) ** 2).sum())
         lack = max(least - pure, 0.0)

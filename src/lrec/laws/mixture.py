@@ -7,7 +7,9 @@ section 14.2). Averaging over the grid weighs every shape by its marginal likeli
 Shapes: G shapes of the grid, N points, P places to predict, K coefficients.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtr
@@ -35,34 +37,84 @@ class Prior:
     noise: float
     noise_dof: float
 
+    def dof(self, n: int) -> float:
+        """Degrees of freedom of the noise once n points are seen; a coefficient of which nothing is known takes one."""
+        return self.noise_dof + n - int(np.isinf(self.sd_K).sum())
+
+
+class Posterior(NamedTuple):
+    """Of the coefficients at some shapes: their precisions and means, in units of the noise; sums of squares.
+
+    `log_G` is the logarithm of each shape's weight, up to a constant.
+    """
+
+    gram_GKK: Array
+    mean_GK: Array
+    square_G: Array
+    log_G: Array
+
+
+Part = tuple[Array, Array, Array]
+"""Some of the shapes: basis_GNK, weight_GN of the points, log_prior_G."""
+
+
+def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
+    """Of the coefficients at some shapes."""
+    (basis_GNK, weight_GN, log_prior_G), precision_KK = part, np.diag((prior.noise / prior.sd_K) ** 2)
+    weighted_GKN = (basis_GNK * weight_GN[..., None]).swapaxes(-1, -2)
+    gram_GKK = weighted_GKN @ basis_GNK + precision_KK
+    sum_GK = weighted_GKN @ y_N + precision_KK @ prior.mean_K
+    mean_GK = np.linalg.solve(gram_GKK, sum_GK[..., None])[..., 0]
+    # Of the residuals and of the coefficients' distance from their prior.
+    residual_GN, off_GK = y_N - (basis_GNK @ mean_GK[..., None])[..., 0], mean_GK - prior.mean_K
+    square_G = (weight_GN * residual_GN**2).sum(-1) + ((off_GK @ precision_KK) * off_GK).sum(-1)
+    square_G += prior.noise_dof * prior.noise**2
+    log_G = log_prior_G + np.log(weight_GN).sum(-1) / 2
+    log_G -= (np.linalg.slogdet(gram_GKK)[1] + prior.dof(len(y_N)) * np.log(square_G)) / 2
+    return Posterior(gram_GKK, mean_GK, square_G, log_G)
+
+
+def with_one_off(part: Part, y_N: Array, prior: Prior, off: float, taken: float) -> Array:
+    """ln of every shape's weight, up to a constant, if no point is off, and if each of them is: (G, 1 + N).
+
+    Args:
+        part: Some of the shapes.
+        y_N: The points.
+        prior: What is believed before.
+        off: How probable it is that one of the points is off.
+        taken: Share of its weight that is then taken from that point. To take weight d from a point at b, with
+            residual r, takes d b b' from the precision P, and d r^2 / (1 - d b' P^-1 b) from the sum of squares.
+    """
+    (basis_GNK, weight_GN, _), (gram_GKK, mean_GK, square_G, log_G) = part, posterior(part, y_N, prior)
+    d_GN = taken * weight_GN
+    left_GN = 1 - d_GN * ((basis_GNK @ np.linalg.inv(gram_GKK)) * basis_GNK).sum(-1)
+    residual_GN = y_N - (basis_GNK @ mean_GK[..., None])[..., 0]
+    share_GN = 1 - d_GN * residual_GN**2 / left_GN / square_G[:, None]
+    log_GN = (np.log(1 - taken) - np.log(left_GN) - prior.dof(len(y_N)) * np.log(share_GN)) / 2
+    return log_G[:, None] + np.concatenate(
+        [np.full((len(log_G), 1), np.log(1 - off)), np.log(off / len(y_N)) + log_GN], axis=1
+    )
+
+
+def likely(log_GO: Array) -> tuple[Array, ...]:
+    """Where in the logarithms of the weights those stand that are not negligible."""
+    weight_GO = np.exp(log_GO - log_GO.max())
+    return np.nonzero(weight_GO > NEGLIGIBLE * weight_GO.sum())
+
 
 class Mixture:
     """The posterior of the coefficients at every shape, and the weight of every shape."""
 
-    def __init__(self, basis_GNK: Array, y_N: Array, weight_GN: Array, log_prior_G: Array, prior: Prior) -> None:
-        precision_KK = np.diag((prior.noise / prior.sd_K) ** 2)
-        weighted_GNK = basis_GNK * weight_GN[..., None]
-        gram_GKK = weighted_GNK.swapaxes(-1, -2) @ basis_GNK + precision_KK
-        sum_GK = weighted_GNK.swapaxes(-1, -2) @ y_N + precision_KK @ prior.mean_K
-        mean_GK = np.linalg.solve(gram_GKK, sum_GK[..., None])[..., 0]
-        # Of the residuals and of the coefficients' distance from their prior.
-        residual_GN = y_N - (basis_GNK @ mean_GK[..., None])[..., 0]
-        off_GK = mean_GK - prior.mean_K
-        square_G = (weight_GN * residual_GN**2).sum(-1) + ((off_GK @ precision_KK) * off_GK).sum(-1)
-        known = int(np.isinf(prior.sd_K).sum())  # coefficients that take a point each
-        self.dof = prior.noise_dof + len(y_N) - known
-        square_G += prior.noise_dof * prior.noise**2
-        log_G = log_prior_G + np.log(weight_GN).sum(-1) / 2
-        log_G -= (np.linalg.slogdet(gram_GKK)[1] + self.dof * np.log(square_G)) / 2
+    def __init__(self, parts: Iterable[Part], y_N: Array, prior: Prior) -> None:
+        found = zip(*(posterior(part, y_N, prior) for part in parts), strict=True)
+        gram_GKK, self.mean_GK, square_G, log_G = (np.concatenate(values) for values in found)
         weight_G = np.exp(log_G - log_G.max())
-        self.kept = np.flatnonzero(weight_G > NEGLIGIBLE * weight_G.sum())
-        self.weight_G = weight_G[self.kept] / weight_G[self.kept].sum()
-        self.mean_GK = mean_GK[self.kept]
-        self._covariance_GKK = np.linalg.inv(gram_GKK[self.kept])
-        self.variance_G = square_G[self.kept] / self.dof
+        self.dof, self.weight_G = prior.dof(len(y_N)), weight_G / weight_G.sum()
+        self._covariance_GKK = np.linalg.inv(gram_GKK)
+        self.variance_G = square_G / self.dof
 
     def at(self, basis_GPK: Array) -> tuple[Array, Array]:
-        """The mean of a curve at places, and its variance in units of the noise's, (G, P), of the shapes kept."""
+        """The mean of a curve at places, and its variance in units of the noise's, (G, P), ."""
         mean_GP = (basis_GPK @ self.mean_GK[..., None])[..., 0]
         return mean_GP, ((basis_GPK @ self._covariance_GKK) * basis_GPK).sum(-1)
 

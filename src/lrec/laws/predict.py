@@ -98,19 +98,22 @@ def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.
     came = {tuple(float(group[name]) for name in columns): group for group in groups}
     if not predictions:
         raise UserError("held-out report: there is no prediction to compare")
-    points = []
+    points, best = [], {}
     for p in predictions:
         if p.at not in came:
             raise UserError(
                 f"held-out report: no finished run at the predicted size {', '.join(f'{v:g}' for v in p.at)}"
             )
-        loss = float(came[p.at]["y"])
+        group = came[p.at]
+        loss, data = float(group["y"]), (group.get("d"), group.get("u"))
+        if data not in best:
+            best[data] = naive(predictor.points, group)
         points.append(
             HeldOut(
                 **vars(p),
                 actual=loss,
                 error_pct=100 * (p.predicted / loss - 1),
-                naive_error_pct=100 * (naive(predictor.points, came[p.at]) / loss - 1),
+                naive_error_pct=100 * (best[data] / loss - 1),
                 half_width_pct=100 * (p.high - p.low) / 2 / loss,
                 inside=p.low <= loss <= p.high,
             )

@@ -1,9 +1,10 @@
 """What a forecast or a fit, its held-out sizes and the methods beside it come to, in words."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import polars as pl
 
 from lrec.laws.diagnostics import RISES_SHOWN, rises
 from lrec.laws.fit import Fit
@@ -11,9 +12,12 @@ from lrec.laws.intervals import OUTLYING, Prediction
 from lrec.laws.predict import Comparison, Holdout, Predictor
 
 FAILS = "does not hold"
-"""What the verdict says where the held-out sizes were predicted worse than by expecting nothing of them."""
+"""What the verdict says where the held-out sizes were predicted no better than by the small ones' losses alone, or lie
+outside their intervals."""
 AHEAD = 10.0
-"""The outlook is for this many times the largest fitted size."""
+"""The outlook is for this many times the largest size."""
+MOSTLY = 0.7
+"""Share of the held-out sizes that lie inside their intervals where a law or forecast holds."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,32 @@ class Method:
     rollout: Comparison | None
 
 
-def outlook(predictor: Predictor) -> Prediction:
-    """The loss at `AHEAD` times the largest fitted size, at the most data that it had."""
-    largest = max(predictor.points.select(predictor.columns).iter_rows())
-    return predictor.predict(np.array([[AHEAD * largest[0], *largest[1:]]]))[0]
+def outlook(predictor: Predictor, floor: float | None = None) -> Prediction:
+    """The loss at `AHEAD` times the largest size, at the most data that it had.
+
+    It is never below a known floor. Nor is it below the largest size's loss where a smaller size did best and no more
+    is expected than that, or where two larger sizes did worse: losses that have risen need not turn round.
+
+    Args:
+        predictor: Of all sizes.
+        floor: The least loss possible, where it is known.
+    """
+    columns, points = predictor.columns, predictor.points
+    largest = max(points.select(columns).iter_rows())
+    ahead = predictor.predict(np.array([[AHEAD * largest[0], *largest[1:]]]))[0]
+    means = points.group_by(columns).agg(pl.col("y").mean()).sort("x").iter_rows()
+    mean_N = np.array([row[-1] for row in means if row[1:-1] == largest[1:]])
+    larger_than_best = len(mean_N) - 1 - int(mean_N.argmin())
+    if larger_than_best >= 2 or ahead.predicted >= mean_N.min():
+        rise = max(float(mean_N[-1]) / ahead.predicted, 1.0)
+        ahead = _changed(ahead, ("predicted", "cautious", "high", "mean_high"), lambda loss: loss * rise)
+    ends = ("predicted", "cautious", "low", "high", "mean_low", "mean_high")
+    return ahead if floor is None else _changed(ahead, ends, lambda loss: max(loss, floor))
+
+
+def _changed(prediction: Prediction, names: Sequence[str], change: Callable[[float], float]) -> Prediction:
+    values = {name: getattr(prediction, name) for name in names}
+    return replace(prediction, **{name: change(value) for name, value in values.items() if value is not None})
 
 
 def unidentified(fit: Fit) -> list[str]:
@@ -119,15 +145,21 @@ def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
     )
     if holdout.mape > holdout.naive_mape:
         return f"The {what} {FAILS}: {figures}, which is worse than to expect nothing of larger sizes."
-    if holdout.mape <= holdout.naive_mape / 2 and inside >= 0.7 * n:
-        return f"The {what} holds over {reached:.1f} decades of {x}: {figures}."
-    return f"The {what} holds in part over {reached:.1f} decades of {x}: {figures}."
+    # A single loss that is far too low makes the best small model, and so naive, as bad as the forecast.
+    median = float(np.median(predictor.points["y"].to_numpy()))
+    median_mape = float(np.mean([abs(100 * (median / p.actual - 1)) for p in holdout.points]))
+    if holdout.mape > median_mape:
+        return f"The {what} {FAILS}: {figures}; the small sizes' median loss is off by {median_mape:.2f} % only."
+    well, mostly = holdout.mape <= holdout.naive_mape / 2, inside >= MOSTLY * n
+    if not (mostly or (well and inside >= n / 2)):
+        return f"The {what} {FAILS}: {figures}, which is too little to rely on."
+    return f"The {what} holds{'' if well and mostly else ' in part'} over {reached:.1f} decades of {x}: {figures}."
 
 
 def _expected(p: Prediction, x: str) -> str:
     data = ", ".join(f"{name} {value:.4g}" for name, value in (("D", p.d), ("U", p.u)) if value is not None)
-    where = f"At {AHEAD:g} times the largest fitted {x}{' with ' + data if data else ''}"
-    sentence = f"{where} expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
+    where = f"At {AHEAD:g} times the largest {x}{' with ' + data if data else ''}"
+    sentence = f"{where}, all sizes considered, expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
     if p.cautious is not None:
         sentence += f"; count on {p.cautious:.4g}"
     return sentence + "."

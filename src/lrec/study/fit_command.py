@@ -42,7 +42,7 @@ def fit_command(
         objective: Sum of Huber terms with delta 1e-3 (huber), of absolute values (lad) or of squares (lsq) of the
             residuals.
         residuals: Of the logarithm of the loss (log) or of the loss itself (level).
-        floor: Least possible loss, drawn into the figure.
+        floor: Least possible loss: no loss below it is expected, and it is drawn into the figure.
         compare: Roll out every law of the same variables and put them side by side.
         out: Folder for fit.json, fit.png and report.md.
     """
@@ -55,7 +55,7 @@ def fit_command(
         table_read = read_points(points, x, y, d_of_law, u_of_law)
     names = {"x": x, "d": d, "u": u, "y": y}
     predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))
-    analysis = analyse(predictor, held_out, table_read, names, compare)
+    analysis = analyse(predictor, held_out, table_read, names, compare, floor)
     content = write_fit(out, analysis)
     shown = analysis.fit, analysis.holdout
     of_size = len(analysis.fit.law.variables) == 1

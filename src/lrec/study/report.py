@@ -78,10 +78,11 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
-    analysis = analyse(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y})
+    floor = _floor(points) if ladder.y == "test_loss" else None
+    names = {"x": ladder.x, "u": "U", "y": ladder.y}
+    analysis = analyse(ladder.fit, held_out, every_point, names, floor=floor)
     folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
-    floor = _floor(points) if ladder.y == "test_loss" else None
     figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, ladder.x, ladder.y)
     save_figure(folder / "fit.png", figure)
     return [

@@ -1,5 +1,7 @@
 """What a table of points is said to show: roll-outs, laws side by side, and the verdict."""
 
+from dataclasses import astuple
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from lrec.laws.analysis import analyse, compare_methods
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
+from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import holdout_report, roll_out
@@ -95,10 +98,26 @@ def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_s
     said = words(points)
     assert "The law holds over 3.0 decades of N_body" in said
     assert "predicts the next size best" in said
-    fitted, _ = holdout_report(LSRM, points, 2)
-    (ahead,) = fitted.predict([10 * SIZES[5]])
+    # Of the largest size, and by all of them: those held out too.
+    (ahead,) = fit_points(LSRM, points).predict([10 * SIZES[7]])
+    assert "At 10 times the largest N_body, all sizes considered, expect" in said
     assert f"expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] for a new run." in said
     assert "nothing was held out" in words(points, holdout=0)
+
+
+def test_points_of_one_setting_count_as_much_merged_as_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = np.repeat(SIZES, 5)
+    loss = (4 + 60 * size**-0.4) * np.exp(1e-3 * np.random.default_rng(0).standard_normal(len(size)))
+    loss[3] *= 1.02  # hardly counts
+    apart = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
+    before, ends = apart.predict([1e5, 1e8]), apart.profile.parameters
+    monkeypatch.setattr("lrec.laws.intervals.MANY", 10)
+    monkeypatch.setattr("lrec.laws.intervals.AT_ONCE", 200)
+    merged = apart.at(apart.theta_T)
+    assert [astuple(p)[:6] for p in Profile(merged).predict([1e5, 1e8])] == [
+        pytest.approx(astuple(p)[:6], rel=1e-9) for p in before
+    ]
+    assert Profile(merged).parameters == {name: pytest.approx(end, rel=1e-6) for name, end in ends.items()}
 
 
 def test_an_outlier_hardly_widens_a_robust_fits_intervals_and_is_warned_of() -> None:
@@ -120,7 +139,7 @@ def test_of_laws_of_size_and_data_the_outlook_is_at_the_most_data() -> None:
     fitted = fit_points(LAWS["chinchilla"], of_size_and_data())
     ahead = outlook(fitted)
     assert (ahead.x, ahead.d) == (1e7, 1e7)
-    assert "10 times the largest fitted N_body with D 1e+07 expect" in " ".join(
+    assert "10 times the largest N_body with D 1e+07, all sizes considered, expect" in " ".join(
         verdict(fitted, None, [], ahead, [], "N_body")
     )
 
@@ -132,6 +151,54 @@ def test_a_law_that_fails_is_said_to_fail_and_where_the_loss_rises() -> None:
     assert "The law does not hold" in said
     assert "The mean loss rises with N_body from 1.389e+06 to 3.728e+06" in said
     assert "rises" not in words(with_floor())
+
+
+@pytest.mark.parametrize("law", [None, LSRM])
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({6: 1.0, 7: 1.0}, "0 of 2 inside the 90 % interval, which is too little to rely on."),
+        ({6: 0.41}, "1 of 2 inside the 90 % interval, which is too little to rely on."),  # typed ten times too low
+        ({5: 0.42}, "the small sizes' median loss is off by 10.99 % only."),
+    ],
+)
+def test_what_missed_by_far_holds_not_even_in_part(law: Law | None, bad: dict[int, float], said: str) -> None:
+    loss = np.full(8, 5.0) if len(bad) > 1 else with_floor()["y"].to_numpy().copy()
+    for at, value in bad.items():
+        loss[at] = value
+    points = points_of(loss)
+    found = analyse(*holdout_report(law, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    assert "does not hold: " in found.verdict[0]
+    assert said in found.verdict[0]
+
+
+def test_one_of_two_inside_with_half_of_naives_error_holds_in_part() -> None:
+    loss = 4 + 60 * SIZES**-0.4
+    loss[7] *= 0.99
+    assert "The law holds in part over 3.0 decades" in words(points_of(loss))
+    assert "1 of 2 inside the 90 % interval." in words(points_of(loss))
+
+
+@pytest.mark.parametrize("law", [None, LSRM])
+def test_no_figure_ahead_contradicts_larger_sizes_or_a_known_floor(law: Law | None) -> None:
+    names = {"x": "N_body", "y": "test_loss"}
+
+    def ahead_of(loss: Array, floor: float | None = None) -> Prediction:
+        points = points_of(np.asarray(loss))
+        found = analyse(*holdout_report(law, points, 2), points, names, with_others=False, floor=floor)
+        return found.outlook
+
+    for rising in (np.linspace(2.691, 3, 8), np.array([5, 4.5, 4.2, 4, 3.9, 4.1, 4.3, 4.5])):
+        ahead = ahead_of(rising)
+        assert rising[-1] == pytest.approx(ahead.predicted)
+        assert ahead.low < ahead.predicted < ahead.high
+        assert law is not None or ahead.cautious == pytest.approx(rising[-1])
+    # One size that is a little worse by chance holds nothing back.
+    falling = 4 + 60 * SIZES**-0.2
+    falling[7] = falling[6] * 1.001
+    assert ahead_of(falling).predicted < 0.95 * falling[6]
+    floored = ahead_of(9 * SIZES**-0.05, floor=4.2)
+    assert min(floored.predicted, floored.low, floored.mean_low, floored.cautious or 5) >= 4.2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lrec.errors import UserError
 from lrec.laws.analysis import analyse
 from lrec.laws.forecast import Forecast
 from lrec.laws.law import Array
-from lrec.laws.mixture import Mixture, Prior
+from lrec.laws.mixture import Mixture, Prior, posterior, with_one_off
 from lrec.laws.predict import holdout_report
 from lrec.study.points import read_points
 
@@ -43,7 +43,7 @@ def test_weights_and_quantiles_are_those_of_bayes_rule() -> None:
     basis_GN1 = rng.uniform(0.5, 1.5, (2, 5, 1))
     y_N, weight_N = basis_GN1[0, :, 0] * 0.7 + 0.1 * rng.standard_normal(5), np.array([1, 1, 0.5, 0.5, 0.25])
     prior = Prior(np.array([0.5]), np.array([0.8]), noise=0.1, noise_dof=3.0)
-    mixture = Mixture(basis_GN1, y_N, np.tile(weight_N, (2, 1)), np.log([0.3, 0.7]), prior)
+    mixture = Mixture([(basis_GN1, np.tile(weight_N, (2, 1)), np.log([0.3, 0.7]))], y_N, prior)
     # In units of the noise the coefficient's prior sd is .8 / .1; the variance is scaled inverse chi squared.
     c, s = (g.ravel() for g in np.meshgrid(np.linspace(-2, 3, 801), np.geomspace(0.01, 2, 801)))
     grid = stats.norm.pdf(c, 0.5, 8 * s) * stats.chi2.pdf(3 * 0.1**2 / s**2, 3) / s**3 * s
@@ -57,6 +57,19 @@ def test_weights_and_quantiles_are_those_of_bayes_rule() -> None:
     found = mixture.quantile(0.8, mean_GP, np.sqrt(mixture.variance_G[:, None] * doubt_GP))
     order, mass = np.argsort(c), np.sum(both, axis=0)
     assert found[0] == pytest.approx(c[order][np.searchsorted(mass[order].cumsum(), 0.8 * mass.sum())], abs=0.01)
+
+
+def test_a_point_that_is_off_is_weighed_in_closed_form_as_if_it_had_been_fitted() -> None:
+    rng = np.random.default_rng(0)
+    basis_GNK, weight_N, y_N = rng.standard_normal((3, 7, 2)), rng.uniform(0.1, 1, 7), rng.standard_normal(7)
+    prior, log_prior_G = Prior(np.array([0.0, 0.2]), np.array([np.inf, 0.6]), 0.1, 0.8), np.log([0.2, 0.3, 0.5])
+    found_GO = with_one_off((basis_GNK, np.tile(weight_N, (3, 1)), log_prior_G), y_N, prior, 0.1, 0.99)
+    for o in range(8):
+        weight_GN = np.tile(weight_N, (3, 1))
+        if o:
+            weight_GN[:, o - 1] *= 0.01
+        log_G = posterior((basis_GNK, weight_GN, log_prior_G), y_N, prior).log_G
+        assert found_GO[:, o] == pytest.approx(log_G + np.log(0.1 / 7 if o else 0.9), rel=1e-9)
 
 
 def test_a_curve_that_goes_on_is_predicted_and_one_that_stopped_is_not_improved_on() -> None:

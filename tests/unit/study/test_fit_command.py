@@ -1,6 +1,7 @@
 """`lrec scaling fit` as a user meets it: files in, files and a table out."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -150,6 +151,30 @@ def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
     assert "actual" not in shown
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert residuals.get_xlabel() == "parameters without embeddings, N_body"
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30, 2 * 2**30))
+from lrec.study.fit_command import fit_command
+fit_command([Path(sys.argv[1])], x="N", y="loss", compare=False, out=Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_ten_thousand_points_in_little_memory(tmp_path: Path) -> None:
+    size = np.resize(np.geomspace(1e3, 1e8, 30), 10_000)
+    loss = (3 + (1e3 / size) ** 0.2) * np.exp(0.003 * np.random.default_rng(0).standard_normal(len(size)))
+    pl.DataFrame({"N": size, "loss": loss}).write_csv(tmp_path / "t.csv")
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "t.csv"), str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | threads)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert float(ran.stdout.split()[-1]) < 0.6, "GiB of memory at its peak"
+    held_out = strict((tmp_path / "out" / "fit.json").read_text())["holdout"]
+    assert held_out["mape"] < 0.2
 
 
 def test_fitting_imports_no_deep_learning() -> None:
