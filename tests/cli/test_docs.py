@@ -1,7 +1,7 @@
 """What the README and the docs show is run, page by page, in a folder of small stand-ins for the files they name.
 
-Training is cut to one epoch. Studies, and what reads their runs, take minutes: `pytest -m slow` runs them, otherwise
-they are parsed. What needs GPUs or a cluster is parsed.
+Training is cut to one epoch. Pages that train beyond the README and the tutorial, studies, and what reads their runs,
+take minutes: `pytest -m slow` runs them, otherwise they are parsed. What needs GPUs or a cluster is parsed.
 """
 
 import os
@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import polars as pl
 import pytest
+from _pytest.mark import ParameterSet
 from stand_ins import write_points, write_stand_ins
 
 from lrec.cli import main
@@ -123,12 +124,23 @@ def stem(page: Path) -> str:
     return page.stem
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(not SLOW.search(text) for _, text in blocks(p))], ids=stem)
+def shown() -> list[ParameterSet]:
+    """Pages with something that is no study; slow where they train."""
+    pages = [page for page in PAGES if any(not SLOW.search(text) for _, text in blocks(page))]
+    trains = {page: any(re.match("lrec fit|import lrec|.*Trainer", text) for _, text in blocks(page)) for page in pages}
+    begins = {"README", "tutorial"}
+    return [
+        pytest.param(page, marks=[pytest.mark.slow] if trains[page] and page.stem not in begins else [], id=page.stem)
+        for page in pages
+    ]
+
+
+@pytest.mark.parametrize("page", shown())
 def test_what_a_page_shows_runs(page: Path, desk: Path, parse: Parse) -> None:
     follow(page, lambda command: not SLOW.search(command), parse)
 
 
-@pytest.mark.parametrize("command", sorted({command for command in commands() if SLOW.search(command)}))
+@pytest.mark.parametrize("command", sorted({text for text in commands() if SLOW.search(text) or "lrec fit" in text}))
 def test_what_takes_minutes_parses(command: str, reader: Path, parse: Parse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(reader)
     parse(shlex.split(command)[1:])
