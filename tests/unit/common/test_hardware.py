@@ -8,15 +8,15 @@ import pytest
 
 from lrec.common import hardware
 
-BLOCKS, STEPS = [20 * 2**20] * 4, 10
+BLOCKS, STEPS, SETTLING = [20 * 2**20] * 4, 10, 6
 FAULTS = f"""
 import resource, sys, torch
 from lrec.common.hardware import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
-for step in range({STEPS} + 2):
-    if step == 2:
+for step in range({SETTLING} + {STEPS}):
+    if step == {SETTLING}:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(n, dtype=torch.uint8) for n in {BLOCKS}]
     del blocks
