@@ -75,8 +75,8 @@ def saver_of(trainer: Trainer) -> Saver | None:
 class FSDP2(ModelParallelStrategy):
     """Fully sharded data parallelism: each process holds its rows of every parameter, and gathers a block at a time.
 
-    The network is wrapped by `parallelize.build`, which reads `sharding`. Checkpoints are folders, a file per shard, and
-    are read on any number of processes and by any strategy.
+    The network is wrapped by `parallelize.build`, which reads `sharding`. Checkpoints are folders, a file per shard,
+    and are read on any number of processes and by any strategy.
     """
 
     sharding: Sharding
