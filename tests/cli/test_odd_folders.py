@@ -78,6 +78,7 @@ def trained(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_path_with_spaces(trained: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     out = trained / "out of it"
     monkeypatch.setenv("TMPDIR", str(trained))
@@ -99,6 +100,7 @@ def test_a_path_with_spaces(trained: Path, lrec: Callable[..., str], monkeypatch
     assert not list(trained.glob(".lrec*"))
 
 
+@pytest.mark.slow
 def test_folders_and_files_without_permission(trained: Path, tmp_path: Path) -> None:
     locked, secret = tmp_path / "locked", tmp_path / "secret.csv"
     locked.mkdir()
@@ -134,6 +136,7 @@ def test_folders_and_files_without_permission(trained: Path, tmp_path: Path) -> 
     assert list(locked.iterdir()) == [locked / "stores"]
 
 
+@pytest.mark.slow
 def test_a_full_disk(trained: Path, tmp_path: Path) -> None:
     """No file may be larger than a few KB."""
     log, run, small = trained / "my log.csv", trained / "run", tmp_path / "small"

@@ -73,6 +73,7 @@ def test_a_model_by_its_class_path(options: list[str], folder: Path, lrec: Calla
     assert model.network_config(n_items=40, max_len=10).width == 16
 
 
+@pytest.mark.slow
 def test_a_part_of_a_block_by_its_class_path(
     options: list[str], folder: Path, log_csv: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:

@@ -54,6 +54,7 @@ def folder(log_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_study_of_ones_own_parts(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
     planned = lrec("scaling", "study", "--config", "own.yaml", "--dry_run")
     lrec("scaling", "study", "--config", "own.yaml")

@@ -125,6 +125,7 @@ def start_until_a_run_is_finished(folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.slow
 def test_a_study_stopped_and_killed_ends_with_the_same_report(undisturbed: Path) -> None:
     folder = undisturbed.parent / "disturbed"
     stopped = start_until_a_run_is_finished(folder)
@@ -202,6 +203,7 @@ def test_a_study_is_extended_without_training_again(
     assert "Not a prediction: when it was written, 9.4k-seed1 had been trained" in report
 
 
+@pytest.mark.slow
 def test_a_grid_that_shrinks_and_grows_again_loses_nothing(
     undisturbed: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,7 +227,7 @@ def test_jobs_of_a_cluster(folder: Path, lrec: Callable[..., str], refused: Call
 LONG = {"trainer.max_epochs": 400, "data.targets_per_step": 64}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_local_jobs_end_with_their_study(number: signal.Signals, folder: Path) -> None:
     Path("runs.yaml").write_text(yaml.safe_dump(STUDY | {"options": STUDY["options"] | LONG}))
     command = ["lrec", "scaling", "study", "--config", "runs.yaml", "--sizes", "[0.8k, 1.7k, 3k]"]
@@ -314,6 +314,7 @@ def test_an_array_of_slurm(folder: Path, lrec: Callable[..., str]) -> None:
     assert {"array=0-1%2", "cpus-per-task=2", "job-name=runs", "partition=cpu", "time=60"} <= set(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_a_job_that_is_preempted_saves_and_is_requeued(folder: Path) -> None:
     """submitit has SLURM send SIGUSR2."""
@@ -354,6 +355,7 @@ def test_a_job_has_the_nodes_and_gpus_of_its_run(
     assert {"gpus-per-node=8", "nodes=2"} <= large_one
 
 
+@pytest.mark.slow
 def test_several_nodes_train_one_run(folder: Path) -> None:
     """Two nodes of one process each, which are here."""
     trainer = {"trainer.num_nodes": 2, "trainer.devices": 1, "trainer.strategy": "fsdp2"}

@@ -140,6 +140,7 @@ def test_resume_before_at_and_after_a_fixed_step_is_exact(
         assert_same_end(undisturbed, resumed)
 
 
+@pytest.mark.slow
 def test_resume_before_at_and_after_convergence_is_exact(
     options: list[str], tmp_path: Path, lrec: Callable[..., str]
 ) -> None:

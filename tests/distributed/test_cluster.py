@@ -95,7 +95,8 @@ def test_torchrun_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str
     assert (Path(cluster["RUN"]) / "ended").read_text() == "finished\n"
 
 
-@pytest.mark.parametrize("told", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
 def test_both_nodes_end_when_one_is_told_to(told: int, folder: Path, cluster: dict[str, str]) -> None:
     run = Path(cluster["RUN"])
     nodes = two_nodes(cluster, [*OPTIONS, f"--data.data_dir={folder / 'data'}", *LONG])
@@ -195,6 +196,7 @@ def test_what_slurm_does_afterwards(
     assert failed == {"interrupted": 0, "finished": 0, "": (failures or 0) + (requeued and not how)}[how]
 
 
+@pytest.mark.slow
 def test_slurm_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str], tmp_path: Path) -> None:
     slurm = {
         "SLURM_JOB_ID": "1",

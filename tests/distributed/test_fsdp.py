@@ -39,6 +39,7 @@ def test_points_are_the_same_whatever_the_number_of_processes(one: Path, two: Pa
                 assert a[name] == b[name], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -70,6 +71,7 @@ def test_touched_rows_of_a_sampled_loss(fit: Fit) -> None:
     assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_stay_near(fit: Fit) -> None:
     # At this learning rate no step's loss jumps, so that roundings are not multiplied.
     slow = [EVERY_STEP, "--model.optimizer.lr=0.002"]

@@ -69,6 +69,7 @@ def step_of(run: Path) -> int:
     return step
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_and_killed_end_as_if_undisturbed(folder: Path, fit: Fit) -> None:
     steady = fit("steady", 2, *LONG)
     run = folder / "disturbed"

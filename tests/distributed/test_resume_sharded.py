@@ -123,7 +123,7 @@ def test_two_processes(step: int, two: Path, folder: Path, fit: Fit, monkeypatch
 
 @pytest.mark.parametrize(
     ("before", "after", "step"),
-    [(2, 1, 5), (2, 0, 10), (0, 2, 10)],
+    [pytest.param(2, 1, 5, marks=pytest.mark.slow), (2, 0, 10), pytest.param(0, 2, 10, marks=pytest.mark.slow)],
 )
 def test_another_number_of_processes(before: int, after: int, step: int, folder: Path, fit: Fit) -> None:
     """From shards to one process with and without sharding, from one file or one shard to two processes."""

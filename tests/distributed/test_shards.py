@@ -26,6 +26,8 @@ from lrec.training.touched_rows import clip_by_norm
 
 LENGTH = 6
 
+SLOW = pytest.mark.slow
+
 
 class Batch(NamedTuple):
     """Targets of rows of items."""
@@ -135,7 +137,9 @@ LOSSES = [FullSoftmax(), SampledSoftmax(7), GBCE(5), OfWholeTable()]
 
 
 @pytest.mark.parametrize(
-    ("shape", "n_items", "accumulation"), [((2,), 11, 2), ((3,), 11, 1), ((2, 2), 9, 1), ((2,), 1, 1)], ids=str
+    ("shape", "n_items", "accumulation"),
+    [((2,), 11, 2), pytest.param((3,), 11, 1, marks=SLOW), pytest.param((2, 2), 9, 1, marks=SLOW), ((2,), 1, 1)],
+    ids=str,
 )
 def test_steps_are_those_of_one_process(
     shape: tuple[int, ...], n_items: int, accumulation: int, tmp_path: Path
@@ -156,7 +160,7 @@ def test_steps_are_those_of_one_process(
 
 
 @pytest.mark.parametrize("own_rows", [True, False], ids=["added", "fixed"])
-@pytest.mark.parametrize("shape", [(2,), (2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(2,), pytest.param((2, 2), marks=SLOW)], ids=str)
 def test_a_table_made_of_vectors_takes_the_same_steps(shape: tuple[int, ...], own_rows: bool, tmp_path: Path) -> None:
     config = TransformerConfig(11, LENGTH, 2, 8, 2, vector_width=5, own_rows=own_rows)
 

@@ -20,6 +20,7 @@ def runs(fit: Fit) -> list[Path]:
     return [fit("tasks-small", 0, *LONG, "--model.size=0.8k"), fit("tasks-large", 2, *LONG)]
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(runs: list[Path], folder: Path) -> None:
     tasks = ["-m", "lrec", "tasks", "--runs", *map(str, runs), "--out"]
     alone = run([sys.executable, *tasks, str(folder / "tasks-1")])
