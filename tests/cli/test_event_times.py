@@ -86,16 +86,17 @@ def best_loss(run: Path) -> float:
     return min(json.loads(line)["val_loss"] for line in (run / "points.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("options", [(), HSTU], ids=["softmax", "hstu"])
+@pytest.mark.parametrize("options", [(), pytest.param(HSTU, marks=pytest.mark.slow)], ids=["softmax", "hstu"])
 def test_past_gaps_are_learned_where_they_decide(trained: Callable[..., Path], options: tuple[str, ...]) -> None:
     assert best_loss(trained("past", "past", *options)) < 0.3 < 0.55 < best_loss(trained("past", "none"))
 
 
+@pytest.mark.slow
 def test_a_vector_for_the_gap_before_learns_it_too(trained: Callable[..., Path]) -> None:
     assert best_loss(trained("past", "input")) < 0.3
 
 
-@pytest.mark.parametrize("options", [(), HSTU], ids=["softmax", "hstu"])
+@pytest.mark.parametrize("options", [(), pytest.param(HSTU, marks=pytest.mark.slow)], ids=["softmax", "hstu"])
 def test_only_the_time_of_the_request_tells_what_depends_on_it(
     trained: Callable[..., Path], options: tuple[str, ...]
 ) -> None:
@@ -103,6 +104,7 @@ def test_only_the_time_of_the_request_tells_what_depends_on_it(
     assert best_loss(trained("request", "past")) > 0.55
 
 
+@pytest.mark.slow
 def test_the_unit_of_time_does_not_matter(trained: Callable[..., Path]) -> None:
     assert best_loss(trained("milliseconds", "past")) == best_loss(trained("past", "past"))
 
@@ -182,7 +184,13 @@ def test_the_command_recommends_from_files_with_times(
 
 
 @pytest.mark.parametrize(
-    ("which", "time", "options"), [("past", "past", ()), ("past", "input", ()), ("request", "request", HSTU)]
+    ("which", "time", "options"),
+    [
+        pytest.param("past", "past", (), marks=pytest.mark.slow),
+        pytest.param("past", "input", (), marks=pytest.mark.slow),
+        pytest.param("request", "request", HSTU, marks=pytest.mark.slow),
+        ("request", "request", ()),
+    ],
 )
 def test_exported_networks_read_times(
     trained: Callable[..., Path],

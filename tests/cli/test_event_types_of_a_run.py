@@ -154,6 +154,7 @@ def test_the_command_recommends_from_files_with_types(
     assert "--event_column is of networks that read types of event" in refused(*arguments, "--event_column=action")
 
 
+@pytest.mark.slow
 def test_exported_networks_read_types(train: Train, tmp_path: Path, lrec: Callable[..., str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     run = train(**READ)
@@ -175,7 +176,13 @@ def test_exported_networks_read_types(train: Train, tmp_path: Path, lrec: Callab
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"model__architecture__attention": "hstu", "model__architecture__mlp": "none"}]
+    "options",
+    [
+        {},
+        pytest.param(
+            {"model__architecture__attention": "hstu", "model__architecture__mlp": "none"}, marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_tasks_read_types(train: Train, tmp_path: Path, lrec: Callable[..., str], options: dict[str, str]) -> None:
     """What a trajectory's own predictions have is the true event's type, so it finds nearly all of it, from the cache;

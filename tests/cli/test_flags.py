@@ -31,7 +31,7 @@ def test_entries_of_a_dictionary_add_up(
     names = {"user": "who", "item": "what"}
     columns = [f"--options.data.{column}_column={name}" for column, name in names.items()]
     study = ("scaling", "study", "--config=study/csv.yaml", "--options.data.path", log_csv, *columns)
-    sizes = ("--sizes=[0.8k,1.7k,3k,4.8k,6.9k,9.4k]", "--rules.model.optimizer.lr=[0.1,-0.5]")
+    sizes = ("--sizes=[0.8k,1.7k]", "--holdout=0", "--law=null", "--rules.model.optimizer.lr=[0.1,-0.5]")
     lrec(*study, "--options.data.time_column", "when", *sizes, "--dry_run")
     assert len(list((tmp_path / "data").glob("log-*"))) == 1
 

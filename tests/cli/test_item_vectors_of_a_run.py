@@ -147,7 +147,7 @@ def test_an_initial_table_is_a_table_like_any_other(trained: Callable[[str | Non
     assert losses[0] < losses[1]
 
 
-@pytest.mark.parametrize("use", ["fixed", "added"])
+@pytest.mark.parametrize("use", ["fixed", pytest.param("added", marks=pytest.mark.slow)])
 def test_a_checkpoint_needs_no_file(
     trained: Callable[[str | None], Path],
     data: Path,

@@ -95,7 +95,8 @@ N_BODY = {
 EPOCHS = {"98k": 30, "786k": 30, "1.6m": 30, "9.4m": 27, "75m": 12, "829m": 12}
 
 
-@pytest.mark.parametrize("name", ["lsrm-ml20m", pytest.param("lsrm-amazon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["lsrm-ml20m", "lsrm-amazon"])
+@pytest.mark.slow
 def test_the_whole_ladder_is_planned(name: str, tmp_path: Path, lrec) -> None:
     path = write_movielens(tmp_path, [60, 90] * 10) if name == "lsrm-ml20m" else write_amazon(tmp_path)
     planned = lrec(

@@ -43,7 +43,13 @@ def points_of(run: Path) -> list[dict]:  # type: ignore[type-arg]
 CHOICES = {"modern": [MODERN], "mup": [MUP], "modern and mup": [MODERN, MUP], "hstu": [HSTU]}
 
 
-@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize(
+    "choices",
+    [
+        pytest.param(each, marks=[] if name in ("modern and mup", "hstu") else pytest.mark.slow, id=name)
+        for name, each in CHOICES.items()
+    ],
+)
 def test_a_run_with_choices_learns_resumes_and_tests(
     choices: list[str], options: list[str], tmp_path: Path, lrec: Callable[..., str]
 ) -> None:

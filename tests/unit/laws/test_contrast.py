@@ -54,7 +54,7 @@ def test_curves_that_do_not_cross_have_no_crossing() -> None:
     assert found.times == np.inf  # 2.5 is more than the first's loss at the largest size
 
 
-@pytest.mark.parametrize("factor", [0.25, 4.0])
+@pytest.mark.parametrize("factor", [pytest.param(0.25, marks=pytest.mark.slow), 4.0])
 def test_what_the_second_needs_for_the_loss_of_the_first(factor: float) -> None:
     found = contrast(ladder(2.0, 1e4, 0.2, 1e-6, 0), ladder(2.0, factor * 1e4, 0.2, 1e-6, 1))
     assert found.reached == SIZES.max()
@@ -77,6 +77,7 @@ def spread(fitted: Fit, refits: int = 500) -> float:
     return float(log_loss_B1.std())
 
 
+@pytest.mark.slow
 def test_refits_scatter_as_the_delta_method_has_it_where_there_are_many_points() -> None:
     fitted = of_size(80, 0.005)
     jacobian = fitted.law.jacobian(fitted.theta_T[None], fitted.z_NV)[0]
@@ -99,6 +100,7 @@ def test_refits_end_where_a_full_search_of_the_same_losses_does(objective: str) 
         assert fitted.at(theta_T).curve(fitted.x_NV) == pytest.approx(again.curve(fitted.x_NV), rel=2e-6)
 
 
+@pytest.mark.slow
 def test_points_of_one_run_count_once() -> None:
     """Runs whose points share all of their noise: ten points of one run say no more than one does."""
     noise = 0.003 * np.random.default_rng(3).standard_normal(12)

@@ -80,7 +80,7 @@ def test_the_fit_of_repeats_alone_finds_the_best_minimum_and_says_that_the_param
     [
         ("chinchilla", 0.00895, 0.903),
         ("repeated_data", 0.00657, None),
-        ("muennighoff", 0.00659, None),
+        pytest.param("muennighoff", 0.00659, None, marks=pytest.mark.slow),
         ("overfitting", 0.00513, 0.961),
     ],
 )

@@ -75,6 +75,7 @@ def test_several_items_may_be_put_in_at_once() -> None:
     assert cache.filled_B.tolist() == [12, 12, 12]
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_cached_decoding_is_five_times_faster() -> None:
     net = Transformer(TransformerConfig(500, 60, 4, 128, 4)).eval()

@@ -24,7 +24,7 @@ CHOICES = {
 }
 
 
-@pytest.fixture(scope="module", params=list(CHOICES))
+@pytest.fixture(scope="module", params=["default", pytest.param("modern and muP", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Any]:
     """A network whose scores lie far apart, and its file in onnxruntime."""
     for package in ("onnx", "onnxscript", "onnxruntime"):

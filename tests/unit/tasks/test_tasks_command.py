@@ -38,6 +38,7 @@ def test_everything_is_written_and_the_same_again(lrec: Callable[..., str], runs
             assert set(group["gain"]["NDCG@10"]) == {"slope", "ratio"}
 
 
+@pytest.mark.slow
 def test_seeds_are_reproducible_in_python_too(runs: Path) -> None:
     one, two, other = (run_tasks([runs], ["robustness"], seed).content() for seed in (3, 3, 4))
     assert one == two
@@ -163,6 +164,7 @@ def test_a_run_of_other_data_than_its_config_is_refused(
     assert re.search(r"was trained on other data .* \(data_hash \w{16} and \w{16}\)", said)
 
 
+@pytest.mark.slow
 def test_some_users_are_drawn_and_the_same_for_every_task(runs: Path, lrec: Callable[..., str], tmp_path: Path) -> None:
     lrec("tasks", "--runs", runs, "--out", tmp_path, "--users", 12)
     content = json.loads((tmp_path / "tasks.json").read_text())

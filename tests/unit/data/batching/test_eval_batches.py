@@ -76,7 +76,10 @@ def test_parts_of_a_batch_are_scored_as_the_whole(
     assert batch.parts(len(batch.items_BL) + 1) == [batch], "a part has a row"
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("past", "request") else []) for name in ARCHITECTURES],
+)
 def test_a_target_in_a_shared_row_is_scored_as_it_is_alone(split: Split, name: str) -> None:
     net, targets = network(split, name), split.val_targets
     baselines = Baselines(split, torch.device("cpu"))
