@@ -45,7 +45,7 @@ def test_one_process_to_the_last_bit(step: int, folder: Path) -> None:
 
 def test_evaluations_between_accumulated_micro_batches(folder: Path) -> None:
     """Three micro-batches after each other are a step and a half: checkpoints are of whole steps all the same."""
-    run, kept = folder / "accumulated", folder / "accumulated-kept"
+    run, kept = folder / "evaluated-between", folder / "evaluated-between-kept"
     options = ["--trainer.accumulate_grad_batches=2", EVERY_THIRD, *DROPOUT, "--trainer.max_steps=8"]
     every = {
         "class_path": "ModelCheckpoint",
