@@ -1,7 +1,7 @@
 """What do threads cost that sleep while they wait for each other (OMP_WAIT_POLICY=passive, as `lrec` sets it)?
 
-Trainings of the embedded set on all cores, with passive and with active (spinning) waiting in turn: alone on the machine,
-and beside one other process that is always busy. Seconds are those of the training steps alone.
+Trainings of the embedded set on all cores, with passive and with active (spinning) waiting in turn: alone on the
+machine, and beside one other process that is always busy. Seconds are those of the training steps alone.
 
     python benchmarks/waiting_threads.py --page benchmarks/waiting_threads.md
 """
@@ -59,8 +59,8 @@ def page(taken: dict[tuple[str, bool, str], list[float]], rounds: int) -> str:
         "",
         f"    {__doc__.strip().splitlines()[-1].strip()}",
         "",
-        f"Medians of {rounds} rounds on {os.cpu_count()} cores {platform.machine()}; ratios are medians of those within a "
-        "round.",
+        f"Medians of {rounds} rounds on {os.cpu_count()} cores {platform.machine()}; ratios are medians of those "
+        "within a round.",
         "",
         "| size | steps | beside a busy process | passive, s | active, s | passive / active |",
         "|---|---:|---|---:|---:|---:|",
