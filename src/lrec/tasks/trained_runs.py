@@ -10,6 +10,7 @@ from lrec.common.files import json_hash
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.rules import Split
+from lrec.data.store.store import Store
 from lrec.errors import UserError
 from lrec.evaluation.metrics import METRICS, Metric, metrics_of
 from lrec.evaluation.shared_scoring import device
@@ -142,7 +143,7 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
     for other in (trained.run for trained in runs[1:]):
         module = data.of(other)
         for what, one, two in (
-            ("store", base.store.hash[:16], module.store.hash[:16]),
+            ("store", _hash_of_all(base), _hash_of_all(module)),
             ("split", base.split, module.split),
             ("max_len", base.max_len, module.max_len),
         ):
@@ -167,6 +168,11 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
         domains[name] = DomainRuns(split_of(mine), _by_size(alone), _by_size(tuned))
     metrics = _metrics([trained.run for trained in runs], data.trust)
     return Ladder(split_of(whole), base.max_len, _by_size(whole), domains, most_users, metrics)
+
+
+def _hash_of_all(data: SequenceDataModule) -> str:
+    """The hash of the store with all of its domains, which runs of one domain share with the others."""
+    return Store(data.store.path, data.store.meta).hash[:16]
 
 
 def _metrics(runs: list[Run], trust: bool) -> tuple[Metric, ...]:
