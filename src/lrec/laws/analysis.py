@@ -49,11 +49,11 @@ class Analysis:
     names: Mapping[str, str]
     source_hash: str
     holdout: Holdout | None
-    methods: tuple[Method, ...]
+    methods: list[Method]
     outlook: Prediction
-    unidentified: tuple[str, ...]
-    warnings: tuple[str, ...]
-    verdict: tuple[str, ...]
+    unidentified: list[str]
+    warnings: list[str]
+    verdict: list[str]
 
 
 def analyse(
@@ -74,31 +74,19 @@ def analyse(
         with_others: Whether to roll out every law of the same variables.
         floor: The least loss possible, where it is known.
     """
-    used = (*predictor.columns, "y")
+    used, of_all = (*predictor.columns, "y"), predictor
     if isinstance(predictor, Fit):
-        fit = predictor
-        unsure, warned = unidentified(fit), warnings(fit, holdout)
+        fit, unsure, warned = predictor, unidentified(predictor), warnings(predictor, holdout)
+        of_all = fit_points(fit.law, points, fit.objective) if holdout else predictor
     else:
-        fit = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points))
-        unsure, warned = [], data_warnings(fit.law, fit.points, fit.x_NV, fit.y_N)
+        fit, unsure = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
+        warned = data_warnings(fit.law, fit.points, fit.x_NV, fit.y_N)
+        of_all = Forecast(points) if holdout else predictor
     methods = compare_methods(predictor, fit, holdout, points) if with_others else []
-    of_all = predictor
-    if holdout is not None:
-        forecasts = isinstance(predictor, Forecast)
-        of_all = Forecast(points) if forecasts else fit_points(fit.law, points, fit.objective)
     ahead = outlook(of_all, floor)
-    return Analysis(
-        predictor=predictor,
-        fit=fit,
-        names={column: names[column] for column in used},
-        source_hash=source_hash(points, used),
-        holdout=holdout,
-        methods=tuple(methods),
-        outlook=ahead,
-        unidentified=tuple(unsure),
-        warnings=tuple(warned),
-        verdict=tuple(verdict(predictor, holdout, methods, ahead, unsure, names["x"])),
-    )
+    said = verdict(predictor, holdout, methods, ahead, unsure, names["x"])
+    told = {column: names[column] for column in used}
+    return Analysis(predictor, fit, told, source_hash(points, used), holdout, methods, ahead, unsure, warned, said)
 
 
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Method]:
@@ -106,12 +94,6 @@ def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, poi
 
     Laws that cannot be fitted are left out. Where the law is one of size, data and unique data, those of size and data
     alone are among them. Progress of laws of several variables goes to stderr.
-
-    Args:
-        predictor: The forecast, or the fit itself.
-        fit: Of the law to the small sizes.
-        holdout: What became of the predictions, None where nothing is held out.
-        points: All points, held-out ones included.
     """
     found = []
     if isinstance(predictor, Forecast):

@@ -1,6 +1,6 @@
 """A curve of a law: some values of its parameters, beside the points they are to explain.
 
-Shapes: N points, V variables, T parameters.
+Shapes: S starts, N points, V variables, T parameters.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,11 @@ import polars as pl
 from lrec.laws.descent import Problem
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Objective
-from lrec.laws.search import VANISHED
+
+VANISHED = 16.0
+"""A coefficient e^16 times smaller than the lowest loss counts as zero; also how far above the highest it may lie."""
+FLOORS = (0.05, 0.5, 0.9)
+"""Shares of the lowest loss at which refits start the floor as well: one at zero would not rise again by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +39,6 @@ class LawCurve:
     high_T: Array
     theta_T: Array
 
-    def at(self, theta_T: Array) -> "LawCurve":
-        """The curve of other parameters."""
-        known = (self.law, self.objective, self.points, self.unit_V, self.low_T, self.high_T)
-        return LawCurve(*known, theta_T)
-
     @cached_property
     def x_NV(self) -> Array:
         """The variables, a column each."""
@@ -59,16 +58,6 @@ class LawCurve:
     def z_NV(self) -> Array:
         """Logarithms of the variables in their units."""
         return np.log(self.x_NV / self.unit_V)
-
-    @property
-    def n_sizes(self) -> int:
-        """Distinct settings of the variables."""
-        return len(np.unique(self.x_NV, axis=0))
-
-    @property
-    def free_T(self) -> Array:
-        """Parameters that bend to the points: neither fixed nor on a bound."""
-        return (self.theta_T > self.low_T + 1e-6) & (self.theta_T < self.high_T - 1e-6)
 
     @property
     def n_fitted(self) -> int:
@@ -98,6 +87,13 @@ class LawCurve:
         """Actual minus fitted, of the logarithm or of the loss as the objective has it."""
         return self.problem().residuals(self.theta_T[None])[0]
 
+    @property
+    def start_ST(self) -> Array:
+        """Where refits start: its parameters, and the same with other floors."""
+        start_ST = np.tile(self.theta_T, (1 + len(FLOORS) * self.law.has_floor, 1))
+        start_ST[1:, 0] = np.log(self.y_N.min() * np.array(FLOORS[: len(start_ST) - 1]))
+        return start_ST
+
     def curve(self, x: Sequence[float] | Array) -> Array:
         """The loss at x, (N,) or (N, V)."""
         z_NV = np.log(as_columns(self.law, np.asarray(x, dtype=float)) / self.unit_V)
@@ -105,6 +101,4 @@ class LawCurve:
 
     def problem(self, objective: Objective | None = None) -> Problem:
         """What is minimised, or the same with another objective."""
-        return Problem(
-            self.law, objective or self.objective, self.z_NV, self.y_N[None], self.low_T[None], self.high_T[None]
-        )
+        return Problem(self.law, objective or self.objective, self.z_NV, self.y_N[None], self.low_T, self.high_T)

@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.curve import LawCurve
+from lrec.laws.curve import VANISHED, LawCurve
 from lrec.laws.diagnostics import Diagnostics, diagnose
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Kind, Objective
-from lrec.laws.search import VANISHED, search
+from lrec.laws.search import search
 from lrec.laws.table import NARROWEST
 
 
@@ -51,7 +51,7 @@ class Fit(LawCurve):
 
     @cached_property
     def diagnostics(self) -> Diagnostics:
-        """How the search went, and what the points do not determine."""
+        """How the search went."""
         return diagnose(self, self.ends_ST)
 
     @property

@@ -24,17 +24,14 @@ class Logistic(Law):
     shape_starts = ((0.8, 1.0, 1.2), (3.0, 10.0, 30.0))
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1 and the logistic function."""
         middle_G1, k_G1 = by_column(shape_GH)
         return stack(0.0, -np.logaddexp(0.0, k_G1 * (np.exp(z_NV[:, 0]) / middle_G1 - 1)))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """b, m, L0 and k."""
         (b, m), (middle, k) = coefficients_K, shape_H
         return {"b": float(b), "m": float(m), "L0": float(middle * unit_V[0]), "k": float(k)}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """b, m; L0/unit, k."""
         return [p["b"], p["m"]], [p["L0"] / unit_V[0], p["k"]]
 
 
@@ -51,15 +48,12 @@ class Linear(Law):
     has_floor = False
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1 - L/L0."""
         return stack(np.log(np.maximum(1 - np.exp(z_NV[:, 0]) / shape_GH, 1e-9)))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """m and L0."""
         return {"m": float(coefficients_K[0]), "L0": float(shape_H[0] * unit_V[0])}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """m; L0/unit."""
         return [p["m"]], [p["L0"] / unit_V[0]]
 
 
