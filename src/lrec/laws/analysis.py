@@ -29,19 +29,9 @@ FLOORLESS = ("lsrm", "kaplan")
 
 @dataclass(frozen=True)
 class Analysis:
-    """A predictor, a law that describes, and all that is said of them.
+    """The forecast, or `fit` itself where a law was asked for; a law's fit to the small sizes; what is said of them.
 
-    Attributes:
-        predictor: The forecast, or `fit` itself where a law was asked for.
-        fit: Of the law to the small sizes (with all the data, beside a forecast); `fit.profile` has its intervals.
-        names: What the caller calls the columns x, d and u, as far as they count, and y.
-        source_hash: Of every point, held-out ones included.
-        holdout: The held-out sizes, None if there are none.
-        methods: Those compared, the best rolled out first; empty where none were.
-        outlook: What to expect far beyond all sizes, held-out ones included, as they all have it.
-        unidentified: Parameters of the law that the points do not determine.
-        warnings: What a reader should know, in sentences.
-        verdict: What all of it comes to, in sentences.
+    `names` has what the caller calls the columns x, d and u, as far as they count, and y.
     """
 
     predictor: Predictor
@@ -64,15 +54,9 @@ def analyse(
     with_others: bool = True,
     floor: float | None = None,
 ) -> Analysis:
-    """Judge a forecast or a fit by what became of its predictions (`predict.holdout_report` has both).
+    """Judge a forecast or a fit of the small sizes by what became of its predictions (`predict.holdout_report`).
 
-    Args:
-        predictor: Of the small sizes.
-        holdout: Its predictions and what came, None where nothing is held out.
-        points: All points, held-out ones included.
-        names: As in `Analysis`; further ones are ignored.
-        with_others: Whether to roll out every law of the same variables.
-        floor: The least loss possible, where it is known.
+    `points` are all, held-out ones included; `with_others` rolls out every law of the same variables.
     """
     used, of_all = (*predictor.columns, "y"), predictor
     if isinstance(predictor, Fit):
@@ -80,7 +64,7 @@ def analyse(
         of_all = fit_points(fit.law, points, fit.objective) if holdout else predictor
     else:
         fit, unsure = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
-        warned = data_warnings(fit.law, fit.points, fit.x_NV, fit.y_N)
+        warned = data_warnings(fit.law, fit.points)
         of_all = Forecast(points) if holdout else predictor
     methods = compare_methods(predictor, fit, holdout, points) if with_others else []
     ahead = outlook(of_all, floor)

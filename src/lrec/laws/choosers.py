@@ -18,33 +18,20 @@ from lrec.laws.predict import Predictor
 from lrec.laws.table import points_of_most_data
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Training FLOPs per interaction at size N: 6 N + h N^g.
+def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:
+    """Training FLOPs of an interaction at size N, 6 N + h N^g, from points with flops; 6 N where they do not say more.
 
     The first term is that of the matrices N counts, forward and backward; the second, fitted to the FLOPs of the points
     themselves, is what else there is: the item table, whose width grows with the body, and attention.
     """
-
-    h: float = 0.0
-    g: float = 0.0
-
-    @classmethod
-    def of(cls, points: pl.DataFrame) -> "Compute":
-        """From points with flops and the interactions processed; 6 N where they do not say more."""
-        processed = "processed" if "processed" in points.columns else "d"
-        if not {"flops", processed} <= set(points.columns):
-            return cls()
+    processed, h, g = "processed" if "processed" in points.columns else "d", 0.0, 0.0
+    if {"flops", processed} <= set(points.columns):
         known = points.drop_nulls(["flops", processed])
         rest_N = (known["flops"] / known[processed] - 6 * known["x"]).to_numpy()
-        if len(known) < 2 or (rest_N <= 0).any() or known["x"].n_unique() < 2:
-            return cls()
-        g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
-        return cls(float(np.exp(log_h)), float(g))
-
-    def per_interaction(self, size: Array | float) -> Any:
-        """FLOPs of an interaction, forward and backward."""
-        return 6 * np.asarray(size) + self.h * np.asarray(size) ** self.g
+        if len(known) > 1 and (rest_N > 0).all() and known["x"].n_unique() > 1:
+            g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
+            h = float(np.exp(log_h))
+    return lambda size: 6 * np.asarray(size) + h * np.asarray(size) ** g
 
 
 @dataclass(frozen=True)
@@ -66,20 +53,13 @@ class DataChooser:
     """Chooses N, D and U by a law of size and data, within the passes over the data at which it was fitted.
 
     Some laws count unique interactions as their data; each is then processed as often as in the fitted runs
-    (`repeats`). Inside this class, data and D are the law's; a `Choice` has the interactions processed.
-
-    Args:
-        fit: A fit of a law of N and D, or of N, D and U.
-        unique: Unique interactions there are; None: as many as are needed with the fewest passes that were fitted.
-        epochs: Passes over them; None: the best number within those that were fitted.
-
-    Raises:
-        UserError: more or fewer epochs than were fitted.
+    (`repeats`). Inside this class, data and D are the law's; a `Choice` has the interactions processed. Without
+    `unique`, as many as are needed with the fewest passes that were fitted; without `epochs`, the best number.
     """
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
         points, passes_N = fit.points, np.maximum(_passes(fit.points), 1.0)
-        self.fit, self.unique, self.epochs, self.compute = fit, unique, epochs, Compute.of(points)
+        self.fit, self.unique, self.epochs, self._flops_of = fit, unique, epochs, flops_per_interaction(points)
         self.tells_repeats = len(fit.law.variables) == 3
         self.least_epochs, self.most_epochs = float(min(passes_N, default=1)), float(max(passes_N, default=1))
         self.repeats = float((points["processed"] / points["d"]).median()) if "processed" in points.columns else 1.0  # type: ignore[arg-type]
@@ -205,7 +185,7 @@ class DataChooser:
         return data_GK[np.arange(len(size_G)), self.loss(size_G[:, None], data_GK).argmin(1)]
 
     def _per_datum(self, size: Array | float) -> Any:
-        return self.repeats * self.compute.per_interaction(size)
+        return self.repeats * self._flops_of(size)
 
     def _choice(self, size: float, data: float) -> Choice:
         return Choice(size, data * self.repeats, float(self._unique_of(data)), data * float(self._per_datum(size)))
@@ -219,7 +199,7 @@ class SizeChooser:
 
     def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
         self.predictor, points = predictor, points_of_most_data(predictor.points)
-        self.compute, passes_N = Compute.of(points), _passes(points)
+        self._flops_of, passes_N = flops_per_interaction(points), _passes(points)
         self.unique = float(points["u"].max()) if "u" in points.columns else np.nan  # type: ignore[arg-type]
         self.data = float(np.median(passes_N)) * self.unique if len(passes_N) else np.nan
         if epochs is not None:
@@ -233,7 +213,7 @@ class SizeChooser:
 
     def for_size(self, size: float) -> Choice:
         """The data and passes are those of the runs fitted."""
-        return Choice(size, self.data, self.unique, self.data * float(self.compute.per_interaction(size)))
+        return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)))
 
     def for_loss(self, loss: float) -> Choice:
         """The least size that reaches the loss."""
@@ -243,7 +223,7 @@ class SizeChooser:
         """The size whose run on the same data costs as much as the budget."""
         if np.isnan(self.data):
             raise UserError("--flops: the points say nothing of D and U; plan with --size or --loss")
-        size = _bisect(lambda n: flops - self.data * float(self.compute.per_interaction(n)), 1.0, flops)
+        size = _bisect(lambda n: flops - self.data * float(self._flops_of(n)), 1.0, flops)
         if size is None:
             raise UserError(f"--flops {flops:g}: too few for any size on {self.data:g} interactions")
         return self.for_size(size)

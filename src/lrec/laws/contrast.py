@@ -1,12 +1,8 @@
-"""Two fitted curves side by side: by how much their exponents differ, where they cross, and what the same loss costs on
-the second, with intervals.
+"""Two fitted curves side by side: how exponents differ, where they cross, what the same loss costs on the second.
 
-Intervals are the 5th and 95th percentile over pairs of refits, one of each curve: no profile of one curve says how two
-of them vary together. A law is refitted to its own curve with resampled residuals. Residuals of a fit are smaller than
-the noise, so they are multiplied by sqrt(n / (n - p)), n counting runs and p the parameters fitted. Points of one run
-(column `run`) share what the run has drawn, so they are resampled together: each run gets the residuals, with a random
-sign, of a run with as many points, as in the wild cluster bootstrap (Cameron, Gelbach and Miller 2008, "Bootstrap-based
-improvements for inference with clustered errors").
+Intervals are the 5th and 95th percentile over pairs of refits to resampled residuals, times sqrt(n / (n - p)) as those
+of a fit are smaller than the noise. Points of one run share it, so they are resampled together, with a random sign, as
+in the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
 
 Shapes: B refits, S starts, N points, P places, T parameters.
 """

@@ -41,7 +41,6 @@ class LawCurve:
 
     @cached_property
     def x_NV(self) -> Array:
-        """The variables, a column each."""
         return self.points.select(self.law.columns).to_numpy().astype(float)
 
     @property
@@ -51,12 +50,10 @@ class LawCurve:
 
     @cached_property
     def y_N(self) -> Array:
-        """The losses."""
         return self.points["y"].to_numpy().astype(float)
 
     @property
     def z_NV(self) -> Array:
-        """Logarithms of the variables in their units."""
         return np.log(self.x_NV / self.unit_V)
 
     @property
@@ -73,12 +70,10 @@ class LawCurve:
 
     @property
     def value(self) -> float:
-        """The objective, summed over the points."""
         return float(self.problem().values(self.theta_T[None])[0])
 
     @property
     def r2(self) -> float:
-        """Share of the losses' variance explained."""
         spread = float(((self.y_N - self.y_N.mean()) ** 2).sum())
         return 1 - float(((self.y_N - self.curve(self.x_NV)) ** 2).sum()) / spread if spread > 0 else 0.0
 

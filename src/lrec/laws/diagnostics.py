@@ -1,10 +1,10 @@
 """How the search for a fit went, and what the points themselves warn of.
 
-Shapes: S starts, N points, V variables, T parameters.
+Shapes: S starts, N points, T parameters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -14,32 +14,24 @@ from lrec.common.text_tables import counted
 from lrec.laws.curve import LawCurve
 from lrec.laws.descent import Problem
 from lrec.laws.law import Array, Law
-from lrec.laws.objective import LAD_DELTA
 
 RISES_SHOWN = 4
 """Steps in size that a warning lists by their sizes."""
+ZERO = 1e-8
+"""Residuals below this are zero."""
 AGREED = 1.001
 """Starts that end below this multiple of the best objective agree."""
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """How the search went.
-
-    Attributes:
-        starts: Starts of the search.
-        share_agreeing: Share of them that ended within 0.1 % of the lowest objective.
-        bound_hits: Parameters that ended on a bound.
-        gradient_norm: Largest component of the gradient of the objective by the logarithms of the parameters, bounds
-            respected; 0 at an optimum.
-        condition_number: Of the Jacobian of the log loss by the logarithms of the parameters, x normalised.
-    """
+    """How the search went; derivatives are by the logarithms of the parameters, x normalised."""
 
     starts: int
-    share_agreeing: float
+    share_agreeing: float  # ended within 0.1 % of the lowest objective
     bound_hits: tuple[str, ...]
-    gradient_norm: float
-    condition_number: float
+    gradient_norm: float  # its largest component that no bound holds back
+    condition_number: float  # of the Jacobian of the log loss
 
 
 def diagnose(best: LawCurve, ends_ST: Array) -> Diagnostics:
@@ -69,7 +61,7 @@ def _least_subgradient(problem: Problem, theta_T: Array) -> Array:
     """Of absolute deviations: a residual that is zero has any slope between those to its left and right."""
     residual_N, jacobian_NT = problem.residuals(theta_T[None])[0], problem.jacobian(theta_T[None])[0]
     over = problem.objective.over
-    zero_N = np.abs(residual_N) < LAD_DELTA
+    zero_N = np.abs(residual_N) < ZERO
     rest_T = np.where(residual_N > 0, 1.0, -over)[~zero_N] @ jacobian_NT[~zero_N]
     free_T = (theta_T > problem.low_T) & (theta_T < problem.high_T)
     if not (zero_N.any() and free_T.any()):
@@ -79,35 +71,24 @@ def _least_subgradient(problem: Problem, theta_T: Array) -> Array:
     return least_T
 
 
-def size_means(x_N: Array, y_N: Array) -> tuple[Array, Array]:
-    """The sizes, and the mean loss of each."""
-    size_S, at_N = np.unique(x_N, return_inverse=True)
-    return size_S, np.array([y_N[mine].mean() for mine in _groups(at_N)])
-
-
-def _groups(at_N: Array) -> list[Array]:
-    """Of every group from 0 on, where its members are."""
-    return np.split(np.argsort(at_N, stable=True), np.cumsum(np.bincount(at_N))[:-1])
-
-
-def rises(x_NV: Array, y_N: Array) -> str:
+def rises(points: pl.DataFrame, columns: Sequence[str]) -> str:
     """The steps from one size to the next, at the same data, over which the mean loss rises, in words."""
-    _, group_N = np.unique(x_NV[:, 1:], axis=0, return_inverse=True)
-    steps = []
-    for mine in _groups(group_N.ravel()):
-        size_S, mean_S = size_means(x_NV[mine, 0], y_N[mine])
-        steps += [step for step, rise in zip(pairwise(size_S.tolist()), np.diff(mean_S), strict=True) if rise > 0]
+    size, *data = columns
+    means = points.group_by(columns).agg(pl.col("y").mean()).sort(*data, size)
+    same = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in data) if data else pl.lit(True)
+    rise = means.with_columns(before=pl.col(size).shift()).filter(same & (pl.col("y") > pl.col("y").shift()))
+    steps = rise.select("before", size).rows()
     some = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in dict.fromkeys(steps[:RISES_SHOWN]))
     return some if len(steps) <= RISES_SHOWN else f"{some} and in {len(steps) - RISES_SHOWN} more steps"
 
 
-def data_warnings(law: Law, points: pl.DataFrame, x_NV: Array, y_N: Array) -> list[str]:
+def data_warnings(law: Law, points: pl.DataFrame) -> list[str]:
     """Warnings that follow from the points alone, whatever predicts from them."""
     warnings = []
-    if where := rises(x_NV, y_N):
+    if where := rises(points, law.columns):
         same = " at the same data" if len(law.variables) > 1 else ""
         warnings.append(f"not monotone: the mean loss rises with x{same} from {where}")
-    if (n_sizes := len(np.unique(x_NV[:, 0]))) < 5:
+    if (n_sizes := points["x"].n_unique()) < 5:
         warnings.append(
             f"only {counted(n_sizes, 'size')}: the exponent is hardly determined; trust the intervals, not the point"
         )

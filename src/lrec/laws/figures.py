@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from lrec.common.pictures import draw_frame, new_figure
-from lrec.laws.diagnostics import size_means
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.law import NOT_IDENTIFIED, Array, is_identified
 from lrec.laws.predict import HeldOut, Holdout, Predictor
@@ -58,7 +58,7 @@ def fit_figure(
     else:
         axes.plot(x_P, curve_P, color=BLUE, lw=1.6, label=predictor.name)
         axes.plot(x_P, fit.curve(x_P), color=BLUE, lw=0.9, ls=":", label=_formula(fit))
-    sizes, means = size_means(fit.x_N, fit.y_N)
+    sizes, means = fit.points.group_by("x").agg(pl.col("y").mean()).sort("x")
     if len(fit.x_N) > len(sizes):
         axes.plot(fit.x_N, fit.y_N, ".", ms=4, color=BLUE, alpha=0.55, label="single runs")
     axes.plot(sizes, means, "o", ms=5.5, color=BLUE, mec="white", mew=0.6, label="fitted sizes", zorder=3)
@@ -135,17 +135,13 @@ def _draw_pinned(axes: "Axes", fit: Fit, x_P: Array) -> None:
 
 def style(axes: "Axes", x_label: str, y_label: str) -> None:
     """Logarithmic axes with round ticks, labels and a grid."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     axes.set_xscale("log")
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    ticks = _round_ticks(low, high)
-    axes.set_yticks(ticks)
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(LogLocator(subs=()))
-    axes.set_ylim(low, high)
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(LABELS.get(x_label, x_label))
     axes.set_ylabel(LABELS.get(y_label, y_label))
     draw_frame(axes)
@@ -160,14 +156,6 @@ LABELS = {
     "test_loss": "test loss (nats per target)",
     "val_loss": "validation loss (nats per target)",
 }
-
-
-def _round_ticks(low: float, high: float) -> Array:
-    """Up to seven round values within a narrow logarithmic axis."""
-    rough = (high - low) / 7
-    magnitude = 10 ** np.floor(np.log10(rough))
-    step = magnitude * min((m for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough), default=10)
-    return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 10)
 
 
 def _formula(fit: Fit) -> str:

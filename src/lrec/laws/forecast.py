@@ -1,18 +1,7 @@
-"""The forecast: what larger models will reach, by many curves at once and none in particular.
+"""The forecast: what larger models will reach, by many curves at once and none in particular (docs/laws.md).
 
-1. A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x): where the points end it falls with slope S,
-   and the slope itself falls by e for every factor e^(1/k).
-2. Curves in data, and in size where runs see their data again and again, may stop: with probability `Beliefs.stops` at
-   some G, N' = (N^-2 + G^-2)^(-1/2) takes the place of N. Where the points have shares of the data, G becomes G U^g,
-   and A and S depend on ln U: what halves and quarters show early is expected of all data at larger sizes. Other curves
-   in size go on, and flatten less.
-3. k and G are not fitted. Every pair is tried and weighted by how well its curve explains the points, of which those at
-   the largest sizes count most, and one that is far off hardly counts (`mixture`).
-4. The forecast is not the middle of what is then expected but its `caution` quantile (all of it from twice the largest
-   x on), and never above the best loss measured: to expect too much of a larger model costs more than too little.
-5. The 90 % interval adds to this a share of the predicted fall, since no curve is of this form, and noise; both grow
-   with the distance. `cautious` is half-way to the interval's upper end, or the best loss measured where that is lower.
-
+A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x). One that may stop at G has N' = (N^-2 +
+G^-2)^(-1/2) for N; where the points have shares of the data, G becomes G U^g, and A and S depend on ln U.
 How it does on measured curves, and what else was tried: benchmarks/forecasts.md.
 
 Shapes: G shapes of the grid, N points, P places, K coefficients.

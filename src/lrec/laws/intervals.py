@@ -1,16 +1,10 @@
-"""What else explains a fit's points about as well: the intervals of its parameters and predictions, mostly at 90 %.
+"""Profile likelihoods: what else explains a fit's points about as well, for parameters, curves and new runs.
 
-They are profile likelihoods (for a new run: predictive profile likelihoods), with the residual variance
-estimated on n - p degrees of freedom and Student's t as its yardstick, which keeps them honest with few sizes. A value
-belongs to the interval if some parameters that pass through it explain the points nearly as well as the best ones do:
-
-    SSE(best parameters through the value) <= SSE_min + s^2 t^2
-
-where SSE is of relative residuals (of residuals in level, where the fit's objective has those). With a robust objective
-it is weighted: a residual r beyond `OUTLYING` robust standard deviations s counts as OUTLYING s |r| instead of r^2, as
-one step of reweighting from the robust fit has it, so that the region lies about that fit. At a fixed shape those
-parameters form an ellipsoid, cut where coefficients would be negative, whose extremes are known in closed form; the
-interval spans those of all admissible shapes.
+A value belongs to the interval if SSE(best parameters through the value) <= SSE_min + s^2 t^2, s^2 on n - p degrees of
+freedom and Student's t. SSE is of relative residuals (in level, where the fit's objective has those); with a robust
+objective a residual r beyond `OUTLYING` robust standard deviations s counts as OUTLYING s |r| instead of r^2.
+At a fixed shape the parameters inside form an ellipsoid, cut where coefficients would be negative, whose extremes are
+known in closed form; an interval spans those of all admissible shapes.
 
 Shapes: N points, V variables, K coefficients, H shape parameters, G shapes, P places to predict.
 """

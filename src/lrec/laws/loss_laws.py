@@ -1,8 +1,4 @@
-"""Laws of the loss: which there are, and how one is named, by its short name or by the class path of a user's own.
-
-Laws of data seen about once come first, then those of repeated data: what D passes over U unique interactions are
-worth, and where they do harm.
-"""
+"""Laws of the loss (docs/laws.md has their sources), and how one is named: by its short name or a class path."""
 
 from types import MappingProxyType
 
@@ -21,7 +17,6 @@ class Lsrm(Law):
 
     name = "lsrm"
     formula = "L(x) = E + (x0/x)^a"
-    source = "Scaling Law of Large Sequential Recommendation Models, arXiv 2311.11351 (there in N without embeddings)"
     variables = ("x",)
     parameters = ("E", "x0", "a")
     shape_bounds = (EXPONENT,)
@@ -44,7 +39,6 @@ class Chinchilla(Law):
 
     name = "chinchilla"
     formula = "L(N, D) = E + A/N^a + B/D^b"
-    source = "Training Compute-Optimal Large Language Models, arXiv 2203.15556, equation 2"
     variables = ("N", "D")
     parameters = ("E", "A", "B", "a", "b")
     shape_bounds = (EXPONENT, EXPONENT)
@@ -56,13 +50,8 @@ class Chinchilla(Law):
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
         (floor, size, data), (a, b), log_unit_V = coefficients_K, shape_H, np.log(unit_V)
-        return {
-            "E": float(floor),
-            "A": float(size) * power_of(log_unit_V[0], a),
-            "B": float(data) * power_of(log_unit_V[1], b),
-            "a": float(a),
-            "b": float(b),
-        }
+        size, data = float(size) * power_of(log_unit_V[0], a), float(data) * power_of(log_unit_V[1], b)
+        return {"E": float(floor), "A": size, "B": data, "a": float(a), "b": float(b)}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
         return [p["E"], p["A"] * unit_V[0] ** -p["a"], p["B"] * unit_V[1] ** -p["b"]], [p["a"], p["b"]]
@@ -73,7 +62,6 @@ class Kaplan(Law):
 
     name = "kaplan"
     formula = "L(N, D) = E + [(Nc/N)^(aN/aD) + Dc/D]^aD"
-    source = "Scaling Laws for Neural Language Models, arXiv 2001.08361, equation 1.5, with a floor"
     variables = ("N", "D")
     parameters = ("E", "Dc", "Nc", "aN", "aD")
     tied = MappingProxyType({"Nc": 1})
@@ -88,13 +76,8 @@ class Kaplan(Law):
         (floor, scale), (w, aN, aD), log_unit_V = coefficients_K, shape_H, np.log(unit_V)
         log_dc = np.log(scale) / aD if scale > 0 else -np.inf  # in units of D
         log_nc = (np.log(w) + log_dc) * aD / aN
-        return {
-            "E": float(floor),
-            "Dc": power_of(log_dc + log_unit_V[1], 1.0),
-            "Nc": power_of(log_nc + log_unit_V[0], 1.0),
-            "aN": float(aN),
-            "aD": float(aD),
-        }
+        data, size = power_of(log_dc + log_unit_V[1], 1.0), power_of(log_nc + log_unit_V[0], 1.0)
+        return {"E": float(floor), "Dc": data, "Nc": size, "aN": float(aN), "aD": float(aD)}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
         size, data = p["Nc"] / unit_V[0], p["Dc"] / unit_V[1]
@@ -106,7 +89,6 @@ class RepeatedData(Law):
 
     name = "repeated_data"
     formula = "L(N, D, U) = E + A/N^a + B/D'^b, D' = U + U R_D (1 - exp(-R/R_D)), R = D/U - 1"
-    source = "Scaling Data-Constrained Language Models, arXiv 2305.16264, equation 5, with N' = N"
     variables = ("N", "D", "U")
     parameters = ("E", "A", "B", "a", "b", "R_D")
     shape_bounds = (EXPONENT, EXPONENT, REPEATS)
@@ -134,7 +116,6 @@ class Muennighoff(Law):
 
     name = "muennighoff"
     formula = "L(N, D, U) = E + A/N'^a + B/D'^b, D' = U + U R_D (1 - exp(-R/R_D)), N' likewise from U_N and R_N"
-    source = "Scaling Data-Constrained Language Models, arXiv 2305.16264, equations 5 to 7 and appendix A"
     variables = ("N", "D", "U")
     parameters = ("E", "A", "B", "a", "b", "R_D", "R_N")
     tied = MappingProxyType({"B": 1})
@@ -167,7 +148,6 @@ class Overfitting(Law):
 
     name = "overfitting"
     formula = "L(N, D, U) = E + A/N^a + B/D^b + P R^d (N/U)^k, R = D/U - 1"
-    source = "arXiv 2605.01640: Chinchilla in unique data x passes with an over-fitting penalty"
     variables = ("N", "D", "U")
     parameters = ("E", "A", "B", "P", "a", "b", "d", "k")
     shape_bounds = (EXPONENT, EXPONENT, EXPONENT, EXPONENT)
@@ -183,8 +163,7 @@ class Overfitting(Law):
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
         d, k = (float(value) for value in shape_H[2:])
         penalty = float(coefficients_K[3]) * power_of(np.log(unit_V[2] / unit_V[0]), k)
-        three = Chinchilla().named(coefficients_K[:3], shape_H[:2], unit_V)
-        values = three | {"P": penalty, "d": d, "k": k}
+        values = Chinchilla().named(coefficients_K[:3], shape_H[:2], unit_V) | {"P": penalty, "d": d, "k": k}
         return {name: values[name] for name in self.parameters}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
@@ -220,11 +199,11 @@ def law_named(name: str) -> Law:
     kind = imported(name, "--law")
     if not (isinstance(kind, type) and issubclass(kind, Law)):
         raise UserError(f"--law {name} is no subclass of lrec.laws.law.Law")
-    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise UserError(f"--law {name} does not define {', '.join(missing)}")
     stated = ("name", "formula", "variables", "parameters", "shape_bounds", "shape_starts")
-    if missing := [attribute for attribute in stated if not hasattr(kind, attribute)]:
-        raise UserError(f"--law {name} does not say its {', '.join(missing)}")
+    silent = [attribute for attribute in stated if not hasattr(kind, attribute)]
+    for what, missing in (("define", sorted(kind.__abstractmethods__)), ("say its", silent)):
+        if missing:
+            raise UserError(f"--law {name} does not {what} {', '.join(missing)}")
     law: Law = kind()
     if law.variables not in (("x",), ("N", "D"), ("N", "D", "U")):
         raise UserError(f'--law {name}: variables {law.variables} are none of ("x",), ("N", "D") and ("N", "D", "U")')

@@ -1,6 +1,8 @@
 """Laws of a metric given the loss: what HR@10 or NDCG@10 to expect at a loss, from runs that have both."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import polars as pl
@@ -17,7 +19,6 @@ class Logistic(Law):
 
     name = "logistic"
     formula = "metric(L) = b + m/(1 + exp(k (L/L0 - 1)))"
-    source = "metric = a/(1 + exp(-k(L - L0))) + b, arXiv 2405.10938 and others, with the steepness relative to L0"
     variables = ("L",)
     parameters = ("b", "m", "L0", "k")
     shape_bounds = ((0.3, 3.0), (0.5, 200.0))  # the midpoint in units of the mean loss
@@ -40,7 +41,6 @@ class Linear(Law):
 
     name = "linear"
     formula = "metric(L) = m (1 - L/L0)"
-    source = "a straight line in the loss"
     variables = ("L",)
     parameters = ("m", "L0")
     shape_bounds = ((0.5, 50.0),)  # in units of the mean loss
@@ -78,20 +78,13 @@ def fit_links(points: pl.DataFrame) -> dict[str, Fit]:
 
     Runs at which a metric is 0 say nothing of its logarithm and are left out; so are metrics with too few other runs.
     """
-    links = {}
-    for metric in METRICS:
-        if metric not in points.columns:
-            continue
-        own = points.select(x="y", y=metric).drop_nulls().filter(pl.col("y") > 0)
-        found = []
-        for law in METRIC_LAWS.values():
-            try:
-                found.append(fit_points(law, own, "lsq"))
-            except UserError:  # too few losses, or too close together, for this law
-                continue
-        if found:
-            links[metric] = min(found, key=lambda link: link.aicc)
-    return links
+    found: dict[str, list[Fit]] = {}
+    for metric, law in product(METRICS, METRIC_LAWS.values()):
+        if metric in points.columns:
+            own = points.select(x="y", y=metric).drop_nulls().filter(pl.col("y") > 0)
+            with suppress(UserError):  # too few losses, or too close together, for this law
+                found.setdefault(metric, []).append(fit_points(law, own, "lsq"))
+    return {metric: min(links, key=lambda link: link.aicc) for metric, links in found.items() if links}
 
 
 def expected_metrics(links: dict[str, Fit], loss: Prediction) -> list[Expected]:

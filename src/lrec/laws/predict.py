@@ -35,7 +35,7 @@ def predictor_of(method: Law | None, points: pl.DataFrame, objective: Objective 
 
 @dataclass(frozen=True)
 class HeldOut(Prediction):
-    """A prediction and what came: `actual` is the mean over runs at x, `inside` refers to the interval of a new run.
+    """A prediction and what came, the mean over runs at x; `inside` refers to the interval of a new run.
 
     Errors and half-width are in percent of the actual loss; naive is "as good as the best small model".
     """
@@ -55,7 +55,6 @@ class Comparison:
 
     @property
     def mape(self) -> float:
-        """Mean absolute percentage error of the law."""
         return float(np.mean([abs(p.error_pct) for p in self.points]))
 
     @property
@@ -65,7 +64,6 @@ class Comparison:
 
     @property
     def inside(self) -> int:
-        """How many were inside the interval of a new run."""
         return sum(p.inside for p in self.points)
 
 

@@ -1,14 +1,8 @@
 """The search for the parameters of a fit: scipy's trust region, from the best shapes of the law's grid.
 
-Each shape of the grid gets the coefficients of least squares. The best of them are where `least_squares` starts from,
-whose huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2) beyond, summed over the points, as
-`Objective` has it. Residuals of points that the fit overshoots are weighted first, which is exact except for Huber's
-function, where it is close.
-
-Least absolute deviations are Huber's function of a small delta first. Where their sum is least, mostly as many
-residuals are zero as there are parameters: a vertex. A linear program over the residuals' derivatives steps onto it,
-and a few of them, in a region that shrinks where the law bends too much, reach it to the last digit (Osborne and Watson
-1971, "On an algorithm for discrete nonlinear L1 approximation").
+Its huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2) beyond, as `Objective` has it. Residuals
+of points that the fit overshoots are weighted first: exact except for Huber's function, where it is close. Absolute
+deviations are least on a vertex, where mostly as many residuals are zero as there are parameters: `descend` goes there.
 
 Shapes: S starts, N points, K coefficients, H shape parameters, T = K + H parameters, F free ones.
 """
@@ -17,11 +11,10 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
-from scipy.optimize import least_squares, linprog, nnls
-from scipy.sparse import eye_array, hstack
+from scipy.optimize import least_squares, nnls
 
 from lrec.laws.curve import VANISHED
-from lrec.laws.descent import Problem
+from lrec.laws.descent import Problem, descend
 from lrec.laws.law import Array
 
 STARTS = 3
@@ -34,10 +27,6 @@ INSIDE = 1e-10
 """How far from the bounds scipy wants its starts."""
 LEAST_SHARE = 1e-3
 """Least share of the losses that each term starts with: a term that starts at zero would stay there."""
-PROGRAMS, RADIUS, SMALLEST = 40, 0.1, 1e-12
-"""Most linear programs; how far the first step may go, in logarithms of the parameters, and the least it may."""
-LEAST_FALL = 1e-12
-"""Relative fall of absolute deviations below which a step is the last."""
 
 
 def search(problem: Problem) -> tuple[Array, Array]:
@@ -59,7 +48,7 @@ def _last_delta(problem: Problem) -> float:
 def _end(problem: Problem, theta_T: Array) -> Array:
     """The minimum that `theta_T` is near."""
     end_T = _follow(problem, theta_T, (_last_delta(problem),), MOST_ROUNDS)
-    return _vertex(problem, end_T) if problem.objective.kind == "lad" else end_T
+    return descend(problem, end_T[None])[0][0] if problem.objective.kind == "lad" else end_T
 
 
 def _starts(problem: Problem) -> Array:
@@ -118,40 +107,3 @@ def _on_bounds(problem: Problem, theta_T: Array) -> Array:
         if end <= value * (1 + 1e-7) + 1e-14:
             theta_T = end_T
     return theta_T
-
-
-def _vertex(problem: Problem, theta_T: Array) -> Array:
-    """The minimum of absolute deviations that `theta_T` is near; parameters on a bound stay there."""
-    free_F = np.flatnonzero((theta_T > problem.low_T) & (theta_T < problem.high_T))
-    low_F, high_F = problem.low_T[free_F], problem.high_T[free_F]
-    value, radius = float(problem.values(theta_T[None])[0]), RADIUS
-    for _ in range(PROGRAMS):
-        step_F, expected = _step(problem, theta_T, free_F, radius)
-        trial_T = theta_T.copy()
-        trial_T[free_F] = np.clip(theta_T[free_F] + step_F, low_F, high_F)
-        reached = float(problem.values(trial_T[None])[0])
-        fall, length = value - reached, float(np.abs(step_F).max(initial=0))
-        # A step that lowers the objective by less than a tenth of what its linear program promised was too long.
-        radius = max(4 * length if fall > 0.1 * (value - expected) else length / 4, SMALLEST)
-        if fall > 0:
-            theta_T, value = trial_T, reached
-        if not value - expected > LEAST_FALL * value and fall <= LEAST_FALL * value:
-            break
-    return theta_T
-
-
-def _step(problem: Problem, theta_T: Array, free_F: Array, radius: float) -> tuple[Array, float]:
-    """The step within the radius that is best for the residuals' derivatives, and the objective they promise."""
-    # All in units of the radius: the program's tolerances are then a share of the step.
-    residual_N, jacobian_NF = problem.residuals(theta_T[None])[0], problem.jacobian(theta_T[None])[0][:, free_F]
-    n = len(residual_N)
-    # The residual after the step is above - below, both at least 0.
-    cost = np.concatenate([np.zeros(len(free_F)), np.ones(n), np.full(n, problem.objective.over)])
-    low_F = np.maximum(-1.0, (problem.low_T[free_F] - theta_T[free_F]) / radius)
-    high_F = np.minimum(1.0, (problem.high_T[free_F] - theta_T[free_F]) / radius)
-    ends = [*zip(low_F, high_F, strict=True), *[(0, None)] * (2 * n)]
-    derivatives = hstack([jacobian_NF, -eye_array(n), eye_array(n)])
-    program = linprog(cost, A_eq=derivatives, b_eq=-residual_N / radius, bounds=ends)
-    if program.x is None:
-        return np.zeros(len(free_F)), np.inf
-    return radius * program.x[: len(free_F)], radius * float(program.fun)

@@ -24,20 +24,12 @@ LOOSE = 4.0
 
 @dataclass(frozen=True)
 class Method:
-    """A law, or the forecast, beside others of the same points.
-
-    Attributes:
-        name: forecast, or the law and what is fixed in it.
-        fit: Of all but the held-out sizes. Its BIC and AICc compare laws of one table only: the lower the better,
-            differences below about 2 meaning nothing. None for the forecast, which is no law.
-        holdout_mape: Mean absolute percentage error on the held-out sizes, None where there are none.
-        rollout: Every next size as predicted from the smaller ones, None where there were too few.
-    """
+    """A law and what is fixed in it, or the forecast, which is none, beside others of the same points."""
 
     name: str
-    fit: Fit | None
+    fit: Fit | None  # of all but the held-out sizes
     holdout_mape: float | None
-    rollout: Comparison | None
+    rollout: Comparison | None  # None where there were too few sizes
 
 
 def outlook(predictor: Predictor, floor: float | None = None) -> Prediction:
@@ -69,7 +61,7 @@ def unidentified(fit: Fit) -> list[str]:
 
 def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
     """What the points, the fit's search and intervals, and the held-out sizes warn of."""
-    found, hits = data_warnings(fit.law, fit.points, fit.x_NV, fit.y_N), fit.diagnostics.bound_hits
+    found, hits = data_warnings(fit.law, fit.points), fit.diagnostics.bound_hits
     if hits:
         found.append(f"not identified: {', '.join(hits)} ended on a bound")
     for name in unidentified(fit)[len(hits) :]:
@@ -96,21 +88,12 @@ def verdict(
     unsure: Sequence[str],
     x: str,
 ) -> list[str]:
-    """What the forecast or fit, the held-out sizes and the roll-out come to, in plain words.
-
-    Args:
-        predictor: Of the small sizes.
-        holdout: The held-out sizes, None if there are none.
-        methods: Those compared.
-        ahead: The `outlook`.
-        unsure: Parameters that are not identified, `unidentified`.
-        x: Name of the first variable.
-    """
+    """What the forecast or fit, the held-out sizes, the roll-outs, the `outlook` and what is `unidentified` come to."""
     sentences = [_held(predictor, holdout, x), _expected(ahead, x)]
     if len(predictor.columns) == 1:
-        later = () if holdout is None else holdout.points
-        x_N = np.append(predictor.points["x"].to_numpy(), [p.x for p in later])
-        if where := rises(x_N[:, None], np.append(predictor.points["y"].to_numpy(), [p.actual for p in later])):
+        later = [] if holdout is None else [(p.x, p.actual) for p in holdout.points]
+        every = pl.DataFrame([*predictor.points.select("x", "y").rows(), *later], schema=["x", "y"], orient="row")
+        if where := rises(every, ["x"]):
             sentences.append(f"The mean loss rises with {x} from {where}: a power law describes the trend at most.")
     rolled = [(method, method.rollout) for method in methods if method.rollout is not None]
     sentences += [

@@ -11,7 +11,7 @@ import pytest
 
 from lrec.errors import UserError
 from lrec.laws.analysis import analyse
-from lrec.laws.choosers import Compute, DataChooser
+from lrec.laws.choosers import DataChooser, flops_per_interaction
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.fit_json import write_fit
 from lrec.laws.intervals import Prediction
@@ -131,10 +131,10 @@ def test_flops_of_an_interaction_are_those_of_the_points() -> None:
     x = grid()
     per_interaction = 6 * x[:, 0] + 900 * x[:, 0] ** 0.5
     points = points_of(x).with_columns(flops=pl.Series(per_interaction * x[:, 1]))
-    compute = Compute.of(points)
-    assert compute.per_interaction(1e8) == pytest.approx(6e8 + 900 * 1e4, rel=1e-9)
-    assert Compute.of(points.drop("flops")).per_interaction(1e8) == 6e8
-    assert Compute.of(points.with_columns(flops=5 * pl.col("x") * pl.col("d"))).per_interaction(1e8) == 6e8
+    assert flops_per_interaction(points)(1e8) == pytest.approx(6e8 + 900 * 1e4, rel=1e-9)
+    assert flops_per_interaction(points.drop("flops"))(1e8) == 6e8
+    too_few = points.with_columns(flops=5 * pl.col("x") * pl.col("d"))
+    assert flops_per_interaction(too_few)(1e8) == 6e8
 
 
 def test_links_find_the_law_that_made_the_metric() -> None:
