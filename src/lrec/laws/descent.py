@@ -28,18 +28,12 @@ AT_ONCE = 20_000_000
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be minimised by each row: the objective of a law's residuals at the points.
-
-    Attributes:
-        z_NV: Logarithms of the variables in their units.
-        y_SN: Losses, of one row for all or of a row each.
-        low_T, high_T: Bounds of the parameters.
-    """
+    """What is to be minimised by each row: the objective of a law's residuals at the points."""
 
     law: Law
     objective: Objective
-    z_NV: Array
-    y_SN: Array
+    z_NV: Array  # logarithms of the variables in their units
+    y_SN: Array  # losses, of one row for all or of a row each
     low_T: Array
     high_T: Array
 

@@ -9,7 +9,6 @@ Shapes: G shapes of the grid, N points, P places, K coefficients.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -22,12 +21,9 @@ from lrec.laws.table import NARROWEST, naive
 
 AHEAD = 2.0
 """ln of the factor over which beliefs about a curve's fall are stated: 7.4."""
-FALL, FALL_SD = 0.2, 0.6
-"""Mean and standard deviation of the fall of ln L over that factor: a fall is expected, its size is hardly known."""
-FALL_BY_DATA_SD = 0.1
-"""Standard deviation of the change of that fall for e times the data."""
-LEVEL_BY_DATA, LEVEL_BY_DATA_SD = -0.05, 0.3
-"""Mean and standard deviation of the change of ln L for e times the data."""
+MEAN_4, SD_4 = np.array([0.0, 0.2, -0.05, 0.0]), np.array([np.inf, 0.6, 0.3, 0.1])
+"""Believed of ln L at the largest x, of its fall over that factor, and of the change of both for e times the data: a
+fall is expected, its size is hardly known."""
 DATA_EXPONENTS = (0.5, 1.0, 1.5)
 """The g of the size at which size stops to pay."""
 STOPS, FARTHEST_STOP = 12, 4.0
@@ -98,9 +94,10 @@ class Forecast:
         self._damping = self.beliefs.damping if may_stop else self.beliefs.steady_damping
         self._stops = self.beliefs.stops if may_stop or shares else 0.0
         self._largest_V = points.select(pl.col(*self.columns).max()).to_numpy()[0]
-        place_NV = self._places(points.select(self.columns).to_numpy())
+        place_NV = np.log(points.select(self.columns).to_numpy() / self._largest_V)
         shape_SH, log_prior_S = self._grid(-float(place_NV[:, 0].min()))
-        y_N, prior = np.log(points["y"].to_numpy().astype(float)), self._prior()
+        y_N, k = np.log(points["y"].to_numpy().astype(float)), 2 * len(self.columns)
+        prior = Prior(MEAN_4[:k], SD_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
         every = self._parts(place_NV, shape_SH, log_prior_S, np.zeros(len(shape_SH), dtype=int))
         if shares:  # there are enough points for one of them not to matter
             log_SO = np.concatenate([posterior(part, y_N, prior).log_G[:, None] for part in every])
@@ -117,8 +114,11 @@ class Forecast:
 
         A place without u has as much data as the largest u of the points.
         """
-        x_PV = self._with_data(x)
-        place_PV, beliefs, mixture = self._places(x_PV), self.beliefs, self._mixture
+        x_PV, beliefs, mixture = np.asarray(x, dtype=float), self.beliefs, self._mixture
+        x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
+        if x_PV.shape[1] < len(self.columns):
+            x_PV = np.column_stack([x_PV, np.full(len(x_PV), self._largest_V[-1])])
+        place_PV = np.log(x_PV / self._largest_V)
         mean_GP, doubt_GP = mixture.at(self._basis(place_PV, self._shape_GH))
         at_largest_PV = np.column_stack([np.zeros(len(x_PV)), *place_PV.T[1:]])
         here_GP, _ = mixture.at(self._basis(at_largest_PV, self._shape_GH))
@@ -153,28 +153,6 @@ class Forecast:
     def curve(self, x: Sequence[float] | Array) -> Array:
         """The forecast at each place."""
         return np.array([prediction.predicted for prediction in self.predict(x)])
-
-    @cached_property
-    def noise(self) -> float:
-        """The standard deviation of a run's ln L about the curves, as found from the points."""
-        return float(np.sqrt(self._mixture.weight_G @ self._mixture.variance_G))
-
-    def _with_data(self, x: Sequence[float] | Array) -> Array:
-        x_PV = np.asarray(x, dtype=float)
-        x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
-        missing = len(self.columns) - x_PV.shape[1]
-        return np.column_stack([x_PV, *[np.full(len(x_PV), self._largest_V[-1])] * missing])
-
-    def _places(self, x_PV: Array) -> Array:
-        """ln x and ln u, of the largest of each."""
-        return np.asarray(np.log(x_PV / self._largest_V))
-
-    def _prior(self) -> Prior:
-        """Of the coefficients of `_basis`, and of the noise."""
-        mean_4 = np.array([0.0, FALL, LEVEL_BY_DATA, 0.0])
-        sd_4 = np.array([np.inf, FALL_SD, LEVEL_BY_DATA_SD, FALL_BY_DATA_SD])
-        k = 2 * len(self.columns)
-        return Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
 
     def _parts(self, place_NV: Array, shape_GH: Array, log_prior_G: Array, off_G: Array) -> Iterator[Part]:
         """Some shapes at a time, each with the point that is off, counted from 1; 0: none is."""

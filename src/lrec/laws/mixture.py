@@ -23,18 +23,12 @@ FAR = 20.0
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed before the points are seen.
-
-    Attributes:
-        mean_K, sd_K: Of each coefficient; an infinite sd knows nothing.
-        noise: Standard deviation of a point of weight 1.
-        noise_dof: How many points that belief about the noise is worth.
-    """
+    """What is believed of the coefficients and of the noise before the points are seen."""
 
     mean_K: Array
-    sd_K: Array
-    noise: float
-    noise_dof: float
+    sd_K: Array  # infinite where nothing is known
+    noise: float  # standard deviation of a point of weight 1
+    noise_dof: float  # how many points that belief is worth
 
     def dof(self, n: int) -> float:
         """Degrees of freedom of the noise once n points are seen; a coefficient of which nothing is known takes one."""
