@@ -21,10 +21,8 @@ from lrec.laws.predict import Holdout, Predictor, compare, hold_out, roll_out, s
 from lrec.laws.table import points_of_most_data, source_hash
 from lrec.laws.verdict import Method, outlook, unidentified, verdict, warnings
 
-DESCRIBES = "lsrm"
-"""The law that describes the points beside a forecast."""
-FLOORLESS = ("lsrm", "kaplan")
-"""Laws that are compared without their floor too, as Kaplan et al. have it."""
+DESCRIBES = "lsrm"  # the law that describes the points beside a forecast
+FLOORLESS = ("lsrm", "kaplan")  # laws that are compared without their floor too, as Kaplan et al. have it
 
 
 @dataclass(frozen=True)

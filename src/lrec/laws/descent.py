@@ -16,14 +16,10 @@ from lrec.laws.objective import Objective
 
 RIDGE = 1e-9
 """Added to the correlation matrix of the parameters, which keeps it regular where one of them does not matter."""
-ROUNDS, TOLERANCE = 400, 1e-12
-"""Most steps, and the relative fall of the objective that counts as none."""
+ROUNDS, TOLERANCE = 400, 1e-12  # most steps, and the relative fall of the objective that counts as none
 FIRST_DAMPING, MOST_DAMPING = 1e-3, 1e8
 """With the first at most, a step that hardly falls is the last; beyond the other, one that rises is."""
-LONGEST = 4.0
-"""A step is at most so many e-folds of a parameter: far away the quadratic model means nothing."""
-AT_ONCE = 20_000_000
-"""Numbers in the arrays of rows x points x parameters^2; more rows are worked on one part after the other."""
+LONGEST = 4.0  # a step is at most so many e-folds of a parameter: far away the quadratic model means nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +67,6 @@ class Problem:
 
 def descend(problem: Problem, start_ST: Array) -> tuple[Array, Array]:
     """Where the rows end from their starts, theta_ST, and the objective there, value_S."""
-    rows = max(1, AT_ONCE // (problem.y_SN.shape[1] * start_ST.shape[1] ** 2))
-    if len(start_ST) > rows:
-        parts = np.split(np.arange(len(start_ST)), range(rows, len(start_ST), rows))
-        ends = [descend(problem.rows(part), start_ST[part]) for part in parts]
-        return np.concatenate([end_ST for end_ST, _ in ends]), np.concatenate([value_S for _, value_S in ends])
     theta_ST = np.clip(start_ST, problem.low_T, problem.high_T)
     value_S, damping_S = problem.values(theta_ST), np.full(len(theta_ST), FIRST_DAMPING)
     active_S = np.arange(len(theta_ST))

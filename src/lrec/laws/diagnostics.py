@@ -15,12 +15,9 @@ from lrec.laws.curve import LawCurve
 from lrec.laws.descent import Problem
 from lrec.laws.law import Array, Law
 
-RISES_SHOWN = 4
-"""Steps in size that a warning lists by their sizes."""
-ZERO = 1e-8
-"""Residuals below this are zero."""
-AGREED = 1.001
-"""Starts that end below this multiple of the best objective agree."""
+RISES_SHOWN = 4  # steps in size that a warning lists by their sizes
+ZERO = 1e-8  # residuals below this are zero
+AGREED = 1.001  # starts that end below this multiple of the best objective agree
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,11 @@ from lrec.laws.law import Array
 from lrec.laws.mixture import Mixture, Part, Prior, likely, posterior, with_one_off
 from lrec.laws.table import NARROWEST, naive
 
-AHEAD = 2.0
-"""ln of the factor over which beliefs about a curve's fall are stated: 7.4."""
+AHEAD = 2.0  # ln of the factor over which beliefs about a curve's fall are stated: 7.4
 MEAN_4, SD_4 = np.array([0.0, 0.2, -0.05, 0.0]), np.array([np.inf, 0.6, 0.3, 0.1])
 """Believed of ln L at the largest x, of its fall over that factor, and of the change of both for e times the data: a
 fall is expected, its size is hardly known."""
-DATA_EXPONENTS = (0.5, 1.0, 1.5)
-"""The g of the size at which size stops to pay."""
+DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the g of the size at which size stops to pay
 STOPS, FARTHEST_STOP = 12, 4.0
 """How many G are tried, evenly in the logarithm, from the smallest x to e^4 times the largest."""
 OFF, TAKEN = 0.1, 0.99

@@ -28,12 +28,10 @@ POOLING_LEVEL = 0.25
 OUTLYING = 2.0
 """Standard deviations beyond which a residual is outlying. In a normal sample 5 % are; that costs least squares 1 % of
 its precision."""
-WALKERS, STEPS = 160, 48
-"""Size of the cloud of admissible shapes where there are several shape parameters."""
+WALKERS, STEPS = 160, 48  # size of the cloud of admissible shapes where there are several shape parameters
 MANY = 1000
 """Of more points, those of one setting are merged into their mean: that changes intervals by rounding errors alone."""
-AT_ONCE = 2_000_000
-"""Numbers in the arrays of shapes x points, which are worked on shapes by shapes."""
+AT_ONCE = 2_000_000  # numbers in the arrays of shapes x points, which are worked on shapes by shapes
 
 
 @dataclass(frozen=True)
@@ -221,19 +219,11 @@ class Profile:
             return best_H[None]
         if len(free) > 1:
             return self._cloud(best_H, free)
-        inside_GH, outside_GH = np.tile(best_H, (2, 1)), np.tile(best_H, (2, 1))
-        for end, bound in enumerate((self._low_H[free[0]], self._high_H[free[0]])):
-            line_GH = np.tile(best_H, (400, 1))
-            line_GH[:, free[0]] = np.linspace(float(best_H[free[0]]), bound, 400)
-            farthest = max(np.flatnonzero(self._best(line_GH)[0] <= self._limit), default=0)
-            inside_GH[end], outside_GH[end] = line_GH[farthest], line_GH[min(farthest + 1, 399)]
-        ends = self._edges(inside_GH, outside_GH)[:, free[0]]
-        shape_GH = np.tile(best_H, (601, 1))
-        shape_GH[1:, free[0]] = np.linspace(ends[0], ends[1], 600)
-        return shape_GH
+        low_H, high_H = self._edges(np.tile(best_H, (2, 1)), np.stack([self._low_H, self._high_H]))
+        return np.concatenate([best_H[None], np.linspace(low_H, high_H, 600)])
 
     def _edges(self, inside_GH: Array, outside_GH: Array) -> Array:
-        """Where between the two of each pair the sum of squares reaches its limit."""
+        """Where between the two of each pair the sum of squares reaches its limit; the second where it does not."""
         for _ in range(45):
             middle_GH = (inside_GH + outside_GH) / 2
             holds_G1 = (self._best(middle_GH)[0] <= self._limit)[:, None]

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Values = Mapping[str, float]
 
-EXPONENT = (0.005, 5.0)
-"""Where exponents may lie; a fit that ends here is reported as a bound hit."""
+EXPONENT = (0.005, 5.0)  # where exponents may lie; a fit that ends here is reported as a bound hit
 NOT_IDENTIFIED, UNBOUNDED = "not identified", "unbounded"
 """What is said of a parameter, and of an end of its interval, that mean nothing."""
 MEANINGFUL = 1e30
 """No model, data set or budget is so large, or so small: such a number is what an exponent near its bound leaves."""
-STEP = 1e-6
-"""Of the differences that stand for derivatives by the logarithms of shape parameters."""
+STEP = 1e-6  # of the differences that stand for derivatives by the logarithms of shape parameters
 
 
 def is_identified(value: float) -> bool:

@@ -8,8 +8,7 @@ from lrec.errors import UserError
 from lrec.laws.law import EXPONENT, Array, Law, Values, by_column, power_of, stack
 from lrec.options.class_paths import class_path, imported
 
-REPEATS = (0.05, 1e5)
-"""Where R* may lie; at the upper end repeated data is as good as new."""
+REPEATS = (0.05, 1e5)  # where R* may lie; at the upper end repeated data is as good as new
 
 
 class Lsrm(Law):

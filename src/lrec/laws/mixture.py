@@ -15,10 +15,8 @@ from scipy.special import stdtr
 
 from lrec.laws.law import Array
 
-NEGLIGIBLE = 1e-4
-"""Shapes of less weight are left out."""
-FAR = 20.0
-"""Quantiles are looked for within this many scales of the means."""
+NEGLIGIBLE = 1e-4  # shapes of less weight are left out
+FAR = 20.0  # quantiles are looked for within this many scales of the means
 
 
 @dataclass(frozen=True)

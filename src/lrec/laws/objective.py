@@ -11,8 +11,7 @@ from lrec.laws.law import Array
 Kind = Literal["huber", "lad", "lsq"]
 Residuals = Literal["log", "level"]
 
-LAD_DELTA = 1e-12
-"""Residuals below this have the slopes of squares, which makes absolute deviations differentiable."""
+LAD_DELTA = 1e-12  # residuals below this have the slopes of squares, which makes absolute deviations differentiable
 
 
 @dataclass(frozen=True)

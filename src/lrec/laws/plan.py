@@ -20,8 +20,7 @@ from lrec.laws.metric_laws import expected_metrics, fit_links
 from lrec.laws.predict import Predictor
 from lrec.laws.verdict import FAILS
 
-FAR = 100.0
-"""A plan has a note if its size or data are this many times above the largest fitted, or below the smallest."""
+FAR = 100.0  # a plan has a note if its size or data are this many times above the largest fitted, or below the smallest
 NEARLY = 1.001
 """Beside the best plan for a budget stands the cheapest one that expects at most this many times its loss."""
 PEAK_FLOPS, MFU = 989e12, 0.4

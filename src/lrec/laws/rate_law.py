@@ -21,14 +21,10 @@ from lrec.laws.law import Array
 NAMES = ("rate", "rate_N", "rate_D", "batch", "batch_N", "batch_D", "slope", "c_low", "c_high", "c_batch")
 """ln of the optimum in the middle of the runs, its exponents, s, and ln of the curvatures."""
 MEAN_P = np.array([0.0, -0.45, 0.15, 0.0, 0.0, 0.5, 0.5, np.log(0.01), np.log(0.04), np.log(0.01)])
-SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 1.5])
-"""Believed of these before the runs are seen."""
-SCATTER = 0.2
-"""Standard deviation of ln rate* and ln batch* of a setting about the powers."""
-NEAR = 0.03
-"""Runs whose loss is more than this share above the best of their setting say nothing of its optimum."""
-NOISE, LEAST_NOISE = 2e-3, 5e-4
-"""Of ln L about the parabola, before the residuals tell, and the least that they may."""
+SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 1.5])  # believed of these before the runs are seen
+SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting about the powers
+NEAR = 0.03  # runs whose loss is more than this share above the best of their setting say nothing of its optimum
+NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L about the parabola, before the residuals tell, and the least that they may
 LEVEL = 0.9
 LEAST_RUNS = 6
 

@@ -17,16 +17,13 @@ from lrec.laws.curve import VANISHED
 from lrec.laws.descent import Problem, descend
 from lrec.laws.law import Array
 
-STARTS = 3
-"""How many shapes of the grid are followed."""
+STARTS = 3  # how many shapes of the grid are followed
 DELTAS = (np.inf, 1e-2, 1e-3, 1e-4)
 """Deltas on the way to the objective's own, each used from where the one before ended: all, or the last of them."""
 ROUNDS, MOST_ROUNDS = 200, 4000
 """Of scipy, from a start, and from the best end on: it stands in a long flat valley where that matters."""
-INSIDE = 1e-10
-"""How far from the bounds scipy wants its starts."""
-LEAST_SHARE = 1e-3
-"""Least share of the losses that each term starts with: a term that starts at zero would stay there."""
+INSIDE = 1e-10  # how far from the bounds scipy wants its starts
+LEAST_SHARE = 1e-3  # least share of the losses that each term starts with: a term that starts at zero would stay there
 
 
 def search(problem: Problem) -> tuple[Array, Array]:

@@ -14,12 +14,9 @@ from lrec.laws.predict import Comparison, Holdout, Predictor
 FAILS = "does not hold"
 """What the verdict says where the held-out sizes were predicted no better than by the small ones' losses alone, or lie
 outside their intervals."""
-AHEAD = 10.0
-"""The outlook is for this many times the largest size."""
-MOSTLY = 0.7
-"""Share of the held-out sizes that lie inside their intervals where a law or forecast holds."""
-LOOSE = 4.0
-"""An exponent, or R*, whose interval spans this factor is not identified."""
+AHEAD = 10.0  # the outlook is for this many times the largest size
+MOSTLY = 0.7  # share of the held-out sizes that lie inside their intervals where a law or forecast holds
+LOOSE = 4.0  # an exponent, or R*, whose interval spans this factor is not identified
 
 
 @dataclass(frozen=True)

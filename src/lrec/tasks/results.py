@@ -19,8 +19,7 @@ from lrec.tasks.trained_runs import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
 Draws = dict[str, np.ndarray]  # of each metric
-DRAWN = 4
-"""Groups that a figure shows at most: more lines hide one another."""
+DRAWN = 4  # groups that a figure shows at most: more lines hide one another
 
 
 @dataclass
