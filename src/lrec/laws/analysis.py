@@ -72,10 +72,9 @@ def analyse(
 
 
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Method]:
-    """The predictor, its law and every other of the same variables, rolled out, the best first.
+    """The predictor, its law and every other of the same variables that can be fitted, rolled out, the best first.
 
-    Laws that cannot be fitted are left out. Where the law is one of size, data and unique data, those of size and data
-    alone are among them. Progress of laws of several variables goes to stderr.
+    Beside a law of size, data and unique data stand those of size and data. Progress goes to stderr.
     """
     found = []
     if isinstance(predictor, Forecast):

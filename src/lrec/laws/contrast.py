@@ -27,29 +27,18 @@ PLACES = 400
 
 @dataclass(frozen=True)
 class Contrast:
-    """One curve against another, each figure with the ends of its interval.
+    """One curve against another; figures with the ends of their intervals."""
 
-    Attributes:
-        exponent: The law's exponent of the first minus that of the second.
-        crossing: The size at which the curves cross; None where they do not within the sizes and ten times the largest;
-            an end is 0 where it lies below the sizes, and inf beyond ten times the largest.
-        lower_before: Whether the first curve is the lower one before the crossing, or everywhere.
-        share: Share of the refits in which the curves cross.
-        reached: The largest size that both have.
-        times: How many times this size the second curve needs for the loss of the first at it; inf where a hundred
-            times are too few, 0 where a hundredth is enough.
-    """
-
-    exponent: float
+    exponent: float  # that of the first minus that of the second
     exponent_low: float
     exponent_high: float
-    crossing: float | None
-    crossing_low: float | None
-    crossing_high: float | None
-    lower_before: bool
-    share: float
-    reached: float
-    times: float
+    crossing: float | None  # None where they do not cross within the sizes and ten times the largest
+    crossing_low: float | None  # 0 below the sizes
+    crossing_high: float | None  # inf beyond ten times the largest
+    lower_before: bool  # whether the first curve is the lower one before the crossing, or everywhere
+    share: float  # of the refits in which the curves cross
+    reached: float  # the largest size that both have
+    times: float  # of this size that the second needs for the loss of the first; 0 below 1/100, inf above 100
     times_low: float
     times_high: float
 

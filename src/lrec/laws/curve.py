@@ -22,22 +22,15 @@ FLOORS = (0.05, 0.5, 0.9)
 
 @dataclass(frozen=True, eq=False)
 class LawCurve:
-    """Parameters of a law that may explain the points.
-
-    Attributes:
-        points: The points to be fitted, as `laws.table` has them.
-        unit_V: Geometric means of the variables, by which they are divided for the law's internals.
-        low_T, high_T: Bounds of the parameters; equal where one is fixed.
-        theta_T: Logarithms of the parameters as the law's basis has them: coefficients, then shape.
-    """
+    """Parameters of a law that may explain the points."""
 
     law: Law
     objective: Objective
-    points: pl.DataFrame
-    unit_V: Array
-    low_T: Array
+    points: pl.DataFrame  # as `laws.table` has them
+    unit_V: Array  # geometric means of the variables, by which they are divided for the law's internals
+    low_T: Array  # bounds, equal where a parameter is fixed
     high_T: Array
-    theta_T: Array
+    theta_T: Array  # logarithms of the parameters as the law's basis has them: coefficients, then shape
 
     @cached_property
     def x_NV(self) -> Array:

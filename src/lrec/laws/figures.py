@@ -29,15 +29,9 @@ def fit_figure(
     x_label: str = "N_body",
     y_label: str = "test_loss",
 ) -> "Figure":
-    """Draw a fit on logarithmic axes; needs no display and touches no global state of matplotlib.
+    """Draw a forecast, with the law's `fit` as a thin line, or that fit itself, on logarithmic axes, without a display.
 
-    Args:
-        predictor: The forecast, or `fit` itself.
-        fit: Of the law to the small sizes; beside a forecast it is drawn as a thin line.
-        holdout: Held-out sizes; those with smaller shares of the data lie on other curves and are left out.
-        floor: The least loss possible, such as the synthetic set's Bayes-optimal loss.
-        x_label: Column of x, or any other label.
-        y_label: Column of the loss, or any other label.
+    Held-out sizes with smaller shares of the data lie on other curves and are left out.
     """
     later = ", held-out sizes" if holdout else ""
     alt = f"{y_label} against {x_label}: losses, {predictor.name} with 90 % bands{later}; below, residuals"

@@ -33,34 +33,21 @@ LEAST_SIZES = 4
 
 @dataclass(frozen=True)
 class Beliefs:
-    """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py.
+    """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py."""
 
-    Attributes:
-        memory: A point's weight falls by e for this much of ln x below the largest x.
-        damping, steady_damping, damping_sd: k of a curve that may stop, of one that may not, and its spread.
-        noise, noise_dof: Standard deviation of ln L about a curve, and how many points that belief is worth.
-        stops: Probability that a curve that may stop does so.
-        caution: Quantile that is the forecast; `caution_with_shares` if there are shares of the data, which tell more.
-        widening: Factor by which the noise found from the points is widened.
-        misfit: Standard deviation of the truth in units of the predicted fall, at `AHEAD`; its square is in proportion
-            to the distance.
-        least_noise: Of ln L, added to what was found.
-        growth: Of the noise by the distance, in units of itself for every e-fold of x.
-    """
-
-    memory: float = 1.2
-    damping: float = 0.327
+    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x
+    damping: float = 0.327  # k of a curve that may stop, of one that may not, and its spread
     steady_damping: float = 0.15
     damping_sd: float = 0.141
-    noise: float = 0.00166
+    noise: float = 0.00166  # standard deviation of ln L about a curve, and how many points that belief is worth
     noise_dof: float = 0.769
-    stops: float = 0.213
-    caution: float = 0.731
+    stops: float = 0.213  # how probable it is that a curve that may stop does so
+    caution: float = 0.731  # quantile that is the forecast; the other with shares of the data, which tell more
     caution_with_shares: float = 0.6
-    widening: float = 1.32
-    misfit: float = 0.2
-    least_noise: float = 0.0045
-    growth: float = 0.7
+    widening: float = 1.32  # factor by which the noise found from the points is widened
+    misfit: float = 0.2  # sd of the truth in units of the predicted fall, at `AHEAD`; its square grows with distance
+    least_noise: float = 0.0045  # of ln L, added to what was found
+    growth: float = 0.7  # of the noise by the distance, in units of itself for every e-fold of x
 
 
 class Forecast:

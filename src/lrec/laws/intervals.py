@@ -60,13 +60,8 @@ class Prediction:
 class Profile:
     """The parameters of a law that explain the points about as well as the best ones, at a level.
 
-    A fit has one of 90 %, `Fit.profile`.
-
-    Attributes:
-        sigma: Estimated relative standard deviation of a run about the curve (absolute for residuals in level).
-        dof: Its degrees of freedom.
-        shape_ends: The least and greatest logarithms of each shape parameter.
-        outliers: How many points are so far off a robust fit that they count less than half.
+    `sigma` is the relative standard deviation of a run about the curve (absolute for residuals in level), on `dof`
+    degrees of freedom; `shape_ends` are logarithms; `outliers` counts points that weigh less than half.
     """
 
     def __init__(self, fit: LawCurve, level: float = LEVEL) -> None:

@@ -131,10 +131,7 @@ def holdout_report(
 
 
 def roll_out(fitted_to: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
-    """Predict each size from all smaller ones; None if there are too few to fit, where `fitted_to` raises UserError.
-
-    A table of many sizes takes `STEPS` steps of one factor.
-    """
+    """Predict each size, of many sizes the next ones, from all smaller ones; None if there are too few to fit."""
     steps: list[HeldOut] = []
     for last, reach in pairwise(_edges(points["x"].unique().sort().to_list())):
         small = points.filter(pl.col("x") <= last)

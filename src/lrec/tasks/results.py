@@ -33,24 +33,14 @@ class Group:
 
 @dataclass
 class Section:
-    """A part of a task.
-
-    Attributes:
-        title: What the groups are.
-        names: Names of the sizes, which are scorers, ascending.
-        n_body_S: Their N_body.
-        groups: By name, in order.
-        shown: Metrics of the tables; the first is drawn.
-        drawn: Groups in the figure and on the terminal; by default all, or `DRAWN` spread evenly over them.
-        findings: Conclusions, a sentence each.
-    """
+    """A part of a task: groups of cases by name, with conclusions in `findings`."""
 
     title: str
-    names: list[str]
+    names: list[str]  # of the sizes, which are scorers, ascending
     n_body_S: np.ndarray
     groups: dict[str, Group]
-    shown: Sequence[str] = ("NDCG@10", "HR@10")
-    drawn: Sequence[str] = ()
+    shown: Sequence[str] = ("NDCG@10", "HR@10")  # metrics of the tables; the first is drawn
+    drawn: Sequence[str] = ()  # groups in the figure and on the terminal; by default `DRAWN` spread evenly over all
     findings: list[str] = field(default_factory=list)
 
     @property

@@ -53,23 +53,14 @@ class DomainRuns:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Runs of several sizes on the same data, by N_body; runs of one size are seeds, and their figures are averaged.
+    """Runs of several sizes on the same data, by N_body; runs of one size are seeds, and their figures are averaged."""
 
-    Attributes:
-        split: Where the users are cut.
-        max_len: Longest input, in items.
-        runs: The runs of each size, trained on all domains.
-        domains: Those trained on one domain alone, cut at the same places, by domain.
-        most_users: How many users were drawn at most, of those who test and of those held out; None: all.
-        metrics: lrec's metrics, and those of your own that the runs were trained with.
-    """
-
-    split: Split
-    max_len: int
-    runs: BySize
-    domains: dict[str, DomainRuns] = field(default_factory=dict)
-    most_users: int | None = None
-    metrics: tuple[Metric, ...] = METRICS
+    split: Split  # where the users are cut
+    max_len: int  # longest input, in items
+    runs: BySize  # trained on all domains
+    domains: dict[str, DomainRuns] = field(default_factory=dict)  # trained on one alone, cut at the same places
+    most_users: int | None = None  # drawn at most, of those who test and of those held out; None: all
+    metrics: tuple[Metric, ...] = METRICS  # lrec's, and those of your own that the runs were trained with
 
     @property
     def names(self) -> list[str]:
