@@ -21,27 +21,15 @@ from lrec.laws.predict import Holdout, Predictor, compare, hold_out, roll_out, s
 from lrec.laws.table import points_of_most_data, source_hash
 from lrec.laws.verdict import Method, outlook, unidentified, verdict, warnings
 
-DESCRIBES = "lsrm"
-"""The law that describes the points beside a forecast."""
-FLOORLESS = ("lsrm", "kaplan")
-"""Laws that are compared without their floor too, as Kaplan et al. have it."""
+DESCRIBES = "lsrm"  # the law that describes the points beside a forecast
+FLOORLESS = ("lsrm", "kaplan")  # laws that are compared without their floor too, as Kaplan et al. have it
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A predictor, a law that describes, and all that is said of them.
+    """The forecast, or `fit` itself where a law was asked for; a law's fit to the small sizes; what is said of them.
 
-    Attributes:
-        predictor: The forecast, or `fit` itself where a law was asked for.
-        fit: Of the law to the small sizes (with all the data, beside a forecast); `fit.profile` has its intervals.
-        names: What the caller calls the columns x, d and u, as far as they count, and y.
-        source_hash: Of every point, held-out ones included.
-        holdout: The held-out sizes, None if there are none.
-        methods: Those compared, the best rolled out first; empty where none were.
-        outlook: What to expect far beyond all sizes, held-out ones included, as they all have it.
-        unidentified: Parameters of the law that the points do not determine.
-        warnings: What a reader should know, in sentences.
-        verdict: What all of it comes to, in sentences.
+    `names` has what the caller calls the columns x, d and u, as far as they count, and y.
     """
 
     predictor: Predictor
@@ -49,11 +37,11 @@ class Analysis:
     names: Mapping[str, str]
     source_hash: str
     holdout: Holdout | None
-    methods: tuple[Method, ...]
+    methods: list[Method]
     outlook: Prediction
-    unidentified: tuple[str, ...]
-    warnings: tuple[str, ...]
-    verdict: tuple[str, ...]
+    unidentified: list[str]
+    warnings: list[str]
+    verdict: list[str]
 
 
 def analyse(
@@ -64,54 +52,29 @@ def analyse(
     with_others: bool = True,
     floor: float | None = None,
 ) -> Analysis:
-    """Judge a forecast or a fit by what became of its predictions (`predict.holdout_report` has both).
+    """Judge a forecast or a fit of the small sizes by what became of its predictions (`predict.holdout_report`).
 
-    Args:
-        predictor: Of the small sizes.
-        holdout: Its predictions and what came, None where nothing is held out.
-        points: All points, held-out ones included.
-        names: As in `Analysis`; further ones are ignored.
-        with_others: Whether to roll out every law of the same variables.
-        floor: The least loss possible, where it is known.
+    `points` are all, held-out ones included; `with_others` rolls out every law of the same variables.
     """
-    used = (*predictor.columns, "y")
+    used, of_all = (*predictor.columns, "y"), predictor
     if isinstance(predictor, Fit):
-        fit = predictor
-        unsure, warned = unidentified(fit), warnings(fit, holdout)
+        fit, unsure, warned = predictor, unidentified(predictor), warnings(predictor, holdout)
+        of_all = fit_points(fit.law, points, fit.objective) if holdout else predictor
     else:
-        fit = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points))
-        unsure, warned = [], data_warnings(fit.law, fit.points, fit.x_NV, fit.y_N)
+        fit, unsure = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
+        warned = data_warnings(fit.law, fit.points)
+        of_all = Forecast(points) if holdout else predictor
     methods = compare_methods(predictor, fit, holdout, points) if with_others else []
-    of_all = predictor
-    if holdout is not None:
-        forecasts = isinstance(predictor, Forecast)
-        of_all = Forecast(points) if forecasts else fit_points(fit.law, points, fit.objective)
     ahead = outlook(of_all, floor)
-    return Analysis(
-        predictor=predictor,
-        fit=fit,
-        names={column: names[column] for column in used},
-        source_hash=source_hash(points, used),
-        holdout=holdout,
-        methods=tuple(methods),
-        outlook=ahead,
-        unidentified=tuple(unsure),
-        warnings=tuple(warned),
-        verdict=tuple(verdict(predictor, holdout, methods, ahead, unsure, names["x"])),
-    )
+    said = verdict(predictor, holdout, methods, ahead, unsure, names["x"])
+    told = {column: names[column] for column in used}
+    return Analysis(predictor, fit, told, source_hash(points, used), holdout, methods, ahead, unsure, warned, said)
 
 
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Method]:
-    """The predictor, its law and every other of the same variables, rolled out, the best first.
+    """The predictor, its law and every other of the same variables that can be fitted, rolled out, the best first.
 
-    Laws that cannot be fitted are left out. Where the law is one of size, data and unique data, those of size and data
-    alone are among them. Progress of laws of several variables goes to stderr.
-
-    Args:
-        predictor: The forecast, or the fit itself.
-        fit: Of the law to the small sizes.
-        holdout: What became of the predictions, None where nothing is held out.
-        points: All points, held-out ones included.
+    Beside a law of size, data and unique data stand those of size and data. Progress goes to stderr.
     """
     found = []
     if isinstance(predictor, Forecast):

@@ -18,80 +18,68 @@ from lrec.laws.predict import Predictor
 from lrec.laws.table import points_of_most_data
 
 
-@dataclass(frozen=True)
-class Compute:
-    """Training FLOPs per interaction at size N: 6 N + h N^g.
+def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:
+    """Training FLOPs of an interaction at size N, 6 N + h N^g, from points with flops; 6 N where they do not say more.
 
     The first term is that of the matrices N counts, forward and backward; the second, fitted to the FLOPs of the points
     themselves, is what else there is: the item table, whose width grows with the body, and attention.
     """
-
-    h: float = 0.0
-    g: float = 0.0
-
-    @classmethod
-    def of(cls, points: pl.DataFrame) -> "Compute":
-        """From points with flops and the interactions processed; 6 N where they do not say more."""
-        processed = "processed" if "processed" in points.columns else "d"
-        if not {"flops", processed} <= set(points.columns):
-            return cls()
+    processed, h, g = "processed" if "processed" in points.columns else "d", 0.0, 0.0
+    if {"flops", processed} <= set(points.columns):
         known = points.drop_nulls(["flops", processed])
         rest_N = (known["flops"] / known[processed] - 6 * known["x"]).to_numpy()
-        if len(known) < 2 or (rest_N <= 0).any() or known["x"].n_unique() < 2:
-            return cls()
-        g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
-        return cls(float(np.exp(log_h)), float(g))
-
-    def per_interaction(self, size: Array | float) -> Any:
-        """FLOPs of an interaction, forward and backward."""
-        return 6 * np.asarray(size) + self.h * np.asarray(size) ** self.g
+        if len(known) > 1 and (rest_N > 0).all() and known["x"].n_unique() > 1:
+            g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
+            h = float(np.exp(log_h))
+    return lambda size: 6 * np.asarray(size) + h * np.asarray(size) ** g
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to train; None for what the law says nothing about."""
+    """What to train; nan for what the law says nothing about."""
 
-    size: float | None
-    data: float | None
-    unique: float | None
-    flops: float | None
+    size: float
+    data: float
+    unique: float
+    flops: float
 
     @property
-    def epochs(self) -> float | None:
+    def epochs(self) -> float:
         """Passes over the unique data."""
-        return None if self.data is None or self.unique is None else self.data / self.unique
+        return self.data / self.unique
 
 
 class DataChooser:
     """Chooses N, D and U by a law of size and data, within the passes over the data at which it was fitted.
 
     Some laws count unique interactions as their data; each is then processed as often as in the fitted runs
-    (`repeats`). Inside this class, data and D are the law's; a `Choice` has the interactions processed.
-
-    Args:
-        fit: A fit of a law of N and D, or of N, D and U.
-        unique: Unique interactions there are; None: as many as are needed with the fewest passes that were fitted.
-        epochs: Passes over them; None: the best number within those that were fitted.
-
-    Raises:
-        UserError: more or fewer epochs than were fitted.
+    (`repeats`). Inside this class, data and D are the law's; a `Choice` has the interactions processed. Without
+    `unique`, as many as are needed with the fewest passes that were fitted; without `epochs`, the best number.
     """
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
-        self.fit, self.unique = fit, unique
-        self.compute = Compute.of(fit.points)
-        self.least_epochs, self.most_epochs = epochs_of(fit.points)
-        self.repeats = repeats_of(fit.points)
-        _check_epochs(epochs, self.least_epochs * self.repeats, self.most_epochs * self.repeats)
-        if epochs is not None and unique is None:
+        points, passes_N = fit.points, np.maximum(_passes(fit.points), 1.0)
+        self.fit, self.unique, self.epochs, self._flops_of = fit, unique, epochs, flops_per_interaction(points)
+        self.tells_repeats = len(fit.law.variables) == 3
+        self.least_epochs, self.most_epochs = float(min(passes_N, default=1)), float(max(passes_N, default=1))
+        self.repeats = float((points["processed"] / points["d"]).median()) if "processed" in points.columns else 1.0  # type: ignore[arg-type]
+        if epochs is None:
+            return
+        self.epochs = epochs / self.repeats
+        if not self.least_epochs * (1 - 1e-9) <= self.epochs <= self.most_epochs * (1 + 1e-9):
+            least, most = self.least_epochs * self.repeats, self.most_epochs * self.repeats
+            raise UserError(
+                f"--epochs {epochs:g}: the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data, "
+                "and says nothing of others; train runs with as many passes, or plan for other unique data"
+            )
+        if unique is None:
             raise UserError("--epochs: name the number of unique interactions they go over with --unique")
-        self.epochs = None if epochs is None else epochs / self.repeats
 
     def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
         """The law's loss of N, D and U, which broadcast; U is what there is, or what that many passes need."""
         size_N, data_N = np.broadcast_arrays(np.asarray(size, dtype=float), np.asarray(data, dtype=float))
         columns = [size_N.ravel(), data_N.ravel()]
-        if self.repeats_count:
+        if self.tells_repeats:
             columns.append(np.broadcast_to(self._unique_of(columns[1]) if unique is None else unique, columns[1].shape))
         return self.fit.curve(np.stack(columns, axis=1)).reshape(size_N.shape)
 
@@ -141,7 +129,7 @@ class DataChooser:
             if self.epochs is not None:
                 return self._choice(size, self.epochs * self.unique)
             return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data())).item())
-        enough = _bisect(lambda flops: size - float(self.for_flops(flops).size or 0), 6 * size, 1e12 * size**2)
+        enough = _bisect(lambda flops: size - self.for_flops(flops).size, 6 * size, 1e12 * size**2)
         if enough is None:
             raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; name the data with --unique")
         return self._choice(size, enough / float(self._per_datum(size)))
@@ -152,18 +140,14 @@ class DataChooser:
         Passes only by a law that tells them from new data, and as far as they were fitted.
         """
         n, d, u = choice.size, self.data_of(choice), choice.unique
-        assert n is not None
-        assert u is not None
         losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
-        if self.repeats_count and 2 * d / u <= self.most_epochs * (1 + 1e-9):
+        if self.tells_repeats and 2 * d / u <= self.most_epochs * (1 + 1e-9):
             losses["epochs"] = float(self.loss(n, 2 * d, u))
         return losses
 
     def data_limited_from(self, choice: Choice) -> float | None:
         """The least N at which, with this D and U, twice the data lowers the loss more than twice the parameters."""
-        d, u = self.data_of(choice), choice.unique
-        assert u is not None
-        size_G = np.geomspace(1.0, 1e15, 3000)
+        d, u, size_G = self.data_of(choice), choice.unique, np.geomspace(1.0, 1e15, 3000)
         better_G = self.loss(size_G, 2 * d, 2 * u) < self.loss(2 * size_G, d, u)
         return float(size_G[better_G.argmax()]) if better_G.any() else None
 
@@ -173,21 +157,14 @@ class DataChooser:
 
     def data_of(self, choice: Choice) -> float:
         """The law's D of a choice."""
-        assert choice.data is not None
         return choice.data / self.repeats
-
-    @property
-    def repeats_count(self) -> bool:
-        """Whether the law tells repeated interactions from new ones."""
-        return len(self.fit.law.variables) == 3
 
     def _for_passes(self, flops: float, epochs: float, unique: float) -> Choice:
         """The N that the budget leaves for the passes asked for."""
         data = epochs * unique
         size = _bisect(lambda n: flops - data * float(self._per_datum(n)), 1.0, max(flops, 10.0))
         if size is None or data * float(self._per_datum(1.0)) > flops:
-            passes = epochs * self.repeats
-            raise UserError(f"--flops {flops:g}: too few for {passes:g} x {unique:g} interactions")
+            raise UserError(f"--flops {flops:g}: too few for {epochs * self.repeats:g} x {unique:g} interactions")
         return self._choice(size, data)
 
     def _most_data(self) -> float:
@@ -199,7 +176,7 @@ class DataChooser:
 
     def _best_data(self, size_G: Array, most_G: Array) -> Array:
         """The D, at most so much of it, with the least loss at each N: less than that only where passes do harm."""
-        if self.unique is None or not self.repeats_count:
+        if self.unique is None or not self.tells_repeats:
             return most_G
         # In equal steps of the passes' logarithm, up to the most that is allowed.
         least_G = np.minimum(self.unique * self.least_epochs, most_G)
@@ -208,14 +185,12 @@ class DataChooser:
         return data_GK[np.arange(len(size_G)), self.loss(size_G[:, None], data_GK).argmin(1)]
 
     def _per_datum(self, size: Array | float) -> Any:
-        return self.repeats * self.compute.per_interaction(size)
+        return self.repeats * self._flops_of(size)
 
     def _choice(self, size: float, data: float) -> Choice:
-        processed = data * self.repeats
-        return Choice(size, processed, float(self._unique_of(data)), data * float(self._per_datum(size)))
+        return Choice(size, data * self.repeats, float(self._unique_of(data)), data * float(self._per_datum(size)))
 
     def _loss_of(self, choice: Choice) -> float:
-        assert choice.size is not None
         return float(self.loss(choice.size, self.data_of(choice)))
 
 
@@ -224,14 +199,13 @@ class SizeChooser:
 
     def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
         self.predictor, points = predictor, points_of_most_data(predictor.points)
-        self.compute = Compute.of(points)
-        self.unique = float(_known(points["u"]).max()) if "u" in points.columns else None
-        passes_N = _passes(points)
-        self.data = float(np.median(passes_N)) * self.unique if self.unique is not None and len(passes_N) else None
+        self._flops_of, passes_N = flops_per_interaction(points), _passes(points)
+        self.unique = float(points["u"].max()) if "u" in points.columns else np.nan  # type: ignore[arg-type]
+        self.data = float(np.median(passes_N)) * self.unique if len(passes_N) else np.nan
         if epochs is not None:
             raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
-        if unique is not None and (self.unique is None or abs(unique / self.unique - 1) > 0.01):
-            known = "unknown data" if self.unique is None else f"{self.unique:g} unique interactions"
+        if unique is not None and not abs(unique / self.unique - 1) <= 0.01:
+            known = "unknown data" if np.isnan(self.unique) else f"{self.unique:g} unique interactions"
             raise UserError(
                 f"--unique {unique:g}: a law of size alone holds for the data it was fitted on ({known}); "
                 "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
@@ -239,30 +213,19 @@ class SizeChooser:
 
     def for_size(self, size: float) -> Choice:
         """The data and passes are those of the runs fitted."""
-        flops = None if self.data is None else self.data * float(self.compute.per_interaction(size))
-        return Choice(size, self.data, self.unique, flops)
+        return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)))
 
     def for_loss(self, loss: float) -> Choice:
         """The least size that reaches the loss."""
-        smallest, largest = _range(self.predictor)
-        most = 1e6 * largest
-        size = _bisect(lambda n: float(self.predictor.curve([n])[0]) - loss, smallest / 1e3, most)
-        if size is None:
-            least = self.predictor.curve([most])[0]
-            raise UserError(
-                f"--loss {loss:g}: expected are {least:.4g} at a million times the largest fitted size, and never less "
-                "than the floor"
-            )
-        return self.for_size(size)
+        return self.for_size(_least(self.predictor, loss))
 
     def for_flops(self, flops: float) -> Choice:
         """The size whose run on the same data costs as much as the budget."""
-        if self.data is None:
+        if np.isnan(self.data):
             raise UserError("--flops: the points say nothing of D and U; plan with --size or --loss")
-        data = self.data
-        size = _bisect(lambda n: flops - data * float(self.compute.per_interaction(n)), 1.0, flops)
+        size = _bisect(lambda n: flops - self.data * float(self._flops_of(n)), 1.0, flops)
         if size is None:
-            raise UserError(f"--flops {flops:g}: too few for any size on {data:g} interactions")
+            raise UserError(f"--flops {flops:g}: too few for any size on {self.data:g} interactions")
         return self.for_size(size)
 
 
@@ -276,74 +239,45 @@ class FlopsChooser:
 
     def for_flops(self, flops: float) -> Choice:
         """The budget as it is."""
-        return Choice(None, None, None, flops)
+        return Choice(np.nan, np.nan, np.nan, flops)
 
     def for_loss(self, loss: float) -> Choice:
         """The least budget that reaches the loss."""
-        most = 1e6 * _range(self.predictor)[1]
-        flops = _bisect(lambda c: float(self.predictor.curve([c])[0]) - loss, _range(self.predictor)[0] / 1e3, most)
-        if flops is None:
-            raise UserError(f"--loss {loss:g}: the law gives {self.predictor.curve([most])[0]:.4g} at {most:.2g} FLOPs")
-        return self.for_flops(flops)
+        return self.for_flops(_least(self.predictor, loss))
 
     def for_size(self, size: float) -> Choice:
         """UserError: such a law knows no sizes."""
         raise UserError(f"--size {size:g}: this is a law of FLOPs, without sizes; plan with --flops or --loss")
 
 
-def _range(predictor: Predictor) -> tuple[float, float]:
-    """The smallest and the largest x that was fitted."""
-    sizes = predictor.points["x"].to_numpy()
-    return float(sizes.min()), float(sizes.max())
-
-
 Chooser = DataChooser | SizeChooser | FlopsChooser
 
 
-def chooser_of(
-    predictor: Predictor, content: dict[str, Any], unique: float | None = None, epochs: float | None = None
-) -> Chooser:
-    """The chooser for what the law or the forecast depends on."""
+def chooser_of(predictor: Predictor, x: str, unique: float | None = None, epochs: float | None = None) -> Chooser:
+    """The chooser for what the law or the forecast depends on, its first variable being called `x`."""
     if isinstance(predictor, Fit) and len(predictor.law.variables) > 1:
         return DataChooser(predictor, unique, epochs)
-    if content["x"] in ("flops", "C"):
-        return FlopsChooser(predictor, unique, epochs)
-    if content["x"] in ("D", "U"):
-        raise UserError(
-            f"the fit is a law of {content['x']} alone: plans need one of size, of flops, or of size and data"
-        )
-    return SizeChooser(predictor, unique, epochs)
+    if x in ("D", "U"):
+        raise UserError(f"the fit is a law of {x} alone: plans need one of size, of flops, or of size and data")
+    return (FlopsChooser if x in ("flops", "C") else SizeChooser)(predictor, unique, epochs)
 
 
-def epochs_of(points: pl.DataFrame) -> tuple[float, float]:
-    """The fewest and the most passes over its unique data of any fitted run; one where the points do not say."""
-    passes_N = np.maximum(_passes(points), 1.0)
-    return (float(passes_N.min()), float(passes_N.max())) if len(passes_N) else (1.0, 1.0)
-
-
-def repeats_of(points: pl.DataFrame) -> float:
-    """How often a law's datum is processed: once, but where d counts unique ones."""
-    if not {"d", "processed"} <= set(points.columns):
-        return 1.0
-    return float(np.median(_known(points["processed"] / points["d"])))
-
-
-def _passes(points: pl.DataFrame) -> np.ndarray:
+def _passes(points: pl.DataFrame) -> Array:
     """How often each run saw its unique data, of those whose points say so."""
-    return _known(points["d"] / points["u"]) if {"d", "u"} <= set(points.columns) else np.zeros(0)
+    return (points["d"] / points["u"]).drop_nulls().to_numpy() if {"d", "u"} <= set(points.columns) else np.zeros(0)
 
 
-def _known(values: pl.Series) -> np.ndarray:
-    """The values of the points that have one."""
-    return values.drop_nulls().to_numpy()
-
-
-def _check_epochs(epochs: float | None, least: float, most: float) -> None:
-    if epochs is not None and not least * (1 - 1e-9) <= epochs <= most * (1 + 1e-9):
+def _least(predictor: Predictor, loss: float) -> float:
+    """The least x at which a loss is reached."""
+    x_N = predictor.points["x"].to_numpy()
+    most = 1e6 * float(x_N.max())
+    found = _bisect(lambda x: float(predictor.curve([x])[0]) - loss, float(x_N.min()) / 1e3, most)
+    if found is None:
         raise UserError(
-            f"--epochs {epochs:g}: the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data, and "
-            "says nothing of others; train runs with as many passes, or plan for other unique data"
+            f"--loss {loss:g}: expected are {predictor.curve([most])[0]:.4g} at a million times the largest that was "
+            "fitted, and never less than the floor"
         )
+    return found
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float | None:

@@ -1,17 +1,14 @@
-"""Two fitted curves side by side: by how much their exponents differ, where they cross, and what the same loss costs on
-the second, with intervals.
+"""Two fitted curves side by side: how exponents differ, where they cross, what the same loss costs on the second.
 
-Intervals are the 5th and 95th percentile over pairs of refits, one of each curve: no profile of one curve says how two
-of them vary together. A law is refitted to its own curve with resampled residuals. Residuals of a fit are smaller than
-the noise, so they are multiplied by sqrt(n / (n - p)), n counting runs and p the parameters fitted. Points of one run
-(column `run`) share what the run has drawn, so they are resampled together: each run gets the residuals, with a random
-sign, of a run with as many points, as in the wild cluster bootstrap (Cameron, Gelbach and Miller 2008, "Bootstrap-based
-improvements for inference with clustered errors").
+Intervals are the 5th and 95th percentile over pairs of refits to resampled residuals, times sqrt(n / (n - p)) as those
+of a fit are smaller than the noise. Points of one run share it, so they are resampled together, with a random sign, as
+in the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
 
 Shapes: B refits, S starts, N points, P places, T parameters.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -23,8 +20,6 @@ from lrec.laws.intervals import LEVEL
 from lrec.laws.law import Array
 
 REFITS = 1000
-FLOOR_STARTS = (0.05, 0.5, 0.9)
-"""Shares of the lowest loss at which refits start the floor as well: one at zero would not rise again by itself."""
 REACH = 10.0  # how far beyond the largest fitted size a crossing is looked for
 FURTHEST = 100.0  # how many times as much, or as little, the second curve may need for a loss of the first
 PLACES = 400
@@ -32,34 +27,18 @@ PLACES = 400
 
 @dataclass(frozen=True)
 class Contrast:
-    """One curve against another.
+    """One curve against another; figures with the ends of their intervals."""
 
-    Attributes:
-        exponent: The law's exponent of the first minus that of the second.
-        exponent_low: Low end of its interval.
-        exponent_high: High end.
-        crossing: The size at which the curves cross; None where they do not within the sizes and ten times the largest.
-        crossing_low: Low end of its interval; 0 where it lies below the sizes.
-        crossing_high: High end; inf where it lies beyond ten times the largest.
-        lower_before: Whether the first curve is the lower one before the crossing, or everywhere.
-        share: Share of the refits in which the curves cross.
-        reached: The largest size that both have.
-        times: How many times this size the second curve needs for the loss of the first at it; inf where a hundred
-            times are too few, 0 where a hundredth is enough.
-        times_low: Low end of its interval.
-        times_high: High end.
-    """
-
-    exponent: float
+    exponent: float  # that of the first minus that of the second
     exponent_low: float
     exponent_high: float
-    crossing: float | None
-    crossing_low: float | None
-    crossing_high: float | None
-    lower_before: bool
-    share: float
-    reached: float
-    times: float
+    crossing: float | None  # None where they do not cross within the sizes and ten times the largest
+    crossing_low: float | None  # 0 below the sizes
+    crossing_high: float | None  # inf beyond ten times the largest
+    lower_before: bool  # whether the first curve is the lower one before the crossing, or everywhere
+    share: float  # of the refits in which the curves cross
+    reached: float  # the largest size that both have
+    times: float  # of this size that the second needs for the loss of the first; 0 below 1/100, inf above 100
     times_low: float
     times_high: float
 
@@ -70,49 +49,33 @@ class Contrast:
 
 
 def contrast(one: Fit, two: Fit) -> Contrast:
-    """Compare two fits of the same law of one variable.
-
-    Raises:
-        UserError: one of them has no more runs than parameters.
-    """
-    assert one.law.name == two.law.name
+    """Compare two fits of the same law of one variable; UserError where one has no more runs than parameters."""
     exponent = one.law.n_coefficients  # the first shape parameter
-    one_BT, two_BT = refits_of(one, seed=0), refits_of(two, seed=1)
-    differences_B = np.exp(one_BT[:, exponent]) - np.exp(two_BT[:, exponent])
-    ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    exponent_low, exponent_high = np.quantile(differences_B, ends)
+    # The fit itself, then its refits.
+    one_BT, two_BT = (np.vstack([fit.theta_T, refits_of(fit, seed=seed)]) for seed, fit in enumerate((one, two)))
     x_P = np.geomspace(min(one.x_N.min(), two.x_N.min()), REACH * max(one.x_N.max(), two.x_N.max()), PLACES)
-    best, refits = (one.theta_T[None], two.theta_T[None]), (one_BT, two_BT)
-    gap_1P, gap_BP = (_log_losses(one, a_BT, x_P) - _log_losses(two, b_BT, x_P) for a_BT, b_BT in (best, refits))
-    before = np.sign(gap_1P[0, 0])
-    (at,), at_B = (_crossings(gap, x_P, before) for gap in (gap_1P, gap_BP))
-    crosses = bool(0 < at < np.inf)
-    low, high = np.quantile(at_B, ends, method="nearest") if crosses else (None, None)
+    gap_BP = _log_losses(one, one_BT, x_P) - _log_losses(two, two_BT, x_P)
+    before = np.sign(gap_BP[0, 0])
+    at_B = _crossings(gap_BP, x_P, before)
+    cross_B = (at_B > 0) & (at_B < np.inf)
     reached = float(min(one.x_N.max(), two.x_N.max()))
-    (times,), times_B = (_times(one, a_BT, two, b_BT, reached) for a_BT, b_BT in (best, refits))
-    times_low, times_high = np.quantile(times_B, ends, method="nearest")
-    return Contrast(
-        exponent=float(np.exp(one.theta_T[exponent]) - np.exp(two.theta_T[exponent])),
-        exponent_low=float(exponent_low),
-        exponent_high=float(exponent_high),
-        crossing=float(at) if crosses else None,
-        crossing_low=None if low is None else float(low),
-        crossing_high=None if high is None else float(high),
-        lower_before=bool(before < 0),
-        share=float(((at_B > 0) & (at_B < np.inf)).mean()),
-        reached=reached,
-        times=float(times),
-        times_low=float(times_low),
-        times_high=float(times_high),
-    )
+    times_P = np.geomspace(1 / FURTHEST, FURTHEST, 2 * PLACES + 1)
+    excess_BP = _log_losses(two, two_BT, reached * times_P) - _log_losses(one, one_BT, np.array([reached]))
+    exponents = _with_ends(np.exp(one_BT[:, exponent]) - np.exp(two_BT[:, exponent]), "linear")
+    none: tuple[float | None, float | None, float | None] = (None, None, None)
+    crossings = _with_ends(at_B) if cross_B[0] else none
+    times = _with_ends(_crossings(excess_BP, times_P, before=1.0))
+    return Contrast(*exponents, *crossings, bool(before < 0), float(cross_B[1:].mean()), reached, *times)
+
+
+def _with_ends(value_B: Array, method: Literal["linear", "nearest"] = "nearest") -> tuple[float, float, float]:
+    """The fit's own value, and the ends of the interval over the refits."""
+    low, high = np.quantile(value_B[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=method)
+    return float(value_B[0]), float(low), float(high)
 
 
 def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
-    """Parameters of the law refitted to resampled residuals, theta_BT.
-
-    Raises:
-        UserError: no more runs than parameters fitted.
-    """
+    """Parameters of the law refitted to resampled residuals, theta_BT; UserError where runs are no more than those."""
     run_N = _runs(fit)
     n, p = int(run_N.max()) + 1, fit.n_fitted
     if n <= p:
@@ -120,11 +83,9 @@ def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
             f"bootstrap: a law of {counted(p, 'free parameter')} needs more runs than {n} to tell how they scatter"
         )
     drawn_BN = _resampled(fit.residual_N * np.sqrt(n / (n - p)), run_N, refits, np.random.default_rng(seed))
-    start_ST = np.tile(fit.theta_T, (1 + len(FLOOR_STARTS) * fit.law.has_floor, 1))
-    start_ST[1:, 0] = np.log(fit.y_N.min() * np.array(FLOOR_STARTS[: len(start_ST) - 1]))
-    y_SN = np.tile(fit.curve(fit.x_NV) * np.exp(drawn_BN), (len(start_ST), 1))
-    problem = replace(fit.problem(), y_SN=y_SN)
-    theta_ST, value_S = descend(problem, np.repeat(start_ST, refits, axis=0), rounds=100, tolerance=1e-10)
+    start_ST = fit.start_ST
+    problem = replace(fit.problem(), y_SN=np.tile(fit.curve(fit.x_NV) * np.exp(drawn_BN), (len(start_ST), 1)))
+    theta_ST, value_S = descend(problem, np.repeat(start_ST, refits, axis=0))
     best_B = value_S.reshape(-1, refits).argmin(0)
     return np.asarray(theta_ST.reshape(len(start_ST), refits, -1)[best_B, np.arange(refits)])
 
@@ -153,13 +114,6 @@ def _resampled(residual_N: Array, run_N: Array, refits: int, rng: np.random.Gene
 def _log_losses(fit: Fit, theta_BT: Array, x_P: Array) -> Array:
     """Logarithm of the loss of each curve at each size, (B, P)."""
     return fit.law.log_loss(theta_BT, np.log(x_P[:, None] / fit.unit_V))
-
-
-def _times(one: Fit, one_BT: Array, two: Fit, two_BT: Array, reached: float) -> Array:
-    """How many times a size the second curve of each pair needs for the loss of the first at it."""
-    level_B1 = _log_losses(one, one_BT, np.array([reached]))
-    times_P = np.geomspace(1 / FURTHEST, FURTHEST, 2 * PLACES + 1)
-    return _crossings(_log_losses(two, two_BT, reached * times_P) - level_B1, times_P, before=1.0)
 
 
 def _crossings(gap_BP: Array, x_P: Array, before: float) -> Array:

@@ -1,6 +1,6 @@
 """A curve of a law: some values of its parameters, beside the points they are to explain.
 
-Shapes: N points, V variables, T parameters.
+Shapes: S starts, N points, V variables, T parameters.
 """
 
 from collections.abc import Sequence
@@ -13,36 +13,27 @@ import polars as pl
 from lrec.laws.descent import Problem
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Objective
-from lrec.laws.search import VANISHED
+
+VANISHED = 16.0
+"""A coefficient e^16 times smaller than the lowest loss counts as zero; also how far above the highest it may lie."""
+FLOORS = (0.05, 0.5, 0.9)
+"""Shares of the lowest loss at which refits start the floor as well: one at zero would not rise again by itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class LawCurve:
-    """Parameters of a law that may explain the points.
-
-    Attributes:
-        points: The points to be fitted, as `laws.table` has them.
-        unit_V: Geometric means of the variables, by which they are divided for the law's internals.
-        low_T, high_T: Bounds of the parameters; equal where one is fixed.
-        theta_T: Logarithms of the parameters as the law's basis has them: coefficients, then shape.
-    """
+    """Parameters of a law that may explain the points."""
 
     law: Law
     objective: Objective
-    points: pl.DataFrame
-    unit_V: Array
-    low_T: Array
+    points: pl.DataFrame  # as `laws.table` has them
+    unit_V: Array  # geometric means of the variables, by which they are divided for the law's internals
+    low_T: Array  # bounds, equal where a parameter is fixed
     high_T: Array
-    theta_T: Array
-
-    def at(self, theta_T: Array) -> "LawCurve":
-        """The curve of other parameters."""
-        known = (self.law, self.objective, self.points, self.unit_V, self.low_T, self.high_T)
-        return LawCurve(*known, theta_T)
+    theta_T: Array  # logarithms of the parameters as the law's basis has them: coefficients, then shape
 
     @cached_property
     def x_NV(self) -> Array:
-        """The variables, a column each."""
         return self.points.select(self.law.columns).to_numpy().astype(float)
 
     @property
@@ -52,23 +43,11 @@ class LawCurve:
 
     @cached_property
     def y_N(self) -> Array:
-        """The losses."""
         return self.points["y"].to_numpy().astype(float)
 
     @property
     def z_NV(self) -> Array:
-        """Logarithms of the variables in their units."""
         return np.log(self.x_NV / self.unit_V)
-
-    @property
-    def n_sizes(self) -> int:
-        """Distinct settings of the variables."""
-        return len(np.unique(self.x_NV, axis=0))
-
-    @property
-    def free_T(self) -> Array:
-        """Parameters that bend to the points: neither fixed nor on a bound."""
-        return (self.theta_T > self.low_T + 1e-6) & (self.theta_T < self.high_T - 1e-6)
 
     @property
     def n_fitted(self) -> int:
@@ -84,12 +63,10 @@ class LawCurve:
 
     @property
     def value(self) -> float:
-        """The objective, summed over the points."""
         return float(self.problem().values(self.theta_T[None])[0])
 
     @property
     def r2(self) -> float:
-        """Share of the losses' variance explained."""
         spread = float(((self.y_N - self.y_N.mean()) ** 2).sum())
         return 1 - float(((self.y_N - self.curve(self.x_NV)) ** 2).sum()) / spread if spread > 0 else 0.0
 
@@ -98,6 +75,13 @@ class LawCurve:
         """Actual minus fitted, of the logarithm or of the loss as the objective has it."""
         return self.problem().residuals(self.theta_T[None])[0]
 
+    @property
+    def start_ST(self) -> Array:
+        """Where refits start: its parameters, and the same with other floors."""
+        start_ST = np.tile(self.theta_T, (1 + len(FLOORS) * self.law.has_floor, 1))
+        start_ST[1:, 0] = np.log(self.y_N.min() * np.array(FLOORS[: len(start_ST) - 1]))
+        return start_ST
+
     def curve(self, x: Sequence[float] | Array) -> Array:
         """The loss at x, (N,) or (N, V)."""
         z_NV = np.log(as_columns(self.law, np.asarray(x, dtype=float)) / self.unit_V)
@@ -105,6 +89,4 @@ class LawCurve:
 
     def problem(self, objective: Objective | None = None) -> Problem:
         """What is minimised, or the same with another objective."""
-        return Problem(
-            self.law, objective or self.objective, self.z_NV, self.y_N[None], self.low_T[None], self.high_T[None]
-        )
+        return Problem(self.law, objective or self.objective, self.z_NV, self.y_N[None], self.low_T, self.high_T)

@@ -2,15 +2,13 @@
 fitted against actual losses, and residuals."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from lrec.common.pictures import draw_frame, new_figure
-from lrec.laws.diagnostics import size_means
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.intervals import Prediction
 from lrec.laws.law import NOT_IDENTIFIED, Array, is_identified
 from lrec.laws.predict import HeldOut, Holdout, Predictor
 
@@ -19,65 +17,68 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
+LATER = {"mfc": "white", "mec": ORANGE}
 LEGEND: dict[str, Any] = {"fontsize": 7.5, "facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
 
 
 def fit_figure(
     predictor: Predictor,
     fit: Fit,
-    holdout: Holdout | Sequence[Prediction] | None = None,
+    holdout: Holdout | None = None,
     floor: float | None = None,
     x_label: str = "N_body",
     y_label: str = "test_loss",
 ) -> "Figure":
-    """Draw a fit on logarithmic axes; needs no display and touches no global state of matplotlib.
+    """Draw a forecast, with the law's `fit` as a thin line, or that fit itself, on logarithmic axes, without a display.
 
-    Args:
-        predictor: The forecast, or `fit` itself.
-        fit: Of the law to the small sizes; beside a forecast it is drawn as a thin line.
-        holdout: Held-out sizes: predicted with 90 % interval of a new run, and, if known, actual.
-        floor: The least loss possible, such as the synthetic set's Bayes-optimal loss.
-        x_label: Column of x, or any other label.
-        y_label: Column of the loss, or any other label.
+    Held-out sizes with smaller shares of the data lie on other curves and are left out.
     """
     later = ", held-out sizes" if holdout else ""
     alt = f"{y_label} against {x_label}: losses, {predictor.name} with 90 % bands{later}; below, residuals"
     figure = new_figure(6.4, 5.4, alt)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
-    if isinstance(holdout, Holdout):
-        holdout = _of_most_data(holdout)
-    held_out: Sequence[Prediction | HeldOut] = holdout.points if isinstance(holdout, Holdout) else holdout or []
-    last = max([float(fit.x_N.max()), *(p.x for p in held_out)])
-    x_P = np.geomspace(fit.x_N.min() / 1.3, last * 1.6, 120)
+    every = holdout.points if holdout else ()
+    most = max((p.u for p in every if p.u is not None), default=None)
+    held_out = [p for p in every if p.u == most]
+    x_P = np.geomspace(fit.x_N.min() / 1.3, 1.6 * max(fit.x_N.max(), *(p.x for p in held_out), 0.0), 120)
     band = predictor.predict(x_P)
-    runs, means = [(p.low, p.high) for p in band], [(p.mean_low, p.mean_high) for p in band]
-    axes.fill_between(x_P, *np.transpose(runs), color=BLUE, alpha=0.10, lw=0, label="90 % band of a new run")
-    axes.fill_between(x_P, *np.transpose(means), color=BLUE, alpha=0.20, lw=0, label="90 % band of the curve")
+    curve_P = np.array([p.predicted for p in band])
+    for ends, alpha, of in (("low high", 0.10, "a new run"), ("mean_low mean_high", 0.20, "the curve")):
+        low_P, high_P = ([getattr(p, end) for p in band] for end in ends.split())
+        axes.fill_between(x_P, low_P, high_P, color=BLUE, alpha=alpha, lw=0, label=f"90 % band of {of}")
     if isinstance(predictor, Fit):
-        axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=_formula(fit))
+        axes.plot(x_P, curve_P, color=BLUE, lw=1.6, label=_formula(fit))
         _draw_pinned(axes, fit, x_P)
     else:
-        axes.plot(x_P, [p.predicted for p in band], color=BLUE, lw=1.6, label=predictor.name)
+        axes.plot(x_P, curve_P, color=BLUE, lw=1.6, label=predictor.name)
         axes.plot(x_P, fit.curve(x_P), color=BLUE, lw=0.9, ls=":", label=_formula(fit))
-    _draw_points(axes, fit)
-    for i, p in enumerate(held_out):
-        label = "predicted, 90 % interval" if i == 0 else None
-        axes.errorbar(
-            p.x, p.predicted, [[p.predicted - p.low], [p.high - p.predicted]],
-            fmt="_", ms=13, color=ORANGE, lw=1.2, capsize=4, label=label,
-        )  # fmt: skip
-    if isinstance(holdout, Holdout):
-        axes.plot(
-            [p.x for p in holdout.points], [p.actual for p in holdout.points],
-            "D", ms=5.5, mfc="white", mec=ORANGE, mew=1.4, label="held out, actual", zorder=4,
-        )  # fmt: skip
+    sizes, means = fit.points.group_by("x").agg(pl.col("y").mean()).sort("x")
+    if len(fit.x_N) > len(sizes):
+        axes.plot(fit.x_N, fit.y_N, ".", ms=4, color=BLUE, alpha=0.55, label="single runs")
+    axes.plot(sizes, means, "o", ms=5.5, color=BLUE, mec="white", mew=0.6, label="fitted sizes", zorder=3)
+    if held_out:
+        later_x, predicted, actual = np.transpose([(p.x, p.predicted, p.actual) for p in held_out])
+        look = {"fmt": "_", "ms": 13, "color": ORANGE, "lw": 1.2, "capsize": 4}
+        axes.errorbar(later_x, predicted, _reach(held_out), label="predicted, 90 % interval", **look)
+        axes.plot(later_x, actual, "D", ms=5.5, **LATER, mew=1.4, label="held out, actual", zorder=4)
     if floor is not None:
         axes.axhline(floor, color=GREY, lw=1, ls="--", label=f"floor {floor:.4g}")
     style(axes, x_label, y_label)
     axes.legend(**LEGEND)
     axes.set_xlabel("")
-    _draw_residuals(below, fit.x_N, fit.y_N, holdout if isinstance(holdout, Holdout) else None, x_P, band)
+
+    edges = [[100 * (end / p.predicted - 1) for end in (p.low, p.high)] for p in band]
+    below.fill_between(x_P, *np.transpose(edges), color=BLUE, alpha=0.10, lw=0)
+    below.axhline(0, color=BLUE, lw=1.2)
+    off_N = 100 * (fit.y_N / np.exp(np.interp(np.log(fit.x_N), np.log(x_P), np.log(curve_P))) - 1)
+    missed = [100 * (p.actual / p.predicted - 1) for p in held_out]
+    below.plot(fit.x_N, off_N, "o", ms=4, color=BLUE, mec="white", mew=0.5)
+    below.plot([p.x for p in held_out], missed, "D", ms=5, **LATER, mew=1.4)
+    limit = 1.3 * max(0.1, *np.abs([*off_N, *missed]))
+    below.set_ylim(-limit, limit)
+    below.set_ylabel("above curve, %")
     below.set_xlabel(LABELS.get(x_label, x_label))
+    draw_frame(below)
     return figure
 
 
@@ -90,20 +91,16 @@ def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: s
     left, right = figure.subplots(1, 2)
     fitted_N = fit.curve(fit.x_NV)
     held_out = holdout.points if holdout is not None else ()
-    losses = [*fit.y_N, *fitted_N, *(p.actual for p in held_out), *(p.predicted for p in held_out)]
+    actual, predicted = [p.actual for p in held_out], [p.predicted for p in held_out]
+    losses = [*fit.y_N, *fitted_N, *actual, *predicted]
     ends = [min(losses) * 0.98, max(losses) * 1.02]
     left.plot(ends, ends, color=GREY, lw=1, ls="--", label="fitted = actual")
     left.plot(fit.y_N, fitted_N, ".", ms=6, color=BLUE, alpha=0.6, label="fitted points")
     right.plot(fit.x_N, 100 * (fitted_N / fit.y_N - 1), ".", ms=6, color=BLUE, alpha=0.6)
     if held_out:
-        actual, predicted = [p.actual for p in held_out], [p.predicted for p in held_out]
-        reach = [[p.predicted - p.low for p in held_out], [p.high - p.predicted for p in held_out]]
-        left.errorbar(
-            actual, predicted, reach, fmt="D", ms=4.5, mfc="white", mec=ORANGE, color=ORANGE, lw=0.9, capsize=2,
-            label="held out, 90 % interval",
-        )  # fmt: skip
-        errors = [p.error_pct for p in held_out]
-        right.plot([p.x for p in held_out], errors, "D", ms=4.5, mfc="white", mec=ORANGE)
+        look = {"fmt": "D", "ms": 4.5, "color": ORANGE, "lw": 0.9, "capsize": 2}
+        left.errorbar(actual, predicted, _reach(held_out), label="held out, 90 % interval", **look, **LATER)
+        right.plot([p.x for p in held_out], [p.error_pct for p in held_out], "D", ms=4.5, **LATER)
     right.axhline(0, color=GREY, lw=1, ls="--")
     right.set_xscale("log")
     left.set(xlim=ends, ylim=ends, xlabel=f"actual {y_label}", ylabel=f"{fit.law.name}: fitted or predicted {y_label}")
@@ -114,10 +111,9 @@ def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: s
     return figure
 
 
-def _of_most_data(holdout: Holdout) -> Holdout:
-    """The held-out points with all the data: those with smaller shares lie on other curves."""
-    most = max((p.u for p in holdout.points if p.u is not None), default=None)
-    return replace(holdout, points=tuple(p for p in holdout.points if p.u == most))
+def _reach(held_out: Sequence[HeldOut]) -> Array:
+    """How far the intervals reach below and above the predictions."""
+    return np.transpose([(p.predicted - p.low, p.high - p.predicted) for p in held_out])
 
 
 def _draw_pinned(axes: "Axes", fit: Fit, x_P: Array) -> None:
@@ -131,46 +127,15 @@ def _draw_pinned(axes: "Axes", fit: Fit, x_P: Array) -> None:
         label = None
 
 
-def _draw_residuals(
-    axes: "Axes", x_N: Array, y_N: Array, holdout: Holdout | None, x_P: Array, band: Sequence[Prediction]
-) -> None:
-    """Every loss, and the band of a new run, as per cent above the curve."""
-    edges = [[100 * (end / p.predicted - 1) for end in (p.low, p.high)] for p in band]
-    axes.fill_between(x_P, *np.transpose(edges), color=BLUE, alpha=0.10, lw=0)
-    axes.axhline(0, color=BLUE, lw=1.2)
-    curve_N = np.exp(np.interp(np.log(x_N), np.log(x_P), np.log([p.predicted for p in band])))
-    reach = [100 * (y_N / curve_N - 1)]
-    axes.plot(x_N, reach[0], "o", ms=4, color=BLUE, mec="white", mew=0.5)
-    if holdout is not None:
-        missed = np.array([100 * (p.actual / p.predicted - 1) for p in holdout.points])
-        axes.plot([p.x for p in holdout.points], missed, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4)
-        reach.append(missed)
-    limit = 1.3 * max(0.1, float(np.abs(np.concatenate(reach)).max()))
-    axes.set_ylim(-limit, limit)
-    axes.set_ylabel("above curve, %")
-    draw_frame(axes)
-
-
-def _draw_points(axes: "Axes", fit: Fit) -> None:
-    sizes, means = size_means(fit.x_N, fit.y_N)
-    if len(fit.x_N) > len(sizes):
-        axes.plot(fit.x_N, fit.y_N, ".", ms=4, color=BLUE, alpha=0.55, label="single runs")
-    axes.plot(sizes, means, "o", ms=5.5, color=BLUE, mec="white", mew=0.6, label="fitted sizes", zorder=3)
-
-
 def style(axes: "Axes", x_label: str, y_label: str) -> None:
     """Logarithmic axes with round ticks, labels and a grid."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     axes.set_xscale("log")
     axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    ticks = _round_ticks(low, high)
-    axes.set_yticks(ticks)
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(LogLocator(subs=()))
-    axes.set_ylim(low, high)
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(LABELS.get(x_label, x_label))
     axes.set_ylabel(LABELS.get(y_label, y_label))
     draw_frame(axes)
@@ -185,14 +150,6 @@ LABELS = {
     "test_loss": "test loss (nats per target)",
     "val_loss": "validation loss (nats per target)",
 }
-
-
-def _round_ticks(low: float, high: float) -> Array:
-    """Up to seven round values within a narrow logarithmic axis."""
-    rough = (high - low) / 7
-    magnitude = 10 ** np.floor(np.log10(rough))
-    step = magnitude * min((m for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough), default=10)
-    return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 10)
 
 
 def _formula(fit: Fit) -> str:

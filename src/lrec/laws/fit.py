@@ -11,33 +11,27 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.curve import LawCurve
+from lrec.laws.curve import VANISHED, LawCurve
 from lrec.laws.diagnostics import Diagnostics, diagnose
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.objective import Kind, Objective
-from lrec.laws.search import VANISHED, search
+from lrec.laws.search import search
 from lrec.laws.table import NARROWEST
 
 
 @dataclass(frozen=True, eq=False)
 class Fit(LawCurve):
-    """The best curve found for the points.
-
-    Attributes:
-        ends_ST: Where the starts of the search ended.
-    """
+    """The best curve found for the points, and where the starts of the search ended."""
 
     ends_ST: Array
 
     @property
     def name(self) -> str:
-        """Name of the law."""
         return self.law.name
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of points that hold the law's variables."""
         return self.law.columns
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
@@ -51,7 +45,6 @@ class Fit(LawCurve):
 
     @cached_property
     def diagnostics(self) -> Diagnostics:
-        """How the search went, and what the points do not determine."""
         return diagnose(self, self.ends_ST)
 
     @property
@@ -105,17 +98,14 @@ def fit(
 
 
 def fit_points(
-    law: Law,
-    points: pl.DataFrame,
-    objective: Objective | Kind = "huber",
-    fixed: Mapping[str, float] | None = None,
+    law: Law, points: pl.DataFrame, objective: Objective | Kind = "huber", fixed: Mapping[str, float] | None = None
 ) -> Fit:
     """Fit `law` to points, as `laws.table` has them; see `fit`."""
-    objective = objective if isinstance(objective, Objective) else Objective(objective)
+    objective, fixed = objective if isinstance(objective, Objective) else Objective(objective), fixed or {}
     x_NV, y_N = points.select(law.columns).to_numpy().astype(float), points["y"].to_numpy().astype(float)
-    _check(law, x_NV, y_N, fixed or {})
+    _check(law, x_NV, y_N, fixed)
     unit_V = law.units(x_NV)
-    low_T, high_T = _bounds(law, y_N, unit_V, fixed or {})
+    low_T, high_T = _bounds(law, y_N, unit_V, fixed)
     known = (law, objective, points, unit_V, low_T, high_T)
     best_T, ends_ST = search(LawCurve(*known, theta_T=low_T).problem())
     return Fit(*known, theta_T=best_T, ends_ST=ends_ST)
@@ -151,10 +141,10 @@ def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> 
     low_T = np.concatenate([np.full(k, np.log(y_N.min()) - VANISHED), shape[0]])
     high_T = np.concatenate([np.full(k, np.log(y_N.max()) + VANISHED), shape[1]])
     held_T = law.theta(fixed, unit_V)
-    held = np.isfinite(held_T)
     for name, value in fixed.items():
         if value <= 0 and law.parameters.index(name) < k:  # a coefficient at zero
-            held_T[law.parameters.index(name)], held[law.parameters.index(name)] = low_T[0] - 600, True
+            held_T[law.parameters.index(name)] = low_T[0] - 600
+    held = np.isfinite(held_T)
     if held.sum() < len(fixed):
         raise UserError(f"fit: {', '.join(fixed)} cannot be fixed without the exponents they go with")
     low_T[held] = high_T[held] = held_T[held]

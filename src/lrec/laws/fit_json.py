@@ -25,17 +25,14 @@ from lrec.options.class_paths import check_trusted
 
 def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null."""
-    fit, ends, points = analysis.fit, analysis.fit.profile.parameters, analysis.predictor.points
-    holdout = analysis.holdout
+    fit, holdout, points = analysis.fit, analysis.holdout, analysis.predictor.points
+    ends = {name: dict(zip(("low", "high"), both, strict=True)) for name, both in fit.profile.parameters.items()}
     content: dict[str, Any] = {
         "method": analysis.predictor.name if isinstance(analysis.predictor, Forecast) else name_of(fit.law),
         "law": name_of(fit.law),
         "formula": fit.law.formula,
         **analysis.names,
-        "parameters": {
-            name: {"value": value, "low": ends[name][0], "high": ends[name][1]}
-            for name, value in fit.parameters.items()
-        },
+        "parameters": {name: {"value": value, **ends[name]} for name, value in fit.parameters.items()},
         "objective": fit.objective.kind,
         "residuals": fit.objective.residuals,
         "objective_value": fit.value,
@@ -45,13 +42,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "r2": fit.r2,
         "noise": {"sigma": fit.profile.sigma, "dof": fit.profile.dof},
         "diagnostics": asdict(fit.diagnostics) | {"warnings": analysis.warnings, "unidentified": analysis.unidentified},
-        "holdout": holdout
-        and {
-            "points": [asdict(point) for point in holdout.points],
-            "mape": holdout.mape,
-            "naive_mape": holdout.naive_mape,
-            "extrapolation_factor": holdout.extrapolation_factor,
-        },
+        "holdout": holdout and asdict(holdout) | {"mape": holdout.mape, "naive_mape": holdout.naive_mape},
         "outlook": asdict(analysis.outlook),
         "verdict": analysis.verdict,
         "comparison": [_method_content(method) for method in analysis.methods],
@@ -65,32 +56,21 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
 
 
 def _method_content(method: Method) -> dict[str, Any]:
-    rolled = method.rollout
-    return {
-        "law": method.name,
-        "n_parameters": method.fit and method.fit.n_fitted,
-        "bic": method.fit and method.fit.bic,
-        "aicc": method.fit and method.fit.aicc,
-        "holdout_mape": method.holdout_mape,
-        "rollout": rolled
-        and {
-            "mape": rolled.mape,
-            "naive_mape": rolled.naive_mape,
-            "inside": rolled.inside,
-            "steps": [asdict(step) for step in rolled.points],
-        },
+    rolled, fit = method.rollout, method.fit
+    steps = rolled and {
+        "mape": rolled.mape,
+        "naive_mape": rolled.naive_mape,
+        "inside": rolled.inside,
+        "steps": [asdict(step) for step in rolled.points],
     }
+    criteria = {"n_parameters": fit and fit.n_fitted, "bic": fit and fit.bic, "aicc": fit and fit.aicc}
+    return {"law": method.name, **criteria, "holdout_mape": method.holdout_mape, "rollout": steps}
 
 
 def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str, Any]]:
     """The law, the predictor, and the content that `write_fit` wrote; both are fitted again to its points.
 
-    Args:
-        path: fit.json.
-        trust: Import a law that is not lrec's own.
-
-    Raises:
-        UserError: no such file; not a fit, or one without its points.
+    `trust` imports a law that is not lrec's own. UserError: no such file; not a fit, or one without its points.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -117,40 +97,35 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
 def table(content: dict[str, Any]) -> str:
     """The content of fit.json as Markdown tables and the verdict."""
     parameters = [["parameter", "value", "90 % low", "90 % high"]]
-    parameters += [
-        [name, parameter_text(p["value"]), *(parameter_text(p[end], UNBOUNDED) for end in ("low", "high"))]
-        for name, p in content["parameters"].items()
-    ]
+    for name, p in content["parameters"].items():
+        ends = [parameter_text(p[end], UNBOUNDED) for end in ("low", "high")]
+        parameters.append([name, parameter_text(p["value"]), *ends])
     blocks = [rows_table(parameters, text=(0,))]
     if content["holdout"]:
-        places = [name for name in ("x", "d", "u") if name in content]
-        losses = ["predicted", "low", "high", *(["cautious"] if content["method"] == Forecast.name else []), "actual"]
-        heads = {"low": "90 % low", "high": "90 % high"}
-        rows = [[*(content[name] for name in places), *(heads.get(key, key) for key in losses)]]
-        rows[0] += ["error", "inside", "naive error"]
-        rows += [
-            [
-                *("" if p[name] is None else f"{p[name]:.4g}" for name in places),
-                *(f"{p[key]:.4f}" for key in losses),
-                f"{p['error_pct']:+.2f} %",
-                "yes" if p["inside"] else "no",
-                f"{p['naive_error_pct']:+.2f} %",
-            ]
-            for p in content["holdout"]["points"]
-        ]
-        blocks.append(rows_table(rows))
-        blocks.append(
-            f"Mean absolute error {content['holdout']['mape']:.2f} %, of the naive prediction (as good as the best "
-            f"small model) {content['holdout']['naive_mape']:.2f} %, "
-            f"extrapolating {content['holdout']['extrapolation_factor']:.1f} times."
-        )
+        blocks += _held_out(content)
     if len(content["comparison"]) > 1:
         rows = [["method", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
-        rows += [_method_row(method) for method in content["comparison"]]
-        blocks.append(rows_table(rows, text=(0,)))
+        blocks.append(rows_table(rows + [_method_row(method) for method in content["comparison"]], text=(0,)))
     blocks.append(" ".join(content["verdict"]))
     blocks += [f"Warning: {warning}." for warning in content["diagnostics"]["warnings"]]
     return "\n\n".join(blocks)
+
+
+def _held_out(content: dict[str, Any]) -> list[str]:
+    holdout, cautious = content["holdout"], ["cautious"] if content["method"] == Forecast.name else []
+    places = [name for name in ("x", "d", "u") if name in content]
+    rows = [[*(content[name] for name in places), "predicted", "90 % low", "90 % high", *cautious, "actual"]]
+    rows[0] += ["error", "inside", "naive error"]
+    for p in holdout["points"]:
+        at = ["" if p[name] is None else f"{p[name]:.4g}" for name in places]
+        losses = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", *cautious, "actual")]
+        inside = "yes" if p["inside"] else "no"
+        rows.append([*at, *losses, f"{p['error_pct']:+.2f} %", inside, f"{p['naive_error_pct']:+.2f} %"])
+    return [
+        rows_table(rows),
+        f"Mean absolute error {holdout['mape']:.2f} %, of the naive prediction (as good as the best small model) "
+        f"{holdout['naive_mape']:.2f} %, extrapolating {holdout['extrapolation_factor']:.1f} times.",
+    ]
 
 
 def _method_row(method: dict[str, Any]) -> list[str]:
@@ -166,15 +141,14 @@ def _method_row(method: dict[str, Any]) -> list[str]:
 
 def markdown(content: dict[str, Any], alt: str) -> str:
     """A short report of the content of fit.json, to stand beside fit.png, which shows `alt`."""
-    d, forecasts = content["diagnostics"], content["method"] == Forecast.name
+    d, title, law = content["diagnostics"], content["formula"], f"Fitted: {content['formula']}"
+    if content["method"] == Forecast.name:
+        title = "Forecast"
+        law = "The forecast rests on no single law; parameters are those of "
+        law += f"{content['formula']}, which describes the points"
     # Infinite, and so null in fit.json, where the points say nothing of a parameter.
     condition = "infinite" if d["condition_number"] is None else f"{d['condition_number']:.3g}"
-    law = (
-        f"The forecast rests on no single law; parameters are those of {content['formula']}, which describes the points"
-        if forecasts
-        else f"Fitted: {content['formula']}"
-    )
-    return f"""# {"Forecast" if forecasts else content["formula"]}
+    return f"""# {title}
 
 {law}.
 
@@ -203,6 +177,4 @@ def finite(value: Any) -> Any:
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

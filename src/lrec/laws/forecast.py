@@ -1,18 +1,7 @@
-"""The forecast: what larger models will reach, by many curves at once and none in particular.
+"""The forecast: what larger models will reach, by many curves at once and none in particular (docs/laws.md).
 
-1. A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x): where the points end it falls with slope S,
-   and the slope itself falls by e for every factor e^(1/k).
-2. Curves in data, and in size where runs see their data again and again, may stop: with probability `Beliefs.stops` at
-   some G, N' = (N^-2 + G^-2)^(-1/2) takes the place of N. Where the points have shares of the data, G becomes G U^g,
-   and A and S depend on ln U: what halves and quarters show early is expected of all data at larger sizes. Other curves
-   in size go on, and flatten less.
-3. k and G are not fitted. Every pair is tried and weighted by how well its curve explains the points, of which those at
-   the largest sizes count most, and one that is far off hardly counts (`mixture`).
-4. The forecast is not the middle of what is then expected but its `caution` quantile (all of it from twice the largest
-   x on), and never above the best loss measured: to expect too much of a larger model costs more than too little.
-5. The 90 % interval adds to this a share of the predicted fall, since no curve is of this form, and noise; both grow
-   with the distance. `cautious` is half-way to the interval's upper end, or the best loss measured where that is lower.
-
+A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x). One that may stop at G has N' = (N^-2 +
+G^-2)^(-1/2) for N; where the points have shares of the data, G becomes G U^g, and A and S depend on ln U.
 How it does on measured curves, and what else was tried: benchmarks/forecasts.md.
 
 Shapes: G shapes of the grid, N points, P places, K coefficients.
@@ -20,7 +9,6 @@ Shapes: G shapes of the grid, N points, P places, K coefficients.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -31,16 +19,11 @@ from lrec.laws.law import Array
 from lrec.laws.mixture import Mixture, Part, Prior, likely, posterior, with_one_off
 from lrec.laws.table import NARROWEST, naive
 
-AHEAD = 2.0
-"""ln of the factor over which beliefs about a curve's fall are stated: 7.4."""
-FALL, FALL_SD = 0.2, 0.6
-"""Mean and standard deviation of the fall of ln L over that factor: a fall is expected, its size is hardly known."""
-FALL_BY_DATA_SD = 0.1
-"""Standard deviation of the change of that fall for e times the data."""
-LEVEL_BY_DATA, LEVEL_BY_DATA_SD = -0.05, 0.3
-"""Mean and standard deviation of the change of ln L for e times the data."""
-DATA_EXPONENTS = (0.5, 1.0, 1.5)
-"""The g of the size at which size stops to pay."""
+AHEAD = 2.0  # ln of the factor over which beliefs about a curve's fall are stated: 7.4
+MEAN_4, SD_4 = np.array([0.0, 0.2, -0.05, 0.0]), np.array([np.inf, 0.6, 0.3, 0.1])
+"""Believed of ln L at the largest x, of its fall over that factor, and of the change of both for e times the data: a
+fall is expected, its size is hardly known."""
+DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the g of the size at which size stops to pay
 STOPS, FARTHEST_STOP = 12, 4.0
 """How many G are tried, evenly in the logarithm, from the smallest x to e^4 times the largest."""
 OFF, TAKEN = 0.1, 0.99
@@ -50,34 +33,21 @@ LEAST_SIZES = 4
 
 @dataclass(frozen=True)
 class Beliefs:
-    """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py.
+    """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py."""
 
-    Attributes:
-        memory: A point's weight falls by e for this much of ln x below the largest x.
-        damping, steady_damping, damping_sd: k of a curve that may stop, of one that may not, and its spread.
-        noise, noise_dof: Standard deviation of ln L about a curve, and how many points that belief is worth.
-        stops: Probability that a curve that may stop does so.
-        caution: Quantile that is the forecast; `caution_with_shares` if there are shares of the data, which tell more.
-        widening: Factor by which the noise found from the points is widened.
-        misfit: Standard deviation of the truth in units of the predicted fall, at `AHEAD`; its square is in proportion
-            to the distance.
-        least_noise: Of ln L, added to what was found.
-        growth: Of the noise by the distance, in units of itself for every e-fold of x.
-    """
-
-    memory: float = 1.2
-    damping: float = 0.327
+    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x
+    damping: float = 0.327  # k of a curve that may stop, of one that may not, and its spread
     steady_damping: float = 0.15
     damping_sd: float = 0.141
-    noise: float = 0.00166
+    noise: float = 0.00166  # standard deviation of ln L about a curve, and how many points that belief is worth
     noise_dof: float = 0.769
-    stops: float = 0.213
-    caution: float = 0.731
+    stops: float = 0.213  # how probable it is that a curve that may stop does so
+    caution: float = 0.731  # quantile that is the forecast; the other with shares of the data, which tell more
     caution_with_shares: float = 0.6
-    widening: float = 1.32
-    misfit: float = 0.2
-    least_noise: float = 0.0045
-    growth: float = 0.7
+    widening: float = 1.32  # factor by which the noise found from the points is widened
+    misfit: float = 0.2  # sd of the truth in units of the predicted fall, at `AHEAD`; its square grows with distance
+    least_noise: float = 0.0045  # of ln L, added to what was found
+    growth: float = 0.7  # of the noise by the distance, in units of itself for every e-fold of x
 
 
 class Forecast:
@@ -109,9 +79,10 @@ class Forecast:
         self._damping = self.beliefs.damping if may_stop else self.beliefs.steady_damping
         self._stops = self.beliefs.stops if may_stop or shares else 0.0
         self._largest_V = points.select(pl.col(*self.columns).max()).to_numpy()[0]
-        place_NV = self._places(points.select(self.columns).to_numpy())
+        place_NV = np.log(points.select(self.columns).to_numpy() / self._largest_V)
         shape_SH, log_prior_S = self._grid(-float(place_NV[:, 0].min()))
-        y_N, prior = np.log(points["y"].to_numpy().astype(float)), self._prior()
+        y_N, k = np.log(points["y"].to_numpy().astype(float)), 2 * len(self.columns)
+        prior = Prior(MEAN_4[:k], SD_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
         every = self._parts(place_NV, shape_SH, log_prior_S, np.zeros(len(shape_SH), dtype=int))
         if shares:  # there are enough points for one of them not to matter
             log_SO = np.concatenate([posterior(part, y_N, prior).log_G[:, None] for part in every])
@@ -128,8 +99,11 @@ class Forecast:
 
         A place without u has as much data as the largest u of the points.
         """
-        x_PV = self._with_data(x)
-        place_PV, beliefs, mixture = self._places(x_PV), self.beliefs, self._mixture
+        x_PV, beliefs, mixture = np.asarray(x, dtype=float), self.beliefs, self._mixture
+        x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
+        if x_PV.shape[1] < len(self.columns):
+            x_PV = np.column_stack([x_PV, np.full(len(x_PV), self._largest_V[-1])])
+        place_PV = np.log(x_PV / self._largest_V)
         mean_GP, doubt_GP = mixture.at(self._basis(place_PV, self._shape_GH))
         at_largest_PV = np.column_stack([np.zeros(len(x_PV)), *place_PV.T[1:]])
         here_GP, _ = mixture.at(self._basis(at_largest_PV, self._shape_GH))
@@ -164,28 +138,6 @@ class Forecast:
     def curve(self, x: Sequence[float] | Array) -> Array:
         """The forecast at each place."""
         return np.array([prediction.predicted for prediction in self.predict(x)])
-
-    @cached_property
-    def noise(self) -> float:
-        """The standard deviation of a run's ln L about the curves, as found from the points."""
-        return float(np.sqrt(self._mixture.weight_G @ self._mixture.variance_G))
-
-    def _with_data(self, x: Sequence[float] | Array) -> Array:
-        x_PV = np.asarray(x, dtype=float)
-        x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
-        missing = len(self.columns) - x_PV.shape[1]
-        return np.column_stack([x_PV, *[np.full(len(x_PV), self._largest_V[-1])] * missing])
-
-    def _places(self, x_PV: Array) -> Array:
-        """ln x and ln u, of the largest of each."""
-        return np.asarray(np.log(x_PV / self._largest_V))
-
-    def _prior(self) -> Prior:
-        """Of the coefficients of `_basis`, and of the noise."""
-        mean_4 = np.array([0.0, FALL, LEVEL_BY_DATA, 0.0])
-        sd_4 = np.array([np.inf, FALL_SD, LEVEL_BY_DATA_SD, FALL_BY_DATA_SD])
-        k = 2 * len(self.columns)
-        return Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
 
     def _parts(self, place_NV: Array, shape_GH: Array, log_prior_G: Array, off_G: Array) -> Iterator[Part]:
         """Some shapes at a time, each with the point that is off, counted from 1; 0: none is."""

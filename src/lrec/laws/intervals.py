@@ -1,16 +1,10 @@
-"""What else explains a fit's points about as well: the intervals of its parameters and predictions, mostly at 90 %.
+"""Profile likelihoods: what else explains a fit's points about as well, for parameters, curves and new runs.
 
-They are profile likelihoods (for a new run: predictive profile likelihoods), with the residual variance
-estimated on n - p degrees of freedom and Student's t as its yardstick, which keeps them honest with few sizes. A value
-belongs to the interval if some parameters that pass through it explain the points nearly as well as the best ones do:
-
-    SSE(best parameters through the value) <= SSE_min + s^2 t^2
-
-where SSE is of relative residuals (of residuals in level, where the fit's objective has those). With a robust objective
-it is weighted: a residual r beyond `OUTLYING` robust standard deviations s counts as OUTLYING s |r| instead of r^2, as
-one step of reweighting from the robust fit has it, so that the region lies about that fit. At a fixed shape those
-parameters form an ellipsoid, cut where coefficients would be negative, whose extremes are known in closed form; the
-interval spans those of all admissible shapes.
+A value belongs to the interval if SSE(best parameters through the value) <= SSE_min + s^2 t^2, s^2 on n - p degrees of
+freedom and Student's t. SSE is of relative residuals (in level, where the fit's objective has those); with a robust
+objective a residual r beyond `OUTLYING` robust standard deviations s counts as OUTLYING s |r| instead of r^2.
+At a fixed shape the parameters inside form an ellipsoid, cut where coefficients would be negative, whose extremes are
+known in closed form; an interval spans those of all admissible shapes.
 
 Shapes: N points, V variables, K coefficients, H shape parameters, G shapes, P places to predict.
 """
@@ -34,12 +28,10 @@ POOLING_LEVEL = 0.25
 OUTLYING = 2.0
 """Standard deviations beyond which a residual is outlying. In a normal sample 5 % are; that costs least squares 1 % of
 its precision."""
-WALKERS, STEPS = 160, 48
-"""Size of the cloud of admissible shapes where there are several shape parameters."""
+WALKERS, STEPS = 160, 48  # size of the cloud of admissible shapes where there are several shape parameters
 MANY = 1000
 """Of more points, those of one setting are merged into their mean: that changes intervals by rounding errors alone."""
-AT_ONCE = 2_000_000
-"""Numbers in the arrays of shapes x points, which are worked on shapes by shapes."""
+AT_ONCE = 2_000_000  # numbers in the arrays of shapes x points, which are worked on shapes by shapes
 
 
 @dataclass(frozen=True)
@@ -68,23 +60,22 @@ class Prediction:
 class Profile:
     """The parameters of a law that explain the points about as well as the best ones, at a level.
 
-    A fit has one of 90 %, `Fit.profile`.
-
-    Attributes:
-        sigma: Estimated relative standard deviation of a run about the curve (absolute for residuals in level).
-        dof: Its degrees of freedom.
-        outliers: How many points are so far off a robust fit that they count less than half.
+    `sigma` is the relative standard deviation of a run about the curve (absolute for residuals in level), on `dof`
+    degrees of freedom; `shape_ends` are logarithms; `outliers` counts points that weigh less than half.
     """
 
     def __init__(self, fit: LawCurve, level: float = LEVEL) -> None:
         law, k = fit.law, fit.law.n_coefficients
         self._fit, self._law = fit, law
         unit_N = fit.curve(fit.x_NV) if fit.objective.residuals == "log" else np.ones(len(fit.points))
-        self._weight_N = np.ones(len(unit_N)) if fit.objective.kind == "lsq" else robust_weights(fit)
+        self._weight_N = np.ones(len(unit_N)) if fit.objective.kind == "lsq" else _robust_weights(fit)
         self._merge(unit_N / np.sqrt(self._weight_N))
         held_K = fit.low_T[:k] == fit.high_T[:k]
         self._held_K = np.where(held_K, np.exp(fit.theta_T[:k]), 0.0)
-        self._subsets = subsets(np.flatnonzero(~held_K))
+        free = np.flatnonzero(~held_K).tolist()
+        # Of the coefficients those that may be positive together, the others being zero.
+        self._sets = [list(some) for size in range(len(free), 0, -1) for some in combinations(free, size)]
+        self._sets += [[]] if held_K.any() else []
         self._low_H, self._high_H = fit.low_T[k:], fit.high_T[k:]
         best_H = self._best_shape()
         (least,), (positive,) = self._best(best_H[None])
@@ -94,6 +85,8 @@ class Profile:
         # The added epsilon keeps the best shape itself inside when the points lie exactly on the curve.
         self._limit = least + (self.sigma * stdtrit(self.dof, (1 + level) / 2)) ** 2 + 1e-24
         self._shape_GH = self._shapes(best_H)
+        self.shape_ends = self._shape_GH.min(0), self._shape_GH.max(0)
+        self._solutions = self._solve(self._shape_GH)
         self.outliers = int((self._weight_N < 0.5).sum())
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
@@ -117,20 +110,19 @@ class Profile:
     @cached_property
     def parameters(self) -> dict[str, tuple[float, float]]:
         """Low and high of each parameter; they always hold the fit's own value."""
-        law, k, own = self._law, self._law.n_coefficients, self._fit.parameters
-        values: dict[str, list[float]] = {name: [value] for name, value in own.items()}
+        law, k, unit_V = self._law, self._law.n_coefficients, self._fit.unit_V
+        values = {name: [value] for name, value in self._fit.parameters.items()}
         # At a fixed shape a parameter rises or falls with its coefficient, whose extremes are known.
         for i in range(k):
             names = [law.parameters[i], *(name for name, on in law.tied.items() if on == i)]
-            direction_GK = np.broadcast_to(np.eye(k)[i], (len(self._shape_GH), k))
-            for end_G in self._extremes(direction_GK, 0.0):
+            for end_G in self._extremes(np.broadcast_to(np.eye(k)[i], (len(self._shape_GH), k)), 0.0):
                 for end, shape_H in zip(end_G.tolist(), self._shape_GH, strict=True):
                     if not np.isnan(end):
-                        named = law.named(np.full(k, max(end, 0.0)), np.exp(shape_H), self._fit.unit_V)
+                        named = law.named(np.full(k, max(end, 0.0)), np.exp(shape_H), unit_V)
                         for name in names:
                             values[name].append(named[name])
         for shape_H in self._shape_GH:
-            named = law.named(np.ones(k), np.exp(shape_H), self._fit.unit_V)
+            named = law.named(np.ones(k), np.exp(shape_H), unit_V)
             for name in set(law.parameters[k:]) - set(law.tied):
                 values[name].append(named[name])
         return {name: (min(found), max(found)) for name, found in values.items()}
@@ -149,55 +141,36 @@ class Profile:
             self._z_NV, self._scale_N = fit.z_NV[first_S], precision_S**-0.5
             self._target_N = mean_S / self._scale_N
 
-    def _by_parts(self, log_shape_GH: Array) -> list[Array]:
-        rows = max(1, AT_ONCE // (len(self._z_NV) * self._law.n_coefficients))
-        return [log_shape_GH[start : start + rows] for start in range(0, len(log_shape_GH), rows)]
-
-    def _basis(self, log_shape_GH: Array, z_NV: Array | None = None) -> Array:
-        return np.exp(self._law.log_basis(np.exp(log_shape_GH), self._z_NV if z_NV is None else z_NV))
+    def _basis(self, log_shape_GH: Array, z_NV: Array) -> Array:
+        return np.exp(self._law.log_basis(np.exp(log_shape_GH), z_NV))
 
     def _best(self, log_shape_GH: Array) -> tuple[Array, Array]:
         """Least sum of squared residuals at each shape, and how many coefficients are positive there."""
-        found = [self._best_of(part_GH) for part_GH in self._by_parts(log_shape_GH)]
-        least_G, positive_G = (np.concatenate(values) for values in zip(*found, strict=True))
-        return least_G, positive_G
-
-    def _best_of(self, log_shape_GH: Array) -> tuple[Array, Array]:
-        phi_GNK = self._basis(log_shape_GH) / self._scale_N[:, None]
-        rest_GN = self._target_N - phi_GNK @ self._held_K
-        least_G, positive_G = (rest_GN**2).sum(-1) + self._apart, np.zeros(len(log_shape_GH), dtype=int)
-        least_G = np.where(self._held_K.any(), least_G, np.inf)
-        for used in self._subsets:
-            _, solution_GS, sse_G = self._solve(phi_GNK[..., used], rest_GN)
+        least_G, positive_G = np.full(len(log_shape_GH), np.inf), np.zeros(len(log_shape_GH), dtype=int)
+        for used, (_, solution_GS, sse_G) in zip(self._sets, self._solve(log_shape_GH), strict=True):
             better_G = (solution_GS >= 0).all(-1) & (sse_G < least_G)
             least_G, positive_G = np.where(better_G, sse_G, least_G), np.where(better_G, len(used), positive_G)
         return least_G, positive_G
 
-    def _solve(self, phi_GNS: Array, target_GN: Array) -> tuple[Array, Array, Array]:
-        """Inverse Gram matrices, unconstrained solutions and their sums of squares."""
-        gram_GSS = phi_GNS.swapaxes(-1, -2) @ phi_GNS
-        scale_GS = np.sqrt(np.maximum(np.diagonal(gram_GSS, axis1=-2, axis2=-1), 1e-280))
-        both_GSS = scale_GS[:, :, None] * scale_GS[:, None]
-        inverse_GSS = np.linalg.inv(gram_GSS / both_GSS + 1e-14 * np.eye(gram_GSS.shape[-1])) / both_GSS
-        solution_GS = (inverse_GSS @ (phi_GNS.swapaxes(-1, -2) @ target_GN[..., None]))[..., 0]
-        sse_G = (((phi_GNS @ solution_GS[..., None])[..., 0] - target_GN) ** 2).sum(-1)
-        return inverse_GSS, solution_GS, sse_G + self._apart
-
-    @cached_property
-    def _solutions(self) -> list[tuple[list[int], Array, Array, Array]]:
-        """At the admissible shapes, for every set of coefficients that are not zero: the set, and its `_solve`."""
-        sets = [*self._subsets, *([[]] if self._held_K.any() else [])]
-        found: list[list[tuple[Array, Array, Array]]] = [[] for _ in sets]
-        for part_GH in self._by_parts(self._shape_GH):
-            phi_GNK = self._basis(part_GH) / self._scale_N[:, None]
-            rest_GN = self._target_N - phi_GNK @ self._held_K
-            for used, solved in zip(sets, found, strict=True):
-                solved.append(self._solve(phi_GNK[..., used], rest_GN))
-        whole = []
-        for used, solved in zip(sets, found, strict=True):
-            inverse_GSS, solution_GS, sse_G = (np.concatenate(values) for values in zip(*solved, strict=True))
-            whole.append((used, inverse_GSS, solution_GS, sse_G))
-        return whole
+    def _solve(self, log_shape_GH: Array) -> list[tuple[Array, ...]]:
+        """For each set of coefficients inverse Gram matrices, unconstrained solutions and their sums of squares."""
+        rows = max(1, AT_ONCE // (len(self._z_NV) * self._law.n_coefficients))
+        if len(log_shape_GH) > rows:
+            parts = [self._solve(part_GH) for part_GH in np.split(log_shape_GH, range(rows, len(log_shape_GH), rows))]
+            return [tuple(map(np.concatenate, zip(*same, strict=True))) for same in zip(*parts, strict=True)]
+        phi_GNK = self._basis(log_shape_GH, self._z_NV) / self._scale_N[:, None]
+        rest_GN = self._target_N - phi_GNK @ self._held_K
+        found: list[tuple[Array, ...]] = []
+        for used in self._sets:
+            phi_GNS = phi_GNK[..., used]
+            gram_GSS = phi_GNS.swapaxes(-1, -2) @ phi_GNS
+            scale_GS = np.sqrt(np.maximum(np.diagonal(gram_GSS, axis1=-2, axis2=-1), 1e-280))
+            both_GSS = scale_GS[:, :, None] * scale_GS[:, None]
+            inverse_GSS = np.linalg.inv(gram_GSS / both_GSS + 1e-14 * np.eye(len(used))) / both_GSS
+            solution_GS = (inverse_GSS @ (phi_GNS.swapaxes(-1, -2) @ rest_GN[..., None]))[..., 0]
+            sse_G = (((phi_GNS @ solution_GS[..., None])[..., 0] - rest_GN) ** 2).sum(-1)
+            found.append((inverse_GSS, solution_GS, sse_G + self._apart))
+        return found
 
     def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:
         """Least and greatest coefficients . direction (+ a run's noise of that variance in units of sigma^2).
@@ -207,7 +180,7 @@ class Profile:
         """
         low_G, high_G = np.full(len(direction_GK), np.nan), np.full(len(direction_GK), np.nan)
         held_G = direction_GK @ self._held_K
-        for used, inverse_GSS, solution_GS, sse_G in self._solutions:
+        for used, (inverse_GSS, solution_GS, sse_G) in zip(self._sets, self._solutions, strict=True):
             step_GS = np.einsum("gst,gt->gs", inverse_GSS, direction_GK[:, used])
             centre_G = (solution_GS * direction_GK[:, used]).sum(-1) + held_G
             variance_G = (step_GS * direction_GK[:, used]).sum(-1) + noise
@@ -221,12 +194,8 @@ class Profile:
 
     def _best_shape(self) -> Array:
         """The logarithm of the shape with the least sum of squares: near the fit, or on a grid; by pattern search."""
-        k = self._law.n_coefficients
         least_squares = self._fit.problem(Objective("lsq", self._fit.objective.residuals))
-        starts_ST = np.tile(self._fit.theta_T, (4, 1))
-        if self._law.has_floor:
-            starts_ST[1:, 0] = np.log(self._fit.y_N.min() * np.array([0.05, 0.5, 0.9]))
-        shape_GH = descend(least_squares, starts_ST)[0][:, k:]
+        shape_GH = descend(least_squares, self._fit.start_ST)[0][:, self._law.n_coefficients :]
         if len(self._low_H) == 1:
             shape_GH = np.concatenate([shape_GH, np.linspace(self._low_H, self._high_H, 400)])
         best_H = shape_GH[self._best(shape_GH)[0].argmin()]
@@ -245,20 +214,11 @@ class Profile:
             return best_H[None]
         if len(free) > 1:
             return self._cloud(best_H, free)
-        inside_GH, outside_GH = np.tile(best_H, (2, 1)), np.tile(best_H, (2, 1))
-        for end, bound in enumerate((self._low_H[free[0]], self._high_H[free[0]])):
-            line_GH = np.tile(best_H, (400, 1))
-            line_GH[:, free[0]] = np.linspace(float(best_H[free[0]]), bound, 400)
-            inside = np.flatnonzero(self._best(line_GH)[0] <= self._limit)
-            farthest = int(inside[-1]) if len(inside) else 0
-            inside_GH[end], outside_GH[end] = line_GH[farthest], line_GH[min(farthest + 1, 399)]
-        ends = self._edges(inside_GH, outside_GH)[:, free[0]]
-        shape_GH = np.tile(best_H, (601, 1))
-        shape_GH[1:, free[0]] = np.linspace(ends[0], ends[1], 600)
-        return shape_GH
+        low_H, high_H = self._edges(np.tile(best_H, (2, 1)), np.stack([self._low_H, self._high_H]))
+        return np.concatenate([best_H[None], np.linspace(low_H, high_H, 600)])
 
     def _edges(self, inside_GH: Array, outside_GH: Array) -> Array:
-        """Where between the two of each pair the sum of squares reaches its limit."""
+        """Where between the two of each pair the sum of squares reaches its limit; the second where it does not."""
         for _ in range(45):
             middle_GH = (inside_GH + outside_GH) / 2
             holds_G1 = (self._best(middle_GH)[0] <= self._limit)[:, None]
@@ -271,14 +231,12 @@ class Profile:
         Such steps fit themselves to any region (ter Braak 2006, "A Markov chain Monte Carlo version of the genetic
         algorithm differential evolution"); uniform over the region, most of the walkers are near its border.
         """
-        rng = np.random.default_rng(0)
-        walker_GH = np.tile(best_H, (WALKERS, 1))
+        rng, low_H, high_H = np.random.default_rng(0), self._low_H, self._high_H
         # How far one parameter alone may go, as a first guess of the scale.
         moves_GH = 3.0 * np.concatenate([-np.eye(len(best_H))[free], np.eye(len(best_H))[free]])
-        reach_GH = np.clip(best_H + moves_GH, self._low_H, self._high_H)
+        reach_GH = np.clip(best_H + moves_GH, low_H, high_H)
         spread_H = np.abs(self._edges(np.tile(best_H, (len(reach_GH), 1)), reach_GH) - best_H).max(0)
-        walker_GH += spread_H * rng.uniform(-1, 1, walker_GH.shape)
-        walker_GH = np.clip(walker_GH, self._low_H, self._high_H)
+        walker_GH = np.clip(best_H + spread_H * rng.uniform(-1, 1, (WALKERS, len(best_H))), low_H, high_H)
         walker_GH[self._best(walker_GH)[0] > self._limit] = best_H
         seen = [best_H[None]]
         for step in range(STEPS):
@@ -286,7 +244,7 @@ class Profile:
             length = rng.choice([0.3, 0.8, 1.5], size=(WALKERS, 1))
             jitter_GH = 0.05 * spread_H * rng.standard_normal(walker_GH.shape)
             trial_GH = walker_GH + length * (walker_GH[first] - walker_GH[second]) + jitter_GH
-            trial_GH = np.clip(trial_GH, self._low_H, self._high_H)
+            trial_GH = np.clip(trial_GH, low_H, high_H)
             inside_G = self._best(trial_GH)[0] <= self._limit
             walker_GH = np.where(inside_G[:, None], trial_GH, walker_GH)
             if step >= STEPS // 4:
@@ -309,7 +267,7 @@ class Profile:
         return float(np.sqrt(least / (n - p))), n - p
 
 
-def robust_weights(fit: LawCurve) -> Array:
+def _robust_weights(fit: LawCurve) -> Array:
     """1, or less for a residual beyond `OUTLYING` standard deviations, as the median of the residuals tells them.
 
     A robust fit passes through as many points as it has parameters: so many of the smallest residuals are left out.
@@ -318,8 +276,3 @@ def robust_weights(fit: LawCurve) -> Array:
     p = min(fit.n_fitted, len(size_N) - 1)
     typical = 1.4826 * float(np.median(np.sort(size_N)[p:]))
     return np.minimum(1.0, OUTLYING * typical / np.maximum(size_N, 1e-300)) if typical > 0 else np.ones(len(size_N))
-
-
-def subsets(members: Array) -> list[list[int]]:
-    """The non-empty subsets, larger ones first."""
-    return [list(chosen) for size in range(len(members), 0, -1) for chosen in combinations(members.tolist(), size)]

@@ -1,8 +1,7 @@
 """What a scaling law is: a formula for the loss at a size, with parameters to be fitted.
 
 Every law is a sum of positive terms, L = sum_k c_k phi_k(x; shape): given its shape (exponents and the like), the
-coefficients c are linear. The fitter works with ln L = logsumexp_k(ln c_k + ln phi_k), as in arXiv 2203.15556, so a law
-says what ln phi is.
+coefficients c are linear. The fitter works with ln L = logsumexp_k(ln c_k + ln phi_k), as in arXiv 2203.15556.
 
 Shapes: G shapes tried at once, N points, V variables, K coefficients, H shape parameters, T = K + H parameters.
 z = ln(variable / unit), the unit being the variable's geometric mean, which keeps the problem well conditioned.
@@ -19,14 +18,12 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Values = Mapping[str, float]
 
-EXPONENT = (0.005, 5.0)
-"""Where exponents may lie; a fit that ends here is reported as a bound hit."""
+EXPONENT = (0.005, 5.0)  # where exponents may lie; a fit that ends here is reported as a bound hit
 NOT_IDENTIFIED, UNBOUNDED = "not identified", "unbounded"
 """What is said of a parameter, and of an end of its interval, that mean nothing."""
 MEANINGFUL = 1e30
 """No model, data set or budget is so large, or so small: such a number is what an exponent near its bound leaves."""
-STEP = 1e-6
-"""Of the differences that stand for derivatives by the logarithms of shape parameters."""
+STEP = 1e-6  # of the differences that stand for derivatives by the logarithms of shape parameters
 
 
 def is_identified(value: float) -> bool:
@@ -45,7 +42,6 @@ class Law(ABC):
     Attributes:
         name: What tables and figures call the law.
         formula: The formula, as it is printed.
-        source: Where the law comes from.
         variables: What the loss depends on, in the order of the columns of x: ("x",), one quantity of any kind,
             ("N", "D") or ("N", "D", "U").
         parameters: Those of the formula: one for each coefficient, then one for each shape parameter. All positive.
@@ -58,7 +54,6 @@ class Law(ABC):
 
     name: str
     formula: str
-    source: str = ""
     variables: tuple[str, ...]
     parameters: tuple[str, ...]
     shape_bounds: tuple[tuple[float, float], ...]
@@ -80,7 +75,6 @@ class Law(ABC):
 
     @property
     def n_coefficients(self) -> int:
-        """How many of the parameters are coefficients."""
         return len(self.parameters) - len(self.shape_bounds)
 
     @property
@@ -129,8 +123,7 @@ def as_columns(law: Law, x: Array) -> Array:
     """x as a column for each variable of the law."""
     x_NV = np.asarray(x, dtype=float)
     x_NV = x_NV[:, None] if x_NV.ndim == 1 else x_NV
-    assert x_NV.ndim == 2, x_NV.shape
-    assert x_NV.shape[1] == len(law.variables), (x_NV.shape, law.variables)
+    assert x_NV.shape[1:] == (len(law.variables),), (x_NV.shape, law.variables)
     return x_NV
 
 
@@ -146,4 +139,5 @@ def stack(*log_phi: Array | float) -> Array:
 
 def power_of(log_base: float, exponent: float) -> float:
     """exp(log_base * exponent), infinite where that overflows."""
-    return float(np.exp(np.minimum(log_base * exponent, 709.78))) if log_base * exponent < 709.78 else float("inf")
+    with np.errstate(over="ignore"):
+        return float(np.exp(log_base * exponent))

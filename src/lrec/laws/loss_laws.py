@@ -1,8 +1,4 @@
-"""Laws of the loss: which there are, and how one is named, by its short name or by the class path of a user's own.
-
-Laws of data seen about once come first, then those of repeated data: what D passes over U unique interactions are
-worth, and where they do harm.
-"""
+"""Laws of the loss (docs/laws.md has their sources), and how one is named: by its short name or a class path."""
 
 from types import MappingProxyType
 
@@ -12,8 +8,7 @@ from lrec.errors import UserError
 from lrec.laws.law import EXPONENT, Array, Law, Values, by_column, power_of, stack
 from lrec.options.class_paths import class_path, imported
 
-REPEATS = (0.05, 1e5)
-"""Where R* may lie; at the upper end repeated data is as good as new."""
+REPEATS = (0.05, 1e5)  # where R* may lie; at the upper end repeated data is as good as new
 
 
 class Lsrm(Law):
@@ -21,24 +16,20 @@ class Lsrm(Law):
 
     name = "lsrm"
     formula = "L(x) = E + (x0/x)^a"
-    source = "Scaling Law of Large Sequential Recommendation Models, arXiv 2311.11351 (there in N without embeddings)"
     variables = ("x",)
     parameters = ("E", "x0", "a")
     shape_bounds = (EXPONENT,)
     shape_starts = ((0.03, 0.1, 0.3, 1.0),)
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1 and x^-a."""
         return stack(0.0, -shape_GH * z_NV[:, 0])
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """E, x0 and a; x0 is 0 where the power vanished."""
         (floor, power), (a,), (unit,) = coefficients_K, shape_H, unit_V
         log_x0 = np.log(power) / a + np.log(unit) if power > 0 else -np.inf
         return {"E": float(floor), "x0": power_of(log_x0, 1.0), "a": float(a)}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """E, (x0/unit)^a; a."""
         return [p["E"], (p["x0"] / unit_V[0]) ** p["a"]], [p["a"]]
 
 
@@ -47,30 +38,21 @@ class Chinchilla(Law):
 
     name = "chinchilla"
     formula = "L(N, D) = E + A/N^a + B/D^b"
-    source = "Training Compute-Optimal Large Language Models, arXiv 2203.15556, equation 2"
     variables = ("N", "D")
     parameters = ("E", "A", "B", "a", "b")
     shape_bounds = (EXPONENT, EXPONENT)
     shape_starts = ((0.1, 0.3, 0.8), (0.1, 0.3, 0.8))
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1, N^-a and D^-b."""
         (size_N, data_N), (a_G1, b_G1) = z_NV.T, by_column(shape_GH)
         return stack(0.0, -a_G1 * size_N, -b_G1 * data_N)
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """E, A, B, a and b."""
         (floor, size, data), (a, b), log_unit_V = coefficients_K, shape_H, np.log(unit_V)
-        return {
-            "E": float(floor),
-            "A": float(size) * power_of(log_unit_V[0], a),
-            "B": float(data) * power_of(log_unit_V[1], b),
-            "a": float(a),
-            "b": float(b),
-        }
+        size, data = float(size) * power_of(log_unit_V[0], a), float(data) * power_of(log_unit_V[1], b)
+        return {"E": float(floor), "A": size, "B": data, "a": float(a), "b": float(b)}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """E, A/unit^a, B/unit^b; a, b."""
         return [p["E"], p["A"] * unit_V[0] ** -p["a"], p["B"] * unit_V[1] ** -p["b"]], [p["a"], p["b"]]
 
 
@@ -79,7 +61,6 @@ class Kaplan(Law):
 
     name = "kaplan"
     formula = "L(N, D) = E + [(Nc/N)^(aN/aD) + Dc/D]^aD"
-    source = "Scaling Laws for Neural Language Models, arXiv 2001.08361, equation 1.5, with a floor"
     variables = ("N", "D")
     parameters = ("E", "Dc", "Nc", "aN", "aD")
     tied = MappingProxyType({"Nc": 1})
@@ -87,25 +68,17 @@ class Kaplan(Law):
     shape_starts = ((0.1, 1.0, 10.0), (0.1, 0.3, 0.8), (0.1, 0.3, 0.8))
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1 and [w N^(-aN/aD) + 1/D]^aD."""
         (size_N, data_N), (w_G1, aN_G1, aD_G1) = z_NV.T, by_column(shape_GH)
         return stack(0.0, aD_G1 * np.logaddexp(np.log(w_G1) - aN_G1 / aD_G1 * size_N, -data_N))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """E, Dc, Nc, aN and aD."""
         (floor, scale), (w, aN, aD), log_unit_V = coefficients_K, shape_H, np.log(unit_V)
         log_dc = np.log(scale) / aD if scale > 0 else -np.inf  # in units of D
         log_nc = (np.log(w) + log_dc) * aD / aN
-        return {
-            "E": float(floor),
-            "Dc": power_of(log_dc + log_unit_V[1], 1.0),
-            "Nc": power_of(log_nc + log_unit_V[0], 1.0),
-            "aN": float(aN),
-            "aD": float(aD),
-        }
+        data, size = power_of(log_dc + log_unit_V[1], 1.0), power_of(log_nc + log_unit_V[0], 1.0)
+        return {"E": float(floor), "Dc": data, "Nc": size, "aN": float(aN), "aD": float(aD)}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """E, Dc^aD; w, aN, aD."""
         size, data = p["Nc"] / unit_V[0], p["Dc"] / unit_V[1]
         return [p["E"], data ** p["aD"]], [size ** (p["aN"] / p["aD"]) / data, p["aN"], p["aD"]]
 
@@ -115,24 +88,20 @@ class RepeatedData(Law):
 
     name = "repeated_data"
     formula = "L(N, D, U) = E + A/N^a + B/D'^b, D' = U + U R_D (1 - exp(-R/R_D)), R = D/U - 1"
-    source = "Scaling Data-Constrained Language Models, arXiv 2305.16264, equation 5, with N' = N"
     variables = ("N", "D", "U")
     parameters = ("E", "A", "B", "a", "b", "R_D")
     shape_bounds = (EXPONENT, EXPONENT, REPEATS)
     shape_starts = ((0.1, 0.3, 0.8), (0.1, 0.3, 0.8), (1.0, 10.0, 100.0))
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1, N^-a and D'^-b."""
         (size_N, data_N, unique_N), (a_G1, b_G1, star_G1) = z_NV.T, by_column(shape_GH)
         worth_GN = _log_worth(_log_repeats(data_N - unique_N), star_G1)
         return stack(0.0, -a_G1 * size_N, -b_G1 * (unique_N + worth_GN))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """E, A, B, a, b and R_D."""
         return Chinchilla().named(coefficients_K, shape_H[:2], unit_V) | {"R_D": float(shape_H[2])}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """As for Chinchilla, and R_D."""
         coefficients, shape = Chinchilla().internal(p, unit_V)
         return coefficients, [*shape, p["R_D"]]
 
@@ -146,7 +115,6 @@ class Muennighoff(Law):
 
     name = "muennighoff"
     formula = "L(N, D, U) = E + A/N'^a + B/D'^b, D' = U + U R_D (1 - exp(-R/R_D)), N' likewise from U_N and R_N"
-    source = "Scaling Data-Constrained Language Models, arXiv 2305.16264, equations 5 to 7 and appendix A"
     variables = ("N", "D", "U")
     parameters = ("E", "A", "B", "a", "b", "R_D", "R_N")
     tied = MappingProxyType({"B": 1})
@@ -154,7 +122,6 @@ class Muennighoff(Law):
     shape_starts = ((1.0,), (0.3, 0.6), (0.3, 0.6), (3.0, 15.0, 50.0, 150.0), (1.5, 5.0, 20.0))
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1, and N'^-a + (a/b) q^-a D'^-b."""
         size_N, data_N, unique_N = z_NV.T
         q_G1, a_G1, b_G1, data_star_G1, size_star_G1 = by_column(shape_GH)
         data_GN = unique_N + _log_worth(_log_repeats(data_N - unique_N), data_star_G1)
@@ -164,14 +131,12 @@ class Muennighoff(Law):
         return stack(0.0, np.logaddexp(-a_G1 * size_GN, log_ratio_G1 - b_G1 * data_GN))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """E, A, B, a, b, R_D and R_N."""
         (floor, size), (q, a, b, data_star, size_star) = coefficients_K, shape_H
         three = np.array([floor, size, size * a / b * power_of(np.log(q), -a)])
         stars = {"R_D": float(data_star), "R_N": float(size_star)}
         return Chinchilla().named(three, shape_H[1:3], unit_V) | stars
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """E, A/unit^a; q, a, b, R_D, R_N."""
         (floor, size, data), _ = Chinchilla().internal(p, unit_V)
         q = (p["a"] * size / (p["b"] * data)) ** (1 / p["a"])
         return [floor, size], [q, p["a"], p["b"], p["R_D"], p["R_N"]]
@@ -182,14 +147,12 @@ class Overfitting(Law):
 
     name = "overfitting"
     formula = "L(N, D, U) = E + A/N^a + B/D^b + P R^d (N/U)^k, R = D/U - 1"
-    source = "arXiv 2605.01640: Chinchilla in unique data x passes with an over-fitting penalty"
     variables = ("N", "D", "U")
     parameters = ("E", "A", "B", "P", "a", "b", "d", "k")
     shape_bounds = (EXPONENT, EXPONENT, EXPONENT, EXPONENT)
     shape_starts = ((0.1, 0.3, 0.8), (0.1, 0.3, 0.8), (0.3, 1.0), (0.3, 1.0))
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1, N^-a, D^-b and R^d (N/U)^k."""
         (size_N, data_N, unique_N), (a_G1, b_G1, d_G1, k_G1) = z_NV.T, by_column(shape_GH)
         log_repeats_N = _log_repeats(data_N - unique_N)
         penalty_GN = np.full((len(shape_GH), len(z_NV)), -1e4)  # no repeats: a term that vanishes
@@ -197,15 +160,12 @@ class Overfitting(Law):
         return stack(0.0, -a_G1 * size_N, -b_G1 * data_N, penalty_GN)
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """E, A, B, P, a, b, d and k."""
         d, k = (float(value) for value in shape_H[2:])
         penalty = float(coefficients_K[3]) * power_of(np.log(unit_V[2] / unit_V[0]), k)
-        three = Chinchilla().named(coefficients_K[:3], shape_H[:2], unit_V)
-        values = three | {"P": penalty, "d": d, "k": k}
+        values = Chinchilla().named(coefficients_K[:3], shape_H[:2], unit_V) | {"P": penalty, "d": d, "k": k}
         return {name: values[name] for name in self.parameters}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """As for Chinchilla; P (N unit/U unit)^k; d, k."""
         coefficients, shape = Chinchilla().internal(p, unit_V)
         return [*coefficients, p["P"] * (unit_V[0] / unit_V[2]) ** p["k"]], [*shape, p["d"], p["k"]]
 
@@ -230,11 +190,7 @@ LAWS: dict[str, Law] = {
 
 
 def law_named(name: str) -> Law:
-    """A law of the loss by its name, or by a class path such as my_law.OffsetPower.
-
-    Raises:
-        UserError: there is none of that name, or the class is no law.
-    """
+    """A law of the loss by its name, or by a class path such as my_law.OffsetPower; UserError where there is none."""
     if name in LAWS:
         return LAWS[name]
     if "." not in name:
@@ -242,11 +198,11 @@ def law_named(name: str) -> Law:
     kind = imported(name, "--law")
     if not (isinstance(kind, type) and issubclass(kind, Law)):
         raise UserError(f"--law {name} is no subclass of lrec.laws.law.Law")
-    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise UserError(f"--law {name} does not define {', '.join(missing)}")
     stated = ("name", "formula", "variables", "parameters", "shape_bounds", "shape_starts")
-    if missing := [attribute for attribute in stated if not hasattr(kind, attribute)]:
-        raise UserError(f"--law {name} does not say its {', '.join(missing)}")
+    silent = [attribute for attribute in stated if not hasattr(kind, attribute)]
+    for what, missing in (("define", sorted(kind.__abstractmethods__)), ("say its", silent)):
+        if missing:
+            raise UserError(f"--law {name} does not {what} {', '.join(missing)}")
     law: Law = kind()
     if law.variables not in (("x",), ("N", "D"), ("N", "D", "U")):
         raise UserError(f'--law {name}: variables {law.variables} are none of ("x",), ("N", "D") and ("N", "D", "U")')

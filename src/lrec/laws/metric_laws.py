@@ -1,6 +1,8 @@
 """Laws of a metric given the loss: what HR@10 or NDCG@10 to expect at a loss, from runs that have both."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import polars as pl
@@ -17,24 +19,20 @@ class Logistic(Law):
 
     name = "logistic"
     formula = "metric(L) = b + m/(1 + exp(k (L/L0 - 1)))"
-    source = "metric = a/(1 + exp(-k(L - L0))) + b, arXiv 2405.10938 and others, with the steepness relative to L0"
     variables = ("L",)
     parameters = ("b", "m", "L0", "k")
     shape_bounds = ((0.3, 3.0), (0.5, 200.0))  # the midpoint in units of the mean loss
     shape_starts = ((0.8, 1.0, 1.2), (3.0, 10.0, 30.0))
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1 and the logistic function."""
         middle_G1, k_G1 = by_column(shape_GH)
         return stack(0.0, -np.logaddexp(0.0, k_G1 * (np.exp(z_NV[:, 0]) / middle_G1 - 1)))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """b, m, L0 and k."""
         (b, m), (middle, k) = coefficients_K, shape_H
         return {"b": float(b), "m": float(m), "L0": float(middle * unit_V[0]), "k": float(k)}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """b, m; L0/unit, k."""
         return [p["b"], p["m"]], [p["L0"] / unit_V[0], p["k"]]
 
 
@@ -43,7 +41,6 @@ class Linear(Law):
 
     name = "linear"
     formula = "metric(L) = m (1 - L/L0)"
-    source = "a straight line in the loss"
     variables = ("L",)
     parameters = ("m", "L0")
     shape_bounds = ((0.5, 50.0),)  # in units of the mean loss
@@ -51,15 +48,12 @@ class Linear(Law):
     has_floor = False
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """1 - L/L0."""
         return stack(np.log(np.maximum(1 - np.exp(z_NV[:, 0]) / shape_GH, 1e-9)))
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """m and L0."""
         return {"m": float(coefficients_K[0]), "L0": float(shape_H[0] * unit_V[0])}
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """m; L0/unit."""
         return [p["m"]], [p["L0"] / unit_V[0]]
 
 
@@ -84,20 +78,13 @@ def fit_links(points: pl.DataFrame) -> dict[str, Fit]:
 
     Runs at which a metric is 0 say nothing of its logarithm and are left out; so are metrics with too few other runs.
     """
-    links = {}
-    for metric in METRICS:
-        if metric not in points.columns:
-            continue
-        own = points.select(x="y", y=metric).drop_nulls().filter(pl.col("y") > 0)
-        found = []
-        for law in METRIC_LAWS.values():
-            try:
-                found.append(fit_points(law, own, "lsq"))
-            except UserError:  # too few losses, or too close together, for this law
-                continue
-        if found:
-            links[metric] = min(found, key=lambda link: link.aicc)
-    return links
+    found: dict[str, list[Fit]] = {}
+    for metric, law in product(METRICS, METRIC_LAWS.values()):
+        if metric in points.columns:
+            own = points.select(x="y", y=metric).drop_nulls().filter(pl.col("y") > 0)
+            with suppress(UserError):  # too few losses, or too close together, for this law
+                found.setdefault(metric, []).append(fit_points(law, own, "lsq"))
+    return {metric: min(links, key=lambda link: link.aicc) for metric, links in found.items() if links}
 
 
 def expected_metrics(links: dict[str, Fit], loss: Prediction) -> list[Expected]:

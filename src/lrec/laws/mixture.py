@@ -1,8 +1,7 @@
-"""Linear regressions on a grid of shapes, weighted by how well each explains the points.
+"""Linear regressions on a grid of shapes of a curve, weighted by their marginal likelihoods times their priors.
 
-Given the shape of a curve (how fast it flattens, say) what is left is a linear regression with normal priors and
-unknown noise, whose posterior is known in closed form: Student's t (Gelman et al., Bayesian Data Analysis, 3rd edition,
-section 14.2). Averaging over the grid weighs every shape by its marginal likelihood times its prior.
+Given the shape (how fast it flattens, say) coefficients have normal priors and the noise is unknown: the posterior is
+Student's t in closed form (Gelman et al., Bayesian Data Analysis, 3rd edition, section 14.2).
 
 Shapes: G shapes of the grid, N points, P places to predict, K coefficients.
 """
@@ -16,26 +15,18 @@ from scipy.special import stdtr
 
 from lrec.laws.law import Array
 
-NEGLIGIBLE = 1e-4
-"""Shapes of less weight are left out."""
-FAR = 20.0
-"""Quantiles are looked for within this many scales of the means."""
+NEGLIGIBLE = 1e-4  # shapes of less weight are left out
+FAR = 20.0  # quantiles are looked for within this many scales of the means
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed before the points are seen.
-
-    Attributes:
-        mean_K, sd_K: Of each coefficient; an infinite sd knows nothing.
-        noise: Standard deviation of a point of weight 1.
-        noise_dof: How many points that belief about the noise is worth.
-    """
+    """What is believed of the coefficients and of the noise before the points are seen."""
 
     mean_K: Array
-    sd_K: Array
-    noise: float
-    noise_dof: float
+    sd_K: Array  # infinite where nothing is known
+    noise: float  # standard deviation of a point of weight 1
+    noise_dof: float  # how many points that belief is worth
 
     def dof(self, n: int) -> float:
         """Degrees of freedom of the noise once n points are seen; a coefficient of which nothing is known takes one."""
@@ -77,13 +68,8 @@ def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
 def with_one_off(part: Part, y_N: Array, prior: Prior, off: float, taken: float) -> Array:
     """ln of every shape's weight, up to a constant, if no point is off, and if each of them is: (G, 1 + N).
 
-    Args:
-        part: Some of the shapes.
-        y_N: The points.
-        prior: What is believed before.
-        off: How probable it is that one of the points is off.
-        taken: Share of its weight that is then taken from that point. To take weight d from a point at b, with
-            residual r, takes d b b' from the precision P, and d r^2 / (1 - d b' P^-1 b) from the sum of squares.
+    One of them is `off` with that probability, and then loses the share `taken` of its weight. To take weight d from a
+    point at b, with residual r, takes d b b' from the precision P, and d r^2 / (1 - d b' P^-1 b) from the squares.
     """
     (basis_GNK, weight_GN, _), (gram_GKK, mean_GK, square_G, log_G) = part, posterior(part, y_N, prior)
     d_GN = taken * weight_GN

@@ -11,8 +11,7 @@ from lrec.laws.law import Array
 Kind = Literal["huber", "lad", "lsq"]
 Residuals = Literal["log", "level"]
 
-LAD_DELTA = 1e-8
-"""Residuals below this share of the typical one count as squares, which makes absolute deviations differentiable."""
+LAD_DELTA = 1e-12  # residuals below this have the slopes of squares, which makes absolute deviations differentiable
 
 
 @dataclass(frozen=True)
@@ -34,33 +33,22 @@ class Objective:
     over: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise UserError(f"--objective: '{self.kind}' is none of {', '.join(get_args(Kind))}")
-        if self.residuals not in get_args(Residuals):
-            raise UserError(f"--residuals: '{self.residuals}' is none of {', '.join(get_args(Residuals))}")
+        for option, value, known in (("objective", self.kind, Kind), ("residuals", self.residuals, Residuals)):
+            if value not in get_args(known):
+                raise UserError(f"--{option}: '{value}' is none of {', '.join(get_args(known))}")
 
-    @property
-    def smallest_delta(self) -> float:
-        """The delta at which the minimum is the objective's own."""
-        return {"huber": self.delta, "lad": LAD_DELTA, "lsq": np.inf}[self.kind]
-
-    def terms(self, residual: Array, delta: float | None = None) -> Array:
-        """Each point's share of the objective; with `delta`, of the smooth function that is minimised in its place."""
-        weight = np.where(residual < 0, self.over, 1.0)
-        if self.kind == "lsq":
-            return weight * residual**2 / 2
-        size = np.abs(residual)
-        if self.kind == "lad" and delta is None:
+    def terms(self, residual: Array) -> Array:
+        """Each point's share of the objective."""
+        weight, size = np.where(residual < 0, self.over, 1.0), np.abs(residual)
+        if self.kind == "lad":
             return weight * size
-        delta = self.delta if delta is None else delta
-        quadratic = np.minimum(size, delta)
-        return weight * quadratic * (size - quadratic / 2) / (1.0 if self.kind == "huber" else delta)
+        quadratic = size if self.kind == "lsq" else np.minimum(size, self.delta)
+        return weight * quadratic * (size - quadratic / 2)
 
-    def slopes(self, residual: Array, delta: float) -> tuple[Array, Array]:
-        """The derivative of `terms` by the residual, and the weight of the residual's square with the same slope."""
+    def weights(self, residual: Array) -> Array:
+        """Of the residuals' squares, so that their sum has the slope of the objective."""
         over = np.where(residual < 0, self.over, 1.0)
         if self.kind == "lsq":
-            return over * residual, over
-        unit = 1.0 if self.kind == "huber" else delta
-        weight = over * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300)) / unit
-        return weight * residual, weight
+            return over
+        delta, unit = (self.delta, 1.0) if self.kind == "huber" else (LAD_DELTA, LAD_DELTA)
+        return over * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300)) / unit

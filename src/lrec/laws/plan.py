@@ -1,7 +1,7 @@
 """`lrec scaling plan`: what to train for a budget of FLOPs, a target loss or a size, and what to expect of it."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ from scipy.special import stdtrit
 from lrec.common.files import check_writable, write_json
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
-from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
+from lrec.laws.choosers import Choice, Chooser, DataChooser, FlopsChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
-from lrec.laws.fit_json import read_fit
+from lrec.laws.fit_json import finite, read_fit
 from lrec.laws.intervals import Prediction
 from lrec.laws.metric_laws import expected_metrics, fit_links
 from lrec.laws.predict import Predictor
 from lrec.laws.verdict import FAILS
 
-FAR = 100.0
-"""A plan has a note if its size or data are this many times above the largest fitted, or below the smallest."""
+FAR = 100.0  # a plan has a note if its size or data are this many times above the largest fitted, or below the smallest
 NEARLY = 1.001
 """Beside the best plan for a budget stands the cheapest one that expects at most this many times its loss."""
 PEAK_FLOPS, MFU = 989e12, 0.4
@@ -67,102 +66,88 @@ def plan_command(
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
     fitted, predictor, content = read_fit(fit, trust)
-    chooser = chooser_of(predictor, content, unique, epochs)
+    chooser = chooser_of(predictor, content["x"], unique, epochs)
     ((name, value),) = given.items()
     choice: Choice = getattr(chooser, f"for_{name}")(value)
-    speed = Speed.of(fitted.points, mfu, peak_flops)
-    result = _result(fitted, predictor, content, chooser, choice, speed)
+    speed, source = _speed(fitted.points, mfu, peak_flops)
+    planned = {"fit": str(fit), "source_hash": content["source_hash"], "request": given}
+    planned |= {**_of(choice, speed), "flops_per_second": speed, "speed": source}
+    planned |= _expected(fitted, predictor, content, chooser, choice)
     if flops is not None:
-        result["cheapest"] = _cheapest(chooser, choice, result["loss"]["predicted"], speed)
-        if choice.flops is not None and choice.flops < 0.99 * flops:
-            result["notes"].append(
-                f"{1 - choice.flops / flops:.0%} of the budget is left: more would not lower the loss"
-            )
-    result = {"fit": str(fit), "source_hash": content["source_hash"], "request": given} | result
+        planned["cheapest"] = _cheapest(chooser, choice, planned["loss"]["predicted"], speed)
+        if choice.flops < 0.99 * flops:
+            left = f"{1 - choice.flops / flops:.0%} of the budget is left: more would not lower the loss"
+            planned["notes"].append(left)
+    result = finite(planned)
     write_json(out, result)
     what = predictor.name if content["method"] != content["law"] else fitted.law.formula
     print(f"{what}, from {counted(content['n_points'], 'point')}\n\n{on_terminal(table(result, content))}\n\n{out}")
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Training FLOP/s, and where the figure is from."""
-
-    flops: float
-    source: str
-
-    @classmethod
-    def of(cls, points: pl.DataFrame, mfu: float | None, peak_flops: float | None) -> "Speed":
-        """Of the largest fitted runs where points have it and nothing else is asked for."""
-        if mfu is None and peak_flops is None and {"flops", "wall_s"} <= set(points.columns):
-            known = points.drop_nulls(["flops", "wall_s"]).filter(pl.col("wall_s") > 0)
-            if not known.is_empty():
-                largest = known.filter(pl.col("x") == pl.col("x").max())
-                measured = float(largest["flops"].sum()) / float(largest["wall_s"].sum())
-                return cls(measured, f"at the {measured:.3g} FLOP/s of the largest fitted runs")
-        share, peak = mfu or MFU, peak_flops or PEAK_FLOPS
-        return cls(share * peak, f"of a GPU at {share:.0%} of {peak / 1e12:.4g} TFLOP/s")
-
-    def hours(self, flops: float | None) -> float | None:
-        """What so many FLOPs take."""
-        return None if flops is None else flops / self.flops / 3600
+def _speed(points: pl.DataFrame, mfu: float | None, peak_flops: float | None) -> tuple[float, str]:
+    """Training FLOP/s and their source: the largest fitted runs, where points have it and nothing else is asked for."""
+    if mfu is None and peak_flops is None and {"flops", "wall_s"} <= set(points.columns):
+        known = points.drop_nulls(["flops", "wall_s"]).filter(pl.col("wall_s") > 0)
+        if not known.is_empty():
+            largest = known.filter(pl.col("x") == pl.col("x").max())
+            measured = float(largest["flops"].sum()) / float(largest["wall_s"].sum())
+            return measured, f"at the {measured:.3g} FLOP/s of the largest fitted runs"
+    share, peak = mfu or MFU, peak_flops or PEAK_FLOPS
+    return share * peak, f"of a GPU at {share:.0%} of {peak / 1e12:.4g} TFLOP/s"
 
 
-def _result(
-    fit: Fit, predictor: Predictor, content: dict[str, Any], chooser: Chooser, choice: Choice, speed: Speed
+def _of(choice: Choice, speed: float) -> dict[str, float]:
+    """A choice, and the hours that it takes."""
+    known = {"N": choice.size, "D": choice.data, "U": choice.unique, "flops": choice.flops, "epochs": choice.epochs}
+    return known | {"hours": choice.flops / speed / 3600}
+
+
+def _expected(
+    fit: Fit, predictor: Predictor, content: dict[str, Any], chooser: Chooser, choice: Choice
 ) -> dict[str, Any]:
-    where = _place(fit, chooser, choice)
-    (loss,) = predictor.predict(np.array([where], dtype=float))
+    """What to expect of a choice, and what to know of it."""
+    data = chooser.data_of(choice) if isinstance(chooser, DataChooser) else choice.data
+    x = choice.flops if isinstance(chooser, FlopsChooser) else choice.size
+    where = [{"x": x, "N": x, "D": data, "U": choice.unique}[name] for name in fit.law.variables]
+    (loss,) = predictor.predict(np.array([where]))
     measured = _measured(fit, content, where)
     if measured:
         loss = _of_runs(loss, fit, measured)
     links = fit_links(fit.points)
     metrics = expected_metrics(links, loss)
-    result = {
-        "N": choice.size,
-        "D": choice.data,
-        "U": choice.unique,
-        "flops": choice.flops,
-        "epochs": choice.epochs,
-        "flops_per_second": speed.flops,
-        "speed": speed.source,
-        "hours": speed.hours(choice.flops),
+    notes = _notes(fit, content, chooser, choice, loss)
+    if not links:
+        notes.append("the points have no metrics, so none is expected")
+    told = [metric.metric for metric in metrics]
+    notes += [
+        f"{metric} is not told: the loss lies outside {link.x_N.min():.4f} to {link.x_N.max():.4f}, where runs had it"
+        for metric, link in links.items()
+        if metric not in told
+    ]
+    doubled, limited = None, None
+    if isinstance(chooser, DataChooser):
+        doubled, limited = chooser.doubled(choice), chooser.data_limited_from(choice)
+    return {
         "loss": asdict(loss),
         "measured_runs": len(measured),
         "metrics": [asdict(metric) for metric in metrics],
         "cheapest": None,
-        "doubled": None,
-        "data_limited_from": None,
-        "notes": _notes(fit, content, chooser, choice, loss)
-        + _metric_notes(links, [metric.metric for metric in metrics]),
+        "doubled": doubled,
+        "data_limited_from": limited,
+        "notes": notes,
     }
-    if isinstance(chooser, DataChooser):
-        result |= {"doubled": chooser.doubled(choice), "data_limited_from": chooser.data_limited_from(choice)}
-    return result
 
 
-def _place(fit: Fit, chooser: Chooser, choice: Choice) -> list[float | None]:
-    """The law's variables at a choice."""
-    data = chooser.data_of(choice) if isinstance(chooser, DataChooser) else choice.data
-    at = {"x": choice.size or choice.flops, "N": choice.size, "D": data, "U": choice.unique}
-    return [at[name] for name in fit.law.variables]
-
-
-def _measured(fit: Fit, content: dict[str, Any], where: list[float | None]) -> list[float]:
+def _measured(fit: Fit, content: dict[str, Any], where: list[float]) -> list[float]:
     """Losses of the runs at exactly that place, held-out ones too."""
     held_out = (content["holdout"] or {"points": []})["points"]
-    most = max((run["u"] for run in held_out if run["u"] is not None), default=None)
     columns = fit.law.columns
     if "u" not in columns:  # held-out runs with smaller shares of the data are others
+        most = max((run["u"] for run in held_out if run["u"] is not None), default=None)
         held_out = [run for run in held_out if run["u"] == most]
     runs = [*fit.points.rename({"y": "actual"}).to_dicts(), *held_out]
-    return [
-        float(run["actual"])
-        for run in runs
-        if all(
-            math.isclose(run[column], value or 0, rel_tol=1e-3) for column, value in zip(columns, where, strict=True)
-        )
-    ]
+    there = [np.allclose([float(run[column]) for column in columns], where, rtol=1e-3, atol=0) for run in runs]
+    return [float(run["actual"]) for run, here in zip(runs, there, strict=True) if here]
 
 
 def _of_runs(loss: Prediction, fit: Fit, measured: list[float]) -> Prediction:
@@ -170,43 +155,20 @@ def _of_runs(loss: Prediction, fit: Fit, measured: list[float]) -> Prediction:
     mean, n = float(np.mean(measured)), len(measured)
     unit = mean if fit.objective.residuals == "log" else 1.0
     reach = float(stdtrit(fit.profile.dof, 0.95)) * fit.profile.sigma * unit
-    of_mean, of_run = reach / math.sqrt(n), reach * math.sqrt(1 + 1 / n)
-    return replace(
-        loss,
-        predicted=mean,
-        mean_low=mean - of_mean,
-        mean_high=mean + of_mean,
-        low=mean - of_run,
-        high=mean + of_run,
-    )
+    curve, run = reach / math.sqrt(n), reach * math.sqrt(1 + 1 / n)
+    ends = {"mean_low": mean - curve, "mean_high": mean + curve, "low": mean - run, "high": mean + run}
+    return replace(loss, predicted=mean, **ends)
 
 
-def _cheapest(chooser: Chooser, best: Choice, loss: float, speed: Speed) -> dict[str, Any] | None:
+def _cheapest(chooser: Chooser, best: Choice, loss: float, speed: float) -> dict[str, Any] | None:
     """The cheapest choice that is nearly as good as the best for a budget; None where that is the same."""
-    if not isinstance(chooser, DataChooser) or best.flops is None:
+    if not isinstance(chooser, DataChooser):
         return None
     choice = chooser.for_loss(loss * NEARLY, best.flops)
-    assert choice.flops is not None
-    if choice.flops > 0.99 * best.flops:
-        return None
-    return {
-        "N": choice.size,
-        "D": choice.data,
-        "U": choice.unique,
-        "epochs": choice.epochs,
-        "flops": choice.flops,
-        "hours": speed.hours(choice.flops),
-        "loss": {"predicted": loss * NEARLY},
-    }
+    return None if choice.flops > 0.99 * best.flops else _of(choice, speed) | {"loss": {"predicted": loss * NEARLY}}
 
 
-def _notes(
-    fit: Fit,
-    content: dict[str, Any],
-    chooser: Chooser,
-    choice: Choice,
-    loss: Prediction,
-) -> list[str]:
+def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
     notes = [sentence for sentence in content["verdict"] if FAILS in sentence]
     for name, value in (("x", loss.x), ("d", loss.d)):
         if value is None or name not in fit.points.columns:
@@ -230,16 +192,6 @@ def _notes(
     return notes + list(content["diagnostics"]["warnings"])
 
 
-def _metric_notes(links: dict[str, Fit], told: list[str]) -> list[str]:
-    if not links:
-        return ["the points have no metrics, so none is expected"]
-    return [
-        f"{metric} is not told: the loss lies outside {link.x_N.min():.4f} to {link.x_N.max():.4f}, where runs had it"
-        for metric, link in links.items()
-        if metric not in told
-    ]
-
-
 def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     """The plan as Markdown."""
     loss, cheapest = result["loss"], result["cheapest"]
@@ -256,7 +208,8 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
             rows.append([label, f"{result[key]:.4g}", *([f"{cheapest[key]:.4g}"] if cheapest else [])])
     runs = result["measured_runs"]
     source = f", measured by {counted(runs, 'run')}" if runs else ""
-    rows.append([f"{content['y']}{source}", f"{loss['predicted']:.4f}"])
+    at_loss = [f"{content['y']}{source}", f"{loss['predicted']:.4f}"]
+    rows.append(at_loss)
     rows.append(["  90 % of the curve", f"{loss['mean_low']:.4f} to {loss['mean_high']:.4f}"])
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
     if loss["cautious"] is not None and not runs:
@@ -266,7 +219,6 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
         rows.append([f"with twice the {what}", f"{doubled:.4f} ({doubled - loss['predicted']:+.4f})"])
     if cheapest:
         rows[0].append("cheapest within 0.1 % of it")
-        at_loss = next(row for row in rows if row[0].startswith(content["y"]))
         at_loss.append(f"{cheapest['loss']['predicted']:.4f}")
         rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
     blocks = [rows_table(rows, text=(0,))]

@@ -19,7 +19,6 @@ from lrec.laws.table import naive
 STEPS, LADDER = 4, 12
 """Steps of a roll-out over a table of more than `LADDER` sizes; up to so many are rolled out size by size."""
 
-
 Predictor = Forecast | Fit
 """Has a name, the points it rests on, the columns of points that make a place, `predict` and `curve`."""
 
@@ -36,7 +35,7 @@ def predictor_of(method: Law | None, points: pl.DataFrame, objective: Objective 
 
 @dataclass(frozen=True)
 class HeldOut(Prediction):
-    """A prediction and what came: `actual` is the mean over runs at x, `inside` refers to the interval of a new run.
+    """A prediction and what came, the mean over runs at x; `inside` refers to the interval of a new run.
 
     Errors and half-width are in percent of the actual loss; naive is "as good as the best small model".
     """
@@ -56,7 +55,6 @@ class Comparison:
 
     @property
     def mape(self) -> float:
-        """Mean absolute percentage error of the law."""
         return float(np.mean([abs(p.error_pct) for p in self.points]))
 
     @property
@@ -66,7 +64,6 @@ class Comparison:
 
     @property
     def inside(self) -> int:
-        """How many were inside the interval of a new run."""
         return sum(p.inside for p in self.points)
 
 
@@ -82,16 +79,12 @@ def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     sizes = points["x"].unique().sort()
     if not 0 <= k < len(sizes):
         raise UserError(f"--holdout: {k} of {len(sizes)} sizes cannot be held out; use 0 to {len(sizes) - 1}")
-    largest = sizes.tail(k).implode()
-    return points.filter(~pl.col("x").is_in(largest)), points.filter(pl.col("x").is_in(largest))
+    largest = pl.col("x").is_in(sizes.tail(k).implode())
+    return points.filter(~largest), points.filter(largest)
 
 
 def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Holdout:
-    """Join predictions with the points that came later.
-
-    Raises:
-        UserError: a prediction without an actual value, or no prediction at all.
-    """
+    """Join predictions with the points that came later; UserError where one did not come, or none was made."""
     columns = predictor.columns
     known = ["u"] if "u" in actual.columns and "u" not in columns else []
     groups = actual.group_by(columns, maintain_order=True).agg(pl.col("y", *known).mean()).to_dicts()
@@ -129,10 +122,7 @@ def settings(columns: Sequence[str], points: pl.DataFrame) -> Array:
 def holdout_report(
     method: Law | None, points: pl.DataFrame, k: int, objective: Objective | Kind = "huber"
 ) -> tuple[Predictor, Holdout | None]:
-    """Fit all but the k largest sizes, by a law or the forecast, and compare the rest with its predictions.
-
-    The latter is None if k is 0.
-    """
+    """Predict the k largest sizes from the others, by a law or the forecast; without a comparison if k is 0."""
     small, large = hold_out(points, k)
     predictor = predictor_of(method, small, objective)
     if large.is_empty():
@@ -141,14 +131,7 @@ def holdout_report(
 
 
 def roll_out(fitted_to: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
-    """Predict each size from all smaller ones; None if there are too few to fit.
-
-    A table of many sizes takes `STEPS` steps of one factor.
-
-    Args:
-        fitted_to: From points to a predictor; it raises UserError where there are too few.
-        points: Those of all sizes, as `laws.table` has them.
-    """
+    """Predict each size, of many sizes the next ones, from all smaller ones; None if there are too few to fit."""
     steps: list[HeldOut] = []
     for last, reach in pairwise(_edges(points["x"].unique().sort().to_list())):
         small = points.filter(pl.col("x") <= last)

@@ -19,11 +19,9 @@ import polars as pl
 
 from lrec.common.files import json_hash
 
-METRICS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
-"""Metrics that a law may link to the loss."""
+METRICS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")  # metrics that a law may link to the loss
 
-NARROWEST = 1.01
-"""Sizes that span less than this factor tell a power from a constant by rounding errors alone."""
+NARROWEST = 1.01  # sizes that span less than this factor tell a power from a constant by rounding errors alone
 
 
 def source_hash(points: pl.DataFrame, columns: Sequence[str] = ("x", "y")) -> str:

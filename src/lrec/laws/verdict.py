@@ -1,12 +1,12 @@
 """What a forecast or a fit, its held-out sizes and the methods beside it come to, in words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
-from lrec.laws.diagnostics import RISES_SHOWN, rises
+from lrec.laws.diagnostics import data_warnings, rises
 from lrec.laws.fit import Fit
 from lrec.laws.intervals import OUTLYING, Prediction
 from lrec.laws.predict import Comparison, Holdout, Predictor
@@ -14,81 +14,64 @@ from lrec.laws.predict import Comparison, Holdout, Predictor
 FAILS = "does not hold"
 """What the verdict says where the held-out sizes were predicted no better than by the small ones' losses alone, or lie
 outside their intervals."""
-AHEAD = 10.0
-"""The outlook is for this many times the largest size."""
-MOSTLY = 0.7
-"""Share of the held-out sizes that lie inside their intervals where a law or forecast holds."""
+AHEAD = 10.0  # the outlook is for this many times the largest size
+MOSTLY = 0.7  # share of the held-out sizes that lie inside their intervals where a law or forecast holds
+LOOSE = 4.0  # an exponent, or R*, whose interval spans this factor is not identified
 
 
 @dataclass(frozen=True)
 class Method:
-    """A law, or the forecast, beside others of the same points.
-
-    Attributes:
-        name: forecast, or the law and what is fixed in it.
-        fit: Of all but the held-out sizes. Its BIC and AICc compare laws of one table only: the lower the better,
-            differences below about 2 meaning nothing. None for the forecast, which is no law.
-        holdout_mape: Mean absolute percentage error on the held-out sizes, None where there are none.
-        rollout: Every next size as predicted from the smaller ones, None where there were too few.
-    """
+    """A law and what is fixed in it, or the forecast, which is none, beside others of the same points."""
 
     name: str
-    fit: Fit | None
+    fit: Fit | None  # of all but the held-out sizes
     holdout_mape: float | None
-    rollout: Comparison | None
+    rollout: Comparison | None  # None where there were too few sizes
 
 
 def outlook(predictor: Predictor, floor: float | None = None) -> Prediction:
-    """The loss at `AHEAD` times the largest size, at the most data that it had.
+    """The loss at `AHEAD` times the largest size, at the most data that it had; never below a known floor.
 
-    It is never below a known floor. Nor is it below the largest size's loss where a smaller size did best and no more
-    is expected than that, or where two larger sizes did worse: losses that have risen need not turn round.
-
-    Args:
-        predictor: Of all sizes.
-        floor: The least loss possible, where it is known.
+    Nor is it below the largest size's loss where a smaller size did best and no more is expected than that, or where
+    two larger sizes did worse: losses that have risen need not turn round.
     """
     columns, points = predictor.columns, predictor.points
     largest = max(points.select(columns).iter_rows())
     ahead = predictor.predict(np.array([[AHEAD * largest[0], *largest[1:]]]))[0]
     means = points.group_by(columns).agg(pl.col("y").mean()).sort("x").iter_rows()
     mean_N = np.array([row[-1] for row in means if row[1:-1] == largest[1:]])
-    larger_than_best = len(mean_N) - 1 - int(mean_N.argmin())
-    if larger_than_best >= 2 or ahead.predicted >= mean_N.min():
+    losses = {name: value for name, value in vars(ahead).items() if name not in ("x", "d", "u") and value is not None}
+    if len(mean_N) - int(mean_N.argmin()) > 2 or ahead.predicted >= mean_N.min():
         rise = max(float(mean_N[-1]) / ahead.predicted, 1.0)
-        ahead = _changed(ahead, ("predicted", "cautious", "high", "mean_high"), lambda loss: loss * rise)
-    ends = ("predicted", "cautious", "low", "high", "mean_low", "mean_high")
-    return ahead if floor is None else _changed(ahead, ends, lambda loss: max(loss, floor))
-
-
-def _changed(prediction: Prediction, names: Sequence[str], change: Callable[[float], float]) -> Prediction:
-    values = {name: getattr(prediction, name) for name in names}
-    return replace(prediction, **{name: change(value) for name, value in values.items() if value is not None})
+        losses |= {name: rise * loss for name, loss in losses.items() if name not in ("low", "mean_low")}
+    return replace(ahead, **{name: max(loss, floor or 0.0) for name, loss in losses.items()})
 
 
 def unidentified(fit: Fit) -> list[str]:
-    """Parameters that the points do not determine; the last exponent too if its interval reaches its bound."""
-    exponent = fit.law.parameters[-1]
-    (low, high), (lowest, highest) = fit.profile.parameters[exponent], fit.law.shape_bounds[-1]
-    unbounded = low <= lowest * 1.001 or high >= highest * 0.999
-    return list(dict.fromkeys([*fit.diagnostics.unidentified, *([exponent] if unbounded else [])]))
+    """Parameters that ended on a bound, and exponents whose interval spans `LOOSE` times or reaches a bound."""
+    hits, k = fit.diagnostics.bound_hits, fit.law.n_coefficients
+    (low_H, high_H), (least_H, most_H) = fit.profile.shape_ends, (fit.low_T[k:], fit.high_T[k:])
+    loose_H = (high_H - low_H >= np.log(LOOSE)) | (low_H <= least_H + 1e-3) | (high_H >= most_H - 1e-3)
+    names = np.array(fit.law.parameters[k:])[loose_H & (least_H < most_H)].tolist()
+    return [*hits, *(name for name in names if name not in (*hits, *fit.law.tied))]
 
 
 def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
-    """The fit's warnings, and those that follow from its intervals and the held-out sizes."""
-    found = list(fit.diagnostics.warnings)
+    """What the points, the fit's search and intervals, and the held-out sizes warn of."""
+    found, hits = data_warnings(fit.law, fit.points), fit.diagnostics.bound_hits
+    if hits:
+        found.append(f"not identified: {', '.join(hits)} ended on a bound")
+    for name in unidentified(fit)[len(hits) :]:
+        low, high = fit.profile.parameters[name]
+        found.append(
+            f"not identified: {name} could as well be anywhere between {low:.3g} and {high:.3g}; "
+            "report predictions with their intervals, not the parameter"
+        )
     if off := fit.profile.outliers:
         found.append(
             f"outliers: {off} of {len(fit.points)} points are over {2 * OUTLYING:g} standard deviations off the fit "
             "and hardly count in its intervals; look at the residuals"
         )
-    for name in unidentified(fit):
-        if name not in fit.diagnostics.unidentified:
-            low, high = fit.profile.parameters[name]
-            found.append(
-                f"not identified: the 90 % interval of {name} reaches its bound ({low:.3g} to {high:.3g}); "
-                "report predictions with their intervals, not the exponent"
-            )
     if holdout is not None and holdout.extrapolation_factor > 100:
         found.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
     return found
@@ -102,26 +85,25 @@ def verdict(
     unsure: Sequence[str],
     x: str,
 ) -> list[str]:
-    """What the forecast or fit, the held-out sizes and the roll-out come to, in plain words.
-
-    Args:
-        predictor: Of the small sizes.
-        holdout: The held-out sizes, None if there are none.
-        methods: Those compared.
-        ahead: The `outlook`.
-        unsure: Parameters that are not identified, `unidentified`.
-        x: Name of the first variable.
-    """
+    """What the forecast or fit, the held-out sizes, the roll-outs, the `outlook` and what is `unidentified` come to."""
     sentences = [_held(predictor, holdout, x), _expected(ahead, x)]
     if len(predictor.columns) == 1:
-        later = () if holdout is None else holdout.points
-        x_N = np.append(predictor.points["x"].to_numpy(), [p.x for p in later])
-        y_N = np.append(predictor.points["y"].to_numpy(), [p.actual for p in later])
-        if steps := rises(x_N, y_N):
-            where = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in steps[:RISES_SHOWN])
-            where += f" and in {len(steps) - RISES_SHOWN} more steps" if len(steps) > RISES_SHOWN else ""
+        later = [] if holdout is None else [(p.x, p.actual) for p in holdout.points]
+        every = pl.DataFrame([*predictor.points.select("x", "y").rows(), *later], schema=["x", "y"], orient="row")
+        if where := rises(every, ["x"]):
             sentences.append(f"The mean loss rises with {x} from {where}: a power law describes the trend at most.")
-    sentences += _compared(predictor.name, methods)
+    rolled = [(method, method.rollout) for method in methods if method.rollout is not None]
+    sentences += [
+        f"Rolled out from the smallest sizes on, the next size is missed by {steps.mape:.2f} % on average "
+        f"(naive {steps.naive_mape:.2f} %), inside its interval {steps.inside} of {len(steps.points)} times."
+        for method, steps in rolled
+        if method.name == predictor.name
+    ]
+    if len(rolled) > 1:
+        best = rolled[0][0]
+        by_bic = min((method for method in methods if method.fit), key=lambda method: method.fit.bic)  # type: ignore[union-attr]
+        agree = "as BIC has it too" if best is by_bic else f"while BIC prefers {by_bic.name}"
+        sentences.append(f"Of the methods compared, {best.name} predicts the next size best, {agree}.")
     if unsure:
         plural = "are" if len(unsure) > 1 else "is"
         sentences.append(f"{', '.join(unsure)} {plural} not identified: rely on predictions with their intervals.")
@@ -133,12 +115,9 @@ def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
     decades = np.log10(sizes_N.max() / sizes_N.min())
     what = "law" if isinstance(predictor, Fit) else predictor.name
     if holdout is None:
-        return (
-            f"The {what} rests on {decades:.1f} decades of {x}; nothing was held out, so nothing says whether it "
-            "holds beyond them."
-        )
+        rests = f"The {what} rests on {decades:.1f} decades of {x}"
+        return f"{rests}; nothing was held out, so nothing says whether it holds beyond them."
     inside, n = holdout.inside, len(holdout.points)
-    reached = decades + np.log10(holdout.extrapolation_factor)
     figures = (
         f"held-out sizes up to {holdout.extrapolation_factor:.3g} times the largest fitted were predicted within "
         f"{holdout.mape:.2f} % on average (naive {holdout.naive_mape:.2f} %), {inside} of {n} inside the 90 % interval"
@@ -153,6 +132,7 @@ def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
     well, mostly = holdout.mape <= holdout.naive_mape / 2, inside >= MOSTLY * n
     if not (mostly or (well and inside >= n / 2)):
         return f"The {what} {FAILS}: {figures}, which is too little to rely on."
+    reached = decades + np.log10(holdout.extrapolation_factor)
     return f"The {what} holds{'' if well and mostly else ' in part'} over {reached:.1f} decades of {x}: {figures}."
 
 
@@ -160,23 +140,4 @@ def _expected(p: Prediction, x: str) -> str:
     data = ", ".join(f"{name} {value:.4g}" for name, value in (("D", p.d), ("U", p.u)) if value is not None)
     where = f"At {AHEAD:g} times the largest {x}{' with ' + data if data else ''}"
     sentence = f"{where}, all sizes considered, expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
-    if p.cautious is not None:
-        sentence += f"; count on {p.cautious:.4g}"
-    return sentence + "."
-
-
-def _compared(name: str, methods: Sequence[Method]) -> list[str]:
-    sentences = []
-    rolled = [(method, method.rollout) for method in methods if method.rollout is not None]
-    for method, steps in rolled:
-        if method.name == name:
-            sentences.append(
-                f"Rolled out from the smallest sizes on, the next size is missed by {steps.mape:.2f} % on average "
-                f"(naive {steps.naive_mape:.2f} %), inside its interval {steps.inside} of {len(steps.points)} times."
-            )
-    if len(rolled) > 1:
-        best, laws = rolled[0][0], [(method, method.fit.bic) for method in methods if method.fit]
-        by_bic = min(laws, key=lambda pair: pair[1])[0]
-        agree = "as BIC has it too" if best is by_bic else f"while BIC prefers {by_bic.name}"
-        sentences.append(f"Of the methods compared, {best.name} predicts the next size best, {agree}.")
-    return sentences
+    return sentence + ("." if p.cautious is None else f"; count on {p.cautious:.4g}.")

@@ -19,8 +19,7 @@ from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
 from lrec.tasks.trajectory import trajectory
 from lrec.tasks.transfer import transfer
 
-# A task gets the runs by size and the seed of whatever it draws, and returns sections with groups of cases
-# (`assessment.assess` scores them). It runs on every process alike.
+# Of the runs by size and the seed of whatever it draws; called on every process alike.
 Task = Callable[[Ladder, int], TaskResult]
 
 TASKS: dict[str, Task] = {
@@ -60,11 +59,7 @@ def tasks_command(
 
 
 def run_tasks(
-    runs: Sequence[Path],
-    tasks: Sequence[str] = ("all",),
-    seed: int = 0,
-    trust: bool = False,
-    users: int | None = None,
+    runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int = 0, trust: bool = False, users: int | None = None
 ) -> Report:
     """Put trained runs to tasks, with the options of `lrec tasks`; returns the report, which nothing has written yet.
 
@@ -97,16 +92,12 @@ def run_tasks(
 def _chosen(tasks: Sequence[str]) -> dict[str, Task]:
     """The tasks named, each once: lrec's in their own order, then those of other modules."""
     names = dict.fromkeys(name.strip() for name in tasks)
-    own = {name: _own_task(name) for name in names if "." in name}
+    own: dict[str, Task] = {name: imported(name, "--tasks") for name in names if "." in name}
     if unknown := sorted(set(names) - {"all", *TASKS, *own}):
         raise UserError(
             f"--tasks {unknown[0]}: choose among {', '.join(TASKS)}, or all; one of your own is FILE.FUNCTION"
         )
+    for name, task in own.items():
+        if not callable(task):
+            raise UserError(f"--tasks {name} is {type(task).__name__}, not a function of the runs and a seed")
     return {name: task for name, task in TASKS.items() if name in names or "all" in names} | own
-
-
-def _own_task(name: str) -> Task:
-    task: Task = imported(name, "--tasks")
-    if not callable(task):
-        raise UserError(f"--tasks {name} is {type(task).__name__}, not a function of the runs and a seed")
-    return task

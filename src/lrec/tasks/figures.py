@@ -17,9 +17,8 @@ SPREAD = 0.012  # share of the axis between the marks of neighbouring groups, so
 
 def task_figure(result: TaskResult) -> "Figure":
     """Draw a task, without a display and without global state of matplotlib."""
-    n = len(result.sections)
-    columns = min(n, 2)
-    rows = -(-n // columns)
+    columns = min(len(result.sections), 2)
+    rows = -(-len(result.sections) // columns)
     figure = new_figure(6.4 * columns, 3.8 * rows + 0.3, alt_of(result))
     for index, section in enumerate(result.sections, start=1):
         _draw(figure.add_subplot(rows, columns, index), section)
@@ -36,8 +35,7 @@ def alt_of(result: TaskResult) -> str:
 def _draw(axes: "Axes", section: Section) -> None:
     from matplotlib import colormaps
 
-    metric = section.shown[0]
-    groups = section.drawn_groups
+    metric, groups = section.shown[0], section.drawn_groups
     colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(groups)))
     decades = float(np.ptp(np.log10(section.n_body_S))) or 1.0
     axes.set_xscale("log")

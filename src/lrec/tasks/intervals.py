@@ -31,17 +31,16 @@ class Estimate(NamedTuple):
 
 
 class UserResamples:
-    """Draws of means and of coverage, over the users of a task."""
+    """Draws of means and of coverage, over the users of a task; the same for the same users and seed."""
 
     def __init__(self, users_C: np.ndarray, seed: int) -> None:
-        """Draw the resamples; the same for the same users and seed."""
         self._users_U = np.unique(users_C)
-        n = len(self._users_U)
-        random = np.random.default_rng(seed)
+        n, random = len(self._users_U), np.random.default_rng(seed)
         # How often each user is drawn: once on average, so that a byte suffices.
-        self._times_RU = np.ones((RESAMPLES + 1, n), dtype=np.uint8)
+        times_RU = np.ones((RESAMPLES + 1, n), dtype=np.uint8)
         for draw in range(1, RESAMPLES + 1):
-            self._times_RU[draw] = np.bincount(random.integers(0, n, n), minlength=n)
+            times_RU[draw] = np.bincount(random.integers(0, n, n), minlength=n)
+        self._blocks = np.array_split(times_RU, -(-len(times_RU) // _BLOCK))
 
     def mean(self, values_C: np.ndarray, users_C: np.ndarray) -> np.ndarray:
         """Draws of the mean over the cases that have a value (are not nan); nan where a draw has no such case."""
@@ -49,13 +48,11 @@ class UserResamples:
 
     def means(self, values: dict[str, np.ndarray], users_C: np.ndarray) -> dict[str, np.ndarray]:
         """The same for several metrics at once, which takes hardly longer than for one."""
-        rows_C, n = self._rows(users_C), len(self._users_U)
-        values_CM = np.stack(list(values.values()), 1)
+        rows_C, values_CM = np.searchsorted(self._users_U, users_C), np.stack(list(values.values()), 1)
         has_CM = ~np.isnan(values_CM)
-        columns = [np.bincount(rows_C, column_C, n) for column_C in np.where(has_CM, values_CM, 0).T]
-        columns += [np.bincount(rows_C, column_C, n) for column_C in has_CM.T]
-        columns_U2M = np.stack(columns, 1)
-        sums_R2M = np.concatenate([times.astype(np.float64) @ columns_U2M for times in self._blocks()])
+        of_cases = np.concatenate([np.where(has_CM, values_CM, 0), has_CM], axis=1)
+        columns_U2M = np.stack([np.bincount(rows_C, column_C, len(self._users_U)) for column_C in of_cases.T], 1)
+        sums_R2M = np.concatenate([times.astype(np.float64) @ columns_U2M for times in self._blocks])
         sums_RM, numbers_RM = np.split(sums_R2M, 2, axis=1)
         with np.errstate(invalid="ignore"):
             draws_RM = sums_RM / np.where(numbers_RM > 0, numbers_RM, np.nan)
@@ -71,20 +68,14 @@ class UserResamples:
         A resample has fewer distinct users than the sample, hence fewer items; the draws are shifted so that their mean
         is the coverage itself.
         """
-        rows_C = np.repeat(self._rows(users_C), top_CK.shape[1])
+        rows_C = np.repeat(np.searchsorted(self._users_U, users_C), top_CK.shape[1])
         listed_V, columns = np.unique(top_CK, return_inverse=True)
         shape = (len(self._users_U), len(listed_V))
         listed_UV = sparse.csr_matrix((np.ones(len(rows_C), dtype=np.float32), (rows_C, columns.ravel())), shape)
-        draws_R = np.concatenate([((times.astype(np.float32) @ listed_UV) > 0).sum(1) for times in self._blocks()])
+        draws_R = np.concatenate([((times.astype(np.float32) @ listed_UV) > 0).sum(1) for times in self._blocks])
         draws_R = draws_R / n_items
         draws_R[1:] += draws_R[0] - draws_R[1:].mean()
         return draws_R.clip(0, 1)
-
-    def _rows(self, users_C: np.ndarray) -> np.ndarray:
-        return np.searchsorted(self._users_U, users_C)
-
-    def _blocks(self) -> list[np.ndarray]:
-        return np.array_split(self._times_RU, -(-len(self._times_RU) // _BLOCK))
 
 
 def estimate(draws_R: np.ndarray) -> Estimate:

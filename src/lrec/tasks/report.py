@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from lrec.common.files import replacing, write_json, write_text
-from lrec.common.text_tables import rows_table
+from lrec.common.text_tables import on_terminal, rows_table
 from lrec.evaluation.cases import LIST_LENGTH
 from lrec.evaluation.metrics import METRICS
 from lrec.tasks.figures import alt_of, task_figure
@@ -21,14 +22,7 @@ SCHEMA = 1
 
 @dataclass
 class Report:
-    """The results of tasks on runs.
-
-    Attributes:
-        ladder: The runs by size.
-        diverged: Folders of runs that were left out because their loss was not finite.
-        seed: Of corruption and resampling.
-        results: A result per task.
-    """
+    """The results of tasks on runs; those that diverged were left out."""
 
     ladder: Ladder
     diverged: list[Path]
@@ -66,13 +60,19 @@ class Report:
 
     def markdown(self) -> str:
         """tasks.md: a table per section and metric, the findings, and the notes."""
+        ladder, drawn = self.ladder, ""
+        if ladder.most_users is not None:
+            drawn = f"Tested on at most {ladder.most_users:,} users, and as many held-out ones. "
+        rows = [["size", "N_body", "trained on", "runs"]]
+        for what, runs in ladder.rows():
+            rows.append([runs[0].name, f"{runs[0].n_body:,}", what, ", ".join(run.run.name for run in runs)])
         blocks = [
             "# The five tasks",
-            f"{self.ladder.split.store.n_users:,} users, {len(self.ladder.counts_V):,} items, inputs of up to "
-            f"{self.ladder.max_len}. {_drawn(self.ladder.most_users)}Intervals hold {100 * CONFIDENCE:.0f} % "
-            f"({RESAMPLES:,} resamples of the users, the same for every size; seed {self.seed}); they say nothing of "
-            "how another training would have ended. Slope: change of the metric per decade of N_body.",
-            _runs_table(self.ladder),
+            f"{ladder.split.store.n_users:,} users, {len(ladder.counts_V):,} items, inputs of up to {ladder.max_len}. "
+            f"{drawn}Intervals hold {100 * CONFIDENCE:.0f} % ({RESAMPLES:,} resamples of the users, the same for every "
+            f"size; seed {self.seed}); they say nothing of how another training would have ended. Slope: change of the "
+            "metric per decade of N_body.",
+            rows_table(rows, text=(0, 2, 3)),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
         for result in self.results:
@@ -104,67 +104,49 @@ class Report:
 
 
 def _content(section: Section) -> dict[str, Any]:
-    return {
-        "title": section.title,
-        "sizes": dict(zip(section.names, section.n_body_S.tolist(), strict=True)),
-        "groups": {
-            name: {
-                "cases": group.cases,
-                "users": group.users,
-                "scorers": apply_to_collection(section.estimates(name), Estimate, _plain),
-                "gain": apply_to_collection(section.gains(name), Estimate, _plain),
-            }
-            for name, group in section.groups.items()
-        },
-        "findings": section.findings,
+    groups = {
+        name: {
+            "cases": group.cases,
+            "users": group.users,
+            "scorers": apply_to_collection(section.estimates(name), Estimate, _plain),
+            "gain": apply_to_collection(section.gains(name), Estimate, _plain),
+        }
+        for name, group in section.groups.items()
     }
+    sizes = dict(zip(section.names, section.n_body_S.tolist(), strict=True))
+    return {"title": section.title, "sizes": sizes, "groups": groups, "findings": section.findings}
 
 
 def _plain(shown: Estimate) -> dict[str, float | None]:
     return {key: number if math.isfinite(number) else None for key, number in shown._asdict().items()}
 
 
-def _drawn(most_users: int | None) -> str:
-    """A sentence on how many users were drawn, where it is not all."""
-    return "" if most_users is None else f"Tested on at most {most_users:,} users, and as many held-out ones. "
-
-
-def _runs_table(ladder: Ladder) -> str:
-    rows = [["size", "N_body", "trained on", "runs"]]
-    for what, runs in ladder.rows():
-        rows.append([runs[0].name, f"{runs[0].n_body:,}", what, ", ".join(run.run.name for run in runs)])
-    return rows_table(rows, text=(0, 2, 3))
-
-
 def _table(section: Section, metric: str) -> str:
     """Groups by scorers, in Markdown."""
     scorers = list(dict.fromkeys(name for group in section.groups.values() for name in group.draws))
-    with_gain = len(section.names) > 1
-    rows = [[metric, "cases", *scorers, *(["slope per decade", "largest / smallest"] if with_gain else [])]]
+    gains = ["slope per decade", "largest / smallest"] if len(section.names) > 1 else []
+    rows = [[metric, "cases", *scorers, *gains]]
     for name, group in section.groups.items():
         if metric not in group.draws[scorers[0]]:
             continue
-        row = [name, f"{group.cases:,}", *(_cell(estimate(group.draws[scorer][metric])) for scorer in scorers)]
-        if with_gain:
-            row += [_cell(estimate(section.slope(name, metric)), "+"), _cell(estimate(section.ratio(name, metric)))]
+        row = [name, f"{group.cases:,}", *(_cell(group.draws[scorer][metric]) for scorer in scorers)]
+        if gains:
+            row += [_cell(section.slope(name, metric), "+"), _cell(section.ratio(name, metric))]
         rows.append(row)
     return rows_table(rows, text=(0,))
 
 
 def _short_table(section: Section) -> list[str]:
     """The first metric of the drawn groups, without intervals."""
-    metric = section.shown[0]
-    groups = section.drawn_groups
-    scorers = list(section.groups[groups[0]].draws)
-    lines = [f"{metric:<24}{'cases':>9}" + "".join(f"{name:>13}" for name in scorers)]
-    for name in groups:
-        group = section.groups[name]
-        values = "".join(f"{group.draws[scorer][metric][0]:>13.4f}" for scorer in scorers)
-        lines.append(f"{name:<24}{group.cases:>9,}{values}")
-    return lines
+    metric, groups = section.shown[0], [(name, section.groups[name]) for name in section.drawn_groups]
+    rows = [[metric, "cases", *groups[0][1].draws]]
+    for name, group in groups:
+        rows.append([name, f"{group.cases:,}", *(f"{draws[metric][0]:.4f}" for draws in group.draws.values())])
+    return [on_terminal(rows_table(rows, text=(0,)))]
 
 
-def _cell(shown: Estimate, sign: str = "") -> str:
+def _cell(draws_R: np.ndarray, sign: str = "") -> str:
+    shown = estimate(draws_R)
     if math.isnan(shown.value):
         return "undefined"
     return f"{_number(shown.value, sign)} [{_number(shown.low, sign)}, {_number(shown.high, sign)}]"

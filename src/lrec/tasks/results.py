@@ -11,29 +11,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lrec.evaluation.cases import (
-    LIST_LENGTH,
-    Cases,
-    Ranked,
-    rank_by_net,
-    rank_by_popularity,
-    rank_by_repeating,
-    values_of,
-)
-from lrec.evaluation.metrics import METRICS, Metric
+from lrec.evaluation import cases as ranking
+from lrec.evaluation.cases import LIST_LENGTH, Cases
+from lrec.evaluation.metrics import Metric
 from lrec.tasks.intervals import Estimate, UserResamples, estimate, ratio, slope
 from lrec.tasks.trained_runs import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
 Draws = dict[str, np.ndarray]  # of each metric
-DRAWN = 4
-"""Groups that a figure shows at most: more lines hide one another."""
+DRAWN = 4  # groups that a figure shows at most: more lines hide one another
 
 
 @dataclass
 class Group:
-    """The draws of every metric of a group of cases, by scorer: the sizes in ascending order, then the baselines; and
-    how many cases there are, of how many users."""
+    """Cases, their users, and draws of every metric by scorer: the sizes in ascending order, then the baselines."""
 
     cases: int
     users: int
@@ -42,24 +33,14 @@ class Group:
 
 @dataclass
 class Section:
-    """A part of a task.
-
-    Attributes:
-        title: What the groups are.
-        names: Names of the sizes, which are scorers, ascending.
-        n_body_S: Their N_body.
-        groups: By name, in order.
-        shown: Metrics of the tables; the first is drawn.
-        drawn: Groups in the figure and on the terminal; by default all, or `DRAWN` spread evenly over them.
-        findings: Conclusions, a sentence each.
-    """
+    """A part of a task: groups of cases by name, with conclusions in `findings`."""
 
     title: str
-    names: list[str]
+    names: list[str]  # of the sizes, which are scorers, ascending
     n_body_S: np.ndarray
     groups: dict[str, Group]
-    shown: Sequence[str] = ("NDCG@10", "HR@10")
-    drawn: Sequence[str] = ()
+    shown: Sequence[str] = ("NDCG@10", "HR@10")  # metrics of the tables; the first is drawn
+    drawn: Sequence[str] = ()  # groups in the figure and on the terminal; by default `DRAWN` spread evenly over all
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -75,14 +56,10 @@ class Section:
         return {scorer: {metric: estimate(d) for metric, d in mine.items()} for scorer, mine in draws.items()}
 
     def gains(self, group: str) -> dict[str, dict[str, Estimate]]:
-        """Gain with size of every metric in a group: slope per decade of N_body, and ratio of largest to smallest."""
-        if len(self.names) < 2:
-            return {}
-        metrics = self.groups[group].draws[self.names[0]]
-        return {
-            metric: {"slope": estimate(self.slope(group, metric)), "ratio": estimate(self.ratio(group, metric))}
-            for metric in metrics
-        }
+        """Gain with size of every metric in a group; none with a single size."""
+        metrics = self.groups[group].draws[self.names[0]] if len(self.names) > 1 else []
+        kinds = {"slope": self.slope, "ratio": self.ratio}
+        return {metric: {name: estimate(of(group, metric)) for name, of in kinds.items()} for metric in metrics}
 
     def slope(self, group: str, metric: str) -> np.ndarray:
         """Draws of a metric's slope against log10 N_body."""
@@ -128,24 +105,18 @@ def assess(
 
     Args:
         title: What the groups are.
-        groups: Their cases; a group without any is left out.
+        groups: Their cases; a group without any is left out, and NoCasesError raised where that leaves none.
         ladder: The sizes.
         seed: Of the resamples.
         with_lists: Also compute coverage, and show it with the mean popularity of what is listed.
         compared: A hard group and an easy one; findings say which of them gains more with size.
-
-    Raises:
-        NoCasesError: no group has a case.
     """
     present = {name: cases for name, cases in groups.items() if len(cases)}
     if not present:
         raise NoCasesError(f"{title}: there is no case")
     resamples = UserResamples(np.concatenate([cases.users_C for cases in present.values()]), seed)
-    sizes = list(ladder.runs.values())
-    measured = {
-        name: measure(resamples, cases, sizes, ladder.counts_V, with_lists, metrics=ladder.metrics)
-        for name, cases in present.items()
-    }
+    known = [*ladder.runs.values()], ladder.counts_V, ladder.metrics, with_lists
+    measured = {name: measure(resamples, cases, *known) for name, cases in present.items()}
     section = Section(title, ladder.names, ladder.n_body_S, measured)
     if compared is not None:
         section.findings = [compare_gains(section, metric, *compared) for metric in section.shown]
@@ -159,34 +130,34 @@ def measure(
     cases: Cases,
     sizes: list[list[TrainedRun]],
     counts_V: np.ndarray,
+    metrics: Sequence[Metric],
     with_lists: bool = False,
     candidates_V: np.ndarray | None = None,
-    metrics: Sequence[Metric] = METRICS,
 ) -> Group:
-    """Every metric of every scorer on the same cases, in catalogue indices of the networks.
+    """Every metric of every scorer on the same cases, in catalogue indices of the networks; means over a size's runs.
 
-    `sizes` has the runs of each size, ascending; a metric is the mean over a size's runs. `counts_V` counts training
-    interactions. `candidates_V` are the items that are ranked, ascending; all by default.
+    `candidates_V` are the items that are ranked, ascending; all by default.
     """
 
-    def draws_of(rankings: list[Ranked]) -> Draws:
-        values = [values_of(ranked, cases.targets_C, counts_V, metrics) for ranked in rankings]
+    def draws_of(rankings: list[ranking.Ranked]) -> Draws:
+        values = [ranking.values_of(ranked, cases.targets_C, counts_V, metrics) for ranked in rankings]
         draws = resamples.means_of_runs(values, cases.users_C)
         if with_lists:
             coverages = [resamples.coverage(r.top_CK, cases.users_C, len(counts_V)) for r in rankings]
             draws[f"coverage@{LIST_LENGTH}"] = np.mean(coverages, 0)
         return draws
 
-    draws = {runs[0].name: draws_of([rank_by_net(run.net, cases, candidates_V) for run in runs]) for runs in sizes}
-    draws[POPULARITY] = draws_of([rank_by_popularity(counts_V, cases, candidates_V)])
-    draws[REPEAT_LAST] = draws_of([rank_by_repeating(counts_V, cases, candidates_V)])
+    draws = {}
+    for runs in sizes:
+        draws[runs[0].name] = draws_of([ranking.rank_by_net(run.net, cases, candidates_V) for run in runs])
+    draws[POPULARITY] = draws_of([ranking.rank_by_popularity(counts_V, cases, candidates_V)])
+    draws[REPEAT_LAST] = draws_of([ranking.rank_by_repeating(counts_V, cases, candidates_V)])
     return Group(len(cases), len(np.unique(cases.users_C)), draws)
 
 
 def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
     """Which of two groups gains more with size, and whether because one got better or because the other got worse."""
-    missing = [name for name in (hard, easy) if name not in section.groups]
-    if missing:
+    if missing := [name for name in (hard, easy) if name not in section.groups]:
         return f"{metric}: no case in {' and '.join(missing)}, nothing to compare."
     if len(section.names) < 2:
         return f"{metric}: one size only, no gain with size."
@@ -202,25 +173,21 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
         difference, by = section.ratio(hard, metric) - section.ratio(easy, metric), "ratios"
     if not np.isfinite(difference[0]):  # the smallest size scores 0
         difference, by = section.slope(hard, metric) - section.slope(easy, metric), "slopes"
-    conclusion = _conclusion(hard, easy, trends, trend(estimate(difference)))
-    return f"{metric}: {'; '.join(parts)}. By the {by}, {conclusion}."
-
-
-def _conclusion(hard: str, easy: str, trends: dict[str, str], ahead: str) -> str:
-    """How the hard group compares with the easy one in words, given the trend of each and of their difference."""
     worse = f"; {easy} got worse with size" if trends[easy] == "loses" else ""
-    match ahead, trends[hard], trends[easy]:
+    match trend(estimate(difference)), trends[hard], trends[easy]:
         case "gains", "gains", _:
-            return f"{hard} gains more than {easy}{worse}"
+            conclusion = f"{hard} gains more than {easy}{worse}"
         case "gains", _, "loses":
-            return f"{hard} looks better beside {easy} only because {easy} got worse with size"
+            conclusion = f"{hard} looks better beside {easy} only because {easy} got worse with size"
         case "gains", _, _:
-            return f"{hard} fares better than {easy}, but does not change measurably by itself"
+            conclusion = f"{hard} fares better than {easy}, but does not change measurably by itself"
         case "loses", _, "gains":
-            return f"{easy} gains more than {hard}"
+            conclusion = f"{easy} gains more than {hard}"
         case "loses", _, _:
-            return f"{hard} fares worse than {easy}{worse}"
-    return f"there is no measurable difference between their gains{worse}"
+            conclusion = f"{hard} fares worse than {easy}{worse}"
+        case _:
+            conclusion = f"there is no measurable difference between their gains{worse}"
+    return f"{metric}: {'; '.join(parts)}. By the {by}, {conclusion}."
 
 
 def trend(change: Estimate) -> str:

@@ -20,17 +20,21 @@ CLEAN = "clean"
 RELATIVE = ("NDCG@10", "HR@10")
 DRAWN = ("mix", "replaced", "deleted", "shuffled")  # in the figure; blanked and inserted lie among them
 
-
-def replace_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """Each item becomes, with probability `rate`, an item drawn evenly from the catalogue."""
-    chosen_N = random.random(len(cases.items_N)) < rate
-    return replace(cases, items_N=np.where(chosen_N, random.integers(0, n_items, len(chosen_N)), cases.items_N))
+Corruption = Callable[[Cases, float, int, np.random.Generator], Cases]
 
 
-def blank_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """Each item is blanked in place with probability `rate`; where none would be left, the last one stays."""
-    chosen_N = random.random(len(cases.items_N)) < rate
-    return replace(cases, blank_N=chosen_N & ~_spared(cases, chosen_N))
+def _replaced_or_blanked(replaced: float, blanked: float) -> Corruption:
+    """Each item becomes one drawn evenly from the catalogue, or is blanked in place, with these shares of the rate."""
+
+    def corrupt(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
+        fate_N = random.random(len(cases.items_N))
+        drawn_N = random.integers(0, n_items, len(fate_N))
+        replaced_N = fate_N < rate * replaced
+        blank_N = ~replaced_N & (fate_N < rate * (replaced + blanked))
+        items_N = np.where(replaced_N, drawn_N, cases.items_N)
+        return replace(cases, items_N=items_N, blank_N=blank_N & ~_spared(cases, blank_N) if blanked else None)
+
+    return corrupt
 
 
 def delete_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
@@ -45,8 +49,7 @@ def insert_items(cases: Cases, rate: float, n_items: int, random: np.random.Gene
     drawn_N = random.integers(0, n_items, len(chosen_N))
     places_M = np.repeat(np.arange(len(chosen_N)), 1 + chosen_N)
     items_M = cases.items_N[places_M]
-    added_M = np.concatenate([[False], places_M[1:] == places_M[:-1]])
-    items_M[added_M] = drawn_N[chosen_N]
+    items_M[1:][places_M[1:] == places_M[:-1]] = drawn_N[chosen_N]
     lengths_C = cases.lengths_C + np.bincount(cases.case_N[chosen_N], minlength=len(cases))
     return cases.inserting(items_M, lengths_C, places_M)
 
@@ -58,19 +61,10 @@ def shuffle_items(cases: Cases, rate: float, n_items: int, random: np.random.Gen
     return replace(cases, items_N=cases.items_N[np.lexsort((place_N, cases.case_N))])
 
 
-def mix_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """The mix of arXiv 2311.11351: each item is replaced, or blanked in place, with probability `rate` / 2."""
-    fate_N = random.random(len(cases.items_N))
-    drawn_N = random.integers(0, n_items, len(fate_N))
-    replaced_N, blanked_N = fate_N < rate / 2, (fate_N >= rate / 2) & (fate_N < rate)
-    blanked_N &= ~_spared(cases, blanked_N)
-    return replace(cases, items_N=np.where(replaced_N, drawn_N, cases.items_N), blank_N=blanked_N)
-
-
-Corruption = Callable[[Cases, float, int, np.random.Generator], Cases]
+mix_items = _replaced_or_blanked(0.5, 0.5)  # of arXiv 2311.11351
 CORRUPTIONS: dict[str, Corruption] = {
-    "replaced": replace_items,
-    "blanked": blank_items,
+    "replaced": _replaced_or_blanked(1, 0),
+    "blanked": _replaced_or_blanked(0, 1),
     "deleted": delete_items,
     "inserted": insert_items,
     "shuffled": shuffle_items,
@@ -101,13 +95,13 @@ def robustness(ladder: Ladder, seed: int) -> TaskResult:
     """Every metric on corrupted test histories, and the share of NDCG@10 and HR@10 that is lost."""
     result = TaskResult("robustness", "Robustness")
     cases = cases_of_test(ladder.split, ladder.max_len)
-    if len(cases):
-        groups = corrupted(cases, len(ladder.counts_V), ladder.max_len, seed)
-        section = assess("Corruption of the history, and its rate", groups, ladder, seed)
-        _add_losses(section)
-        result.sections.append(section)
-    else:
+    if not len(cases):
         result.notes.append("there is no test target with a history")
+        return result
+    groups = corrupted(cases, len(ladder.counts_V), ladder.max_len, seed)
+    section = assess("Corruption of the history, and its rate", groups, ladder, seed)
+    _add_losses(section)
+    result.sections.append(section)
     return result
 
 
@@ -125,7 +119,7 @@ def _add_losses(section: Section) -> None:
         section.findings = ["One size only, no gain with size."]
         return
     words = {"gains": "grows with size", "loses": "falls with size: larger models are more robust"}
-    at_one_rate = [f"mix {MIX_RATE}", *(f"{name} {MIX_RATE}" for name in CORRUPTIONS)]
+    at_one_rate = [f"{name} {MIX_RATE}" for name in ("mix", *CORRUPTIONS)]
     for name in at_one_rate:
         change = estimate(section.slope(name, lost))
         says = words.get(trend(change), "does not change measurably with size")
@@ -135,8 +129,8 @@ def _add_losses(section: Section) -> None:
             f"{name}: the share of NDCG@10 that is lost {says} (smallest {smallest:.1f} %, largest {largest:.1f} %; "
             f"{100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}] points per decade)."
         )
-    before, after = (estimate(section.slope(name, "NDCG@10")) for name in (CLEAN, at_one_rate[0]))
-    if trend(before) == "loses" and trend(after) != "gains":
+    before, after = (trend(estimate(section.slope(name, "NDCG@10"))) for name in (CLEAN, at_one_rate[0]))
+    if before == "loses" and after != "gains":
         section.findings.append(
             "NDCG@10 on clean histories falls with size: a smaller share lost then means less to lose, not robustness."
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from lrec.common.files import json_hash
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.rules import Split
+from lrec.data.store.store import Store
 from lrec.errors import UserError
 from lrec.evaluation.metrics import METRICS, Metric, metrics_of
 from lrec.evaluation.shared_scoring import device
@@ -20,7 +22,6 @@ from lrec.run import Run
 from lrec.serving.export import load
 
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
-_DOMAIN, _STARTS_FROM = "data.only_domain", "model.warm_start"  # options of runs
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class TrainedRun:
 
     @property
     def n_body(self) -> int:
-        """Parameters of the blocks' matrices."""
         return cost.n_body(self.net.config)
 
     @property
@@ -53,23 +53,14 @@ class DomainRuns:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Runs of several sizes on the same data, by N_body; runs of one size are seeds, and their figures are averaged.
+    """Runs of several sizes on the same data, by N_body; runs of one size are seeds, and their figures are averaged."""
 
-    Attributes:
-        split: Where the users are cut.
-        max_len: Longest input, in items.
-        runs: The runs of each size, trained on all domains.
-        domains: Those trained on one domain alone, cut at the same places, by domain.
-        most_users: How many users were drawn at most, of those who test and of those held out; None: all.
-        metrics: lrec's metrics, and those of your own that the runs were trained with.
-    """
-
-    split: Split
-    max_len: int
-    runs: BySize
-    domains: dict[str, DomainRuns] = field(default_factory=dict)
-    most_users: int | None = None
-    metrics: tuple[Metric, ...] = METRICS
+    split: Split  # where the users are cut
+    max_len: int  # longest input, in items
+    runs: BySize  # trained on all domains
+    domains: dict[str, DomainRuns] = field(default_factory=dict)  # trained on one alone, cut at the same places
+    most_users: int | None = None  # drawn at most, of those who test and of those held out; None: all
+    metrics: tuple[Metric, ...] = METRICS  # lrec's, and those of your own that the runs were trained with
 
     @property
     def names(self) -> list[str]:
@@ -78,8 +69,12 @@ class Ladder:
 
     @property
     def n_body_S(self) -> np.ndarray:
-        """N_body of each size, ascending."""
         return np.array(list(self.runs), dtype=np.float64)
+
+    @property
+    def counts_V(self) -> np.ndarray:
+        """Training interactions of each catalogue item."""
+        return self.split.counts_V
 
     def rows(self) -> list[tuple[str, list[TrainedRun]]]:
         """What the runs of each size were trained on, and the runs, all of them."""
@@ -88,11 +83,6 @@ class Ladder:
             rows += [(f"domain {name}", runs) for runs in mine.alone.values()]
             rows += [(f"domain {name}, from a trained network", runs) for runs in mine.fine_tuned.values()]
         return rows
-
-    @property
-    def counts_V(self) -> np.ndarray:
-        """Training interactions of each catalogue item."""
-        return self.split.counts_V
 
 
 class Data:
@@ -123,13 +113,11 @@ class Data:
 
 def load_run(run: Run, data: Data) -> TrainedRun:
     """A run's best network, on a GPU where there is one; UserError where it does not fit the run's data."""
-    module = data.of(run)
-    model = load(run.best, trust=data.trust, new_items=False)
-    if model.about["data_hash"] != module.data_hash:
-        trained_on, now = model.about["data_hash"][:16], module.data_hash[:16]
+    model, now = load(run.best, trust=data.trust, new_items=False), data.of(run).data_hash
+    if (trained_on := model.about["data_hash"]) != now:
         raise UserError(
-            f"{run.folder} was trained on other data than its configuration now leads to (data_hash {trained_on} and "
-            f"{now})"
+            f"{run.folder} was trained on other data than its configuration now leads to (data_hash {trained_on[:16]} "
+            f"and {now[:16]})"
         )
     return TrainedRun(run, model.net.float().requires_grad_(False).to(device()))
 
@@ -137,12 +125,11 @@ def load_run(run: Run, data: Data) -> TrainedRun:
 def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None, seed: int = 0) -> Ladder:
     """Put runs in order of size, with `most_users` of their users, drawn by the seed; UserError where they cannot be
     compared."""
-    first = runs[0].run
-    base = data.of(first)
+    first, base = runs[0].run, data.of(runs[0].run)
     for other in (trained.run for trained in runs[1:]):
         module = data.of(other)
         for what, one, two in (
-            ("store", base.store.hash[:16], module.store.hash[:16]),
+            ("store", _hash_of_all(base), _hash_of_all(module)),
             ("split", base.split, module.split),
             ("max_len", base.max_len, module.max_len),
         ):
@@ -151,32 +138,27 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
                     f"{first.folder} and {other.folder} differ in their {what} ({one}, {two}): compare the same"
                 )
     by_domain: dict[str, list[TrainedRun]] = {}  # "": all domains
+    own_metrics: list[dict[str, Any]] = []
     for trained in runs:
-        by_domain.setdefault(trained.run.config.value(_DOMAIN) or "", []).append(trained)
+        by_domain.setdefault(trained.run.config.value("data.only_domain") or "", []).append(trained)
+        own = trained.run.config.nested["model"].get("metrics") or []
+        check_trusted({"metrics": own}, data.trust, trained.run.config_file)
+        own_metrics += [each for each in (own if isinstance(own, list) else [own]) if each not in own_metrics]
     whole = by_domain.pop("", [])
     if not whole:
         raise UserError("--runs: each is of one domain alone (data.only_domain): add those of all domains")
-
-    def split_of(runs: list[TrainedRun]) -> Split:
-        return _of_some_users(data.of(runs[0].run).cuts, most_users, seed)
-
-    domains = {}
+    cut, domains = partial(_of_some_users, most_users=most_users, seed=seed), {}
     for name, mine in sorted(by_domain.items()):
-        alone = [trained for trained in mine if trained.run.config.value(_STARTS_FROM) is None]
-        tuned = [trained for trained in mine if trained.run.config.value(_STARTS_FROM) is not None]
-        domains[name] = DomainRuns(split_of(mine), _by_size(alone), _by_size(tuned))
-    metrics = _metrics([trained.run for trained in runs], data.trust)
-    return Ladder(split_of(whole), base.max_len, _by_size(whole), domains, most_users, metrics)
+        alone = [trained for trained in mine if trained.run.config.value("model.warm_start") is None]
+        tuned = [trained for trained in mine if trained not in alone]
+        domains[name] = DomainRuns(cut(data.of(mine[0].run).cuts), _by_size(alone), _by_size(tuned))
+    split = cut(data.of(whole[0].run).cuts)
+    return Ladder(split, base.max_len, _by_size(whole), domains, most_users, metrics_of(own_metrics))
 
 
-def _metrics(runs: list[Run], trust: bool) -> tuple[Metric, ...]:
-    """lrec's own metrics, and those that any of the runs was tested with."""
-    named: list[dict[str, Any]] = []
-    for run in runs:
-        own = run.config.nested["model"].get("metrics") or []
-        check_trusted({"metrics": own}, trust, run.config_file)
-        named += [each for each in (own if isinstance(own, list) else [own]) if each not in named]
-    return metrics_of(named)
+def _hash_of_all(data: SequenceDataModule) -> str:
+    """The hash of the store with all of its domains, which runs of one domain share with the others."""
+    return Store(data.store.path, data.store.meta).hash[:16]
 
 
 def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:
@@ -191,14 +173,13 @@ def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:
 def _by_size(runs: Iterable[TrainedRun]) -> BySize:
     sizes: BySize = {}
     for run in sorted(runs, key=lambda run: run.n_body):
-        sizes.setdefault(run.n_body, []).append(run)
-    for n_body, same in sizes.items():
-        for run in same[1:]:
-            if _kind(run) != _kind(same[0]):
-                raise UserError(
-                    f"{same[0].run.folder} and {run.run.folder} have the same N_body {n_body} and differ in their "
-                    "model options or their reduction of the data: compare one kind of run at a time"
-                )
+        same = sizes.setdefault(run.n_body, [])
+        if same and _kind(run) != _kind(same[0]):
+            raise UserError(
+                f"{same[0].run.folder} and {run.run.folder} have the same N_body {run.n_body} and differ in their "
+                "model options or their reduction of the data: compare one kind of run at a time"
+            )
+        same.append(run)
     return sizes
 
 

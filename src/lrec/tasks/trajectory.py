@@ -5,6 +5,7 @@ R draws.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,16 +18,7 @@ from lrec.model.transformer import Transformer
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.scoring import score
 from lrec.tasks.intervals import UserResamples
-from lrec.tasks.results import (
-    POPULARITY,
-    REPEAT_LAST,
-    Draws,
-    Group,
-    NoCasesError,
-    Section,
-    TaskResult,
-    compare_gains,
-)
+from lrec.tasks.results import POPULARITY, REPEAT_LAST, Draws, Group, NoCasesError, Section, TaskResult, compare_gains
 from lrec.tasks.trained_runs import Ladder
 
 HITS = range(1, 11)
@@ -35,21 +27,13 @@ BLEU_ORDERS = (2, 4)
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What is known of each user before the trajectory, and the trajectory.
+    """What is known of each user before the trajectory, and the trajectory."""
 
-    Attributes:
-        histories: What a network reads, the last max_len - T items; the target is the first of the trajectory.
-        seen: Everything before the trajectory.
-        truth_CT: Catalogue index of each item of the trajectory, -1 outside.
-        times_CT: Time of each in whole seconds, which is when it is asked for; None where the data have no times.
-        events_CT: Type of event of each, which what is predicted in its place has; None where the data have none.
-    """
-
-    histories: Cases
-    seen: Cases
-    truth_CT: np.ndarray
-    times_CT: np.ndarray | None
-    events_CT: np.ndarray | None
+    histories: Cases  # the last max_len - T items, which a network reads
+    seen: Cases  # everything before the trajectory
+    truth_CT: np.ndarray  # catalogue indices, -1 outside
+    times_CT: np.ndarray | None  # in whole seconds, which is when an item is asked for
+    events_CT: np.ndarray | None  # types, which what is predicted in their places has
 
 
 @dataclass(frozen=True)
@@ -83,9 +67,8 @@ def trajectories(ladder: Ladder) -> Trajectories:
     seen = cases_before(split, users_C, first_C, int(first_C.max()))
     if not len(histories):
         raise NoCasesError("No user with a trajectory has an item of the catalogue before it")
-    store = split.store
-    rows_C1 = (store.offsets_U1[histories.users_C] + split.trajectory_U[histories.users_C])[:, None]
-    rows_CT = rows_C1 + np.arange(steps)
+    store, users_C = split.store, histories.users_C
+    rows_CT = (store.offsets_U1[users_C] + split.trajectory_U[users_C])[:, None] + np.arange(steps)
     truth_CT = split.catalogue_index_I[store.items_N[rows_CT]]
     times_CT = None if store.times_N is None else store.seconds(rows_CT)
     events_CT = None if store.events_N is None else store.events_N[rows_CT].astype(np.int64)
@@ -96,30 +79,25 @@ def trajectories(ladder: Ladder) -> Trajectories:
 def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     """Predict greedily from the cache: at each step the best item, ties by index; without repeats, the best that was
     neither seen nor predicted before."""
-    device = net.items.weight.device
+    device, steps = net.items.weight.device, given.truth_CT.shape[1]
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
-    steps = given.truth_CT.shape[1]
     for chosen_B, items_BL, _, last_B, times_BT, events_BL in share_of(batches(given.histories, net)):
         n_rows, width = items_BL.shape
         cache = KeyValueCache(n_rows, width + steps - 1, device)
 
-        def first(hidden_BLD: Tensor, table_VD: Tensor, last_B: Tensor = last_B) -> tuple[Tensor, Tensor]:
-            return hidden_BLD.flatten(0, 1)[last_B], table_VD
-
-        hidden_BD, table_VD = net(items_BL, first, cache=cache, times_BT=times_BT, events_BL=events_BL)
+        head = partial(_hidden_at, places_B=last_B)
+        hidden_BD, table_VD = net(items_BL, head, cache=cache, times_BT=times_BT, events_BL=events_BL)
         cache.keep(last_B % width + 1)
-        seen = _seen(given.seen.where(chosen_B), device)
-        rows_S, items_S = (pairs_S[:0] for pairs_S in seen) if repeats else seen
+        rows_S, items_S = _seen(given.seen.where(chosen_B[:0] if repeats else chosen_B), device)
         rows_B = best_B = torch.arange(n_rows, device=device)
-
-        def given_at(values_CT: np.ndarray | None, places: slice, chosen_B: np.ndarray = chosen_B) -> Tensor | None:
-            return None if values_CT is None else torch.from_numpy(values_CT[chosen_B, places]).to(device)
-
         for step in range(steps):
             if step:
-                times_BT = given_at(given.times_CT if net.reads_times else None, slice(step - 1, step + 1))
-                events_BL = given_at(given.events_CT if net.reads_events else None, slice(step - 1, step))
-                hidden_BD = net(best_B[:, None], _of_new, cache=cache, times_BT=times_BT, events_BL=events_BL)
+                if net.reads_times and given.times_CT is not None:
+                    times_BT = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
+                if net.reads_events and given.events_CT is not None:
+                    events_BL = torch.from_numpy(given.events_CT[chosen_B, step - 1 : step]).to(device)
+                head = partial(_hidden_at, places_B=rows_B)
+                hidden_BD, _ = net(best_B[:, None], head, cache=cache, times_BT=times_BT, events_BL=events_BL)
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen
@@ -130,24 +108,22 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     return Decoded(together(items_CT), together(rank_CT))
 
 
-def _of_new(hidden_B1D: Tensor, table_VD: Tensor) -> Tensor:
-    return hidden_B1D[:, 0]
+def _hidden_at(hidden_BLD: Tensor, table_VD: Tensor, places_B: Tensor) -> tuple[Tensor, Tensor]:
+    return hidden_BLD.flatten(0, 1)[places_B], table_VD
 
 
 def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
     """The same for popularity: always the most popular item, or without repeats one after the other."""
     order, truth_CT = by_count(counts_V), torch.from_numpy(given.truth_CT)
-    seen = None if repeats else _seen(given.seen)
-    items_CT = order.ranked(truth_CT[:, 0], truth_CT.shape[1], seen=seen).top_unseen_BK
-    if repeats:
-        items_CT = items_CT[:, :1].expand_as(truth_CT)
-    ranks = []
-    for items_C, truth_C in zip(items_CT.T, truth_CT.T, strict=True):
-        ranks.append(order.ranked(truth_C, 1, seen=seen).rank_unseen_B)
+    items, ranks, seen = [], [], None if repeats else _seen(given.seen)
+    for truth_C in truth_CT.T:
+        found = order.ranked(truth_C, 1, seen=seen)
+        items.append(found.top_unseen_BK[:, 0])
+        ranks.append(found.rank_unseen_B)
         if seen is not None:
-            rows_S = (items_C >= 0).nonzero()[:, 0]
-            seen = Pairs(torch.cat([seen.rows_S, rows_S]), torch.cat([seen.items_S, items_C[rows_S]]))
-    return Decoded(items_CT.numpy(), torch.stack(ranks, 1).numpy())
+            rows_S = (items[-1] >= 0).nonzero()[:, 0]
+            seen = Pairs(torch.cat([seen.rows_S, rows_S]), torch.cat([seen.items_S, items[-1][rows_S]]))
+    return Decoded(torch.stack(items, 1).numpy(), torch.stack(ranks, 1).numpy())
 
 
 def decode_repeating(counts_V: np.ndarray, given: Trajectories) -> Decoded:
@@ -162,11 +138,6 @@ def _seen(seen: Cases, device: torch.device | None = None) -> Pairs:
     """The distinct items that each history holds."""
     pairs = np.unique(np.stack([seen.case_N, seen.items_N]), axis=1)
     return Pairs(*torch.from_numpy(pairs).to(device))
-
-
-def step_values(decoded: Decoded, step: int) -> dict[str, np.ndarray]:
-    """[rank <= k] of the true item of a step, for each user, by metric."""
-    return {f"HR@{k}": (decoded.rank_CT[:, step] <= k).astype(np.float64) for k in HITS}
 
 
 def matched(items_CT: np.ndarray, truth_CT: np.ndarray) -> np.ndarray:
@@ -193,13 +164,13 @@ def trajectory_values(decoded: Decoded, truth_CT: np.ndarray) -> dict[str, np.nd
 
 
 def clipped_matches(items_CT: np.ndarray, truth_CT: np.ndarray, n: int) -> np.ndarray:
-    """How many n-grams of each user are in the true trajectory, each at most as often as there: BLEU's numerator."""
+    """The share of each user's n-grams in the true trajectory, each at most as often as there: BLEU's precision."""
     grams = [np.lib.stride_tricks.sliding_window_view(sequence_CT, n, axis=1) for sequence_CT in (items_CT, truth_CT)]
     # Each n-gram as one number; n-grams with an item outside the catalogue match nothing.
     _, codes = np.unique(np.concatenate([g.reshape(-1, n) for g in grams]), axis=0, return_inverse=True)
     mine, true = codes.ravel().reshape(2, *grams[0].shape[:2])
     true = np.where((grams[1] < 0).any(2), -1, true)
-    return matched(mine, true).sum(1).astype(np.float64)
+    return matched(mine, true).sum(1) / mine.shape[1]
 
 
 def bleu(
@@ -210,10 +181,8 @@ def bleu(
     The geometric mean over n of matched n-grams / n-grams. All trajectories are equally long, so there is no brevity
     penalty. torchmetrics' bleu_score would give one number, not a draw for each resample.
     """
-    steps = truth_CT.shape[1]
-    precisions_NR = [
-        resamples.mean(clipped_matches(items_CT, truth_CT, n) / (steps - n + 1), users_C) for n in range(1, order + 1)
-    ]
+    shares = [clipped_matches(items_CT, truth_CT, n) for n in range(1, order + 1)]
+    precisions_NR = [resamples.mean(share_C, users_C) for share_C in shares]
     return np.prod(np.maximum(precisions_NR, 0), 0) ** (1 / order)
 
 
@@ -243,10 +212,11 @@ def _sections(
     """By step, and the whole."""
     users_C, truth_CT = given.histories.users_C, given.truth_CT
     resamples = UserResamples(users_C, seed)
-    n, steps = len(users_C), truth_CT.shape[1]
+    n, steps = truth_CT.shape
 
     def at_step(runs: list[Decoded], step: int) -> Draws:
-        return resamples.means_of_runs([step_values(run, step) for run in runs], users_C)
+        hits = [{f"HR@{k}": (run.rank_CT[:, step] <= k).astype(np.float64) for k in HITS} for run in runs]
+        return resamples.means_of_runs(hits, users_C)
 
     def of_whole(runs: list[Decoded]) -> Draws:
         draws = resamples.means_of_runs([trajectory_values(run, truth_CT) for run in runs], users_C)

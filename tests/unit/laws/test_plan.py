@@ -11,7 +11,7 @@ import pytest
 
 from lrec.errors import UserError
 from lrec.laws.analysis import analyse
-from lrec.laws.choosers import Compute, DataChooser
+from lrec.laws.choosers import DataChooser, flops_per_interaction
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.fit_json import write_fit
 from lrec.laws.intervals import Prediction
@@ -63,8 +63,6 @@ def test_the_best_size_for_a_budget_is_the_closed_form() -> None:
 def test_budget_loss_and_size_lead_to_one_plan() -> None:
     chooser = DataChooser(chinchilla())
     by_flops = chooser.for_flops(1e14)
-    assert by_flops.size is not None
-    assert by_flops.data is not None
     for other in (chooser.for_loss(float(chooser.loss(by_flops.size, by_flops.data))), chooser.for_size(by_flops.size)):
         assert other.size == pytest.approx(by_flops.size, rel=1e-4)
         assert other.flops == pytest.approx(1e14, rel=1e-3)
@@ -79,25 +77,25 @@ def test_limited_data_is_repeated_as_long_as_that_helps_and_never_beyond_what_wa
             REPEATED, np.stack([np.full(3001, size), passes * 1e6, np.full(3001, 1e6)], 1)
         )
         assert choice.epochs == pytest.approx(passes[losses.argmin()], abs=0.1)
-    assert chooser.for_size(1e7).epochs < chooser.for_size(1e5).epochs  # type: ignore[operator]
+    assert chooser.for_size(1e7).epochs < chooser.for_size(1e5).epochs
     for flops in np.geomspace(1e10, 1e18, 9):
-        assert chooser.for_flops(flops).epochs <= 16 * (1 + 1e-6)  # type: ignore[operator]
+        assert chooser.for_flops(flops).epochs <= 16 * (1 + 1e-6)
 
 
 def test_a_larger_budget_never_plans_a_higher_loss_where_passes_do_harm() -> None:
     chooser = DataChooser(overfitting(), unique=1e6)
     budgets = np.geomspace(1e11, 1e17, 7)
     choices = [chooser.for_flops(flops) for flops in budgets]
-    losses = np.array([float(chooser.loss(c.size, c.data)) for c in choices])  # type: ignore[arg-type]
+    losses = np.array([float(chooser.loss(c.size, c.data)) for c in choices])
     assert (np.diff(losses) <= 1e-6).all()
-    assert all(choice.flops <= flops * (1 + 1e-6) for choice, flops in zip(choices, budgets, strict=True))  # type: ignore[operator]
+    assert all(choice.flops <= flops * (1 + 1e-6) for choice, flops in zip(choices, budgets, strict=True))
     # Brute force over N and D of the budget.
     n, passes = (g.ravel() for g in np.meshgrid(np.geomspace(1e3, 1e11, 800), np.geomspace(1, 16, 300)))
     n, passes = n[6 * n * passes * 1e6 <= 1e15], passes[6 * n * passes * 1e6 <= 1e15]
     least = LAWS["overfitting"].loss(REPEATED, np.stack([n, passes * 1e6, np.full(len(n), 1e6)], 1)).min()
     assert float(np.interp(1e15, budgets, losses)) == pytest.approx(least, rel=1e-3)
     reached = chooser.for_loss(float(losses[3]))
-    assert reached.flops <= budgets[3] * 1.01  # type: ignore[operator]
+    assert reached.flops <= budgets[3] * 1.01
 
 
 def test_used_up_data_is_said_whenever_it_bounds_the_plan() -> None:
@@ -126,17 +124,17 @@ def test_doubling_data_beats_doubling_parameters_from_the_size_said() -> None:
     border = chooser.data_limited_from(choice)
     assert border is not None
     for size, data_wins in ((border / 1.1, False), (border * 1.1, True)):
-        assert (chooser.loss(size, 2 * choice.data) < chooser.loss(2 * size, choice.data)) == data_wins  # type: ignore[operator]
+        assert (chooser.loss(size, 2 * choice.data) < chooser.loss(2 * size, choice.data)) == data_wins
 
 
 def test_flops_of_an_interaction_are_those_of_the_points() -> None:
     x = grid()
     per_interaction = 6 * x[:, 0] + 900 * x[:, 0] ** 0.5
     points = points_of(x).with_columns(flops=pl.Series(per_interaction * x[:, 1]))
-    compute = Compute.of(points)
-    assert compute.per_interaction(1e8) == pytest.approx(6e8 + 900 * 1e4, rel=1e-9)
-    assert Compute.of(points.drop("flops")).per_interaction(1e8) == 6e8
-    assert Compute.of(points.with_columns(flops=5 * pl.col("x") * pl.col("d"))).per_interaction(1e8) == 6e8
+    assert flops_per_interaction(points)(1e8) == pytest.approx(6e8 + 900 * 1e4, rel=1e-9)
+    assert flops_per_interaction(points.drop("flops"))(1e8) == 6e8
+    too_few = points.with_columns(flops=5 * pl.col("x") * pl.col("d"))
+    assert flops_per_interaction(too_few)(1e8) == 6e8
 
 
 def test_links_find_the_law_that_made_the_metric() -> None:

@@ -17,6 +17,7 @@ from lrec.errors import UserError
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit import fit
 from lrec.laws.loss_laws import LAWS
+from lrec.laws.predict import compare
 from lrec.laws.table import source_hash
 from lrec.study.fit_command import fit_command
 from lrec.study.points import read_points
@@ -143,12 +144,12 @@ def test_bad_requests_leave_nothing_behind(tmp_path: Path, options: dict[str, An
 def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
     points = read_points([write_points(tmp_path)])
     fitted = fit(LAWS["lsrm"], points["x"].to_numpy(), points["y"].to_numpy())
-    axes, residuals = fit_figure(fitted, fitted, fitted.predict([4e6]), floor=3.9).axes[:2]
+    came = compare(fitted, fitted.predict([4e6]), pl.DataFrame({"x": [4e6], "y": [4.1]}))
+    axes, residuals = fit_figure(fitted, fitted, came, floor=3.9).axes[:2]
     _, labels = axes.get_legend_handles_labels()
     shown = "\n".join(labels)
-    for wanted in ("E + (x0/x)^a", "90 % band", "single runs", "fitted sizes", "predicted", "floor 3.9"):
+    for wanted in ("E + (x0/x)^a", "90 % band", "single runs", "fitted sizes", "predicted", "actual", "floor 3.9"):
         assert wanted in shown
-    assert "actual" not in shown
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert residuals.get_xlabel() == "parameters without embeddings, N_body"
 

@@ -1,0 +1,133 @@
+"""A law of the best learning rate and batch: powers of size and data, fitted to runs of any rates and batches.
+
+About its optimum the loss is a parabola in ln batch, v, and in ln rate, u, steeper above the best rate than below:
+ln L = ln L* + (c_low or c_high) u^2 / 2 + c_batch v^2 / 2, u = ln rate - ln rate* - s v. Settings (N, D) share
+curvatures; each has its own L*, and an optimum that scatters about the powers. What few settings do not determine is
+taken from published exponents (arXiv 2503.04715, 2505.13738, 2512.22382; OLMo's ladder); the prior is as wide as these.
+
+Shapes: N points, C settings, P parameters.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from scipy.optimize import least_squares, minimize_scalar
+from scipy.stats import norm
+
+from lrec.errors import UserError
+from lrec.laws.law import Array
+
+NAMES = ("rate", "rate_N", "rate_D", "batch", "batch_N", "batch_D", "slope", "c_low", "c_high", "c_batch")
+"""ln of the optimum in the middle of the runs, its exponents, s, and ln of the curvatures."""
+MEAN_P = np.array([0.0, -0.45, 0.15, 0.0, 0.0, 0.5, 0.5, np.log(0.01), np.log(0.04), np.log(0.01)])
+SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 1.5])  # believed of these before the runs are seen
+SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting about the powers
+NEAR = 0.03  # runs whose loss is more than this share above the best of their setting say nothing of its optimum
+NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L about the parabola, before the residuals tell, and the least that they may
+LEVEL = 0.9
+LEAST_RUNS = 6
+
+
+@dataclass(frozen=True)
+class RateChoice:
+    """A rate and a batch, 90 % intervals of the best ones, and the share of the loss that missing them may cost."""
+
+    rate: float
+    rate_low: float
+    rate_high: float
+    batch: float
+    batch_low: float
+    batch_high: float
+    cost: float
+
+
+class RateLaw:
+    """The law fitted to runs: columns x (N), d (D), rate, batch and y (loss); runs that diverged are left out.
+
+    Raises:
+        UserError: values that are not positive, or fewer than `LEAST_RUNS` runs near the best of their settings.
+    """
+
+    def __init__(self, points: pl.DataFrame) -> None:
+        runs = points.select("x", "d", "rate", "batch", "y").cast(pl.Float64).filter(pl.col("y").is_finite())
+        if not (runs.to_numpy() > 0).all():
+            raise UserError("rate law: every size, amount of data, rate, batch and loss must be positive")
+        runs = runs.filter(pl.col("y") <= (1 + NEAR) * pl.col("y").min().over("x", "d"))
+        if len(runs) < LEAST_RUNS or runs["rate"].n_unique() < 3:
+            raise UserError(
+                f"rate law: {len(runs)} runs are within 3 % of the best; {LEAST_RUNS} and three rates are needed"
+            )
+        log_N5 = np.log(runs.to_numpy())
+        self._middle_4 = log_N5[:, :4].mean(0)
+        self._place_N2, self._tried_N2 = np.split(log_N5[:, :4] - self._middle_4, 2, axis=1)
+        self._y_N = log_N5[:, 4]
+        cells, self._cell_N = np.unique(self._place_N2, axis=0, return_inverse=True)
+        self._cell_N = self._cell_N.ravel()
+        best_C = [self._y_N[self._cell_N == c].min() for c in range(len(cells))]
+        start_P, noise = np.concatenate([MEAN_P, best_C, np.zeros(2 * len(cells))]), NOISE
+        for _ in range(3):
+            end = least_squares(self._residuals, start_P, loss="huber", args=(noise,))
+            start_P, off_N = end.x, np.abs(self._off(end.x))
+            noise = max(LEAST_NOISE, 1.4826 * float(np.median(off_N)))
+        k = len(NAMES)
+        self._theta_P, self._covariance_PP = end.x[:k], np.linalg.inv(end.jac.T @ end.jac)[:k, :k]
+        self.parameters = dict(zip(NAMES, self._theta_P.tolist(), strict=True))
+
+    def choose(self, size: float, data: float, batch: float | None = None) -> RateChoice:
+        """What to train a size on so much data with, at the batch where one is given.
+
+        The rate is below the best by what its uncertainty calls for: above it the loss rises faster.
+        """
+        middle_2 = self._middle_4[2:]
+        best_2, sd_2 = self._optimum(*np.log([size, data]) - self._middle_4[:2])
+        log_batch = best_2[1] if batch is None else np.log(batch) - middle_2[1]
+        miss, (slope, *_, of_batch) = log_batch - best_2[1], self._theta_P[6:]
+        log_rate = best_2[0] + slope * miss
+        found = minimize_scalar(lambda shift: self._cost(shift, sd_2[0]), bounds=(-2.0, 0.5), method="bounded")
+        cost = float(found.fun) + np.exp(of_batch) * (miss**2 + sd_2[1] ** 2) / 2
+        reach_2 = norm.ppf((1 + LEVEL) / 2) * sd_2
+        rate, rate_low, rate_high = np.exp(
+            middle_2[0] + log_rate + np.array([found.x, -reach_2[0], reach_2[0]])
+        ).tolist()
+        batch_low, batch_high = np.exp(middle_2[1] + best_2[1] + np.array([-reach_2[1], reach_2[1]])).tolist()
+        chosen = float(np.exp(middle_2[1] + log_batch))
+        return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, float(np.expm1(cost)))
+
+    def cost(self, size: float, data: float, rate: float, batch: float) -> float:
+        """The share of the loss that this rate and batch are expected to cost, the optimum being uncertain."""
+        n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
+        best, sd = self._optimum(n, d)
+        v = log_batch - best[1]
+        u = log_rate - best[0] - self._theta_P[6] * v
+        return float(np.expm1(self._cost(u, sd[0]) + np.exp(self._theta_P[9]) * (v**2 + sd[1] ** 2) / 2))
+
+    def _cost(self, u: float, sd: float) -> float:
+        """Mean of the parabolas' halves over a normal distribution of the best rate, u from whose mean the rate is."""
+        low, high = np.exp(self._theta_P[7:9])
+        z, square = u / sd, u**2 + sd**2
+        above = square * norm.cdf(z) + u * sd * norm.pdf(z)
+        return float(low * (square - above) + high * above) / 2
+
+    def _optimum(self, n: float, d: float) -> tuple[Array, Array]:
+        """ln rate* and ln batch*, and their standard deviations."""
+        by_2P = np.zeros((2, len(NAMES)))
+        by_2P[0, :3] = by_2P[1, 3:6] = 1, n, d
+        variance_2 = ((by_2P @ self._covariance_PP) * by_2P).sum(1) + SCATTER**2
+        return by_2P @ self._theta_P, np.sqrt(variance_2)
+
+    def _off(self, theta_P: Array) -> Array:
+        """ln L of each run minus that of its setting's parabola."""
+        (r, r_n, r_d, b, b_n, b_d, slope, *curvatures), rest_C3 = theta_P[: len(NAMES)], theta_P[len(NAMES) :]
+        best_N, rate_N, batch_N = rest_C3.reshape(3, -1)[:, self._cell_N]
+        low, high, of_batch = np.exp(curvatures)
+        n_N, d_N = self._place_N2.T
+        v_N = self._tried_N2[:, 1] - (b + b_n * n_N + b_d * d_N + batch_N)
+        u_N = self._tried_N2[:, 0] - (r + r_n * n_N + r_d * d_N + rate_N) - slope * v_N
+        return self._y_N - best_N - (np.where(u_N < 0, low, high) * u_N**2 + of_batch * v_N**2) / 2
+
+    def _residuals(self, theta_P: Array, noise: float) -> Array:
+        """Of the runs, of the priors and of the settings' scatter, each in its own standard deviations."""
+        k, cells = len(NAMES), self._cell_N.max() + 1
+        scatter_C = theta_P[k + cells :] / SCATTER
+        return np.concatenate([self._off(theta_P) / noise, (theta_P[:k] - MEAN_P) / SD_P, scatter_C])
