@@ -20,8 +20,8 @@ from lrec.data.store.long_work import map_ahead
 from lrec.errors import UserError
 
 _BATCH = 500_000
-_FEW_ROWS = 1000
 _MOST_KEYS = 1000
+_KEYS_PIECE = 1 << 16  # bytes of JSON whose keys are looked for at once
 _NESTED_BATCH = 50_000  # for rows that contain lists
 _SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -250,15 +250,17 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
 
 
 def _keys(block: bytes, name: str, row: int) -> list[str]:
-    """The keys of all objects, as Polars finds them, and a few rows first, for many keys take Polars minutes."""
-    for rows in (_FEW_ROWS, None):
+    """The keys of all objects, as Polars finds them in one piece after the other: many keys take it minutes at once."""
+    keys: dict[str, None] = {}
+    start = 0
+    while start < len(block) and len(keys) <= _MOST_KEYS:
+        end = block.find(b"\n", start + _KEYS_PIECE) + 1 or len(block)
         try:
-            keys = list(pl.scan_ndjson(io.BytesIO(block), infer_schema_length=rows).collect_schema())
+            keys |= dict.fromkeys(pl.scan_ndjson(block[start:end], infer_schema_length=None).collect_schema())
         except PolarsError:  # a damaged line, or a column of incompatible types
             return _json_keys(block, name, row)
-        if len(keys) > _MOST_KEYS:
-            return _json_keys(block, name, row)
-    return keys
+        start = end
+    return list(keys) if len(keys) <= _MOST_KEYS else _json_keys(block, name, row)
 
 
 def _json_keys(block: bytes, name: str, row: int) -> list[str]:
