@@ -92,8 +92,8 @@ class Cases:
         return self._with(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
 
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
-        """The same cases with these histories; each of their items is as old, as blank and of the same type of event
-        as the item that stood at its entry of places_M."""
+        """The same cases with these histories; each of their items is as old, as blank and of the same type of event as
+        the item that stood at its entry of places_M."""
         return self._with(items_M, lengths_C, places_M)
 
     def _with(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:

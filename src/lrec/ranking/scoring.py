@@ -2,8 +2,8 @@
 
 Both go over the scores once, a piece of some rows and some items at a time that stays in the processor's cache. What is
 kept of a piece can be added to what is kept of others: a log-sum, a number of items above the target, the best items.
-So it is where processes share the table: each scores the rows of all processes against its part of the catalogue.
-Lists alone need few exact scores, and some processors find out faster which ones (`shortlist`).
+So it is where processes share the table: each scores the rows of all processes against its part of the catalogue. Lists
+alone need few exact scores, and some processors find out faster which ones (`shortlist`).
 
 On a device other than a CPU the host never waits for a number: it knows all sizes from the batch. On a CPU each thread
 scores blocks of its own; before and after that, all is done on one core, because threads that share an operation spin

@@ -137,8 +137,8 @@ class _TrainDataset(Dataset[TrainBatch]):
 class TrainLoader:
     """This rank's micro-batches of one epoch per pass; it owns (epoch, step consumed) and resumes exactly.
 
-    Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one.
-    The state may be loaded on another number of ranks, but only with as many steps to an epoch, which Lightning goes on
+    Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one. The
+    state may be loaded on another number of ranks, but only with as many steps to an epoch, which Lightning goes on
     counting; and in the middle of an epoch only with its seed and accumulation.
     """
 

@@ -4,6 +4,7 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -69,42 +70,25 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
     Line ends at the end of the file and a byte order mark at its start are dropped. With `quotes`, a line end between
     double quotes does not end a row. `name` is the file, for messages.
     """
-    held = bytearray()
-    begun = False
-    lines = 0
-    for part in parts:
-        held += part
-        if len(held) < BLOCK:
+    held, lines = bytearray(), 0
+    for part in chain(parts, [None]):
+        held += part or b""
+        if part is not None and len(held) < BLOCK:
             continue
-        end = _without_line_ends(held, _last_row_end(held, quotes))
-        if end:
-            yield (block := _without_start(held, end, begun))
+        end = len(held) if part is None else _last_row_end(held, quotes)
+        while end and held[end - 1] in b"\r\n":
+            end -= 1
+        if end and (lines or held.strip()):
+            block = bytes(memoryview(held)[:end])
+            yield block if lines else block.removeprefix(BYTE_ORDER_MARK)
             lines += count_byte(block, "\n") + 1
-            # The line ends stay: they are blank rows unless only line ends follow.
-            del held[:end]
-            begun = True
+            # Further line ends stay: they are blank rows unless only line ends follow.
+            del held[: end + (2 if held.startswith(b"\r\n", end) else held.startswith(b"\n", end))]
         elif len(held) > _LONGEST_ROW:
             problem = "a quote is not closed" if quotes and b'"' in held else "the row does not end"
             raise UserError(f"{name}, row {lines + 1}: {problem} within {_LONGEST_ROW >> 20} MiB")
-    end = _without_line_ends(held, len(held))
-    if not begun and not held.strip():
+    if lines == 0:
         raise UserError(f"{name} is empty")
-    if end:
-        yield _without_start(held, end, begun)
-
-
-def _without_start(held: bytearray, end: int, begun: bool) -> bytes:
-    """The first `end` bytes without the line end that the block before left, or without a byte order mark."""
-    if not begun:
-        return bytes(memoryview(held)[:end]).removeprefix(BYTE_ORDER_MARK)
-    start = 2 if held.startswith(b"\r\n") else 1 if held.startswith(b"\n") else 0
-    return bytes(memoryview(held)[start:end])
-
-
-def _without_line_ends(held: bytearray, end: int) -> int:
-    while end and held[end - 1] in b"\r\n":
-        end -= 1
-    return end
 
 
 def count_byte(data: bytes, character: str) -> int:

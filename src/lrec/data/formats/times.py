@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -23,22 +23,19 @@ _TOO_FINE = r"\.\d{6}\d*[1-9]"
 
 
 def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
-    """Times as int64, those of dates in microseconds, and their kind; null where they cannot be read as of this kind.
-
-    A date that is finer than a microsecond cannot be read. `kind` tells what text contains; None: whichever leaves
-    fewest nulls.
-    """
+    """Times as int64, those of dates in microseconds, and their kind; null where they cannot be read as of this kind,
+    or are finer than a microsecond. `kind` tells what text contains; None: whichever leaves fewest nulls."""
     if isinstance(raw.dtype, _DATES):
         times = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")
         if isinstance(raw.dtype, pl.Datetime) and raw.dtype.time_unit == "ns":
             times = times.set(raw.dt.epoch("ns") % 1000 != 0, None)
         return times, "date"
     if raw.dtype == pl.String:
-        numbers = raw.cast(pl.Int64, strict=False)
-        if numbers.null_count() == 0 and kind in (None, "number"):
-            return numbers, "number"
-        text = raw.str.strip_chars()
-        found = {each: read(text) for each, read in _READ.items() if kind in (None, each)}
+        found: dict[Kind, pl.Series] = {}
+        for each in (kind,) if kind else get_args(Kind):  # where two read as much of the text, the first is chosen
+            found[each] = _READ[each](raw.str.strip_chars())
+            if found[each].null_count() == 0:
+                break
         best = min(found, key=lambda each: found[each].null_count())
         return found[best], best
     if raw.dtype.is_float():
@@ -49,11 +46,8 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
 
 
 def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
-    """Times as whole seconds, int64: numbers in the unit that their median tells, or dates.
-
-    Raises:
-        UserError: one of `what` cannot be read.
-    """
+    """Times as whole seconds, int64: numbers in the unit that their median tells, or dates; UserError where one of
+    `what` cannot be read."""
     times, kind = parse_times(raw, None)
     if times.null_count():
         row = int(times.is_null().arg_max() or 0)
@@ -75,7 +69,8 @@ def not_a_time(raw: pl.Series, row: int, kind: Kind) -> str:
 
 
 def _numbers(text: pl.Series) -> pl.Series:
-    return text.cast(pl.Int64, strict=False).fill_null(_whole(text.cast(pl.Float64, strict=False)))
+    numbers = text.cast(pl.Int64, strict=False)
+    return numbers.fill_null(_whole(text.cast(pl.Float64, strict=False))) if numbers.null_count() else numbers
 
 
 def _whole(numbers: pl.Series) -> pl.Series:
@@ -104,12 +99,8 @@ def _spaced(text: pl.Series) -> pl.Series:
     return text.set(text.str.contains(_TOO_FINE), None).str.replace("T", " ", literal=True)
 
 
-# Text can be of each kind; where two read as much of it, the first is chosen.
-_READ: dict[Kind, Callable[[pl.Series], pl.Series]] = {
-    "number": _numbers,
-    "date": _iso_dates,
-    "date with an offset": _iso_dates_with_offset,
-}
+_READ: dict[Kind, Callable[[pl.Series], pl.Series]]
+_READ = {"number": _numbers, "date": _iso_dates, "date with an offset": _iso_dates_with_offset}
 
 
 class TimeUnits:

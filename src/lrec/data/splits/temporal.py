@@ -1,7 +1,6 @@
 """The split by time.
 
-Positions count from 0 within a user's sequence, ordered by (time, row of the source).
-Shape suffix: U users.
+Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffix: U users.
 """
 
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ class GlobalTemporal(SplitRule):
     """Cut everyone's sequence at the same two times: training before the first, validation up to the second, then test.
 
     A cut is a share of all interactions in the order of time (0.8), a time in the source's unit (1388534400), or an ISO
-    date, UTC unless it says otherwise ("2014-01-01"). Interactions at the time of a cut come after it, so that
-    ties stay together. A target's input is everything of the user before it, including targets; a user's very first
+    date, UTC unless it says otherwise ("2014-01-01"). Interactions at the time of a cut come after it, so that ties
+    stay together. A target's input is everything of the user before it, including targets; a user's very first
     interaction is not a target, because it has no input.
 
     Args:

@@ -1,8 +1,8 @@
 """Rows of any number, in bounded memory: kept in the order of their source, then handed out user after user.
 
 Rows are columns of integers, in pieces. They stay in memory up to a limit; beyond it they go to a file. Either way
-every piece is split into ranges of users of a size that fits, and each range is ordered by itself, so the result is
-the same.
+every piece is split into ranges of users of a size that fits, and each range is ordered by itself, so the result is the
+same.
 
 Shape suffixes: N rows of a range, U users, I items, K ids.
 """
@@ -103,12 +103,7 @@ class Ordered(NamedTuple):
 
 
 def ordered(
-    rows: RowBuffer,
-    folder: Path,
-    users: Ranked,
-    items: Ranked,
-    range_rows: int,
-    repeats: bool,
+    rows: RowBuffer, folder: Path, users: Ranked, items: Ranked, range_rows: int, repeats: bool
 ) -> Iterator[Ordered]:
     """Rows by (user, time, place in the source), without those that are identical to an earlier one.
 
