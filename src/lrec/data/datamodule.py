@@ -3,6 +3,7 @@
 import secrets
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample
-from lrec.data.batching.plan import BatchPlan, SharedPlans, check_step, shared_folder
+from lrec.data.batching.plan import BatchPlan, check_step, shared_epoch, shared_folder
 from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
@@ -110,8 +111,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.validation_users = validation_users
         self._urls: list[str] = []
         self.given_store: Path | None = None
-        if store is not None:
-            self.given_store = self.local(store)
+        self.given_store = None if store is None else self.local(store)
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -256,7 +256,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         if ranks.world * max(self.num_workers, 1) > 1:  # which would each make every epoch's plan
             token = secrets.token_hex(8)
             folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
-            epoch_plan = SharedPlans(self.batch_plan, self.seed, folder).epoch
+            epoch_plan = partial(shared_epoch, self.batch_plan, self.seed, folder)
         plan, index_I, workers = self.batch_plan, self.cuts.catalogue_index_I, self.num_workers
         loader = TrainLoader(plan, index_I, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times)
         if self._resume is not None:

@@ -80,10 +80,8 @@ class BatchPlan:
         return self.part.targets_in(epoch.starts_W[window], epoch.lengths_W[window])
 
     def epoch(self, seed: int, epoch: int) -> EpochPlan:
-        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps.
-
-        The order of the steps is random, but short and long windows alternate.
-        """
+        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps;
+        short and long ones alternate at random."""
         random = np.random.default_rng([seed, epoch])
         starts_W, lengths_W = self._windows(random)
         order = random.permutation(len(starts_W))
@@ -121,19 +119,15 @@ class BatchPlan:
 
 
 def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
-    """The part, 0 .. n - 1, of each window when the row of windows is cut into n parts of near-equal targets.
-
-    A window goes where its middle falls. Windows shorter than total / n leave no part empty.
-    """
+    """The part, 0 .. n - 1, of each window when the row of windows is cut into n parts of near-equal targets: where its
+    middle falls. Windows shorter than total / n leave no part empty."""
     middle2 = 2 * np.cumsum(lengths) - lengths
     return np.minimum(middle2 * n // (2 * total), n - 1)
 
 
 def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A random place in the epoch for each step, such that a few steps in a row have lengths of all kinds.
-
-    Many steps of one length in a row would pull the optimizer towards the users with histories of that length.
-    """
+    """A random place in the epoch for each step, such that a few steps in a row have lengths of all kinds: many of one
+    length would pull the optimizer towards the users with such histories."""
     keys_T = np.empty(len(lengths_T))
     for alike in np.array_split(np.argsort(lengths_T, kind="stable"), LENGTH_CLASSES):
         # One step in each of len(alike) equal parts of the epoch.
@@ -143,34 +137,19 @@ def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarr
     return places_T
 
 
-@dataclass(frozen=True)
-class SharedPlans:
-    """The plans of a run's epochs in a folder, which each start of a run makes again.
-
-    Attributes:
-        plan: That of all epochs.
-        seed: Seed of the order of training.
-        folder: Where processes of this run share them.
-    """
-
-    plan: BatchPlan
-    seed: int
-    folder: Path
-
-    def epoch(self, epoch: int) -> EpochPlan:
-        """The same as `plan.epoch(seed, epoch)`."""
-        mine = self.folder / str(epoch)
-        names = [field.name for field in fields(EpochPlan)]
-        with locked(self.folder / ".lock"):
-            if not mine.exists():
-                made = self.plan.epoch(self.seed, epoch)
-                with replacing(mine) as unfinished:
-                    unfinished.mkdir()
-                    for name in names:
-                        np.save(unfinished / f"{name}.npy", getattr(made, name))
-            # Processes take their steps together: nobody will ask for the epoch before the last one.
-            shutil.rmtree(self.folder / str(epoch - 2), ignore_errors=True)
-            return EpochPlan(*(np.asarray(np.load(mine / f"{name}.npy", mmap_mode="r")) for name in names))
+def shared_epoch(plan: BatchPlan, seed: int, folder: Path, epoch: int) -> EpochPlan:
+    """The same as `plan.epoch(seed, epoch)`, made once by the processes of a run that share a folder."""
+    mine, names = folder / str(epoch), [field.name for field in fields(EpochPlan)]
+    with locked(folder / ".lock"):
+        if not mine.exists():
+            made = plan.epoch(seed, epoch)
+            with replacing(mine) as unfinished:
+                unfinished.mkdir()
+                for name in names:
+                    np.save(unfinished / f"{name}.npy", getattr(made, name))
+        # Processes take their steps together: nobody will ask for the epoch before the last one.
+        shutil.rmtree(folder / str(epoch - 2), ignore_errors=True)
+        return EpochPlan(*(np.asarray(np.load(mine / f"{name}.npy", mmap_mode="r")) for name in names))
 
 
 def shared_folder(token: str) -> Path:

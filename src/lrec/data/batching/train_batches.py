@@ -46,7 +46,6 @@ def train_batch(
     with_times: bool = False,
     step_positions: int | None = None,
 ) -> TrainBatch:
-    """Gather the windows' items, their types of event where there are any, and their times where they are asked for."""
     store, no_windows = part.store, len(starts) == 0
     if no_windows:
         starts, lengths = np.zeros((2, 1), dtype=np.int64)
@@ -153,8 +152,7 @@ class TrainLoader:
         epoch_plan: Callable[[int], EpochPlan] | None = None,
         with_times: bool = False,
     ) -> None:
-        """Serve the batches of a plan in the order of a seed; `epoch_plan` gives an epoch's plan where others share it,
-        and with_times asks for the times of events."""
+        """`epoch_plan` gives an epoch's plan where processes share it."""
         self.ranks, self.n_steps, self._plan, self._seed = ranks, plan.n_steps, plan, seed
         self._keys: list[tuple[int, int, int]] = []  # of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)

@@ -135,8 +135,8 @@ class Process:
     def bayes_loss(self, items_UL: np.ndarray, targets: Targets, catalogue_V: np.ndarray) -> float:
         """Mean -log p(target | the items before), in nats.
 
-        p is renormalised over the items of the catalogue (a mask), and targets outside it are left out, as they are
-        for a model. A model's input lacks items outside the catalogue, this one's does not.
+        p is renormalised over the items of the catalogue (a mask), and targets outside it are left out, as they are for
+        a model. A model's input lacks items outside the catalogue, this one's does not.
         """
         loss, known = 0.0, 0
         for position in np.unique(targets.positions_T):

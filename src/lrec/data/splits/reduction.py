@@ -36,11 +36,8 @@ class Reduction:
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on.
-
-    The entries are rows of the store, or of `rows` (ascending rows of the store) where single interactions were
-    dropped.
-    """
+    """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on. The entries are rows of the store, or
+    of `rows` (ascending rows of the store) where single interactions were dropped."""
 
     store: Store
     starts_U: np.ndarray

@@ -36,11 +36,7 @@ class SplitRule(ABC):
         """
 
     def __call__(self, store: Store) -> "Split":
-        """Cut the store's users; whatever the rule, the cut is checked, for leaks above all.
-
-        Raises:
-            UserError: the rule is not a dataclass, or its split is not whole, leaks, or leaves nothing to train on.
-        """
+        """Cut the store's users; UserError where the cut is not whole, leaks, or leaves nothing to train on."""
         name = type(self).__name__
         if not is_dataclass(self):
             raise UserError(f"split {name}: make it a frozen dataclass, so that its options are part of its repr")

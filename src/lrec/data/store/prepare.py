@@ -81,9 +81,8 @@ def prepare_store(
 ) -> Path:
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
-    `read` is called only if the store is not there. The store does not depend on `memory_gib` (None: half of what is
-    available): rows that do not fit go to a temporary folder beside the store. `reading` says how the raw data were
-    read, to those who have only the store.
+    The store does not depend on `memory_gib` (None: half of what is available): rows that do not fit go to a temporary
+    folder in it. `reading` says how the raw data were read, to those who have only the store.
     """
     path = store_path(data_dir, name, source, k_core)
     _remember_hashes(Path(data_dir))

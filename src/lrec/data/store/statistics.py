@@ -18,8 +18,7 @@ class Counter:
     def __init__(self, n_items: int) -> None:
         self.counts_I = np.zeros(n_items, dtype=np.int64)
         self._lengths: list[np.ndarray] = []
-        self._repeats = 0
-        self._ties = 0
+        self._repeats = self._ties = 0
         self._times: list[int] = []
 
     def add(self, lengths_U: np.ndarray, items_N: np.ndarray, times_N: np.ndarray | None) -> None:

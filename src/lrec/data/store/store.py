@@ -59,9 +59,8 @@ class Store:
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{path} is not a store (it has no meta.json): prepare it with `lrec data prepare`"
-            ) from None
+            problem = "is not a store (it has no meta.json): prepare it with `lrec data prepare`"
+            raise UserError(f"{path} {problem}") from None
         except ValueError:
             raise UserError(f"{path / 'meta.json'} is damaged: delete the store and prepare it again") from None
         if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
@@ -96,7 +95,7 @@ class Store:
 
     @property
     def event_types(self) -> list[str]:
-        """Names of the types of event, in text order; none where the data name none."""
+        """Names of the types of event, in text order."""
         return list(self.facts.get("event_types", []))
 
     def seconds(self, rows_N: np.ndarray) -> np.ndarray:
@@ -190,13 +189,8 @@ def _header(name: str, length: int) -> bytes:
 
 
 def _describe_file(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "blocks": _sampled_hash(path, stat.st_size),
-        "sha256": file_hash(path),
-    }
+    size, mtime_ns = path.stat().st_size, path.stat().st_mtime_ns
+    return {"size": size, "mtime_ns": mtime_ns, "blocks": _sampled_hash(path, size), "sha256": file_hash(path)}
 
 
 def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
@@ -207,9 +201,8 @@ def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
         raise UserError(f"{path} is missing: {remedy}") from None
     if stat.st_size != recorded["size"]:
         raise UserError(f"{path} has {stat.st_size} bytes where {recorded['size']} were written: {remedy}")
-    if _sampled_hash(path, stat.st_size) != recorded["blocks"]:
-        raise UserError(f"{path} was edited after it was written: {remedy}")
-    if (verify or stat.st_mtime_ns != recorded["mtime_ns"]) and file_hash(path) != recorded["sha256"]:
+    whole = verify or stat.st_mtime_ns != recorded["mtime_ns"]
+    if _sampled_hash(path, stat.st_size) != recorded["blocks"] or (whole and file_hash(path) != recorded["sha256"]):
         raise UserError(f"{path} was edited after it was written: {remedy}")
 
 

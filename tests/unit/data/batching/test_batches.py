@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask
-from lrec.data.batching.plan import BatchPlan, EpochPlan, SharedPlans
+from lrec.data.batching.plan import BatchPlan, EpochPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainBatch, TrainLoader
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems, Split
@@ -277,10 +277,9 @@ def test_processes_of_a_machine_share_an_epoch_s_plan(make_lengths, tmp_path: Pa
             self.made.append(epoch)
             return super().epoch(seed, epoch)
 
-    shared = [SharedPlans(Counted(plan.part, 6, 16), 3, tmp_path) for _ in range(3)]
     for epoch in range(4):
         expected = plan.epoch(3, epoch)
-        for found in (each.epoch(epoch) for each in shared):
+        for found in (shared_epoch(Counted(plan.part, 6, 16), 3, tmp_path, epoch) for _ in range(3)):
             for field in fields(EpochPlan):
                 assert np.array_equal(getattr(found, field.name), getattr(expected, field.name))
     assert Counted.made == [0, 1, 2, 3]
