@@ -34,17 +34,10 @@ class Followers:
         weights_back: Sequence[int] = (1,),
         most: int | None = None,
     ) -> None:
-        """Count the edges.
+        """Count the edges between the interactions of a user, whose order is that of `users_N` and `items_N`.
 
-        Args:
-            users_N: Whose interactions they are; a user's follow on each other, in order.
-            items_N: Their items, catalogue indices.
-            share_V: Each item's share of the interactions, above 0.
-            device: Where rows will be scored.
-            prior: c.
-            weights: Of an edge to the next item, to the one after it ... Whole numbers, so that ties are exact.
-            weights_back: Of the last item of a history, of the one before it ... The two firsts make 1.
-            most: The strongest edges of an item that count; None: all.
+        `weights` are those of an edge to the next item, to the one after it ..., whole numbers, so that ties are exact;
+        `weights_back` of the last item of a history, of the one before it ...; of an item, the `most` strongest count.
         """
         self._weights_back, self._one = np.array(weights_back), weights[0] * weights_back[0]
         edges_VV = csr_array((len(share_V), len(share_V)), dtype=np.int64)
@@ -58,15 +51,7 @@ class Followers:
         self._popular = CommonOrder(torch.from_numpy(np.log(share_V)).float().to(device))
 
     def score(self, items_BL: Tensor, last_M: Tensor, targets_M: Tensor, seen: Pairs, k: int) -> Scores:
-        """Score every item of the catalogue for every target.
-
-        Args:
-            items_BL: The histories that are read.
-            last_M: Flat index of the last item before each target.
-            targets_M: The item of each, -1 outside the catalogue.
-            seen: Items that have been seen before each target.
-            k: Length of the lists.
-        """
+        """Score every item of the catalogue for every target; last_M is the flat index of the last item before each."""
         rows_R, items_R, weights_R = self._reached(items_BL, last_M)
         scores_R = (weights_R + self._prior_V[items_R]).log().float()
         score_M = self._prior_V[targets_M.clamp(min=0)].log().float()

@@ -36,15 +36,9 @@ class _Pairs(NamedTuple):
 
 
 def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases: Cases) -> dict[str, np.ndarray]:
-    """The cross-entropy of each case's target, in nats, by each of `ORDERS`; counted once, by sorting.
+    """The cross-entropy of each case's target, in nats, by each of `ORDERS`; items_N are of training.
 
     A context is known by the place of its last pair among those of the order below, so that keys stay below N V.
-
-    Args:
-        items_N: Training items, user after user, catalogue indices.
-        lengths_U: How many of them each user has.
-        n_items: V.
-        cases: Histories with a target of the catalogue each.
     """
     position_N = ranges(np.zeros_like(lengths_U), lengths_U)
     context_N = np.zeros(len(items_N), dtype=np.int64)

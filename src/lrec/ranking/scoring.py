@@ -1,13 +1,10 @@
 """Heads for evaluation: `score` gives cross-entropy, exact ranks and lists of the best items, `top_items` lists alone.
 
 Both go over the scores once, a piece of some rows and some items at a time that stays in the processor's cache. What is
-kept of a piece can be added to what is kept of others: a log-sum, a number of items above the target, the best items.
-So it is where processes share the table: each scores the rows of all processes against its part of the catalogue. Lists
-alone need few exact scores, and some processors find out faster which ones (`shortlist`).
-
-On a device other than a CPU the host never waits for a number: it knows all sizes from the batch. On a CPU each thread
-scores blocks of its own; before and after that, all is done on one core, because threads that share an operation spin
-for milliseconds when it has ended, on the cores that score.
+kept of a piece (a log-sum, a number of items above the target, the best items) can be added to what is kept of others:
+so processes that share the table each score all rows against their part of it. On a device other than a CPU the host
+never waits for a number; on a CPU each thread scores blocks of its own, and all else is done on one core, because
+threads that share an operation spin for milliseconds when it has ended.
 
 Shape suffixes: B rows, D width, V catalogue, H rows of the table that are held here, C items of a piece, F all scores
 of a piece and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G rows of all processes.
@@ -89,15 +86,7 @@ def score(
 
 @torch.no_grad()
 def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> TopItems:
-    """Only the lists of `score`: exact, over every item that is not among the row's seen pairs.
-
-    Args:
-        hidden_BD: Hidden state of the last position of each row's history.
-        table_VD: Item table; see `score`.
-        seen_rows_S: Row of each seen pair.
-        seen_items_S: Item of each seen pair.
-        k: Length of the lists; capped at the catalogue's size.
-    """
+    """Only the lists of `score`, by the same arguments: exact, over every item that is not among the seen pairs."""
     shard = shard_of(table_VD)
     by_shortlist = cpu_threads.is_cpu(hidden_BD.device) and pays(len(hidden_BD), shard.rows_HD, k)
     search = _Search(hidden_BD, shard, seen_rows_S, seen_items_S, k, by_shortlist)

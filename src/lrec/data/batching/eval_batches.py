@@ -125,28 +125,6 @@ def batch_bounds(lengths_R: np.ndarray, counts_R: np.ndarray) -> list[int]:
     return bounds
 
 
-def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray, counts_B: np.ndarray) -> EvalBatch:
-    """The batch of the chosen entries of the task, row after row, so many in each; without any, one filler row."""
-    store, has_target = split.store, task.with_target and len(chosen) > 0
-    users_M, ends_M = task.users[chosen].astype(np.int64), task.ends[chosen]
-    if len(chosen) == 0:
-        users_M, ends_M, counts_B = np.array([-1]), np.array([0]), np.array([1])
-    last_B = np.cumsum(counts_B) - 1
-    starts_B, ends_B = store.offsets_U1[users_M[last_B]], ends_M[last_B]
-    rows_N = ranges(starts_B, ends_B)
-    items_N = split.catalogue_index_I[store.items_N[rows_N]]
-    times = None
-    if task.with_times:
-        times = store.seconds(rows_N), store.seconds(starts_B + ends_B) if has_target else np.zeros_like(ends_B)
-    places = np.repeat(np.arange(len(counts_B)), counts_B), ends_M
-    events_N = None if store.events_N is None else store.events_N[rows_N]
-    batch = history_batch(items_N, ends_B, max_len, len(split.catalogue_V), times, places, events_N)
-    if has_target:
-        targets_M = split.catalogue_index_I[store.items_N[store.offsets_U1[users_M] + ends_M]]
-        batch = batch._replace(targets_M=torch.from_numpy(targets_M))
-    return batch._replace(users_M=torch.from_numpy(users_M))
-
-
 def history_batch(
     items_N: np.ndarray,
     lengths_B: np.ndarray,
@@ -215,7 +193,30 @@ class _EvalDataset(Dataset[EvalBatch]):
     def __getitem__(self, index: int) -> EvalBatch:
         batch, nothing = index * self.ranks.world + self.ranks.rank, np.zeros(0, dtype=np.int64)
         chosen, counts_B = self._batches[batch] if batch < len(self._batches) else (nothing, nothing)
-        return eval_batch(self.split, self.task, self.max_len, chosen, counts_B)
+        split, store, task = self.split, self.split.store, self.task
+        has_target = task.with_target and len(chosen) > 0
+        users_M, ends_M = task.users[chosen].astype(np.int64), task.ends[chosen]
+        if len(chosen) == 0:  # a filler row
+            users_M, ends_M, counts_B = np.array([-1]), np.array([0]), np.array([1])
+        last_B = np.cumsum(counts_B) - 1
+        starts_B, ends_B = store.offsets_U1[users_M[last_B]], ends_M[last_B]
+        rows_N = ranges(starts_B, ends_B)
+        times = None
+        if task.with_times:
+            times = store.seconds(rows_N), store.seconds(starts_B + ends_B) if has_target else np.zeros_like(ends_B)
+        found = history_batch(
+            split.catalogue_index_I[store.items_N[rows_N]],
+            ends_B,
+            self.max_len,
+            len(split.catalogue_V),
+            times,
+            places=(np.repeat(np.arange(len(counts_B)), counts_B), ends_M),
+            events_N=None if store.events_N is None else store.events_N[rows_N],
+        )
+        if has_target:
+            targets_M = split.catalogue_index_I[store.items_N[store.offsets_U1[users_M] + ends_M]]
+            found = found._replace(targets_M=torch.from_numpy(targets_M))
+        return found._replace(users_M=torch.from_numpy(users_M))
 
 
 class EvalLoader:

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lrec.data.batching.plan import BatchPlan, EpochPlan
-from lrec.data.splits.reduction import TrainingPart
 from lrec.data.splits.rules import ranges
 from lrec.errors import UserError
 
@@ -34,44 +33,6 @@ class TrainBatch(NamedTuple):
     times_BT: Tensor | None = None  # int64; the request's time is that of the last target
     events_BL: Tensor | None = None  # int64, type of each item's event
     step_positions: int | None = None  # of the whole global step; None: as many as targets
-
-
-def train_batch(
-    part: TrainingPart,
-    catalogue_index_I: np.ndarray,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    step_targets: int,
-    step_pairs: int,
-    with_times: bool = False,
-    step_positions: int | None = None,
-) -> TrainBatch:
-    store, no_windows = part.store, len(starts) == 0
-    if no_windows:
-        starts, lengths = np.zeros((2, 1), dtype=np.int64)
-    places = ranges(starts, lengths)
-    items_BL, positions_M = padded(catalogue_index_I[part.items(places)].astype(np.int32), lengths)
-    targets_M = catalogue_index_I[part.items(places + 1)]
-    if part.target_N is not None:
-        may_M = part.may_be_targets(places + 1)
-        positions_M, targets_M = positions_M[may_M], targets_M[may_M]
-    events_BL = times_BT = None
-    if store.events_N is not None:
-        events_BL = torch.from_numpy(padded(part.events(places).astype(np.int64), lengths)[0])
-    if with_times and no_windows:
-        times_BT = torch.zeros(1, 2, dtype=torch.int64)
-    elif with_times:
-        times_BT = torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0])
-    return TrainBatch(
-        torch.from_numpy(items_BL),
-        torch.from_numpy(positions_M.astype(np.int32)),
-        torch.from_numpy(targets_M),
-        step_targets,
-        step_pairs,
-        times_BT,
-        events_BL,
-        step_positions,
-    )
 
 
 def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray) -> Tensor:
@@ -129,8 +90,27 @@ class _TrainDataset(Dataset[TrainBatch]):
         plan, (world, rank, accumulation) = self._epoch[1], self.ranks
         starts, lengths, positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
         targets, pairs = self.plan.step_targets(plan, step), plan.pairs(step)
-        part, index_I = self.plan.part, self.catalogue_index_I
-        return train_batch(part, index_I, starts, lengths, targets, pairs, self.with_times, positions)
+        (items_BL, positions_M, targets_M), times_BT, events_BL = self._windows(starts, lengths)
+        return TrainBatch(items_BL, positions_M, targets_M, targets, pairs, times_BT, events_BL, positions)
+
+    def _windows(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        part, index_I, times_BT, events_BL = self.plan.part, self.catalogue_index_I, None, None
+        if len(starts) == 0:
+            starts, lengths = np.zeros((2, 1), dtype=np.int64)
+        places = ranges(starts, lengths)
+        items_BL, positions_M = padded(index_I[part.items(places)].astype(np.int32), lengths)
+        targets_M = index_I[part.items(places + 1)]
+        if part.target_N is not None:
+            may_M = part.may_be_targets(places + 1)
+            positions_M, targets_M = positions_M[may_M], targets_M[may_M]
+        if part.store.events_N is not None:
+            events_BL = torch.from_numpy(padded(part.events(places).astype(np.int64), lengths)[0])
+        if self.with_times and len(places) == 0:
+            times_BT = torch.zeros(1, 2, dtype=torch.int64)
+        elif self.with_times:
+            times_BT = torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0])
+        positions_M = positions_M.astype(np.int32)
+        return [torch.from_numpy(each) for each in (items_BL, positions_M, targets_M)], times_BT, events_BL
 
 
 class TrainLoader:

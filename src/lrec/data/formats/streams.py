@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -14,6 +14,7 @@ import zstandard
 from lrec.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
+_OPEN: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 _PIECE = 1 << 20
 BLOCK = 1 << 22
@@ -25,17 +26,10 @@ def unpacked(path: Path) -> Iterator[bytes]:
     """The bytes of a file in pieces, decompressed according to its ending."""
     try:
         with path.open("rb") as file:
-            match path.suffix:
-                case ".gz":
-                    with gzip.open(file) as plain:
-                        yield from _read(plain)
-                case ".xz":
-                    with lzma.open(file) as plain:
-                        yield from _read(plain)
-                case ".zst":
-                    yield from _unzst(_read(file))
-                case _:
-                    yield from _read(file)
+            if path.suffix == ".zst":
+                yield from _unzst(_read(file))
+            else:
+                yield from _read(_OPEN[path.suffix](file) if path.suffix in _OPEN else file)
     except _DAMAGE as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(f"{path} is cut off or damaged: {reason}; fetch it again") from None
@@ -45,7 +39,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _read(file: IO[bytes] | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
+def _read(file: Any) -> Iterator[bytes]:
     while piece := file.read(_PIECE):
         yield piece
 
