@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample
-from lrec.data.batching.plan import BatchPlan, check_step, shared_epoch, shared_folder
+from lrec.data.batching.plan import BatchPlan, shared_epoch, shared_folder
 from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
@@ -92,7 +92,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         """
         super().__init__()
         check_range("max_len", max_len, at_least=1)
-        check_step(targets_per_step, max_len)
+        check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
             check_range(name, value, at_least=0)
         check_range("memory_gib", memory_gib, above=0)
@@ -213,11 +213,6 @@ class SequenceDataModule(LightningDataModule, ABC):
         return self.cuts.counts_V
 
     @property
-    def n_users(self) -> int:
-        """Users of the store."""
-        return self.store.n_users
-
-    @property
     def U(self) -> int:
         """Targets of an epoch."""
         return self.batch_plan.part.n_targets
@@ -238,17 +233,10 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Lowest loss any model can reach, in nats, for val and test; None where it is not known."""
         return None
 
-    @property
-    def raw_user_ids(self) -> pl.Series:
-        """Raw id of each user, by store index."""
-        return self.store.raw_user_ids
-
     def item_table(self) -> pl.DataFrame:
         """The catalogue: item (catalogue index), raw_id, count (in the training part), domain."""
-        table = self.store.item_table[self.cuts.catalogue_V]
-        return table.select(
-            pl.Series("item", np.arange(self.n_items)), "raw_id", pl.Series("count", self.item_counts_V), "domain"
-        )
+        items, counts = pl.Series("item", np.arange(self.n_items)), pl.Series("count", self.item_counts_V)
+        return self.store.item_table[self.cuts.catalogue_V].select(items, "raw_id", counts, "domain")
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches, from where a loaded checkpoint stopped."""
@@ -269,7 +257,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     def val_targets(self) -> Targets:
         """The validation targets of the users that validate."""
         users = self.validation_users
-        if users == "auto" and self._fits:
+        if users == "auto" and self.trainer is not None and self.trainer.state.fn == "fit":
             users = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
         return targets_of_sample(self.cuts, users) if isinstance(users, int) else self.cuts.val_targets
 
@@ -282,16 +270,16 @@ class SequenceDataModule(LightningDataModule, ABC):
                 raise UserError(f"no target of the {sample} that validate is in the catalogue: --data.validation_users")
             if self._ranks().rank == 0:
                 print(f"validation: {sample} (--data.validation_users {self.validation_users})")
-        return self._target_loader(targets)
+        return self._loader(*targets)
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets, after the items before them, validation targets included."""
-        return self._target_loader(self.cuts.test_targets)
+        return self._loader(*self.cuts.test_targets)
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
         lengths_U = np.diff(self.store.offsets_U1)
-        return self._eval_loader(EvalTask(np.arange(self.n_users), lengths_U, False, self.with_times))
+        return self._loader(np.arange(len(lengths_U)), lengths_U, with_target=False)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on `device`; as it is on the CPU, where it was made: Lightning would go through all its fields."""
@@ -308,19 +296,13 @@ class SequenceDataModule(LightningDataModule, ABC):
         else:
             self._resume = state_dict or None
 
-    def _target_loader(self, targets: Targets) -> EvalLoader:
-        return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True, self.with_times))
-
-    def _eval_loader(self, task: EvalTask) -> EvalLoader:
+    def _loader(self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True) -> EvalLoader:
+        task = EvalTask(users_T, ends_T, with_target, self.with_times)
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
 
     @property
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-    @property
-    def _fits(self) -> bool:
-        return self.trainer is not None and self.trainer.state.fn == "fit"
 
     def _positions_between_evaluations(self) -> float:
         """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
@@ -345,7 +327,7 @@ def _reading(data: SequenceDataModule | type[SequenceDataModule]) -> dict[str, A
 
 
 def _of_types(store: Store, types: list[str]) -> np.ndarray:
-    """Which interactions are events of these types; UserError where a type is not among the data's."""
+    """Which interactions are events of these types."""
     if store.events_N is None:
         raise UserError("data.target_events: the data have no types of event (--data.event_column)")
     if unknown := [each for each in types if each not in store.event_types]:

@@ -36,7 +36,6 @@ class Histories(NamedTuple):
     events: pl.Series | None = None  # type of each item's event, text
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
-        """The same histories, `size` at a time."""
         ends_B = np.cumsum(self.lengths_B)
         for start in range(0, len(self.users), size):
             lengths_B = self.lengths_B[start : start + size]
@@ -70,8 +69,8 @@ def histories_of(table: Any, with_times: bool = False, with_events: bool = False
         rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.exclude("user").name.suffix("s"))
         columns = rows.to_dict()
     if "items" not in columns:
-        expected = "user and items (lists), or user and item, are expected"
-        raise UserError(f"histories has the columns {', '.join(names)}: {expected}")
+        there = ", ".join(names)
+        raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
     return _of_lists(columns)
 
 
@@ -107,7 +106,9 @@ def histories_in(
     min_rating = reading.min_rating if columns.rating in found else None
     reading = reading._replace(columns=replace(columns, **others), min_rating=min_rating)
     if file_format == "lines":
-        yield from (_of_rows(table.frame) for table in tables)
+        for table in tables:
+            runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
+            yield Histories(runs["value"], table.frame["item"], runs["len"].to_numpy().astype(np.int64))
     elif _has_lists(first.frame):
         wanted = [name for name, wants in (("times", with_times), ("events", with_events)) if wants]
         whole = (_of_table(table, reading.columns.user, wanted) for table in tables)
@@ -117,7 +118,6 @@ def histories_in(
 
 
 def _column(values: Any) -> pl.Series:
-    """A column of a Polars or pandas table, null where a value is missing."""
     if isinstance(values, pl.Series):
         return values
     plain = values.tolist()
@@ -125,7 +125,6 @@ def _column(values: Any) -> pl.Series:
 
 
 def _lists(histories: Any) -> pl.Series:
-    """Lists of text from a column or a list of histories."""
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
         return histories.cast(pl.List(pl.String))
     try:
@@ -158,12 +157,6 @@ def _laid(lists: pl.Series, lengths: pl.Series, name: str) -> pl.Series:
     if len(lists) and not (is_list and (lists.list.len().fill_null(0) == lengths).all()):
         raise UserError(f"histories: {name} has not as many entries as items in every row")
     return lists.filter(lengths > 0).explode()
-
-
-def _of_rows(frame: pl.DataFrame) -> Histories:
-    """From columns user and item; the rows of a user are adjacent."""
-    runs = frame["user"].rle()
-    return Histories(runs.struct.field("value"), frame["item"], runs.struct.field("len").to_numpy().astype(np.int64))
 
 
 def _has_lists(frame: pl.DataFrame) -> bool:

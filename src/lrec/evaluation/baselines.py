@@ -62,7 +62,6 @@ class Baselines:
         return Scores(loss_M, *order.ranked(batch.targets_M, self._k, inputs, seen))
 
     def _inputs(self, batch: EvalBatch) -> Leading:
-        """The items of each target's input, the last one first."""
         length = batch.items_BL.shape[1]
         read_ML = torch.arange(length, device=self._device) <= (batch.positions_M % length)[:, None]
         targets_N, places_N = read_ML.nonzero(as_tuple=True)
@@ -99,7 +98,6 @@ class Baselines:
 
     @property
     def _trained(self) -> tuple[np.ndarray, np.ndarray]:
-        """User and item of each training interaction."""
         items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
         return np.repeat(np.arange(len(self._split.train_U)), self._split.train_U), items_N
 

@@ -43,16 +43,13 @@ class Cases:
 
     @property
     def starts_C(self) -> np.ndarray:
-        """Where each history begins."""
         return np.cumsum(self.lengths_C) - self.lengths_C
 
     @property
     def case_N(self) -> np.ndarray:
-        """The case that each item belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths_C)
 
     def where(self, chosen_C: np.ndarray) -> Self:
-        """The chosen cases (a mask, or indices)."""
         chosen_C = np.flatnonzero(chosen_C) if chosen_C.dtype == bool else chosen_C
         places = ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C])
         at = {"C": chosen_C, "N": places}
@@ -60,7 +57,6 @@ class Cases:
         return replace(self, **fields)
 
     def last(self, n: int) -> Self:
-        """The same cases with the last n items of each history."""
         lengths_C = np.minimum(self.lengths_C, n)
         places = ranges(self.starts_C + self.lengths_C - lengths_C, lengths_C)
         return self.inserting(self.items_N[places], lengths_C, places)
@@ -186,7 +182,6 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
 
 
 def _last_not_blank(cases: Cases) -> np.ndarray:
-    """Place of each history's last item that is not blank."""
     assert cases.blank_N is not None
     places_N = np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
     return np.maximum.reduceat(np.where(cases.blank_N, 0, places_N), cases.starts_C)
@@ -249,7 +244,6 @@ def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None
 
 
 def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
-    """Place of each item among the ascending names, -1 where it is not among them."""
     places_C = np.minimum(np.searchsorted(names_V, items_C), len(names_V) - 1)
     return np.where(names_V[places_C] == items_C, places_C, -1)
 

@@ -47,7 +47,6 @@ class Evaluator:
         self._under_way = {scorer: Evaluation(counts_V, self._metrics) for scorer in scorers}
 
     def add(self, batch: EvalBatch, scores: Scores) -> None:
-        """A batch, with the model's scores of its targets."""
         assert self._baselines is not None
         baselines = self._baselines
 

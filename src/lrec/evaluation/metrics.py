@@ -65,12 +65,10 @@ class Metric(ABC):
 
     @property
     def labels(self) -> list[str]:
-        """The names of its figures of all items."""
         return [f"{self.name}@{k}" for k in self.cutoffs] if self.at_k else [self.name]
 
     @property
     def cutoffs(self) -> tuple[int, ...]:
-        """The k of each figure."""
         return KS if self.at_k else KS[-1:]
 
     @abstractmethod
@@ -117,7 +115,6 @@ class Mean(Metric):
         return state[:, 0] / state[:, 2]
 
     def errors_K(self, state: Tensor) -> Tensor:
-        """The standard error of each mean."""
         sum_K, squares_K, n_K = state.T
         return (squares_K / n_K - (sum_K / n_K) ** 2).clamp(min=0).sqrt() / n_K.sqrt()
 
@@ -255,7 +252,6 @@ class Evaluation:
         ]
 
     def update(self, scores: Scores, targets_B: Tensor, weights_B: Tensor) -> None:
-        """Add a batch of scores."""
         of_all = Found(scores.loss_B, scores.rank_B, scores.top_BK, targets_B, self._counts_V)
         of_unseen = of_all._replace(rank_B=scores.rank_unseen_B, top_BK=scores.top_unseen_BK)
         self._targets_2 += torch.stack([weights_B.sum(), (weights_B * (targets_B < 0)).sum()])

@@ -28,7 +28,6 @@ class _Pairs(NamedTuple):
     counts_T: np.ndarray
 
     def find(self, keys_C: np.ndarray) -> np.ndarray:
-        """Place of each key, -1 where it is not there."""
         places_C = np.searchsorted(self.keys_T, keys_C)
         found_C = places_C < len(self.keys_T)
         found_C[found_C] = self.keys_T[places_C[found_C]] == keys_C[found_C]

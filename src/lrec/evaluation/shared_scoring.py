@@ -66,7 +66,6 @@ def reduced(values: Tensor, how: Literal["sum", "min"]) -> Tensor:
 
 
 def of_first(value: T) -> T:
-    """What the first process has."""
     shared = [value]
     if distributed.is_initialized():
         distributed.broadcast_object_list(shared)
@@ -74,5 +73,4 @@ def of_first(value: T) -> T:
 
 
 def number() -> int:
-    """How many there are."""
     return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -69,7 +69,7 @@ def test_ranks_lists_and_losses_are_those_of_the_definition(name: str, data: Seq
     checked = 0
     for batch in data.test_dataloader():
         scores = baselines.score(name, batch)
-        for row, user in enumerate(data.raw_user_ids.gather(batch.users_M.numpy())[:60]):
+        for row, user in enumerate(data.store.raw_user_ids.gather(batch.users_M.numpy())[:60]):
             history = [item for _, item in whole[user][:-1] if item in catalogue]
             expected = expected_scores(name, training, history[-6:])
             values = np.array([expected[item] for item in catalogue])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrec.data.batching.train_batches import Ranks, padded, serve, with_request
+from lrec.data.batching.train_batches import ALONE, Ranks, padded, serve, with_request
 from lrec.data.splits.rules import Split, Targets, hash_numbers, ranges
 
 MAX_TARGETS = 1024
@@ -155,7 +155,9 @@ def history_batch(
     if events_N is not None:
         events_N = padded(events_N[known_N][places_N].astype(np.int64), kept_B)[0]
     before_M = ranges(first_B[rows_M], lengths_M)
-    seen_S = _distinct(np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M])
+    seen_S = np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M]
+    seen_S.sort()  # numpy's unique, which may hash them first, takes several times as long
+    seen_S = seen_S[np.diff(seen_S, prepend=-1) > 0]
     return EvalBatch(
         items_BL=torch.from_numpy(items_BL),
         positions_M=torch.from_numpy(rows_M * items_BL.shape[1] + np.maximum(last_M, 0)),
@@ -169,16 +171,8 @@ def history_batch(
     )
 
 
-def _distinct(keys_N: np.ndarray) -> np.ndarray:
-    """The keys in order, each once; numpy's unique, which may hash them first, takes several times as long."""
-    keys_N.sort()
-    return keys_N[np.diff(keys_N, prepend=-1) > 0]
-
-
 @dataclass
 class _EvalDataset(Dataset[EvalBatch]):
-    """The batches of one rank."""
-
     split: Split
     task: EvalTask
     max_len: int
@@ -227,7 +221,7 @@ class EvalLoader:
         split: Split,
         task: EvalTask,
         max_len: int,
-        ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
+        ranks: Ranks = ALONE,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:

@@ -45,11 +45,6 @@ class EpochPlan:
         return int((lengths * (lengths + 1) // 2).sum())
 
 
-def check_step(targets_per_step: int, max_len: int) -> None:
-    """UserError where a step has no room for two windows."""
-    check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
-
-
 @dataclass(frozen=True)
 class BatchPlan:
     """The batches of training: what is the same in every epoch, and `epoch`, a pure function of (seed, epoch)."""
@@ -59,7 +54,8 @@ class BatchPlan:
     targets_per_step: int
 
     def __post_init__(self) -> None:
-        check_step(self.targets_per_step, self.max_len)
+        option = f"targets_per_step, with max_len {self.max_len},"
+        check_range(option, self.targets_per_step, at_least=2 * self.max_len)  # room for two windows
         if self.part.n_positions == 0:
             raise UserError("there is no training target: every user has fewer than 2 training items")
         if self.part.n_targets == 0:
@@ -67,7 +63,6 @@ class BatchPlan:
 
     @property
     def n_steps(self) -> int:
-        """S: global steps of an epoch, the same in each."""
         return self.steps_of(self.targets_per_step)
 
     def steps_of(self, targets_per_step: int) -> int:
@@ -75,7 +70,6 @@ class BatchPlan:
         return -(-self.part.n_positions // targets_per_step)
 
     def step_targets(self, epoch: EpochPlan, step: int) -> int:
-        """Targets of a step."""
         window = slice(epoch.bounds[step], epoch.bounds[step + 1])
         return self.part.targets_in(epoch.starts_W[window], epoch.lengths_W[window])
 
@@ -97,12 +91,6 @@ class BatchPlan:
         assert (np.diff(bounds) > 0).all(), "a step has no windows"
         return EpochPlan(starts_W[order], lengths_W[order], bounds)
 
-    @property
-    def _index(self) -> type[np.signedinteger]:
-        """The smallest type that counts the entries of the training part."""
-        most = int((self.part.starts_U + self.part.lengths_U).max())
-        return np.int32 if most <= np.iinfo(np.int32).max else np.int64
-
     def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         users = np.flatnonzero(self.part.lengths_U > 1)
         targets = self.part.lengths_U[users] - 1
@@ -115,7 +103,9 @@ class BatchPlan:
         begin = np.where(nth == 0, 0, first[owner] + (nth - 1) * self.max_len)
         end = np.minimum(first[owner] + nth * self.max_len, targets[owner])
         starts_W = self.part.starts_U[users][owner] + begin
-        return starts_W.astype(self._index), (end - begin).astype(np.int32)
+        # The smallest type that counts the entries of the training part.
+        most = int((self.part.starts_U + self.part.lengths_U).max())
+        return starts_W.astype(np.int32 if most < 2**31 else np.int64), (end - begin).astype(np.int32)
 
 
 def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:

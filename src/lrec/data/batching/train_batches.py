@@ -58,6 +58,9 @@ class Ranks(NamedTuple):
     accumulation: int = 1
 
 
+ALONE = Ranks()
+
+
 def serve(dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> DataLoader:
     """The batches of these keys; workers stay from pass to pass, in which the keys may be others."""
     return DataLoader(
@@ -126,13 +129,12 @@ class TrainLoader:
         plan: BatchPlan,
         catalogue_index_I: np.ndarray,
         seed: int,
-        ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
+        ranks: Ranks = ALONE,
         num_workers: int = 0,
         pin_memory: bool = False,
         epoch_plan: Callable[[int], EpochPlan] | None = None,
         with_times: bool = False,
     ) -> None:
-        """`epoch_plan` gives an epoch's plan where processes share it."""
         self.ranks, self.n_steps, self._plan, self._seed = ranks, plan.n_steps, plan, seed
         self._keys: list[tuple[int, int, int]] = []  # of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)
@@ -146,7 +148,6 @@ class TrainLoader:
 
     @property
     def begun(self) -> bool:
-        """Whether a batch was served or a state loaded."""
         return self._epoch >= 0
 
     def __iter__(self) -> Iterator[TrainBatch]:
@@ -164,7 +165,6 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and whole steps consumed in it, and what its plan was made with."""
         accumulation = self.ranks.accumulation
         plan = {"accumulation": accumulation, "seed": self._seed, "targets_per_step": self._plan.targets_per_step}
         return {"epoch": self._epoch, "step": self._consumed // accumulation, **plan}

@@ -235,7 +235,6 @@ def _keys(block: bytes, name: str, row: int) -> list[str]:
 
 
 def _json_keys(block: bytes, name: str, row: int) -> list[str]:
-    """The keys of all objects; raises for the first line that is not an object, or brings too many keys."""
     keys: dict[str, None] = {}
     for number, line in enumerate(decode(block, name, row).split("\n"), start=row):
         try:
@@ -252,7 +251,6 @@ def _json_keys(block: bytes, name: str, row: int) -> list[str]:
 
 
 def _refuse_half_pairs(block: bytes, name: str, row: int) -> None:
-    """Raise for half a surrogate pair, which Polars would read as something else."""
     for match in _SURROGATE.finditer(block):
         start, end = block.rfind(b"\n", 0, match.start()) + 1, block.find(b"\n", match.start())
         try:
@@ -301,7 +299,6 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
 
 
 def decode(data: bytes, name: str, row: int) -> str:
-    """UTF-8 text; `row` is the number of its first line."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -310,5 +307,4 @@ def decode(data: bytes, name: str, row: int) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, on one line."""
     return str(error).strip().split("\n", 1)[0]

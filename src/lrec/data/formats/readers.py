@@ -40,7 +40,6 @@ class Columns:
 
     @property
     def integers(self) -> tuple[str, ...]:
-        """Columns that are read as integers where their text allows it."""
         return (self.user, self.item) if self.time is None else (self.user, self.item, self.time)
 
 
@@ -53,7 +52,6 @@ def infer_format(name: str) -> Format | None:
 
 
 def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
-    """Read a file, compressed or not, with all its columns, block by block."""
     match file_format:
         case "csv" | "tsv":
             separator = "," if file_format == "csv" else "\t"
@@ -145,7 +143,6 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
 
 
 def _blank(raw: pl.Series) -> np.ndarray:
-    """Rows that are null or consist of blanks."""
     blank = raw.is_null().to_numpy().copy()
     if raw.dtype == pl.String:
         # Every blank sorts before "!" or after ASCII; this spares most rows the slow test.
@@ -155,7 +152,6 @@ def _blank(raw: pl.Series) -> np.ndarray:
 
 
 def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dict[str, pl.Series], Kind]:
-    """The used columns in their final types, and the kind of the times."""
     checked: dict[str, pl.Series] = {}
     found: Kind = "number"
     for key, column in wanted.items():

@@ -74,7 +74,6 @@ def _numbers(text: pl.Series) -> pl.Series:
 
 
 def _whole(numbers: pl.Series) -> pl.Series:
-    """Numbers without a fraction as int64, null for others."""
     return pl.select(pl.when(numbers == numbers.floor()).then(numbers)).to_series().cast(pl.Int64, strict=False)
 
 
@@ -88,7 +87,6 @@ def _iso_dates(text: pl.Series) -> pl.Series:
 
 
 def _iso_dates_with_offset(text: pl.Series) -> pl.Series:
-    """The same of those with an offset from UTC."""
     spaced = _spaced(text).str.replace(r"Z$", "+00:00")
     pattern = "%Y-%m-%d %H:%M:%S%.f%#z"
     return spaced.str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False).dt.epoch("us")
@@ -117,7 +115,6 @@ class TimeUnits:
         self._first: dict[str, dict[int, str]] = {}
 
     def note(self, name: str, first_row: int, column: str, times: pl.Series, kind: Kind) -> None:
-        """Count the times of some rows of a file."""
         self.kinds[name] = kind
         sizes_N = np.abs(times.to_numpy())
         counts = -np.diff([len(sizes_N), *(np.count_nonzero(sizes_N >= bound) for bound in _BOUNDS), 0])

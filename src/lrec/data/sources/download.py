@@ -99,7 +99,6 @@ def _open(url: str, method: str = "GET", **headers: str) -> Any:
 
 
 def url_of(path: Path | str) -> str | None:
-    """The URL that a path spells, if it does."""
     match = _URL.fullmatch(str(path))
     return f"{match[1]}://{match[2]}" if match else None
 

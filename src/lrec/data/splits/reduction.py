@@ -46,15 +46,12 @@ class TrainingPart:
     target_N: np.ndarray | None = None  # see Split
 
     def items(self, places: np.ndarray) -> np.ndarray:
-        """Store items at these entries."""
         return self.store.items_N[self._rows(places)]
 
     def seconds(self, places: np.ndarray) -> np.ndarray:
-        """Times at these entries, see `Store.seconds`."""
         return self.store.seconds(self._rows(places))
 
     def events(self, places: np.ndarray) -> np.ndarray:
-        """Types of event at these entries."""
         assert self.store.events_N is not None
         return self.store.events_N[self._rows(places)]
 

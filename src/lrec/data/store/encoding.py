@@ -44,7 +44,6 @@ class Ids:
         self._code_of_integer = np.zeros(0, dtype=np.uint32)
 
     def encode(self, ids: pl.Series) -> np.ndarray:
-        """Codes of the ids, uint32."""
         if ids.dtype.is_integer() and len(ids) and 0 <= ids.min() <= ids.max() < _DIRECT:  # type: ignore[operator]
             codes_N = self._encode_integers(ids.cast(pl.Int64).to_numpy())
         else:
@@ -55,7 +54,6 @@ class Ids:
         return codes_N
 
     def ranked(self) -> Ranked:
-        """All ids in text order."""
         codes = np.flatnonzero(self._counts_K).astype(np.uint32)
         ids = pl.Series("raw_id", codes).cat.to(self._type).cast(pl.String)
         order = ids.arg_sort().to_numpy()
@@ -92,8 +90,6 @@ class Encoder:
         self.users, self.items, self.domains, self.events = Ids(), Ids(), Ids(), Ids()
 
     def encode(self, frame: pl.DataFrame) -> Rows:
-        """The frame's rows; `row`, the number in the source, where there are domains. All are copies, for memory that
-        Polars frees is not available to numpy."""
         self._refuse_unfit(frame)
         rows = {"user": narrow(self.users.encode(frame["user"])), "item": narrow(self.items.encode(frame["item"]))}
         if "time" in frame.columns:
@@ -110,7 +106,6 @@ class Encoder:
         return rows
 
     def ranked(self) -> tuple[Ranked, Ranked, Ranked, Ranked]:
-        """Users, items, domains and types of event; UserError where there are no rows, or too many types."""
         if self.n_rows == 0:
             raise UserError(f"{self._name}: no interactions are left to prepare")
         events = self.events.ranked()

@@ -57,12 +57,10 @@ class Progress:
         self._begin = ""  # returns to the start of a line that is still open
 
     def stage(self, name: str) -> None:
-        """Begin a stage."""
         self.finish()
         self._stage, self._rows, self._stage_start = name, 0, self._clock()
 
     def add(self, rows: int) -> None:
-        """Count more rows of the stage."""
         self._rows += rows
         now = self._clock()
         if now >= self._next:
@@ -71,7 +69,6 @@ class Progress:
             self._next = now + (0.2 if terminal else 10)
 
     def finish(self) -> None:
-        """End the last stage."""
         if self._stage and self._clock() >= self._silent_until:
             self._print("\n")
 

@@ -31,7 +31,6 @@ class RowBuffer:
         self.spilled = False
 
     def append(self, piece: Rows) -> None:
-        """Add a piece."""
         self._held.append(piece)
         self._size += sum(column.nbytes for column in piece.values())
         if self._size <= self._limit:

@@ -22,7 +22,6 @@ class Counter:
         self._times: list[int] = []
 
     def add(self, lengths_U: np.ndarray, items_N: np.ndarray, times_N: np.ndarray | None) -> None:
-        """Count the interactions of some users."""
         if len(items_N) == 0:
             return
         n_items = len(self.counts_I)
@@ -37,11 +36,9 @@ class Counter:
             self._times = [min(times), max(times)]
 
     def offsets_U1(self) -> np.ndarray:
-        """Where each user's interactions begin, int64."""
         return np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))])
 
     def statistics(self) -> dict[str, Any]:
-        """The statistics of meta.json."""
         lengths_U, n_items = np.concatenate(self._lengths), len(self.counts_I)
         interactions = int(lengths_U.sum())
         statistics: dict[str, Any] = {
@@ -72,7 +69,6 @@ def describe(store: Path, verify: bool = False) -> None:
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
-    """Print names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")

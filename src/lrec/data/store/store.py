@@ -158,7 +158,6 @@ class StoreWriter:
         self._lengths: dict[str, int] = {}
 
     def append(self, name: str, values_N: np.ndarray) -> None:
-        """Add entries to an array: items, times, events or offsets."""
         path = self._folder / f"{name}.npy"
         if name not in self._lengths:
             self._lengths[name] = 0
@@ -176,7 +175,10 @@ class StoreWriter:
             buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
             table.write_parquet(buffer)
             (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
-        files = {name: _describe_file(self._folder / name) for name in _FILES if (self._folder / name).exists()}
+        files: dict[str, dict[str, Any]] = {}
+        for path in (self._folder / name for name in _FILES if (self._folder / name).exists()):
+            files[path.name] = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+            files[path.name] |= {"blocks": _sampled_hash(path, path.stat().st_size), "sha256": file_hash(path)}
         write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
 
 
@@ -186,11 +188,6 @@ def _header(name: str, length: int) -> bytes:
     description = {"descr": np.dtype(_ARRAYS[name]).str, "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(header, description)
     return header.getvalue()
-
-
-def _describe_file(path: Path) -> dict[str, Any]:
-    size, mtime_ns = path.stat().st_size, path.stat().st_mtime_ns
-    return {"size": size, "mtime_ns": mtime_ns, "blocks": _sampled_hash(path, size), "sha256": file_hash(path)}
 
 
 def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
