@@ -37,11 +37,8 @@ NEIGHBOURS = 500  # the strongest edges of an item that count
 
 
 class Baselines:
-    """The baselines of a split. What they count, they count when they are first asked to score.
-
-    Attributes:
-        names: Those of BASELINES that the data allow.
-    """
+    """The baselines of a split; what they count, they count when they are first asked to score. `names` are those of
+    BASELINES that the data allow."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self._split, self._device = split, device

@@ -50,11 +50,7 @@ def share_of(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def together(values: np.ndarray) -> np.ndarray:
     """The sum over all processes; each has zeros where others have values."""
-    if not distributed.is_initialized():
-        return values
-    total = torch.from_numpy(values.copy())
-    distributed.all_reduce(total)
-    return total.numpy()
+    return reduced(torch.from_numpy(values), "sum").numpy()
 
 
 def reduced(values: Tensor, how: Literal["sum", "min"]) -> Tensor:

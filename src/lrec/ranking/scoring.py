@@ -246,14 +246,10 @@ class _Block:
 
 
 class _Seen:
-    """Items that the rows of a block have seen, each pair once.
-
-    Attributes:
-        scores_S: Score of each once its piece has come; -inf where its item is in none.
-    """
+    """Items that the rows of a block have seen, each pair once. In the order of items (`by_item`), each piece takes
+    time for its own alone. `scores_S` has the score of each once its piece has come; -inf where its item is in none."""
 
     def __init__(self, rows_S: Tensor, items_S: Tensor, by_item: bool = False) -> None:
-        """Name the pairs, and whether they are in the order of items: then each piece takes time for its own alone."""
         self.rows_S, self.items_S, self._by_item = rows_S, items_S, by_item
         self.scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 

@@ -11,8 +11,7 @@ from lrec.errors import UserError
 
 Kind = Literal["number", "date", "date with an offset"]
 
-# What a column of times may hold besides numbers and text.
-_DATES = (pl.Date, pl.Datetime)
+_DATES = (pl.Date, pl.Datetime)  # what a column of times may hold besides numbers and text
 # A median below each bound means seconds, milliseconds or microseconds; above the last one, nanoseconds.
 _BOUNDS = (10**11, 10**14, 10**17)
 _UNITS = ("s", "ms", "us", "ns")

@@ -263,12 +263,8 @@ class Split:
         self._check_shapes()
         end_U = np.diff(self.store.offsets_U1)
         leaks = [self.held_out_U & (self.train_U > 0)]
-        for begin_U, number_U in (
-            (self.trajectory_U, 0),
-            (self.test_U, self.test_targets_U),
-            (self.val_U, self.val_targets_U),
-            (0, self.train_U),
-        ):
+        test, val = (self.test_U, self.test_targets_U), (self.val_U, self.val_targets_U)
+        for begin_U, number_U in ((self.trajectory_U, 0), test, val, (0, self.train_U)):
             has_U = begin_U >= 0
             leaks.append(has_U & (begin_U + number_U > end_U))
             end_U = np.where(has_U, begin_U, end_U)
@@ -278,18 +274,14 @@ class Split:
         """Fail loudly unless every array has an entry for each user, and the entries make sense."""
         n_users = self.store.n_users
         for name, values_U in vars(self).items():
-            if not name.endswith("_U"):
-                continue
             kinds, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
-            is_array = isinstance(values_U, np.ndarray) and values_U.shape == (n_users,)
-            if not is_array or values_U.dtype.kind not in kinds:
+            fits = isinstance(values_U, np.ndarray) and values_U.shape == (n_users,) and values_U.dtype.kind in kinds
+            if name.endswith("_U") and not fits:
                 raise AssertionError(f"{name} is not an array of {wanted}, one for each of {n_users} users")
         if (self.train_U < 0).any():
             raise AssertionError("train_U is negative")
-        for part, first_U, number_U in (
-            ("val", self.val_U, self.val_targets_U),
-            ("test", self.test_U, self.test_targets_U),
-        ):
+        for part in ("val", "test"):
+            first_U, number_U = getattr(self, f"{part}_U"), getattr(self, f"{part}_targets_U")
             wrong_U = (number_U < 0) | ((number_U > 0) != (first_U >= 0))
             if wrong_U.any():
                 user = int(wrong_U.argmax())
@@ -302,11 +294,8 @@ class Split:
         """Fail loudly unless everyone's training < everyone's validation < everyone's test holds in time."""
         assert self.store.times_N is not None
         latest = None
-        for begin_U, number_U in (
-            (np.zeros_like(self.train_U), self.train_U),
-            (self.val_U, self.val_targets_U),
-            (self.test_U, self.test_targets_U),
-        ):
+        val, test = (self.val_U, self.val_targets_U), (self.test_U, self.test_targets_U)
+        for begin_U, number_U in ((np.zeros_like(self.train_U), self.train_U), val, test):
             times_T = self.store.times_N[ranges(self.store.offsets_U1[:-1] + begin_U, number_U)]
             if len(times_T) == 0:
                 continue
@@ -325,9 +314,8 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def refuse_leak(leaks_U: np.ndarray) -> None:
     """Fail loudly if one of the users has a held-out position in the training part."""
     if leaks_U.any():
-        raise AssertionError(
-            f"leak: held-out positions in the training part of user {int(leaks_U.argmax())} (store index)"
-        )
+        user = int(leaks_U.argmax())
+        raise AssertionError(f"leak: held-out positions in the training part of user {user} (store index)")
 
 
 def user_hashes(store: Store, purpose: str) -> np.ndarray:

@@ -57,7 +57,6 @@ class GlobalTemporal(SplitRule):
         for name, targets_U in (("validation", val_targets_U), ("test", test_targets_U)):
             if not targets_U.any():
                 raise UserError(f"the split leaves no {name} target: cut the times {first} and {second} elsewhere")
-        nobody_U = np.zeros(store.n_users, dtype=bool)
         split = Split(
             store=store,
             train_U=train_U,
@@ -66,7 +65,7 @@ class GlobalTemporal(SplitRule):
             test_U=test_U,
             test_targets_U=test_targets_U,
             trajectory_U=np.full(store.n_users, -1),
-            held_out_U=nobody_U,
+            held_out_U=np.zeros(store.n_users, dtype=bool),
         )
         split.check_times()
         return split

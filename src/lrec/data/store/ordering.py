@@ -157,7 +157,15 @@ def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:
 
 def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: bool) -> Ordered:
     users_N = rows.pop("user").astype(np.int64) - first_user
-    order_N = _stable_order(users_N, rows.get("time"))
+    if "time" not in rows:
+        order_N = stable_argsort(users_N)
+    else:
+        least = int(rows["time"].min())
+        span = int(rows["time"].max()) - least + 1
+        if (int(users_N.max()) + 1) * span >= 1 << 63:
+            order_N = np.lexsort((rows["time"], users_N))
+        else:
+            order_N = stable_argsort(users_N * span + (rows["time"].astype(np.int64) - least))
     rest_N = rows.pop(REST, None)
     users_N = users_N[order_N]
     rows = {name: column[order_N] for name, column in rows.items()}
@@ -175,17 +183,6 @@ def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, 
         users_N, rows = users_N[first], {name: column[first] for name, column in rows.items()}
     lengths_U = np.bincount(users_N, minlength=end_user - first_user)
     return Ordered(first_user, lengths_U, rows, n_distinct - len(users_N))
-
-
-def _stable_order(users_N: np.ndarray, times_N: np.ndarray | None) -> np.ndarray:
-    """Order by (user, time, place)."""
-    if times_N is None:
-        return stable_argsort(users_N)
-    least = int(times_N.min())
-    span = int(times_N.max()) - least + 1
-    if (int(users_N.max()) + 1) * span >= 1 << 63:
-        return np.lexsort((times_N, users_N))
-    return stable_argsort(users_N * span + (times_N.astype(np.int64) - least))
 
 
 def stable_argsort(keys_N: np.ndarray) -> np.ndarray:

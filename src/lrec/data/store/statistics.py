@@ -87,9 +87,9 @@ def _rows(store: Store) -> list[tuple[str, str]]:
     else:
         rows.append(("time", "none: rows are in time order"))
     rows.append(("repeats of an item", _share(counted["repeats"], counted["interactions"])))
-    rows += [
-        (name.replace("_", " "), f"{counted[name]:,}") for name in ("duplicates_dropped", "domains") if name in counted
-    ]
+    for name in ("duplicates_dropped", "domains"):
+        if name in counted:
+            rows.append((name.replace("_", " "), f"{counted[name]:,}"))
     return rows + [(name, str(value)) for name, value in facts.items()]
 
 
