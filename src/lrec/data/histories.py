@@ -1,7 +1,5 @@
-"""Histories to be continued by recommendations: from a table in memory, or from a file, block by block.
-
-Shape suffixes: B histories.
-"""
+"""Histories to be continued by recommendations: from a table in memory, or from a file, block by block. Shape suffixes:
+B histories."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,8 +1,5 @@
-"""Ranks and lists where all rows have the same scores, but for a few items of each.
-
-Shape suffixes: B rows, V catalogue, N interactions, R items that lead in rows, S pairs of a row and an item, K list
-length.
-"""
+"""Ranks and lists where all rows have the same scores, but for a few items of each. Shape suffixes: B rows, V
+catalogue, N interactions, R items that lead in rows, S pairs of a row and an item, K list length."""
 
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
-"""The batch plan of training: which windows of which users form each global step.
-
-W windows of an epoch, T steps of an epoch, U users.
-"""
+"""The batch plan of training: which windows of which users form each global step. W windows of an epoch, T steps of an
+epoch, U users."""
 
 import atexit
 import os

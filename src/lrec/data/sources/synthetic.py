@@ -1,7 +1,5 @@
-"""SyntheticDataModule: the embedded data set, drawn from a process whose least possible loss is known exactly.
-
-Shape suffixes: U users, L items of a user, B histories, V items of the process, F feature pairs.
-"""
+"""SyntheticDataModule: the embedded data set, drawn from a process whose least possible loss is known exactly. Shape
+suffixes: U users, L items of a user, B histories, V items of the process, F feature pairs."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property

@@ -1,7 +1,4 @@
-"""Which part of the training data is used.
-
-Shape suffixes: U users, N interactions.
-"""
+"""Which part of the training data is used. Shape suffixes: U users, N interactions."""
 
 from dataclasses import dataclass
 from functools import cached_property

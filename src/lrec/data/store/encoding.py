@@ -1,7 +1,4 @@
-"""Raw ids as integers, and so whole rows.
-
-Shape suffixes: N rows, K ids.
-"""
+"""Raw ids as integers, and so whole rows. Shape suffixes: N rows, K ids."""
 
 from typing import NamedTuple
 

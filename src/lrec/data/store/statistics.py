@@ -1,7 +1,5 @@
-"""A store's statistics: counted while it is written, and shown by `lrec data describe`.
-
-Shape suffixes: N interactions, U users, I items.
-"""
+"""A store's statistics: counted while it is written, and shown by `lrec data describe`. Shape suffixes: N interactions,
+U users, I items."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
