@@ -14,13 +14,15 @@ from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample
-from lrec.data.batching.plan import BatchPlan, shared_epoch, shared_folder
+from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
 from lrec.data.splits.domain import of_domain
-from lrec.data.splits.reduction import Reduction, training_part
+from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
+from lrec.data.splits.shared import shared_part, shared_split
+from lrec.data.store.made_once import shared_folder
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
@@ -171,9 +173,13 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def cut(self, store: Store) -> Split:
         """Cut a store's users, and keep the domain that was asked for."""
-        split = self.split(store)
-        if self.target_events is not None:
-            split = replace(split, target_N=_of_types(store, self.target_events))
+
+        def whole() -> Split:
+            split = self.split(store)
+            types = self.target_events
+            return split if types is None else replace(split, target_N=_of_types(store, types))
+
+        split = shared_split(store, self.split, self.target_events, whole)
         return split if self.only_domain is None else of_domain(split, self.only_domain)
 
     def setup(self, stage: str | None = None) -> None:
@@ -188,7 +194,7 @@ class SequenceDataModule(LightningDataModule, ABC):
                     raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
-        part = training_part(self.cuts, self.reduction)
+        part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
         if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
             raise UserError(

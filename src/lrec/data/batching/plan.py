@@ -1,18 +1,15 @@
 """The batch plan of training: which windows of which users form each global step. W windows of an epoch, T steps of an
 epoch, U users."""
 
-import atexit
-import os
 import shutil
-import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lrec.common.files import locked, replacing
 from lrec.data.splits.reduction import TrainingPart
 from lrec.data.splits.rules import ranges
+from lrec.data.store.made_once import made_once
 from lrec.errors import UserError, check_range
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
@@ -127,32 +124,7 @@ def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarr
 
 def shared_epoch(plan: BatchPlan, seed: int, folder: Path, epoch: int) -> EpochPlan:
     """The same as `plan.epoch(seed, epoch)`, made once by the processes of a run that share a folder."""
-    mine, names = folder / str(epoch), [field.name for field in fields(EpochPlan)]
-    with locked(folder / ".lock"):
-        if not mine.exists():
-            made = plan.epoch(seed, epoch)
-            with replacing(mine) as unfinished:
-                unfinished.mkdir()
-                for name in names:
-                    np.save(unfinished / f"{name}.npy", getattr(made, name))
-        # Processes take their steps together: nobody will ask for the epoch before the last one.
-        shutil.rmtree(folder / str(epoch - 2), ignore_errors=True)
-        return EpochPlan(*(np.asarray(np.load(mine / f"{name}.npy", mmap_mode="r")) for name in names))
-
-
-def shared_folder(token: str) -> Path:
-    """A folder of this user's on this machine for processes that have the same token; it goes with its maker."""
-    folder = Path(tempfile.gettempdir()) / f"lrec-plans-{os.getuid()}-{token}"
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        if folder.stat().st_uid != os.getuid():
-            raise
-    else:
-        atexit.register(_remove, folder, os.getpid())
-    return folder
-
-
-def _remove(folder: Path, maker: int) -> None:
-    if os.getpid() == maker:  # not a process that was forked from it
-        shutil.rmtree(folder, ignore_errors=True)
+    found = made_once(folder, str(epoch), lambda: vars(plan.epoch(seed, epoch)))
+    # Processes take their steps together: nobody will ask for the epoch before the last one.
+    shutil.rmtree(folder / str(epoch - 2), ignore_errors=True)
+    return EpochPlan(**found)

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lrec.data.splits.rules import Split, chosen_users, hash_numbers, ranges, refuse_leak
+from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, hash_numbers, ranges, refuse_leak
 from lrec.data.store.store import Store
 from lrec.errors import check_range
 
@@ -66,7 +66,8 @@ class TrainingPart:
         """Targets of windows of so many positions."""
         if self.target_N is None:
             return int(lengths.sum())
-        return int(np.count_nonzero(self.may_be_targets(ranges(starts + 1, lengths))))
+        places = (ranges(starts[some] + 1, lengths[some]) for some in blocks_of_users(lengths))
+        return sum(int(np.count_nonzero(self.may_be_targets(each))) for each in places)
 
     def may_be_targets(self, places: np.ndarray) -> np.ndarray:
         """Which of these entries may be targets, bool."""

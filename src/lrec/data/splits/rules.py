@@ -5,9 +5,11 @@ interactions, I items of the store, V items of the catalogue, T targets of evalu
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -212,19 +214,35 @@ class Split:
         return known_T
 
     @cached_property
-    def _counts_I(self) -> np.ndarray:
-        items = self.store.items_N[ranges(self.store.offsets_U1[:-1], self.train_U)]
-        return np.bincount(items, minlength=self.store.n_items)
+    def counts_I(self) -> np.ndarray:
+        """Interactions of each item of the store in the unreduced training part, int64."""
+        counts_I = np.zeros(self.store.n_items, dtype=np.int64)
+        for users in blocks_of_users(self.train_U):
+            rows_N = ranges(self.store.offsets_U1[:-1][users], self.train_U[users])
+            counts_I += np.bincount(self.store.items_N[rows_N], minlength=len(counts_I))
+        return counts_I
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that `of_arrays` needs, the counts included."""
+        found = {name: getattr(self, name) for name in (*(field.name for field in fields(self)), "counts_I")}
+        return {name: values for name, values in found.items() if isinstance(values, np.ndarray)}
+
+    @classmethod
+    def of_arrays(cls, store: Store, arrays: dict[str, np.ndarray]) -> "Split":
+        """The split that has these arrays."""
+        split = cls(store, **{field.name: arrays[field.name] for field in fields(cls) if field.name in arrays})
+        vars(split)["counts_I"] = arrays["counts_I"]
+        return split
 
     @cached_property
     def catalogue_V(self) -> np.ndarray:
         """Store index of each catalogue item, ascending: the items of the unreduced training part."""
-        return np.flatnonzero(self._counts_I)
+        return np.flatnonzero(self.counts_I)
 
     @cached_property
     def counts_V(self) -> np.ndarray:
         """Interactions of each catalogue item in the unreduced training part, int64."""
-        return self._counts_I[self.catalogue_V]
+        return self.counts_I[self.catalogue_V]
 
     @cached_property
     def catalogue_index_I(self) -> np.ndarray:
@@ -309,6 +327,13 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+
+
+def blocks_of_users(lengths_U: np.ndarray, most: int = 1 << 24) -> Iterator[slice]:
+    """All users in blocks of about so many entries, so that what is computed of each entry needs little memory."""
+    ends_U = np.cumsum(lengths_U)
+    bounds = np.searchsorted(ends_U, np.arange(0, int(ends_U[-1]) if len(ends_U) else 0, most), side="right")
+    yield from (slice(begin, end) for begin, end in pairwise([*bounds.tolist(), len(ends_U)]))
 
 
 def refuse_leak(leaks_U: np.ndarray) -> None:
