@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample
+from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample, testable_users
 from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
@@ -69,6 +69,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         seed: int = 0,
         memory_gib: float | None = None,
         validation_users: int | Literal["auto", "all"] = "auto",
+        test_users: int | Literal["auto", "all"] = "auto",
         store: Path | None = None,
     ) -> None:
         """Options of every data set.
@@ -87,8 +88,11 @@ class SequenceDataModule(LightningDataModule, ABC):
             num_workers: Worker processes that assemble batches; 0 for none.
             seed: Seed of the order of training.
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
-            validation_users: Users that validate, a fixed sample: so many, or all; auto: all in validate, and in fit so
-                many that an evaluation costs at most a tenth of the training since the last one, but at least 2,000.
+            validation_users: Users that validate, a fixed sample: so many, or all; auto: as test_users in validate, and
+                in fit so many that an evaluation costs at most a tenth of the training since the last one, but at least
+                2,000.
+            test_users: Users that test, a fixed sample: so many, or all; auto: all, or as many as make 1e11 pairs of a
+                target and an item, but at least 2,000.
             store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
                 one in data_dir.
         """
@@ -98,8 +102,9 @@ class SequenceDataModule(LightningDataModule, ABC):
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
             check_range(name, value, at_least=0)
         check_range("memory_gib", memory_gib, above=0)
-        if isinstance(validation_users, int):
-            check_range("validation_users", validation_users, at_least=1)
+        for name, users in (("validation_users", validation_users), ("test_users", test_users)):
+            if isinstance(users, int):
+                check_range(name, users, at_least=1)
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
@@ -111,6 +116,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.memory_gib = memory_gib
         self.validation_users = validation_users
+        self.test_users = test_users
         self._urls: list[str] = []
         self.given_store: Path | None = None
         self.given_store = None if store is None else self.local(store)
@@ -262,25 +268,46 @@ class SequenceDataModule(LightningDataModule, ABC):
     @property
     def val_targets(self) -> Targets:
         """The validation targets of the users that validate."""
-        users = self.validation_users
-        if users == "auto" and self.trainer is not None and self.trainer.state.fn == "fit":
-            users = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
-        return targets_of_sample(self.cuts, users) if isinstance(users, int) else self.cuts.val_targets
+        users, targets, some = self.cuts.val_users, self.cuts.val_targets, self.validation_users
+        if some == "auto" and self.trainer is not None and self.trainer.state.fn == "fit":
+            some = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
+        return self._sampled(users, targets, some)
+
+    @property
+    def test_targets(self) -> Targets:
+        """The test targets of the users that test."""
+        return self._sampled(self.cuts.test_users, self.cuts.test_targets, self.test_users)
+
+    def _sampled(self, users: np.ndarray, targets: Targets, some: int | str) -> Targets:
+        if some == "auto":
+            some = testable_users(users, targets, self.n_items)
+        return targets_of_sample(users, targets, some) if isinstance(some, int) else targets
+
+    def sample(self, stage: str) -> tuple[int, int] | None:
+        """How many users are evaluated in a stage, val or test, and of how many; None where all are."""
+        targets = self.val_targets if stage == "val" else self.test_targets
+        users = self.cuts.val_users if stage == "val" else self.cuts.test_users
+        every = self.cuts.val_targets if stage == "val" else self.cuts.test_targets
+        return (len(np.unique(targets.users_T)), len(users)) if len(targets.users_T) < len(every.users_T) else None
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the users that validate, after the items before them."""
-        targets, every = self.val_targets, self.cuts.val_targets
-        if len(targets.users_T) < len(every.users_T):
-            sample = f"{len(np.unique(targets.users_T)):,} of {len(self.cuts.val_users):,} users"
-            if not self.cuts.is_known(targets).any():
-                raise UserError(f"no target of the {sample} that validate is in the catalogue: --data.validation_users")
-            if self._ranks().rank == 0:
-                print(f"validation: {sample} (--data.validation_users {self.validation_users})")
-        return self._loader(*targets)
+        self._say_sample("val", "validation", f"--data.validation_users {self.validation_users}")
+        return self._loader(*self.val_targets)
 
     def test_dataloader(self) -> EvalLoader:
-        """The test targets, after the items before them, validation targets included."""
-        return self._loader(*self.cuts.test_targets)
+        """The test targets of the users that test, after the items before them, validation targets included."""
+        self._say_sample("test", "test", f"--data.test_users {self.test_users}")
+        return self._loader(*self.test_targets)
+
+    def _say_sample(self, stage: str, name: str, option: str) -> None:
+        if (sample := self.sample(stage)) is None:
+            return
+        said = f"{sample[0]:,} of {sample[1]:,} users"
+        if stage == "val" and not self.cuts.is_known(self.val_targets).any():
+            raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
+        if self._ranks().rank == 0:
+            print(f"{name}: {said} ({option})")
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""

@@ -21,7 +21,7 @@ def kept_file(data: SequenceDataModule, device: torch.device) -> Path:
     are cut, the targets, how much of a history is seen, and who adds up."""
     adds_up = number(), device.type, torch.__version__
     digest = sha256(repr((data.store.hash, data.max_len, adds_up)).encode())
-    for numbers in (data.cuts.train_U, *data.cuts.test_targets):
+    for numbers in (data.cuts.train_U, *data.test_targets):
         digest.update(np.ascontiguousarray(numbers, dtype=np.int64).data)
     return data.store.path / "baselines" / f"{digest.hexdigest()}.json"
 

@@ -30,6 +30,8 @@ MAX_POSITIONS = 16384
 # for a figure of fewer says little.
 SHARE = 0.1
 LEAST_USERS = 2000
+# Scores of a test, targets times items: about ten minutes of two cores.
+MOST_SCORES = 10**11
 
 
 class EvalBatch(NamedTuple):
@@ -244,13 +246,15 @@ def affordable_users(split: Split, max_len: int, trained_positions: float) -> in
     return max(int(SHARE * trained_positions * len(split.val_users) / cost), LEAST_USERS)
 
 
-def targets_of_sample(split: Split, n_users: int) -> Targets:
-    """The validation targets of a fixed sample of users, those whose place in the store has the least hash; a smaller
-    sample is part of a larger one."""
-    users, targets = split.val_users, split.val_targets
+def testable_users(users: np.ndarray, targets: Targets, n_items: int) -> int:
+    """How many of the users may be tested, where each target is ranked among so many items."""
+    return max(int(MOST_SCORES * len(users) / max(len(targets.users_T) * n_items, 1)), LEAST_USERS)
+
+
+def targets_of_sample(users: np.ndarray, targets: Targets, n_users: int) -> Targets:
+    """The targets of a fixed sample of users, those whose place in the store has the least hash; a smaller sample is
+    part of a larger one."""
     if n_users >= len(users):
         return targets
-    sampled_U = np.zeros(split.store.n_users, dtype=bool)
-    sampled_U[users[np.argsort(hash_numbers(users), kind="stable")[:n_users]]] = True
-    sampled_T = sampled_U[targets.users_T]
+    sampled_T = np.isin(targets.users_T, users[np.argsort(hash_numbers(users), kind="stable")[:n_users]])
     return Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T])
