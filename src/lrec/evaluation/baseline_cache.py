@@ -45,11 +45,11 @@ def write_kept(file: Path, figures: Figures) -> None:
 
 
 def _hash(figures: Figures) -> str:
-    return json_hash([_code(), figures])
+    return json_hash([code_hash(), figures])
 
 
 @cache
-def _code() -> str:
+def code_hash() -> str:
     """Hash of lrec's own code, the whole package."""
     digest = sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):

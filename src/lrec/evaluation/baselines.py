@@ -13,16 +13,24 @@ closed form from counts, without a pass over the catalogue for each row.
 Shape suffixes: L positions, M targets, V catalogue, N interactions.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
+from lrec.common.files import json_hash
+from lrec.common.hardware import available_gib
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.splits.rules import Split, ranges
-from lrec.evaluation.followers import Followers
+from lrec.data.store.made_once import Arrays, made_beside
+from lrec.evaluation.baseline_cache import code_hash
+from lrec.evaluation.followers import Followers, bytes_to_count, edges_of
 from lrec.evaluation.metrics import KS
+from lrec.evaluation.shared_scoring import leads, number, of_first
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 from lrec.ranking.scoring import Scores
@@ -85,18 +93,42 @@ class Baselines:
 
     @cached_property
     def _next_items(self) -> Followers:
-        return Followers(*self._trained, self._share_V, self._device)
+        return Followers(self._edges("markov", (1,)), self._share_V, self._device)
 
     @cached_property
     def _item_graph(self) -> Followers:
         # Such that whatever is reached scores above all that is not.
         prior = min(1.0, LEAST / (2 * float(self._share_V.max())))
-        return Followers(*self._trained, self._share_V, self._device, prior, EDGES, STEPS_BACK, NEIGHBOURS)
+        edges_VV = self._edges("item-graph", EDGES, NEIGHBOURS)
+        return Followers(edges_VV, self._share_V, self._device, prior, EDGES[0] * STEPS_BACK[0], STEPS_BACK)
 
-    @property
-    def _trained(self) -> tuple[np.ndarray, np.ndarray]:
-        items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
-        return np.repeat(np.arange(len(self._split.train_U)), self._split.train_U), items_N
+    def _edges(self, name: str, weights: Sequence[int], most: int | None = None) -> csr_array:
+        """The edges of the training part; of several processes one counts them, and all map them into memory."""
+        n_items, store = len(self._share_V), self._split.store
+
+        def count() -> Arrays:
+            items_N = self._split.catalogue_index_I[store.items_N[self._training_rows()]]
+            users_N = np.repeat(np.arange(len(self._split.train_U)), self._split.train_U)
+            edges_VV = edges_of(users_N, items_N, n_items, weights, most)
+            return {"data": edges_VV.data, "indices": edges_VV.indices, "indptr": edges_VV.indptr}
+
+        cut = sha256(np.ascontiguousarray(self._split.train_U, dtype=np.int64).data).hexdigest()
+        key = f"{name}-{json_hash([store.hash, cut, code_hash()])[:16]}"
+        found = count() if number() == 1 else made_beside(store, key, count)
+        return csr_array((found["data"], found["indices"], found["indptr"]), shape=(n_items, n_items))
+
+    def with_room(self, names: list[str]) -> list[str]:
+        """Those of the names whose counts fit into the first process's memory; a line tells which are left out."""
+        n_rows, steps = int(self._split.train_U.sum()), {"markov": 1, "item-graph": len(EDGES)}
+        gib = {name: bytes_to_count(n_rows, len(self._share_V), n) / 2**30 for name, n in steps.items()}
+        room = available_gib()
+        left_out = of_first([name for name in names if gib.get(name, 0) > room])
+        if left_out and leads():
+            needed = max(gib[name] for name in left_out)
+            print(
+                f"left out: {' and '.join(left_out)}, whose counts take up to {needed:,.1f} GiB; {room:,.1f} are free"
+            )
+        return [name for name in names if name not in left_out]
 
     def _training_rows(self) -> np.ndarray:
         return ranges(self._split.store.offsets_U1[:-1], self._split.train_U)

@@ -43,7 +43,8 @@ class Evaluator:
         if self._kept is not None:
             self.figures |= {f"{stage}/{name}": figures for name, figures in read_kept(self._kept).items()}
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
-        scorers = ["model", *(name for name in beside if f"{stage}/{name}" not in self.figures)]
+        anew = [name for name in beside if f"{stage}/{name}" not in self.figures]
+        scorers = ["model", *(anew if fitting else self._baselines.with_room(anew))]
         self._under_way = {scorer: Evaluation(counts_V, self._metrics) for scorer in scorers}
 
     def add(self, batch: EvalBatch, scores: Scores) -> None:
@@ -69,7 +70,8 @@ class Evaluator:
             self.figures |= {f"{stage}/{name}": figures for name, figures in computed.items()}
         if self._kept is not None and computed:  # something was not known from an earlier test
             assert self._baselines is not None
-            write_kept(self._kept, {name: self.figures[f"{stage}/{name}"] for name in self._baselines.names})
+            there = [name for name in self._baselines.names if f"{stage}/{name}" in self.figures]
+            write_kept(self._kept, {name: self.figures[f"{stage}/{name}"] for name in there})
         named = {f"{stage}/{name}": value for name, value in self.figures[stage].items()}
         for baseline in BASELINES:
             figures = self.figures.get(f"{stage}/{baseline}", {})

@@ -25,27 +25,16 @@ class Followers:
 
     def __init__(
         self,
-        users_N: np.ndarray,
-        items_N: np.ndarray,
+        edges_VV: csr_array,
         share_V: np.ndarray,
         device: torch.device,
         prior: float = 1.0,
-        weights: Sequence[int] = (1,),
+        one: int = 1,
         weights_back: Sequence[int] = (1,),
-        most: int | None = None,
     ) -> None:
-        """Count the edges between the interactions of a user, whose order is that of `users_N` and `items_N`.
-
-        `weights` are those of an edge to the next item, to the one after it ..., whole numbers, so that ties are exact;
-        `weights_back` of the last item of a history, of the one before it ...; of an item, the `most` strongest count.
-        """
-        self._weights_back, self._one = np.array(weights_back), weights[0] * weights_back[0]
-        edges_VV = csr_array((len(share_V), len(share_V)), dtype=np.int64)
-        for step, weight in enumerate(weights, start=1):
-            together_N = users_N[:-step] == users_N[step:]
-            pairs = items_N[:-step][together_N], items_N[step:][together_N]
-            edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
-        self._edges_VV = edges_VV if most is None else _strongest(edges_VV, most)
+        """`prior` is c, `one` the weight of an edge that makes g 1, and `weights_back` those of the last item of a
+        history, of the one before it ..., whole numbers, so that ties are exact."""
+        self._edges_VV, self._one, self._weights_back = edges_VV, one, np.array(weights_back)
         self._prior, self._device = prior, device
         self._prior_V = torch.from_numpy(prior * share_V).to(device)
         self._popular = CommonOrder(torch.from_numpy(np.log(share_V)).float().to(device))
@@ -75,6 +64,24 @@ class Followers:
         found = rows_R, reached_BV.indices.astype(np.int64), reached_BV.data / self._one
         rows, items, weights = (torch.from_numpy(values_R).to(self._device) for values_R in found)
         return rows, items, weights
+
+
+def edges_of(
+    users_N: np.ndarray, items_N: np.ndarray, n_items: int, weights: Sequence[int] = (1,), most: int | None = None
+) -> csr_array:
+    """The edges between the interactions of a user, whose order is that of `users_N` and `items_N`: `weights` are those
+    of an edge to the next item, to the one after it ...; of an item, the `most` strongest stay."""
+    edges_VV = csr_array((n_items, n_items), dtype=np.int64)
+    for step, weight in enumerate(weights, start=1):
+        together_N = users_N[:-step] == users_N[step:]
+        pairs = items_N[:-step][together_N], items_N[step:][together_N]
+        edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
+    return edges_VV if most is None else _strongest(edges_VV, most)
+
+
+def bytes_to_count(n_rows: int, n_items: int, steps: int) -> int:
+    """Memory that `edges_of` takes at most, by measurement: of each row, and of each edge, where all differ."""
+    return 64 * n_rows + 36 * min(steps * n_rows, n_items**2)
 
 
 def _strongest(edges_VV: csr_array, most: int) -> csr_array:
