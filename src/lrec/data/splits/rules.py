@@ -329,7 +329,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
-def blocks_of_users(lengths_U: np.ndarray, most: int = 1 << 24) -> Iterator[slice]:
+def blocks_of_users(lengths_U: np.ndarray, most: int = 1 << 22) -> Iterator[slice]:
     """All users in blocks of about so many entries, so that what is computed of each entry needs little memory."""
     ends_U = np.cumsum(lengths_U)
     bounds = np.searchsorted(ends_U, np.arange(0, int(ends_U[-1]) if len(ends_U) else 0, most), side="right")
