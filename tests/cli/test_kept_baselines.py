@@ -82,10 +82,13 @@ def test_counts_without_room_are_left_out_and_made_later(
     with monkeypatch.context() as patch:
         patch.setattr("lrec.evaluation.baselines.available_gib", lambda: 1e-5)
         printed = lrec(*arguments(tmp_path / "small", log))
-    assert printed.count("left out: markov and item-graph, whose counts take up to 0.0 GiB; 0.0 are free") == 1
+    assert (
+        printed.count("left out: recent-popularity, markov, item-graph, whose counts take up to 0.0 GiB; 0.0 are free")
+        == 1
+    )
     lrec(*arguments(tmp_path / "large", log))
     small, large = (figures(tmp_path / run) for run in ("small", "large"))
-    assert {"markov", "item-graph"}.isdisjoint(small)
+    assert {"recent-popularity", "markov", "item-graph"}.isdisjoint(small)
     assert large.keys() >= set(BASELINES)
     assert large["repeat-last"] == small["repeat-last"]
     assert json.loads(kept(log)[0].read_text())["figures"].keys() == set(BASELINES)

@@ -13,7 +13,7 @@ closed form from counts, without a pass over the catalogue for each row.
 Shape suffixes: L positions, M targets, V catalogue, N interactions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from hashlib import sha256
 
@@ -79,12 +79,15 @@ class Baselines:
 
     @cached_property
     def _recent(self) -> tuple[CommonOrder, Tensor]:
-        assert self._split.store.times_N is not None
-        rows_N = self._training_rows()
-        times_N = self._split.store.times_N[rows_N]
-        earliest = np.partition(times_N, place := int((1 - RECENT_SHARE) * len(times_N)))[place]
-        items_N = self._split.catalogue_index_I[self._split.store.items_N[rows_N[times_N >= earliest]]]
-        return self._common(np.bincount(items_N, minlength=len(self._share_V)) + self._share_V)
+        def count() -> Arrays:
+            store, rows_N = self._split.store, self._training_rows()
+            assert store.times_N is not None
+            times_N = store.times_N[rows_N]
+            earliest = np.partition(times_N, place := int((1 - RECENT_SHARE) * len(times_N)))[place]
+            items_N = self._split.catalogue_index_I[store.items_N[rows_N[times_N >= earliest]]]
+            return {"counts_V": np.bincount(items_N, minlength=len(self._share_V))}
+
+        return self._common(self._counted("recent-popularity", count)["counts_V"] + self._share_V)
 
     def _common(self, values_V: np.ndarray) -> tuple[CommonOrder, Tensor]:
         """The order of the logarithms, and each item's cross-entropy."""
@@ -103,31 +106,34 @@ class Baselines:
         return Followers(edges_VV, self._share_V, self._device, prior, EDGES[0] * STEPS_BACK[0], STEPS_BACK)
 
     def _edges(self, name: str, weights: Sequence[int], most: int | None = None) -> csr_array:
-        """The edges of the training part; of several processes one counts them, and all map them into memory."""
-        n_items, store = len(self._share_V), self._split.store
+        n_items = len(self._share_V)
 
         def count() -> Arrays:
-            items_N = self._split.catalogue_index_I[store.items_N[self._training_rows()]]
+            items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
             users_N = np.repeat(np.arange(len(self._split.train_U)), self._split.train_U)
             edges_VV = edges_of(users_N, items_N, n_items, weights, most)
             return {"data": edges_VV.data, "indices": edges_VV.indices, "indptr": edges_VV.indptr}
 
-        cut = sha256(np.ascontiguousarray(self._split.train_U, dtype=np.int64).data).hexdigest()
-        key = f"{name}-{json_hash([store.hash, cut, code_hash()])[:16]}"
-        found = count() if number() == 1 else made_beside(store, key, count)
+        found = self._counted(name, count)
         return csr_array((found["data"], found["indices"], found["indptr"]), shape=(n_items, n_items))
+
+    def _counted(self, name: str, count: Callable[[], Arrays]) -> Arrays:
+        """What is counted in the training part; of several processes one counts, and all map it into memory."""
+        if number() == 1:
+            return count()
+        cut = sha256(np.ascontiguousarray(self._split.train_U, dtype=np.int64).data).hexdigest()
+        key = json_hash([self._split.store.hash, cut, code_hash()])[:16]
+        return made_beside(self._split.store, f"{name}-{key}", count)
 
     def with_room(self, names: list[str]) -> list[str]:
         """Those of the names whose counts fit into the first process's memory; a line tells which are left out."""
-        n_rows, steps = int(self._split.train_U.sum()), {"markov": 1, "item-graph": len(EDGES)}
+        n_rows, steps = int(self._split.train_U.sum()), {"recent-popularity": 0, "markov": 1, "item-graph": len(EDGES)}
         gib = {name: bytes_to_count(n_rows, len(self._share_V), n) / 2**30 for name, n in steps.items()}
         room = available_gib()
         left_out = of_first([name for name in names if gib.get(name, 0) > room])
         if left_out and leads():
             needed = max(gib[name] for name in left_out)
-            print(
-                f"left out: {' and '.join(left_out)}, whose counts take up to {needed:,.1f} GiB; {room:,.1f} are free"
-            )
+            print(f"left out: {', '.join(left_out)}, whose counts take up to {needed:,.1f} GiB; {room:,.1f} are free")
         return [name for name in names if name not in left_out]
 
     def _training_rows(self) -> np.ndarray:

@@ -80,7 +80,7 @@ def edges_of(
 
 
 def bytes_to_count(n_rows: int, n_items: int, steps: int) -> int:
-    """Memory that `edges_of` takes at most, by measurement: of each row, and of each edge, where all differ."""
+    """Memory that counting takes at most, by measurement: of each row, and of each edge that `edges_of` can find."""
     return 64 * n_rows + 36 * min(steps * n_rows, n_items**2)
 
 

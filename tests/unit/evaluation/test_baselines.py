@@ -164,7 +164,7 @@ def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:
 
 
 def test_of_several_processes_one_counts(data: SequenceDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("markov", "item-graph")
+    names = ("recent-popularity", "markov", "item-graph")
     batch = next(iter(data.test_dataloader()))
     alone = Baselines(data.cuts, torch.device("cpu"))
     expected = [alone.score(name, batch) for name in names]
