@@ -268,46 +268,49 @@ class SequenceDataModule(LightningDataModule, ABC):
     @property
     def val_targets(self) -> Targets:
         """The validation targets of the users that validate."""
-        users, targets, some = self.cuts.val_users, self.cuts.val_targets, self.validation_users
-        if some == "auto" and self.trainer is not None and self.trainer.state.fn == "fit":
-            some = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
-        return self._sampled(users, targets, some)
+        return self._sampled("val")
 
     @property
     def test_targets(self) -> Targets:
         """The test targets of the users that test."""
-        return self._sampled(self.cuts.test_users, self.cuts.test_targets, self.test_users)
-
-    def _sampled(self, users: np.ndarray, targets: Targets, some: int | str) -> Targets:
-        if some == "auto":
-            some = testable_users(users, targets, self.n_items)
-        return targets_of_sample(users, targets, some) if isinstance(some, int) else targets
+        return self._sampled("test")
 
     def sample(self, stage: str) -> tuple[int, int] | None:
         """How many users are evaluated in a stage, val or test, and of how many; None where all are."""
-        targets = self.val_targets if stage == "val" else self.test_targets
-        users = self.cuts.val_users if stage == "val" else self.cuts.test_users
-        every = self.cuts.val_targets if stage == "val" else self.cuts.test_targets
+        (users, every, _), targets = self._of_stage(stage), self._sampled(stage)
         return (len(np.unique(targets.users_T)), len(users)) if len(targets.users_T) < len(every.users_T) else None
+
+    def _of_stage(self, stage: str) -> tuple[np.ndarray, Targets, int | str]:
+        """Whom a stage could evaluate, on what, and how many users are asked for."""
+        if stage == "val":
+            return self.cuts.val_users, self.cuts.val_targets, self.validation_users
+        return self.cuts.test_users, self.cuts.test_targets, self.test_users
+
+    def _sampled(self, stage: str) -> Targets:
+        users, targets, some = self._of_stage(stage)
+        if some == "auto" and stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit":
+            some = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
+        elif some == "auto":
+            some = testable_users(users, targets, self.n_items)
+        return targets_of_sample(users, targets, some) if isinstance(some, int) else targets
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the users that validate, after the items before them."""
-        self._say_sample("val", "validation", f"--data.validation_users {self.validation_users}")
-        return self._loader(*self.val_targets)
+        targets, sample = self.val_targets, self.sample("val")
+        if sample is not None and not self.cuts.is_known(targets).any():
+            said = f"{sample[0]:,} of {sample[1]:,} users"
+            raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
+        self._say(sample, "validation", f"validation_users {self.validation_users}")
+        return self._loader(*targets)
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets of the users that test, after the items before them, validation targets included."""
-        self._say_sample("test", "test", f"--data.test_users {self.test_users}")
+        self._say(self.sample("test"), "test", f"test_users {self.test_users}")
         return self._loader(*self.test_targets)
 
-    def _say_sample(self, stage: str, name: str, option: str) -> None:
-        if (sample := self.sample(stage)) is None:
-            return
-        said = f"{sample[0]:,} of {sample[1]:,} users"
-        if stage == "val" and not self.cuts.is_known(self.val_targets).any():
-            raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
-        if self._ranks().rank == 0:
-            print(f"{name}: {said} ({option})")
+    def _say(self, sample: tuple[int, int] | None, name: str, option: str) -> None:
+        if sample is not None and self._ranks().rank == 0:
+            print(f"{name}: {sample[0]:,} of {sample[1]:,} users (--data.{option})")
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
