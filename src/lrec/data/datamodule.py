@@ -369,5 +369,4 @@ def _of_types(store: Store, types: list[str]) -> np.ndarray:
     if unknown := [each for each in types if each not in store.event_types]:
         raise UserError(f"data.target_events {unknown[0]}: the data have {', '.join(store.event_types)}")
     wanted = np.array([each in types for each in store.event_types])
-    may_N: np.ndarray = wanted[store.events_N]
-    return may_N
+    return wanted[store.events_N]

@@ -15,8 +15,7 @@ _DATES = (pl.Date, pl.Datetime)  # what a column of times may hold besides numbe
 # A median below each bound means seconds, milliseconds or microseconds; above the last one, nanoseconds.
 _BOUNDS = (10**11, 10**14, 10**17)
 _UNITS = ("s", "ms", "us", "ns")
-# A smaller number may be a time in any unit: a year from 1970 on has 3e7 seconds.
-_ANY_UNIT = 10**8
+_ANY_UNIT = 10**8  # a smaller number may be a time in any unit: a year from 1970 on has 3e7 seconds
 _IN_WORDS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _TOO_FINE = r"\.\d{6}\d*[1-9]"
 
@@ -110,8 +109,7 @@ class TimeUnits:
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}  # of each file's times
         self._counts: dict[str, np.ndarray] = {}
-        # Of each file, for each unit: the first row with such a time.
-        self._first: dict[str, dict[int, str]] = {}
+        self._first: dict[str, dict[int, str]] = {}  # of each file, for each unit: the first row with such a time
 
     def note(self, name: str, first_row: int, column: str, times: pl.Series, kind: Kind) -> None:
         self.kinds[name] = kind
@@ -141,7 +139,5 @@ class TimeUnits:
         if len(found) > 1:
             listed = ", ".join(f"{name} ({unit})" for unit, name in found.items())
             raise UserError(f"the files' times are in different units: {listed}")
-        if not found:
-            return {}
-        unit_or_kind = next(iter(found))
-        return {"time_unit": unit_or_kind if unit_or_kind in _UNITS else "us"}
+        units = [each if each in _UNITS else "us" for each in found]
+        return {"time_unit": units[0]} if units else {}

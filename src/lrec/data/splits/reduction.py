@@ -73,8 +73,7 @@ class TrainingPart:
         """Which of these entries may be targets, bool."""
         if self.target_N is None:
             return np.ones(len(places), dtype=bool)
-        may: np.ndarray = self.target_N[self._rows(places)]
-        return may
+        return self.target_N[self._rows(places)]
 
     def _rows(self, places: np.ndarray) -> np.ndarray:
         return places if self.rows is None else self.rows[places]

@@ -17,8 +17,7 @@ import numpy as np
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
 
-# Users with more interactions than this may be held out whole.
-HELD_OUT_MIN_LENGTH = 50
+HELD_OUT_MIN_LENGTH = 50  # users with more interactions than this may be held out whole
 
 
 class SplitRule(ABC):
@@ -204,14 +203,14 @@ class Split:
         """Which of these interactions may be targets, bool (T,)."""
         if self.target_N is None:
             return np.ones(len(targets.users_T), dtype=bool)
-        may_T: np.ndarray = self.target_N[self.store.offsets_U1[targets.users_T] + targets.positions_T]
-        return may_T
+        return self.target_N[self._rows(targets)]
 
     def is_known(self, targets: Targets) -> np.ndarray:
         """Whether each target is an item of the catalogue, bool (T,)."""
-        items_T = self.store.items_N[self.store.offsets_U1[targets.users_T] + targets.positions_T]
-        known_T: np.ndarray = self.catalogue_index_I[items_T] >= 0
-        return known_T
+        return self.catalogue_index_I[self.store.items_N[self._rows(targets)]] >= 0
+
+    def _rows(self, targets: Targets) -> np.ndarray:
+        return self.store.offsets_U1[targets.users_T] + targets.positions_T
 
     @cached_property
     def counts_I(self) -> np.ndarray:

@@ -8,13 +8,9 @@ import polars as pl
 from lrec.data.store.store import MOST_EVENT_TYPES
 from lrec.errors import UserError
 
-# Columns of consecutive rows, by name.
-Rows = dict[str, np.ndarray]
-
-# A hash of the columns without a name of their own: only rows that are equal there too are duplicates.
-REST = "rest"
-# A domain that belongs to the file, not to the row: rows that differ only in it are duplicates.
-FILE_DOMAIN = "file_domain"
+Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
+REST = "rest"  # a hash of the columns without a name of their own: only rows that are equal there too are duplicates
+FILE_DOMAIN = "file_domain"  # one that belongs to the file, not to the row: rows that differ only in it are duplicates
 
 # Integers below this are looked up in an array; others are encoded as text. On 3 million rows of MovieLens's kind, the
 # array takes a seventh of the time of text.

@@ -11,8 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Number of things in work at a time; each adds to the peak memory.
-THREADS = 2
+THREADS = 2  # things in work at a time; each adds to the peak memory
 
 
 def ahead(things: Iterable[T]) -> Iterator[T]:

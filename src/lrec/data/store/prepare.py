@@ -32,8 +32,7 @@ from lrec.data.store.store import SCHEMA, StoreWriter
 from lrec.errors import UserError
 
 _GIB = 1 << 30
-# Bytes per row of a range of users while it is ordered, including all copies.
-_ORDERING_BYTES = 512
+_ORDERING_BYTES = 512  # a row of a range of users while it is ordered, including all copies
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\..+\.[0-9a-f]{8}\.tmp")
 # Size, mtime and SHA-256 of each source that this process has looked at, by its path; for each data_dir.
 _hashed: dict[Path, dict[str, list[Any]]] = defaultdict(dict)

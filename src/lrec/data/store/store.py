@@ -101,8 +101,7 @@ class Store:
     def seconds(self, rows_N: np.ndarray) -> np.ndarray:
         """Times of these interactions in whole seconds, int64; as they are where the source has no unit of time."""
         assert self.times_N is not None
-        seconds_N: np.ndarray = self.times_N[rows_N] // TIME_UNITS.get(self.facts.get("time_unit", "s"), 1)
-        return seconds_N
+        return self.times_N[rows_N] // TIME_UNITS.get(self.facts.get("time_unit", "s"), 1)
 
     @cached_property
     def item_table(self) -> pl.DataFrame:
