@@ -41,7 +41,7 @@ def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases
             context_N[has_context_N] * n_items + items_N[has_context_N], return_inverse=True, return_counts=True
         )
         context_C = _contexts(tables, cases, n_items, order)
-        p_C = _smoothed(keys_T, counts_T, n_items, context_C, cases.targets_C, p_C)
+        p_C = _smoothed((keys_T, counts_T), n_items, context_C, cases.targets_C, p_C)
         losses[name] = -np.log(p_C)
         tables.append(keys_T)
         followed_N = np.full(len(items_N), -1, dtype=np.int64)
@@ -61,13 +61,9 @@ def _contexts(tables: list[np.ndarray], cases: Cases, n_items: int, order: int, 
 
 
 def _smoothed(
-    keys_T: np.ndarray,
-    counts_T: np.ndarray,
-    n_items: int,
-    context_C: np.ndarray,
-    targets_C: np.ndarray,
-    lower_C: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray], n_items: int, context_C: np.ndarray, targets_C: np.ndarray, low_C: np.ndarray
 ) -> np.ndarray:
+    keys_T, counts_T = pairs
     once, twice = ((counts_T == n).sum() for n in (1, 2))
     discount = (once + 1) / (once + 2 * twice + 2)
     contexts_T = keys_T // n_items
@@ -77,5 +73,5 @@ def _smoothed(
     # A context of -1 has negative keys, which are not found.
     place_C = _find(keys_T, context_C * n_items + targets_C)
     count_C = np.append(counts_T, 0)[place_C]
-    mass_C = np.maximum(count_C - discount, 0) + discount * types_C * lower_C
-    return np.where((context_C >= 0) & (total_C > 0), mass_C / np.maximum(total_C, 1), lower_C)
+    mass_C = np.maximum(count_C - discount, 0) + discount * types_C * low_C
+    return np.where((context_C >= 0) & (total_C > 0), mass_C / np.maximum(total_C, 1), low_C)
