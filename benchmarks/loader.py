@@ -126,7 +126,7 @@ def main() -> None:
         )
         page = PAGE.format(
             targets=data.U, steps=data.steps_per_epoch, per_step=TARGETS_PER_STEP, length=MAX_LEN, size=SIZE,
-            users=data.n_users, items=data.n_items, rows=arguments.rows, threads=torch.get_num_threads(),
+            users=data.store.n_users, items=data.n_items, rows=arguments.rows, threads=torch.get_num_threads(),
             moments=", ".join(f"{share:.0%}" for share in MOMENTS), machine=machine, rows_of_table="\n".join(table),
             model=model, verdict="reached" if reached else "**not reached**",
         )  # fmt: skip

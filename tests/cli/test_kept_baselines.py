@@ -74,3 +74,21 @@ def test_what_other_code_found_is_found_anew(log: Path, tmp_path: Path, lrec: Ca
     lrec(*arguments(tmp_path / "second", log))
     assert json.loads(file.read_text()) == found
     assert kept(log) == [file]
+
+
+def test_counts_without_room_are_left_out_and_made_later(
+    log: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("lrec.evaluation.baselines.available_gib", lambda: 1e-5)
+        printed = lrec(*arguments(tmp_path / "small", log))
+    assert (
+        printed.count("left out: recent-popularity, markov, item-graph, whose counts take up to 0.0 GiB; 0.0 are free")
+        == 1
+    )
+    lrec(*arguments(tmp_path / "large", log))
+    small, large = (figures(tmp_path / run) for run in ("small", "large"))
+    assert {"recent-popularity", "markov", "item-graph"}.isdisjoint(small)
+    assert large.keys() >= set(BASELINES)
+    assert large["repeat-last"] == small["repeat-last"]
+    assert json.loads(kept(log)[0].read_text())["figures"].keys() == set(BASELINES)

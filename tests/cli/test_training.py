@@ -329,3 +329,7 @@ def test_a_sample_validates_during_training_and_all_users_are_tested(
             assert abs(some[f"val/{name}"] - whole[f"val/{name}"]) < 4 * some[f"val/{error}"]
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("sampled", "every")]
     assert metrics[0]["model"]["targets"] == metrics[1]["model"]["targets"] == 300
+    printed = lrec("test", "--config", tmp_path / "every" / "config.yaml", "--data.test_users=80")
+    assert "test: 80 of 300 users (--data.test_users 80)" in printed
+    tested = json.loads((tmp_path / "every" / "metrics.json").read_text())
+    assert (tested["users"], tested["users_in_all"], tested["model"]["targets"]) == (80, 300, 80)

@@ -3,6 +3,7 @@
 import secrets
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +13,16 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample
-from lrec.data.batching.plan import BatchPlan, SharedPlans, check_step, shared_folder
+from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample, testable_users
+from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
 from lrec.data.splits.domain import of_domain
-from lrec.data.splits.reduction import Reduction, training_part
+from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
+from lrec.data.splits.shared import shared_part, shared_split
+from lrec.data.store.made_once import shared_folder
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
@@ -66,6 +69,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         seed: int = 0,
         memory_gib: float | None = None,
         validation_users: int | Literal["auto", "all"] = "auto",
+        test_users: int | Literal["auto", "all"] = "auto",
         store: Path | None = None,
     ) -> None:
         """Options of every data set.
@@ -84,19 +88,23 @@ class SequenceDataModule(LightningDataModule, ABC):
             num_workers: Worker processes that assemble batches; 0 for none.
             seed: Seed of the order of training.
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
-            validation_users: Users that validate, a fixed sample: so many, or all; auto: all in validate, and in fit so
-                many that an evaluation costs at most a tenth of the training since the last one, but at least 2,000.
+            validation_users: Users that validate, a fixed sample: so many, or all; auto: as test_users in validate, and
+                in fit so many that an evaluation costs at most a tenth of the training since the last one, but at least
+                2,000.
+            test_users: Users that test, a fixed sample: so many, or all; auto: all, or as many as make 1e11 pairs of a
+                target and an item, but at least 2,000.
             store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
                 one in data_dir.
         """
         super().__init__()
         check_range("max_len", max_len, at_least=1)
-        check_step(targets_per_step, max_len)
+        check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
             check_range(name, value, at_least=0)
         check_range("memory_gib", memory_gib, above=0)
-        if isinstance(validation_users, int):
-            check_range("validation_users", validation_users, at_least=1)
+        for name, users in (("validation_users", validation_users), ("test_users", test_users)):
+            if isinstance(users, int):
+                check_range(name, users, at_least=1)
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
@@ -108,10 +116,10 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.memory_gib = memory_gib
         self.validation_users = validation_users
+        self.test_users = test_users
         self._urls: list[str] = []
         self.given_store: Path | None = None
-        if store is not None:
-            self.given_store = self.local(store)
+        self.given_store = None if store is None else self.local(store)
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
 
@@ -171,9 +179,13 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def cut(self, store: Store) -> Split:
         """Cut a store's users, and keep the domain that was asked for."""
-        split = self.split(store)
-        if self.target_events is not None:
-            split = replace(split, target_N=_of_types(store, self.target_events))
+
+        def whole() -> Split:
+            split = self.split(store)
+            types = self.target_events
+            return split if types is None else replace(split, target_N=_of_types(store, types))
+
+        split = shared_split(store, self.split, self.target_events, whole)
         return split if self.only_domain is None else of_domain(split, self.only_domain)
 
     def setup(self, stage: str | None = None) -> None:
@@ -188,7 +200,7 @@ class SequenceDataModule(LightningDataModule, ABC):
                     raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
-        part = training_part(self.cuts, self.reduction)
+        part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
         if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
             raise UserError(
@@ -213,11 +225,6 @@ class SequenceDataModule(LightningDataModule, ABC):
         return self.cuts.counts_V
 
     @property
-    def n_users(self) -> int:
-        """Users of the store."""
-        return self.store.n_users
-
-    @property
     def U(self) -> int:
         """Targets of an epoch."""
         return self.batch_plan.part.n_targets
@@ -238,17 +245,10 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Lowest loss any model can reach, in nats, for val and test; None where it is not known."""
         return None
 
-    @property
-    def raw_user_ids(self) -> pl.Series:
-        """Raw id of each user, by store index."""
-        return self.store.raw_user_ids
-
     def item_table(self) -> pl.DataFrame:
         """The catalogue: item (catalogue index), raw_id, count (in the training part), domain."""
-        table = self.store.item_table[self.cuts.catalogue_V]
-        return table.select(
-            pl.Series("item", np.arange(self.n_items)), "raw_id", pl.Series("count", self.item_counts_V), "domain"
-        )
+        items, counts = pl.Series("item", np.arange(self.n_items)), pl.Series("count", self.item_counts_V)
+        return self.store.item_table[self.cuts.catalogue_V].select(items, "raw_id", counts, "domain")
 
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches, from where a loaded checkpoint stopped."""
@@ -256,7 +256,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         if ranks.world * max(self.num_workers, 1) > 1:  # which would each make every epoch's plan
             token = secrets.token_hex(8)
             folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
-            epoch_plan = SharedPlans(self.batch_plan, self.seed, folder).epoch
+            epoch_plan = partial(shared_epoch, self.batch_plan, self.seed, folder)
         plan, index_I, workers = self.batch_plan, self.cuts.catalogue_index_I, self.num_workers
         loader = TrainLoader(plan, index_I, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times)
         if self._resume is not None:
@@ -268,30 +268,54 @@ class SequenceDataModule(LightningDataModule, ABC):
     @property
     def val_targets(self) -> Targets:
         """The validation targets of the users that validate."""
-        users = self.validation_users
-        if users == "auto" and self._fits:
-            users = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
-        return targets_of_sample(self.cuts, users) if isinstance(users, int) else self.cuts.val_targets
+        return self._sampled("val")
+
+    @property
+    def test_targets(self) -> Targets:
+        """The test targets of the users that test."""
+        return self._sampled("test")
+
+    def sample(self, stage: str) -> tuple[int, int] | None:
+        """How many users are evaluated in a stage, val or test, and of how many; None where all are."""
+        (users, every, _), targets = self._of_stage(stage), self._sampled(stage)
+        return (len(np.unique(targets.users_T)), len(users)) if len(targets.users_T) < len(every.users_T) else None
+
+    def _of_stage(self, stage: str) -> tuple[np.ndarray, Targets, int | str]:
+        """Whom a stage could evaluate, on what, and how many users are asked for."""
+        if stage == "val":
+            return self.cuts.val_users, self.cuts.val_targets, self.validation_users
+        return self.cuts.test_users, self.cuts.test_targets, self.test_users
+
+    def _sampled(self, stage: str) -> Targets:
+        users, targets, some = self._of_stage(stage)
+        if some == "auto" and stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit":
+            some = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
+        elif some == "auto":
+            some = testable_users(users, targets, self.n_items)
+        return targets_of_sample(users, targets, some) if isinstance(some, int) else targets
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the users that validate, after the items before them."""
-        targets, every = self.val_targets, self.cuts.val_targets
-        if len(targets.users_T) < len(every.users_T):
-            sample = f"{len(np.unique(targets.users_T)):,} of {len(self.cuts.val_users):,} users"
-            if not self.cuts.is_known(targets).any():
-                raise UserError(f"no target of the {sample} that validate is in the catalogue: --data.validation_users")
-            if self._ranks().rank == 0:
-                print(f"validation: {sample} (--data.validation_users {self.validation_users})")
-        return self._target_loader(targets)
+        targets, sample = self.val_targets, self.sample("val")
+        if sample is not None and not self.cuts.is_known(targets).any():
+            said = f"{sample[0]:,} of {sample[1]:,} users"
+            raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
+        self._say(sample, "validation", f"validation_users {self.validation_users}")
+        return self._loader(*targets)
 
     def test_dataloader(self) -> EvalLoader:
-        """The test targets, after the items before them, validation targets included."""
-        return self._target_loader(self.cuts.test_targets)
+        """The test targets of the users that test, after the items before them, validation targets included."""
+        self._say(self.sample("test"), "test", f"test_users {self.test_users}")
+        return self._loader(*self.test_targets)
+
+    def _say(self, sample: tuple[int, int] | None, name: str, option: str) -> None:
+        if sample is not None and self._ranks().rank == 0:
+            print(f"{name}: {sample[0]:,} of {sample[1]:,} users (--data.{option})")
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
         lengths_U = np.diff(self.store.offsets_U1)
-        return self._eval_loader(EvalTask(np.arange(self.n_users), lengths_U, False, self.with_times))
+        return self._loader(np.arange(len(lengths_U)), lengths_U, with_target=False)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on `device`; as it is on the CPU, where it was made: Lightning would go through all its fields."""
@@ -308,19 +332,13 @@ class SequenceDataModule(LightningDataModule, ABC):
         else:
             self._resume = state_dict or None
 
-    def _target_loader(self, targets: Targets) -> EvalLoader:
-        return self._eval_loader(EvalTask(targets.users_T, targets.positions_T, True, self.with_times))
-
-    def _eval_loader(self, task: EvalTask) -> EvalLoader:
+    def _loader(self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True) -> EvalLoader:
+        task = EvalTask(users_T, ends_T, with_target, self.with_times)
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
 
     @property
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-    @property
-    def _fits(self) -> bool:
-        return self.trainer is not None and self.trainer.state.fn == "fit"
 
     def _positions_between_evaluations(self) -> float:
         """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
@@ -345,11 +363,10 @@ def _reading(data: SequenceDataModule | type[SequenceDataModule]) -> dict[str, A
 
 
 def _of_types(store: Store, types: list[str]) -> np.ndarray:
-    """Which interactions are events of these types; UserError where a type is not among the data's."""
+    """Which interactions are events of these types."""
     if store.events_N is None:
         raise UserError("data.target_events: the data have no types of event (--data.event_column)")
     if unknown := [each for each in types if each not in store.event_types]:
         raise UserError(f"data.target_events {unknown[0]}: the data have {', '.join(store.event_types)}")
     wanted = np.array([each in types for each in store.event_types])
-    may_N: np.ndarray = wanted[store.events_N]
-    return may_N
+    return wanted[store.events_N]

@@ -1,7 +1,4 @@
-"""Every data set and split: once imported, options accept their bare names, and --help lists them.
-
-And `lrec data prepare`, which takes any of them.
-"""
+"""Every data set and split, so that options accept their bare names and --help lists them; and `lrec data prepare`."""
 
 from typing import Any
 
@@ -15,18 +12,8 @@ from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.statistics import describe, print_rows
 from lrec.options.objects import from_config
 
-__all__ = [
-    "AmazonDataModule",
-    "GlobalTemporal",
-    "InteractionsDataModule",
-    "LastItems",
-    "MovieLensDataModule",
-    "SequenceDataModule",
-    "SyntheticDataModule",
-    "UserSplit",
-    "datamodule_of",
-    "prepare",
-]
+__all__ = ["AmazonDataModule", "GlobalTemporal", "InteractionsDataModule", "LastItems", "MovieLensDataModule"]
+__all__ += ["SequenceDataModule", "SyntheticDataModule", "UserSplit", "datamodule_of", "prepare"]
 
 
 def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:

@@ -1,7 +1,5 @@
-"""Histories to be continued by recommendations: from a table in memory, or from a file, block by block.
-
-Shape suffixes: B histories.
-"""
+"""Histories to be continued by recommendations: from a table in memory, or from a file, block by block. Shape suffixes:
+B histories."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +34,6 @@ class Histories(NamedTuple):
     events: pl.Series | None = None  # type of each item's event, text
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
-        """The same histories, `size` at a time."""
         ends_B = np.cumsum(self.lengths_B)
         for start in range(0, len(self.users), size):
             lengths_B = self.lengths_B[start : start + size]
@@ -56,18 +53,9 @@ class ReadingRules(NamedTuple):
 
 
 def histories_of(table: Any, with_times: bool = False, with_events: bool = False) -> Histories:
-    """Histories in memory.
-
-    Args:
-        table: A Polars or pandas table, with a row per user (columns user, which may be absent, and items, lists) or
-            with a row per interaction in time order (columns user and item); or a list of histories. Without user ids,
-            users are numbered from 0.
-        with_times: Read when each item was from a column times (lists) or time, numbers or dates, where there is one.
-        with_events: Read what was done with each item from a column events (lists) or event, where there is one.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """Histories in memory: a Polars or pandas table with a row per user (columns user, which may be absent, and items,
+    lists) or per interaction in time order (columns user and item), or a list of lists. Times and types of event are
+    read, where they are asked for and there, from columns times and events (lists), or time and event."""
     if not hasattr(table, "columns"):
         return _of_lists({"items": table})
     wanted = {"user", "item", "items"} | ({"time", "times"} if with_times else set())
@@ -79,9 +67,8 @@ def histories_of(table: Any, with_times: bool = False, with_events: bool = False
         rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.exclude("user").name.suffix("s"))
         columns = rows.to_dict()
     if "items" not in columns:
-        raise UserError(
-            f"histories has the columns {', '.join(names)}: user and items (lists), or user and item, are expected"
-        )
+        there = ", ".join(names)
+        raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
     return _of_lists(columns)
 
 
@@ -99,16 +86,8 @@ def histories_in(
     in the file's order. Or it is an interaction: the file is put in order first, as training data are, in bounded
     memory and a temporary folder; blocks then come in the order of the users' ids.
 
-    Args:
-        path: The file, plain or compressed.
-        file_format: Its format; None for what its name tells.
-        reading: Names of its columns, `time` None where interactions are in time order; and which of these count.
-        otherwise: Names to fall back on where the file lacks the column that `reading` names.
-        with_times: Hand out when each item was; where a row is a user, from a column `times` of lists.
-        with_events: Hand out what was done with each item, from `events` in the same way.
-
-    Raises:
-        UserError: the file is damaged, or does not have these columns.
+    `otherwise` names columns to fall back on where the file lacks those of `reading`. Times and types of event, where a
+    row is a user, are in columns times and events of lists.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name one file")
@@ -122,11 +101,12 @@ def histories_in(
     tables = chain([first], tables)
     found, names = first.frame.columns, vars(columns)
     others = {key: name for key, name in vars(otherwise).items() if name in found and names[key] not in found}
-    reading = reading._replace(
-        columns=replace(columns, **others), min_rating=reading.min_rating if columns.rating in found else None
-    )
+    min_rating = reading.min_rating if columns.rating in found else None
+    reading = reading._replace(columns=replace(columns, **others), min_rating=min_rating)
     if file_format == "lines":
-        yield from (_of_rows(table.frame) for table in tables)
+        for table in tables:
+            runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
+            yield Histories(runs["value"], table.frame["item"], runs["len"].to_numpy().astype(np.int64))
     elif _has_lists(first.frame):
         wanted = [name for name, wants in (("times", with_times), ("events", with_events)) if wants]
         whole = (_of_table(table, reading.columns.user, wanted) for table in tables)
@@ -136,7 +116,6 @@ def histories_in(
 
 
 def _column(values: Any) -> pl.Series:
-    """A column of a Polars or pandas table, null where a value is missing."""
     if isinstance(values, pl.Series):
         return values
     plain = values.tolist()
@@ -144,7 +123,6 @@ def _column(values: Any) -> pl.Series:
 
 
 def _lists(histories: Any) -> pl.Series:
-    """Lists of text from a column or a list of histories."""
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
         return histories.cast(pl.List(pl.String))
     try:
@@ -177,12 +155,6 @@ def _laid(lists: pl.Series, lengths: pl.Series, name: str) -> pl.Series:
     if len(lists) and not (is_list and (lists.list.len().fill_null(0) == lengths).all()):
         raise UserError(f"histories: {name} has not as many entries as items in every row")
     return lists.filter(lengths > 0).explode()
-
-
-def _of_rows(frame: pl.DataFrame) -> Histories:
-    """From columns user and item; the rows of a user are adjacent."""
-    runs = frame["user"].rle()
-    return Histories(runs.struct.field("value"), frame["item"], runs.struct.field("len").to_numpy().astype(np.int64))
 
 
 def _has_lists(frame: pl.DataFrame) -> bool:
@@ -223,9 +195,9 @@ def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_t
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]
             first, last = int(offsets_B1[0]), int(offsets_B1[-1])
             items = raw_items.gather(store.items_N[first:last])
-            has_times = with_times and store.times_N is not None
-            times_N = store.seconds(np.arange(first, last)) if has_times else None
-            events = None
+            times_N = events = None
+            if with_times and store.times_N is not None:
+                times_N = store.seconds(np.arange(first, last))
             if store.events_N is not None:
                 events = pl.Series(store.event_types, dtype=pl.String).gather(store.events_N[first:last])
             users = store.raw_user_ids[start : start + BLOCK].alias("user")

@@ -13,16 +13,24 @@ closed form from counts, without a pass over the catalogue for each row.
 Shape suffixes: L positions, M targets, V catalogue, N interactions.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
+from lrec.common.files import json_hash
+from lrec.common.hardware import available_gib
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.splits.rules import Split, ranges
-from lrec.evaluation.followers import Followers
+from lrec.data.store.made_once import Arrays, made_beside
+from lrec.evaluation.baseline_cache import code_hash
+from lrec.evaluation.followers import Followers, bytes_to_count, edges_of
 from lrec.evaluation.metrics import KS
+from lrec.evaluation.shared_scoring import leads, number, of_first
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 from lrec.ranking.scoring import Scores
@@ -37,11 +45,8 @@ NEIGHBOURS = 500  # the strongest edges of an item that count
 
 
 class Baselines:
-    """The baselines of a split. What they count, they count when they are first asked to score.
-
-    Attributes:
-        names: Those of BASELINES that the data allow.
-    """
+    """The baselines of a split; what they count, they count when they are first asked to score. `names` are those of
+    BASELINES that the data allow."""
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self._split, self._device = split, device
@@ -62,7 +67,6 @@ class Baselines:
         return Scores(loss_M, *order.ranked(batch.targets_M, self._k, inputs, seen))
 
     def _inputs(self, batch: EvalBatch) -> Leading:
-        """The items of each target's input, the last one first."""
         length = batch.items_BL.shape[1]
         read_ML = torch.arange(length, device=self._device) <= (batch.positions_M % length)[:, None]
         targets_N, places_N = read_ML.nonzero(as_tuple=True)
@@ -75,12 +79,15 @@ class Baselines:
 
     @cached_property
     def _recent(self) -> tuple[CommonOrder, Tensor]:
-        assert self._split.store.times_N is not None
-        rows_N = self._training_rows()
-        times_N = self._split.store.times_N[rows_N]
-        earliest = np.partition(times_N, place := int((1 - RECENT_SHARE) * len(times_N)))[place]
-        items_N = self._split.catalogue_index_I[self._split.store.items_N[rows_N[times_N >= earliest]]]
-        return self._common(np.bincount(items_N, minlength=len(self._share_V)) + self._share_V)
+        def count() -> Arrays:
+            store, rows_N = self._split.store, self._training_rows()
+            assert store.times_N is not None
+            times_N = store.times_N[rows_N]
+            earliest = np.partition(times_N, place := int((1 - RECENT_SHARE) * len(times_N)))[place]
+            items_N = self._split.catalogue_index_I[store.items_N[rows_N[times_N >= earliest]]]
+            return {"counts_V": np.bincount(items_N, minlength=len(self._share_V))}
+
+        return self._common(self._counted("recent-popularity", count)["counts_V"] + self._share_V)
 
     def _common(self, values_V: np.ndarray) -> tuple[CommonOrder, Tensor]:
         """The order of the logarithms, and each item's cross-entropy."""
@@ -89,19 +96,45 @@ class Baselines:
 
     @cached_property
     def _next_items(self) -> Followers:
-        return Followers(*self._trained, self._share_V, self._device)
+        return Followers(self._edges("markov", (1,)), self._share_V, self._device)
 
     @cached_property
     def _item_graph(self) -> Followers:
         # Such that whatever is reached scores above all that is not.
         prior = min(1.0, LEAST / (2 * float(self._share_V.max())))
-        return Followers(*self._trained, self._share_V, self._device, prior, EDGES, STEPS_BACK, NEIGHBOURS)
+        edges_VV = self._edges("item-graph", EDGES, NEIGHBOURS)
+        return Followers(edges_VV, self._share_V, self._device, prior, EDGES[0] * STEPS_BACK[0], STEPS_BACK)
 
-    @property
-    def _trained(self) -> tuple[np.ndarray, np.ndarray]:
-        """User and item of each training interaction."""
-        items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
-        return np.repeat(np.arange(len(self._split.train_U)), self._split.train_U), items_N
+    def _edges(self, name: str, weights: Sequence[int], most: int | None = None) -> csr_array:
+        n_items = len(self._share_V)
+
+        def count() -> Arrays:
+            items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
+            users_N = np.repeat(np.arange(len(self._split.train_U)), self._split.train_U)
+            edges_VV = edges_of(users_N, items_N, n_items, weights, most)
+            return {"data": edges_VV.data, "indices": edges_VV.indices, "indptr": edges_VV.indptr}
+
+        found = self._counted(name, count)
+        return csr_array((found["data"], found["indices"], found["indptr"]), shape=(n_items, n_items))
+
+    def _counted(self, name: str, count: Callable[[], Arrays]) -> Arrays:
+        """What is counted in the training part; of several processes one counts, and all map it into memory."""
+        if number() == 1:
+            return count()
+        cut = sha256(np.ascontiguousarray(self._split.train_U, dtype=np.int64).data).hexdigest()
+        key = json_hash([self._split.store.hash, cut, code_hash()])[:16]
+        return made_beside(self._split.store, f"{name}-{key}", count)
+
+    def with_room(self, names: list[str]) -> list[str]:
+        """Those of the names whose counts fit into the first process's memory; a line tells which are left out."""
+        n_rows, steps = int(self._split.train_U.sum()), {"recent-popularity": 0, "markov": 1, "item-graph": len(EDGES)}
+        gib = {name: bytes_to_count(n_rows, len(self._share_V), n) / 2**30 for name, n in steps.items()}
+        room = available_gib()
+        left_out = of_first([name for name in names if gib.get(name, 0) > room])
+        if left_out and leads():
+            needed = max(gib[name] for name in left_out)
+            print(f"left out: {', '.join(left_out)}, whose counts take up to {needed:,.1f} GiB; {room:,.1f} are free")
+        return [name for name in names if name not in left_out]
 
     def _training_rows(self) -> np.ndarray:
         return ranges(self._split.store.offsets_U1[:-1], self._split.train_U)

@@ -6,7 +6,7 @@ batch, L positions, T = L + 1 times, D width, K list length.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -26,80 +26,53 @@ LIST_LENGTH = 10
 
 @dataclass(frozen=True)
 class Cases:
-    """Histories of at least one catalogue item, oldest first, with the item to predict after each.
+    """Histories of at least one catalogue item, oldest first, with the item to predict after each."""
 
-    Attributes:
-        users_C: Store index of the user; a user may have several cases.
-        positions_C: Position of the target among the user's interactions.
-        items_N: The histories laid end to end, catalogue indices.
-        lengths_C: Items of each history.
-        targets_C: Catalogue index of the target, -1 outside the catalogue.
-        blank_N: Which items are blanked in place; None if there are none. At least one item of each history is not.
-        times_N: Time of each item in whole seconds; None where the data have none.
-        asked_C: Time of the target; None where the data have none.
-        events_N: Type of each item's event; None where the data have none.
-    """
-
-    users_C: np.ndarray
-    positions_C: np.ndarray
-    items_N: np.ndarray
+    users_C: np.ndarray  # store index of the user; a user may have several cases
+    positions_C: np.ndarray  # of the target among the user's interactions
+    items_N: np.ndarray  # the histories laid end to end, catalogue indices
     lengths_C: np.ndarray
-    targets_C: np.ndarray
-    blank_N: np.ndarray | None = None
-    times_N: np.ndarray | None = None
-    asked_C: np.ndarray | None = None
-    events_N: np.ndarray | None = None
+    targets_C: np.ndarray  # catalogue indices, -1 outside the catalogue
+    blank_N: np.ndarray | None = None  # which items are blanked in place, of no history all
+    times_N: np.ndarray | None = None  # of each item in whole seconds; None where the data have none
+    asked_C: np.ndarray | None = None  # time of the target; None where the data have none
+    events_N: np.ndarray | None = None  # type of each item's event; None where the data have none
 
     def __len__(self) -> int:
         return len(self.users_C)
 
     @property
     def starts_C(self) -> np.ndarray:
-        """Where each history begins."""
         return np.cumsum(self.lengths_C) - self.lengths_C
 
     @property
     def case_N(self) -> np.ndarray:
-        """The case that each item belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths_C)
 
     def where(self, chosen_C: np.ndarray) -> Self:
-        """The chosen cases (a mask, or indices)."""
         chosen_C = np.flatnonzero(chosen_C) if chosen_C.dtype == bool else chosen_C
         places = ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C])
-        return replace(
-            self,
-            users_C=self.users_C[chosen_C],
-            positions_C=self.positions_C[chosen_C],
-            items_N=self.items_N[places],
-            lengths_C=self.lengths_C[chosen_C],
-            targets_C=self.targets_C[chosen_C],
-            blank_N=_at(self.blank_N, places),
-            times_N=_at(self.times_N, places),
-            asked_C=_at(self.asked_C, chosen_C),
-            events_N=_at(self.events_N, places),
-        )
+        at = {"C": chosen_C, "N": places}
+        fields: dict[str, Any] = {name: _at(values, at[name[-1]]) for name, values in vars(self).items()}
+        return replace(self, **fields)
 
     def last(self, n: int) -> Self:
-        """The same cases with the last n items of each history."""
         lengths_C = np.minimum(self.lengths_C, n)
         places = ranges(self.starts_C + self.lengths_C - lengths_C, lengths_C)
-        return self._with(self.items_N[places], lengths_C, places)
+        return self.inserting(self.items_N[places], lengths_C, places)
 
     def keeping(self, keep_N: np.ndarray) -> Self:
         """The same cases with some items of their histories; cases that lose all of them are left out."""
         lengths_C = np.bincount(self.case_N[keep_N], minlength=len(self))
-        return self._with(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
+        return self.inserting(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
 
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
-        """The same cases with these histories; each of their items is as old, as blank and of the same type of event
-        as the item that stood at its entry of places_M."""
-        return self._with(items_M, lengths_C, places_M)
-
-    def _with(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
-        blank_N, times_N = _at(self.blank_N, places_M), _at(self.times_N, places_M)
-        events_N = _at(self.events_N, places_M)
-        return replace(self, items_N=items_M, lengths_C=lengths_C, blank_N=blank_N, times_N=times_N, events_N=events_N)
+        """The same cases with these histories; each of their items is as old, as blank and of the same type of event as
+        the item that stood at its entry of places_M."""
+        of_items: dict[str, Any] = {
+            name: _at(getattr(self, name), places_M) for name in ("blank_N", "times_N", "events_N")
+        }
+        return replace(self, items_N=items_M, lengths_C=lengths_C, **of_items)
 
 
 def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
@@ -140,10 +113,10 @@ def cases_of_test(split: Split, max_len: int) -> Cases:
 
 
 class Ranked(NamedTuple):
-    """A scorer's result on cases: cross-entropy (nan if there is none), exact rank (inf for a miss), best items."""
+    """A scorer's result on cases."""
 
-    loss_C: np.ndarray
-    rank_C: np.ndarray
+    loss_C: np.ndarray  # cross-entropy, nan if there is none
+    rank_C: np.ndarray  # exact, inf for a miss
     top_CK: np.ndarray
 
 
@@ -209,7 +182,6 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
 
 
 def _last_not_blank(cases: Cases) -> np.ndarray:
-    """Place of each history's last item that is not blank."""
     assert cases.blank_N is not None
     places_N = np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
     return np.maximum.reduceat(np.where(cases.blank_N, 0, places_N), cases.starts_C)
@@ -249,10 +221,8 @@ def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndar
 
 
 def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
-    """The same with the items of the history listed first, the last one on top, and then all others by popularity.
-
-    Blanked items do not belong to the history. There is no cross-entropy.
-    """
+    """The same with the items of the history (but for blanked ones) listed first, the last one on top, and then all
+    others by popularity."""
     counts_V = _among(counts_V, candidates_V)
     read_N = counts_V[cases.items_N] > 0
     if cases.blank_N is not None:
@@ -267,16 +237,13 @@ def by_count(counts_V: np.ndarray) -> CommonOrder:
     return CommonOrder(torch.from_numpy(counts_V).double().log())
 
 
-def _ranked(
-    counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None) -> list[np.ndarray]:
     k = min(LIST_LENGTH, int((counts_V > 0).sum()))
     ranked = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, leading)
-    return ranked.rank_B.numpy(), ranked.top_BK.numpy()
+    return [ranked.rank_B.numpy(), ranked.top_BK.numpy()]
 
 
 def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
-    """Place of each item among the ascending names, -1 where it is not among them."""
     places_C = np.minimum(np.searchsorted(names_V, items_C), len(names_V) - 1)
     return np.where(names_V[places_C] == items_C, places_C, -1)
 

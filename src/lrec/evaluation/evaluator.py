@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
-from lrec.evaluation.baseline_cache import BaselineCache
+from lrec.evaluation.baseline_cache import kept_file, read_kept, write_kept
 from lrec.evaluation.baselines import BASELINES, Baselines
 from lrec.evaluation.metrics import METRICS, Evaluation, Metric
 from lrec.ranking.scoring import Scores
@@ -19,43 +20,34 @@ class Evaluator:
 
     Popularity stands beside every evaluation, the other baselines beside `lrec test` and `lrec validate`. They do not
     change during training: they are scored in the first whole evaluation of a stage, and the test's are kept with the
-    store.
-
-    Attributes:
-        figures: Of the last evaluation of each stage, reduced over processes: the model's by `stage`, a baseline's by
-            `stage/baseline`.
+    store. `figures` are those of the last evaluation of each stage, the model's by `stage`, a baseline's by
+    `stage/baseline`.
     """
 
     def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
         self.figures: dict[str, dict[str, float]] = {}
         self._metrics = metrics
         self._baselines: Baselines | None = None
-        self._cache: BaselineCache | None = None
+        self._kept: Path | None = None  # where the baselines' figures are kept
         self._under_way: dict[str, Evaluation] = {}
 
     def begin(
         self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False, keep: bool = False
     ) -> None:
-        """Before the first batch.
-
-        Args:
-            stage: val or test.
-            data: What is evaluated on.
-            counts_V: Training interactions of each item; it lies where scores will.
-            fitting: Whether training goes on afterwards: only popularity stands beside the model.
-            keep: Whether all of the data's test targets are tested, so that the baselines' figures are kept.
-        """
+        """Before the first batch. `counts_V`, the items' training interactions, lies where scores will; where training
+        goes on (`fitting`) only popularity stands beside the model; `keep` says that all test targets are tested, so
+        that the baselines' figures can be kept."""
         if self._baselines is None:
             self._baselines = Baselines(data.cuts, counts_V.device)
-        self._cache = BaselineCache(data, counts_V.device) if keep and self._metrics == METRICS else None
-        if self._cache is not None:
-            self.figures |= {f"{stage}/{name}": figures for name, figures in self._cache.read().items()}
+        self._kept = kept_file(data, counts_V.device) if keep and self._metrics == METRICS else None
+        if self._kept is not None:
+            self.figures |= {f"{stage}/{name}": figures for name, figures in read_kept(self._kept).items()}
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
-        scorers = ["model", *(name for name in beside if f"{stage}/{name}" not in self.figures)]
+        anew = [name for name in beside if f"{stage}/{name}" not in self.figures]
+        scorers = ["model", *(anew if fitting else self._baselines.with_room(anew))]
         self._under_way = {scorer: Evaluation(counts_V, self._metrics) for scorer in scorers}
 
     def add(self, batch: EvalBatch, scores: Scores) -> None:
-        """A batch, with the model's scores of its targets."""
         assert self._baselines is not None
         baselines = self._baselines
 
@@ -76,9 +68,10 @@ class Evaluator:
         self.figures[stage] = computed.pop("model")
         if whole:
             self.figures |= {f"{stage}/{name}": figures for name, figures in computed.items()}
-        if self._cache is not None and computed:  # something was not known from an earlier test
+        if self._kept is not None and computed:  # something was not known from an earlier test
             assert self._baselines is not None
-            self._cache.write({name: self.figures[f"{stage}/{name}"] for name in self._baselines.names})
+            there = [name for name in self._baselines.names if f"{stage}/{name}" in self.figures]
+            write_kept(self._kept, {name: self.figures[f"{stage}/{name}"] for name in there})
         named = {f"{stage}/{name}": value for name, value in self.figures[stage].items()}
         for baseline in BASELINES:
             figures = self.figures.get(f"{stage}/{baseline}", {})

@@ -25,48 +25,22 @@ class Followers:
 
     def __init__(
         self,
-        users_N: np.ndarray,
-        items_N: np.ndarray,
+        edges_VV: csr_array,
         share_V: np.ndarray,
         device: torch.device,
         prior: float = 1.0,
-        weights: Sequence[int] = (1,),
+        one: int = 1,
         weights_back: Sequence[int] = (1,),
-        most: int | None = None,
     ) -> None:
-        """Count the edges.
-
-        Args:
-            users_N: Whose interactions they are; a user's follow on each other, in order.
-            items_N: Their items, catalogue indices.
-            share_V: Each item's share of the interactions, above 0.
-            device: Where rows will be scored.
-            prior: c.
-            weights: Of an edge to the next item, to the one after it ... Whole numbers, so that ties are exact.
-            weights_back: Of the last item of a history, of the one before it ... The two firsts make 1.
-            most: The strongest edges of an item that count; None: all.
-        """
-        self._weights_back, self._one = np.array(weights_back), weights[0] * weights_back[0]
-        edges_VV = csr_array((len(share_V), len(share_V)), dtype=np.int64)
-        for step, weight in enumerate(weights, start=1):
-            together_N = users_N[:-step] == users_N[step:]
-            pairs = items_N[:-step][together_N], items_N[step:][together_N]
-            edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
-        self._edges_VV = edges_VV if most is None else _strongest(edges_VV, most)
+        """`prior` is c, `one` the weight of an edge that makes g 1, and `weights_back` those of the last item of a
+        history, of the one before it ..., whole numbers, so that ties are exact."""
+        self._edges_VV, self._one, self._weights_back = edges_VV, one, np.array(weights_back)
         self._prior, self._device = prior, device
         self._prior_V = torch.from_numpy(prior * share_V).to(device)
         self._popular = CommonOrder(torch.from_numpy(np.log(share_V)).float().to(device))
 
     def score(self, items_BL: Tensor, last_M: Tensor, targets_M: Tensor, seen: Pairs, k: int) -> Scores:
-        """Score every item of the catalogue for every target.
-
-        Args:
-            items_BL: The histories that are read.
-            last_M: Flat index of the last item before each target.
-            targets_M: The item of each, -1 outside the catalogue.
-            seen: Items that have been seen before each target.
-            k: Length of the lists.
-        """
+        """Score every item of the catalogue for every target; last_M is the flat index of the last item before each."""
         rows_R, items_R, weights_R = self._reached(items_BL, last_M)
         scores_R = (weights_R + self._prior_V[items_R]).log().float()
         score_M = self._prior_V[targets_M.clamp(min=0)].log().float()
@@ -90,6 +64,24 @@ class Followers:
         found = rows_R, reached_BV.indices.astype(np.int64), reached_BV.data / self._one
         rows, items, weights = (torch.from_numpy(values_R).to(self._device) for values_R in found)
         return rows, items, weights
+
+
+def edges_of(
+    users_N: np.ndarray, items_N: np.ndarray, n_items: int, weights: Sequence[int] = (1,), most: int | None = None
+) -> csr_array:
+    """The edges between the interactions of a user, whose order is that of `users_N` and `items_N`: `weights` are those
+    of an edge to the next item, to the one after it ...; of an item, the `most` strongest stay."""
+    edges_VV = csr_array((n_items, n_items), dtype=np.int64)
+    for step, weight in enumerate(weights, start=1):
+        together_N = users_N[:-step] == users_N[step:]
+        pairs = items_N[:-step][together_N], items_N[step:][together_N]
+        edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
+    return edges_VV if most is None else _strongest(edges_VV, most)
+
+
+def bytes_to_count(n_rows: int, n_items: int, steps: int) -> int:
+    """Memory that counting takes at most, by measurement: of each row, and of each edge that `edges_of` can find."""
+    return 64 * n_rows + 36 * min(steps * n_rows, n_items**2)
 
 
 def _strongest(edges_VV: csr_array, most: int) -> csr_array:

@@ -21,6 +21,7 @@ from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores
 
 KS = (1, 5, 10, 50)
+_SUFFIXES = ("", "_unseen")
 Best = Literal["min", "max"]
 
 
@@ -64,12 +65,10 @@ class Metric(ABC):
 
     @property
     def labels(self) -> list[str]:
-        """The names of its figures of all items."""
         return [f"{self.name}@{k}" for k in self.cutoffs] if self.at_k else [self.name]
 
     @property
     def cutoffs(self) -> tuple[int, ...]:
-        """The k of each figure."""
         return KS if self.at_k else KS[-1:]
 
     @abstractmethod
@@ -107,18 +106,15 @@ class Mean(Metric):
         return torch.zeros(len(self.cutoffs), 3, dtype=torch.float64, device=counts_V.device)
 
     def add(self, state: Tensor, found: Found, weights_B: Tensor) -> None:
-        """Add the targets' values."""
         for sums_3, k in zip(state, self.cutoffs, strict=True):
             value_B = self.of_targets(found, k).double()
             share_B = weights_B.double() * self.shares(found, k)
             sums_3 += torch.stack([(share_B * value_B).sum(), (share_B * value_B**2).sum(), share_B.sum()])
 
     def values_K(self, state: Tensor) -> Tensor:
-        """The mean at each cut-off."""
         return state[:, 0] / state[:, 2]
 
     def errors_K(self, state: Tensor) -> Tensor:
-        """The standard error of each mean."""
         sum_K, squares_K, n_K = state.T
         return (squares_K / n_K - (sum_K / n_K) ** 2).clamp(min=0).sqrt() / n_K.sqrt()
 
@@ -133,7 +129,6 @@ class CrossEntropy(Mean):
     with_error = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        """The loss."""
         return found.loss_B.where(found.targets_B >= 0, 0.0)
 
     def shares(self, found: Found, k: int) -> Tensor:
@@ -147,7 +142,6 @@ class HitRate(Mean):
     name = "HR"
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        """1 for a hit."""
         return (found.rank_B <= k).double()
 
 
@@ -158,7 +152,6 @@ class NDCG(Mean):
     with_error = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        """The gain."""
         rank_B = found.rank_B.double()
         return (rank_B <= k) / torch.log2(1 + rank_B)
 
@@ -169,7 +162,6 @@ class MRR(Mean):
     name = "MRR"
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        """The reciprocal rank."""
         rank_B = found.rank_B.double()
         return (rank_B <= k) / rank_B
 
@@ -194,7 +186,6 @@ class Coverage(Metric):
             state[listed_BK] = state[listed_BK].clamp_(max=place)
 
     def values_K(self, state: Tensor) -> Tensor:
-        """The share at each cut-off."""
         listed_V = state[:-1]
         return torch.stack([(listed_V <= place).double().mean() for place in range(len(KS))])
 
@@ -207,13 +198,11 @@ class MeanPopularity(Mean):
     of_lists = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        """The mean over a target's list."""
         top_BK = found.top_BK[:, :k]
         counts_BK = found.counts_V[top_BK.clamp(min=0)].masked_fill(top_BK < 0, 0)
         return counts_BK.sum(1).double() / self.shares(found, k).clamp(min=1)
 
     def shares(self, found: Found, k: int) -> Tensor:
-        """The length of a target's list."""
         return (found.top_BK[:, :k] >= 0).sum(1).double()
 
 
@@ -237,13 +226,13 @@ def metrics_of(named: Sequence[dict[str, Any]]) -> tuple[Metric, ...]:
 
 def suffixes(metric: Metric) -> tuple[str, ...]:
     """What stands behind the names of its figures: those of all items, and those of unseen ones."""
-    return ("", "_unseen") if metric.ranks else ("",)
+    return _SUFFIXES if metric.ranks else _SUFFIXES[:1]
 
 
 def metric_names(metrics: Sequence[Metric] = METRICS) -> list[str]:
     """Every metric of an evaluation, as it is called after `val/` or `test/`."""
-    named = [(f"{label}{suffix}", suffix) for each in metrics for suffix in suffixes(each) for label in each.labels]
-    return [name for name, _ in sorted(named, key=lambda both: both[1])]
+    there = [(suffix, each) for suffix in _SUFFIXES for each in metrics if suffix in suffixes(each)]
+    return [f"{label}{suffix}" for suffix, each in there for label in each.labels]
 
 
 def best_is(name: str, metrics: Sequence[Metric] = METRICS) -> Best | None:
@@ -253,21 +242,16 @@ def best_is(name: str, metrics: Sequence[Metric] = METRICS) -> Best | None:
 
 class Evaluation:
     """A scorer's whole evaluation: cross-entropy, rank metrics over every item (`NDCG@10`), and over the items the user
-    has not seen (`NDCG@10_unseen`)."""
+    has not seen (`NDCG@10_unseen`). `counts_V`, the items' training interactions, lies where scores will lie."""
 
     def __init__(self, counts_V: Tensor, metrics: Sequence[Metric] = METRICS) -> None:
-        """Nothing added yet; `counts_V`, the items' training interactions, lies where scores will lie."""
         self._counts_V = counts_V
         self._targets_2 = torch.zeros(2, dtype=torch.float64, device=counts_V.device)  # all, and outside the catalogue
         self._states = [
-            (each, suffix, each.empty(counts_V))
-            for suffix in ("", "_unseen")
-            for each in metrics
-            if suffix in suffixes(each)
+            (each, suffix, each.empty(counts_V)) for suffix in _SUFFIXES for each in metrics if suffix in suffixes(each)
         ]
 
     def update(self, scores: Scores, targets_B: Tensor, weights_B: Tensor) -> None:
-        """Add a batch of scores."""
         of_all = Found(scores.loss_B, scores.rank_B, scores.top_BK, targets_B, self._counts_V)
         of_unseen = of_all._replace(rank_B=scores.rank_unseen_B, top_BK=scores.top_unseen_BK)
         self._targets_2 += torch.stack([weights_B.sum(), (weights_B * (targets_B < 0)).sum()])

@@ -11,8 +11,6 @@ shorter one. Source: absolute discounting, Ney, Essen & Kneser 1994.
 Shape suffixes: N training interactions, U users, T distinct pairs of a context and what followed it, C cases.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from lrec.data.splits.rules import ranges
@@ -21,72 +19,59 @@ from lrec.evaluation.cases import Cases
 ORDERS = ("popularity", "bigram", "trigram")
 
 
-class _Pairs(NamedTuple):
-    """Which item followed which context, and how often; a context is a number, the key context * V + item."""
-
-    keys_T: np.ndarray  # ascending
-    counts_T: np.ndarray
-
-    def find(self, keys_C: np.ndarray) -> np.ndarray:
-        """Place of each key, -1 where it is not there."""
-        places_C = np.searchsorted(self.keys_T, keys_C)
-        found_C = places_C < len(self.keys_T)
-        found_C[found_C] = self.keys_T[places_C[found_C]] == keys_C[found_C]
-        return np.where(found_C, places_C, -1)
+def _find(keys_T: np.ndarray, keys_C: np.ndarray) -> np.ndarray:
+    """Place of each key among the ascending ones, -1 where it is not there."""
+    places_C = np.searchsorted(keys_T, keys_C)
+    return np.where(np.append(keys_T, np.iinfo(np.int64).max)[places_C] == keys_C, places_C, -1)
 
 
 def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases: Cases) -> dict[str, np.ndarray]:
-    """The cross-entropy of each case's target, in nats, by each of `ORDERS`; counted once, by sorting.
+    """The cross-entropy of each case's target, in nats, by each of `ORDERS`; items_N are of training.
 
     A context is known by the place of its last pair among those of the order below, so that keys stay below N V.
-
-    Args:
-        items_N: Training items, user after user, catalogue indices.
-        lengths_U: How many of them each user has.
-        n_items: V.
-        cases: Histories with a target of the catalogue each.
     """
     position_N = ranges(np.zeros_like(lengths_U), lengths_U)
     context_N = np.zeros(len(items_N), dtype=np.int64)
     p_C = np.full(len(cases), 1 / n_items)
-    tables: list[_Pairs] = []
+    tables: list[np.ndarray] = []  # the keys of each order: context * V + item
     losses = {}
     for order, name in enumerate(ORDERS):
         has_context_N = position_N >= order
         keys_T, place_N, counts_T = np.unique(
             context_N[has_context_N] * n_items + items_N[has_context_N], return_inverse=True, return_counts=True
         )
-        pairs = _Pairs(keys_T, counts_T)
-        p_C = _smoothed(pairs, n_items, _contexts(tables, cases, n_items, order), cases.targets_C, p_C)
+        context_C = _contexts(tables, cases, n_items, order)
+        p_C = _smoothed((keys_T, counts_T), n_items, context_C, cases.targets_C, p_C)
         losses[name] = -np.log(p_C)
-        tables.append(pairs)
+        tables.append(keys_T)
         followed_N = np.full(len(items_N), -1, dtype=np.int64)
         followed_N[has_context_N] = place_N
         context_N = np.roll(followed_N, 1)
     return losses
 
 
-def _contexts(tables: list[_Pairs], cases: Cases, n_items: int, order: int, back: int = 0) -> np.ndarray:
+def _contexts(tables: list[np.ndarray], cases: Cases, n_items: int, order: int, back: int = 0) -> np.ndarray:
     """The last `order` items of each history without its last `back` ones, as a context; -1 where it was never seen."""
     if order == 0:
         return np.zeros(len(cases), dtype=np.int64)
     shorter_C = _contexts(tables, cases, n_items, order - 1, back + 1)
     long_enough_C = cases.lengths_C > back
     last_C = cases.items_N[np.where(long_enough_C, cases.starts_C + cases.lengths_C - 1 - back, 0)]
-    return np.where(long_enough_C, tables[order - 1].find(shorter_C * n_items + last_C), -1)
+    return np.where(long_enough_C, _find(tables[order - 1], shorter_C * n_items + last_C), -1)
 
 
 def _smoothed(
-    pairs: _Pairs, n_items: int, context_C: np.ndarray, targets_C: np.ndarray, lower_C: np.ndarray
+    pairs: tuple[np.ndarray, np.ndarray], n_items: int, context_C: np.ndarray, targets_C: np.ndarray, low_C: np.ndarray
 ) -> np.ndarray:
-    once, twice = ((pairs.counts_T == n).sum() for n in (1, 2))
+    keys_T, counts_T = pairs
+    once, twice = ((counts_T == n).sum() for n in (1, 2))
     discount = (once + 1) / (once + 2 * twice + 2)
-    contexts_T = pairs.keys_T // n_items
+    contexts_T = keys_T // n_items
     n_contexts = int(max(contexts_T.max(initial=0), context_C.max(initial=0))) + 1
-    total_C = np.bincount(contexts_T, pairs.counts_T, n_contexts)[context_C]
+    total_C = np.bincount(contexts_T, counts_T, n_contexts)[context_C]
     types_C = np.bincount(contexts_T, minlength=n_contexts)[context_C]
     # A context of -1 has negative keys, which are not found.
-    place_C = pairs.find(context_C * n_items + targets_C)
-    count_C = np.append(pairs.counts_T, 0)[place_C]
-    mass_C = np.maximum(count_C - discount, 0) + discount * types_C * lower_C
-    return np.where((context_C >= 0) & (total_C > 0), mass_C / np.maximum(total_C, 1), lower_C)
+    place_C = _find(keys_T, context_C * n_items + targets_C)
+    count_C = np.append(counts_T, 0)[place_C]
+    mass_C = np.maximum(count_C - discount, 0) + discount * types_C * low_C
+    return np.where((context_C >= 0) & (total_C > 0), mass_C / np.maximum(total_C, 1), low_C)

@@ -50,11 +50,7 @@ def share_of(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def together(values: np.ndarray) -> np.ndarray:
     """The sum over all processes; each has zeros where others have values."""
-    if not distributed.is_initialized():
-        return values
-    total = torch.from_numpy(values.copy())
-    distributed.all_reduce(total)
-    return total.numpy()
+    return reduced(torch.from_numpy(values), "sum").numpy()
 
 
 def reduced(values: Tensor, how: Literal["sum", "min"]) -> Tensor:
@@ -66,7 +62,6 @@ def reduced(values: Tensor, how: Literal["sum", "min"]) -> Tensor:
 
 
 def of_first(value: T) -> T:
-    """What the first process has."""
     shared = [value]
     if distributed.is_initialized():
         distributed.broadcast_object_list(shared)
@@ -74,5 +69,4 @@ def of_first(value: T) -> T:
 
 
 def number() -> int:
-    """How many there are."""
     return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -14,12 +14,8 @@ def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
 
 
 def paired(small: list[pl.DataFrame], large: list[pl.DataFrame]) -> tuple[float, float]:
-    """How much the loss of the large size differs from that of the small one, and its standard error paired over users.
-
-    Args:
-        small: Losses of the runs of the small size, a table for each seed; seeds are averaged.
-        large: Those of the large size on the same targets.
-    """
+    """How much the loss of the large size differs from that of the small one on the same targets, and its standard
+    error paired over users. Each has a table for every seed; seeds are averaged."""
     one, other = (
         pl.concat(tables).group_by("user", "step", maintain_order=True).agg(pl.col("loss").mean())
         for tables in (small, large)

@@ -35,7 +35,6 @@ def places_in_rows(rows_S: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
 
 
 def has_target(pairs: Pairs, targets_B: Tensor) -> Tensor:
-    """Whether each row's target is an item of the row."""
     is_target_S = (pairs.items_S == targets_B[pairs.rows_S]).int()
     return torch.zeros_like(targets_B, dtype=torch.int32).index_add_(0, pairs.rows_S, is_target_S) > 0
 
@@ -121,34 +120,28 @@ class BestAboveThreshold:
         # Later items with no more than that are not among the k best: they lose ties.
         self._least_B1 = np.full((n_rows, 1), -math.inf, np.float32)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no pair is kept yet."""
-        return self._negative_BW.shape[1] == 0
-
     def add(self, scores_BC: Tensor, start: int) -> None:
         """See `Best.add`; changes nothing."""
         n_items = scores_BC.shape[1]
-        if self.is_empty and n_items >= 2 * self.k:
-            self._least_B1 = below_kth(scores_BC, self.k)
+        if self._negative_BW.shape[1] == 0 and n_items >= 2 * self.k:
+            self._least_B1 = _below_kth(scores_BC, self.k)
         values_BC = scores_BC.numpy()
         (places_N,) = (values_BC > self._least_B1).reshape(-1).nonzero()
         rows_N, columns_N = np.divmod(places_N, n_items)
-        self.keep(rows_N, values_BC.reshape(-1)[places_N], start + columns_N)
+        self._keep(rows_N, values_BC.reshape(-1)[places_N], start + columns_N)
 
     def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
         """See `Best.add_pairs`."""
         (places_N,) = (scores_S.numpy() >= self._least_B1[rows_S, 0]).nonzero()
         places_N = places_N[rows_S.numpy()[places_N].argsort(kind="stable")]
-        self.keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
+        self._keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
 
     def keys(self) -> Tensor:
         """See `Best.keys`."""
         unused_BK = np.full((len(self._negative_BW), self.k - self._negative_BW.shape[1]), -_NONE)
         return torch.from_numpy(-np.concatenate([self._negative_BW, unused_BK], 1))
 
-    def keep(self, rows_N: np.ndarray, scores_N: np.ndarray, items_N: np.ndarray) -> None:
-        """Add pairs whose rows ascend."""
+    def _keep(self, rows_N: np.ndarray, scores_N: np.ndarray, items_N: np.ndarray) -> None:
         if len(rows_N) == 0:
             return
         number_B = np.bincount(rows_N, minlength=len(self._negative_BW))
@@ -163,7 +156,6 @@ class BestAboveThreshold:
 
 
 def decoded(keys_BK: Tensor) -> TopItems:
-    """The pairs of keys."""
     items_BK = -keys_BK & (2**_ITEM_BITS - 1)
     ordered_BK = (keys_BK + items_BK) >> _ITEM_BITS
     bits_BK = torch.where(ordered_BK >= 0, ordered_BK, -ordered_BK - 2**31)
@@ -183,7 +175,7 @@ def _keys(scores: Tensor, items: Tensor) -> Tensor:
     return as_integers(scores) * 2**_ITEM_BITS - items
 
 
-def below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
+def _below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
     """A score that k items of each row are above, if so many are listed: next to the k-th largest of the maxima of 2 k
     groups, which leave little more above."""
     members = scores_BC.shape[1] // (2 * k)

@@ -1,8 +1,5 @@
-"""Ranks and lists where all rows have the same scores, but for a few items of each.
-
-Shape suffixes: B rows, V catalogue, N interactions, R items that lead in rows, S pairs of a row and an item, K list
-length.
-"""
+"""Ranks and lists where all rows have the same scores, but for a few items of each. Shape suffixes: B rows, V
+catalogue, N interactions, R items that lead in rows, S pairs of a row and an item, K list length."""
 
 from typing import NamedTuple
 
@@ -106,9 +103,11 @@ class CommonOrder:
         place_R = places_in_rows(rows_R, n_rows)[1]
         enough_B = torch.bincount(seen.rows_S, minlength=n_rows) + k  # those that the row has seen are left out
         first, enough = (Pairs(rows_R[some_R], items_R[some_R]) for some_R in (place_R < k, place_R < enough_B[rows_R]))
-        unseen_R = ~_is_among(enough, seen, len(self._rank_V))
+        keys_R, keys_S = (rows * len(self._rank_V) + items for rows, items in (enough, seen))
+        unseen_R = ~torch.isin(keys_R, keys_S)
         unseen = Pairs(enough.rows_S[unseen_R], enough.items_S[unseen_R])
-        return self._list(n_rows, k, first, first), self._list(n_rows, k, unseen, _joined(unseen, seen))
+        moved = Pairs(*(torch.cat(values) for values in zip(unseen, seen, strict=True)))
+        return self._list(n_rows, k, first, first), self._list(n_rows, k, unseen, moved)
 
     def _list(self, n_rows: int, k: int, first: Pairs, moved: Pairs) -> Tensor:
         """What is first in each row, in this order, and then the common order without what is moved."""
@@ -121,7 +120,9 @@ class CommonOrder:
         rows_S, places_S = keys_S // n_items, keys_S % n_items
         # In front of the j-th item of the rest are moved those that have at most j of the rest in front.
         rest_in_front_S = places_S - places_in_rows(rows_S, n_rows)[1]
-        moved_BK = _times(rows_S, rest_in_front_S, n_rows, k)
+        keys_S = rows_S * (k + 1) + rest_in_front_S.clamp(max=k)  # a last column for all that have more
+        moved_N = torch.zeros(n_rows * (k + 1), dtype=torch.int64, device=keys_S.device)
+        moved_BK = moved_N.index_add_(0, keys_S, torch.ones_like(keys_S)).view(n_rows, k + 1)[:, :k]
         columns_K = torch.arange(k, device=keys_S.device)
         places_BK = columns_K + moved_BK.cumsum(1)
         rest_BK = self._order_V[places_BK.clamp(max=n_items - 1)].masked_fill(places_BK >= self._n_listed, -1)
@@ -130,23 +131,3 @@ class CommonOrder:
             near_S = place_S < k
             top_BK[first.rows_S[near_S], place_S[near_S]] = first.items_S[near_S]
         return top_BK
-
-
-def _joined(some: Pairs, others: Pairs) -> Pairs:
-    return Pairs(*(torch.cat(values) for values in zip(some, others, strict=True)))
-
-
-def _times(rows_S: Tensor, columns_S: Tensor, n_rows: int, k: int) -> Tensor:
-    """How often each row has each of the first k columns."""
-    places_S = rows_S * (k + 1) + columns_S.clamp(max=k)  # a last column for all others
-    counts_N = torch.zeros(n_rows * (k + 1), dtype=torch.int64, device=rows_S.device)
-    return counts_N.index_add_(0, places_S, torch.ones_like(places_S)).view(n_rows, k + 1)[:, :k]
-
-
-def _is_among(pairs: Pairs, some: Pairs, n_items: int) -> Tensor:
-    """Which pairs are among some; faster than torch.isin where both are many."""
-    keys_N, some_S = (rows_S * n_items + items_S for rows_S, items_S in (pairs, some))
-    if len(some_S) == 0:
-        return torch.zeros_like(keys_N, dtype=torch.bool)
-    some_S = some_S.sort().values
-    return some_S[torch.searchsorted(some_S, keys_N).clamp(max=len(some_S) - 1)] == keys_N

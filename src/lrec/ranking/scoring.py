@@ -1,13 +1,10 @@
 """Heads for evaluation: `score` gives cross-entropy, exact ranks and lists of the best items, `top_items` lists alone.
 
 Both go over the scores once, a piece of some rows and some items at a time that stays in the processor's cache. What is
-kept of a piece can be added to what is kept of others: a log-sum, a number of items above the target, the best items.
-So it is where processes share the table: each scores the rows of all processes against its part of the catalogue.
-Lists alone need few exact scores, and some processors find out faster which ones (`shortlist`).
-
-On a device other than a CPU the host never waits for a number: it knows all sizes from the batch. On a CPU each thread
-scores blocks of its own; before and after that, all is done on one core, because threads that share an operation spin
-for milliseconds when it has ended, on the cores that score.
+kept of a piece (a log-sum, a number of items above the target, the best items) can be added to what is kept of others:
+so processes that share the table each score all rows against their part of it. On a device other than a CPU the host
+never waits for a number; on a CPU each thread scores blocks of its own, and all else is done on one core, because
+threads that share an operation spin for milliseconds when it has ended.
 
 Shape suffixes: B rows, D width, V catalogue, H rows of the table that are held here, C items of a piece, F all scores
 of a piece and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G rows of all processes.
@@ -24,7 +21,6 @@ from torch import Tensor
 from lrec.common import cpu_threads
 from lrec.model.sharded_table import Shard, Table, shard_of
 from lrec.ranking.best_items import GROUP_ITEMS, Best, BestAboveThreshold, Pairs, TopItems, decoded, has_target
-from lrec.ranking.shortlist import Shortlist, pays
 
 R = TypeVar("R", bound=tuple[Tensor, ...])
 
@@ -89,19 +85,8 @@ def score(
 
 @torch.no_grad()
 def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> TopItems:
-    """Only the lists of `score`: exact, over every item that is not among the row's seen pairs.
-
-    Args:
-        hidden_BD: Hidden state of the last position of each row's history.
-        table_VD: Item table; see `score`.
-        seen_rows_S: Row of each seen pair.
-        seen_items_S: Item of each seen pair.
-        k: Length of the lists; capped at the catalogue's size.
-    """
-    shard = shard_of(table_VD)
-    by_shortlist = cpu_threads.is_cpu(hidden_BD.device) and pays(len(hidden_BD), shard.rows_HD, k)
-    search = _Search(hidden_BD, shard, seen_rows_S, seen_items_S, k, by_shortlist)
-    (keys_RBK,) = search.results(_list_block)
+    """Only the lists of `score`, by the same arguments: exact, over every item that is not among the seen pairs."""
+    (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(_list_block)
     return _merged(keys_RBK)
 
 
@@ -156,7 +141,6 @@ def _above(scores: Tensor, target_scores: Tensor) -> Tensor:
 
 
 def _merged(keys_RBK: Tensor) -> TopItems:
-    """The best of the lists that processes have found."""
     if len(keys_RBK) == 1:
         return decoded(keys_RBK[0])
     keys_BW = keys_RBK.transpose(0, 1).flatten(1)
@@ -166,16 +150,8 @@ def _merged(keys_RBK: Tensor) -> TopItems:
 class _Search:
     """The rows of all processes, scored a block at a time against the part of the table that is held here."""
 
-    def __init__(
-        self,
-        hidden_BD: Tensor,
-        shard: Shard,
-        seen_rows_S: Tensor,
-        seen_items_S: Tensor,
-        k: int,
-        by_shortlist: bool = False,
-    ) -> None:
-        self.shard, self.k, self.by_shortlist = shard, min(k, shard.n_items), by_shortlist
+    def __init__(self, hidden_BD: Tensor, shard: Shard, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> None:
+        self.shard, self.k = shard, min(k, shard.n_items)
         self.on_cpu = cpu_threads.is_cpu(hidden_BD.device)
         self._n_rows = len(hidden_BD)
         self._most = shard.most(self._n_rows)
@@ -185,34 +161,22 @@ class _Search:
             seen_rows_S = shard.gathered(seen_rows_S + shard.rank * self._most, most)
             seen_items_S = shard.gathered(seen_items_S, most, shard.n_items)
         self.seen = Pairs(seen_rows_S, seen_items_S)
-        dtype = torch.bfloat16 if by_shortlist else torch.float32
-        self.n_block, self.n_chunk = self._sizes(dtype)
-        self.memory = _Memory(self.n_block * self.n_chunk, dtype, hidden_BD.device)
-
-    def _sizes(self, dtype: torch.dtype) -> tuple[int, int]:
-        """Rows of a block, and items of a piece."""
-        n_rows, n_items = len(self.hidden_GD), max(len(self.shard.rows_HD), 1)
-        n_scores = (CPU_PIECE_BYTES if self.on_cpu else PIECE_BYTES) // dtype.itemsize
+        n_rows, n_items = len(self.hidden_GD), max(len(shard.rows_HD), 1)
+        n_scores = (CPU_PIECE_BYTES if self.on_cpu else PIECE_BYTES) // torch.float32.itemsize
         # Where a piece holds the catalogue, as many rows as fit.
         most = max(n_scores // n_items, CPU_PIECE_ROWS if self.on_cpu else PIECE_ROWS)
-        n_block = max(n_rows, 1)
-        if n_rows > most:
-            alike = 4 if self.on_cpu else 1  # 2 or 4 threads have as many each
-            if self.by_shortlist:  # each block rounds the table, and its scores do not depend on its size
-                alike, most = torch.get_num_threads(), max(n_scores // n_items, 2 * CPU_PIECE_ROWS)
-            n_block = -(-n_rows // (-(-n_rows // (alike * most)) * alike))
-        return n_block, min(max(n_scores // n_block, GROUP_ITEMS), n_items)
+        alike = 4 if self.on_cpu else 1  # 2 or 4 threads have as many each
+        self.n_block = -(-n_rows // (-(-n_rows // (alike * most)) * alike)) if n_rows > most else max(n_rows, 1)
+        self.n_chunk = min(max(n_scores // self.n_block, GROUP_ITEMS), n_items)
+        self.memory = _Memory(self.n_block * self.n_chunk, hidden_BD.device)
 
     def of_all(self, values_B: Tensor, filler: float = 0) -> Tensor:
-        """The values of all processes' rows."""
         return self.shard.gathered(values_B, self._most, filler)
 
     def own(self, values_G: Tensor) -> Tensor:
-        """Those of this process's rows."""
         return values_G[self.shard.rank * self._most :][: self._n_rows]
 
     def target_scores(self, targets_G: Tensor) -> Tensor:
-        """The score of each row's target."""
         here_G, _ = self.shard.places(targets_G)
         scores_G = (self.hidden_GD * self.shard.rows_here(targets_G)).sum(1)
         return self.shard.summed(scores_G.masked_fill(~here_G, 0.0))
@@ -233,8 +197,8 @@ class _Search:
 class _Memory(threading.local):
     """What each thread uses for one piece after the other: allocating takes longer than computing the scores."""
 
-    def __init__(self, n_scores: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.scores_F, self.work_F = torch.empty(2, n_scores + 1, dtype=dtype, device=device)
+    def __init__(self, n_scores: int, device: torch.device) -> None:
+        self.scores_F, self.work_F = torch.empty(2, n_scores + 1, device=device)
 
 
 class _Piece(NamedTuple):
@@ -265,20 +229,16 @@ class _Block:
         return self._search.shard.places(items)[0]
 
     def best(self) -> Best | BestAboveThreshold:
-        """The best items of its rows, none yet."""
         search, hidden_BD = self._search, self._search.hidden_GD[self.rows]
-        if search.by_shortlist:
-            return Shortlist(hidden_BD, self._table_HD, search.shard.start, search.k)
         if search.on_cpu:
             return BestAboveThreshold(len(hidden_BD), search.k)
         return Best(len(hidden_BD), search.k, hidden_BD.device)
 
     def pieces(self) -> Iterator[_Piece]:
         """Its scores, piece by piece, each of which the thread's next one overwrites."""
-        memory, dtype = self._search.memory, self._search.memory.scores_F.dtype
-        hidden_BD = self._search.hidden_GD[self.rows].to(dtype)
+        memory, hidden_BD = self._search.memory, self._search.hidden_GD[self.rows]
         for start in range(0, self.n_items, self._search.n_chunk):
-            table_CD = self._table_HD[start : start + self._search.n_chunk].to(dtype)
+            table_CD = self._table_HD[start : start + self._search.n_chunk].float()
             shape = len(hidden_BD), len(table_CD)
             scores_F, work_F = (of_all[: math.prod(shape) + 1] for of_all in (memory.scores_F, memory.work_F))
             scores_BC = torch.mm(hidden_BD, table_CD.T, out=scores_F[:-1].view(shape))
@@ -286,14 +246,10 @@ class _Block:
 
 
 class _Seen:
-    """Items that the rows of a block have seen, each pair once.
-
-    Attributes:
-        scores_S: Score of each once its piece has come; -inf where its item is in none.
-    """
+    """Items that the rows of a block have seen, each pair once. In the order of items (`by_item`), each piece takes
+    time for its own alone. `scores_S` has the score of each once its piece has come; -inf where its item is in none."""
 
     def __init__(self, rows_S: Tensor, items_S: Tensor, by_item: bool = False) -> None:
-        """Name the pairs, and whether they are in the order of items: then each piece takes time for its own alone."""
         self.rows_S, self.items_S, self._by_item = rows_S, items_S, by_item
         self.scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 
@@ -306,5 +262,5 @@ class _Seen:
         column_S = self.items_S[some] - piece.start
         outside_S = (column_S < 0) | (column_S >= n_items)
         place_S = (self.rows_S[some] * n_items + column_S).masked_fill(outside_S, len(piece.scores_F) - 1)
-        self.scores_S[some] = torch.where(outside_S, self.scores_S[some], piece.scores_F[place_S].float())
+        self.scores_S[some] = torch.where(outside_S, self.scores_S[some], piece.scores_F[place_S])
         piece.scores_F.index_fill_(0, place_S, -math.inf)

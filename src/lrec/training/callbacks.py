@@ -206,9 +206,11 @@ class EvaluationReport(Announcer):
         line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics)
         if line is not None:
             self.message += f"\n{line}"
+        sample = model.data.sample(stage)
         _run(trainer).write_metrics(
             {
                 "stage": stage,
+                **({} if sample is None else {"users": sample[0], "users_in_all": sample[1]}),
                 "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
                 "D": model.D,
                 "floor": floor,

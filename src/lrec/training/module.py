@@ -319,7 +319,7 @@ class SequentialRecommender(StoredModel):
             part[real_M].cpu().numpy() for part in (batch.users_M, best.items_BK, best.scores_BK)
         )
         lists = lists_of(self.item_ids, items_MK, scores_MK)
-        return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_M), **lists})
+        return pl.DataFrame({"user": self.data.store.raw_user_ids.gather(users_M), **lists})
 
     def _scored(self, batch: EvalBatch) -> Scores:
         def head(hidden_MD: Tensor, table: Table) -> Scores:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 import lrec
 from lrec.data.datamodule import SequenceDataModule
+from lrec.evaluation import baselines
 from lrec.evaluation.baselines import BASELINES, Baselines
+from lrec.evaluation.followers import edges_of
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 
@@ -69,7 +71,7 @@ def test_ranks_lists_and_losses_are_those_of_the_definition(name: str, data: Seq
     checked = 0
     for batch in data.test_dataloader():
         scores = baselines.score(name, batch)
-        for row, user in enumerate(data.raw_user_ids.gather(batch.users_M.numpy())[:60]):
+        for row, user in enumerate(data.store.raw_user_ids.gather(batch.users_M.numpy())[:60]):
             history = [item for _, item in whole[user][:-1] if item in catalogue]
             expected = expected_scores(name, training, history[-6:])
             values = np.array([expected[item] for item in catalogue])
@@ -159,3 +161,23 @@ def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:
     data.setup()
     names = Baselines(data.cuts, torch.device("cpu")).names
     assert names == ["popularity", "repeat-last", "markov", "item-graph"]
+
+
+def test_of_several_processes_one_counts(data: SequenceDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("recent-popularity", "markov", "item-graph")
+    batch = next(iter(data.test_dataloader()))
+    alone = Baselines(data.cuts, torch.device("cpu"))
+    expected = [alone.score(name, batch) for name in names]
+    assert not (data.store.path / "made").exists()
+    counted = []
+    monkeypatch.setattr(baselines, "number", lambda: 2)
+    monkeypatch.setattr(baselines, "edges_of", lambda *args: counted.append(args) or edges_of(*args))
+    for _ in range(2):
+        one_of_two = Baselines(data.cuts, torch.device("cpu"))
+        for name, scores in zip(names, expected, strict=True):
+            found = one_of_two.score(name, batch)
+            assert all(
+                torch.allclose(mine, theirs, rtol=0, atol=0, equal_nan=True)
+                for mine, theirs in zip(found, scores, strict=True)
+            )
+    assert len(counted) == 2, "once for each"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrec.evaluation.baselines import EDGES, STEPS_BACK
-from lrec.evaluation.followers import Followers
+from lrec.evaluation.followers import Followers, edges_of
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.scoring import score
 
@@ -49,7 +49,7 @@ def test_the_next_item_equals_a_score_for_every_row_and_item(
 ) -> None:
     share_V = np.array(counts) / sum(counts)
     users_N = np.arange(len(transitions)).repeat(2)
-    chain = Followers(users_N, np.array(transitions).flatten(), share_V, torch.device("cpu"))
+    chain = Followers(edges_of(users_N, np.array(transitions).flatten(), ITEMS), share_V, torch.device("cpu"))
     followed_VV = np.zeros((ITEMS, ITEMS))
     np.add.at(followed_VV, tuple(np.array(transitions).T), 1)
     scores_BV = np.log(followed_VV[[items[-1] for items, _, _ in rows]] + share_V)
@@ -65,7 +65,8 @@ def test_the_graph_equals_a_score_for_every_row_and_item(
     users_N = np.repeat(np.arange(len(trained)), [len(items) for items in trained])
     prior = min(1, 256 / 10_000 / (2 * share_V.max()))
     cpu = torch.device("cpu")
-    graph = Followers(users_N, np.concatenate(trained), share_V, cpu, prior, EDGES, STEPS_BACK, neighbours)
+    edges = edges_of(users_N, np.concatenate(trained), ITEMS, EDGES, neighbours)
+    graph = Followers(edges, share_V, cpu, prior, EDGES[0] * STEPS_BACK[0], STEPS_BACK)
     edges_VV = np.zeros((ITEMS, ITEMS))
     for items in trained:
         for a, one in enumerate(items):

@@ -32,7 +32,7 @@ def test_rewriting_the_held_out_users_changes_no_batch_no_catalogue_and_no_count
         for time in range(int(random.integers(3, 90)))
     ]
     before = module(tmp_path / "before.csv", rows)
-    held_out = {before.raw_user_ids[int(user)] for user in np.flatnonzero(before.cuts.held_out_U)}
+    held_out = {before.store.raw_user_ids[int(user)] for user in np.flatnonzero(before.cuts.held_out_U)}
     assert 5 < len(held_out) < 35
     # All they have done is now with two items: one that everybody knows, one that nobody else has.
     after = module(
@@ -58,10 +58,10 @@ def test_an_epoch_is_the_training_part_of_the_others_exactly(tmp_path: Path) -> 
     targets = Counter(names[int(item)] for epoch, batch in _batches(data) if epoch == 0 for item in batch.targets_M)
     expected = set()
     split = data.cuts
-    for user, raw_id in enumerate(data.raw_user_ids):
+    for user, raw_id in enumerate(data.store.raw_user_ids):
         expected |= {f"{raw_id}-{time}" for time in range(1, int(split.train_U[user]))}
     assert targets == Counter(expected)
-    held_out = tuple(data.raw_user_ids[int(user)] for user in np.flatnonzero(split.held_out_U))
+    held_out = tuple(data.store.raw_user_ids[int(user)] for user in np.flatnonzero(split.held_out_U))
     assert held_out
     assert not [name for name in names if name.startswith(held_out)]
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrec.data.batching.train_batches import Ranks, padded, serve, with_request
+from lrec.data.batching.train_batches import ALONE, Ranks, padded, serve, with_request
 from lrec.data.splits.rules import Split, Targets, hash_numbers, ranges
 
 MAX_TARGETS = 1024
@@ -30,6 +30,8 @@ MAX_POSITIONS = 16384
 # for a figure of fewer says little.
 SHARE = 0.1
 LEAST_USERS = 2000
+# Scores of a test, targets times items: about ten minutes of two cores.
+MOST_SCORES = 10**11
 
 
 class EvalBatch(NamedTuple):
@@ -93,10 +95,8 @@ class Rows(NamedTuple):
 
 
 def rows_of(order_T: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) -> Rows:
-    """Put targets into rows: in `order_T` those of a row stand next to each other, the longest history last.
-
-    In this order, begins_T tells whether a row begins with a target, lengths_T how many positions it takes.
-    """
+    """Put targets into rows. In `order_T` those of a row stand next to each other, the longest history last; in this
+    order begins_T tells whether a row begins with a target, lengths_T how many positions it takes."""
     first_R = np.flatnonzero(begins_T)
     counts_R = np.diff(first_R, append=len(order_T))
     lengths_R = lengths_T[first_R + counts_R - 1]
@@ -127,46 +127,6 @@ def batch_bounds(lengths_R: np.ndarray, counts_R: np.ndarray) -> list[int]:
     return bounds
 
 
-def eval_batch(split: Split, task: EvalTask, max_len: int, chosen: np.ndarray, counts_B: np.ndarray) -> EvalBatch:
-    """The batch of the chosen entries of the task, row after row, so many in each; without any, one filler row."""
-    store, is_filler = split.store, len(chosen) == 0
-    users_M, ends_M = task.users[chosen], task.ends[chosen]
-    if is_filler:
-        users_M, ends_M, counts_B = np.array([-1]), np.array([0]), np.array([1])
-    last_B = np.cumsum(counts_B) - 1
-    starts_B, ends_B = store.offsets_U1[users_M[last_B]], ends_M[last_B]
-    rows_N = ranges(starts_B, ends_B)
-    items_N = split.catalogue_index_I[store.items_N[rows_N]]
-    has_target = task.with_target and not is_filler
-    times = None
-    if task.with_times:
-        times = store.seconds(rows_N), store.seconds(starts_B + ends_B) if has_target else np.zeros_like(ends_B)
-    places = np.repeat(np.arange(len(counts_B)), counts_B), ends_M
-    events_N = None if store.events_N is None else store.events_N[rows_N]
-    histories = history_batch(items_N, ends_B, max_len, len(split.catalogue_V), times, places, events_N)._asdict()
-    targets_M = np.full(len(users_M), -1, dtype=np.int64)
-    if has_target:
-        targets_M = split.catalogue_index_I[store.items_N[store.offsets_U1[users_M] + ends_M]]
-    return EvalBatch(
-        targets_M=torch.from_numpy(targets_M),
-        weights_M=(histories.pop("lengths_M") > 0).float(),
-        users_M=torch.from_numpy(users_M.astype(np.int64)),
-        **histories,
-    )
-
-
-class HistoryBatch(NamedTuple):
-    """A row per history, its last max_len known items, and where targets follow."""
-
-    items_BL: Tensor  # int64
-    positions_M: Tensor  # int64, flat index of the last known item before each target
-    lengths_M: Tensor  # int64, known items before each target, all of the history's
-    seen_targets_S: Tensor  # int64, before target m ...
-    seen_items_S: Tensor  # int64, ... comes this item: the distinct known items of the history until there
-    times_BT: Tensor | None  # int64
-    events_BL: Tensor | None  # int64
-
-
 def history_batch(
     items_N: np.ndarray,
     lengths_B: np.ndarray,
@@ -175,16 +135,12 @@ def history_batch(
     times: tuple[np.ndarray, np.ndarray] | None = None,
     places: tuple[np.ndarray, np.ndarray] | None = None,
     events_N: np.ndarray | None = None,
-) -> HistoryBatch:
-    """The batch of these histories, laid end to end; items are catalogue indices, and -1 (outside) is left out.
+) -> EvalBatch:
+    """The batch of these histories, laid end to end, without targets; items are catalogue indices, -1 is left out.
 
-    Args:
-        items_N: The items, of which the last `max_len` of each history are kept.
-        lengths_B: How many of them each history has.
-        times: Where the network reads them: time of each item (N), and of each history's request (B).
-        places: Row of each target, and how many items of the row come before it (M); by default there is one after each
-            row. Of a row of more than max_len items, it must be the only one.
-        events_N: Where the network reads it: type of each item's event.
+    `times` are those of the items (N) and of each history's request (B). `places` are the row of each target and how
+    many items of the row come before it (M), by default one after each row; in a row of more than max_len items it must
+    be the only one.
     """
     rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
     known_N = items_N >= 0
@@ -201,11 +157,15 @@ def history_batch(
     if events_N is not None:
         events_N = padded(events_N[known_N][places_N].astype(np.int64), kept_B)[0]
     before_M = ranges(first_B[rows_M], lengths_M)
-    seen_S = _distinct(np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M])
-    return HistoryBatch(
+    seen_S = np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M]
+    seen_S.sort()  # numpy's unique, which may hash them first, takes several times as long
+    seen_S = seen_S[np.diff(seen_S, prepend=-1) > 0]
+    return EvalBatch(
         items_BL=torch.from_numpy(items_BL),
         positions_M=torch.from_numpy(rows_M * items_BL.shape[1] + np.maximum(last_M, 0)),
-        lengths_M=torch.from_numpy(lengths_M),
+        targets_M=torch.full((len(rows_M),), -1),
+        weights_M=torch.from_numpy(lengths_M > 0).float(),
+        users_M=torch.from_numpy(rows_M),
         seen_targets_S=torch.from_numpy(seen_S // n_items),
         seen_items_S=torch.from_numpy(seen_S % n_items),
         times_BT=times_BT,
@@ -213,16 +173,8 @@ def history_batch(
     )
 
 
-def _distinct(keys_N: np.ndarray) -> np.ndarray:
-    """The keys in order, each once; numpy's unique, which may hash them first, takes several times as long."""
-    keys_N.sort()
-    return keys_N[np.diff(keys_N, prepend=-1) > 0]
-
-
 @dataclass
 class _EvalDataset(Dataset[EvalBatch]):
-    """The batches of one rank; rows are sorted by length and cut by targets and positions."""
-
     split: Split
     task: EvalTask
     max_len: int
@@ -237,7 +189,30 @@ class _EvalDataset(Dataset[EvalBatch]):
     def __getitem__(self, index: int) -> EvalBatch:
         batch, nothing = index * self.ranks.world + self.ranks.rank, np.zeros(0, dtype=np.int64)
         chosen, counts_B = self._batches[batch] if batch < len(self._batches) else (nothing, nothing)
-        return eval_batch(self.split, self.task, self.max_len, chosen, counts_B)
+        split, store, task = self.split, self.split.store, self.task
+        has_target = task.with_target and len(chosen) > 0
+        users_M, ends_M = task.users[chosen].astype(np.int64), task.ends[chosen]
+        if len(chosen) == 0:  # a filler row
+            users_M, ends_M, counts_B = np.array([-1]), np.array([0]), np.array([1])
+        last_B = np.cumsum(counts_B) - 1
+        starts_B, ends_B = store.offsets_U1[users_M[last_B]], ends_M[last_B]
+        rows_N = ranges(starts_B, ends_B)
+        times = None
+        if task.with_times:
+            times = store.seconds(rows_N), store.seconds(starts_B + ends_B) if has_target else np.zeros_like(ends_B)
+        found = history_batch(
+            split.catalogue_index_I[store.items_N[rows_N]],
+            ends_B,
+            self.max_len,
+            len(split.catalogue_V),
+            times,
+            places=(np.repeat(np.arange(len(counts_B)), counts_B), ends_M),
+            events_N=None if store.events_N is None else store.events_N[rows_N],
+        )
+        if has_target:
+            targets_M = split.catalogue_index_I[store.items_N[store.offsets_U1[users_M] + ends_M]]
+            found = found._replace(targets_M=torch.from_numpy(targets_M))
+        return found._replace(users_M=torch.from_numpy(users_M))
 
 
 class EvalLoader:
@@ -248,7 +223,7 @@ class EvalLoader:
         split: Split,
         task: EvalTask,
         max_len: int,
-        ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
+        ranks: Ranks = ALONE,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
@@ -263,26 +238,23 @@ class EvalLoader:
 
 
 def affordable_users(split: Split, max_len: int, trained_positions: float) -> int:
-    """How many users may validate after training on so many positions.
-
-    To read a position costs a third of training on it, which goes forward once and backward for twice as much; ranking
-    the catalogue for a target counts as training on one.
-    """
+    """How many users may validate after training on so many positions: to read one costs a third of training on it, to
+    rank the catalogue for a target as much as training on one."""
     users_T, positions_T = split.val_targets
     rows = shared_rows(split, EvalTask(users_T, positions_T, True), max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
     return max(int(SHARE * trained_positions * len(split.val_users) / cost), LEAST_USERS)
 
 
-def targets_of_sample(split: Split, n_users: int) -> Targets:
-    """The validation targets of a fixed sample of users: those whose place in the store has the least hash.
+def testable_users(users: np.ndarray, targets: Targets, n_items: int) -> int:
+    """How many of the users may be tested, where each target is ranked among so many items."""
+    return max(int(MOST_SCORES * len(users) / max(len(targets.users_T) * n_items, 1)), LEAST_USERS)
 
-    It depends on the data and the number alone, and a smaller sample is part of a larger one.
-    """
-    users, targets = split.val_users, split.val_targets
+
+def targets_of_sample(users: np.ndarray, targets: Targets, n_users: int) -> Targets:
+    """The targets of a fixed sample of users, those whose place in the store has the least hash; a smaller sample is
+    part of a larger one."""
     if n_users >= len(users):
         return targets
-    sampled_U = np.zeros(split.store.n_users, dtype=bool)
-    sampled_U[users[np.argsort(hash_numbers(users), kind="stable")[:n_users]]] = True
-    sampled_T = sampled_U[targets.users_T]
+    sampled_T = np.isin(targets.users_T, users[np.argsort(hash_numbers(users), kind="stable")[:n_users]])
     return Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T])

@@ -1,20 +1,15 @@
-"""The batch plan of training: which windows of which users form each global step.
+"""The batch plan of training: which windows of which users form each global step. W windows of an epoch, T steps of an
+epoch, U users."""
 
-W windows of an epoch, T steps of an epoch, U users.
-"""
-
-import atexit
-import os
 import shutil
-import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lrec.common.files import locked, replacing
 from lrec.data.splits.reduction import TrainingPart
 from lrec.data.splits.rules import ranges
+from lrec.data.store.made_once import made_once
 from lrec.errors import UserError, check_range
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
@@ -45,11 +40,6 @@ class EpochPlan:
         return int((lengths * (lengths + 1) // 2).sum())
 
 
-def check_step(targets_per_step: int, max_len: int) -> None:
-    """UserError where a step has no room for two windows."""
-    check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
-
-
 @dataclass(frozen=True)
 class BatchPlan:
     """The batches of training: what is the same in every epoch, and `epoch`, a pure function of (seed, epoch)."""
@@ -59,7 +49,8 @@ class BatchPlan:
     targets_per_step: int
 
     def __post_init__(self) -> None:
-        check_step(self.targets_per_step, self.max_len)
+        option = f"targets_per_step, with max_len {self.max_len},"
+        check_range(option, self.targets_per_step, at_least=2 * self.max_len)  # room for two windows
         if self.part.n_positions == 0:
             raise UserError("there is no training target: every user has fewer than 2 training items")
         if self.part.n_targets == 0:
@@ -67,7 +58,6 @@ class BatchPlan:
 
     @property
     def n_steps(self) -> int:
-        """S: global steps of an epoch, the same in each."""
         return self.steps_of(self.targets_per_step)
 
     def steps_of(self, targets_per_step: int) -> int:
@@ -75,15 +65,12 @@ class BatchPlan:
         return -(-self.part.n_positions // targets_per_step)
 
     def step_targets(self, epoch: EpochPlan, step: int) -> int:
-        """Targets of a step."""
         window = slice(epoch.bounds[step], epoch.bounds[step + 1])
         return self.part.targets_in(epoch.starts_W[window], epoch.lengths_W[window])
 
     def epoch(self, seed: int, epoch: int) -> EpochPlan:
-        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps.
-
-        The order of the steps is random, but short and long windows alternate.
-        """
+        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps;
+        short and long ones alternate at random."""
         random = np.random.default_rng([seed, epoch])
         starts_W, lengths_W = self._windows(random)
         order = random.permutation(len(starts_W))
@@ -99,12 +86,6 @@ class BatchPlan:
         assert (np.diff(bounds) > 0).all(), "a step has no windows"
         return EpochPlan(starts_W[order], lengths_W[order], bounds)
 
-    @property
-    def _index(self) -> type[np.signedinteger]:
-        """The smallest type that counts the entries of the training part."""
-        most = int((self.part.starts_U + self.part.lengths_U).max())
-        return np.int32 if most <= np.iinfo(np.int32).max else np.int64
-
     def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         users = np.flatnonzero(self.part.lengths_U > 1)
         targets = self.part.lengths_U[users] - 1
@@ -117,23 +98,21 @@ class BatchPlan:
         begin = np.where(nth == 0, 0, first[owner] + (nth - 1) * self.max_len)
         end = np.minimum(first[owner] + nth * self.max_len, targets[owner])
         starts_W = self.part.starts_U[users][owner] + begin
-        return starts_W.astype(self._index), (end - begin).astype(np.int32)
+        # The smallest type that counts the entries of the training part.
+        most = int((self.part.starts_U + self.part.lengths_U).max())
+        return starts_W.astype(np.int32 if most < 2**31 else np.int64), (end - begin).astype(np.int32)
 
 
 def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
-    """The part, 0 .. n - 1, of each window when the row of windows is cut into n parts of near-equal targets.
-
-    A window goes where its middle falls. Windows shorter than total / n leave no part empty.
-    """
+    """The part, 0 .. n - 1, of each window when the row of windows is cut into n parts of near-equal targets: where its
+    middle falls. Windows shorter than total / n leave no part empty."""
     middle2 = 2 * np.cumsum(lengths) - lengths
     return np.minimum(middle2 * n // (2 * total), n - 1)
 
 
 def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A random place in the epoch for each step, such that a few steps in a row have lengths of all kinds.
-
-    Many steps of one length in a row would pull the optimizer towards the users with histories of that length.
-    """
+    """A random place in the epoch for each step, such that a few steps in a row have lengths of all kinds: many of one
+    length would pull the optimizer towards the users with such histories."""
     keys_T = np.empty(len(lengths_T))
     for alike in np.array_split(np.argsort(lengths_T, kind="stable"), LENGTH_CLASSES):
         # One step in each of len(alike) equal parts of the epoch.
@@ -143,49 +122,9 @@ def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarr
     return places_T
 
 
-@dataclass(frozen=True)
-class SharedPlans:
-    """The plans of a run's epochs in a folder, which each start of a run makes again.
-
-    Attributes:
-        plan: That of all epochs.
-        seed: Seed of the order of training.
-        folder: Where processes of this run share them.
-    """
-
-    plan: BatchPlan
-    seed: int
-    folder: Path
-
-    def epoch(self, epoch: int) -> EpochPlan:
-        """The same as `plan.epoch(seed, epoch)`."""
-        mine = self.folder / str(epoch)
-        names = [field.name for field in fields(EpochPlan)]
-        with locked(self.folder / ".lock"):
-            if not mine.exists():
-                made = self.plan.epoch(self.seed, epoch)
-                with replacing(mine) as unfinished:
-                    unfinished.mkdir()
-                    for name in names:
-                        np.save(unfinished / f"{name}.npy", getattr(made, name))
-            # Processes take their steps together: nobody will ask for the epoch before the last one.
-            shutil.rmtree(self.folder / str(epoch - 2), ignore_errors=True)
-            return EpochPlan(*(np.asarray(np.load(mine / f"{name}.npy", mmap_mode="r")) for name in names))
-
-
-def shared_folder(token: str) -> Path:
-    """A folder of this user's on this machine for processes that have the same token; it goes with its maker."""
-    folder = Path(tempfile.gettempdir()) / f"lrec-plans-{os.getuid()}-{token}"
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        if folder.stat().st_uid != os.getuid():
-            raise
-    else:
-        atexit.register(_remove, folder, os.getpid())
-    return folder
-
-
-def _remove(folder: Path, maker: int) -> None:
-    if os.getpid() == maker:  # not a process that was forked from it
-        shutil.rmtree(folder, ignore_errors=True)
+def shared_epoch(plan: BatchPlan, seed: int, folder: Path, epoch: int) -> EpochPlan:
+    """The same as `plan.epoch(seed, epoch)`, made once by the processes of a run that share a folder."""
+    found = made_once(folder, str(epoch), lambda: vars(plan.epoch(seed, epoch)))
+    # Processes take their steps together: nobody will ask for the epoch before the last one.
+    shutil.rmtree(folder / str(epoch - 2), ignore_errors=True)
+    return EpochPlan(**found)

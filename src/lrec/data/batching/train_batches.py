@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lrec.data.batching.plan import BatchPlan, EpochPlan
-from lrec.data.splits.reduction import TrainingPart
 from lrec.data.splits.rules import ranges
 from lrec.errors import UserError
 
@@ -34,45 +33,6 @@ class TrainBatch(NamedTuple):
     times_BT: Tensor | None = None  # int64; the request's time is that of the last target
     events_BL: Tensor | None = None  # int64, type of each item's event
     step_positions: int | None = None  # of the whole global step; None: as many as targets
-
-
-def train_batch(
-    part: TrainingPart,
-    catalogue_index_I: np.ndarray,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    step_targets: int,
-    step_pairs: int,
-    with_times: bool = False,
-    step_positions: int | None = None,
-) -> TrainBatch:
-    """Gather the windows' items, their types of event where there are any, and their times where they are asked for."""
-    store, no_windows = part.store, len(starts) == 0
-    if no_windows:
-        starts, lengths = np.zeros((2, 1), dtype=np.int64)
-    places = ranges(starts, lengths)
-    items_BL, positions_M = padded(catalogue_index_I[part.items(places)].astype(np.int32), lengths)
-    targets_M = catalogue_index_I[part.items(places + 1)]
-    if part.target_N is not None:
-        may_M = part.may_be_targets(places + 1)
-        positions_M, targets_M = positions_M[may_M], targets_M[may_M]
-    events_BL = times_BT = None
-    if store.events_N is not None:
-        events_BL = torch.from_numpy(padded(part.events(places).astype(np.int64), lengths)[0])
-    if with_times and no_windows:
-        times_BT = torch.zeros(1, 2, dtype=torch.int64)
-    elif with_times:
-        times_BT = torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0])
-    return TrainBatch(
-        torch.from_numpy(items_BL),
-        torch.from_numpy(positions_M.astype(np.int32)),
-        torch.from_numpy(targets_M),
-        step_targets,
-        step_pairs,
-        times_BT,
-        events_BL,
-        step_positions,
-    )
 
 
 def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray) -> Tensor:
@@ -96,6 +56,9 @@ class Ranks(NamedTuple):
     world: int = 1
     rank: int = 0
     accumulation: int = 1
+
+
+ALONE = Ranks()
 
 
 def serve(dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> DataLoader:
@@ -130,15 +93,34 @@ class _TrainDataset(Dataset[TrainBatch]):
         plan, (world, rank, accumulation) = self._epoch[1], self.ranks
         starts, lengths, positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
         targets, pairs = self.plan.step_targets(plan, step), plan.pairs(step)
-        part, index_I = self.plan.part, self.catalogue_index_I
-        return train_batch(part, index_I, starts, lengths, targets, pairs, self.with_times, positions)
+        (items_BL, positions_M, targets_M), times_BT, events_BL = self._windows(starts, lengths)
+        return TrainBatch(items_BL, positions_M, targets_M, targets, pairs, times_BT, events_BL, positions)
+
+    def _windows(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        part, index_I, times_BT, events_BL = self.plan.part, self.catalogue_index_I, None, None
+        if len(starts) == 0:
+            starts, lengths = np.zeros((2, 1), dtype=np.int64)
+        places = ranges(starts, lengths)
+        items_BL, positions_M = padded(index_I[part.items(places)].astype(np.int32), lengths)
+        targets_M = index_I[part.items(places + 1)]
+        if part.target_N is not None:
+            may_M = part.may_be_targets(places + 1)
+            positions_M, targets_M = positions_M[may_M], targets_M[may_M]
+        if part.store.events_N is not None:
+            events_BL = torch.from_numpy(padded(part.events(places).astype(np.int64), lengths)[0])
+        if self.with_times and len(places) == 0:
+            times_BT = torch.zeros(1, 2, dtype=torch.int64)
+        elif self.with_times:
+            times_BT = torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0])
+        positions_M = positions_M.astype(np.int32)
+        return [torch.from_numpy(each) for each in (items_BL, positions_M, targets_M)], times_BT, events_BL
 
 
 class TrainLoader:
     """This rank's micro-batches of one epoch per pass; it owns (epoch, step consumed) and resumes exactly.
 
-    Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one.
-    The state may be loaded on another number of ranks, but only with as many steps to an epoch, which Lightning goes on
+    Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one. The
+    state may be loaded on another number of ranks, but only with as many steps to an epoch, which Lightning goes on
     counting; and in the middle of an epoch only with its seed and accumulation.
     """
 
@@ -147,14 +129,12 @@ class TrainLoader:
         plan: BatchPlan,
         catalogue_index_I: np.ndarray,
         seed: int,
-        ranks: Ranks = Ranks(),  # noqa: B008 (immutable)
+        ranks: Ranks = ALONE,
         num_workers: int = 0,
         pin_memory: bool = False,
         epoch_plan: Callable[[int], EpochPlan] | None = None,
         with_times: bool = False,
     ) -> None:
-        """Serve the batches of a plan in the order of a seed; `epoch_plan` gives an epoch's plan where others share it,
-        and with_times asks for the times of events."""
         self.ranks, self.n_steps, self._plan, self._seed = ranks, plan.n_steps, plan, seed
         self._keys: list[tuple[int, int, int]] = []  # of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)
@@ -168,7 +148,6 @@ class TrainLoader:
 
     @property
     def begun(self) -> bool:
-        """Whether a batch was served or a state loaded."""
         return self._epoch >= 0
 
     def __iter__(self) -> Iterator[TrainBatch]:
@@ -186,7 +165,6 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and whole steps consumed in it, and what its plan was made with."""
         accumulation = self.ranks.accumulation
         plan = {"accumulation": accumulation, "seed": self._seed, "targets_per_step": self._plan.targets_per_step}
         return {"epoch": self._epoch, "step": self._consumed // accumulation, **plan}

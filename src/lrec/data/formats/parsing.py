@@ -20,54 +20,35 @@ from lrec.data.store.long_work import map_ahead
 from lrec.errors import UserError
 
 _BATCH = 500_000
-_FEW_ROWS = 1000
 _MOST_KEYS = 1000
+_KEYS_PIECE = 1 << 16  # bytes of JSON whose keys are looked for at once
 _NESTED_BATCH = 50_000  # for rows that contain lists
 _SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_LONG_NUMBER = re.compile(rb"[:,\[\s](-?\d{19,})(?=[,\]}\s])")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Some consecutive rows of a raw file.
+    """Some consecutive rows of a raw file, with all its columns."""
 
-    Attributes:
-        name: The file, for messages.
-        frame: All its columns.
-        first_row: Number of the first row of `frame`, counted from 1, header included.
-        keys_vary: A column of the file may be absent where all of its values here are null.
-        domain: The domain of the whole file, if it has one; no column, for rows that differ only in it are duplicates.
-        text: The file is text; a column of integers then has only integers that the text spells in the shortest form.
-    """
-
-    name: str
+    name: str  # of the file, for messages
     frame: pl.DataFrame
-    first_row: int
-    keys_vary: bool = False
-    domain: str | None = None
-    text: bool = False
+    first_row: int  # counted from 1, header included
+    keys_vary: bool = False  # a column of the file may be absent where all of its values here are null
+    domain: str | None = None  # of the whole file; no column, for rows that differ only in it are duplicates
+    text: bool = False  # columns of integers hold only integers that the text spells in the shortest form
 
 
 def csv_tables(
-    parts: Iterable[bytes],
-    name: str,
-    separator: str,
-    header: list[str] | None = None,
-    integers: Collection[str] = (),
+    parts: Iterable[bytes], name: str, separator: str, header: list[str] | None = None, integers: Collection[str] = ()
 ) -> Iterator[Table]:
-    """Parse delimited text into columns of text, and those of `integers` into integers where that loses nothing.
-
-    `parts` are the decompressed bytes, `name` the file, for messages; `header` names the columns of a file without one.
-    """
+    """Parse delimited text into columns of text, and those of `integers` into integers where that loses nothing;
+    `header` names the columns of a file without one."""
     blocks = row_blocks(parts, name, quotes=True)
     row = 1
     if header is None:
-        first = next(blocks)
-        _refuse_nul(first, name, row)
-        header, first = _split_header(first, name, separator)
-        row = 2
-        blocks = chain([first] if first else [], blocks)
+        header, first = _split_header(next(blocks), name, separator)
+        row, blocks = 2, chain([first] if first else [], blocks)
 
     def table(block: _Block) -> Table:
         return Table(name, _csv_block(block, name, separator, header, integers), block.row, text=True)
@@ -105,6 +86,7 @@ def _measured(blocks: Iterable[bytes], name: str, separator: str, row: int) -> I
 
 
 def _split_header(block: bytes, name: str, separator: str) -> tuple[list[str], bytes]:
+    _refuse_nul(block, name, 1)
     first, _, rest = block.partition(b"\n")
     line = decode(first, name, 1).removesuffix("\r")
     if "\r" in line:
@@ -121,21 +103,18 @@ def _split_header(block: bytes, name: str, separator: str) -> tuple[list[str], b
 
 def _csv_block(block: _Block, name: str, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame:
     whole = block.separators == block.rows * (len(header) - 1)
-    if whole and not block.quoted:
-        frame = _integer_block(block, separator, header, integers)
-        if frame is not None:
-            return frame
-    problem = ""
+    if whole and not block.quoted and (frame := _integer_block(block, separator, header, integers)) is not None:
+        return frame
     # Polars removes a byte order mark from whatever it reads. That of the file is already gone; any other is text.
     text = BYTE_ORDER_MARK + block.text if block.text.startswith(BYTE_ORDER_MARK) else block.text
+    problem = ""
     try:
         frame = _read_csv(text, separator, dict.fromkeys(header, pl.String), block.quoted)
-    except PolarsError as error:
-        problem = f" ({first_line(error)})"
-    else:
         # Polars refuses rows that are too long, but fills short ones with nulls: the number of separators shows those.
         if whole and frame.height == block.rows:
             return frame
+    except PolarsError as error:
+        problem = f" ({first_line(error)})"
     _refuse_row(block.text, name, block.row, separator, len(header))
     raise UserError(f"{name}, rows {block.row} to {block.row + block.rows - 1}: not delimited text{problem}")
 
@@ -146,11 +125,9 @@ def _read_csv(text: bytes, separator: str, schema: dict[str, Any], quoted: bool)
 
 
 def _integer_block(block: _Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
-    """The block, with those columns of `integers` as integers that its first row spells in the shortest form.
-
-    None if there are none, or if a row spells one otherwise, which the length of the text reveals. Integers take a
-    third of the time of text until they are codes of ids.
-    """
+    """The block with those columns of `integers` as integers, which take a third of the time of text until they are
+    codes of ids, that its first row spells in the shortest form; None if there are none, or a row spells one
+    otherwise."""
     first = dict(zip(header, block.text.partition(b"\n")[0].split(separator.encode()), strict=False))
     chosen = [column for column in integers if _SHORTEST_INTEGER.fullmatch(first.get(column, b""))]
     if not chosen:
@@ -160,21 +137,16 @@ def _integer_block(block: _Block, separator: str, header: list[str], integers: C
         frame = _read_csv(block.text, separator, types, quoted=False)
     except PolarsError:
         return None
-    length = block.rows * len(header) - 1
+    length = block.rows * len(header) - 1  # of the text, if all numbers are spelt in the shortest form
     for column in frame:
         if column.dtype == pl.String:
             length += int(column.str.len_bytes().sum())
         elif column.null_count() or (numbers := column.to_numpy()).min() < 0:
             return None
         else:
-            length += _digits(numbers)
+            least, most = len(str(numbers.min())), len(str(numbers.max()))
+            length += len(numbers) * least + sum(int((numbers >= 10**n).sum()) for n in range(least, most))
     return frame if frame.height == block.rows and length == len(block.text) else None
-
-
-def _digits(numbers: np.ndarray) -> int:
-    """Digits of all the numbers together, none of them negative."""
-    least, most = len(str(numbers.min())), len(str(numbers.max()))
-    return len(numbers) * least + sum(int(np.count_nonzero(numbers >= 10**n)) for n in range(least, most))
 
 
 def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[int, int]:
@@ -235,9 +207,8 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
     row = 1
     for block in row_blocks(parts, name):
         _refuse_nul(block, name, row)
-        rows = count_byte(block, "\n") + 1
-        _refuse_inexact(block, name, row)
-        frame, problem = None, ""
+        _refuse_half_pairs(block, name, row)
+        rows, frame, problem = count_byte(block, "\n") + 1, None, ""
         try:
             frame = pl.read_ndjson(block, schema=dict.fromkeys(_keys(block, name, row), pl.String))
         except PolarsError as error:
@@ -250,19 +221,20 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
 
 
 def _keys(block: bytes, name: str, row: int) -> list[str]:
-    """The keys of all objects, as Polars finds them, and a few rows first, for many keys take Polars minutes."""
-    for rows in (_FEW_ROWS, None):
+    """The keys of all objects, as Polars finds them in one piece after the other: many keys take it minutes at once."""
+    keys: dict[str, None] = {}
+    start = 0
+    while start < len(block) and len(keys) <= _MOST_KEYS:
+        end = block.find(b"\n", start + _KEYS_PIECE) + 1 or len(block)
         try:
-            keys = list(pl.scan_ndjson(io.BytesIO(block), infer_schema_length=rows).collect_schema())
+            keys |= dict.fromkeys(pl.scan_ndjson(block[start:end], infer_schema_length=None).collect_schema())
         except PolarsError:  # a damaged line, or a column of incompatible types
             return _json_keys(block, name, row)
-        if len(keys) > _MOST_KEYS:
-            return _json_keys(block, name, row)
-    return keys
+        start = end
+    return list(keys) if len(keys) <= _MOST_KEYS else _json_keys(block, name, row)
 
 
 def _json_keys(block: bytes, name: str, row: int) -> list[str]:
-    """The keys of all objects; raises for the first line that is not an object, or brings too many keys."""
     keys: dict[str, None] = {}
     for number, line in enumerate(decode(block, name, row).split("\n"), start=row):
         try:
@@ -273,15 +245,12 @@ def _json_keys(block: bytes, name: str, row: int) -> list[str]:
             raise UserError(f"{name}, row {number}: not one JSON object per line")
         keys |= dict.fromkeys(value)
         if len(keys) > _MOST_KEYS:
-            raise UserError(
-                f"{name}, row {number}: more than {_MOST_KEYS:,} different keys up to here: write what differs from "
-                "row to row as a value"
-            )
+            many = f"more than {_MOST_KEYS:,} different keys up to here"
+            raise UserError(f"{name}, row {number}: {many}: write what differs from row to row as a value")
     return list(keys)
 
 
-def _refuse_inexact(block: bytes, name: str, row: int) -> None:
-    """Raise for what Polars would read as something else: half a surrogate pair, and integers beyond 64 bits."""
+def _refuse_half_pairs(block: bytes, name: str, row: int) -> None:
     for match in _SURROGATE.finditer(block):
         start, end = block.rfind(b"\n", 0, match.start()) + 1, block.find(b"\n", match.start())
         try:
@@ -289,32 +258,26 @@ def _refuse_inexact(block: bytes, name: str, row: int) -> None:
         except (ValueError, RecursionError):
             number = row + block.count(b"\n", 0, start)
             raise UserError(f"{name}, row {number}: not JSON text (half a surrogate pair)") from None
-    for match in _LONG_NUMBER.finditer(block):
-        if not -(2**63) <= int(match[1][:40]) < 2**64:
-            number = row + block.count(b"\n", 0, match.start(1))
-            raise UserError(f"{name}, row {number}: an integer of more than 64 bits (write it as text, in quotes)")
 
 
 def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
     """Parse `user item item ...` per line, in time order, into columns user and item."""
-    row = 1
-    met: set[str] = set()
+    row, met = 1, set()
     for block in row_blocks(parts, name):
         _refuse_nul(block, name, row)
         lines = pl.Series("line", decode(block, name, row).split("\n"))
         words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
-        short = (words.list.len() < 2).arg_true()
-        if len(short):
+        if len(short := (words.list.len() < 2).arg_true()):
             raise UserError(
                 f"{name}, row {short[0] + row}: a user and at least one item are expected, between blanks "
                 "(format lines; csv and others are chosen by the option format)"
             )
-        frame = pl.DataFrame({"user": words.list.first(), "item": words.list.slice(1)})
-        for number, user in enumerate(frame["user"].to_list(), start=row):
+        users = words.list.first()
+        for number, user in enumerate(users.to_list(), start=row):
             if user in met:
                 raise UserError(f"{name}, row {number}: user {user} has a line already")
             met.add(user)
-        yield Table(name, frame.explode("item"), row)
+        yield Table(name, pl.DataFrame({"user": users, "item": words.list.slice(1)}).explode("item"), row)
         row += len(lines)
 
 
@@ -336,7 +299,6 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
 
 
 def decode(data: bytes, name: str, row: int) -> str:
-    """UTF-8 text; `row` is the number of its first line."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -345,5 +307,4 @@ def decode(data: bytes, name: str, row: int) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, on one line."""
     return str(error).strip().split("\n", 1)[0]

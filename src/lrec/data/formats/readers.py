@@ -23,17 +23,8 @@ from lrec.errors import UserError
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "lines"]
 
-_FORMATS: dict[str, Format] = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".inter": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".txt": "lines",
-}
+_FORMATS: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "lines"}
+_FORMATS |= {".tab": "tsv", ".inter": "tsv", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,6 @@ class Columns:
 
     @property
     def integers(self) -> tuple[str, ...]:
-        """Columns that are read as integers where their text allows it."""
         return (self.user, self.item) if self.time is None else (self.user, self.item, self.time)
 
 
@@ -62,7 +52,6 @@ def infer_format(name: str) -> Format | None:
 
 
 def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
-    """Read a file, compressed or not, with all its columns, block by block."""
     match file_format:
         case "csv" | "tsv":
             separator = "," if file_format == "csv" else "\t"
@@ -72,26 +61,15 @@ def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Ta
         case "lines":
             yield from lines_tables(unpacked(path), str(path))
         case "parquet":
-            compressed = path.suffix in COMPRESSIONS
-            yield from parquet_tables(io.BytesIO(read_bytes(path)) if compressed else path, str(path))
-
-
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, decompressed according to its ending."""
-    data = b"".join(unpacked(path))
-    if not data.strip():
-        raise UserError(f"{path} is empty")
-    return data
+            source = io.BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSIONS else path
+            yield from parquet_tables(source, str(path))
 
 
 def to_interactions(
     tables: Iterable[Table], columns: Columns, min_rating: float | None = None, duplicates: bool = False
 ) -> RawInteractions:
-    """Check the rows that are used and keep ratings of at least `min_rating`.
-
-    The tables have the same columns, and the rows of a file are consecutive. `duplicates` keeps rows that are identical
-    in every column.
-    """
+    """Check the rows that are used and keep ratings of at least `min_rating`; `duplicates` keeps rows that are
+    identical in every column. The tables have the same columns, and the rows of a file are consecutive."""
     units = TimeUnits()
     return RawInteractions(_checked_frames(tables, columns, min_rating, duplicates, units), units.facts)
 
@@ -106,10 +84,8 @@ def _checked_frames(
     if min_rating is not None:
         assert columns.rating is not None
         wanted["rating"] = columns.rating
-    agreement = _Agreement()
     kept = 0
-    for table in tables:
-        agreement.check(table)
+    for table in _agreeing(tables):
         if table.frame.is_empty():
             continue
         checked, kind = _check(table, wanted, units.kinds.get(table.name))
@@ -126,33 +102,27 @@ def _checked_frames(
         raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
 
 
-class _Agreement:
-    """Whether all tables have the same columns, of types that can be compared."""
-
-    def __init__(self) -> None:
-        self._first: Table | None = None
-        self._types: dict[str, str] = {}
-
-    def check(self, table: Table) -> None:
+def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
+    """The tables; UserError for one with other columns than the first, or with types that cannot be compared."""
+    first, columns, types = "", set[str](), dict[str, str]()
+    for table in tables:
         frame = table.frame
-        if self._first is None:
-            self._first = Table(table.name, frame.clear(), 1)
-        elif not table.keys_vary and set(frame.columns) != set(self._first.frame.columns):
-            found = ", ".join(frame.columns)
-            raise UserError(f"{table.name} has other columns than {self._first.name}: {found}")
+        if not first:
+            first, columns = table.name, set(frame.columns)
+        elif not table.keys_vary and set(frame.columns) != columns:
+            raise UserError(f"{table.name} has other columns than {first}: {', '.join(frame.columns)}")
         for column, dtype in frame.schema.items():
             kind = "number" if dtype.is_numeric() else str(dtype)
             if table.text and dtype.is_integer():
                 kind = "String"
-            if dtype != pl.Null and self._types.setdefault(column, kind) != kind:
+            if dtype != pl.Null and types.setdefault(column, kind) != kind:
                 raise UserError(f"{table.name}: the files' columns have different types ({column} is {dtype})")
+        yield table
 
 
 def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Series | None) -> pl.Series:
-    """A hash of 64 bits of each row's columns apart from `exact`, to find rows that are identical in every column.
-
-    It is a sum over columns, so that a missing key of a JSON object equals null and the order of keys does not matter.
-    """
+    """A hash of 64 bits of each row's columns apart from `exact`, to find rows that are identical in every column. A
+    sum over columns: a missing key of a JSON object equals null, and the order of keys does not matter."""
     total = np.zeros(table.frame.height, dtype=np.uint64)
     for column, raw in table.frame.to_dict().items():
         if column in exact or raw.dtype == pl.Null:
@@ -173,7 +143,6 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
 
 
 def _blank(raw: pl.Series) -> np.ndarray:
-    """Rows that are null or consist of blanks."""
     blank = raw.is_null().to_numpy().copy()
     if raw.dtype == pl.String:
         # Every blank sorts before "!" or after ASCII; this spares most rows the slow test.
@@ -183,7 +152,6 @@ def _blank(raw: pl.Series) -> np.ndarray:
 
 
 def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dict[str, pl.Series], Kind]:
-    """The used columns in their final types, and the kind of the times."""
     checked: dict[str, pl.Series] = {}
     found: Kind = "number"
     for key, column in wanted.items():
@@ -199,43 +167,28 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
             if table.text and kind not in (None, "number") and raw.dtype.is_integer():
                 raw = raw.cast(pl.String)
             checked[key], found = parse_times(raw, kind)
-            problem = ""
         elif key == "rating":
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
-            problem = "is not a number"
         else:
             raw = raw.fill_nan(None) if raw.dtype.is_float() else raw
             checked[key] = raw if raw.dtype.is_integer() and key != "domain" else raw.cast(pl.String)
-            problem = "is not text"
-        # A blank is text, but not a number.
-        is_text = key not in ("time", "rating") and raw.dtype == pl.String
-        if not is_text and checked[key].null_count() == 0:
-            continue
-        bad_rows = checked[key].is_null().to_numpy()
-        if is_text:
-            bad_rows = bad_rows | _blank(raw)
-        bad = np.flatnonzero(bad_rows).tolist()
-        if bad:
-            blank = _blank(raw)
-            problem = problem or not_a_time(raw, bad[0], found)
-            what = "is empty" if blank[bad[0]] else f"{problem}: {' '.join(str(raw[bad[0]]).split())[:80]}"
-            raise UserError(f"{table.name}, row {bad[0] + table.first_row}: {column} {what}")
+        is_id = key not in ("time", "rating")  # a blank is text, but neither an id nor a number
+        bad_N = _blank(raw) if is_id and raw.dtype == pl.String else checked[key].is_null().to_numpy()
+        if bad_N.any():
+            row = int(bad_N.argmax())
+            problem = not_a_time(raw, row, found) if key == "time" else "is not a number"
+            what = "is empty" if _blank(raw)[row] else f"{problem}: {' '.join(str(raw[row]).split())[:80]}"
+            raise UserError(f"{table.name}, row {row + table.first_row}: {column} {what}")
     if table.domain is not None:
-        assert "domain" not in checked
         checked[FILE_DOMAIN] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
     return checked, found
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:
-    """Columns item (raw id) and title, text: the first title of each item.
-
-    Args:
-        path: A CSV, TSV, JSON lines or Parquet file, plain or compressed; or MovieLens's movies.dat.
-        item_column: Column of the raw ids; None for the file's first column.
-        title_column: Column of the titles.
-    """
+    """Columns item (raw id) and title, text: the first title of each item. Ids are in the file's first column unless
+    `item_column` names another."""
     if re.search(r"movies\.dat(\.\w+)?$", path.name):
-        rows = re.findall(r"^(\d+)::(.*)::[^:]*$", read_bytes(path).decode("latin-1"), re.MULTILINE)
+        rows = re.findall(r"^(\d+)::(.*)::[^:]*$", b"".join(unpacked(path)).decode("latin-1"), re.MULTILINE)
         return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")
     file_format = infer_format(path.name)
     if file_format is None or file_format == "lines":
@@ -247,10 +200,6 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
             if column is not None and column not in frame.columns:
                 listed = ", ".join(frame.columns)
                 raise UserError(f"{path} has no column {column} (option {option}); its columns are {listed}")
-        found.append(
-            frame.select(
-                pl.col(item_column or frame.columns[0]).cast(pl.String).alias("item"),
-                pl.col(title_column).cast(pl.String).alias("title"),
-            )
-        )
+        names = {"item": item_column or frame.columns[0], "title": title_column}
+        found.append(frame.select(pl.col(column).cast(pl.String).alias(name) for name, column in names.items()))
     return pl.concat(found).drop_nulls().unique("item", keep="first", maintain_order=True)

@@ -4,8 +4,9 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -13,6 +14,7 @@ import zstandard
 from lrec.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
+_OPEN: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 _PIECE = 1 << 20
 BLOCK = 1 << 22
@@ -24,17 +26,10 @@ def unpacked(path: Path) -> Iterator[bytes]:
     """The bytes of a file in pieces, decompressed according to its ending."""
     try:
         with path.open("rb") as file:
-            match path.suffix:
-                case ".gz":
-                    with gzip.open(file) as plain:
-                        yield from _read(plain)
-                case ".xz":
-                    with lzma.open(file) as plain:
-                        yield from _read(plain)
-                case ".zst":
-                    yield from _unzst(_read(file))
-                case _:
-                    yield from _read(file)
+            if path.suffix == ".zst":
+                yield from _unzst(_read(file))
+            else:
+                yield from _read(_OPEN[path.suffix](file) if path.suffix in _OPEN else file)
     except _DAMAGE as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise UserError(f"{path} is cut off or damaged: {reason}; fetch it again") from None
@@ -44,7 +39,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _read(file: IO[bytes] | gzip.GzipFile | lzma.LZMAFile) -> Iterator[bytes]:
+def _read(file: Any) -> Iterator[bytes]:
     while piece := file.read(_PIECE):
         yield piece
 
@@ -69,42 +64,25 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
     Line ends at the end of the file and a byte order mark at its start are dropped. With `quotes`, a line end between
     double quotes does not end a row. `name` is the file, for messages.
     """
-    held = bytearray()
-    begun = False
-    lines = 0
-    for part in parts:
-        held += part
-        if len(held) < BLOCK:
+    held, lines = bytearray(), 0
+    for part in chain(parts, [None]):
+        held += part or b""
+        if part is not None and len(held) < BLOCK:
             continue
-        end = _without_line_ends(held, _last_row_end(held, quotes))
-        if end:
-            yield (block := _without_start(held, end, begun))
+        end = len(held) if part is None else _last_row_end(held, quotes)
+        while end and held[end - 1] in b"\r\n":
+            end -= 1
+        if end and (lines or held.strip()):
+            block = bytes(memoryview(held)[:end])
+            yield block if lines else block.removeprefix(BYTE_ORDER_MARK)
             lines += count_byte(block, "\n") + 1
-            # The line ends stay: they are blank rows unless only line ends follow.
-            del held[:end]
-            begun = True
+            # Further line ends stay: they are blank rows unless only line ends follow.
+            del held[: end + (2 if held.startswith(b"\r\n", end) else held.startswith(b"\n", end))]
         elif len(held) > _LONGEST_ROW:
             problem = "a quote is not closed" if quotes and b'"' in held else "the row does not end"
             raise UserError(f"{name}, row {lines + 1}: {problem} within {_LONGEST_ROW >> 20} MiB")
-    end = _without_line_ends(held, len(held))
-    if not begun and not held.strip():
+    if lines == 0:
         raise UserError(f"{name} is empty")
-    if end:
-        yield _without_start(held, end, begun)
-
-
-def _without_start(held: bytearray, end: int, begun: bool) -> bytes:
-    """The first `end` bytes without the line end that the block before left, or without a byte order mark."""
-    if not begun:
-        return bytes(memoryview(held)[:end]).removeprefix(BYTE_ORDER_MARK)
-    start = 2 if held.startswith(b"\r\n") else 1 if held.startswith(b"\n") else 0
-    return bytes(memoryview(held)[start:end])
-
-
-def _without_line_ends(held: bytearray, end: int) -> int:
-    while end and held[end - 1] in b"\r\n":
-        end -= 1
-    return end
 
 
 def count_byte(data: bytes, character: str) -> int:

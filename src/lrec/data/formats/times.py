@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -11,34 +11,29 @@ from lrec.errors import UserError
 
 Kind = Literal["number", "date", "date with an offset"]
 
-# What a column of times may hold besides numbers and text.
-_DATES = (pl.Date, pl.Datetime)
+_DATES = (pl.Date, pl.Datetime)  # what a column of times may hold besides numbers and text
 # A median below each bound means seconds, milliseconds or microseconds; above the last one, nanoseconds.
 _BOUNDS = (10**11, 10**14, 10**17)
 _UNITS = ("s", "ms", "us", "ns")
-# A smaller number may be a time in any unit: a year from 1970 on has 3e7 seconds.
-_ANY_UNIT = 10**8
+_ANY_UNIT = 10**8  # a smaller number may be a time in any unit: a year from 1970 on has 3e7 seconds
 _IN_WORDS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _TOO_FINE = r"\.\d{6}\d*[1-9]"
 
 
 def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
-    """Times as int64, those of dates in microseconds, and their kind; null where they cannot be read as of this kind.
-
-    A date that is finer than a microsecond cannot be read. `kind` tells what text contains; None: whichever leaves
-    fewest nulls.
-    """
+    """Times as int64, those of dates in microseconds, and their kind; null where they cannot be read as of this kind,
+    or are finer than a microsecond. `kind` tells what text contains; None: whichever leaves fewest nulls."""
     if isinstance(raw.dtype, _DATES):
         times = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")
         if isinstance(raw.dtype, pl.Datetime) and raw.dtype.time_unit == "ns":
             times = times.set(raw.dt.epoch("ns") % 1000 != 0, None)
         return times, "date"
     if raw.dtype == pl.String:
-        numbers = raw.cast(pl.Int64, strict=False)
-        if numbers.null_count() == 0 and kind in (None, "number"):
-            return numbers, "number"
-        text = raw.str.strip_chars()
-        found = {each: read(text) for each, read in _READ.items() if kind in (None, each)}
+        found: dict[Kind, pl.Series] = {}
+        for each in (kind,) if kind else get_args(Kind):  # where two read as much of the text, the first is chosen
+            found[each] = _READ[each](raw.str.strip_chars())
+            if found[each].null_count() == 0:
+                break
         best = min(found, key=lambda each: found[each].null_count())
         return found[best], best
     if raw.dtype.is_float():
@@ -49,11 +44,8 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
 
 
 def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
-    """Times as whole seconds, int64: numbers in the unit that their median tells, or dates.
-
-    Raises:
-        UserError: one of `what` cannot be read.
-    """
+    """Times as whole seconds, int64: numbers in the unit that their median tells, or dates; UserError where one of
+    `what` cannot be read."""
     times, kind = parse_times(raw, None)
     if times.null_count():
         row = int(times.is_null().arg_max() or 0)
@@ -75,11 +67,11 @@ def not_a_time(raw: pl.Series, row: int, kind: Kind) -> str:
 
 
 def _numbers(text: pl.Series) -> pl.Series:
-    return text.cast(pl.Int64, strict=False).fill_null(_whole(text.cast(pl.Float64, strict=False)))
+    numbers = text.cast(pl.Int64, strict=False)
+    return numbers.fill_null(_whole(text.cast(pl.Float64, strict=False))) if numbers.null_count() else numbers
 
 
 def _whole(numbers: pl.Series) -> pl.Series:
-    """Numbers without a fraction as int64, null for others."""
     return pl.select(pl.when(numbers == numbers.floor()).then(numbers)).to_series().cast(pl.Int64, strict=False)
 
 
@@ -93,7 +85,6 @@ def _iso_dates(text: pl.Series) -> pl.Series:
 
 
 def _iso_dates_with_offset(text: pl.Series) -> pl.Series:
-    """The same of those with an offset from UTC."""
     spaced = _spaced(text).str.replace(r"Z$", "+00:00")
     pattern = "%Y-%m-%d %H:%M:%S%.f%#z"
     return spaced.str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False).dt.epoch("us")
@@ -104,12 +95,8 @@ def _spaced(text: pl.Series) -> pl.Series:
     return text.set(text.str.contains(_TOO_FINE), None).str.replace("T", " ", literal=True)
 
 
-# Text can be of each kind; where two read as much of it, the first is chosen.
-_READ: dict[Kind, Callable[[pl.Series], pl.Series]] = {
-    "number": _numbers,
-    "date": _iso_dates,
-    "date with an offset": _iso_dates_with_offset,
-}
+_READ: dict[Kind, Callable[[pl.Series], pl.Series]]
+_READ = {"number": _numbers, "date": _iso_dates, "date with an offset": _iso_dates_with_offset}
 
 
 class TimeUnits:
@@ -122,11 +109,9 @@ class TimeUnits:
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}  # of each file's times
         self._counts: dict[str, np.ndarray] = {}
-        # Of each file, for each unit: the first row with such a time.
-        self._first: dict[str, dict[int, str]] = {}
+        self._first: dict[str, dict[int, str]] = {}  # of each file, for each unit: the first row with such a time
 
     def note(self, name: str, first_row: int, column: str, times: pl.Series, kind: Kind) -> None:
-        """Count the times of some rows of a file."""
         self.kinds[name] = kind
         sizes_N = np.abs(times.to_numpy())
         counts = -np.diff([len(sizes_N), *(np.count_nonzero(sizes_N >= bound) for bound in _BOUNDS), 0])
@@ -154,7 +139,5 @@ class TimeUnits:
         if len(found) > 1:
             listed = ", ".join(f"{name} ({unit})" for unit, name in found.items())
             raise UserError(f"the files' times are in different units: {listed}")
-        if not found:
-            return {}
-        unit_or_kind = next(iter(found))
-        return {"time_unit": unit_or_kind if unit_or_kind in _UNITS else "us"}
+        units = [each if each in _UNITS else "us" for each in found]
+        return {"time_unit": units[0]} if units else {}

@@ -30,11 +30,8 @@ Year = Literal[2014, 2018, 2023]
 _REVIEW = Columns("reviewerID", "asin", "unixReviewTime", rating="overall")
 _COLUMNS = {2014: _REVIEW, 2018: _REVIEW, 2023: Columns("user_id", "parent_asin", "timestamp", rating="rating")}
 # The fields of a ratings file without a header, by the names they have in the reviews.
-_HEADERS = {
-    2014: ["reviewerID", "asin", "overall", "unixReviewTime"],
-    2018: ["asin", "reviewerID", "overall", "unixReviewTime"],
-    2023: None,
-}
+_FIELDS = ["overall", "unixReviewTime"]
+_HEADERS = {2014: ["reviewerID", "asin", *_FIELDS], 2018: ["asin", "reviewerID", *_FIELDS], 2023: None}
 _NAME = re.compile(
     r"(?!meta_)(?:amazon\d+_)?(?:ratings_|reviews_)?(?P<domain>.+?)(?:_5)?"
     r"\.(?P<layout>csv|json|jsonl)(?:\.gz|\.xz|\.zst)?"
@@ -53,8 +50,8 @@ class AmazonDataModule(SequenceDataModule):
     """Amazon reviews, each an interaction whatever its rating; several domains make one sequence per user, in time.
 
     Each item is tagged with its domain; an item in the files of several domains gets the first domain by name. A row
-    that several files have, identical in every column, is one interaction. Where a user's interactions tie in
-    time, those of the first domain by name come first.
+    that several files have, identical in every column, is one interaction. Where a user's interactions tie in time,
+    those of the first domain by name come first.
     """
 
     def __init__(
@@ -79,47 +76,38 @@ class AmazonDataModule(SequenceDataModule):
 
     @property
     def store_name(self) -> str:
-        """amazonYEAR-DOMAIN, or amazonYEAR-merged."""
         files = self._files()
         name = re.sub(r"[^\w-]+", "_", files[0].domain) if len(files) == 1 else "merged"
         return f"amazon{self.year}-{name}"
 
     def source(self) -> dict[str, Any]:
-        """Year, whether repeats stay, and domain, layout and hash of each file."""
         files = self._files()
         hashes = source_hashes(self.data_dir, [file.path for file in files])
         described = [[file.domain, file.layout, digest] for file, digest in zip(files, hashes, strict=True)]
         return {"kind": "amazon", "year": self.year, "repeats": self.repeats, "files": described}
 
     def read(self) -> RawInteractions:
-        """Read the domains' files in the order of the domains' names."""
         tables = chain.from_iterable(self._tables(file) for file in self._files())
         return replace(to_interactions(tables, _COLUMNS[self.year]), repeats=self.repeats)
 
     def _tables(self, file: _File) -> Iterator[Table]:
-        header = _HEADERS[self.year]
-        data, name = unpacked(file.path), str(file.path)
+        columns, header = _COLUMNS[self.year], _HEADERS[self.year]
         if file.layout == "csv":
-            time = _COLUMNS[self.year].time
-            tables = csv_tables(data, name, ",", header, [time] if time is not None else [])
+            tables = csv_tables(unpacked(file.path), str(file.path), ",", header, ["timestamp", "unixReviewTime"])
         else:
-            tables = jsonl_tables(data, name)
+            tables = jsonl_tables(unpacked(file.path), str(file.path))
         for place, table in enumerate(tables):
             if place == 0:
                 if file.layout == "csv" and header is not None:
                     _refuse_other_year(table, self.year)
-                self._refuse_missing(table)
+                found = table.frame.columns
+                if missing := [each for each in (columns.user, columns.item, columns.time) if each not in found]:
+                    raise UserError(
+                        f"{table.name} has no {missing[0]}, as Amazon {self.year} has (option year); "
+                        f"its columns are {', '.join(found)}"
+                    )
             # Reviews leave out unknown keys, and ratings have only four columns.
             yield replace(table, keys_vary=True, domain=file.domain)
-
-    def _refuse_missing(self, table: Table) -> None:
-        columns, found = _COLUMNS[self.year], table.frame.columns
-        missing = [column for column in (columns.user, columns.item, columns.time) if column not in found]
-        if missing:
-            raise UserError(
-                f"{table.name} has no {missing[0]}, as Amazon {self.year} has (option year); "
-                f"its columns are {', '.join(found)}"
-            )
 
     def _files(self) -> list[_File]:
         """The files of the domains, in the order of the domains' names."""
@@ -135,9 +123,8 @@ class AmazonDataModule(SequenceDataModule):
             raise UserError(f"{self.path} is or holds no .csv, .json or .jsonl file of Amazon reviews (option path)")
         if self.domains is not None:
             known = {file.domain for file in files}
-            for domain in self.domains:
-                if domain not in known:
-                    raise UserError(f"{self.path} has no file of the domain {domain}: {', '.join(sorted(known))}")
+            if unknown := [domain for domain in self.domains if domain not in known]:
+                raise UserError(f"{self.path} has no file of the domain {unknown[0]}: {', '.join(sorted(known))}")
             files = [file for file in files if file.domain in self.domains]
         files.sort()
         for one, other in pairwise(files):

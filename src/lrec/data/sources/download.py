@@ -1,8 +1,4 @@
-"""Files from elsewhere, in place only when whole.
-
-`fetch` gets one file over HTTP, resumes where it was cut off, and checks size and MD5. `copy_here` gets what any URL
-names, through fsspec: a file, a folder or a glob of an object store.
-"""
+"""Files from elsewhere, in place only when whole: one over HTTP, or what any URL names, through fsspec."""
 
 import glob
 import hashlib
@@ -29,9 +25,6 @@ def fetch(url: str, path: Path) -> None:
 
     What was received before a failure stays beside `path`, and the next call resumes from it unless the file changed on
     the server. The MD5 comes from the file `url`.md5, where the server has one.
-
-    Raises:
-        UserError: The file cannot be fetched whole; the message says where to put it by hand.
     """
     if path.exists():
         return
@@ -46,7 +39,6 @@ def fetch(url: str, path: Path) -> None:
 
 
 def _receive(url: str, path: Path) -> Path:
-    """Download to a file beside `path`, which is returned whole and checked."""
     md5 = _published_md5(url)
     with _open(url, method="HEAD") as head:
         total = int(head.headers["Content-Length"] or 0)
@@ -58,14 +50,13 @@ def _receive(url: str, path: Path) -> Path:
             other.unlink()
     part.touch()
     while (before := part.stat().st_size) < total:
-        failure: Exception | None = None
         try:
             _append(url, part, before, total)
-        except (OSError, HTTPException) as error:
-            failure = error
-        received = part.stat().st_size
-        if received <= before:
-            raise failure or ConnectionError(f"the connection ended after {received} of {total} bytes")
+        except (OSError, HTTPException):
+            if part.stat().st_size <= before:
+                raise
+        if (received := part.stat().st_size) <= before:
+            raise ConnectionError(f"the connection ended after {received} of {total} bytes")
     with part.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     problem = f"its MD5 is {found} where {md5} is published" if md5 not in (None, found) else ""
@@ -91,11 +82,8 @@ def _published_md5(url: str) -> str | None:
 def _append(url: str, part: Path, start: int, total: int) -> None:
     """Receive what follows the first `start` bytes, or everything where the server does not support ranges."""
     with _open(url, Range=f"bytes={start}-") as response:
-        resumed = response.status == 206
-        if resumed and not response.headers["Content-Range"].startswith(f"bytes {start}-"):
-            raise ConnectionError(f"the server sent {response.headers['Content-Range']} for the bytes from {start} on")
         terminal, shown = sys.stderr.isatty(), -1
-        with part.open("ab" if resumed else "wb") as file:
+        with part.open("ab" if response.status == 206 else "wb") as file:
             while block := response.read(_BLOCK):
                 file.write(block)
                 tenth = (percent := file.tell() * 100 // total) // (1 if terminal else 10)
@@ -111,7 +99,6 @@ def _open(url: str, method: str = "GET", **headers: str) -> Any:
 
 
 def url_of(path: Path | str) -> str | None:
-    """The URL that a path spells, if it does."""
     match = _URL.fullmatch(str(path))
     return f"{match[1]}://{match[2]}" if match else None
 
@@ -122,13 +109,8 @@ def place_of(url: str, folder: Path) -> Path:
 
 
 def copy_here(url: str, folder: Path) -> None:
-    """Copy a file, a folder or the matches of a glob to `place_of(url, folder)`, but for what is there and unchanged.
-
-    What is no longer at the URL is removed. Processes that want the same folder wait for the first.
-
-    Raises:
-        UserError: It is not there or cannot be fetched, or fsspec lacks the package that reads such URLs.
-    """
+    """Copy a file, a folder or the matches of a glob to `place_of(url, folder)`, but for what is there and unchanged;
+    what is no longer at the URL is removed. Processes that want the same folder wait for the first."""
     import fsspec
 
     known_file = folder / "copied.json"

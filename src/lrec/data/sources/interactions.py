@@ -72,14 +72,11 @@ class InteractionsDataModule(SequenceDataModule):
 
     @property
     def store_name(self) -> str:
-        """The name of the file or folder, without characters that a folder's name should not have."""
         return re.sub(r"[^\w-]+", "_", self.path.name.split(".")[0]).strip("_") or "interactions"
 
     def source(self) -> dict[str, Any]:
-        """Hashes, formats and partitions of the files, the columns and min_rating."""
         files = self._files()
-        formats = [file_format for _, file_format in files]
-        partitions = [_partition(file) for file, _ in files]
+        formats, partitions = [file_format for _, file_format in files], [_partition(file) for file, _ in files]
         columns = {key: name for key, name in vars(self.columns).items() if key != "event" or name is not None}
         return {
             "kind": "interactions",
@@ -91,7 +88,6 @@ class InteractionsDataModule(SequenceDataModule):
         }
 
     def read(self) -> RawInteractions:
-        """Read all files, in the order of their names."""
         files = self._files()
         tables = chain.from_iterable(_read(file, file_format, self.columns) for file, file_format in files)
         if files[0][1] == "lines":

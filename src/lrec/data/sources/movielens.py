@@ -51,24 +51,20 @@ class MovieLensDataModule(SequenceDataModule):
         self.version = version
 
     def prepare_data(self) -> None:
-        """Download the ratings unless they are there, and write the store unless it is."""
         if self._download is not None:
             fetch(self._download, self.path)
         super().prepare_data()
 
     @property
     def store_name(self) -> str:
-        """ml-VERSION, or movielens where no name tells the version."""
         version = self.version or _version_of(self._file())
         return f"ml-{version}" if version else "movielens"
 
     def source(self) -> dict[str, Any]:
-        """Hash and layout of the ratings file, or hash of the zip that holds it."""
         file = self._file()
         return {"kind": "movielens", "layout": _layout(file.name), "files": source_hashes(self.data_dir, [file])}
 
     def read(self) -> RawInteractions:
-        """Read the ratings."""
         file = self._file()
         tables = _read_zip(file) if file.suffix == ".zip" else _parse(unpacked(file), file.name, str(file))
         return to_interactions(tables, _COLUMNS)
@@ -76,9 +72,8 @@ class MovieLensDataModule(SequenceDataModule):
     def _file(self) -> Path:
         if self.path.is_file():
             if _layout(self.path.name) is None and self.path.suffix != ".zip":
-                raise UserError(
-                    f"{self.path} is named neither u.data, ratings.dat, ratings.csv nor *.zip (option path)"
-                )
+                names = "u.data, ratings.dat, ratings.csv nor *.zip"
+                raise UserError(f"{self.path} is named neither {names} (option path)")
             return self.path
         if not self.path.is_dir():
             fetched = "(option path)" if self._download is None else "yet: `lrec data prepare` downloads it"

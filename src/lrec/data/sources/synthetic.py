@@ -1,7 +1,5 @@
-"""SyntheticDataModule: the embedded data set, drawn from a process whose least possible loss is known exactly.
-
-Shape suffixes: U users, L items of a user, B histories, V items of the process, F feature pairs.
-"""
+"""SyntheticDataModule: the embedded data set, drawn from a process whose least possible loss is known exactly. Shape
+suffixes: U users, L items of a user, B histories, V items of the process, F feature pairs."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -43,8 +41,8 @@ class Process:
     table scores items through d numbers. The features it cannot hold, about those with 2m > d, cost half their
     variance, about sum_{2m > d} s_m² ~ d^-tail nats, hence a power of N_body = 12 L d². It needs attention to reach
     behind the last item. Past `memory` items nothing matters, so this conditional is exact for any input of at least
-    that many items, and -log p(target | input) averaged over targets is the least loss any model can reach on them
-    (the Bayes-optimal loss: in expectation nothing falls below it).
+    that many items, and -log p(target | input) averaged over targets is the least loss any model can reach on them (the
+    Bayes-optimal loss: in expectation nothing falls below it).
 
     `SyntheticDataModule` says what each field is.
     """
@@ -132,21 +130,23 @@ class Process:
             items_BL[:, position] = np.minimum((upto_VB <= draws_B * upto_VB[-1]).sum(0), self.n_items - 1)
         return items_BL
 
-    def bayes_loss(self, items_UL: np.ndarray, position: int, catalogue_V: np.ndarray) -> float:
-        """Mean -log p(items_UL[:, position] | the items before), in nats.
+    def bayes_loss(self, items_UL: np.ndarray, targets: Targets, catalogue_V: np.ndarray) -> float:
+        """Mean -log p(target | the items before), in nats.
 
-        p is renormalised over the items of the catalogue (a mask), and targets outside it are left out, as they are
-        for a model. A model's input lacks items outside the catalogue, this one's does not.
+        p is renormalised over the items of the catalogue (a mask), and targets outside it are left out, as they are for
+        a model. A model's input lacks items outside the catalogue, this one's does not.
         """
-        loss, targets = 0.0, 0
-        for start in range(0, len(items_UL), _CHUNK):
-            items_BL = items_UL[start : start + _CHUNK]
-            items_BL = items_BL[catalogue_V[items_BL[:, position]]]
-            log_probs_BV = self.log_probs(items_BL[:, max(position - self.memory, 0) : position])
-            normalisers_B = np.log(np.exp(log_probs_BV[:, catalogue_V]).sum(1))
-            loss += float((normalisers_B - log_probs_BV[np.arange(len(items_BL)), items_BL[:, position]]).sum())
-            targets += len(items_BL)
-        return loss / max(targets, 1)
+        loss, known = 0.0, 0
+        for position in np.unique(targets.positions_T):
+            users_T = targets.users_T[targets.positions_T == position]
+            for start in range(0, len(users_T), _CHUNK):
+                items_BL = items_UL[users_T[start : start + _CHUNK]]
+                items_BL = items_BL[catalogue_V[items_BL[:, position]]]
+                log_probs_BV = self.log_probs(items_BL[:, max(position - self.memory, 0) : position])
+                normalisers_B = np.log(np.exp(log_probs_BV[:, catalogue_V]).sum(1))
+                loss += float((normalisers_B - log_probs_BV[np.arange(len(items_BL)), items_BL[:, position]]).sum())
+                known += len(items_BL)
+        return loss / max(known, 1)
 
 
 class SyntheticDataModule(SequenceDataModule):
@@ -197,11 +197,9 @@ class SyntheticDataModule(SequenceDataModule):
 
     @property
     def store_name(self) -> str:
-        """synthetic."""
         return "synthetic"
 
     def source(self) -> dict[str, Any]:
-        """Every option of the process and the set's size."""
         n_users, length = self.sequences
         return {"kind": "synthetic", "n_users": n_users, "length": length, "process": asdict(self.process)}
 
@@ -223,13 +221,13 @@ class SyntheticDataModule(SequenceDataModule):
         n_users, length = self.sequences
         items_UL = self.process.sample(n_users, length)
         catalogue_V = np.bincount(items_UL[:, :-2].ravel(), minlength=self.process.n_items) > 0
-        floor = {
-            "val": self.process.bayes_loss(items_UL, length - 2, catalogue_V),
-            "test": self.process.bayes_loss(items_UL, length - 1, catalogue_V),
-        }
+        users_U = np.arange(n_users)
+        targets = {"val": Targets(users_U, np.full(n_users, length - 2))}
+        targets["test"] = Targets(users_U, np.full(n_users, length - 1))
+        floor = {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
         frame = pl.DataFrame(
             {
-                "user": _raw_ids(n_users).gather(np.repeat(np.arange(n_users), length)),
+                "user": _raw_ids(n_users).gather(np.repeat(users_U, length)),
                 "item": _raw_ids(self.process.n_items).gather(items_UL.ravel()),
                 "time": np.tile(np.arange(length), n_users),
             }
@@ -239,7 +237,7 @@ class SyntheticDataModule(SequenceDataModule):
     @property
     def floor(self) -> dict[str, float]:
         """Bayes-optimal loss of the split's validation and test targets, in nats."""
-        if self.split == LastItems() and len(self.val_targets.users_T) == len(self.cuts.val_targets.users_T):
+        if self.split == LastItems() and self.sample("val") is None and self.sample("test") is None:
             return dict(self.store.facts["floor"])
         return self._floor
 
@@ -251,16 +249,8 @@ class SyntheticDataModule(SequenceDataModule):
         catalogue_V = np.zeros(self.process.n_items, dtype=bool)
         catalogue_V[numbers_I[split.catalogue_V]] = True
 
-        def loss(targets: Targets) -> float:
-            total, known = 0.0, 0
-            for position in np.unique(targets.positions_T):
-                items_TL = items_UL[targets.users_T[targets.positions_T == position]]
-                counted = int(catalogue_V[items_TL[:, position]].sum())
-                total += counted * self.process.bayes_loss(items_TL, int(position), catalogue_V)
-                known += counted
-            return total / max(known, 1)
-
-        return {"val": loss(self.val_targets), "test": loss(split.test_targets)}
+        targets = {"val": self.val_targets, "test": self.test_targets}
+        return {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
 
 
 def _raw_ids(n: int) -> pl.Series:

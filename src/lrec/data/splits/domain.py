@@ -1,7 +1,5 @@
-"""One domain of a data set, cut where all of its domains together are cut.
-
-A model of one domain may then start from a model of all domains and be compared with it: neither was trained on what is
-held out for the other.
+"""One domain of a data set, cut where all of its domains together are cut: what is held out for a model of all domains
+is held out for one of the domain, so that one may start from the other and be compared with it.
 
 Shape suffixes: U users, N interactions, I items of the store.
 """
@@ -29,7 +27,6 @@ class DomainStore(Store):
 
     @property
     def hash(self) -> str:
-        """Hash of the whole store and the domain."""
         return json_hash([super().hash, self.domain])
 
     @cached_property
@@ -49,11 +46,7 @@ class DomainStore(Store):
 
 
 def of_domain(split: Split, domain: str) -> Split:
-    """The parts of a split that are interactions with a domain's items; the catalogue is that of its training part.
-
-    Raises:
-        UserError: the data have no such domain.
-    """
+    """The parts of a split that are interactions with a domain's items; the catalogue is that of its training part."""
     whole = split.store
     domains = whole.item_table["domain"].drop_nulls().unique().sort().to_list()
     if domain not in domains:

@@ -1,14 +1,11 @@
-"""Which part of the training data is used.
-
-Shape suffixes: U users, N interactions.
-"""
+"""Which part of the training data is used. Shape suffixes: U users, N interactions."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from lrec.data.splits.rules import Split, chosen_users, hash_numbers, ranges, refuse_leak
+from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, hash_numbers, ranges, refuse_leak
 from lrec.data.store.store import Store
 from lrec.errors import check_range
 
@@ -36,11 +33,8 @@ class Reduction:
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on.
-
-    The entries are rows of the store, or of `rows` (ascending rows of the store) where single interactions were
-    dropped.
-    """
+    """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on. The entries are rows of the store, or
+    of `rows` (ascending rows of the store) where single interactions were dropped."""
 
     store: Store
     starts_U: np.ndarray
@@ -49,15 +43,12 @@ class TrainingPart:
     target_N: np.ndarray | None = None  # see Split
 
     def items(self, places: np.ndarray) -> np.ndarray:
-        """Store items at these entries."""
         return self.store.items_N[self._rows(places)]
 
     def seconds(self, places: np.ndarray) -> np.ndarray:
-        """Times at these entries, see `Store.seconds`."""
         return self.store.seconds(self._rows(places))
 
     def events(self, places: np.ndarray) -> np.ndarray:
-        """Types of event at these entries."""
         assert self.store.events_N is not None
         return self.store.events_N[self._rows(places)]
 
@@ -75,14 +66,14 @@ class TrainingPart:
         """Targets of windows of so many positions."""
         if self.target_N is None:
             return int(lengths.sum())
-        return int(np.count_nonzero(self.may_be_targets(ranges(starts + 1, lengths))))
+        places = (ranges(starts[some] + 1, lengths[some]) for some in blocks_of_users(lengths))
+        return sum(int(np.count_nonzero(self.may_be_targets(each))) for each in places)
 
     def may_be_targets(self, places: np.ndarray) -> np.ndarray:
         """Which of these entries may be targets, bool."""
         if self.target_N is None:
             return np.ones(len(places), dtype=bool)
-        may: np.ndarray = self.target_N[self._rows(places)]
-        return may
+        return self.target_N[self._rows(places)]
 
     def _rows(self, places: np.ndarray) -> np.ndarray:
         return places if self.rows is None else self.rows[places]

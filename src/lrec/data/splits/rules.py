@@ -1,13 +1,15 @@
 """Which interactions train, validate and test: where each user's sequence is cut.
 
-Positions count from 0 within a user's sequence, ordered by (time, row of the source).
-Shape suffixes: U users, N interactions, I items of the store, V items of the catalogue, T targets of evaluation.
+Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffixes: U users, N
+interactions, I items of the store, V items of the catalogue, T targets of evaluation.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +17,7 @@ import numpy as np
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
 
-# Users with more interactions than this may be held out whole.
-HELD_OUT_MIN_LENGTH = 50
+HELD_OUT_MIN_LENGTH = 50  # users with more interactions than this may be held out whole
 
 
 class SplitRule(ABC):
@@ -36,11 +37,7 @@ class SplitRule(ABC):
         """
 
     def __call__(self, store: Store) -> "Split":
-        """Cut the store's users; whatever the rule, the cut is checked, for leaks above all.
-
-        Raises:
-            UserError: the rule is not a dataclass, or its split is not whole, leaks, or leaves nothing to train on.
-        """
+        """Cut the store's users; UserError where the cut is not whole, leaks, or leaves nothing to train on."""
         name = type(self).__name__
         if not is_dataclass(self):
             raise UserError(f"split {name}: make it a frozen dataclass, so that its options are part of its repr")
@@ -206,29 +203,45 @@ class Split:
         """Which of these interactions may be targets, bool (T,)."""
         if self.target_N is None:
             return np.ones(len(targets.users_T), dtype=bool)
-        may_T: np.ndarray = self.target_N[self.store.offsets_U1[targets.users_T] + targets.positions_T]
-        return may_T
+        return self.target_N[self._rows(targets)]
 
     def is_known(self, targets: Targets) -> np.ndarray:
         """Whether each target is an item of the catalogue, bool (T,)."""
-        items_T = self.store.items_N[self.store.offsets_U1[targets.users_T] + targets.positions_T]
-        known_T: np.ndarray = self.catalogue_index_I[items_T] >= 0
-        return known_T
+        return self.catalogue_index_I[self.store.items_N[self._rows(targets)]] >= 0
+
+    def _rows(self, targets: Targets) -> np.ndarray:
+        return self.store.offsets_U1[targets.users_T] + targets.positions_T
 
     @cached_property
-    def _counts_I(self) -> np.ndarray:
-        items = self.store.items_N[ranges(self.store.offsets_U1[:-1], self.train_U)]
-        return np.bincount(items, minlength=self.store.n_items)
+    def counts_I(self) -> np.ndarray:
+        """Interactions of each item of the store in the unreduced training part, int64."""
+        counts_I = np.zeros(self.store.n_items, dtype=np.int64)
+        for users in blocks_of_users(self.train_U):
+            rows_N = ranges(self.store.offsets_U1[:-1][users], self.train_U[users])
+            counts_I += np.bincount(self.store.items_N[rows_N], minlength=len(counts_I))
+        return counts_I
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that `of_arrays` needs, the counts included."""
+        found = {name: getattr(self, name) for name in (*(field.name for field in fields(self)), "counts_I")}
+        return {name: values for name, values in found.items() if isinstance(values, np.ndarray)}
+
+    @classmethod
+    def of_arrays(cls, store: Store, arrays: dict[str, np.ndarray]) -> "Split":
+        """The split that has these arrays."""
+        split = cls(store, **{field.name: arrays[field.name] for field in fields(cls) if field.name in arrays})
+        vars(split)["counts_I"] = arrays["counts_I"]
+        return split
 
     @cached_property
     def catalogue_V(self) -> np.ndarray:
         """Store index of each catalogue item, ascending: the items of the unreduced training part."""
-        return np.flatnonzero(self._counts_I)
+        return np.flatnonzero(self.counts_I)
 
     @cached_property
     def counts_V(self) -> np.ndarray:
         """Interactions of each catalogue item in the unreduced training part, int64."""
-        return self._counts_I[self.catalogue_V]
+        return self.counts_I[self.catalogue_V]
 
     @cached_property
     def catalogue_index_I(self) -> np.ndarray:
@@ -267,12 +280,8 @@ class Split:
         self._check_shapes()
         end_U = np.diff(self.store.offsets_U1)
         leaks = [self.held_out_U & (self.train_U > 0)]
-        for begin_U, number_U in (
-            (self.trajectory_U, 0),
-            (self.test_U, self.test_targets_U),
-            (self.val_U, self.val_targets_U),
-            (0, self.train_U),
-        ):
+        test, val = (self.test_U, self.test_targets_U), (self.val_U, self.val_targets_U)
+        for begin_U, number_U in ((self.trajectory_U, 0), test, val, (0, self.train_U)):
             has_U = begin_U >= 0
             leaks.append(has_U & (begin_U + number_U > end_U))
             end_U = np.where(has_U, begin_U, end_U)
@@ -282,18 +291,14 @@ class Split:
         """Fail loudly unless every array has an entry for each user, and the entries make sense."""
         n_users = self.store.n_users
         for name, values_U in vars(self).items():
-            if not name.endswith("_U"):
-                continue
             kinds, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
-            is_array = isinstance(values_U, np.ndarray) and values_U.shape == (n_users,)
-            if not is_array or values_U.dtype.kind not in kinds:
+            fits = isinstance(values_U, np.ndarray) and values_U.shape == (n_users,) and values_U.dtype.kind in kinds
+            if name.endswith("_U") and not fits:
                 raise AssertionError(f"{name} is not an array of {wanted}, one for each of {n_users} users")
         if (self.train_U < 0).any():
             raise AssertionError("train_U is negative")
-        for part, first_U, number_U in (
-            ("val", self.val_U, self.val_targets_U),
-            ("test", self.test_U, self.test_targets_U),
-        ):
+        for part in ("val", "test"):
+            first_U, number_U = getattr(self, f"{part}_U"), getattr(self, f"{part}_targets_U")
             wrong_U = (number_U < 0) | ((number_U > 0) != (first_U >= 0))
             if wrong_U.any():
                 user = int(wrong_U.argmax())
@@ -306,11 +311,8 @@ class Split:
         """Fail loudly unless everyone's training < everyone's validation < everyone's test holds in time."""
         assert self.store.times_N is not None
         latest = None
-        for begin_U, number_U in (
-            (np.zeros_like(self.train_U), self.train_U),
-            (self.val_U, self.val_targets_U),
-            (self.test_U, self.test_targets_U),
-        ):
+        val, test = (self.val_U, self.val_targets_U), (self.test_U, self.test_targets_U)
+        for begin_U, number_U in ((np.zeros_like(self.train_U), self.train_U), val, test):
             times_T = self.store.times_N[ranges(self.store.offsets_U1[:-1] + begin_U, number_U)]
             if len(times_T) == 0:
                 continue
@@ -326,12 +328,18 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
 
 
+def blocks_of_users(lengths_U: np.ndarray, most: int = 1 << 22) -> Iterator[slice]:
+    """All users in blocks of about so many entries, so that what is computed of each entry needs little memory."""
+    ends_U = np.cumsum(lengths_U)
+    bounds = np.searchsorted(ends_U, np.arange(0, int(ends_U[-1]) if len(ends_U) else 0, most), side="right")
+    yield from (slice(begin, end) for begin, end in pairwise([*bounds.tolist(), len(ends_U)]))
+
+
 def refuse_leak(leaks_U: np.ndarray) -> None:
     """Fail loudly if one of the users has a held-out position in the training part."""
     if leaks_U.any():
-        raise AssertionError(
-            f"leak: held-out positions in the training part of user {int(leaks_U.argmax())} (store index)"
-        )
+        user = int(leaks_U.argmax())
+        raise AssertionError(f"leak: held-out positions in the training part of user {user} (store index)")
 
 
 def user_hashes(store: Store, purpose: str) -> np.ndarray:

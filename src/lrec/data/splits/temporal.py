@@ -1,7 +1,6 @@
 """The split by time.
 
-Positions count from 0 within a user's sequence, ordered by (time, row of the source).
-Shape suffix: U users.
+Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffix: U users.
 """
 
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ class GlobalTemporal(SplitRule):
     """Cut everyone's sequence at the same two times: training before the first, validation up to the second, then test.
 
     A cut is a share of all interactions in the order of time (0.8), a time in the source's unit (1388534400), or an ISO
-    date, UTC unless it says otherwise ("2014-01-01"). Interactions at the time of a cut come after it, so that
-    ties stay together. A target's input is everything of the user before it, including targets; a user's very first
+    date, UTC unless it says otherwise ("2014-01-01"). Interactions at the time of a cut come after it, so that ties
+    stay together. A target's input is everything of the user before it, including targets; a user's very first
     interaction is not a target, because it has no input.
 
     Args:
@@ -58,7 +57,6 @@ class GlobalTemporal(SplitRule):
         for name, targets_U in (("validation", val_targets_U), ("test", test_targets_U)):
             if not targets_U.any():
                 raise UserError(f"the split leaves no {name} target: cut the times {first} and {second} elsewhere")
-        nobody_U = np.zeros(store.n_users, dtype=bool)
         split = Split(
             store=store,
             train_U=train_U,
@@ -67,7 +65,7 @@ class GlobalTemporal(SplitRule):
             test_U=test_U,
             test_targets_U=test_targets_U,
             trajectory_U=np.full(store.n_users, -1),
-            held_out_U=nobody_U,
+            held_out_U=np.zeros(store.n_users, dtype=bool),
         )
         split.check_times()
         return split

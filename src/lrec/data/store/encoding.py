@@ -1,7 +1,4 @@
-"""Raw ids as integers, and so whole rows.
-
-Shape suffixes: N rows, K ids.
-"""
+"""Raw ids as integers, and so whole rows. Shape suffixes: N rows, K ids."""
 
 from typing import NamedTuple
 
@@ -11,33 +8,22 @@ import polars as pl
 from lrec.data.store.store import MOST_EVENT_TYPES
 from lrec.errors import UserError
 
-# Columns of consecutive rows, by name.
-Rows = dict[str, np.ndarray]
-
-# A hash of the columns without a name of their own: only rows that are equal there too are duplicates.
-REST = "rest"
-# A domain that belongs to the file, not to the row: rows that differ only in it are duplicates.
-FILE_DOMAIN = "file_domain"
+Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
+REST = "rest"  # a hash of the columns without a name of their own: only rows that are equal there too are duplicates
+FILE_DOMAIN = "file_domain"  # one that belongs to the file, not to the row: rows that differ only in it are duplicates
 
 # Integers below this are looked up in an array; others are encoded as text. On 3 million rows of MovieLens's kind, the
 # array takes a seventh of the time of text.
 _DIRECT = 1 << 24
 _UNKNOWN = np.uint32(0xFFFFFFFF)
-_NUMPY_INTEGERS = {pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64}
 
 
 class Ranked(NamedTuple):
-    """Ids in text order.
-
-    Attributes:
-        ids: The ids.
-        rank_K: Each code's place among them, int32.
-        counts: Rows of each id.
-    """
+    """Ids in text order."""
 
     ids: pl.Series
-    rank_K: np.ndarray
-    counts: np.ndarray
+    rank_K: np.ndarray  # each code's place among them, int32
+    counts: np.ndarray  # rows of each id
 
 
 class Ids:
@@ -51,15 +37,16 @@ class Ids:
         self._code_of_integer = np.zeros(0, dtype=np.uint32)
 
     def encode(self, ids: pl.Series) -> np.ndarray:
-        """Codes of the ids, uint32."""
-        codes_N = self._encode_integers(ids.to_numpy()) if _are_small(ids) else self._encode_text(ids.cast(pl.String))
+        if ids.dtype.is_integer() and len(ids) and 0 <= ids.min() <= ids.max() < _DIRECT:  # type: ignore[operator]
+            codes_N = self._encode_integers(ids.cast(pl.Int64).to_numpy())
+        else:
+            codes_N = self._encode_text(ids)
         counts_K = np.bincount(codes_N, minlength=len(self._counts_K))
         counts_K[: len(self._counts_K)] += self._counts_K
         self._counts_K = counts_K
         return codes_N
 
     def ranked(self) -> Ranked:
-        """All ids in text order."""
         codes = np.flatnonzero(self._counts_K).astype(np.uint32)
         ids = pl.Series("raw_id", codes).cat.to(self._type).cast(pl.String)
         order = ids.arg_sort().to_numpy()
@@ -68,9 +55,7 @@ class Ids:
         return Ranked(ids.gather(order), rank_K, self._counts_K[codes[order]])
 
     def _encode_text(self, ids: pl.Series) -> np.ndarray:
-        codes = ids.cast(self._type).to_physical()
-        assert codes.null_count() == 0, "null ids must be refused when they are read"
-        return codes.cast(pl.UInt32).to_numpy()
+        return ids.cast(pl.String).cast(self._type).to_physical().cast(pl.UInt32).to_numpy()
 
     def _encode_integers(self, values_N: np.ndarray) -> np.ndarray:
         end = int(values_N.max()) + 1
@@ -84,17 +69,9 @@ class Ids:
             met = np.zeros(end, dtype=bool)
             met[values_N[unknown_N]] = True
             new = np.flatnonzero(met)
-            self._code_of_integer[new] = self._encode_text(pl.Series(new).cast(pl.String))
+            self._code_of_integer[new] = self._encode_text(pl.Series(new))
             codes_N = self._code_of_integer[values_N]
         return codes_N
-
-
-def _are_small(ids: pl.Series) -> bool:
-    """Whether these are integers that can be looked up."""
-    if ids.dtype not in _NUMPY_INTEGERS or ids.null_count() or len(ids) == 0:
-        return False
-    values_N = ids.to_numpy()
-    return int(values_N.min()) >= 0 and int(values_N.max()) < _DIRECT
 
 
 class Encoder:
@@ -106,10 +83,6 @@ class Encoder:
         self.users, self.items, self.domains, self.events = Ids(), Ids(), Ids(), Ids()
 
     def encode(self, frame: pl.DataFrame) -> Rows:
-        """The frame's rows; `row`, the number in the source, where there are domains.
-
-        Everything is copied from the frame: memory that Polars frees is not available to numpy.
-        """
         self._refuse_unfit(frame)
         rows = {"user": narrow(self.users.encode(frame["user"])), "item": narrow(self.items.encode(frame["item"]))}
         if "time" in frame.columns:
@@ -126,7 +99,6 @@ class Encoder:
         return rows
 
     def ranked(self) -> tuple[Ranked, Ranked, Ranked, Ranked]:
-        """Users, items, domains and types of event; UserError where there are no rows, or too many types."""
         if self.n_rows == 0:
             raise UserError(f"{self._name}: no interactions are left to prepare")
         events = self.events.ranked()
@@ -144,9 +116,9 @@ class Encoder:
             found = ", ".join(frame.columns)
             raise UserError(f"{name}: read() gives no column {min(missing)}; its columns are {found}")
         for column, dtype in frame.schema.items():
-            is_text, is_whole = dtype == pl.String, dtype.is_integer()
-            is_id = is_text or is_whole
-            fits = {"user": is_id, "item": is_id, "time": is_whole, "event": is_id, "domain": is_text}
+            is_id = dtype == pl.String or dtype.is_integer()
+            fits = {"user": is_id, "item": is_id, "event": is_id, "time": dtype.is_integer()}
+            fits["domain"] = dtype == pl.String
             if not fits.get(column, True):
                 raise UserError(f"{name}: read() gives {column} as {dtype}; ids are text or integers, times integers")
             if column in fits and frame[column].null_count():

@@ -11,8 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Number of things in work at a time; each adds to the peak memory.
-THREADS = 2
+THREADS = 2  # things in work at a time; each adds to the peak memory
 
 
 def ahead(things: Iterable[T]) -> Iterator[T]:
@@ -30,7 +29,6 @@ def map_ahead(function: Callable[[T], R], things: Iterable[T], threads: int = TH
     # garbage collector, in a thread that holds a lock which those threads need. They end when nothing refers to it.
     pool = ThreadPoolExecutor(threads)
     coming: deque[Future[R]] = deque()
-    failure: Exception | None = None
     iterator = iter(things)
     while True:
         try:
@@ -38,37 +36,30 @@ def map_ahead(function: Callable[[T], R], things: Iterable[T], threads: int = TH
         except StopIteration:
             break
         except Exception as error:  # raised after the results of all earlier things
-            failure = error
+            coming.append(Future())
+            coming[-1].set_exception(error)
             break
         if len(coming) > threads:
             yield coming.popleft().result()
     while coming:
         yield coming.popleft().result()
-    if failure is not None:
-        raise failure
 
 
 class Progress:
-    """Rows and seconds of each stage; silent for the first two seconds.
-
-    On a terminal one line is updated in place; elsewhere a line is printed every ten seconds.
-    """
+    """Rows and seconds of each stage, after two silent seconds: in one line of a terminal, or in a line every ten
+    seconds elsewhere."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self._clock, self._stage, self._rows = clock, "", 0
         self._stage_start = clock()
         self._silent_until = self._next = self._stage_start + 2
-        self._stage = ""
-        self._rows = 0
         self._begin = ""  # returns to the start of a line that is still open
 
     def stage(self, name: str) -> None:
-        """Begin a stage."""
         self.finish()
         self._stage, self._rows, self._stage_start = name, 0, self._clock()
 
     def add(self, rows: int) -> None:
-        """Count more rows of the stage."""
         self._rows += rows
         now = self._clock()
         if now >= self._next:
@@ -77,13 +68,10 @@ class Progress:
             self._next = now + (0.2 if terminal else 10)
 
     def finish(self) -> None:
-        """End the last stage."""
         if self._stage and self._clock() >= self._silent_until:
             self._print("\n")
 
     def _print(self, end: str) -> None:
-        seconds = self._clock() - self._stage_start
-        print(
-            f"{self._begin}  {self._stage}: {self._rows:,} rows, {seconds:.1f} s", end=end, file=sys.stderr, flush=True
-        )
+        text = f"{self._begin}  {self._stage}: {self._rows:,} rows, {self._clock() - self._stage_start:.1f} s"
+        print(text, end=end, file=sys.stderr, flush=True)
         self._begin = "" if end else "\r"

@@ -1,8 +1,8 @@
 """Rows of any number, in bounded memory: kept in the order of their source, then handed out user after user.
 
 Rows are columns of integers, in pieces. They stay in memory up to a limit; beyond it they go to a file. Either way
-every piece is split into ranges of users of a size that fits, and each range is ordered by itself, so the result is
-the same.
+every piece is split into ranges of users of a size that fits, and each range is ordered by itself, so the result is the
+same.
 
 Shape suffixes: N rows of a range, U users, I items, K ids.
 """
@@ -24,16 +24,13 @@ class RowBuffer:
     """Rows in the order they came, piece by piece: in memory, or in a file once they exceed `limit` bytes."""
 
     def __init__(self, file: Path, limit: float) -> None:
-        self._file = file
-        self._limit = limit
+        self._file, self._limit, self._size = file, limit, 0
         self._held: list[Rows] = []
-        self._size = 0
         # Of each piece in the file: its offset, its number of rows, and the types of its columns.
         self._written: list[tuple[int, int, dict[str, np.dtype]]] = []
         self.spilled = False
 
     def append(self, piece: Rows) -> None:
-        """Add a piece."""
         self._held.append(piece)
         self._size += sum(column.nbytes for column in piece.values())
         if self._size <= self._limit:
@@ -70,23 +67,15 @@ class RowBuffer:
 
 
 class Ordered(NamedTuple):
-    """The interactions of consecutive users, user after user, each in time order.
-
-    Attributes:
-        first_user: The first of the users.
-        lengths_U: Interactions of each user.
-        columns: item, and where there are any: time, event, domain or FILE_DOMAIN, and row (number in the source).
-        repeats_dropped: How many interactions with an item that the user already had were dropped.
-    """
+    """The interactions of consecutive users, user after user, each in time order."""
 
     first_user: int
-    lengths_U: np.ndarray
-    columns: Rows
-    repeats_dropped: int = 0
+    lengths_U: np.ndarray  # interactions of each user
+    columns: Rows  # item, and where there are any: time, event, domain or FILE_DOMAIN, and row (number in the source)
+    repeats_dropped: int = 0  # interactions with an item that the user already had
 
     @property
     def n_rows(self) -> int:
-        """Number of these interactions."""
         return len(self.columns["item"])
 
     @property
@@ -103,25 +92,15 @@ class Ordered(NamedTuple):
 
 
 def ordered(
-    rows: RowBuffer,
-    folder: Path,
-    users: Ranked,
-    items: Ranked,
-    range_rows: int,
-    repeats: bool,
+    rows: RowBuffer, folder: Path, users: Ranked, items: Ranked, range_rows: int, repeats: bool
 ) -> Iterator[Ordered]:
     """Rows by (user, time, place in the source), without those that are identical to an earlier one.
 
-    They are split at once, in the thread of the caller, because freed memory is reused by the thread that allocated it.
-    Each range is ordered when it is needed.
+    `rows` has the columns user and item (codes), and where there are any, time, event, domain, row and REST; it is
+    consumed. Ranges of users lie in `folder` if it spilled, each of no more than `range_rows` unless a user has more.
 
-    Args:
-        rows: Columns user and item (codes), and where there are any, time, event, domain, row and REST; consumed.
-        folder: Where ranges of users lie if `rows` spilled.
-        users: The users' order, and their numbers of rows.
-        items: The items' order.
-        range_rows: Rows that may be ordered at a time; a user with more is ordered as a whole.
-        repeats: Keep all interactions of a user with an item; false keeps the first.
+    They are split at once, in the thread of the caller, because freed memory is reused by the thread that allocated it;
+    each range is ordered when it is needed.
     """
     bounds = _ranges(users.counts, range_rows)
     n_ranges = len(bounds) - 1
@@ -178,7 +157,15 @@ def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:
 
 def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: bool) -> Ordered:
     users_N = rows.pop("user").astype(np.int64) - first_user
-    order_N = _stable_order(users_N, rows.get("time"))
+    if "time" not in rows:
+        order_N = stable_argsort(users_N)
+    else:
+        least = int(rows["time"].min())
+        span = int(rows["time"].max()) - least + 1
+        if (int(users_N.max()) + 1) * span >= 1 << 63:
+            order_N = np.lexsort((rows["time"], users_N))
+        else:
+            order_N = stable_argsort(users_N * span + (rows["time"].astype(np.int64) - least))
     rest_N = rows.pop(REST, None)
     users_N = users_N[order_N]
     rows = {name: column[order_N] for name, column in rows.items()}
@@ -198,22 +185,10 @@ def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, 
     return Ordered(first_user, lengths_U, rows, n_distinct - len(users_N))
 
 
-def _stable_order(users_N: np.ndarray, times_N: np.ndarray | None) -> np.ndarray:
-    """Order by (user, time, place)."""
-    if times_N is None:
-        return stable_argsort(users_N)
-    least = int(times_N.min())
-    span = int(times_N.max()) - least + 1
-    if (int(users_N.max()) + 1) * span >= 1 << 63:
-        return np.lexsort((times_N, users_N))
-    return stable_argsort(users_N * span + (times_N.astype(np.int64) - least))
-
-
 def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
     """Indices that sort integers of at least 0; equal ones keep their order.
 
-    A radix sort, least significant digits first: numpy's stable argsort of 16-bit integers is one too. Of 150,000 keys
-    of 40 bits it takes three fifths of the time of numpy's sort, and five sixths of Polars'.
+    A radix sort, least significant digits first: numpy's stable argsort of 16-bit integers is one too.
     """
     order_N = np.argsort(keys_N.astype(np.uint16), kind="stable")
     for shift in range(16, int(keys_N.max(initial=0)).bit_length(), 16):
@@ -223,10 +198,8 @@ def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
 
 
 def _first_of_equal(users_N: np.ndarray, rows: Rows, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
-    """Whether each row, in order, is the first of those that are equal in all but their place and their file.
-
-    `rest_N` is still in the order of the source, because only few of its entries are needed.
-    """
+    """Whether each row, in order, is the first of those that are equal in all but their place and their file; `rest_N`
+    is still in the order of the source, because only few of its entries are needed."""
     fresh_N = np.ones(len(users_N), dtype=bool)
     suspects = np.arange(len(users_N))
     if "time" in rows:
@@ -260,10 +233,8 @@ class Spool:
 def find_core(
     parts: Callable[[], Iterable[Ordered]], n_users: int, n_items: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which users and which items belong to the largest subset in which each has at least k interactions.
-
-    `parts` gives all interactions; it is called once a round.
-    """
+    """Which users and which items belong to the largest subset in which each has at least k interactions; `parts` gives
+    all interactions, once a round."""
     alive_U, alive_I = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool)
     while True:
         counts_U, counts_I = np.zeros(n_users, dtype=np.int64), np.zeros(n_items, dtype=np.int64)

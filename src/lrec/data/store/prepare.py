@@ -32,8 +32,7 @@ from lrec.data.store.store import SCHEMA, StoreWriter
 from lrec.errors import UserError
 
 _GIB = 1 << 30
-# Bytes per row of a range of users while it is ordered, including all copies.
-_ORDERING_BYTES = 512
+_ORDERING_BYTES = 512  # a row of a range of users while it is ordered, including all copies
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\..+\.[0-9a-f]{8}\.tmp")
 # Size, mtime and SHA-256 of each source that this process has looked at, by its path; for each data_dir.
 _hashed: dict[Path, dict[str, list[Any]]] = defaultdict(dict)
@@ -81,18 +80,20 @@ def prepare_store(
 ) -> Path:
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
-    `read` is called only if the store is not there. The store does not depend on `memory_gib` (None: half of what is
-    available): rows that do not fit go to a temporary folder beside the store. `reading` says how the raw data were
-    read, to those who have only the store.
+    The store does not depend on `memory_gib` (None: half of what is available): rows that do not fit go to a temporary
+    folder in it. `reading` says how the raw data were read, to those who have only the store.
     """
-    path = store_path(data_dir, name, source, k_core)
-    _remember_hashes(Path(data_dir))
+    data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
+    remembered, hashed = _remembered(data_dir), _hashed[data_dir]
+    if any(remembered.get(file) != entry for file, entry in hashed.items()):
+        with suppress(OSError):  # the next process hashes them again
+            write_json(data_dir / "sources.json", remembered | hashed)
     if path.exists():
         return path
-    with _writing_to(data_dir), locked(Path(data_dir) / ".lock"):
+    with _writing_to(data_dir), locked(data_dir / ".lock"):
         if path.exists():
             return path
-        for left in Path(data_dir).iterdir():
+        for left in data_dir.iterdir():
             # Left by a process that was killed: a running one would hold the lock.
             if _TEMPORARY.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
@@ -211,10 +212,3 @@ def _remembered(data_dir: Path) -> dict[str, Any]:
         return dict(json.loads((data_dir / "sources.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return {}
-
-
-def _remember_hashes(data_dir: Path) -> None:
-    remembered, hashed = _remembered(data_dir), _hashed[data_dir]
-    if any(remembered.get(path) != entry for path, entry in hashed.items()):
-        with suppress(OSError):  # the next process hashes them again
-            write_json(data_dir / "sources.json", remembered | hashed)

@@ -1,7 +1,5 @@
-"""A store's statistics: counted while it is written, and shown by `lrec data describe`.
-
-Shape suffixes: N interactions, U users, I items.
-"""
+"""A store's statistics: counted while it is written, and shown by `lrec data describe`. Shape suffixes: N interactions,
+U users, I items."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,12 +16,10 @@ class Counter:
     def __init__(self, n_items: int) -> None:
         self.counts_I = np.zeros(n_items, dtype=np.int64)
         self._lengths: list[np.ndarray] = []
-        self._repeats = 0
-        self._ties = 0
+        self._repeats = self._ties = 0
         self._times: list[int] = []
 
     def add(self, lengths_U: np.ndarray, items_N: np.ndarray, times_N: np.ndarray | None) -> None:
-        """Count the interactions of some users."""
         if len(items_N) == 0:
             return
         n_items = len(self.counts_I)
@@ -38,11 +34,9 @@ class Counter:
             self._times = [min(times), max(times)]
 
     def offsets_U1(self) -> np.ndarray:
-        """Where each user's interactions begin, int64."""
         return np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))])
 
     def statistics(self) -> dict[str, Any]:
-        """The statistics of meta.json."""
         lengths_U, n_items = np.concatenate(self._lengths), len(self.counts_I)
         interactions = int(lengths_U.sum())
         statistics: dict[str, Any] = {
@@ -73,7 +67,6 @@ def describe(store: Path, verify: bool = False) -> None:
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
-    """Print names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
@@ -92,9 +85,9 @@ def _rows(store: Store) -> list[tuple[str, str]]:
     else:
         rows.append(("time", "none: rows are in time order"))
     rows.append(("repeats of an item", _share(counted["repeats"], counted["interactions"])))
-    rows += [
-        (name.replace("_", " "), f"{counted[name]:,}") for name in ("duplicates_dropped", "domains") if name in counted
-    ]
+    for name in ("duplicates_dropped", "domains"):
+        if name in counted:
+            rows.append((name.replace("_", " "), f"{counted[name]:,}"))
     return rows + [(name, str(value)) for name, value in facts.items()]
 
 

@@ -59,9 +59,8 @@ class Store:
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{path} is not a store (it has no meta.json): prepare it with `lrec data prepare`"
-            ) from None
+            problem = "is not a store (it has no meta.json): prepare it with `lrec data prepare`"
+            raise UserError(f"{path} {problem}") from None
         except ValueError:
             raise UserError(f"{path / 'meta.json'} is damaged: delete the store and prepare it again") from None
         if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
@@ -96,14 +95,13 @@ class Store:
 
     @property
     def event_types(self) -> list[str]:
-        """Names of the types of event, in text order; none where the data name none."""
+        """Names of the types of event, in text order."""
         return list(self.facts.get("event_types", []))
 
     def seconds(self, rows_N: np.ndarray) -> np.ndarray:
         """Times of these interactions in whole seconds, int64; as they are where the source has no unit of time."""
         assert self.times_N is not None
-        seconds_N: np.ndarray = self.times_N[rows_N] // TIME_UNITS.get(self.facts.get("time_unit", "s"), 1)
-        return seconds_N
+        return self.times_N[rows_N] // TIME_UNITS.get(self.facts.get("time_unit", "s"), 1)
 
     @cached_property
     def item_table(self) -> pl.DataFrame:
@@ -159,7 +157,6 @@ class StoreWriter:
         self._lengths: dict[str, int] = {}
 
     def append(self, name: str, values_N: np.ndarray) -> None:
-        """Add entries to an array: items, times, events or offsets."""
         path = self._folder / f"{name}.npy"
         if name not in self._lengths:
             self._lengths[name] = 0
@@ -177,7 +174,10 @@ class StoreWriter:
             buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
             table.write_parquet(buffer)
             (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
-        files = {name: _describe_file(self._folder / name) for name in _FILES if (self._folder / name).exists()}
+        files: dict[str, dict[str, Any]] = {}
+        for path in (self._folder / name for name in _FILES if (self._folder / name).exists()):
+            files[path.name] = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+            files[path.name] |= {"blocks": _sampled_hash(path, path.stat().st_size), "sha256": file_hash(path)}
         write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
 
 
@@ -189,16 +189,6 @@ def _header(name: str, length: int) -> bytes:
     return header.getvalue()
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {
-        "size": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-        "blocks": _sampled_hash(path, stat.st_size),
-        "sha256": file_hash(path),
-    }
-
-
 def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
     remedy = "delete the store and prepare it again"
     try:
@@ -207,9 +197,8 @@ def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
         raise UserError(f"{path} is missing: {remedy}") from None
     if stat.st_size != recorded["size"]:
         raise UserError(f"{path} has {stat.st_size} bytes where {recorded['size']} were written: {remedy}")
-    if _sampled_hash(path, stat.st_size) != recorded["blocks"]:
-        raise UserError(f"{path} was edited after it was written: {remedy}")
-    if (verify or stat.st_mtime_ns != recorded["mtime_ns"]) and file_hash(path) != recorded["sha256"]:
+    whole = verify or stat.st_mtime_ns != recorded["mtime_ns"]
+    if _sampled_hash(path, stat.st_size) != recorded["blocks"] or (whole and file_hash(path) != recorded["sha256"]):
         raise UserError(f"{path} was edited after it was written: {remedy}")
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask
-from lrec.data.batching.plan import BatchPlan, EpochPlan, SharedPlans
+from lrec.data.batching.plan import BatchPlan, EpochPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainBatch, TrainLoader
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems, Split
@@ -277,14 +277,13 @@ def test_processes_of_a_machine_share_an_epoch_s_plan(make_lengths, tmp_path: Pa
             self.made.append(epoch)
             return super().epoch(seed, epoch)
 
-    shared = [SharedPlans(Counted(plan.part, 6, 16), 3, tmp_path) for _ in range(3)]
     for epoch in range(4):
         expected = plan.epoch(3, epoch)
-        for found in (each.epoch(epoch) for each in shared):
+        for found in (shared_epoch(Counted(plan.part, 6, 16), 3, tmp_path, epoch) for _ in range(3)):
             for field in fields(EpochPlan):
                 assert np.array_equal(getattr(found, field.name), getattr(expected, field.name))
     assert Counted.made == [0, 1, 2, 3]
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "2", "3"}
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3", *(f".{n}.lock" for n in range(4))}
 
 
 def test_workers_stay_from_epoch_to_epoch_and_serve_the_same(make_lengths) -> None:

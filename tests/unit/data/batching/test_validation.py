@@ -111,6 +111,22 @@ def test_there_are_enough_users_for_a_figure(log: Path, monkeypatch: pytest.Monk
     assert len(users_of(data_of(log, trainer_of()))) == 200
 
 
+def test_a_test_of_very_many_scores_is_on_a_sample(
+    log: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(validation, "LEAST_USERS", 3)
+    data = data_of(log)
+    assert data.sample("test") is None
+    monkeypatch.setattr(validation, "MOST_SCORES", 40 * data.n_items)
+    assert data.sample("test") == data.sample("val") == (40, N_USERS)
+    tested = np.concatenate([batch.users_M[batch.weights_M > 0].numpy() for batch in data.test_dataloader()])
+    assert len(np.unique(tested)) == len(tested) == 40
+    assert f"test: 40 of {N_USERS} users (--data.test_users auto)" in capsys.readouterr().out
+    assert set(tested) < set(np.unique(data_of(log, test_users=50).test_targets.users_T))
+    assert data_of(log, test_users="all").sample("test") is None
+
+
 def test_refused(log: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="validation_users must be at least 1"):
-        data_of(log, validation_users=0)
+    for option in ("validation_users", "test_users"):
+        with pytest.raises(UserError, match=f"{option} must be at least 1"):
+            data_of(log, **{option: 0})

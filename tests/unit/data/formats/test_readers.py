@@ -65,14 +65,14 @@ def example_rows(ids: list[str]) -> list[tuple[str, str, int]]:
 @pytest.mark.parametrize("first", [0, 2000])
 def test_json_whose_keys_are_data_is_refused_at_once(first: int, tmp_path: Path) -> None:
     lines = [{"user": f"u{n % 9}", "item": n % 7, "timestamp": n} for n in range(first)]
-    lines += [{"user": f"u{n % 9}", "item": n % 7, "timestamp": n, f"key{n}": n} for n in range(4000)]
+    lines += [{"user": f"u{n % 9}", "item": n % 7, "timestamp": n, f"key{n}": n} for n in range(20_000)]
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     module = InteractionsDataModule(path=path, data_dir=tmp_path / "stores")
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError, match=rf"log\.jsonl, row {first + 998}: more than 1,000 different keys up to here"):
         module.prepare_data()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_the_same_rows_through_every_format_give_the_same_store(write) -> None:

@@ -1,0 +1,119 @@
+"""The split and the training part of a large store: made once, the same to the last entry, and mapped by all."""
+
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits import reduction, rules, shared
+from lrec.data.splits.reduction import Reduction
+from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
+from lrec.data.splits.temporal import GlobalTemporal
+from lrec.data.store.store import Store
+
+
+def module(folder: Path, **options: Any) -> InteractionsDataModule:
+    data = InteractionsDataModule(path=folder / "log.csv", data_dir=folder, event_column="event", **options)
+    data.prepare_data()
+    return data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    rows = zip(*random.integers(0, (60, 40, 10**6), (3000, 3)).T, random.choice(["buy", "view"], 3000), strict=True)
+    text = "".join(f"{user},{item},{time},{event}\n" for user, item, time, event in rows)
+    (tmp_path / "log.csv").write_text("user,item,timestamp,event\n" + text)
+    return tmp_path
+
+
+def arrays(data: InteractionsDataModule) -> dict[str, Any]:
+    part = data.batch_plan.part
+    found = data.cuts.arrays() | {"starts": part.starts_U, "lengths": part.lengths_U, "n": part.n_targets}
+    return found | {"catalogue": data.cuts.catalogue_V, "rows": part.rows, "targets_of_part": part.target_N}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+CASES = [
+    {},
+    {"split": LastItems(trajectory=3, held_out_users=0.2), "reduction": Reduction(users=0.5, interactions=0.5)},
+    {"split": GlobalTemporal(targets="all"), "target_events": ["buy"]},
+    {"split": UserSplit(0.2, 0.2), "reduction": Reduction(recent=0.3)},
+]
+
+
+@pytest.mark.parametrize("options", CASES)
+def test_what_was_made_before_is_read_back_identical(
+    folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = module(folder, **options)
+    alone.setup()
+    expected = arrays(alone)
+    assert not (alone.store.path / "made").exists(), "few rows take no time"
+    monkeypatch.setattr(shared, "SHARED_ROWS", 0)
+    monkeypatch.setattr(rules.blocks_of_users, "__defaults__", (100,))
+    for _ in range(2):
+        again = module(folder, **options)
+        again.setup()
+        assert same(arrays(again), expected)
+        monkeypatch.setattr(type(again.split), "cut", None)  # read from now on
+    assert not again.cuts.train_U.flags.owndata, "mapped, not copied"
+    assert len([each for each in (alone.store.path / "made").iterdir() if each.is_dir()]) == 2
+
+
+def _set_up(folder: Path, barrier: Any, results: Any) -> None:
+    cut, part = LastItems.cut, reduction.training_part
+
+    def counted(name: str, make: Any) -> Any:
+        def counting(*args: Any) -> Any:
+            with (folder / "made").open("a") as file:
+                file.write(name)
+            return make(*args)
+
+        return counting
+
+    LastItems.cut = counted("s", cut)  # type: ignore[method-assign]
+    shared.training_part, shared.SHARED_ROWS = counted("p", part), 0
+    data = module(folder)
+    barrier.wait()
+    data.setup()
+    results.put(pickle.dumps(arrays(data)))
+    barrier.wait()  # temporary files go with the process that made them
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_two_processes_make_it_once(folder: Path, writable: bool) -> None:
+    alone = module(folder)
+    alone.setup()
+    if not writable:
+        (alone.store.path / "made").write_text("in the way of a folder")
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.SimpleQueue()
+    processes = [context.Process(target=_set_up, args=(folder, barrier, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [pickle.loads(results.get()) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert (folder / "made").read_text() == "sp"
+    assert all(same(each, arrays(alone)) for each in found)
+
+
+def test_a_rule_of_one_s_own_is_cut_by_each_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(LastItems):
+        pass
+
+    monkeypatch.setattr(shared, "SHARED_ROWS", 0)
+    rule: SplitRule = Own()
+    data = module(folder, split=rule)
+    data.setup()
+    assert isinstance(data.store, Store)
+    assert not (data.store.path / "made").exists(), "its code may change, and its options stay"
