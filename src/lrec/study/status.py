@@ -15,10 +15,7 @@ LINE_S = 60.0  # least time between two lines of a log about evaluations of a ru
 
 
 def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
-    """State, progress and losses of every run, of runs on other nodes too.
-
-    `known` are the states that the study's record gives; what is on disk in `folder` is newer.
-    """
+    """State, progress and losses of every run; what is on disk in `folder` is newer than the `known` states."""
     head = f"{'run':<32}{'':<9}{'state':<12}{'epochs':>8}{'steps':>9}"
     lines = [head + "".join(f"{title:>10}" for title in ("train", "val", "best val", "test", "hours"))]
     for run in runs:
