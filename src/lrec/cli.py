@@ -151,7 +151,6 @@ class _DataOfRun(ActionConfigFile):
     """A configuration of which a command that takes a data set leaves alone what else a run has."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Read the file, or what is left of it."""
         whole = read_config(Path(values))
         if isinstance(whole, dict) and not whole.keys().isdisjoint(OF_RUNS):
             values = json.dumps({name: value for name, value in whole.items() if name not in OF_RUNS})

@@ -80,7 +80,6 @@ class Point:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run's loss was not finite."""
         return self.status == "diverged"
 
     def metric(self, name: str) -> float:
@@ -171,7 +170,6 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """Its options; UserError where there are none or they are no run's."""
         if not self.config_file.exists():
             raise UserError(f"{self.folder}: no run there (it has no {CONFIG})")
         try:
@@ -205,7 +203,6 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        """Whether its loss was not finite at the end."""
         result = self.result
         return result is not None and result.diverged
 
@@ -215,7 +212,6 @@ class Run:
         return locked(self.folder / ".lock", f"{taken} --trainer.default_root_dir")
 
     def write_config(self, config: RunConfig) -> None:
-        """Write its options."""
         write_text(self.config_file, yaml.safe_dump(config.options, sort_keys=False))
 
     def write_end(self, how: Literal["finished", "interrupted"]) -> None:
@@ -223,26 +219,21 @@ class Run:
         write_text(self.ended_file, f"{how}\n")
 
     def write_points(self, points: Sequence[Point]) -> None:
-        """Write all its points."""
         write_text(self.points_file, "".join(json.dumps(point.to_dict()) + "\n" for point in points))
 
     def write_items(self, table: "pl.DataFrame") -> None:
-        """Write its catalogue."""
         with replacing(self.folder / "items.parquet") as temporary:
             table.write_parquet(temporary)
 
     def write_metrics(self, figures: dict[str, Any]) -> None:
-        """Write the figures of its last evaluation."""
         write_json(self.folder / "metrics.json", figures)
 
 
 def run_of_study(out: Path, name: str) -> Run:
-    """The run of that name in a study's folder."""
     return Run(out / "runs" / name)
 
 
 def find_points(folder: Path) -> list[Path]:
-    """The files of points in or under a folder."""
     return sorted(folder.rglob(POINTS))
 
 

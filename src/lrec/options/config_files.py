@@ -41,7 +41,6 @@ def check_config(path: Path) -> yaml.Node | None:
 
 
 def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
-    """Values in a node, aliases written out."""
     row = node.start_mark.line + 1
     if node.tag not in _KNOWN:
         raise UserError(f"{path}, row {row}: the tag {node.tag} is not for configurations; a class is a class_path")

@@ -119,7 +119,6 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
 
 
 def _histories(net: Transformer, rows: int, length: int) -> dict[str, Tensor]:
-    """A few random ones."""
     random, shape = np.random.default_rng(0), (rows, length)
     given = {"items": random.integers(net.config.n_items, size=shape)}
     given["lengths"] = random.integers(1, length, size=rows, endpoint=True)

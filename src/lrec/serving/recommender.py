@@ -201,7 +201,6 @@ class Model:
 
     @cached_property
     def _sorted_ids(self) -> tuple[pl.Series, np.ndarray]:
-        """Raw ids in order, and the catalogue index of each."""
         index_V = self.item_ids.arg_sort()
         return self.item_ids.gather(index_V), index_V.to_numpy().astype(np.int64)
 

@@ -36,8 +36,6 @@ MOST_FLOPS = {"cpu": 5e9, "cuda": 1e13}
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes."""
-
     run: PlannedRun
     n_body: int
     n_total: int
@@ -170,7 +168,6 @@ def plan_table(costs: list[Cost], study: Study) -> str:
 
 
 def check(costs: list[Cost], study: Study) -> None:
-    """Refuse a study that may take more than it is allowed."""
     largest, memory_gib = max(costs, key=lambda c: c.memory_gib), study.memory_gib
     if memory_gib is not None and largest.memory_gib > memory_gib:
         raise UserError(f"--memory_gib {memory_gib:g}: run {largest.run.name} alone needs {largest.memory_gib:.1f} GiB")

@@ -82,7 +82,6 @@ class Job:
         self.processes = Processes()
 
     def __call__(self, training: Training) -> Outcome:
-        """Train the run, or be one of its further nodes."""
         self.processes = Processes([os.getpid()] + ([self.study] if self.study else []))
         if self.study:  # submitit ignores it
             signal.signal(signal.SIGTERM, lambda *_: self.processes.stop())

@@ -89,7 +89,6 @@ def compare(
 
 
 def _in_words(found: Contrast, exponent: str, x: str) -> str:
-    """The verdict on a pair, in a few sentences."""
     difference = f"{found.exponent:+.3g} [{found.exponent_low:.3g}, {found.exponent_high:.3g}]"
     exponents = f"{exponent} differs by {difference}, {'' if found.told_apart else 'not '}told apart"
     first = "lower" if found.lower_before else "higher"

@@ -45,7 +45,6 @@ def envelope(runs: Sequence[Points]) -> tuple[Array, Array]:
 
 
 def _least(flops: Any, flops_P: Array, loss_P: Array) -> Any:
-    """A run's least loss up to some FLOPs."""
     return np.interp(np.log(flops), np.log(flops_P), np.minimum.accumulate(loss_P))
 
 

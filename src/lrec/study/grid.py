@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training of the grid."""
-
     name: str  # of its folder
     size: str
     seed: int
@@ -32,7 +30,6 @@ class PlannedRun:
 
     @property
     def config(self) -> RunConfig:
-        """Its options by name."""
         return RunConfig(self.options)
 
     @property
@@ -85,7 +82,6 @@ def _name(size: str, share: str, variant: str, seed: int) -> str:
 
 
 def _arguments(study: Study, run: PlannedRun) -> list[str]:
-    """Those of its `lrec fit`."""
     options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
     by_rule = {option: _power(option, rule, run.size, run.fraction) for option, rule in dotted(study.rules).items()}
     for more in (study.options, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):

@@ -115,8 +115,6 @@ def _gpus(run: PlannedRun, study: Study) -> int:
 
 @dataclass(frozen=True)
 class Training:
-    """A run as it is trained on this machine."""
-
     run: PlannedRun
     folder: Path
     study: str
@@ -171,7 +169,6 @@ class Training:
         return self.processes.run(arguments, log, self.threads, lock, {**visible, **self.variables})
 
     def _fit(self, config: Path) -> list[str]:
-        """Its `lrec fit`."""
         fit = ["lrec", "fit", f"--config={config}", f"--trainer.default_root_dir={self.folder}", "--ckpt_path=last"]
         fit += [f"--points.study={self.study}", f"--points.run={self.run.name}"]
         source = self.run.starts_from

@@ -148,19 +148,16 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """Where the study is written."""
         return self.out or Path("studies") / self.name
 
     @property
     def n_cores(self) -> int:
-        """Cores of all runs together."""
         if self.cores is not None:
             return self.cores
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
     def threads(self) -> int:
-        """Cores of one run."""
         return max(self.n_cores // self.jobs, 1)
 
     def placement(self, config: RunConfig) -> Placement:
@@ -169,7 +166,6 @@ class Study:
 
     @property
     def is_here(self) -> bool:
-        """Whether all runs are trained on this machine."""
         return self.cluster is None or self.cluster.get("cluster") == "local"
 
     @property
@@ -191,7 +187,6 @@ class Study:
 
     @property
     def every_fraction(self) -> tuple[float, ...]:
-        """Shares of the data."""
         if self.fractions is not None:
             return self.fractions
         epochs = dotted(self.options).get("trainer.max_epochs")
@@ -200,12 +195,10 @@ class Study:
 
     @property
     def held_out(self) -> list[str]:
-        """The largest sizes."""
         return self.ladder[len(self.ladder) - self.holdout :]
 
     @property
     def fitted(self) -> list[str]:
-        """All others, in order of N_body."""
         return self.ladder[: len(self.ladder) - self.holdout]
 
 
@@ -219,7 +212,6 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
 
 
 def ladder_n_body(size: str) -> int:
-    """N_body of an entry of the ladder."""
     return cost.n_body(TransformerConfig(1, 1, *find_size(size)))
 
 

@@ -89,8 +89,6 @@ class Tiny:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured."""
-
     targets: int  # U, of training
     items: int
     cases: int  # validation targets that losses are means over
@@ -281,7 +279,6 @@ def judge(evidence: Evidence) -> Outlook:
 
 
 def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:
-    """The tables of what was measured, and what follows in sentences."""
     counted = [["counted on", *ORDERS]]
     counted += [[f"{row.targets:,}", *(f"{row.losses[order]:.3f}" for order in ORDERS)] for row in evidence.counted]
     tiny = [["short run", "trained on", "validation", "users left out"]]

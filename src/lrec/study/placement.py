@@ -11,8 +11,6 @@ from lrec.run import RunConfig
 
 @dataclass(frozen=True)
 class Placement:
-    """What a run trains on."""
-
     kind: Kind
     nodes: int
     devices: int  # processes of a node, each with a GPU or on CPU cores
@@ -23,12 +21,11 @@ class Placement:
 
     @property
     def ranks(self) -> int:
-        """All processes."""
         return self.nodes * self.devices
 
     @property
     def gpus(self) -> int:
-        """GPUs of a node."""
+        """Of a node."""
         return self.devices if self.kind == "cuda" else 0
 
 

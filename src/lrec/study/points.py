@@ -119,7 +119,6 @@ def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
 
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Each row with its number."""
     if file.suffix == ".jsonl":
         return list(_json_lines(file))
     if file.stat().st_size == 0:

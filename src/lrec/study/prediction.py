@@ -32,7 +32,6 @@ class LadderFit:
 
 
 def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    """The runs of each ladder."""
     ladders: dict[str, list[PlannedRun]] = defaultdict(list)
     for run in runs:
         ladders[run.ladder].append(run)

@@ -59,13 +59,11 @@ class Processes:
         return code
 
     def stop(self) -> None:
-        """Tell all to stop."""
         self.stopping = True
         for process in list(self._under_way):
             process.terminate()
 
     def wait(self) -> None:
-        """Wait for the end of all."""
         for process in list(self._under_way):
             connection.wait([process.sentinel])
 
@@ -119,7 +117,6 @@ def _become(
 
 
 def _end_with(number: int) -> None:
-    """Tell this process to stop once another one has ended."""
     with suppress(ProcessLookupError):
         connection.wait([os.pidfd_open(number)])
     os.kill(os.getpid(), signal.SIGTERM)

@@ -20,8 +20,6 @@ from lrec.study.placement import placement
 
 
 class Record:
-    """The record of a study, written after every change."""
-
     def __init__(self, study: Study, runs: list[PlannedRun]) -> None:
         """Open the study's folder, with the runs of the grid as it is now, and restore the points of finished runs
         whose own folders were not kept; UserError where it holds something else."""
@@ -46,7 +44,6 @@ class Record:
         self.reasons: dict[str, str] = {}
 
     def trained(self, run: PlannedRun) -> Run:
-        """A run's folder."""
         return run_of_study(self.out, run.name)
 
     def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
@@ -93,7 +90,6 @@ class Record:
                 )
 
     def note(self, run: PlannedRun, outcome: Outcome) -> None:
-        """Write down what became of a run."""
         self.state[run.name] = outcome.status
         if outcome.reason:
             self.reasons[run.name] = outcome.reason

@@ -97,7 +97,6 @@ def _of_store(path: Path, max_len: int) -> tuple[int, float]:
 
 
 def _parameters(rows: list[dict[str, Any]]) -> list[str]:
-    """Parameters by group, with FLOPs per interaction."""
     groups = ("body", "items", "positions", "biases", "norms", "total")
     cells = [["size", "L x d / heads", *groups, "FLOPs", "backward"]]
     for row in rows:

@@ -46,7 +46,6 @@ class Live:
     begins and when it has been evaluated."""
 
     def __init__(self, runs: list[PlannedRun], folder: Path) -> None:
-        """Of these runs, each with a folder in `folder`."""
         self.runs, self.folder = runs, folder
         self.lines = 0  # of the table that is drawn now
         self._said: dict[str, tuple[int, float]] = {}  # of a run: how many evaluations there were, and when that was

@@ -63,7 +63,6 @@ def run_study(study: Study) -> None:
 
 
 def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work") -> None:
-    """Tune, train, fit, predict, train what is held out, and report."""
     tuned = None
     if tuning is not None:
         runs = tuning.enter(study.restart, study.skip)

@@ -13,8 +13,6 @@ from lrec.study.options import Study, combined, ladder_n_body
 
 
 class Tuned(NamedTuple):
-    """The result of a sweep."""
-
     rules: dict[str, list[float]]  # factor and exponent of each option: least squares of log value on log N_body
     best: dict[str, dict[str, float]]  # of each size, its best values, by option, and the validation loss they reached
     edges: list[str]  # sentences on best values at an end of the range that was tried
