@@ -8,6 +8,7 @@ predictions.parquet     the lists of `lrec predict`, a part for each process whe
 target_losses.parquet   in studies, the loss on each held-out target
 checkpoints/            best.ckpt, last.ckpt
 .lock                   held by who trains it
+progress                what is going on, in words; absent once it has ended
 ended                   how the last attempt ended: finished or interrupted; absent while it runs or if it was killed
 """
 
@@ -161,6 +162,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.checkpoints / BEST
         self.last = self.checkpoints / LAST
+        self.progress_file = self.folder / "progress"
         self.ended_file = self.folder / "ended"
         self.log_file = self.folder / "log.txt"
 
@@ -217,6 +219,10 @@ class Run:
     def write_end(self, how: Literal["finished", "interrupted"]) -> None:
         """Write how the attempt to train it has ended, which no exit code tells of several machines."""
         write_text(self.ended_file, f"{how}\n")
+
+    def write_progress(self, doing: str) -> None:
+        """Tell those who look from outside what is going on."""
+        write_text(self.progress_file, f"{doing}\n")
 
     def write_points(self, points: Sequence[Point]) -> None:
         write_text(self.points_file, "".join(json.dumps(point.to_dict()) + "\n" for point in points))

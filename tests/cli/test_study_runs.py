@@ -24,7 +24,7 @@ from lrec.errors import UserError
 from lrec.run import Run
 from lrec.study.cluster import train_on_cluster, train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.launch import Training, is_running, lock_of, train
+from lrec.study.launch import Outcome, Training, is_running, lock_of, train
 from lrec.study.options import Study
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -112,10 +112,15 @@ def test_what_ends_one_run_leaves_the_others_alone(folder: Path, refused: Callab
 def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: Callable[..., str]) -> None:
     longer = ("--options.trainer.max_epochs", "3")
     said = lrec("scaling", "study", "--config", "runs.yaml", "--jobs", "1", "--sizes", '["0.8k"]', *longer)
-    begun, evaluated, ended, *_ = said.splitlines()
-    assert begun == "0.8k-seed1: under way"
-    assert re.fullmatch(r"0.8k-seed1: \d+ epochs?, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s", evaluated)
+    begun, evaluated, ended, report, *_ = said.splitlines()
+    assert begun == "0.8k-seed1: beginning"
+    figures = r"\d+ epochs?, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s"
+    doing = (
+        r"training: step \d+ of 3(, at most \d+ s left)?|evaluating: batch .*|testing: batch .*|measuring .*|ending"
+    )
+    assert re.fullmatch(rf"0.8k-seed1: ({doing}), {figures}", evaluated)
     assert ended.startswith("[1/1 fitted] 0.8k-seed1: test loss ")
+    assert report == "writing the report"
 
 
 def test_a_second_study_in_a_folder_is_refused(
@@ -344,7 +349,8 @@ def test_a_job_has_the_nodes_and_gpus_of_its_run(
     for command in commands.iterdir():
         command.chmod(0o755)
     monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
-    monkeypatch.setattr("submitit.helpers.as_completed", lambda jobs, **_: iter(()))  # nobody waits for them
+    monkeypatch.setattr("submitit.SlurmJob.done", lambda job: True)  # nobody waits for them
+    monkeypatch.setattr("lrec.study.cluster._outcome_of", lambda job: Outcome("stopped"))
     large = {"1.7k": {"trainer.num_nodes": 2, "trainer.devices": 8, "trainer.strategy": "fsdp2"}}
     options = ["--options.trainer.accelerator", "gpu", "--size_options", json.dumps(large)]
     command = ["scaling", "study", "--config", "runs.yaml", *options, "--cluster", '{"timeout_min": 60}']

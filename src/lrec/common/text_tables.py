@@ -41,6 +41,13 @@ def _aligned(table: list[str]) -> list[str]:
     return ["  ".join(map("{:{}{}}".format, line, sides, widths)).rstrip() for line in lines]
 
 
+def lasting(seconds: float) -> str:
+    """A duration: 45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def counted(number: float, noun: str) -> str:
     """A number with its noun, in the singular where the number reads 1: 1 run, 1,024 targets, 0.5 epochs."""
     shown = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"

@@ -32,7 +32,9 @@ def check_accelerators(runs: Iterable[PlannedRun], parameters: dict[str, Any]) -
             )
 
 
-def train_on_cluster(study: Study, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:
+def train_on_cluster(
+    study: Study, runs: list[PlannedRun], watch: Callable[[], object] = lambda: None
+) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Submit runs as arrays of jobs, wait, and yield each with what became of it; as `train` does it here.
 
     A job is a run with its retries, a task on each of its nodes, which starts the processes of the node's devices
@@ -51,8 +53,12 @@ def train_on_cluster(study: Study, runs: list[PlannedRun]) -> Iterator[tuple[Pla
             trainings = [Training(run, folder / run.name, study.name, cpus, study.retries) for run in alike]
             jobs = _executor(study, **options).map_array(Job(), trainings)
             by_job |= dict(zip(jobs, alike, strict=True))
-        for job in _submitit().helpers.as_completed(list(by_job), poll_frequency=POLL_S):
-            yield by_job[job], _outcome_of(job)
+        while by_job:
+            watch()
+            done = [job for job in by_job if job.done()]
+            for job in done:
+                yield by_job.pop(job), _outcome_of(job)
+            time.sleep(0 if done else POLL_S)
 
 
 def as_local_jobs(study: Study) -> Callable[[Training], Outcome]:

@@ -77,6 +77,7 @@ def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work
     work.train(record, [run for run in runs if not run.held_out])
     ladders, unfit = list[LadderFit](), dict[str, str]()
     for ladder, mine in by_ladder(runs).items() if study.law is not None else ():
+        print(f"fitting {counted(len(mine), 'run')}{ladder and f' of {ladder}'}", flush=True)
         try:
             ladders.append(fit_ladder(study, mine, runs))
         except UserError as error:  # too few of its runs did not diverge
@@ -85,6 +86,7 @@ def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work
     if study.holdout and ladders:
         write_prediction(study.folder, ladders, runs)
         work.train(record, [run for run in runs if run.held_out])
+    print("writing the report", flush=True)
     report = write_report(study.folder, study.name, runs, ladders, unfit, tuned)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.md'}")
     if unfit and not ladders:
@@ -126,11 +128,13 @@ class _Work:
             raise UserError(f"{why}: {left}")
 
     def _start(self, record: Record, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:
+        live = Live(runs, record.folder)
         if not self.study.is_here:
-            yield from train_on_cluster(record.study, runs)
+            for ended in train_on_cluster(record.study, runs, live.show):
+                live.clear()
+                yield ended
             return
         carry_out = as_local_jobs(record.study) if self.study.cluster else None
-        live = Live(runs, record.folder)
 
         def watch() -> bool:
             live.show()
