@@ -115,9 +115,7 @@ def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: C
     begun, evaluated, ended, report, *_ = said.splitlines()
     assert begun == "0.8k-seed1: beginning"
     figures = r"\d+ epochs?, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s"
-    doing = (
-        r"training: step \d+ of 3(, at most \d+ s left)?|evaluating: batch .*|testing: batch .*|measuring .*|ending"
-    )
+    doing = r"training: step \d+ of 3(, at most \d+ s left)?|evaluating: batch .*|testing: batch .*|measuring .*|ending"
     assert re.fullmatch(rf"0.8k-seed1: ({doing}), {figures}", evaluated)
     assert ended.startswith("[1/1 fitted] 0.8k-seed1: test loss ")
     assert report == "writing the report"
