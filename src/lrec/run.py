@@ -15,7 +15,7 @@ ended                   how the last attempt ended: finished or interrupted; abs
 import json
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -221,8 +221,9 @@ class Run:
         write_text(self.ended_file, f"{how}\n")
 
     def write_progress(self, doing: str) -> None:
-        """Tell those who look from outside what is going on."""
-        write_text(self.progress_file, f"{doing}\n")
+        """Tell those who look from outside what is going on, as far as that is possible."""
+        with suppress(OSError):
+            write_text(self.progress_file, f"{doing}\n")
 
     def write_points(self, points: Sequence[Point]) -> None:
         write_text(self.points_file, "".join(json.dumps(point.to_dict()) + "\n" for point in points))

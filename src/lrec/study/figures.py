@@ -95,7 +95,7 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure":
     for axes in panels:  # once all is drawn: they share an axis of losses
         style(axes, "epochs over the data, D/U", "val_loss" if axes is panels[0] else "")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(_first_digit)
+        axes.xaxis.set_minor_formatter(lambda n, _: f"{n:g}" if f"{n:e}"[0] in "25" else "")  # others have no room
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", **LEGEND)
     return figure
 
@@ -139,11 +139,6 @@ def trajectory(points: Points, x: str) -> tuple[Array, Array]:
     finite = [(getattr(point, x), point.val_loss) for point in points if point.val_loss is not None]
     x_P, loss_P = np.array(finite, dtype=float).T
     return x_P, loss_P
-
-
-def _first_digit(value: float, _: int) -> str:
-    """Labels 2 and 5 of a decade, and no more."""
-    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _shades(runs: Sequence[Points]) -> dict[float, Any]:

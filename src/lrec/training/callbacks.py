@@ -129,15 +129,7 @@ class ScalingPoints(Callback):
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
         self._write(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *of_batch: Any, **_: Any) -> None:
         """Tell how far a fit or the test after it is, and how long it may take."""
         now, step = time.monotonic(), trainer.global_step
         self._from = self._from if self._from[0] else (now, step)
@@ -151,8 +143,7 @@ class ScalingPoints(Callback):
                 doing += f", at most {lasting((now - began) * (steps - step) / (step - first))} left"
         else:
             batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-            doing = "testing" if trainer.testing else "evaluating"
-            doing += f": batch {batch_idx + 1:,} of {sum(batches):,}"
+            doing = f"{'testing' if trainer.testing else 'evaluating'}: batch {of_batch[2] + 1:,} of {sum(batches):,}"
         _run(trainer).write_progress(doing)
 
     on_validation_batch_end = on_test_batch_end = on_train_batch_end
