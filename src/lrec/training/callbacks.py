@@ -31,8 +31,6 @@ from lrec.training.strategies import precision_of
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
-# Seconds between two words on progress.
-TELL_S = 5.0
 # Users that are held at once while predict's lists become one file.
 ROW_GROUP = 1024
 
@@ -68,6 +66,7 @@ class ScalingPoints(Callback):
     When the best checkpoint is tested after fit, its line is marked best and gets the test loss and metrics.
     """
 
+    TELL_S = 5.0  # between two words on progress
     _told, _from = 0.0, (0.0, 0)  # when progress was told; when this attempt took its first step, and which that was
 
     def __init__(self, study: str | None = None, run: str | None = None) -> None:
@@ -133,7 +132,7 @@ class ScalingPoints(Callback):
         """Tell how far a fit or the test after it is, and how long it may take."""
         now, step = time.monotonic(), trainer.global_step
         self._from = self._from if self._from[0] else (now, step)
-        if not self.started or trainer.sanity_checking or not trainer.is_global_zero or now < self._told + TELL_S:
+        if not self.started or trainer.sanity_checking or not trainer.is_global_zero or now < self._told + self.TELL_S:
             return
         self._told, (began, first) = now, self._from
         if trainer.training:
