@@ -77,7 +77,8 @@ def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work
     work.train(record, [run for run in runs if not run.held_out])
     ladders, unfit = list[LadderFit](), dict[str, str]()
     for ladder, mine in by_ladder(runs).items() if study.law is not None else ():
-        print(f"fitting {counted(len(mine), 'run')}{ladder and f' of {ladder}'}", flush=True)
+        fitted = counted(sum(not run.held_out for run in mine), "run")
+        print(f"fitting {fitted}{ladder and f' of {ladder}'}", flush=True)
         try:
             ladders.append(fit_ladder(study, mine, runs))
         except UserError as error:  # too few of its runs did not diverge
