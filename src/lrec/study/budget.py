@@ -164,6 +164,12 @@ def plan_table(costs: list[Cost], study: Study) -> str:
     if on_gpus and not here():
         rates = f"{ASSUMED['bf16-mixed'] / 1e12:.0f} TFLOP/s in bfloat16, {ASSUMED['32-true'] / 1e12:.0f} in float32"
         lines.append(f"no GPU is here to be measured: hours at {rates}, which small steps do not reach")
+    most = max(c.run.fraction for c in costs)
+    of_shares = [c.hours for c in costs if c.run.fraction < most]
+    held_out = [c.hours for c in costs if c.run.held_out]
+    if of_shares and held_out:
+        smaller = f"{len(of_shares)} of them with smaller shares of the data, {sum(of_shares):.2f} hours"
+        lines.append(f"{smaller}; the largest held-out run alone may take {max(held_out):.2f}")
     return "\n".join(lines)
 
 
