@@ -92,12 +92,6 @@ def ended(nodes: "list[subprocess.Popen[str]]", codes: list[int]) -> list[str]:
     return printed
 
 
-def test_torchrun_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str]) -> None:
-    printed = ended(two_nodes(cluster, options(folder)), [0, 0])
-    check(Path(cluster["RUN"]), alone, printed)
-    assert (Path(cluster["RUN"]) / "ended").read_text() == "finished\n"
-
-
 def test_two_nodes_train_from_one_store_without_its_raw_files(
     log_csv: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:
@@ -119,6 +113,12 @@ def test_two_nodes_train_from_one_store_without_its_raw_files(
     run_here([*("python", "-m", "lrec"), *here, *arguments])
     check(Path(cluster["RUN"]), alone, printed)
     assert not list(tmp_path.glob("data*"))
+
+
+def test_torchrun_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str]) -> None:
+    printed = ended(two_nodes(cluster, options(folder)), [0, 0])
+    check(Path(cluster["RUN"]), alone, printed)
+    assert (Path(cluster["RUN"]) / "ended").read_text() == "finished\n"
 
 
 @pytest.mark.parametrize("told", [0, pytest.param(1, marks=pytest.mark.slow)])
