@@ -24,9 +24,8 @@ from lrec.cli import own_command
 from lrec.common.text_tables import rows_table
 from lrec.laws.forecast import Forecast
 from lrec.options.config_files import with_shipped_configs
-from lrec.study import outlook_rule as rule
-from lrec.study.outlook_evidence import measure
-from lrec.study.outlook_rule import Counted, Evidence, Outlook, Tiny, judge
+from lrec.study import outlook as rule
+from lrec.study.outlook import Counted, Evidence, Outlook, Tiny, judge, measure
 from lrec.study.points import read_points
 
 HERE = Path(__file__).parent
@@ -162,7 +161,7 @@ def record(found: dict[str, Evidence]) -> str:
     for key, evidence in found.items():
         outlook = judge(evidence)
         measured = measured_gain(SETS[key]) if SETS[key].ladder else None
-        last, tiny = evidence.counted[-1], evidence.best_tiny
+        last, tiny = evidence.counted[-1], min(evidence.tiny, key=lambda run: run.loss, default=None)
         expected = (
             "unknown" if outlook.gain is None else f"{outlook.gain:.2f} ({outlook.low:.2f} to {outlook.high:.2f})"
         )

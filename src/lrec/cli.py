@@ -32,14 +32,7 @@ LIGHTNING_COMMANDS = {
 
 # What a run's configuration has beside its data.
 OF_RUNS = {
-    "seed_everything",
-    "trainer",
-    "model",
-    "checkpoint",
-    "early_stopping",
-    "points",
-    "last",
-    "projector",
+    *("seed_everything", "trainer", "model", "checkpoint", "early_stopping", "points", "last", "projector"),
     "ckpt_path",
 }
 _DOT = "․"  # a one dot leader, which is in no option's name
@@ -56,19 +49,18 @@ class OwnCommand(NamedTuple):
     meaning: str
     module: str
     function: str
-    positional: bool = False
 
 
 OWN_COMMANDS = {
     "data prepare": OwnCommand("raw interactions to a store", "lrec.data.datasets", "prepare"),
-    "data describe": OwnCommand("a store's statistics", "lrec.data.store.statistics", "describe", positional=True),
+    "data describe": OwnCommand("a store's statistics", "lrec.data.store.statistics", "describe"),
     "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.serving.export", "export"),
     "recommend": OwnCommand("the best next items for any histories", "lrec.serving.command", "recommend"),
     "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes", "sizes"),
     "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
     "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.study.study", "run_study"),
     "scaling outlook": OwnCommand(
-        "before a study: will size pay on these data?", "lrec.study.outlook_command", "outlook_command"
+        "before a study: will size pay on these data?", "lrec.study.outlook", "outlook_command"
     ),
     "scaling compare": OwnCommand("several studies in one figure", "lrec.study.comparison", "compare"),
     "scaling fit": OwnCommand("fit a law to points", "lrec.study.fit_command", "fit_command"),
@@ -77,15 +69,12 @@ OWN_COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `lrec` with these arguments (those of the process by default).
-
-    Class paths may name the user's own files in the current folder, after everything that is installed.
-    """
+    """Run `lrec` with these arguments (those of the process by default)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Before torch is imported, here and in processes to come: threads that spin while they wait for each other take the
     # cores from each other as soon as another process works too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # By its name: jsonargparse reads a configuration from within the folder that holds it.
+    # For the user's own classes; by its name, as jsonargparse reads a configuration from within the folder that has it.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
@@ -130,18 +119,12 @@ def _run(arguments: list[str]) -> None:
             if isinstance(value, dict):
                 values[name] = {key.replace(_DOT, "."): of_entry for key, of_entry in value.items()}
         settings = _settings_of(command)
-        if settings is None:
-            command(**values)
-        else:
-            command(settings(**values))
+        command(**values) if settings is None else command(settings(**values))
 
 
 def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParser, list[str]]:
-    """One of lrec's own commands, its parser, and what is left for that to parse.
-
-    The parser has an option for each argument of the function, or for each field of its one dataclass, and --config for
-    a YAML.
-    """
+    """One of lrec's own commands, its parser, and what is left for that to parse: an option for each argument of the
+    function, or for each field of its one dataclass."""
     name = next((n for n in (arguments[0], " ".join(arguments[:2])) if n in OWN_COMMANDS), None)
     if name is None:
         known = ", ".join([*LIGHTNING_COMMANDS, *OWN_COMMANDS])
@@ -156,7 +139,7 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     parser.add_argument("--config", action=config, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     if settings is None:
-        parser.add_function_arguments(command, as_positional=entry.positional, skip=paths, sub_configs=True)
+        parser.add_function_arguments(command, as_positional=name == "data describe", skip=paths, sub_configs=True)
     else:
         parser.add_class_arguments(settings, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
@@ -168,7 +151,6 @@ class _DataOfRun(ActionConfigFile):
     """A configuration of which a command that takes a data set leaves alone what else a run has."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Read the file, or what is left of it."""
         whole = read_config(Path(values))
         if isinstance(whole, dict) and not whole.keys().isdisjoint(OF_RUNS):
             values = json.dumps({name: value for name, value in whole.items() if name not in OF_RUNS})
@@ -183,11 +165,7 @@ def _settings_of(command: Callable[..., None]) -> type | None:
 
 def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[str]:
     """A flag alone, as in --dry_run, is --dry_run true. --options.data.path FILE is the entry data.path of the
-    dictionary options, but of dots jsonargparse makes entries of entries, of which the second replaces the first.
-
-    Raises:
-        UserError: --trainer.max_epochs and the like for a study, whose runs have it.
-    """
+    dictionary options, but of dots jsonargparse makes entries of entries, of which the second replaces the first."""
     result: list[str] = []
     for option, following in zip_longest(options, options[1:], fillvalue="-"):
         given, equals, value = option.partition("=")
@@ -204,7 +182,7 @@ def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[st
 
 
 def _overview() -> str:
-    lines = ["usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options", ""]
     meanings = LIGHTNING_COMMANDS | {name: entry.meaning for name, entry in OWN_COMMANDS.items()}
-    lines += [f"  {name:<16}{meaning}" for name, meaning in meanings.items()]
-    return "\n".join([*lines, "", f"This is version {__version__}."])
+    lines = "\n".join(f"  {name:<16}{meaning}" for name, meaning in meanings.items())
+    usage = "usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options"
+    return f"{usage}\n\n{lines}\n\nThis is version {__version__}."

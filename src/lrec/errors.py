@@ -2,6 +2,8 @@
 
 from operator import ge, gt, le, lt
 
+_HOLDS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
+
 
 class UserError(ValueError):
     """A mistake in the input: one sentence that names the file, row or option and the way out.
@@ -10,19 +12,9 @@ class UserError(ValueError):
     """
 
 
-def check_range(
-    option: str,
-    value: float | None,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> None:
-    """UserError that names the option where its value lies outside the bounds, or is nan; None is no value."""
-    if value is None:
-        return
-    bounds = (("at least", at_least, ge), ("above", above, gt), ("at most", at_most, le), ("below", below, lt))
-    given = [(f"{words} {bound}", holds(value, bound)) for words, bound, holds in bounds if bound is not None]
-    if not all(holds for _, holds in given):
-        raise UserError(f"{option} must be {' and '.join(words for words, _ in given)}, got {value}")
+def check_range(option: str, value: float | None, **bounds: float) -> None:
+    """UserError that names the option where its value is not `at_least`, `above`, `at_most` or `below` its bounds, or
+    is nan; None is no value."""
+    if value is not None and not all(_HOLDS[name](value, bound) for name, bound in bounds.items()):
+        words = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
+        raise UserError(f"{option} must be {words}, got {value}")

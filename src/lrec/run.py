@@ -1,4 +1,4 @@
-"""A run's folder: the one place that knows what lies in it, what a point holds and what its options are called.
+"""A run's folder: what lies in it, what a point holds and what its options are called.
 
 config.yaml             every option of its `lrec fit` (`RunConfig`)
 points.jsonl            a `Point` per evaluation
@@ -8,28 +8,31 @@ predictions.parquet     the lists of `lrec predict`, a part for each process whe
 target_losses.parquet   in studies, the loss on each held-out target
 checkpoints/            best.ckpt, last.ckpt
 .lock                   held by who trains it
+progress                what is going on, in words; absent once it has ended
 ended                   how the last attempt ended: finished or interrupted; absent while it runs or if it was killed
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import polars as pl
 import yaml
 
 from lrec.common.files import json_hash, locked, replacing, write_json, write_text
 from lrec.errors import UserError
 from lrec.options.config_files import read_config
 
+if TYPE_CHECKING:
+    import polars as pl
+
 SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"
-_CHECKSUM = "lrec_checksum"  # in the metadata of items.parquet: hash of the raw ids in their order
+
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 # Where data lie and how they are served: no part of what is trained.
@@ -78,7 +81,6 @@ class Point:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run's loss was not finite."""
         return self.status == "diverged"
 
     def metric(self, name: str) -> float:
@@ -105,19 +107,14 @@ def read_points_file(path: Path) -> list[Point]:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Every option of a run, by the names that the command line has for them.
-
-    Attributes:
-        options: The options as config.yaml nests them.
-    """
+    """Every option of a run, as config.yaml nests them, by the names that the command line has for them."""
 
     options: dict[str, Any]
 
     @cached_property
     def nested(self) -> dict[str, Any]:
         """The options as the command line nests them: those of a class stand beside its class_path."""
-        nested: dict[str, Any] = _without_init_args(self.options)
-        return nested
+        return _without_init_args(self.options)
 
     @cached_property
     def flat(self) -> dict[str, Any]:
@@ -137,11 +134,9 @@ class RunConfig:
         return {name: value for name, value in plain.items() if name not in _PLACES}
 
 
-def _without_init_args(options: Any) -> Any:
-    if not isinstance(options, dict):
-        return options
+def _without_init_args(options: dict[str, Any]) -> dict[str, Any]:
     beside = {name: value for name, value in options.items() if name != "init_args"} | (options.get("init_args") or {})
-    return {name: _without_init_args(value) for name, value in beside.items()}
+    return {name: _without_init_args(value) if isinstance(value, dict) else value for name, value in beside.items()}
 
 
 def dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -162,15 +157,14 @@ class Run:
         self.name = self.folder.name
         self.config_file = self.folder / CONFIG
         self.points_file = self.folder / POINTS
-        self.items_file = self.folder / "items.parquet"
-        self.metrics_file = self.folder / "metrics.json"
+
         self.target_losses_file = self.folder / "target_losses.parquet"
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.checkpoints / BEST
         self.last = self.checkpoints / LAST
+        self.progress_file = self.folder / "progress"
         self.ended_file = self.folder / "ended"
         self.log_file = self.folder / "log.txt"
-        self.lock_file = self.folder / ".lock"
 
     def predictions_file(self, rank: int | None = None) -> Path:
         """Where predict's lists stand: of one process of several, of all without a rank."""
@@ -178,15 +172,14 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        """Its options; UserError where there are none or they are no run's."""
         if not self.config_file.exists():
             raise UserError(f"{self.folder}: no run there (it has no {CONFIG})")
         try:
             options = read_config(self.config_file)
+            if not isinstance(options, dict) or not options.keys() >= {"data", "model"}:
+                raise UserError("it has no data and model")
         except UserError as error:
             raise UserError(f"{self.config_file} is not the configuration of a run of lrec fit ({error})") from error
-        if not isinstance(options, dict) or "data" not in options or "model" not in options:
-            raise UserError(f"{self.config_file} is not the configuration of a run of lrec fit")
         return RunConfig(options)
 
     @property
@@ -208,82 +201,46 @@ class Run:
     def result(self) -> Point | None:
         """What it came to: its best and tested point, its last one if it diverged, None while it is unfinished."""
         points = self.points
-        if points and points[-1].diverged:
-            return points[-1]
-        return next((point for point in points if point.best), None)
+        return points[-1] if points and points[-1].diverged else next((p for p in points if p.best), None)
 
     @property
     def diverged(self) -> bool:
-        """Whether its loss was not finite at the end."""
-        points = self.points
-        return bool(points) and points[-1].diverged
+        result = self.result
+        return result is not None and result.diverged
 
-    @property
-    def item_ids(self) -> pl.Series:
-        """Raw id of each item of the catalogue; UserError where they are not there."""
-        return read_item_ids(self.items_file)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[int]:
         """Be the only one who trains it, until the end or until this process is killed; UserError where another is."""
-        with ExitStack() as held:
-            try:
-                held.enter_context(locked(self.lock_file, wait=False))
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{self.folder} is being trained by another process: wait for its end, or choose another "
-                    "--trainer.default_root_dir"
-                ) from error
-            yield
+        taken = f"{self.folder} is being trained by another process: wait for its end, or choose another"
+        return locked(self.folder / ".lock", f"{taken} --trainer.default_root_dir")
 
     def write_config(self, config: RunConfig) -> None:
-        """Write its options."""
         write_text(self.config_file, yaml.safe_dump(config.options, sort_keys=False))
 
     def write_end(self, how: Literal["finished", "interrupted"]) -> None:
         """Write how the attempt to train it has ended, which no exit code tells of several machines."""
         write_text(self.ended_file, f"{how}\n")
 
+    def write_progress(self, doing: str) -> None:
+        """Tell those who look from outside what is going on, as far as that is possible."""
+        with suppress(OSError):
+            write_text(self.progress_file, f"{doing}\n")
+
     def write_points(self, points: Sequence[Point]) -> None:
-        """Write all its points."""
         write_text(self.points_file, "".join(json.dumps(point.to_dict()) + "\n" for point in points))
 
-    def write_items(self, table: pl.DataFrame) -> None:
-        """Write its catalogue."""
-        with replacing(self.items_file) as temporary:
-            table.write_parquet(temporary, metadata={_CHECKSUM: json_hash(table["raw_id"].to_list())})
+    def write_items(self, table: "pl.DataFrame") -> None:
+        with replacing(self.folder / "items.parquet") as temporary:
+            table.write_parquet(temporary)
 
     def write_metrics(self, figures: dict[str, Any]) -> None:
-        """Write the figures of its last evaluation."""
-        write_json(self.metrics_file, figures)
+        write_json(self.folder / "metrics.json", figures)
 
 
 def run_of_study(out: Path, name: str) -> Run:
-    """The run of that name in a study's folder."""
     return Run(out / "runs" / name)
 
 
-def run_of(checkpoint: Path) -> Run:
-    """The run that a checkpoint lies in."""
-    return Run(checkpoint.absolute().parent.parent)
-
-
-def read_item_ids(path: Path) -> pl.Series:
-    """Raw id of each item of a catalogue; UserError where the file is not there, or is not as it was written."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        ids = pl.read_parquet(path, columns=["raw_id"], glob=False)["raw_id"]
-        stated = pl.read_parquet_metadata(path).get(_CHECKSUM)  # earlier versions wrote none
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise UserError(f"{path}: no list of items, or a damaged one") from error
-    if stated not in (None, json_hash(ids.to_list())):
-        raise UserError(f"{path}: its items are not as they were written")
-    return ids
-
-
 def find_points(folder: Path) -> list[Path]:
-    """The files of points in or under a folder."""
     return sorted(folder.rglob(POINTS))
 
 
@@ -297,7 +254,6 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         if not found:
             raise UserError(f"--runs {path}: no run in or under this folder (a run has a {CONFIG})")
         runs |= {folder.resolve(): Run(folder) for folder in found}
-    for run in runs.values():
-        if not run.best.exists():
-            raise UserError(f"{run.folder} has no checkpoints/{BEST}: finish the run, or leave it out of --runs")
+    if unfinished := [run for run in runs.values() if not run.best.exists()]:
+        raise UserError(f"{unfinished[0].folder} has no checkpoints/{BEST}: finish the run, or leave it out of --runs")
     return list(runs.values())

@@ -66,13 +66,18 @@ def test_other_targets_have_figures_of_their_own(
     assert {file: file.read_text() for file in before} == before
 
 
-def test_what_other_code_found_is_found_anew(log: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+def test_what_other_code_found_or_somebody_edited_is_found_anew(
+    log: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
     lrec(*arguments(tmp_path / "first", log))
     (file,) = kept(log)
     found = json.loads(file.read_text())
-    file.write_text(json.dumps({"code": "0" * 64, "figures": {name: {"loss": 0.0} for name in BASELINES}}))
-    lrec(*arguments(tmp_path / "second", log))
-    assert json.loads(file.read_text()) == found
+    edited = {name: figures | {"loss": 0.0} for name, figures in found["figures"].items()}
+    for changed in ({"hash": "0" * 64}, {"figures": edited}):
+        file.write_text(json.dumps(found | changed))
+        lrec(*arguments(tmp_path / next(iter(changed)), log))
+        assert json.loads(file.read_text()) == found
+    assert figures(tmp_path / "figures")["markov"]["loss"] == found["figures"]["markov"]["loss"] > 0
     assert kept(log) == [file]
 
 

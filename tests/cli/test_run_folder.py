@@ -1,6 +1,7 @@
 """A run writes into its own folder, wherever its configuration comes from, and keeps the best of its evaluations."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from lrec.cli import main
+from lrec.run import Run
 from lrec.training.checkpoint_callbacks import BestAndLast
 from snapshot import snapshot
 
@@ -51,6 +53,19 @@ def test_the_best_checkpoint_is_the_one_that_ranks_best(run: Path) -> None:
     (best,) = [point for point in points if point["best"]]
     ranked = [point["metrics"]["val/NDCG@10"] for point in points]
     assert best["metrics"]["val/NDCG@10"] == max(ranked) > min(ranked)
+
+
+def test_a_run_tells_those_who_look_from_outside_what_is_going_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lrec.training.callbacks.ScalingPoints.TELL_S", 0.0)
+    monkeypatch.setattr(Run, "write_progress", lambda _, doing: told.append(doing))
+    main(["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    assert told[0] == "training: step 1 of 24"
+    assert re.fullmatch(r"training: step 24 of 24, at most \d+ s left", next(t for t in told if "step 24 " in t))
+    assert {"evaluating: batch 1 of 1", "testing: batch 1 of 1"} <= set(told)
+    assert not (run / "progress").exists()
 
 
 @pytest.mark.parametrize("group", ["checkpoint", "early_stopping"])

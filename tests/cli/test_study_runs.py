@@ -24,7 +24,7 @@ from lrec.errors import UserError
 from lrec.run import Run
 from lrec.study.cluster import train_on_cluster, train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.launch import Limits, Training, is_running, lock_of, train
+from lrec.study.launch import Outcome, Training, is_running, lock_of, train
 from lrec.study.options import Study
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def runs_of(**changes: Any) -> list[PlannedRun]:
-    return planned_runs(Study(**{name: STUDY[name] for name in STUDY if name != "jobs"} | changes))
+    return planned_runs(Study(**STUDY | changes))
 
 
 def state(folder: Path) -> dict[str, str]:
@@ -112,10 +112,13 @@ def test_what_ends_one_run_leaves_the_others_alone(folder: Path, refused: Callab
 def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: Callable[..., str]) -> None:
     longer = ("--options.trainer.max_epochs", "3")
     said = lrec("scaling", "study", "--config", "runs.yaml", "--jobs", "1", "--sizes", '["0.8k"]', *longer)
-    begun, evaluated, ended, *_ = said.splitlines()
-    assert begun == "0.8k-seed1: under way"
-    assert re.fullmatch(r"0.8k-seed1: \d+ epochs?, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s", evaluated)
+    begun, evaluated, ended, report, *_ = said.splitlines()
+    assert begun == "0.8k-seed1: beginning"
+    figures = r"\d+ epochs?, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s"
+    doing = r"training: step \d+ of 3(, at most \d+ s left)?|evaluating: batch .*|testing: batch .*|measuring .*|ending"
+    assert re.fullmatch(rf"0.8k-seed1: ({doing}), {figures}", evaluated)
     assert ended.startswith("[1/1 fitted] 0.8k-seed1: test loss ")
+    assert report == "writing the report"
 
 
 def test_a_second_study_in_a_folder_is_refused(
@@ -157,14 +160,14 @@ def test_nothing_starts_once_the_budget_is_spent(folder: Path, refused: Callable
 
 def test_a_run_told_to_stop_saves_and_goes_on(folder: Path) -> None:
     options = STUDY["options"] | {"trainer.max_epochs": 30, "data.targets_per_step": 64}
-    (run,) = runs_of(sizes=["0.8k"], options=options)
-    runs, limits = folder / "runs", Limits(jobs=1, cores=1)
+    study, runs = Study(**STUDY | {"sizes": ["0.8k"], "options": options, "jobs": 1, "cores": 1}), folder / "runs"
+    (run,) = planned_runs(study)
     last = runs / run.name / "checkpoints" / "last.ckpt"
-    stopped = list(train([run], runs, "runs", limits, watch=lambda: not last.exists()))
+    stopped = list(train(study, [run], watch=lambda: not last.exists()))
     assert [outcome.status for _, outcome in stopped] == ["stopped"]
     before = Run(runs / run.name).points
     assert 0 < len(before) < 30
-    (outcome,) = (outcome for _, outcome in train([run], runs, "runs", limits))
+    (outcome,) = (outcome for _, outcome in train(study, [run]))
     assert outcome.status == "finished"
     after = Run(runs / run.name).points
     assert len(after) == 30
@@ -172,7 +175,7 @@ def test_a_run_told_to_stop_saves_and_goes_on(folder: Path) -> None:
     # Killed after its test, before its losses by target were measured: only they are.
     (runs / run.name / "target_losses.parquet").unlink()
     Run(runs / run.name).write_points([replace(point, test_loss_se=None) for point in after])
-    (outcome,) = (outcome for _, outcome in train([run], runs, "runs", limits))
+    (outcome,) = (outcome for _, outcome in train(study, [run]))
     assert outcome.status == "finished"
     assert Run(runs / run.name).points == after
     assert (runs / run.name / "target_losses.parquet").exists()
@@ -318,16 +321,17 @@ def test_an_array_of_slurm(folder: Path, lrec: Callable[..., str]) -> None:
 @pytest.mark.usefixtures("slurm")
 def test_a_job_that_is_preempted_saves_and_is_requeued(folder: Path) -> None:
     """submitit has SLURM send SIGUSR2."""
-    runs = runs_of(options=STUDY["options"] | LONG | {"trainer.max_epochs": 20})
+    options = STUDY["options"] | LONG | {"trainer.max_epochs": 20}
+    study = Study(**STUDY | {"options": options, "cores": 2, "cluster": {"slurm_partition": "cpu"}})
+    runs = planned_runs(study)
     trained = Run(folder / "runs" / runs[0].name)
-    limits, parameters = Limits(jobs=2, cores=2), {"slurm_partition": "cpu"}
     with ThreadPoolExecutor() as pool:
-        study = pool.submit(lambda: list(train_on_cluster(runs, folder / "runs", "runs", limits, parameters)))
+        submitted = pool.submit(lambda: list(train_on_cluster(study, runs)))
         while not trained.last.exists():
-            assert not study.done(), study.result()
+            assert not submitted.done(), submitted.result()
             time.sleep(0.02)
         os.kill(int(Path("process-0").read_text()), signal.SIGUSR2)
-        ended = [outcome for _, outcome in study.result(timeout=100)]
+        ended = [outcome for _, outcome in submitted.result(timeout=100)]
     assert [(outcome.status, outcome.reason) for outcome in ended] == [("finished", "")] * 2
     assert len(trained.points) == 20
     assert len(re.findall(r"interrupted at step \d+;", trained.log_file.read_text())) == 1
@@ -344,7 +348,8 @@ def test_a_job_has_the_nodes_and_gpus_of_its_run(
     for command in commands.iterdir():
         command.chmod(0o755)
     monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
-    monkeypatch.setattr("submitit.helpers.as_completed", lambda jobs, **_: iter(()))  # nobody waits for them
+    monkeypatch.setattr("submitit.SlurmJob.done", lambda job: True)  # nobody waits for them
+    monkeypatch.setattr("lrec.study.cluster._outcome_of", lambda job: Outcome("stopped"))
     large = {"1.7k": {"trainer.num_nodes": 2, "trainer.devices": 8, "trainer.strategy": "fsdp2"}}
     options = ["--options.trainer.accelerator", "gpu", "--size_options", json.dumps(large)]
     command = ["scaling", "study", "--config", "runs.yaml", *options, "--cluster", '{"timeout_min": 60}']

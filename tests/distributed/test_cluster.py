@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from running import OPTIONS, Fit, environment, losses, points
+from running import OPTIONS, Fit, environment, losses, points, run_here
 
 from lrec.checkpoint.reading import read
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.options.config_files import find_config
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -87,6 +90,29 @@ def ended(nodes: "list[subprocess.Popen[str]]", codes: list[int]) -> list[str]:
     printed = [node.communicate(timeout=100)[0] for node in nodes]
     assert [node.returncode for node in nodes] == codes, "\n".join(printed)
     return printed
+
+
+def test_two_nodes_train_from_one_store_without_its_raw_files(
+    log_csv: Path, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copy(log_csv, tmp_path / "log.csv")
+    columns = {"user_column": "who", "item_column": "what", "time_column": "when"}
+    raw = InteractionsDataModule(path=tmp_path / "log.csv", data_dir=tmp_path / "data", **columns)  # type: ignore[arg-type]
+    raw.prepare_data()
+    store = shutil.copytree(raw.store_path, tmp_path / "store")
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "log.csv").unlink()
+    arguments = [
+        *("--data=lrec.InteractionsDataModule", f"--data.store={store}", "--data.max_len=8"),
+        *("--data.targets_per_step=256", "--model.size=0.8k", "--model.optimizer.lr=0.01", "--trainer.max_epochs=2"),
+        "--trainer.enable_progress_bar=false",
+    ]
+    printed = ended(two_nodes(cluster, arguments), [0, 0])
+    alone = tmp_path / "alone"
+    here = ["fit", f"--config={find_config('trainer/laptop.yaml')}", f"--trainer.default_root_dir={alone}"]
+    run_here([*("python", "-m", "lrec"), *here, *arguments])
+    check(Path(cluster["RUN"]), alone, printed)
+    assert not list(tmp_path.glob("data*"))
 
 
 def test_torchrun_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str]) -> None:

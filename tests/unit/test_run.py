@@ -4,13 +4,12 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lrec.errors import UserError
-from lrec.run import Point, Run, RunConfig, find_runs, read_points_file, run_of
+from lrec.run import Point, Run, RunConfig, find_runs, read_points_file
 
 LOSSES = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 POINTS = st.builds(
@@ -127,15 +126,12 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     runs = [Run(tmp_path / "study" / "runs" / name) for name in ("a", "b")]
     for run in runs:
         run.write_config(RunConfig(OPTIONS))
-        run.write_items(pl.DataFrame({"raw_id": ["x", "y"]}))
         run.checkpoints.mkdir()
     with pytest.raises(UserError, match=r"has no checkpoints/best.ckpt: finish the run"):
         find_runs([tmp_path])
     for run in runs:
         run.best.touch()
     assert find_runs([tmp_path, tmp_path / "study"]) == runs
-    assert run_of(runs[0].best) == runs[0]
-    assert runs[0].item_ids.to_list() == ["x", "y"]
     with pytest.raises(UserError, match="no such folder"):
         find_runs([tmp_path / "absent"])
     with pytest.raises(UserError, match="no run in or under this folder"):

@@ -1,8 +1,5 @@
-"""Threads that each compute on one core of a CPU.
-
-Torch shares each operation among its threads, which wait for each other at its end. Where operations are small, waiting
-takes longer than work: then each thread had better do whole pieces of it.
-"""
+"""Threads that each compute on one core of a CPU: torch's own wait for each other after each operation, which takes
+longer than the work where operations are small."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -27,14 +24,13 @@ def is_cpu(device: torch.device) -> bool:
 def one_core() -> Iterator[None]:
     """Compute in one thread: the last digits of sums depend on how many there are."""
     threads = torch.get_num_threads()
-    if threads == 1:  # setting it in a thread of `mapped` would change the number of threads to come
-        yield
-        return
-    torch.set_num_threads(1)
     try:
+        if threads > 1:  # setting it in a thread of `mapped` would change the number of threads to come
+            torch.set_num_threads(1)
         yield
     finally:
-        torch.set_num_threads(threads)
+        if threads > 1:
+            torch.set_num_threads(threads)
 
 
 def mapped(function: Callable[[T], R], things: Iterable[T]) -> list[R]:

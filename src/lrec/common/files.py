@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,16 @@ _TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,9})\.[0-9a-f]
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Raise UserError where no file can be put at `path`: to be asked before hours of work, not after."""
+    """UserError where no file can be put at `path`: to be asked before hours of work, not after."""
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file")
-    _check_nearest(path, path.absolute().parents, option)
+    check_folder(path, option, path.absolute().parent)
 
 
-def check_folder(path: Path, option: str) -> None:
-    """Raise UserError where `path` is no folder that can be written to, nor can be made one."""
-    _check_nearest(path, [path.absolute(), *path.absolute().parents], option)
-
-
-def _check_nearest(path: Path, above: Iterable[Path], option: str) -> None:
-    nearest = next(folder for folder in above if folder.exists())
+def check_folder(path: Path, option: str, folder: Path | None = None) -> None:
+    """UserError where `path`, or the folder it is to lie in, is none that can be written to, nor can be made one."""
+    folder = folder or path.absolute()
+    nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir():
         raise UserError(f"{option} {path}: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK):
@@ -41,10 +38,8 @@ def _check_nearest(path: Path, above: Iterable[Path], option: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success rename it to `path`, on failure remove it.
-
-    The body may create a file or a folder there. An existing file is replaced; an existing folder must not be there.
-    """
+    """Yield a temporary path beside `path`, for a file or a folder; on success rename it to `path`, on failure remove
+    it. A file that is there is replaced; a folder must not be there."""
     with temporary(path) as unfinished:
         yield unfinished
         os.replace(unfinished, path)
@@ -52,46 +47,37 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` for a file or a folder that is removed at the end.
+    """Yield a path beside `path` that is removed at the end, and remove what killed processes have left of the same.
 
-    What processes that were killed have left of the same path is removed at the beginning. A full disk is an OSError
-    that names `path`, whichever library found it.
+    A full disk is an OSError that names `path`, whichever library found it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.iterdir():
-        if left.name.startswith(f".{path.name}.") and is_left_over(left.name):
+        if left.name.startswith(f".{path.name}.") and _is_left_over(left.name):
             remove(left)
     unfinished = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield unfinished
     except Exception as error:
-        number = _of_the_system(error)
-        if number is None:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # as libraries in Rust give the system's number
+        number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+        if number is None or getattr(error, "filename", None) is not None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         remove(unfinished)
 
 
-def _of_the_system(error: Exception) -> int | None:
-    """The system's number of an error that names no file; libraries in Rust give it in words."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno if error.filename is None else None
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
-
-
-def is_left_over(name: str) -> bool:
-    """Whether a file's name is that of a `temporary` whose process has ended; False for those of other machines."""
+def _is_left_over(name: str) -> bool:
+    """Whether it is the name of a `temporary` of this machine whose process has ended."""
     found = _TEMPORARY.fullmatch(name)
     if found is None or found["host"] != _HOST:
         return False
     try:
-        os.kill(int(found["process"]), 0)
+        with suppress(PermissionError):  # another user's, and alive
+            os.kill(int(found["process"]), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's, and alive
-        pass
     return False
 
 
@@ -99,19 +85,22 @@ def remove(path: Path) -> None:
     """Remove a file or a folder, as far as that is possible; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-        return
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[int]:
+def locked(path: Path, refusal: str | None = None) -> Iterator[int]:
     """Hold an exclusive lock on a file and yield its descriptor; the system releases it with the last process that
-    holds the descriptor. Where another process holds it, wait for that, or raise BlockingIOError."""
+    holds the descriptor. Where another process holds it, wait for that; with a refusal, that is the UserError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if refusal is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
         yield lock
     finally:
         os.close(lock)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["cpu", "cuda"]
-_GIB = 2**30
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 # Options of glibc's mallopt(3), and the largest blocks that every version of it lets stay.
@@ -27,12 +26,11 @@ def kind_of(accelerator: str) -> Kind:
 def available_gib() -> float:
     """Memory that can be used without swapping, in GiB: what the machine has, or what is left of the least limit of a
     control group, as containers and clusters set them; 4 where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return 4.0
-    return max(min([available * 1024, *_left_in_groups()]), 0) / _GIB
+    with suppress(OSError, KeyError, ValueError):
+        machine = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(machine["MemAvailable"].split()[0]) * 1024
+        return max(min([available, *_left_in_groups()]), 0) / 2**30
+    return 4.0
 
 
 def _left_in_groups() -> list[int]:
@@ -51,16 +49,15 @@ def _left_in_groups() -> list[int]:
         for each in (group, *group.parents):
             # In a container the groups above its own are not there; where there is no limit, it is "max".
             with suppress(OSError, ValueError, KeyError):
-                counted = dict(row.split() for row in (each / "memory.stat").read_text().splitlines())
-                left.append(int((each / limit).read_text()) - int((each / used).read_text()) + int(counted[cache]))
+                stat = dict(row.split() for row in (each / "memory.stat").read_text().splitlines())
+                left.append(int((each / limit).read_text()) - int((each / used).read_text()) + int(stat[cache]))
             if each == top:
                 break
     return left
 
 
 def seconds(kind: str) -> float:
-    """The clock to time work with: processor time on a CPU, so that other load counts little; on a GPU, wall time once
-    its work is done. Only differences mean something."""
+    """A clock for work: processor time on a CPU, so that other load counts little; a GPU's once its work is done."""
     if kind == "cpu":
         return time.process_time()
     import torch
@@ -70,11 +67,8 @@ def seconds(kind: str) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Keep up to a gibibyte of freed blocks of up to 32 MiB with the process; without glibc, nothing changes.
-
-    By default glibc hands large blocks back to the system at once. The next step of training then gets empty pages for
-    them, one fault after another: a tenth of a step of size 98k on a CPU.
-    """
+    """Keep up to a gibibyte of freed blocks of up to 32 MiB with the process, where there is glibc, which hands them
+    back at once: the next step of training got empty pages, a fault each, a tenth of a step of size 98k on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, KEPT)

@@ -13,11 +13,9 @@ if TYPE_CHECKING:
 
 def new_figure(width: float, height: float, alt: str) -> "Figure":
     """An empty figure, in inches; `alt` says in words what it shows, for those who cannot see it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     figure.set_label(alt)
     return figure
 
@@ -35,8 +33,7 @@ def draw_frame(axes: "Axes") -> None:
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
-    """Write a picture as a file, and beside it for TensorBoard under scaling/ with its alt text, replacing earlier
-    ones."""
+    """Write a picture as a file, and beside it, in place of an earlier one, for TensorBoard under scaling/."""
     # Not torch's SummaryWriter: it draws the figure again, and torch takes longer to import than most laws to fit.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from tensorboard.compat.proto.event_pb2 import Event

@@ -13,8 +13,7 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as exit code: start the same comman
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import without looking for garbage: imports make a million objects that stay, and to go through them again and
-    again takes a fifth of the time."""
+    """Import without looking for garbage among a million objects that stay: that takes a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -27,10 +26,8 @@ def importing() -> Iterator[None]:
 @contextmanager
 def on_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     """Call `handler` on each of SIGNALS, then restore the earlier handlers; outside the main thread, do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in (SIGNALS if here else ())}
     try:
         yield
     finally:

@@ -6,26 +6,16 @@ from pathlib import Path
 
 
 def rows_table(rows: list[list[str]], text: Collection[int] = ()) -> str:
-    """A Markdown table whose first row is the header.
-
-    Args:
-        rows: The cells.
-        text: Which columns are text; the others are numbers and aligned to the right.
-    """
+    """A Markdown table whose first row is the header; columns of `text` stand to the left, numbers to the right."""
     head, *others = ["| " + " | ".join(row) + " |" for row in rows]
     rules = ["---" if i in text else "---:" for i in range(len(rows[0]))]
     return "\n".join([head, "|" + "|".join(rules) + "|", *others])
 
 
 def on_terminal(markdown: str, folder: Path = Path()) -> str:
-    """A report as a terminal shows it: aligned tables without bars, headings underlined, a line for each picture.
-
-    Args:
-        markdown: The report.
-        folder: What the paths of its pictures start from.
-    """
-    lines: list[str] = []
-    table: list[str] = []
+    """A report as a terminal shows it: aligned tables without bars, headings underlined, a line for each picture, whose
+    path begins with `folder`."""
+    lines, table = list[str](), list[str]()
     for line in [*markdown.strip().splitlines(), ""]:
         if line.startswith("|"):
             table.append(line)
@@ -46,12 +36,16 @@ def _aligned(table: list[str]) -> list[str]:
     """The lines of a Markdown table with columns of one width, two spaces between them."""
     head, rules, *rows = [[cell.strip() for cell in line.removeprefix("|").split("|")[:-1]] for line in table]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    sides = [">" if rule.endswith(":") else "<" for rule in rules]
     lines = [head, ["-" * width for width in widths], *rows]
-    return ["  ".join(map(_justified, line, widths, rules)).rstrip() for line in lines]
+    return ["  ".join(map("{:{}{}}".format, line, sides, widths)).rstrip() for line in lines]
 
 
-def _justified(cell: str, width: int, rule: str) -> str:
-    return cell.rjust(width) if rule.endswith(":") else cell.ljust(width)
+def lasting(seconds: float) -> str:
+    """A duration: 45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def counted(number: float, noun: str) -> str:

@@ -16,15 +16,7 @@ TEXT = {
 
 
 def imported(path: str, option: str) -> Any:
-    """What a class path such as my_parts.Mine names; the current folder is importable from every command.
-
-    Args:
-        path: Module and name, with a dot between them.
-        option: The option that it is the value of, for the error.
-
-    Raises:
-        UserError: there is no such module, or it has nothing of that name.
-    """
+    """What a class path such as my_parts.Mine names, the value of `option`; UserError where there is none."""
     module, _, attribute = path.rpartition(".")
     try:
         return getattr(import_module(module), attribute)
@@ -38,30 +30,18 @@ def class_path(kind: type) -> str:
     return f"lrec.{kind.__name__}" if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def check_trusted(stored: dict[str, Any], trust: bool, where: object) -> None:
-    """What a stored run names is imported only where it is lrec's own or of torch.nn and torch.optim, or the user
-    trusts it.
-
-    Args:
-        stored: Options or a network's shape, nested or flat, as `where` holds them.
-        trust: Whether other classes may be imported.
-        where: The file or folder, for the message.
-
-    Raises:
-        UserError: a class is not lrec's own, and it is not trusted.
-    """
-    for name, value in stored.items() if not trust else ():
-        if isinstance(value, dict) or str(name).rpartition(".")[2] not in TEXT:
-            _refuse_foreign(value, where)
-
-
-def _refuse_foreign(value: Any, where: object) -> None:
-    if isinstance(value, dict):
-        check_trusted(value, False, where)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _refuse_foreign(each, where)
-    elif isinstance(value, str) and "." in value and not value.startswith(_OWN):
-        raise UserError(
-            f"{where} names the class {value}, which is not lrec's own: --trust (trust=True in Python) imports it"
-        )
+def check_trusted(stored: Any, trust: bool, where: object) -> None:
+    """UserError where options or a network's shape, as the file or folder `where` has them, name a class that is not
+    trusted and neither lrec's own nor of torch.nn and torch.optim: no other is imported."""
+    match stored:
+        case dict():
+            for name, value in stored.items():
+                if isinstance(value, dict) or str(name).rpartition(".")[2] not in TEXT:
+                    check_trusted(value, trust, where)
+        case list() | tuple():
+            for value in stored:
+                check_trusted(value, trust, where)
+        case str() if "." in stored and not stored.startswith(_OWN) and not trust:
+            raise UserError(
+                f"{where} names the class {stored}, which is not lrec's own: --trust (trust=True in Python) imports it"
+            )

@@ -1,5 +1,6 @@
 """The files of --config: where they are found, and that they are YAML of plain values."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,7 @@ _KNOWN = {*yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:merge"}
 
 
 def read_config(path: Path) -> Any:
-    """The values in a file.
-
-    Raises:
-        UserError: as for `check_config`.
-    """
+    """The values in a file; UserError as for `check_config`."""
     root = check_config(path)
     try:
         return None if root is None else yaml.SafeLoader("").construct_document(root)
@@ -26,12 +23,8 @@ def read_config(path: Path) -> Any:
 
 
 def check_config(path: Path) -> yaml.Node | None:
-    """The file's values before they are made, None where it has none.
-
-    Raises:
-        UserError: it cannot be read or is no YAML; it names a class by a tag; it contains itself, or has aliases that
-            stand for more than MOST_VALUES values.
-    """
+    """The file's values before they are made, None where it has none; UserError where it cannot be read or is no YAML,
+    names a class by a tag, contains itself, or has aliases that stand for more than MOST_VALUES values."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if root is not None and _count(root, {}, path) > MOST_VALUES:
@@ -48,7 +41,6 @@ def check_config(path: Path) -> yaml.Node | None:
 
 
 def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
-    """Values in a node, aliases written out."""
     row = node.start_mark.line + 1
     if node.tag not in _KNOWN:
         raise UserError(f"{path}, row {row}: the tag {node.tag} is not for configurations; a class is a class_path")
@@ -65,20 +57,17 @@ def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
 def with_shipped_configs(arguments: list[str]) -> list[str]:
     """Replace each --config path that is not there by the shipped fragment of that name; UserError where neither is."""
     result = list(arguments)
-    for index, argument in enumerate(arguments):
-        if argument in ("-c", "--config") and index + 1 < len(arguments):
-            result[index + 1] = str(find_config(arguments[index + 1]))
+    for index, (before, argument) in enumerate(pairwise(["", *arguments])):
+        if before in ("-c", "--config"):
+            result[index] = str(find_config(argument))
         elif argument.startswith("--config="):
             result[index] = f"--config={find_config(argument.removeprefix('--config='))}"
     return result
 
 
 def find_config(name: str | Path) -> Path:
-    """The configuration file `name`: beside the caller, else among those that come with lrec.
-
-    Raises:
-        UserError: there is none, or it is no configuration.
-    """
+    """The configuration file `name`: beside the caller, else among those that come with lrec; UserError where there is
+    none, or it is no configuration."""
     path = Path(name)
     if path.is_file():
         check_config(path)

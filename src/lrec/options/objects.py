@@ -1,7 +1,7 @@
 """Objects from options, and back: the arguments of an object as plain values, which a checkpoint may hold."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +14,8 @@ T = TypeVar("T")
 
 
 def as_plain(value: Any) -> Any:
-    """A value as options give it: dataclasses, and what makes an optimizer, by class_path and init_args.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """A value as options give it: dataclasses, and what makes an optimizer, by class_path and init_args; TypeError
+    where it is something else."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -32,7 +29,9 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, partial):
         kind = next(each for each in (value.func, *value.args) if isinstance(each, type))
         return {"class_path": class_path(kind), "init_args": as_plain(value.keywords)}
-    if _is_made_of_fields(type(value)):
+    # Where a subclass of a dataclass has an __init__ of its own, fields are not its arguments.
+    maker = next(each for each in type(value).__mro__ if "__init__" in vars(each))
+    if "__dataclass_params__" in vars(maker):
         arguments = {each.name: as_plain(getattr(value, each.name)) for each in fields(value) if each.init}
         return {"class_path": class_path(type(value)), "init_args": arguments}
     raise TypeError(f"{type(value).__name__} is no plain value")
@@ -40,8 +39,7 @@ def as_plain(value: Any) -> Any:
 
 def all_as_plain(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Those that have plain values, and the kinds of the others, by name."""
-    plain: dict[str, Any] = {}
-    others: dict[str, str] = {}
+    plain, others = dict[str, Any](), dict[str, str]()
     for name, value in arguments.items():
         try:
             plain[name] = as_plain(value)
@@ -50,18 +48,8 @@ def all_as_plain(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     return plain, others
 
 
-def _is_made_of_fields(kind: type) -> bool:
-    """Whether it is a dataclass, or inherits from one without an __init__ of its own."""
-    maker = next(each for each in kind.__mro__ if "__init__" in vars(each))
-    return is_dataclass(maker) and "__dataclass_params__" in vars(maker)
-
-
 def from_plain(kind: type[T], plain: dict[str, Any], changed: dict[str, Any]) -> T:
-    """An object from arguments as `as_plain` gave them, but for those in `changed`.
-
-    Raises:
-        UserError: an argument does not fit the class.
-    """
+    """An object from arguments as `as_plain` gave them, but for those `changed`; UserError where one does not fit."""
     parser = OneLineParser()
     parser.add_class_arguments(kind, skip=set(changed), fail_untyped=False)
     kept = {name: value for name, value in plain.items() if name not in changed}
@@ -73,11 +61,8 @@ def from_plain(kind: type[T], plain: dict[str, Any], changed: dict[str, Any]) ->
 
 
 def from_config(config: dict[str, Any], name: str, base: type[T]) -> T:
-    """The object that entry `name` of a run's configuration describes: `base`, or a subclass by its class path.
-
-    Raises:
-        UserError: the class is not there or does not fit, or its options do not.
-    """
+    """The object that entry `name` of a run's configuration describes: `base`, or a subclass by its class path;
+    UserError where that is not there, or it or its options do not fit."""
     parser = OneLineParser()
     parser.add_subclass_arguments(base, name, fail_untyped=False, required=True)
     made: T = parser.instantiate(parser.parse_object({name: config[name]}))[name]

@@ -30,8 +30,7 @@ class OneLineParser(ArgumentParser):
 
 
 def _reasons(none_fits: re.Match[str]) -> str:
-    """What is wrong with a value of several types, without what is said twice, or of types that it cannot have been
-    meant for."""
+    """What is wrong with a value of several types, without repetition and types that it cannot have been meant for."""
     errors, value = none_fits.groups()
     others = ("NoneType", "expects a function or a callable class")
     reasons = [each for each in dict.fromkeys(errors.split(" - ")) if not any(other in each for other in others)]
@@ -57,7 +56,6 @@ _IN_OUR_WORDS = (
     ),
     (
         r".*--data: no option '(\w+)'.*",
-        r"--data.\1 is no option of the data set that was chosen; "
-        "if none was, --config configs/data/csv.yaml chooses a file of your own",
+        r"--data.\1 is no option of the data set; if none was chosen, --config configs/data/csv.yaml takes your file",
     ),
 )

@@ -75,8 +75,8 @@ def recommend(
     """
     check_range("--k", k, at_least=1)
     if out is not None:
-        if out.suffix not in _WRITERS:
-            raise UserError(f"--out {out}: its name must end in {', '.join(_WRITERS)}")
+        if out.suffix not in WRITERS:
+            raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
         if out.resolve() == histories.resolve():
             raise UserError(f"--out {out} is the file of the histories: it would be lost")
         check_writable(out, "--out")
@@ -91,13 +91,11 @@ def recommend(
         given["event"] = event_column
     elif event_column != AUTO:
         raise UserError("--event_column is of networks that read types of event (data.event_column)")
-    about = model.about
-    trained = about.get("columns") or USUAL
+    trained = model.about.get("columns") or USUAL
     columns = replace(_columns(given, trained), rating=trained.get("rating"))
-    reading = ReadingRules(columns, about.get("min_rating"), about.get("repeats", True))
-    blocks = histories_in(
-        histories, format, reading, _columns(given, USUAL), model.net.reads_times, model.net.reads_events
-    )
+    reading = ReadingRules(columns, model.about.get("min_rating"), model.about.get("repeats", True))
+    usual = _columns(given, USUAL)
+    blocks = histories_in(histories, format, reading, usual, model.net.reads_times, model.net.reads_events)
     if out is None:
         blocks = (next(block.blocks(SHOWN)) for block in islice(blocks, 1))
     shown, counts, progress = None, Counter[str](), Progress()
@@ -106,25 +104,28 @@ def recommend(
         folder.mkdir(mode=0o700)
         for block in blocks:
             rows = model.recommend(block, k, exclude_seen, fallback=fallback, now=now)
-            rows = rows if names is None else _with_titles(rows, names)
+            if names is not None:  # null for items without a title
+                title = pl.element().replace_strict(names["item"], names["title"], default=None)
+                rows = rows.with_columns(titles=pl.col("items").list.eval(title))
             rows.write_parquet(folder / f"{counts['users']:015d}.parquet")
             shown = rows.head(SHOWN) if shown is None else shown
-            empty = rows["items"].list.len() == 0
-            counts.update(users=len(rows), skipped=int(rows["skipped"].sum()))
-            counts.update(popular=int(rows["fallback"].sum()), empty=int(empty.sum()))
+            found = rows.select("skipped", "fallback", empty=pl.col("items").list.len() == 0).sum()
+            counts.update(found.row(0, named=True), users=len(rows))
             progress.add(len(rows))
         progress.finish()
         if shown is None:
             raise UserError(f"{histories} holds no history")
         if out is not None:
             with replacing(out) as whole:
-                _WRITERS[out.suffix](pl.scan_parquet(sorted(folder.iterdir()), glob=False), whole)
-    print(_table(shown))
+                WRITERS[out.suffix](pl.scan_parquet(sorted(folder.iterdir()), glob=False), whole)
+    for row in shown.iter_rows(named=True):
+        listed = [title or item for title, item in zip(row.get("titles") or row["items"], row["items"], strict=True)]
+        print(f"{row['user']}: {', '.join(listed) or 'nothing'}")
     whose = f"{counted(counts['users'], 'user')} written to {out}"
     whose = "the first users of the file, --out writes all" if out is None else whose
     print(f"{whose}; {counted(counts['skipped'], 'unknown item')} of the histories skipped")
-    if counts["popular"]:
-        print(f"what is popular for {counted(counts['popular'], 'user')}: the model knows no item of the history")
+    if counts["fallback"]:
+        print(f"what is popular for {counted(counts['fallback'], 'user')}: the model knows no item of the history")
     if counts["empty"]:
         whose = counted(counts["empty"], "user")
         print(f"nothing for {whose}: the model knows no item of the history, or nothing unseen is left")
@@ -134,31 +135,15 @@ def _columns(given: dict[str, Any], defaults: dict[str, Any]) -> Columns:
     return Columns(**{key: defaults[key] if name == AUTO else name for key, name in given.items()})
 
 
-def _with_titles(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
-    """The same with a column titles, null for items without one."""
-    title = pl.element().replace_strict(names["item"], names["title"], default=None)
-    return rows.with_columns(pl.col("items").list.eval(title).alias("titles"))
-
-
-def _table(rows: pl.DataFrame) -> str:
-    lines = []
-    for row in rows.iter_rows(named=True):
-        names = [title or item for title, item in zip(row.get("titles") or row["items"], row["items"], strict=True)]
-        lines.append(f"{row['user']}: {', '.join(names) or 'nothing'}")
-    return "\n".join(lines)
-
-
 def _write_csv(rows: pl.LazyFrame, path: Path) -> None:
     lists = [name for name in ("items", "scores", "titles") if name in rows.collect_schema()]
-    rows.filter(pl.col("items").list.len() > 0).with_columns(
-        pl.int_ranges(1, pl.col("items").list.len() + 1).alias("rank")
-    ).explode("rank", *lists).select(
-        "user", "rank", *(pl.col(name).alias(name.removesuffix("s")) for name in lists)
-    ).sink_csv(path)
+    rows = rows.filter(pl.col("items").list.len() > 0)
+    rows = rows.with_columns(rank=pl.int_ranges(1, pl.col("items").list.len() + 1)).explode("rank", *lists)
+    rows.select("user", "rank", *(pl.col(name).alias(name.removesuffix("s")) for name in lists)).sink_csv(path)
 
 
-_WRITERS = {
-    ".parquet": lambda rows, path: rows.sink_parquet(path),
-    ".jsonl": lambda rows, path: rows.sink_ndjson(path),
+WRITERS: dict[str, Any] = {
+    ".parquet": pl.LazyFrame.sink_parquet,
+    ".jsonl": pl.LazyFrame.sink_ndjson,
     ".csv": _write_csv,
 }

@@ -1,9 +1,8 @@
 """`lrec export`: any checkpoint as one safetensors file that can recommend; and `lrec.load`, which reads it back.
 
 The file holds the network's parameters by name, the raw ids of the catalogue (item_ids: UTF-8 laid end to end;
-item_ends: where each ends), their training interactions (item_counts) and, as JSON in its header, what it is: the
-network's shape, step, D, FLOPs, hash and columns of the training data. Beside that stands the `checksum` of all of it,
-which is verified.
+item_ends: where each ends), their training interactions (item_counts) and, in its header, what the network is, as JSON,
+and the `checksum` of all of it, which is verified.
 """
 
 import json
@@ -24,7 +23,7 @@ from lrec.common.text_tables import counted
 from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
-from lrec.model.item_vectors import NewItems, read_item_vectors
+from lrec.model.item_vectors import read_item_vectors
 from lrec.options.class_paths import check_trusted
 from lrec.run import Run
 from lrec.serving.recommender import Model
@@ -32,13 +31,7 @@ from lrec.serving.recommender import Model
 FORMAT = 2
 
 
-def export(
-    ckpt_path: Path,
-    out: Path,
-    k: int = 10,
-    item_vectors: Path | None = None,
-    trust: bool = False,
-) -> None:
+def export(ckpt_path: Path, out: Path, k: int = 10, item_vectors: Path | None = None, trust: bool = False) -> None:
     """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
 
     Args:
@@ -49,8 +42,7 @@ def export(
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     check_range("--k", k, at_least=1)
-    out = Path(out)
-    file = out if out.suffix in (".safetensors", ".onnx") else out / "model.safetensors"
+    file = Path(out) if Path(out).suffix in (".safetensors", ".onnx") else Path(out) / "model.safetensors"
     check_writable(file, "--out")
     model = load(ckpt_path, trust, item_vectors=item_vectors)
     step = model.about["step"]
@@ -71,17 +63,13 @@ def write_safetensors(model: Model, file: Path) -> None:
     tensors |= items_as_tensors(model.item_ids, model.counts_V)
     about = model.about | {"format": FORMAT}
     text = json.dumps(about)
-    metadata = {"lrec": text, CHECKSUM: checksum(text, tensors)}
     with replacing(file) as temporary:
-        save_tensors(tensors, temporary, metadata)
+        save_tensors(tensors, temporary, {"lrec": text, CHECKSUM: checksum(text, tensors)})
     write_json(file.with_suffix(".json"), about)
 
 
 def load(
-    path: str | Path,
-    trust: bool = False,
-    new_items: bool = True,
-    item_vectors: str | Path | None = None,
+    path: str | Path, trust: bool = False, new_items: bool = True, item_vectors: str | Path | None = None
 ) -> Model:
     """The network and its item ids, from an exported file, its folder, a run's folder (its best checkpoint), or a
     checkpoint. A network trained with item vectors comes with the rows that these make, as any other table.
@@ -112,20 +100,16 @@ def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -
         stored = _read_exported(path) if exported else trained_in(read_checkpoint(path, optimizer=False))
         if not len(stored.item_ids) == stored.item_ids.n_unique() == stored.about["n_items"]:
             raise ValueError("not one id for each item")
+        trained_VW = stored.parameters.get(VECTORS)
         if item_vectors is not None:
-            stored = stored._replace(new=_new_items(stored, item_vectors, path))
-        return stored if VECTORS not in stored.parameters else _with_table(stored, new_items)
-
-
-def _new_items(stored: Trained, item_vectors: Path, path: Path) -> NewItems:
-    """Those of a file; UserError where it is not of the network's vectors."""
-    trained_VW = stored.parameters.get(VECTORS)
-    if trained_VW is None:
-        raise UserError(f"item_vectors {item_vectors}: {path} makes no rows of vectors, give a checkpoint that does")
-    vectors_VW, new = read_item_vectors(item_vectors).of_catalogue(stored.item_ids)
-    if not torch.equal(vectors_VW, trained_VW.float()):
-        raise UserError(f"item_vectors {item_vectors}: {path} was trained with other vectors for its items")
-    return new
+            told = f"item_vectors {item_vectors}: {path}"
+            if trained_VW is None:
+                raise UserError(f"{told} makes no rows of vectors, give a checkpoint that does")
+            vectors_VW, new = read_item_vectors(item_vectors).of_catalogue(stored.item_ids)
+            if not torch.equal(vectors_VW, trained_VW.float()):
+                raise UserError(f"{told} was trained with other vectors for its items")
+            stored = stored._replace(new=new)
+        return stored if trained_VW is None else _with_table(stored, new_items)
 
 
 def _with_table(stored: Trained, new_items: bool) -> Trained:

@@ -75,11 +75,8 @@ class HistoryScores(nn.Module):
 
 
 def write_onnx(model: Model, file: Path, k: int) -> float:
-    """Write the file and run it; returns its largest difference from PyTorch's scores.
-
-    Raises:
-        UserError: the extra is not installed, or the network does not fit into one file.
-    """
+    """Write the file and run it; returns its largest difference from PyTorch's scores. UserError where the extra is not
+    installed, or the network does not fit into one file."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch.onnx needs it)
@@ -90,8 +87,7 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     if size > LARGEST:
         raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters, an ONNX file holds less than 2")
     computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
-    # More than one row and position, which torch.export would take for constants.
-    given = _histories(net, 2, 3)
+    given = _histories(net, 2, 3)  # one row or position torch.export would take for a constant
     batch = torch.export.Dim("batch", min=1)
     length = torch.export.Dim("length", min=1, max=net.config.max_len)
     shapes: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in INPUTS}
@@ -111,32 +107,23 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     assert program is not None
     program.model.metadata_props["item_ids"] = json.dumps(model.item_ids.to_list())
     program.model.metadata_props["lrec"] = json.dumps(model.about)
-    with replacing(file) as temporary:
+    given = _histories(net, 5, net.config.max_len)
+    with replacing(file) as temporary, torch.inference_mode():
         program.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        difference = _difference(session, computes)
+        (scores_BV,) = session.run(["scores"], {name: values.numpy() for name, values in given.items()})
+        difference = float(np.abs(scores_BV - computes(*map(given.get, INPUTS))[0].numpy()).max())
         if not difference <= TOLERANCE:
             raise AssertionError(f"the ONNX file's scores differ by {difference} from PyTorch's")
     return difference
 
 
 def _histories(net: Transformer, rows: int, length: int) -> dict[str, Tensor]:
-    """A few random ones."""
-    random = np.random.default_rng(0)
-    given = {
-        "items": random.integers(net.config.n_items, size=(rows, length)),
-        "lengths": random.integers(1, length, size=rows, endpoint=True),
-    }
+    random, shape = np.random.default_rng(0), (rows, length)
+    given = {"items": random.integers(net.config.n_items, size=shape)}
+    given["lengths"] = random.integers(1, length, size=rows, endpoint=True)
     if net.reads_times:
         given["times"] = random.integers(0, 2**20, size=(rows, length + 1)).cumsum(1)
     if net.reads_events:
-        given["events"] = random.integers(net.config.event_types, size=(rows, length))
+        given["events"] = random.integers(net.config.event_types, size=shape)
     return {name: torch.from_numpy(values) for name, values in given.items()}
-
-
-@torch.inference_mode()
-def _difference(session: Any, computes: HistoryScores) -> float:
-    """Largest difference of the scores of random histories."""
-    given = _histories(computes.net, 5, computes.net.config.max_len)
-    (scores_BV,) = session.run(["scores"], {name: values.numpy() for name, values in given.items()})
-    return float(np.abs(scores_BV - computes(*map(given.get, INPUTS))[0].numpy()).max())

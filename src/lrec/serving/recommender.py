@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrec.common import cpu_threads
-from lrec.data.batching.eval_batches import batch_bounds, history_batch
+from lrec.data.batching.eval_batches import HistoryBatch, batch_bounds, history_batch
 from lrec.data.formats.times import in_seconds
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits.rules import ranges
@@ -26,16 +26,6 @@ from lrec.ranking.best_items import TopItems
 from lrec.ranking.scoring import top_items
 
 RawIds = Iterable[Any]
-
-
-class _Request(NamedTuple):
-    """What is asked for each history."""
-
-    k: int
-    exclude_seen: bool
-    candidates_C: np.ndarray | None
-    fallback: bool
-    now: int
 
 
 @dataclass(frozen=True)
@@ -97,8 +87,8 @@ class Model:
         check_range("k", k, at_least=1)
         if not isinstance(histories, Histories):
             histories = histories_of(histories, self.net.reads_times, self.net.reads_events)
-        request = _Request(k, exclude_seen, self._candidates(allowed, exclude), fallback, self._seconds(now))
-        found = [self._recommend_block(block, request) for block in histories.blocks()]
+        request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, self._seconds(now))
+        found = [self._of_block(block, *request) for block in histories.blocks()]
         return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
 
     def similar_items(self, items: RawIds, k: int = 10) -> pl.DataFrame:
@@ -124,59 +114,50 @@ class Model:
             itself_B = torch.from_numpy(index_B).to(directions_VD.device)
             rows_B = torch.arange(len(raw), device=directions_VD.device)
             top = top_items(directions_VD[itself_B], directions_VD, rows_B, itself_B, k)
-        return pl.DataFrame(
-            {"item": raw, **lists_of(self.item_ids, top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy())}
-        )
+        lists = lists_of(self.item_ids, top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy())
+        return pl.DataFrame({"item": raw, **lists})
 
-    def _recommend_block(self, histories: Histories, request: _Request) -> pl.DataFrame:
-        items_N, lengths_B = self.index(histories.items), histories.lengths_B
-        times_N, events_N = self._times(histories), self._events(histories)
+    def _of_block(
+        self, block: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None, fallback: bool, now: int
+    ) -> pl.DataFrame:
+        items_N, lengths_B, times_N = self.index(block.items), block.lengths_B, block.times_N
+        events_N = self._events(block.events) if self.net.reads_events else None
+        if self.net.reads_times and times_N is None:
+            raise UserError("the network reads times (architecture.time): histories need a column times, or time")
         rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), np.cumsum(lengths_B) - lengths_B
         skipped_B = np.bincount(rows_N[items_N < 0], minlength=len(lengths_B))
         read_B = np.minimum(lengths_B - skipped_B, self.net.config.max_len)
-        n_candidates = len(self.item_ids) if request.candidates_C is None else len(request.candidates_C)
-        items_BK = np.full((len(lengths_B), min(request.k, n_candidates)), -1, dtype=np.int64)
+        n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
+        items_BK = np.full((len(lengths_B), min(k, n_candidates)), -1, dtype=np.int64)
         scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
-        if request.fallback and self.counts_V is not None:
-            popular = _most_popular(self.counts_V, items_BK.shape[1], request.candidates_C)
+        if fallback and self.counts_V is not None:
+            popular = _most_popular(self.counts_V, items_BK.shape[1], candidates_C)
             items_BK[read_B == 0], scores_BK[read_B == 0] = popular
         # Of like length in a batch; first those of no known item.
         order_B = np.argsort(read_B, kind="stable")[int((read_B == 0).sum()) :]
         batches = [order_B[start:end] for start, end in pairwise(batch_bounds(read_B[order_B], np.ones_like(order_B)))]
 
         def top_of(chosen_B: np.ndarray) -> TopItems:
-            places_N = ranges(starts_B[chosen_B], lengths_B[chosen_B])
-            times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), request.now))
+            places_N, config = ranges(starts_B[chosen_B], lengths_B[chosen_B]), self.net.config
+            times = None if times_N is None else (times_N[places_N], np.full(len(chosen_B), now))
             events = None if events_N is None else events_N[places_N]
-            return self._top(items_N[places_N], lengths_B[chosen_B], times, events, request)
+            known = (items_N[places_N], lengths_B[chosen_B], config.max_len, config.n_items, times)
+            return self._top(history_batch(*known, events_N=events), k, exclude_seen, candidates_C)
 
         # A core computes a batch alone faster than all cores each small operation.
         apart = cpu_threads.is_cpu(self.net.items.weight.device) and len(batches) >= torch.get_num_threads()
         tops = cpu_threads.mapped(top_of, batches) if apart else map(top_of, batches)
         for chosen_B, top in zip(batches, tops, strict=True):
             items_BK[chosen_B], scores_BK[chosen_B] = top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy()
-        return pl.DataFrame(
-            {
-                "user": histories.users,
-                **lists_of(self.item_ids, items_BK, scores_BK),
-                "skipped": pl.Series(skipped_B, dtype=pl.Int64),
-                "fallback": pl.Series((read_B == 0) & (items_BK[:, 0] >= 0)),
-            }
-        )
+        lists = lists_of(self.item_ids, items_BK, scores_BK)
+        popular_B = (read_B == 0) & (items_BK[:, 0] >= 0)
+        return pl.DataFrame({"user": block.users, **lists, "skipped": skipped_B, "fallback": popular_B})
 
     @torch.inference_mode()
-    def _top(
-        self,
-        items_N: np.ndarray,
-        lengths_B: np.ndarray,
-        times: tuple[np.ndarray, np.ndarray] | None,
-        events_N: np.ndarray | None,
-        request: _Request,
-    ) -> TopItems:
-        net, device, candidates_C = self.net, self.net.items.weight.device, request.candidates_C
-        batch = history_batch(items_N, lengths_B, net.config.max_len, net.config.n_items, times, events_N=events_N)
+    def _top(self, batch: HistoryBatch, k: int, exclude_seen: bool, candidates_C: np.ndarray | None) -> TopItems:
+        net, device = self.net, self.net.items.weight.device
         rows_S, items_S = batch.seen_targets_S, batch.seen_items_S
-        if not request.exclude_seen:
+        if not exclude_seen:
             rows_S, items_S = rows_S[:0], items_S[:0]
         elif candidates_C is not None:
             place_V = torch.full((net.config.n_items,), -1)
@@ -186,9 +167,9 @@ class Model:
 
         def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
             if candidates_C is None:
-                return top_items(hidden_BD, table_VD, rows_S.to(device), items_S.to(device), request.k)
+                return top_items(hidden_BD, table_VD, rows_S.to(device), items_S.to(device), k)
             candidates = torch.from_numpy(candidates_C).to(device)  # ascending: ties keep the catalogue's order
-            top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), request.k)
+            top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), k)
             return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
 
         times_BT = None if batch.times_BT is None else batch.times_BT.to(device)
@@ -196,26 +177,16 @@ class Model:
         last_B, items_BL = batch.positions_M.to(device), batch.items_BL.to(device)
         return net(items_BL, head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL)
 
-    def _times(self, histories: Histories) -> np.ndarray | None:
-        """The time of each item; None where the network does not read it."""
-        if not self.net.reads_times:
-            return None
-        if histories.times_N is None:
-            raise UserError("the network reads times (architecture.time): histories need a column times, or time")
-        return histories.times_N
-
-    def _events(self, histories: Histories) -> np.ndarray | None:
-        """The type of each item's event, int64; None where the network does not read it."""
-        if not self.net.reads_events:
-            return None
-        if histories.events is None:
+    def _events(self, events: pl.Series | None) -> np.ndarray:
+        """The type of each item's event, int64."""
+        if events is None:
             raise UserError(
                 "the network reads types of event (data.event_column): histories need a column events, or event"
             )
         names: list[str] = self.about["event_names"]
-        found = histories.events.replace_strict(names, range(len(names)), default=-1, return_dtype=pl.Int64)
+        found = events.replace_strict(names, range(len(names)), default=-1, return_dtype=pl.Int64)
         if (found < 0).any():
-            unknown = histories.events[int((found < 0).arg_max() or 0)]
+            unknown = events[int((found < 0).arg_max() or 0)]
             raise UserError(f"histories: {unknown} is no type of event of the training data: {', '.join(names)}")
         return found.to_numpy()
 
@@ -230,7 +201,6 @@ class Model:
 
     @cached_property
     def _sorted_ids(self) -> tuple[pl.Series, np.ndarray]:
-        """The items' raw ids in order, and the catalogue index of each."""
         index_V = self.item_ids.arg_sort()
         return self.item_ids.gather(index_V), index_V.to_numpy().astype(np.int64)
 
@@ -259,20 +229,14 @@ def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -
     """Lists of raw ids and scores, columns items and scores, without unused slots (index -1)."""
     items = item_ids.gather(np.maximum(items_BK, 0).ravel()).reshape(items_BK.shape)
     scores = pl.Series(scores_BK.ravel(), dtype=pl.Float32).reshape(items_BK.shape)
-    lists = {"items": items.arr.to_list(), "scores": scores.arr.to_list()}
+    lists = pl.DataFrame({"items": items.arr.to_list(), "scores": scores.arr.to_list()})
     if (items_BK < 0).any():  # unused slots are the last ones
-        used_B = pl.lit(pl.Series((items_BK >= 0).sum(1)))
-        lists = pl.DataFrame(lists).select(pl.all().list.head(used_B)).to_dict()
-    return lists
+        lists = lists.select(pl.all().list.head(pl.lit(pl.Series((items_BK >= 0).sum(1)))))
+    return lists.to_dict()
 
 
-_SCHEMA: dict[str, pl.DataType] = {
-    "user": pl.String(),
-    "items": pl.List(pl.String()),
-    "scores": pl.List(pl.Float32()),
-    "skipped": pl.Int64(),
-    "fallback": pl.Boolean(),
-}
+_LISTS = {"items": pl.List(pl.String()), "scores": pl.List(pl.Float32())}
+_SCHEMA = {"user": pl.String(), **_LISTS, "skipped": pl.Int64(), "fallback": pl.Boolean()}
 
 
 def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

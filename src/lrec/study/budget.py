@@ -1,8 +1,8 @@
 """What a study will take before it takes it: hours, memory and disk of each run, against a budget."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrec.common import hardware
@@ -11,9 +11,9 @@ from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
-from lrec.run import Run, RunConfig
+from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
-from lrec.study.launch import Limits
+from lrec.study.options import Study
 from lrec.study.placement import here
 
 if TYPE_CHECKING:
@@ -30,79 +30,52 @@ STARTING_S = 10
 PROCESS_GIB = 1.0
 
 # A step to be measured within a fraction of a second.
-BLOCKS = 2
-MOST_ITEMS = 20_000
+BLOCKS, MOST_ITEMS, SECONDS = 2, 20_000, 0.2
 MOST_FLOPS = {"cpu": 5e9, "cuda": 1e13}
-SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes, and what it is for.
-
-    Attributes:
-        hours: Of one core; of one GPU where it trains on GPUs.
-        memory_gib: Of all its processes on a machine.
-        gpu_gib: Of each GPU; 0 where it trains on CPUs.
-        disk_gib: Of its checkpoints.
-        gpus: GPUs, over all its machines.
-    """
-
-    run: str
+    run: PlannedRun
     n_body: int
     n_total: int
-    hours: float
-    memory_gib: float
-    disk_gib: float
-    fraction: float = 1.0
-    held_out: bool = False
-    gpu_gib: float = 0.0
-    gpus: int = 0
+    hours: float  # of one core; of one GPU where it trains on GPUs
+    memory_gib: float  # of all its processes on a machine
+    disk_gib: float  # of its checkpoints
+    gpu_gib: float  # of each GPU; 0 where it trains on CPUs
+    gpus: int  # over all its machines
 
 
-def plan(runs: list[PlannedRun], folder: Path, limits: Limits) -> list[Cost]:
-    """The cost of each run. Prepares the data: the catalogue's size decides it.
+def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
+    """The cost of each run, what they took where they are finished. Prepares the data: the catalogue's size decides it.
 
-    Hours are those of all epochs, of one core or one GPU, by a short step measured here in the run's own precision
-    (`training_rate`), and ten seconds to start a run: early stopping makes them fewer. Memory is that of a step in the
-    run's precision and strategy (`memory.of_step`) plus a gibibyte for each process. On a GPU the step's is the GPU's,
-    and the machine holds a copy of parameters and moments while they are saved. Disk counts two checkpoints. Runs that
-    are finished in `folder` cost what they took.
+    Hours are those of all epochs, by a short step measured here (`training_rate`), and ten seconds to start a run:
+    early stopping makes them fewer. Memory is that of a step (`memory.of_step`) plus a gibibyte for each process; on a
+    GPU the step's is the GPU's, and the machine holds a copy of parameters and moments while they are saved. Disk
+    counts two checkpoints.
     """
     opened: dict[str, SequenceDataModule] = {}
-    rate = cache(training_rate)
-    costs = []
+    rate, costs = cache(training_rate), []
     for run in runs:
         if (key := json_hash(run.config.nested["data"] | {"seed": 0})) not in opened:
             opened[key] = run.open_data()
         data = opened[key]
-        place = limits.placement(run)
+        place = study.placement(run.config)
         config, loss = run.network(data.n_items), run.model.loss
         positions = -(-run.config.value("data.targets_per_step") // (place.ranks * place.accumulation))
-        step = memory.of_step(
-            config, positions, place.precision, place.shards, place.checkpointing, place.kind, place.ranks
-        )
-        of_process = step.total if place.kind == "cpu" else step.parameters + step.optimizer
-        if Run(folder / run.name).result is not None:
-            hours = spent_hours([run], folder, limits)
+        lies = (place.precision, place.shards, place.checkpointing, place.kind, place.ranks)
+        step = memory.of_step(config, positions, *lies)
+        of_process = step.parameters + step.optimizer if place.gpus else step.total
+        n_total = cost.n_total(config)
+        if run_of_study(study.folder, run.name).result is not None:
+            hours = spent_hours(study, [run])
         else:
             flops = _flops_of_epoch(config, loss, data, place.checkpointing) * _epochs(run.config, data.steps_per_epoch)
             training_s = (1 + BESIDE_STEPS) * flops / rate(config, loss, positions, place.precision, place.kind)
             hours = (STARTING_S * place.ranks + training_s) / 3600
-        costs.append(
-            Cost(
-                run.name,
-                cost.n_body(config),
-                cost.n_total(config),
-                hours,
-                memory_gib=place.devices * (PROCESS_GIB + of_process / 2**30),
-                disk_gib=24 * cost.n_total(config) / 2**30,
-                fraction=run.fraction,
-                held_out=run.held_out,
-                gpu_gib=step.total / 2**30 if place.gpus else 0.0,
-                gpus=place.gpus * place.nodes,
-            )
-        )
+        memory_gib = place.devices * (PROCESS_GIB + of_process / 2**30)
+        on_gpus = (step.total / 2**30, place.gpus * place.nodes) if place.gpus else (0.0, 0)
+        costs.append(Cost(run, cost.n_body(config), n_total, hours, memory_gib, 24 * n_total / 2**30, *on_gpus))
     return costs
 
 
@@ -120,8 +93,7 @@ def _flops_of_epoch(config: TransformerConfig, loss: "Loss", data: "SequenceData
 def training_rate(
     config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: hardware.Kind = "cpu"
 ) -> float:
-    """FLOPs per second of forward and backward: of one core, in processor time, so that other load counts little; or of
-    one GPU, assumed where there is none here.
+    """FLOPs per second of forward and backward, of one core or of one GPU, which is assumed where there is none.
 
     Steps of a network of the same width and parts, of up to two blocks over a catalogue of up to 20,000 items, on
     `positions` of a micro-batch, or fewer where they would take long.
@@ -166,51 +138,48 @@ def training_rate(
 
 def _epochs(config: RunConfig, steps_per_epoch: int) -> float:
     """The most epochs that a run may take; Lightning's own default is 1000."""
-    steps, epochs = config.value("trainer.max_steps", -1), config.value("trainer.max_epochs")
-    by_steps = steps / steps_per_epoch if steps >= 0 else float("inf")
-    if epochs is None:
-        epochs = 1000 if by_steps == float("inf") else float("inf")
-    return float(min(by_steps, epochs if epochs >= 0 else float("inf")))
+    steps = config.value("trainer.max_steps", -1)
+    epochs = config.value("trainer.max_epochs", 1000 if steps < 0 else -1)
+    limits = [steps / steps_per_epoch] if steps >= 0 else []
+    return float(min(limits + ([epochs] if epochs >= 0 else []), default=math.inf))
 
 
-def plan_table(costs: list[Cost], limits: Limits) -> str:
+def plan_table(costs: list[Cost], study: Study) -> str:
     """The runs with their expected hours, memory and disk, and what all of them come to."""
     on_gpus = [c for c in costs if c.gpus]
     head = f"{'run':<32}{'N_body':>12}{'N_total':>15}{'hours':>9}{'GiB':>7}{'disk GiB':>10}"
     lines = [head + (f"{'GPUs':>6}{'GiB each':>10}" if on_gpus else "")]
     for c in costs:
-        line = f"{c.run:<32}{c.n_body:>12,}{c.n_total:>15,}{c.hours:>9.3f}{c.memory_gib:>7.1f}{c.disk_gib:>10.2f}"
+        line = f"{c.run.name:<32}{c.n_body:>12,}{c.n_total:>15,}{c.hours:>9.3f}{c.memory_gib:>7.1f}{c.disk_gib:>10.2f}"
         of_gpus = f"{c.gpus or '':>6}{f'{c.gpu_gib:.1f}' if c.gpus else '':>10}" if on_gpus else ""
         lines.append(line + of_gpus)
     takes = [f"at most {sum(c.hours for c in on_gpus):.2f} GPU-hours"] if on_gpus else []
     if len(on_gpus) < len(costs):
-        hours = sum(c.hours for c in costs if not c.gpus)
-        cores = counted(limits.cores, "core")
-        takes.append(f"at most {hours:.2f} hours of one core, {hours / limits.cores:.2f} on {cores}")
-    at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: limits.jobs])
-    takes.append(f"{min(at_once, limits.memory_gib or at_once):.1f} GiB of memory")
+        hours, cores = sum(c.hours for c in costs if not c.gpus), study.n_cores
+        takes.append(f"at most {hours:.2f} hours of one core, {hours / cores:.2f} on {counted(cores, 'core')}")
+    at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: study.jobs])
+    takes.append(f"{min(at_once, study.memory_gib or at_once):.1f} GiB of memory")
     takes.append(f"{sum(c.disk_gib for c in costs):.2f} GiB of disk")
     lines.append(f"{counted(len(costs), 'run')}, {', '.join(takes)}")
     if on_gpus and not here():
         rates = f"{ASSUMED['bf16-mixed'] / 1e12:.0f} TFLOP/s in bfloat16, {ASSUMED['32-true'] / 1e12:.0f} in float32"
         lines.append(f"no GPU is here to be measured: hours at {rates}, which small steps do not reach")
-    of_shares = [c.hours for c in costs if c.fraction < max(c.fraction for c in costs)]
-    if of_shares and (held_out := [c.hours for c in costs if c.held_out]):
-        lines.append(
-            f"{len(of_shares)} of them with smaller shares of the data, {sum(of_shares):.2f} hours; the largest "
-            f"held-out run alone may take {max(held_out):.2f}"
-        )
+    most = max(c.run.fraction for c in costs)
+    of_shares = [c.hours for c in costs if c.run.fraction < most]
+    held_out = [c.hours for c in costs if c.run.held_out]
+    if of_shares and held_out:
+        smaller = f"{len(of_shares)} of them with smaller shares of the data, {sum(of_shares):.2f} hours"
+        lines.append(f"{smaller}; the largest held-out run alone may take {max(held_out):.2f}")
     return "\n".join(lines)
 
 
-def check(costs: list[Cost], memory_gib: float | None, hours: float | None, disk_gib: float | None) -> None:
-    """Refuse a study that may take more than it is allowed; None allows anything."""
-    largest = max(costs, key=lambda c: c.memory_gib)
+def check(costs: list[Cost], study: Study) -> None:
+    largest, memory_gib = max(costs, key=lambda c: c.memory_gib), study.memory_gib
     if memory_gib is not None and largest.memory_gib > memory_gib:
-        raise UserError(f"--memory_gib {memory_gib:g}: run {largest.run} alone needs {largest.memory_gib:.1f} GiB")
+        raise UserError(f"--memory_gib {memory_gib:g}: run {largest.run.name} alone needs {largest.memory_gib:.1f} GiB")
     for option, allowed, needed in (
-        ("budget_hours", hours, sum(c.hours for c in costs)),
-        ("budget_disk_gib", disk_gib, sum(c.disk_gib for c in costs)),
+        ("budget_hours", study.budget_hours, sum(c.hours for c in costs)),
+        ("budget_disk_gib", study.budget_disk_gib, sum(c.disk_gib for c in costs)),
     ):
         if allowed is not None and needed > allowed:
             raise UserError(
@@ -219,11 +188,11 @@ def check(costs: list[Cost], memory_gib: float | None, hours: float | None, disk
             )
 
 
-def spent_hours(runs: list[PlannedRun], folder: Path, limits: Limits) -> float:
+def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
     """Hours of a core, or of a GPU, that the runs have taken up to their last evaluation."""
     seconds = 0.0
     for run in runs:
-        if points := Run(folder / run.name).points:
-            place = limits.placement(run)
-            seconds += points[-1].wall_s * (place.ranks if place.gpus else limits.threads)
+        place = study.placement(run.config)
+        wall_s = sum(point.wall_s for point in run_of_study(study.folder, run.name).points[-1:])
+        seconds += wall_s * (place.ranks if place.gpus else study.threads)
     return seconds / 3600

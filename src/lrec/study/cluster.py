@@ -3,23 +3,24 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.imports import RequirementCache
 
 from lrec.errors import UserError
 from lrec.study.grid import PlannedRun
-from lrec.study.launch import Limits, Outcome, Training
+from lrec.study.launch import Outcome, Training
+from lrec.study.options import Study
 from lrec.study.processes import Processes, start_server
 
 POLL_S = 2.0
 A_DAY = 24 * 60  # minutes
 
 
-def check_accelerators(runs: list[PlannedRun], parameters: dict[str, Any]) -> None:
+def check_accelerators(runs: Iterable[PlannedRun], parameters: dict[str, Any]) -> None:
     """UserError where a run leaves open what it trains on: here that may be something else than on the nodes."""
     if parameters.get("cluster", "slurm") in ("local", "debug"):
         return
@@ -32,33 +33,37 @@ def check_accelerators(runs: list[PlannedRun], parameters: dict[str, Any]) -> No
 
 
 def train_on_cluster(
-    runs: list[PlannedRun], folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
+    study: Study, runs: list[PlannedRun], watch: Callable[[], object] = lambda: None
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Submit runs as arrays of jobs, wait, and yield each with what became of it; as `train` does it here.
 
     A job is a run with its retries, a task on each of its nodes, which starts the processes of the node's devices
-    itself. Runs that take as many nodes and GPUs are one array, of which `limits.jobs` run at a time; those that start
-    from another one's network wait for all others. All nodes must see the folder; the jobs' own logs go to `jobs`
-    beside it. Parameters are those of submitit's AutoExecutor.update_parameters, and cluster: slurm (the default) or
-    debug (in this process).
+    itself. Runs that take as many nodes and GPUs are one array, of which `study.jobs` run at a time; those that start
+    from another one's network wait for all others.
     """
     for wave in ([run for run in runs if not run.starts_from], [run for run in runs if run.starts_from]):
         by_job: dict[Any, PlannedRun] = {}
-        for (nodes, gpus), alike in _by_place(wave, limits).items():
-            options = parameters | ({"nodes": nodes} if nodes > 1 else {}) | ({"gpus_per_node": gpus} if gpus else {})
-            cpus = options.get("cpus_per_task", limits.threads)
-            trainings = [Training(run, (folder / run.name).resolve(), study, cpus, limits.retries) for run in alike]
-            jobs = _executor(folder, study, limits, options).map_array(Job(), trainings)
+        by_place: dict[tuple[int, int], list[PlannedRun]] = defaultdict(list)
+        for run in wave:
+            place = study.placement(run.config)
+            by_place[place.nodes, place.gpus].append(run)
+        for (nodes, gpus), alike in by_place.items():
+            options = ({"nodes": nodes} if nodes > 1 else {}) | ({"gpus_per_node": gpus} if gpus else {})
+            folder, cpus = study.folder.resolve() / "runs", (study.cluster or {}).get("cpus_per_task", study.threads)
+            trainings = [Training(run, folder / run.name, study.name, cpus, study.retries) for run in alike]
+            jobs = _executor(study, **options).map_array(Job(), trainings)
             by_job |= dict(zip(jobs, alike, strict=True))
-        for job in _submitit().helpers.as_completed(list(by_job), poll_frequency=POLL_S):
-            yield by_job[job], _outcome_of(job)
+        while by_job:
+            watch()
+            done = [job for job in by_job if job.done()]
+            for job in done:
+                yield by_job.pop(job), _outcome_of(job)
+            time.sleep(0 if done else POLL_S)
 
 
-def as_local_jobs(
-    folder: Path, study: str, limits: Limits, parameters: dict[str, Any]
-) -> Callable[[Training], Outcome]:
+def as_local_jobs(study: Study) -> Callable[[Training], Outcome]:
     """How `train` carries out a run as a job of submitit's local executor; such jobs stop when this process ends."""
-    executor = _executor(folder, study, limits, parameters)
+    executor = _executor(study)
 
     def carry_out(training: Training) -> Outcome:
         stopped = training.processes  # by `train`; the job has processes of its own
@@ -83,7 +88,6 @@ class Job:
         self.processes = Processes()
 
     def __call__(self, training: Training) -> Outcome:
-        """Train the run, or be one of its further nodes."""
         self.processes = Processes([os.getpid()] + ([self.study] if self.study else []))
         if self.study:  # submitit ignores it
             signal.signal(signal.SIGTERM, lambda *_: self.processes.stop())
@@ -119,24 +123,16 @@ def _submitit() -> Any:
     return submitit
 
 
-def _by_place(runs: list[PlannedRun], limits: Limits) -> dict[tuple[int, int], list[PlannedRun]]:
-    """The runs by their nodes and GPUs of a node."""
-    alike: dict[tuple[int, int], list[PlannedRun]] = {}
-    for run in runs:
-        place = limits.placement(run)
-        alike.setdefault((place.nodes, place.gpus), []).append(run)
-    return alike
-
-
-def _executor(folder: Path, study: str, limits: Limits, parameters: dict[str, Any]) -> Any:
-    cluster = parameters.get("cluster", "slurm")
-    time_limit = A_DAY if cluster == "slurm" else 365 * A_DAY  # submitit's own is minutes
-    defaults = {"name": study, "cpus_per_task": limits.threads, "timeout_min": time_limit}
-    defaults["slurm_array_parallelism"] = limits.jobs
-    options = {name: value for name, value in parameters.items() if name != "cluster"}
+def _executor(study: Study, **options: int) -> Any:
+    """Of submitit, by the parameters of --cluster: those of AutoExecutor.update_parameters, and which cluster; `debug`
+    is this process."""
+    parameters = {"name": study.name, "cpus_per_task": study.threads, "slurm_array_parallelism": study.jobs}
+    parameters |= (study.cluster or {}) | options
+    cluster = parameters.pop("cluster", "slurm")
+    parameters.setdefault("timeout_min", A_DAY if cluster == "slurm" else 365 * A_DAY)  # submitit's own is minutes
     try:
-        executor = _submitit().AutoExecutor(folder.parent / "jobs" / "%j", cluster=cluster)
-        executor.update_parameters(**defaults | options)
+        executor = _submitit().AutoExecutor(study.folder / "jobs" / "%j", cluster=cluster)
+        executor.update_parameters(**parameters)
     except (ValueError, NameError, TypeError, RuntimeError) as error:
         raise UserError(f"--cluster: {error}") from error
     return executor

@@ -51,7 +51,12 @@ def compare(
         for name, (files, large) in _ladders(path).items():
             held_out = [(float(getattr(p, x)), float(getattr(p, y))) for p in large if not p.diverged]
             ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
-    contrasts = _contrasts({name: fitted for name, (fitted, _) in ladders.items()})
+    contrasts: dict[tuple[str, str], Contrast | str] = {}
+    for one, two in combinations(ladders, 2):
+        try:
+            contrasts[one, two] = contrast(ladders[one][0], ladders[two][0])
+        except UserError as error:  # why there is none
+            contrasts[one, two] = str(error)
     crossings = [each.crossing for each in contrasts.values() if isinstance(each, Contrast) and each.crossing]
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
     content = {
@@ -70,7 +75,12 @@ def compare(
     about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
     write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": pairs}))
     rows = [["ladder", *chosen.parameters]]
-    rows += [[name, *_with_intervals(fitted)] for name, (fitted, _) in ladders.items()]
+    for name, (fitted, _) in ladders.items():
+        cells = []
+        for parameter, value in fitted.parameters.items():
+            low, high = (parameter_text(end, UNBOUNDED) for end in fitted.profile.parameters[parameter])
+            cells.append(f"{parameter_text(value)} [{low}, {high}]")
+        rows.append([name, *cells])
     print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
     exponent = chosen.parameters[chosen.n_coefficients]
     for (one, two), each in contrasts.items():
@@ -78,48 +88,19 @@ def compare(
     print(f"\n{out / 'compare.png'}")
 
 
-def _with_intervals(fitted: Fit) -> list[str]:
-    """Each parameter with the ends of its interval."""
-    texts = []
-    for name, value in fitted.parameters.items():
-        low, high = fitted.profile.parameters[name]
-        texts.append(f"{parameter_text(value)} [{parameter_text(low, UNBOUNDED)}, {parameter_text(high, UNBOUNDED)}]")
-    return texts
-
-
-def _contrasts(fits: dict[str, Fit]) -> dict[tuple[str, str], Contrast | str]:
-    """The contrast of each pair of ladders, or why there is none."""
-    found: dict[tuple[str, str], Contrast | str] = {}
-    for one, two in combinations(fits, 2):
-        try:
-            found[one, two] = contrast(fits[one], fits[two])
-        except UserError as error:
-            found[one, two] = str(error)
-    return found
-
-
 def _in_words(found: Contrast, exponent: str, x: str) -> str:
-    """The verdict on a pair, in a few sentences."""
     difference = f"{found.exponent:+.3g} [{found.exponent_low:.3g}, {found.exponent_high:.3g}]"
-    apart = "told apart" if found.told_apart else "not told apart"
-    exponents = f"{exponent} differs by {difference}, {apart}"
+    exponents = f"{exponent} differs by {difference}, {'' if found.told_apart else 'not '}told apart"
     first = "lower" if found.lower_before else "higher"
     where = f"at every size; {found.share:.0%} of the refits cross"
     if found.crossing is not None:
         low = "below the sizes" if not found.crossing_low else f"{found.crossing_low:.3g}"
         high = "beyond ten times the largest" if found.crossing_high == math.inf else f"{found.crossing_high:.3g}"
         where = f"up to {x} {found.crossing:.3g} [{low}, {high}], and not from there on"
-    times, *ends = map(_times_text, (found.times, found.times_low, found.times_high))
-    cost = f"{times} times the {x} [{', '.join(ends)}]"
-    reached = f"What the first reaches at {x} {found.reached:.3g}, the second reaches with {cost}"
-    return f"{exponents}. The first is {first} {where}. {reached}"
-
-
-def _times_text(times: float) -> str:
-    """How many times as much, as far as that was looked for."""
-    if times == 0:
-        return f"below {1 / FURTHEST:g}"
-    return f"above {FURTHEST:g}" if times == math.inf else f"{times:.2f}"
+    not_found = {0.0: f"below {1 / FURTHEST:g}", math.inf: f"above {FURTHEST:g}"}
+    times, low, high = (not_found.get(n, f"{n:.2f}") for n in (found.times, found.times_low, found.times_high))
+    reached = f"What the first reaches at {x} {found.reached:.3g}, the second reaches with {times} times the {x}"
+    return f"{exponents}. The first is {first} {where}. {reached} [{low}, {high}]"
 
 
 def _points(files: list[Path], x: str, y: str) -> pl.DataFrame:

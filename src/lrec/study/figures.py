@@ -1,7 +1,7 @@
 """Pictures of a study beyond its fits: loss against compute, at equal compute, against repeated data; several studies.
 
-They show validation losses of all evaluations. Those within a run come before its learning rate has fallen and lie
-above what a whole run of that length would reach; the circles are best evaluations, which end a whole run.
+Validation losses within a run come before its learning rate has fallen and lie above what a whole run of that length
+would reach; the circles are best evaluations, which end a whole run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,8 @@ Points = Sequence[Point]  # those of one run, by step
 
 def compute_figure(runs: Sequence[Points]) -> "Figure":
     """Validation loss against training FLOPs, a line a run, and the least loss of any run for the compute."""
-    figure = new_figure(
-        6.4, 4.4, "Validation loss against training FLOPs: a line for each run, and the least loss for the compute"
-    )
+    alt = "Validation loss against training FLOPs: a line for each run, and the least loss for the compute"
+    figure = new_figure(6.4, 4.4, alt)
     axes = figure.add_subplot()
     _draw_runs(axes, runs, "flops", _shades(runs))
     axes.plot(*envelope(runs), color=INK, lw=1.4, ls="--", label="least loss for the compute")
@@ -41,15 +40,11 @@ def envelope(runs: Sequence[Points]) -> tuple[Array, Array]:
     """FLOPs, and the least loss that any run had reached with no more than those, interpolated over log FLOPs."""
     trajectories = [trajectory(points, "flops") for points in runs]
     flops_G = np.geomspace(min(f[0] for f, _ in trajectories), max(f[-1] for f, _ in trajectories), 300)
-    reached = [
-        np.where(flops_G < flops_P[0] * (1 - 1e-9), np.inf, _least(flops_G, flops_P, loss_P))
-        for flops_P, loss_P in trajectories
-    ]
-    return flops_G, np.min(reached, axis=0)
+    least = [np.where(flops_G < f[0] * (1 - 1e-9), np.inf, _least(flops_G, f, loss_P)) for f, loss_P in trajectories]
+    return flops_G, np.min(least, axis=0)
 
 
 def _least(flops: Any, flops_P: Array, loss_P: Array) -> Any:
-    """A run's least loss up to some FLOPs."""
     return np.interp(np.log(flops), np.log(flops_P), np.minimum.accumulate(loss_P))
 
 
@@ -58,9 +53,8 @@ def iso_flop_figure(runs: Sequence[Points]) -> "Figure | None":
     curves = iso_flops(runs)
     if not curves:
         return None
-    figure = new_figure(
-        6.4, 4.4, "Validation loss against N_body: a line for each amount of compute, a star at its best size"
-    )
+    alt = "Validation loss against N_body: a line for each amount of compute, a star at its best size"
+    figure = new_figure(6.4, 4.4, alt)
     axes = figure.add_subplot()
     for (flops, (n_S, loss_S)), color in zip(curves.items(), _colors(len(curves)), strict=True):
         axes.plot(n_S, loss_S, "o-", ms=4, lw=1.1, color=color, label=f"{flops:.1e} FLOPs")
@@ -72,11 +66,8 @@ def iso_flop_figure(runs: Sequence[Points]) -> "Figure | None":
 
 
 def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
-    """Sizes and their least losses within each of some amounts of compute; those with three sizes or more.
-
-    A size stands only at amounts between a run's first evaluation and its last, interpolated over log FLOPs; seeds are
-    averaged.
-    """
+    """Sizes and their least losses, means over seeds, within each of some amounts of compute that three sizes or more
+    have between their first evaluation and their last."""
     trajectories = [(points[0].N_body, *trajectory(points, "flops")) for points in runs]
     first = min(flops_P[0] for _, flops_P, _ in trajectories)
     last = max(flops_P[-1] for _, flops_P, _ in trajectories)
@@ -104,7 +95,7 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure":
     for axes in panels:  # once all is drawn: they share an axis of losses
         style(axes, "epochs over the data, D/U", "val_loss" if axes is panels[0] else "")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(_first_digit)
+        axes.xaxis.set_minor_formatter(lambda n, _: f"{n:g}" if f"{n:e}"[0] in "25" else "")  # others have no room
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", **LEGEND)
     return figure
 
@@ -112,10 +103,8 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure":
 def studies_figure(
     fits: Mapping[str, tuple[Fit, Sequence[tuple[float, float]]]], x: str, y: str, crossings: Sequence[float] = ()
 ) -> "Figure":
-    """Points and laws of several studies, recipes or data sets, by name: the fit, and size and loss of held-out points.
-
-    Fitted sizes are full, held-out ones hollow; a dotted line stands where curves cross.
-    """
+    """Laws of several ladders, by name: the fit with full points, size and loss of held-out ones, which are hollow; a
+    dotted line stands where curves cross."""
     alt = f"{y} against {x} for each ladder: fitted sizes as full points, held-out sizes as hollow ones, the fitted law"
     figure = new_figure(6.4, 4.4, alt)
     axes = figure.add_subplot()
@@ -150,11 +139,6 @@ def trajectory(points: Points, x: str) -> tuple[Array, Array]:
     finite = [(getattr(point, x), point.val_loss) for point in points if point.val_loss is not None]
     x_P, loss_P = np.array(finite, dtype=float).T
     return x_P, loss_P
-
-
-def _first_digit(value: float, _: int) -> str:
-    """Labels 2 and 5 of a decade, and no more."""
-    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _shades(runs: Sequence[Points]) -> dict[float, Any]:

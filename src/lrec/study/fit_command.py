@@ -48,11 +48,9 @@ def fit_command(
     """
     method = method_named(law)
     check_writable(out / "fit.json", "--out")
-    if method is None:
-        table_read = read_points(points, x, y, shares=True)
-    else:
-        d_of_law, u_of_law = (column if i < len(method.variables) else None for i, column in ((1, d), (2, u)))
-        table_read = read_points(points, x, y, d_of_law, u_of_law)
+    variables = 1 if method is None else len(method.variables)
+    of_law = (d if variables > 1 else None, u if variables > 2 else None)
+    table_read = read_points(points, x, y, *of_law, shares=method is None)
     names = {"x": x, "d": d, "u": u, "y": y}
     predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))
     analysis = analyse(predictor, held_out, table_read, names, compare, floor)
@@ -62,6 +60,5 @@ def fit_command(
     figure = fit_figure(analysis.predictor, *shown, floor, x, y) if of_size else agreement_figure(*shown, x, y)
     save_figure(out / "fit.png", figure)
     write_text(out / "report.md", markdown(content, alt_text(figure)))
-    counted = points_of(content)
     title = content["formula"] if method else f"forecast, described by {content['formula']}"
-    print(f"{title}, {counted}\n\n{on_terminal(table(content))}\n\n{out}")
+    print(f"{title}, {points_of(content)}\n\n{on_terminal(table(content))}\n\n{out}")

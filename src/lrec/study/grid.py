@@ -18,30 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training of the grid.
-
-    Attributes:
-        name: Unique in the study; the name of its folder.
-        variant: Which of the study's variants it is; "" where there is one only.
-        ladder: Name of the runs that one law is fitted to: they differ in size and seed alone.
-        held_out: Whether its loss is predicted before it is trained.
-        options: Every option of its `lrec fit`, nested as in config.yaml, except where it writes.
-        starts_from: Name of the run whose best network it starts from; "" where it starts from scratch.
-    """
-
-    name: str
+    name: str  # of its folder
     size: str
     seed: int
     fraction: float
-    variant: str
-    ladder: str
-    held_out: bool
-    options: dict[str, Any]
-    starts_from: str = ""
+    variant: str  # "" where there is one only
+    ladder: str  # name of the runs that one law is fitted to: they differ in size and seed alone
+    held_out: bool  # whether its loss is predicted before it is trained
+    options: dict[str, Any]  # all those of its `lrec fit`, nested as in config.yaml, except where it writes
+    starts_from: str = ""  # name of the run whose best network it starts from
 
     @property
     def config(self) -> RunConfig:
-        """Its options by name."""
         return RunConfig(self.options)
 
     @property
@@ -72,33 +60,28 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     """
     with importing():
         from lrec.training.lightning_cli import compose
-    most = max(study.every_fraction)
-    runs = [
-        _planned(study, size, seed, fraction, variant)
-        for fraction, variant, size in product(study.every_fraction, study.every_variant, study.ladder)
-        if fraction == most or size not in study.held_out
-        for seed in _seeds(study, size)[: None if fraction == most or study.fractions else 1]
-    ]
+    runs, most = [], max(study.every_fraction)
+    for fraction, variant, size in product(study.every_fraction, study.every_variant, study.ladder):
+        held_out = size in study.held_out
+        seeds = study.size_seeds.get(size, study.holdout_seeds if held_out else study.seeds)
+        if fraction < most:
+            seeds = () if held_out else seeds if study.fractions else seeds[:1]
+        ladder = [variant] if len(study.every_variant) > 1 else []
+        ladder += [f"fraction-{fraction:g}"] if len(study.every_fraction) > 1 else []
+        share = "" if fraction == 1 else f"{study.reduce}-{fraction:g}"
+        source = study.starts_from.get(variant)
+        for seed in seeds:
+            name = _name(size, share, variant, seed)
+            starts_from = "" if source is None else _name(size, share, source, seed)
+            runs.append(PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from))
     return [replace(run, options=compose(_arguments(study, run))) for run in runs]
 
 
-def _seeds(study: Study, size: str) -> tuple[int, ...]:
-    return study.size_seeds.get(size, study.holdout_seeds if size in study.held_out else study.seeds)
-
-
-def _planned(study: Study, size: str, seed: int, fraction: float, variant: str) -> PlannedRun:
-    """The run, without its options."""
-    ladder = [variant] if len(study.every_variant) > 1 else []
-    ladder += [f"fraction-{fraction:g}"] if len(study.every_fraction) > 1 else []
-    share = "" if fraction == 1 else f"{study.reduce}-{fraction:g}"
-    source = study.starts_from.get(variant)
-    name, starts_from = _name(size, share, variant, seed), "" if source is None else _name(size, share, source, seed)
-    held_out = size in study.held_out
-    return PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from)
+def _name(size: str, share: str, variant: str, seed: int) -> str:
+    return "-".join(part for part in (size, share, variant, f"seed{seed}") if part)
 
 
 def _arguments(study: Study, run: PlannedRun) -> list[str]:
-    """Those of its `lrec fit`."""
     options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
     by_rule = {option: _power(option, rule, run.size, run.fraction) for option, rule in dotted(study.rules).items()}
     for more in (study.options, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
@@ -112,10 +95,6 @@ def _arguments(study: Study, run: PlannedRun) -> list[str]:
         *(f"--config={find_config(config)}" for config in study.configs),
         *(f"--{option}={as_argument(value)}" for option, value in in_order),
     ]
-
-
-def _name(size: str, share: str, variant: str, seed: int) -> str:
-    return "-".join(part for part in (size, share, variant, f"seed{seed}") if part)
 
 
 def _power(option: str, rule: Any, size: str, fraction: float) -> float:

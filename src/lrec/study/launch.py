@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from lrec.common.start_stop import TRY_AGAIN
 from lrec.errors import UserError
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
-from lrec.study.placement import Placement, placement
+from lrec.study.options import Study
 from lrec.study.processes import Processes
 
 POLL_S = 2.0
@@ -28,35 +29,6 @@ class Outcome(NamedTuple):
     status: str
     point: Point | None = None
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What runs side by side may take.
-
-    Attributes:
-        jobs: Number of runs.
-        cores: Cores of all of them, in equal shares.
-        memory_gib: Memory of all of them as the plan has it; none for no limit.
-        retries: How often a run that fails is started again by itself.
-        gpus: GPUs of all of them, as CUDA_VISIBLE_DEVICES names them; a run gets as many as it asks for (its
-            trainer.devices), or an equal share.
-    """
-
-    jobs: int
-    cores: int
-    memory_gib: float | None = None
-    retries: int = 0
-    gpus: tuple[str, ...] = ()
-
-    def placement(self, run: PlannedRun) -> Placement:
-        """What a run trains on."""
-        return placement(run.config, len(self.gpus) // self.jobs)
-
-    @property
-    def threads(self) -> int:
-        """Cores of one run."""
-        return max(self.cores // self.jobs, 1)
 
 
 def outcome_of(run: Run) -> Outcome | None:
@@ -72,49 +44,44 @@ def outcome_of(run: Run) -> Outcome | None:
 def is_running(folder: Path) -> bool:
     """Whether a process, of whatever study, trains the run in `folder` now."""
     try:
-        with lock_of(folder).open() as lock:
+        with suppress(FileNotFoundError), lock_of(folder).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
     return False
 
 
 def lock_of(folder: Path) -> Path:
-    """The file that whoever trains the run in `folder` holds."""
+    """The file that whoever trains the run or the study in `folder` holds."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 def train(
+    study: Study,
     runs: list[PlannedRun],
-    folder: Path,
-    study: str,
-    limits: Limits,
-    memory_gib: dict[str, float] | None = None,
+    memory_gib: Mapping[str, float] = {},
     watch: Callable[[], bool] = lambda: True,
     carry_out: "Callable[[Training], Outcome] | None" = None,
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Train runs, in order, within the limits; yield each with what became of it.
+    """Train runs of a study, in order, within its limits; yield each with what became of it.
 
     Runs that start from another one's network come after all others. A run waits until as many GPUs are free as it
     takes, and sees no others; and for memory, of which `memory_gib` says what each is expected to need. `watch` is
     called every few seconds: once it returns False, none starts, and those under way save and stop. `carry_out` trains
     one of them; by default a process here does.
     """
-    memory = memory_gib or dict.fromkeys((run.name for run in runs), 0.0)
     waiting = sorted(runs, key=lambda run: run.starts_from != "")
-    gpus_of = {run.name: _gpus(run, limits) for run in runs}
-    free, processes = list(limits.gpus), Processes()
+    gpus_of = {run.name: _gpus(run, study) for run in runs}
+    free, processes = list(study.every_gpu), Processes()
     running: dict[Future[Outcome], Training] = {}
 
     def may_start(run: PlannedRun) -> bool:
         others = [training.run.name for training in running.values()]
-        needed = memory[run.name] + sum(memory[name] for name in others)
-        fits = not others or needed <= (limits.memory_gib or float("inf"))
-        return len(others) < limits.jobs and run.starts_from not in others and fits and gpus_of[run.name] <= len(free)
+        needed = sum(memory_gib.get(name, 0) for name in (run.name, *others))
+        fits = not others or study.memory_gib is None or needed <= study.memory_gib
+        return len(others) < study.jobs and run.starts_from not in others and fits and gpus_of[run.name] <= len(free)
 
-    with ThreadPoolExecutor(max_workers=limits.jobs) as pool:
+    with ThreadPoolExecutor(max_workers=study.jobs) as pool:
         try:
             while waiting or running:
                 if not watch():
@@ -123,8 +90,8 @@ def train(
                 while waiting and may_start(waiting[0]):
                     run = waiting.pop(0)
                     gpus = tuple(free.pop(0) for _ in range(gpus_of[run.name]))
-                    place = (folder / run.name, study, limits.threads, limits.retries)
-                    training = Training(run, *place, gpus=gpus, processes=processes)
+                    folder = study.folder / "runs" / run.name
+                    training = Training(run, folder, study.name, study.threads, study.retries, gpus, processes)
                     running[pool.submit(carry_out or Training.carry_out, training)] = training
                 done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -136,42 +103,30 @@ def train(
             raise
 
 
-def _gpus(run: PlannedRun, limits: Limits) -> int:
+def _gpus(run: PlannedRun, study: Study) -> int:
     """GPUs of a run here; UserError where there are not so many, or it is to train on several machines."""
-    place = limits.placement(run)
+    place = study.placement(run.config)
     if place.nodes > 1:
         raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
-    if place.gpus > len(limits.gpus):
-        raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(limits.gpus)}")
+    if place.gpus > len(study.every_gpu):
+        raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(study.every_gpu)}")
     return place.gpus
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run as it is trained on this machine.
-
-    Attributes:
-        threads: Cores it may take.
-        retries: How often it is started again where it fails.
-        gpus: GPUs that it sees, as CUDA_VISIBLE_DEVICES names them; none: it sees what there is.
-        variables: More of its environment.
-        processes: Those under way here.
-    """
-
     run: PlannedRun
     folder: Path
     study: str
-    threads: int
-    retries: int = 0
-    gpus: tuple[str, ...] = ()
-    variables: Mapping[str, str] = field(default_factory=dict)
-    processes: Processes = field(default_factory=Processes)
+    threads: int  # cores it may take
+    retries: int = 0  # where it fails
+    gpus: tuple[str, ...] = ()  # that it sees, as CUDA_VISIBLE_DEVICES names them; none: it sees what there is
+    processes: Processes = field(default_factory=Processes)  # those under way here
+    variables: Mapping[str, str] = field(default_factory=dict)  # more of its environment
 
     def carry_out(self) -> Outcome:
-        """Train the run unless it is finished.
-
-        A run that another process trains is waited for: it inherits the lock, and may outlive its killed study.
-        """
+        """Train the run unless it is finished. One that another process trains is waited for: that inherits the lock,
+        and may outlive its killed study."""
         with locked(lock_of(self.folder)) as lock:
             return self._retried(lambda: self._attempt(lock))
 
@@ -190,11 +145,9 @@ class Training:
 
     def _retried(self, attempt: Callable[[], Outcome]) -> Outcome:
         """What became of the first attempt that did not fail, or of the last."""
-        outcome = attempt()
-        for _ in range(self.retries):
-            if outcome.status != "failed":
-                break
-            outcome = attempt()
+        left, outcome = self.retries, attempt()
+        while left and outcome.status == "failed":
+            left, outcome = left - 1, attempt()
         return outcome
 
     def _attempt(self, lock: int) -> Outcome:
@@ -216,7 +169,6 @@ class Training:
         return self.processes.run(arguments, log, self.threads, lock, {**visible, **self.variables})
 
     def _fit(self, config: Path) -> list[str]:
-        """Its `lrec fit`."""
         fit = ["lrec", "fit", f"--config={config}", f"--trainer.default_root_dir={self.folder}", "--ckpt_path=last"]
         fit += [f"--points.study={self.study}", f"--points.run={self.run.name}"]
         source = self.run.starts_from
@@ -224,14 +176,12 @@ class Training:
 
 
 def _unfinished(log: Path, code: int) -> Outcome:
-    """What became of a run whose process ended with that exit code before its end: the reason is the signal that ended
-    it, else the last line of its log."""
+    """What became of a run that ended before its end: the reason is the signal that did it, or its log's last line."""
     if code in (TRY_AGAIN, -signal.SIGTERM):
         return Outcome("stopped")
+    said = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+    reason = said[-1].removeprefix("lrec: error: ")
     if code < 0:
-        hint = ", as where memory runs out" if code == -signal.SIGKILL else ""
-        reason = f"ended by {signal.Signals(-code).name}{hint}"
-    else:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-        reason = last[0].removeprefix("lrec: error: ")
+        reason = f"ended by {signal.Signals(-code).name}"
+        reason += ", as where memory runs out" if code == -signal.SIGKILL else ""
     return Outcome("failed", reason=f"{reason} (see {log})")

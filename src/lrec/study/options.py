@@ -14,8 +14,8 @@ from lrec.laws.predict import method_named
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import even_ladder, find_size
-from lrec.run import dotted
-from lrec.study.placement import here
+from lrec.run import RunConfig, dotted
+from lrec.study.placement import Placement, here, placement
 from lrec.study.points import REPEATED
 
 
@@ -32,10 +32,9 @@ class Study:
         seeds: Seeds of the fitted sizes, a run each.
         holdout_seeds: Seeds of the held-out sizes, a run each.
         size_seeds: Seeds of single sizes, in place of these.
-        fractions: Shares of the training data. The held-out sizes are trained with the largest one only; the others
-            tell the forecast how much of the gain of size the data allow, if runs see their data more than four times,
-            and cost less than one held-out run. By default all, half and a quarter where held-out sizes are forecast
-            and the options do not set trainer.max_epochs to four or fewer, and else all.
+        fractions: Shares of the training data, held-out sizes with the largest one only: they tell the forecast how
+            much of the gain of size the data allow, if runs see their data more than four times. By default all, half
+            and a quarter where held-out sizes are forecast and trainer.max_epochs is not four or fewer, and else all.
         reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
         options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
@@ -48,9 +47,8 @@ class Study:
         sweep: Lists of values of options to tune: the best at each fitted size by val/loss become a rule of the size
             before anything else is trained. Its runs are a study of their own, OUT-sweep.
         sweep_sizes: Sizes that tune; all fitted ones by default.
-        law: How each variant's large sizes are predicted: forecast, which trusts no single law; or by a law of the
-            size, such as lsrm, L(x) = E + (x0/x)^a, or one of your own by its class path; null: not at all, with
-            holdout 0.
+        law: How each variant's large sizes are predicted: forecast, which trusts no single law; a law of the size, such
+            as lsrm, L(x) = E + (x0/x)^a, or one of your own by its class path; null, with holdout 0: not at all.
         x: Parameters the law counts.
         y: Loss that is fitted: of the test targets, or of those and of the split's trajectories.
         jobs: Runs side by side, each with an equal share of the cores.
@@ -65,9 +63,9 @@ class Study:
         skip: Names of runs to leave out.
         restart: Names of runs to train again from the beginning.
         cluster: Train on a cluster as an array of jobs: parameters of submitit's AutoExecutor, such as
-            {timeout_min: 600, slurm_partition: gpu}; {cluster: local} tries it without a cluster, with jobs that end
-            with the study. A job has the nodes and GPUs of its run: trainer.num_nodes and trainer.devices, or
-            gpus_per_node where those are auto. Its time limit is a day, none where it is local.
+            {timeout_min: 600, slurm_partition: gpu}, by default a day; {cluster: local} tries it without a cluster and
+            a limit. A job has the nodes and GPUs of its run: trainer.num_nodes and trainer.devices, or gpus_per_node
+            where those are auto.
         dry_run: Print the runs with their hours, memory and disk, and stop.
         status: Print the runs with their states and losses so far, and stop.
     """
@@ -116,10 +114,7 @@ class Study:
             raise UserError("--holdout_seeds: name at least one")
         for option, value, least in (("jobs", self.jobs, 1), ("cores", self.n_cores, 1), ("retries", self.retries, 0)):
             check_range(f"--{option}", value, at_least=least)
-        self._check_variants()
         self._check_law()
-
-    def _check_variants(self) -> None:
         variants = self.every_variant
         for variant in variants:
             if not re.fullmatch(r"[\w.-]*", variant):
@@ -141,30 +136,36 @@ class Study:
             raise UserError(
                 f"--law {self.law}: a study fits laws of the size alone; give its points to lrec scaling fit for others"
             )
-        needed = LEAST_SIZES if law is None else len(law.parameters) + 1
-        what = "the forecast" if law is None else f"the law {self.law}"
+        needed, what = LEAST_SIZES, "the forecast"
+        if law is not None:
+            needed, what = len(law.parameters) + 1, f"the law {self.law}"
         n_sizes = len(self.ladder)
         if not 0 <= self.holdout <= n_sizes - needed:
             raise UserError(
-                f"{what} needs at least {needed} fitted sizes{' (its parameters + 1)' if law else ''}: "
-                f"{n_sizes} sizes with --holdout {self.holdout} leave {n_sizes - self.holdout}"
+                f"{what} needs at least {needed} fitted sizes: {n_sizes} sizes with --holdout {self.holdout} leave "
+                f"{n_sizes - self.holdout}"
             )
 
     @property
     def folder(self) -> Path:
-        """Where the study is written."""
         return self.out or Path("studies") / self.name
 
     @property
     def n_cores(self) -> int:
-        """Cores of all runs together."""
         if self.cores is not None:
             return self.cores
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
+    def threads(self) -> int:
+        return max(self.n_cores // self.jobs, 1)
+
+    def placement(self, config: RunConfig) -> Placement:
+        """What a run trains on: as many GPUs as its trainer.devices says, or an equal share."""
+        return placement(config, len(self.every_gpu) // self.jobs)
+
+    @property
     def is_here(self) -> bool:
-        """Whether all runs are trained on this machine."""
         return self.cluster is None or self.cluster.get("cluster") == "local"
 
     @property
@@ -186,7 +187,6 @@ class Study:
 
     @property
     def every_fraction(self) -> tuple[float, ...]:
-        """Shares of the data."""
         if self.fractions is not None:
             return self.fractions
         epochs = dotted(self.options).get("trainer.max_epochs")
@@ -195,12 +195,10 @@ class Study:
 
     @property
     def held_out(self) -> list[str]:
-        """The largest sizes, which are predicted instead of fitted."""
         return self.ladder[len(self.ladder) - self.holdout :]
 
     @property
     def fitted(self) -> list[str]:
-        """The sizes that the law is fitted to, in order of N_body."""
         return self.ladder[: len(self.ladder) - self.holdout]
 
 
@@ -214,18 +212,18 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
 
 
 def ladder_n_body(size: str) -> int:
-    """N_body of an entry of the ladder."""
     return cost.n_body(TransformerConfig(1, 1, *find_size(size)))
 
 
 def combined(variants: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every variant with every combination of the options' values, named after them, as in `both-lr-0.01`."""
-    axes = dotted(values)
-    for option, several in axes.items():
+    axes = []
+    for option, several in dotted(values).items():
         if not isinstance(several, list) or not several:
             raise UserError(f"--grid.{option}: {several!r} is not a list of values")
+        axes.append([(option, value) for value in several])
     result: dict[str, dict[str, Any]] = {}
-    for (variant, options), *chosen in product(variants.items(), *([(o, v) for v in axes[o]] for o in axes)):
+    for (variant, options), *chosen in product(variants.items(), *axes):
         parts = [f"{option.rsplit('.')[-1]}-{as_argument(value)}" for option, value in chosen]
         name = "-".join(part for part in (variant, *(re.sub(r"[^\w.-]+", "_", part) for part in parts)) if part)
         if name in result:

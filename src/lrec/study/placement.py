@@ -11,34 +11,21 @@ from lrec.run import RunConfig
 
 @dataclass(frozen=True)
 class Placement:
-    """What a run trains on.
-
-    Attributes:
-        kind: cpu or cuda.
-        nodes: Machines.
-        devices: Processes of a node, each with a GPU or on CPU cores.
-        shards: Processes that share the blocks' parameters; 1: each holds the whole network.
-        accumulation: Micro-batches of a step.
-        precision: That of its steps, as `memory.of_step` names it.
-        checkpointing: Whether blocks are computed again in the backward pass.
-    """
-
     kind: Kind
     nodes: int
-    devices: int
-    shards: int
-    accumulation: int
-    precision: Precision
-    checkpointing: bool
+    devices: int  # processes of a node, each with a GPU or on CPU cores
+    shards: int  # processes that share the blocks' parameters; 1: each holds the whole network
+    accumulation: int  # micro-batches of a step
+    precision: Precision  # as `memory.of_step` names it
+    checkpointing: bool  # whether blocks are computed again in the backward pass
 
     @property
     def ranks(self) -> int:
-        """All processes."""
         return self.nodes * self.devices
 
     @property
     def gpus(self) -> int:
-        """GPUs of a node."""
+        """Of a node."""
         return self.devices if self.kind == "cuda" else 0
 
 
@@ -52,16 +39,22 @@ def placement(config: RunConfig, gpus_per_run: int = 1) -> Placement:
         raise UserError(f"--trainer.devices {devices}: a study chooses the GPUs itself: give their number, or auto")
     nodes, devices = config.value("trainer.num_nodes", 1), int(devices)
     strategy = config.value("trainer.strategy.class_path") or config.value("trainer.strategy", "auto")
-    sharded = str(strategy) in ("fsdp2", "lrec.FSDP2")
-    return Placement(
-        kind,
-        nodes,
-        devices,
-        config.value("trainer.strategy.shard_group", nodes * devices) if sharded else 1,
-        config.value("trainer.accumulate_grad_batches", 1),
-        _precision(config),
-        bool(config.value("model.checkpoint_activations", False)),
-    )
+    shards = config.value("trainer.strategy.shard_group", nodes * devices) if strategy in ("fsdp2", "lrec.FSDP2") else 1
+    accumulation = config.value("trainer.accumulate_grad_batches", 1)
+    checkpointing = bool(config.value("model.checkpoint_activations", False))
+    return Placement(kind, nodes, devices, shards, accumulation, _precision(config), checkpointing)
+
+
+def _precision(config: RunConfig) -> Precision:
+    precision = str(config.value("trainer.precision", "32-true"))
+    if config.value("trainer.strategy.param_dtype") is not None or precision in (
+        "bf16",
+        "bf16-mixed",
+        "16",
+        "16-mixed",
+    ):
+        return "bf16-mixed"
+    return "bf16-true" if precision in ("bf16-true", "16-true") else "32-true"
 
 
 def here() -> tuple[str, ...]:
@@ -72,14 +65,3 @@ def here() -> tuple[str, ...]:
     import torch
 
     return tuple(str(number) for number in range(torch.cuda.device_count()))
-
-
-def _precision(config: RunConfig) -> Precision:
-    if config.value("trainer.strategy.param_dtype") is not None:
-        return "bf16-mixed"
-    match str(config.value("trainer.precision", "32-true")):
-        case "bf16" | "bf16-mixed" | "16" | "16-mixed":
-            return "bf16-mixed"
-        case "bf16-true" | "16-true":
-            return "bf16-true"
-    return "32-true"

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,15 @@ from lrec.errors import UserError
 from lrec.laws.table import METRICS
 from lrec.run import POINTS, find_points
 
-OWN_COLUMNS = {"schema", "best", "status"}
-"""Columns that tell lrec's own points.jsonl from other tables."""
-
-HELPERS = {"N", "seed", "data_hash"}
-"""Columns that are read to choose among points, and no more."""
-
+# Columns that tell lrec's own points.jsonl from other tables; and those that are read to choose among points, no more.
+OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash"}
+# Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them.
 LARGEST = 1e100
-"""Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them."""
-
+# A run is over-fitted if its last validation loss is this many times its best one.
 ROSE = 1.001
-"""A run is over-fitted if its last validation loss is this many times its best one."""
-
+# Passes over the data beyond which a run counts as one that saw them again: up to four are nearly as good as new data
+# (arXiv 2305.16264).
 REPEATED = 4.0
-"""Passes over the data beyond which a run counts as one that saw them again: up to four are nearly as good as new data
-(arXiv 2305.16264)."""
 
 
 def read_points(
@@ -37,32 +32,20 @@ def read_points(
     u: str | None = None,
     shares: bool = False,
 ) -> pl.DataFrame:
-    """Read the points to fit.
+    """The points to fit, from files (.jsonl, .csv, .tsv, .parquet) and every points.jsonl under folders.
 
-    Of lrec's own points.jsonl only the best evaluation of each run that did not diverge is used. If such points were
-    trained on several amounts of data and `x` is a size, only those with the most unique targets U are used, since a
-    law of size alone holds at fixed data; likewise only the largest N_body if `x` is D or U. If `x` is flops, only the
-    best runs of those with the most U: no run is as good with fewer. A law of `d` sees all.
+    Of lrec's own points only the best evaluation of each run that did not diverge is used; without `d`, of those of the
+    most unique targets U where x is a size, or of the largest size where x is D or U, since a law of one variable holds
+    at a fixed value of the other. If x is flops, only the best runs of those with the most U: no run is as good with
+    fewer. `shares` keeps every amount of data where x is a size, as a forecast takes them, if runs saw their data again
+    and again: in one pass a share is a shorter training, and says nothing of where size stops to pay.
 
-    Args:
-        paths: Files (.jsonl, .csv, .tsv, .parquet) or folders; of a folder, every points.jsonl under it.
-        x: Column of what is scaled.
-        y: Column of the loss, in nats.
-        d: Column of the interactions processed, where the law depends on them as well.
-        u: Column of the unique interactions; likewise.
-        shares: Keep lrec's own points of every amount of data where `x` is a size, as a forecast takes them, if runs
-            saw their data again and again. In one pass a share is a shorter training, and says nothing of where size
-            stops to pay.
+    Columns x, y, file and row, by x; d and u where asked for. Of lrec's own points also d and u (D and U), processed
+    (D), flops, wall_s, `METRICS`, and overfitted: whether the validation loss rose again after its best. Of other
+    tables `run`, if they have such a column: points of one run share its noise (`contrast`).
 
-    Returns:
-        Columns x, y (float), file and row (the line in a text file, counted from 1; the row in a Parquet file), by x;
-        d and u where asked for. Of lrec's own points also d and u (D and U), processed (D), flops, wall_s, `METRICS`,
-        and overfitted: whether the validation loss rose again after its best. Of other tables `run`, if they have such
-        a column: points of one run share its noise (`contrast`).
-
-    Raises:
-        UserError: a missing path, column or value; a value that is not a positive number; nothing to read; own points
-            of as much data that are not of the same data, or of a size and seed more than once, where `x` is a size.
+    UserError where nothing usable is there, a value is no positive number, own points of as much data are not of the
+    same data, or, where x is a size, of a size and seed more than once.
     """
     columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
     frames = [_read_file(file, columns) for file in _files(paths)]
@@ -100,21 +83,21 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bool]:
     """The points of one file, with a column for everything that any of them may have; and whether it is lrec's own."""
-    present, rows = _read_rows(file)
+    rows = _read_rows(file)
     if not rows:
         raise UserError(f"{file}: the file holds no rows")
+    present = dict.fromkeys(column for _, row in rows for column in row)
     for name, column in columns.items():
         if column not in present:
             raise UserError(f"{file}: no column '{column}' (--{name}); it has {', '.join(present)}")
-    own = set(present) >= OWN_COLUMNS
+    own = present.keys() >= OWN_COLUMNS
     last_val_loss = {row.get("run"): row.get("val_loss") for _, row in rows} if own else {}
     points = []
     for number, row in rows:
-        if own and not (row.get("best") is True and row.get("status") != "diverged"):
-            continue
-        point: dict[str, Any] = {"file": str(file), "row": number}
-        point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
-        points.append((_own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}) | point)
+        if not own or (row.get("best") is True and row.get("status") != "diverged"):
+            point = _own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}
+            point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
+            points.append(point | {"file": str(file), "row": number})
     numbers = ("x", "y", "d", "u", "processed", "flops", "wall_s", *METRICS, "N")
     schema: dict[str, type[pl.DataType]] = dict.fromkeys(numbers, pl.Float64)
     schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "row": pl.Int64}
@@ -125,23 +108,19 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
 def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
     """What lrec's own points have beside the columns asked for; None where it is missing."""
     best, metrics = row.get("val_loss"), row.get("metrics") or {}
+    names = {"N": "N_body", "d": "D", "u": "U", "processed": "D"}
+    names |= {name: name for name in ("seed", "flops", "wall_s")}
     return {
-        "N": row.get("N_body"),
-        "seed": row.get("seed"),
+        **{name: row.get(column) for name, column in names.items()},
+        **{name: metrics.get(f"test/{name}") for name in METRICS},
         "data_hash": row.get("data_hash") or None,
-        "d": row.get("D"),
-        "u": row.get("U"),
-        "processed": row.get("D"),
-        "flops": row.get("flops"),
-        "wall_s": row.get("wall_s"),
         "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
-    } | {name: metrics.get(f"test/{name}") for name in METRICS}
+    }
 
 
-def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """Column names, and each row with its number."""
+def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
     if file.suffix == ".jsonl":
-        return _read_json_lines(file)
+        return list(_json_lines(file))
     if file.stat().st_size == 0:
         raise UserError(f"{file}: the file is empty")
     try:
@@ -154,28 +133,22 @@ def _read_rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]
             raise UserError(f"{file}: points are read from .jsonl, .csv, .tsv or .parquet files")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{file}: not readable as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
-    return frame.columns, list(enumerate(frame.iter_rows(named=True), start=first))
+    return list(enumerate(frame.iter_rows(named=True), start=first))
 
 
-def _read_json_lines(file: Path) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    columns: dict[str, None] = {}
-    rows = []
+def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, row {number}: not a JSON object ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, row {number}: not a JSON object")
-        columns |= dict.fromkeys(row)
-        rows.append((number, row))
-    return list(columns), rows
+        if line.strip():
+            row = None
+            with suppress(json.JSONDecodeError):
+                row = json.loads(line)
+            if not isinstance(row, dict):
+                raise UserError(f"{file}, row {number}: not a JSON object")
+            yield number, row
 
 
 def _check_data(points: pl.DataFrame) -> None:
@@ -197,10 +170,9 @@ def _may_stop(points: pl.DataFrame, x: str) -> bool:
 
 
 def _positive(file: Path, number: int, column: str, value: Any) -> float:
-    try:
+    parsed = math.nan
+    with suppress(TypeError, ValueError):
         parsed = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        parsed = math.nan
     if not 1 / LARGEST <= parsed <= LARGEST:
         raise UserError(
             f"{file}, row {number}: {column} is {value!r}, not a positive number up to {LARGEST:g}; "
@@ -210,10 +182,8 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
 
 
 def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
-    """Of lrec's own points, those with the most data (x a size or flops) or the largest size (x an amount of data).
-
-    With shares, of a size all: a run differs from others then in size, amount of data and seed.
-    """
+    """Of lrec's own points, those with the most data (x a size or flops) or the largest size (x an amount of data);
+    with `shares` all of a size. Runs of a size law differ in size, amount of data and seed alone."""
     other = {"N_body": "u", "N_head": "u", "N_total": "u", "flops": "u", "D": "N", "U": "N"}.get(x)
     if other is None or points[other].null_count():
         return points

@@ -12,7 +12,7 @@ from lrec.laws.loss_laws import name_of
 from lrec.laws.predict import Prediction, Predictor, method_named, predictor_of
 from lrec.laws.table import source_hash
 from lrec.model import cost
-from lrec.run import Point, RunConfig, run_of_study
+from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
 from lrec.study.points import read_points
@@ -32,53 +32,37 @@ class LadderFit:
 
 
 def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    """The runs of each ladder."""
     ladders: dict[str, list[PlannedRun]] = defaultdict(list)
     for run in runs:
         ladders[run.ladder].append(run)
     return ladders
 
 
-def fit_ladder(study: Study, runs: list[PlannedRun], of_less_data: list[PlannedRun]) -> LadderFit:
-    """Fit the small sizes of one ladder and predict its large ones; no large run is read.
-
-    A forecast rests on the same variant's runs of less data too.
-    """
+def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun]) -> LadderFit:
+    """Fit the small sizes of one ladder, for a forecast with the same variant's runs of less data, and predict its
+    large ones, of which no run is read."""
     assert study.law is not None
-    method = method_named(study.law)
-    used = [run for run in runs if not run.held_out] + (of_less_data if method is None else [])
+    method, used = method_named(study.law), [run for run in runs if not run.held_out]
+    if method is None:
+        used += [run for run in all_runs if run.variant == runs[0].variant and run.fraction < runs[0].fraction]
     trained = [run_of_study(study.folder, run.name) for run in used]
     points = read_points([run.points_file for run in trained], study.x, study.y, shares=method is None)
     fitted = predictor_of(method, points)
-    example = trained[0].result
-    assert example is not None
+    example = trained[0].points[0]
     n_items = example.N_head // example.d_model
-    large = sorted({_count(run, n_items, study.x, used[0], example) for run in runs if run.held_out})
+    networks = [run.network(n_items) for run in runs if run.held_out]
+    large = sorted({cost.n_body(network) for network in networks})
+    if study.x == "N_total":  # types of event add rows to it: how many is known from a finished run
+        types = (example.N_total - cost.n_total(used[0].network(n_items))) // example.d_model
+        large = sorted({cost.n_total(replace(network, event_types=types)) for network in networks})
     predictions = tuple(fitted.predict(large)) if large else ()
     return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions)
 
 
-def _count(run: PlannedRun, n_items: int, x: str, finished: PlannedRun, example: Point) -> int:
-    """The parameters a run will have: types of event add rows to N_total, how many is known from a finished run."""
-    network = run.network(n_items)
-    if x == "N_body":
-        return cost.n_body(network)
-    types = (example.N_total - cost.n_total(finished.network(n_items))) // example.d_model
-    return cost.n_total(replace(network, event_types=types))
-
-
-def of_less_data(runs: list[PlannedRun], ladder: list[PlannedRun]) -> list[PlannedRun]:
-    """The runs of a ladder's variant with smaller shares of the data."""
-    first = ladder[0]
-    return [run for run in runs if run.variant == first.variant and run.fraction < first.fraction]
-
-
 def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]) -> None:
-    """Commit to the prediction while the large runs are unread.
-
-    One that is there for the same points and held-out runs stays. One that rests on others (the study was extended)
-    is kept under a number, and the new one names the held-out runs that were trained before it.
-    """
+    """Commit to the prediction while the large runs are unread. One that is there for the same points and held-out runs
+    stays; another one (the study was extended) is kept under a number, and the new one names the held-out runs that
+    were trained before it."""
     path = out / "prediction.json"
     held_out = [run for run in runs if run.held_out]
     prediction = {
@@ -106,13 +90,12 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
 
 def _same_prediction(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether they rest on the same points and are for the same runs; the last digits may differ between machines."""
-    rest_on = [
-        [[ladder[name] for name in ("ladder", "law", "x", "y", "source_hash")] for ladder in each["ladders"]]
-        for each in (earlier, now)
-    ]
+
+    def rests_on(each: dict[str, Any]) -> tuple[Any, ...]:
+        names = ("ladder", "law", "x", "y", "source_hash")
+        return [[ladder[name] for name in names] for ladder in each["ladders"]], each["held_out_runs"].keys()
+
     runs, others = now["held_out_runs"], earlier["held_out_runs"]
-    return (
-        rest_on[0] == rest_on[1]
-        and runs.keys() == others.keys()
-        and not any(changed_options(RunConfig(others[name]), RunConfig(runs[name])) for name in runs)
+    return rests_on(earlier) == rests_on(now) and not any(
+        changed_options(RunConfig(others[name]), RunConfig(runs[name])) for name in runs
     )

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,8 +22,8 @@ from pathlib import Path
 # By name: a list of imports that nothing uses is soon taken for a mistake.
 IMPORTED = ["torch.utils.tensorboard", "lrec.training.lightning_cli"]
 
-# An exit code can be read once, and starting a process reads those of all that have ended. If a thread reads its own
-# at that moment, one of the two gets nothing, which multiprocessing takes for exit code 255.
+# An exit code can be read once, and starting a process reads those of all that have ended: whoever comes second gets
+# nothing, which multiprocessing takes for exit code 255.
 _READS_EXIT_CODES = threading.Lock()
 
 
@@ -41,16 +42,13 @@ class Processes:
         self._end_with = end_with
         self._under_way: list[BaseProcess] = []
 
-    def run(
-        self, arguments: list[str], log: Path, threads: int, lock: int, variables: Mapping[str, str] | None = None
-    ) -> int:
-        """Run `python -m` with arguments, inheriting the lock and with more variables in its environment, to the end;
-        returns its exit code."""
+    def run(self, arguments: list[str], log: Path, threads: int, lock: int, variables: Mapping[str, str] = {}) -> int:
+        """Run `python -m` with arguments, the lock and more variables of its environment to the end: its exit code."""
         if self.stopping:
             return -signal.SIGTERM
         # A run starts the processes of its devices itself: it is not to take a scheduler's job for its own.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        environment |= {"OMP_NUM_THREADS": str(threads)} | dict(variables or {})
+        environment |= {"OMP_NUM_THREADS": str(threads)} | dict(variables)
         with log.open("a") as out:
             process = begin(arguments, environment, {1: out.fileno(), 2: out.fileno(), lock: lock}, self._end_with)
         self._under_way.append(process)
@@ -61,13 +59,11 @@ class Processes:
         return code
 
     def stop(self) -> None:
-        """Tell all to stop."""
         self.stopping = True
         for process in list(self._under_way):
             process.terminate()
 
     def wait(self) -> None:
-        """Wait for the end of all."""
         for process in list(self._under_way):
             connection.wait([process.sentinel])
 
@@ -75,18 +71,15 @@ class Processes:
 def begin(
     arguments: list[str], environment: dict[str, str], files: Mapping[int, int], end_with: Sequence[int] = ()
 ) -> BaseProcess:
-    """Begin `python -m` with arguments in a forked process.
+    """Begin `python -m` with arguments in a forked process, in that environment alone.
 
-    Args:
-        arguments: Name of a module, and its arguments.
-        environment: All variables of its environment.
-        files: Open files that it inherits: of 0, 1 and 2 what stands for them, of other numbers whichever it gets.
-        end_with: Processes: where one of them ends, it is told to stop (on Linux).
+    It inherits open files: what stands for 0, 1 and 2, and others under whichever number it gets. Where one of the
+    processes `end_with` ends, it is told to stop (on Linux).
     """
     start_server()
     handed = [(number, Connection(os.dup(file))) for number, file in files.items()]  # these may be sent to it
-    become = (arguments, environment, handed, end_with)
-    process = multiprocessing.get_context("forkserver").Process(target=_become, args=become)
+    become = partial(_become, arguments, environment, handed, end_with)
+    process = multiprocessing.get_context("forkserver").Process(target=become)
     with _READS_EXIT_CODES:
         process.start()
     return process
@@ -124,7 +117,6 @@ def _become(
 
 
 def _end_with(number: int) -> None:
-    """Tell this process to stop once another one has ended."""
     with suppress(ProcessLookupError):
         connection.wait([os.pidfd_open(number)])
     os.kill(os.getpid(), signal.SIGTERM)

@@ -6,13 +6,11 @@ The two files are all that another machine needs to go on with a study without t
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-from lrec.common.files import locked, write_json, write_text
+from lrec.common.files import write_json, write_text
 from lrec.errors import UserError
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
 from lrec.study.grid import PlannedRun
@@ -21,40 +19,19 @@ from lrec.study.options import Study
 from lrec.study.placement import placement
 
 
-@contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Keep other studies out of a study's folder; the system lets them in once this process has ended.
-
-    Raises:
-        UserError: another study is under way there.
-    """
-    lock = out.absolute().with_name(f".{out.absolute().name}.lock")
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(lock, wait=False))
-        except BlockingIOError:
-            raise UserError(f"another study is under way in {out}: wait for its end, or choose another --out") from None
-        yield
-
-
 class Record:
-    """The record of a study, written after every change.
-
-    Attributes:
-        folder: Where each run has its folder.
-        runs: The runs of the grid as it is now.
-        state: waiting, skipped, stopped, failed, diverged or finished, by name of a run.
-    """
-
     def __init__(self, study: Study, runs: list[PlannedRun]) -> None:
-        """Open the study's folder, and restore the points of finished runs whose own folders were not kept.
-
-        The grid may have more or other runs than before. UserError where the folder holds something else.
-        """
+        """Open the study's folder, with the runs of the grid as it is now, and restore the points of finished runs
+        whose own folders were not kept; UserError where it holds something else."""
         out = study.folder
         self.study, self.out = study, out
         self.folder, self.path, self._points = out / "runs", out / "study.json", out / "all_points.jsonl"
-        self._restore_points()
+        points: dict[str, list[Point]] = defaultdict(list)
+        for point in read_points_file(self._points) if self._points.is_file() else []:
+            points[point.run].append(point)
+        for name, mine in points.items():
+            if not (self.folder / name).exists():
+                Run(self.folder / name).write_points(mine)
         earlier: dict[str, Any] = {"grid": {"runs": []}, "earlier_runs": [], "state": {}}
         if self.path.is_file():
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
@@ -62,23 +39,23 @@ class Record:
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
         self.runs = self._in_one_precision(runs)
+        # waiting, skipped, stopped, failed, diverged or finished
         self.state: dict[str, str] = {run.name: earlier["state"].get(run.name, "waiting") for run in runs}
         self.reasons: dict[str, str] = {}
 
     def trained(self, run: PlannedRun) -> Run:
-        """A run's folder."""
         return run_of_study(self.out, run.name)
 
     def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
-        """Take the runs into the study, those of `restart` to begin anew, and return all but those of `skip`.
-
-        Raises:
-            UserError: a run was begun with other options than it now has, or is to be restarted while it is trained.
-        """
+        """Take the runs into the study, those of `restart` to begin anew, and return all but those of `skip`; UserError
+        where one was begun with other options than it now has, or is to be restarted while it is trained."""
         for run in self.runs:
             if run.name in restart and is_running(self.trained(run).folder):
                 raise UserError(f"--restart {run.name}: it is under way: wait for its end, or stop it")
-            if run.name not in restart and (changes := self._changes(run)):
+            begun = self._earlier.get(run.name) if self.trained(run).folder.exists() else None
+            if run.name in restart or begun is None:
+                continue
+            if changes := changed_options(RunConfig(begun["options"]), run.config):
                 raise UserError(
                     f"{self.out} has run {run.name} with other options ({changes}): choose another --out, "
                     f"or --restart '[{run.name}]' to train it again"
@@ -94,17 +71,14 @@ class Record:
         return [run for run in self.runs if run.name not in skip]
 
     def check_data(self, runs: list[PlannedRun]) -> None:
-        """Refuse to train a ladder on other data than its finished runs were trained on.
-
-        Raises:
-            UserError: naming both hashes; before anything is trained.
-        """
-        results = {run.name: self.trained(run).result for run in runs}
+        """UserError, before anything is trained, where a ladder has other data than its finished runs had."""
+        to_train: dict[str, PlannedRun] = {}
         of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by hash of the data, whose they are
         for run in runs:
-            if (point := results[run.name]) is not None and point.data_hash:
+            if (point := self.trained(run).result) is None:
+                to_train[run.ladder] = run
+            elif point.data_hash:
                 of_ladder[run.ladder].setdefault(point.data_hash, f"those of run {run.name}")
-        to_train = {run.ladder: run for run in runs if results[run.name] is None}
         for ladder, found in of_ladder.items():
             if ladder in to_train:
                 found.setdefault(to_train[ladder].open_data().data_hash, "those that are there now")
@@ -116,7 +90,6 @@ class Record:
                 )
 
     def note(self, run: PlannedRun, outcome: Outcome) -> None:
-        """Write down what became of a run."""
         self.state[run.name] = outcome.status
         if outcome.reason:
             self.reasons[run.name] = outcome.reason
@@ -127,30 +100,30 @@ class Record:
         unsettled = [run for run in runs if run.config.value("trainer.precision") == "auto"]
         if not unsettled:
             return runs
-        had = [self._earlier[run.name]["options"]["trainer"] for run in unsettled if run.name in self._earlier]
-        precision = had[0]["precision"] if had else _decided(unsettled)
-        return [
-            replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": precision}})
-            if run in unsettled
-            else run
-            for run in runs
-        ]
+        from lrec.training.precision import decided
 
-    def _changes(self, run: PlannedRun) -> str:
-        if run.name not in self._earlier or not (self.folder / run.name).exists():
-            return ""
-        return changed_options(RunConfig(self._earlier[run.name]["options"]), run.config)
+        had = [self._earlier[run.name]["options"]["trainer"] for run in unsettled if run.name in self._earlier]
+        kinds = {placement(run.config).kind for run in unsettled}
+        if not had and len(kinds) > 1:
+            raise UserError(
+                "trainer.precision auto: some runs train on CPUs, others on GPUs, and all have one precision: "
+                "choose 32-true or bf16-mixed"
+            )
+        precision = had[0]["precision"] if had else decided(*kinds)
+
+        def settled(run: PlannedRun) -> PlannedRun:
+            return replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": precision}})
+
+        return [settled(run) if run in unsettled else run for run in runs]
 
     def _write(self) -> None:
         """study.json, and the points of all finished runs, those that have left the grid too."""
-        study = self.study
-        runs = [asdict(run) for run in self.runs]
-        grid = {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y, "runs": runs}
+        study, runs = self.study, [asdict(run) for run in self.runs]
         finished = [run for file in find_points(self.folder) if (run := Run(file.parent)).result is not None]
         outside = {run.name for run in finished} & set(self._earlier) - set(self.state)
         content = {
             "name": study.name,
-            "grid": grid,
+            "grid": {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y, "runs": runs},
             "state": self.state,
             "reasons": self.reasons,
             "earlier_runs": [self._earlier[name] for name in sorted(outside)],
@@ -158,31 +131,11 @@ class Record:
         write_json(self.path, content)
         write_text(self._points, "".join(run.points_file.read_text(encoding="utf-8") for run in finished))
 
-    def _restore_points(self) -> None:
-        points: dict[str, list[Point]] = defaultdict(list)
-        for point in read_points_file(self._points) if self._points.is_file() else []:
-            points[point.run].append(point)
-        for name, mine in points.items():
-            if not (self.folder / name).exists():
-                Run(self.folder / name).write_points(mine)
-
-
-def _decided(runs: list[PlannedRun]) -> str:
-    from lrec.training.precision import decided
-
-    kinds = {placement(run.config).kind for run in runs}
-    if len(kinds) > 1:
-        raise UserError(
-            "trainer.precision auto: some runs train on CPUs, others on GPUs, and all have one precision: "
-            "choose 32-true or bf16-mixed"
-        )
-    return decided(*kinds)
-
 
 def changed_options(earlier: RunConfig, now: RunConfig) -> str:
     """What differs in what is trained, in words. An option that came later counts as its default."""
     if earlier.trained_with == now.trained_with:
-        return ""
+        return ""  # the usual, without Lightning
     from lrec.training.lightning_cli import compose
 
     before = RunConfig(compose([f"--config={json.dumps(earlier.options)}"])).trained_with

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
@@ -42,18 +42,13 @@ def write_report(
     unfit: Mapping[str, str],
     tuned: Tuned | None = None,
 ) -> str:
-    """Join the predictions with the large runs' losses, write everything under `out`, and return the report.
-
-    `unfit` says of ladders why no law could be fitted to them.
+    """Join the predictions with the large runs' losses, write everything under `out`, and return the report; `unfit`
+    says of ladders why they have no law.
 
     The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
     """
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    sections = [f"# Scaling study {name}"]
-    if tuned is not None:
-        sections += _tuned(tuned)
-    if variants := variants_table(runs, points):
-        sections += ["## Variants", *variants]
+    sections = [f"# Scaling study {name}", *(_tuned(tuned) if tuned else []), *variants_table(runs, points)]
     sections += _figures(out, runs, points)
     laws = {ladder.name: ladder for ladder in ladders}
     for ladder, mine in by_ladder(runs).items():
@@ -69,39 +64,28 @@ def write_report(
 
 
 def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> list[str]:
-    """What was predicted, and what became of it."""
+    """What was predicted, what became of it, and a warning where the prediction in force is none."""
     every_point, held_out = ladder.fit.points, None
-    large = [run for run in runs if run.held_out and not points[run.name].diverged]
-    if large:
-        files = [run_of_study(out, run.name).points_file for run in large]
+    files = [run_of_study(out, run.name).points_file for run in runs if run.held_out and not points[run.name].diverged]
+    if files:
         actual = read_points(files, ladder.x, ladder.y, shares=True)
         reached = set(actual["x"].to_list())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
     floor = _floor(points) if ladder.y == "test_loss" else None
-    names = {"x": ladder.x, "u": "U", "y": ladder.y}
-    analysis = analyse(ladder.fit, held_out, every_point, names, floor=floor)
+    analysis = analyse(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y}, floor=floor)
     folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
     figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, ladder.x, ladder.y)
     save_figure(folder / "fit.png", figure)
-    return [
-        f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}",
-        f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)",
-        table(content),
-        *_trained_before(out, points),
-    ]
-
-
-def _trained_before(out: Path, names: Collection[str]) -> list[str]:
-    """A warning where the prediction in force is none."""
+    heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}"
+    sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
     path = out / "prediction.json"
-    trained = json.loads(path.read_text(encoding="utf-8"))["trained_before"] if path.is_file() else []
-    mine = [name for name in trained if name in names]
-    if not mine:
-        return []
-    earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
-    return [f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}."]
+    before = json.loads(path.read_text(encoding="utf-8"))["trained_before"] if path.is_file() else []
+    if mine := [name for name in before if name in points]:
+        earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
+        sections.append(f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}.")
+    return sections
 
 
 def _floor(points: dict[str, Point]) -> float | None:
@@ -119,22 +103,18 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
         every = [run_of_study(out, run.name).points for run in mine]
         most = max(run.fraction for run in mine)
         whole = [evaluations for run, evaluations in zip(mine, every, strict=True) if run.fraction == most]
-        folder = out / "figures" / variant
-        drawn = {
-            "compute": compute_figure(whole),
-            "iso_flop": iso_flop_figure(whole),
-            "repetition": repetition_figure(every),
-        }
-        for name, figure in drawn.items():
+        drawn = {"compute": compute_figure(whole), "iso_flop": iso_flop_figure(whole)}
+        for name, figure in (drawn | {"repetition": repetition_figure(every)}).items():
             if figure is not None:
-                save_figure(folder / f"{name}.png", figure)
-                links.append(f"![{alt_text(figure)}]({(folder / name).relative_to(out)}.png)")
+                path = out / "figures" / variant / f"{name}.png"
+                save_figure(path, figure)
+                links.append(f"![{alt_text(figure)}]({path.relative_to(out)})")
     note = "Validation losses of all evaluations; those within a run come before its learning rate has fallen."
     return ["## Compute and repetition", note, *links] if links else []
 
 
 def _tuned(tuned: Tuned) -> list[str]:
-    """What was tuned on the fitted sizes, and the rules that all sizes follow."""
+    """The best values of the fitted sizes, and the rules that all sizes follow."""
     options = list(tuned.rules)
     rows = [["size", *options, "val loss"]]
     for size, best in tuned.best.items():
@@ -154,12 +134,12 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[
     if len(losses) < 2:
         return []
     parts = {"test": pl.col("step") == 0}
-    errors = [point.test_loss_se for point in points.values() if point.test_loss_se is not None]
-    note = f"A test loss has a standard error of {max(errors):.4f} at most, users being drawn"
+    error = max(point.test_loss_se or 0 for point in points.values())
+    note = f"A test loss has a standard error of {error:.4f} at most, users being drawn"
     if next(iter(losses.values()))[0]["step"].max() != 0:
         parts["test and trajectory"] = pl.lit(True)
-        errors = [point.trajectory_loss_se for point in points.values() if point.trajectory_loss_se is not None]
-        note += f"; with the trajectories' targets, {max(errors):.4f}"
+        error = max(point.trajectory_loss_se or 0 for point in points.values())
+        note += f"; with the trajectories' targets, {error:.4f}"
     rows = [["step in size", *(f"difference in {part} loss" for part in parts)]]
     for small, large in pairwise(losses):
         sides = [[[table.filter(part) for table in losses[size]] for size in (small, large)] for part in parts.values()]
@@ -192,7 +172,7 @@ def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
 
 
 def _own_metrics(points: dict[str, Point]) -> list[str]:
-    """The figures of the user's metrics that the runs were tested with; of several k, those of 10."""
+    """The user's metrics that the runs were tested with; of several k, that of 10."""
     tested = dict.fromkeys(name.removeprefix("test/") for point in points.values() for name in point.metrics)
     own = [name for name in tested if not re.match(LRECS, name) and not name.endswith("_se")]
     return [name for name in own if "@" not in name or name.removesuffix("_unseen").endswith("@10")]
@@ -216,30 +196,26 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     findings = []
     if len(means) > 1:
         rises = [f"{small} to {large}" for small, large in pairwise(means) if means[large] >= means[small]]
-        findings = [
-            f"- The mean test loss rises with size from {', '.join(rises)}: not monotone."
-            if rises
-            else "- The mean test loss falls with every step in size."
-        ]
+        course = f"rises with size from {', '.join(rises)}: not monotone" if rises else "falls with every step in size"
         best = min(means, key=lambda size: means[size])
-        findings.append(f"- Best size: {best}, mean test loss {means[best]:.4f}.")
+        findings = [f"- The mean test loss {course}.", f"- Best size: {best}, mean test loss {means[best]:.4f}."]
     if diverged := [run.name for run in runs if points[run.name].diverged]:
         findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
     if means and (floor := _floor(points)) is not None:
         below = [run.name for run in runs if (points[run.name].test_loss or floor) < floor]
-        verdict = f"below it: {', '.join(below)}" if below else "every run lies above it"
+        where = f"below it: {', '.join(below)}" if below else "every run lies above it"
         findings.append(
-            f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {verdict}."
+            f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {where}."
         )
     return "\n".join(findings)
 
 
 def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
-    """A row per fraction, size and variant, and what stands out of the seeds' noise; nothing with one variant.
+    """A row per fraction, size and variant, and what stands out of the seeds' noise by a paired t-test at 95 %; nothing
+    with one variant.
 
     Mean ± standard deviation over the seeds; differences from the first variant over the seeds that finished in both,
-    ± their standard error. A difference stands out where a paired t-test at 95 % says so. A variant of another domain
-    has other targets, and no differences.
+    ± their standard error. A variant of another domain has other targets, and no differences.
     """
     variants = list(dict.fromkeys(run.variant for run in runs))
     if len(variants) < 2:
@@ -250,8 +226,8 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
     for run in runs:
         if not points[run.name].diverged:
             finished[run.fraction, run.size, run.variant][run.seed] = points[run.name]
-    rows = [["fraction", "size", "variant", "seeds"]]
-    rows[0] += [title for metric in VARIANTS for title in (metric, f"against {base}")]
+    titles = [title for metric in VARIANTS for title in (metric, f"against {base}")]
+    rows = [["fraction", "size", "variant", "seeds", *titles]]
     compared, standing_out = 0, []
     for (fraction, size), variant in product(dict.fromkeys((run.fraction, run.size) for run in runs), variants):
         by_seed, others = finished[fraction, size, variant], finished[fraction, size, base]
@@ -264,7 +240,8 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
             row.append(_mean(differences, "+", of_mean=True) if comparable else "")
             if comparable and len(differences) > 1:
                 compared += 1
-                if _stands_out(differences):
+                quantile = float(stdtrit(len(differences) - 1, (1 + CONFIDENCE) / 2))
+                if abs(mean(differences)) > quantile * stdev(differences) / math.sqrt(len(differences)):
                     standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
         rows.append(row)
     note = "No difference has two seeds, so none can be set against the seeds' noise."
@@ -273,18 +250,11 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
             f"Of {compared} differences from {base}, those that stand out of the seeds' noise (paired t-test, 95 %; "
             f"by chance alone {(1 - CONFIDENCE) * compared:.1f} would): {'; '.join(standing_out) or 'none'}."
         )
-    return [rows_table(rows, text=(2,)), note]
+    return ["## Variants", rows_table(rows, text=(2,)), note]
 
 
 def _mean(values: list[float], sign: str = "", of_mean: bool = False) -> str:
     """Mean ± standard deviation, or ± that of the mean. One value has no deviation; no value is an empty cell."""
-    if not values:
-        return ""
-    if len(values) == 1:
-        return f"{values[0]:{sign}.4f}"
+    if len(values) < 2:
+        return "".join(f"{value:{sign}.4f}" for value in values)
     return f"{mean(values):{sign}.4f} ± {stdev(values) / (math.sqrt(len(values)) if of_mean else 1):.4f}"
-
-
-def _stands_out(differences: list[float]) -> bool:
-    error = stdev(differences) / math.sqrt(len(differences))
-    return abs(mean(differences)) > float(stdtrit(len(differences) - 1, (1 + CONFIDENCE) / 2)) * error

@@ -50,8 +50,8 @@ def sizes(
         dropout: Dropout rates; any but 0 needs memory for its masks.
         out: JSON file for the same figures, in bytes and FLOPs.
     """
-    counts = {"items": items, "max_len": max_len, "targets_per_step": targets_per_step, "ranks": ranks}
-    for name, value in (counts | {"accumulation": accumulation}).items():
+    counts = {"max_len": max_len, "targets_per_step": targets_per_step, "ranks": ranks}
+    for name, value in (counts | {"items": items, "accumulation": accumulation}).items():
         check_range(f"--{name}", value, at_least=1)
     shards = ranks if shards is None else shards
     if shards < 1 or ranks % shards:
@@ -65,39 +65,23 @@ def sizes(
         peak = memory.of_step(config, positions, precision, shards, checkpointing, device, ranks)
         received = traffic.of_step(config, positions, precision, shards, ranks, accumulation)
         of_step = {"received": received.total, "flops": sum(flops) * positions * accumulation}
-        rows.append(
-            {
-                "size": name,
-                "n_layers": config.layers,
-                "d_model": config.width,
-                "n_heads": config.heads,
-                "parameters": cost.parameters(config)._asdict() | {"total": cost.n_total(config)},
-                "flops_per_interaction": flops._asdict() | {"total": sum(flops)},
-                "memory_bytes": peak._asdict() | {"total": peak.total},
-                "step_of_a_rank": received._asdict() | of_step,
-            }
-        )
-    if out is not None:
-        assumptions = {
-            "n_items": n_items,
-            "pairs": pairs,
-            "max_len": max_len,
-            "targets_per_step": targets_per_step,
-            "ranks": ranks,
-            "shards": shards,
-            "accumulation": accumulation,
-            "precision": precision,
-            "checkpointing": checkpointing,
-            "device": device,
-            "architecture": asdict(architecture),
-            "dropout": asdict(dropout),
+        shape = {"size": name, "n_layers": config.layers, "d_model": config.width, "n_heads": config.heads}
+        figures = {
+            "parameters": cost.parameters(config)._asdict() | {"total": cost.n_total(config)},
+            "flops_per_interaction": flops._asdict() | {"total": sum(flops)},
+            "memory_bytes": peak._asdict() | {"total": peak.total},
+            "step_of_a_rank": received._asdict() | of_step,
         }
+        rows.append(shape | figures)
+    if out is not None:
+        more: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing, "device": device}
+        more |= {"architecture": asdict(architecture), "dropout": asdict(dropout)}
+        counts |= {"shards": shards, "accumulation": accumulation}
+        assumptions = {"n_items": n_items, "pairs": pairs, **counts, **more}
         write_json(out, {"assumptions": assumptions, "sizes": rows})
     shared = f"{shards} of {ranks} ranks share parameters{', activations computed again' if checkpointing else ''}"
-    print(
-        f"{n_items:,} items, windows of up to {max_len}, {pairs:.1f} positions attended to on average\n"
-        f"{positions:,} positions in a rank's micro-batch, {precision}, {shared}"
-    )
+    print(f"{n_items:,} items, windows of up to {max_len}, {pairs:.1f} positions attended to on average")
+    print(f"{positions:,} positions in a rank's micro-batch, {precision}, {shared}")
     for table in (_parameters, _memory, *([_traffic] if ranks > 1 else [])):
         print("", *table(rows), sep="\n")
 
@@ -113,7 +97,6 @@ def _of_store(path: Path, max_len: int) -> tuple[int, float]:
 
 
 def _parameters(rows: list[dict[str, Any]]) -> list[str]:
-    """Parameters by group, with FLOPs per interaction."""
     groups = ("body", "items", "positions", "biases", "norms", "total")
     cells = [["size", "L x d / heads", *groups, "FLOPs", "backward"]]
     for row in rows:
@@ -136,16 +119,11 @@ def _traffic(rows: list[dict[str, Any]]) -> list[str]:
     cells = [["MB a step", *parts, "TFLOP", "FLOP/B"]]
     for row in rows:
         step = row["step_of_a_rank"]
-        received = [f"{step[part] / 1e6:,.1f}" for part in parts]
-        cells.append(
-            [row["size"], *received, f"{step['flops'] / 1e12:,.2f}", f"{step['flops'] / step['received']:,.0f}"]
-        )
+        received, flops = [f"{step[part] / 1e6:,.1f}" for part in parts], step["flops"]
+        cells.append([row["size"], *received, f"{flops / 1e12:,.2f}", f"{flops / step['received']:,.0f}"])
     return _aligned(cells, [11, *[13] * len(parts), 11, 11])
 
 
 def _aligned(rows: list[list[str]], widths: list[int]) -> list[str]:
     """Names to the left, numbers to the right."""
-    return [
-        row[0].ljust(widths[0]) + "".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
+    return [row[0].ljust(widths[0]) + "".join(map(str.rjust, row[1:], widths[1:])) for row in rows]

@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from lrec.common.text_tables import counted
@@ -11,45 +12,49 @@ from lrec.run import Run
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import is_running
 
-LINE_S = 60.0  # least time between two lines of a log about evaluations of a run
+LINE_S = 60.0  # between two lines of a log about a run
 
 
 def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
-    """State, progress and losses of every run, of runs on other nodes too.
-
-    `known` are the states that the study's record gives; what is on disk in `folder` is newer.
-    """
+    """State, losses and progress of every run; what is on disk in `folder` is newer than the `known` states."""
     head = f"{'run':<32}{'':<9}{'state':<12}{'epochs':>8}{'steps':>9}"
     lines = [head + "".join(f"{title:>10}" for title in ("train", "val", "best val", "test", "hours"))]
     for run in runs:
-        kind = "held out" if run.held_out else "fitted"
-        line = f"{run.name:<32}{kind:<9}{_state(folder / run.name, known.get(run.name, 'waiting')):<12}"
-        if points := Run(folder / run.name).points:
+        trained = Run(folder / run.name)
+        kind, state = "held out" if run.held_out else "fitted", _state(trained, known.get(run.name, "waiting"))
+        line = f"{run.name:<32}{kind:<9}{state:<12}"
+        if points := trained.points:
             last = points[-1]
             best = min((p.val_loss for p in points if p.val_loss is not None), default=None)
             test = next((p.test_loss for p in points if p.best), None)
             line += f"{last.epochs:>8.2f}{last.step:>9,}"
             numbers = (last.train_loss, last.val_loss, best, test, last.wall_s / 3600)
             line += "".join(" " * 10 if number is None else f"{number:>10.4f}" for number in numbers)
-        lines.append(line)
+        lines.append(f"{line}  {_progress(trained)}" if state == "running" else line)
     return "\n".join(lines)
 
 
-def _state(folder: Path, known: str) -> str:
+def _state(run: Run, known: str) -> str:
     """running, finished, diverged, unfinished (it resumes where it stopped), or what is known of it."""
-    if is_running(folder):
+    if is_running(run.folder):
         return "running"
-    if point := Run(folder).result:
+    if point := run.result:
         return point.status
-    return "unfinished" if known == "waiting" and Run(folder).points else known
+    return "unfinished" if known == "waiting" and run.points else known
+
+
+def _progress(run: Run) -> str:
+    """What a run that is under way is doing, in its own words."""
+    with suppress(FileNotFoundError):
+        return run.progress_file.read_text(encoding="utf-8").strip()
+    return "beginning" if run.result is None else "ending"
 
 
 class Live:
-    """How far the runs under way are: on a terminal, a table that is drawn over itself; in a log, a line when a run
-    begins and when it has been evaluated."""
+    """How far the runs under way are: on a terminal, a table that is drawn over itself; in a log, a line about each as
+    it begins, at its first evaluation, and every minute."""
 
     def __init__(self, runs: list[PlannedRun], folder: Path) -> None:
-        """Of these runs, each with a folder in `folder`."""
         self.runs, self.folder = runs, folder
         self.lines = 0  # of the table that is drawn now
         self._said: dict[str, tuple[int, float]] = {}  # of a run: how many evaluations there were, and when that was
@@ -61,7 +66,7 @@ class Live:
             self._draw(under_way)
             return
         for run in under_way:
-            if news := self._news(run):
+            if news := self._news(Run(self.folder / run.name)):
                 print(f"{run.name}: {news}", flush=True)
 
     def clear(self) -> None:
@@ -78,16 +83,17 @@ class Live:
         print(*shown, sep="\n", file=sys.stderr, flush=True)
         self.lines = len(shown)
 
-    def _news(self, run: PlannedRun) -> str:
-        """What there is to say of a run; nothing where it was said, or the last evaluation was a moment ago."""
-        points, now = Run(self.folder / run.name).points, time.monotonic()
+    def _news(self, run: Run) -> str:
+        """What there is to say of a run; nothing where that was a moment ago."""
+        points, now = run.points, time.monotonic()
         evaluations, when = self._said.get(run.name, (-1, -math.inf))
-        if len(points) == evaluations or now < when + LINE_S:
+        if now < when + LINE_S and (evaluations or not points):
             return ""
-        self._said[run.name] = len(points), now if points else -math.inf
-        if not points:
-            return "under way"
-        last = points[-1]
-        losses = {"train": last.train_loss, "val": last.val_loss}
-        parts = [counted(last.epochs, "epoch"), *(f"{n} loss {v:.4f}" for n, v in losses.items() if v is not None)]
-        return ", ".join([*parts, f"{last.wall_s:.0f} s"])
+        self._said[run.name] = len(points), now
+        parts = [_progress(run)]
+        if points:
+            last = points[-1]
+            losses = {"train": last.train_loss, "val": last.val_loss}
+            parts += [counted(last.epochs, "epoch"), *(f"{n} loss {v:.4f}" for n, v in losses.items() if v is not None)]
+            parts.append(f"{last.wall_s:.0f} s")
+        return ", ".join(parts)

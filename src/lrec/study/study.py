@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
-from lrec.common.files import check_folder, write_json
+from lrec.common.files import check_folder, locked, write_json
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import as_local_jobs, check_accelerators, train_on_cluster
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.launch import Limits, Outcome, outcome_of, train
+from lrec.study.launch import Outcome, lock_of, outcome_of, train
 from lrec.study.options import Study
-from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, of_less_data, write_prediction
+from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
 from lrec.study.processes import start_server
-from lrec.study.record import Record, alone_in
+from lrec.study.record import Record
 from lrec.study.report import write_report
 from lrec.study.status import Live, runs_table
 from lrec.study.sweep import sweep_of, tune, with_middle_values
@@ -41,28 +41,28 @@ def run_study(study: Study) -> None:
         tuning = Record(sweep, planned_runs(sweep))
     record = Record(study, planned_runs(with_middle_values(study)))
     records = [each for each in (tuning, record) if each is not None]
-    _check_names([*study.restart, *study.skip], records)
+    runs = {run.name: run for each in records for run in each.runs}
+    if unknown := [name for name in (*study.restart, *study.skip) if name not in runs]:
+        raise UserError(f"{unknown[0]} is none of the study's runs, which --status true lists")
     if study.cluster is not None:
-        for each in records:
-            check_accelerators(each.runs, study.cluster)
+        check_accelerators(runs.values(), study.cluster)
     if study.status:
         print("\n\n".join(runs_table(each.runs, each.folder, each.state) for each in records))
         return
-    limits = Limits(study.jobs, study.n_cores, study.memory_gib, study.retries, study.every_gpu)
     costs: list[budget.Cost] = []
     if study.dry_run or (study.memory_gib, study.budget_hours, study.budget_disk_gib) != (None, None, None):
-        costs = [cost for each in records for cost in budget.plan(each.runs, each.folder, limits)]
+        costs = [cost for each in records for cost in budget.plan(each.study, each.runs)]
         if study.dry_run:
-            print(budget.plan_table(costs, limits))
-        budget.check(costs, study.memory_gib, study.budget_hours, study.budget_disk_gib)
+            print(budget.plan_table(costs, study))
+        budget.check(costs, study)
     if study.dry_run:
         return
-    with alone_in(study.folder):
-        _carry_out(study, tuning, record, _Work(study, records, limits, {cost.run: cost.memory_gib for cost in costs}))
+    taken = f"another study is under way in {study.folder}: wait for its end, or choose another --out"
+    with locked(lock_of(study.folder.absolute()), taken):
+        _carry_out(study, tuning, record, _Work(study, records, {cost.run.name: cost.memory_gib for cost in costs}))
 
 
 def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work") -> None:
-    """Tune, train, fit, predict, train what is held out, and report."""
     tuned = None
     if tuning is not None:
         runs = tuning.enter(study.restart, study.skip)
@@ -75,47 +75,46 @@ def _carry_out(study: Study, tuning: Record | None, record: Record, work: "_Work
     runs = record.enter(study.restart, study.skip)
     record.check_data(runs)
     work.train(record, [run for run in runs if not run.held_out])
-    ladders: list[LadderFit] = []
-    unfit: dict[str, str] = {}
+    ladders, unfit = list[LadderFit](), dict[str, str]()
     for ladder, mine in by_ladder(runs).items() if study.law is not None else ():
+        fitted = counted(sum(not run.held_out for run in mine), "run")
+        print(f"fitting {fitted}{ladder and f' of {ladder}'}", flush=True)
         try:
-            ladders.append(fit_ladder(study, mine, of_less_data(runs, mine)))
+            ladders.append(fit_ladder(study, mine, runs))
         except UserError as error:  # too few of its runs did not diverge
             unfit[ladder] = str(error)
     runs = [run for run in runs if not (run.held_out and run.ladder in unfit)]
     if study.holdout and ladders:
         write_prediction(study.folder, ladders, runs)
         work.train(record, [run for run in runs if run.held_out])
+    print("writing the report", flush=True)
     report = write_report(study.folder, study.name, runs, ladders, unfit, tuned)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.md'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))
 
 
-def _check_names(names: list[str], records: list[Record]) -> None:
-    known = {run.name for record in records for run in record.runs}
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"{unknown[0]} is none of the study's runs, which --status true lists")
-
-
 class _Work:
     """Trains the runs of a record, here or on a cluster, and says on the terminal what became of each."""
 
-    def __init__(self, study: Study, records: list[Record], limits: Limits, memory_gib: dict[str, float]) -> None:
-        self.study, self.records, self.limits, self.memory_gib = study, records, limits, memory_gib
+    def __init__(self, study: Study, records: list[Record], memory_gib: dict[str, float]) -> None:
+        self.study, self.records, self.memory_gib = study, records, memory_gib
         self.interrupted = False
 
     def train(self, record: Record, runs: list[PlannedRun]) -> None:
         """Train what is not finished; UserError where a run failed or was stopped; exit 75 on a signal."""
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
         finished = [run for run, _ in known]
-        done = 0
-        failed: list[str] = []
+        done, failed = 0, list[str]()
         for run, outcome in chain(known, self._start(record, [run for run in runs if run not in finished])):
             record.note(run, outcome)
-            done += outcome.point is not None
+            became = outcome.status
+            if (point := outcome.point) is not None:
+                done += 1
+                loss = "diverged" if point.test_loss is None else f"test loss {point.test_loss:.4f}"
+                became = f"{loss}, {point.wall_s:.0f} s"
             kind = "held out" if run.held_out else "fitted"
-            print(f"[{done}/{len(runs)} {kind}] {run.name}: {_in_words(outcome)}", flush=True)
+            print(f"[{done}/{len(runs)} {kind}] {run.name}: {became}", flush=True)
             if outcome.status == "failed":
                 failed.append(f"run {run.name} failed: {outcome.reason}")
         if failed:
@@ -130,39 +129,29 @@ class _Work:
             raise UserError(f"{why}: {left}")
 
     def _start(self, record: Record, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:
-        cluster, carry_out = self.study.cluster, None
-        if cluster is not None:
-            submitted = (record.folder, record.study.name, self.limits, cluster)
-            if not self.study.is_here:
-                yield from train_on_cluster(runs, *submitted)
-                return
-            carry_out = as_local_jobs(*submitted)
         live = Live(runs, record.folder)
+        if not self.study.is_here:
+            for ended in train_on_cluster(record.study, runs, live.show):
+                live.clear()
+                yield ended
+            return
+        carry_out = as_local_jobs(record.study) if self.study.cluster else None
 
         def watch() -> bool:
             live.show()
             return not (self.interrupted or self._budget_is_spent())
 
         with on_signals(self._note_interruption):
-            place = (record.folder, record.study.name, self.limits, self.memory_gib)
-            for ended in train(runs, *place, watch, carry_out):
+            for ended in train(record.study, runs, self.memory_gib, watch, carry_out):
                 live.clear()
                 yield ended
         live.clear()
 
     def _note_interruption(self, *_: object) -> None:
-        """A signal to stop is for the runs too: `watch` passes it on."""
-        self.interrupted = True
+        self.interrupted = True  # for the runs too: `watch` passes it on
 
     def _budget_is_spent(self) -> bool:
         if self.study.budget_hours is None:
             return False
-        hours = (budget.spent_hours(each.runs, each.folder, self.limits) for each in self.records)
+        hours = (budget.spent_hours(each.study, each.runs) for each in self.records)
         return sum(hours) >= self.study.budget_hours
-
-
-def _in_words(outcome: Outcome) -> str:
-    if outcome.point is None:
-        return outcome.status
-    loss = "diverged" if outcome.point.test_loss is None else f"test loss {outcome.point.test_loss:.4f}"
-    return f"{loss}, {outcome.point.wall_s:.0f} s"

@@ -13,29 +13,18 @@ from lrec.study.options import Study, combined, ladder_n_body
 
 
 class Tuned(NamedTuple):
-    """The result of a sweep.
-
-    Attributes:
-        rules: factor and exponent of each option, by dotted name: least squares of log value on log N_body.
-        best: Of each size, its best values, by option, and the validation loss they reached.
-        edges: What to tell the user: best values at an end of the range that was tried.
-    """
-
-    rules: dict[str, list[float]]
-    best: dict[str, dict[str, float]]
-    edges: list[str]
+    rules: dict[str, list[float]]  # factor and exponent of each option: least squares of log value on log N_body
+    best: dict[str, dict[str, float]]  # of each size, its best values, by option, and the validation loss they reached
+    edges: list[str]  # sentences on best values at an end of the range that was tried
 
 
 def sweep_of(study: Study) -> Study:
-    """A run for every combination of the sweep's values at each size that tunes, in the folder OUT-sweep.
-
-    First seed, largest fraction, first variant.
-    """
+    """A study in OUT-sweep: a run for every combination of the sweep's values at each size that tunes, of the first
+    seed and variant and the largest fraction."""
     chosen = study.fitted if study.sweep_sizes is None else study.sweep_sizes
     if outside := [size for size in chosen if size not in study.fitted]:
-        raise UserError(
-            f"--sweep_sizes {outside[0]}: choose among the sizes that are fitted, {', '.join(study.fitted)}"
-        )
+        fitted = ", ".join(study.fitted)
+        raise UserError(f"--sweep_sizes {outside[0]}: choose among the sizes that are fitted, {fitted}")
     for option, several in dotted(study.sweep).items():
         if not (isinstance(several, list) and several and all(isinstance(v, int | float) and v > 0 for v in several)):
             raise UserError(f"--sweep.{option}: {several!r} is not a list of positive numbers")

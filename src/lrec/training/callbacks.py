@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import replacing, temporary
-from lrec.common.text_tables import counted
+from lrec.common.text_tables import counted, lasting
 from lrec.evaluation.baselines import BASELINES
 from lrec.evaluation.metrics import KS, METRICS, Metric, suffixes
 from lrec.model import cost
@@ -26,7 +26,7 @@ from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
 from lrec.training.module import SequentialRecommender, recommender
 from lrec.training.monitor import verdict
-from lrec.training.schedule import phase
+from lrec.training.schedule import ENDLESS, phase, schedule_steps
 from lrec.training.strategies import precision_of
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
@@ -60,10 +60,14 @@ class RunFiles(Callback):
 
 
 class ScalingPoints(Callback):
-    """Write a line to RUN/points.jsonl at every evaluation, and the same numbers under scaling/ in TensorBoard.
+    """Write a line to RUN/points.jsonl at every evaluation, and the same numbers under scaling/ in TensorBoard; and to
+    RUN/progress, every few seconds, what is going on.
 
     When the best checkpoint is tested after fit, its line is marked best and gets the test loss and metrics.
     """
+
+    TELL_S = 5.0  # between two words on progress
+    _told, _from = 0.0, (0.0, 0)  # when progress was told; when this attempt took its first step, and which that was
 
     def __init__(self, study: str | None = None, run: str | None = None) -> None:
         """Name the points.
@@ -123,6 +127,30 @@ class ScalingPoints(Callback):
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
         self._write(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *of_batch: Any, **_: Any) -> None:
+        """Tell how far a fit or the test after it is, and how long it may take."""
+        now, step = time.monotonic(), trainer.global_step
+        self._from = self._from if self._from[0] else (now, step)
+        if not self.started or trainer.sanity_checking or not trainer.is_global_zero or now < self._told + self.TELL_S:
+            return
+        self._told, (began, first) = now, self._from
+        if trainer.training:
+            steps, doing = schedule_steps(trainer), f"training: step {step:,}"
+            doing += f" of {steps:,}" if steps < ENDLESS else ""
+            if first < step and steps < ENDLESS:
+                doing += f", at most {lasting((now - began) * (steps - step) / (step - first))} left"
+        else:
+            batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+            doing = f"{'testing' if trainer.testing else 'evaluating'}: batch {of_batch[2] + 1:,} of {sum(batches):,}"
+        _run(trainer).write_progress(doing)
+
+    on_validation_batch_end = on_test_batch_end = on_train_batch_end
+
+    @rank_zero_only
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing is going on any more."""
+        _run(trainer).progress_file.unlink(missing_ok=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the run's status."""

@@ -39,6 +39,7 @@ def main(folder: Path) -> None:
     cases = cases_before(module.cuts, *targets(module.cuts), module.max_len)
     first_C = module.cuts.trajectory_U[cases.users_C]
     steps_C = np.where((first_C >= 0) & (cases.positions_C >= first_C), cases.positions_C - first_C + 1, 0)
+    run.write_progress(f"measuring the loss on each of {len(cases):,} targets")
     losses = pl.DataFrame({"user": cases.users_C, "step": steps_C, "loss": rank_by_net(net, cases).loss_C})
     table = losses.filter(pl.col("loss").is_not_nan()).sort("step", maintain_order=True)
     with replacing(run.target_losses_file) as temporary:
@@ -52,6 +53,7 @@ def main(folder: Path) -> None:
         trajectory_loss_se=standard_error(table) if with_trajectory else None,
     )
     run.write_points([measured(point) if point.best else point for point in run.points])
+    run.progress_file.unlink()
 
 
 def targets(split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,6 @@ from lrec.checkpoint.writing import write
 from lrec.errors import UserError
 from lrec.model.sharded_table import split
 from lrec.model.transformer import Transformer
-from lrec.run import Run, read_item_ids
 from lrec.serving.export import export
 from small_checkpoints import ABOUT, CONFIG, IDS, checkpoint, write_by_hand
 
@@ -248,21 +247,6 @@ def test_a_shard_that_is_not_as_it_was_written_is_refused(tmp_path: Path) -> Non
     two.write_bytes(one.read_bytes())
     with pytest.raises(UserError, match="damaged"):
         check(path)
-
-
-def test_a_list_of_items_is_whole_or_refused(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.write_items(pl.DataFrame({"raw_id": list("abcdefg")}))
-    assert read_item_ids(run.items_file).to_list() == list("abcdefg")
-    stored, metadata = run.items_file.read_bytes(), pl.read_parquet_metadata(run.items_file)
-    for data in (stored[:-30], stored[: len(stored) // 2], b"", stored[:4] + b"\0" * 60 + stored[64:]):
-        run.items_file.write_bytes(data)
-        with pytest.raises(UserError, match=r"items\.parquet: (its items are not|no list of items)"):
-            read_item_ids(run.items_file)
-    shuffled = pl.DataFrame({"raw_id": list("gfedcba")})
-    shuffled.write_parquet(run.items_file, metadata={"lrec_checksum": metadata["lrec_checksum"]})
-    with pytest.raises(UserError, match=r"items\.parquet: its items are not as they were written"):
-        read_item_ids(run.items_file)
 
 
 def test_an_exported_file_may_be_read_by_whom_its_folder_s_other_files_may(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import holdout_report
 from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.transformer import Transformer
-from lrec.run import Run
 from lrec.serving.export import export
 from small_checkpoints import write_by_hand
 
@@ -62,7 +61,6 @@ KINDS = {
     "shard": Kind("last.ckpt/token-00000-of-00001.safetensors", lambda folder: resumed(folder / "last.ckpt")),
     "state of shards": Kind("last.ckpt/state.pt", lambda folder: resumed(folder / "last.ckpt")),
     "exported file": Kind("model.safetensors", lambda folder: model(folder / "model.safetensors")),
-    "list of items": Kind("items.parquet", lambda folder: Run(folder).item_ids.to_list()),
     "fit": Kind("fit.json", lambda folder: read_fit(folder / "fit.json")[-1]),
 }
 
@@ -83,7 +81,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write(folder / "best.ckpt", checkpoint)
     export(folder / "best.ckpt", folder / "model.safetensors")
-    Run(folder).write_items(pl.DataFrame({"item": range(CONFIG.n_items), "raw_id": ids}))
     write_by_hand(folder / "last.ckpt", checkpoint, 1)
     x = np.geomspace(1e3, 1e6, 8)
     points = pl.DataFrame({"x": x, "y": 4 + 60 / x**0.3})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lrec.common.files import json_hash, locked, replacing, write_json
+from lrec.errors import UserError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write(name: str, tmp_path
 
 
 def test_a_lock_that_another_process_holds_is_not_waited_for(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock"), pytest.raises(BlockingIOError), locked(tmp_path / "lock", wait=False):
+    with locked(tmp_path / "lock"), pytest.raises(UserError, match="taken"), locked(tmp_path / "lock", "taken"):
         pass
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec.common.text_tables import counted, on_terminal, rows_table
+from lrec.common.text_tables import counted, lasting, on_terminal, rows_table
 
 ROWS = [["size", "N_body", "test loss"], ["3k", "3,072", "5.1"], ["25k (held out)", "24,576", ""]]
 REPORT = f"""# A study
@@ -58,3 +58,7 @@ def test_a_file_gets_markdown() -> None:
 )
 def test_a_noun_follows_its_number(number: float, noun: str, said: str) -> None:
     assert counted(number, noun) == said
+
+
+def test_a_duration_has_a_unit_that_fits() -> None:
+    assert [lasting(seconds) for seconds in (0.4, 89, 90, 3600, 5400)] == ["0 s", "89 s", "2 min", "60 min", "1.5 h"]

@@ -160,7 +160,9 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30, 2 * 2**30))
 from lrec.study.fit_command import fit_command
 fit_command([Path(sys.argv[1])], x="N", y="loss", compare=False, out=Path(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+# Not ru_maxrss, which begins with the memory of whoever started this process.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) / 2**20)
 """
 
 

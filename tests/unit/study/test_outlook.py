@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from lrec.data.sources.interactions import InteractionsDataModule
-from lrec.study import outlook_evidence
-from lrec.study.outlook_evidence import measure, train_briefly
-from lrec.study.outlook_rule import Counted, Evidence, Tiny, gain_by_amount, judge
+from lrec.study import outlook as outlook_module
+from lrec.study.outlook import Counted, Evidence, Tiny, gain_by_amount, judge, measure, train_briefly
 from lrec.training.optim import Optimizer
 
 
@@ -126,7 +125,7 @@ def test_the_same_seed_measures_the_same(random_items: InteractionsDataModule, o
 def test_short_runs_that_diverge_are_left_out(
     random_items: InteractionsDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlook_evidence, "OPTIMIZER", Optimizer(lr=1e38))
+    monkeypatch.setattr(outlook_module, "OPTIMIZER", Optimizer(lr=1e38))
     evidence = measure(random_items, seed=0)
     assert evidence.tiny == []
     assert np.isfinite(evidence.noise)
@@ -135,7 +134,7 @@ def test_short_runs_that_diverge_are_left_out(
 def test_drawn_negatives_leave_the_random_numbers_alone(
     random_items: InteractionsDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlook_evidence, "LARGE_CATALOGUE", 1)
+    monkeypatch.setattr(outlook_module, "LARGE_CATALOGUE", 1)
     state = torch.get_rng_state()
     one, same = (train_briefly(random_items, random_items.batch_plan.part, "0.8k", 5000, seed=0) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))

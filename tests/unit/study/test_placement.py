@@ -16,7 +16,7 @@ from lrec.model.losses import FullSoftmax
 from lrec.run import RunConfig
 from lrec.study import budget, launch
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.launch import Limits, train
+from lrec.study.launch import train
 from lrec.study.options import Study
 from lrec.study.placement import Placement, here, placement
 
@@ -64,17 +64,19 @@ def test_gpus_are_those_that_the_environment_allows(monkeypatch: pytest.MonkeyPa
     assert here() == ()
 
 
-def runs_on_gpus(tmp_path: Path, devices: dict[str, int]) -> list[PlannedRun]:
+def on_gpus(tmp_path: Path, devices: dict[str, int], **limits: Any) -> tuple[Study, list[PlannedRun]]:
     study = Study(
         name="gpus",
         configs=["data/synthetic.yaml", "trainer/gpu.yaml"],
         sizes=list(devices),
+        out=tmp_path,
         holdout=0,
         law=None,
         options=DATA | {"data.data_dir": str(tmp_path / "data")},
         size_options={size: {"trainer.devices": n} for size, n in devices.items()},
+        **limits,
     )
-    return planned_runs(study)
+    return study, planned_runs(study)
 
 
 def test_runs_side_by_side_see_different_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,21 +106,21 @@ def test_runs_side_by_side_see_different_gpus(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(launch, "Processes", Processes)
     monkeypatch.setattr(launch, "POLL_S", 0.02)
-    runs = runs_on_gpus(tmp_path, {"0.8k": 1, "1.7k": 1, "3k": 2, "12k": 1})
-    limits = Limits(jobs=3, cores=3, gpus=("4", "5", "7"))
-    outcomes = list(train(runs, tmp_path / "runs", "gpus", limits))
+    devices = {"0.8k": 1, "1.7k": 1, "3k": 2, "12k": 1}
+    study, runs = on_gpus(tmp_path, devices, jobs=3, cores=3, gpus=(4, 5, 7))
+    outcomes = list(train(study, runs))
     assert {outcome.status for _, outcome in outcomes} == {"failed"}
     assert sorted(map(len, seen)) == [1, 1, 1, 2]
     assert {name for mine in seen for name in mine} <= {"4", "5", "7"}
     with pytest.raises(UserError, match=r"run 3k-seed1 takes 2 GPUs: --gpus has 1"):
-        list(train(runs, tmp_path / "runs", "gpus", replace(limits, gpus=("0",))))
+        list(train(replace(study, gpus=(0,)), runs))
 
 
 def test_several_nodes_need_a_cluster(tmp_path: Path) -> None:
-    (run,) = runs_on_gpus(tmp_path, {"0.8k": 1})
+    study, (run,) = on_gpus(tmp_path, {"0.8k": 1}, gpus=(0,))
     options = run.options | {"trainer": run.options["trainer"] | {"num_nodes": 2}}
     with pytest.raises(UserError, match=r"run 0\.8k-seed1 trains on 2 nodes: --cluster"):
-        list(train([replace(run, options=options)], tmp_path / "runs", "gpus", Limits(1, 1, gpus=("0",))))
+        list(train(study, [replace(run, options=options)]))
 
 
 def test_a_plan_counts_gpu_hours_and_the_gpu_s_own_memory(tmp_path: Path) -> None:
@@ -126,19 +128,20 @@ def test_a_plan_counts_gpu_hours_and_the_gpu_s_own_memory(tmp_path: Path) -> Non
         name="large",
         configs=["data/synthetic.yaml", "trainer/fsdp.yaml"],
         sizes=["829m"],
+        out=tmp_path,
         holdout=0,
         law=None,
         options=DATA | {"data.data_dir": str(tmp_path / "data"), "trainer.devices": 8},
+        gpus=tuple(range(8)),
     )
-    limits = Limits(1, 1, gpus=tuple("01234567"))
     (run,) = planned_runs(study)
-    (planned,) = budget.plan([run], tmp_path / "runs", limits)
+    (planned,) = budget.plan(study, [run])
     positions = run.config.value("data.targets_per_step") // 8
     step = memory.of_step(run.network(30), positions, "bf16-mixed", shards=8, device="cuda")
     assert planned.gpus == 8
     assert planned.gpu_gib == pytest.approx(step.total / 2**30)
     assert planned.gpu_gib < 8
-    table = budget.plan_table([planned], limits)
+    table = budget.plan_table([planned], study)
     assert "GPU-hours" in table
     assert "hours of one core" not in table
     if not here():

@@ -25,7 +25,7 @@ def make(losses: dict[tuple[str, str], list[float]]) -> tuple[list[PlannedRun], 
 
 
 def test_means_noise_and_differences() -> None:
-    table, verdict = variants_table(*make(LOSSES))
+    _, table, verdict = variants_table(*make(LOSSES))
     assert "| 25k | both | 3 | 5.6500 ± 0.0500 |  |" in table
     # Paired over seeds: -.10, -.09, -.11, whose mean has the standard error .01 / sqrt(3).
     assert "| 25k | neither | 3 | 5.5500 ± 0.0557 | -0.1000 ± 0.0058 |" in table
@@ -37,12 +37,12 @@ def test_means_noise_and_differences() -> None:
 def test_a_diverged_run_is_left_out() -> None:
     runs, points = make(LOSSES)
     points["25k-neither-seed2"] = Point(status="diverged")
-    table, _ = variants_table(runs, points)
+    _, table, _ = variants_table(runs, points)
     assert "| 25k | neither | 2 | 5.5200 ± 0.0283 | -0.1050 ± 0.0050 |" in table
 
 
 def test_one_seed_has_no_noise() -> None:
-    table, note = variants_table(*make({key: values[:1] for key, values in LOSSES.items()}))
+    _, table, note = variants_table(*make({key: values[:1] for key, values in LOSSES.items()}))
     assert "| 98k | neither | 1 | 5.3500 | +0.0500 |" in table
     assert "No difference has two seeds" in note
 

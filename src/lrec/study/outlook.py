@@ -1,0 +1,316 @@
+"""`lrec scaling outlook`: will size pay on a data set? What is measured in a minute (n-grams, and tiny networks trained
+for seconds), the rule on it, and what that says.
+
+Shape suffixes: N training interactions, U users, C cases; of the networks, B rows, L positions, M targets, D width,
+V catalogue.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain, islice, repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrec.common.cpu_threads import one_core
+from lrec.common.files import check_folder, write_json, write_text
+from lrec.common.text_tables import on_terminal, rows_table
+from lrec.data.batching.train_batches import BatchPlan, TrainBatch, TrainLoader
+from lrec.data.datasets import SequenceDataModule
+from lrec.data.splits.reduction import TrainingPart, training_part
+from lrec.data.splits.rules import ranges
+from lrec.errors import UserError, check_range
+from lrec.evaluation.cases import Cases, cases_before, rank_by_net
+from lrec.evaluation.ngrams import ORDERS, ngram_losses
+from lrec.model.config import TransformerConfig
+from lrec.model.cost import n_body
+from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
+from lrec.model.network_sizes import SIZES, find_size
+from lrec.model.transformer import Transformer
+from lrec.training.optim import Optimizer
+
+FROM, TO = "25k", "786k"
+
+# While data last, ten times the size brings a third of a nat, and data last for a parameter of the blocks to every 12
+# training targets. Both come from the measured ladders; benchmarks/outlook.md tries them with each left out.
+NATS_PER_DECADE = 1 / 3
+TARGETS_PER_PARAMETER = 12
+INTERVAL_FACTOR = 1.5
+NEXT_TO_NOTHING = 0.05  # nats: as much as sets without a gain differ from size to size
+
+# A network that has left n-grams behind: by a quarter of what these know beyond popularity. With a fifth, on clicks on
+# news, size brought much less than the rule says.
+LEAD = 0.25
+
+# What is measured.
+SHARES = (0.125, 0.25, 0.5, 1.0)
+LEAST_TRAINING_TARGETS, LEAST_CASES = 1000, 100
+MOST_CASES = 5000
+MOST_COUNTED = 4_000_000  # interactions that n-grams count: a gibibyte, three seconds
+
+TINY = ("3k", "25k")
+TINY_POSITIONS, TINY_EPOCHS = 2_000_000, 5
+MOST_LEFT_OUT = 2000
+# Small steps at a high rate learn most from few targets; negatives make large catalogues as fast as small ones.
+TARGETS_PER_STEP = 1024
+OPTIMIZER = Optimizer(lr=0.02)
+LOSS_OF_LARGE_CATALOGUES = SampledSoftmax(negatives=512, power=0.75)
+LARGE_CATALOGUE = 1024
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Losses of n-grams on the validation cases, in nats, and the training targets that these were counted on."""
+
+    targets: int
+    losses: dict[str, float]
+
+    @property
+    def best(self) -> float:
+        """That of the best order, popularity aside."""
+        return min(self.losses[name] for name in ORDERS[1:])
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A short run: its loss on the validation cases, and on training targets of users it was not trained on."""
+
+    size: str
+    n_body: int
+    targets: int
+    loss: float
+    fresh_loss: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    targets: int  # U, of training
+    items: int
+    cases: int  # validation targets that losses are means over
+    noise: float  # standard error of the best loss below popularity's, paired over targets
+    counted: list[Counted]  # n-grams on shares of the users, each twice the one before
+    tiny: list[Tiny]  # the short runs, without those that diverged
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What to expect; the gain and its interval are None where it is unknown."""
+
+    gain: float | None  # nats by which the loss falls from 25k to 786k parameters
+    low: float | None
+    high: float | None
+    why: str
+    by_amount: float  # the gain of other sets with as much data
+    useful: float  # parameters of the blocks up to which size can pay; 0 where there is nothing to learn
+    doubling: float  # nats that n-grams gained by the last doubling of the data
+    more_gain: float | None  # nats that twice the data would add to the gain
+
+
+def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int = 0) -> None:
+    """Say whether larger networks will pay on a data set, up to where, and what more data would bring.
+
+    It counts n-grams and trains two tiny networks: about a minute of one core, whatever the number of interactions, and
+    more where there are more than 100,000 items.
+
+    Args:
+        data: The data set; its store is written unless it is there.
+        out: Folder for outlook.json and report.md; null writes none.
+        seed: Seed of the sampled targets and of the short runs.
+    """
+    check_range("seed", seed, at_least=0)
+    if out is not None:
+        check_folder(out, "--out")
+    data.prepare_data()
+    data.setup("fit")
+    evidence = measure(data, seed, begins=partial(print, file=sys.stderr, flush=True))
+    outlook = judge(evidence)
+    report = markdown(data.store.meta["name"], evidence, outlook)
+    if out is not None:
+        write_json(
+            out / "outlook.json",
+            {"schema": 1, "data_hash": data.data_hash, "seed": seed}
+            | {"from": FROM, "to": TO, "outlook": asdict(outlook), "evidence": asdict(evidence)},
+        )
+        write_text(out / "report.md", report + "\n")
+    print(on_terminal(report))
+
+
+def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] = lambda _: None) -> Evidence:
+    """Count n-grams and train two tiny networks on the training part of a DataModule that is set up, after telling
+    `begins` so; UserError where there is too little to tell anything."""
+    random = np.random.default_rng(seed)
+    val = data.cuts.val_targets
+    known = np.flatnonzero(data.cuts.is_known(val))
+    chosen = np.sort(random.permutation(known)[:MOST_CASES])
+    cases = cases_before(data.cuts, val.users_T[chosen], val.positions_T[chosen], data.max_len)
+    if data.U < LEAST_TRAINING_TARGETS or len(cases) < LEAST_CASES:
+        raise UserError(
+            f"{data.store_name}: {data.U:,} training targets and {len(cases):,} validation targets of known items; an "
+            f"outlook needs {LEAST_TRAINING_TARGETS:,} and {LEAST_CASES}"
+        )
+    begins("counting n-grams")
+    counted, losses_of_orders = zip(*(_count(data, share, cases) for share in SHARES), strict=True)
+    losses_C = losses_of_orders[-1]
+    part, fresh = _left_out(data, random)
+    positions = min(TINY_POSITIONS, TINY_EPOCHS * part.n_positions)
+    targets = positions * part.n_targets // part.n_positions
+    tiny, found_C = [], [losses_C[name] for name in ORDERS[1:]]
+    for size in TINY:
+        begins(f"training {size} on {targets:,} targets")
+        with one_core():
+            net = train_briefly(data, part, size, positions, seed)
+            loss_C, fresh_C = rank_by_net(net, cases).loss_C, rank_by_net(net, fresh).loss_C
+        if np.isfinite(loss_C).all():
+            found_C.append(loss_C)
+            tiny.append(Tiny(size, n_body(net.config), targets, float(loss_C.mean()), float(fresh_C.mean())))
+    gained_C = losses_C[ORDERS[0]] - min(found_C, key=lambda loss_C: float(loss_C.mean()))
+    noise = float(gained_C.std() / math.sqrt(len(cases)))
+    return Evidence(data.U, data.n_items, len(cases), noise, list(counted), tiny)
+
+
+def _count(data: SequenceDataModule, share: float, cases: Cases) -> tuple[Counted, dict[str, np.ndarray]]:
+    """n-grams of a share of the users, within the data's own reduction and at most so many interactions."""
+    share_counted = min(1.0, MOST_COUNTED / max(int(data.batch_plan.part.lengths_U.sum()), 1))
+    part = training_part(data.cuts, replace(data.reduction, users=data.reduction.users * share_counted * share))
+    items_N = data.cuts.catalogue_index_I[part.items(ranges(part.starts_U, part.lengths_U))]
+    losses = ngram_losses(items_N, part.lengths_U, data.n_items, cases)
+    means = {name: float(loss_C.mean()) for name, loss_C in losses.items()}
+    return Counted(part.n_targets, means), losses
+
+
+def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[TrainingPart, Cases]:
+    """The training part without a twentieth of its users, and a training target of each of these."""
+    part = data.batch_plan.part
+    users = np.flatnonzero(part.lengths_U > 1)
+    users = np.sort(random.permutation(users)[: min(max(len(users) // 20, 1), MOST_LEFT_OUT)])
+    lengths_U = part.lengths_U.copy()
+    lengths_U[users] = 0
+    places = ranges(part.starts_U[users] + 1, part.lengths_U[users] - 1)
+    owners = np.repeat(np.arange(len(users)), part.lengths_U[users] - 1)
+    may_be = part.may_be_targets(places)
+    counts_U = np.bincount(owners[may_be], minlength=len(users))
+    have = counts_U > 0  # some of their events are targets
+    chosen = np.cumsum(counts_U[have]) - counts_U[have] + random.integers(0, counts_U[have])
+    users, places = users[have], places[may_be][chosen]
+    rows = places if part.rows is None else part.rows[places]
+    fresh = cases_before(data.cuts, users, rows - data.store.offsets_U1[users], data.max_len)
+    return replace(part, lengths_U=lengths_U), fresh
+
+
+def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, positions: int, seed: int) -> Transformer:
+    """A network of a size of the ladder after about so many positions of the training part; torch's own random numbers
+    go on as if nothing had happened."""
+    plan = BatchPlan(part, data.max_len, max(TARGETS_PER_STEP, 2 * data.max_len))
+    loader = TrainLoader(plan, data.cuts.catalogue_index_I, seed)
+    steps = max(positions // plan.targets_per_step, 1)
+    loss_function: Loss = LOSS_OF_LARGE_CATALOGUES if data.n_items > LARGE_CATALOGUE else FullSoftmax()
+    counts_V = torch.from_numpy(data.item_counts_V)
+    with torch.random.fork_rng(devices=[]):
+        net = Transformer(TransformerConfig(data.n_items, data.max_len, *find_size(size)), seed)
+        torch.manual_seed(seed)
+        optimizer, schedule = OPTIMIZER.build(net, steps)
+        for batch in islice(chain.from_iterable(repeat(loader)), steps):
+
+            def head(hidden_BLD: Tensor, table_VD: Tensor, batch: TrainBatch = batch) -> Tensor:
+                hidden_MD = hidden_BLD.flatten(0, 1)[batch.positions_M]
+                return loss_function(hidden_MD, table_VD, batch.targets_M, counts_V)
+
+            loss: Tensor = net(batch.items_BL, head)
+            (loss / max(batch.step_targets, 1)).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    return net.eval()
+
+
+def gain_by_amount(targets: float) -> float:
+    """Nats from 25k to 786k parameters, on a set with so many training targets where size pays as on measured ones."""
+    small, large = (12 * layers * width**2 for layers, width, _ in (SIZES[FROM], SIZES[TO]))
+    decades = math.log10(min(targets / TARGETS_PER_PARAMETER, large) / small)
+    return NATS_PER_DECADE * max(decades, 0.0)
+
+
+def judge(evidence: Evidence) -> Outlook:
+    """The outlook; the first reason that applies decides."""
+    half, counted = evidence.counted[-2:]
+    tiny = min(evidence.tiny, key=lambda run: run.loss, default=None)
+    popularity = counted.losses[ORDERS[0]]
+    ngram = min(popularity, counted.best)
+    expected = gain_by_amount(evidence.targets)
+    useful = evidence.targets / TARGETS_PER_PARAMETER
+    gain: float | None = None
+    if expected <= NEXT_TO_NOTHING:
+        gain = expected
+        why = (
+            f"{evidence.targets:,} training targets feed {useful:,.0f} parameters, at {TARGETS_PER_PARAMETER} for each"
+        )
+    elif tiny is None:
+        why = "the short runs diverged"
+    elif popularity - min(ngram, tiny.loss) <= 2 * evidence.noise:
+        gain = useful = 0.0
+        why = "neither n-grams nor short runs find anything in the order of the items"
+    elif (harder := tiny.loss - tiny.fresh_loss) > expected:
+        why = (
+            f"validation is {harder:.2f} nats harder than training targets of users that were left out, and what is "
+            "learned from the past may not hold"
+        )
+    elif ngram - tiny.loss < LEAD * (popularity - ngram):
+        why = (
+            f"n-grams know about as much as the short runs ({ngram:.2f} and {tiny.loss:.2f}): what a network finds "
+            "beyond them shows after more training only"
+        )
+    else:
+        gain = expected
+        why = f"the short runs know {ngram - tiny.loss:.2f} nats more than n-grams, and validation is like training"
+    doubling = half.best - counted.best
+    if gain is None:
+        return Outlook(None, None, None, why, expected, useful, doubling, None)
+    low, high = gain / INTERVAL_FACTOR, gain * INTERVAL_FACTOR
+    if gain <= NEXT_TO_NOTHING:
+        low, high = 0.0, NEXT_TO_NOTHING
+    more = gain_by_amount(2 * evidence.targets) - expected if useful else None
+    return Outlook(gain, low, high, why, expected, useful, doubling, more)
+
+
+def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:
+    counted = [["counted on", *ORDERS]]
+    counted += [[f"{row.targets:,}", *(f"{row.losses[order]:.3f}" for order in ORDERS)] for row in evidence.counted]
+    tiny = [["short run", "trained on", "validation", "users left out"]]
+    tiny += [[run.size, f"{run.targets:,}", f"{run.loss:.3f}", f"{run.fresh_loss:.3f}"] for run in evidence.tiny]
+    about = (
+        f"{evidence.targets:,} training targets, {evidence.items:,} items. Losses are nats, on {evidence.cases:,} "
+        "validation targets."
+    )
+    tables = rows_table(counted), rows_table(tiny, text=(0,))
+    return "\n\n".join([f"# Outlook: {name}", about, *tables, " ".join(_sentences(outlook))])
+
+
+def _sentences(outlook: Outlook) -> list[str]:
+    """What size brings, up to where it pays, and what twice the data would bring."""
+    if outlook.gain is None:
+        others = f"Other sets with as much data gained {outlook.by_amount:.2f} nats from {FROM} to {TO}."
+        gain = f"What size brings is unknown: {outlook.why}. {others}"
+    else:
+        expected = f"{outlook.gain:.2f} nats ({outlook.low:.2f} to {outlook.high:.2f})"
+        gain = f"From {FROM} to {TO} parameters expect {expected}: {outlook.why}."
+    pays = f"Size can pay up to about {_short(outlook.useful)} parameters of the blocks."
+    more = f": the last doubling brought n-grams {outlook.doubling:.2f} nats"
+    if outlook.more_gain is None or outlook.more_gain < 0.005:
+        more = f"More data{more}."
+    else:
+        more = f"Twice the data{more}, and from {FROM} to {TO} it would be {outlook.more_gain:.2f} more."
+    return [gain, pays if outlook.useful else "Size does not pay.", more]
+
+
+def _short(parameters: float) -> str:
+    """Two digits with k or m, as the ladder's names are written."""
+    rounded = float(f"{parameters:.2g}")
+    if rounded >= 1e6:
+        return f"{rounded / 1e6:g}m"
+    return f"{rounded / 1e3:g}k" if rounded >= 1e3 else f"{rounded:g}"
