@@ -51,7 +51,7 @@ def refused(lrec: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> Cal
         assert stop.value.code == 2
         *before, error = capsys.readouterr().err.strip().splitlines()
         assert error.startswith("lrec: error: ")
-        assert all(line.startswith(("preparing ", "  ")) for line in before), before  # on a busy machine with its progress
+        assert all(line.startswith(("preparing ", "  ")) for line in before), before  # progress on a busy machine
         return error
 
     return run

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrec.common import cpu_threads
-from lrec.data.batching.eval_batches import HistoryBatch, batch_bounds, history_batch
+from lrec.data.batching.eval_batches import EvalBatch, batch_bounds, history_batch
 from lrec.data.formats.times import in_seconds
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits.rules import ranges
@@ -154,7 +154,7 @@ class Model:
         return pl.DataFrame({"user": block.users, **lists, "skipped": skipped_B, "fallback": popular_B})
 
     @torch.inference_mode()
-    def _top(self, batch: HistoryBatch, k: int, exclude_seen: bool, candidates_C: np.ndarray | None) -> TopItems:
+    def _top(self, batch: EvalBatch, k: int, exclude_seen: bool, candidates_C: np.ndarray | None) -> TopItems:
         net, device = self.net, self.net.items.weight.device
         rows_S, items_S = batch.seen_targets_S, batch.seen_items_S
         if not exclude_seen:
