@@ -19,10 +19,9 @@ IN_BACKGROUND = "in background"
 
 
 class Anywhere:
-    """Whether something is true on any process of a run. All ask together, over gloo: nobody waits for a GPU."""
+    """Whether something is true on any process of a group of gloo, where nobody waits for a GPU; null: of this one."""
 
     def __init__(self, group: Any = None) -> None:
-        """Ask a process group of gloo; null: this process is alone."""
         self._group = group
         self._asked: tuple[torch.Tensor, Any] | None = None
 
@@ -41,10 +40,7 @@ class Anywhere:
         if self._group is None:
             return mine
         before, anywhere = self._asked, torch.tensor(int(mine))
-        self._asked = (
-            anywhere,
-            distributed.all_reduce(anywhere, distributed.ReduceOp.MAX, self._group, async_op=True),
-        )
+        self._asked = (anywhere, distributed.all_reduce(anywhere, distributed.ReduceOp.MAX, self._group, async_op=True))
         if before is None:
             return None
         before[1].wait()
@@ -117,8 +113,7 @@ class Saver:
 
 def copy_fits(checkpoint: dict[str, Any], processes: int = 1) -> bool:
     """Whether so many processes may each hold a copy: in half of the memory that is free."""
-    sizes = [0]
-    change_leaves(
-        checkpoint, "", lambda _, leaf: sizes.append(local_rows(leaf).nbytes) if isinstance(leaf, Tensor) else None
-    )
-    return processes * sum(sizes) <= available_gib() * 2**29
+    leaves: list[Any] = []
+    change_leaves(checkpoint, "", lambda _, leaf: leaves.append(leaf))
+    size = sum(local_rows(leaf).nbytes for leaf in leaves if isinstance(leaf, Tensor))
+    return processes * size <= available_gib() * 2**29

@@ -53,16 +53,9 @@ def check(path: Path) -> None:
 
 
 def read(path: Path, rows: Callable[[str, int], slice] | None = None, optimizer: bool = True) -> dict[str, Any]:
-    """The checkpoint as Lightning knows it.
+    """The checkpoint as Lightning knows it; UserError where there is none, or it is not lrec's, or damaged.
 
-    Args:
-        path: A file or a folder.
-        rows: The rows to read of a parameter or of its optimizer's state, by the tensor's name and number of rows.
-            None: all of them.
-        optimizer: Whether the optimizer's state is wanted.
-
-    Raises:
-        UserError: there is none, or it is not lrec's, or damaged.
+    `rows` says which rows to read of a parameter or of its optimizer's state, by the tensor's name and number of rows.
     """
     with refuse_damage(path):
         folder = path.is_dir()

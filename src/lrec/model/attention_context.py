@@ -10,15 +10,12 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """Keys and values that inference has computed, so that one more item costs one position.
-
-    Attributes:
-        filled_B: Positions of each row that are in; the row's next item stands at that position.
-    """
+    """Keys and values that inference has computed, so that one more item costs one position."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device | None = None) -> None:
         """Make room for `capacity` positions of each row; those of a Transformer with learned positions are max_len."""
         self.capacity = capacity
+        # Positions of each row that are in; the row's next item stands at that position.
         self.filled_B = torch.zeros(rows, dtype=torch.int64, device=device)
         self._reach = 0  # no row is filled beyond; known without asking the device
         self._layers: dict[int, tuple[Tensor, ...]] = {}

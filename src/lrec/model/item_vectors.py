@@ -36,45 +36,29 @@ class NewItems(NamedTuple):
     vectors_NW: Tensor
 
 
-class ItemVectors(NamedTuple):
-    """The vectors of a file.
+def vectors_of(path: Path, raw_ids: pl.Series) -> tuple[Tensor, NewItems]:
+    """A file's vectors of the catalogue's items, and the new items, in float32; UserError where one cannot be used.
 
-    Attributes:
-        path: The file.
-        ids: Raw id of each item.
-        vectors_FW: Its vector.
+    They are centred on the catalogue's mean and scaled so that the catalogue's mean squared length is 1. A network then
+    begins with a table as large as any other, and what all items share changes no softmax.
     """
-
-    path: Path
-    ids: pl.Series
-    vectors_FW: np.ndarray
-
-    def of_catalogue(self, raw_ids: pl.Series) -> tuple[Tensor, NewItems]:
-        """Vectors of the catalogue's items, and the new items; both float32.
-
-        They are centred on the catalogue's mean and scaled so that the catalogue's mean squared length is 1. A network
-        then begins with a table as large as any other, and what all items share changes no softmax.
-
-        Raises:
-            UserError: an item of the catalogue has no vector, or all have the same.
-        """
-        place = {raw_id: place for place, raw_id in enumerate(self.ids)}
-        places_V = np.array([place.pop(raw_id, -1) for raw_id in raw_ids], dtype=np.int64)
-        if (places_V < 0).any():
-            missing = int((places_V < 0).sum())
-            raise UserError(
-                f"model.item_vectors {self.path} has no vector for {missing:,} of the catalogue's {len(raw_ids):,} "
-                f"items, such as {raw_ids[int((places_V < 0).argmax())]}: give each item one"
-            )
-        centre_W = self.vectors_FW[places_V].mean(0, dtype=np.float64)
-        centred_VW = self.vectors_FW[places_V] - centre_W
-        length = float(np.sqrt((centred_VW**2).sum(1).mean()))
-        if length == 0:
-            raise UserError(f"model.item_vectors {self.path}: the items' vectors are all the same")
-        places_N = np.fromiter(place.values(), np.int64, len(place))
-        new_NW = (self.vectors_FW[places_N] - centre_W) / length
-        new = NewItems(self.ids.gather(places_N), torch.from_numpy(new_NW).float())
-        return torch.from_numpy(centred_VW / length).float(), new
+    ids, vectors_FW = read_item_vectors(path)
+    place = {raw_id: place for place, raw_id in enumerate(ids)}
+    places_V = np.array([place.pop(raw_id, -1) for raw_id in raw_ids], dtype=np.int64)
+    if (places_V < 0).any():
+        missing = int((places_V < 0).sum())
+        raise UserError(
+            f"model.item_vectors {path} has no vector for {missing:,} of the catalogue's {len(raw_ids):,} "
+            f"items, such as {raw_ids[int((places_V < 0).argmax())]}: give each item one"
+        )
+    centre_W = vectors_FW[places_V].mean(0, dtype=np.float64)
+    centred_VW = vectors_FW[places_V] - centre_W
+    length = float(np.sqrt((centred_VW**2).sum(1).mean()))
+    if length == 0:
+        raise UserError(f"model.item_vectors {path}: the items' vectors are all the same")
+    places_N = np.fromiter(place.values(), np.int64, len(place))
+    new = NewItems(ids.gather(places_N), torch.from_numpy((vectors_FW[places_N] - centre_W) / length).float())
+    return torch.from_numpy(centred_VW / length).float(), new
 
 
 def initial_parameters(net: Transformer, vectors_VW: Tensor, use: Use, seed: int) -> dict[str, Tensor]:
@@ -83,7 +67,7 @@ def initial_parameters(net: Transformer, vectors_VW: Tensor, use: Use, seed: int
     if use != "initial":
         return {VECTORS: vectors_VW}
     shape = torch.Size((vectors_VW.shape[1], net.config.width))
-    return {OWN_ROWS: vectors_VW @ net.initial_value(PROJECTION, shape, seed)}
+    return {OWN_ROWS: vectors_VW @ net.draw_(torch.empty(shape), PROJECTION, shape, seed)}
 
 
 def refuse_other_vectors(saved: Mapping[str, Tensor], mine: Mapping[str, Tensor], path: object) -> None:
@@ -98,13 +82,8 @@ def read_width(path: Path) -> int:
     return int(_read(path, n_rows=1)[1].shape[1])
 
 
-def read_item_vectors(path: Path) -> ItemVectors:
-    """The vectors of a file.
-
-    Raises:
-        UserError: there is no such file, it is of none of the formats, or an item is in it twice or has another number
-            of values than the first one, or one that is not finite.
-    """
+def read_item_vectors(path: Path) -> tuple[pl.Series, np.ndarray]:
+    """Raw ids and vectors of a file; UserError unless each item has one, of the same number of finite values."""
     ids, vectors_FW = _read(path)
     if len(ids) != len(vectors_FW):
         raise UserError(f"model.item_vectors {path}: {len(vectors_FW):,} vectors and {len(ids):,} item ids")
@@ -116,7 +95,7 @@ def read_item_vectors(path: Path) -> ItemVectors:
             f"model.item_vectors {path}: the vector of item {ids[int((~finite_F).argmax())]} is not finite: "
             "each value must be a number"
         )
-    return ItemVectors(path, ids, vectors_FW)
+    return ids, vectors_FW
 
 
 def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]:
@@ -132,8 +111,7 @@ def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]
     except _DAMAGE as error:
         raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error
     if vectors_FW.ndim != 2 or 0 in vectors_FW.shape:
-        shape = vectors_FW.shape
-        raise UserError(f"model.item_vectors {path}: vectors of the shape {shape}; (items, width) is expected")
+        raise UserError(f"model.item_vectors {path}: vectors of the shape {vectors_FW.shape}, not (items, width)")
     return ids, vectors_FW[:n_rows].astype(np.float32, copy=False)
 
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrec.model.attention_context import CAUSAL, Context, at
-from lrec.model.blocks import NORM_EPS, Attention
+from lrec.model.blocks import NORM_EPS, Attention, DropoutLayer
 from lrec.model.config import TransformerConfig
-from lrec.model.dropout import DropoutLayer
 
 
 class SoftmaxAttention(Attention):
@@ -32,7 +31,6 @@ class SoftmaxAttention(Attention):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
-        """Every position reads what `context` says."""
         query_BLHK, key_BLHK, value_BLHK = self.by_head(self.qkv(hidden_BLD), 3)
         query_BLHK = self.placed(_normed(query_BLHK, self.query_norm), context.positions_BL)
         key_BLHK = self.placed(_normed(key_BLHK, self.key_norm), context.positions_BL)
@@ -72,8 +70,6 @@ def _computed_in(states: Tensor) -> torch.dtype:
 
 def _fused(query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, **options: Any) -> Tensor:
     dtype = _computed_in(query_BHLK)
-    if dtype == query_BHLK.dtype:
-        return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, **options)
     states = (query_BHLK.to(dtype), key_BHCK.to(dtype), value_BHCK.to(dtype))
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(*states, **options).to(query_BHLK.dtype)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
-from lrec.model.blocks import Attention, Block, Branch, norm, positions
+from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
 from lrec.model.config import TransformerConfig
-from lrec.model.dropout import DropoutLayer
 from lrec.model.event_inputs import EventInput, TimeInput, gaps
 from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
 
@@ -41,16 +40,13 @@ class Transformer(nn.Module):
     """Items in, a head's result out; the output table is the item embedding (tied, no bias).
 
     Nothing but a head touches the table: losses, ranks and top-k are all functions of (hidden_BLD, table_VD).
-
-    Attributes:
-        checkpoint_activations: Keep only the blocks' inputs for the backward pass and compute the rest again.
     """
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
         """Build and initialise the network; on the meta device nothing is drawn."""
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
+        self.checkpoint_activations = False  # keep the blocks' inputs alone for the backward pass
         self.items = ItemTable(config)
         self.positions = positions(config, "input")
         self.events = EventInput(config) if config.event_types else None
@@ -59,32 +55,17 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
         if not self.norm.weight.is_meta:
-            self.initialise(seed)
+            for name, parameter in self.named_parameters():
+                self.draw_(parameter, name, parameter.shape, seed)
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Give every parameter its initial value."""
-        for name, parameter in self.named_parameters():
-            self.draw_(parameter, name, parameter.shape, seed)
-
-    def initial_value(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """The whole parameter `name` before training, float32 on the CPU; see `draw_`."""
-        return self.draw_(torch.empty(shape), name, shape, seed)
-
     def draw_(self, rows: Tensor, name: str, shape: torch.Size, seed: int, start: int = 0) -> Tensor:
-        """Give rows of the parameter `name`, from row `start` on, their values before training.
+        """Give rows of the parameter `name` of that shape, from row `start` on, their values before training.
 
         Normal(0, 0.02) matrices and tables, residual projections (out.weight) scaled by 1/sqrt(2 L), zero biases, unit
         norms, or what a part says itself; `MuP` says what it changes. Rows to which those of vectors are added begin at
-        0, as do the vectors, until they are given. A draw depends on the seed and the name alone:
-        not on the device, on how parameters are sharded, or on their order.
-
-        Args:
-            rows: What gets the values, and is returned.
-            name: The parameter's name.
-            shape: The whole parameter's shape.
-            seed: The seed.
-            start: Which row of the whole parameter the first one is.
+        0, as do the vectors, until they are given. A draw depends on the seed and the name alone: not on the device, on
+        how parameters are sharded, or on their order.
         """
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
@@ -112,10 +93,8 @@ class Transformer(nn.Module):
         return self.config.width_scale if is_matrix else 1.0
 
     def sgd_lr_multiplier(self, name: str) -> float:
-        """Share of SGD's learning rate that the parameter `name` gets.
-
-        Under muP all gradients shrink with the logits, by d0/d, and those of blocks with their branches too, by L0/L.
-        AdamW does not see the size of gradients; SGD does, and makes up for it.
+        """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW it has to make up for the size of
+        gradients: under muP all shrink with the logits, by d0/d, and those of blocks with their branches too, by L0/L.
         """
         shrinkage = self.config.width_scale * (self.config.branch_scale if name.startswith("blocks.") else 1.0)
         return self.lr_multiplier(name) / shrinkage
@@ -177,17 +156,14 @@ class Transformer(nn.Module):
         for block in lower:
             hidden_BLD = self._after(block, hidden_BLD, context)
         if positions_M is not None and len(positions_M) == len(hidden_BLD):
-            return self._after(last, hidden_BLD, context, positions_M).squeeze(1)
+            hidden_B1D: Tensor = self._after(last, hidden_BLD, context, positions_M)
+            return hidden_B1D.squeeze(1)
         hidden_BLD = self._after(last, hidden_BLD, context)
         return hidden_BLD if positions_M is None else hidden_BLD.flatten(0, 1)[positions_M]
 
-    def _after(self, block: nn.Module, *given: Any) -> Tensor:
-        """What a block makes of it."""
-        if self.checkpoint_activations and self.training:
-            made: Tensor = checkpoint(block, *given, use_reentrant=False)
-        else:
-            made = block(*given)
-        return made
+    def _after(self, block: nn.Module, *given: Any) -> Any:
+        again = self.checkpoint_activations and self.training
+        return checkpoint(block, *given, use_reentrant=False) if again else block(*given)
 
     @property
     def reads_times(self) -> bool:
@@ -201,7 +177,7 @@ class Transformer(nn.Module):
 
     @property
     def attentions(self) -> list[Attention]:
-        """That of each block."""
+        """The first branch of each block."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
     def _decode_again(

@@ -24,7 +24,7 @@ from lrec.common.text_tables import counted
 from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
-from lrec.model.item_vectors import NewItems, read_item_vectors
+from lrec.model.item_vectors import NewItems, vectors_of
 from lrec.options.class_paths import check_trusted
 from lrec.run import Run
 from lrec.serving.recommender import Model
@@ -122,7 +122,7 @@ def _new_items(stored: Trained, item_vectors: Path, path: Path) -> NewItems:
     trained_VW = stored.parameters.get(VECTORS)
     if trained_VW is None:
         raise UserError(f"item_vectors {item_vectors}: {path} makes no rows of vectors, give a checkpoint that does")
-    vectors_VW, new = read_item_vectors(item_vectors).of_catalogue(stored.item_ids)
+    vectors_VW, new = vectors_of(item_vectors, stored.item_ids)
     if not torch.equal(vectors_VW, trained_VW.float()):
         raise UserError(f"item_vectors {item_vectors}: {path} was trained with other vectors for its items")
     return new

@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -13,19 +13,17 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted
 from lrec.evaluation.baselines import BASELINES
-from lrec.evaluation.metrics import KS, METRICS, Metric, suffixes
+from lrec.evaluation.metrics import KS, METRICS, Metric, best_is, suffixes
 from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
 from lrec.training.module import SequentialRecommender, recommender
-from lrec.training.monitor import verdict
 from lrec.training.schedule import phase
 from lrec.training.strategies import precision_of
 
@@ -79,7 +77,6 @@ class ScalingPoints(Callback):
         self.spent_s = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         self.started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,7 +122,6 @@ class ScalingPoints(Callback):
         self._write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the run's status."""
         status = "diverged" if recommender(pl_module).diverged else "finished"
         self.points = [replace(point, status=status) for point in self.points]
         self._write(trainer)
@@ -171,7 +167,6 @@ class Announcer(Callback):
     message: str | None = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say it."""
         if self.message is not None:
             print(self.message)
         self.message = None
@@ -181,12 +176,10 @@ class EvaluationReport(Announcer):
     """Print the model beside the baselines after each test or validate, and write the figures to RUN/metrics.json."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report `lrec validate`; evaluations during fit go to TensorBoard and points.jsonl."""
         if trainer.state.fn == "validate":
             self._report("val", trainer, recommender(pl_module))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the test."""
         self._report("test", trainer, recommender(pl_module))
 
     @rank_zero_only
@@ -216,53 +209,40 @@ class EvaluationReport(Announcer):
                 "data_hash": model.data.data_hash,
                 "config_hash": _run(trainer).config_hash,
                 "commit": _commit(),
-            },
+            }
         )
 
 
-class PredictionWriter(Announcer, BasePredictionWriter):
+class PredictionWriter(Announcer):
     """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
     With several ranks each writes its own users, to predictions.RANK.parquet. Each batch goes to disk at once.
     """
 
-    def __init__(self) -> None:
-        """No options."""
-        super().__init__("batch")
-        self._unfinished = ExitStack()
+    _unfinished: ExitStack | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with nothing."""
+        self._unfinished = ExitStack()
         self._path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
         self._batches: list[Path] = []
         self._users = 0
         self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
         self._folder.mkdir()
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: pl.DataFrame,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Write the lists of a batch."""
-        self._batches.append(self._folder / f"{batch_idx}.parquet")
-        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
-        self._users += len(prediction)
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *batch: Any) -> None:
+        self._batches.append(self._folder / f"{len(self._batches)}.parquet")
+        outputs.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
+        self._users += len(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make one file of them."""
+        assert self._unfinished is not None
         with self._unfinished, replacing(self._path) as whole:
             pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
         self.message = f"{counted(self._users, 'user')} written to {self._path}"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half-written."""
-        self._unfinished.close()
+        if self._unfinished is not None:
+            self._unfinished.close()
 
 
 def is_partial(limit: float) -> bool:
@@ -290,12 +270,38 @@ def evaluation_table(
     return "\n".join(lines)
 
 
+def verdict(
+    figures: Mapping[str, Mapping[str, float]],
+    monitor: str,
+    points: Sequence[Point],
+    metrics: Sequence[Metric] = METRICS,
+) -> str | None:
+    """What a run came to, in one line: the model beside the best baseline, by their figures, on the monitored metric,
+    and what to try; None where no baseline has the metric, or neither end of it is the best."""
+    metric = monitor.removeprefix("val/")
+    best_end = best_is(metric, metrics)
+    baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}
+    baselines = {name: value for name, value in baselines.items() if math.isfinite(value)}
+    if best_end is None or not baselines:
+        return None
+    choose: Callable[..., Any] = min if best_end == "min" else max
+    name = choose(baselines, key=baselines.__getitem__)
+    model, baseline = figures["model"][metric], baselines[name]
+    line = f"than {name}, the best baseline: {metric} {model:.4f} against {baseline:.4f}"
+    if model != baseline and choose(model, baseline) == model:
+        return f"better {line}"
+    values = [value for point in points if math.isfinite(value := point.metric(monitor))]
+    advice = f"try another --model.optimizer.lr, --model.dropout or --model.size, and choose by {monitor}"
+    if values and choose(values) == values[-1]:
+        advice = f"{monitor} was the best at the last evaluation: more --trainer.max_epochs, max_steps or max_time"
+    return f"no better {line}; {advice}"
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 def _baselines(stage: str, model: SequentialRecommender) -> dict[str, dict[str, float]]:
-    """Figures of the baselines that were evaluated, by name."""
     return {name: model.evaluations[f"{stage}/{name}"] for name in BASELINES if f"{stage}/{name}" in model.evaluations}
 
 

@@ -16,8 +16,7 @@ from lrec.checkpoint.background import IN_BACKGROUND, Anywhere
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError
 from lrec.run import LAST, Run
-from lrec.training.monitor import mode_of
-from lrec.training.schedule import time_is_over
+from lrec.training.schedule import mode_of, time_is_over
 from lrec.training.strategies import saver_of
 
 
@@ -126,10 +125,7 @@ class LastCheckpoint(Callback):
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(torch.distributed.new_group(backend="gloo"))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save if it is due, and exit if a signal came."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         saver = saver_of(trainer)
@@ -165,16 +161,13 @@ class LastCheckpoint(Callback):
             counts.update({name: number - extra for name, number in counts.items()})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Do not continue a run that had stopped early."""
         if trainer.state.fn == "fit":
             trainer.should_stop = checkpoint.get("lrec_stopped", False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the earlier handlers."""
         self._stop_listening()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the earlier handlers."""
         self._stop_listening()
 
     def _note(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:

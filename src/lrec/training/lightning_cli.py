@@ -30,12 +30,10 @@ from lrec.run import CONFIG, Run
 from lrec.training import target_losses
 from lrec.training.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
-from lrec.training.lightning_options import as_list, check_options, warnings_of
-from lrec.training.lightning_parser import LightningParser, add_trainer
+from lrec.training.lightning_options import LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
-from lrec.training.monitor import check_monitored, mode_of
 from lrec.training.precision import AUTO, decided
-from lrec.training.schedule import StopAfterSwitch
+from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
 from lrec.training.strategies import FSDP2, CheckpointFiles
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
@@ -51,7 +49,6 @@ _NOT_FOR_USERS = (
     r"It is recommended to use `self.log",
     r"Checkpoint directory .* exists and is not empty",
     r".*WeightAveraging callback, but loading a checkpoint outside",
-    r"Couldn't infer the batch indices",
     r".*WeightAveraging callback with a model that overrides",
 )
 
@@ -155,7 +152,6 @@ class CommandLine(LightningCLI):
 
     @property
     def run(self) -> Run:
-        """The run's folder."""
         return Run(Path(self.config.trainer.default_root_dir))
 
     def before_instantiate_classes(self) -> None:
@@ -213,7 +209,6 @@ class _Parsed(CommandLine):
     """Parsed and checked, and nothing made."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Keep the options."""
         super().parse_arguments(parser, args)
         self.options = plain(parser, self.config)
         self.config.seed_everything = False  # nothing is drawn
@@ -343,5 +338,4 @@ def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
 
 
 def _without_class(options: dict[str, Any], own: str) -> dict[str, Any]:
-    """The arguments alone where the class is lrec's own."""
     return options["init_args"] if options["class_path"] == own else options

@@ -3,6 +3,7 @@
 Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list length.
 """
 
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrec.checkpoint.trained import refuse_other_network
 from lrec.common import cpu_threads
+from lrec.common.hardware import keep_freed_memory
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.data.datamodule import SequenceDataModule
@@ -29,7 +31,7 @@ from lrec.evaluation.metrics import KS, Metric, with_own
 from lrec.model import parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig
-from lrec.model.item_vectors import Use, initial_parameters, read_item_vectors, read_width
+from lrec.model.item_vectors import Use, initial_parameters, read_width, vectors_of
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
 from lrec.model.sharded_table import Table, whole
@@ -38,12 +40,10 @@ from lrec.ranking.best_items import TopItems
 from lrec.ranking.scoring import Scores, score, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
-from lrec.training.process import ProcessSetup
 from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
-from lrec.training.stored_model import StoredModel
-from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
+from lrec.training.stored_model import StoredModel, begin_from
+from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, seed_dropout, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
-from lrec.training.warm_start import begin_from
 
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
 Result = TypeVar("Result")
@@ -172,9 +172,16 @@ class SequentialRecommender(StoredModel):
         return scores_BV
 
     def setup(self, stage: str) -> None:
-        """Settle where an epoch ends."""
+        """Settle where an epoch ends. Let batches on a CPU have the memory that those before have freed. Spare garbage
+        collection what is imported by now, which takes two thirds of the time of logging an evaluation."""
+        gc.freeze()
+        if cpu_threads.is_cpu(self.trainer.strategy.root_device):
+            keep_freed_memory()
         if stage == "fit":
             end_with_a_step(self.trainer, self.data.steps_per_epoch)
+
+    def teardown(self, stage: str) -> None:
+        gc.unfreeze()
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
@@ -198,7 +205,7 @@ class SequentialRecommender(StoredModel):
         if loaded is not None:
             parallelize.fill(self.net, loaded)
         elif self.item_vectors is not None:
-            vectors_VW, self._new_items = read_item_vectors(self.item_vectors).of_catalogue(self.item_ids)
+            vectors_VW, self._new_items = vectors_of(self.item_vectors, self.item_ids)
             parallelize.fill(self.net, initial_parameters(self.net, vectors_VW, self.item_vectors_use, seed))
         elif self.warm_start is not None and self.trainer.state.fn == "fit":
             rank_zero_only(print)(
@@ -233,12 +240,13 @@ class SequentialRecommender(StoredModel):
         super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What sets the process up, and what makes the optimizer's switch, where there is one."""
+        """What makes the optimizer's switch, where there is one."""
         switches = isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None
-        return [ProcessSetup(), *([OptimizerSwitch()] if switches else [])]
+        return [OptimizerSwitch()] if switches else []
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """Free the last step's gradients, which Lightning would keep until those of this step are made."""
+        seed_dropout(self.trainer, self.data.seed, self.device)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
 
@@ -264,9 +272,8 @@ class SequentialRecommender(StoredModel):
         return loss_sum
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
-        """Log the mean training loss over all targets since it was last logged and the next step's learning rate, the
-        largest of all parameter groups; stop a run whose loss is not finite. Only when Lightning logs, to spare a sync
-        per step."""
+        """Log the mean training loss since it was last logged and the next step's learning rate, the largest of all
+        parameter groups; only when Lightning logs, to spare a sync per step."""
         if logs_now(self.trainer, batch_idx):
             train_loss = self._since_logged.mean(self)
             self.log("train/loss", train_loss, prog_bar=True)
@@ -280,14 +287,12 @@ class SequentialRecommender(StoredModel):
             self.train_loss = self._since_evaluation.mean(self)
 
     def on_test_start(self) -> None:
-        """Begin an evaluation."""
         own = type(self.data).test_dataloader is SequenceDataModule.test_dataloader
         loader = self.trainer.test_dataloaders
         keep = own and loader is not None and self.trainer.num_test_batches == [len(loader)]
         self._evaluator.begin("test", self.data, self.counts_V, keep=keep)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """Score the targets of validation or test."""
         # One process on a CPU: each core computes rows of its own faster than all cores each small operation.
         apart = isinstance(self.trainer.strategy, SingleDeviceStrategy) and not self.compile_blocks
         parts = batch.parts(torch.get_num_threads()) if apart and cpu_threads.is_cpu(self.device) else [batch]
@@ -297,12 +302,10 @@ class SequentialRecommender(StoredModel):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation figures."""
         self._log_evaluation("val")
         self._stop_if_diverged(self.evaluations["val"]["loss"])
 
     def on_test_epoch_end(self) -> None:
-        """Log the test figures."""
         self._log_evaluation("test")
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
@@ -314,10 +317,11 @@ class SequentialRecommender(StoredModel):
             return top_items(hidden_MD, table, batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
 
         best = self._at_targets(batch, head)
-        real_M = batch.weights_M > 0  # not the filler rows of a batch
-        users_M, items_MK, scores_MK = (
-            part[real_M].cpu().numpy() for part in (batch.users_M, best.items_BK, best.scores_BK)
-        )
+        parts, real_M = (
+            (batch.users_M, best.items_BK, best.scores_BK),
+            batch.weights_M > 0,
+        )  # not the batch's filler rows
+        users_M, items_MK, scores_MK = (part[real_M].cpu().numpy() for part in parts)
         lists = lists_of(self.item_ids, items_MK, scores_MK)
         return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_M), **lists})
 

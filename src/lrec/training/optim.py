@@ -265,7 +265,6 @@ class AdamWThenSGD(AdamW):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Begin again without gradients."""
         super().zero_grad(set_to_none)
         for group in self.param_groups:
             for parameter in group["params"]:

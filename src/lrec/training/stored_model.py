@@ -1,10 +1,14 @@
-"""What a checkpoint says of a model, which checkpoints it takes, and the model from one alone."""
+"""What a checkpoint says of a model, which checkpoints it takes, the model from one alone, and one that begins with it.
+
+Shape suffixes: V catalogue, D width.
+"""
 
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import polars as pl
 import torch
 from lightning.pytorch import LightningModule
@@ -23,25 +27,22 @@ from lrec.checkpoint.trained import (
 )
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
+from lrec.model import parallelize
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import NewItems, refuse_other_vectors
 from lrec.model.sharded_table import local_rows
 from lrec.model.transformer import Transformer
 from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.objects import all_as_plain, from_plain
+from lrec.serving.export import read as read_exported
+from lrec.serving.export import shape_of
+from lrec.serving.recommender import Model
 from lrec.training.optim import OfParameters, OptimizerConfig
 from lrec.training.tally import LossSum
 
 
 class StoredModel(LightningModule):
-    """The half of `SequentialRecommender` that checkpoints know.
-
-    Attributes:
-        D: Targets trained on.
-        flops: Spent on those.
-        diverged: Whether a loss was not finite.
-        item_ids: Raw id of each item of the catalogue.
-    """
+    """The half of `SequentialRecommender` that checkpoints know."""
 
     net: Transformer
     config: TransformerConfig
@@ -50,15 +51,14 @@ class StoredModel(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.D = 0
-        self.flops = 0
-        self.diverged = False
+        self.D = 0  # targets trained on
+        self.flops = 0  # spent on those
+        self.diverged = False  # whether a loss was not finite
         self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._new_items: NewItems | None = None
         self._since_evaluation = LossSum()
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
-        """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
         raise NotImplementedError
 
     @property
@@ -146,3 +146,36 @@ class StoredModel(LightningModule):
     def _items_as_tensors(self) -> dict[str, Tensor]:
         new = None if self.config.vector_width is None else self._new_items
         return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
+
+
+def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_names: list[str], seed: int) -> str:
+    """Give `net` the parameters of a trained network of the same shape; says what became of the items.
+
+    An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
+    draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
+    mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
+    for pretrained language models"). All else is taken over as it is. The optimizer starts from the beginning.
+    """
+    stored = read_exported(Path(path))
+    shape = shape_of(stored, Path(path))
+    mine, theirs = net.config.to_dict(), shape.to_dict()
+    for name in mine.keys() - {"n_items"}:
+        if mine[name] != theirs[name]:
+            raise UserError(
+                f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
+            )
+    if event_names and stored.about["event_names"] != event_names:
+        known, given = (", ".join(names) for names in (stored.about["event_names"], event_names))
+        raise UserError(f"model.warm_start {path} knows the types of event {known}, the data have {given}")
+    # It names the classes that the config names, and no others.
+    old = Model(build_network(shape, stored.parameters, Path(path)), stored.item_ids, stored.about)
+    table_VD = old.net.items.weight.detach().float()
+    size = torch.Size((len(raw_ids), table_VD.shape[1]))
+    drawn_VD = net.draw_(torch.empty(size), "items.weight", size, seed)
+    place_V = old.index(raw_ids)
+    known_V = torch.from_numpy(place_V >= 0)
+    grown_VD = torch.where(known_V[:, None], table_VD[np.maximum(place_V, 0)], table_VD.mean(0) + drawn_VD)
+    parallelize.fill(net, dict(old.net.named_parameters()) | {"items.weight": grown_VD})
+    kept = int(known_V.sum())
+    new, gone = len(raw_ids) - kept, len(table_VD) - kept
+    return f"warm start from {path}: {kept} items keep their embeddings, {new} are new, {gone} are gone"

@@ -28,11 +28,10 @@ def check_strategy(chosen: str | type) -> None:
     """UserError where a strategy, named or by its class, would not train lrec's network: others leave it unsharded,
     without synchronised gradients, or cannot save it."""
     if isinstance(chosen, str):
-        fits = chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
+        name, fits = chosen, chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
     else:
-        fits = issubclass(chosen, SingleDeviceStrategy | DDPStrategy | FSDP2)
+        name, fits = chosen.__name__, issubclass(chosen, SingleDeviceStrategy | DDPStrategy | FSDP2)
     if not fits:
-        name = chosen if isinstance(chosen, str) else chosen.__name__
         raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
 
 
@@ -45,7 +44,6 @@ class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints of strategies that hold the whole network in every process: files are written, both forms read."""
 
     def __init__(self) -> None:
-        """Nothing is being saved."""
         self.saver = Saver()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -54,13 +52,11 @@ class CheckpointFiles(TorchCheckpointIO):
         self.saver.start(Save(Path(path), checkpoint, background and copy_fits(checkpoint)), background)
 
     def teardown(self) -> None:
-        """Leave nothing half-written."""
         self.saver.join()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a file or a folder."""
         return read(Path(path))
 
 
@@ -101,7 +97,6 @@ class FSDP2(ModelParallelStrategy):
         self.saver = Saver()
 
     def setup_environment(self) -> None:
-        """Start the process group and lay out the mesh."""
         processes = self.num_nodes * self.num_processes
         group = processes if self.shard_group is None else self.shard_group
         if group < 1 or processes % group:
@@ -118,18 +113,13 @@ class FSDP2(ModelParallelStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Keep evaluation out of inference mode: what it gathers may still be there for the next training step."""
-        for loop in (
-            trainer.fit_loop.epoch_loop.val_loop,
-            trainer.validate_loop,
-            trainer.test_loop,
-            trainer.predict_loop,
-        ):
+        loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+        for loop in loops:
             loop.inference_mode = False
         super().setup(trainer)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning restores first the model, then the optimizer."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -139,7 +129,6 @@ class FSDP2(ModelParallelStrategy):
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's own state, with DTensors."""
         return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -156,7 +145,6 @@ class FSDP2(ModelParallelStrategy):
         super().on_exception(exception)
 
     def teardown(self) -> None:
-        """Leave nothing half-written."""
         self.saver.join()
         super().teardown()
 
@@ -180,25 +168,20 @@ class FSDP2(ModelParallelStrategy):
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over this process's rows of every parameter."""
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         for name, parameter in self.lightning_module.state_dict().items():
             local_rows(parameter).copy_(checkpoint["state_dict"][name])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take over the optimizer's state, sharded as the parameters it belongs to."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = _parameters_of(optimizer)
             state = {
-                index: {
-                    key: sharded_like(rows, parameters[index]) if rows.ndim else rows for key, rows in entry.items()
-                }
+                index: {k: sharded_like(rows, parameters[index]) if rows.ndim else rows for k, rows in entry.items()}
                 for index, entry in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
 
 
 def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
-    """By the numbers that an optimizer's state has for them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -36,7 +36,6 @@ def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) 
 
 
 def touched_of(parameter: nn.Parameter) -> TouchedRows | None:
-    """Where the parameter's gradient is kept, if not in `.grad`."""
     touched: TouchedRows | None = getattr(parameter, "touched", None)
     return touched
 
