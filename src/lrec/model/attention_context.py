@@ -33,8 +33,7 @@ class KeyValueCache:
         return Context((read_C <= positions_BL[..., None])[:, None], positions_BL, cache=self)
 
     def extend(self, layer: int, positions_BL: Tensor, *new: Tensor) -> tuple[Tensor, ...]:
-        """Put in what a block has at the positions, such as keys and values (B, L, H, K); return all of it,
-        (B, C, H, K)."""
+        """Put in what a block has at the positions, such as keys (B, L, H, K); return all of it, (B, C, H, K)."""
         if layer not in self._layers:
             self._layers[layer] = tuple(each.new_zeros(len(each), self.capacity, *each.shape[2:]) for each in new)
         rows_B1 = torch.arange(len(positions_BL), device=positions_BL.device)[:, None]

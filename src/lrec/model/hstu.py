@@ -61,7 +61,6 @@ class HSTU(Attention):
         return self._read(gate_B1HK, query_B1HK, self.placed(key_BLHK, None), value_BLHK, context)
 
     def _made(self, weight_ID: Tensor, hidden_BLD: Tensor, number: int) -> tuple[Tensor, ...]:
-        """So many of U, V, Q and K."""
         return self.by_head(F.silu(F.linear(hidden_BLD, weight_ID)), number)
 
     def _read(

@@ -62,8 +62,7 @@ def vectors_of(path: Path, raw_ids: pl.Series) -> tuple[Tensor, NewItems]:
 
 
 def initial_parameters(net: Transformer, vectors_VW: Tensor, use: Use, seed: int) -> dict[str, Tensor]:
-    """What a network takes from vectors before training: the vectors, or, to begin with, the rows that a projection
-    makes of them at its first draw."""
+    """What a network takes from vectors: these, or, to begin with, the rows that a projection's first draw makes."""
     if use != "initial":
         return {VECTORS: vectors_VW}
     shape = torch.Size((vectors_VW.shape[1], net.config.width))

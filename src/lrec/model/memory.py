@@ -27,7 +27,6 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The most at once."""
         passing = max(self.gradients, self.activations + self.transient, self.at_the_end)
         return self.parameters + self.optimizer + self.copies + passing
 

@@ -43,7 +43,12 @@ def build(
         net = Transformer(config, seed)
     net.checkpoint_activations = checkpoint_activations
     if compile_blocks:
-        _compile(net)
+        # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and for
+        # one position of each row. Beyond its limit torch would stop compiling.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        _keep_rates_out_of_graphs()
+        for block in net.blocks:  # of any shape; blocks share graphs whatever their weights and dropout rates
+            block.forward = torch.compile(block.forward, dynamic=True)
     if sharding is not None:
         _shard(net, sharding)
         net.to_empty(device=sharding.mesh.device_type)
@@ -51,16 +56,6 @@ def build(
         for name, parameter in net.named_parameters():
             net.draw_(local_rows(parameter), name, parameter.shape, seed, local_range(parameter).start)
     return net
-
-
-def _compile(net: Transformer) -> None:
-    """Compile each block for batches of any shape; blocks share graphs whatever their weights and dropout rates."""
-    # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and for one
-    # position of each row. Beyond its limit torch would stop compiling.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-    _keep_rates_out_of_graphs()
-    for block in net.blocks:
-        block.forward = torch.compile(block.forward, dynamic=True)
 
 
 @cache

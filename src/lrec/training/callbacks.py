@@ -29,8 +29,7 @@ from lrec.training.strategies import precision_of
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
-# Users that are held at once while predict's lists become one file.
-ROW_GROUP = 1024
+ROW_GROUP = 1024  # users that are held at once while predict's lists become one file
 
 
 class RunFiles(Callback):
@@ -39,9 +38,7 @@ class RunFiles(Callback):
 
     def __init__(self, options: dict[str, Any], loggers: list[Logger], alone: ExitStack) -> None:
         """Take every option of the run, the loggers that it is to have, and what is left when its work is done."""
-        self.config = RunConfig(options)
-        self.loggers = loggers
-        self.alone = alone
+        self.config, self.loggers, self.alone = RunConfig(options), loggers, alone
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand over the loggers: of those that it has had before, Lightning has made the files by now."""
@@ -51,10 +48,11 @@ class RunFiles(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them, unless another process trains the same run."""
-        self.alone.enter_context(_run(trainer).alone())
-        _run(trainer).ended_file.unlink(missing_ok=True)
-        _run(trainer).write_config(self.config)
-        _run(trainer).write_items(recommender(pl_module).data.item_table())
+        run = _run(trainer)
+        self.alone.enter_context(run.alone())
+        run.ended_file.unlink(missing_ok=True)
+        run.write_config(self.config)
+        run.write_items(recommender(pl_module).data.item_table())
 
 
 class ScalingPoints(Callback):
@@ -70,11 +68,9 @@ class ScalingPoints(Callback):
             study: Name of the study that the run belongs to.
             run: Name of the run; the run folder's name by default.
         """
-        self.study = study
-        self.run = run
+        self.study, self.run = study, run
         self.points: list[Point] = []
-        self.started = 0.0
-        self.spent_s = 0.0
+        self.started = self.spent_s = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.monotonic()
@@ -119,12 +115,12 @@ class ScalingPoints(Callback):
         )
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
-        self._write(trainer)
+        _write(trainer, self.points)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         status = "diverged" if recommender(pl_module).diverged else "finished"
         self.points = [replace(point, status=status) for point in self.points]
-        self._write(trainer)
+        _write(trainer, self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the best point where the best checkpoint was tested right after fit."""
@@ -138,14 +134,12 @@ class ScalingPoints(Callback):
                 of_best = {f"best/{name}": point.metrics.get(name) for name in OF_BEST}
                 _log(trainer, {"test_loss": test_loss, **of_best}, point.step)
             self.points[place] = replace(point, best=best)
-        self._write(trainer)
+        _write(trainer, self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The points so far travel with the checkpoint."""
-        checkpoint["lrec_points"] = {
-            "points": json.dumps([point.to_dict() for point in self.points]),
-            "spent_s": self._wall_s(),
-        }
+        points = json.dumps([point.to_dict() for point in self.points])
+        checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continue the points of a run that is resumed (a test after fit keeps those of the fit)."""
@@ -155,10 +149,6 @@ class ScalingPoints(Callback):
 
     def _wall_s(self) -> float:
         return self.spent_s + time.monotonic() - self.started
-
-    @rank_zero_only
-    def _write(self, trainer: Trainer) -> None:
-        _run(trainer).write_points(self.points)
 
 
 class Announcer(Callback):
@@ -193,24 +183,22 @@ class EvaluationReport(Announcer):
             self.message += f"\nfigures of the first users alone: --trainer.limit_{stage}_batches is {limit}"
         outside = int(figures["model"]["targets_outside_catalogue"])
         if outside:
-            self.message += (
-                f"\n{counted(outside, 'target')} outside the catalogue: left out of the loss, misses in the ranking"
-            )
+            named = counted(outside, "target")
+            self.message += f"\n{named} outside the catalogue: left out of the loss, misses in the ranking"
         line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics)
         if line is not None:
             self.message += f"\n{line}"
-        _run(trainer).write_metrics(
-            {
-                "stage": stage,
-                "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-                "D": model.D,
-                "floor": floor,
-                **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
-                "data_hash": model.data.data_hash,
-                "config_hash": _run(trainer).config_hash,
-                "commit": _commit(),
-            }
-        )
+        written = {
+            "stage": stage,
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "D": model.D,
+            "floor": floor,
+            **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
+            "data_hash": model.data.data_hash,
+            "config_hash": _run(trainer).config_hash,
+            "commit": _commit(),
+        }
+        _run(trainer).write_metrics(written)
 
 
 class PredictionWriter(Announcer):
@@ -246,7 +234,7 @@ class PredictionWriter(Announcer):
 
 
 def is_partial(limit: float) -> bool:
-    """Whether a limit of batches leaves some out: a whole number of them, or a share below 1."""
+    """Whether a limit of batches, a number or a share of them, leaves some out."""
     return isinstance(limit, int) or limit < 1
 
 
@@ -320,6 +308,11 @@ def _selected_on(trainer: Trainer) -> str | None:
 def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:
     for logger in trainer.loggers:
         logger.log_metrics({f"scaling/{name}": v for name, v in numbers.items() if v is not None}, step=step)
+
+
+@rank_zero_only
+def _write(trainer: Trainer, points: list[Point]) -> None:
+    _run(trainer).write_points(points)
 
 
 def _run(trainer: Trainer) -> Run:

@@ -52,9 +52,6 @@ _NOT_FOR_USERS = (
     r".*WeightAveraging callback with a model that overrides",
 )
 
-# A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
-FEW_STEPS, MORE_STEPS = 10, 50
-
 
 def run_lightning(arguments: Sequence[str]) -> None:
     """Run `lrec fit|validate|test|predict`."""
@@ -70,23 +67,16 @@ def run_lightning(arguments: Sequence[str]) -> None:
 
 
 def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
-    """The whole configuration that `lrec COMMAND` with these arguments would run with.
-
-    Raises:
-        UserError: what `lrec COMMAND` itself would say of them.
-    """
-    return _Parsed(command, arguments).options
+    """The whole configuration that `lrec COMMAND` with these arguments would run with, or what it would say of them."""
+    return CommandLine(command, arguments, make=False).options
 
 
 class CommandLine(LightningCLI):
-    """What a command's arguments name, checked and made: trainer, model and data.
+    """What a command's arguments name, checked and, unless that is not wanted, made: trainer, model and data."""
 
-    A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ...
-    """
-
-    def __init__(self, command: str, arguments: Sequence[str]) -> None:
+    def __init__(self, command: str, arguments: Sequence[str], make: bool = True) -> None:
         _quieten()
-        self.command = command
+        self.command, self._make = command, make
         super().__init__(
             SequentialRecommender,
             SequenceDataModule,
@@ -116,17 +106,10 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ScalingPoints, "points")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(ItemProjector, "projector")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.auto_insert_metric_name": False,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
-        parser.add_argument(
-            "--ckpt_path", type=str | None, help="Checkpoint to go on from or to evaluate: a path, best or last."
-        )
+        own = {"filename": "best", "save_last": True, "auto_insert_metric_name": False, "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in own.items()})
+        meaning = "Checkpoint to go on from or to evaluate: a path, best or last."
+        parser.add_argument("--ckpt_path", type=str | None, help=meaning)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, refuse what lrec cannot train with, and settle which end of the monitored metrics is the best."""
@@ -138,6 +121,8 @@ class CommandLine(LightningCLI):
             chosen = self.config[group]
             check_monitored(chosen.monitor, f"--{group}", metrics)
             chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}", metrics)
+        if not self._make:
+            self.options, self.config.seed_everything = plain(parser, self.config), False  # nothing is drawn
 
     def _stay_with_the_configuration(self) -> None:
         """A run that was copied or moved is where its config.yaml is, not where that says it was."""
@@ -154,7 +139,12 @@ class CommandLine(LightningCLI):
     def run(self) -> Run:
         return Run(Path(self.config.trainer.default_root_dir))
 
-    def before_instantiate_classes(self) -> None:
+    def instantiate_classes(self) -> None:
+        if self._make:
+            self._settle()
+            super().instantiate_classes()
+
+    def _settle(self) -> None:
         """Settle the run's folder; what a trial writes (fast_dev_run) goes elsewhere, and away with this object."""
         trainer = self.config.trainer
         self.trial = TemporaryDirectory(prefix="lrec-") if trainer.fast_dev_run else None
@@ -205,21 +195,6 @@ class CommandLine(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-class _Parsed(CommandLine):
-    """Parsed and checked, and nothing made."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
-        self.options = plain(parser, self.config)
-        self.config.seed_everything = False  # nothing is drawn
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing will be instantiated."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is instantiated."""
-
-
 def fit(cli: CommandLine) -> None:
     """Train, then test the best checkpoint. What cannot work is refused before anything is written."""
     checkpoint = _checkpoint(cli, default=None)
@@ -235,7 +210,7 @@ def fit(cli: CommandLine) -> None:
     # At least one training loss is logged per epoch, however short.
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, cli.datamodule.steps_per_epoch)
     if trainer.is_global_zero:
-        for line in [*_hints_at_more_steps(cli.datamodule), *warnings_of(cli.config)]:
+        for line in warnings_of(cli.config, cli.datamodule):
             print(line)
     with cli.alone:
         # A checkpoint may hold tensors and plain values only.
@@ -253,16 +228,6 @@ def _refuse_a_run_over_another(cli: CommandLine, checkpoint: str | None) -> None
             f"{cli.run.folder} holds a run already: choose another --trainer.default_root_dir, "
             "or --ckpt_path=last to resume it"
         )
-
-
-def _hints_at_more_steps(data: SequenceDataModule) -> list[str]:
-    smaller = max(2 * data.max_len, data.U // MORE_STEPS)
-    if data.steps_per_epoch >= FEW_STEPS or smaller >= data.targets_per_step:
-        return []
-    return [
-        f"an epoch has no more than {data.steps_per_epoch} of the optimizer's steps: "
-        f"--data.targets_per_step {smaller} would make it {-(-data.U // smaller)}"
-    ]
 
 
 def _test_the_best(cli: CommandLine) -> None:
@@ -290,11 +255,8 @@ def evaluate(cli: CommandLine) -> None:
     checkpoint = _checkpoint(cli, default="best")
     if checkpoint is None:
         raise UserError(f"--ckpt_path last: {cli.run.folder} has none")
-    given: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint, "weights_only": True}
-    if cli.command == "predict":
-        cli.trainer.predict(cli.model, **given, return_predictions=False)
-    else:
-        getattr(cli.trainer, cli.command)(cli.model, **given, verbose=False)
+    quietly = {"return_predictions": False} if cli.command == "predict" else {"verbose": False}
+    getattr(cli.trainer, cli.command)(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, **quietly)
 
 
 def _checkpoint(cli: CommandLine, default: str | None) -> str | None:
@@ -314,7 +276,6 @@ def _checkpoint(cli: CommandLine, default: str | None) -> str | None:
 
 
 def _started_by_a_cluster() -> bool:
-    """Whether torchrun or SLURM started this process, and perhaps others."""
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 

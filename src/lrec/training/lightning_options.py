@@ -10,6 +10,7 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
 from lrec.options.class_paths import imported
 from lrec.options.parser import OneLineParser
@@ -22,6 +23,8 @@ from lrec.training.strategies import FSDP2, check_strategy
 # Networks have float32 parameters; these are the types of products.
 TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 HALF = ("bf16-true", "16-true")
+# A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
+FEW_STEPS, MORE_STEPS = 10, 50
 _NOT_LREC_S = {
     callbacks.LearningRateFinder: "the rate is --model.optimizer.lr, which it does not find",
     callbacks.BatchSizeFinder: "the size of a step is --data.targets_per_step, which it does not find",
@@ -117,8 +120,7 @@ def check_options(command: str, options: Namespace) -> None:
 
 def _check_processes(trainer: Namespace) -> None:
     """UserError where torchrun started another number of processes than the trainer has devices, if that is said."""
-    on_cpu = trainer.devices == "auto" and trainer.accelerator == "cpu"
-    devices = "1" if on_cpu else str(trainer.devices)
+    devices = "1" if trainer.devices == "auto" and trainer.accelerator == "cpu" else str(trainer.devices)
     started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
     if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
         raise UserError(
@@ -127,10 +129,16 @@ def _check_processes(trainer: Namespace) -> None:
         )
 
 
-def warnings_of(options: Namespace) -> list[str]:
+def warnings_of(options: Namespace, data: SequenceDataModule) -> list[str]:
     """What fit does with such options that its user may not expect, a line each."""
     trainer = options.trainer
     warnings = []
+    smaller = max(2 * data.max_len, data.U // MORE_STEPS)
+    if data.steps_per_epoch < FEW_STEPS and smaller < data.targets_per_step:
+        warnings.append(
+            f"an epoch has no more than {data.steps_per_epoch} of the optimizer's steps: "
+            f"--data.targets_per_step {smaller} would make it {-(-data.U // smaller)}"
+        )
     if trainer.limit_val_batches is not None and is_partial(trainer.limit_val_batches):
         warnings.append(
             f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint"

@@ -106,15 +106,10 @@ class SequentialRecommender(StoredModel):
         self.save_hyperparameters(logger=False)  # those of a subclass too
         self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)
-        self.dropout = dropout
-        self.architecture = architecture
-        self.mup = mup
-        self.loss = loss
-        self.optimizer = optimizer
-        self.top_k = top_k
-        self.exclude_seen = exclude_seen
-        self.checkpoint_activations = checkpoint_activations
-        self.compile_blocks = compile_blocks
+        self.dropout, self.architecture, self.mup = dropout, architecture, mup
+        self.loss, self.optimizer = loss, optimizer
+        self.top_k, self.exclude_seen = top_k, exclude_seen
+        self.checkpoint_activations, self.compile_blocks = checkpoint_activations, compile_blocks
         self.warm_start = warm_start
         if warm_start is not None and item_vectors is not None:
             raise UserError("give model.warm_start or model.item_vectors, not both")
@@ -333,9 +328,8 @@ class SequentialRecommender(StoredModel):
 
     def _at_targets(self, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
         """`head` of the hidden states before the batch's targets, and of the item table."""
-        result: Result = self.net(
-            batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
-        )
+        times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
+        result: Result = self.net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
         return result
 
     def _log_evaluation(self, stage: str) -> None:

@@ -27,19 +27,14 @@ def schedule_steps(trainer: Trainer) -> int:
 def schedule_position(trainer: Trainer) -> int | None:
     """How far the schedule is, in its own steps: as far as the steps or the time, whichever is nearer to its end. The
     same on every process; None where time is no limit."""
-    share = _share_of_time(trainer)
+    share = share_of_time(trainer)
     if share is None:
         return None
     by_time: int = trainer.strategy.broadcast(int(share * schedule_steps(trainer)))
     return max(trainer.global_step, by_time)
 
 
-def time_is_over(trainer: Trainer) -> bool:
-    """Whether a limit of time is reached."""
-    return _share_of_time(trainer) == 1
-
-
-def _share_of_time(trainer: Trainer) -> float | None:
+def share_of_time(trainer: Trainer) -> float | None:
     """How much of the time that is allowed has been spent, from 0 to 1; None where it has no limit."""
     shares = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -58,15 +53,15 @@ class OptimizerSwitch(Callback):
         self.waited = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        optimizer, switch = _switching(trainer)
-        done = _scheduled(trainer) if switch.at is None else trainer.global_step
+        optimizer, switch, scheduled = _switching(trainer)
+        done = scheduled if switch.at is None else trainer.global_step
         if optimizer.sgd_from is None and done >= optimizer.due:
-            optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
+            optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        optimizer, switch = _switching(trainer)
+        optimizer, switch, scheduled = _switching(trainer)
         if switch.at is not None or optimizer.sgd_from is not None:
             return
         loss = float(trainer.callback_metrics["val/loss"])
@@ -76,7 +71,7 @@ class OptimizerSwitch(Callback):
             self.waited += 1
         # One decision for all ranks, whatever the last bit of a reduced loss.
         if trainer.strategy.reduce_boolean_decision(self.waited >= switch.patience, all=False):
-            optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
+            optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
@@ -146,15 +141,9 @@ def phase(trainer: Trainer) -> str:
     return type(optimizer).__name__.lower()
 
 
-def _scheduled(trainer: Trainer) -> int:
-    """Where the schedule of the rate stands."""
-    (config,) = trainer.lr_scheduler_configs
-    position: int = config.scheduler.last_epoch
-    return position
-
-
-def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, Switch]:
-    (optimizer,) = trainer.optimizers
+def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, Switch, int]:
+    """The optimizer, its switch, and where the schedule of the rate stands."""
+    (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
     assert isinstance(optimizer, AdamWThenSGD)
     assert optimizer.switch is not None
-    return optimizer, optimizer.switch
+    return optimizer, optimizer.switch, config.scheduler.last_epoch

@@ -136,8 +136,8 @@ class FSDP2(ModelParallelStrategy):
         path, token = self.broadcast((str(filepath), secrets.token_hex(4)))
         background = storage_options == IN_BACKGROUND
         copied = background and copy_fits(checkpoint, self.num_processes)
-        shards = shard_names(token, self.world_size)
-        self.saver.start(Save(Path(path), checkpoint, copied, shards, self.global_rank), background)
+        save = Save(Path(path), checkpoint, copied, shard_names(token, self.world_size), self.global_rank)
+        self.saver.start(save, background)
 
     def on_exception(self, exception: BaseException) -> None:
         """Ask no other process any more: it may be gone."""

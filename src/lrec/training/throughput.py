@@ -65,7 +65,7 @@ class Throughput(Announcer):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self._positions = self._real = 0
-        self._spent_s, self._since = 0.0, time.perf_counter()
+        self._spent_s, self._since = 0.0, _now(device)
         self._at_start = self._logged = self._counts(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,8 +73,7 @@ class Throughput(Announcer):
             self._spent_s = self._counts(pl_module)[-1]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _synchronize(pl_module.device)
-        self._since = time.perf_counter()
+        self._since = _now(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._positions += batch.items_BL.numel()
@@ -94,8 +93,7 @@ class Throughput(Announcer):
 
     def _counts(self, pl_module: LightningModule) -> tuple[float, ...]:
         """Targets and FLOPs of all ranks, positions of this one, how many of them are real, and seconds, so far."""
-        _synchronize(pl_module.device)
-        model, seconds = recommender(pl_module), self._spent_s + time.perf_counter() - self._since
+        model, seconds = recommender(pl_module), self._spent_s + _now(pl_module.device) - self._since
         return model.D, model.flops, self._positions, self._real, seconds
 
     def _rate(self, before: tuple[float, ...], after: tuple[float, ...], trainer: Trainer) -> Rate:
@@ -127,11 +125,9 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     product = matrix @ matrix
     best, spent = float("inf"), 0.0
     while spent < PEAK_SECONDS:
-        _synchronize(device)
-        start = time.perf_counter()
+        start = _now(device)
         torch.mm(matrix, matrix, out=product)
-        _synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds = _now(device) - start
         best, spent = min(best, seconds), spent + seconds
     return 2 * side**3 / best
 
@@ -165,6 +161,8 @@ def _matmul_dtype(trainer: Trainer) -> torch.dtype:
     return torch.float16 if precision.startswith("16") else torch.float32
 
 
-def _synchronize(device: torch.device) -> None:
+def _now(device: torch.device) -> float:
+    """Seconds, once the work of a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
