@@ -26,7 +26,6 @@ class Anywhere:
         self._asked: tuple[torch.Tensor, Any] | None = None
 
     def now(self, mine: bool) -> bool:
-        """Whether it is true on any process; waits for all of them."""
         self._asked = None
         if self._group is None:
             return mine
@@ -87,7 +86,6 @@ class Saver:
             self.join()
 
     def join(self) -> None:
-        """Wait for the save under way and put it in force."""
         if self._save is None:
             return
         save, self._save = self._save, None

@@ -113,7 +113,6 @@ class _Shards:
         self.verify = cache(self._verify)
 
     def _verify(self, name: str) -> None:
-        """ValueError where a shard is not as it was written."""
         file = self._files[name]
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)

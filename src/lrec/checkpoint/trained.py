@@ -33,7 +33,6 @@ class Trained(NamedTuple):
 
 
 def trained_in(checkpoint: dict[str, Any]) -> Trained:
-    """The network of a checkpoint that was read."""
     return Trained(
         checkpoint["lrec"] | {"step": checkpoint["global_step"]},
         {name.removeprefix("net."): tensor for name, tensor in checkpoint["state_dict"].items()},

@@ -270,7 +270,6 @@ class Block(nn.Module):
 
 
 def norm(config: TransformerConfig) -> nn.Module:
-    """A norm of the hidden states."""
     made: nn.Module = part_class(config.architecture, "norm")(config.width, NORM_EPS)
     return made
 

@@ -28,15 +28,8 @@ class Parameters(NamedTuple):
 
 @cache
 def parameters(config: TransformerConfig) -> Parameters:
-    """Every trained parameter."""
-    return _of_own_parts(config) if _has_own_parts(config) else _counted(config)
-
-
-def _has_own_parts(config: TransformerConfig) -> bool:
-    return all(getattr(config.architecture, part) in own for part, own in OWN_PARTS.items())
-
-
-def _of_own_parts(config: TransformerConfig) -> Parameters:
+    if not _has_own_parts(config):
+        return _counted(config)
     choice, d, inner = config.architecture, config.width, config.inner_width
     if choice.attention == "hstu":
         attention, attention_biases = 5 * d * config.heads * config.head_width, d
@@ -58,6 +51,10 @@ def _of_own_parts(config: TransformerConfig) -> Parameters:
     )
 
 
+def _has_own_parts(config: TransformerConfig) -> bool:
+    return all(getattr(config.architecture, part) in own for part, own in OWN_PARTS.items())
+
+
 def _counted(config: TransformerConfig) -> Parameters:
     count = dict.fromkeys(Parameters._fields, 0)
     for name, parameter in _net(config).named_parameters():
@@ -76,7 +73,6 @@ def _counted(config: TransformerConfig) -> Parameters:
 
 
 def _net(config: TransformerConfig) -> "Transformer":
-    """The network, without memory."""
     import torch
 
     from lrec.model.transformer import Transformer

@@ -42,7 +42,6 @@ class HSTU(Attention):
         return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
 
     def flops_per_pair(self) -> int:
-        """2 H K for a weight, 2 H K for a value."""
         return 4 * self.config.heads * self.config.head_width
 
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
@@ -52,7 +51,6 @@ class HSTU(Attention):
         return self._read(gate_BLHK, query_BLHK, key_BCHK, value_BCHK, context)
 
     def alone(self, hidden_BLD: Tensor, context: Context, alone_B: Tensor) -> Tensor:
-        """Keys and values of all positions, everything else of the one."""
         of_gate, of_value, of_query, of_key = self.uvqk.weight.chunk(4)
         context = context.of_one(alone_B, hidden_BLD.shape[1])
         gate_B1HK, query_B1HK = self._made(torch.cat([of_gate, of_query]), at(hidden_BLD, alone_B), 2)

@@ -59,7 +59,6 @@ class FullSoftmax(Loss):
         return full_softmax(hidden_MD, table_VD, targets_M)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
-        """6 V d."""
         return 6 * n_items * width
 
 
@@ -76,7 +75,6 @@ class _Sampled(Loss):
         check_range("loss.negatives", self.negatives, at_least=1)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
-        """6 (N + 1) d."""
         return 6 * (self.negatives + 1) * width
 
 
@@ -144,7 +142,6 @@ class GBCE(_Sampled):
         check_range("loss.calibration", self.calibration, at_least=0, at_most=1)
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
-        """Sum over targets."""
         shard = shard_of(table_VD)
         negatives_N = shard.of_first(_draw(self.negatives, counts_V, 0.0)[0])
         share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
@@ -240,7 +237,10 @@ class _SumOverScores(torch.autograd.Function):
             grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
             del scores_CV  # in bfloat16 a copy, twice as large as the buffer
             grad_hidden_GD[chunk] = grad_CV @ factor_VD
-            _add_product(grad_table_VD, grad_CV.T, factor_CD)
+            if dtype == torch.float32:  # inside the product, which spares a pass over V x D
+                grad_table_VD.addmm_(grad_CV.T, factor_CD)
+            else:
+                grad_table_VD += grad_CV.T @ factor_CD
         grad_hidden_MD = shard.returned(grad_hidden_GD, len(hidden_MD)).to(hidden_MD.dtype)
         ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype)
         ctx.gradient_of_table = shard.gradient
@@ -279,14 +279,6 @@ def _softmax_(scores_CV: Tensor) -> Tensor:
     torch.softmax(scores_CV, 1, out=scores_CV)
     # The most likely item's share is 1 / (sum of e^(score - max)).
     return (max_C1 - scores_CV.amax(1, keepdim=True).log())[:, 0]
-
-
-def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """sum += left @ right; inside the product where the types allow it, which spares a pass over V x D per chunk."""
-    if left_VC.dtype == sum_VD.dtype:
-        sum_VD.addmm_(left_VC, right_CD)
-    else:
-        sum_VD += left_VC @ right_CD
 
 
 def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:

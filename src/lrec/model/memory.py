@@ -69,7 +69,8 @@ def of_step(
     hidden = positions * config.width * stream
     activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
     in_head = 3 * hidden + everyone + _head(config, rows, ranks * positions, product, device)
-    backward = positions * _block_backward(config, stream, product)
+    into = 4 if config.architecture.mlp == "swiglu" else 2
+    backward = positions * (product * into * config.inner_width + stream * config.width)  # through its perceptron
     transient = max(in_head, 2 * hidden + table + (in_block if checkpointing else backward))
     of_a_block = n_body(config) // config.layers * parameter // shards
     at_the_end = share - of_a_block + in_block + backward // 2  # what it keeps goes while its gradients come
@@ -132,8 +133,3 @@ def _head(config: TransformerConfig, n_items: int, positions: int, product: int,
         return 4 * table + 4 * logits
     # The gradient in float32, a copy of the table, then the logits with their softmax in float32, or a product to add.
     return 6 * table + max(6 * logits, 2 * logits + 2 * table)
-
-
-def _block_backward(config: TransformerConfig, stream: int, product: int) -> int:
-    """Bytes a position holds while the last block goes backward through its perceptron."""
-    return product * (4 if config.architecture.mlp == "swiglu" else 2) * config.inner_width + stream * config.width

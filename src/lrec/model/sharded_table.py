@@ -120,7 +120,6 @@ class Gradient:
         self.touched: list[tuple[Tensor, Tensor]] = []
 
     def add_dense(self, grad_HD: Tensor) -> None:
-        """Add to all rows."""
         self.dense_HD = grad_HD if self.dense_HD is None else self.dense_HD.add_(grad_HD)
 
     def rows(self) -> list[tuple[Tensor, Tensor]]:
@@ -170,12 +169,10 @@ def shard_of(table: Table) -> Shard:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether it is a DTensor."""
     return hasattr(tensor, "placements")
 
 
 def processes_of(tensor: Tensor) -> int:
-    """How many processes share it."""
     return tensor.device_mesh.size() if is_sharded(tensor) else 1
 
 
@@ -299,8 +296,6 @@ class _Fetch(torch.autograd.Function):
 
 
 class _Rows(torch.autograd.Function):
-    """See `rows_of`."""
-
     @staticmethod
     def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, shard: Shard, shared: bool) -> Tensor:
         rows_MD, ctx.spread = _looked_up(shard, items_M, shared)

@@ -38,7 +38,6 @@ class SoftmaxAttention(Attention):
         return self._read(query_BLHK, key_BCHK, value_BCHK, context)
 
     def alone(self, hidden_BLD: Tensor, context: Context, alone_B: Tensor) -> Tensor:
-        """Keys and values of all positions, everything else of the one."""
         of_query, of_rest = slice(self.config.width), slice(self.config.width, None)
         weight, bias, context = self.qkv.weight, self.qkv.bias, context.of_one(alone_B, hidden_BLD.shape[1])
         (query_B1HK,) = self.by_head(F.linear(at(hidden_BLD, alone_B), weight[of_query], bias[of_query]), 1)

@@ -45,7 +45,6 @@ class BestAndLast(ModelCheckpoint):
         self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle the folder; UserError where it was to be another."""
         own = os.path.realpath(Run(Path(trainer.default_root_dir)).checkpoints)
         if self.dirpath not in (None, own):
             raise UserError(

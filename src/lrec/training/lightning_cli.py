@@ -54,7 +54,6 @@ _NOT_FOR_USERS = (
 
 
 def run_lightning(arguments: Sequence[str]) -> None:
-    """Run `lrec fit|validate|test|predict`."""
     command, *options = arguments
     try:
         cli = CommandLine(command, options)
@@ -75,7 +74,10 @@ class CommandLine(LightningCLI):
     """What a command's arguments name, checked and, unless that is not wanted, made: trainer, model and data."""
 
     def __init__(self, command: str, arguments: Sequence[str], make: bool = True) -> None:
-        _quieten()
+        for message in _NOT_FOR_USERS:
+            warnings.filterwarnings("ignore", message)
+        for library in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(library).setLevel(logging.WARNING)
         self.command, self._make = command, make
         super().__init__(
             SequentialRecommender,
@@ -198,7 +200,12 @@ class CommandLine(LightningCLI):
 def fit(cli: CommandLine) -> None:
     """Train, then test the best checkpoint. What cannot work is refused before anything is written."""
     checkpoint = _checkpoint(cli, default=None)
-    _refuse_a_run_over_another(cli, checkpoint)
+    goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(cli.run.folder.resolve())
+    if cli.run.occupied and not goes_on and cli.ckpt_path != "last" and cli.trial is None:
+        raise UserError(
+            f"{cli.run.folder} holds a run already: choose another --trainer.default_root_dir, "
+            "or --ckpt_path=last to resume it"
+        )
     if checkpoint is not None:
         cli.model.warm_start = None  # it has been made
     for callback in as_list(cli.config_init.trainer.callbacks):
@@ -219,15 +226,6 @@ def fit(cli: CommandLine) -> None:
         if cli.trial is None:
             rank_zero_only(cli.run.write_end)("finished")
             trainer.strategy.barrier()  # no process ends before it is written
-
-
-def _refuse_a_run_over_another(cli: CommandLine, checkpoint: str | None) -> None:
-    goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(cli.run.folder.resolve())
-    if cli.run.occupied and not goes_on and cli.ckpt_path != "last" and cli.trial is None:
-        raise UserError(
-            f"{cli.run.folder} holds a run already: choose another --trainer.default_root_dir, "
-            "or --ckpt_path=last to resume it"
-        )
 
 
 def _test_the_best(cli: CommandLine) -> None:
@@ -279,24 +277,12 @@ def _started_by_a_cluster() -> bool:
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
-def _quieten() -> None:
-    for message in _NOT_FOR_USERS:
-        warnings.filterwarnings("ignore", message)
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-
-
 def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
-    options: dict[str, Any] = yaml.safe_load(
-        parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it
-    )
+    text = parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it
+    options: dict[str, Any] = yaml.safe_load(text)
     model = options["model"]["init_args"]
-    if "optimizer" in model:
-        model["optimizer"] = _without_class(model["optimizer"], "lrec.Optimizer")
-    options["model"] = _without_class(options["model"], "lrec.SequentialRecommender")
+    for within, name, own in ((model, "optimizer", "lrec.Optimizer"), (options, "model", "lrec.SequentialRecommender")):
+        if name in within and within[name]["class_path"] == own:
+            within[name] = within[name]["init_args"]
     return options
-
-
-def _without_class(options: dict[str, Any], own: str) -> dict[str, Any]:
-    return options["init_args"] if options["class_path"] == own else options

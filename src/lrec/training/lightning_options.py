@@ -63,8 +63,6 @@ _OF_TRAINER: dict[str, tuple[Any, Any, str]] = {
 
 
 class LightningParser(OneLineParser, LightningArgumentParser):
-    """Lightning's parser with errors of one line."""
-
     def format_help(self, *arguments: Any) -> str:
         """Lightning's list of options without its usage, a hundred lines, behind the options that people use most. It
         lacks those of lrec's own model, as they depend on the class that --model names."""
@@ -79,7 +77,6 @@ class LightningParser(OneLineParser, LightningArgumentParser):
 
 
 def add_trainer(parser: LightningArgumentParser) -> None:
-    """Add the options of Lightning's Trainer."""
     parser.add_class_arguments(
         Trainer, "trainer", skip=set(_OF_TRAINER), instantiate=False, fail_untyped=False, sub_configs=True
     )

@@ -36,7 +36,6 @@ from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
 from lrec.model.sharded_table import Table, whole
 from lrec.options.objects import from_config
-from lrec.ranking.best_items import TopItems
 from lrec.ranking.scoring import Scores, score, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
@@ -159,11 +158,8 @@ class SequentialRecommender(StoredModel):
         rows, longest = items_BL.shape
         last_B = torch.arange(rows, device=items_BL.device) * longest - 1
         last_B += longest if lengths_B is None else lengths_B
-
-        def head(hidden_BD: Tensor, table: Table) -> Tensor:
-            return hidden_BD @ whole(table).T
-
-        scores_BV: Tensor = self.net(items_BL, head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL)
+        given = {"positions_M": last_B, "times_BT": times_BT, "events_BL": events_BL}
+        scores_BV: Tensor = self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
         return scores_BV
 
     def setup(self, stage: str) -> None:
@@ -307,11 +303,8 @@ class SequentialRecommender(StoredModel):
         """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
         (logits)."""
         seen = slice(None if self.exclude_seen else 0)
-
-        def head(hidden_MD: Tensor, table: Table) -> TopItems:
-            return top_items(hidden_MD, table, batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
-
-        best = self._at_targets(batch, head)
+        given = (batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
+        best = self._at_targets(batch, lambda hidden_MD, table: top_items(hidden_MD, table, *given))
         parts, real_M = (
             (batch.users_M, best.items_BK, best.scores_BK),
             batch.weights_M > 0,
@@ -321,10 +314,8 @@ class SequentialRecommender(StoredModel):
         return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_M), **lists})
 
     def _scored(self, batch: EvalBatch) -> Scores:
-        def head(hidden_MD: Tensor, table: Table) -> Scores:
-            return score(hidden_MD, table, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
-
-        return self._at_targets(batch, head)
+        given = (batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
+        return self._at_targets(batch, lambda hidden_MD, table: score(hidden_MD, table, *given))
 
     def _at_targets(self, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
         """`head` of the hidden states before the batch's targets, and of the item table."""

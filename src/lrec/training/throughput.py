@@ -18,7 +18,6 @@ from lrec.training.module import recommender
 from lrec.training.strategies import precision_of
 from lrec.training.tally import logs_now
 
-GIB = 2**30
 # Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
@@ -57,7 +56,10 @@ class Throughput(Announcer):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        device, dtype = pl_module.device, _matmul_dtype(trainer)
+        device, precision = pl_module.device, precision_of(trainer)
+        dtype = torch.float16 if precision.startswith("16") else torch.float32
+        if precision.startswith("bf16"):
+            dtype = torch.bfloat16
         rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
         self._products = "TF32" if rounded and device.type == "cuda" else str(dtype).removeprefix("torch.")
         self._peak_flops_per_s = measure_peak(device, dtype)
@@ -99,6 +101,8 @@ class Throughput(Announcer):
     def _rate(self, before: tuple[float, ...], after: tuple[float, ...], trainer: Trainer) -> Rate:
         targets, flops, positions, real, seconds = (now - then for now, then in zip(after, before, strict=True))
         device, flops_per_s = trainer.strategy.root_device, flops / seconds
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         nominal = next((rate for name, rate in NOMINAL.items() if name in gpu), None)
         return Rate(
@@ -109,7 +113,7 @@ class Throughput(Announcer):
             mfu_nominal=flops_per_s / (nominal * trainer.world_size) if nominal else None,
             peak_flops_per_s=self._peak_flops_per_s,
             products=self._products,
-            memory_gib=_peak_memory_gib(device),
+            memory_gib=memory / 2**30,
             seconds=seconds,
         )
 
@@ -145,20 +149,6 @@ def _hint_at_float32(trainer: Trainer, device: torch.device, dtype: torch.dtype,
             f"this processor multiplies at {peak_flops_per_s / 1e9:,.0f} GFLOP/s in {dtype}, "
             f"at {float32 / 1e9:,.0f} in float32: {way_out} is faster here"
         )
-
-
-def _peak_memory_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-
-
-def _matmul_dtype(trainer: Trainer) -> torch.dtype:
-    precision = precision_of(trainer)
-    if precision.startswith("bf16"):
-        return torch.bfloat16
-    return torch.float16 if precision.startswith("16") else torch.float32
 
 
 def _now(device: torch.device) -> float:
