@@ -313,4 +313,12 @@ class _Rows(torch.autograd.Function):
 @cache
 def _host_group() -> Any:
     """All processes over gloo; None: the default group is one."""
-    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+    return None if distributed.get_backend() == "gloo" else gloo_group()
+
+
+def gloo_group() -> Any:
+    """All processes over gloo, where nobody waits for a GPU; as patient as the default group, not for half an hour."""
+    device = torch.device("cpu" if distributed.get_backend() == "gloo" else "cuda")
+    assert distributed.group.WORLD is not None
+    patience = distributed.group.WORLD._get_backend(device).options._timeout
+    return distributed.new_group(backend="gloo", timeout=patience)

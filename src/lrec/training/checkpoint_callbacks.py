@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lrec.checkpoint.background import IN_BACKGROUND, Anywhere
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError, check_range
+from lrec.model.sharded_table import gloo_group
 from lrec.run import LAST, Run
 from lrec.training.schedule import mode_of, share_of_time
 from lrec.training.strategies import saver_of
@@ -117,7 +118,7 @@ class LastCheckpoint(Callback):
         _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
         if trainer.world_size > 1:
-            self._told_anywhere = Anywhere(torch.distributed.new_group(backend="gloo"))
+            self._told_anywhere = Anywhere(gloo_group())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:

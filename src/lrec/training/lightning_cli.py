@@ -2,10 +2,11 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +17,11 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
+from torch.distributed.constants import default_pg_timeout
 
 from lrec.checkpoint.reading import check, find_last
 from lrec.common.files import check_folder
@@ -34,7 +37,7 @@ from lrec.training.lightning_options import LightningParser, add_trainer, as_lis
 from lrec.training.module import SequentialRecommender
 from lrec.training.precision import AUTO, decided
 from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
-from lrec.training.strategies import FSDP2, CheckpointFiles
+from lrec.training.strategies import FSDP2, PATIENCE_MINUTES, CheckpointFiles, is_loss_of_a_process
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
 
@@ -63,6 +66,13 @@ def run_lightning(arguments: Sequence[str]) -> None:
             evaluate(cli)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        if not is_loss_of_a_process(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"lrec: another process is gone or hangs ({reason}): go on with --ckpt_path=last", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(1)  # an ordinary end would wait for the processes that are gone
 
 
 def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
@@ -194,7 +204,10 @@ class CommandLine(LightningCLI):
             # Else Lightning writes to the loggers before a checkpoint is found to fit.
             "enable_autolog_hparams": False,
         }
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._timeout == default_pg_timeout:
+            trainer.strategy._timeout = timedelta(minutes=PATIENCE_MINUTES)
+        return trainer
 
 
 def fit(cli: CommandLine) -> None:

@@ -21,7 +21,15 @@ from lrec.checkpoint.reading import read
 from lrec.checkpoint.writing import Save, shard_names
 from lrec.errors import UserError
 from lrec.model.parallelize import Sharding, drop_gathered, sharded_like
-from lrec.model.sharded_table import local_range, local_rows
+from lrec.model.sharded_table import gloo_group, local_range, local_rows
+
+# How long processes wait for one that may be lost; longer than any does alone what the others wait for, such as a save.
+PATIENCE_MINUTES = 10.0
+
+
+def is_loss_of_a_process(error: BaseException) -> bool:
+    """Whether it says that another process of the run does not answer any more."""
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def check_strategy(chosen: str | type) -> None:
@@ -81,7 +89,7 @@ class FSDP2(ModelParallelStrategy):
         self,
         shard_group: int | None = None,
         param_dtype: Literal["bfloat16"] | None = None,
-        timeout_minutes: float = 30.0,
+        timeout_minutes: float = PATIENCE_MINUTES,
     ) -> None:
         """Choose how parameters are spread.
 
@@ -91,7 +99,8 @@ class FSDP2(ModelParallelStrategy):
             param_dtype: Type to compute in, with float32 parameters and reductions. Null: that of the parameters.
             timeout_minutes: How long a process waits for the others before it gives up.
         """
-        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.patience = timedelta(minutes=timeout_minutes)
+        super().__init__(timeout=self.patience)
         self.shard_group = shard_group
         self.param_dtype = param_dtype
         self.saver = Saver()
@@ -108,8 +117,9 @@ class FSDP2(ModelParallelStrategy):
             del shape["replicate"]
         mesh = init_device_mesh(self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
         self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
-        # Over gloo, so that a save never waits for a GPU.
-        self.saver = Saver(distributed.new_group(backend="gloo"))
+        for name in shape if len(shape) > 1 else ():  # groups of their own, of the default's patience
+            distributed.distributed_c10d._set_pg_timeout(self.patience, mesh.get_group(name))
+        self.saver = Saver(gloo_group())
 
     def setup(self, trainer: Trainer) -> None:
         """Keep evaluation out of inference mode: what it gathers may still be there for the next training step."""
