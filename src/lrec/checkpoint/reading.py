@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lrec.checkpoint.format import (
     BY_PARAMETER,
@@ -28,6 +28,7 @@ from lrec.checkpoint.format import (
 from lrec.errors import UserError
 from lrec.run import LAST
 
+Rows = Callable[[str, int], slice]  # those to read of a parameter or of its optimizer's state, by its name and size
 _DAMAGE = (
     *(OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, OverflowError),
     *(pickle.UnpicklingError, SafetensorError, BadZipFile, zlib.error),
@@ -40,27 +41,41 @@ def find_last(folder: Path) -> Path | None:
     return next((path for path in (last, aside(last)) if path.is_file() or (path / STATE).is_file()), None)
 
 
-def check(path: Path) -> None:
-    """UserError unless `path` is a whole and undamaged checkpoint of lrec's."""
+def check(path: Path, whole: bool = True) -> None:
+    """UserError unless `path` is a whole and undamaged checkpoint of lrec's; or else one by its description alone."""
     with refuse_damage(path):
         if not path.is_dir():
-            _load_pt(path, mmap=True)
+            _load_pt(path, mmap=True, verify=whole)
             return
         names = _load_pt(path / STATE)["shards"]
         shards = _Shards(path, names)
-        for name in names:
+        for name in names if whole else ():
             shards.verify(name)
 
 
-def read(path: Path, rows: Callable[[str, int], slice] | None = None, optimizer: bool = True) -> dict[str, Any]:
-    """The checkpoint as Lightning knows it; UserError where there is none, or it is not lrec's, or damaged.
+def read_together(path: Path, rows: Rows | None = None, optimizer: bool = True) -> dict[str, Any]:
+    """`read` on all processes: the first one verifies a file, each one the shards that it reads, and what one of them
+    finds damaged all refuse."""
+    if not distributed.is_initialized():
+        return read(path, rows, optimizer)
+    found, mine, failures = {}, None, cast("list[str | None]", [None] * distributed.get_world_size())
+    try:
+        found = read(path, rows, optimizer, verify=distributed.get_rank() == 0)
+    except UserError as error:
+        mine = str(error)
+    distributed.all_gather_object(failures, mine)
+    for failure in filter(None, failures):
+        raise UserError(failure)
+    return found
 
-    `rows` says which rows to read of a parameter or of its optimizer's state, by the tensor's name and number of rows.
-    """
+
+def read(path: Path, rows: Rows | None = None, optimizer: bool = True, verify: bool = True) -> dict[str, Any]:
+    """The checkpoint as Lightning knows it; UserError where there is none, or it is not lrec's, or damaged. Shards are
+    always verified, an archive unless another process does that."""
     with refuse_damage(path):
         folder = path.is_dir()
         # Mapped where only some rows are copied out of the file.
-        state = _load_pt(path / STATE if folder else path, mmap=rows is not None and not folder)
+        state = _load_pt(path / STATE if folder else path, rows is not None and not folder, verify)
         if not optimizer:
             state.pop("optimizer_states", None)
         shards = _Shards(path, state.pop("shards", []))
@@ -91,15 +106,16 @@ def refuse_damage(path: Path, kind: str = "checkpoint that lrec wrote") -> Itera
         raise UserError(f"{path}: not a {kind}, or a damaged one") from error
 
 
-def _load_pt(path: Path, mmap: bool = False) -> dict[str, Any]:
+def _load_pt(path: Path, mmap: bool = False, verify: bool = True) -> dict[str, Any]:
     with ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
+        if verify and (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} is not as it was written")
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if "lrec" not in checkpoint:
         raise ValueError("it lacks what lrec adds to a checkpoint")
     # Trainer.save_checkpoint in a script of one's own writes none; the archive's own was verified above.
-    if checkpoint.pop(CHECKSUM, None) not in (None, checksum_of(checkpoint)):
+    stated = checkpoint.pop(CHECKSUM, None)
+    if verify and stated not in (None, checksum_of(checkpoint)):
         raise ValueError("its network, its description or its items are not as they were written")
     return checkpoint
 

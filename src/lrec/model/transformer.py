@@ -21,7 +21,7 @@ from lrec.model.event_inputs import EventInput, TimeInput, gaps
 from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
 
 INIT_STD = 0.02
-DRAWN_AT_ONCE = 2**20  # numbers
+DRAWN_AT_ONCE, ONE_STREAM = 2**20, 2**28  # numbers
 # Parameters of lrec's own parts are drawn under the names that they had when a block held them itself, so that a seed
 # gives the same network as ever.
 _DRAWN_AS = {
@@ -70,12 +70,10 @@ class Transformer(nn.Module):
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
         drawn_as = re.sub(r"(?<=\d\.)\w+\.\w+(?=\.)", lambda part: _DRAWN_AS.get(part[0], part[0]), name)
-        digest = hashlib.blake2b(f"{seed}/{drawn_as}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         if found := re.fullmatch(r"(blocks\.\d+\.(?:attention|mlp))\.(.+)", name):
             branch = self.get_submodule(found[1])
             assert isinstance(branch, Branch)
-            own = branch.initial_value(found[2], shape, generator)
+            own = branch.initial_value(found[2], shape, _generator(f"{seed}/{drawn_as}"))
             if own is not None:
                 return rows.copy_(own[start : start + len(rows)])
         if len(shape) == 1:
@@ -85,7 +83,7 @@ class Transformer(nn.Module):
             std *= math.sqrt(self.config.width_scale)
         if name.endswith(".out.weight"):
             std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
-        return _draw_normal_(rows, shape, std, generator, start)
+        return _draw_normal_(rows, shape, std, f"{seed}/{drawn_as}", start)
 
     def lr_multiplier(self, name: str) -> float:
         """Share of the optimizer's learning rate that the parameter `name` gets; not 1 for muP's matrices only."""
@@ -204,19 +202,28 @@ class Transformer(nn.Module):
         return self.forward(items_BC, of_new, times_BT=times_BT, events_BL=events_BL)
 
 
-def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, generator: torch.Generator, start: int) -> Tensor:
-    """Give rows of a tensor of that shape the values that `normal_` would draw for them, a block of it at a time.
+def _generator(key: str) -> torch.Generator:
+    digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, key: str, start: int) -> Tensor:
+    """Give rows of a tensor of that shape the values that `normal_` would draw for them, a block of it at a time. In a
+    tensor larger than ONE_STREAM each block has a stream of its own, so that those of others need not be drawn.
 
     torch draws 16 numbers at a time, one group after the other, and once more the last 16 of a tensor that does not
     divide: so blocks of whole groups, of which the last takes what is left, draw the same numbers.
     """
-    total, flat = shape.numel(), rows.view(-1)
+    total, flat, generator = shape.numel(), rows.view(-1), _generator(key)
     first = start * (total // max(shape[0], 1))
     begin = 0
     while begin < min(total, first + len(flat)):
         size = DRAWN_AT_ONCE if begin + DRAWN_AT_ONCE + 16 <= total else total - begin
-        block = torch.empty(size).normal_(0.0, std, generator=generator)
         low, high = max(begin, first), min(begin + size, first + len(flat))
+        if total > ONE_STREAM and low < high:
+            generator = _generator(f"{key}/{begin}")
+        if total <= ONE_STREAM or low < high:
+            block = torch.empty(size).normal_(0.0, std, generator=generator)
         if low < high:
             flat[low - first : high - first] = block[low - begin : high - begin]
         begin += size

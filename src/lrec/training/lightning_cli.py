@@ -278,9 +278,9 @@ def _checkpoint(cli: CommandLine, default: str | None) -> str | None:
     else:
         path = cli.run.best if chosen == "best" else Path(chosen) if chosen else None
     try:
-        # Whole, by the first process alone: each verifies what it reads.
         if path is not None and cli.trainer.is_global_zero:
-            check(path)
+            # Of several processes each verifies its part as it reads it.
+            check(path, whole=cli.trainer.num_nodes * cli.trainer.num_devices == 1)
     except UserError as error:
         raise UserError(f"--ckpt_path {error}") from error
     return None if path is None else str(path)

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from lrec.checkpoint.background import IN_BACKGROUND, Saver, copy_fits
-from lrec.checkpoint.reading import read
+from lrec.checkpoint.reading import read_together
 from lrec.checkpoint.writing import Save, shard_names
 from lrec.errors import UserError
 from lrec.model.parallelize import Sharding, drop_gathered, sharded_like
@@ -65,7 +65,7 @@ class CheckpointFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read(Path(path))
+        return read_together(Path(path))
 
 
 def saver_of(trainer: Trainer) -> Saver | None:
@@ -163,7 +163,7 @@ class FSDP2(ModelParallelStrategy):
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        return read(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
+        return read_together(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
 
     def _local_range(self, name: str, n: int) -> slice:
         """The rows, of n, that this process holds of a checkpoint's tensor."""
