@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -28,6 +28,7 @@ from lrec.checkpoint.format import (
 from lrec.errors import UserError
 from lrec.run import LAST
 
+T = TypeVar("T")
 Rows = Callable[[str, int], slice]  # those to read of a parameter or of its optimizer's state, by its name and size
 _DAMAGE = (
     *(OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, OverflowError),
@@ -54,31 +55,47 @@ def check(path: Path, whole: bool = True) -> None:
 
 
 def read_together(path: Path, rows: Rows | None = None, optimizer: bool = True) -> dict[str, Any]:
-    """`read` on all processes: the first one verifies a file, each one the shards that it reads, and what one of them
-    finds damaged all refuse."""
+    """`read` on all processes: the first one verifies a file, each one the shards that it reads."""
+    verify = path.is_dir() or not distributed.is_initialized() or distributed.get_rank() == 0
+    return agreed(lambda: read(path, rows, optimizer, verify))
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What this process makes of it, while others do; what one of them refuses all refuse."""
     if not distributed.is_initialized():
-        return read(path, rows, optimizer)
-    found, mine, failures = {}, None, cast("list[str | None]", [None] * distributed.get_world_size())
+        return work()
+    made, mine = [], None
+    failures: list[str | None] = [None] * distributed.get_world_size()
     try:
-        found = read(path, rows, optimizer, verify=distributed.get_rank() == 0)
+        made.append(work())
     except UserError as error:
         mine = str(error)
     distributed.all_gather_object(failures, mine)
     for failure in filter(None, failures):
         raise UserError(failure)
-    return found
+    return made[0]
+
+
+def mapped(path: Path, name: str) -> list[Tensor]:
+    """The rows of a parameter, in order, as they lie on the disk, unverified: what is not looked at takes no memory."""
+    with refuse_damage(path):
+        if not path.is_dir():
+            return [_load_pt(path, mmap=True, verify=False)["state_dict"][name]]
+        state = _load_pt(path / STATE, verify=False)
+        _, of_shards, n = state["state_dict"][name]
+        return [rows for _, _, rows in _Shards(path, state["shards"], verify=False).pieces(of_shards, n)]
 
 
 def read(path: Path, rows: Rows | None = None, optimizer: bool = True, verify: bool = True) -> dict[str, Any]:
-    """The checkpoint as Lightning knows it; UserError where there is none, or it is not lrec's, or damaged. Shards are
-    always verified, an archive unless another process does that."""
+    """The checkpoint as Lightning knows it, verified unless another process does that; UserError where there is none,
+    or it is not lrec's, or damaged."""
     with refuse_damage(path):
         folder = path.is_dir()
         # Mapped where only some rows are copied out of the file.
         state = _load_pt(path / STATE if folder else path, rows is not None and not folder, verify)
         if not optimizer:
             state.pop("optimizer_states", None)
-        shards = _Shards(path, state.pop("shards", []))
+        shards = _Shards(path, state.pop("shards", []), verify)
 
         def read_leaf(name: str, leaf: Any) -> Any:
             match leaf:
@@ -121,12 +138,13 @@ def _load_pt(path: Path, mmap: bool = False, verify: bool = True) -> dict[str, A
 
 
 class _Shards:
-    """The shards of a folder, open for reading; each is verified before anything is read of it."""
+    """The shards of a folder, open for reading; each is verified before anything is read of it, unless that is not
+    wanted."""
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
+    def __init__(self, folder: Path, names: list[str], verify: bool = True) -> None:
         self._files = {name: safe_open(folder / name, framework="pt") for name in names}
         self._places = {name: json.loads(file.metadata()[ROWS]) for name, file in self._files.items()}
-        self.verify = cache(self._verify)
+        self.verify = cache(self._verify) if verify else lambda name: None
 
     def _verify(self, name: str) -> None:
         file = self._files[name]
@@ -135,21 +153,25 @@ class _Shards:
         if checksum(metadata[ROWS], tensors) != metadata[CHECKSUM] or self._places[name]["file"] != name:
             raise ValueError(f"{name} is not as it was written")
 
-    def read(self, tensor: str, wanted: slice, total: int) -> Tensor:
-        """The wanted rows of a tensor that has `total`."""
-        pieces = [
-            (places["starts"][tensor], name) for name, places in self._places.items() if tensor in places["starts"]
-        ]
+    def pieces(self, tensor: str, total: int) -> list[tuple[int, str, Tensor]]:
+        """First row, shard and rows of each part of a tensor that has `total`."""
         found, end = [], 0
-        for start, name in sorted(pieces):
+        starts = {name: places["starts"] for name, places in self._places.items()}
+        for start, name in sorted((starts[name][tensor], name) for name in starts if tensor in starts[name]):
             if start != end:
                 break
-            rows = self._files[name].get_slice(tensor)
-            end = start + rows.get_shape()[0]
-            first, last = max(wanted.start, start), min(wanted.stop, end)
+            found.append((start, name, self._files[name].get_tensor(tensor)))
+            end += len(found[-1][2])
+        if end != total:
+            raise ValueError(f"{tensor} has {total} rows, the shards have {end}")
+        return found
+
+    def read(self, tensor: str, wanted: slice, total: int) -> Tensor:
+        """The wanted rows of a tensor that has `total`."""
+        found = []
+        for start, name, rows in self.pieces(tensor, total):
+            first, last = max(wanted.start, start), min(wanted.stop, start + len(rows))
             if first < last:
                 self.verify(name)
                 found.append(rows[first - start : last - start])
-        if end != total:
-            raise ValueError(f"{tensor} has {total} rows, the shards have {end}")
-        return torch.cat(found) if found else rows[0:0]
+        return torch.cat(found) if found else rows[0:0].clone()

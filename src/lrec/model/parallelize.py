@@ -80,11 +80,11 @@ def _shard(net: Transformer, sharding: Sharding) -> None:
 
 
 @torch.no_grad()
-def fill(net: Transformer, values: Mapping[str, Tensor]) -> None:
-    """Give parameters their rows of whole values, by name."""
+def fill(net: Transformer, values: Mapping[str, Tensor], whole: bool = True) -> None:
+    """Give parameters their rows of whole values, by name; or values of the rows held here."""
     for name, value in values.items():
         parameter = net.get_parameter(name)
-        local_rows(parameter).copy_(value[local_range(parameter)])
+        local_rows(parameter).copy_(value[local_range(parameter)] if whole else value)
 
 
 def sharded_like(rows: Tensor, parameter: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig
 from lrec.model.item_vectors import Use, initial_parameters, read_width, vectors_of
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
-from lrec.model.sharded_table import Table, whole
+from lrec.model.sharded_table import Table, local_range, whole
 from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores, score, top_items
 from lrec.serving.recommender import lists_of
@@ -196,8 +196,10 @@ class SequentialRecommender(StoredModel):
         if loaded is not None:
             parallelize.fill(self.net, loaded)
         elif self.item_vectors is not None:
-            vectors_VW, self._new_items = vectors_of(self.item_vectors, self.item_ids)
-            parallelize.fill(self.net, initial_parameters(self.net, vectors_VW, self.item_vectors_use, seed))
+            rows = local_range(next(iter(self.net.items.by_item().values())))
+            vectors_HW, self._new_items = vectors_of(self.item_vectors, self.item_ids, rows)
+            begins = initial_parameters(self.net, vectors_HW, self.item_vectors_use, seed)
+            parallelize.fill(self.net, begins, whole=False)
         elif self.warm_start is not None and self.trainer.state.fn == "fit":
             rank_zero_only(print)(
                 begin_from(self.warm_start, self.net, self.item_ids, self.data.store.event_types, seed)

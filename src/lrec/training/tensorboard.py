@@ -122,7 +122,7 @@ class ItemProjector(Callback):
             return
         table = recommender(pl_module).data.item_table()
         table = table.sort("count", "item", descending=[True, False]).head(self.items)
-        parameters = trained_in(read(Path(kept.best_model_path), optimizer=False)).parameters
+        parameters = trained_in(read(Path(kept.best_model_path), optimizer=False, verify=False)).parameters
         vectors = whole_table(parameters).float().numpy()[table["item"].to_numpy()]
         shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
         if self.names is not None:
