@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lrec.checkpoint.format import ITEMS
 from lrec.checkpoint.trained import items_as_tensors
 from lrec.checkpoint.writing import write
+from lrec.errors import UserError
 from lrec.model import item_vectors, transformer
 from lrec.model.config import TransformerConfig
 from lrec.model.parallelize import Sharding, build
@@ -104,6 +105,16 @@ def test_no_process_holds_more_than_its_rows(tmp_path: Path) -> None:
         assert torch.equal(torch.cat([rows, others]), whole)
         assert torch.equal(rows[0], old["state_dict"]["net.items.weight"][-1])
         assert max(most, others_most) <= len(rows) * 16 < 2000 * 16
+
+
+def test_a_shard_of_nothing_but_items_is_verified(tmp_path: Path) -> None:
+    old = checkpoint(Transformer(OLD)) | {ITEMS: items_as_tensors(pl.Series(map(str, range(2000))), None)}
+    old["lrec"] = ABOUT | OLD.to_dict() | {"event_names": []}
+    write_by_hand(tmp_path / "last.ckpt", old, 100)
+    shard = tmp_path / "last.ckpt" / "token-00099-of-00100.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=r"last\.ckpt: not a checkpoint that lrec wrote, or a damaged one"):
+        stored_model.begin_from(tmp_path / "last.ckpt", Transformer(NEW), pl.Series(["1"]), [], seed=0)
 
 
 def test_vectors_are_those_of_the_rows_alone_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

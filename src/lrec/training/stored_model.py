@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, distributed
 
 from lrec.checkpoint.format import ITEMS
-from lrec.checkpoint.reading import agreed, mapped, read
+from lrec.checkpoint.reading import agreed, check, mapped, read
 from lrec.checkpoint.trained import (
     Trained,
     build_network,
@@ -202,11 +202,12 @@ def _open(file: Path) -> tuple[Trained, list[Tensor]]:
     stored = None
     if file.suffix != ".safetensors":
         first = not distributed.is_initialized() or distributed.get_rank() == 0
+        agreed(lambda: check(file) if first else None)
 
         def rows(name: str, n: int) -> slice:
             return slice(0, 0 if name.endswith(OWN_ROWS) else n)
 
-        stored = trained_in(agreed(lambda: read(file, rows, optimizer=False, verify=first)))
+        stored = trained_in(read(file, rows, optimizer=False, verify=False))
     if stored is not None and VECTORS not in stored.parameters:
         del stored.parameters[OWN_ROWS]
         return stored, mapped(file, f"net.{OWN_ROWS}")
