@@ -231,10 +231,8 @@ class TransformerConfig:
         return math.sqrt(self.mup.base_width / self.mup.base_heads) / self.head_width
 
     def to_dict(self) -> dict[str, Any]:
-        """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout.
-
-        Plain values; those of the architecture are named architecture.norm and so on.
-        """
+        """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout, as
+        plain values, of which those of the architecture are named architecture.norm and so on."""
         shape = asdict(self)
         del shape["dropout"]
         architecture = {f"{_ARCHITECTURE}{name}": value for name, value in shape.pop("architecture").items()}

@@ -1,4 +1,4 @@
-"""What a run has trained on: its loss over the targets of all processes, what a step costs, and where steps end."""
+"""A run's steps: their loss over the targets of all processes, what they cost, where they end, their dropout's seed."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,11 +15,9 @@ class LossSum:
     """A training loss summed over this rank's targets; on its device, until somebody asks."""
 
     def __init__(self, loss_sum: Tensor | None = None, targets: int = 0) -> None:
-        self.loss_sum = loss_sum
-        self.targets = targets
+        self.loss_sum, self.targets = loss_sum, targets
 
     def add(self, loss_sum: Tensor, targets: int) -> None:
-        """Add the sum over so many more targets."""
         self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
         self.targets += targets
 
