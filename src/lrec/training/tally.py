@@ -1,4 +1,4 @@
-"""A run's steps: their loss over the targets of all processes, what they cost, where they end, their dropout's seed."""
+"""A run's steps: their loss over the targets of all processes, what they cost, where they end."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
