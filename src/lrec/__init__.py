@@ -28,7 +28,6 @@ _HOME = {
     "Reduction": "lrec.data.splits.reduction",
     "Architecture": "lrec.model.config",
     "Dropout": "lrec.model.config",
-    "MuP": "lrec.model.config",
     "OverDepth": "lrec.model.config",
     "Attention": "lrec.model.blocks",
     "MLP": "lrec.model.blocks",

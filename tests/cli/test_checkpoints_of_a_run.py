@@ -98,7 +98,7 @@ def test_what_no_run_can_go_on_from(
         assert f"--ckpt_path {folder}: not a checkpoint that lrec wrote, or a damaged one" in error
     assert "has none" in refused("validate", *options, "--ckpt_path=last")
     assert "no such checkpoint" in refused("export", f"--ckpt_path={tmp_path / 'no.ckpt'}", f"--out={tmp_path / 'out'}")
-    assert "every_n_steps must be at least 0, not -1" in refused("fit", *options, "--last.every_n_steps=-1")
+    assert "every_n_steps must be at least 0, got -1" in refused("fit", *options, "--last.every_n_steps=-1")
     options += ["--trainer.strategy=lrec.FSDP2"]
     group = "--trainer.strategy.shard_group="
     for n in (3, 0):

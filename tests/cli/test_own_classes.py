@@ -110,7 +110,10 @@ def test_a_part_of_a_block_by_its_class_path(
     [
         (["--model.loss=smoothed_softmax.SmoothedSoftmax", "--model.loss.share=0.2"], "adamw"),
         (["--model.optimizer=nesterov.Nesterov", "--model.optimizer.lr=0.3"], "sgd"),
-        (["--model.optimizer=torch.optim.Adagrad", "--model.optimizer.lr=0.1", "--config=model/mup.yaml"], "adagrad"),
+        (
+            ["--model.optimizer=torch.optim.Adagrad", "--model.optimizer.lr=0.1", "--model.parametrisation=scaled"],
+            "adagrad",
+        ),
     ],
     ids=["loss", "optimizer", "torch's optimizer"],
 )

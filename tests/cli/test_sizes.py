@@ -15,8 +15,8 @@ from lrec.data.splits.rules import LastItems
 from lrec.data.store.store import Store
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
+from lrec.model.cost import Traffic
 from lrec.model.network_sizes import SIZES
-from lrec.model.traffic import Traffic
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -66,7 +66,7 @@ def test_rows_are_kept_by_raw_id_and_new_ones_begin_near_their_mean(early: Path,
     old, grown = package.load(early), package.load(run)
     rows = dict(zip(old.item_ids, old.net.items.weight.detach(), strict=True))
     mean = old.net.items.weight.detach().mean(0)
-    drawn = grown.net.initial_value("items.weight", grown.net.items.weight.shape, seed=0)
+    drawn = grown.net.draw_(torch.empty(grown.net.items.weight.shape), "items.weight", grown.net.items.weight.shape, 0)
     for raw_id, row, draw in zip(grown.item_ids, grown.net.items.weight.detach(), drawn, strict=True):
         torch.testing.assert_close(row, rows.get(raw_id, mean + draw), atol=1e-6, rtol=0)
     for name, parameter in old.net.named_parameters():

@@ -3,12 +3,14 @@ switch of the optimizer, and on another number of processes."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, Trainer
 from running import Fit, fit_command, losses, points, run_here
+from running import run as run_refused
 
 from lrec.checkpoint import reading
 
@@ -89,14 +91,21 @@ class NoteVerified(Callback):
 
     def __init__(self, folder: str) -> None:
         Path(folder).mkdir(exist_ok=True)
-        verify = reading._Shards._verify
+        verify, load = reading._Shards._verify, reading._load_pt
+
+        def note(what: object) -> None:
+            with (Path(folder) / os.environ.get("LOCAL_RANK", "0")).open("a") as file:
+                file.write(f"{what}\n")
 
         def noted(shards: Any, name: str) -> None:
             verify(shards, name)
-            with (Path(folder) / os.environ.get("LOCAL_RANK", "0")).open("a") as file:
-                file.write(f"{name}\n")
+            note(name)
 
-        reading._Shards._verify = noted  # type: ignore[method-assign]
+        def loaded(path: Path, mmap: bool = False, verify: bool = True) -> Any:
+            note(verify)
+            return load(path, mmap, verify)
+
+        reading._Shards._verify, reading._load_pt = noted, loaded  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +125,33 @@ def test_two_processes(step: int, two: Path, folder: Path, fit: Fit, monkeypatch
     resumed = fit(name, 2, EVERY_THIRD, SWITCHED, *DROPOUT, kept(two, step), watched)
     assert losses(resumed) == pytest.approx(losses(two), rel=1e-6)
     first, second = ((folder / f"{name}-verified" / rank).read_text().split() for rank in "01")
-    token = first[0][:8]  # of the checkpoint that was resumed; the run's best one is read after it
-    assert len({name for name in first if name.startswith(token)}) == 2, "the first process verifies all shards"
-    assert len([name for name in second if name.startswith(token)]) == 1, "the second one its own, as it reads it"
+    token = next(name for name in first if "safetensors" in name)[
+        :8
+    ]  # of the checkpoint that was resumed; the run's best one is read after it
+    for mine in (first, second):
+        assert len([name for name in mine if name.startswith(token)]) == 1, "each process verifies its own, once"
+
+
+def test_what_one_process_finds_damaged_all_refuse(two: Path, folder: Path) -> None:
+    kept, run = folder / "damaged.ckpt", folder / "from-damaged"
+    shutil.copytree(two / "checkpoints" / "last.ckpt", kept)
+    shard = next(kept.glob("*-00001-of-00002.safetensors"))  # the second process's
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    printed = run_refused(fit_command(folder, run, 2, f"--ckpt_path={kept}"), code=2)
+    errors = {line for line in printed.splitlines() if line.startswith("lrec: error: ")}
+    assert errors == {f"lrec: error: {kept}: not a checkpoint that lrec wrote, or a damaged one"}
+    assert not (run / "points.jsonl").exists()
+
+
+def test_of_a_file_the_first_process_alone_verifies_all(folder: Path, fit: Fit, monkeypatch: Any) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    kept = fit("whole-file", 0, "--trainer.max_steps=3") / "checkpoints" / "last.ckpt"
+    watch = {"class_path": f"{__name__}.NoteVerified", "init_args": {"folder": str(folder / "file-verified")}}
+    watched = "--trainer.callbacks+=" + json.dumps(watch)
+    fit("from-whole-file", 2, f"--ckpt_path={kept}", "--trainer.max_steps=5", watched, "--trainer.strategy=ddp")
+    first, second = ((folder / "file-verified" / rank).read_text().split() for rank in "01")
+    assert first.count("True") == 1
+    assert second == ["False"]
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,13 @@ IN_BACKGROUND = "in background"
 
 
 class Anywhere:
-    """Whether something is true on any process of a run. All ask together, over gloo: nobody waits for a GPU."""
+    """Whether something is true on any process of a group of gloo, where nobody waits for a GPU; null: of this one."""
 
     def __init__(self, group: Any = None) -> None:
-        """Ask a process group of gloo; null: this process is alone."""
         self._group = group
         self._asked: tuple[torch.Tensor, Any] | None = None
 
     def now(self, mine: bool) -> bool:
-        """Whether it is true on any process; waits for all of them."""
         self._asked = None
         if self._group is None:
             return mine
@@ -41,10 +39,7 @@ class Anywhere:
         if self._group is None:
             return mine
         before, anywhere = self._asked, torch.tensor(int(mine))
-        self._asked = (
-            anywhere,
-            distributed.all_reduce(anywhere, distributed.ReduceOp.MAX, self._group, async_op=True),
-        )
+        self._asked = (anywhere, distributed.all_reduce(anywhere, distributed.ReduceOp.MAX, self._group, async_op=True))
         if before is None:
             return None
         before[1].wait()
@@ -91,7 +86,6 @@ class Saver:
             self.join()
 
     def join(self) -> None:
-        """Wait for the save under way and put it in force."""
         if self._save is None:
             return
         save, self._save = self._save, None
@@ -117,8 +111,7 @@ class Saver:
 
 def copy_fits(checkpoint: dict[str, Any], processes: int = 1) -> bool:
     """Whether so many processes may each hold a copy: in half of the memory that is free."""
-    sizes = [0]
-    change_leaves(
-        checkpoint, "", lambda _, leaf: sizes.append(local_rows(leaf).nbytes) if isinstance(leaf, Tensor) else None
-    )
-    return processes * sum(sizes) <= available_gib() * 2**29
+    leaves: list[Any] = []
+    change_leaves(checkpoint, "", lambda _, leaf: leaves.append(leaf))
+    size = sum(local_rows(leaf).nbytes for leaf in leaves if isinstance(leaf, Tensor))
+    return processes * size <= available_gib() * 2**29

@@ -6,12 +6,10 @@ same dictionary in parts:
     state.pt                             the dictionary, but for the rows of sharded tensors, and the names of the files
     TOKEN-00000-of-00002.safetensors     that hold them: rows of such tensors, a file per process
 
-Replacing state.pt is what puts a new checkpoint in force; files that it does not name are removed afterwards. So a
-process that is killed and a disk that is full leave the last good checkpoint. No pickled code is read or written.
-
-What is damaged is refused. NAME.ckpt and state.pt are zip archives, with a CRC for each entry; shards have a `checksum`
-of their own; and the entry lrec_checksum is that of the network as a whole file holds it, its description and its item
-ids, so that nobody can exchange one of them alone.
+Replacing state.pt is what puts a new checkpoint in force; files that it does not name are removed afterwards. No
+pickled code is read or written. What is damaged is refused: NAME.ckpt and state.pt are zip archives, with a CRC for
+each entry; shards have a `checksum` of their own; and the entry lrec_checksum is that of the network as a whole file
+holds it, its description and its item ids, so that nobody can exchange one of them alone.
 """
 
 import json

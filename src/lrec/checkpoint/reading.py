@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lrec.checkpoint.format import (
     BY_PARAMETER,
@@ -28,6 +28,8 @@ from lrec.checkpoint.format import (
 from lrec.errors import UserError
 from lrec.run import LAST
 
+T = TypeVar("T")
+Rows = Callable[[str, int], slice]  # those to read of a parameter or of its optimizer's state, by its name and size
 _DAMAGE = (
     *(OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, OverflowError),
     *(pickle.UnpicklingError, SafetensorError, BadZipFile, zlib.error),
@@ -40,37 +42,60 @@ def find_last(folder: Path) -> Path | None:
     return next((path for path in (last, aside(last)) if path.is_file() or (path / STATE).is_file()), None)
 
 
-def check(path: Path) -> None:
-    """UserError unless `path` is a whole and undamaged checkpoint of lrec's."""
+def check(path: Path, whole: bool = True) -> None:
+    """UserError unless `path` is a whole and undamaged checkpoint of lrec's; or else one by its description alone."""
     with refuse_damage(path):
         if not path.is_dir():
-            _load_pt(path, mmap=True)
+            _load_pt(path, mmap=True, verify=whole)
             return
         names = _load_pt(path / STATE)["shards"]
         shards = _Shards(path, names)
-        for name in names:
+        for name in names if whole else ():
             shards.verify(name)
 
 
-def read(path: Path, rows: Callable[[str, int], slice] | None = None, optimizer: bool = True) -> dict[str, Any]:
-    """The checkpoint as Lightning knows it.
+def read_together(path: Path, rows: Rows | None = None, optimizer: bool = True) -> dict[str, Any]:
+    """`read` on all processes: the first one verifies a file, each one the shards that it reads."""
+    verify = path.is_dir() or not distributed.is_initialized() or distributed.get_rank() == 0
+    return agreed(lambda: read(path, rows, optimizer, verify))
 
-    Args:
-        path: A file or a folder.
-        rows: The rows to read of a parameter or of its optimizer's state, by the tensor's name and number of rows.
-            None: all of them.
-        optimizer: Whether the optimizer's state is wanted.
 
-    Raises:
-        UserError: there is none, or it is not lrec's, or damaged.
-    """
+def agreed(work: Callable[[], T]) -> T:
+    """What this process makes of it, while others do; what one of them refuses all refuse."""
+    if not distributed.is_initialized():
+        return work()
+    made, mine = [], None
+    failures: list[str | None] = [None] * distributed.get_world_size()
+    try:
+        made.append(work())
+    except UserError as error:
+        mine = str(error)
+    distributed.all_gather_object(failures, mine)
+    for failure in filter(None, failures):
+        raise UserError(failure)
+    return made[0]
+
+
+def mapped(path: Path, name: str) -> list[Tensor]:
+    """The rows of a parameter, in order, as they lie on the disk, unverified: what is not looked at takes no memory."""
+    with refuse_damage(path):
+        if not path.is_dir():
+            return [_load_pt(path, mmap=True, verify=False)["state_dict"][name]]
+        state = _load_pt(path / STATE, verify=False)
+        _, of_shards, n = state["state_dict"][name]
+        return [rows for _, _, rows in _Shards(path, state["shards"], verify=False).pieces(of_shards, n)]
+
+
+def read(path: Path, rows: Rows | None = None, optimizer: bool = True, verify: bool = True) -> dict[str, Any]:
+    """The checkpoint as Lightning knows it, verified unless another process does that; UserError where there is none,
+    or it is not lrec's, or damaged."""
     with refuse_damage(path):
         folder = path.is_dir()
         # Mapped where only some rows are copied out of the file.
-        state = _load_pt(path / STATE if folder else path, mmap=rows is not None and not folder)
+        state = _load_pt(path / STATE if folder else path, rows is not None and not folder, verify)
         if not optimizer:
             state.pop("optimizer_states", None)
-        shards = _Shards(path, state.pop("shards", []))
+        shards = _Shards(path, state.pop("shards", []), verify)
 
         def read_leaf(name: str, leaf: Any) -> Any:
             match leaf:
@@ -98,50 +123,55 @@ def refuse_damage(path: Path, kind: str = "checkpoint that lrec wrote") -> Itera
         raise UserError(f"{path}: not a {kind}, or a damaged one") from error
 
 
-def _load_pt(path: Path, mmap: bool = False) -> dict[str, Any]:
+def _load_pt(path: Path, mmap: bool = False, verify: bool = True) -> dict[str, Any]:
     with ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
+        if verify and (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} is not as it was written")
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if "lrec" not in checkpoint:
         raise ValueError("it lacks what lrec adds to a checkpoint")
     # Trainer.save_checkpoint in a script of one's own writes none; the archive's own was verified above.
-    if checkpoint.pop(CHECKSUM, None) not in (None, checksum_of(checkpoint)):
+    stated = checkpoint.pop(CHECKSUM, None)
+    if verify and stated not in (None, checksum_of(checkpoint)):
         raise ValueError("its network, its description or its items are not as they were written")
     return checkpoint
 
 
 class _Shards:
-    """The shards of a folder, open for reading; each is verified before anything is read of it."""
+    """The shards of a folder, open for reading; each is verified before anything is read of it, unless that is not
+    wanted."""
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
+    def __init__(self, folder: Path, names: list[str], verify: bool = True) -> None:
         self._files = {name: safe_open(folder / name, framework="pt") for name in names}
         self._places = {name: json.loads(file.metadata()[ROWS]) for name, file in self._files.items()}
-        self.verify = cache(self._verify)
+        self.verify = cache(self._verify) if verify else lambda name: None
 
     def _verify(self, name: str) -> None:
-        """ValueError where a shard is not as it was written."""
         file = self._files[name]
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         if checksum(metadata[ROWS], tensors) != metadata[CHECKSUM] or self._places[name]["file"] != name:
             raise ValueError(f"{name} is not as it was written")
 
-    def read(self, tensor: str, wanted: slice, total: int) -> Tensor:
-        """The wanted rows of a tensor that has `total`."""
-        pieces = [
-            (places["starts"][tensor], name) for name, places in self._places.items() if tensor in places["starts"]
-        ]
+    def pieces(self, tensor: str, total: int) -> list[tuple[int, str, Tensor]]:
+        """First row, shard and rows of each part of a tensor that has `total`."""
         found, end = [], 0
-        for start, name in sorted(pieces):
+        starts = {name: places["starts"] for name, places in self._places.items()}
+        for start, name in sorted((starts[name][tensor], name) for name in starts if tensor in starts[name]):
             if start != end:
                 break
-            rows = self._files[name].get_slice(tensor)
-            end = start + rows.get_shape()[0]
-            first, last = max(wanted.start, start), min(wanted.stop, end)
+            found.append((start, name, self._files[name].get_tensor(tensor)))
+            end += len(found[-1][2])
+        if end != total:
+            raise ValueError(f"{tensor} has {total} rows, the shards have {end}")
+        return found
+
+    def read(self, tensor: str, wanted: slice, total: int) -> Tensor:
+        """The wanted rows of a tensor that has `total`."""
+        found = []
+        for start, name, rows in self.pieces(tensor, total):
+            first, last = max(wanted.start, start), min(wanted.stop, start + len(rows))
             if first < last:
                 self.verify(name)
                 found.append(rows[first - start : last - start])
-        if end != total:
-            raise ValueError(f"{tensor} has {total} rows, the shards have {end}")
-        return torch.cat(found) if found else rows[0:0]
+        return torch.cat(found) if found else rows[0:0].clone()

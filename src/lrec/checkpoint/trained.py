@@ -23,25 +23,16 @@ _AGAIN = "it is damaged, or was edited; export it again, or train again"
 
 
 class Trained(NamedTuple):
-    """A trained network as it is stored.
+    """A trained network as it is stored."""
 
-    Attributes:
-        about: What it says of itself: the network's shape, step, D, data hash ...
-        parameters: By name.
-        item_ids: Raw id of each item of the catalogue.
-        counts_V: Training interactions of each item; None where a model was exported without.
-        new: Items outside the catalogue that have a vector; None where there is none.
-    """
-
-    about: dict[str, Any]
-    parameters: dict[str, Tensor]
-    item_ids: pl.Series
-    counts_V: np.ndarray | None
-    new: NewItems | None = None
+    about: dict[str, Any]  # what it says of itself: the network's shape, step, D, data hash ...
+    parameters: dict[str, Tensor]  # by name
+    item_ids: pl.Series  # raw id of each item of the catalogue
+    counts_V: np.ndarray | None  # training interactions of each item; None where a model was exported without
+    new: NewItems | None = None  # items outside the catalogue that have a vector
 
 
 def trained_in(checkpoint: dict[str, Any]) -> Trained:
-    """The network of a checkpoint that was read."""
     return Trained(
         checkpoint["lrec"] | {"step": checkpoint["global_step"]},
         {name.removeprefix("net."): tensor for name, tensor in checkpoint["state_dict"].items()},
@@ -50,11 +41,8 @@ def trained_in(checkpoint: dict[str, Any]) -> Trained:
 
 
 def build_network(config: TransformerConfig, parameters: dict[str, Tensor], path: Path) -> Transformer:
-    """The network of these parameters.
-
-    Raises:
-        UserError: `path`, where they come from, lacks some, or has others, of another shape or not finite.
-    """
+    """The network of these parameters; UserError where `path` lacks some, or has others, of another shape, or not
+    finite."""
     n_blocks = len({name.split(".")[1] for name in parameters if name.startswith("blocks.")})
     if n_blocks != config.layers:
         raise UserError(f"{path} has the parameters of {n_blocks} blocks, its network has {config.layers}: {_AGAIN}")
@@ -72,7 +60,8 @@ def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         if names:
             raise UserError(f"{path} {has} the parameter {min(names)}: {_AGAIN}")
     for name, tensor in expected.items():
-        one, other = (f"{tuple(each.shape)} {_kind(each)}" for each in (found[name], tensor))
+        kinds = (("floats" if each.is_floating_point() else "integers", each) for each in (found[name], tensor))
+        one, other = (f"{tuple(each.shape)} {kind}" for kind, each in kinds)
         if one != other:
             raise UserError(f"{path} has {name} as {one}, its network as {other}: {_AGAIN}")
 
@@ -88,11 +77,9 @@ def refuse_other_network(trained: dict[str, Any], config: TransformerConfig, dat
 
 def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) -> None:
     """UserError where both arguments of a model name an optimizer, and these are of different classes."""
-    if "optimizer" not in now:  # an object that no checkpoint can hold
-        return
-    made = trained_with.get("optimizer"), now["optimizer"]
+    made = trained_with.get("optimizer"), now.get("optimizer")  # none: an object that no checkpoint can hold
     theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in made)
-    if theirs not in (None, mine):
+    if mine is not None and theirs not in (None, mine):
         raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
 
 
@@ -103,13 +90,9 @@ def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:
             raise UserError(f"{path}: the parameter {name} is not finite: the run diverged; recommend from another one")
 
 
-def _kind(tensor: Tensor) -> str:
-    return "floats" if tensor.is_floating_point() else "integers"
-
-
 def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None, new: NewItems | None = None) -> dict[str, Tensor]:
-    """The catalogue as tensors: item_ids, UTF-8 laid end to end, item_ends, where each ends, and item_counts; the same
-    of new items, with their vectors."""
+    """The catalogue as tensors: ids as UTF-8 laid end to end, where each ends, and counts; the same of new items, with
+    their vectors."""
     tensors = dict(zip((IDS, ENDS), _text_as_tensors(ids), strict=True))
     if counts_V is not None:
         tensors[COUNTS] = torch.from_numpy(counts_V.astype(np.int64))

@@ -32,28 +32,16 @@ def shard_names(token: str, processes: int) -> list[str]:
 
 
 class Save:
-    """A checkpoint that is about to be written: a file by one process, or a folder by all of them together.
-
-    Attributes:
-        path: Where it will be; a checkpoint that is there is replaced.
-        copied: Whether it holds copies, so that training may change the originals meanwhile.
-        links: Where else it will be, of the same files.
-    """
+    """A checkpoint that is about to be written, in place of the one at its path: a file by one process, or a folder by
+    all of them together. Where it holds copies, training may change the originals meanwhile."""
 
     def __init__(
         self, path: Path, checkpoint: dict[str, Any], copied: bool, shards: list[str] | None = None, process: int = 0
     ) -> None:
-        """Take this process's part; the catalogue does not change, and needs no copy.
-
-        Args:
-            path: The file or folder.
-            checkpoint: As Lightning makes it, with DTensors for a folder.
-            copied: Take a copy.
-            shards: The folder's `shard_names`, the same on every process; None for a file.
-            process: Which of them this process writes; the first one also writes what is not sharded.
-        """
+        """Take this process's part of what Lightning makes: of `shard_names`, which are None for a file, that of its
+        number; the first one also writes what is not sharded. The catalogue does not change, and needs no copy."""
         self.path, self.copied = path, copied
-        self.links: list[Path] = []
+        self.links: list[Path] = []  # where else it will be, of the same files
         self._rows: dict[str, Tensor] = {}
         self._starts: dict[str, int] = {}
 
@@ -78,7 +66,6 @@ class Save:
             self._new_state = path / f"{shards[0]}.{STATE}"
 
     def make_room(self) -> None:
-        """Have the folder."""
         if self._shards is not None and self._first:
             self._other_form = _set_aside(self.path) if self.path.is_file() else None
             self.path.mkdir(parents=True, exist_ok=True)
@@ -96,14 +83,12 @@ class Save:
 
     def put_in_force(self) -> None:
         """Once all processes have written: let the first one rename, remove what was there before, and link."""
-        if not self._first:
-            return
-        if self._shards is not None:
+        if self._shards is not None and self._first:
             self._new_state.replace(self.path / STATE)
             if self._other_form is not None:
                 remove(self._other_form)
             _remove_others(self.path, self._shards)
-        for path in self.links:
+        for path in self.links if self._first else []:
             link(self.path, path)
 
     def discard(self) -> None:

@@ -10,15 +10,12 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """Keys and values that inference has computed, so that one more item costs one position.
-
-    Attributes:
-        filled_B: Positions of each row that are in; the row's next item stands at that position.
-    """
+    """Keys and values that inference has computed, so that one more item costs one position."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device | None = None) -> None:
         """Make room for `capacity` positions of each row; those of a Transformer with learned positions are max_len."""
         self.capacity = capacity
+        # Positions of each row that are in; the row's next item stands at that position.
         self.filled_B = torch.zeros(rows, dtype=torch.int64, device=device)
         self._reach = 0  # no row is filled beyond; known without asking the device
         self._layers: dict[int, tuple[Tensor, ...]] = {}
@@ -36,8 +33,7 @@ class KeyValueCache:
         return Context((read_C <= positions_BL[..., None])[:, None], positions_BL, cache=self)
 
     def extend(self, layer: int, positions_BL: Tensor, *new: Tensor) -> tuple[Tensor, ...]:
-        """Put in what a block has at the positions, such as keys and values (B, L, H, K); return all of it,
-        (B, C, H, K)."""
+        """Put in what a block has at the positions, such as keys (B, L, H, K); return all of it, (B, C, H, K)."""
         if layer not in self._layers:
             self._layers[layer] = tuple(each.new_zeros(len(each), self.capacity, *each.shape[2:]) for each in new)
         rows_B1 = torch.arange(len(positions_BL), device=positions_BL.device)[:, None]

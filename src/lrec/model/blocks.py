@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from lrec.errors import UserError
 from lrec.model.attention_context import CAUSAL, Context, at
 from lrec.model.config import OWN_PARTS, TIME_BUCKETS, Architecture, TransformerConfig
-from lrec.model.dropout import DropoutLayer
 from lrec.options.class_paths import imported
 
 NORM_EPS = 1e-12
 ROTARY_BASE = 10_000.0
+BITS = 16  # of an entry of a mask of dropout; torch draws 64 at a time
 
 
 class Positions(nn.Module, ABC):
@@ -124,7 +124,6 @@ class AttentionBias(nn.Module):
         self.gaps = nn.Parameter(torch.empty(TIME_BUCKETS)) if choice.time_bias else None
 
     def forward(self, length: int, context: Context) -> Tensor:
-        """The sum for `length` positions that read, (B or 1, 1, L, C)."""
         terms = []
         if self.distances is not None:
             positions_BL = context.positions(length, self.distances.device)
@@ -167,7 +166,6 @@ class RotaryPositions(Positions):
     where = "attention"
 
     def forward(self, states: Tensor, positions_BL: Tensor | None = None) -> Tensor:
-        """Queries or keys, turned."""
         length, width = states.shape[1], states.shape[-1]
         dtype = torch.promote_types(states.dtype, torch.float32)  # angles of late positions need more than bfloat16
         if positions_BL is None:
@@ -205,6 +203,41 @@ class SwiGLU(MLP):
         return self.out(F.silu(gate_BLF) * value_BLF)
 
 
+class DropoutLayer(nn.Module):
+    """`dropout` in training, and nothing in evaluation or at rate 0.
+
+    In a compiled graph the rate is a tensor, not a constant, so that blocks of different rates share their graphs.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate, self.drops = rate, rate > 0
+        self._rate = torch.tensor(rate, device="cpu")  # read by graphs on any device, without waiting for it
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.drops and self.training):
+            return x
+        if torch.compiler.is_compiling():
+            kept = torch.rand_like(x, dtype=torch.float32) >= self._rate
+            return x * (kept / (1 - self._rate)).to(x.dtype)
+        return dropout(x, self.rate)
+
+
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """x with a share `rate` of its entries, drawn in each call, set to 0, and the others scaled to the same mean.
+
+    On CPUs from few random bits, as torch takes most of its time to draw its mask: the share is `rate` rounded to a
+    multiple of 2^-16. What is drawn depends on torch's seed alone, not on the number of threads.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
+    n, values = x.numel(), 2**BITS
+    dropped = min(round(rate * values), values - 1)
+    drawn = torch.empty(-(-n * BITS // 64), dtype=torch.int64).random_(-(2**63), None)
+    kept = drawn.view(torch.int16)[:n].ge_(dropped - values // 2)
+    return x * kept.to(x.dtype).mul_(values / (values - dropped)).view(x.shape)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)) where there is a perceptron."""
 
@@ -212,14 +245,12 @@ class Block(nn.Module):
     mlp: MLP | None
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        """Block `layer` (0 is the lowest) of a net."""
         super().__init__()
         self.branch_scale = config.branch_scale
         self.dropout = DropoutLayer(config.dropout.residual.of_layer(layer, config.layers))
-        attention, mlp = (part_class(config.architecture, part) for part in ("attention", "mlp"))
-        assert attention is not None
+        mlp = part_class(config.architecture, "mlp")
         self.attention_norm = norm(config)
-        self.attention = attention(config, layer)
+        self.attention = part_class(config.architecture, "attention")(config, layer)
         self.mlp_norm = norm(config) if mlp else None
         self.mlp = mlp(config, layer) if mlp else None
 
@@ -239,10 +270,7 @@ class Block(nn.Module):
 
 
 def norm(config: TransformerConfig) -> nn.Module:
-    """A norm of the hidden states."""
-    kind = part_class(config.architecture, "norm")
-    assert kind is not None
-    made: nn.Module = kind(config.width, NORM_EPS)
+    made: nn.Module = part_class(config.architecture, "norm")(config.width, NORM_EPS)
     return made
 
 
@@ -256,7 +284,7 @@ def positions(config: TransformerConfig, where: Literal["input", "attention"]) -
 PARTS: dict[str, type[nn.Module]] = {"attention": Attention, "norm": nn.Module, "mlp": MLP, "positions": Positions}
 
 
-def part_class(architecture: Architecture, part: str) -> type[Any] | None:
+def part_class(architecture: Architecture, part: str) -> Any:
     """The class of a part, None where it is left out; UserError where there is none of that name or it does not fit."""
     name: str = getattr(architecture, part)
     own, base = OWN_PARTS[part], PARTS[part]
@@ -269,8 +297,7 @@ def part_class(architecture: Architecture, part: str) -> type[Any] | None:
     found = imported(path, option)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{option} {name} is no subclass of {base.__module__}.{base.__name__}")
-    kind: type[Any] = found
-    return kind
+    return found
 
 
 def check_parts(architecture: Architecture) -> None:

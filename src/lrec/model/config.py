@@ -118,15 +118,12 @@ class Architecture:
         return self.position_bias or self.time_bias
 
 
-# How learning rates, residual branches and initial values follow the network's shape. Scaled, with d0 = 32 and L0 = 2 for
-# the base, d and L for the network, all for Adam:
-#
-# - rates, as shares of optimizer.lr: matrices and vectors of the blocks d0 / d; item table (tied) and other tables outside
-#   them 8 sqrt(d0 / d), since V >> d (arXiv 2506.15025: sqrt(d) between table and matrices);
-# - depth: each residual branch times L0 / L, and the 1/sqrt(2 L) of the initialisation stays at L0 (arXiv 2505.01618 with
-#   alpha = 1).
-#
-# So a learning rate found on a small network holds for a large one. Standard: one rate for all, whatever the shape.
+# How learning rates, residual branches and initial values follow the shape, width d and depth L, with d0 = 32, L0 = 2.
+# standard: one rate for all parameters, whatever the shape. scaled: the best rate of a small network stays the best,
+# - rates, as shares of optimizer.lr, for Adam: matrices of the blocks and all vectors d0 / d; tables (items, tied;
+#   positions, types, times) 8 sqrt(d0 / d), since with V >> d a table learns best at about sqrt(d) times the rate of
+#   matrices (arXiv 2506.15025);
+# - each residual branch times L0 / L, and the 1/sqrt(2 L) of initial values stays at L0 (arXiv 2505.01618, alpha = 1).
 Parametrisation = Literal["scaled", "standard"]
 BASE_WIDTH, BASE_LAYERS, TABLE_RATE = 32, 2, 8.0
 
@@ -156,7 +153,7 @@ class TransformerConfig:
     heads: int
     dropout: Dropout = Dropout()
     architecture: Architecture = Architecture()
-    parametrisation: Parametrisation = "scaled"
+    parametrisation: Parametrisation = "standard"
     vector_width: int | None = None
     own_rows: bool = True
     event_types: int = 0
@@ -207,10 +204,8 @@ class TransformerConfig:
         return 1.0 if self.architecture.attention == "hstu" else self.head_width**-0.5
 
     def to_dict(self) -> dict[str, Any]:
-        """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout.
-
-        Plain values; those of the architecture are named architecture.norm and so on.
-        """
+        """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout, as
+        plain values, of which those of the architecture are named architecture.norm and so on."""
         shape = asdict(self)
         del shape["dropout"]
         architecture = {f"{_ARCHITECTURE}{name}": value for name, value in shape.pop("architecture").items()}

@@ -1,56 +1,45 @@
-"""Parameters and FLOPs of a network: pure functions of the config.
+"""Parameters, FLOPs and traffic of a network: pure functions of the config.
 
 Of lrec's own parts by formula, without torch, which takes longer to import than all of it to compute; a network with a
 user's own parts is made, and counted.
 """
 
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lrec.model.config import OWN_PARTS, TIME_BUCKETS, TransformerConfig
 
 if TYPE_CHECKING:
     from lrec.model.transformer import Transformer
 
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+ITEM, TARGET, SUM = 4, 8, 4  # bytes of an item's index as an input and as a target, and of a float32
+
 
 class Parameters(NamedTuple):
-    """Trained parameters by group: the blocks' matrices, the items' own rows, what else enters with the items
-    (positions, buckets of time, types of event, the projection of item vectors), other vectors of the blocks, norms."""
+    """Trained parameters by group."""
 
-    body: int
-    items: int
-    positions: int
-    biases: int
+    body: int  # the blocks' matrices
+    items: int  # the items' own rows
+    positions: int  # what else enters with items: positions, buckets of time, types of event, the vectors' projection
+    biases: int  # other vectors of the blocks
     norms: int
 
 
 @cache
 def parameters(config: TransformerConfig) -> Parameters:
-    """Every trained parameter."""
-    return _of_own_parts(config) if _has_own_parts(config) else _counted(config)
-
-
-def _has_own_parts(config: TransformerConfig) -> bool:
-    """Whether all parts of the blocks are lrec's own."""
-    return all(getattr(config.architecture, part) in own for part, own in OWN_PARTS.items())
-
-
-def _of_own_parts(config: TransformerConfig) -> Parameters:
+    if not _has_own_parts(config):
+        return _counted(config)
     choice, d, inner = config.architecture, config.width, config.inner_width
-    read = config.heads * config.head_width
     if choice.attention == "hstu":
-        attention, attention_biases = 5 * d * read, d
+        attention, attention_biases = 5 * d * config.heads * config.head_width, d
     else:
         attention, attention_biases = 4 * d * d, 4 * d
-    if choice.position_bias:
-        attention_biases += config.max_len
-    if choice.time_bias:
-        attention_biases += TIME_BUCKETS
+    attention_biases += (config.max_len if choice.position_bias else 0) + (TIME_BUCKETS if choice.time_bias else 0)
     into = {"gelu": inner, "swiglu": 2 * inner, "none": 0}[choice.mlp]
     mlp, mlp_biases = ((into + inner) * d, into + d) if into else (0, 0)
     norm = (2 if choice.norm == "layer" else 1) * d
     head_norms = 2 * config.head_width if choice.qk_norm else 0
-    branches = 2 if into else 1
     positions = config.max_len if choice.positions == "learned" else 0
     times = TIME_BUCKETS if choice.time == "input" else 0
     return Parameters(
@@ -58,8 +47,12 @@ def _of_own_parts(config: TransformerConfig) -> Parameters:
         items=n_head(config) if config.own_rows else 0,
         positions=(positions + times + config.event_types + (config.vector_width or 0)) * d,
         biases=config.layers * (attention_biases + mlp_biases),
-        norms=config.layers * (branches * norm + head_norms) + norm,
+        norms=config.layers * ((2 if into else 1) * norm + head_norms) + norm,
     )
+
+
+def _has_own_parts(config: TransformerConfig) -> bool:
+    return all(getattr(config.architecture, part) in own for part, own in OWN_PARTS.items())
 
 
 def _counted(config: TransformerConfig) -> Parameters:
@@ -80,7 +73,6 @@ def _counted(config: TransformerConfig) -> Parameters:
 
 
 def _net(config: TransformerConfig) -> "Transformer":
-    """The network, without memory."""
     import torch
 
     from lrec.model.transformer import Transformer
@@ -126,13 +118,8 @@ class Flops(NamedTuple):
 
 
 def flops_per_interaction(config: TransformerConfig, pairs: float | None = None, checkpointing: bool = False) -> Flops:
-    """FLOPs of a position with a target: 2 per matrix entry forward and 4 backward, and attention's products.
-
-    Args:
-        config: The network.
-        pairs: Positions that one attends to on average, itself included; by default (max_len + 1) / 2, a full window's.
-        checkpointing: Whether the blocks are computed again in the backward pass.
-    """
+    """FLOPs of a position with a target that attends to `pairs` positions on average, itself included; by default to
+    (max_len + 1) / 2, a full window's. Two per matrix entry forward and four backward, and attention's products."""
     if pairs is None:
         pairs = (config.max_len + 1) / 2
     blocks = 2 * n_body(config) + round(flops_per_pair(config) * pairs)
@@ -143,16 +130,8 @@ def flops_per_interaction(config: TransformerConfig, pairs: float | None = None,
 def training_flops(
     config: TransformerConfig, targets: int, pairs: int, head_flops_per_target: int, positions: int | None = None
 ) -> int:
-    """Training FLOPs of windows as they are, forward and backward.
-
-    Args:
-        config: The network.
-        targets: Positions with a target.
-        pairs: Pairs of a position and one it attends to: 4 d FLOPs each in a block of softmax attention forward, twice
-            that backward.
-        head_flops_per_target: What the loss costs (`Loss.flops_per_target`).
-        positions: All of them, where some have no target.
-    """
+    """Training FLOPs, forward and backward, of windows with so many targets, pairs of a position and one it attends to,
+    and positions, where some have no target; the head's are `Loss.flops_per_target`."""
     positions = targets if positions is None else positions
     return 6 * n_body(config) * positions + head_flops_per_target * targets + 3 * flops_per_pair(config) * pairs
 
@@ -160,3 +139,45 @@ def training_flops(
 def projection_flops(config: TransformerConfig) -> int:
     """FLOPs of a step to make the item table of vectors, 2 V W d, and of the projection's gradient, as many."""
     return 4 * config.n_items * (config.vector_width or 0) * config.width
+
+
+def entry_bytes(precision: Precision) -> tuple[int, int]:
+    """Bytes of an entry of a parameter, and of what matrix products take and give."""
+    return 2 if precision == "bf16-true" else 4, 4 if precision == "32-true" else 2
+
+
+class Traffic(NamedTuple):
+    """Bytes that a rank receives in a step."""
+
+    parameters: int  # the blocks' of other ranks, gathered for each pass over the blocks
+    gradients: int  # of its own share, from the ranks that share parameters and from other copies
+    embeddings: int  # items of all ranks, the rows that are here for them, and the gradients of those rows
+    hidden: int  # states of all ranks, and the gradients of its own
+    scores: int  # log-sums and targets' scores of every target
+
+
+def traffic(
+    config: TransformerConfig,
+    positions: int,
+    precision: Precision = "32-true",
+    shards: int = 1,
+    ranks: int = 1,
+    accumulation: int = 1,
+) -> Traffic:
+    """Traffic of a step with full softmax, of micro-batches of so many positions, each with a target: gathers and
+    scatters in a ring, where each rank receives what it lacks. See `memory.of_step`."""
+    parameter, product = entry_bytes(precision)
+    if shards == 1:
+        return Traffic(0, round(2 * (ranks - 1) / ranks * n_total(config) * parameter), 0, 0, 0)
+    rest = n_total(config) - parameters(config).items
+    lacking = (shards - 1) / shards
+    copies = ranks // shards
+    others = positions * (ranks - 1)  # positions of all other ranks
+    reduced = rest * SUM * lacking * accumulation + 2 * (copies - 1) / copies * rest / shards * SUM
+    return Traffic(
+        parameters=round(2 * rest * product * lacking) * accumulation,
+        gradients=round(reduced),
+        embeddings=others * (ITEM + config.width * 2 * parameter) * accumulation,
+        hidden=others * config.width * (product + SUM) * accumulation,
+        scores=round(others * (TARGET + 2 * 3 * SUM)) * accumulation,
+    )

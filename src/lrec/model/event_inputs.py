@@ -1,6 +1,5 @@
-"""What a network reads of an event beside its item: its type, such as view or buy, and its time.
-
-Both enter as a vector that is added to the item's, and times also as buckets of gaps, for attention's bias.
+"""What a network reads of an event beside its item: its type, such as view or buy, and its time, each as a vector that
+is added to the item's, and times also as buckets of gaps, for attention's bias.
 
 Times are whole seconds. A batch's times_BT are those of its events and, after each row's last one, of the request:
 position l stands at time l and is asked at time l + 1. Shape suffixes: B batch rows, L positions, T = L + 1 times,

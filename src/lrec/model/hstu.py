@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrec.model.attention_context import CAUSAL, Context, at
-from lrec.model.blocks import Attention
+from lrec.model.blocks import Attention, DropoutLayer
 from lrec.model.config import TransformerConfig
-from lrec.model.dropout import DropoutLayer
 
 NORM_EPS = 1e-6
 NEVER = -1e9  # a logit
@@ -43,18 +42,15 @@ class HSTU(Attention):
         return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
 
     def flops_per_pair(self) -> int:
-        """FLOPs forward for each pair of a position and one it reads: 2 H K for its weight, 2 H K for its value."""
         return 4 * self.config.heads * self.config.head_width
 
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
-        """Every position reads what `context` says."""
         gate_BLHK, value_BLHK, query_BLHK, key_BLHK = self._made(self.uvqk.weight, hidden_BLD, 4)
         query_BLHK, key_BLHK = (self.placed(x_BLHK, context.positions_BL) for x_BLHK in (query_BLHK, key_BLHK))
         key_BCHK, value_BCHK = context.with_cached(self.layer, key_BLHK, value_BLHK)
         return self._read(gate_BLHK, query_BLHK, key_BCHK, value_BCHK, context)
 
     def alone(self, hidden_BLD: Tensor, context: Context, alone_B: Tensor) -> Tensor:
-        """Keys and values of all positions, everything else of the one."""
         of_gate, of_value, of_query, of_key = self.uvqk.weight.chunk(4)
         context = context.of_one(alone_B, hidden_BLD.shape[1])
         gate_B1HK, query_B1HK = self._made(torch.cat([of_gate, of_query]), at(hidden_BLD, alone_B), 2)
@@ -63,7 +59,6 @@ class HSTU(Attention):
         return self._read(gate_B1HK, query_B1HK, self.placed(key_BLHK, None), value_BLHK, context)
 
     def _made(self, weight_ID: Tensor, hidden_BLD: Tensor, number: int) -> tuple[Tensor, ...]:
-        """So many of U, V, Q and K."""
         return self.by_head(F.silu(F.linear(hidden_BLD, weight_ID)), number)
 
     def _read(

@@ -17,26 +17,20 @@ BY_ITEM = (OWN_ROWS, VECTORS)  # those with a row for each item
 
 
 class ItemTable(nn.Module):
-    """What hidden states begin with and what they are compared with at the end (tied, no bias).
+    """What hidden states begin with and what they are compared with at the end (tied, no bias)."""
 
-    Attributes:
-        weight: The items' own rows (V, D); None where the vectors make the rows alone.
-        vectors: What is given for each item (V, W), which training does not change; None where nothing is.
-        projection: What makes rows of vectors (W, D).
-    """
-
-    weight: nn.Parameter
-    vectors: nn.Parameter | None
-    projection: nn.Parameter
+    weight: nn.Parameter  # the items' own rows (V, D); None where the vectors make the rows alone
+    vectors: nn.Parameter | None  # given for each item (V, W), not trained; None where nothing is
+    projection: nn.Parameter  # what makes rows of vectors (W, D)
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        n_items, width = config.n_items, config.width
+        n_items, width, given = config.n_items, config.width, config.vector_width
         self.register_parameter("weight", nn.Parameter(torch.empty(n_items, width)) if config.own_rows else None)
         self.vectors = None
-        if config.vector_width is not None:
-            self.vectors = nn.Parameter(torch.empty(n_items, config.vector_width), requires_grad=False)
-            self.projection = nn.Parameter(torch.empty(config.vector_width, width))
+        if given is not None:
+            self.vectors = nn.Parameter(torch.empty(n_items, given), requires_grad=False)
+            self.projection = nn.Parameter(torch.empty(given, width))
 
     def by_item(self) -> dict[str, nn.Parameter]:
         """What has a row for each item: own rows and vectors, by the name they have here."""

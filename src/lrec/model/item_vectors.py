@@ -7,7 +7,7 @@
 Items of the file that are not in the catalogue are new items: no step of training knows them, but a network that makes
 rows of vectors has rows for them.
 
-Shape suffixes: F items of the file, V catalogue, N new items, W width of the vectors.
+Shape suffixes: F items of the file, V catalogue, H rows held here, N new items, C some of them, W width of the vectors.
 """
 
 import json
@@ -25,6 +25,7 @@ from lrec.errors import UserError
 from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.transformer import Transformer
 
+AT_ONCE = 2**14  # vectors; a file that is mapped is never in memory as a whole
 Use = Literal["initial", "fixed", "added"]
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, SafetensorError, pl.exceptions.PolarsError)
 
@@ -36,54 +37,50 @@ class NewItems(NamedTuple):
     vectors_NW: Tensor
 
 
-class ItemVectors(NamedTuple):
-    """The vectors of a file.
+def vectors_of(path: Path, raw_ids: pl.Series, rows: slice = slice(None)) -> tuple[Tensor, NewItems]:
+    """A file's vectors of rows of the catalogue, and of new items, in float32; UserError where one cannot be used.
 
-    Attributes:
-        path: The file.
-        ids: Raw id of each item.
-        vectors_FW: Its vector.
+    They are centred on the catalogue's mean and scaled so that the catalogue's mean squared length is 1. A network then
+    begins with a table as large as any other, and what all items share changes no softmax.
     """
+    ids, vectors_FW = read_item_vectors(path)
+    place = {raw_id: place for place, raw_id in enumerate(ids)}
+    places_V = np.array([place.pop(raw_id, -1) for raw_id in raw_ids], dtype=np.int64)
+    if (places_V < 0).any():
+        missing = int((places_V < 0).sum())
+        raise UserError(
+            f"model.item_vectors {path} has no vector for {missing:,} of the catalogue's {len(raw_ids):,} "
+            f"items, such as {raw_ids[int((places_V < 0).argmax())]}: give each item one"
+        )
+    sum_W = np.zeros(vectors_FW.shape[1])
+    for places_C in _parts(places_V):  # one row after the other, so that the parts change no digit
+        sum_W = np.concatenate([sum_W[None], vectors_FW[places_C]]).sum(0)
+    centre_W = sum_W / len(places_V)
+    squares_V = np.concatenate([((vectors_FW[places_C] - centre_W) ** 2).sum(1) for places_C in _parts(places_V)])
+    length = float(np.sqrt(squares_V.mean()))
+    if length == 0:
+        raise UserError(f"model.item_vectors {path}: the items' vectors are all the same")
 
-    path: Path
-    ids: pl.Series
-    vectors_FW: np.ndarray
+    def scaled(places: np.ndarray) -> Tensor:
+        scaled_NW = np.empty((len(places), len(centre_W)), dtype=np.float32)
+        for start in range(0, len(places), AT_ONCE):
+            scaled_NW[start : start + AT_ONCE] = (vectors_FW[places[start : start + AT_ONCE]] - centre_W) / length
+        return torch.from_numpy(scaled_NW)
 
-    def of_catalogue(self, raw_ids: pl.Series) -> tuple[Tensor, NewItems]:
-        """Vectors of the catalogue's items, and the new items; both float32.
-
-        They are centred on the catalogue's mean and scaled so that the catalogue's mean squared length is 1. A network
-        then begins with a table as large as any other, and what all items share changes no softmax.
-
-        Raises:
-            UserError: an item of the catalogue has no vector, or all have the same.
-        """
-        place = {raw_id: place for place, raw_id in enumerate(self.ids)}
-        places_V = np.array([place.pop(raw_id, -1) for raw_id in raw_ids], dtype=np.int64)
-        if (places_V < 0).any():
-            missing = int((places_V < 0).sum())
-            raise UserError(
-                f"model.item_vectors {self.path} has no vector for {missing:,} of the catalogue's {len(raw_ids):,} "
-                f"items, such as {raw_ids[int((places_V < 0).argmax())]}: give each item one"
-            )
-        centre_W = self.vectors_FW[places_V].mean(0, dtype=np.float64)
-        centred_VW = self.vectors_FW[places_V] - centre_W
-        length = float(np.sqrt((centred_VW**2).sum(1).mean()))
-        if length == 0:
-            raise UserError(f"model.item_vectors {self.path}: the items' vectors are all the same")
-        places_N = np.fromiter(place.values(), np.int64, len(place))
-        new_NW = (self.vectors_FW[places_N] - centre_W) / length
-        new = NewItems(self.ids.gather(places_N), torch.from_numpy(new_NW).float())
-        return torch.from_numpy(centred_VW / length).float(), new
+    places_N = np.fromiter(place.values(), np.int64, len(place))
+    return scaled(places_V[rows]), NewItems(ids.gather(places_N), scaled(places_N))
 
 
-def initial_parameters(net: Transformer, vectors_VW: Tensor, use: Use, seed: int) -> dict[str, Tensor]:
-    """What a network takes from vectors before training: the vectors, or, to begin with, the rows that a projection
-    makes of them at its first draw."""
+def _parts(places: np.ndarray) -> list[np.ndarray]:
+    return [places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE)]
+
+
+def initial_parameters(net: Transformer, vectors_HW: Tensor, use: Use, seed: int) -> dict[str, Tensor]:
+    """What a network takes from vectors: these, or, to begin with, the rows that a projection's first draw makes."""
     if use != "initial":
-        return {VECTORS: vectors_VW}
-    shape = torch.Size((vectors_VW.shape[1], net.config.width))
-    return {OWN_ROWS: vectors_VW @ net.initial_value(PROJECTION, shape, seed)}
+        return {VECTORS: vectors_HW}
+    shape = torch.Size((vectors_HW.shape[1], net.config.width))
+    return {OWN_ROWS: vectors_HW @ net.draw_(torch.empty(shape), PROJECTION, shape, seed)}
 
 
 def refuse_other_vectors(saved: Mapping[str, Tensor], mine: Mapping[str, Tensor], path: object) -> None:
@@ -98,25 +95,20 @@ def read_width(path: Path) -> int:
     return int(_read(path, n_rows=1)[1].shape[1])
 
 
-def read_item_vectors(path: Path) -> ItemVectors:
-    """The vectors of a file.
-
-    Raises:
-        UserError: there is no such file, it is of none of the formats, or an item is in it twice or has another number
-            of values than the first one, or one that is not finite.
-    """
+def read_item_vectors(path: Path) -> tuple[pl.Series, np.ndarray]:
+    """Raw ids and vectors of a file; UserError unless each item has one, of the same number of finite values."""
     ids, vectors_FW = _read(path)
     if len(ids) != len(vectors_FW):
         raise UserError(f"model.item_vectors {path}: {len(vectors_FW):,} vectors and {len(ids):,} item ids")
     if (twice := ids.is_duplicated()).any():
         raise UserError(f"model.item_vectors {path}: item {ids[int(twice.arg_max() or 0)]} is in it twice")
-    finite_F = np.isfinite(vectors_FW).all(1)
+    finite_F = np.concatenate([np.isfinite(vectors_FW[part_C]).all(1) for part_C in _parts(np.arange(len(ids)))])
     if not finite_F.all():
         raise UserError(
             f"model.item_vectors {path}: the vector of item {ids[int((~finite_F).argmax())]} is not finite: "
             "each value must be a number"
         )
-    return ItemVectors(path, ids, vectors_FW)
+    return ids, vectors_FW
 
 
 def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]:
@@ -132,8 +124,7 @@ def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]
     except _DAMAGE as error:
         raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error
     if vectors_FW.ndim != 2 or 0 in vectors_FW.shape:
-        shape = vectors_FW.shape
-        raise UserError(f"model.item_vectors {path}: vectors of the shape {shape}; (items, width) is expected")
+        raise UserError(f"model.item_vectors {path}: vectors of the shape {vectors_FW.shape}, not (items, width)")
     return ids, vectors_FW[:n_rows].astype(np.float32, copy=False)
 
 

@@ -1,8 +1,5 @@
 """Losses for training: heads that turn hidden states and the item table into a sum over targets.
 
-Full softmax is exact and costs what its matrix products cost; the sampled losses cost what their negatives cost, and
-are for catalogues where that matters. Evaluation is over the whole catalogue, whatever is trained on.
-
 Where processes share the table by rows, full softmax scores the targets of all processes against the rows held here:
 hidden states travel, and of every score matrix a log-sum and the targets' scores. The negatives of a sampled loss are
 those of the first process, and only the rows of negatives and targets travel.
@@ -62,12 +59,27 @@ class FullSoftmax(Loss):
         return full_softmax(hidden_MD, table_VD, targets_M)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
-        """6 V d."""
         return 6 * n_items * width
 
 
 @dataclass(frozen=True)
-class SampledSoftmax(Loss):
+class _Sampled(Loss):
+    """A loss over the target and negatives drawn for the whole batch."""
+
+    in_shards: ClassVar[bool] = True
+    touches_rows: ClassVar[bool] = True
+
+    negatives: int = 256
+
+    def __post_init__(self) -> None:
+        check_range("loss.negatives", self.negatives, at_least=1)
+
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        return 6 * (self.negatives + 1) * width
+
+
+@dataclass(frozen=True)
+class SampledSoftmax(_Sampled):
     """Softmax over the target and negatives drawn for the whole batch, corrected by logQ.
 
     A negative j of N, drawn with probability q_j, gets the score s_j - log(N q_j), so that the sum in the denominator
@@ -80,15 +92,11 @@ class SampledSoftmax(Loss):
         logq: Correct the scores; without, popular negatives are pushed down more than full softmax would.
     """
 
-    in_shards: ClassVar[bool] = True
-    touches_rows: ClassVar[bool] = True
-
-    negatives: int = 256
     power: float = 0.0
     logq: bool = True
 
     def __post_init__(self) -> None:
-        check_range("loss.negatives", self.negatives, at_least=1)
+        super().__post_init__()
         check_range("loss.power", self.power, at_least=0)
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
@@ -113,13 +121,9 @@ class SampledSoftmax(Loss):
         # What is added is 0, and has the gradient in the targets' scores: d loss / d s = -share.
         return loss + (share_M * (fixed_M - target_M)).sum()
 
-    def flops_per_target(self, n_items: int, width: int) -> int:
-        """6 (N + 1) d."""
-        return 6 * (self.negatives + 1) * width
-
 
 @dataclass(frozen=True)
-class GBCE(Loss):
+class GBCE(_Sampled):
     """Generalised binary cross-entropy over the target and uniform negatives drawn for the whole batch.
 
     -(1 / (N + 1)) [log sigmoid(s_target) beta + sum over negatives of log(1 - sigmoid(s))], with
@@ -131,18 +135,13 @@ class GBCE(Loss):
         calibration: t: 0 is plain binary cross-entropy, 1 gives well-calibrated probabilities.
     """
 
-    in_shards: ClassVar[bool] = True
-    touches_rows: ClassVar[bool] = True
-
-    negatives: int = 256
     calibration: float = 0.75
 
     def __post_init__(self) -> None:
-        check_range("loss.negatives", self.negatives, at_least=1)
+        super().__post_init__()
         check_range("loss.calibration", self.calibration, at_least=0, at_most=1)
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
-        """Sum over targets."""
         shard = shard_of(table_VD)
         negatives_N = shard.of_first(_draw(self.negatives, counts_V, 0.0)[0])
         share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
@@ -159,10 +158,6 @@ class GBCE(Loss):
         positive = F.softplus(-_target_scores(hidden_MD, shard, targets_M)).sum()
         return (beta * positive + negative) / (self.negatives + 1)
 
-    def flops_per_target(self, n_items: int, width: int) -> int:
-        """6 (N + 1) d."""
-        return 6 * (self.negatives + 1) * width
-
 
 def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tensor:
     """Sum over targets of -log softmax(hidden @ table.T)[target], in nats.
@@ -177,12 +172,14 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
 
     def of_chunk(scores_CV: Tensor, chunk: slice) -> Tensor:
         has_row_C, places_C = shard.places(targets_G[chunk])
-        target_C = _at(scores_CV, places_C).masked_fill_(~has_row_C, 0.0)
+        some = scores_CV.shape[1] > 0  # a process may hold no rows
+        target_C = scores_CV.gather(1, places_C[:, None])[:, 0] if some else scores_CV.new_zeros(len(scores_CV))
+        target_C.masked_fill_(~has_row_C, 0.0)
         log_sum_C = _softmax_(scores_CV)
         if shard.processes > 1:
             log_sum_C, target_C = _of_all_rows(shard, scores_CV, log_sum_C, target_C, targets_G[chunk])
         # d loss / d scores = softmax - one-hot(target)
-        if scores_CV.shape[1]:
+        if some:
             scores_CV.scatter_add_(1, places_C[:, None], -has_row_C.to(scores_CV.dtype)[:, None])
         own = slice(max(first - chunk.start, 0), max(last - chunk.start, 0))
         return (log_sum_C - target_C)[own].sum()
@@ -208,14 +205,8 @@ OfChunk = Callable[[Tensor, slice], Tensor]
 
 
 def _sum_over_scores(hidden_MD: Tensor, shard: Shard, of_chunk: OfChunk, most: int | None = None) -> Tensor:
-    """Sum of a loss of the scores hidden @ table.T, of which a chunk is held at a time.
-
-    Args:
-        hidden_MD: Hidden states of this process; scored are those of all processes of the shard.
-        shard: The table.
-        of_chunk: The loss.
-        most: The largest number of hidden states of any process; by default this one's.
-    """
+    """Sum of a loss of the scores hidden @ table.T of all processes, of which none has more than `most` hidden states;
+    a chunk of scores is held at a time."""
     loss: Tensor = _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most or len(hidden_MD))
     return loss
 
@@ -230,7 +221,7 @@ class _SumOverScores(torch.autograd.Function):
         device = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
         factor_GD, factor_VD = shard.gathered(hidden_MD.to(dtype), most), table_VD.to(dtype)
-        rows = chunk_rows(shard.most_rows, factor_VD.shape[1], device)  # as many on all processes
+        rows = chunk_rows(-(-shard.n_items // shard.processes), factor_VD.shape[1], device)  # as many on all
         loss = hidden_MD.new_zeros((), dtype=torch.float32)
         summed_type = hidden_MD.dtype if shard.processes == 1 else torch.float32
         grad_hidden_GD = torch.empty_like(factor_GD, dtype=summed_type)
@@ -246,7 +237,10 @@ class _SumOverScores(torch.autograd.Function):
             grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
             del scores_CV  # in bfloat16 a copy, twice as large as the buffer
             grad_hidden_GD[chunk] = grad_CV @ factor_VD
-            _add_product(grad_table_VD, grad_CV.T, factor_CD)
+            if dtype == torch.float32:  # inside the product, which spares a pass over V x D
+                grad_table_VD.addmm_(grad_CV.T, factor_CD)
+            else:
+                grad_table_VD += grad_CV.T @ factor_CD
         grad_hidden_MD = shard.returned(grad_hidden_GD, len(hidden_MD)).to(hidden_MD.dtype)
         ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype)
         ctx.gradient_of_table = shard.gradient
@@ -277,13 +271,6 @@ def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:
     return out_CV
 
 
-def _at(scores_CV: Tensor, places_C: Tensor) -> Tensor:
-    """The score at one place of each row; 0 where there are no places."""
-    if scores_CV.shape[1] == 0:
-        return scores_CV.new_zeros(len(scores_CV))
-    return scores_CV.gather(1, places_C[:, None])[:, 0]
-
-
 def _softmax_(scores_CV: Tensor) -> Tensor:
     """Turn scores into softmax in place; return the log of the sum of e^score of each row."""
     if scores_CV.shape[1] == 0:
@@ -292,14 +279,6 @@ def _softmax_(scores_CV: Tensor) -> Tensor:
     torch.softmax(scores_CV, 1, out=scores_CV)
     # The most likely item's share is 1 / (sum of e^(score - max)).
     return (max_C1 - scores_CV.amax(1, keepdim=True).log())[:, 0]
-
-
-def _add_product(sum_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """sum += left @ right; inside the product where the types allow it, which spares a pass over V x D per chunk."""
-    if left_VC.dtype == sum_VD.dtype:
-        sum_VD.addmm_(left_VC, right_CD)
-    else:
-        sum_VD += left_VC @ right_CD
 
 
 def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,7 @@
 from typing import Literal, NamedTuple
 
 from lrec.model.config import TransformerConfig
-from lrec.model.cost import n_body, n_total, parameters
-
-Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+from lrec.model.cost import Precision, entry_bytes, n_body, n_total, parameters
 
 # Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
 # twice as many as the width); where not, more rows make faster products. MAX bounds memory, in float32: every chunk
@@ -16,35 +14,19 @@ CPU_ROWS = 1024
 MAX_CHUNK_BYTES = 400 * 2**20
 
 
-def entry_bytes(precision: Precision) -> tuple[int, int]:
-    """Bytes of an entry of a parameter, and of what matrix products take and give."""
-    return 2 if precision == "bf16-true" else 4, 4 if precision == "32-true" else 2
-
-
 class Memory(NamedTuple):
-    """Bytes of one rank at the peak of a training step.
+    """Bytes of one rank at the peak of a training step."""
 
-    Attributes:
-        parameters: Its share of the parameters, with the vectors given for items.
-        gradients: Its share of the gradients, which are made while activations go.
-        optimizer: Its share of AdamW's two moments.
-        copies: Whole parameters it holds beside its share: gathered ones, and their bfloat16 copies under autocast.
-        activations: What the forward pass keeps for the backward pass.
-        transient: The most that a head or a block's backward pass holds for a moment, the table's gradient included.
-        at_the_end: All gradients but those of the first block, which goes backward last, and what it holds then.
-    """
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    copies: int
-    activations: int
-    transient: int
-    at_the_end: int
+    parameters: int  # its share, with the vectors given for items
+    gradients: int  # its share, which is made while activations go
+    optimizer: int  # its share of AdamW's two moments
+    copies: int  # whole parameters beside its share: gathered ones, and their bfloat16 copies under autocast
+    activations: int  # what the forward pass keeps for the backward pass
+    transient: int  # the most that a head or a block's backward pass holds for a moment, the table's gradient included
+    at_the_end: int  # all gradients but those of the first block, which goes backward last, and what it holds then
 
     @property
     def total(self) -> int:
-        """The most at once."""
         passing = max(self.gradients, self.activations + self.transient, self.at_the_end)
         return self.parameters + self.optimizer + self.copies + passing
 
@@ -58,24 +40,13 @@ def of_step(
     device: Literal["cpu", "cuda"] = "cpu",
     ranks: int | None = None,
 ) -> Memory:
-    """Memory of a training step with AdamW and full softmax; attention dropout is counted as the CPU computes it.
+    """Memory of a training step with AdamW and full softmax, of a micro-batch of so many positions, each with a target;
+    attention dropout is counted as the CPU computes it.
 
-    A part of your own is taken to keep what softmax attention or a perceptron of inner width 4 d keeps. Where
-    parameters are sharded, the item table is split over all ranks, and each scores the positions of all against its own
-    rows.
-
-    Args:
-        config: The network.
-        positions: Positions of a rank's micro-batch, each with a target.
-        precision: That of Trainer(precision=...). With several shards bf16-mixed is FSDP2's param_dtype=bfloat16, in
-            which the residual stream is bfloat16 too.
-        shards: Ranks that share the blocks' parameters, gradients and moments; 1 where each holds all (one rank, DDP).
-        checkpointing: Whether blocks keep only their inputs.
-        device: Decides how many logits full softmax holds at once, and in what precision attention is computed.
-        ranks: All ranks of a step, which share the item table where shards is not 1; `shards` by default.
+    A part of your own is taken to keep what softmax attention or a perceptron of inner width 4 d keeps. Where `shards`
+    ranks share the blocks' parameters, all `ranks` split the item table, and each scores the positions of all against
+    its own rows; bf16-mixed is then FSDP2's param_dtype bfloat16, in which the residual stream is bfloat16 too.
     """
-    assert positions >= 1
-    assert shards >= 1
     ranks = shards if ranks is None or shards == 1 else ranks
     parameter, product = entry_bytes(precision)
     stream = product if shards > 1 else parameter  # the residual stream
@@ -98,7 +69,8 @@ def of_step(
     hidden = positions * config.width * stream
     activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
     in_head = 3 * hidden + everyone + _head(config, rows, ranks * positions, product, device)
-    backward = positions * _block_backward(config, stream, product)
+    into = 4 if config.architecture.mlp == "swiglu" else 2
+    backward = positions * (product * into * config.inner_width + stream * config.width)  # through its perceptron
     transient = max(in_head, 2 * hidden + table + (in_block if checkpointing else backward))
     of_a_block = n_body(config) // config.layers * parameter // shards
     at_the_end = share - of_a_block + in_block + backward // 2  # what it keeps goes while its gradients come
@@ -123,10 +95,8 @@ def _block_activations(config: TransformerConfig, stream: int, product: int, dev
         kept += branches * d * (4 if stream == 4 else 6)  # normalised, in float32
     if config.dropout.residual.first or config.dropout.residual.last:
         kept += branches * product * d
-    if choice.attention == "hstu":
-        kept += _hstu_activations(config, product)
-    else:
-        kept += _softmax_activations(config, product, device)
+    hstu = choice.attention == "hstu"
+    kept += _hstu_activations(config, product) if hstu else _softmax_activations(config, product, device)
     return kept + product * {"gelu": 2, "swiglu": 4, "none": 0}.get(choice.mlp, 2) * config.inner_width
 
 
@@ -163,8 +133,3 @@ def _head(config: TransformerConfig, n_items: int, positions: int, product: int,
         return 4 * table + 4 * logits
     # The gradient in float32, a copy of the table, then the logits with their softmax in float32, or a product to add.
     return 6 * table + max(6 * logits, 2 * logits + 2 * table)
-
-
-def _block_backward(config: TransformerConfig, stream: int, product: int) -> int:
-    """Bytes a position holds while the last block goes backward through its perceptron."""
-    return product * (4 if config.architecture.mlp == "swiglu" else 2) * config.inner_width + stream * config.width

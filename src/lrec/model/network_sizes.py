@@ -51,14 +51,16 @@ def find_size(name: str) -> Size:
             f"unknown size {name!r}: choose one of {', '.join(SIZES)}, a shape LAYERSxWIDTH such as 2x96, "
             "or give layers, width and heads"
         )
-    return Size(int(layers), int(width), _heads(int(width)))
+    d = int(width)
+    # As near to a width of 32 each as an even width allows.
+    heads = next((h for h in range(max(round(d / HEAD_WIDTH), 1), 1, -1) if d % (2 * h) == 0), 1)
+    return Size(int(layers), d, heads)
 
 
 def chosen_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:
     """A shape and its name, chosen by size or by the other three; UserError where it is neither or both."""
-    explicit = (layers, width, heads)
     if size is not None:
-        if explicit != (None, None, None):
+        if (layers, width, heads) != (None, None, None):
             raise UserError("give model.size, or model.layers, model.width and model.heads, not both")
         return size, find_size(size)
     if layers is None or width is None or heads is None:
@@ -66,21 +68,11 @@ def chosen_size(size: str | None, layers: int | None, width: int | None, heads: 
     return f"{layers}x{width}", Size(layers, width, heads)
 
 
-def _heads(width: int) -> int:
-    """Heads of a shape that names none: as near to a width of 32 each as an even width allows."""
-    return next((h for h in range(max(round(width / HEAD_WIDTH), 1), 1, -1) if width % (2 * h) == 0), 1)
-
-
 def even_ladder(smallest: str, largest: str, per_decade: int) -> list[str]:
     """Shapes whose N_body lie `per_decade` to a factor of ten apart, all of one depth, so that only the width varies.
 
     The depth is that at which the middle of the ladder, in log N_body, is as wide as LAYERS heads of 32. A ladder that
     grows deeper on its way has a kink wherever a block is added, which a law takes for curvature.
-
-    Args:
-        smallest: N_body of the first shape, as a number with k, m or b: 3k.
-        largest: N_body that the last shape may reach.
-        per_decade: Sizes to a factor of ten.
     """
     low, high = (parameters(size) for size in (smallest, largest))
     if not low < high:

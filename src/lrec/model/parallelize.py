@@ -1,14 +1,12 @@
 """The one place that wraps the network: activation checkpointing -> compile -> shard -> materialise and initialise.
 
-The network stays single-device code. A sharded parameter is split by rows (dimension 0): of `shards` processes each
-holds ceil(rows / shards) of them, the last ones fewer or none, so a catalogue of any size is shared out and nothing is
-padded that a loss, a rank or a checkpoint could see.
-
-The item table is no part of what FSDP gathers: all processes share it, those of other copies of the network too, and
-each computes with the rows that it holds (`shards`).
+A sharded parameter is split by rows, as `sharded_table.split` has it, and nothing is padded that a loss, a rank or a
+checkpoint could see. The item table is no part of what FSDP gathers: all processes share it, those of other copies of
+the network too, and each computes with the rows that it holds.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -27,16 +25,10 @@ MOST_GRAPHS = 32  # of a function that is compiled
 
 
 class Sharding(NamedTuple):
-    """How parameters are spread over the processes.
+    """How parameters are spread over the processes."""
 
-    Attributes:
-        mesh: All processes. One dimension: every process holds a shard. Two: (replicate, shard), each row of the mesh
-            holds a whole network (hybrid sharding), but for the item table.
-        param_dtype: Type that blocks compute in; gradients are then reduced in float32. None: that of the parameters.
-    """
-
-    mesh: DeviceMesh
-    param_dtype: torch.dtype | None = None
+    mesh: DeviceMesh  # all processes; of (replicate, shard) each row holds a whole network, but for the item table
+    param_dtype: torch.dtype | None = None  # what blocks compute in, gradients being reduced in float32; None: float32
 
 
 def build(
@@ -47,28 +39,23 @@ def build(
     compile_blocks: bool = False,
 ) -> Transformer:
     """The network, initialised; with `sharding`, each process only ever holds its own rows of it."""
-    if sharding is None:
+    with nullcontext() if sharding is None else torch.device("meta"):
         net = Transformer(config, seed)
-    else:
-        with torch.device("meta"):
-            net = Transformer(config, seed)
     net.checkpoint_activations = checkpoint_activations
     if compile_blocks:
-        _compile(net)
+        # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and for
+        # one position of each row. Beyond its limit torch would stop compiling.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        _keep_rates_out_of_graphs()
+        for block in net.blocks:  # of any shape; blocks share graphs whatever their weights and dropout rates
+            block.forward = torch.compile(block.forward, dynamic=True)
     if sharding is not None:
         _shard(net, sharding)
-        _materialise(net, sharding, seed)
+        net.to_empty(device=sharding.mesh.device_type)
+        assert not dict(net.named_buffers()), "a buffer has no initial value"
+        for name, parameter in net.named_parameters():
+            net.draw_(local_rows(parameter), name, parameter.shape, seed, local_range(parameter).start)
     return net
-
-
-def _compile(net: Transformer) -> None:
-    """Compile each block for batches of any shape; blocks share graphs whatever their weights and dropout rates."""
-    # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and for one
-    # position of each row. Beyond its limit torch would stop compiling.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-    _keep_rates_out_of_graphs()
-    for block in net.blocks:
-        block.forward = torch.compile(block.forward, dynamic=True)
 
 
 @cache
@@ -92,35 +79,20 @@ def _shard(net: Transformer, sharding: Sharding) -> None:
     fully_shard(net, mesh=sharding.mesh, mp_policy=precision, ignored_params=ignored)
 
 
-def _materialise(net: Transformer, sharding: Sharding, seed: int) -> None:
-    net.to_empty(device=sharding.mesh.device_type)
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            net.draw_(local_rows(parameter), name, parameter.shape, seed, local_range(parameter).start)
-    for name, buffer in net.named_buffers():
-        raise AssertionError(f"buffer {name} of {buffer.shape} has no initial value")
-
-
 @torch.no_grad()
-def fill(net: Transformer, values: Mapping[str, Tensor]) -> None:
-    """Give parameters their rows of whole values, by name."""
+def fill(net: Transformer, values: Mapping[str, Tensor], whole: bool = True) -> None:
+    """Give parameters their rows of whole values, by name; or values of the rows held here."""
     for name, value in values.items():
         parameter = net.get_parameter(name)
-        local_rows(parameter).copy_(value[local_range(parameter)])
+        local_rows(parameter).copy_(value[local_range(parameter)] if whole else value)
 
 
 def sharded_like(rows: Tensor, parameter: Tensor) -> Tensor:
     """This process's rows as a tensor that is sharded as `parameter` is."""
     if not isinstance(parameter, DTensor):
         return rows
-    return DTensor.from_local(
-        rows,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+    mesh, placements, shape, stride = parameter.device_mesh, parameter.placements, parameter.shape, parameter.stride()
+    return DTensor.from_local(rows, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def drop_gathered(net: nn.Module) -> None:

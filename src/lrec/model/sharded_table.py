@@ -3,10 +3,9 @@
 Where several processes share the table it is a DTensor, split by rows over every dimension of its mesh. All arithmetic
 is done on the rows that a process holds. What travels is small: item indices, hidden states, sums for each target.
 
-Fetching rows masks, looks up and adds: each process looks up, for the items of all processes, the rows that it holds,
-with zeros for the others, and a reduce-scatter brings every process the rows of its own items. Exchanging only the rows
-asked for would move fewer bytes, but needs their number on the host before it can start; this moves as many as the
-output layer's hidden states do, and all shapes are known.
+To fetch rows, each process looks up, for the items of all processes, those that it holds, with zeros for the others,
+and a reduce-scatter brings every process its own. That moves as many bytes as the output layer's hidden states do; to
+exchange only the rows asked for would need their number on the host before it can start.
 
 Shape suffixes: V catalogue, H rows held here, D width, M items or hidden states of this process, P the most of any
 process, G those of all processes, P of each, N items that all processes ask for, R processes.
@@ -29,29 +28,18 @@ class Shard:
     """The rows of the item table that this process holds, and what it exchanges with those that hold the others.
 
     Every process must call the same methods in the same order.
-
-    Attributes:
-        rows_HD: The rows.
-        start: Index of the first one in the catalogue.
-        n_items: Rows of the whole table.
-        processes: How many share it; one holds all of it.
-        gradient: Where a backward pass adds up the table's gradient; None: autograd does.
     """
 
     def __init__(
         self, rows_HD: Tensor, start: int, n_items: int, processes: int, gradient: "Gradient | None" = None
     ) -> None:
+        """The rows, the first one's index in the catalogue, the whole table's number of rows, how many processes share
+        it, and where a backward pass adds up its gradient; None: autograd does."""
         self.rows_HD, self.start, self.n_items, self.processes = rows_HD, start, n_items, processes
         self.gradient = gradient
 
-    @property
-    def most_rows(self) -> int:
-        """The most rows that a process holds."""
-        return -(-self.n_items // self.processes)
-
     @cached_property
     def rank(self) -> int:
-        """Which of the processes this is."""
         return distributed.get_rank() if self.processes > 1 else 0
 
     def places(self, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +55,7 @@ class Shard:
         return _only_here(self, items_G, self.rows_HD[self.places(items_G)[1]])
 
     def most(self, n: int) -> int:
-        """The largest n of all processes."""
+        """The largest n of all processes, exchanged without waiting for a GPU."""
         if self.processes == 1:
             return n
         largest = torch.tensor(n)
@@ -101,22 +89,21 @@ class Shard:
         return of_all_RP.unflatten(0, (self.processes, -1))[:, :n]
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum over processes."""
-        return self._reduced(values, distributed.ReduceOp.SUM)
-
-    def largest(self, values: Tensor) -> Tensor:
-        """The largest over processes, element by element."""
-        return self._reduced(values, distributed.ReduceOp.MAX)
-
-    def of_first(self, values: Tensor) -> Tensor:
-        """The values of the first process."""
+        """The sum over processes, in place."""
         if self.processes > 1:
-            distributed.broadcast(values, 0)
+            distributed.all_reduce(values)
         return values
 
-    def _reduced(self, values: Tensor, how: Any) -> Tensor:
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest over processes, element by element, in place."""
         if self.processes > 1:
-            distributed.all_reduce(values, how)
+            distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        return values
+
+    def of_first(self, values: Tensor) -> Tensor:
+        """The values of the first process, in place."""
+        if self.processes > 1:
+            distributed.broadcast(values, 0)
         return values
 
 
@@ -126,19 +113,14 @@ Table = Tensor | Shard
 
 class Gradient:
     """The gradient of the rows held here, as one backward pass adds it up: a dense part, and rows with their items'
-    places. Whatever is added belongs to it, so that it may be changed in place."""
+    places, of which those outside of what is held here have none. What is added may be changed in place."""
 
     def __init__(self) -> None:
         self.dense_HD: Tensor | None = None
         self.touched: list[tuple[Tensor, Tensor]] = []
 
     def add_dense(self, grad_HD: Tensor) -> None:
-        """Add to all rows."""
         self.dense_HD = grad_HD if self.dense_HD is None else self.dense_HD.add_(grad_HD)
-
-    def add_rows(self, places_N: Tensor, grad_ND: Tensor) -> None:
-        """Add to the rows at these places; those outside of what is held here have no gradient."""
-        self.touched.append((places_N, grad_ND))
 
     def rows(self) -> list[tuple[Tensor, Tensor]]:
         """All of it, where there is no dense part."""
@@ -157,22 +139,18 @@ class Gradient:
 
 
 class TouchedRows:
-    """A table's gradient where only the rows that a step touches have one, kept instead of `.grad`.
-
-    The parameter whose attribute `touched` is such an object gets its gradients there.
-    """
+    """A table's gradient where only the rows that a step touches have one: in the parameter's attribute `touched`,
+    instead of in `.grad`."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._is_coalesced = False
 
     def add(self, places_N: Tensor, grad_ND: Tensor) -> None:
-        """Add to the rows at these places, of those held here."""
         self._parts.append((places_N, grad_ND))
         self._is_coalesced = False
 
     def clear(self) -> None:
-        """Begin again without any."""
         self._parts = []
 
     def coalesced(self) -> tuple[Tensor, Tensor] | None:
@@ -191,12 +169,10 @@ def shard_of(table: Table) -> Shard:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether it is a DTensor."""
     return hasattr(tensor, "placements")
 
 
 def processes_of(tensor: Tensor) -> int:
-    """How many processes share it."""
     return tensor.device_mesh.size() if is_sharded(tensor) else 1
 
 
@@ -221,8 +197,7 @@ def is_first_copy(tensor: "DTensor") -> bool:
 
 
 def split(n: int, parts: list[tuple[int, int]]) -> slice:
-    """The rows, of n, that are left of part i of k, for each (i, k) in turn: ceil(rows / k) each, the last ones fewer
-    or none."""
+    """Of n rows part i of k, ceil(n / k) each, the last ones fewer or none; of these the next (i, k), and so on."""
     start, stop = 0, n
     for part, number in parts:
         each = -(-(stop - start) // number)
@@ -231,15 +206,11 @@ def split(n: int, parts: list[tuple[int, int]]) -> slice:
 
 
 def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tuple[Tensor, Table]:
-    """The rows of some items, and the table for a head, through which alone its gradient flows.
+    """The rows of some items, and the table for a head, through which alone its gradient flows; of `rows_HD` where the
+    rows held here are not those of `table_VD`, but spread as they are.
 
     The gradient of a table in shards is the average over processes of the gradients of their losses, as FSDP takes it
     of every other parameter; all processes must multiply their losses by the same number.
-
-    Args:
-        table_VD: The table, whose rows may be spread over processes.
-        items: Catalogue indices.
-        rows_HD: The rows held here, where they are not those of `table_VD` but spread as they are.
     """
     processes = processes_of(table_VD)
     here_HD = local_rows(table_VD) if rows_HD is None else rows_HD
@@ -287,8 +258,7 @@ def _looked_up(shard: Shard, items_M: Tensor, shared: bool = False) -> tuple[Ten
 
 
 def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:
-    """The values of items whose rows are here, in place; zeros for the others. Choosing them instead would have a GPU
-    say how many they are."""
+    """The values, in place, with zeros for rows that others hold. Choosing would have a GPU say how many they are."""
     return values_GD.masked_fill_(~shard.places(items_G)[0][:, None], 0.0)
 
 
@@ -310,7 +280,7 @@ class _Fetch(torch.autograd.Function):
         here: Shard = ctx.here
         assert here.gradient is not None
         if grad_MD is not None:
-            here.gradient.add_rows(*ctx.spread(grad_MD))
+            here.gradient.touched.append(ctx.spread(grad_MD))
         if ctx.touched is not None:
             assert grad_HD is None, "a loss that gives every row a gradient"
             for places_N, grad_ND in here.gradient.rows():
@@ -326,8 +296,6 @@ class _Fetch(torch.autograd.Function):
 
 
 class _Rows(torch.autograd.Function):
-    """See `rows_of`."""
-
     @staticmethod
     def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, shard: Shard, shared: bool) -> Tensor:
         rows_MD, ctx.spread = _looked_up(shard, items_M, shared)
@@ -338,11 +306,19 @@ class _Rows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
         gradient = ctx.shard.gradient or Gradient()
-        gradient.add_rows(*ctx.spread(grad_MD))
+        gradient.touched.append(ctx.spread(grad_MD))
         return None if ctx.shard.gradient else gradient.total(ctx.shard.rows_HD), None, None, None
 
 
 @cache
 def _host_group() -> Any:
-    """Processes that exchange numbers without waiting for a GPU; None: the default group is one."""
-    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+    """All processes over gloo; None: the default group is one."""
+    return None if distributed.get_backend() == "gloo" else gloo_group()
+
+
+def gloo_group() -> Any:
+    """All processes over gloo, where nobody waits for a GPU; as patient as the default group, not for half an hour."""
+    device = torch.device("cpu" if distributed.get_backend() == "gloo" else "cuda")
+    assert distributed.group.WORLD is not None
+    patience = distributed.group.WORLD._get_backend(device).options._timeout
+    return distributed.new_group(backend="gloo", timeout=patience)

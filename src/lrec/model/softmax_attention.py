@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrec.model.attention_context import CAUSAL, Context, at
-from lrec.model.blocks import NORM_EPS, Attention
+from lrec.model.blocks import NORM_EPS, Attention, DropoutLayer
 from lrec.model.config import TransformerConfig
-from lrec.model.dropout import DropoutLayer
 
 
 class SoftmaxAttention(Attention):
@@ -32,7 +31,6 @@ class SoftmaxAttention(Attention):
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
-        """Every position reads what `context` says."""
         query_BLHK, key_BLHK, value_BLHK = self.by_head(self.qkv(hidden_BLD), 3)
         query_BLHK = self.placed(_normed(query_BLHK, self.query_norm), context.positions_BL)
         key_BLHK = self.placed(_normed(key_BLHK, self.key_norm), context.positions_BL)
@@ -40,7 +38,6 @@ class SoftmaxAttention(Attention):
         return self._read(query_BLHK, key_BCHK, value_BCHK, context)
 
     def alone(self, hidden_BLD: Tensor, context: Context, alone_B: Tensor) -> Tensor:
-        """Keys and values of all positions, everything else of the one."""
         of_query, of_rest = slice(self.config.width), slice(self.config.width, None)
         weight, bias, context = self.qkv.weight, self.qkv.bias, context.of_one(alone_B, hidden_BLD.shape[1])
         (query_B1HK,) = self.by_head(F.linear(at(hidden_BLD, alone_B), weight[of_query], bias[of_query]), 1)
@@ -72,8 +69,6 @@ def _computed_in(states: Tensor) -> torch.dtype:
 
 def _fused(query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, **options: Any) -> Tensor:
     dtype = _computed_in(query_BHLK)
-    if dtype == query_BHLK.dtype:
-        return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, **options)
     states = (query_BHLK.to(dtype), key_BHCK.to(dtype), value_BHCK.to(dtype))
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(*states, **options).to(query_BHLK.dtype)

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
-from lrec.model.blocks import Attention, Block, Branch, norm, positions
+from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
 from lrec.model.config import TransformerConfig
-from lrec.model.dropout import DropoutLayer
 from lrec.model.event_inputs import EventInput, TimeInput, gaps
 from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
 
 INIT_STD = 0.02
-DRAWN_AT_ONCE = 2**20  # numbers
+DRAWN_AT_ONCE, ONE_STREAM = 2**20, 2**28  # numbers
 # Parameters of lrec's own parts are drawn under the names that they had when a block held them itself, so that a seed
 # gives the same network as ever.
 _DRAWN_AS = {
@@ -41,16 +40,13 @@ class Transformer(nn.Module):
     """Items in, a head's result out; the output table is the item embedding (tied, no bias).
 
     Nothing but a head touches the table: losses, ranks and top-k are all functions of (hidden_BLD, table_VD).
-
-    Attributes:
-        checkpoint_activations: Keep only the blocks' inputs for the backward pass and compute the rest again.
     """
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
         """Build and initialise the network; on the meta device nothing is drawn."""
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
+        self.checkpoint_activations = False  # keep the blocks' inputs alone for the backward pass
         self.items = ItemTable(config)
         self.positions = positions(config, "input")
         self.events = EventInput(config) if config.event_types else None
@@ -59,42 +55,25 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
         if not self.norm.weight.is_meta:
-            self.initialise(seed)
+            for name, parameter in self.named_parameters():
+                self.draw_(parameter, name, parameter.shape, seed)
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Give every parameter its initial value."""
-        for name, parameter in self.named_parameters():
-            self.draw_(parameter, name, parameter.shape, seed)
-
-    def initial_value(self, name: str, shape: torch.Size, seed: int) -> Tensor:
-        """The whole parameter `name` before training, float32 on the CPU; see `draw_`."""
-        return self.draw_(torch.empty(shape), name, shape, seed)
-
     def draw_(self, rows: Tensor, name: str, shape: torch.Size, seed: int, start: int = 0) -> Tensor:
-        """Give rows of the parameter `name`, from row `start` on, their values before training.
+        """Give rows of the parameter `name` of that shape, from row `start` on, their values before training.
 
         Normal(0, 0.02) matrices and tables, residual projections (out.weight) scaled by 1/sqrt(2 L), zero biases, unit
-        norms, or what a part says itself; scaled, L is that of the base. Rows to which those of vectors are added begin at
-        0, as do the vectors, until they are given. A draw depends on the seed and the name alone:
-        not on the device, on how parameters are sharded, or on their order.
-
-        Args:
-            rows: What gets the values, and is returned.
-            name: The parameter's name.
-            shape: The whole parameter's shape.
-            seed: The seed.
-            start: Which row of the whole parameter the first one is.
+        norms, or what a part says itself; in the scaled parametrisation L is that of the base. Rows to which those of
+        vectors are added begin at 0, as do the vectors, until they are given. A draw depends on the seed and the name
+        alone: not on the device, on how parameters are sharded, or on their order.
         """
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
         drawn_as = re.sub(r"(?<=\d\.)\w+\.\w+(?=\.)", lambda part: _DRAWN_AS.get(part[0], part[0]), name)
-        digest = hashlib.blake2b(f"{seed}/{drawn_as}".encode(), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         if found := re.fullmatch(r"(blocks\.\d+\.(?:attention|mlp))\.(.+)", name):
             branch = self.get_submodule(found[1])
             assert isinstance(branch, Branch)
-            own = branch.initial_value(found[2], shape, generator)
+            own = branch.initial_value(found[2], shape, _generator(f"{seed}/{drawn_as}"))
             if own is not None:
                 return rows.copy_(own[start : start + len(rows)])
         if len(shape) == 1:
@@ -102,17 +81,15 @@ class Transformer(nn.Module):
         std = INIT_STD
         if name.endswith(".out.weight"):
             std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
-        return _draw_normal_(rows, shape, std, generator, start)
+        return _draw_normal_(rows, shape, std, f"{seed}/{drawn_as}", start)
 
     def lr_multiplier(self, name: str) -> float:
         """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`."""
         return self.config.lr_multiplier(name.startswith("blocks."), self.get_parameter(name).ndim)
 
     def sgd_lr_multiplier(self, name: str) -> float:
-        """Share of SGD's learning rate that the parameter `name` gets.
-
-        The gradients of blocks shrink with their branches. AdamW does not see the size of gradients; SGD does, and
-        makes up for it.
+        """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW it has to make up for the size of
+        gradients: those of blocks shrink with their branches, by L0/L.
         """
         return 1 / self.config.branch_scale if name.startswith("blocks.") else 1.0
 
@@ -170,17 +147,14 @@ class Transformer(nn.Module):
         for block in lower:
             hidden_BLD = self._after(block, hidden_BLD, context)
         if positions_M is not None and len(positions_M) == len(hidden_BLD):
-            return self._after(last, hidden_BLD, context, positions_M).squeeze(1)
+            hidden_B1D: Tensor = self._after(last, hidden_BLD, context, positions_M)
+            return hidden_B1D.squeeze(1)
         hidden_BLD = self._after(last, hidden_BLD, context)
         return hidden_BLD if positions_M is None else hidden_BLD.flatten(0, 1)[positions_M]
 
-    def _after(self, block: nn.Module, *given: Any) -> Tensor:
-        """What a block makes of it."""
-        if self.checkpoint_activations and self.training:
-            made: Tensor = checkpoint(block, *given, use_reentrant=False)
-        else:
-            made = block(*given)
-        return made
+    def _after(self, block: nn.Module, *given: Any) -> Any:
+        again = self.checkpoint_activations and self.training
+        return checkpoint(block, *given, use_reentrant=False) if again else block(*given)
 
     @property
     def reads_times(self) -> bool:
@@ -194,7 +168,7 @@ class Transformer(nn.Module):
 
     @property
     def attentions(self) -> list[Attention]:
-        """That of each block."""
+        """The first branch of each block."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
     def _decode_again(
@@ -221,19 +195,28 @@ class Transformer(nn.Module):
         return self.forward(items_BC, of_new, times_BT=times_BT, events_BL=events_BL)
 
 
-def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, generator: torch.Generator, start: int) -> Tensor:
-    """Give rows of a tensor of that shape the values that `normal_` would draw for them, a block of it at a time.
+def _generator(key: str) -> torch.Generator:
+    digest = hashlib.blake2b(key.encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, key: str, start: int) -> Tensor:
+    """Give rows of a tensor of that shape the values that `normal_` would draw for them, a block of it at a time. In a
+    tensor larger than ONE_STREAM each block has a stream of its own, so that those of others need not be drawn.
 
     torch draws 16 numbers at a time, one group after the other, and once more the last 16 of a tensor that does not
     divide: so blocks of whole groups, of which the last takes what is left, draw the same numbers.
     """
-    total, flat = shape.numel(), rows.view(-1)
+    total, flat, generator = shape.numel(), rows.view(-1), _generator(key)
     first = start * (total // max(shape[0], 1))
     begin = 0
     while begin < min(total, first + len(flat)):
         size = DRAWN_AT_ONCE if begin + DRAWN_AT_ONCE + 16 <= total else total - begin
-        block = torch.empty(size).normal_(0.0, std, generator=generator)
         low, high = max(begin, first), min(begin + size, first + len(flat))
+        if total > ONE_STREAM and low < high:
+            generator = _generator(f"{key}/{begin}")
+        if total <= ONE_STREAM or low < high:
+            block = torch.empty(size).normal_(0.0, std, generator=generator)
         if low < high:
             flat[low - first : high - first] = block[low - begin : high - begin]
         begin += size

@@ -24,7 +24,7 @@ from lrec.common.text_tables import counted
 from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
-from lrec.model.item_vectors import NewItems, read_item_vectors
+from lrec.model.item_vectors import NewItems, vectors_of
 from lrec.options.class_paths import check_trusted
 from lrec.run import Run
 from lrec.serving.recommender import Model
@@ -96,7 +96,7 @@ def load(
     Raises:
         UserError: it is none of these, or damaged; it names a class that is not trusted.
     """
-    file = _file_of(Path(path))
+    file = file_of(Path(path))
     stored = read(file, new_items, None if item_vectors is None else Path(item_vectors))
     config = shape_of(stored, file)
     check_trusted(config.to_dict(), trust, path)
@@ -106,7 +106,7 @@ def load(
 
 def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -> Trained:
     """What `load` reads, before anything is imported that it names."""
-    path = _file_of(path)
+    path = file_of(path)
     exported = path.suffix == ".safetensors" and path.is_file()
     with refuse_damage(path, "file that lrec export wrote" if exported else "checkpoint that lrec wrote"):
         stored = _read_exported(path) if exported else trained_in(read_checkpoint(path, optimizer=False))
@@ -122,7 +122,7 @@ def _new_items(stored: Trained, item_vectors: Path, path: Path) -> NewItems:
     trained_VW = stored.parameters.get(VECTORS)
     if trained_VW is None:
         raise UserError(f"item_vectors {item_vectors}: {path} makes no rows of vectors, give a checkpoint that does")
-    vectors_VW, new = read_item_vectors(item_vectors).of_catalogue(stored.item_ids)
+    vectors_VW, new = vectors_of(item_vectors, stored.item_ids)
     if not torch.equal(vectors_VW, trained_VW.float()):
         raise UserError(f"item_vectors {item_vectors}: {path} was trained with other vectors for its items")
     return new
@@ -157,7 +157,7 @@ def _read_exported(path: Path) -> Trained:
     return Trained(about, tensors, *items_of(items))
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
     """What is meant by a run's folder, its best checkpoint, or by an exported folder; else the path itself."""
     if not path.is_dir() or (path / STATE).exists():
         return path

@@ -9,7 +9,7 @@ from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
-from lrec.model import cost, memory, traffic
+from lrec.model import cost, memory
 from lrec.model.config import Architecture, Dropout, TransformerConfig
 from lrec.model.network_sizes import SIZES, find_size
 
@@ -63,8 +63,8 @@ def sizes(
         config = TransformerConfig(n_items, max_len, *find_size(name), dropout, architecture)
         flops = cost.flops_per_interaction(config, pairs, checkpointing)
         peak = memory.of_step(config, positions, precision, shards, checkpointing, device, ranks)
-        received = traffic.of_step(config, positions, precision, shards, ranks, accumulation)
-        of_step = {"received": received.total, "flops": sum(flops) * positions * accumulation}
+        received = cost.traffic(config, positions, precision, shards, ranks, accumulation)
+        of_step = {"received": sum(received), "flops": sum(flops) * positions * accumulation}
         rows.append(
             {
                 "size": name,
@@ -132,7 +132,7 @@ def _memory(rows: list[dict[str, Any]]) -> list[str]:
 
 def _traffic(rows: list[dict[str, Any]]) -> list[str]:
     """What a rank receives in a step, in MB, beside what it computes meanwhile."""
-    parts = (*traffic.Traffic._fields, "received")
+    parts = (*cost.Traffic._fields, "received")
     cells = [["MB a step", *parts, "TFLOP", "FLOP/B"]]
     for row in rows:
         step = row["step_of_a_rank"]

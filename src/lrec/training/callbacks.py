@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -13,26 +13,23 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted
 from lrec.evaluation.baselines import BASELINES
-from lrec.evaluation.metrics import KS, METRICS, Metric, suffixes
+from lrec.evaluation.metrics import KS, METRICS, Metric, best_is, suffixes
 from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
 from lrec.training.module import SequentialRecommender, recommender
-from lrec.training.monitor import verdict
 from lrec.training.schedule import phase
 from lrec.training.strategies import precision_of
 
 # Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
-# Users that are held at once while predict's lists become one file.
-ROW_GROUP = 1024
+ROW_GROUP = 1024  # users that are held at once while predict's lists become one file
 
 
 class RunFiles(Callback):
@@ -41,9 +38,7 @@ class RunFiles(Callback):
 
     def __init__(self, options: dict[str, Any], loggers: list[Logger], alone: ExitStack) -> None:
         """Take every option of the run, the loggers that it is to have, and what is left when its work is done."""
-        self.config = RunConfig(options)
-        self.loggers = loggers
-        self.alone = alone
+        self.config, self.loggers, self.alone = RunConfig(options), loggers, alone
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand over the loggers: of those that it has had before, Lightning has made the files by now."""
@@ -53,10 +48,11 @@ class RunFiles(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them, unless another process trains the same run."""
-        self.alone.enter_context(_run(trainer).alone())
-        _run(trainer).ended_file.unlink(missing_ok=True)
-        _run(trainer).write_config(self.config)
-        _run(trainer).write_items(recommender(pl_module).data.item_table())
+        run = _run(trainer)
+        self.alone.enter_context(run.alone())
+        run.ended_file.unlink(missing_ok=True)
+        run.write_config(self.config)
+        run.write_items(recommender(pl_module).data.item_table())
 
 
 class ScalingPoints(Callback):
@@ -72,14 +68,11 @@ class ScalingPoints(Callback):
             study: Name of the study that the run belongs to.
             run: Name of the run; the run folder's name by default.
         """
-        self.study = study
-        self.run = run
+        self.study, self.run = study, run
         self.points: list[Point] = []
-        self.started = 0.0
-        self.spent_s = 0.0
+        self.started = self.spent_s = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         self.started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,13 +115,12 @@ class ScalingPoints(Callback):
         )
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
-        self._write(trainer)
+        _write(trainer, self.points)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the run's status."""
         status = "diverged" if recommender(pl_module).diverged else "finished"
         self.points = [replace(point, status=status) for point in self.points]
-        self._write(trainer)
+        _write(trainer, self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the best point where the best checkpoint was tested right after fit."""
@@ -142,14 +134,12 @@ class ScalingPoints(Callback):
                 of_best = {f"best/{name}": point.metrics.get(name) for name in OF_BEST}
                 _log(trainer, {"test_loss": test_loss, **of_best}, point.step)
             self.points[place] = replace(point, best=best)
-        self._write(trainer)
+        _write(trainer, self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The points so far travel with the checkpoint."""
-        checkpoint["lrec_points"] = {
-            "points": json.dumps([point.to_dict() for point in self.points]),
-            "spent_s": self._wall_s(),
-        }
+        points = json.dumps([point.to_dict() for point in self.points])
+        checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continue the points of a run that is resumed (a test after fit keeps those of the fit)."""
@@ -160,10 +150,6 @@ class ScalingPoints(Callback):
     def _wall_s(self) -> float:
         return self.spent_s + time.monotonic() - self.started
 
-    @rank_zero_only
-    def _write(self, trainer: Trainer) -> None:
-        _run(trainer).write_points(self.points)
-
 
 class Announcer(Callback):
     """Has something to say at the end of a stage, once the progress bar is closed."""
@@ -171,7 +157,6 @@ class Announcer(Callback):
     message: str | None = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say it."""
         if self.message is not None:
             print(self.message)
         self.message = None
@@ -181,12 +166,10 @@ class EvaluationReport(Announcer):
     """Print the model beside the baselines after each test or validate, and write the figures to RUN/metrics.json."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report `lrec validate`; evaluations during fit go to TensorBoard and points.jsonl."""
         if trainer.state.fn == "validate":
             self._report("val", trainer, recommender(pl_module))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the test."""
         self._report("test", trainer, recommender(pl_module))
 
     @rank_zero_only
@@ -200,73 +183,58 @@ class EvaluationReport(Announcer):
             self.message += f"\nfigures of the first users alone: --trainer.limit_{stage}_batches is {limit}"
         outside = int(figures["model"]["targets_outside_catalogue"])
         if outside:
-            self.message += (
-                f"\n{counted(outside, 'target')} outside the catalogue: left out of the loss, misses in the ranking"
-            )
+            named = counted(outside, "target")
+            self.message += f"\n{named} outside the catalogue: left out of the loss, misses in the ranking"
         line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics)
         if line is not None:
             self.message += f"\n{line}"
-        _run(trainer).write_metrics(
-            {
-                "stage": stage,
-                "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-                "D": model.D,
-                "floor": floor,
-                **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
-                "data_hash": model.data.data_hash,
-                "config_hash": _run(trainer).config_hash,
-                "commit": _commit(),
-            },
-        )
+        written = {
+            "stage": stage,
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "D": model.D,
+            "floor": floor,
+            **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
+            "data_hash": model.data.data_hash,
+            "config_hash": _run(trainer).config_hash,
+            "commit": _commit(),
+        }
+        _run(trainer).write_metrics(written)
 
 
-class PredictionWriter(Announcer, BasePredictionWriter):
+class PredictionWriter(Announcer):
     """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
     With several ranks each writes its own users, to predictions.RANK.parquet. Each batch goes to disk at once.
     """
 
-    def __init__(self) -> None:
-        """No options."""
-        super().__init__("batch")
-        self._unfinished = ExitStack()
+    _unfinished: ExitStack | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with nothing."""
+        self._unfinished = ExitStack()
         self._path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
         self._batches: list[Path] = []
         self._users = 0
         self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
         self._folder.mkdir()
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: pl.DataFrame,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Write the lists of a batch."""
-        self._batches.append(self._folder / f"{batch_idx}.parquet")
-        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
-        self._users += len(prediction)
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *batch: Any) -> None:
+        self._batches.append(self._folder / f"{len(self._batches)}.parquet")
+        outputs.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
+        self._users += len(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make one file of them."""
+        assert self._unfinished is not None
         with self._unfinished, replacing(self._path) as whole:
             pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
         self.message = f"{counted(self._users, 'user')} written to {self._path}"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half-written."""
-        self._unfinished.close()
+        if self._unfinished is not None:
+            self._unfinished.close()
 
 
 def is_partial(limit: float) -> bool:
-    """Whether a limit of batches leaves some out: a whole number of them, or a share below 1."""
+    """Whether a limit of batches, a number or a share of them, leaves some out."""
     return isinstance(limit, int) or limit < 1
 
 
@@ -290,12 +258,38 @@ def evaluation_table(
     return "\n".join(lines)
 
 
+def verdict(
+    figures: Mapping[str, Mapping[str, float]],
+    monitor: str,
+    points: Sequence[Point],
+    metrics: Sequence[Metric] = METRICS,
+) -> str | None:
+    """What a run came to, in one line: the model beside the best baseline, by their figures, on the monitored metric,
+    and what to try; None where no baseline has the metric, or neither end of it is the best."""
+    metric = monitor.removeprefix("val/")
+    best_end = best_is(metric, metrics)
+    baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}
+    baselines = {name: value for name, value in baselines.items() if math.isfinite(value)}
+    if best_end is None or not baselines:
+        return None
+    choose: Callable[..., Any] = min if best_end == "min" else max
+    name = choose(baselines, key=baselines.__getitem__)
+    model, baseline = figures["model"][metric], baselines[name]
+    line = f"than {name}, the best baseline: {metric} {model:.4f} against {baseline:.4f}"
+    if model != baseline and choose(model, baseline) == model:
+        return f"better {line}"
+    values = [value for point in points if math.isfinite(value := point.metric(monitor))]
+    advice = f"try another --model.optimizer.lr, --model.dropout or --model.size, and choose by {monitor}"
+    if values and choose(values) == values[-1]:
+        advice = f"{monitor} was the best at the last evaluation: more --trainer.max_epochs, max_steps or max_time"
+    return f"no better {line}; {advice}"
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 def _baselines(stage: str, model: SequentialRecommender) -> dict[str, dict[str, float]]:
-    """Figures of the baselines that were evaluated, by name."""
     return {name: model.evaluations[f"{stage}/{name}"] for name in BASELINES if f"{stage}/{name}" in model.evaluations}
 
 
@@ -314,6 +308,11 @@ def _selected_on(trainer: Trainer) -> str | None:
 def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:
     for logger in trainer.loggers:
         logger.log_metrics({f"scaling/{name}": v for name, v in numbers.items() if v is not None}, step=step)
+
+
+@rank_zero_only
+def _write(trainer: Trainer, points: list[Point]) -> None:
+    _run(trainer).write_points(points)
 
 
 def _run(trainer: Trainer) -> Run:

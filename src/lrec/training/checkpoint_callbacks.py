@@ -5,7 +5,6 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -14,10 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lrec.checkpoint.background import IN_BACKGROUND, Anywhere
 from lrec.common.start_stop import TRY_AGAIN, on_signals
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
+from lrec.model.sharded_table import gloo_group
 from lrec.run import LAST, Run
-from lrec.training.monitor import mode_of
-from lrec.training.schedule import time_is_over
+from lrec.training.schedule import mode_of, share_of_time
 from lrec.training.strategies import saver_of
 
 
@@ -47,7 +46,6 @@ class BestAndLast(ModelCheckpoint):
         self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle the folder; UserError where it was to be another."""
         own = os.path.realpath(Run(Path(trainer.default_root_dir)).checkpoints)
         if self.dirpath not in (None, own):
             raise UserError(
@@ -58,10 +56,9 @@ class BestAndLast(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best so far, if it lies in this run's folder, whatever that was called when it was saved."""
-        folder = Path(str(self.dirpath))
 
         def in_folder(path: str) -> str:
-            return str(folder / Path(path).name) if path else ""
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else ""
 
         if state_dict["best_model_path"] and os.path.exists(in_folder(state_dict["best_model_path"])):
             paths = {name: in_folder(path) for name, path in state_dict.items() if name.endswith("_model_path")}
@@ -101,12 +98,9 @@ class LastCheckpoint(Callback):
         Args:
             every_n_steps: Save after this many steps, and at each evaluation; 0 for evaluations only.
         """
-        if every_n_steps < 0:
-            raise UserError(f"last.every_n_steps must be at least 0, not {every_n_steps}")
+        check_range("last.every_n_steps", every_n_steps, at_least=0)
         self.every_n_steps = every_n_steps
-        self._signalled = False
-        self._fits = False
-        self._training = False
+        self._signalled = self._fits = self._training = False
         self._saved_step = 0
         self._told_anywhere = Anywhere()
         self._listening = ExitStack()
@@ -115,7 +109,7 @@ class LastCheckpoint(Callback):
         """Listen for signals, instead of Lightning, whose handlers save nothing and wait for other processes."""
         self._fits = self._fits or stage == "fit"
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        self._stop_listening()
+        self._listening.close()
         self._listening.enter_context(on_signals(partial(self._note, trainer)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,12 +118,9 @@ class LastCheckpoint(Callback):
         _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
         if trainer.world_size > 1:
-            self._told_anywhere = Anywhere(torch.distributed.new_group(backend="gloo"))
+            self._told_anywhere = Anywhere(gloo_group())
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save if it is due, and exit if a signal came."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         saver = saver_of(trainer)
@@ -140,8 +131,7 @@ class LastCheckpoint(Callback):
         # A checkpoint between a step and the evaluation that is due after it would resume without the evaluation.
         if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
             self._saved_step = trainer.global_step
-            path = _last_path(trainer)
-            if path is not None:
+            if (path := _last_path(trainer)) is not None:
                 background = saver is not None and not interrupted
                 trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)
             if interrupted:
@@ -158,26 +148,24 @@ class LastCheckpoint(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Record whether the run has stopped early; one whose time was over may be given more. It may be over in the
         middle of a step, whose accumulated gradients no checkpoint holds: all of the step is taken again."""
-        checkpoint["lrec_stopped"] = trainer.should_stop and not time_is_over(trainer)
+        checkpoint["lrec_stopped"] = trainer.should_stop and share_of_time(trainer) != 1
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         extra = 0 if progress["is_last_batch"] else progress["current"]["ready"] % trainer.accumulate_grad_batches
         for counts in (progress["current"], progress["total"]) if extra else ():
             counts.update({name: number - extra for name, number in counts.items()})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Do not continue a run that had stopped early."""
         if trainer.state.fn == "fit":
             trainer.should_stop = checkpoint.get("lrec_stopped", False)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: Any) -> None:
         """Restore the earlier handlers."""
-        self._stop_listening()
+        self._listening.close()
+        self._training = False
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Restore the earlier handlers."""
-        self._stop_listening()
+    on_exception = teardown  # type: ignore[assignment]
 
-    def _note(self, trainer: Trainer, number: int, frame: FrameType | None) -> None:
+    def _note(self, trainer: Trainer, *_: Any) -> None:
         self._signalled = True
         if not self._training:  # there is nothing to save
             self._leave(trainer)
@@ -192,10 +180,6 @@ class LastCheckpoint(Callback):
         # Lightning kills the process that started the others when one of them fails, so only the first reports it.
         sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
-    def _stop_listening(self) -> None:
-        self._listening.close()
-        self._training = False
-
 
 def best_of(trainer: Trainer) -> ModelCheckpoint | None:
     """What keeps the best checkpoint: lrec's own callback, wherever among the user's it stands, else the first one."""
@@ -204,7 +188,6 @@ def best_of(trainer: Trainer) -> ModelCheckpoint | None:
 
 
 def _evaluate_after_whole_steps(trainer: Trainer) -> None:
-    """Round the number of micro-batches between evaluations up to whole steps."""
     between, epoch, step = trainer.val_check_batch, trainer.fit_loop.max_batches, trainer.accumulate_grad_batches
     if isinstance(between, int) and between != epoch:
         whole = -(-between // step) * step

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +17,11 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
+from torch.distributed.constants import default_pg_timeout
 
 from lrec.checkpoint.reading import check, find_last
 from lrec.common.files import check_folder
@@ -30,13 +33,11 @@ from lrec.run import CONFIG, Run
 from lrec.training import target_losses
 from lrec.training.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
-from lrec.training.lightning_options import as_list, check_options, warnings_of
-from lrec.training.lightning_parser import LightningParser, add_trainer
+from lrec.training.lightning_options import LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
-from lrec.training.monitor import check_monitored, mode_of
 from lrec.training.precision import AUTO, decided
-from lrec.training.schedule import StopAfterSwitch
-from lrec.training.strategies import FSDP2, CheckpointFiles
+from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
+from lrec.training.strategies import FSDP2, PATIENCE_MINUTES, CheckpointFiles, is_loss_of_a_process
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
 
@@ -51,16 +52,11 @@ _NOT_FOR_USERS = (
     r"It is recommended to use `self.log",
     r"Checkpoint directory .* exists and is not empty",
     r".*WeightAveraging callback, but loading a checkpoint outside",
-    r"Couldn't infer the batch indices",
     r".*WeightAveraging callback with a model that overrides",
 )
 
-# A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
-FEW_STEPS, MORE_STEPS = 10, 50
-
 
 def run_lightning(arguments: Sequence[str]) -> None:
-    """Run `lrec fit|validate|test|predict`."""
     command, *options = arguments
     try:
         cli = CommandLine(command, options)
@@ -70,26 +66,29 @@ def run_lightning(arguments: Sequence[str]) -> None:
             evaluate(cli)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except RuntimeError as error:
+        if not is_loss_of_a_process(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"lrec: another process is gone or hangs ({reason}): go on with --ckpt_path=last", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(1)  # an ordinary end would wait for the processes that are gone
 
 
 def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
-    """The whole configuration that `lrec COMMAND` with these arguments would run with.
-
-    Raises:
-        UserError: what `lrec COMMAND` itself would say of them.
-    """
-    return _Parsed(command, arguments).options
+    """The whole configuration that `lrec COMMAND` with these arguments would run with, or what it would say of them."""
+    return CommandLine(command, arguments, make=False).options
 
 
 class CommandLine(LightningCLI):
-    """What a command's arguments name, checked and made: trainer, model and data.
+    """What a command's arguments name, checked and, unless that is not wanted, made: trainer, model and data."""
 
-    A run is a folder, trainer.default_root_dir: config.yaml, TensorBoard events, checkpoints/, points.jsonl ...
-    """
-
-    def __init__(self, command: str, arguments: Sequence[str]) -> None:
-        _quieten()
-        self.command = command
+    def __init__(self, command: str, arguments: Sequence[str], make: bool = True) -> None:
+        for message in _NOT_FOR_USERS:
+            warnings.filterwarnings("ignore", message)
+        for library in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        self.command, self._make = command, make
         super().__init__(
             SequentialRecommender,
             SequenceDataModule,
@@ -119,17 +118,10 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ScalingPoints, "points")
         parser.add_lightning_class_args(LastCheckpoint, "last")
         parser.add_lightning_class_args(ItemProjector, "projector")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.auto_insert_metric_name": False,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
-        parser.add_argument(
-            "--ckpt_path", type=str | None, help="Checkpoint to go on from or to evaluate: a path, best or last."
-        )
+        own = {"filename": "best", "save_last": True, "auto_insert_metric_name": False, "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in own.items()})
+        meaning = "Checkpoint to go on from or to evaluate: a path, best or last."
+        parser.add_argument("--ckpt_path", type=str | None, help=meaning)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, refuse what lrec cannot train with, and settle which end of the monitored metrics is the best."""
@@ -141,6 +133,8 @@ class CommandLine(LightningCLI):
             chosen = self.config[group]
             check_monitored(chosen.monitor, f"--{group}", metrics)
             chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}", metrics)
+        if not self._make:
+            self.options, self.config.seed_everything = plain(parser, self.config), False  # nothing is drawn
 
     def _stay_with_the_configuration(self) -> None:
         """A run that was copied or moved is where its config.yaml is, not where that says it was."""
@@ -155,10 +149,14 @@ class CommandLine(LightningCLI):
 
     @property
     def run(self) -> Run:
-        """The run's folder."""
         return Run(Path(self.config.trainer.default_root_dir))
 
-    def before_instantiate_classes(self) -> None:
+    def instantiate_classes(self) -> None:
+        if self._make:
+            self._settle()
+            super().instantiate_classes()
+
+    def _settle(self) -> None:
         """Settle the run's folder; what a trial writes (fast_dev_run) goes elsewhere, and away with this object."""
         trainer = self.config.trainer
         self.trial = TemporaryDirectory(prefix="lrec-") if trainer.fast_dev_run else None
@@ -206,29 +204,21 @@ class CommandLine(LightningCLI):
             # Else Lightning writes to the loggers before a checkpoint is found to fit.
             "enable_autolog_hparams": False,
         }
-        return super().instantiate_trainer(**kwargs)
-
-
-class _Parsed(CommandLine):
-    """Parsed and checked, and nothing made."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Keep the options."""
-        super().parse_arguments(parser, args)
-        self.options = plain(parser, self.config)
-        self.config.seed_everything = False  # nothing is drawn
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing will be instantiated."""
-
-    def instantiate_classes(self) -> None:
-        """Nothing is instantiated."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._timeout == default_pg_timeout:
+            trainer.strategy._timeout = timedelta(minutes=PATIENCE_MINUTES)
+        return trainer
 
 
 def fit(cli: CommandLine) -> None:
     """Train, then test the best checkpoint. What cannot work is refused before anything is written."""
     checkpoint = _checkpoint(cli, default=None)
-    _refuse_a_run_over_another(cli, checkpoint)
+    goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(cli.run.folder.resolve())
+    if cli.run.occupied and not goes_on and cli.ckpt_path != "last" and cli.trial is None:
+        raise UserError(
+            f"{cli.run.folder} holds a run already: choose another --trainer.default_root_dir, "
+            "or --ckpt_path=last to resume it"
+        )
     if checkpoint is not None:
         cli.model.warm_start = None  # it has been made
     for callback in as_list(cli.config_init.trainer.callbacks):
@@ -240,7 +230,7 @@ def fit(cli: CommandLine) -> None:
     # At least one training loss is logged per epoch, however short.
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, cli.datamodule.steps_per_epoch)
     if trainer.is_global_zero:
-        for line in [*_hints_at_more_steps(cli.datamodule), *warnings_of(cli.config)]:
+        for line in warnings_of(cli.config, cli.datamodule):
             print(line)
     with cli.alone:
         # A checkpoint may hold tensors and plain values only.
@@ -249,25 +239,6 @@ def fit(cli: CommandLine) -> None:
         if cli.trial is None:
             rank_zero_only(cli.run.write_end)("finished")
             trainer.strategy.barrier()  # no process ends before it is written
-
-
-def _refuse_a_run_over_another(cli: CommandLine, checkpoint: str | None) -> None:
-    goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(cli.run.folder.resolve())
-    if cli.run.occupied and not goes_on and cli.ckpt_path != "last" and cli.trial is None:
-        raise UserError(
-            f"{cli.run.folder} holds a run already: choose another --trainer.default_root_dir, "
-            "or --ckpt_path=last to resume it"
-        )
-
-
-def _hints_at_more_steps(data: SequenceDataModule) -> list[str]:
-    smaller = max(2 * data.max_len, data.U // MORE_STEPS)
-    if data.steps_per_epoch >= FEW_STEPS or smaller >= data.targets_per_step:
-        return []
-    return [
-        f"an epoch has no more than {data.steps_per_epoch} of the optimizer's steps: "
-        f"--data.targets_per_step {smaller} would make it {-(-data.U // smaller)}"
-    ]
 
 
 def _test_the_best(cli: CommandLine) -> None:
@@ -295,11 +266,8 @@ def evaluate(cli: CommandLine) -> None:
     checkpoint = _checkpoint(cli, default="best")
     if checkpoint is None:
         raise UserError(f"--ckpt_path last: {cli.run.folder} has none")
-    given: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint, "weights_only": True}
-    if cli.command == "predict":
-        cli.trainer.predict(cli.model, **given, return_predictions=False)
-    else:
-        getattr(cli.trainer, cli.command)(cli.model, **given, verbose=False)
+    quietly = {"return_predictions": False} if cli.command == "predict" else {"verbose": False}
+    getattr(cli.trainer, cli.command)(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, **quietly)
 
 
 def _checkpoint(cli: CommandLine, default: str | None) -> str | None:
@@ -310,38 +278,24 @@ def _checkpoint(cli: CommandLine, default: str | None) -> str | None:
     else:
         path = cli.run.best if chosen == "best" else Path(chosen) if chosen else None
     try:
-        # Whole, by the first process alone: each verifies what it reads.
         if path is not None and cli.trainer.is_global_zero:
-            check(path)
+            # Of several processes each verifies its part as it reads it.
+            check(path, whole=cli.trainer.num_nodes * cli.trainer.num_devices == 1)
     except UserError as error:
         raise UserError(f"--ckpt_path {error}") from error
     return None if path is None else str(path)
 
 
 def _started_by_a_cluster() -> bool:
-    """Whether torchrun or SLURM started this process, and perhaps others."""
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
-
-
-def _quieten() -> None:
-    for message in _NOT_FOR_USERS:
-        warnings.filterwarnings("ignore", message)
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
-    options: dict[str, Any] = yaml.safe_load(
-        parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it
-    )
+    text = parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it
+    options: dict[str, Any] = yaml.safe_load(text)
     model = options["model"]["init_args"]
-    if "optimizer" in model:
-        model["optimizer"] = _without_class(model["optimizer"], "lrec.Optimizer")
-    options["model"] = _without_class(options["model"], "lrec.SequentialRecommender")
+    for within, name, own in ((model, "optimizer", "lrec.Optimizer"), (options, "model", "lrec.SequentialRecommender")):
+        if name in within and within[name]["class_path"] == own:
+            within[name] = within[name]["init_args"]
     return options
-
-
-def _without_class(options: dict[str, Any], own: str) -> dict[str, Any]:
-    """The arguments alone where the class is lrec's own."""
-    return options["init_args"] if options["class_path"] == own else options

@@ -1,41 +1,92 @@
-"""Lightning's options that no run of lrec can have, refused before anything is written; and those to warn of."""
+"""The options of `lrec fit|validate|test|predict`: their parser, with a help for people; those that no run can have,
+refused before anything is written; and those to warn of."""
 
+import argparse
 import os
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    Timer,
-    WeightAveraging,
-)
+from lightning.pytorch import Trainer, callbacks
+from lightning.pytorch.cli import LightningArgumentParser
 
+from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
 from lrec.options.class_paths import imported
+from lrec.options.parser import OneLineParser
 from lrec.training.callbacks import is_partial
+from lrec.training.module import SequentialRecommender
+from lrec.training.optim import Optimizer
 from lrec.training.precision import AUTO
 from lrec.training.strategies import FSDP2, check_strategy
 
 # Networks have float32 parameters; these are the types of products.
 TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 HALF = ("bf16-true", "16-true")
+# A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
+FEW_STEPS, MORE_STEPS = 10, 50
 _NOT_LREC_S = {
-    LearningRateFinder: "the rate is --model.optimizer.lr, which it does not find",
-    BatchSizeFinder: "the size of a step is --data.targets_per_step, which it does not find",
-    GradientAccumulationScheduler: "steps are cut once, by --trainer.accumulate_grad_batches",
+    callbacks.LearningRateFinder: "the rate is --model.optimizer.lr, which it does not find",
+    callbacks.BatchSizeFinder: "the size of a step is --data.targets_per_step, which it does not find",
+    callbacks.GradientAccumulationScheduler: "steps are cut once, by --trainer.accumulate_grad_batches",
+}
+
+USED_MOST = {
+    "config": "YAML file of options; several are read one after the other",
+    "data.path": "file, folder or glob of your interactions (with --config data/csv.yaml)",
+    "data.user_column": "column of the user's id",
+    "data.item_column": "column of the item's id",
+    "data.time_column": "column of the time; null if rows are in time order",
+    "data.max_len": "longest history that the network reads, in items",
+    "data.targets_per_step": "targets of an optimizer step, over all processes",
+    "model.size": "entry of the ladder, such as 98k, or LAYERSxWIDTH, such as 2x96",
+    "model.loss": "FullSoftmax, SampledSoftmax, GBCE, or a class of your own",
+    "model.optimizer.lr": "peak learning rate",
+    "model.optimizer.weight_decay": "decoupled weight decay",
+    "trainer.default_root_dir": "the run's folder; runs/DATE-TIME by default",
+    "trainer.max_epochs": "passes over the training data, unless early stopping ends the run",
+    "trainer.accelerator": "cpu, gpu or auto",
+    "trainer.devices": "how many of them, or auto",
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed, or auto: what is faster here, 32-true or bf16-mixed",
+    "checkpoint.monitor": "figure that chooses the best checkpoint, such as val/NDCG@10",
+    "early_stopping.patience": "evaluations without a better one after which the run ends",
+    "ckpt_path": "checkpoint to go on from or to evaluate: a path, best or last",
+    "seed_everything": "seed of the network's first weights",
+}
+
+# Lightning's types would read a limit of 1, one batch, as 1.0, all of them, and have no precision `auto`.
+_LIMIT = "How many batches to take (1 is one), or which share of them (1.0 is all)."
+_OF_TRAINER: dict[str, tuple[Any, Any, str]] = {
+    **{f"limit_{part}_batches": (int | float | None, None, _LIMIT) for part in ("train", "val", "test", "predict")},
+    "precision": (int | str | None, None, "32-true, bf16-mixed, 16-mixed, or auto: what is faster here."),
 }
 
 
-def check_options(command: str, options: Namespace) -> None:
-    """UserError where an option of Lightning's cannot work, or would do something else than it says.
+class LightningParser(OneLineParser, LightningArgumentParser):
+    def format_help(self, *arguments: Any) -> str:
+        """Lightning's list of options without its usage, a hundred lines, behind the options that people use most. It
+        lacks those of lrec's own model, as they depend on the class that --model names."""
+        own = OneLineParser(usage=argparse.SUPPRESS, add_help=False)
+        own.add_class_arguments(SequentialRecommender, "model", skip={"optimizer"}, sub_configs=True)
+        own.add_class_arguments(Optimizer, "model.optimizer", sub_configs=True)
+        width = max(map(len, USED_MOST)) + 4
+        most = "\n".join(f"  {'--' + option:<{width}}{meaning}" for option, meaning in USED_MOST.items())
+        begins = f"usage: {self.prog} --config FILE ... [options]\n\nThe options that people use most:\n\n{most}\n"
+        self.usage = argparse.SUPPRESS
+        return f"{begins}\nAll options:\n\n{super().format_help(*arguments)}\n{own.format_help()}"
 
-    Args:
-        command: fit, validate, test or predict.
-        options: All of its options, parsed.
-    """
+
+def add_trainer(parser: LightningArgumentParser) -> None:
+    parser.add_class_arguments(
+        Trainer, "trainer", skip=set(_OF_TRAINER), instantiate=False, fail_untyped=False, sub_configs=True
+    )
+    assert parser.groups is not None
+    for name, (kind, default, meaning) in _OF_TRAINER.items():
+        parser.groups["trainer"].add_argument(f"--trainer.{name}", type=kind, default=default, help=meaning)
+
+
+def check_options(command: str, options: Namespace) -> None:
+    """UserError where an option of Lightning's cannot work with a command, or would do something else than it says."""
     trainer = options.trainer
     if not isinstance(options.seed_everything, bool):
         check_range("--seed_everything", options.seed_everything, at_least=0, at_most=2**32 - 1)
@@ -49,25 +100,24 @@ def check_options(command: str, options: Namespace) -> None:
         raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(precisions)}")
     if trainer.barebones:
         raise UserError("--trainer.barebones true: a run has checkpoints and figures, which it would leave out")
-    callbacks = [_class_or_name(each) for each in as_list(trainer.callbacks)]
+    kinds = [_class_or_name(each) for each in as_list(trainer.callbacks)]
     sharded = strategy == "fsdp2" or _is_a(strategy, FSDP2)
-    for kind in callbacks:
+    for kind in kinds:
         for refused, why in _NOT_LREC_S.items():
             if _is_a(kind, refused):
                 raise UserError(f"--trainer.callbacks {kind.__name__}: {why}")
-        if sharded and _is_a(kind, WeightAveraging):
+        if sharded and _is_a(kind, callbacks.WeightAveraging):
             raise UserError(
                 f"--trainer.callbacks {kind.__name__} averages no sharded parameters: --trainer.strategy ddp"
             )
-    timed = trainer.max_time is not None or any(_is_a(kind, Timer) for kind in callbacks)
+    timed = trainer.max_time is not None or any(_is_a(kind, callbacks.Timer) for kind in kinds)
     if command == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not timed:
         raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")
 
 
 def _check_processes(trainer: Namespace) -> None:
     """UserError where torchrun started another number of processes than the trainer has devices, if that is said."""
-    on_cpu = trainer.devices == "auto" and trainer.accelerator == "cpu"
-    devices = "1" if on_cpu else str(trainer.devices)
+    devices = "1" if trainer.devices == "auto" and trainer.accelerator == "cpu" else str(trainer.devices)
     started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
     if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
         raise UserError(
@@ -76,10 +126,16 @@ def _check_processes(trainer: Namespace) -> None:
         )
 
 
-def warnings_of(options: Namespace) -> list[str]:
+def warnings_of(options: Namespace, data: SequenceDataModule) -> list[str]:
     """What fit does with such options that its user may not expect, a line each."""
     trainer = options.trainer
     warnings = []
+    smaller = max(2 * data.max_len, data.U // MORE_STEPS)
+    if data.steps_per_epoch < FEW_STEPS and smaller < data.targets_per_step:
+        warnings.append(
+            f"an epoch has no more than {data.steps_per_epoch} of the optimizer's steps: "
+            f"--data.targets_per_step {smaller} would make it {-(-data.U // smaller)}"
+        )
     if trainer.limit_val_batches is not None and is_partial(trainer.limit_val_batches):
         warnings.append(
             f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint"

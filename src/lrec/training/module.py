@@ -3,6 +3,7 @@
 Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list length.
 """
 
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrec.checkpoint.trained import refuse_other_network
 from lrec.common import cpu_threads
+from lrec.common.hardware import keep_freed_memory
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.data.datamodule import SequenceDataModule
@@ -28,22 +30,19 @@ from lrec.evaluation.evaluator import Evaluator
 from lrec.evaluation.metrics import KS, Metric, with_own
 from lrec.model import parallelize
 from lrec.model.blocks import check_parts
-from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig
-from lrec.model.item_vectors import Use, initial_parameters, read_item_vectors, read_width
+from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
+from lrec.model.item_vectors import Use, initial_parameters, read_width, vectors_of
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
-from lrec.model.sharded_table import Table, whole
+from lrec.model.sharded_table import Table, local_range, whole
 from lrec.options.objects import from_config
-from lrec.ranking.best_items import TopItems
 from lrec.ranking.scoring import Scores, score, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
-from lrec.training.process import ProcessSetup
 from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
-from lrec.training.stored_model import StoredModel
-from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
+from lrec.training.stored_model import StoredModel, begin_from
+from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, seed_dropout, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
-from lrec.training.warm_start import begin_from
 
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
 Result = TypeVar("Result")
@@ -64,7 +63,7 @@ class SequentialRecommender(StoredModel):
         heads: int | None = None,
         dropout: Dropout = Dropout(),  # noqa: B008 (frozen)
         architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
-        mup: MuP | None = None,
+        parametrisation: Parametrisation = "standard",
         loss: Loss = FullSoftmax(),  # noqa: B008 (frozen)
         optimizer: OptimizerConfig | OfParameters = Optimizer(),  # noqa: B008 (frozen)
         top_k: int = 10,
@@ -85,7 +84,8 @@ class SequentialRecommender(StoredModel):
             heads: Attention heads, instead of size.
             dropout: Dropout rates; those of the blocks run linearly over depth.
             architecture: What a block is made of.
-            mup: Maximal-update parametrisation over width and depth; null for the standard one.
+            parametrisation: scaled: the best learning rate of a small network is that of wider and deeper ones; standard:
+                one rate for all parameters, whatever the shape.
             loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq), GBCE (negatives,
                 calibration), or a Loss of your own. Evaluation is over the whole catalogue whatever this is.
             optimizer: AdamW and its schedule, and SGD after it where there is a switch; a class of torch.optim, with a
@@ -106,15 +106,10 @@ class SequentialRecommender(StoredModel):
         self.save_hyperparameters(logger=False)  # those of a subclass too
         self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)
-        self.dropout = dropout
-        self.architecture = architecture
-        self.mup = mup
-        self.loss = loss
-        self.optimizer = optimizer
-        self.top_k = top_k
-        self.exclude_seen = exclude_seen
-        self.checkpoint_activations = checkpoint_activations
-        self.compile_blocks = compile_blocks
+        self.dropout, self.architecture, self.parametrisation = dropout, architecture, parametrisation
+        self.loss, self.optimizer = loss, optimizer
+        self.top_k, self.exclude_seen = top_k, exclude_seen
+        self.checkpoint_activations, self.compile_blocks = checkpoint_activations, compile_blocks
         self.warm_start = warm_start
         if warm_start is not None and item_vectors is not None:
             raise UserError("give model.warm_start or model.item_vectors, not both")
@@ -128,7 +123,7 @@ class SequentialRecommender(StoredModel):
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
         """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
-        shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.mup)
+        shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.parametrisation)
         if self.item_vectors is None or self.item_vectors_use == "initial":
             return shape
         width = self._trained["vector_width"] if self._trained is not None else read_width(self.item_vectors)
@@ -164,17 +159,21 @@ class SequentialRecommender(StoredModel):
         rows, longest = items_BL.shape
         last_B = torch.arange(rows, device=items_BL.device) * longest - 1
         last_B += longest if lengths_B is None else lengths_B
-
-        def head(hidden_BD: Tensor, table: Table) -> Tensor:
-            return hidden_BD @ whole(table).T
-
-        scores_BV: Tensor = self.net(items_BL, head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL)
+        given = {"positions_M": last_B, "times_BT": times_BT, "events_BL": events_BL}
+        scores_BV: Tensor = self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
         return scores_BV
 
     def setup(self, stage: str) -> None:
-        """Settle where an epoch ends."""
+        """Settle where an epoch ends. Let batches on a CPU have the memory that those before have freed. Spare garbage
+        collection what is imported by now, which takes two thirds of the time of logging an evaluation."""
+        gc.freeze()
+        if cpu_threads.is_cpu(self.trainer.strategy.root_device):
+            keep_freed_memory()
         if stage == "fit":
             end_with_a_step(self.trainer, self.data.steps_per_epoch)
+
+    def teardown(self, stage: str) -> None:
+        gc.unfreeze()
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
@@ -198,8 +197,10 @@ class SequentialRecommender(StoredModel):
         if loaded is not None:
             parallelize.fill(self.net, loaded)
         elif self.item_vectors is not None:
-            vectors_VW, self._new_items = read_item_vectors(self.item_vectors).of_catalogue(self.item_ids)
-            parallelize.fill(self.net, initial_parameters(self.net, vectors_VW, self.item_vectors_use, seed))
+            rows = local_range(next(iter(self.net.items.by_item().values())))
+            vectors_HW, self._new_items = vectors_of(self.item_vectors, self.item_ids, rows)
+            begins = initial_parameters(self.net, vectors_HW, self.item_vectors_use, seed)
+            parallelize.fill(self.net, begins, whole=False)
         elif self.warm_start is not None and self.trainer.state.fn == "fit":
             rank_zero_only(print)(
                 begin_from(self.warm_start, self.net, self.item_ids, self.data.store.event_types, seed)
@@ -233,12 +234,13 @@ class SequentialRecommender(StoredModel):
         super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What sets the process up, and what makes the optimizer's switch, where there is one."""
+        """What makes the optimizer's switch, where there is one."""
         switches = isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None
-        return [ProcessSetup(), *([OptimizerSwitch()] if switches else [])]
+        return [OptimizerSwitch()] if switches else []
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """Free the last step's gradients, which Lightning would keep until those of this step are made."""
+        seed_dropout(self.trainer, self.data.seed, self.device)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
 
@@ -264,9 +266,8 @@ class SequentialRecommender(StoredModel):
         return loss_sum
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
-        """Log the mean training loss over all targets since it was last logged and the next step's learning rate, the
-        largest of all parameter groups; stop a run whose loss is not finite. Only when Lightning logs, to spare a sync
-        per step."""
+        """Log the mean training loss since it was last logged and the next step's learning rate, the largest of all
+        parameter groups; only when Lightning logs, to spare a sync per step."""
         if logs_now(self.trainer, batch_idx):
             train_loss = self._since_logged.mean(self)
             self.log("train/loss", train_loss, prog_bar=True)
@@ -280,14 +281,12 @@ class SequentialRecommender(StoredModel):
             self.train_loss = self._since_evaluation.mean(self)
 
     def on_test_start(self) -> None:
-        """Begin an evaluation."""
         own = type(self.data).test_dataloader is SequenceDataModule.test_dataloader
         loader = self.trainer.test_dataloaders
         keep = own and loader is not None and self.trainer.num_test_batches == [len(loader)]
         self._evaluator.begin("test", self.data, self.counts_V, keep=keep)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        """Score the targets of validation or test."""
         # One process on a CPU: each core computes rows of its own faster than all cores each small operation.
         apart = isinstance(self.trainer.strategy, SingleDeviceStrategy) and not self.compile_blocks
         parts = batch.parts(torch.get_num_threads()) if apart and cpu_threads.is_cpu(self.device) else [batch]
@@ -297,41 +296,34 @@ class SequentialRecommender(StoredModel):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation figures."""
         self._log_evaluation("val")
         self._stop_if_diverged(self.evaluations["val"]["loss"])
 
     def on_test_epoch_end(self) -> None:
-        """Log the test figures."""
         self._log_evaluation("test")
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
         """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
         (logits)."""
         seen = slice(None if self.exclude_seen else 0)
-
-        def head(hidden_MD: Tensor, table: Table) -> TopItems:
-            return top_items(hidden_MD, table, batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
-
-        best = self._at_targets(batch, head)
-        real_M = batch.weights_M > 0  # not the filler rows of a batch
-        users_M, items_MK, scores_MK = (
-            part[real_M].cpu().numpy() for part in (batch.users_M, best.items_BK, best.scores_BK)
-        )
+        given = (batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
+        best = self._at_targets(batch, lambda hidden_MD, table: top_items(hidden_MD, table, *given))
+        parts, real_M = (
+            (batch.users_M, best.items_BK, best.scores_BK),
+            batch.weights_M > 0,
+        )  # not the batch's filler rows
+        users_M, items_MK, scores_MK = (part[real_M].cpu().numpy() for part in parts)
         lists = lists_of(self.item_ids, items_MK, scores_MK)
         return pl.DataFrame({"user": self.data.raw_user_ids.gather(users_M), **lists})
 
     def _scored(self, batch: EvalBatch) -> Scores:
-        def head(hidden_MD: Tensor, table: Table) -> Scores:
-            return score(hidden_MD, table, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
-
-        return self._at_targets(batch, head)
+        given = (batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
+        return self._at_targets(batch, lambda hidden_MD, table: score(hidden_MD, table, *given))
 
     def _at_targets(self, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
         """`head` of the hidden states before the batch's targets, and of the item table."""
-        result: Result = self.net(
-            batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL
-        )
+        times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
+        result: Result = self.net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
         return result
 
     def _log_evaluation(self, stage: str) -> None:

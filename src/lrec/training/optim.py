@@ -60,10 +60,6 @@ class Switch:
         check_range("optimizer.switch.momentum", self.momentum, at_least=0, below=1)
         check_range("optimizer.switch.final_lr", self.final_lr, at_least=0, at_most=1)
 
-    def due(self, total_steps: int) -> int:
-        """The step of `total_steps` at which SGD begins, whether or not the loss has converged; at least 1."""
-        return max(round(self.latest * total_steps), 1) if self.at is None else self.at
-
 
 class OptimizerConfig(ABC):
     """An optimizer and its schedule, before there is anything to optimize."""
@@ -134,7 +130,9 @@ class Optimizer(OptimizerConfig):
 
     def build(self, net: Transformer, total_steps: int) -> "tuple[AdamWThenSGD, LambdaLR]":
         """The optimizer and its scheduler, which must step once per optimizer step."""
-        switch = self.switch
+        switch, due = self.switch, 0
+        if switch is not None:
+            due = max(round(switch.latest * total_steps), 1) if switch.at is None else switch.at
         if switch is not None and switch.at is not None and switch.at >= total_steps:
             raise UserError(f"optimizer.switch.at {switch.at}: the run has only {counted(total_steps, 'step')}")
         if self.touched_rows:
@@ -159,14 +157,15 @@ class Optimizer(OptimizerConfig):
             lr=self.lr,
             betas=self.betas,
             switch=switch,
-            due=switch.due(total_steps) if switch else 0,
+            due=due,
         )
 
         def factor_of(index: int) -> Callable[[int], float]:
             """A group's rate as a share of its first one, which is AdamW's; looked up, as loading replaces groups."""
 
             def factor(step: int) -> float:
-                group, began = optimizer.param_groups[index], optimizer.sgd_scheduled_from
+                group = optimizer.param_groups[index]
+                began = group["sgd_scheduled_from"]  # where the schedule stood: not at `sgd_from` where it follows time
                 if switch is None or began is None:
                     return self.lr_factor(step, total_steps)
                 fall = _fall(switch.decay, switch.final_lr, step - began, total_steps - began)
@@ -207,26 +206,18 @@ class AdamWThenSGD(AdamW):
         step: int | None = self.param_groups[0]["sgd_from"]
         return step
 
-    @property
-    def sgd_scheduled_from(self) -> int | None:
-        """Where the schedule of the rate stood then: at the same step, but where it follows time."""
-        step: int | None = self.param_groups[0]["sgd_scheduled_from"]
-        return step
-
     def phase_of(self, steps: int) -> Literal["adamw", "sgd"]:
         """What took the last of the first `steps` steps."""
         return "sgd" if self.sgd_from is not None and steps > self.sgd_from else "adamw"
 
     @torch.no_grad()
     def begin_sgd(self, step: int, scheduled: int | None = None) -> None:
-        """Take the next step, whose number from 0 is `step`, and all later ones by SGD; not before AdamW's first.
-
-        The schedule of the rate stands at `scheduled`, by default at that step.
-        """
+        """Take the next step, whose number from 0 is `step`, and all later ones by SGD; not before AdamW's first. The
+        schedule of the rate stands at `scheduled`, by default at that step."""
         assert self.sgd_from is None, "the switch is made once"
+        scheduled = step if scheduled is None else scheduled
         for group in self.param_groups:
-            scheduled_from = step if scheduled is None else scheduled
-            group |= {"sgd_from": step, "sgd_scheduled_from": scheduled_from, "lr": group["sgd_lr"]}
+            group |= {"sgd_from": step, "sgd_scheduled_from": scheduled, "lr": group["sgd_lr"]}
             for parameter in group["params"]:
                 if parameter in self.state:
                     self.state[parameter]["exp_avg"].zero_()
@@ -265,7 +256,6 @@ class AdamWThenSGD(AdamW):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Begin again without gradients."""
         super().zero_grad(set_to_none)
         for group in self.param_groups:
             for parameter in group["params"]:

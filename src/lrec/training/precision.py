@@ -25,14 +25,7 @@ ITEMS, ROWS, LENGTH = 4096, 8, 32
 
 
 def decided(kind: Kind) -> Precision:
-    """The precision that trains faster on this machine; measured once, here or by the process that started this one.
-
-    Args:
-        kind: What trains.
-
-    Raises:
-        UserError: a GPU is to train, and this machine has none to be measured.
-    """
+    """The precision that trains faster on this machine; measured once, here or by the process that started this one."""
     if DECIDED not in os.environ:
         if kind == "cuda" and not torch.cuda.is_available():
             raise UserError(

@@ -4,13 +4,15 @@ With --trainer.max_time the schedule follows the time, so that warm-up and decay
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lrec.training.monitor import mode_of
+from lrec.errors import UserError
+from lrec.evaluation.metrics import METRICS, Metric, best_is, metric_names
 from lrec.training.optim import AdamWThenSGD, Switch
 
 # Steps of a schedule that has time alone for its limit: more than a run takes, so that time is what moves it.
@@ -23,23 +25,16 @@ def schedule_steps(trainer: Trainer) -> int:
 
 
 def schedule_position(trainer: Trainer) -> int | None:
-    """How far the schedule is, in its own steps: as far as the steps or the time, whichever is nearer to its end.
-
-    The same on every process. None where time is no limit.
-    """
-    share = _share_of_time(trainer)
+    """How far the schedule is, in its own steps: as far as the steps or the time, whichever is nearer to its end. The
+    same on every process; None where time is no limit."""
+    share = share_of_time(trainer)
     if share is None:
         return None
     by_time: int = trainer.strategy.broadcast(int(share * schedule_steps(trainer)))
     return max(trainer.global_step, by_time)
 
 
-def time_is_over(trainer: Trainer) -> bool:
-    """Whether a limit of time is reached."""
-    return _share_of_time(trainer) == 1
-
-
-def _share_of_time(trainer: Trainer) -> float | None:
+def share_of_time(trainer: Trainer) -> float | None:
     """How much of the time that is allowed has been spent, from 0 to 1; None where it has no limit."""
     shares = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -50,24 +45,23 @@ def _share_of_time(trainer: Trainer) -> float | None:
 
 
 class OptimizerSwitch(Callback):
-    """Make the switch that the optimizer is configured for: once val/loss has converged, or when it is due."""
+    """Make the switch that the optimizer is configured for: once val/loss has converged, or when it is due. The phase
+    itself is the optimizer's."""
 
     def __init__(self) -> None:
         self.best = math.inf
         self.waited = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Switch before the first micro-batch of the step at which it is due."""
-        optimizer, switch = _switching(trainer)
-        done = _scheduled(trainer) if switch.at is None else trainer.global_step
+        optimizer, switch, scheduled = _switching(trainer)
+        done = scheduled if switch.at is None else trainer.global_step
         if optimizer.sgd_from is None and done >= optimizer.due:
-            optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
+            optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Switch after as many evaluations without improvement as patience says."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        optimizer, switch = _switching(trainer)
+        optimizer, switch, scheduled = _switching(trainer)
         if switch.at is not None or optimizer.sgd_from is not None:
             return
         loss = float(trainer.callback_metrics["val/loss"])
@@ -77,15 +71,31 @@ class OptimizerSwitch(Callback):
             self.waited += 1
         # One decision for all ranks, whatever the last bit of a reduced loss.
         if trainer.strategy.reduce_boolean_decision(self.waited >= switch.patience, all=False):
-            optimizer.begin_sgd(trainer.global_step, _scheduled(trainer))
+            optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far convergence is; the phase itself is the optimizer's."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
         self.best, self.waited = state_dict["best"], state_dict["waited"]
+
+
+def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metric] = METRICS) -> str:
+    """`mode`, or what follows from the metric's name, and min where nothing does; UserError where the two contradict
+    each other."""
+    best = best_is(monitor.removeprefix("val/"), metrics)
+    if best is None:
+        return mode or "min"
+    if mode not in (None, best):
+        raise UserError(f"{option}.mode {mode}: the best {monitor} is its {best}; {option}.mode null does without")
+    return best
+
+
+def check_monitored(monitor: str, option: str, metrics: Sequence[Metric]) -> None:
+    """UserError where there is no such metric, or neither end of it is the best."""
+    monitored = [f"val/{name}" for name in metric_names(metrics) if best_is(name, metrics) is not None]
+    if monitor not in monitored:
+        raise UserError(f"{option}.monitor {monitor}: choose one of {', '.join(monitored)}")
 
 
 class StopAfterSwitch(EarlyStopping):
@@ -116,22 +126,11 @@ class StopAfterSwitch(EarlyStopping):
             **options,
         )
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the evaluation, unless AdamW reached it and SGD is still to come."""
-        if not _awaits_sgd(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the evaluation, unless AdamW reached it and SGD is still to come."""
-        if not _awaits_sgd(trainer):
-            super().on_validation_end(trainer, pl_module)
-
-
-def _awaits_sgd(trainer: Trainer) -> bool:
-    if trainer.state.fn != TrainerFn.FITTING:
-        return False
-    (optimizer,) = trainer.optimizers
-    return isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None and phase(trainer) == "adamw"
+    def _should_skip_check(self, trainer: Trainer) -> bool:
+        if super()._should_skip_check(trainer):
+            return True
+        (optimizer,) = trainer.optimizers
+        return isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None and phase(trainer) == "adamw"
 
 
 def phase(trainer: Trainer) -> str:
@@ -142,15 +141,9 @@ def phase(trainer: Trainer) -> str:
     return type(optimizer).__name__.lower()
 
 
-def _scheduled(trainer: Trainer) -> int:
-    """Where the schedule of the rate stands."""
-    (config,) = trainer.lr_scheduler_configs
-    position: int = config.scheduler.last_epoch
-    return position
-
-
-def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, Switch]:
-    (optimizer,) = trainer.optimizers
+def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, Switch, int]:
+    """The optimizer, its switch, and where the schedule of the rate stands."""
+    (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
     assert isinstance(optimizer, AdamWThenSGD)
     assert optimizer.switch is not None
-    return optimizer, optimizer.switch
+    return optimizer, optimizer.switch, config.scheduler.last_epoch

@@ -1,4 +1,7 @@
-"""What a checkpoint says of a model, which checkpoints it takes, and the model from one alone."""
+"""What a checkpoint says of a model, which checkpoints it takes, the model from one alone, and one that begins with it.
+
+Shape suffixes: V catalogue, H rows held here, P rows of the old catalogue, D width.
+"""
 
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -8,11 +11,12 @@ from typing import Any, Self
 import polars as pl
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, distributed
 
 from lrec.checkpoint.format import ITEMS
-from lrec.checkpoint.reading import read
+from lrec.checkpoint.reading import agreed, mapped, read
 from lrec.checkpoint.trained import (
+    Trained,
     build_network,
     check_finite,
     check_parameters,
@@ -23,25 +27,24 @@ from lrec.checkpoint.trained import (
 )
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
+from lrec.model import parallelize
 from lrec.model.config import TransformerConfig
+from lrec.model.item_table import OWN_ROWS, VECTORS
 from lrec.model.item_vectors import NewItems, refuse_other_vectors
-from lrec.model.sharded_table import local_rows
+from lrec.model.sharded_table import local_range, local_rows
 from lrec.model.transformer import Transformer
 from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.objects import all_as_plain, from_plain
+from lrec.serving.export import file_of, shape_of
+from lrec.serving.export import read as read_exported
 from lrec.training.optim import OfParameters, OptimizerConfig
 from lrec.training.tally import LossSum
 
+AT_ONCE = 2**16  # rows of an old table
+
 
 class StoredModel(LightningModule):
-    """The half of `SequentialRecommender` that checkpoints know.
-
-    Attributes:
-        D: Targets trained on.
-        flops: Spent on those.
-        diverged: Whether a loss was not finite.
-        item_ids: Raw id of each item of the catalogue.
-    """
+    """The half of `SequentialRecommender` that checkpoints know."""
 
     net: Transformer
     config: TransformerConfig
@@ -50,15 +53,14 @@ class StoredModel(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.D = 0
-        self.flops = 0
-        self.diverged = False
+        self.D = 0  # targets trained on
+        self.flops = 0  # spent on those
+        self.diverged = False  # whether a loss was not finite
         self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._new_items: NewItems | None = None
         self._since_evaluation = LossSum()
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
-        """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
         raise NotImplementedError
 
     @property
@@ -146,3 +148,67 @@ class StoredModel(LightningModule):
     def _items_as_tensors(self) -> dict[str, Tensor]:
         new = None if self.config.vector_width is None else self._new_items
         return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
+
+
+def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_names: list[str], seed: int) -> str:
+    """Give `net` the parameters of a trained network of the same shape; says what became of the items.
+
+    An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
+    draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
+    mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
+    for pretrained language models"). All else is taken over as it is. The optimizer starts from the beginning.
+    """
+    stored, pieces = _open(file_of(Path(path)))
+    shape = shape_of(stored, Path(path))
+    mine, theirs = net.config.to_dict(), shape.to_dict()
+    for name in mine.keys() - {"n_items"}:
+        if mine[name] != theirs[name]:
+            raise UserError(
+                f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
+            )
+    if event_names and stored.about["event_names"] != event_names:
+        known, given = (", ".join(names) for names in (stored.about["event_names"], event_names))
+        raise UserError(f"model.warm_start {path} knows the types of event {known}, the data have {given}")
+    # It names the classes that the config names, and no others.
+    with torch.device("meta"):
+        expected = Transformer(shape).state_dict()
+    table = expected.pop(OWN_ROWS)
+    check_parameters(stored.parameters, expected, path)
+    check_finite(stored.parameters, path)
+    place_of = pl.DataFrame({"id": stored.item_ids}).with_row_index("place")
+    place_V = pl.DataFrame({"id": raw_ids}).join(place_of, "id", "left", maintain_order="left")["place"].fill_null(-1)
+    own, size = local_range(net.items.weight), torch.Size((len(raw_ids), shape.width))
+    place_H = torch.from_numpy(place_V.cast(pl.Int64).to_numpy(writable=True)[own])
+    rows_HD = net.draw_(torch.empty(len(place_H), shape.width), OWN_ROWS, size, seed, own.start)
+    sum_D, begin = torch.zeros(shape.width, dtype=torch.float64), 0
+    for piece_PD in (part for piece in pieces for part in piece.split(AT_ONCE)):
+        check_parameters({OWN_ROWS: piece_PD[:0]}, {OWN_ROWS: table[:0]}, path)
+        sum_D += piece_PD.sum(0, dtype=torch.float64)
+        here_H = (place_H >= begin) & (place_H < begin + len(piece_PD))
+        rows_HD[here_H] = piece_PD[place_H[here_H] - begin].float()
+        begin += len(piece_PD)
+    mean_D = (sum_D / begin).float()
+    check_finite({OWN_ROWS: mean_D}, path)  # as the whole table is
+    rows_HD[place_H < 0] += mean_D
+    parallelize.fill(net, stored.parameters)
+    parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
+    kept = int((place_V >= 0).sum())
+    new, gone = len(raw_ids) - kept, begin - kept
+    return f"warm start from {path}: {kept} items keep their embeddings, {new} are new, {gone} are gone"
+
+
+def _open(file: Path) -> tuple[Trained, list[Tensor]]:
+    """A trained network without its item table, and the table's rows in order, which lie on the disk."""
+    stored = None
+    if file.suffix != ".safetensors":
+        first = not distributed.is_initialized() or distributed.get_rank() == 0
+
+        def rows(name: str, n: int) -> slice:
+            return slice(0, 0 if name.endswith(OWN_ROWS) else n)
+
+        stored = trained_in(agreed(lambda: read(file, rows, optimizer=False, verify=first)))
+    if stored is not None and VECTORS not in stored.parameters:
+        del stored.parameters[OWN_ROWS]
+        return stored, mapped(file, f"net.{OWN_ROWS}")
+    stored = read_exported(file)  # mapped itself; a table that is made of vectors is not
+    return stored, [stored.parameters.pop(OWN_ROWS)]

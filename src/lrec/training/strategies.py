@@ -17,22 +17,29 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
 from lrec.checkpoint.background import IN_BACKGROUND, Saver, copy_fits
-from lrec.checkpoint.reading import read
+from lrec.checkpoint.reading import read_together
 from lrec.checkpoint.writing import Save, shard_names
 from lrec.errors import UserError
 from lrec.model.parallelize import Sharding, drop_gathered, sharded_like
-from lrec.model.sharded_table import local_range, local_rows
+from lrec.model.sharded_table import gloo_group, local_range, local_rows
+
+# How long processes wait for one that may be lost; longer than any does alone what the others wait for, such as a save.
+PATIENCE_MINUTES = 10.0
+
+
+def is_loss_of_a_process(error: BaseException) -> bool:
+    """Whether it says that another process of the run does not answer any more."""
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def check_strategy(chosen: str | type) -> None:
     """UserError where a strategy, named or by its class, would not train lrec's network: others leave it unsharded,
     without synchronised gradients, or cannot save it."""
     if isinstance(chosen, str):
-        fits = chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
+        name, fits = chosen, chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
     else:
-        fits = issubclass(chosen, SingleDeviceStrategy | DDPStrategy | FSDP2)
+        name, fits = chosen.__name__, issubclass(chosen, SingleDeviceStrategy | DDPStrategy | FSDP2)
     if not fits:
-        name = chosen if isinstance(chosen, str) else chosen.__name__
         raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
 
 
@@ -45,7 +52,6 @@ class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints of strategies that hold the whole network in every process: files are written, both forms read."""
 
     def __init__(self) -> None:
-        """Nothing is being saved."""
         self.saver = Saver()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -54,14 +60,12 @@ class CheckpointFiles(TorchCheckpointIO):
         self.saver.start(Save(Path(path), checkpoint, background and copy_fits(checkpoint)), background)
 
     def teardown(self) -> None:
-        """Leave nothing half-written."""
         self.saver.join()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a file or a folder."""
-        return read(Path(path))
+        return read_together(Path(path))
 
 
 def saver_of(trainer: Trainer) -> Saver | None:
@@ -85,7 +89,7 @@ class FSDP2(ModelParallelStrategy):
         self,
         shard_group: int | None = None,
         param_dtype: Literal["bfloat16"] | None = None,
-        timeout_minutes: float = 30.0,
+        timeout_minutes: float = PATIENCE_MINUTES,
     ) -> None:
         """Choose how parameters are spread.
 
@@ -95,13 +99,13 @@ class FSDP2(ModelParallelStrategy):
             param_dtype: Type to compute in, with float32 parameters and reductions. Null: that of the parameters.
             timeout_minutes: How long a process waits for the others before it gives up.
         """
-        super().__init__(timeout=timedelta(minutes=timeout_minutes))
+        self.patience = timedelta(minutes=timeout_minutes)
+        super().__init__(timeout=self.patience)
         self.shard_group = shard_group
         self.param_dtype = param_dtype
         self.saver = Saver()
 
     def setup_environment(self) -> None:
-        """Start the process group and lay out the mesh."""
         processes = self.num_nodes * self.num_processes
         group = processes if self.shard_group is None else self.shard_group
         if group < 1 or processes % group:
@@ -113,23 +117,19 @@ class FSDP2(ModelParallelStrategy):
             del shape["replicate"]
         mesh = init_device_mesh(self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
         self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
-        # Over gloo, so that a save never waits for a GPU.
-        self.saver = Saver(distributed.new_group(backend="gloo"))
+        for name in shape if len(shape) > 1 else ():  # groups of their own, of the default's patience
+            distributed.distributed_c10d._set_pg_timeout(self.patience, mesh.get_group(name))
+        self.saver = Saver(gloo_group())
 
     def setup(self, trainer: Trainer) -> None:
         """Keep evaluation out of inference mode: what it gathers may still be there for the next training step."""
-        for loop in (
-            trainer.fit_loop.epoch_loop.val_loop,
-            trainer.validate_loop,
-            trainer.test_loop,
-            trainer.predict_loop,
-        ):
+        loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+        for loop in loops:
             loop.inference_mode = False
         super().setup(trainer)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Lightning restores first the model, then the optimizer."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -139,7 +139,6 @@ class FSDP2(ModelParallelStrategy):
         return self.lightning_module.state_dict()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The optimizer's own state, with DTensors."""
         return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -147,8 +146,8 @@ class FSDP2(ModelParallelStrategy):
         path, token = self.broadcast((str(filepath), secrets.token_hex(4)))
         background = storage_options == IN_BACKGROUND
         copied = background and copy_fits(checkpoint, self.num_processes)
-        shards = shard_names(token, self.world_size)
-        self.saver.start(Save(Path(path), checkpoint, copied, shards, self.global_rank), background)
+        save = Save(Path(path), checkpoint, copied, shard_names(token, self.world_size), self.global_rank)
+        self.saver.start(save, background)
 
     def on_exception(self, exception: BaseException) -> None:
         """Ask no other process any more: it may be gone."""
@@ -156,7 +155,6 @@ class FSDP2(ModelParallelStrategy):
         super().on_exception(exception)
 
     def teardown(self) -> None:
-        """Leave nothing half-written."""
         self.saver.join()
         super().teardown()
 
@@ -165,7 +163,7 @@ class FSDP2(ModelParallelStrategy):
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        return read(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
+        return read_together(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
 
     def _local_range(self, name: str, n: int) -> slice:
         """The rows, of n, that this process holds of a checkpoint's tensor."""
@@ -180,25 +178,20 @@ class FSDP2(ModelParallelStrategy):
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over this process's rows of every parameter."""
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         for name, parameter in self.lightning_module.state_dict().items():
             local_rows(parameter).copy_(checkpoint["state_dict"][name])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take over the optimizer's state, sharded as the parameters it belongs to."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = _parameters_of(optimizer)
             state = {
-                index: {
-                    key: sharded_like(rows, parameters[index]) if rows.ndim else rows for key, rows in entry.items()
-                }
+                index: {k: sharded_like(rows, parameters[index]) if rows.ndim else rows for k, rows in entry.items()}
                 for index, entry in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
 
 
 def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
-    """By the numbers that an optimizer's state has for them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

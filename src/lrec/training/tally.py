@@ -1,4 +1,6 @@
-"""What a run has trained on: its loss over the targets of all processes, what a step costs, and where steps end."""
+"""A run's steps: their loss over the targets of all processes, what they cost, where they end, their dropout's seed."""
+
+import hashlib
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,11 +17,9 @@ class LossSum:
     """A training loss summed over this rank's targets; on its device, until somebody asks."""
 
     def __init__(self, loss_sum: Tensor | None = None, targets: int = 0) -> None:
-        self.loss_sum = loss_sum
-        self.targets = targets
+        self.loss_sum, self.targets = loss_sum, targets
 
     def add(self, loss_sum: Tensor, targets: int) -> None:
-        """Add the sum over so many more targets."""
         self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
         self.targets += targets
 
@@ -66,3 +66,14 @@ def logs_now(trainer: Trainer, batch_idx: int) -> bool:
     """Whether Lightning writes what is logged at the end of this micro-batch: every log_every_n_steps steps."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return ends_step(trainer, batch_idx) and every > 0 and trainer.global_step % every == 0
+
+
+def seed_dropout(trainer: Trainer, seed: int, device: torch.device) -> None:
+    """Seed dropout from (seed, micro-step, rank), so that a resumed run drops what the undisturbed one would:
+    checkpoints do not hold the generators' state."""
+    key = f"{seed}/{trainer.fit_loop.total_batch_idx}/{trainer.global_rank}".encode()
+    drawn = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+    # torch.manual_seed would seed every kind of device, and keep a stack trace for each that is not in use.
+    torch.default_generator.manual_seed(drawn)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(drawn)

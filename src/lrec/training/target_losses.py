@@ -1,8 +1,8 @@
 """The loss of a trained run on each held-out target, and its noise: `python -m lrec.training.target_losses RUN`.
 
 A user of the split has one test target; those with a trajectory have its items too, each predicted from the true items
-before it. Their mean is less noisy, and losses by user allow sizes to be compared in pairs. Where thousands of users
-have trajectories, those of some are enough: each costs as much as ten tests.
+before it. Their mean is less noisy, and losses by user allow sizes to be compared in pairs. Trajectories of thousands
+of users are enough: each costs as much as ten tests.
 
 Shape suffixes: C targets, U users with a target.
 """
@@ -27,10 +27,8 @@ MOST_TRAJECTORIES = 10_000
 
 
 def main(folder: Path) -> None:
-    """Write RUN/target_losses.parquet (user, step, loss) and add means and standard errors to the run's best point.
-
-    step is 0 for a test target, 1, 2, ... along the trajectory. Targets outside the catalogue are left out.
-    """
+    """Write RUN/target_losses.parquet, and means and standard errors into the run's best point. The column step is 0
+    for a test target, 1, 2, ... along the trajectory. Targets outside the catalogue are left out."""
     run = Run(folder)
     module = datamodule_of(run.config.options)
     module.prepare_data()
@@ -55,11 +53,8 @@ def main(folder: Path) -> None:
 
 
 def targets(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """User and position of the test targets, and of the trajectories of the same users, of `MOST_TRAJECTORIES` at most.
-
-    Where they are fewer than all, they are drawn by a fixed seed: the same for every run of a study. Where only some
-    types of event are targets (`data.target_events`), other items of a trajectory are none.
-    """
+    """User and position of the test targets, and of the trajectories of the same users, of `MOST_TRAJECTORIES` at most,
+    drawn by a fixed seed for every run of a study. Items whose type of event is no target's are left out."""
     test = split.test_targets
     users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
     users_U = np.sort(np.random.default_rng(0).permutation(users_U)[:MOST_TRAJECTORIES])
@@ -67,10 +62,8 @@ def targets(split: Split) -> tuple[np.ndarray, np.ndarray]:
     lengths_U = ends_U - split.trajectory_U[users_U]
     items = Targets(np.repeat(users_U, lengths_U), ranges(split.trajectory_U[users_U], lengths_U))
     may_T = split.may_be_targets(items)
-    return (
-        np.concatenate([test.users_T, items.users_T[may_T]]),
-        np.concatenate([test.positions_T, items.positions_T[may_T]]),
-    )
+    users_T = np.concatenate([test.users_T, items.users_T[may_T]])
+    return users_T, np.concatenate([test.positions_T, items.positions_T[may_T]])
 
 
 if __name__ == "__main__":

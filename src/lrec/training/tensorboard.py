@@ -38,22 +38,17 @@ COMPARED = (
 
 
 def tag_of(name: str) -> str:
-    """What a figure is called in TensorBoard."""
     return name if name in FIRST else f"{REST}{name}"
 
 
 class RunLogger(TensorBoardLogger):
-    """Writes the curves of a run into its folder; those that are not among the `FIRST` behind the prefix `REST`.
-
-    Only the tags in TensorBoard have the prefix: callbacks, points.jsonl and other loggers know the plain names.
-    """
+    """Writes the curves of a run into its folder; those that are not among the `FIRST` behind the prefix `REST`, which
+    callbacks, points.jsonl and other loggers do not know."""
 
     def __init__(self, folder: str) -> None:
-        """Write into this folder."""
         super().__init__(folder, name="", version="", default_hp_metric=False)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write each figure under its tag."""
         super().log_metrics({tag_of(name): value for name, value in metrics.items()}, step)
 
 
@@ -122,14 +117,12 @@ class ItemProjector(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write RUN/projector/ and RUN/projector_config.pbtxt, which names it."""
-        kept = best_of(trainer)
-        best = "" if kept is None else kept.best_model_path
-        if self.items == 0 or not best:
+        kept, run = best_of(trainer), Path(trainer.default_root_dir)
+        if self.items == 0 or kept is None or not kept.best_model_path:
             return
-        run = Path(trainer.default_root_dir)
         table = recommender(pl_module).data.item_table()
         table = table.sort("count", "item", descending=[True, False]).head(self.items)
-        parameters = trained_in(read(Path(best), optimizer=False)).parameters
+        parameters = trained_in(read(Path(kept.best_model_path), optimizer=False, verify=False)).parameters
         vectors = whole_table(parameters).float().numpy()[table["item"].to_numpy()]
         shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
         if self.names is not None:

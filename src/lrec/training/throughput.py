@@ -13,13 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import write_json
-from lrec.data.batching.train_batches import TrainBatch
 from lrec.training.callbacks import Announcer
 from lrec.training.module import recommender
 from lrec.training.strategies import precision_of
 from lrec.training.tally import logs_now
 
-GIB = 2**30
 # Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
@@ -30,33 +28,19 @@ NOMINAL = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12,
 
 @dataclass(frozen=True)
 class Rate:
-    """The speed of a part of training; evaluation and saving do not count, waiting for data does.
+    """The speed of a part of training; evaluation and saving do not count, waiting for data does."""
 
-    Attributes:
-        targets_per_s: Real targets per second, over all ranks.
-        real_share: Share of the positions of this rank's batches that are real, not padding.
-        flops_per_s: FLOPs of forward and backward per second, over all ranks: blocks, attention, head.
-        mfu: Model FLOPs utilisation: the share of the ranks' measured matrix-product rate.
-        mfu_nominal: The share of the rate that the vendor states for bfloat16, as publications give it; None where that
-            is not known.
-        peak_flops_per_s: Measured rate of one rank.
-        products: What products are computed in: bfloat16, float16, float32, or TF32 where a GPU may round to it.
-        memory_gib: Peak memory of this rank so far: allocated on a GPU, the process on a CPU.
-        seconds: Duration of this part.
-    """
-
-    targets_per_s: float
-    real_share: float
-    flops_per_s: float
-    mfu: float
-    mfu_nominal: float | None
-    peak_flops_per_s: float
-    products: str
-    memory_gib: float
+    targets_per_s: float  # real ones, over all ranks
+    real_share: float  # of the positions of this rank's batches, the others being padding
+    flops_per_s: float  # of forward and backward, over all ranks: blocks, attention, head
+    mfu: float  # model FLOPs utilisation: the share of the ranks' measured matrix-product rate
+    mfu_nominal: float | None  # the share of what the vendor states for bfloat16, as publications give it, where known
+    peak_flops_per_s: float  # the measured rate of one rank
+    products: str  # what they are computed in: bfloat16, float16, float32, or TF32 where a GPU may round to it
+    memory_gib: float  # this rank's peak so far: allocated on a GPU, the process on a CPU
     seconds: float
 
     def line(self) -> str:
-        """As one line of text."""
         nominal = "" if self.mfu_nominal is None else f" and {self.mfu_nominal:.0%} of the GPU's nominal rate"
         return (
             f"{self.targets_per_s:,.0f} targets/s, {self.real_share:.1%} of the positions real, "
@@ -72,30 +56,28 @@ class Throughput(Announcer):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the peak, start the clock."""
-        device, dtype = pl_module.device, _matmul_dtype(trainer)
-        self._peak_flops_per_s, self._products = measure_peak(device, dtype), products(device, dtype)
+        device, precision = pl_module.device, precision_of(trainer)
+        dtype = torch.float16 if precision.startswith("16") else torch.float32
+        if precision.startswith("bf16"):
+            dtype = torch.bfloat16
+        rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+        self._products = "TF32" if rounded and device.type == "cuda" else str(dtype).removeprefix("torch.")
+        self._peak_flops_per_s = measure_peak(device, dtype)
         _hint_at_float32(trainer, device, dtype, self._peak_flops_per_s)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self._positions = self._real = 0
-        self._spent_s, self._since = 0.0, time.perf_counter()
+        self._spent_s, self._since = 0.0, _now(device)
         self._at_start = self._logged = self._counts(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock: evaluation is not training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._spent_s = self._counts(pl_module)[-1]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start it again."""
-        _synchronize(pl_module.device)
-        self._since = time.perf_counter()
+        self._since = _now(pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: TrainBatch, batch_idx: int
-    ) -> None:
-        """Count the batch; log where Lightning does."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._positions += batch.items_BL.numel()
         self._real += len(batch.targets_M)
         if logs_now(trainer, batch_idx):
@@ -106,7 +88,6 @@ class Throughput(Announcer):
             self._logged = counts
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the whole fit."""
         rate = self._rate(self._at_start, self._counts(pl_module), trainer)
         if trainer.is_global_zero:
             self.message = rate.line()
@@ -114,14 +95,16 @@ class Throughput(Announcer):
 
     def _counts(self, pl_module: LightningModule) -> tuple[float, ...]:
         """Targets and FLOPs of all ranks, positions of this one, how many of them are real, and seconds, so far."""
-        _synchronize(pl_module.device)
-        model, seconds = recommender(pl_module), self._spent_s + time.perf_counter() - self._since
+        model, seconds = recommender(pl_module), self._spent_s + _now(pl_module.device) - self._since
         return model.D, model.flops, self._positions, self._real, seconds
 
     def _rate(self, before: tuple[float, ...], after: tuple[float, ...], trainer: Trainer) -> Rate:
         targets, flops, positions, real, seconds = (now - then for now, then in zip(after, before, strict=True))
         device, flops_per_s = trainer.strategy.root_device, flops / seconds
-        nominal = nominal_peak(device)
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        nominal = next((rate for name, rate in NOMINAL.items() if name in gpu), None)
         return Rate(
             targets_per_s=targets / seconds,
             real_share=real / max(positions, 1),
@@ -130,21 +113,15 @@ class Throughput(Announcer):
             mfu_nominal=flops_per_s / (nominal * trainer.world_size) if nominal else None,
             peak_flops_per_s=self._peak_flops_per_s,
             products=self._products,
-            memory_gib=peak_memory_gib(device),
+            memory_gib=memory / 2**30,
             seconds=seconds,
         )
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a large square matrix product, the best of as many as run in a fifth of a second.
-
-    A process measures each once: a second fit in a notebook does not wait again.
-    """
-    return _measured_peak(device, dtype, torch.get_num_threads())
-
-
 @cache
-def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of a large square matrix product, the best of as many as run in a fifth of a second, measured
+    once: a second fit in a notebook does not wait again."""
     side = PEAK_SIDE.get(device.type, 1024)
     # Random numbers: a GPU multiplies ones with less power, and so faster, than it ever trains.
     generator = torch.Generator(device).manual_seed(0)
@@ -152,28 +129,11 @@ def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> fl
     product = matrix @ matrix
     best, spent = float("inf"), 0.0
     while spent < PEAK_SECONDS:
-        _synchronize(device)
-        start = time.perf_counter()
+        start = _now(device)
         torch.mm(matrix, matrix, out=product)
-        _synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds = _now(device) - start
         best, spent = min(best, seconds), spent + seconds
     return 2 * side**3 / best
-
-
-def nominal_peak(device: torch.device) -> float | None:
-    """FLOPs per second of a GPU's dense bfloat16 products as its vendor states them; None where that is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((rate for part, rate in NOMINAL.items() if part in name), None)
-
-
-def products(device: torch.device, dtype: torch.dtype) -> str:
-    """What matrix products are computed in."""
-    if dtype == torch.float32 and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
-        return "TF32"
-    return str(dtype).removeprefix("torch.")
 
 
 @rank_zero_only
@@ -191,21 +151,8 @@ def _hint_at_float32(trainer: Trainer, device: torch.device, dtype: torch.dtype,
         )
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory so far: allocated on a GPU, resident of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-
-
-def _matmul_dtype(trainer: Trainer) -> torch.dtype:
-    precision = precision_of(trainer)
-    if precision.startswith("bf16"):
-        return torch.bfloat16
-    return torch.float16 if precision.startswith("16") else torch.float32
-
-
-def _synchronize(device: torch.device) -> None:
+def _now(device: torch.device) -> float:
+    """Seconds, once the work of a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,8 +1,7 @@
 """AdamW, SGD and clipping where of the item table only the rows that a step touches have a gradient.
 
-A row that is not touched stays as it is: neither do its moments fade nor does its weight decay. So this is another
-optimizer than AdamW on all rows, the same as torch.optim.SparseAdam but for the decay; where every step touches every
-row, it is AdamW.
+A row that is not touched stays as it is: neither do its moments fade nor does its weight decay. So this is
+torch.optim.SparseAdam but for the decay; where every step touches every row, it is AdamW.
 
 Shape suffixes: U touched rows, D width.
 """
@@ -22,7 +21,6 @@ from lrec.model.sharded_table import TouchedRows, local_rows
 
 
 def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) -> None:
-    """UserError where such a network cannot be trained so, by such a loss or such a trainer."""
     if config.vector_width is not None:
         raise UserError(
             "optimizer.touched_rows: the projection of item vectors moves every row; use model.item_vectors_use initial"
@@ -36,7 +34,6 @@ def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) 
 
 
 def touched_of(parameter: nn.Parameter) -> TouchedRows | None:
-    """Where the parameter's gradient is kept, if not in `.grad`."""
     touched: TouchedRows | None = getattr(parameter, "touched", None)
     return touched
 

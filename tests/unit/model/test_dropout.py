@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from lrec.model.attention_context import CAUSAL, Context
-from lrec.model.blocks import Attention, part_class
+from lrec.model.blocks import Attention, dropout, part_class
 from lrec.model.config import Architecture, Dropout, OverDepth, TransformerConfig
-from lrec.model.dropout import dropout
 
 N = 2_000_003  # no multiple of what is drawn at a time
 

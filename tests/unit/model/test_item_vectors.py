@@ -15,7 +15,7 @@ from lrec.errors import UserError
 from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS, whole_table
-from lrec.model.item_vectors import initial_parameters, read_item_vectors, read_width
+from lrec.model.item_vectors import initial_parameters, read_item_vectors, read_width, vectors_of
 from lrec.model.losses import FullSoftmax
 from lrec.model.parallelize import fill
 from lrec.model.transformer import Transformer
@@ -43,15 +43,15 @@ def safetensors(path: Path) -> Path:
 @pytest.mark.parametrize("write", [parquet, npy, safetensors])
 def test_each_format_gives_the_same(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     path = write(tmp_path)
-    found = read_item_vectors(path)
-    assert found.ids.to_list() == IDS
-    assert (found.vectors_FW == VECTORS_FW).all()
+    ids, vectors_FW = read_item_vectors(path)
+    assert ids.to_list() == IDS
+    assert (vectors_FW == VECTORS_FW).all()
     assert read_width(path) == 3
 
 
 def test_vectors_are_centred_and_scaled_on_the_catalogue(tmp_path: Path) -> None:
     """Those of new items by the same numbers."""
-    found_VW, new = read_item_vectors(parquet(tmp_path)).of_catalogue(pl.Series(["a", "b", "7"]))
+    found_VW, new = vectors_of(parquet(tmp_path), pl.Series(["a", "b", "7"]))
     of_catalogue_VW = VECTORS_FW[[2, 0, 1]]
     centred_VW = of_catalogue_VW - of_catalogue_VW.mean(0)
     scale = np.sqrt((centred_VW**2).sum(1).mean())
@@ -88,7 +88,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, write: Callable[[Path
     path = tmp_path / "v.parquet"
     write(path)
     with pytest.raises(UserError, match=says) as refused:
-        read_item_vectors(path).of_catalogue(pl.Series(["a", "b"]))
+        vectors_of(path, pl.Series(["a", "b"]))
     assert str(path) in str(refused.value)
 
 

@@ -7,8 +7,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from lrec.model import parallelize
+from lrec.model.blocks import DropoutLayer
 from lrec.model.config import Dropout, OverDepth, TransformerConfig
-from lrec.model.dropout import DropoutLayer
 from lrec.model.losses import full_softmax
 from lrec.model.transformer import Transformer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lrec.errors import UserError
-from lrec.model import cost
-from lrec.model.config import Architecture, Dropout, MuP, OverDepth, TransformerConfig
+from lrec.model import cost, transformer
+from lrec.model.config import Architecture, Dropout, OverDepth, TransformerConfig
 from lrec.model.network_sizes import SIZES, find_size
 from lrec.model.transformer import Transformer
 
@@ -55,7 +55,7 @@ def test_no_position_sees_a_later_item() -> None:
 )
 def test_a_position_alone_is_what_it_is_among_all(architecture: Architecture, blanks: bool, layers: int) -> None:
     torch.manual_seed(0)
-    net = Transformer(TransformerConfig(50, 9, layers, 16, 2, architecture=architecture, mup=MuP(2, 8, 2)))
+    net = Transformer(TransformerConfig(50, 9, layers, 16, 2, architecture=architecture, parametrisation="scaled"))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # biases too, which begin at 0
@@ -76,6 +76,21 @@ def test_initialisation_scales_residual_projections_by_depth() -> None:
         assert block.attention.out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
         assert not block.attention.qkv.bias.any()
         assert (block.mlp_norm.weight == 1).all()
+
+
+def test_rows_of_a_large_table_are_drawn_without_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformer, "ONE_STREAM", 100)
+    monkeypatch.setattr(transformer, "DRAWN_AT_ONCE", 64)
+    made, net, shape = [], Transformer(TransformerConfig(99, 4, 1, 8, 2)), torch.Size((99, 8))
+    whole_VD = net.draw_(torch.empty(shape), "items.weight", shape, seed=3)
+    assert len({tuple(row) for row in whole_VD.tolist()}) == 99
+    generator = transformer._generator
+    monkeypatch.setattr(transformer, "_generator", lambda key: made.append(key) or generator(key))
+    for start, rows in ((0, 5), (50, 17), (90, 9), (99, 0)):
+        made.clear()
+        rows_HD = net.draw_(torch.empty(rows, 8), "items.weight", shape, 3, start)
+        assert torch.equal(rows_HD, whole_VD[start : start + rows])
+        assert len(made) <= 2 + rows * 8 / 64 + 1, "a generator for each block that has some of the rows, and one more"
 
 
 def test_initial_values_depend_on_seed_and_name_alone() -> None:

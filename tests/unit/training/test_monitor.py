@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lrec.run import Point
-from lrec.training.monitor import verdict
+from lrec.training.callbacks import verdict
 
 FIGURES = {
     "model": {"loss": 4.0, "NDCG@10": 0.30},

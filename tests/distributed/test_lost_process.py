@@ -1,0 +1,48 @@
+"""A process that is killed or hangs: the others end soon, with one line, where nobody watches over all of them."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from running import environment, fit_command
+from test_cluster import free_port, wait_for_steps
+
+PATIENCE_S = 10
+SHARDED = {"class_path": "lrec.FSDP2", "init_args": {"timeout_minutes": PATIENCE_S / 60}}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
+def test_the_other_one_ends_within_its_patience(how: signal.Signals, folder: Path) -> None:
+    run = folder / f"lost-{how.name}"
+    nodes = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    options = ["--trainer.num_nodes=2", "--trainer.max_steps=100000", "--last.every_n_steps=3", "--ckpt_path=last"]
+    command = fit_command(folder, run, 1, *options, f"--trainer.strategy={json.dumps(SHARDED)}")
+    processes = [
+        subprocess.Popen(
+            command,
+            env=environment() | nodes | {"NODE_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        wait_for_steps(run, processes)
+        processes[1].send_signal(how)
+        lost = time.monotonic()
+        printed = processes[0].communicate(timeout=100)[0]
+        assert time.monotonic() - lost < PATIENCE_S + 10
+        assert processes[0].returncode == 1, printed
+        lines = [line for line in printed.splitlines() if line.startswith("lrec: ")]
+        assert len(lines) == 1, printed
+        assert lines[0].startswith("lrec: another process is gone or hangs (")
+        assert lines[0].endswith("): go on with --ckpt_path=last")
+        assert "Traceback" not in printed
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
