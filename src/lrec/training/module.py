@@ -84,8 +84,8 @@ class SequentialRecommender(StoredModel):
             heads: Attention heads, instead of size.
             dropout: Dropout rates; those of the blocks run linearly over depth.
             architecture: What a block is made of.
-            parametrisation: scaled: the best learning rate of a small network is that of wider and deeper ones; standard:
-                one rate for all parameters, whatever the shape.
+            parametrisation: scaled: the best learning rate of a small network is that of wider and deeper ones;
+                standard: one rate for all parameters, whatever the shape.
             loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq), GBCE (negatives,
                 calibration), or a Loss of your own. Evaluation is over the whole catalogue whatever this is.
             optimizer: AdamW and its schedule, and SGD after it where there is a switch; a class of torch.optim, with a
