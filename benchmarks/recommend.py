@@ -65,7 +65,9 @@ def main() -> None:
 def untrained(size: str, n_items: int) -> Model:
     """A network of a size with items named i0, i1, ..."""
     config = TransformerConfig(n_items, MAX_LEN, *SIZES[size])
-    about = {name: getattr(config, name) for name in ("n_items", "max_len", "layers", "width", "heads")} | {"mup": None}
+    about = {name: getattr(config, name) for name in ("n_items", "max_len", "layers", "width", "heads")} | {
+        "parametrisation": "standard"
+    }
     return Model(Transformer(config).eval(), pl.Series([f"i{item}" for item in range(n_items)]), about)
 
 

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from lrec.checkpoint.format import ITEMS, checksum
 from lrec.checkpoint.trained import items_as_tensors
 from lrec.checkpoint.writing import write
-from lrec.model.config import Architecture, MuP, TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.sharded_table import split
 from lrec.model.transformer import Transformer
 
-CONFIG = TransformerConfig(7, 5, 2, 8, 2, architecture=Architecture(norm="rms"), mup=MuP())
+CONFIG = TransformerConfig(7, 5, 2, 8, 2, architecture=Architecture(norm="rms"), parametrisation="scaled")
 ABOUT = {"D": 40, "flops": 9, "data_hash": "abc", **CONFIG.to_dict()}
 IDS = pl.Series([f"item {i} é" for i in range(CONFIG.n_items)])
 

@@ -24,7 +24,7 @@ _HOME = {
         "data.splits.rules": "LastItems UserSplit",
         "data.splits.temporal": "GlobalTemporal",
         "data.splits.reduction": "Reduction",
-        "model.config": "Architecture Dropout MuP OverDepth",
+        "model.config": "Architecture Dropout OverDepth",
         "model.blocks": "Attention MLP Positions",
         "model.losses": "FullSoftmax SampledSoftmax GBCE Loss",
         "training.throughput": "Throughput",

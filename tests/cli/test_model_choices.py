@@ -14,7 +14,8 @@ from lrec.options.config_files import find_config
 from lrec.study.grid import PlannedRun
 from lrec.training.lightning_cli import compose
 
-MODERN, MUP, HSTU = (f"--config=model/{name}.yaml" for name in ("modern", "mup", "hstu"))
+MODERN, HSTU = (f"--config=model/{name}.yaml" for name in ("modern", "hstu"))
+SCALED = "--model.parametrisation=scaled"
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,13 @@ def points_of(run: Path) -> list[dict]:  # type: ignore[type-arg]
     return [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
 
 
-CHOICES = {"modern": [MODERN], "mup": [MUP], "modern and mup": [MODERN, MUP], "hstu": [HSTU]}
+CHOICES = {"modern": [MODERN], "scaled": [SCALED], "modern and scaled": [MODERN, SCALED], "hstu": [HSTU]}
 
 
 @pytest.mark.parametrize(
     "choices",
     [
-        pytest.param(each, marks=[] if name in ("modern and mup", "hstu") else pytest.mark.slow, id=name)
+        pytest.param(each, marks=[] if name in ("modern and scaled", "hstu") else pytest.mark.slow, id=name)
         for name, each in CHOICES.items()
     ],
 )
@@ -75,11 +76,11 @@ def test_a_checkpoint_of_another_choice_is_refused(
     run = tmp_path / "run"
     lrec("fit", *options, MODERN, f"--trainer.default_root_dir={run}", "--trainer.max_epochs=1")
     saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["lrec"]
-    assert (saved["architecture.norm"], saved["mup"]) == ("rms", None)
+    assert (saved["architecture.norm"], saved["parametrisation"]) == ("rms", "standard")
     config = ["--config", run / "config.yaml"]
     error = refused("test", *config, "--model.architecture.norm=layer")
     assert "the checkpoint has architecture.norm rms, the config layer" in error
-    assert "the checkpoint has mup None, the config {'base_layers': 2," in refused("test", *config, MUP)
+    assert "the checkpoint has parametrisation standard, the config scaled" in refused("test", *config, SCALED)
 
 
 def test_a_study_counts_the_architecture_it_trains() -> None:
@@ -96,7 +97,7 @@ def test_choices_that_cannot_be_are_refused(options: list[str], tmp_path: Path, 
     error = refused("fit", *options, folder, "--model.architecture.norm=batch")
     assert "model.architecture.norm" in error
     assert "layer" in error
-    assert "mup.base_width must be at least 1, got 0" in refused("fit", *options, folder, "--model.mup.base_width=0")
+    assert "model.parametrisation" in refused("fit", *options, folder, "--model.parametrisation=mup")
     shape = ["--model.size=null", "--model.layers=1", "--model.width=6", "--model.heads=2"]
     error = refused("fit", *options, folder, *shape, "--model.architecture.positions=rotary")
     assert "rotary needs an even width per head, got 6 / 2 heads" in error

@@ -113,7 +113,10 @@ def test_a_part_of_a_block_by_its_class_path(
         pytest.param(
             ["--model.optimizer=nesterov.Nesterov", "--model.optimizer.lr=0.3"], "sgd", marks=pytest.mark.slow
         ),
-        (["--model.optimizer=torch.optim.Adagrad", "--model.optimizer.lr=0.1", "--config=model/mup.yaml"], "adagrad"),
+        (
+            ["--model.optimizer=torch.optim.Adagrad", "--model.optimizer.lr=0.1", "--model.parametrisation=scaled"],
+            "adagrad",
+        ),
     ],
     ids=["loss", "optimizer", "torch's optimizer"],
 )

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import lrec
 from lrec import InteractionsDataModule, SequentialRecommender
 from lrec.errors import UserError
-from lrec.model.config import Architecture, Dropout, MuP, OverDepth
+from lrec.model.config import Architecture, Dropout, OverDepth
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.training.optim import Optimizer, Switch
 from small_checkpoints import write_by_hand
@@ -154,7 +154,13 @@ def test_a_folder_of_shards_is_as_good(trained: tuple[Path, dict[str, float]], t
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "explicit": {"layers": 2, "width": 16, "heads": 2, "dropout": Dropout(0.1, OverDepth(0.2, 0.1)), "mup": MuP()},
+    "explicit": {
+        "layers": 2,
+        "width": 16,
+        "heads": 2,
+        "dropout": Dropout(0.1, OverDepth(0.2, 0.1)),
+        "parametrisation": "scaled",
+    },
     "modern": {"size": "3k", "architecture": Architecture("rms", "swiglu", "rotary", True), "top_k": 3},
     "switch": {"size": "3k", "optimizer": Optimizer(switch=Switch(at=2)), "loss": lrec.GBCE(negatives=8)},
     "torch's optimizer": {"size": "3k", "optimizer": partial(torch.optim.SGD, lr=0.1)},

@@ -14,9 +14,9 @@ import lrec
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
 CHOICES = {
-    "modern": ("--config=model/modern.yaml", "--config=model/mup.yaml", "--model.optimizer.lr=0.003"),
+    "modern": ("--config=model/modern.yaml", "--model.parametrisation=scaled", "--model.optimizer.lr=0.003"),
     # A small rate: LayerNorm of what a first position reads, which may be almost nothing, makes rounding grow.
-    "hstu": ("--config=model/hstu.yaml", "--config=model/mup.yaml", "--model.optimizer.lr=0.0003"),
+    "hstu": ("--config=model/hstu.yaml", "--model.parametrisation=scaled", "--model.optimizer.lr=0.0003"),
 }
 
 
@@ -46,7 +46,7 @@ def test_item_vectors_in_shards(vectors: Path, fit: Fit) -> None:
             f"vectors-{processes}",
             processes,
             f"--model.item_vectors={vectors}",
-            "--config=model/mup.yaml",
+            "--model.parametrisation=scaled",
             "--model.optimizer.lr=0.003",
         )
         for processes in (0, 2)

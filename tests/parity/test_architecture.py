@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lrec.model import cost
-from lrec.model.config import Architecture, MuP, TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 from lrec.training.optim import Optimizer
@@ -23,8 +23,8 @@ CHOICES = {
     "modern": MODERN,
 }
 CONFIGS = {name: TransformerConfig(13, 9, 2, 24, 3, architecture=choice) for name, choice in CHOICES.items()}
-CONFIGS["mup"] = replace(CONFIGS["gpt2"], mup=MuP(base_layers=1, base_width=8, base_heads=2))
-CONFIGS["modern with mup"] = replace(CONFIGS["modern"], mup=MuP(base_layers=1, base_width=8, base_heads=2))
+CONFIGS["scaled"] = replace(CONFIGS["gpt2"], parametrisation="scaled", layers=3)
+CONFIGS["modern, scaled"] = replace(CONFIGS["modern"], parametrisation="scaled", layers=3)
 
 
 def rms(x: Tensor, gain: Tensor) -> Tensor:
@@ -44,7 +44,8 @@ def logits_of(
     parameters: dict[str, Tensor], config: TransformerConfig, items_BL: Tensor, positions_L: Tensor | None = None
 ) -> Tensor:
     """(B, L, V) from the parameters alone; items stand at 0, 1, 2 ... or at the given positions."""
-    choice, mup = config.architecture, config.mup
+    choice = config.architecture
+    branch = 2 / config.layers if config.parametrisation == "scaled" else 1
     length = items_BL.shape[1]
     if positions_L is None:
         positions_L = torch.arange(length)
@@ -71,12 +72,10 @@ def logits_of(
         if choice.positions == "rotary":
             query, key = turned(query, positions_L), turned(key, positions_L)
         head_width = config.width / config.heads
-        scale = 1 / math.sqrt(head_width) if mup is None else math.sqrt(mup.base_width / mup.base_heads) / head_width
-        scores_BHLL = torch.einsum("blhk,bmhk->bhlm", query, key) * scale
+        scores_BHLL = torch.einsum("blhk,bmhk->bhlm", query, key) / math.sqrt(head_width)
         later_LL = torch.ones(length, length).triu(1).bool()
         weights_BHLL = scores_BHLL.masked_fill(later_LL, -math.inf).softmax(-1)
         read = torch.einsum("bhlm,bmhk->blhk", weights_BHLL, value).flatten(-2)
-        branch = 1 if mup is None else mup.base_layers / config.layers
         x_BLD = x_BLD + branch * linear(read, f"{block}.attention.out")
         inner = linear(norm(x_BLD, f"{block}.mlp_norm"), f"{block}.mlp.up")
         if choice.mlp == "gelu":
@@ -85,8 +84,7 @@ def logits_of(
             gate, value = inner.tensor_split(2, -1)
             inner = gate / (1 + torch.exp(-gate)) * value
         x_BLD = x_BLD + branch * linear(inner, f"{block}.mlp.out")
-    share = 1 if mup is None else mup.base_width / config.width
-    return norm(x_BLD, "norm") @ parameters["items.weight"].T * share
+    return norm(x_BLD, "norm") @ parameters["items.weight"].T
 
 
 def logits_head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
@@ -130,10 +128,11 @@ def test_training_equals_the_formulas_trained(name: str) -> None:
     net = Transformer(config, seed=1).double()  # Adam magnifies the rounding of gradients near zero
     copies = {key: parameter.detach().clone().requires_grad_() for key, parameter in net.named_parameters()}
     optimizer, _ = Optimizer(lr=0.01, warmup=0, decay="constant", weight_decay=0.0).build(net, 10)
-    rate = 0.01 if config.mup is None else 0.01 * config.mup.base_width / config.width
-    hidden_matrices = [p for key, p in copies.items() if key.startswith("blocks") and p.ndim == 2]
-    others = [p for key, p in copies.items() if not (key.startswith("blocks") and p.ndim == 2)]
-    groups = [{"params": hidden_matrices, "lr": rate}, {"params": others, "lr": 0.01}]
+    narrower = 32 / config.width if config.parametrisation == "scaled" else 1
+    tables = [p for key, p in copies.items() if not key.startswith("blocks") and p.ndim == 2]
+    others = [p for key, p in copies.items() if key.startswith("blocks") or p.ndim == 1]
+    of_tables = 0.01 * 8 * narrower**0.5 if config.parametrisation == "scaled" else 0.01
+    groups = [{"params": tables, "lr": of_tables}, {"params": others, "lr": 0.01 * narrower}]
     reference = torch.optim.Adam(groups, betas=(0.9, 0.98))
     losses = []
     for _ in range(10):
@@ -164,12 +163,3 @@ def test_counts_equal_the_net_s_parameters(name: str) -> None:
 def test_swiglu_keeps_the_body_of_every_size(size: tuple[int, int, int]) -> None:
     config = TransformerConfig(10, 50, *size, architecture=MODERN)
     assert cost.n_body(config) == pytest.approx(12 * config.layers * config.width**2, rel=1 / (8 * config.width))
-
-
-def test_mup_at_its_base_is_the_standard_net() -> None:
-    config = TransformerConfig(13, 9, 2, 24, 3, architecture=MODERN)
-    standard, mup = Transformer(config), Transformer(replace(config, mup=MuP(2, 24, 3)))
-    assert all(torch.equal(a, b) for a, b in zip(standard.parameters(), mup.parameters(), strict=True))
-    items_BL = torch.arange(9)[None]
-    torch.testing.assert_close(standard(items_BL, logits_head), mup(items_BL, logits_head))
-    assert {mup.lr_multiplier(name) for name, _ in mup.named_parameters()} == {1.0}

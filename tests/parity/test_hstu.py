@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrec.model.attention_context import Context, KeyValueCache
 from lrec.model.blocks import Block
-from lrec.model.config import Architecture, MuP, TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.event_inputs import gaps, time_buckets
 from lrec.model.transformer import Transformer
 
@@ -294,13 +294,3 @@ def test_a_network_without_time_is_what_it_was_to_the_last_digit() -> None:
     items_BL, times_BT = torch.randint(0, 31, (2, 11)), torch.arange(12).expand(2, -1) * 1000
     # The bias begins at 0.
     torch.testing.assert_close(plain(items_BL, scores), biased(items_BL, scores, times_BT=times_BT))
-
-
-def test_mup_at_its_base_is_hstu_itself() -> None:
-    config = TransformerConfig(31, 11, 2, 24, 3, architecture=replace(HSTU, time="none", hstu_head_width=None))
-    standard, mup = Transformer(config), Transformer(replace(config, mup=MuP(2, 24, 3)))
-    assert all(torch.equal(a, b) for a, b in zip(standard.parameters(), mup.parameters(), strict=True))
-    items_BL = torch.arange(11)[None]
-    torch.testing.assert_close(standard(items_BL, scores), mup(items_BL, scores))
-    wider = replace(config, width=48, mup=MuP(2, 24, 3))
-    assert wider.attention_scale == config.head_width / wider.head_width

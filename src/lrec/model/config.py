@@ -1,10 +1,9 @@
 """The shape of a network: plain values, which say all but its weights.
 
-`Architecture` is what a block is made of, `Dropout` its rates over depth, `MuP` how it is parametrised over width and
-depth, `TransformerConfig` all of it for a catalogue.
+`Architecture` is what a block is made of, `Dropout` its rates over depth, `Parametrisation` what follows the shape,
+`TransformerConfig` all of it for a catalogue.
 """
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -119,34 +118,14 @@ class Architecture:
         return self.position_bias or self.time_bias
 
 
-@dataclass(frozen=True)
-class MuP:
-    """Maximal-update parametrisation: a learning rate found at the base shape holds at other widths and depths.
-
-    With d0, h0, L0 the base and d, h, L the net, all for Adam (arXiv 2203.03466, table 8):
-
-    - matrices of the blocks: initial standard deviation times sqrt(d0 / d), learning rate times d0 / d;
-    - item table (tied) and positions: initialised and trained alike at every width, and logits times d0 / d;
-    - attention: query-key products times sqrt(d0 / h0) / (d / h), that is 1 / head width instead of its square root;
-      in HSTU, which has no square root, times its head width at the base / its head width;
-    - depth: each residual branch times L0 / L, and the 1/sqrt(2 L) of the initialisation stays at L0 (arXiv 2505.01618
-      with alpha = 1).
-
-    At the base shape this is the standard parametrisation, exactly.
-
-    Attributes:
-        base_layers: Number of blocks at which the learning rate was found.
-        base_width: Width at which it was found.
-        base_heads: Attention heads at which it was found.
-    """
-
-    base_layers: int = 2
-    base_width: int = 64
-    base_heads: int = 2
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            check_range(f"mup.{name}", value, at_least=1)
+# How learning rates, residual branches and initial values follow the shape, width d and depth L, with d0 = 32, L0 = 2.
+# standard: one rate for all parameters, whatever the shape. scaled: the best rate of a small network stays the best,
+# - rates, as shares of optimizer.lr, for Adam: matrices of the blocks and all vectors d0 / d; tables (items, tied;
+#   positions, types, times) 8 sqrt(d0 / d), since with V >> d a table learns best at about sqrt(d) times the rate of
+#   matrices (arXiv 2506.15025);
+# - each residual branch times L0 / L, and the 1/sqrt(2 L) of initial values stays at L0 (arXiv 2505.01618, alpha = 1).
+Parametrisation = Literal["scaled", "standard"]
+BASE_WIDTH, BASE_LAYERS, TABLE_RATE = 32, 2, 8.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +140,7 @@ class TransformerConfig:
         heads: Attention heads; must divide width.
         dropout: Dropout rates.
         architecture: What a block is made of.
-        mup: Maximal-update parametrisation; None for the standard one.
+        parametrisation: How learning rates and residual branches follow the shape.
         vector_width: Width of the vectors that are given for items (`item_vectors`); None without.
         event_types: Types of event that are read with the items; 0 for none.
         own_rows: Whether the item table has rows that are trained, to which those made of vectors are added.
@@ -174,7 +153,7 @@ class TransformerConfig:
     heads: int
     dropout: Dropout = Dropout()
     architecture: Architecture = Architecture()
-    mup: MuP | None = None
+    parametrisation: Parametrisation = "standard"
     vector_width: int | None = None
     own_rows: bool = True
     event_types: int = 0
@@ -193,16 +172,13 @@ class TransformerConfig:
     @property
     def head_width(self) -> int:
         """Width per attention head: d / h; of HSTU what `architecture.hstu_head_width` says."""
-        return self._head_width(self.width, self.heads)
-
-    def _head_width(self, width: int, heads: int) -> int:
         choice = self.architecture
         if choice.attention != "hstu":
-            return width // heads
+            return self.width // self.heads
         if choice.hstu_head_width is not None:
             return choice.hstu_head_width
         # Five matrices of d x (heads x head width): 12 d², or what a perceptron of 8 d² leaves of them.
-        ideal = (12 if choice.mlp == "none" else 4) * width / 5 / heads
+        ideal = (12 if choice.mlp == "none" else 4) * self.width / 5 / self.heads
         return max(round(ideal / 2), 1) * 2  # rotary positions need an even width, and products are faster with one
 
     @property
@@ -211,24 +187,21 @@ class TransformerConfig:
         return round(8 * self.width / 3) if self.architecture.mlp == "swiglu" else 4 * self.width
 
     @property
-    def width_scale(self) -> float:
-        """d0 / d: what muP multiplies logits and the learning rate of the blocks' matrices by."""
-        return 1.0 if self.mup is None else self.mup.base_width / self.width
-
-    @property
     def branch_scale(self) -> float:
-        """L0 / L: what muP multiplies residual branches by."""
-        return 1.0 if self.mup is None else self.mup.base_layers / self.layers
+        """L0 / L of the scaled parametrisation: what residual branches are multiplied by."""
+        return 1.0 if self.parametrisation == "standard" else BASE_LAYERS / self.layers
+
+    def lr_multiplier(self, in_block: bool, dimensions: int) -> float:
+        """Share of the learning rate that a parameter gets: of a block or not, a vector, or a matrix or table."""
+        if self.parametrisation == "standard":
+            return 1.0
+        narrower = BASE_WIDTH / self.width
+        return TABLE_RATE * narrower**0.5 if dimensions >= 2 and not in_block else narrower
 
     @property
     def attention_scale(self) -> float:
-        """What query-key products are multiplied by."""
-        has_root = self.architecture.attention != "hstu"
-        if self.mup is None:
-            return self.head_width**-0.5 if has_root else 1.0
-        if not has_root:
-            return self._head_width(self.mup.base_width, self.mup.base_heads) / self.head_width
-        return math.sqrt(self.mup.base_width / self.mup.base_heads) / self.head_width
+        """What query-key products are multiplied by; HSTU has no root of its head width."""
+        return 1.0 if self.architecture.attention == "hstu" else self.head_width**-0.5
 
     def to_dict(self) -> dict[str, Any]:
         """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout, as
@@ -245,5 +218,4 @@ class TransformerConfig:
             name.removeprefix(_ARCHITECTURE): value for name, value in values.items() if name.startswith(_ARCHITECTURE)
         }
         shape = {each.name: values[each.name] for each in fields(cls) if each.name in values}
-        mup = None if values["mup"] is None else MuP(**values["mup"])
-        return cls(**shape | {"architecture": Architecture(**architecture), "mup": mup})
+        return cls(**shape | {"architecture": Architecture(**architecture)})

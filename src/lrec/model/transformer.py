@@ -63,9 +63,9 @@ class Transformer(nn.Module):
         """Give rows of the parameter `name` of that shape, from row `start` on, their values before training.
 
         Normal(0, 0.02) matrices and tables, residual projections (out.weight) scaled by 1/sqrt(2 L), zero biases, unit
-        norms, or what a part says itself; `MuP` says what it changes. Rows to which those of vectors are added begin at
-        0, as do the vectors, until they are given. A draw depends on the seed and the name alone: not on the device, on
-        how parameters are sharded, or on their order.
+        norms, or what a part says itself; in the scaled parametrisation L is that of the base. Rows to which those of
+        vectors are added begin at 0, as do the vectors, until they are given. A draw depends on the seed and the name
+        alone: not on the device, on how parameters are sharded, or on their order.
         """
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
@@ -79,23 +79,19 @@ class Transformer(nn.Module):
         if len(shape) == 1:
             return rows.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         std = INIT_STD
-        if name.startswith("blocks."):
-            std *= math.sqrt(self.config.width_scale)
         if name.endswith(".out.weight"):
             std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
         return _draw_normal_(rows, shape, std, f"{seed}/{drawn_as}", start)
 
     def lr_multiplier(self, name: str) -> float:
-        """Share of the optimizer's learning rate that the parameter `name` gets; not 1 for muP's matrices only."""
-        is_matrix = name.startswith("blocks.") and self.get_parameter(name).ndim >= 2
-        return self.config.width_scale if is_matrix else 1.0
+        """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`."""
+        return self.config.lr_multiplier(name.startswith("blocks."), self.get_parameter(name).ndim)
 
     def sgd_lr_multiplier(self, name: str) -> float:
         """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW it has to make up for the size of
-        gradients: under muP all shrink with the logits, by d0/d, and those of blocks with their branches too, by L0/L.
+        gradients: those of blocks shrink with their branches, by L0/L.
         """
-        shrinkage = self.config.width_scale * (self.config.branch_scale if name.startswith("blocks.") else 1.0)
-        return self.lr_multiplier(name) / shrinkage
+        return 1 / self.config.branch_scale if name.startswith("blocks.") else 1.0
 
     def forward(
         self,
@@ -143,10 +139,7 @@ class Transformer(nn.Module):
         elif times_BT is not None:
             to_request = self.config.architecture.time == "request"
             context = context._replace(gaps_BLC=gaps(times_BT, context, to_request))
-        hidden = self.norm(self._through_blocks(self.dropout(hidden_BLD), context, positions_M))
-        if self.config.mup is not None:
-            hidden = hidden * self.config.width_scale
-        return head(hidden, table)
+        return head(self.norm(self._through_blocks(self.dropout(hidden_BLD), context, positions_M)), table)
 
     def _through_blocks(self, hidden_BLD: Tensor, context: Context, positions_M: Tensor | None) -> Tensor:
         """The hidden states after the last block, (B, L, D), or (M, D) of the positions that are wanted."""

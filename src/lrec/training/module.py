@@ -28,7 +28,7 @@ from lrec.evaluation.evaluator import Evaluator
 from lrec.evaluation.metrics import KS, Metric, with_own
 from lrec.model import parallelize
 from lrec.model.blocks import check_parts
-from lrec.model.config import Architecture, Dropout, MuP, TransformerConfig
+from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
 from lrec.model.item_vectors import Use, initial_parameters, read_width, vectors_of
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
@@ -62,7 +62,7 @@ class SequentialRecommender(StoredModel):
         heads: int | None = None,
         dropout: Dropout = Dropout(),  # noqa: B008 (frozen)
         architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
-        mup: MuP | None = None,
+        parametrisation: Parametrisation = "standard",
         loss: Loss = FullSoftmax(),  # noqa: B008 (frozen)
         optimizer: OptimizerConfig | OfParameters = Optimizer(),  # noqa: B008 (frozen)
         top_k: int = 10,
@@ -83,7 +83,8 @@ class SequentialRecommender(StoredModel):
             heads: Attention heads, instead of size.
             dropout: Dropout rates; those of the blocks run linearly over depth.
             architecture: What a block is made of.
-            mup: Maximal-update parametrisation over width and depth; null for the standard one.
+            parametrisation: scaled: the best learning rate of a small network is that of wider and deeper ones;
+                standard: one rate for all parameters, whatever the shape.
             loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq), GBCE (negatives,
                 calibration), or a Loss of your own. Evaluation is over the whole catalogue whatever this is.
             optimizer: AdamW and its schedule, and SGD after it where there is a switch; a class of torch.optim, with a
@@ -104,7 +105,7 @@ class SequentialRecommender(StoredModel):
         self.save_hyperparameters(logger=False)  # those of a subclass too
         self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)
-        self.dropout, self.architecture, self.mup = dropout, architecture, mup
+        self.dropout, self.architecture, self.parametrisation = dropout, architecture, parametrisation
         self.loss, self.optimizer = loss, optimizer
         self.top_k, self.exclude_seen = top_k, exclude_seen
         self.checkpoint_activations, self.compile_blocks = checkpoint_activations, compile_blocks
@@ -121,7 +122,7 @@ class SequentialRecommender(StoredModel):
 
     def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
         """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
-        shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.mup)
+        shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.parametrisation)
         if self.item_vectors is None or self.item_vectors_use == "initial":
             return shape
         width = self._trained["vector_width"] if self._trained is not None else read_width(self.item_vectors)

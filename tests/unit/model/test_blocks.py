@@ -11,7 +11,7 @@ from lrec.errors import UserError
 from lrec.model import cost
 from lrec.model.attention_context import KeyValueCache
 from lrec.model.blocks import MLP, Positions
-from lrec.model.config import Architecture, MuP, TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.transformer import Transformer
 from lrec.training.module import SequentialRecommender
 
@@ -62,7 +62,9 @@ def scores(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
 
 
 def network(architecture: Architecture, layers: int = 2) -> Transformer:
-    net = Transformer(TransformerConfig(50, 9, layers, 16, 2, architecture=architecture, mup=MuP(1, 8, 1))).eval()
+    net = Transformer(
+        TransformerConfig(50, 9, layers, 16, 2, architecture=architecture, parametrisation="scaled")
+    ).eval()
     torch.manual_seed(0)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -132,12 +134,13 @@ def test_initial_values_are_the_part_s_own_or_the_usual_ones() -> None:
     assert (net.blocks[0].mlp.gain == 0.5).all()
     assert net.blocks[0].mlp.out.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
     assert (net.blocks[0].mlp_norm.weight == 1).all()
-    gated = Transformer(TransformerConfig(50, 9, 8, 64, 2, architecture=OWN["attention"], mup=MuP(2, 16, 1)))
-    assert gated.blocks[0].attention.qkvu.weight.std().item() == pytest.approx(0.02 / 2, rel=0.05)
+    gated = Transformer(TransformerConfig(50, 9, 8, 64, 2, architecture=OWN["attention"], parametrisation="scaled"))
+    assert gated.blocks[0].attention.qkvu.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert (gated.blocks[0].attention.read_norm.weight == 1).all()
     multipliers = {name: gated.lr_multiplier(name) for name, _ in gated.named_parameters()}
-    assert multipliers["blocks.0.attention.qkvu.weight"] == multipliers["blocks.7.mlp.up.weight"] == 0.25
-    assert multipliers["items.weight"] == multipliers["blocks.0.attention.qkvu.bias"] == 1.0
+    assert multipliers["blocks.0.attention.qkvu.weight"] == multipliers["blocks.7.mlp.up.weight"] == 0.5
+    assert multipliers["blocks.0.attention.qkvu.bias"] == 0.5
+    assert multipliers["items.weight"] == pytest.approx(8 * 0.5**0.5)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lrec.model.attention_context import KeyValueCache
-from lrec.model.config import Architecture, MuP, TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.transformer import Transformer
 
 STEPS = 10
@@ -16,7 +16,7 @@ CHOICES = {
     "gpt2": {},
     "rotary": {"architecture": Architecture(positions="rotary")},
     "modern": {"architecture": Architecture("rms", "swiglu", "rotary", True)},
-    "mup": {"mup": MuP(1, 8, 1)},
+    "scaled": {"parametrisation": "scaled"},
 }
 
 

@@ -7,7 +7,7 @@ import torch
 
 from lrec.errors import UserError
 from lrec.model import cost, transformer
-from lrec.model.config import Architecture, Dropout, MuP, OverDepth, TransformerConfig
+from lrec.model.config import Architecture, Dropout, OverDepth, TransformerConfig
 from lrec.model.network_sizes import SIZES, find_size
 from lrec.model.transformer import Transformer
 
@@ -55,7 +55,7 @@ def test_no_position_sees_a_later_item() -> None:
 )
 def test_a_position_alone_is_what_it_is_among_all(architecture: Architecture, blanks: bool, layers: int) -> None:
     torch.manual_seed(0)
-    net = Transformer(TransformerConfig(50, 9, layers, 16, 2, architecture=architecture, mup=MuP(2, 8, 2)))
+    net = Transformer(TransformerConfig(50, 9, layers, 16, 2, architecture=architecture, parametrisation="scaled"))
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # biases too, which begin at 0

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from lrec.model.config import Architecture, MuP, TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.transformer import Transformer
 from lrec.serving.recommender import Model
 
@@ -17,14 +17,14 @@ N_ITEMS = 300
 MAX_LEN = 50
 CHOICES = {
     "default": {},
-    "modern and muP": {
+    "modern, scaled": {
         "architecture": Architecture(norm="rms", mlp="swiglu", positions="rotary", qk_norm=True),
-        "mup": MuP(base_width=32),
+        "parametrisation": "scaled",
     },
 }
 
 
-@pytest.fixture(scope="module", params=["default", pytest.param("modern and muP", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["default", pytest.param("modern, scaled", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Any]:
     """A network whose scores lie far apart, and its file in onnxruntime."""
     for package in ("onnx", "onnxscript", "onnxruntime"):

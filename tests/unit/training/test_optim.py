@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lrec.errors import UserError
-from lrec.model.config import MuP, TransformerConfig
+from lrec.model.config import TransformerConfig
 from lrec.model.transformer import Transformer
 from lrec.training.optim import AdamWThenSGD, Optimizer, Switch, build
 
@@ -53,16 +53,16 @@ def test_scheduler_steps_with_the_optimizer() -> None:
     assert seen == pytest.approx([0.2, 0.4, 0.4, 0.2])
 
 
-def test_an_optimizer_of_torch_has_a_constant_rate_times_mup_s_share() -> None:
-    net = Transformer(TransformerConfig(7, 5, 2, 32, 1, mup=MuP(2, 8, 1)))
+def test_an_optimizer_of_torch_has_a_constant_rate_times_the_parametrisation_s_share() -> None:
+    net = Transformer(TransformerConfig(7, 5, 2, 128, 4, parametrisation="scaled"))
     adagrad, scheduler = build(partial(torch.optim.Adagrad, lr=0.1), net, 10)
     rates = {id(parameter): group["lr"] for group in adagrad.param_groups for parameter in group["params"]}
     for _ in range(3):
         adagrad.step()
         scheduler.step()
     for name, parameter in net.named_parameters():
-        is_matrix = name.startswith("blocks.") and parameter.ndim == 2
-        assert rates[id(parameter)] == pytest.approx(0.1 / 4 if is_matrix else 0.1)
+        is_table = name in ("items.weight", "positions.weight")
+        assert rates[id(parameter)] == pytest.approx(0.1 * 4 if is_table else 0.1 / 4)
     assert {group["lr"] for group in adagrad.param_groups} == set(rates.values())
 
 
