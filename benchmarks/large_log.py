@@ -22,6 +22,12 @@ from processes import measure
 FILE_ROWS, ITEMS, LEAST, MOST = 10_000_000, 1_000_000, 10, 400
 HEADER = """# A large log, stage by stage
 
+    python benchmarks/large_log.py --rows 10_000_000
+    python benchmarks/large_log.py --rows 200_000_000
+
+A process for each stage; the second one that cuts or plans maps what the first one wrote. Peak memory counts pages of
+mapped files.
+
 | rows | users | store, GiB | stage | seconds | peak GiB | beside imports, bytes a row |
 |---|---|---|---|---|---|---|
 """

@@ -1,7 +1,8 @@
-"""What do threads cost that sleep while they wait for each other (OMP_WAIT_POLICY=passive, as `lrec` sets it)?
+"""How long should threads spin before they sleep while they wait for each other?
 
-Trainings of the embedded set on all cores, with passive and with active (spinning) waiting in turn: alone on the
-machine, and beside one other process that is always busy. Seconds are those of the training steps alone.
+Trainings of the embedded set on all cores, with each way to wait in turn: alone on the machine, and beside one other
+process that is always busy. Seconds are those of the training steps alone. libgomp's own choice is to spin for
+milliseconds; passive waiting does not spin at all; GOMP_SPINCOUNT lies between.
 
     python benchmarks/waiting_threads.py --page benchmarks/waiting_threads.md
 """
@@ -16,11 +17,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 from lrec.common.files import write_text
 
-POLICIES = ("passive", "active")
+WAYS = {
+    "libgomp's own": {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "300000"},
+    "100,000 spins": {"GOMP_SPINCOUNT": "100000"},
+    "10,000 spins": {"GOMP_SPINCOUNT": "10000"},
+    "1,000 spins": {"GOMP_SPINCOUNT": "1000"},
+    "passive": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
+}
 SIZES = {"3k": 400, "98k": 200}  # steps
 BUSY = "while True: pass"
 
@@ -37,40 +45,36 @@ def busy(beside: bool) -> Iterator[None]:
             other.wait()
 
 
-def seconds(size: str, steps: int, policy: str, folder: Path) -> float:
+def seconds(size: str, steps: int, way: str, folder: Path) -> float:
     """Of a training's steps."""
-    run = folder / f"{size}-{policy}-{len(list(folder.iterdir()))}"
+    run = folder / str(len(list(folder.iterdir())))
     command = [sys.executable, "-m", "lrec", "fit", "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml"]
     command += [f"--data.data_dir={folder.parent / 'data'}", "--data.n_users=20000", "--data.targets_per_step=1024"]
-    command += [f"--model.size={size}", f"--trainer.max_steps={steps}", "--trainer.precision=32-true"]
-    command += [f"--trainer.default_root_dir={run}", "--trainer.enable_progress_bar=false"]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_WAIT_POLICY": policy})
-    *_, last = (run / "points.jsonl").read_text().splitlines()
-    taken: float = json.loads(last)["wall_s"]
+    command += [f"--model.size={size}", f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"]
+    command += ["--trainer.precision=32-true", f"--trainer.default_root_dir={run}"]
+    command += ["--trainer.enable_progress_bar=false"]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | WAYS[way])
+    taken: float = json.loads((run / "throughput.json").read_text())["seconds"]
     return taken
 
 
 def page(taken: dict[tuple[str, bool, str], list[float]], rounds: int) -> str:
     """The results as Markdown."""
     lines = [
-        "# Threads that wait: sleeping or spinning",
+        "# How long threads spin before they sleep",
         "",
         __doc__.split("\n\n")[1].replace("\n", " "),
         "",
         f"    {__doc__.strip().splitlines()[-1].strip()}",
         "",
-        f"Medians of {rounds} rounds on {os.cpu_count()} cores {platform.machine()}; ratios are medians of those "
-        "within a round.",
+        f"Milliseconds a step, medians of {rounds} rounds, {os.cpu_count()} cores {platform.machine()}.",
         "",
-        "| size | steps | beside a busy process | passive, s | active, s | passive / active |",
-        "|---|---:|---|---:|---:|---:|",
+        "| size | beside a busy process | " + " | ".join(WAYS) + " |",
+        "|---|---|" + "---:|" * len(WAYS),
     ]
-    for size, steps in SIZES.items():
-        for beside in (False, True):
-            passive, active = (taken[size, beside, policy] for policy in POLICIES)
-            ratio = statistics.median(a / b for a, b in zip(passive, active, strict=True))
-            figures = f"{statistics.median(passive):.2f} | {statistics.median(active):.2f} | {ratio:.2f}"
-            lines.append(f"| {size} | {steps // 10 if beside else steps} | {'yes' if beside else 'no'} | {figures} |")
+    for size, beside in dict.fromkeys((size, beside) for size, beside, _ in taken):
+        figures = [f"{1000 * statistics.median(taken[size, beside, way]):.1f}" for way in WAYS]
+        lines.append(f"| {size} | {'yes' if beside else 'no'} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -78,7 +82,7 @@ def main() -> None:
     """Train in turn, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     taken: dict[tuple[str, bool, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -86,14 +90,13 @@ def main() -> None:
         folder.mkdir()
         for size, steps in SIZES.items():
             seconds(size, steps // 10, "passive", folder)  # the store is made, the files are read
-            for beside in (False, True):
-                for _ in range(options.rounds):
-                    for policy in POLICIES:
-                        with busy(beside):
-                            # Beside a busy process a tenth of the steps: spinning takes that much longer.
-                            taken_s = seconds(size, steps // 10 if beside else steps, policy, folder)
-                        taken.setdefault((size, beside, policy), []).append(taken_s)
-                        print(f"{size} {policy} {'beside' if beside else 'alone'}: {taken_s:.2f} s", flush=True)
+            for beside, _, way in product((False, True), range(options.rounds), WAYS):
+                # Beside a busy process fewer steps: spinning takes that much longer.
+                counted = steps // 10 if beside else steps
+                with busy(beside):
+                    of_step = seconds(size, counted, way, folder) / counted
+                taken.setdefault((size, beside, way), []).append(of_step)
+                print(f"{size} {way} {'beside' if beside else 'alone'}: {1000 * of_step:.1f} ms", flush=True)
     text = page(taken, options.rounds)
     print(text)
     if options.page:

@@ -83,7 +83,7 @@ def test_an_exported_run_recommends_what_predict_does(run: Path, tmp_path: Path,
     none, no_target_B = torch.zeros(0, dtype=torch.int64), torch.tensor([-1])
     with torch.no_grad():
         best = model.net(items_BL, lambda hidden, table: score(hidden[:, -1], table, no_target_B, none, none, 5))
-    expected = predictions.filter(user=data.raw_user_ids[user])["items"][0]
+    expected = predictions.filter(user=data.store.raw_user_ids[user])["items"][0]
     assert model.item_ids.gather(best.top_BK[0].numpy()).to_list() == expected.to_list()
 
 

@@ -198,7 +198,8 @@ class _Memory(threading.local):
     """What each thread uses for one piece after the other: allocating takes longer than computing the scores."""
 
     def __init__(self, n_scores: int, device: torch.device) -> None:
-        self.scores_F, self.work_F = torch.empty(2, n_scores + 1, device=device)
+        # Not the default dtype, which is bfloat16 where the parameters are.
+        self.scores_F, self.work_F = torch.empty(2, n_scores + 1, dtype=torch.float32, device=device)
 
 
 class _Piece(NamedTuple):
@@ -236,7 +237,7 @@ class _Block:
 
     def pieces(self) -> Iterator[_Piece]:
         """Its scores, piece by piece, each of which the thread's next one overwrites."""
-        memory, hidden_BD = self._search.memory, self._search.hidden_GD[self.rows]
+        memory, hidden_BD = self._search.memory, self._search.hidden_GD[self.rows].float()
         for start in range(0, self.n_items, self._search.n_chunk):
             table_CD = self._table_HD[start : start + self._search.n_chunk].float()
             shape = len(hidden_BD), len(table_CD)

@@ -113,7 +113,7 @@ class Data:
 
 def load_run(run: Run, data: Data) -> TrainedRun:
     """A run's best network, on a GPU where there is one; UserError where it does not fit the run's data."""
-    model, now = load(run.best, trust=data.trust, new_items=False), data.of(run).data_hash
+    now, model = data.of(run).data_hash, load(run.best, trust=data.trust, new_items=False)
     if (trained_on := model.about["data_hash"]) != now:
         raise UserError(
             f"{run.folder} was trained on other data than its configuration now leads to (data_hash {trained_on[:16]} "
