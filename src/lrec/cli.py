@@ -71,9 +71,11 @@ OWN_COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `lrec` with these arguments (those of the process by default)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Before torch is imported, here and in processes to come: threads that spin while they wait for each other take the
-    # cores from each other as soon as another process works too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before torch is imported, here and in processes to come: threads that spin for long while they wait for each other
+    # take the cores from each other as soon as another process works too; such that sleep at once cost small networks
+    # twice the time where none does (benchmarks/waiting_threads.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # For the user's own classes; by its name, as jsonargparse reads a configuration from within the folder that has it.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)

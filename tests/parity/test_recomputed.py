@@ -5,6 +5,9 @@ Nothing of lrec's own reads the data, cuts the users, computes the network or ra
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -163,9 +166,20 @@ CASES: dict[str, Case] = {
     "input": (["--model.architecture.time=input"], "last"),
     "vectors": (["--model.item_vectors_use=added"], "last"),
     "vectors alone": (["--model.item_vectors_use=fixed"], "last"),
+    "two processes": (["--config=trainer/fsdp-cpu.yaml"], "last"),
 }
 
 
+def on_processes(command: list[str]) -> None:
+    """`lrec` in a process of its own, which starts as many as the configuration asks for."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "lrec", *command], capture_output=True, text=True, timeout=200, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.usefixtures("warm_processes")
 @pytest.mark.parametrize("name", CASES)
 def test_figures_are_those_of_another_program(
     name: str, folder: Path, tmp_path: Path, lrec: Callable[..., str]
@@ -182,7 +196,10 @@ def test_figures_are_those_of_another_program(
         *options,
     ]
     for command in (arguments, ["test", f"--config={run / 'config.yaml'}", "--ckpt_path=best"]):
-        lrec(*command)
+        if name == "two processes":
+            on_processes(command)
+        else:
+            lrec(*command)
     lrec("export", "--ckpt_path", run, "--out", tmp_path / "model.safetensors")
     stored = load_file(tmp_path / "model.safetensors")
     text, ends = stored.pop("item_ids").tobytes(), stored.pop("item_ends").tolist()

@@ -114,9 +114,12 @@ def test_commands_that_do_not_train_start_fast(code: str, absent: set[str]) -> N
     assert result.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
-def test_threads_wait_without_spinning_unless_told_to(given: dict[str, str], policy: str) -> None:
-    code = "import os; from lrec.cli import main; main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
-    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_spin_shortly_unless_told_otherwise(given: dict[str, str], spins: str) -> None:
+    code = "import os; from lrec.cli import main; main(['--version']); print(os.environ.get('GOMP_SPINCOUNT'))"
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    others = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run([sys.executable, "-c", code], env=others | given, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == policy
+    assert done.stdout.split()[-1] == spins
