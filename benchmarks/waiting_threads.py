@@ -69,8 +69,8 @@ def page(taken: dict[tuple[str, bool, str], list[float]], rounds: int) -> str:
         "",
         f"Milliseconds a step, medians of {rounds} rounds, {os.cpu_count()} cores {platform.machine()}.",
         "",
-        "lrec sets 1,000 spins, unless the environment has `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY`. Runs of a study have a "
-        "thread each, where nothing waits.",
+        "lrec sets 1,000 spins, unless the environment has `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY`. Runs of a study have "
+        "a thread each, where nothing waits.",
         "",
         "| size | beside a busy process | " + " | ".join(WAYS) + " |",
         "|---|---|" + "---:|" * len(WAYS),
