@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -21,7 +22,8 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    distributed.init_process_group("gloo")  # only numbers travel, and those lie on the CPU
+    # Only numbers travel, and those lie on the CPU; a process that is lost holds the others for ten minutes.
+    distributed.init_process_group("gloo", timeout=timedelta(minutes=10))
     try:
         yield
         distributed.barrier()
