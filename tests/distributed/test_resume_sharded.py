@@ -138,8 +138,8 @@ def test_what_one_process_finds_damaged_all_refuse(two: Path, folder: Path) -> N
     shard = next(kept.glob("*-00001-of-00002.safetensors"))  # the second process's
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     printed = run_refused(fit_command(folder, run, 2, f"--ckpt_path={kept}"), code=2)
-    errors = {line for line in printed.splitlines() if line.startswith("lrec: error: ")}
-    assert errors == {f"lrec: error: {kept}: not a checkpoint that lrec wrote, or a damaged one"}
+    said = f"lrec: error: {kept}: not a checkpoint that lrec wrote, or a damaged one"
+    assert printed.count("lrec: error: ") == printed.count(said) > 0  # lines of two processes may run into each other
     assert not (run / "points.jsonl").exists()
 
 
