@@ -59,7 +59,7 @@ def test_a_run_tells_those_who_look_from_outside_what_is_going_on(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr("lrec.training.callbacks.ScalingPoints.TELL_S", 0.0)
+    monkeypatch.setattr("lrec.training.callbacks.Progress.TELL_S", 0.0)
     monkeypatch.setattr(Run, "write_progress", lambda _, doing: told.append(doing))
     main(["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path / 'run'}"])
     assert told[0] == "training: step 1 of 24"

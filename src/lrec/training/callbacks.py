@@ -57,14 +57,10 @@ class RunFiles(Callback):
 
 
 class ScalingPoints(Callback):
-    """Write a line to RUN/points.jsonl at every evaluation, and the same numbers under scaling/ in TensorBoard; and to
-    RUN/progress, every few seconds, what is going on.
+    """Write a line to RUN/points.jsonl at every evaluation, and the same numbers under scaling/ in TensorBoard.
 
     When the best checkpoint is tested after fit, its line is marked best and gets the test loss and metrics.
     """
-
-    TELL_S = 5.0  # between two words on progress
-    _told, _from = 0.0, (0.0, 0)  # when progress was told; when this attempt took its first step, and which that was
 
     def __init__(self, study: str | None = None, run: str | None = None) -> None:
         """Name the points.
@@ -122,30 +118,6 @@ class ScalingPoints(Callback):
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
         _write(trainer, self.points)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *of_batch: Any, **_: Any) -> None:
-        """Tell how far a fit or the test after it is, and how long it may take."""
-        now, step = time.monotonic(), trainer.global_step
-        self._from = self._from if self._from[0] else (now, step)
-        if not self.started or trainer.sanity_checking or not trainer.is_global_zero or now < self._told + self.TELL_S:
-            return
-        self._told, (began, first) = now, self._from
-        if trainer.training:
-            steps, doing = schedule_steps(trainer), f"training: step {step:,}"
-            doing += f" of {steps:,}" if steps < ENDLESS else ""
-            if first < step and steps < ENDLESS:
-                doing += f", at most {lasting((now - began) * (steps - step) / (step - first))} left"
-        else:
-            batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-            doing = f"{'testing' if trainer.testing else 'evaluating'}: batch {of_batch[2] + 1:,} of {sum(batches):,}"
-        _run(trainer).write_progress(doing)
-
-    on_validation_batch_end = on_test_batch_end = on_train_batch_end
-
-    @rank_zero_only
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing is going on any more."""
-        _run(trainer).progress_file.unlink(missing_ok=True)
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         status = "diverged" if recommender(pl_module).diverged else "finished"
         self.points = [replace(point, status=status) for point in self.points]
@@ -178,6 +150,55 @@ class ScalingPoints(Callback):
 
     def _wall_s(self) -> float:
         return self.spent_s + time.monotonic() - self.started
+
+
+class Progress(Callback):
+    """Write to RUN/progress, every few seconds, how far a fit or the test after it is, and how long it may take."""
+
+    TELL_S = 5.0  # between two words
+    _told = 0.0  # when that was
+    _from: tuple[float, int] | None = None  # when this attempt took its first step, and which that was
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self._from is None:
+            self._from = time.monotonic(), trainer.global_step
+        if self._is_due(trainer):
+            (began, first), step, steps = self._from, trainer.global_step, schedule_steps(trainer)
+            doing = f"training: step {step:,}"
+            if steps < ENDLESS:
+                doing += f" of {steps:,}"
+                if first < step:
+                    left = (time.monotonic() - began) * (steps - step) / (step - first)
+                    doing += f", at most {lasting(left)} left"
+            _run(trainer).write_progress(doing)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._from is not None and self._is_due(trainer):
+            doing = "testing" if trainer.testing else "evaluating"
+            batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+            _run(trainer).write_progress(f"{doing}: batch {batch_idx + 1:,} of {sum(batches):,}")
+
+    on_test_batch_end = on_validation_batch_end
+
+    @rank_zero_only
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing is going on any more."""
+        if self._from is not None:
+            _run(trainer).progress_file.unlink(missing_ok=True)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        now = time.monotonic()
+        due = trainer.is_global_zero and now >= self._told + self.TELL_S
+        self._told = now if due else self._told
+        return due
 
 
 class Announcer(Callback):

@@ -31,7 +31,7 @@ from lrec.errors import UserError
 from lrec.evaluation.metrics import metrics_of
 from lrec.run import CONFIG, Run
 from lrec.training import target_losses
-from lrec.training.callbacks import EvaluationReport, PredictionWriter, RunFiles, ScalingPoints
+from lrec.training.callbacks import EvaluationReport, PredictionWriter, Progress, RunFiles, ScalingPoints
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
 from lrec.training.lightning_options import LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
@@ -198,7 +198,7 @@ class CommandLine(LightningCLI):
             "strategy": FSDP2() if config.strategy == "fsdp2" else config.strategy,
             # In a trial Lightning exchanges them for one that writes nothing.
             "logger": loggers if trial else False,
-            "callbacks": [files, *as_list(config.callbacks)],
+            "callbacks": [files, Progress(), *as_list(config.callbacks)],
             "plugins": [*as_list(config.plugins), CheckpointFiles()],
             "use_distributed_sampler": False,
             # Else Lightning writes to the loggers before a checkpoint is found to fit.
