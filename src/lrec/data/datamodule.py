@@ -277,8 +277,11 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def sample(self, stage: str) -> tuple[int, int] | None:
         """How many users are evaluated in a stage, val or test, and of how many; None where all are."""
-        (users, every, _), targets = self._of_stage(stage), self._sampled(stage)
-        return (len(np.unique(targets.users_T)), len(users)) if len(targets.users_T) < len(every.users_T) else None
+        return self._size_of(self._sampled(stage), stage)
+
+    def _size_of(self, sampled: Targets, stage: str) -> tuple[int, int] | None:
+        users, every, _ = self._of_stage(stage)
+        return (len(np.unique(sampled.users_T)), len(users)) if len(sampled.users_T) < len(every.users_T) else None
 
     def _of_stage(self, stage: str) -> tuple[np.ndarray, Targets, int | str]:
         """Whom a stage could evaluate, on what, and how many users are asked for."""
@@ -296,7 +299,8 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the users that validate, after the items before them."""
-        targets, sample = self.val_targets, self.sample("val")
+        targets = self.val_targets
+        sample = self._size_of(targets, "val")
         if sample is not None and not self.cuts.is_known(targets).any():
             said = f"{sample[0]:,} of {sample[1]:,} users"
             raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
@@ -305,8 +309,9 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets of the users that test, after the items before them, validation targets included."""
-        self._say(self.sample("test"), "test", f"test_users {self.test_users}")
-        return self._loader(*self.test_targets)
+        targets = self.test_targets
+        self._say(self._size_of(targets, "test"), "test", f"test_users {self.test_users}")
+        return self._loader(*targets)
 
     def _say(self, sample: tuple[int, int] | None, name: str, option: str) -> None:
         if sample is not None and self._ranks().rank == 0:

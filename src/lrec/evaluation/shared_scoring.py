@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ReduceOp
 
+from lrec.model.sharded_table import PATIENCE_MINUTES
+
 Batch = TypeVar("Batch")
 T = TypeVar("T")
 
@@ -22,8 +24,8 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    # Only numbers travel, and those lie on the CPU; a process that is lost holds the others for ten minutes.
-    distributed.init_process_group("gloo", timeout=timedelta(minutes=10))
+    # Only numbers travel, and those lie on the CPU.
+    distributed.init_process_group("gloo", timeout=timedelta(minutes=PATIENCE_MINUTES))
     try:
         yield
         distributed.barrier()

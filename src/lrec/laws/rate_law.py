@@ -82,17 +82,16 @@ class RateLaw:
         middle_2 = self._middle_4[2:]
         best_2, sd_2 = self._optimum(*np.log([size, data]) - self._middle_4[:2])
         log_batch = best_2[1] if batch is None else np.log(batch) - middle_2[1]
-        miss, (slope, *_, of_batch) = log_batch - best_2[1], self._theta_P[6:]
-        log_rate = best_2[0] + slope * miss
+        log_rate = best_2[0] + self._theta_P[6] * (log_batch - best_2[1])
         found = minimize_scalar(lambda shift: self._cost(shift, sd_2[0]), bounds=(-2.0, 0.5), method="bounded")
-        cost = float(found.fun) + np.exp(of_batch) * (miss**2 + sd_2[1] ** 2) / 2
         reach_2 = norm.ppf((1 + LEVEL) / 2) * sd_2
         rate, rate_low, rate_high = np.exp(
             middle_2[0] + log_rate + np.array([found.x, -reach_2[0], reach_2[0]])
         ).tolist()
         batch_low, batch_high = np.exp(middle_2[1] + best_2[1] + np.array([-reach_2[1], reach_2[1]])).tolist()
         chosen = float(np.exp(middle_2[1] + log_batch))
-        return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, float(np.expm1(cost)))
+        cost = self.cost(size, data, rate, chosen)
+        return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, cost)
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
         """The share of the loss that this rate and batch are expected to cost, the optimum being uncertain."""

@@ -47,7 +47,7 @@ class Branch(nn.Module, ABC):
 
     It is made once per block, on the meta device where its parameters are sharded or counted, so that it may hold
     parameters and no buffers. Those of two and more dimensions count as N_body and as 2 FLOPs per entry and position;
-    muP scales their learning rate.
+    the scaled parametrisation has a learning rate for them.
     """
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:

@@ -191,13 +191,6 @@ class TransformerConfig:
         """L0 / L of the scaled parametrisation: what residual branches are multiplied by."""
         return 1.0 if self.parametrisation == "standard" else BASE_LAYERS / self.layers
 
-    def lr_multiplier(self, in_block: bool, dimensions: int) -> float:
-        """Share of the learning rate that a parameter gets: of a block or not, a vector, or a matrix or table."""
-        if self.parametrisation == "standard":
-            return 1.0
-        narrower = BASE_WIDTH / self.width
-        return TABLE_RATE * narrower**0.5 if dimensions >= 2 and not in_block else narrower
-
     @property
     def attention_scale(self) -> float:
         """What query-key products are multiplied by; HSTU has no root of its head width."""

@@ -23,6 +23,9 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor  # takes longer to import than a network to load
 
+# How long processes wait for one that may be lost; longer than any does alone what the others wait for, such as a save.
+PATIENCE_MINUTES = 10.0
+
 
 class Shard:
     """The rows of the item table that this process holds, and what it exchanges with those that hold the others.

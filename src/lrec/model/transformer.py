@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
-from lrec.model.config import TransformerConfig
+from lrec.model.config import BASE_WIDTH, TABLE_RATE, TransformerConfig
 from lrec.model.event_inputs import EventInput, TimeInput, gaps
 from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
 
@@ -85,7 +85,11 @@ class Transformer(nn.Module):
 
     def lr_multiplier(self, name: str) -> float:
         """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`."""
-        return self.config.lr_multiplier(name.startswith("blocks."), self.get_parameter(name).ndim)
+        if self.config.parametrisation == "standard":
+            return 1.0
+        narrower = BASE_WIDTH / self.config.width
+        is_table = self.get_parameter(name).ndim >= 2 and not name.startswith("blocks.")
+        return TABLE_RATE * narrower**0.5 if is_table else narrower
 
     def sgd_lr_multiplier(self, name: str) -> float:
         """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW it has to make up for the size of

@@ -29,6 +29,7 @@ from lrec.common.hardware import kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation.metrics import metrics_of
+from lrec.model.sharded_table import PATIENCE_MINUTES
 from lrec.run import CONFIG, Run
 from lrec.training import target_losses
 from lrec.training.callbacks import EvaluationReport, PredictionWriter, Progress, RunFiles, ScalingPoints
@@ -37,7 +38,7 @@ from lrec.training.lightning_options import LightningParser, add_trainer, as_lis
 from lrec.training.module import SequentialRecommender
 from lrec.training.precision import AUTO, decided
 from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
-from lrec.training.strategies import FSDP2, PATIENCE_MINUTES, CheckpointFiles, is_loss_of_a_process
+from lrec.training.strategies import FSDP2, CheckpointFiles, is_loss_of_a_process
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
 

@@ -33,7 +33,7 @@ class Switch:
         min_improvement: Least fall of val/loss, in nats, that counts as improvement.
         latest: Share of all steps, or of the time that is the limit, after which AdamW gives way without having
             converged, so that no run ends at a rate that has not fallen (not used with at).
-        lr: Learning rate of SGD at the switch (under muP that of the base shape, as AdamW's).
+        lr: Learning rate of SGD at the switch (that of parameters outside the blocks).
         momentum: Momentum of SGD; its buffer is empty at the switch.
         weight_decay: L2 penalty of matrices and tables during SGD.
         decay: Shape of the rate's fall from the switch to the last step.
@@ -68,7 +68,7 @@ class OptimizerConfig(ABC):
     def build(self, net: Transformer, total_steps: int) -> BuiltOptimizer:
         """The optimizer of the network's parameters, and the scheduler that steps once per step of the optimizer.
 
-        `net.lr_multiplier(name)` is the share of the learning rate that muP has for a parameter.
+        `net.lr_multiplier(name)` is the share of the learning rate that the parametrisation has for a parameter.
         """
 
 
@@ -77,7 +77,7 @@ OfParameters = Callable[[Iterable], torch.optim.Optimizer]
 
 
 def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_steps: int) -> BuiltOptimizer:
-    """What trains, and its scheduler; a torch optimizer keeps its rate, times muP's share of each parameter."""
+    """What trains, and its scheduler; a torch optimizer keeps its rate, times the share of each parameter."""
     if isinstance(optimizer, OptimizerConfig):
         return optimizer.build(net, total_steps)
     groups: dict[float, list[nn.Parameter]] = defaultdict(list)

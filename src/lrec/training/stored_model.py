@@ -11,7 +11,7 @@ from typing import Any, Self
 import polars as pl
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lrec.checkpoint.format import ITEMS
 from lrec.checkpoint.reading import agreed, check, mapped, read
@@ -27,6 +27,7 @@ from lrec.checkpoint.trained import (
 )
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
+from lrec.evaluation.shared_scoring import leads
 from lrec.model import parallelize
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS
@@ -201,8 +202,7 @@ def _open(file: Path) -> tuple[Trained, list[Tensor]]:
     """A trained network without its item table, and the table's rows in order, which lie on the disk."""
     stored = None
     if file.suffix != ".safetensors":
-        first = not distributed.is_initialized() or distributed.get_rank() == 0
-        agreed(lambda: check(file) if first else None)
+        agreed(lambda: check(file) if leads() else None)
 
         def rows(name: str, n: int) -> slice:
             return slice(0, 0 if name.endswith(OWN_ROWS) else n)

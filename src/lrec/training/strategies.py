@@ -21,10 +21,7 @@ from lrec.checkpoint.reading import read_together
 from lrec.checkpoint.writing import Save, shard_names
 from lrec.errors import UserError
 from lrec.model.parallelize import Sharding, drop_gathered, sharded_like
-from lrec.model.sharded_table import gloo_group, local_range, local_rows
-
-# How long processes wait for one that may be lost; longer than any does alone what the others wait for, such as a save.
-PATIENCE_MINUTES = 10.0
+from lrec.model.sharded_table import PATIENCE_MINUTES, gloo_group, local_range, local_rows
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:
