@@ -1,6 +1,7 @@
 """lrec from Python: Lightning's own Trainer, and everything that follows from a checkpoint alone."""
 
 import gc
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +85,9 @@ def trained(log_csv: Path, stores: Path, tmp_path_factory: pytest.TempPathFactor
     fitted = trainer(folder, max_epochs=2)
     fitted.fit(model, data(log_csv, stores))
     (figures,) = fitted.test(model, data(log_csv, stores), verbose=False)
+    found = {f"{stage}/{n}": v for stage, named in model.evaluations.items() for n, v in named.items()}
+    assert figures == pytest.approx({n: v for n, v in found.items() if n.startswith("test/") and math.isfinite(v)})
+    assert figures == {name: float(value) for name, value in fitted.callback_metrics.items() if name in figures}
     assert list(folder.glob("lightning_logs/version_0/events.*"))  # Lightning's default logger
     alone = tmp_path_factory.mktemp("alone") / "model.ckpt"
     shutil.move(fitted.checkpoint_callback.best_model_path, alone)  # type: ignore[union-attr]

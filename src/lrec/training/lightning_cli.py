@@ -50,7 +50,6 @@ _NOT_FOR_USERS = (
     r".*does not have many workers",
     r".*LeafSpec",
     r".*LightningCLI's args parameter",
-    r"It is recommended to use `self.log",
     r"Checkpoint directory .* exists and is not empty",
     r".*WeightAveraging callback, but loading a checkpoint outside",
     r".*WeightAveraging callback with a model that overrides",
