@@ -178,6 +178,7 @@ def trained(study: Path) -> list[str]:
     return sorted(path.parent.name for path in study.glob("runs/*/log.txt"))
 
 
+@pytest.mark.slow
 def test_a_study_is_extended_without_training_again(
     undisturbed: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +276,7 @@ def test_fit_reads_the_points_of_a_study(
     assert refit == studied
 
 
+@pytest.mark.slow
 def test_studies_are_compared(
     undisturbed: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +296,7 @@ def test_studies_are_compared(
     assert "--studies studies: no study there" in nothing
 
 
+@pytest.mark.slow
 def test_the_loss_over_trajectories_is_fitted(
     undisturbed: Path, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_an_option_may_be_a_class_with_its_options(folder: Path, lrec: Callable[
     assert all(run.config.value("model.optimizer.lr") == 0.02 for run in runs_of(options=options))
 
 
+@pytest.mark.slow
 def test_grid_and_sweep(folder: Path, lrec: Callable[..., str]) -> None:
     grid = json.dumps({"trainer": {"max_epochs": [1, 2]}})
     sweep = json.dumps({"model": {"optimizer": {"lr": [0.001, 0.02]}}})
@@ -230,7 +231,8 @@ def test_jobs_of_a_cluster(folder: Path, lrec: Callable[..., str], refused: Call
 LONG = {"trainer.max_epochs": 400, "data.targets_per_step": 64}
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_local_jobs_end_with_their_study(number: signal.Signals, folder: Path) -> None:
     Path("runs.yaml").write_text(yaml.safe_dump(STUDY | {"options": STUDY["options"] | LONG}))
     command = ["lrec", "scaling", "study", "--config", "runs.yaml", "--sizes", "[0.8k, 1.7k, 3k]"]
@@ -306,6 +308,7 @@ def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slurm")
 def test_an_array_of_slurm(folder: Path, lrec: Callable[..., str]) -> None:
     """What is handed to SLURM and what its jobs do."""

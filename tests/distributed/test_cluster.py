@@ -92,6 +92,7 @@ def ended(nodes: "list[subprocess.Popen[str]]", codes: list[int]) -> list[str]:
     return printed
 
 
+@pytest.mark.slow
 def test_two_nodes_train_from_one_store_without_its_raw_files(
     log_csv: Path, cluster: dict[str, str], tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_other_ways_to_take_the_same_steps(
     assert losses(other) == pytest.approx(losses(one), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_touched_rows_of_a_sampled_loss(fit: Fit) -> None:
     sampled = ["--trainer.val_check_interval=5", "--model.loss=lrec.SampledSoftmax", "--model.loss.negatives=8"]
     # At this learning rate no step's loss jumps, so that roundings are not multiplied.

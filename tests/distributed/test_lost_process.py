@@ -14,7 +14,9 @@ PATIENCE_S = 10
 SHARDED = {"class_path": "lrec.FSDP2", "init_args": {"timeout_minutes": PATIENCE_S / 60}}
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["killed", "hangs"]
+)
 def test_the_other_one_ends_within_its_patience(how: signal.Signals, folder: Path) -> None:
     run = folder / f"lost-{how.name}"
     nodes = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

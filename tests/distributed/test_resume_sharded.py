@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures("warm_processes")
 SWITCHED = "--model.optimizer.switch={at: 10, lr: 0.05}"
 DROPOUT = ["--model.dropout.embedding=0.1", "--model.dropout.residual={first: 0.2, last: 0.1}"]
 EVERY_THIRD = "--trainer.val_check_interval=3"
-BEFORE = {5: 1, 10: 3, 15: 5}  # evaluations before each checkpoint, after steps 3, 6, 9, 12, 14 + 3 and so on
 
 
 def keep(folder: Path) -> str:
@@ -32,7 +31,9 @@ def kept(run: Path, step: int) -> str:
     return f"--ckpt_path={run.with_name(run.name + '-kept') / f'step={step}.ckpt'}"
 
 
-@pytest.mark.parametrize("step", BEFORE)
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, marks=pytest.mark.slow), 10, pytest.param(15, marks=pytest.mark.slow)]
+)
 def test_one_process_to_the_last_bit(step: int, folder: Path) -> None:
     def fit(name: str, *options: str) -> Path:
         run_here(fit_command(folder, folder / name, 0, EVERY_THIRD, SWITCHED, *DROPOUT, *options))
@@ -154,9 +155,10 @@ def test_of_a_file_the_first_process_alone_verifies_all(folder: Path, fit: Fit, 
     assert second == ["False"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "step"),
-    [pytest.param(2, 1, 5, marks=pytest.mark.slow), (2, 0, 10), pytest.param(0, 2, 10, marks=pytest.mark.slow)],
+    [(2, 1, 5), (2, 0, 10), (0, 2, 10)],
 )
 def test_another_number_of_processes(before: int, after: int, step: int, folder: Path, fit: Fit) -> None:
     """From shards to one process with and without sharding, from one file or one shard to two processes."""

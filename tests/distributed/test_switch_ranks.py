@@ -38,9 +38,10 @@ def fit(folder: Path, options: list[str], devices: int, strategy: str) -> list[d
     return points(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options"),
-    [pytest.param("ddp", ON_CONVERGENCE, marks=pytest.mark.slow), ("fsdp2", AT_A_STEP)],
+    [("ddp", ON_CONVERGENCE), ("fsdp2", AT_A_STEP)],
     ids=["ddp, converged", "fsdp2, at a step"],
 )
 def test_two_processes_switch_as_one(strategy: str, options: list[str], tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def process(rank: int, port: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_no_process_holds_more_than_its_rows(tmp_path: Path) -> None:
     ids = pl.Series([f"i{number}" for number in range(2000)])
     old = checkpoint(Transformer(OLD, seed=1)) | {ITEMS: items_as_tensors(ids, None)}

@@ -180,7 +180,9 @@ def on_processes(command: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("warm_processes")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "two processes" else name for name in CASES]
+)
 def test_figures_are_those_of_another_program(
     name: str, folder: Path, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:

@@ -20,6 +20,7 @@ print(users, int(peak) / 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("row_group_size", [20_000, None])
 def test_memory_does_not_grow_with_the_number_of_users(row_group_size: int | None, tmp_path: Path) -> None:

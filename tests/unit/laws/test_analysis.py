@@ -87,6 +87,7 @@ def test_the_law_that_made_the_points_comes_first() -> None:
         assert min(power, key=lambda method: getattr(method.fit, criterion)).name == "lsrm, E = 0"
 
 
+@pytest.mark.slow
 def test_only_laws_of_the_points_variables_are_compared() -> None:
     found = methods_of(LAWS["chinchilla"], of_size_and_data(), 1)
     assert found[0].name == "chinchilla"

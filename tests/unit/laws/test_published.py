@@ -203,6 +203,7 @@ def test_the_mean_of_huber_terms_converges_nowhere_the_sum_does() -> None:
     assert ends.min() == pytest.approx(fitted.value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_few_starts_reach_the_optimum_at_default_tolerances_and_most_of_ours_do() -> None:
     fitted = free_fit("chinchilla")
     shares = [np.mean(ends_of_naive("sum", tight)[0] < fitted.value * 1.001) for tight in (False, True)]

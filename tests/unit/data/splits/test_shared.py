@@ -88,7 +88,7 @@ def _set_up(folder: Path, barrier: Any, results: Any) -> None:
     barrier.wait()  # temporary files go with the process that made them
 
 
-@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("writable", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_processes_make_it_once(folder: Path, writable: bool) -> None:
     alone = module(folder)
     alone.setup()
