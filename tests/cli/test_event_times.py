@@ -65,8 +65,8 @@ def trained(logs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
                 "--data.split.trajectory_min_length=10",
                 *("--model.layers=2", "--model.width=16", "--model.heads=1", "--model.size=null"),
                 "--model.optimizer.lr=0.03",
-                "--trainer.max_epochs=24",
-                "--trainer.check_val_every_n_epoch=24",
+                "--trainer.max_epochs=14",
+                "--trainer.check_val_every_n_epoch=14",
                 "--trainer.enable_progress_bar=false",
                 f"--trainer.default_root_dir={made[key]}",
                 f"--model.architecture.time={time}",
@@ -183,14 +183,10 @@ def test_the_command_recommends_from_files_with_times(
     assert np.mean(follows) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "time", "options"),
-    [
-        pytest.param("past", "past", (), marks=pytest.mark.slow),
-        pytest.param("past", "input", (), marks=pytest.mark.slow),
-        pytest.param("request", "request", HSTU, marks=pytest.mark.slow),
-        ("request", "request", ()),
-    ],
+    [("past", "past", ()), ("past", "input", ()), ("request", "request", HSTU), ("request", "request", ())],
 )
 def test_exported_networks_read_times(
     trained: Callable[..., Path],

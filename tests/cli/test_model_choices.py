@@ -47,7 +47,7 @@ CHOICES = {"modern": [MODERN], "scaled": [SCALED], "modern and scaled": [MODERN,
 @pytest.mark.parametrize(
     "choices",
     [
-        pytest.param(each, marks=[] if name in ("modern and scaled", "hstu") else pytest.mark.slow, id=name)
+        pytest.param(each, marks=[] if name == "modern and scaled" else pytest.mark.slow, id=name)
         for name, each in CHOICES.items()
     ],
 )

@@ -30,8 +30,8 @@ STUDY: dict[str, Any] = {
     "fractions": [1.0],
     "jobs": 2,
     "options": {
-        "data.n_users": 300,
-        "data.n_items": 50,
+        "data.n_users": 100,
+        "data.n_items": 30,
         "data.length": 20,
         "data.split.trajectory": 4,
         "trainer.max_epochs": 2,
@@ -96,11 +96,11 @@ def test_the_study_leaves_what_the_design_says(undisturbed: Path) -> None:
     assert point["run"] == "6.9k-seed1"
     assert point["test_loss"] > point["floor"]["test"]
     losses = pl.read_parquet(study / "runs" / "6.9k-seed1" / "target_losses.parquet")
-    assert losses.group_by("step").len()["len"].to_list() == [300] * 5
+    assert losses.group_by("step").len()["len"].to_list() == [100] * 5
     assert losses.filter(pl.col("step") == 0)["loss"].mean() == pytest.approx(point["test_loss"], rel=1e-5)
     assert losses["loss"].mean() == pytest.approx(point["trajectory_loss"], rel=1e-9)
     by_user = losses.group_by("user").agg(pl.col("loss").mean())["loss"]
-    assert point["trajectory_loss_se"] == pytest.approx(by_user.std(ddof=0) / 300**0.5)
+    assert point["trajectory_loss_se"] == pytest.approx(by_user.std(ddof=0) / 100**0.5)
     report = (study / "report.md").read_text()
     assert f"{point['test_loss']:.4f}" in report
     assert "popularity" in report
@@ -259,11 +259,18 @@ def test_dry_run_prints_the_cost_and_writes_no_study(
     assert "6.9k-seed1" in printed
     assert "5 runs" in printed
     assert "shares of the data" not in printed
+    assert not (undisturbed / "elsewhere").exists()
+
+
+@pytest.mark.slow
+def test_dry_run_counts_the_runs_of_smaller_shares(
+    undisturbed: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(undisturbed)
     longer = ["--fractions", "null", "--options.trainer.max_epochs", 5]  # so that shares are trained by default
     by_default = lrec("scaling", "study", "--config", "tiny.yaml", "--out", "elsewhere", *longer, "--dry_run")
     assert "13 runs" in by_default
     assert "8 of them with smaller shares of the data" in by_default
-    assert not (undisturbed / "elsewhere").exists()
 
 
 def test_fit_reads_the_points_of_a_study(
@@ -318,7 +325,8 @@ def test_variants_without_a_law_are_compared(
         "sizes": ["0.8k", "1.7k"],
         "holdout": 0,
         "law": None,
-        "options": STUDY["options"] | {"trainer.max_epochs": 1, "model.optimizer.switch": {"at": 2}},
+        "options": STUDY["options"]
+        | {"trainer.max_epochs": 1, "data.targets_per_step": 512, "model.optimizer.switch": {"at": 2}},
         "variants": {"both": {}, "plain": {"model.optimizer.switch": None, "model.dropout.residual.first": 0.0}},
     }
     Path("variants.yaml").write_text(yaml.safe_dump(config))

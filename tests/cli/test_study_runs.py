@@ -121,7 +121,21 @@ def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: C
     assert report == "writing the report"
 
 
+UNDER_WAY = "another study is under way in studies/runs: wait for its end, or choose another --out"
+
+
 def test_a_second_study_in_a_folder_is_refused(
+    folder: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    command = ["scaling", "study", "--config", "runs.yaml"]
+    with locked(lock_of(folder.absolute())):
+        assert UNDER_WAY in refused(*command)
+        assert "0.8k-seed1" in lrec(*command, "--status", "true")
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_beside_one_that_is_refused(
     folder: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
     waiting = subprocess.Popen(
@@ -134,16 +148,26 @@ def test_a_second_study_in_a_folder_is_refused(
         time.sleep(0.01)
     before = state(folder)
     message = refused("scaling", "study", "--config", "runs.yaml", "--sizes", "[0.8k, 1.7k, 3k]")
-    assert "another study is under way in studies/runs: wait for its end, or choose another --out" in message
+    assert UNDER_WAY in message
     assert state(folder).keys() == before.keys()
     assert "0.8k-seed1" in lrec("scaling", "study", "--config", "runs.yaml", "--status", "true")
     assert waiting.wait() == 0, waiting.communicate()[0].decode()
     assert set(state(folder).values()) == {"finished"}
 
 
-def test_what_may_take_more_than_allowed_does_not_start(folder: Path, refused: Callable[..., str]) -> None:
-    for option, value in (("budget_hours", 0.001), ("budget_disk_gib", 1e-6), ("memory_gib", 0.5)):
-        assert f"--{option} {value:g}: " in refused("scaling", "study", "--config", "runs.yaml", f"--{option}", value)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("budget_hours", 1e-4),
+        pytest.param("budget_disk_gib", 1e-6, marks=pytest.mark.slow),
+        pytest.param("memory_gib", 0.5, marks=pytest.mark.slow),
+    ],
+)
+def test_what_may_take_more_than_allowed_does_not_start(
+    option: str, value: float, folder: Path, refused: Callable[..., str]
+) -> None:
+    command = ["scaling", "study", "--config", "runs.yaml", "--sizes", '["0.8k"]']
+    assert f"--{option} {value:g}: " in refused(*command, f"--{option}", value)
     assert not folder.exists()
 
 

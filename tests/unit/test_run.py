@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrec.errors import UserError
@@ -46,7 +46,8 @@ OPTIONS = {
 }
 
 
-@given(st.lists(POINTS, min_size=1))
+@settings(max_examples=30)
+@given(st.lists(POINTS, min_size=1, max_size=5))
 def test_points_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, points: list[Point]) -> None:
     run = Run(tmp_path_factory.mktemp("run"))
     run.write_points(points)

@@ -102,7 +102,7 @@ ITEMS = 12
 SOME = st.lists(st.integers(0, ITEMS - 1), unique=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(
     st.lists(st.sampled_from([-math.inf, 0.0, 1.0, 2.0]), min_size=ITEMS, max_size=ITEMS),
     st.lists(st.tuples(st.integers(-1, ITEMS - 1), SOME, SOME), min_size=1, max_size=4),

@@ -37,7 +37,7 @@ def check(followers: Followers, rows: list[Row], scores_BV: np.ndarray, k: int, 
     assert found.loss_B.tolist() == pytest.approx(expected.loss_B.tolist(), abs=1e-5, nan_ok=True)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, ITEMS - 1), st.integers(0, ITEMS - 1)), min_size=1, max_size=60),
     COUNTS,
@@ -56,7 +56,7 @@ def test_the_next_item_equals_a_score_for_every_row_and_item(
     check(chain, rows, scores_BV, k, [seen for _, _, seen in rows])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(HISTORY, min_size=1, max_size=8), COUNTS, ROWS, st.integers(1, ITEMS), st.sampled_from([2, 500]))
 def test_the_graph_equals_a_score_for_every_row_and_item(
     trained: list[list[int]], counts: list[int], rows: list[Row], k: int, neighbours: int

@@ -43,7 +43,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return model, onnxruntime.InferenceSession(file)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize(
+    "batch", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(64, marks=pytest.mark.slow)]
+)
 def test_scores_and_lists_are_pytorch_s(batch: int, exported: tuple[Model, Any]) -> None:
     model, session = exported
     random = np.random.default_rng(batch)

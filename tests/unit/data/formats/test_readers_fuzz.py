@@ -233,7 +233,7 @@ def fuzz(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -
 
 @pytest.mark.parametrize("name", KINDS)
 def test_mutated_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fuzz(name, tmp_path, monkeypatch, 120)
+    fuzz(name, tmp_path, monkeypatch, 45)
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(40), pytest.param(range(40, 150), marks=pytest.mark.slow)], ids=["some", "all"]
+    "seeds", [range(20), pytest.param(range(20, 150), marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_integers_are_read_as_their_text_would_be(
     seeds: range, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.store import Store
+from lrec.study.processes import start_server
 
 
 def module(folder: Path, **options: Any) -> InteractionsDataModule:
@@ -94,7 +95,8 @@ def test_two_processes_make_it_once(folder: Path, writable: bool) -> None:
     alone.setup()
     if not writable:
         (alone.store.path / "made").write_text("in the way of a folder")
-    context = multiprocessing.get_context("spawn")
+    start_server()  # it has imported what they need
+    context = multiprocessing.get_context("forkserver")
     barrier, results = context.Barrier(2), context.SimpleQueue()
     processes = [context.Process(target=_set_up, args=(folder, barrier, results)) for _ in range(2)]
     for process in processes:

@@ -12,7 +12,7 @@ from lrec.data.splits.rules import LastItems, ranges
 from lrec.errors import UserError
 from lrec.training.target_losses import targets
 
-FIXTURE_ONCE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FIXTURE_ONCE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=12).map(lambda lengths: [*lengths, 2])
 
 

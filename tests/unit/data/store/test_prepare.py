@@ -16,7 +16,7 @@ from lrec.data.store.prepare import RawInteractions, prepare_store, source_hashe
 from lrec.data.store.store import Store
 from lrec.errors import UserError
 
-FIXTURE_ONCE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FIXTURE_ONCE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 IDS = st.sampled_from(["1", "01", "10", "2", "a", "A", "é", "日", " x"])
 ROWS = st.lists(st.tuples(IDS, IDS, st.integers(-3, 3)), min_size=1, max_size=40)
 

@@ -43,7 +43,7 @@ def files(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir() if file.name != "meta.json"}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ROWS, st.integers(0, 3), st.integers(1, 7), st.sets(st.sampled_from(["time", "domain", REST])))
 def test_the_store_does_not_depend_on_memory(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple], k: int, size: int, columns: set[str]
@@ -126,7 +126,10 @@ def stores_in(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
 
 
-@pytest.mark.parametrize(("memory", "limit"), [(1e-6, 200_000), (1.0, 200_000), (1.0, 300_000), (1.0, 3000)])
+@pytest.mark.parametrize(
+    ("memory", "limit"),
+    [(1e-6, 200_000), *(pytest.param(1.0, limit, marks=pytest.mark.slow) for limit in (200_000, 300_000)), (1.0, 3000)],
+)
 def test_a_full_disk_leaves_nothing_and_the_next_attempt_succeeds(tmp_path: Path, memory: float, limit: int) -> None:
     file, stores = log(tmp_path), tmp_path / "stores"
     process = start(file, stores, 2, memory, limit)
