@@ -113,9 +113,10 @@ def test_a_part_of_a_block_by_its_class_path(
         pytest.param(
             ["--model.optimizer=nesterov.Nesterov", "--model.optimizer.lr=0.3"], "sgd", marks=pytest.mark.slow
         ),
-        (
+        pytest.param(
             ["--model.optimizer=torch.optim.Adagrad", "--model.optimizer.lr=0.1", "--model.parametrisation=scaled"],
             "adagrad",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["loss", "optimizer", "torch's optimizer"],

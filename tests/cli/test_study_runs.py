@@ -183,18 +183,18 @@ def test_nothing_starts_once_the_budget_is_spent(folder: Path, refused: Callable
 
 
 def test_a_run_told_to_stop_saves_and_goes_on(folder: Path) -> None:
-    options = STUDY["options"] | {"trainer.max_epochs": 30, "data.targets_per_step": 64}
+    options = STUDY["options"] | {"trainer.max_epochs": 16, "data.targets_per_step": 64}
     study, runs = Study(**STUDY | {"sizes": ["0.8k"], "options": options, "jobs": 1, "cores": 1}), folder / "runs"
     (run,) = planned_runs(study)
     last = runs / run.name / "checkpoints" / "last.ckpt"
     stopped = list(train(study, [run], watch=lambda: not last.exists()))
     assert [outcome.status for _, outcome in stopped] == ["stopped"]
     before = Run(runs / run.name).points
-    assert 0 < len(before) < 30
+    assert 0 < len(before) < 16
     (outcome,) = (outcome for _, outcome in train(study, [run]))
     assert outcome.status == "finished"
     after = Run(runs / run.name).points
-    assert len(after) == 30
+    assert len(after) == 16
     assert [p.val_loss for p in after[: len(before)]] == [p.val_loss for p in before]
     # Killed after its test, before its losses by target were measured: only they are.
     (runs / run.name / "target_losses.parquet").unlink()
