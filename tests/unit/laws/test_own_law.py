@@ -12,6 +12,7 @@ import pytest
 from lrec.errors import UserError
 from lrec.laws.fit import fit
 from lrec.laws.loss_laws import LAWS, law_named, name_of
+from lrec.study.fit_command import fit_command
 from lrec.study.options import Study
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "my_law.py"
@@ -33,9 +34,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    loss = TRUTH["E"] + TRUTH["A"] / (X + TRUTH["s"]) ** TRUTH["a"]
-    pl.DataFrame({"N": X, "loss": loss}).write_csv("table.csv")
+    write_table(tmp_path)
     return tmp_path
+
+
+def write_table(folder: Path) -> None:
+    loss = TRUTH["E"] + TRUTH["A"] / (X + TRUTH["s"]) ** TRUTH["a"]
+    pl.DataFrame({"N": X, "loss": loss}).write_csv(folder / "table.csv")
 
 
 def test_it_finds_the_truth(folder: Path) -> None:
@@ -64,14 +69,22 @@ def test_it_is_fitted_written_read_and_planned_with(
     assert planned == pytest.approx(4 + 60 / (4e6 + 3000) ** 0.45, rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def fit_json(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `scaling fit` writes."""
+    folder = tmp_path_factory.mktemp("fitted")
+    write_table(folder)
+    fit_command([folder / "table.csv"], x="N", y="loss", compare=False, out=folder)
+    return (folder / "fit.json").read_text()
+
+
 @pytest.mark.parametrize(("field", "value"), [("law", "unknown"), ("law", 7), ("objective", "unknown"), ("points", 7)])
 def test_a_fit_that_was_edited_is_named(
-    folder: Path, lrec: Callable[..., str], refused: Callable[..., str], field: str, value: object
+    fit_json: str, tmp_path: Path, refused: Callable[..., str], field: str, value: object
 ) -> None:
-    lrec("scaling", "fit", "--points", "table.csv", "--x", "N", "--y", "loss", "--compare", "false", "--out", "fit")
-    path = Path("fit/fit.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    assert "fit/fit.json: not a fit.json with its points" in refused("scaling", "plan", "--fit", path, "--size", "4e6")
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(json.loads(fit_json) | {field: value}))
+    assert "fit.json: not a fit.json with its points" in refused("scaling", "plan", "--fit", path, "--size", "4e6")
 
 
 def test_a_study_takes_it(folder: Path) -> None:
