@@ -21,13 +21,19 @@ def study(**changes: Any) -> Study:
     return Study(**(arguments | changes))
 
 
+def planned(**changes: Any) -> list[PlannedRun]:
+    return planned_runs(study(**changes))
+
+
 def runs_of(sizes: tuple[str, ...] = ("3k", "12k"), **changes: Any) -> list[PlannedRun]:
     """The runs of a study with these changes, of some of its sizes."""
     return [run for run in planned_runs(study(**changes)) if run.size in sizes]
 
 
 def test_options_follow_the_size_by_rule() -> None:
-    runs = runs_of(
+    few: dict[str, Any] = {"sizes": ["3k", "12k"], "law": None, "holdout": 0}
+    runs = planned(
+        **few,
         options={"model.optimizer.lr": 1.0},
         rules={"model": {"optimizer.lr": [0.2, -0.5], "dropout.residual.first": [0.01, 0.25]}},
         size_options={"12k": {"model.optimizer.lr": 0.5}},
@@ -39,7 +45,7 @@ def test_options_follow_the_size_by_rule() -> None:
     rules = {"model.dropout.embedding": [0.1, 0.0, -0.5]}
     of_data = {
         run.fraction: run.options["model"]["dropout"]["embedding"]
-        for run in runs_of(("3k",), rules=rules, fractions=None)
+        for run in planned(**few | {"sizes": ["3k"]}, rules=rules, fractions=(1.0, 0.5, 0.25))
     }
     assert of_data == pytest.approx({1.0: 0.1, 0.5: 0.1414, 0.25: 0.2})
 
@@ -52,6 +58,13 @@ def test_an_even_ladder_is_named_by_its_ends() -> None:
             study(sizes=sizes)
 
 
+@pytest.fixture
+def without_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without their options, which take most of the time to plan."""
+    monkeypatch.setattr("lrec.training.lightning_cli.compose", lambda arguments: {})
+
+
+@pytest.mark.usefixtures("without_options")
 def test_a_size_may_have_seeds_of_its_own() -> None:
     runs = runs_of(size_seeds={"3k": (1, 2)}, fractions=(1.0, 0.5))
     assert [(run.name, run.held_out) for run in runs] == [
@@ -63,6 +76,7 @@ def test_a_size_may_have_seeds_of_its_own() -> None:
     ]
 
 
+@pytest.mark.usefixtures("without_options")
 def test_a_forecast_has_halves_and_quarters_of_the_fitted_sizes_by_default() -> None:
     runs = planned_runs(study(seeds=(1, 2), fractions=None))
     assert sorted({(run.fraction, run.held_out) for run in runs}) == [

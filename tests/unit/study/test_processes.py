@@ -13,7 +13,7 @@ def test_processes_that_end_at_once_have_their_own_exit_codes(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("ends.py").write_text("import sys\nraise SystemExit(int(sys.argv[1]))\n")
-    processes, codes = Processes(), [n % 4 for n in range(48)]
+    processes, codes = Processes(), [n % 4 for n in range(24)]
     with locked(Path("lock")) as lock, ThreadPoolExecutor(8) as threads:
         found = threads.map(lambda code: processes.run(["ends", str(code)], Path("log"), 1, lock), codes)
         assert list(found) == codes

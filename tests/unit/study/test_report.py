@@ -61,6 +61,7 @@ def ladder(fraction: float) -> LadderFit:
     )
 
 
+@pytest.mark.slow
 def test_every_fraction_has_its_own_fit(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, fraction) for fraction in (0.5, 1.0) for size in LADDER]
     report = write_report(tmp_path, "two", runs, [ladder(0.5), ladder(1.0)], {})
