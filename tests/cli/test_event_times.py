@@ -79,7 +79,11 @@ def trained(logs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 COLUMNS = {"user": "user", "item": "item", "time": "timestamp"}
-HSTU = ("--config=model/hstu.yaml",)
+HSTU = (
+    "--config=model/hstu.yaml",
+    "--trainer.max_epochs=24",
+    "--trainer.check_val_every_n_epoch=24",
+)  # it learns later
 
 
 def best_loss(run: Path) -> float:
