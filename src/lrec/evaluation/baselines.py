@@ -22,12 +22,10 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from lrec.common.files import json_hash
 from lrec.common.hardware import available_gib
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.splits.rules import Split, ranges
 from lrec.data.store.made_once import Arrays, made_beside
-from lrec.evaluation.baseline_cache import code_hash
 from lrec.evaluation.followers import Followers, bytes_to_count, edges_of
 from lrec.evaluation.metrics import KS
 from lrec.evaluation.shared_scoring import leads, number, of_first
@@ -122,8 +120,7 @@ class Baselines:
         if number() == 1:
             return count()
         cut = sha256(np.ascontiguousarray(self._split.train_U, dtype=np.int64).data).hexdigest()
-        key = json_hash([self._split.store.hash, cut, code_hash()])[:16]
-        return made_beside(self._split.store, f"{name}-{key}", count)
+        return made_beside(self._split.store, name, cut, count)
 
     def with_room(self, names: list[str]) -> list[str]:
         """Those of the names whose counts fit into the first process's memory; a line tells which are left out."""

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
-from lrec.evaluation.baseline_cache import kept_file, read_kept, write_kept
 from lrec.evaluation.baselines import BASELINES, Baselines
 from lrec.evaluation.metrics import METRICS, Evaluation, Metric
 from lrec.ranking.scoring import Scores
@@ -19,29 +17,21 @@ class Evaluator:
     """The evaluations of a model on one data set, one after the other.
 
     Popularity stands beside every evaluation, the other baselines beside `lrec test` and `lrec validate`. They do not
-    change during training: they are scored in the first whole evaluation of a stage, and the test's are kept with the
-    store. `figures` are those of the last evaluation of each stage, the model's by `stage`, a baseline's by
-    `stage/baseline`.
+    change during training: they are scored in the first whole evaluation of a stage. `figures` are those of the last
+    evaluation of each stage, the model's by `stage`, a baseline's by `stage/baseline`.
     """
 
     def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
         self.figures: dict[str, dict[str, float]] = {}
         self._metrics = metrics
         self._baselines: Baselines | None = None
-        self._kept: Path | None = None  # where the baselines' figures are kept
         self._under_way: dict[str, Evaluation] = {}
 
-    def begin(
-        self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False, keep: bool = False
-    ) -> None:
+    def begin(self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False) -> None:
         """Before the first batch. `counts_V`, the items' training interactions, lies where scores will; where training
-        goes on (`fitting`) only popularity stands beside the model; `keep` says that all test targets are tested, so
-        that the baselines' figures can be kept."""
+        goes on (`fitting`) only popularity stands beside the model."""
         if self._baselines is None:
             self._baselines = Baselines(data.cuts, counts_V.device)
-        self._kept = kept_file(data, counts_V.device) if keep and self._metrics == METRICS else None
-        if self._kept is not None:
-            self.figures |= {f"{stage}/{name}": figures for name, figures in read_kept(self._kept).items()}
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
         anew = [name for name in beside if f"{stage}/{name}" not in self.figures]
         scorers = ["model", *(anew if fitting else self._baselines.with_room(anew))]
@@ -68,10 +58,6 @@ class Evaluator:
         self.figures[stage] = computed.pop("model")
         if whole:
             self.figures |= {f"{stage}/{name}": figures for name, figures in computed.items()}
-        if self._kept is not None and computed:  # something was not known from an earlier test
-            assert self._baselines is not None
-            there = [name for name in self._baselines.names if f"{stage}/{name}" in self.figures]
-            write_kept(self._kept, {name: self.figures[f"{stage}/{name}"] for name in there})
         named = {f"{stage}/{name}": value for name, value in self.figures[stage].items()}
         for baseline in BASELINES:
             figures = self.figures.get(f"{stage}/{baseline}", {})

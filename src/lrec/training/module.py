@@ -22,7 +22,6 @@ from lrec.checkpoint.trained import refuse_other_network
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation.evaluator import Evaluator
 from lrec.evaluation.metrics import KS, Metric, with_own
@@ -272,10 +271,7 @@ class SequentialRecommender(StoredModel):
             self.train_loss = self._since_evaluation.mean(self)
 
     def on_test_start(self) -> None:
-        own = type(self.data).test_dataloader is SequenceDataModule.test_dataloader
-        loader = self.trainer.test_dataloaders
-        keep = own and loader is not None and self.trainer.num_test_batches == [len(loader)]
-        self._evaluator.begin("test", self.data, self.counts_V, keep=keep)
+        self._evaluator.begin("test", self.data, self.counts_V)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
         # One process on a CPU: each core computes rows of its own faster than all cores each small operation.

@@ -1,10 +1,8 @@
 """A split and its training part, made once on a machine where the store has many rows."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from lrec.common.files import file_hash, json_hash
 from lrec.data.splits.reduction import Reduction, TrainingPart, training_part
 from lrec.data.splits.rules import Split, SplitRule
 from lrec.data.store.made_once import Arrays, made_beside
@@ -17,7 +15,7 @@ def shared_split(store: Store, rule: SplitRule, options: Any, cut: Callable[[], 
     """What `cut` gives, which the rule and the options decide."""
     if not _is_shared(store, rule):
         return cut()
-    return Split.of_arrays(store, made_beside(store, _name("split", store, rule, options), lambda: cut().arrays()))
+    return Split.of_arrays(store, made_beside(store, "split", [repr(rule), options], lambda: cut().arrays()))
 
 
 def shared_part(split: Split, rule: SplitRule, options: Any, reduction: Reduction) -> TrainingPart:
@@ -30,15 +28,10 @@ def shared_part(split: Split, rule: SplitRule, options: Any, reduction: Reductio
         rows = {} if part.rows is None else {"rows": part.rows}
         return {"starts_U": part.starts_U, "lengths_U": part.lengths_U, **rows}
 
-    found = made_beside(split.store, _name("part", split.store, rule, [options, repr(reduction)]), make)
+    found = made_beside(split.store, "part", [repr(rule), options, repr(reduction)], make)
     return TrainingPart(split.store, found["starts_U"], found["lengths_U"], found.get("rows"), split.target_N)
 
 
 def _is_shared(store: Store, rule: SplitRule) -> bool:
     """A rule of one's own may cut otherwise tomorrow and be called the same."""
     return type(store) is Store and type(rule).__module__.startswith("lrec.") and len(store.items_N) >= SHARED_ROWS
-
-
-def _name(what: str, store: Store, rule: SplitRule, options: Any) -> str:
-    code = [file_hash(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
-    return f"{what}-{json_hash([store.hash, repr(rule), options, code])[:16]}"

@@ -6,11 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lrec.common.files import locked, replacing
+from lrec.common.files import file_hash, json_hash, locked, replacing
 from lrec.data.store.store import Store
 
 Arrays = dict[str, np.ndarray]
@@ -30,13 +32,20 @@ def made_once(folder: Path, name: str, make: Callable[[], Arrays]) -> Arrays:
     return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in mine.glob("*.npy")}
 
 
-def made_beside(store: Store, name: str, make: Callable[[], Arrays]) -> Arrays:
-    """The same, beside the store, or among this machine's temporary files where nothing can be written there."""
+def made_beside(store: Store, what: str, options: Any, make: Callable[[], Arrays]) -> Arrays:
+    """The same, beside the store, or among this machine's temporary files where nothing can be written there; of this
+    store, these options and lrec's code as it is now."""
+    name = f"{what}-{json_hash([store.hash, options, _code_hash()])[:16]}"
     with suppress(OSError):
         return made_once(store.path / "made", name, make)
     with suppress(OSError):
         return made_once(shared_folder(store.hash[:16]), name, make)
     return make()
+
+
+@cache
+def _code_hash() -> str:
+    return json_hash([file_hash(file) for file in sorted(Path(__file__).parents[2].rglob("*.py"))])
 
 
 def shared_folder(token: str) -> Path:

@@ -1,0 +1,46 @@
+"""What the baselines beside a run reach depends on its data alone; those that memory has no room for are left out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fit_arguments import fit_arguments
+
+from lrec.evaluation.baselines import BASELINES
+
+
+def arguments(run: Path, log: Path, **options: object) -> list[str]:
+    columns = {"data__user_column": "who", "data__item_column": "what", "data__time_column": "when"}
+    return fit_arguments(run, log, **columns, model__size="0.8k", trainer__max_epochs=1, **options)
+
+
+def figures(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_they_do_not_depend_on_the_model(log_csv: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    lrec(*arguments(tmp_path / "first", log_csv))
+    lrec(*arguments(tmp_path / "second", log_csv, seed_everything=5))
+    first, second = (figures(tmp_path / run) for run in ("first", "second"))
+    assert second["model"] != first["model"]
+    for name in BASELINES:
+        assert json.dumps(second[name]) == json.dumps(first[name])
+
+
+def test_counts_without_room_are_left_out(
+    log_csv: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("lrec.evaluation.baselines.available_gib", lambda: 1e-5)
+        printed = lrec(*arguments(tmp_path / "small", log_csv))
+    assert (
+        printed.count("left out: recent-popularity, markov, item-graph, whose counts take up to 0.0 GiB; 0.0 are free")
+        == 1
+    )
+    lrec(*arguments(tmp_path / "large", log_csv))
+    small, large = (figures(tmp_path / run) for run in ("small", "large"))
+    assert {"recent-popularity", "markov", "item-graph"}.isdisjoint(small)
+    assert large.keys() >= set(BASELINES)
+    assert large["repeat-last"] == small["repeat-last"]
