@@ -296,7 +296,7 @@ def test_all_types_as_targets_are_all_events(log: Path, tmp_path: Path) -> None:
     for batch, whole in zip(data.train_dataloader(), every.train_dataloader(), strict=True):
         assert batch.targets_M.equal(whole.targets_M)
         assert batch.step_targets == whole.step_targets
-    assert data.val_targets.users_T.tolist() == every.val_targets.users_T.tolist()
+    assert data.evaluated("val")[0].users_T.tolist() == every.evaluated("val")[0].users_T.tolist()
 
 
 def test_a_run_counts_its_targets(train: Train) -> None:

@@ -265,42 +265,23 @@ class SequenceDataModule(LightningDataModule, ABC):
         self._train_loader = loader
         return loader
 
-    @property
-    def val_targets(self) -> Targets:
-        """The validation targets of the users that validate."""
-        return self._sampled("val")
-
-    @property
-    def test_targets(self) -> Targets:
-        """The test targets of the users that test."""
-        return self._sampled("test")
-
-    def sample(self, stage: str) -> tuple[int, int] | None:
-        """How many users are evaluated in a stage, val or test, and of how many; None where all are."""
-        return self._size_of(self._sampled(stage), stage)
-
-    def _size_of(self, sampled: Targets, stage: str) -> tuple[int, int] | None:
-        users, every, _ = self._of_stage(stage)
-        return (len(np.unique(sampled.users_T)), len(users)) if len(sampled.users_T) < len(every.users_T) else None
-
-    def _of_stage(self, stage: str) -> tuple[np.ndarray, Targets, int | str]:
-        """Whom a stage could evaluate, on what, and how many users are asked for."""
+    def evaluated(self, stage: str) -> tuple[Targets, tuple[int, int] | None]:
+        """The targets of a stage, val or test, of the users that it evaluates; how many these are, of how many, or None
+        where they are all."""
+        users, every, some = self.cuts.test_users, self.cuts.test_targets, self.test_users
         if stage == "val":
-            return self.cuts.val_users, self.cuts.val_targets, self.validation_users
-        return self.cuts.test_users, self.cuts.test_targets, self.test_users
-
-    def _sampled(self, stage: str) -> Targets:
-        users, targets, some = self._of_stage(stage)
+            users, every, some = self.cuts.val_users, self.cuts.val_targets, self.validation_users
         if some == "auto" and stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit":
             some = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
         elif some == "auto":
-            some = testable_users(users, targets, self.n_items)
-        return targets_of_sample(users, targets, some) if isinstance(some, int) else targets
+            some = testable_users(users, every, self.n_items)
+        targets = targets_of_sample(users, every, some) if isinstance(some, int) else every
+        all_of_them = len(targets.users_T) == len(every.users_T)
+        return targets, None if all_of_them else (len(np.unique(targets.users_T)), len(users))
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the users that validate, after the items before them."""
-        targets = self.val_targets
-        sample = self._size_of(targets, "val")
+        targets, sample = self.evaluated("val")
         if sample is not None and not self.cuts.is_known(targets).any():
             said = f"{sample[0]:,} of {sample[1]:,} users"
             raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
@@ -309,8 +290,8 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets of the users that test, after the items before them, validation targets included."""
-        targets = self.test_targets
-        self._say(self._size_of(targets, "test"), "test", f"test_users {self.test_users}")
+        targets, sample = self.evaluated("test")
+        self._say(sample, "test", f"test_users {self.test_users}")
         return self._loader(*targets)
 
     def _say(self, sample: tuple[int, int] | None, name: str, option: str) -> None:

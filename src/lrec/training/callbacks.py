@@ -238,7 +238,7 @@ class EvaluationReport(Announcer):
         line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics)
         if line is not None:
             self.message += f"\n{line}"
-        sample = model.data.sample(stage)
+        _, sample = model.data.evaluated(stage)
         written = {
             "stage": stage,
             **({} if sample is None else {"users": sample[0], "users_in_all": sample[1]}),

@@ -116,14 +116,14 @@ def test_a_test_of_very_many_scores_is_on_a_sample(
 ) -> None:
     monkeypatch.setattr(validation, "LEAST_USERS", 3)
     data = data_of(log)
-    assert data.sample("test") is None
+    assert data.evaluated("test")[1] is None
     monkeypatch.setattr(validation, "MOST_SCORES", 40 * data.n_items)
-    assert data.sample("test") == data.sample("val") == (40, N_USERS)
+    assert data.evaluated("test")[1] == data.evaluated("val")[1] == (40, N_USERS)
     tested = np.concatenate([batch.users_M[batch.weights_M > 0].numpy() for batch in data.test_dataloader()])
     assert len(np.unique(tested)) == len(tested) == 40
     assert f"test: 40 of {N_USERS} users (--data.test_users auto)" in capsys.readouterr().out
     assert set(tested) < set(np.unique(data_of(log, test_users=50).test_targets.users_T))
-    assert data_of(log, test_users="all").sample("test") is None
+    assert data_of(log, test_users="all").evaluated("test")[1] is None
 
 
 def test_refused(log: Path, tmp_path: Path) -> None:
