@@ -122,7 +122,7 @@ def test_a_test_of_very_many_scores_is_on_a_sample(
     tested = np.concatenate([batch.users_M[batch.weights_M > 0].numpy() for batch in data.test_dataloader()])
     assert len(np.unique(tested)) == len(tested) == 40
     assert f"test: 40 of {N_USERS} users (--data.test_users auto)" in capsys.readouterr().out
-    assert set(tested) < set(np.unique(data_of(log, test_users=50).test_targets.users_T))
+    assert set(tested) < set(np.unique(data_of(log, test_users=50).evaluated("test")[0].users_T))
     assert data_of(log, test_users="all").evaluated("test")[1] is None
 
 
