@@ -9,7 +9,7 @@ from lrec.cli import OWN_COMMANDS
 from lrec.training.lightning_cli import compose
 from lrec.training.throughput import measure_peak
 
-for module in ("torch.distributed.run", *(entry.module for entry in OWN_COMMANDS.values())):
+for module in ("torch.distributed.run", *(path.rpartition(".")[0] for _, path in OWN_COMMANDS.values())):
     import_module(module)
 # What jsonargparse makes of docstrings and types it keeps.
 compose(["--data=lrec.SyntheticDataModule", "--model.size=3k"])

@@ -13,7 +13,7 @@ from dataclasses import is_dataclass
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jsonargparse import ActionConfigFile
 
@@ -43,28 +43,19 @@ _SURROUNDINGS = (
 )
 
 
-class OwnCommand(NamedTuple):
-    """One of lrec's own commands: the function that runs it, imported only then."""
-
-    meaning: str
-    module: str
-    function: str
-
-
+# What each of lrec's own commands does, and the function that runs it, imported only then.
 OWN_COMMANDS = {
-    "data prepare": OwnCommand("raw interactions to a store", "lrec.data.datasets", "prepare"),
-    "data describe": OwnCommand("a store's statistics", "lrec.data.store.statistics", "describe"),
-    "export": OwnCommand("a checkpoint to one file that can recommend", "lrec.serving.export", "export"),
-    "recommend": OwnCommand("the best next items for any histories", "lrec.serving.command", "recommend"),
-    "sizes": OwnCommand("what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes", "sizes"),
-    "tasks": OwnCommand("the five tasks over trained runs, by model size", "lrec.tasks.command", "tasks_command"),
-    "scaling study": OwnCommand("train a ladder, predict its largest sizes, judge", "lrec.study.study", "run_study"),
-    "scaling outlook": OwnCommand(
-        "before a study: will size pay on these data?", "lrec.study.outlook", "outlook_command"
-    ),
-    "scaling compare": OwnCommand("several studies in one figure", "lrec.study.comparison", "compare"),
-    "scaling fit": OwnCommand("fit a law to points", "lrec.study.fit_command", "fit_command"),
-    "scaling plan": OwnCommand("what to train for a budget, a loss or a size", "lrec.laws.plan", "plan_command"),
+    "data prepare": ("raw interactions to a store", "lrec.data.datasets.prepare"),
+    "data describe": ("a store's statistics", "lrec.data.store.statistics.describe"),
+    "export": ("a checkpoint to one file that can recommend", "lrec.serving.export.export"),
+    "recommend": ("the best next items for any histories", "lrec.serving.command.recommend"),
+    "sizes": ("what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes.sizes"),
+    "tasks": ("the five tasks over trained runs, by model size", "lrec.tasks.command.tasks_command"),
+    "scaling study": ("train a ladder, predict its largest sizes, judge", "lrec.study.study.run_study"),
+    "scaling outlook": ("before a study: will size pay on these data?", "lrec.study.outlook.outlook_command"),
+    "scaling compare": ("several studies in one figure", "lrec.study.comparison.compare"),
+    "scaling fit": ("fit a law to points", "lrec.study.fit_command.fit_command"),
+    "scaling plan": ("what to train for a budget, a loss or a size", "lrec.laws.plan.plan_command"),
 }
 
 
@@ -131,10 +122,11 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     if name is None:
         known = ", ".join([*LIGHTNING_COMMANDS, *OWN_COMMANDS])
         raise UserError(f"no command {' '.join(arguments[:2])!r}: choose one of {known}")
-    entry = OWN_COMMANDS[name]
+    meaning, path = OWN_COMMANDS[name]
+    module, _, function = path.rpartition(".")
     with importing():
-        command = getattr(import_module(entry.module), entry.function)
-    parser = OneLineParser(prog=f"lrec {name}", description=entry.meaning)
+        command = getattr(import_module(module), function)
+    parser = OneLineParser(prog=f"lrec {name}", description=meaning)
     settings = _settings_of(command)
     hints = typing.get_type_hints(settings or command)
     config = _DataOfRun if "data" in hints else ActionConfigFile
@@ -184,7 +176,7 @@ def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[st
 
 
 def _overview() -> str:
-    meanings = LIGHTNING_COMMANDS | {name: entry.meaning for name, entry in OWN_COMMANDS.items()}
+    meanings = LIGHTNING_COMMANDS | {name: meaning for name, (meaning, _) in OWN_COMMANDS.items()}
     lines = "\n".join(f"  {name:<16}{meaning}" for name, meaning in meanings.items())
     usage = "usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options"
     return f"{usage}\n\n{lines}\n\nThis is version {__version__}."
