@@ -22,6 +22,9 @@ NAMES = ("rate", "rate_N", "rate_D", "batch", "batch_N", "batch_D", "slope", "c_
 """ln of the optimum in the middle of the runs, its exponents, s, and ln of the curvatures."""
 MEAN_P = np.array([0.0, -0.45, 0.15, 0.0, 0.0, 0.5, 0.5, np.log(0.01), np.log(0.04), np.log(0.01)])
 SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 1.5])  # believed of these before the runs are seen
+# The same where rates are scaled with the size, so that the best one is meant to stay; at one batch it falls as D^-0.3.
+SCALED_MEAN_P, SCALED_SD_P = MEAN_P.copy(), SD_P.copy()
+SCALED_MEAN_P[1:3], SCALED_SD_P[1:3] = (0.0, -0.05), (0.1, 0.15)
 SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting about the powers
 NEAR = 0.03  # runs whose loss is more than this share above the best of their setting say nothing of its optimum
 NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L about the parabola, before the residuals tell, and the least that they may
@@ -45,11 +48,14 @@ class RateChoice:
 class RateLaw:
     """The law fitted to runs: columns x (N), d (D), rate, batch and y (loss); runs that diverged are left out.
 
+    `scaled`: the rates are those of the scaled parametrisation.
+
     Raises:
         UserError: values that are not positive, or fewer than `LEAST_RUNS` runs near the best of their settings.
     """
 
-    def __init__(self, points: pl.DataFrame) -> None:
+    def __init__(self, points: pl.DataFrame, scaled: bool = False) -> None:
+        self._prior_2P = (SCALED_MEAN_P, SCALED_SD_P) if scaled else (MEAN_P, SD_P)
         runs = points.select("x", "d", "rate", "batch", "y").cast(pl.Float64).filter(pl.col("y").is_finite())
         if not (runs.to_numpy() > 0).all():
             raise UserError("rate law: every size, amount of data, rate, batch and loss must be positive")
@@ -65,7 +71,7 @@ class RateLaw:
         cells, self._cell_N = np.unique(self._place_N2, axis=0, return_inverse=True)
         self._cell_N = self._cell_N.ravel()
         best_C = [self._y_N[self._cell_N == c].min() for c in range(len(cells))]
-        start_P, noise = np.concatenate([MEAN_P, best_C, np.zeros(2 * len(cells))]), NOISE
+        start_P, noise = np.concatenate([self._prior_2P[0], best_C, np.zeros(2 * len(cells))]), NOISE
         for _ in range(3):
             end = least_squares(self._residuals, start_P, loss="huber", args=(noise,))
             start_P, off_N = end.x, np.abs(self._off(end.x))
@@ -128,5 +134,6 @@ class RateLaw:
     def _residuals(self, theta_P: Array, noise: float) -> Array:
         """Of the runs, of the priors and of the settings' scatter, each in its own standard deviations."""
         k, cells = len(NAMES), self._cell_N.max() + 1
+        mean_P, sd_P = self._prior_2P
         scatter_C = theta_P[k + cells :] / SCATTER
-        return np.concatenate([self._off(theta_P) / noise, (theta_P[:k] - MEAN_P) / SD_P, scatter_C])
+        return np.concatenate([self._off(theta_P) / noise, (theta_P[:k] - mean_P) / sd_P, scatter_C])

@@ -25,7 +25,7 @@ from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figur
 from lrec.study.grid import PlannedRun
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
-from lrec.study.sweep import Tuned
+from lrec.study.tuning import LR, Trial, Tuned
 
 # Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
 LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity)@\d+(_unseen)?(_se)?$|(loss|loss_se|targets\w*)$"
@@ -114,14 +114,21 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
 
 
 def _tuned(tuned: Tuned) -> list[str]:
-    """The best values of the fitted sizes, and the rules that all sizes follow."""
-    options = list(tuned.rules)
-    rows = [["size", *options, "val loss"]]
-    for size, best in tuned.best.items():
-        rows.append([size, *(f"{best[o]:g}" for o in options), f"{best['val/loss']:.4f}"])
-    rules = [f"- {o} = {factor:.4g} N_body^{exponent:.4g}" for o, (factor, exponent) in tuned.rules.items()]
-    rules += [f"- Warning: {edge}." for edge in tuned.edges]
-    return ["## Tuned by validation loss", rows_table(rows, text=(0,)), "\n".join(rules)]
+    """The trials that came out best, what follows from them, and what it may cost to have missed the best rate."""
+    rows = [["size", "targets", "trials", "lr", "targets_per_step", "dropout", "val loss"]]
+    groups: dict[tuple[str, int], list[Trial]] = defaultdict(list)
+    for trial in tuned.trials:
+        groups[trial.size, trial.targets].append(trial)
+    for (size, targets), trials in groups.items():
+        best = min(trials, key=lambda trial: trial.loss)
+        setting = (f"{best.setting.lr:g}", f"{best.setting.targets_per_step:,}", f"{best.setting.dropout:g}")
+        rows.append([size, f"{targets:,}", str(len(trials)), *setting, f"{best.loss:.4f}"])
+    factor, exponent, of_share = tuned.rules[LR]
+    rule = f"{LR} = {factor:.4g} N_body^{exponent:.3g} share^{of_share:.3g}"
+    others = [f"{option} = {value:g}" for option, value in tuned.options.items()]
+    worst = max(tuned.costs, key=tuned.costs.__getitem__)
+    cost = f"It may cost at most {tuned.costs[worst]:.3f} nats ({worst}) that the best rate is not known exactly."
+    return ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join([rule, *others])}. {cost}"]
 
 
 def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
