@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lrec.model.network_sizes import find_size
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study, ladder_n_body
 
@@ -25,7 +26,9 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def planned(log: None, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Study, str]]:
     """The study that a dry run plans, where a core takes 1e-7 seconds for a target and a parameter; what it prints."""
-    monkeypatch.setattr("lrec.study.dial.seconds_of_target", lambda config, *_: 1e-7 * (config.width**2 + 5000))
+    monkeypatch.setattr(
+        "lrec.study.dial.seconds_of_target", lambda size, *_: 1e-7 * (find_size(size).width ** 2 + 5000)
+    )
     studies: list[Study] = []
 
     def runs_of(study: Study) -> list[PlannedRun]:

@@ -85,27 +85,28 @@ class RateLaw:
 
         The rate is below the best by what its uncertainty calls for: above it the loss rises faster.
         """
-        middle_2 = self._middle_4[2:]
-        best_2, sd_2 = self._optimum(*np.log([size, data]) - self._middle_4[:2])
-        log_batch = best_2[1] if batch is None else np.log(batch) - middle_2[1]
-        log_rate = best_2[0] + self._theta_P[6] * (log_batch - best_2[1])
-        found = minimize_scalar(lambda shift: self._cost(shift, sd_2[0]), bounds=(-2.0, 0.5), method="bounded")
-        reach_2 = norm.ppf((1 + LEVEL) / 2) * sd_2
-        rate, rate_low, rate_high = np.exp(
-            middle_2[0] + log_rate + np.array([found.x, -reach_2[0], reach_2[0]])
-        ).tolist()
-        batch_low, batch_high = np.exp(middle_2[1] + best_2[1] + np.array([-reach_2[1], reach_2[1]])).tolist()
+        n, d = np.log([size, data]) - self._middle_4[:2]
+        middle_2, (best_batch, batch_sd) = self._middle_4[2:], self._batch(n, d)
+        log_batch = best_batch if batch is None else float(np.log(batch)) - middle_2[1]
+        best, sd = self._rate(n, d, log_batch)
+        found = minimize_scalar(lambda shift: self._cost(shift, sd), bounds=(-2.0, 0.5), method="bounded")
+        reach = norm.ppf((1 + LEVEL) / 2) * np.array([-1, 1])
+        rate, rate_low, rate_high = np.exp(middle_2[0] + best + np.array([found.x, *(reach * sd)])).tolist()
+        batch_low, batch_high = np.exp(middle_2[1] + best_batch + reach * batch_sd).tolist()
         chosen = float(np.exp(middle_2[1] + log_batch))
         cost = self.cost(size, data, rate, chosen)
         return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, cost)
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
-        """The share of the loss that this rate and batch are expected to cost, the optimum being uncertain."""
+        """The share of the loss that this rate and batch are expected to cost, the optimum being uncertain; that of the
+        rate alone where the runs have one batch."""
         n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
-        best, sd = self._optimum(n, d)
-        v = log_batch - best[1]
-        u = log_rate - best[0] - self._theta_P[6] * v
-        return float(np.expm1(self._cost(u, sd[0]) + np.exp(self._theta_P[9]) * (v**2 + sd[1] ** 2) / 2))
+        best, sd = self._rate(n, d, log_batch)
+        cost = self._cost(log_rate - best, sd)
+        if np.ptp(self._tried_N2[:, 1]) > 0:
+            best_batch, batch_sd = self._batch(n, d)
+            cost += float(np.exp(self._theta_P[9]) * ((log_batch - best_batch) ** 2 + batch_sd**2) / 2)
+        return float(np.expm1(cost))
 
     def _cost(self, u: float, sd: float) -> float:
         """Mean of the parabolas' halves over a normal distribution of the best rate, u from whose mean the rate is."""
@@ -114,12 +115,22 @@ class RateLaw:
         above = square * norm.cdf(z) + u * sd * norm.pdf(z)
         return float(low * (square - above) + high * above) / 2
 
-    def _optimum(self, n: float, d: float) -> tuple[Array, Array]:
-        """ln rate* and ln batch*, and their standard deviations."""
-        by_2P = np.zeros((2, len(NAMES)))
-        by_2P[0, :3] = by_2P[1, 3:6] = 1, n, d
-        variance_2 = ((by_2P @ self._covariance_PP) * by_2P).sum(1) + SCATTER**2
-        return by_2P @ self._theta_P, np.sqrt(variance_2)
+    def _batch(self, n: float, d: float) -> tuple[float, float]:
+        """ln batch*, and its standard error."""
+        gradient_P = np.zeros(len(NAMES))
+        gradient_P[3:6] = 1, n, d
+        return float(gradient_P @ self._theta_P), self._error(gradient_P)
+
+    def _rate(self, n: float, d: float, log_batch: float) -> tuple[float, float]:
+        """ln rate* at a batch, and its standard error: of runs of one batch, what is known best is the rate at that."""
+        of_place, slope = np.array([1, n, d]), self._theta_P[6]
+        gradient_P = np.zeros(len(NAMES))
+        gradient_P[:3], gradient_P[3:6] = of_place, -slope * of_place
+        gradient_P[6] = log_batch - of_place @ self._theta_P[3:6]
+        return float(of_place @ self._theta_P[:3] + slope * gradient_P[6]), self._error(gradient_P)
+
+    def _error(self, gradient_P: Array) -> float:
+        return float(np.sqrt(gradient_P @ self._covariance_PP @ gradient_P + SCATTER**2))
 
     def _off(self, theta_P: Array) -> Array:
         """ln L of each run minus that of its setting's parabola."""

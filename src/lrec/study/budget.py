@@ -13,7 +13,7 @@ from lrec.model.config import TransformerConfig
 from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
-from lrec.study.placement import Placement, here
+from lrec.study.placement import here
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,9 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
             hours = spent_hours(study, [run])
         else:
             targets = data.U * epochs_in_all(*limits(run.config), data.steps_per_epoch)
-            training_s = targets * seconds_of_target(config, loss, data, place, positions)
+            rate = training_rate(config, loss, positions, place.precision, place.kind)
+            flops = targets * flops_of_target(config, loss, data, place.checkpointing)
+            training_s = (1 + BESIDE_STEPS) * flops / rate
             hours = (STARTING_S * place.ranks + training_s) / 3600
         memory_gib = place.devices * (PROCESS_GIB + of_process / 2**30)
         on_gpus = (step.total / 2**30, place.gpus * place.nodes) if place.gpus else (0.0, 0)
@@ -85,18 +87,17 @@ def limits(config: RunConfig) -> tuple[int | None, int | None]:
     return config.value("trainer.max_steps"), config.value("trainer.max_epochs")
 
 
-def seconds_of_target(
-    config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", place: Placement, positions: int
+def flops_of_target(
+    config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", checkpointing: bool = False
 ) -> float:
-    """Of one core or one GPU, to train on a target, with what lies between steps; all windows counted as full."""
+    """To train on a target, all windows counted as full."""
     part = data.batch_plan.part
     pairs = part.n_positions * (config.max_len + 1) // 2
     head_flops = loss.flops_per_target(config.n_items, config.width)
     flops = cost.training_flops(config, part.n_targets, pairs, head_flops, part.n_positions)
-    if place.checkpointing:
+    if checkpointing:
         flops += part.n_positions * cost.flops_per_interaction(config, checkpointing=True).recomputed
-    rate = training_rate(config, loss, positions, place.precision, place.kind)
-    return (1 + BESIDE_STEPS) * flops / rate / part.n_targets
+    return flops / part.n_targets
 
 
 @cache

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lrec.common.files import write_json
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
-from lrec.model.network_sizes import find_size, shapes
+from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
-from lrec.study.budget import seconds_of_target
+from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.options import Study, every_share, ladder_n_body
+from lrec.study.options import PLAN, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
 from lrec.study.points import REPEATED
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
 # Parameters of the largest held-out size to a target: with more, it is not size that is missing.
 PER_TARGET, LEAST_N_BODY = 0.25, 1000
-LEAST_TARGETS, MOST_PASSES = 50_000, 30  # of a run
+LEAST_TARGETS, MOST_PASSES = 10_000, 30  # of a run
 STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
 # What trials take, in runs on all the data: of the size that walks, and of each larger one.
@@ -51,7 +51,7 @@ def planned(study: Study) -> Study:
     Raises:
         UserError: Too few hours for any study, or the folder has the plan of other hours.
     """
-    path = study.folder / "plan.json"
+    path = study.folder / PLAN
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["hours"] != study.hours:
@@ -98,14 +98,7 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
-    place, loss, step = placement(example.config), example.model.loss, step_of(targets, data.max_len)
-
-    def seconds(size: str) -> float:
-        network = replace(example.network(data.n_items), **find_size(size)._asdict())
-        of_target = seconds_of_target(network, loss, data, place, step)
-        return targets * of_target * (1 + OF_TRAINING) + RUN_S
-
-    each = [seconds(size) for size in sizes]
+    each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + RUN_S for size in sizes]
     larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
     walk = WALKS * each[0] + WALKED * RUN_S + RATES * sum(larger) + RATED * len(larger) * RUN_S
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
@@ -113,6 +106,23 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     clock = {"trials": walk / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}
     clock["held-out sizes"] = max(sum(held_out) / jobs, max(held_out))
     return Plan(targets, sizes, {part: value / 3600 for part, value in clock.items()})
+
+
+def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule") -> float:
+    """Of one core or one GPU, to train a size on a target: its FLOPs at the rate of the widths about its own, which are
+    measured once."""
+    shape, loss, place = find_size(size), example.model.loss, placement(example.config)
+    network = example.network(data.n_items)
+
+    def log_rate(width: int) -> float:
+        near = replace(network, layers=2, width=width, heads=max(width // HEAD_WIDTH, 1))
+        return math.log(training_rate(near, loss, max(STEP, 2 * data.max_len), place.precision, place.kind))
+
+    octave = math.log2(shape.width)
+    below = math.floor(octave)
+    rate = math.exp((below + 1 - octave) * log_rate(2**below) + (octave - below) * log_rate(2 ** (below + 1)))
+    own = replace(network, layers=shape.layers, width=shape.width, heads=shape.heads)
+    return (1 + BESIDE_STEPS) * flops_of_target(own, loss, data, place.checkpointing) / rate
 
 
 def step_of(targets: int, max_len: int) -> int:

@@ -18,6 +18,7 @@ from lrec.run import RunConfig, dotted
 from lrec.study.placement import Placement, here, placement
 from lrec.study.points import REPEATED
 
+PLAN = "plan.json"  # what a study of so many hours has chosen
 Tunable = Literal["lr", "targets_per_step", "dropout"]
 
 
@@ -28,11 +29,11 @@ class Study:
     Attributes:
         name: Name of the study.
         configs: Configuration files that every run is composed of, as for lrec fit --config.
+        sizes: Entries of the ladder, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}: shapes of one depth
+            whose N_body lie that close; by default those that the hours allow.
         hours: How long the study may take, in hours of the clock: sizes, amount of data, passes and what is tuned are
             chosen by it, where they are not given.
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
-        sizes: Entries of the ladder, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}: shapes of one depth
-            whose N_body lie that close; by default those that the hours allow.
         out: Folder of the study; studies/NAME by default.
         seeds: Seeds of the fitted sizes, a run each.
         holdout_seeds: Seeds of the held-out sizes, a run each.
@@ -77,9 +78,9 @@ class Study:
 
     name: str = "study"
     configs: list[str] = field(default_factory=lambda: ["data/csv.yaml", "trainer/laptop.yaml"])
+    sizes: list[str] | dict[str, str | int] | None = None
     hours: float | None = None
     data: dict[str, Any] = field(default_factory=dict)
-    sizes: list[str] | dict[str, str | int] | None = None
     out: Path | None = None
     seeds: tuple[int, ...] = (1,)
     holdout_seeds: tuple[int, ...] = (1,)

@@ -5,13 +5,14 @@ trains only what is new.
 """
 
 import sys
+import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from lrec.common.files import check_folder, locked, write_json
+from lrec.common.files import check_folder, locked
 from lrec.common.start_stop import TRY_AGAIN, on_signals
-from lrec.common.text_tables import counted, on_terminal
+from lrec.common.text_tables import counted, lasting, on_terminal
 from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import as_local_jobs, check_accelerators, train_on_cluster
@@ -25,6 +26,8 @@ from lrec.study.record import Record
 from lrec.study.report import write_report
 from lrec.study.status import Live, runs_table
 from lrec.study.tuning import Tuned, Tuner
+
+LATEST = 1.1  # of a study's hours: what would end later does not begin
 
 
 def run_study(study: Study) -> None:
@@ -59,11 +62,23 @@ def run_study(study: Study) -> None:
         if study.dry_run:
             print(budget.plan_table(costs, study))
         budget.check(costs, study)
+    to_train = [run for run in record.runs if record.trained(run).result is None]
+    if to_train and (few := few_steps(to_train[0])):
+        print(few)
     if study.dry_run:
         return
     taken = f"another study is under way in {study.folder}: wait for its end, or choose another --out"
     with locked(lock_of(study.folder.absolute()), taken):
         _carry_out(study, tuner, record, _Work(study, {cost.run.name: cost.memory_gib for cost in costs}))
+
+
+def few_steps(run: PlannedRun) -> str | None:
+    """A sentence where a run takes fewer steps than it should, if loss is to tell sizes apart."""
+    from lrec.training import lightning_options
+
+    if run.config.value("trainer.max_time") is not None:
+        return None
+    return lightning_options.few_steps(*budget.limits(run.config), run.open_data())
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: "_Work") -> None:
@@ -85,6 +100,9 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: "_Work")
             unfit[ladder] = str(error)
     runs = [run for run in runs if not (run.held_out and run.ladder in unfit)]
     if study.holdout and ladders:
+        if late := work.too_long(record, [run for run in runs if run.held_out]):
+            print(f"left out, as they would take more than --hours {study.hours:g}: {', '.join(late)}", flush=True)
+            runs = [run for run in runs if run.name not in late]
         write_prediction(study.folder, ladders, runs)
         work.train(record, [run for run in runs if run.held_out])
     print("writing the report", flush=True)
@@ -105,8 +123,8 @@ def _tune(tuner: Tuner, work: "_Work") -> Tuned:
         record.check_data(entered)
         work.train(record, [run for run in entered if run.name in names])
 
-    tuned = tuner.tune(train)
-    write_json(tuner.study_of_trials.folder / "tuned.json", tuned.to_dict())
+    tuned = tuner.kept or tuner.tune(train)
+    tuner.keep(tuned)
     return tuned
 
 
@@ -117,12 +135,14 @@ class _Work:
         self.study, self.memory_gib = study, memory_gib
         self.records: dict[Path, Record] = {}  # by folder, the latest
         self.interrupted = False
+        self._began, self._slower = time.monotonic(), 1.0  # what runs took, as a share of what was expected
 
     def train(self, record: Record, runs: list[PlannedRun]) -> None:
         """Train what is not finished; UserError where a run failed or was stopped; exit 75 on a signal."""
         self.records[record.folder] = record
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
         finished = [run for run, _ in known]
+        left_s, spent_s, of_s = self._expected(record, [run for run in runs if run not in finished]), 0.0, 0.0
         done, failed = 0, list[str]()
         for run, outcome in chain(known, self._start(record, [run for run in runs if run not in finished])):
             record.note(run, outcome)
@@ -134,6 +154,11 @@ class _Work:
                 loss = "diverged" if point.diverged else found[0]
                 became = f"{loss}, {point.wall_s:.0f} s"
             kind = "held out" if run.held_out else "fitted" if record.study.law else "run"
+            if (expected_s := left_s.pop(run.name, None)) is not None and outcome.point is not None:
+                spent_s, of_s = spent_s + outcome.point.wall_s, of_s + expected_s
+                self._slower = spent_s / of_s
+                if left_s:
+                    became += f"; the others about {lasting(self._slower * sum(left_s.values()) / self.study.jobs)}"
             print(f"[{done}/{len(runs)} {kind}] {run.name}: {became}", flush=True)
             if outcome.status == "failed":
                 failed.append(f"run {run.name} failed: {outcome.reason}")
@@ -147,6 +172,27 @@ class _Work:
                 sys.exit(TRY_AGAIN)
             why = f"--budget_hours {self.study.budget_hours:g} are spent" if self._budget_is_spent() else "told to stop"
             raise UserError(f"{why}: {left}")
+
+    def _expected(self, record: Record, runs: list[PlannedRun]) -> dict[str, float]:
+        """Seconds that runs are expected to take, where the study has so many hours."""
+        if self.study.hours is None:
+            return {}
+        return {cost.run.name: 3600 * cost.hours / self.study.threads for cost in budget.plan(record.study, runs)}
+
+    def too_long(self, record: Record, runs: list[PlannedRun]) -> list[str]:
+        """Names of the largest of the runs that the study's hours do not allow any more."""
+        expected, late = (
+            self._expected(record, [run for run in runs if record.trained(run).result is None]),
+            list[str](),
+        )
+        allowed_s = LATEST * 3600 * (self.study.hours or 0) - (time.monotonic() - self._began)
+        while (
+            expected
+            and self._slower * max(max(expected.values()), sum(expected.values()) / self.study.jobs) > allowed_s
+        ):
+            late.append(max(expected, key=expected.__getitem__))
+            del expected[late[-1]]
+        return late
 
     def _start(self, record: Record, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:
         live = Live(runs, record.folder)

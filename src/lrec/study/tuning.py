@@ -7,7 +7,7 @@ losses alone decide.
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import inf, isfinite, log
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
+from lrec.common.files import json_hash, write_json
 from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
@@ -36,6 +37,7 @@ SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 200
 WANTED_STEPS = 3000
 LEAST_N_BODY = 3000  # of the size that the walks are taken with, where the ladder has one as large
 MOST_DROPOUT = 0.5
+MISTUNED = 0.02  # nats
 
 
 class Setting(NamedTuple):
@@ -70,7 +72,7 @@ class Trial(NamedTuple):
     n_body: int
     targets: int  # D
     setting: Setting
-    loss: float  # the least validation loss; infinite where it diverged
+    loss: float | None  # the least validation loss; None where it diverged
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,36 @@ class Tuned:
 
     rules: dict[str, list[float]]  # the rate, by size and share
     options: dict[str, Any]  # step and dropout of all sizes, where they are tuned
-    costs: dict[str, float]  # nats by size that its rate may cost, compared with the best there is
+    targets: int  # of a run of the study proper: D
+    scaled: bool  # whether rates are shares that the parametrisation has for the size
     trials: list[Trial]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values; the loss of a trial that diverged is null."""
-        trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in self.trials]
-        losses = ({"loss": trial.loss if isfinite(trial.loss) else None} for trial in self.trials)
-        return vars(self) | {"trials": [trial | loss for trial, loss in zip(trials, losses, strict=True)]}
 
     def applied_to(self, study: Study) -> Study:
         return replace(study, rules=study.rules | self.rules, options=dotted(study.options) | self.options)
+
+    @cached_property
+    def law(self) -> RateLaw:
+        return law_of(self.trials, self.scaled)
+
+    def cost(self, run: PlannedRun) -> float:
+        """Nats that a run's rate and step are expected to cost, compared with the best there are."""
+        loss = min(trial.loss for trial in self.trials if trial.loss is not None)
+        return loss * self.law.cost(ladder_n_body(run.size), self.targets, *self._tried(run))
+
+    def is_missed(self, run: PlannedRun) -> bool:
+        """Whether a run's rate is none of those that may be the best, and costs its loss."""
+        lr, step = self._tried(run)
+        best = self.law.choose(ladder_n_body(run.size), self.targets, step)
+        return self.cost(run) > MISTUNED and not best.rate_low <= lr <= best.rate_high
+
+    def _tried(self, run: PlannedRun) -> tuple[float, int]:
+        return run.config.value(LR), run.config.value(STEP)
+
+
+def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
+    finished = [trial for trial in trials if trial.loss is not None]
+    rows = [(t.n_body, t.targets, t.setting.lr, t.setting.targets_per_step, t.loss) for t in finished]
+    return RateLaw(pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "y"], orient="row"), scaled)
 
 
 def walk(
@@ -108,24 +129,20 @@ class Tuner:
     """Plans the trials of a study, runs of a study of their own, and reads them."""
 
     def __init__(self, study: Study) -> None:
-        alone: dict[str, Any] = {
-            "law": None,
-            "holdout": 0,
-            "starts_from": {},
-            "grid": {},
-            "size_seeds": {},
-            "seeds": study.seeds[:1],
-        }
+        alone: dict[str, Any] = {"law": None, "holdout": 0, "starts_from": {}, "grid": {}, "size_seeds": {}}
+        alone |= {"seeds": study.seeds[:1], "tune": ()}
         variant = dict([next(iter(study.every_variant.items()))])
         folder = study.folder.with_name(f"{study.folder.name}-tuning")
         self.study = study
-        self.study_of_trials = replace(study, name=folder.name, out=folder, variants=variant, tune=(), **alone)
+        self.study_of_trials = replace(study, name=folder.name, out=folder, variants=variant, **alone)
         self._most = max(study.every_fraction)
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
         self._small, *others = dict.fromkeys((large[0], large[len(large) // 2], large[-1], *study.held_out))
         self._others = others
         whole = planned_runs(replace(self.study_of_trials, sizes=[self._small], fractions=(self._most,)))[0]
-        self._epochs = int(whole.config.value("trainer.max_epochs", 1))
+        self._epochs = int(whole.config.value("trainer.max_epochs", -1))
+        if self._epochs < 1:
+            raise UserError("--tune: trials are a share of a run: say by --options.trainer.max_epochs how long one is")
         self._start = Setting(*(whole.config.value(option) for option in (LR, STEP, DROPOUTS[0])))
         self._scaled = whole.config.value("model.parametrisation") == "scaled"
         self._whole, self._trials = whole, list[Trial]()
@@ -165,6 +182,25 @@ class Tuner:
             runs += self._planned(size, share, [place.of(self._start) for place in places])
         return runs
 
+    @property
+    def kept(self) -> Tuned | None:
+        """What tuning the same study has come to, which holds without its data too."""
+        file = self.study_of_trials.folder / "tuned.json"
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if kept.pop("of", None) != self._key:
+            return None
+        trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
+        return Tuned(**kept | {"trials": trials})
+
+    def keep(self, tuned: Tuned) -> None:
+        trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in tuned.trials]
+        content = {"of": self._key, **asdict(tuned), "trials": trials}
+        write_json(self.study_of_trials.folder / "tuned.json", content)
+
+    @property
+    def _key(self) -> str:
+        return json_hash([self._whole.config.trained_with, self._most, self.study.tune, self.study.ladder])
+
     def tune(self, train: Callable[[list[PlannedRun]], None]) -> Tuned:
         """Train the trials, as `train` does those that are not finished, and read what follows from them."""
         best = self._start
@@ -179,12 +215,11 @@ class Tuner:
         if "dropout" in self.study.tune:
             options |= dict.fromkeys(DROPOUTS, best.dropout)
         step = options.get(STEP, best.targets_per_step)
-        return Tuned(self._rule(step), options, self._costs(step), self._trials)
+        return Tuned(self._rule(step), options, self._targets, self._scaled, self._trials)
 
     @property
     def _law(self) -> RateLaw:
-        rows = [(t.n_body, t.targets, t.setting.lr, t.setting.targets_per_step, t.loss) for t in self._trials]
-        return RateLaw(pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "y"], orient="row"), self._scaled)
+        return law_of(self._trials, self._scaled)
 
     def _share(self, share: float) -> float:
         """At least so much that a trial has its steps; to two digits, as it stands in names."""
@@ -208,11 +243,6 @@ class Tuner:
         rule = (lowest / ladder_n_body(small) ** exponent, exponent, of_share)
         return {LR: [float(f"{number:.6g}") for number in rule]}
 
-    def _costs(self, step: int) -> dict[str, float]:
-        law, loss = self._law, min(trial.loss for trial in self._trials)
-        sizes = {size: ladder_n_body(size) for size in self.study.ladder}
-        return {size: loss * law.cost(n, self._targets, self._rate(size, step), step) for size, n in sizes.items()}
-
     def _walk(
         self,
         train: Callable[[list[PlannedRun]], None],
@@ -229,7 +259,7 @@ class Tuner:
             train(runs)
             trials = [self._trial(run, setting) for run, setting in zip(runs, settings, strict=True)]
             self._trials += trials
-            return [trial.loss for trial in trials]
+            return [inf if trial.loss is None else trial.loss for trial in trials]
 
         losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share))
         best = min(losses, key=losses.__getitem__)
@@ -262,5 +292,5 @@ class Tuner:
     def _trial(self, run: PlannedRun, setting: Setting) -> Trial:
         points = run_of_study(self.study_of_trials.folder, run.name).points
         losses = [point.val_loss for point in points if point.val_loss is not None]
-        loss = inf if points[-1].diverged or not losses else min(losses)
+        loss = None if points[-1].diverged else min(losses, default=None)
         return Trial(run.size, points[-1].N_body, points[-1].D, setting, loss)
