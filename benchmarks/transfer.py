@@ -1,65 +1,150 @@
-"""What does a learning rate that was found on a small network lose on a large one? Standard against scaled rates.
+"""What does a learning rate that was found on a small network lose on a large one, and which constants lose least?
 
-Networks of two blocks and several widths are trained for one pass over a share of a data set's users, at learning rates
-a factor of two apart: from a first one on, down and up, until the validation loss rises on both sides. Regret is the
-loss of a width at the narrowest one's best rate minus the least of its own, and minus the least of the standard one at
-that width. A line per finished run goes to the results file; a repeated call goes on.
+Networks are trained for one pass over a share of a data set's users, at learning rates a factor of two apart. `scaled`
+has the rates by group of lrec's parametrisation, without weight decay, and a linear fall; `standard` has one rate for
+all parameters and a weight decay of 0.01, both with a linear fall. Other rules change one thing of `scaled`. A line per
+finished run goes to the results file; a repeated call goes on. Without --rates, a rule's rates are tried from a first
+one on, down and up, until the loss rises on both sides.
 
-    python benchmarks/transfer.py --set go --share 0.015625 --widths 16 32 128 --page benchmarks/transfer.md
+    python benchmarks/transfer.py --set go --share 0.015625 --widths 32 128 --rules standard scaled
+    python benchmarks/transfer.py --page benchmarks/transfer.md
 """
 
 import argparse
 import json
 import math
 import platform
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrec.common.files import write_text
 from lrec.common.hardware import seconds
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
-from lrec.model.config import Parametrisation, TransformerConfig
+from lrec.model.config import BASE_LAYERS, BASE_WIDTH, TABLE_RATE, TransformerConfig
 from lrec.model.losses import full_softmax
 from lrec.model.transformer import Transformer
 from lrec.options.config_files import with_shipped_configs
 from lrec.training.lightning_cli import compose
-from lrec.training.optim import Optimizer
 
-LAYERS, HEAD_WIDTH, TARGETS_PER_STEP, VALIDATION_USERS = 2, 32, 512, 3000
+HEAD_WIDTH, VALIDATION_USERS, WARM_UP, LEAST_WARM_UP = 32, 3000, 0.05, 50
 FILES = {"go": "go_games.txt.zst", "decks": "mtg_decks.parquet", "globo": "globo_clicks.parquet"}
-PARAMETRISATIONS: tuple[Parametrisation, ...] = ("standard", "scaled")
 FIRST = 2.0**-7
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Rates of tables and vectors beside those of matrices at the base, and what else follows the shape."""
+
+    table: float = TABLE_RATE
+    vectors: float = 1.0
+    matrix_power: float = 1.0
+    table_power: float = 0.5
+    branch: bool = True
+    epsilon: float = 1e-12
+    weight_decay: float = 0.0  # a step's, as a share of the rate before it is multiplied
+    fall: str = "linear"
+
+    def share(self, name: str, parameter: nn.Parameter, width: int) -> float:
+        """Of the rate that is tuned."""
+        narrower = BASE_WIDTH / width
+        if parameter.ndim < 2:
+            return self.vectors * narrower**self.matrix_power
+        return narrower**self.matrix_power if name.startswith("blocks.") else self.table * narrower**self.table_power
+
+
+SCALED = Rule()
+RULES = {
+    "standard": Rule(table=1.0, matrix_power=0.0, table_power=0.0, branch=False, epsilon=1e-8, weight_decay=0.01),
+    "scaled": SCALED,
+    "table 4": replace(SCALED, table=4.0),
+    "table 16": replace(SCALED, table=16.0),
+    "table r^0": replace(SCALED, table_power=0.0),
+    "table r": replace(SCALED, table_power=1.0),
+    "matrices r^0.5": replace(SCALED, matrix_power=0.5),
+    "matrices r^1.3": replace(SCALED, matrix_power=1.3),
+    "vectors 4": replace(SCALED, vectors=4.0),
+    "branches 1": replace(SCALED, branch=False),
+    "epsilon 1e-8": replace(SCALED, epsilon=1e-8),
+    "decay 0.01": replace(SCALED, weight_decay=0.01),
+    "cosine": replace(SCALED, fall="cosine"),
+}
 
 
 class Run(NamedTuple):
     """A training."""
 
-    name: str
+    set: str
     share: float
-    parametrisation: Parametrisation
+    rule: str
+    layers: int
     width: int
+    step: int
+    epochs: int
+    seed: int
     lr: float
 
 
-def opened(name: str, share: float, raw: Path, data_dir: Path) -> SequenceDataModule:
+def opened(run: Run, raw: Path, data_dir: Path) -> SequenceDataModule:
     """A share of the users of a data set, ready to train on."""
     options = {
-        "path": raw / FILES[name],
+        "path": raw / FILES[run.set],
         "data_dir": data_dir,
-        "reduction.users": share,
-        "targets_per_step": TARGETS_PER_STEP,
+        "reduction.users": run.share,
+        "targets_per_step": run.step,
         "validation_users": VALIDATION_USERS,
     }
-    arguments = [f"--config=data/{name}.yaml", "--model.size=3k", *(f"--data.{o}={v}" for o, v in options.items())]
+    arguments = [f"--config=data/{run.set}.yaml", "--model.size=3k"]
+    arguments += [f"--data.{option}={value}" for option, value in options.items()]
     data = datamodule_of(compose(with_shipped_configs(arguments)))
     data.prepare_data()
     data.setup()
     return data
+
+
+def made(run: Run, rule: Rule, n_items: int, max_len: int) -> Transformer:
+    """The network at its start."""
+    heads = max(run.width // HEAD_WIDTH, 1)
+    net = Transformer(TransformerConfig(n_items, max_len, run.layers, run.width, heads), run.seed)
+    if rule.branch:
+        for name, parameter in net.named_parameters():
+            if name.endswith(".out.weight"):
+                parameter.data *= math.sqrt(run.layers / BASE_LAYERS)
+        for name, part in net.named_modules():
+            if name.startswith("blocks.") and name.endswith((".attention", ".mlp")):
+                part.register_forward_hook(lambda module, given, out: out * (BASE_LAYERS / run.layers))
+    return net
+
+
+def optimizer_of(net: Transformer, run: Run, rule: Rule) -> torch.optim.AdamW:
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in net.named_parameters():
+        groups[rule.share(name, parameter, run.width), parameter.ndim >= 2].append(parameter)
+    decay = rule.weight_decay
+    return torch.optim.AdamW(
+        [
+            {"params": mine, "lr": run.lr * share, "weight_decay": decay / share if decays else 0.0}
+            for (share, decays), mine in groups.items()
+        ],
+        betas=(0.9, 0.98),
+        eps=rule.epsilon,
+        fused=True,
+    )
+
+
+def factor(rule: Rule, step: int, steps: int) -> float:
+    """What is left of the rate at a step."""
+    warm_up = max(round(WARM_UP * steps), min(LEAST_WARM_UP, steps // 4))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    left = 1 - (step - warm_up) / max(steps - warm_up, 1)
+    return left if rule.fall == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def sum_of_losses(net: Transformer, items_BL: Tensor, where_M: Tensor, targets_M: Tensor) -> Tensor:
@@ -69,19 +154,19 @@ def sum_of_losses(net: Transformer, items_BL: Tensor, where_M: Tensor, targets_M
 
 
 def train(run: Run, data: SequenceDataModule) -> float:
-    """Validation loss after one pass, in nats; infinite where training left the finite numbers."""
-    heads, rates = max(run.width // HEAD_WIDTH, 1), run.parametrisation
-    net = Transformer(
-        TransformerConfig(data.n_items, data.max_len, LAYERS, run.width, heads, parametrisation=rates), seed=0
-    )
-    optimizer, scheduler = Optimizer(lr=run.lr).build(net, data.steps_per_epoch)
-    for batch in data.train_dataloader():
-        optimizer.zero_grad()
-        loss = sum_of_losses(net, batch.items_BL, batch.positions_M, batch.targets_M)
-        (loss / batch.step_targets).backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
+    """Validation loss at the end, in nats; infinite where training left the finite numbers."""
+    rule = RULES[run.rule]
+    net = made(run, rule, data.n_items, data.max_len).train()
+    optimizer, steps = optimizer_of(net, run, rule), run.epochs * data.steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(rule, step, steps))
+    for _ in range(run.epochs):
+        for batch in data.train_dataloader():
+            optimizer.zero_grad()
+            loss = sum_of_losses(net, batch.items_BL, batch.positions_M, batch.targets_M)
+            (loss / batch.step_targets).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
     net.eval()
     total, targets = 0.0, 0
     with torch.inference_mode():
@@ -92,89 +177,91 @@ def train(run: Run, data: SequenceDataModule) -> float:
     return total / targets if math.isfinite(total) else math.inf
 
 
-def swept(loss_at: Callable[[float], float]) -> dict[float, float]:
-    """Loss by learning rate, until both neighbours of the best are known."""
+def swept(loss_at: Callable[[float], float], first: float) -> None:
+    """Try rates until both neighbours of the best are known."""
     found: dict[float, float] = {}
-    wanted = [FIRST]
+    wanted = [first]
     while wanted:
         found |= {lr: loss_at(lr) for lr in wanted}
         best = min(found, key=lambda lr: found[lr])
         wanted = [lr for lr in (best / 2, best * 2) if lr not in found]
-    return found
 
 
-def page(rows: list[dict[str, float | str]]) -> str:
+def page(rows: list[dict]) -> str:
     """All results as Markdown."""
-    by_run = {Run(*row["run"]): float(row["loss"]) for row in rows}  # type: ignore[misc]
+    text = __doc__.split("\n\n")
+    by_run = {Run(**row["run"]): float(row["loss"]) for row in rows}
     lines = [
-        "# Learning rate over width: one rate for all parameters, and rates by group",
+        "# Learning rate over width and depth: one rate for all parameters, and rates by group",
         "",
-        __doc__.split("\n\n")[1].replace("\n", " "),
+        text[1].replace("\n", " "),
         "",
-        f"    {__doc__.strip().splitlines()[-1].strip()}",
+        *text[2].rstrip().splitlines(),
         "",
-        f"Steps of {TARGETS_PER_STEP} targets, AdamW, cosine, one seed; validation targets of {VALIDATION_USERS:,} "
-        f"users. {sum(float(row['seconds']) for row in rows) / 60:.0f} minutes of a core ({platform.machine()}, torch "
-        f"{torch.__version__}).",
+        f"AdamW, validation targets of {VALIDATION_USERS:,} users. r = {BASE_WIDTH} / width. "
+        f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes of a core "
+        f"({platform.machine()}, torch {torch.__version__}).",
         "",
-        "| data, share | parametrisation | width | loss by rate | best rate | at the narrowest's best rate | regret "
-        "| against standard's best |",
-        "|---|---|---:|---|---:|---:|---:|---:|",
+        "| data, share | rule | shape | step | passes | seed | loss by rate |",
+        "|---|---|---|---:|---:|---:|---|",
     ]
-    for name, share in dict.fromkeys((run.name, run.share) for run in by_run):
-        best: dict[tuple[str, int], float] = {}
-        for parametrisation in PARAMETRISATIONS:
-            mine = [run for run in by_run if run[:3] == (name, share, parametrisation)]
-            first = None
-            for width in sorted({run.width for run in mine}):
-                losses = {run.lr: by_run[run] for run in mine if run.width == width}
-                lr = min(losses, key=lambda each: losses[each])
-                best[parametrisation, width] = losses[lr]
-                first = lr if first is None else first
-                at = losses.get(first, math.inf)
-                shown = ", ".join(f"2^{math.log2(each):.0f} {losses[each]:.3f}" for each in sorted(losses))
-                against = at - best["standard", width]
-                lines.append(
-                    f"| {name}, {share:.3g} | {parametrisation} | {width} | {shown} | 2^{math.log2(lr):.0f} "
-                    f"| {at:.4f} | {at - losses[lr]:.4f} | {against:+.4f} |"
-                )
+    for at in sorted({run._replace(lr=0.0) for run in by_run}):
+        losses = {run.lr: loss for run, loss in by_run.items() if run._replace(lr=0.0) == at}
+        best = min(losses, key=losses.__getitem__)
+        shown = ", ".join(
+            f"{'**' * (lr == best)}2^{math.log2(lr):.0f} {losses[lr]:.4f}{'**' * (lr == best)}" for lr in sorted(losses)
+        )
+        of_run = (at.rule, f"{at.layers}x{at.width}", at.step, at.epochs, at.seed, shown)
+        lines.append(f"| {at.set}, {at.share:.3g} | {' | '.join(map(str, of_run))} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Train what the results file lacks, and write the page."""
+    """Train what the results file lacks, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=FILES)
     parser.add_argument("--share", type=float, default=1.0)
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 128])
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=["standard", "scaled"])
+    parser.add_argument("--layers", type=int, nargs="+", default=[2])
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--step", type=int, default=512, help="targets of a step")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rates", type=float, nargs="+", help="as exponents of two, in place of a search")
     parser.add_argument("--raw", type=Path, default=Path("../shared/data/interactions"), help="folder of the raw files")
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
-    parser.add_argument("--results", type=Path, default=Path("transfer.jsonl"), help="a line per finished run")
+    parser.add_argument(
+        "--results", type=Path, default=Path("benchmarks/transfer.jsonl"), help="a line per finished run"
+    )
     parser.add_argument("--page", type=Path, help="Markdown page to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in options.results.read_text().splitlines()] if options.results.exists() else []
-    known = {Run(*row["run"]): row["loss"] for row in rows}
-    if options.set is not None:
-        data = opened(options.set, options.share, options.raw, options.data_dir)
-        narrowest: dict[str, float] = {}
-        for width in sorted(options.widths):
-            for parametrisation in PARAMETRISATIONS:
+    known = {Run(**row["run"]): row["loss"] for row in rows}
+    data: SequenceDataModule | None = None
 
-                def loss_at(lr: float, width: int = width, parametrisation: Parametrisation = parametrisation) -> float:
-                    run = Run(options.set, options.share, parametrisation, width, lr)
-                    if run not in known:
-                        began = seconds("cpu")
-                        known[run] = train(run, data)
-                        rows.append({"run": run, "loss": known[run], "seconds": seconds("cpu") - began})
-                        with options.results.open("a") as file:
-                            file.write(json.dumps(rows[-1]) + "\n")
-                        print(f"{run}: {known[run]:.4f}, {rows[-1]['seconds']:.0f} s", flush=True)
-                    return known[run]
+    def loss_of(run: Run) -> float:
+        nonlocal data
+        if run not in known:
+            data = opened(run, options.raw, options.data_dir) if data is None else data
+            began = seconds("cpu")
+            known[run] = train(run, data)
+            rows.append({"run": run._asdict(), "loss": known[run], "seconds": round(seconds("cpu") - began)})
+            with options.results.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(f"{run}: {known[run]:.4f}, {rows[-1]['seconds']} s", flush=True)
+        return known[run]
 
-                losses = swept(loss_at)
-                narrowest.setdefault(parametrisation, min(losses, key=lambda lr: losses[lr]))
-                loss_at(narrowest[parametrisation])
+    for rule in options.rules if options.set else []:
+        for layers in options.layers:
+            for width in options.widths:
+                for seed in options.seeds:
+                    at = Run(options.set, options.share, rule, layers, width, options.step, options.epochs, seed, 0.0)
+                    if options.rates:
+                        for exponent in options.rates:
+                            loss_of(at._replace(lr=2.0**exponent))
+                    else:
+                        swept(lambda lr, at=at: loss_of(at._replace(lr=lr)), FIRST)  # type: ignore[misc]
     if options.page:
         write_text(options.page, page(rows))
 

@@ -129,7 +129,7 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     parser = OneLineParser(prog=f"lrec {name}", description=meaning)
     settings = _settings_of(command)
     hints = typing.get_type_hints(settings or command)
-    config = _DataOfRun if "data" in hints else ActionConfigFile
+    config = _DataOfRun if "data" in hints and settings is None else ActionConfigFile
     parser.add_argument("--config", action=config, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     if settings is None:

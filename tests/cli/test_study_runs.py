@@ -1,4 +1,4 @@
-"""How a study treats its runs: failures, skips, budgets, sweeps, grids, and jobs of a cluster."""
+"""How a study treats its runs: failures, skips, budgets, tuning, grids, and jobs of a cluster."""
 
 import contextlib
 import json
@@ -213,13 +213,15 @@ def test_an_option_may_be_a_class_with_its_options(folder: Path, lrec: Callable[
     assert all(run.config.value("model.optimizer.lr") == 0.02 for run in runs_of(options=options))
 
 
-@pytest.mark.slow
-def test_grid_and_sweep(folder: Path, lrec: Callable[..., str]) -> None:
-    grid = json.dumps({"trainer": {"max_epochs": [1, 2]}})
-    sweep = json.dumps({"model": {"optimizer": {"lr": [0.001, 0.02]}}})
-    report = lrec("scaling", "study", "--config", "runs.yaml", "--grid", grid, "--sweep", sweep)
-    rules = json.loads((folder.with_name("runs-sweep") / "rules.json").read_text())["rules"]
-    factor, exponent = rules["model.optimizer.lr"]
+def test_grid_and_tuning(folder: Path, lrec: Callable[..., str]) -> None:
+    """Every run of the grid has the rate that the trials call for; a second call trains nothing, and says the same."""
+    command = ["scaling", "study", "--config", "runs.yaml", "--tune", '["lr"]']
+    command += ["--grid", json.dumps({"trainer": {"max_epochs": [1, 2]}}), "--options.data.targets_per_step", "100"]
+    assert "targets_per_step-100" in lrec(*command, "--dry_run", "true")
+    report = lrec(*command)
+    tuning = folder.with_name("runs-tuning")
+    tuned = json.loads((tuning / "tuned.json").read_text())
+    factor, exponent, _ = tuned["rules"]["model.optimizer.lr"]
     for size, n_body in (("0.8k", 768), ("1.7k", 1728)):
         for epochs in (1, 2):
             config = yaml.safe_load((folder / "runs" / f"{size}-max_epochs-{epochs}-seed1" / "config.yaml").read_text())
@@ -227,13 +229,19 @@ def test_grid_and_sweep(folder: Path, lrec: Callable[..., str]) -> None:
             assert config["model"]["optimizer"]["lr"] == pytest.approx(factor * n_body**exponent, rel=1e-3)
     assert "Tuned by validation loss" in report
     assert "| 1 | 0.8k | max_epochs-2 |" in (folder / "report.md").read_text()
+    best = min(tuned["trials"], key=lambda trial: trial["loss"])
+    tried = [trial["setting"]["lr"] for trial in tuned["trials"]]
+    assert min(tried) < best["setting"]["lr"] < max(tried)
+    assert len(list((tuning / "runs").glob("*/points.jsonl"))) == len(tried)
+    assert f"{len(tried)} " not in lrec(*command, "--status", "true").splitlines()[0]
+    trained = {path: path.stat().st_mtime_ns for path in tuning.glob("runs/*/points.jsonl")}
+    assert lrec(*command).splitlines()[-1] == report.splitlines()[-1]
+    assert {path: path.stat().st_mtime_ns for path in tuning.glob("runs/*/points.jsonl")} == trained
 
 
-def test_a_sweep_tries_positive_numbers_at_fitted_sizes(folder: Path, refused: Callable[..., str]) -> None:
-    command = ["scaling", "study", "--config", "runs.yaml"]
-    assert "0.01 is not a list of positive numbers" in refused(*command, "--sweep", '{"model.optimizer.lr": 0.01}')
-    values = ["--sweep", '{"model.optimizer.lr": [0.01]}']
-    assert "--sweep_sizes 12k: choose among" in refused(*command, *values, "--sweep_sizes", '["12k"]')
+def test_the_rate_belongs_to_what_is_tuned(refused: Callable[..., str], folder: Path) -> None:
+    assert "add lr" in refused("scaling", "study", "--config", "runs.yaml", "--tune", '["dropout"]')
+    assert not folder.exists()
 
 
 def test_jobs_of_a_cluster(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:

@@ -22,6 +22,9 @@ NAMES = ("rate", "rate_N", "rate_D", "batch", "batch_N", "batch_D", "slope", "c_
 """ln of the optimum in the middle of the runs, its exponents, s, and ln of the curvatures."""
 MEAN_P = np.array([0.0, -0.45, 0.15, 0.0, 0.0, 0.5, 0.5, np.log(0.01), np.log(0.04), np.log(0.01)])
 SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 1.5])  # believed of these before the runs are seen
+# The same where rates are scaled with the size, so that the best one is meant to stay; at one batch it falls as D^-0.3.
+SCALED_MEAN_P, SCALED_SD_P = MEAN_P.copy(), SD_P.copy()
+SCALED_MEAN_P[1:3], SCALED_SD_P[1:3] = (0.0, -0.05), (0.1, 0.15)
 SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting about the powers
 NEAR = 0.03  # runs whose loss is more than this share above the best of their setting say nothing of its optimum
 NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L about the parabola, before the residuals tell, and the least that they may
@@ -45,11 +48,14 @@ class RateChoice:
 class RateLaw:
     """The law fitted to runs: columns x (N), d (D), rate, batch and y (loss); runs that diverged are left out.
 
+    `scaled`: the rates are those of the scaled parametrisation.
+
     Raises:
         UserError: values that are not positive, or fewer than `LEAST_RUNS` runs near the best of their settings.
     """
 
-    def __init__(self, points: pl.DataFrame) -> None:
+    def __init__(self, points: pl.DataFrame, scaled: bool = False) -> None:
+        self._prior_2P = (SCALED_MEAN_P, SCALED_SD_P) if scaled else (MEAN_P, SD_P)
         runs = points.select("x", "d", "rate", "batch", "y").cast(pl.Float64).filter(pl.col("y").is_finite())
         if not (runs.to_numpy() > 0).all():
             raise UserError("rate law: every size, amount of data, rate, batch and loss must be positive")
@@ -65,7 +71,7 @@ class RateLaw:
         cells, self._cell_N = np.unique(self._place_N2, axis=0, return_inverse=True)
         self._cell_N = self._cell_N.ravel()
         best_C = [self._y_N[self._cell_N == c].min() for c in range(len(cells))]
-        start_P, noise = np.concatenate([MEAN_P, best_C, np.zeros(2 * len(cells))]), NOISE
+        start_P, noise = np.concatenate([self._prior_2P[0], best_C, np.zeros(2 * len(cells))]), NOISE
         for _ in range(3):
             end = least_squares(self._residuals, start_P, loss="huber", args=(noise,))
             start_P, off_N = end.x, np.abs(self._off(end.x))
@@ -79,27 +85,28 @@ class RateLaw:
 
         The rate is below the best by what its uncertainty calls for: above it the loss rises faster.
         """
-        middle_2 = self._middle_4[2:]
-        best_2, sd_2 = self._optimum(*np.log([size, data]) - self._middle_4[:2])
-        log_batch = best_2[1] if batch is None else np.log(batch) - middle_2[1]
-        log_rate = best_2[0] + self._theta_P[6] * (log_batch - best_2[1])
-        found = minimize_scalar(lambda shift: self._cost(shift, sd_2[0]), bounds=(-2.0, 0.5), method="bounded")
-        reach_2 = norm.ppf((1 + LEVEL) / 2) * sd_2
-        rate, rate_low, rate_high = np.exp(
-            middle_2[0] + log_rate + np.array([found.x, -reach_2[0], reach_2[0]])
-        ).tolist()
-        batch_low, batch_high = np.exp(middle_2[1] + best_2[1] + np.array([-reach_2[1], reach_2[1]])).tolist()
+        n, d = np.log([size, data]) - self._middle_4[:2]
+        middle_2, (best_batch, batch_sd) = self._middle_4[2:], self._batch(n, d)
+        log_batch = best_batch if batch is None else float(np.log(batch)) - middle_2[1]
+        best, sd = self._rate(n, d, log_batch)
+        found = minimize_scalar(lambda shift: self._cost(shift, sd), bounds=(-2.0, 0.5), method="bounded")
+        reach = norm.ppf((1 + LEVEL) / 2) * np.array([-1, 1])
+        rate, rate_low, rate_high = np.exp(middle_2[0] + best + np.array([found.x, *(reach * sd)])).tolist()
+        batch_low, batch_high = np.exp(middle_2[1] + best_batch + reach * batch_sd).tolist()
         chosen = float(np.exp(middle_2[1] + log_batch))
         cost = self.cost(size, data, rate, chosen)
         return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, cost)
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
-        """The share of the loss that this rate and batch are expected to cost, the optimum being uncertain."""
+        """The share of the loss that this rate and batch are expected to cost, the optimum being uncertain; that of the
+        rate alone where the runs have one batch."""
         n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
-        best, sd = self._optimum(n, d)
-        v = log_batch - best[1]
-        u = log_rate - best[0] - self._theta_P[6] * v
-        return float(np.expm1(self._cost(u, sd[0]) + np.exp(self._theta_P[9]) * (v**2 + sd[1] ** 2) / 2))
+        best, sd = self._rate(n, d, log_batch)
+        cost = self._cost(log_rate - best, sd)
+        if np.ptp(self._tried_N2[:, 1]) > 0:
+            best_batch, batch_sd = self._batch(n, d)
+            cost += float(np.exp(self._theta_P[9]) * ((log_batch - best_batch) ** 2 + batch_sd**2) / 2)
+        return float(np.expm1(cost))
 
     def _cost(self, u: float, sd: float) -> float:
         """Mean of the parabolas' halves over a normal distribution of the best rate, u from whose mean the rate is."""
@@ -108,12 +115,22 @@ class RateLaw:
         above = square * norm.cdf(z) + u * sd * norm.pdf(z)
         return float(low * (square - above) + high * above) / 2
 
-    def _optimum(self, n: float, d: float) -> tuple[Array, Array]:
-        """ln rate* and ln batch*, and their standard deviations."""
-        by_2P = np.zeros((2, len(NAMES)))
-        by_2P[0, :3] = by_2P[1, 3:6] = 1, n, d
-        variance_2 = ((by_2P @ self._covariance_PP) * by_2P).sum(1) + SCATTER**2
-        return by_2P @ self._theta_P, np.sqrt(variance_2)
+    def _batch(self, n: float, d: float) -> tuple[float, float]:
+        """ln batch*, and its standard error."""
+        gradient_P = np.zeros(len(NAMES))
+        gradient_P[3:6] = 1, n, d
+        return float(gradient_P @ self._theta_P), self._error(gradient_P)
+
+    def _rate(self, n: float, d: float, log_batch: float) -> tuple[float, float]:
+        """ln rate* at a batch, and its standard error: of runs of one batch, what is known best is the rate at that."""
+        of_place, slope = np.array([1, n, d]), self._theta_P[6]
+        gradient_P = np.zeros(len(NAMES))
+        gradient_P[:3], gradient_P[3:6] = of_place, -slope * of_place
+        gradient_P[6] = log_batch - of_place @ self._theta_P[3:6]
+        return float(of_place @ self._theta_P[:3] + slope * gradient_P[6]), self._error(gradient_P)
+
+    def _error(self, gradient_P: Array) -> float:
+        return float(np.sqrt(gradient_P @ self._covariance_PP @ gradient_P + SCATTER**2))
 
     def _off(self, theta_P: Array) -> Array:
         """ln L of each run minus that of its setting's parabola."""
@@ -128,5 +145,6 @@ class RateLaw:
     def _residuals(self, theta_P: Array, noise: float) -> Array:
         """Of the runs, of the priors and of the settings' scatter, each in its own standard deviations."""
         k, cells = len(NAMES), self._cell_N.max() + 1
+        mean_P, sd_P = self._prior_2P
         scatter_C = theta_P[k + cells :] / SCATTER
-        return np.concatenate([self._off(theta_P) / noise, (theta_P[:k] - MEAN_P) / SD_P, scatter_C])
+        return np.concatenate([self._off(theta_P) / noise, (theta_P[:k] - mean_P) / sd_P, scatter_C])

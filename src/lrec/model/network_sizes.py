@@ -1,6 +1,7 @@
 """The ladder of sizes: number of blocks, width and heads, by name or by number of parameters."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lrec.errors import UserError, check_range
@@ -69,20 +70,26 @@ def chosen_size(size: str | None, layers: int | None, width: int | None, heads: 
 
 
 def even_ladder(smallest: str, largest: str, per_decade: int) -> list[str]:
-    """Shapes whose N_body lie `per_decade` to a factor of ten apart, all of one depth, so that only the width varies.
-
-    The depth is that at which the middle of the ladder, in log N_body, is as wide as LAYERS heads of 32. A ladder that
-    grows deeper on its way has a kink wherever a block is added, which a law takes for curvature.
-    """
+    """Shapes of one depth whose N_body lie `per_decade` to a factor of ten apart."""
     low, high = (parameters(size) for size in (smallest, largest))
     if not low < high:
         raise UserError(f"sizes: from {smallest} must be below to {largest}")
     check_range("sizes: per_decade", per_decade, at_least=1)
-    layers = max(round((math.sqrt(low * high) / (12 * HEAD_WIDTH**2)) ** (1 / 3)), 1)
     count = math.floor(math.log10(high / low) * per_decade + 1e-9) + 1
+    return shapes([low * 10 ** (i / per_decade) for i in range(count)])
+
+
+def shapes(n_bodies: Sequence[float]) -> list[str]:
+    """Shapes of one depth with about so many parameters in their blocks, from the smallest to the largest.
+
+    The depth is that at which the middle, in log N_body, is as wide as its number of blocks times heads of 32. A ladder
+    that grows deeper on its way has a kink wherever a block is added, which a law takes for curvature.
+    """
+    middle = math.sqrt(n_bodies[0] * n_bodies[-1])
+    layers = max(round((middle / (12 * HEAD_WIDTH**2)) ** (1 / 3)), 1)
     names: dict[str, None] = {}
-    for i in range(count):
-        exact = math.sqrt(low * 10 ** (i / per_decade) / (12 * layers))
+    for n_body in n_bodies:
+        exact = math.sqrt(n_body / (12 * layers))
         step = 8 if exact >= 2 * HEAD_WIDTH else 4
         names[f"{layers}x{max(round(exact / step), 1) * step}"] = None
     return list(names)

@@ -1,1 +1,1 @@
-"""The ladder as a study: grid, sweep, record, launch, prediction, report, comparison."""
+"""The ladder as a study: plan by hours, grid, tuning, record, launch, prediction, report, comparison."""

@@ -1,6 +1,5 @@
 """What a study will take before it takes it: hours, memory and disk of each run, against a budget."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -55,7 +54,9 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
     counts two checkpoints.
     """
     opened: dict[str, SequenceDataModule] = {}
-    rate, costs = cache(training_rate), []
+    from lrec.training.lightning_options import epochs_in_all
+
+    costs = []
     for run in runs:
         if (key := json_hash(run.config.nested["data"] | {"seed": 0})) not in opened:
             opened[key] = run.open_data()
@@ -70,8 +71,10 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         if run_of_study(study.folder, run.name).result is not None:
             hours = spent_hours(study, [run])
         else:
-            flops = _flops_of_epoch(config, loss, data, place.checkpointing) * _epochs(run.config, data.steps_per_epoch)
-            training_s = (1 + BESIDE_STEPS) * flops / rate(config, loss, positions, place.precision, place.kind)
+            targets = data.U * epochs_in_all(*limits(run.config), data.steps_per_epoch)
+            rate = training_rate(config, loss, positions, place.precision, place.kind)
+            flops = targets * flops_of_target(config, loss, data, place.checkpointing)
+            training_s = (1 + BESIDE_STEPS) * flops / rate
             hours = (STARTING_S * place.ranks + training_s) / 3600
         memory_gib = place.devices * (PROCESS_GIB + of_process / 2**30)
         on_gpus = (step.total / 2**30, place.gpus * place.nodes) if place.gpus else (0.0, 0)
@@ -79,17 +82,25 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
     return costs
 
 
-def _flops_of_epoch(config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", checkpointing: bool) -> int:
-    """All windows counted as full."""
+def limits(config: RunConfig) -> tuple[int | None, int | None]:
+    """The most steps and epochs of a run, as its options say."""
+    return config.value("trainer.max_steps"), config.value("trainer.max_epochs")
+
+
+def flops_of_target(
+    config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", checkpointing: bool = False
+) -> float:
+    """To train on a target, all windows counted as full."""
     part = data.batch_plan.part
     pairs = part.n_positions * (config.max_len + 1) // 2
     head_flops = loss.flops_per_target(config.n_items, config.width)
     flops = cost.training_flops(config, part.n_targets, pairs, head_flops, part.n_positions)
     if checkpointing:
         flops += part.n_positions * cost.flops_per_interaction(config, checkpointing=True).recomputed
-    return flops
+    return flops / part.n_targets
 
 
+@cache
 def training_rate(
     config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: hardware.Kind = "cpu"
 ) -> float:
@@ -134,14 +145,6 @@ def training_rate(
             step()
             steps += 1
         return steps * rows * of_row / (hardware.seconds(kind) - began)
-
-
-def _epochs(config: RunConfig, steps_per_epoch: int) -> float:
-    """The most epochs that a run may take; Lightning's own default is 1000."""
-    steps = config.value("trainer.max_steps", -1)
-    epochs = config.value("trainer.max_epochs", 1000 if steps < 0 else -1)
-    limits = [steps / steps_per_epoch] if steps >= 0 else []
-    return float(min(limits + ([epochs] if epochs >= 0 else []), default=math.inf))
 
 
 def plan_table(costs: list[Cost], study: Study) -> str:

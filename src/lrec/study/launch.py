@@ -37,7 +37,8 @@ def outcome_of(run: Run) -> Outcome | None:
     if point is None:
         return None
     # Without its checkpoint, as where its points alone were kept, it is what it is.
-    measured = point.test_loss_se is not None or point.diverged or not run.best.exists()
+    untested = point.test_loss is None
+    measured = point.test_loss_se is not None or untested or not run.best.exists()
     return Outcome(point.status, point) if measured else None
 
 

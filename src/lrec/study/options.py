@@ -18,6 +18,9 @@ from lrec.run import RunConfig, dotted
 from lrec.study.placement import Placement, here, placement
 from lrec.study.points import REPEATED
 
+PLAN = "plan.json"  # what a study of so many hours has chosen
+Tunable = Literal["lr", "targets_per_step", "dropout"]
+
 
 @dataclass(frozen=True)
 class Study:
@@ -27,7 +30,10 @@ class Study:
         name: Name of the study.
         configs: Configuration files that every run is composed of, as for lrec fit --config.
         sizes: Entries of the ladder, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}: shapes of one depth
-            whose N_body lie that close.
+            whose N_body lie that close; by default those that the hours allow.
+        hours: How long the study may take, in hours of the clock: sizes, amount of data, passes and what is tuned are
+            chosen by it, where they are not given.
+        data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
         out: Folder of the study; studies/NAME by default.
         seeds: Seeds of the fitted sizes, a run each.
         holdout_seeds: Seeds of the held-out sizes, a run each.
@@ -44,9 +50,9 @@ class Study:
         variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
         starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed.
         grid: Lists of values of any options, such as trainer.max_epochs; each combination is a variant.
-        sweep: Lists of values of options to tune: the best at each fitted size by val/loss become a rule of the size
-            before anything else is trained. Its runs are a study of their own, OUT-sweep.
-        sweep_sizes: Sizes that tune; all fitted ones by default.
+        tune: What is tuned by val/loss before anything else is trained, the rate (lr) and, where wanted,
+            targets_per_step and dropout: short runs of three fitted sizes, which are a study of their own, OUT-tuning.
+            Each held-out size has its rate tried too, before it is predicted.
         law: How each variant's large sizes are predicted: forecast, which trusts no single law; a law of the size, such
             as lsrm, L(x) = E + (x0/x)^a, or one of your own by its class path; null, with holdout 0: not at all.
         x: Parameters the law counts.
@@ -70,9 +76,11 @@ class Study:
         status: Print the runs with their states and losses so far, and stop.
     """
 
-    name: str
-    configs: list[str]
-    sizes: list[str] | dict[str, str | int]
+    name: str = "study"
+    configs: list[str] = field(default_factory=lambda: ["data/csv.yaml", "trainer/laptop.yaml"])
+    sizes: list[str] | dict[str, str | int] | None = None
+    hours: float | None = None
+    data: dict[str, Any] = field(default_factory=dict)
     out: Path | None = None
     seeds: tuple[int, ...] = (1,)
     holdout_seeds: tuple[int, ...] = (1,)
@@ -86,8 +94,7 @@ class Study:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     starts_from: dict[str, str] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
-    sweep: dict[str, Any] = field(default_factory=dict)
-    sweep_sizes: list[str] | None = None
+    tune: tuple[Tunable, ...] = ()
     law: str | None = "forecast"
     x: Literal["N_body", "N_total"] = "N_body"
     y: Literal["test_loss", "trajectory_loss"] = "test_loss"
@@ -105,6 +112,11 @@ class Study:
     status: bool = False
 
     def __post_init__(self) -> None:
+        check_range("--hours", self.hours, above=0)
+        if self.sizes is None:
+            if self.hours is None:
+                raise UserError("--sizes: name the sizes of the ladder, or say by --hours how long the study may take")
+            return
         for size in [*self.ladder, *self.size_seeds, *self.size_options]:
             find_size(size)
         for option, values in (("sizes", self.ladder), ("seeds", self.seeds), ("fractions", self.every_fraction)):
@@ -114,6 +126,8 @@ class Study:
             raise UserError("--holdout_seeds: name at least one")
         for option, value, least in (("jobs", self.jobs, 1), ("cores", self.n_cores, 1), ("retries", self.retries, 0)):
             check_range(f"--{option}", value, at_least=least)
+        if self.tune and "lr" not in self.tune:
+            raise UserError(f"--tune {list(self.tune)}: whatever is tuned, the rate has to follow: add lr")
         self._check_law()
         variants = self.every_variant
         for variant in variants:
@@ -183,6 +197,7 @@ class Study:
     @property
     def ladder(self) -> list[str]:
         """All sizes by name, in order of N_body."""
+        assert self.sizes is not None, "a study of so many hours is planned first"
         return sorted(_spaced(self.sizes) if isinstance(self.sizes, dict) else self.sizes, key=ladder_n_body)
 
     @property
@@ -190,8 +205,8 @@ class Study:
         if self.fractions is not None:
             return self.fractions
         epochs = dotted(self.options).get("trainer.max_epochs")
-        few = isinstance(epochs, int) and 0 <= epochs <= REPEATED  # then a forecast does not learn from shares
-        return (1.0, 0.5, 0.25) if self.law == Forecast.name and self.holdout and not few else (1.0,)
+        forecasts = self.law == Forecast.name and self.holdout > 0
+        return every_share(epochs if isinstance(epochs, int) and epochs >= 0 else None) if forecasts else (1.0,)
 
     @property
     def held_out(self) -> list[str]:
@@ -209,6 +224,11 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
         return even_ladder(str(ladder["from"]), str(ladder["to"]), int(ladder["per_decade"]))
     except ValueError as error:
         raise UserError(f"--sizes {ladder}: {error}") from None
+
+
+def every_share(epochs: int | None) -> tuple[float, ...]:
+    """Shares of the data that a forecast learns from: several passes, since a share of one pass is less training."""
+    return (1.0,) if epochs is not None and epochs <= REPEATED else (1.0, 0.5, 0.25)
 
 
 def ladder_n_body(size: str) -> int:

@@ -58,7 +58,7 @@ TINY_POSITIONS, TINY_EPOCHS = 2_000_000, 5
 MOST_LEFT_OUT = 2000
 # Small steps at a high rate learn most from few targets; negatives make large catalogues as fast as small ones.
 TARGETS_PER_STEP = 1024
-OPTIMIZER = Optimizer(lr=0.02)
+OPTIMIZER = Optimizer(lr=0.02, decay="cosine")
 LOSS_OF_LARGE_CATALOGUES = SampledSoftmax(negatives=512, power=0.75)
 LARGE_CATALOGUE = 1024
 
@@ -211,7 +211,8 @@ def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, posit
     loss_function: Loss = LOSS_OF_LARGE_CATALOGUES if data.n_items > LARGE_CATALOGUE else FullSoftmax()
     counts_V = torch.from_numpy(data.item_counts_V)
     with torch.random.fork_rng(devices=[]):
-        net = Transformer(TransformerConfig(data.n_items, data.max_len, *find_size(size)), seed)
+        shape = TransformerConfig(data.n_items, data.max_len, *find_size(size), parametrisation="standard")
+        net = Transformer(shape, seed)
         torch.manual_seed(seed)
         optimizer, schedule = OPTIMIZER.build(net, steps)
         for batch in islice(chain.from_iterable(repeat(loader)), steps):

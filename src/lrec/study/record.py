@@ -15,7 +15,7 @@ from lrec.errors import UserError
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import Outcome, is_running
-from lrec.study.options import Study
+from lrec.study.options import PLAN, Study
 from lrec.study.placement import placement
 
 
@@ -35,7 +35,7 @@ class Record:
         earlier: dict[str, Any] = {"grid": {"runs": []}, "earlier_runs": [], "state": {}}
         if self.path.is_file():
             earlier = json.loads(self.path.read_text(encoding="utf-8"))
-        elif out.exists() and any(out.iterdir()) and not find_points(self.folder):
+        elif out.exists() and {path.name for path in out.iterdir()} - {PLAN} and not find_points(self.folder):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
         self.runs = self._in_one_precision(runs)

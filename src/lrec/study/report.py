@@ -25,13 +25,14 @@ from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figur
 from lrec.study.grid import PlannedRun
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
-from lrec.study.sweep import Tuned
+from lrec.study.tuning import LR, Trial, Tuned
 
 # Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
 LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity)@\d+(_unseen)?(_se)?$|(loss|loss_se|targets\w*)$"
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95
+COUNTING = ("markov", "item-graph")  # baselines that know what follows what
 
 
 def write_report(
@@ -48,7 +49,8 @@ def write_report(
     The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
     """
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    sections = [f"# Scaling study {name}", *(_tuned(tuned) if tuned else []), *variants_table(runs, points)]
+    sections = [f"# Scaling study {name}", *_under_trained(runs, points), *(_tuned(runs, tuned) if tuned else [])]
+    sections += variants_table(runs, points)
     sections += _figures(out, runs, points)
     laws = {ladder.name: ladder for ladder in ladders}
     for ladder, mine in by_ladder(runs).items():
@@ -61,6 +63,29 @@ def write_report(
     report = "\n\n".join(sections) + "\n"
     write_text(out / "report.md", report)
     return report
+
+
+def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
+    """A warning before everything else, where most fitted sizes lose to counting what follows what."""
+    fitted = [points[run.name] for run in runs if not run.held_out and not points[run.name].diverged]
+    losing: dict[str, set[str]] = defaultdict(set)  # sizes by the baseline that is the best one before them
+    for point in fitted:
+        counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
+        ahead = {
+            name: loss for name, loss in counting.items() if point.test_loss is not None and loss < point.test_loss
+        }
+        if ahead:
+            losing[min(ahead, key=ahead.__getitem__)].add(point.size)
+    sizes, lost = {point.size for point in fitted}, set().union(*losing.values())
+    if 2 * len(lost) <= len(sizes):
+        return []
+    whom = " and ".join(f"{name} ({', '.join(sorted(mine))})" for name, mine in losing.items())
+    steps = min(point.step for point in fitted)
+    return [
+        "**Under-trained: slopes describe training, not size.** "
+        f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "
+        "More targets, smaller steps (data.targets_per_step) or a tuned rate (--tune '[lr]') may help."
+    ]
 
 
 def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> list[str]:
@@ -113,15 +138,30 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
     return ["## Compute and repetition", note, *links] if links else []
 
 
-def _tuned(tuned: Tuned) -> list[str]:
-    """The best values of the fitted sizes, and the rules that all sizes follow."""
-    options = list(tuned.rules)
-    rows = [["size", *options, "val loss"]]
-    for size, best in tuned.best.items():
-        rows.append([size, *(f"{best[o]:g}" for o in options), f"{best['val/loss']:.4f}"])
-    rules = [f"- {o} = {factor:.4g} N_body^{exponent:.4g}" for o, (factor, exponent) in tuned.rules.items()]
-    rules += [f"- Warning: {edge}." for edge in tuned.edges]
-    return ["## Tuned by validation loss", rows_table(rows, text=(0,)), "\n".join(rules)]
+def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
+    """The trials that came out best, what follows from them, and what the runs' rates and steps may cost."""
+    rows = [["size", "targets", "trials", "lr", "targets_per_step", "dropout", "val loss"]]
+    groups: dict[tuple[str, int], list[Trial]] = defaultdict(list)
+    for trial in tuned.trials:
+        groups[trial.size, trial.targets].append(trial)
+    for (size, targets), trials in groups.items():
+        best = min(trials, key=lambda trial: math.inf if trial.loss is None else trial.loss)
+        setting = (f"{best.setting.lr:g}", f"{best.setting.targets_per_step:,}", f"{best.setting.dropout:g}")
+        rows.append([size, f"{targets:,}", str(len(trials)), *setting, f"{best.loss:.4f}"])
+    factor, exponent, of_share = tuned.rules[LR]
+    rule = f"{LR} = {factor:.4g} N_body^{exponent:.3g} share^{of_share:.3g}"
+    others = [f"{option} = {value:g}" for option, value in tuned.options.items()]
+    most = max(run.fraction for run in runs)
+    costs = {run.name: tuned.cost(run) for run in runs if run.fraction == most}
+    worst = max(costs, key=costs.__getitem__)
+    cost = f"Rates and steps as these are expected to cost at most {costs[worst]:.3f} nats ({worst})."
+    sections = ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join([rule, *others])}. {cost}"]
+    if missed := [run.name for run in runs if run.fraction == most and tuned.is_missed(run)]:
+        named = ", ".join(f"{name} (by {costs[name]:.2f} nats)" for name in missed)
+        sections.append(
+            f"**Mistuned: {named}.** Their losses describe the rate or the step, not the size: --skip them."
+        )
+    return sections
 
 
 def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:

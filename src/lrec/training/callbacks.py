@@ -62,14 +62,15 @@ class ScalingPoints(Callback):
     When the best checkpoint is tested after fit, its line is marked best and gets the test loss and metrics.
     """
 
-    def __init__(self, study: str | None = None, run: str | None = None) -> None:
+    def __init__(self, study: str | None = None, run: str | None = None, test: bool = True) -> None:
         """Name the points.
 
         Args:
             study: Name of the study that the run belongs to.
             run: Name of the run; the run folder's name by default.
+            test: Whether the best checkpoint is tested after fit.
         """
-        self.study, self.run = study, run
+        self.study, self.run, self.test = study, run, test
         self.points: list[Point] = []
         self.started = self.spent_s = 0.0
 
@@ -121,6 +122,9 @@ class ScalingPoints(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         status = "diverged" if recommender(pl_module).diverged else "finished"
         self.points = [replace(point, status=status) for point in self.points]
+        if not self.test and self.points:
+            best = min(self.points, key=lambda point: math.inf if point.val_loss is None else point.val_loss)
+            self.points = [replace(point, best=point is best) for point in self.points]
         _write(trainer, self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -249,6 +249,8 @@ def _test_the_best(cli: CommandLine) -> None:
         say(f"--trainer.fast_dev_run: a trial, of which nothing is kept in {cli.run.folder}")
     elif cli.model.diverged:
         say("the loss is not finite: the run is marked diverged and not tested")
+    elif not cli.config.points.test:
+        say("--points.test false: the best checkpoint is not tested")
     elif kept is not None and kept.best_model_path:
         cli.trainer.test(cli.model, cli.datamodule, kept.best_model_path, verbose=False, weights_only=True)
         if cli.config.points.study is not None and not distributed.is_initialized():

@@ -2,6 +2,7 @@
 refused before anything is written; and those to warn of."""
 
 import argparse
+import math
 import os
 from typing import Any
 
@@ -23,8 +24,9 @@ from lrec.training.strategies import FSDP2, check_strategy
 # Networks have float32 parameters; these are the types of products.
 TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 HALF = ("bf16-true", "16-true")
-# A small log in large steps learns little: below FEW_STEPS an epoch, what makes about MORE_STEPS is named.
-FEW_STEPS, MORE_STEPS = 10, 50
+# With fewer steps in all, a loss says more of the training than of the network; more are named where they can be had.
+FEW_STEPS, MORE_STEPS = 2000, 3000
+LIGHTNINGS_EPOCHS = 1000  # where neither epochs nor steps are limited
 _NOT_LREC_S = {
     callbacks.LearningRateFinder: "the rate is --model.optimizer.lr, which it does not find",
     callbacks.BatchSizeFinder: "the size of a step is --data.targets_per_step, which it does not find",
@@ -130,12 +132,8 @@ def warnings_of(options: Namespace, data: SequenceDataModule) -> list[str]:
     """What fit does with such options that its user may not expect, a line each."""
     trainer = options.trainer
     warnings = []
-    smaller = max(2 * data.max_len, data.U // MORE_STEPS)
-    if data.steps_per_epoch < FEW_STEPS and smaller < data.targets_per_step:
-        warnings.append(
-            f"an epoch has no more than {data.steps_per_epoch} of the optimizer's steps: "
-            f"--data.targets_per_step {smaller} would make it {-(-data.U // smaller)}"
-        )
+    if trainer.max_time is None and (few := few_steps(trainer.max_steps, trainer.max_epochs, data)):
+        warnings.append(few)
     if trainer.limit_val_batches is not None and is_partial(trainer.limit_val_batches):
         warnings.append(
             f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint"
@@ -146,6 +144,27 @@ def warnings_of(options: Namespace, data: SequenceDataModule) -> list[str]:
             "rounded away: training stalls; bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
         )
     return warnings
+
+
+def epochs_in_all(max_steps: int | None, max_epochs: int | None, steps_per_epoch: int) -> float:
+    """The most epochs that a run may take by its limits, of which -1 and None are none; it may stop earlier."""
+    limits = [max_steps / steps_per_epoch] if max_steps is not None and max_steps >= 0 else []
+    if max_epochs is None:
+        max_epochs = -1 if limits else LIGHTNINGS_EPOCHS
+    return float(min(limits + ([max_epochs] if max_epochs >= 0 else []), default=math.inf))
+
+
+def few_steps(max_steps: int | None, max_epochs: int | None, data: SequenceDataModule) -> str | None:
+    """A sentence where a run takes few steps for its targets and could take more smaller ones."""
+    epochs = epochs_in_all(max_steps, max_epochs, data.steps_per_epoch)
+    steps, smaller = epochs * data.steps_per_epoch, max(2 * data.max_len, int(epochs * data.U / MORE_STEPS))
+    if steps >= FEW_STEPS or smaller >= data.targets_per_step:
+        return None
+    would = epochs * -(-data.U // smaller)
+    return (
+        f"a run has no more than {steps:,.0f} of the optimizer's steps, of {data.targets_per_step:,} targets each, and "
+        f"may end before it has learnt what its size can: --data.targets_per_step {smaller} would make it {would:,.0f}"
+    )
 
 
 def _class_or_name(chosen: Any) -> Any:

@@ -61,7 +61,7 @@ class SequentialRecommender(StoredModel):
         heads: int | None = None,
         dropout: Dropout = Dropout(),  # noqa: B008 (frozen)
         architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
-        parametrisation: Parametrisation = "standard",
+        parametrisation: Parametrisation = "scaled",
         loss: Loss = FullSoftmax(),  # noqa: B008 (frozen)
         optimizer: OptimizerConfig | OfParameters = Optimizer(),  # noqa: B008 (frozen)
         top_k: int = 10,

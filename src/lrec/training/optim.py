@@ -107,11 +107,11 @@ class Optimizer(OptimizerConfig):
             in memory and time, and is another optimizer than AdamW on all of them. For sampled losses.
     """
 
-    lr: float = 1e-3
+    lr: float = 0.008
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: float = 0.05
-    decay: Decay = "cosine"
+    decay: Decay = "linear"
     final_lr: float = 0.0
     switch: Switch | None = None
     touched_rows: bool = False

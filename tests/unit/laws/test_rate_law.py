@@ -80,7 +80,8 @@ def test_the_less_is_known_the_further_below_the_best_rate_it_stays() -> None:
 
 def test_a_batch_that_is_given_moves_the_rate_and_has_its_cost() -> None:
     free, fixed = law(0).choose(*LARGE), law(0).choose(*LARGE, batch=law(0).choose(*LARGE).batch / 8)
-    assert fixed.rate / free.rate == pytest.approx(8 ** -law(0).parameters["slope"], rel=1e-6)
+    # But for the margin, which is wider where the best rate is known less well.
+    assert fixed.rate / free.rate == pytest.approx(8 ** -law(0).parameters["slope"], rel=1e-3)
     assert fixed.batch == pytest.approx(free.batch / 8)
     assert fixed.cost > free.cost + 0.5 * OF_BATCH * np.log(8) ** 2 / 2
 

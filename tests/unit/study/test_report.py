@@ -88,6 +88,23 @@ def test_the_best_baseline_stands_beside_popularity(tmp_path: Path) -> None:
     assert "repeat-last" not in report
 
 
+def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
+    """Loss of a baseline below that of most fitted sizes; a size that is beaten alone is none."""
+    for name, markov, losing in (("one", loss("0.8k", 1.0) - 0.01, 1), ("most", loss("12k", 1.0) + 0.01, 4)):
+        runs = [make_run(tmp_path / name, size, 1.0) for size in LADDER]
+        for run in runs:
+            file = tmp_path / name / "runs" / run.name / "points.jsonl"
+            point = json.loads(file.read_text())
+            point["metrics"]["test/markov/loss"] = markov
+            file.write_text(json.dumps(point) + "\n")
+        report = write_report(tmp_path / name, "two", runs, [ladder(1.0)], {})
+        first = report.splitlines()[2]
+        assert first.startswith("**Under-trained") == (losing > 2)
+        if losing > 2:
+            assert f"{losing} of 5 fitted sizes" in first
+            assert "markov (0.8k, 1.7k, 3k, 6.9k)" in first
+
+
 def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, 1.0) for size in LADDER[:3]]
     runs.append(make_run(tmp_path, "6.9k", 1.0, test_loss=loss("1.7k", 1.0)))

@@ -1,0 +1,168 @@
+"""A study from one number, the hours it may take: what is trained, on how much, and what is held out.
+
+All runs train on as many targets D as the hours allow: one pass over a share of the users, or several passes over all.
+The ladder ends where D is too little for more parameters; its two largest sizes, 4 and 16 times the largest fitted one,
+are held out.
+"""
+
+import json
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lrec.common.files import write_json
+from lrec.common.text_tables import rows_table
+from lrec.errors import UserError
+from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
+from lrec.run import dotted
+from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
+from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.options import PLAN, Study, every_share, ladder_n_body
+from lrec.study.placement import placement
+from lrec.study.points import REPEATED
+
+if TYPE_CHECKING:
+    from lrec.data.datamodule import SequenceDataModule
+
+FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
+# Parameters of the largest held-out size to a target: with more, it is not size that is missing.
+PER_TARGET, LEAST_N_BODY = 0.25, 1000
+LEAST_TARGETS, MOST_PASSES = 10_000, 30  # of a run
+STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
+LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
+# What trials take, in runs on all the data: of the size that walks, and of each larger one.
+WALKS, RATES = 2.0, 0.22
+WALKED, RATED = 14, 4  # trials
+RUN_S = 5.0  # to start, evaluate and end a run
+PLANNED = 0.85  # of the hours; the rest is for what takes longer than it was measured
+
+
+class Plan(NamedTuple):
+    """What runs of so many targets take."""
+
+    targets: int  # D
+    sizes: list[str]
+    hours: dict[str, float]  # of the clock, by part
+
+
+def planned(study: Study) -> Study:
+    """The study with what it leaves open chosen so that it takes its hours; the choices are kept in OUT/plan.json.
+
+    Raises:
+        UserError: Too few hours for any study, or the folder has the plan of other hours.
+    """
+    path = study.folder / PLAN
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["hours"] != study.hours:
+            raise UserError(f"--hours {study.hours}: {path} is a plan of {kept['hours']:g}: choose another --out")
+    else:
+        kept = _choose(study)
+        if not study.dry_run:
+            write_json(path, kept)
+    print(as_text(kept), flush=True)
+    own = {name: value for name, value in kept["choices"].items() if getattr(study, name) in (None, (), 1)}
+    return replace(study, **own, options=kept["options"] | dotted(study.options))
+
+
+def as_text(kept: dict[str, Any]) -> str:
+    """The plan in words: what was chosen and why, and hours by part."""
+    rows = [["part", "hours"], *([part, f"{hours:.2f}"] for part, hours in kept["parts"].items())]
+    return "\n\n".join([" ".join(kept["reasons"]), rows_table(rows, text=(0,))])
+
+
+def _choose(study: Study) -> dict[str, Any]:
+    assert study.hours is not None
+    example = planned_runs(replace(study, sizes=["3k"], holdout=0, law=None))[0]
+    data, jobs = example.open_data(), study.jobs if study.jobs > 1 else study.n_cores
+    most = MOST_PASSES * data.U
+    if most < LEAST_TARGETS:
+        raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
+    low, high = _plan(LEAST_TARGETS, example, data, jobs), _plan(most, example, data, jobs)
+    allowed = PLANNED * study.hours
+    if (least := sum(low.hours.values())) > allowed:
+        raise UserError(f"--hours {study.hours:g}: the smallest study takes {least / PLANNED:.2f}")
+    plan = high
+    if sum(high.hours.values()) > allowed:
+        while high.targets / low.targets > 1.02:
+            plan = _plan(math.isqrt(low.targets * high.targets), example, data, jobs)
+            low, high = (plan, high) if sum(plan.hours.values()) <= allowed else (low, plan)
+        plan = low
+    return {"hours": study.hours} | _choices(plan, data, jobs)
+
+
+def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
+    """What a study takes whose runs have so many targets each; `jobs` runs are side by side."""
+    largest_fitted = max(PER_TARGET * targets / HELD_OUT[-1], 4 * LEAST_N_BODY)
+    smallest = max(largest_fitted / 10 ** ((FITTED - 1) / PER_DECADE), LEAST_N_BODY)
+    ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
+    fitted = [smallest * ratio**i for i in range(FITTED)]
+    sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
+    each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + RUN_S for size in sizes]
+    larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
+    walk = WALKS * each[0] + WALKED * RUN_S + RATES * sum(larger) + RATED * len(larger) * RUN_S
+    ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
+    shares = sum(every_share(round(targets / data.U)))
+    clock = {"trials": walk / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}
+    clock["held-out sizes"] = max(sum(held_out) / jobs, max(held_out))
+    return Plan(targets, sizes, {part: value / 3600 for part, value in clock.items()})
+
+
+def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule") -> float:
+    """Of one core or one GPU, to train a size on a target: its FLOPs at the rate of the widths about its own, which are
+    measured once."""
+    shape, loss, place = find_size(size), example.model.loss, placement(example.config)
+    network = example.network(data.n_items)
+
+    def log_rate(width: int) -> float:
+        near = replace(network, layers=2, width=width, heads=max(width // HEAD_WIDTH, 1))
+        return math.log(training_rate(near, loss, max(STEP, 2 * data.max_len), place.precision, place.kind))
+
+    octave = math.log2(shape.width)
+    below = math.floor(octave)
+    rate = math.exp((below + 1 - octave) * log_rate(2**below) + (octave - below) * log_rate(2 ** (below + 1)))
+    own = replace(network, layers=shape.layers, width=shape.width, heads=shape.heads)
+    return (1 + BESIDE_STEPS) * flops_of_target(own, loss, data, place.checkpointing) / rate
+
+
+def step_of(targets: int, max_len: int) -> int:
+    """Targets of a step for so many in all."""
+    return max(2 ** round(math.log2(STEP * math.sqrt(targets / STEP_AT))), 2 * max_len)
+
+
+def _choices(plan: Plan, data: "SequenceDataModule", jobs: int) -> dict[str, Any]:
+    """The options that carry the plan out, each with its reason."""
+    passes = max(plan.targets / data.U, 1.0)
+    share = min(float(f"{plan.targets / data.U:.2g}"), 1.0)
+    epochs = max(round(passes), 1)
+    tested = int(min(max(OF_TRAINING * plan.targets / data.max_len, LEAST_TESTED), MOST_TESTED))
+    tune = ["lr", "targets_per_step"] + (["dropout"] if epochs > REPEATED else [])
+    few = "one pass over" if epochs == 1 else f"{epochs} passes over"
+    whole = "all users" if share == 1 else f"{share:.2g} of the users"
+    n_body = {size: ladder_n_body(size) for size in plan.sizes}
+    fitted, held_out = plan.sizes[: -len(HELD_OUT)], plan.sizes[-len(HELD_OUT) :]
+    step = step_of(plan.targets, data.max_len)
+    reasons = [
+        f"Every run trains on {plan.targets:,} targets, {few} {whole}: what the hours allow.",
+        f"{len(fitted)} sizes from {n_body[fitted[0]]:,} to {n_body[fitted[-1]]:,} parameters are fitted, and "
+        f"{' and '.join(f'{n_body[size]:,}' for size in held_out)} held out: larger ones would want more than "
+        f"{1 / PER_TARGET:g} targets a parameter.",
+        f"Tuned are {', '.join(tune)}, beginning at {step} targets a step.",
+        f"{tested:,} users test.",
+    ]
+    return {
+        "choices": {
+            "sizes": plan.sizes,
+            "fractions": [share * each for each in every_share(epochs)],
+            "tune": tune,
+            "jobs": jobs,
+        },
+        "options": {
+            "trainer.max_epochs": epochs,
+            "data.targets_per_step": step,
+            "data.test_users": tested,
+            "trainer.enable_progress_bar": False,
+        },
+        "reasons": reasons,
+        "parts": plan.hours,
+    }

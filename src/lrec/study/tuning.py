@@ -1,0 +1,296 @@
+"""What a study tunes before its ladder: walks by factors of two on little data, and a law of the rate over all trials.
+
+A trial is a run of one size on a share of the data. A walk starts at the configured values and tries the neighbours of
+the best so far until none is left, so that no range has to be given, and no end of a range can be the best. Validation
+losses alone decide.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
+from math import inf, isfinite, log
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from lrec.common.files import json_hash, write_json
+from lrec.errors import UserError
+from lrec.laws.rate_law import RateLaw
+from lrec.run import dotted, run_of_study
+from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.options import Study, ladder_n_body
+from lrec.study.points import REPEATED
+
+if TYPE_CHECKING:
+    from lrec.data.datamodule import SequenceDataModule
+
+LR, STEP = "model.optimizer.lr", "data.targets_per_step"
+BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual"), ("first", "last"))]
+DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # one number here
+
+# Shares of the study's data, or of its passes where it repeats them, of the first walk and the second; and the steps
+# that a trial has at the least, since the best rate of a hundred steps is not that of thousands.
+SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 200
+# Steps of a ladder's runs, where the data allow: with fewer, sizes differ by how far they have come.
+WANTED_STEPS = 3000
+LEAST_N_BODY = 3000  # of the size that the walks are taken with, where the ladder has one as large
+MOST_DROPOUT = 0.5
+MISTUNED = 0.02  # nats
+
+
+class Setting(NamedTuple):
+    """What a trial tries."""
+
+    lr: float
+    targets_per_step: int
+    dropout: float
+
+
+class Place(NamedTuple):
+    """How far a trial is from where its walk began: doublings of rate and step, tenths of dropout."""
+
+    lr: int = 0
+    targets_per_step: int = 0
+    dropout: int = 0
+
+    def of(self, start: Setting) -> Setting:
+        """The rate follows the root of the step, so that another step is tried at the rate that suits it."""
+        lr = start.lr * 2 ** (self.lr + self.targets_per_step / 2)
+        step = round(start.targets_per_step * 2.0**self.targets_per_step)
+        return Setting(float(f"{lr:.4g}"), step, round(start.dropout + self.dropout / 10, 2))
+
+    def and_around(self, axes: Iterable[str]) -> "list[Place]":
+        return [self, *(self._replace(**{axis: getattr(self, axis) + by}) for axis in axes for by in (-1, 1))]
+
+
+class Trial(NamedTuple):
+    """A trial that has been trained."""
+
+    size: str
+    n_body: int
+    targets: int  # D
+    setting: Setting
+    loss: float | None  # the least validation loss; None where it diverged
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the trials of a study say."""
+
+    rules: dict[str, list[float]]  # the rate, by size and share
+    options: dict[str, Any]  # step and dropout of all sizes, where they are tuned
+    targets: int  # of a run of the study proper: D
+    scaled: bool  # whether rates are shares that the parametrisation has for the size
+    trials: list[Trial]
+
+    def applied_to(self, study: Study) -> Study:
+        return replace(study, rules=study.rules | self.rules, options=dotted(study.options) | self.options)
+
+    @cached_property
+    def law(self) -> RateLaw:
+        return law_of(self.trials, self.scaled)
+
+    def cost(self, run: PlannedRun) -> float:
+        """Nats that a run's rate and step are expected to cost, compared with the best there are."""
+        loss = min(trial.loss for trial in self.trials if trial.loss is not None)
+        return loss * self.law.cost(ladder_n_body(run.size), self.targets, *self._tried(run))
+
+    def is_missed(self, run: PlannedRun) -> bool:
+        """Whether a run's rate is none of those that may be the best, and costs its loss."""
+        lr, step = self._tried(run)
+        best = self.law.choose(ladder_n_body(run.size), self.targets, step)
+        return self.cost(run) > MISTUNED and not best.rate_low <= lr <= best.rate_high
+
+    def _tried(self, run: PlannedRun) -> tuple[float, int]:
+        return run.config.value(LR), run.config.value(STEP)
+
+
+def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
+    finished = [trial for trial in trials if trial.loss is not None]
+    rows = [(t.n_body, t.targets, t.setting.lr, t.setting.targets_per_step, t.loss) for t in finished]
+    return RateLaw(pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "y"], orient="row"), scaled)
+
+
+def walk(
+    losses_of: Callable[[list[Place]], Sequence[float]], axes: Iterable[str], allowed: Callable[[Place], bool]
+) -> dict[Place, float]:
+    """The loss at every place that was tried: the neighbours of the best along the axes are among them."""
+    known: dict[Place, float] = {}
+    best = Place()
+    while wanted := [place for place in best.and_around(axes) if place not in known and allowed(place)]:
+        known |= zip(wanted, losses_of(wanted), strict=True)
+        best = min(known, key=known.__getitem__)
+    return known
+
+
+class Tuner:
+    """Plans the trials of a study, runs of a study of their own, and reads them."""
+
+    def __init__(self, study: Study) -> None:
+        alone: dict[str, Any] = {"law": None, "holdout": 0, "starts_from": {}, "grid": {}, "size_seeds": {}}
+        alone |= {"seeds": study.seeds[:1], "tune": ()}
+        variant = dict([next(iter(study.every_variant.items()))])
+        folder = study.folder.with_name(f"{study.folder.name}-tuning")
+        self.study = study
+        self.study_of_trials = replace(study, name=folder.name, out=folder, variants=variant, **alone)
+        self._most = max(study.every_fraction)
+        large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
+        self._small, *others = dict.fromkeys((large[0], large[len(large) // 2], large[-1], *study.held_out))
+        self._others = others
+        whole = planned_runs(replace(self.study_of_trials, sizes=[self._small], fractions=(self._most,)))[0]
+        self._epochs = int(whole.config.value("trainer.max_epochs", -1))
+        if self._epochs < 1:
+            raise UserError("--tune: trials are a share of a run: say by --options.trainer.max_epochs how long one is")
+        self._start = Setting(*(whole.config.value(option) for option in (LR, STEP, DROPOUTS[0])))
+        self._scaled = whole.config.value("model.parametrisation") == "scaled"
+        self._whole, self._trials = whole, list[Trial]()
+
+    @cached_property
+    def _data(self) -> "SequenceDataModule":
+        return self._whole.open_data()
+
+    @property
+    def _least_step(self) -> int:
+        return 2 * self._data.max_len
+
+    @property
+    def _targets(self) -> int:
+        """Of a run of the study proper: D."""
+        return self._data.U * self._epochs
+
+    @property
+    def _shares(self) -> list[float]:
+        return list(dict.fromkeys(map(self._share, SHARES)))
+
+    @property
+    def runs_so_far(self) -> list[PlannedRun]:
+        """The trials that its folder tells of."""
+        record = self.study_of_trials.folder / "study.json"
+        runs = json.loads(record.read_text(encoding="utf-8"))["grid"]["runs"] if record.is_file() else []
+        return [PlannedRun(**run) for run in runs]
+
+    @property
+    def first_runs(self) -> list[PlannedRun]:
+        """The trials that are made in any case: of walks that end where they began."""
+        rounds = [(self._small, share, self.study.tune) for share in self._shares]
+        rounds += [(size, self._shares[0], ("lr",)) for size in self._others]
+        runs = list[PlannedRun]()
+        for size, share, axes in rounds:
+            places = [place for place in Place().and_around(axes) if self._allowed(place, self._start, share)]
+            runs += self._planned(size, share, [place.of(self._start) for place in places])
+        return runs
+
+    @property
+    def kept(self) -> Tuned | None:
+        """What tuning the same study has come to, which holds without its data too."""
+        file = self.study_of_trials.folder / "tuned.json"
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if kept.pop("of", None) != self._key:
+            return None
+        trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
+        return Tuned(**kept | {"trials": trials})
+
+    def keep(self, tuned: Tuned) -> None:
+        trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in tuned.trials]
+        content = {"of": self._key, **asdict(tuned), "trials": trials}
+        write_json(self.study_of_trials.folder / "tuned.json", content)
+
+    @property
+    def _key(self) -> str:
+        return json_hash([self._whole.config.trained_with, self._most, self.study.tune, self.study.ladder])
+
+    def tune(self, train: Callable[[list[PlannedRun]], None]) -> Tuned:
+        """Train the trials, as `train` does those that are not finished, and read what follows from them."""
+        best = self._start
+        for share in self._shares:
+            best = self._walk(train, self._small, share, best, self.study.tune)
+        for size in self._others:
+            lr = self._law.choose(ladder_n_body(size), self._shares[0] * self._targets, best.targets_per_step).rate
+            self._walk(train, size, self._shares[0], best._replace(lr=lr), ["lr"])
+        options: dict[str, Any] = {}
+        if "targets_per_step" in self.study.tune:
+            options[STEP] = self._best_step()
+        if "dropout" in self.study.tune:
+            options |= dict.fromkeys(DROPOUTS, best.dropout)
+        step = options.get(STEP, best.targets_per_step)
+        return Tuned(self._rule(step), options, self._targets, self._scaled, self._trials)
+
+    @property
+    def _law(self) -> RateLaw:
+        return law_of(self._trials, self._scaled)
+
+    def _share(self, share: float) -> float:
+        """At least so much that a trial has its steps; to two digits, as it stands in names."""
+        return min(float(f"{max(share, LEAST_STEPS * self._start.targets_per_step / self._targets):.2g}"), 1.0)
+
+    def _best_step(self) -> int:
+        """The best step for all the data and the middle of the fitted sizes, such that there are steps enough."""
+        middle = self.study.fitted[len(self.study.fitted) // 2]
+        best = self._law.choose(ladder_n_body(middle), self._targets).batch
+        return max(round(min(best, self._targets / WANTED_STEPS) / 64) * 64, self._least_step)
+
+    def _rate(self, size: str, step: int, share: float = 1.0) -> float:
+        return self._law.choose(ladder_n_body(size), share * self._targets, step).rate
+
+    def _rule(self, step: int) -> dict[str, list[float]]:
+        """The law's rates as factor and exponents of N_body and of the share, through the ends of the ladder."""
+        small, large = self.study.ladder[0], self.study.ladder[-1]
+        lowest, highest = self._rate(small, step), self._rate(large, step)
+        exponent = log(highest / lowest) / log(ladder_n_body(large) / ladder_n_body(small))
+        of_share = log(lowest / self._rate(small, step, 0.5)) / log(2)
+        rule = (lowest / ladder_n_body(small) ** exponent, exponent, of_share)
+        return {LR: [float(f"{number:.6g}") for number in rule]}
+
+    def _walk(
+        self,
+        train: Callable[[list[PlannedRun]], None],
+        size: str,
+        share: float,
+        start: Setting,
+        axes: Sequence[str],
+    ) -> Setting:
+        """The best setting that a walk from `start` finds."""
+
+        def losses_of(places: list[Place]) -> list[float]:
+            settings = [place.of(start) for place in places]
+            runs = self._planned(size, share, settings)
+            train(runs)
+            trials = [self._trial(run, setting) for run, setting in zip(runs, settings, strict=True)]
+            self._trials += trials
+            return [inf if trial.loss is None else trial.loss for trial in trials]
+
+        losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share))
+        best = min(losses, key=losses.__getitem__)
+        if not isfinite(losses[best]):
+            raise UserError(f"--tune: every trial of {size} diverged: begin at a smaller {LR} than {start.lr:g}")
+        return best.of(start)
+
+    def _allowed(self, place: Place, start: Setting, share: float) -> bool:
+        setting = place.of(start)
+        few = place.targets_per_step > 0 and share * self._targets < LEAST_STEPS * setting.targets_per_step
+        return self._least_step <= setting.targets_per_step and not few and 0 <= setting.dropout <= MOST_DROPOUT
+
+    def _planned(self, size: str, share: float, settings: list[Setting]) -> list[PlannedRun]:
+        """A share of the data is one of its users where these are seen a few times, and else one of the passes."""
+        fraction, passes = float(f"{self._most * share:.2g}"), {}
+        if self._epochs > REPEATED:
+            fraction, passes = self._most, {"trainer.max_epochs": max(round(self._epochs * share), 1)}
+        ((_, options),) = self.study_of_trials.every_variant.items()
+        variants = {}
+        for setting in settings:
+            named = {LR: setting.lr, STEP: setting.targets_per_step, **passes}
+            if "dropout" in self.study.tune:
+                named |= {"dropout": setting.dropout}
+            name = "-".join(f"{option.rsplit('.')[-1]}-{value:g}" for option, value in named.items())
+            dropouts = dict.fromkeys(DROPOUTS, named.pop("dropout")) if "dropout" in named else {}
+            variants[name] = dotted(options) | named | dropouts | {"points.test": False}
+        trials = planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(fraction,), variants=variants))
+        return [replace(trial, ladder=f"{fraction:g}") for trial in trials]  # of the same data
+
+    def _trial(self, run: PlannedRun, setting: Setting) -> Trial:
+        points = run_of_study(self.study_of_trials.folder, run.name).points
+        losses = [point.val_loss for point in points if point.val_loss is not None]
+        loss = None if points[-1].diverged else min(losses, default=None)
+        return Trial(run.size, points[-1].N_body, points[-1].D, setting, loss)

@@ -1,0 +1,73 @@
+"""A walk by factors of two: where it ends, and what it has tried by then; what trials say of a run's rate."""
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lrec.run import Point, Run
+from lrec.study.grid import PlannedRun
+from lrec.study.options import ladder_n_body
+from lrec.study.report import write_report
+from lrec.study.tuning import LR, Place, Setting, Trial, Tuned, walk
+
+places = st.builds(Place, st.integers(-6, 6), st.integers(-3, 3), st.integers(0, 5))
+
+
+@given(best=places, cliff=st.integers(1, 3))
+def test_a_walk_ends_between_worse_neighbours_wherever_the_best_is(best: Place, cliff: int) -> None:
+    tried: list[Place] = []
+
+    def losses_of(wanted: list[Place]) -> Sequence[float]:
+        tried.extend(wanted)
+        away = [[at - to for at, to in zip(place, best, strict=True)] for place in wanted]
+        return [float("inf") if lr > cliff + 8 else 5 + lr**2 + step**2 + dropout**2 for lr, step, dropout in away]
+
+    found = walk(losses_of, Place._fields, lambda place: 0 <= place.dropout <= 5)
+    assert len(tried) == len(set(tried)) == len(found)
+    assert min(found, key=found.__getitem__) == best
+    for axis, by in product(Place._fields, (-1, 1)):
+        neighbour = best._replace(**{axis: getattr(best, axis) + by})
+        assert neighbour in found or not 0 <= neighbour.dropout <= 5
+
+
+def test_another_step_is_tried_at_the_rate_that_suits_it() -> None:
+    assert Place(1, -2).of(Setting(0.01, 512, 0.0)) == Setting(0.01, 128, 0.0)
+    assert Place(0, 1, 2).of(Setting(0.01, 512, 0.1)) == Setting(0.01414, 1024, 0.3)
+
+
+RATE, LOSS = 0.01, 5.0
+
+
+def trials_about(rate: float, n_bodies: dict[str, int]) -> list[Trial]:
+    """Half, once and double the best rate on two amounts of data; half costs 0.02 nats, double 0.06."""
+    found = []
+    for size, n_body in n_bodies.items():
+        for targets, shift in product((100_000, 400_000), (0.5, 1.0, 2.0)):
+            loss = LOSS - n_body / 1e6 + {0.5: 0.02, 1.0: 0.0, 2.0: 0.06}[shift]
+            found.append(Trial(size, n_body, targets, Setting(shift * rate, 512, 0.0), loss))
+    return found
+
+
+def planned(size: str, lr: float) -> PlannedRun:
+    options = {"model": {"optimizer": {"lr": lr}}, "data": {"targets_per_step": 512}}
+    return PlannedRun(f"{size}-{lr}", size, 1, 1.0, "", "", False, options)
+
+
+def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(tmp_path: Path) -> None:
+    sizes = {size: ladder_n_body(size) for size in ("3k", "12k", "49k")}
+    tuned = Tuned({LR: [RATE, 0.0, 0.0]}, {}, 1_600_000, True, trials_about(RATE, sizes))
+    for size in sizes:
+        assert tuned.cost(planned(size, RATE)) < 0.04 < tuned.cost(planned(size, 4 * RATE))
+        assert not tuned.is_missed(planned(size, RATE))
+        assert RATE / 2 < tuned.law.choose(sizes[size], 400_000, 512).rate < RATE
+    runs = [planned("3k", RATE), planned("12k", 4 * RATE)]
+    for run in runs:
+        point = {"size": run.size, "best": True, "status": "finished", "val_loss": 5.0, "test_loss": 5.0}
+        (tmp_path / "runs" / run.name).mkdir(parents=True)
+        Run(tmp_path / "runs" / run.name).write_points([Point(**point, N_body=sizes[run.size], flops=1, D=1, U=1)])
+    report = write_report(tmp_path, "two", runs, [], {}, tuned)
+    assert "**Mistuned: 12k-0.04 (by" in report
+    assert "3k-0.01 (by" not in report
