@@ -20,6 +20,7 @@ from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import PLAN, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
 from lrec.study.points import REPEATED
+from lrec.study.tuning import LEAST_STEPS, SHARES
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -30,9 +31,7 @@ PER_TARGET, LEAST_N_BODY = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 10_000, 30  # of a run
 STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
-# What trials take, in runs on all the data: of the size that walks, and of each larger one.
-WALKS, RATES = 2.0, 0.22
-WALKED, RATED = 14, 4  # trials
+WALKED, RATED = 6, 4  # trials of a walk in rate and step, and of one in the rate alone
 RUN_S = 5.0  # to start, evaluate and end a run
 PLANNED = 0.85  # of the hours; the rest is for what takes longer than it was measured
 
@@ -100,10 +99,11 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
     each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + RUN_S for size in sizes]
     larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
-    walk = WALKS * each[0] + WALKED * RUN_S + RATES * sum(larger) + RATED * len(larger) * RUN_S
+    little, more = (max(share, LEAST_STEPS * step_of(targets, data.max_len) / targets) for share in SHARES)
+    trials = WALKED * ((little + more) * each[0] + 2 * RUN_S) + RATED * (little * sum(larger) + len(larger) * RUN_S)
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
     shares = sum(every_share(round(targets / data.U)))
-    clock = {"trials": walk / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}
+    clock = {"trials": trials / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}
     clock["held-out sizes"] = max(sum(held_out) / jobs, max(held_out))
     return Plan(targets, sizes, {part: value / 3600 for part, value in clock.items()})
 
