@@ -173,13 +173,13 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="lrec-kill-"))
     (folder / "work" / "tmp").mkdir(parents=True)
     os.environ["TMPDIR"] = str(folder / "work" / "tmp")
-    python, server = warm_python.start(folder)
+    python, held = warm_python.start(folder)
     try:
         set_up(python, folder)
         for name in arguments.commands.split(","):
             add_row(__file__, HEADER, *measure(name, python, folder, arguments.kills, random.Random(arguments.seed)))
     finally:
-        server.communicate()
+        os.close(held)
         shutil.rmtree(folder)
 
 

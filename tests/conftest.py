@@ -62,9 +62,12 @@ def _warm_executable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if sys.platform != "linux":
         yield sys.executable
         return
-    executable, server = warm_python.start(tmp_path_factory.mktemp("warm"))
+    beside = "PYTEST_XDIST_WORKER" in os.environ  # workers share one server
+    folder = tmp_path_factory.getbasetemp().parent / "warm" if beside else tmp_path_factory.mktemp("warm")
+    folder.mkdir(exist_ok=True)
+    executable, held = warm_python.start(folder)
     yield executable
-    server.communicate()
+    os.close(held)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ ends. Killed, it takes that with it. What else is asked of it goes to the Python
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -23,20 +24,30 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+_SERVERS: "list[subprocess.Popen[bytes]]" = []  # so that Python says nothing of those it has not waited for
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def start(folder: Path) -> "tuple[str, subprocess.Popen[bytes]]":
-    """The executable, made in `folder`, and the server, which ends where its stdin does."""
-    executable, address = folder / "python", folder / "socket"
-    executable.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {__file__} ask {sys.executable} {address} "$@"\n')
-    executable.chmod(0o755)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(address))
-        listener.listen(64)
-        serve = [sys.executable, __file__, "serve", str(listener.fileno()), str(executable)]
-        server = subprocess.Popen(serve, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
-    return str(executable), server
+def start(folder: Path) -> tuple[str, int]:
+    """The executable, made in `folder` by whoever comes first, and a descriptor: the server ends with the last process
+    that holds one of these open."""
+    executable, address, alive = folder / "python", folder / "socket", folder / "alive"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if executable.exists():
+            return str(executable), os.open(alive, os.O_WRONLY)
+        os.mkfifo(alive)
+        reading = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+        held = os.open(alive, os.O_WRONLY)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(address))
+            listener.listen(64)
+            serve = [sys.executable, __file__, "serve", str(listener.fileno()), str(executable)]
+            _SERVERS.append(subprocess.Popen(serve, stdin=reading, pass_fds=[listener.fileno()]))
+        os.close(reading)
+        executable.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {__file__} ask {sys.executable} {address} "$@"\n')
+        executable.chmod(0o755)
+    return str(executable), held
 
 
 def ask(python: str, address: str, *arguments: str) -> None:

@@ -105,6 +105,10 @@ def test_only_the_time_of_the_request_tells_what_depends_on_it(
     trained: Callable[..., Path], options: tuple[str, ...]
 ) -> None:
     assert best_loss(trained("request", "request", *options)) < 0.3
+
+
+@pytest.mark.slow
+def test_times_before_the_request_do_not_tell_what_depends_on_its_own(trained: Callable[..., Path]) -> None:
     assert best_loss(trained("request", "past")) > 0.55
 
 

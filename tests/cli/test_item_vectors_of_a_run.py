@@ -156,25 +156,38 @@ def test_a_checkpoint_needs_no_file(
     monkeypatch: pytest.MonkeyPatch,
     use: str,
 ) -> None:
-    """It recommends, is exported and is read by load_from_checkpoint without it; exported files score alike."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    """It recommends, is exported and is read by load_from_checkpoint without it."""
     run, file = trained(use), data / "vectors.parquet"
     monkeypatch.setattr("lrec.model.item_vectors._READERS", {})  # no file of vectors can be read
     lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.safetensors")
-    lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.onnx")
     model, exported = library.load(run), library.load(tmp_path / "model.safetensors")
-    listed = model.recommend(histories(0), k=5)
-    assert exported.recommend(histories(0), k=5).equals(listed)
+    assert exported.recommend(histories(0), k=5).equals(model.recommend(histories(0), k=5))
+    again = SequentialRecommender.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert again.net.items.vectors is not None
+    assert again.net.items.vectors.shape == (KINDS * ITEMS, 8)
+    assert str(again.item_vectors) == str(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", ["fixed", "added"])
+def test_a_network_in_onnx_scores_alike(
+    trained: Callable[[str | None], Path],
+    tmp_path: Path,
+    lrec: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    use: str,
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    run = trained(use)
+    monkeypatch.setattr("lrec.model.item_vectors._READERS", {})  # no file of vectors can be read
+    lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.onnx")
+    model = library.load(run)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     items = model.index(pl.Series(["0-1", "1-10"]))[None]
     (scores,) = session.run(["scores"], {"items": items, "lengths": np.array([2])})
     found = model.recommend([["0-1", "1-10"]], k=72, exclude_seen=False)
     by_item = dict(zip(found["items"][0], found["scores"][0], strict=True))
     assert scores[0] == pytest.approx([by_item[raw_id] for raw_id in model.item_ids], abs=1e-4)
-    again = SequentialRecommender.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
-    assert again.net.items.vectors is not None
-    assert again.net.items.vectors.shape == (KINDS * ITEMS, 8)
-    assert str(again.item_vectors) == str(file)
 
 
 def test_evaluation_is_over_the_catalogue(

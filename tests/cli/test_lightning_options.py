@@ -120,7 +120,9 @@ def test_torchrun_starts_as_many_processes_as_there_are_devices(
         check_options("fit", options(**trainer))
 
 
-@pytest.mark.parametrize(("precision", "said"), [("bf16-true", True), ("bf16-mixed", False)])
+@pytest.mark.parametrize(
+    ("precision", "said"), [pytest.param("bf16-true", True, marks=pytest.mark.slow), ("bf16-mixed", False)]
+)
 def test_parameters_of_16_bits_are_warned_of(
     precision: str, said: bool, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:

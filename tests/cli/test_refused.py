@@ -102,7 +102,22 @@ STUDY = {
 }
 
 
-def test_a_study_that_is_refused_removes_nothing(tmp_path: Path, refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--options.model.optimizer.lr=0.5", '--restart=["0.8k-seed1"]'], "has run 1.7k-seed1 with other options"),
+        pytest.param(["--options.trainer.max_epohcs=3"], "max_epohcs", marks=pytest.mark.slow),
+        pytest.param(
+            ["--options.trainer.strategy=fsdp"], "lrec trains with auto, ddp, or fsdp2", marks=pytest.mark.slow
+        ),
+        (['--restart=["2k-seed1"]'], "2k-seed1 is none of the study's runs"),
+        pytest.param(["--budget_hours=1e-9"], "--budget_hours", marks=pytest.mark.slow),
+        (["--law=lsrm"], "needs at least"),
+    ],
+)
+def test_a_study_that_is_refused_removes_nothing(
+    options: list[str], says: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     """Not even the run that is to be trained again."""
     study = Study(**STUDY, out=tmp_path / "kept")  # type: ignore[arg-type]
     record = Record(study, planned_runs(study))
@@ -112,13 +127,5 @@ def test_a_study_that_is_refused_removes_nothing(tmp_path: Path, refused: Callab
     config = tmp_path / "kept.yaml"
     config.write_text(yaml.safe_dump(STUDY | {"out": str(study.folder)}))
     before = snapshot(study.folder)
-    for options, says in (
-        (["--options.model.optimizer.lr=0.5", '--restart=["0.8k-seed1"]'], "has run 1.7k-seed1 with other options"),
-        (["--options.trainer.max_epohcs=3"], "max_epohcs"),
-        (["--options.trainer.strategy=fsdp"], "lrec trains with auto, ddp, or fsdp2"),
-        (['--restart=["2k-seed1"]'], "2k-seed1 is none of the study's runs"),
-        (["--budget_hours=1e-9"], "--budget_hours"),
-        (["--law=lsrm"], "needs at least"),
-    ):
-        assert says in refused("scaling", "study", f"--config={config}", *options)
-        assert snapshot(study.folder) == before
+    assert says in refused("scaling", "study", f"--config={config}", *options)
+    assert snapshot(study.folder) == before

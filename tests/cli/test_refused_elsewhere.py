@@ -27,6 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 OWN = ["--config=RUN/config.yaml"]
+ONE_SIZE = ["--sizes=[3k]", "--law=null", "--holdout=0", "--fractions=[1.0]"]
 REFUSED = {
     "fit, damaged checkpoint": ["fit", *OWN, "--ckpt_path=RUN/../damaged.ckpt"],
     "test, damaged checkpoint": ["test", *OWN, "--ckpt_path=RUN/../damaged.ckpt"],
@@ -43,7 +44,7 @@ REFUSED = {
     "scaling fit, too few": ["scaling", "fit", "--points=RUN/points.jsonl", "--out=RUN/fit"],
     "scaling plan, no fit": ["scaling", "plan", "--fit=RUN/metrics.json", "--size=1e6"],
     "scaling compare, no study": ["scaling", "compare", "--studies=RUN", "--out=RUN/compared"],
-    "scaling study, not a study": ["scaling", "study", "--config=study/quickstart.yaml", "--out=RUN"],
+    "scaling study, not a study": ["scaling", "study", "--config=study/quickstart.yaml", *ONE_SIZE, "--out=RUN"],
     "data describe, not a store": ["data", "describe", "RUN"],
 }
 

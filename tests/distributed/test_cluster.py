@@ -87,7 +87,7 @@ def two_nodes(cluster: dict[str, str], arguments: list[str]) -> "list[subprocess
 
 def ended(nodes: "list[subprocess.Popen[str]]", codes: list[int]) -> list[str]:
     """What each node printed; it must exit with its code."""
-    printed = [node.communicate(timeout=100)[0] for node in nodes]
+    printed = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == codes, "\n".join(printed)
     return printed
 
@@ -116,6 +116,7 @@ def test_two_nodes_train_from_one_store_without_its_raw_files(
     assert not list(tmp_path.glob("data*"))
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes(folder: Path, alone: Path, cluster: dict[str, str]) -> None:
     printed = ended(two_nodes(cluster, options(folder)), [0, 0])
     check(Path(cluster["RUN"]), alone, printed)
@@ -170,7 +171,7 @@ def test_nobody_trains_on_without_its_agent(folder: Path, fit: Fit, cluster: dic
     os.kill(agent, signal.SIGKILL)
     killed = time.monotonic()
     while orphan.exists():
-        assert time.monotonic() - killed < 30
+        assert time.monotonic() - killed < 90
         time.sleep(0.05)
     ended(nodes, [0, 0])
     assert losses(run) == pytest.approx(losses(fit("cluster-steady", 0, *LONG)), rel=1e-5)

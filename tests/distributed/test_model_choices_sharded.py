@@ -39,6 +39,7 @@ def vectors(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_item_vectors_in_shards(vectors: Path, fit: Fit) -> None:
     """The steps of one process, and a checkpoint of shards that recommends new items as its whole one does."""
     runs = [

@@ -82,6 +82,7 @@ def test_limited_data_is_repeated_as_long_as_that_helps_and_never_beyond_what_wa
         assert chooser.for_flops(flops).epochs <= 16 * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_a_larger_budget_never_plans_a_higher_loss_where_passes_do_harm() -> None:
     chooser = DataChooser(overfitting(), unique=1e6)
     budgets = np.geomspace(1e11, 1e17, 7)

@@ -49,6 +49,7 @@ def test_exponents_and_the_crossing_stand_side_by_side(tmp_path: Path, capsys: p
     assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_every_run_counts_and_points_may_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [file.read_text() for file in sorted(study(tmp_path / "study").glob("runs/plain-*/points.jsonl"))]
     worse = json.loads(lines[-1]) | {"seed": 2, "run": "plain-again", "test_loss": 3.0}  # than with fewer FLOPs
