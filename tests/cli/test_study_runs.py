@@ -316,7 +316,7 @@ SLURM = {
         echo Submitted batch job 7
     """,
     "srun": """
-        while [[ $1 == --* ]]; do [[ $1 == --unbuffered ]] || shift; shift; done
+        while [[ $1 == --* ]]; do [[ $1 == --unbuffered || $1 == *=* ]] || shift; shift; done
         echo $$ > process-$SLURM_ARRAY_TASK_ID
         exec "$@"
     """,
@@ -350,6 +350,7 @@ def test_an_array_of_slurm(folder: Path, lrec: Callable[..., str]) -> None:
     assert state(folder) == {"0.8k-seed1": "finished", "1.7k-seed1": "finished"}
     asked = re.findall("^#SBATCH --(.*)$", Path("submitted.sh").read_text(), re.MULTILINE)
     assert {"array=0-1%2", "cpus-per-task=2", "job-name=runs", "partition=cpu", "time=60"} <= set(asked)
+    assert re.search("^srun .* --kill-on-bad-exit=1", Path("submitted.sh").read_text(), re.MULTILINE)
 
 
 @pytest.mark.slow

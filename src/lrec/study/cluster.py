@@ -129,6 +129,8 @@ def _executor(study: Study, **options: int) -> Any:
     parameters = {"name": study.name, "cpus_per_task": study.threads, "slurm_array_parallelism": study.jobs}
     parameters |= (study.cluster or {}) | options
     cluster = parameters.pop("cluster", "slurm")
+    if cluster == "slurm":  # a task that is killed takes the others with it, which would wait for it
+        parameters["slurm_srun_args"] = [*parameters.get("slurm_srun_args", []), "--kill-on-bad-exit=1"]
     parameters.setdefault("timeout_min", A_DAY if cluster == "slurm" else 365 * A_DAY)  # submitit's own is minutes
     try:
         executor = _submitit().AutoExecutor(study.folder / "jobs" / "%j", cluster=cluster)
