@@ -31,8 +31,8 @@ class Study:
         configs: Configuration files that every run is composed of, as for lrec fit --config.
         sizes: Entries of the ladder, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}: shapes of one depth
             whose N_body lie that close; by default those that the hours allow.
-        hours: How long the study may take, in hours of the clock: sizes, amount of data, passes and what is tuned are
-            chosen by it, where they are not given.
+        hours: How long the study may take, in hours of the clock, where no sizes are given: they are chosen by it, and
+            so are the amount of data, passes and what is tuned, unless these are given.
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
         out: Folder of the study; studies/NAME by default.
         seeds: Seeds of the fitted sizes, a run each.
