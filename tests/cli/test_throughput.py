@@ -54,6 +54,7 @@ def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> Non
     assert shown <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_a_precision_that_the_processor_lacks_is_said_at_once(fit: Callable[..., tuple[str, Path]]) -> None:
     bfloat16, float32 = (measure_peak(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32))
     if 0.25 < bfloat16 / float32 < 1:

@@ -42,7 +42,7 @@ def rates_of(run: Path) -> list[float]:
     return [event.value / LR for event in events.Scalars(tag)]
 
 
-@pytest.mark.parametrize("epochs", ["100000", "-1"])
+@pytest.mark.parametrize("epochs", ["100000", pytest.param("-1", marks=pytest.mark.slow)])
 def test_warm_up_and_decay_end_with_the_time(epochs: str, tmp_path: Path, lrec: Callable[..., str]) -> None:
     run = tmp_path / "run"
     lrec("fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={run}",

@@ -46,7 +46,7 @@ def test_one_batch_is_one_batch_and_is_said(run: Path, lrec: Callable[..., str])
     assert all_of_them[1] == whole[1]
 
 
-@pytest.mark.parametrize(("limit", "steps"), [("5", 3), ("0.4", 2), ("4", 2)])
+@pytest.mark.parametrize(("limit", "steps"), [("5", 3), ("0.4", 2), pytest.param("4", 2, marks=pytest.mark.slow)])
 def test_a_limited_epoch_ends_with_a_step(
     limit: str, steps: int, run: Path, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:

@@ -41,7 +41,7 @@ def test_the_other_one_ends_within_its_patience(
         processes[1].send_signal(how)
         lost = time.monotonic()
         printed = processes[0].communicate(timeout=100)[0]
-        assert time.monotonic() - lost < PATIENCE_S + 10
+        assert time.monotonic() - lost < PATIENCE_S + 60, "Lightning's own is half an hour"
         assert processes[0].returncode == 1, printed
         lines = [line for line in printed.splitlines() if line.startswith("lrec: ")]
         assert len(lines) == 1, printed

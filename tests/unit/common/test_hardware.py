@@ -30,6 +30,7 @@ def faults(how: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.slow
 def test_freed_blocks_are_taken_again() -> None:
     pages = STEPS * sum(BLOCKS) // 4096
     assert faults("keep") < pages / 100

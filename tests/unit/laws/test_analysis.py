@@ -159,7 +159,7 @@ def test_a_law_that_fails_is_said_to_fail_and_where_the_loss_rises() -> None:
     assert "rises" not in words_of_a_law_that_holds()
 
 
-@pytest.mark.parametrize("law", [None, LSRM])
+@pytest.mark.parametrize("law", [None, pytest.param(LSRM, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("bad", "said"),
     [

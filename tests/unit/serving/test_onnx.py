@@ -71,6 +71,7 @@ def test_scores_and_lists_are_pytorch_s(batch: int, exported: tuple[Model, Any])
             assert len(set(listed) - set(row[:n])) == 10
 
 
+@pytest.mark.slow
 def test_a_row_with_fewer_unseen_items_than_k_lists_no_seen_one(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` has it")
     from lrec.serving.onnx import write_onnx
