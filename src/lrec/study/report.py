@@ -67,7 +67,8 @@ def write_report(
 
 def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
     """A warning before everything else, where most fitted sizes lose to counting what follows what."""
-    fitted = [points[run.name] for run in runs if not run.held_out and not points[run.name].diverged]
+    of_all = [run for run in runs if not run.held_out and run.fraction == max(run.fraction for run in runs)]
+    fitted = [points[run.name] for run in of_all if not points[run.name].diverged]
     losing: dict[str, set[str]] = defaultdict(set)  # sizes by the baseline that is the best one before them
     for point in fitted:
         counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
