@@ -1,6 +1,7 @@
 """A run's checkpoints at the command line: gone on from, exported, refused."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,7 +150,9 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_written(
     damage: str, run: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     data = (run / "checkpoints" / "last.ckpt").read_bytes()
-    middle = len(data) // 2
+    with zipfile.ZipFile(run / "checkpoints" / "last.ckpt") as archive:
+        largest = archive.read(max(archive.infolist(), key=lambda entry: entry.file_size))
+    middle = data.index(largest) + len(largest) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 8]) + data[middle + 1 :]
     path = tmp_path / "last.ckpt"
     path.write_bytes(flipped if damage == "flipped" else data[:middle])

@@ -45,6 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Arguments = Callable[..., list[str]]
 OPTIONS: dict[str, object] = {
     "model__optimizer__lr": 0.02,
+    "model__parametrisation": "standard",
     "trainer__max_epochs": 6,
     "trainer__check_val_every_n_epoch": 6,
 }

@@ -76,11 +76,12 @@ def test_a_checkpoint_of_another_choice_is_refused(
     run = tmp_path / "run"
     lrec("fit", *options, MODERN, f"--trainer.default_root_dir={run}", "--trainer.max_epochs=1")
     saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["lrec"]
-    assert (saved["architecture.norm"], saved["parametrisation"]) == ("rms", "standard")
+    assert (saved["architecture.norm"], saved["parametrisation"]) == ("rms", "scaled")
     config = ["--config", run / "config.yaml"]
     error = refused("test", *config, "--model.architecture.norm=layer")
     assert "the checkpoint has architecture.norm rms, the config layer" in error
-    assert "the checkpoint has parametrisation standard, the config scaled" in refused("test", *config, SCALED)
+    error = refused("test", *config, "--model.parametrisation=standard")
+    assert "the checkpoint has parametrisation scaled, the config standard" in error
 
 
 def test_a_study_counts_the_architecture_it_trains() -> None:

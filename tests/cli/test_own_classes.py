@@ -180,7 +180,7 @@ def test_overlays_and_flags_are_those_of_the_chosen_model(folder: Path) -> None:
     Path("more.yaml").write_text("model: {dropout: {residual: {first: 0.2}}}\n")
     data = ["--config=configs/data/synthetic.yaml"]
     plain = compose([*map(_shipped, data), "--config=flat.yaml", "--config=more.yaml", "--model.top_k=3"])["model"]
-    assert (plain["size"], plain["top_k"], plain["optimizer"]["lr"]) == ("98k", 3, 0.001)
+    assert (plain["size"], plain["top_k"], plain["optimizer"]["lr"]) == ("98k", 3, 0.008)
     dropout = Dropout(0.1, residual=OverDepth(first=0.2))
     assert model_of({"model": plain}).network_config(9, 9).dropout == dropout
     explicit = {"class_path": "lrec.SequentialRecommender", "init_args": plain}

@@ -112,7 +112,8 @@ def test_what_ends_one_run_leaves_the_others_alone(folder: Path, refused: Callab
 def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: Callable[..., str]) -> None:
     longer = ("--options.trainer.max_epochs", "3")
     said = lrec("scaling", "study", "--config", "runs.yaml", "--jobs", "1", "--sizes", '["0.8k"]', *longer)
-    begun, evaluated, ended, report, *_ = said.splitlines()
+    few, begun, evaluated, ended, report, *_ = said.splitlines()
+    assert few.startswith("a run has no more than 3 of the optimizer's steps")
     assert begun == "0.8k-seed1: beginning"
     figures = r"\d+ epochs?, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s"
     doing = r"training: step \d+ of 3(, at most \d+ s left)?|evaluating: batch .*|testing: batch .*|measuring .*|ending"

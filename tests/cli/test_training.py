@@ -69,6 +69,7 @@ def options(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
         "model": {
             "size": "3k",
             "optimizer": {"lr": 0.01},
+            "parametrisation": "standard",  # one rate for all
             "dropout": {"attention": {"first": 0.1, "last": 0.1}, "residual": {"first": 0.1, "last": 0.1}},
         },
         "trainer": {"max_epochs": 6, "enable_progress_bar": False, "log_every_n_steps": 4},

@@ -36,6 +36,7 @@ def arguments(log: Path, run: Path, **changed: object) -> list[str]:
         "data.targets_per_step": 128,
         "model.size": "3k",
         "model.optimizer.lr": 0.01,
+        "model.parametrisation": "standard",
         "trainer.max_epochs": 4,
         "trainer.enable_progress_bar": "false",
         "trainer.default_root_dir": run,

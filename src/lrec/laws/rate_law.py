@@ -26,10 +26,11 @@ SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 1.5])  # believed
 SCALED_MEAN_P, SCALED_SD_P = MEAN_P.copy(), SD_P.copy()
 SCALED_MEAN_P[1:3], SCALED_SD_P[1:3] = (0.0, -0.05), (0.1, 0.15)
 SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting about the powers
-NEAR = 0.03  # runs whose loss is more than this share above the best of their setting say nothing of its optimum
+# Runs whose loss is more than this share above the best of their setting say nothing of its optimum, but for the least
+# three.
+NEAR, LEAST_RATES = 0.03, 3
 NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L about the parabola, before the residuals tell, and the least that they may
 LEVEL = 0.9
-LEAST_RUNS = 6
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class RateLaw:
     `scaled`: the rates are those of the scaled parametrisation.
 
     Raises:
-        UserError: values that are not positive, or fewer than `LEAST_RUNS` runs near the best of their settings.
+        UserError: Values that are not positive, or fewer than `LEAST_RATES` different rates.
     """
 
     def __init__(self, points: pl.DataFrame, scaled: bool = False) -> None:
@@ -59,11 +60,10 @@ class RateLaw:
         runs = points.select("x", "d", "rate", "batch", "y").cast(pl.Float64).filter(pl.col("y").is_finite())
         if not (runs.to_numpy() > 0).all():
             raise UserError("rate law: every size, amount of data, rate, batch and loss must be positive")
-        runs = runs.filter(pl.col("y") <= (1 + NEAR) * pl.col("y").min().over("x", "d"))
-        if len(runs) < LEAST_RUNS or runs["rate"].n_unique() < 3:
-            raise UserError(
-                f"rate law: {len(runs)} runs are within 3 % of the best; {LEAST_RUNS} and three rates are needed"
-            )
+        if runs["rate"].n_unique() < LEAST_RATES:
+            raise UserError(f"rate law: {LEAST_RATES} rates are needed, not {runs['rate'].n_unique()}")
+        of_best = pl.col("y") <= (1 + NEAR) * pl.col("y").min().over("x", "d")
+        runs = runs.filter(of_best | (pl.col("y").rank("ordinal").over("x", "d") <= LEAST_RATES))
         log_N5 = np.log(runs.to_numpy())
         self._middle_4 = log_N5[:, :4].mean(0)
         self._place_N2, self._tried_N2 = np.split(log_N5[:, :4] - self._middle_4, 2, axis=1)

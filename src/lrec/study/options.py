@@ -31,10 +31,10 @@ class Study:
         configs: Configuration files that every run is composed of, as for lrec fit --config.
         sizes: Entries of the ladder, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}: shapes of one depth
             whose N_body lie that close; by default those that the hours allow.
+        out: Folder of the study; studies/NAME by default.
         hours: How long the study may take, in hours of the clock, where no sizes are given: they are chosen by it, and
             so are the amount of data, passes and what is tuned, unless these are given.
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
-        out: Folder of the study; studies/NAME by default.
         seeds: Seeds of the fitted sizes, a run each.
         holdout_seeds: Seeds of the held-out sizes, a run each.
         size_seeds: Seeds of single sizes, in place of these.
@@ -79,9 +79,9 @@ class Study:
     name: str = "study"
     configs: list[str] = field(default_factory=lambda: ["data/csv.yaml", "trainer/laptop.yaml"])
     sizes: list[str] | dict[str, str | int] | None = None
+    out: Path | None = None
     hours: float | None = None
     data: dict[str, Any] = field(default_factory=dict)
-    out: Path | None = None
     seeds: tuple[int, ...] = (1,)
     holdout_seeds: tuple[int, ...] = (1,)
     size_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)

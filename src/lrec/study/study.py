@@ -89,7 +89,7 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: "_Work")
         record = Record(study, planned_runs(study))
     runs = record.enter(study.restart, study.skip)
     record.check_data(runs)
-    work.train(record, [run for run in runs if not run.held_out])
+    work.train(record, [run for run in runs if not run.held_out], "fitted")
     ladders, unfit = list[LadderFit](), dict[str, str]()
     for ladder, mine in by_ladder(runs).items() if study.law is not None else ():
         fitted = counted(sum(not run.held_out for run in mine), "run")
@@ -104,7 +104,7 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: "_Work")
             print(f"left out, as they would take more than --hours {study.hours:g}: {', '.join(late)}", flush=True)
             runs = [run for run in runs if run.name not in late]
         write_prediction(study.folder, ladders, runs)
-        work.train(record, [run for run in runs if run.held_out])
+        work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
     report = write_report(study.folder, study.name, runs, ladders, unfit, tuned)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.md'}")
@@ -121,7 +121,7 @@ def _tune(tuner: Tuner, work: "_Work") -> Tuned:
         record = Record(tuner.study_of_trials, list(known.values()))
         entered = record.enter(names & set(work.study.restart), ())
         record.check_data(entered)
-        work.train(record, [run for run in entered if run.name in names])
+        work.train(record, [run for run in entered if run.name in names], "trial")
 
     tuned = tuner.kept or tuner.tune(train)
     tuner.keep(tuned)
@@ -137,7 +137,7 @@ class _Work:
         self.interrupted = False
         self._began, self._slower = time.monotonic(), 1.0  # what runs took, as a share of what was expected
 
-    def train(self, record: Record, runs: list[PlannedRun]) -> None:
+    def train(self, record: Record, runs: list[PlannedRun], kind: str) -> None:
         """Train what is not finished; UserError where a run failed or was stopped; exit 75 on a signal."""
         self.records[record.folder] = record
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
@@ -153,7 +153,6 @@ class _Work:
                 found = [f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None]
                 loss = "diverged" if point.diverged else found[0]
                 became = f"{loss}, {point.wall_s:.0f} s"
-            kind = "held out" if run.held_out else "fitted" if record.study.law else "run"
             if (expected_s := left_s.pop(run.name, None)) is not None and outcome.point is not None:
                 spent_s, of_s = spent_s + outcome.point.wall_s, of_s + expected_s
                 self._slower = spent_s / of_s

@@ -128,7 +128,7 @@ def test_a_split_rule_cuts_trains_and_is_found_again(csv: list[str], folder: Pat
     assert said["test"] == said["validation"] == f"{sum(held):,}"
     assert said["training"] == f"{lengths.sum() - 2 * sum(held):,}"
     callback = ["--trainer.callbacks+=my_callback.Announcer", "--trainer.callbacks.metric=HR@10"]
-    assert lrec("fit", *csv, *own, *TINY, *callback).startswith("step 3: HR@10 0.")
+    assert "\nstep 3: HR@10 0." in lrec("fit", *csv, *own, *TINY, *callback)
     assert yaml.safe_load(Path("run/config.yaml").read_text())["data"]["init_args"]["split"] == {
         "class_path": "my_split.LastShare",
         "init_args": {"share": 0.2},
