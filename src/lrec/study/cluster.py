@@ -126,8 +126,8 @@ def _submitit() -> Any:
 def _executor(study: Study, **options: int) -> Any:
     """Of submitit, by the parameters of --cluster: those of AutoExecutor.update_parameters, and which cluster; `debug`
     is this process."""
-    parameters = {"name": study.name, "cpus_per_task": study.threads, "slurm_array_parallelism": study.jobs}
-    parameters |= (study.cluster or {}) | options
+    parameters: dict[str, Any] = {"name": study.name, "cpus_per_task": study.threads}
+    parameters |= {"slurm_array_parallelism": study.jobs} | (study.cluster or {}) | options
     cluster = parameters.pop("cluster", "slurm")
     if cluster == "slurm":  # a task that is killed takes the others with it, which would wait for it
         parameters["slurm_srun_args"] = [*parameters.get("slurm_srun_args", []), "--kill-on-bad-exit=1"]

@@ -31,7 +31,8 @@ PER_TARGET, LEAST_N_BODY = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 10_000, 30  # of a run
 STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
-WALKED, RATED = 6, 4  # trials of a walk in rate and step, and of one in the rate alone
+WALKED, RATED = 10, 4  # trials of a walk in rate, step and dropout, and of one in the rate alone
+STEP_S = 0.008  # of a step, beside its arithmetic: twice what it takes, as half the step is often the best
 RUN_S = 5.0  # to start, evaluate and end a run
 PLANNED = 0.85  # of the hours; the rest is for what takes longer than it was measured
 
@@ -97,7 +98,8 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
-    each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + RUN_S for size in sizes]
+    beside_s = RUN_S + STEP_S * targets / step_of(targets, data.max_len)
+    each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + beside_s for size in sizes]
     larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
     little, more = (max(share, LEAST_STEPS * step_of(targets, data.max_len) / targets) for share in SHARES)
     trials = WALKED * ((little + more) * each[0] + 2 * RUN_S) + RATED * (little * sum(larger) + len(larger) * RUN_S)
