@@ -66,6 +66,7 @@ def trained(logs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
                 *("--model.layers=2", "--model.width=16", "--model.heads=1", "--model.size=null"),
                 "--model.optimizer.lr=0.03",
                 "--model.parametrisation=standard",
+                "--model.optimizer.decay=cosine",
                 "--trainer.max_epochs=14",
                 "--trainer.check_val_every_n_epoch=14",
                 "--trainer.enable_progress_bar=false",
