@@ -27,7 +27,7 @@ from lrec.common.files import write_text
 from lrec.common.hardware import seconds
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
-from lrec.model.config import BASE_LAYERS, BASE_WIDTH, TABLE_RATE, TransformerConfig
+from lrec.model.config import BASE_WIDTH, TABLE_RATE, Parametrisation, TransformerConfig
 from lrec.model.losses import full_softmax
 from lrec.model.transformer import Transformer
 from lrec.options.config_files import with_shipped_configs
@@ -36,6 +36,7 @@ from lrec.training.lightning_cli import compose
 HEAD_WIDTH, VALIDATION_USERS, WARM_UP, LEAST_WARM_UP = 32, 3000, 0.05, 50
 FILES = {"go": "go_games.txt.zst", "decks": "mtg_decks.parquet", "globo": "globo_clicks.parquet"}
 FIRST = 2.0**-7
+PARAMETRISATIONS: tuple[Parametrisation, Parametrisation] = ("standard", "scaled")
 READ = """
 The item table decides. On decks, with 17,192 items, one rate for all leaves it so far behind that width 32 has 6.37
 where scaled rates have 5.61, and width 128 has 5.91 (at the highest rate tried) where they have 5.42. On games of Go,
@@ -124,16 +125,9 @@ def opened(run: Run, raw: Path, data_dir: Path) -> SequenceDataModule:
 
 def made(run: Run, rule: Rule, n_items: int, max_len: int) -> Transformer:
     """The network at its start."""
-    heads = max(run.width // HEAD_WIDTH, 1)
-    net = Transformer(TransformerConfig(n_items, max_len, run.layers, run.width, heads), run.seed)
-    if rule.branch:
-        for name, parameter in net.named_parameters():
-            if name.endswith(".out.weight"):
-                parameter.data *= math.sqrt(run.layers / BASE_LAYERS)
-        for name, part in net.named_modules():
-            if name.startswith("blocks.") and name.endswith((".attention", ".mlp")):
-                part.register_forward_hook(lambda module, given, out: out * (BASE_LAYERS / run.layers))
-    return net
+    heads, branches = max(run.width // HEAD_WIDTH, 1), PARAMETRISATIONS[rule.branch]
+    shape = TransformerConfig(n_items, max_len, run.layers, run.width, heads, parametrisation=branches)
+    return Transformer(shape, run.seed)
 
 
 def optimizer_of(net: Transformer, run: Run, rule: Rule) -> torch.optim.AdamW:
