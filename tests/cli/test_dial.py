@@ -75,3 +75,11 @@ def test_too_few_hours_are_refused(planned: Callable[..., tuple[Study, str]], re
     assert "the smallest study takes" in refused("scaling", "study", *LOG, "--hours", "0.001")
     assert "--sizes: name the sizes" in refused("scaling", "study", *LOG)
     assert "must be above 0" in refused("scaling", "study", *LOG, "--hours", "0")
+
+
+def test_a_study_that_is_refused_keeps_no_plan(
+    planned: Callable[..., tuple[Study, str]], refused: Callable[..., str]
+) -> None:
+    begun = ["scaling", "study", *LOG[:2], "--hours", "0.5"]
+    assert "none of the study's runs" in refused(*begun, "--skip", '["one"]')
+    assert not Path("studies").exists()

@@ -7,10 +7,9 @@ are held out.
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lrec.common.files import write_json
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
 
 FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
-# Parameters of the largest held-out size to a target: with more, it is not size that is missing.
-PER_TARGET, LEAST_N_BODY = 0.25, 1000
+# Parameters of the largest held-out size to a target, since with more it is not size that is missing; of the smallest.
+PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 10_000, 30  # of a run
 STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
@@ -45,30 +44,32 @@ class Plan(NamedTuple):
     hours: dict[str, float]  # of the clock, by part
 
 
-def planned(study: Study) -> Study:
-    """The study with what it leaves open chosen so that it takes its hours; the choices are kept in OUT/plan.json.
+def plan_of(study: Study) -> dict[str, Any]:
+    """What a study chooses so that it takes its hours: as OUT/plan.json keeps it, once it has begun.
 
     Raises:
         UserError: Too few hours for any study, or the folder has the plan of other hours.
     """
     path = study.folder / PLAN
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["hours"] != study.hours:
-            raise UserError(f"--hours {study.hours}: {path} is a plan of {kept['hours']:g}: choose another --out")
-    else:
-        kept = _choose(study)
-        if not study.dry_run:
-            write_json(path, kept)
-    print(as_text(kept), flush=True)
-    own = {name: value for name, value in kept["choices"].items() if getattr(study, name) in (None, (), 1)}
-    return replace(study, **own, options=kept["options"] | dotted(study.options))
+    if not path.is_file():
+        return _choose(study)
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if kept["hours"] != study.hours:
+        raise UserError(f"--hours {study.hours}: {path} is a plan of {kept['hours']:g}: choose another --out")
+    return kept
 
 
-def as_text(kept: dict[str, Any]) -> str:
+def with_plan(study: Study, plan: dict[str, Any]) -> Study:
+    """The study with what it leaves open as the plan has it."""
+    open_ones = {each.name for each in fields(study) if getattr(study, each.name) == each.default}
+    chosen = {name: value for name, value in plan["choices"].items() if name in open_ones}
+    return replace(study, **chosen, options=plan["options"] | dotted(study.options))
+
+
+def as_text(plan: dict[str, Any]) -> str:
     """The plan in words: what was chosen and why, and hours by part."""
-    rows = [["part", "hours"], *([part, f"{hours:.2f}"] for part, hours in kept["parts"].items())]
-    return "\n\n".join([" ".join(kept["reasons"]), rows_table(rows, text=(0,))])
+    rows = [["part", "hours"], *([part, f"{hours:.2f}"] for part, hours in plan["parts"].items())]
+    return "\n\n".join([" ".join(plan["reasons"]), rows_table(rows, text=(0,))])
 
 
 def _choose(study: Study) -> dict[str, Any]:
@@ -93,15 +94,16 @@ def _choose(study: Study) -> dict[str, Any]:
 
 def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
     """What a study takes whose runs have so many targets each; `jobs` runs are side by side."""
-    largest_fitted = max(PER_TARGET * targets / HELD_OUT[-1], 4 * LEAST_N_BODY)
-    smallest = max(largest_fitted / 10 ** ((FITTED - 1) / PER_DECADE), LEAST_N_BODY)
+    largest_fitted = max(PER_TARGET * targets / HELD_OUT[-1], 4 * SMALLEST)
+    smallest = max(largest_fitted / 10 ** ((FITTED - 1) / PER_DECADE), SMALLEST)
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
-    beside_s = RUN_S + STEP_S * targets / step_of(targets, data.max_len)
+    step = step_of(targets, data.max_len)
+    beside_s = RUN_S + STEP_S * targets / step
     each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + beside_s for size in sizes]
     larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
-    little, more = (max(share, LEAST_STEPS * step_of(targets, data.max_len) / targets) for share in SHARES)
+    little, more = (max(share, LEAST_STEPS * step / targets) for share in SHARES)
     trials = WALKED * ((little + more) * each[0] + 2 * RUN_S) + RATED * (little * sum(larger) + len(larger) * RUN_S)
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
     shares = sum(every_share(round(targets / data.U)))

@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from lrec.common.files import check_folder, locked
+from lrec.common.files import check_folder, locked, write_json
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.common.text_tables import counted, lasting, on_terminal
 from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import as_local_jobs, check_accelerators, train_on_cluster
-from lrec.study.dial import planned
+from lrec.study.dial import as_text, plan_of, with_plan
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Outcome, lock_of, outcome_of, train
-from lrec.study.options import Study
+from lrec.study.options import PLAN, Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
 from lrec.study.processes import start_server
 from lrec.study.record import Record
@@ -39,8 +39,10 @@ def run_study(study: Study) -> None:
     check_folder(study.folder, "--out")
     if not (study.dry_run or study.status or study.cluster):
         start_server()
-    if study.sizes is None:
-        study = planned(study)
+    plan = plan_of(study) if study.sizes is None else None
+    if plan is not None:
+        print(as_text(plan), flush=True)
+        study = with_plan(study, plan)
     record = Record(study, planned_runs(study))
     tuner = Tuner(study) if study.tune else None
     trials = tuner.runs_so_far if tuner else []
@@ -69,6 +71,8 @@ def run_study(study: Study) -> None:
         return
     taken = f"another study is under way in {study.folder}: wait for its end, or choose another --out"
     with locked(lock_of(study.folder.absolute()), taken):
+        if plan is not None:
+            write_json(study.folder / PLAN, plan)
         _carry_out(study, tuner, record, _Work(study, {cost.run.name: cost.memory_gib for cost in costs}))
 
 
