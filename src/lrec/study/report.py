@@ -32,6 +32,7 @@ LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity)@\d+(_unseen)?(_se)?$|(loss|loss_
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95
+MISTUNED = 0.02  # nats
 COUNTING = ("markov", "item-graph")  # baselines that know what follows what
 
 
@@ -67,8 +68,7 @@ def write_report(
 
 def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
     """A warning before everything else, where most fitted sizes lose to counting what follows what."""
-    of_all = [run for run in runs if not run.held_out and run.fraction == max(run.fraction for run in runs)]
-    fitted = [points[run.name] for run in of_all if not points[run.name].diverged]
+    fitted = [points[run.name] for run in _of_all_data(runs) if not (run.held_out or points[run.name].diverged)]
     losing: dict[str, set[str]] = defaultdict(set)  # sizes by the baseline that is the best one before them
     for point in fitted:
         counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
@@ -87,6 +87,11 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[
         f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "
         "More targets, smaller steps (data.targets_per_step) or a tuned rate (--tune '[lr]') may help."
     ]
+
+
+def _of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
+    most = max(run.fraction for run in runs)
+    return [run for run in runs if run.fraction == most]
 
 
 def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> list[str]:
@@ -152,12 +157,12 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
     factor, exponent, of_share = tuned.rules[LR]
     rule = f"{LR} = {factor:.4g} N_body^{exponent:.3g} share^{of_share:.3g}"
     others = [f"{option} = {value:g}" for option, value in tuned.options.items()]
-    most = max(run.fraction for run in runs)
-    costs = {run.name: tuned.cost(run) for run in runs if run.fraction == most}
+    of_all = _of_all_data(runs)
+    costs = {run.name: tuned.cost(run) for run in of_all}
     worst = max(costs, key=costs.__getitem__)
     cost = f"Rates and steps as these are expected to cost at most {costs[worst]:.3f} nats ({worst})."
     sections = ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join([rule, *others])}. {cost}"]
-    if missed := [run.name for run in runs if run.fraction == most and tuned.is_missed(run)]:
+    if missed := [run.name for run in of_all if costs[run.name] > MISTUNED and tuned.is_off(run)]:
         named = ", ".join(f"{name} (by {costs[name]:.2f} nats)" for name in missed)
         sections.append(
             f"**Mistuned: {named}.** Their losses describe the rate or the step, not the size: --skip them."

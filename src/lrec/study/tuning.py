@@ -38,7 +38,6 @@ SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
 WANTED_STEPS = 3000
 LEAST_N_BODY = 3000  # of the size that the walks are taken with, where the ladder has one as large
 MOST_DROPOUT = 0.5
-MISTUNED = 0.02  # nats
 
 
 class Setting(NamedTuple):
@@ -98,11 +97,11 @@ class Tuned:
         loss = min(trial.loss for trial in self.trials if trial.loss is not None)
         return loss * self.law.cost(ladder_n_body(run.size), self.targets, *self._tried(run))
 
-    def is_missed(self, run: PlannedRun) -> bool:
-        """Whether a run's rate is none of those that may be the best, and costs its loss."""
+    def is_off(self, run: PlannedRun) -> bool:
+        """Whether a run's rate is none of those that may be the best."""
         lr, step = self._tried(run)
         best = self.law.choose(ladder_n_body(run.size), self.targets, step)
-        return self.cost(run) > MISTUNED and not best.rate_low <= lr <= best.rate_high
+        return not best.rate_low <= lr <= best.rate_high
 
     def _tried(self, run: PlannedRun) -> tuple[float, int]:
         return run.config.value(LR), run.config.value(STEP)
@@ -131,15 +130,14 @@ class Tuner:
 
     def __init__(self, study: Study) -> None:
         alone: dict[str, Any] = {"law": None, "holdout": 0, "starts_from": {}, "grid": {}, "size_seeds": {}}
-        alone |= {"seeds": study.seeds[:1], "tune": ()}
-        variant = dict([next(iter(study.every_variant.items()))])
+        self._options = dotted(next(iter(study.every_variant.values())))
+        alone |= {"seeds": study.seeds[:1], "tune": (), "variants": {"": self._options}}
         folder = study.folder.with_name(f"{study.folder.name}-tuning")
         self.study = study
-        self.study_of_trials = replace(study, name=folder.name, out=folder, variants=variant, **alone)
+        self.study_of_trials = replace(study, name=folder.name, out=folder, **alone)
         self._most = max(study.every_fraction)
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
-        self._small, *others = dict.fromkeys((large[0], large[len(large) // 2], large[-1], *study.held_out))
-        self._others = others
+        self._small, *self._others = dict.fromkeys((large[0], large[len(large) // 2], large[-1], *study.held_out))
         whole = planned_runs(replace(self.study_of_trials, sizes=[self._small], fractions=(self._most,)))[0]
         self._epochs = int(whole.config.value("trainer.max_epochs", -1))
         if self._epochs < 1:
@@ -210,41 +208,36 @@ class Tuner:
         # With the smaller of the two steps, of which a trial has more.
         at = best._replace(targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
         for size in self._others:
-            lr = self._law.choose(ladder_n_body(size), self._shares[0] * self._targets, at.targets_per_step).rate
+            law = law_of(self._trials, self._scaled)
+            lr = law.choose(ladder_n_body(size), self._shares[0] * self._targets, at.targets_per_step).rate
             self._walk(train, size, self._shares[0], at._replace(lr=lr), ["lr"])
         options: dict[str, Any] = {}
+        law = law_of(self._trials, self._scaled)
         if "targets_per_step" in self.study.tune:
-            options[STEP] = self._best_step()
+            options[STEP] = self._best_step(law)
         if "dropout" in self.study.tune:
             options |= dict.fromkeys(DROPOUTS, best.dropout)
-        step = options.get(STEP, best.targets_per_step)
-        return Tuned(self._rule(step), options, self._targets, self._scaled, self._trials)
-
-    @property
-    def _law(self) -> RateLaw:
-        return law_of(self._trials, self._scaled)
+        rule = self._rule(law, options.get(STEP, best.targets_per_step))
+        return Tuned({LR: rule}, options, self._targets, self._scaled, self._trials)
 
     def _share(self, share: float) -> float:
         """At least so much that a trial has its steps; to two digits, as it stands in names."""
         return min(float(f"{max(share, LEAST_STEPS * self._start.targets_per_step / self._targets):.2g}"), 1.0)
 
-    def _best_step(self) -> int:
+    def _best_step(self, law: RateLaw) -> int:
         """The best step for all the data and the middle of the fitted sizes, such that there are steps enough."""
         middle = self.study.fitted[len(self.study.fitted) // 2]
-        best = self._law.choose(ladder_n_body(middle), self._targets).batch
+        best = law.choose(ladder_n_body(middle), self._targets).batch
         return max(round(min(best, self._targets / WANTED_STEPS) / 64) * 64, self._least_step)
 
-    def _rate(self, size: str, step: int, share: float = 1.0) -> float:
-        return self._law.choose(ladder_n_body(size), share * self._targets, step).rate
-
-    def _rule(self, step: int) -> dict[str, list[float]]:
+    def _rule(self, law: RateLaw, step: int) -> list[float]:
         """The law's rates as factor and exponents of N_body and of the share, through the ends of the ladder."""
-        small, large = self.study.ladder[0], self.study.ladder[-1]
-        lowest, highest = self._rate(small, step), self._rate(large, step)
-        exponent = log(highest / lowest) / log(ladder_n_body(large) / ladder_n_body(small))
-        of_share = log(lowest / self._rate(small, step, 0.5)) / log(2)
-        rule = (lowest / ladder_n_body(small) ** exponent, exponent, of_share)
-        return {LR: [float(f"{number:.6g}") for number in rule]}
+        smallest, largest = ladder_n_body(self.study.ladder[0]), ladder_n_body(self.study.ladder[-1])
+        lowest, highest = (law.choose(n_body, self._targets, step).rate for n_body in (smallest, largest))
+        exponent = log(highest / lowest) / log(largest / smallest)
+        of_share = log(lowest / law.choose(smallest, self._targets / 2, step).rate) / log(2)
+        rule = (lowest / smallest**exponent, exponent, of_share)
+        return [float(f"{number:.6g}") for number in rule]
 
     def _walk(
         self,
@@ -280,7 +273,6 @@ class Tuner:
         fraction, passes = float(f"{self._most * share:.2g}"), {}
         if self._epochs > REPEATED:
             fraction, passes = self._most, {"trainer.max_epochs": max(round(self._epochs * share), 1)}
-        ((_, options),) = self.study_of_trials.every_variant.items()
         variants = {}
         for setting in settings:
             named = {LR: setting.lr, STEP: setting.targets_per_step, **passes}
@@ -288,7 +280,7 @@ class Tuner:
                 named |= {"dropout": setting.dropout}
             name = "-".join(f"{option.rsplit('.')[-1]}-{value:g}" for option, value in named.items())
             dropouts = dict.fromkeys(DROPOUTS, named.pop("dropout")) if "dropout" in named else {}
-            variants[name] = dotted(options) | named | dropouts | {"points.test": False}
+            variants[name] = self._options | named | dropouts | {"points.test": False}
         trials = planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(fraction,), variants=variants))
         return [replace(trial, ladder=f"{fraction:g}") for trial in trials]  # of the same data
 

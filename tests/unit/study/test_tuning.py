@@ -61,7 +61,7 @@ def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(tmp_
     tuned = Tuned({LR: [RATE, 0.0, 0.0]}, {}, 1_600_000, True, trials_about(RATE, sizes))
     for size in sizes:
         assert tuned.cost(planned(size, RATE)) < 0.04 < tuned.cost(planned(size, 4 * RATE))
-        assert not tuned.is_missed(planned(size, RATE))
+        assert not tuned.is_off(planned(size, RATE))
         assert RATE / 2 < tuned.law.choose(sizes[size], 400_000, 512).rate < RATE
     runs = [planned("3k", RATE), planned("12k", 4 * RATE)]
     for run in runs:
