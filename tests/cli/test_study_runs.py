@@ -261,7 +261,7 @@ def test_jobs_of_a_cluster(folder: Path, lrec: Callable[..., str], refused: Call
     assert len(list((folder / "jobs").glob("*/*_log.out"))) == 2
 
 
-LONG = {"trainer.max_epochs": 400, "data.targets_per_step": 64}
+LONG = {"trainer.max_epochs": 400, "early_stopping.patience": 400, "data.targets_per_step": 64}
 
 
 @pytest.mark.slow

@@ -56,6 +56,12 @@ def alone(fit: Fit) -> Path:
     return fit("alone", 0, EVERY_FIFTH)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(fit: Fit) -> list[float]:
+    """Losses of a run of LONG on one node."""
+    return losses(fit("cluster-steady", 0, *LONG))
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -150,18 +156,18 @@ def test_both_nodes_end_when_one_is_told_to_before_they_train(told: int, folder:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_started_again(folder: Path, fit: Fit, cluster: dict[str, str]) -> None:
+def test_a_process_that_dies_is_started_again(folder: Path, undisturbed: list[float], cluster: dict[str, str]) -> None:
     run = Path(cluster["RUN"])
     arguments = [*OPTIONS, f"--data.data_dir={folder / 'data'}", *LONG]
     nodes = two_nodes(cluster, arguments)
     wait_for_steps(run, nodes)
     os.kill(process_of(run, b"RANK=1"), signal.SIGKILL)
     ended(nodes, [0, 0])
-    assert losses(run) == pytest.approx(losses(fit("cluster-steady", 0, *LONG)), rel=1e-5)
+    assert losses(run) == pytest.approx(undisturbed, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_nobody_trains_on_without_its_agent(folder: Path, fit: Fit, cluster: dict[str, str]) -> None:
+def test_nobody_trains_on_without_its_agent(folder: Path, undisturbed: list[float], cluster: dict[str, str]) -> None:
     """SIGKILL to torchrun, as where memory runs out: its process ends too, and both nodes start again."""
     run = Path(cluster["RUN"])
     nodes = two_nodes(cluster, [*OPTIONS, f"--data.data_dir={folder / 'data'}", *LONG])
@@ -174,7 +180,7 @@ def test_nobody_trains_on_without_its_agent(folder: Path, fit: Fit, cluster: dic
         assert time.monotonic() - killed < 90
         time.sleep(0.05)
     ended(nodes, [0, 0])
-    assert losses(run) == pytest.approx(losses(fit("cluster-steady", 0, *LONG)), rel=1e-5)
+    assert losses(run) == pytest.approx(undisturbed, rel=1e-5)
 
 
 def wait_for_steps(run: Path, nodes: "list[subprocess.Popen[str]]") -> None:
