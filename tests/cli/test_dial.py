@@ -1,6 +1,7 @@
 """A study that is given its hours alone: what it plans, what it leaves to its user, and what it refuses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,15 +61,30 @@ def test_more_hours_train_larger_sizes_on_more(planned: Callable[..., tuple[Stud
     assert not few.folder.exists()
 
 
-def test_what_is_given_stays(planned: Callable[..., tuple[Study, str]]) -> None:
-    study, _ = planned(
-        "--hours", "0.5", "--options", json.dumps({"trainer.max_epochs": 3, "data.targets_per_step": 64})
-    )
+def test_what_is_given_stays_and_is_not_tuned(planned: Callable[..., tuple[Study, str]]) -> None:
+    few_passes = json.dumps({"trainer.max_epochs": 3, "data.targets_per_step": 64})
+    study, _ = planned("--hours", "0.5", "--options", few_passes)
     assert study.options["trainer.max_epochs"] == 3
     assert study.options["data.targets_per_step"] == 64
-    study, _ = planned("--hours", "0.5", "--fractions", "[1.0]", "--tune", '["lr"]')
-    assert study.fractions == (1.0,)
+    assert study.tune == ["lr"]
+    study, _ = planned("--hours", "0.5", "--data.targets_per_step", "64")
+    assert study.options["data.targets_per_step"] == 64
+    assert study.tune == ["lr", "dropout"]
+    study, _ = planned("--hours", "0.5", "--options", json.dumps({"model.optimizer": {"lr": 0.02}}))
+    assert study.tune == []
+    study, _ = planned("--hours", "0.5", "--fractions", "[0.5]", "--tune", '["lr"]')
+    assert study.fractions == (0.5,)
     assert study.tune == ("lr",)
+
+
+def test_a_plan_trains_on_as_much_whatever_is_given(planned: Callable[..., tuple[Study, str]]) -> None:
+    """Passes that are given leave a share of the users to be chosen, and a share the passes."""
+    for given in ([], ["--fractions", "[0.5]"], ["--options.trainer.max_epochs", "8"]):
+        study, printed = planned("--hours", "0.1", *given)
+        assert study.fractions is not None
+        targets = int(re.search(r"trains on ([\d,]+) targets", printed)[1].replace(",", ""))  # type: ignore[index]
+        passes = study.options["trainer.max_epochs"] * max(study.fractions)
+        assert targets == pytest.approx(passes * 17_000, rel=0.2)
 
 
 def test_too_few_hours_are_refused(planned: Callable[..., tuple[Study, str]], refused: Callable[..., str]) -> None:

@@ -26,6 +26,7 @@ from lrec.study.cluster import train_on_cluster, train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Outcome, Training, is_running, lock_of, train
 from lrec.study.options import Study
+from lrec.study.tuning import Setting, Trial, law_of
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -218,18 +219,21 @@ def test_grid_and_tuning(folder: Path, lrec: Callable[..., str]) -> None:
     """Every run of the grid has the rate that the trials call for; a second call trains nothing, and says the same."""
     command = ["scaling", "study", "--config", "runs.yaml", "--tune", '["lr"]']
     command += ["--grid", json.dumps({"trainer": {"max_epochs": [1, 2]}}), "--options.data.targets_per_step", "100"]
+    command += ["--fractions", "[0.5]"]
     assert "targets_per_step-100" in lrec(*command, "--dry_run", "true")
     report = lrec(*command)
     tuning = folder.with_name("runs-tuning")
     tuned = json.loads((tuning / "tuned.json").read_text())
-    factor, exponent, _ = tuned["rules"]["model.optimizer.lr"]
+    trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in tuned["trials"]]
     for size, n_body in (("0.8k", 768), ("1.7k", 1728)):
         for epochs in (1, 2):
-            config = yaml.safe_load((folder / "runs" / f"{size}-max_epochs-{epochs}-seed1" / "config.yaml").read_text())
+            run = folder / "runs" / f"{size}-users-0.5-max_epochs-{epochs}-seed1"
+            config = yaml.safe_load((run / "config.yaml").read_text())
             assert config["trainer"]["max_epochs"] == epochs
-            assert config["model"]["optimizer"]["lr"] == pytest.approx(factor * n_body**exponent, rel=1e-3)
+            called_for = law_of(trials, scaled=True).choose(n_body, tuned["targets"], 100).rate
+            assert config["model"]["optimizer"]["lr"] == pytest.approx(called_for, rel=1e-3)
     assert "Tuned by validation loss" in report
-    assert "| 1 | 0.8k | max_epochs-2 |" in (folder / "report.md").read_text()
+    assert "| 0.5 | 0.8k | max_epochs-2 |" in (folder / "report.md").read_text()
     best = min(tuned["trials"], key=lambda trial: trial["loss"])
     tried = [trial["setting"]["lr"] for trial in tuned["trials"]]
     assert min(tried) < best["setting"]["lr"] < max(tried)

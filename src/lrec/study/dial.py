@@ -19,16 +19,17 @@ from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import PLAN, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
 from lrec.study.points import REPEATED
-from lrec.study.tuning import LEAST_STEPS, SHARES
+from lrec.study.tuning import DROPOUTS, LR, STEP, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
 
+EPOCHS = "trainer.max_epochs"
 FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
 # Parameters of the largest held-out size to a target, since with more it is not size that is missing; of the smallest.
 PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 10_000, 30  # of a run
-STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
+FIRST_STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
 WALKED, RATED = 10, 4  # trials of a walk in rate, step and dropout, and of one in the rate alone
 STEP_S = 0.008  # of a step, beside its arithmetic: twice what it takes, as half the step is often the best
@@ -63,7 +64,12 @@ def with_plan(study: Study, plan: dict[str, Any]) -> Study:
     """The study with what it leaves open as the plan has it."""
     open_ones = {each.name for each in fields(study) if getattr(study, each.name) == each.default}
     chosen = {name: value for name, value in plan["choices"].items() if name in open_ones}
-    return replace(study, **chosen, options=plan["options"] | dotted(study.options))
+    return replace(study, **chosen, options=plan["options"] | _given(study))
+
+
+def _given(study: Study) -> dict[str, Any]:
+    """Options of its runs that a study has from its user."""
+    return {f"data.{option}": value for option, value in dotted(study.data).items()} | dotted(study.options)
 
 
 def as_text(plan: dict[str, Any]) -> str:
@@ -76,7 +82,8 @@ def _choose(study: Study) -> dict[str, Any]:
     assert study.hours is not None
     example = planned_runs(replace(study, sizes=["3k"], holdout=0, law=None))[0]
     data, jobs = example.open_data(), study.jobs if study.jobs > 1 else study.n_cores
-    most = MOST_PASSES * data.U
+    given = _given(study)
+    most = given.get(EPOCHS, MOST_PASSES) * data.U
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
     low, high = _plan(LEAST_TARGETS, example, data, jobs), _plan(most, example, data, jobs)
@@ -89,7 +96,7 @@ def _choose(study: Study) -> dict[str, Any]:
             plan = _plan(math.isqrt(low.targets * high.targets), example, data, jobs)
             low, high = (plan, high) if sum(plan.hours.values()) <= allowed else (low, plan)
         plan = low
-    return {"hours": study.hours} | _choices(plan, data, jobs)
+    return {"hours": study.hours} | _choices(plan, data, jobs, study)
 
 
 def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
@@ -103,8 +110,9 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     beside_s = RUN_S + STEP_S * targets / step
     each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + beside_s for size in sizes]
     larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
-    little, more = (max(share, LEAST_STEPS * step / targets) for share in SHARES)
-    trials = WALKED * ((little + more) * each[0] + 2 * RUN_S) + RATED * (little * sum(larger) + len(larger) * RUN_S)
+    walked = shares_of_trials(targets, step)
+    trials = WALKED * sum(share * each[0] + RUN_S for share in walked)
+    trials += RATED * sum(walked[0] * size_s + RUN_S for size_s in larger)
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
     shares = sum(every_share(round(targets / data.U)))
     clock = {"trials": trials / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}
@@ -120,7 +128,7 @@ def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule"
 
     def log_rate(width: int) -> float:
         near = replace(network, layers=2, width=width, heads=max(width // HEAD_WIDTH, 1))
-        return math.log(training_rate(near, loss, max(STEP, 2 * data.max_len), place.precision, place.kind))
+        return math.log(training_rate(near, loss, max(FIRST_STEP, 2 * data.max_len), place.precision, place.kind))
 
     octave = math.log2(shape.width)
     below = math.floor(octave)
@@ -131,16 +139,17 @@ def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule"
 
 def step_of(targets: int, max_len: int) -> int:
     """Targets of a step for so many in all."""
-    return max(2 ** round(math.log2(STEP * math.sqrt(targets / STEP_AT))), 2 * max_len)
+    return max(2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT))), 2 * max_len)
 
 
-def _choices(plan: Plan, data: "SequenceDataModule", jobs: int) -> dict[str, Any]:
-    """The options that carry the plan out, each with its reason."""
-    passes = max(plan.targets / data.U, 1.0)
-    share = min(float(f"{plan.targets / data.U:.2g}"), 1.0)
-    epochs = max(round(passes), 1)
+def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) -> dict[str, Any]:
+    """The options that carry the plan out, each with its reason; what is given is not tuned."""
+    given, passes = _given(study), plan.targets / data.U
+    epochs = given.get(EPOCHS) or max(round(passes), 1)
+    share = min(float(f"{passes / epochs:.2g}"), 1.0)
     tested = int(min(max(OF_TRAINING * plan.targets / data.max_len, LEAST_TESTED), MOST_TESTED))
-    tune = ["lr", "targets_per_step"] + (["dropout"] if epochs > REPEATED else [])
+    tunable = {"lr": [LR], "targets_per_step": [STEP]} | ({"dropout": DROPOUTS} if epochs > REPEATED else {})
+    tune = [] if LR in given else [name for name, options in tunable.items() if not given.keys() & set(options)]
     few = "one pass over" if epochs == 1 else f"{epochs} passes over"
     whole = "all users" if share == 1 else f"{share:.2g} of the users"
     n_body = {size: ladder_n_body(size) for size in plan.sizes}
@@ -151,7 +160,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int) -> dict[str, Any
         f"{len(fitted)} sizes from {n_body[fitted[0]]:,} to {n_body[fitted[-1]]:,} parameters are fitted, and "
         f"{' and '.join(f'{n_body[size]:,}' for size in held_out)} held out: larger ones would want more than "
         f"{1 / PER_TARGET:g} targets a parameter.",
-        f"Tuned are {', '.join(tune)}, beginning at {step} targets a step.",
+        f"Tuned: {', '.join(tune) or 'nothing'}, beginning at {step} targets a step.",
         f"{tested:,} users test.",
     ]
     return {
@@ -162,8 +171,8 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int) -> dict[str, Any
             "jobs": jobs,
         },
         "options": {
-            "trainer.max_epochs": epochs,
-            "data.targets_per_step": step,
+            EPOCHS: epochs,
+            STEP: step,
             "data.test_users": tested,
             "trainer.enable_progress_bar": False,
         },

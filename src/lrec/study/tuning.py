@@ -31,8 +31,8 @@ BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual
 DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # one number here
 
 # Shares of the study's data, or of its passes where it repeats them, of the first walk and the second; and the steps
-# that a trial has at the least: on games of Go the best rate of 150 steps falls to an eighth from width 20 to 112, that
-# of 1,300 steps stays where it is (benchmarks/transfer.md).
+# that a trial has at the least, where these are no more than the second share: on games of Go the best rate of 150
+# steps falls to an eighth from width 20 to 112, that of 1,300 steps stays where it is (benchmarks/transfer.md).
 SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
 # Steps of a ladder's runs, where the data allow: with fewer, sizes differ by how far they have come.
 WANTED_STEPS = 3000
@@ -107,6 +107,12 @@ class Tuned:
         return run.config.value(LR), run.config.value(STEP)
 
 
+def shares_of_trials(targets: int, step: int) -> list[float]:
+    """Of the first walk and the second, or of the only one; to two digits, as they stand in names."""
+    least = min(LEAST_STEPS * step / targets, SHARES[-1])
+    return list(dict.fromkeys(float(f"{max(share, least):.2g}") for share in SHARES))
+
+
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
     finished = [trial for trial in trials if trial.loss is not None]
     rows = [(t.n_body, t.targets, t.setting.lr, t.setting.targets_per_step, t.loss) for t in finished]
@@ -159,9 +165,9 @@ class Tuner:
         """Of a run of the study proper: D."""
         return self._data.U * self._epochs
 
-    @property
+    @cached_property
     def _shares(self) -> list[float]:
-        return list(dict.fromkeys(map(self._share, SHARES)))
+        return shares_of_trials(self._targets, self._start.targets_per_step)
 
     @property
     def runs_so_far(self) -> list[PlannedRun]:
@@ -220,10 +226,6 @@ class Tuner:
         rule = self._rule(law, options.get(STEP, best.targets_per_step))
         return Tuned({LR: rule}, options, self._targets, self._scaled, self._trials)
 
-    def _share(self, share: float) -> float:
-        """At least so much that a trial has its steps; to two digits, as it stands in names."""
-        return min(float(f"{max(share, LEAST_STEPS * self._start.targets_per_step / self._targets):.2g}"), 1.0)
-
     def _best_step(self, law: RateLaw) -> int:
         """The best step for all the data and the middle of the fitted sizes, such that there are steps enough."""
         middle = self.study.fitted[len(self.study.fitted) // 2]
@@ -231,12 +233,13 @@ class Tuner:
         return max(round(min(best, self._targets / WANTED_STEPS) / 64) * 64, self._least_step)
 
     def _rule(self, law: RateLaw, step: int) -> list[float]:
-        """The law's rates as factor and exponents of N_body and of the share, through the ends of the ladder."""
+        """The law's rates as factor and exponents of N_body and of the share, through the ends of the ladder at the
+        study's largest share."""
         smallest, largest = ladder_n_body(self.study.ladder[0]), ladder_n_body(self.study.ladder[-1])
         lowest, highest = (law.choose(n_body, self._targets, step).rate for n_body in (smallest, largest))
         exponent = log(highest / lowest) / log(largest / smallest)
         of_share = log(lowest / law.choose(smallest, self._targets / 2, step).rate) / log(2)
-        rule = (lowest / smallest**exponent, exponent, of_share)
+        rule = (lowest / (smallest**exponent * self._most**of_share), exponent, of_share)
         return [float(f"{number:.6g}") for number in rule]
 
     def _walk(
