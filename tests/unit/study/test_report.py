@@ -98,6 +98,7 @@ def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
             point["metrics"]["test/markov/loss"] = markov
             file.write_text(json.dumps(point) + "\n")
         report = write_report(tmp_path / name, "two", runs, [ladder(1.0)], {})
+        assert "Out of line" not in report
         first = report.splitlines()[2]
         assert first.startswith("**Under-trained") == (losing > 2)
         if losing > 2:
@@ -112,6 +113,8 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     runs.append(make_run(tmp_path, "49k", 1.0, status="diverged"))
     report = write_report(tmp_path, "bad", runs, [ladder(1.0)], {})
     assert "rises with size from 3k to 6.9k: not monotone" in report
+    assert "Out of line: 6.9k**" in report
+    assert "Out of line: 3k" not in report
     assert "below it: 12k-1.0" in report
     assert "Diverged and left out: 49k-1.0" in report
     assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
