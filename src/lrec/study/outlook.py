@@ -184,7 +184,8 @@ def _count(data: SequenceDataModule, share: float, cases: Cases) -> tuple[Counte
 
 
 def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[TrainingPart, Cases]:
-    """The training part without a twentieth of its users, and a training target of each of these."""
+    """The training part without a twentieth of its users, and a training target of each of these: the last one where
+    validation has one target a user, which then follows the training part, and else any."""
     part = data.batch_plan.part
     users = np.flatnonzero(part.lengths_U > 1)
     users = np.sort(random.permutation(users)[: min(max(len(users) // 20, 1), MOST_LEFT_OUT)])
@@ -195,7 +196,9 @@ def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[Tr
     may_be = part.may_be_targets(places)
     counts_U = np.bincount(owners[may_be], minlength=len(users))
     have = counts_U > 0  # some of their events are targets
-    chosen = np.cumsum(counts_U[have]) - counts_U[have] + random.integers(0, counts_U[have])
+    ends_U, validated = np.cumsum(counts_U[have]), data.cuts.val_targets.users_T
+    one_each = len(np.unique(validated)) == len(validated)
+    chosen = ends_U - 1 if one_each else ends_U - 1 - random.integers(0, counts_U[have])
     users, places = users[have], places[may_be][chosen]
     rows = places if part.rows is None else part.rows[places]
     fresh = cases_before(data.cuts, users, rows - data.store.offsets_U1[users], data.max_len)
@@ -258,8 +261,9 @@ def judge(evidence: Evidence) -> Outlook:
         why = "neither n-grams nor short runs find anything in the order of the items"
     elif (harder := tiny.loss - tiny.fresh_loss) > expected:
         why = (
-            f"validation is {harder:.2f} nats harder than training targets of users that were left out, and what is "
-            "learned from the past may not hold"
+            f"validation is {harder:.2f} nats harder than the last training targets of users that were left out, and "
+            "what is learned from the past may not hold; where users are sessions, validate on whole ones "
+            "(data.split lrec.UserSplit)"
         )
     elif ngram - tiny.loss < LEAD * (popularity - ngram):
         why = (

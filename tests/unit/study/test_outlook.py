@@ -68,12 +68,12 @@ def test_no_gain_or_unknown_for_a_reason(change: dict[str, object], gain: float 
     assert (outlook.low is None) == (outlook.high is None) == (gain is None)
 
 
-def data_of(items: np.ndarray, folder: Path) -> InteractionsDataModule:
+def data_of(items: np.ndarray, folder: Path, max_len: int = 20) -> InteractionsDataModule:
     users, places = np.indices(items.shape)
     table = pl.DataFrame({"user": users.ravel(), "item": items.ravel(), "time": places.ravel()})
     table.write_parquet(folder / "log.parquet")
     path = str(folder / "log.parquet")
-    data = InteractionsDataModule(path=path, time_column="time", data_dir=folder / "data", max_len=20)
+    data = InteractionsDataModule(path=path, time_column="time", data_dir=folder / "data", max_len=max_len)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -112,6 +112,17 @@ def test_where_a_bigram_knows_all_the_gain_is_unknown(tmp_path: Path) -> None:
     exact = -0.7233 * np.log(0.71) - 29 * 0.01 * np.log(0.01)
     assert evidence.counted[-1].losses["bigram"] == pytest.approx(exact, abs=0.25)
     assert "n-grams" in judge(replace(evidence, targets=100_000_000)).why
+
+
+def test_histories_that_become_harder_do_not_drift(tmp_path: Path) -> None:
+    """An item follows from the one before, or it is drawn, and the more often the later it comes."""
+    random = np.random.default_rng(2)
+    items = random.integers(30, size=(1000, 20))
+    for place in range(1, 20):
+        follows = random.random(1000) > place / 20
+        items[follows, place] = (items[follows, place - 1] + 1) % 30
+    for run in measure(data_of(items, tmp_path, max_len=10), seed=0).tiny:
+        assert run.loss == pytest.approx(run.fresh_loss, abs=0.5)
 
 
 def test_the_same_seed_measures_the_same(random_items: InteractionsDataModule, of_random_items: Evidence) -> None:
