@@ -1,0 +1,158 @@
+"""Studies of nothing but a log and the hours that they may take: what they took, found and predicted.
+
+Each set is studied as a stranger would: `lrec scaling study --config configs/study/csv.yaml --hours H`, with its
+columns. `--sweep` then trains the smaller held-out size at five rates and three steps, a factor of two apart, about
+what the study chose. benchmarks/hours/ keeps a file a study, from which `--page` writes the tables.
+
+    python benchmarks/hours.py --raw DIR --hours 0.5 --sets globo ml-1m
+    python benchmarks/hours.py --hours 0.5 --sets globo --sweep
+    python benchmarks/hours.py --page
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lrec.common.files import write_json, write_text
+from lrec.common.text_tables import rows_table
+from lrec.run import Run
+
+LREC = [sys.executable, "-m", "lrec"]
+HERE = Path(__file__).parent
+FOLDER, PAGE = HERE / "hours", HERE / "hours.md"
+SETS = {
+    "go": "--data.path DIR/go_games.txt.zst --data.max_len 256 --data.split.class_path lrec.UserSplit "
+    "--data.split.init_args '{validation: 0.0003, test: 0.001}'",
+    "decks": "--data.path DIR/mtg_decks.parquet --data.max_len 100",
+    "globo": "--data.path DIR/globo_clicks.parquet --data.user_column user_id --data.item_column click_article_id "
+    "--data.time_column click_timestamp --data.k_core 5",
+    "ml-1m": "--data.path DIR/ml-1m.csv",  # user,item,time of ratings.dat
+    "beauty": "--data.path DIR/s3rec_Beauty.txt.gz",
+    "tennis": "--data.path DIR/tennis.parquet",
+}
+BASELINES = ("popularity", "markov", "item-graph")
+RATES, STEPS = (0.25, 0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
+
+
+def study(name: str, hours: float, out: Path, raw: Path, data_dir: Path) -> dict[str, Any]:
+    """Train, unless it is there, and read what came of it."""
+    options = shlex.split(SETS[name].replace("DIR", str(raw)))
+    command = ["scaling", "study", "--config", "configs/study/csv.yaml", "--hours", f"{hours:g}", "--out", str(out)]
+    subprocess.run([*LREC, *command, "--data.data_dir", str(data_dir), *options], check=True)
+    record, plan = (json.loads((out / file).read_text()) for file in ("study.json", "plan.json"))
+    predicted = {p["x"]: p for p in json.loads((out / "prediction.json").read_text())["ladders"][0]["predictions"]}
+    runs, most = [], max(run["fraction"] for run in record["grid"]["runs"])
+    for planned in record["grid"]["runs"]:
+        run = Run(out / "runs" / planned["name"])
+        point = run.result
+        if planned["fraction"] < most or point is None:
+            continue
+        row = {"size": planned["size"], "N_body": point.N_body, "D": point.D, "held_out": planned["held_out"]}
+        row |= {"val_loss": point.val_loss, "test_loss": point.test_loss, "HR@10": point.metric("test/HR@10")}
+        row["lr"] = yaml.safe_load((run.folder / "config.yaml").read_text())["model"]["optimizer"]["lr"]
+        row |= {name: point.metric(f"test/{name}/loss") for name in BASELINES}
+        if planned["held_out"]:
+            row |= {key: predicted[point.N_body][key] for key in ("predicted", "low", "high")}
+        runs.append(row)
+    last = max(path.stat().st_mtime for path in out.glob("runs/*/ended"))
+    took = (last - (out / "plan.json").stat().st_mtime) / 3600
+    return {"set": name, "hours": hours, "took": round(took, 3), "parts": plan["parts"], "runs": runs}
+
+
+def sweep(out: Path) -> dict[str, Any]:
+    """Validation losses of the smaller held-out size at other rates and steps, two runs at a time."""
+    grid = json.loads((out / "study.json").read_text())["grid"]["runs"]
+    run = Run(out / "runs" / next(each["name"] for each in grid if each["held_out"]))
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    lr, step = config["model"]["optimizer"]["lr"], config["data"]["init_args"]["targets_per_step"]
+
+    def loss(setting: tuple[float, float]) -> dict[str, float]:
+        rate, targets = lr * setting[0], round(step * setting[1])
+        folder = out.with_name(f"{out.name}-sweep") / f"lr-{rate:.4g}-step-{targets}"
+        if Run(folder).result is None:
+            options = [f"--model.optimizer.lr={rate:.4g}", f"--data.targets_per_step={targets}", "--points.test=false"]
+            command = ["fit", f"--config={run.folder / 'config.yaml'}", f"--trainer.default_root_dir={folder}"]
+            subprocess.run([*LREC, *command, *options], check=True, stdout=subprocess.DEVNULL)
+        losses = [point.val_loss for point in Run(folder).points if point.val_loss is not None]
+        return {"lr": float(f"{rate:.4g}"), "step": targets, "val_loss": min(losses, default=float("inf"))}
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(loss, [each for each in product(RATES, STEPS) if each != (1.0, 1.0)]))
+    assert run.result is not None
+    return {"chosen": {"lr": lr, "step": step, "val_loss": run.result.val_loss}, "others": found}
+
+
+def page(studies: list[dict[str, Any]]) -> str:
+    """All studies as Markdown."""
+    about, ladders = [["set", "hours", "took", "targets", "loss: fitted", "held out", *BASELINES]], []
+    ladders.append(["set", "hours", "N_body", "predicted", "90 %", "measured", "error", "naive", "inside"])
+    swept = [
+        ["set", "hours", "size", "chosen: lr, step", "val loss", "best of the sweep: lr, step", "val loss", "above"]
+    ]
+    for each in studies:
+        name, fitted = (each["set"], f"{each['hours']:g}"), [run for run in each["runs"] if not run["held_out"]]
+        held_out = [run for run in each["runs"] if run["held_out"]]
+        best = min(run["test_loss"] for run in fitted)
+        ends = (
+            f"{fitted[0]['test_loss']:.3f} ({fitted[0]['N_body']:,}) to {fitted[-1]['test_loss']:.3f} "
+            f"({fitted[-1]['N_body']:,})"
+        )
+        large = ", ".join(f"{run['test_loss']:.3f} ({run['N_body']:,})" for run in held_out)
+        baselines = [f"{fitted[0][baseline]:.3f}" for baseline in BASELINES]
+        about.append([*name, f"{each['took']:.2f}", f"{fitted[0]['D']:,}", ends, large, *baselines])
+        for run in held_out:
+            loss, low, high = run["test_loss"], run["low"], run["high"]
+            errors = [f"{100 * (expected / loss - 1):+.2f} %" for expected in (run["predicted"], best)]
+            inside = "yes" if low <= loss <= high else "no"
+            row = [f"{run['N_body']:,}", f"{run['predicted']:.3f}", f"{low:.3f} to {high:.3f}", f"{loss:.3f}"]
+            ladders.append([*name, *row, *errors, inside])
+        if "sweep" in each:
+            chosen, least = each["sweep"]["chosen"], min(each["sweep"]["others"], key=lambda run: run["val_loss"])
+            row = [each["runs"][-2]["size"]]
+            for run in (chosen, least):
+                row += [f"{run['lr']:.4g}, {run['step']}", f"{run['val_loss']:.4f}"]
+            swept.append([*name, *row, f"{chosen['val_loss'] - least['val_loss']:+.4f}"])
+    summary, *commands = __doc__.split("\n\n")[0], __doc__.split("\n\n")[2].rstrip()
+    method = __doc__.split("\n\n")[1].replace("\n", " ")
+    tables = [rows_table(table, text=(0,)) for table in (about, ladders, swept)]
+    return "\n\n".join([f"# {summary}", method, *commands, *tables, READ.strip()]) + "\n"
+
+
+READ = """
+Losses are nats. "Took" is from the plan to the end of the last run, on two cores. A set without a sweep has none yet.
+"""
+
+
+def main() -> None:
+    """Study, sweep or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=[])
+    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--raw", type=Path, default=Path("../shared/data/interactions"), help="folder of the raw files")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--studies", type=Path, default=Path("studies"))
+    options = parser.parse_args()
+    for name in options.sets:
+        out, kept = options.studies / f"{name}-{options.hours:g}", FOLDER / f"{name}-{options.hours:g}.json"
+        result = json.loads(kept.read_text()) if kept.is_file() else {}
+        if options.sweep:
+            result["sweep"] = sweep(out)
+        else:
+            result |= study(name, options.hours, out, options.raw, options.data_dir)
+        write_json(kept, result)
+    if options.page:
+        write_text(PAGE, page([json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]))
+
+
+if __name__ == "__main__":
+    main()
