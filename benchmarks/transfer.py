@@ -32,6 +32,7 @@ from lrec.model.losses import full_softmax
 from lrec.model.transformer import Transformer
 from lrec.options.config_files import with_shipped_configs
 from lrec.training.lightning_cli import compose
+from lrec.training.optim import Decay, Optimizer
 
 HEAD_WIDTH, VALIDATION_USERS, WARM_UP, LEAST_WARM_UP = 32, 3000, 0.05, 50
 FILES = {"go": "go_games.txt.zst", "decks": "mtg_decks.parquet", "globo": "globo_clicks.parquet"}
@@ -64,7 +65,7 @@ class Rule:
     branch: bool = True
     epsilon: float = 1e-12
     weight_decay: float = 0.0  # a step's, as a share of the rate before it is multiplied
-    fall: str = "linear"
+    fall: Decay = "linear"
 
     def share(self, name: str, parameter: nn.Parameter, width: int) -> float:
         """Of the rate that is tuned."""
@@ -89,6 +90,7 @@ RULES = {
     "epsilon 1e-8": replace(SCALED, epsilon=1e-8),
     "decay 0.01": replace(SCALED, weight_decay=0.01),
     "cosine": replace(SCALED, fall="cosine"),
+    "wsd": replace(SCALED, fall="wsd"),
 }
 
 
@@ -151,8 +153,7 @@ def factor(rule: Rule, step: int, steps: int) -> float:
     warm_up = max(round(WARM_UP * steps), min(LEAST_WARM_UP, steps // 4))
     if step < warm_up:
         return (step + 1) / warm_up
-    left = 1 - (step - warm_up) / max(steps - warm_up, 1)
-    return left if rule.fall == "linear" else (1 - math.cos(math.pi * left)) / 2
+    return Optimizer(warmup=0, decay=rule.fall).lr_factor(step - warm_up, steps - warm_up)
 
 
 def sum_of_losses(net: Transformer, items_BL: Tensor, where_M: Tensor, targets_M: Tensor) -> Tensor:

@@ -26,9 +26,17 @@ def test_rate_rises_linearly_and_falls_to_the_final_share() -> None:
     assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
-@pytest.mark.parametrize(("decay", "half"), [("linear", 0.5), ("constant", 1.0), ("cosine", 0.5)])
+@pytest.mark.parametrize(("decay", "half"), [("linear", 0.5), ("constant", 1.0), ("cosine", 0.5), ("wsd", 1.0)])
 def test_half_way(decay: str, half: float) -> None:
     assert Optimizer(warmup=0, decay=decay).lr_factor(50, 100) == pytest.approx(half)  # type: ignore[arg-type]
+
+
+def test_wsd_falls_at_the_end_alone_by_one_minus_root() -> None:
+    rates = [Optimizer(warmup=0, decay="wsd", final_lr=0.1).lr_factor(step, 2000) for step in range(2001)]
+    assert set(rates[:1701]) == {1.0}
+    assert rates[1775] == pytest.approx(0.1 + 0.9 * (1 - 0.25**0.5))
+    assert rates[2000] == 0.1
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_norms_and_biases_have_no_weight_decay() -> None:
