@@ -98,14 +98,13 @@ class RateLaw:
         return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, cost)
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
-        """The share of the loss that this rate and batch are expected to cost, the optimum being uncertain; that of the
-        rate alone where the runs have one batch."""
+        """The share of the loss that this rate is expected to cost at its batch, the best one being uncertain, and that
+        the batch costs if the best one is where it is expected; nothing of the batch where the runs have one."""
         n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
         best, sd = self._rate(n, d, log_batch)
         cost = self._cost(log_rate - best, sd)
         if np.ptp(self._tried_N2[:, 1]) > 0:
-            best_batch, batch_sd = self._batch(n, d)
-            cost += float(np.exp(self._theta_P[9]) * ((log_batch - best_batch) ** 2 + batch_sd**2) / 2)
+            cost += float(np.exp(self._theta_P[9]) * (log_batch - self._batch(n, d)[0]) ** 2 / 2)
         return float(np.expm1(cost))
 
     def _cost(self, u: float, sd: float) -> float:

@@ -268,7 +268,7 @@ class Tuner:
 
     def _allowed(self, place: Place, start: Setting, share: float) -> bool:
         setting = place.of(start)
-        few = place.targets_per_step > 0 and share * self._targets < LEAST_STEPS * setting.targets_per_step / 2
+        few = place.targets_per_step > 0 and share * self._targets < LEAST_STEPS * setting.targets_per_step / 3
         return self._least_step <= setting.targets_per_step and not few and 0 <= setting.dropout <= MOST_DROPOUT
 
     def _planned(self, size: str, share: float, settings: list[Setting]) -> list[PlannedRun]:
