@@ -1,6 +1,7 @@
 """Which runs a study has, and every option of each."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ class PlannedRun:
     def config(self) -> RunConfig:
         return RunConfig(self.options)
 
-    @property
+    @cached_property
     def model(self) -> "SequentialRecommender":
         """What it trains, without a network yet."""
         from lrec.training.module import model_of
