@@ -34,8 +34,8 @@ DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # o
 # that a trial has at the least, where these are no more than the second share: on games of Go the best rate of 150
 # steps falls to an eighth from width 20 to 112, that of 1,300 steps stays where it is (benchmarks/transfer.md).
 SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
-# Steps of a ladder's runs, where the data allow: with fewer, sizes differ by how far they have come.
-WANTED_STEPS = 3000
+# Steps of a ladder's runs, where the data allow: with fewer, sizes differ by how far they have come, and fit warns.
+WANTED_STEPS = 2000
 LEAST_N_BODY = 3000  # of the size that the walks are taken with, where the ladder has one as large
 MOST_DROPOUT = 0.5
 
