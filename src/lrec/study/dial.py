@@ -113,6 +113,8 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     walked = shares_of_trials(targets, step)
     trials = WALKED * sum(share * each[0] + RUN_S for share in walked)
     trials += RATED * sum(walked[0] * size_s + RUN_S for size_s in larger)
+    if targets > REPEATED * data.U:
+        trials += WALKED * (walked[0] * larger[1] + RUN_S)  # dropout, with the largest fitted size
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
     shares = sum(every_share(round(targets / data.U)))
     clock = {"trials": trials / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}

@@ -21,7 +21,6 @@ from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study, ladder_n_body
-from lrec.study.points import REPEATED
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -30,7 +29,7 @@ LR, STEP = "model.optimizer.lr", "data.targets_per_step"
 BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual"), ("first", "last"))]
 DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # one number here
 
-# Shares of the study's data, or of its passes where it repeats them, of the first walk and the second; and the steps
+# Shares of the study's data of the first walk and the second; and the steps
 # that a trial has at the least, where these are no more than the second share: on games of Go the best rate of 150
 # steps falls to an eighth from width 20 to 112, that of 1,300 steps stays where it is (benchmarks/transfer.md).
 SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
@@ -70,7 +69,7 @@ class Trial(NamedTuple):
 
     size: str
     n_body: int
-    targets: int  # D
+    targets: int  # D, unless it stopped early
     setting: Setting
     loss: float | None  # the least validation loss; None where it diverged
 
@@ -114,8 +113,16 @@ def shares_of_trials(targets: int, step: int) -> list[float]:
 
 
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
-    finished = [trial for trial in trials if trial.loss is not None]
-    rows = [(t.n_body, t.targets, t.setting.lr, t.setting.targets_per_step, t.loss) for t in finished]
+    """The law of the rate from trials; of those of one size and amount of data, the ones with the best dropout."""
+    best: dict[tuple[int, int], Trial] = {}
+    finished = sorted((trial for trial in trials if trial.loss is not None), key=lambda trial: trial.loss or 0.0)
+    for trial in finished:
+        best.setdefault((trial.n_body, trial.targets), trial)
+    rows = [
+        (t.n_body, t.targets, t.setting.lr, t.setting.targets_per_step, t.loss)
+        for t in finished
+        if t.setting.dropout == best[t.n_body, t.targets].setting.dropout
+    ]
     return RateLaw(pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "y"], orient="row"), scaled)
 
 
@@ -143,7 +150,8 @@ class Tuner:
         self.study_of_trials = replace(study, name=folder.name, out=folder, **alone)
         self._most = max(study.every_fraction)
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
-        self._small, *self._others = dict.fromkeys((large[0], large[len(large) // 2], large[-1], *study.held_out))
+        # Dropout is tried with the largest fitted size: on a share of the users it matters as for larger ones on all.
+        self._small, *self._others = dict.fromkeys((large[0], large[-1], large[len(large) // 2], *study.held_out))
         whole = planned_runs(replace(self.study_of_trials, sizes=[self._small], fractions=(self._most,)))[0]
         self._epochs = int(whole.config.value("trainer.max_epochs", -1))
         if self._epochs < 1:
@@ -179,8 +187,8 @@ class Tuner:
     @property
     def first_runs(self) -> list[PlannedRun]:
         """The trials that are made in any case: of walks that end where they began."""
-        rounds = [(self._small, share, self.study.tune) for share in self._shares]
-        rounds += [(size, self._shares[0], ("lr",)) for size in self._others]
+        rounds = [(self._small, share, self._axes(self._small)) for share in self._shares]
+        rounds += [(size, self._shares[0], self._axes(size)) for size in self._others]
         runs = list[PlannedRun]()
         for size, share, axes in rounds:
             places = [place for place in Place().and_around(axes) if self._allowed(place, self._start, share)]
@@ -210,19 +218,19 @@ class Tuner:
         """Train the trials, as `train` does those that are not finished, and read what follows from them."""
         best = self._start
         for share in self._shares:
-            best = self._walk(train, self._small, share, best, self.study.tune)
+            best = self._walk(train, self._small, share, best)
         # With the smaller of the two steps, of which a trial has more.
         at = best._replace(targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
         for size in self._others:
             law = law_of(self._trials, self._scaled)
             lr = law.choose(ladder_n_body(size), self._shares[0] * self._targets, at.targets_per_step).rate
-            self._walk(train, size, self._shares[0], at._replace(lr=lr), ["lr"])
+            at = at._replace(dropout=self._walk(train, size, self._shares[0], at._replace(lr=lr)).dropout)
         options: dict[str, Any] = {}
         law = law_of(self._trials, self._scaled)
         if "targets_per_step" in self.study.tune:
             options[STEP] = self._best_step(law)
         if "dropout" in self.study.tune:
-            options |= dict.fromkeys(DROPOUTS, best.dropout)
+            options |= dict.fromkeys(DROPOUTS, at.dropout)
         rule = self._rule(law, options.get(STEP, best.targets_per_step))
         return Tuned({LR: rule}, options, self._targets, self._scaled, self._trials)
 
@@ -242,14 +250,12 @@ class Tuner:
         rule = (lowest / (smallest**exponent * self._most**of_share), exponent, of_share)
         return [float(f"{number:.6g}") for number in rule]
 
-    def _walk(
-        self,
-        train: Callable[[list[PlannedRun]], None],
-        size: str,
-        share: float,
-        start: Setting,
-        axes: Sequence[str],
-    ) -> Setting:
+    def _axes(self, size: str) -> list[str]:
+        """What a size tries: the small one the step, the next one, the largest fitted, dropout, and all the rate."""
+        only = {"targets_per_step": self._small, "dropout": [self._small, *self._others][:2][-1]}
+        return [name for name in self.study.tune if only.get(name, size) == size]
+
+    def _walk(self, train: Callable[[list[PlannedRun]], None], size: str, share: float, start: Setting) -> Setting:
         """The best setting that a walk from `start` finds."""
 
         def losses_of(places: list[Place]) -> list[float]:
@@ -260,7 +266,7 @@ class Tuner:
             self._trials += trials
             return [inf if trial.loss is None else trial.loss for trial in trials]
 
-        losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share))
+        losses = walk(losses_of, self._axes(size), lambda place: self._allowed(place, start, share))
         best = min(losses, key=losses.__getitem__)
         if not isfinite(losses[best]):
             raise UserError(f"--tune: every trial of {size} diverged: begin at a smaller {LR} than {start.lr:g}")
@@ -272,13 +278,11 @@ class Tuner:
         return self._least_step <= setting.targets_per_step and not few and 0 <= setting.dropout <= MOST_DROPOUT
 
     def _planned(self, size: str, share: float, settings: list[Setting]) -> list[PlannedRun]:
-        """A share of the data is one of its users where these are seen a few times, and else one of the passes."""
-        fraction, passes = float(f"{self._most * share:.2g}"), {}
-        if self._epochs > REPEATED:
-            fraction, passes = self._most, {"trainer.max_epochs": max(round(self._epochs * share), 1)}
+        """Trials on a share of the users, whose data they see as often as a run will: dropout is of no use before."""
+        fraction = float(f"{self._most * share:.2g}")
         variants = {}
         for setting in settings:
-            named = {LR: setting.lr, STEP: setting.targets_per_step, **passes}
+            named = {LR: setting.lr, STEP: setting.targets_per_step}
             if "dropout" in self.study.tune:
                 named |= {"dropout": setting.dropout}
             name = "-".join(f"{option.rsplit('.')[-1]}-{value:g}" for option, value in named.items())
@@ -291,4 +295,5 @@ class Tuner:
         points = run_of_study(self.study_of_trials.folder, run.name).points
         losses = [point.val_loss for point in points if point.val_loss is not None]
         loss = None if points[-1].diverged else min(losses, default=None)
-        return Trial(run.size, points[-1].N_body, points[-1].D, setting, loss)
+        targets = round(self._targets * run.fraction / self._most)
+        return Trial(run.size, points[-1].N_body, targets, setting, loss)
