@@ -21,8 +21,10 @@ from lrec.laws.figures import fit_figure
 from lrec.laws.fit_json import table, write_fit
 from lrec.laws.predict import compare
 from lrec.run import Point, run_of_study
+from lrec.study.dial import as_text
 from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun
+from lrec.study.options import PLAN
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.tuning import LR, Trial, Tuned
@@ -51,7 +53,10 @@ def write_report(
     The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
     """
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    sections = [f"# Scaling study {name}", *_under_trained(runs, points), *(_tuned(runs, tuned) if tuned else [])]
+    sections = [f"# Scaling study {name}", *_under_trained(runs, points)]
+    if (plan := out / PLAN).is_file():
+        sections += ["## Plan", as_text(json.loads(plan.read_text(encoding="utf-8")))]
+    sections += _tuned(runs, tuned) if tuned else []
     sections += variants_table(runs, points)
     sections += _figures(out, runs, points)
     laws = {ladder.name: ladder for ladder in ladders}

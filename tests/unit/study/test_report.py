@@ -106,6 +106,14 @@ def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
             assert "markov (0.8k, 1.7k, 3k, 6.9k)" in first
 
 
+def test_a_study_of_so_many_hours_says_what_it_chose_and_why(tmp_path: Path) -> None:
+    plan = {"hours": 1, "reasons": ["Every run trains on 5 targets."], "parts": {"trials": 0.25}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    report = write_report(tmp_path, "one", [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
+    assert "## Plan\n\nEvery run trains on 5 targets.\n\n| part | hours |" in report
+    assert "| trials | 0.25 |" in report
+
+
 def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, 1.0) for size in LADDER[:3]]
     runs.append(make_run(tmp_path, "6.9k", 1.0, test_loss=loss("1.7k", 1.0)))
