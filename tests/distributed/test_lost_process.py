@@ -10,6 +10,8 @@ import pytest
 from running import environment, fit_command
 from test_cluster import free_port, wait_for_steps
 
+from lrec.training.strategies import is_loss_of_a_process
+
 PATIENCE_S = 10
 SHARDED = {"class_path": "lrec.FSDP2", "init_args": {"timeout_minutes": PATIENCE_S / 60}}
 
@@ -52,3 +54,12 @@ def test_the_other_one_ends_within_its_patience(
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_a_loss_is_known_by_the_words_of_gloo() -> None:
+    for words, lost in (
+        ("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 10000ms for send operation to complete", True),
+        ("Application timeout caused pair closure", True),
+        ("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory", False),
+    ):
+        assert is_loss_of_a_process(RuntimeError(words)) == lost

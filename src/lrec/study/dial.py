@@ -28,7 +28,7 @@ EPOCHS = "trainer.max_epochs"
 FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
 # Parameters of the largest held-out size to a target, since with more it is not size that is missing; of the smallest.
 PER_TARGET, SMALLEST = 0.25, 1000
-LEAST_TARGETS, MOST_PASSES = 10_000, 30  # of a run
+LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
 FIRST_STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
 WALKED, RATED = 10, 4  # trials of a walk in rate, step and dropout, and of one in the rate alone

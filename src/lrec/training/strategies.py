@@ -25,8 +25,9 @@ from lrec.model.sharded_table import PATIENCE_MINUTES, gloo_group, local_range, 
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:
-    """Whether it says that another process of the run does not answer any more."""
-    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """Whether it says that another process of the run does not answer any more, as torch.distributed or gloo do."""
+    by_gloo = any(words in str(error) for words in ("gloo", "Application timeout caused pair closure"))
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and by_gloo)
 
 
 def check_strategy(chosen: str | type) -> None:
