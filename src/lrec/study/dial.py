@@ -18,7 +18,6 @@ from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import PLAN, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.points import REPEATED
 from lrec.study.tuning import DROPOUTS, LR, STEP, shares_of_trials
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     walked = shares_of_trials(targets, step)
     trials = WALKED * sum(share * each[0] + RUN_S for share in walked)
     trials += RATED * sum(walked[0] * size_s + RUN_S for size_s in larger)
-    if targets > REPEATED * data.U:
+    if round(targets / data.U) > 1:
         trials += WALKED * (walked[0] * larger[1] + RUN_S)  # dropout, with the largest fitted size
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
     shares = sum(every_share(round(targets / data.U)))
@@ -150,7 +149,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     epochs = given.get(EPOCHS) or max(round(passes), 1)
     share = min(float(f"{passes / epochs:.2g}"), 1.0)
     tested = int(min(max(OF_TRAINING * plan.targets / data.max_len, LEAST_TESTED), MOST_TESTED))
-    tunable = {"lr": [LR], "targets_per_step": [STEP]} | ({"dropout": DROPOUTS} if epochs > REPEATED else {})
+    tunable = {"lr": [LR], "targets_per_step": [STEP]} | ({"dropout": DROPOUTS} if epochs > 1 else {})
     tune = [] if LR in given else [name for name, options in tunable.items() if not given.keys() & set(options)]
     few = "one pass over" if epochs == 1 else f"{epochs} passes over"
     whole = "all users" if share == 1 else f"{share:.2g} of the users"
