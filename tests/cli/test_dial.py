@@ -62,7 +62,7 @@ def test_what_is_given_stays_and_is_not_tuned(planned: Callable[..., tuple[Study
     study, _ = planned(0.5, options={"trainer.max_epochs": 3, "data.targets_per_step": 64})
     assert study.options["trainer.max_epochs"] == 3
     assert study.options["data.targets_per_step"] == 64
-    assert study.tune == ["lr"]
+    assert study.tune == ["lr", "dropout"]
     study, _ = planned(0.5, data=LOG | {"targets_per_step": 64})
     assert study.options["data.targets_per_step"] == 64
     assert study.tune == ["lr", "dropout"]
@@ -95,6 +95,10 @@ def test_too_few_hours_are_refused(planned: Callable[..., tuple[Study, str]], re
     assert "the smallest study takes" in refused(*COMMAND, "--hours", "0.001")
     assert "--sizes: name the sizes" in refused(*COMMAND)
     assert "must be above 0" in refused(*COMMAND, "--hours", "0")
+
+
+def test_a_plan_has_passes_where_none_are_given(planned: Callable[..., tuple[Study, str]]) -> None:
+    assert "passes over" in planned(0.5, options={"trainer.max_epochs": None})[1]
 
 
 def test_a_study_that_is_refused_keeps_no_plan(

@@ -81,8 +81,7 @@ def _choose(study: Study) -> dict[str, Any]:
     assert study.hours is not None
     example = planned_runs(replace(study, sizes=["3k"], holdout=0, law=None))[0]
     data, jobs = example.open_data(), study.jobs if study.jobs > 1 else study.n_cores
-    given = _given(study)
-    most = given.get(EPOCHS, MOST_PASSES) * data.U
+    most = (_given(study).get(EPOCHS) or MOST_PASSES) * data.U
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
     low, high = _plan(LEAST_TARGETS, example, data, jobs), _plan(most, example, data, jobs)

@@ -261,8 +261,8 @@ def judge(evidence: Evidence) -> Outlook:
         why = "neither n-grams nor short runs find anything in the order of the items"
     elif (harder := tiny.loss - tiny.fresh_loss) > expected:
         why = (
-            f"validation is {harder:.2f} nats harder than the last training targets of users that were left out, and "
-            "what is learned from the past may not hold; where users are sessions, validate on whole ones "
+            f"validation is {harder:.2f} nats harder than training targets at the same place of users that were left "
+            "out, and what is learned from the past may not hold; where users are sessions, validate on whole ones "
             "(data.split lrec.UserSplit)"
         )
     elif ngram - tiny.loss < LEAD * (popularity - ngram):

@@ -29,9 +29,9 @@ LR, STEP = "model.optimizer.lr", "data.targets_per_step"
 BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual"), ("first", "last"))]
 DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # one number here
 
-# Shares of the study's data of the first walk and the second; and the steps
-# that a trial has at the least, where these are no more than the second share: on games of Go the best rate of 150
-# steps falls to an eighth from width 20 to 112, that of 1,300 steps stays where it is (benchmarks/transfer.md).
+# Shares of the study's data of the first walk and the second; and the steps that a trial has at the least, where these
+# are no more than the second share: on games of Go the best rate of 150 steps falls to an eighth from width 20 to 112,
+# that of 1,300 steps stays where it is (benchmarks/transfer.md).
 SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
 # Steps of a ladder's runs, where the data allow: with fewer, sizes differ by how far they have come, and fit warns.
 WANTED_STEPS = 2000
@@ -238,7 +238,7 @@ class Tuner:
         """The best step for all the data and the middle of the fitted sizes, such that there are steps enough."""
         middle = self.study.fitted[len(self.study.fitted) // 2]
         best = law.choose(ladder_n_body(middle), self._targets).batch
-        return max(round(min(best, self._targets / WANTED_STEPS) / 64) * 64, self._least_step)
+        return max(int(min(best, self._targets / WANTED_STEPS) // 64) * 64, self._least_step)
 
     def _rule(self, law: RateLaw, step: int) -> list[float]:
         """The law's rates as factor and exponents of N_body and of the share, through the ends of the ladder at the
