@@ -6,7 +6,7 @@ items.parquet           the catalogue: item (index), raw_id, count, domain
 metrics.json            the figures of the last test or validation
 predictions.parquet     the lists of `lrec predict`, a part for each process where there are several
 target_losses.parquet   in studies, the loss on each held-out target
-checkpoints/            best.ckpt, last.ckpt
+checkpoints/            best.ckpt, last.ckpt; stable.ckpt, before the rate falls, from which a longer run can go on
 .lock                   held by who trains it
 progress                what is going on, in words; absent once it has ended
 ended                   how the last attempt ended: finished or interrupted; absent while it runs or if it was killed
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"
 
-BEST, LAST = "best.ckpt", "last.ckpt"
+BEST, LAST, STABLE = "best.ckpt", "last.ckpt", "stable.ckpt"
 
 # Where data lie and how they are served: no part of what is trained.
 _PLACES = ("data.path", "data.store", "data.data_dir", "data.num_workers", "data.memory_gib")
@@ -46,6 +46,7 @@ class Point:
     schema: int = SCHEMA  # version of this list of fields
     study: str | None = None  # that the run belongs to
     run: str = ""
+    horizon: float | None = None  # of runs that go on from one another, the share of the training that this one has
     size: str = ""  # entry of the ladder, or layers x width
     n_layers: int = 0
     d_model: int = 0
@@ -90,8 +91,8 @@ class Point:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields in order, without those that only studies add where they are not known."""
-        last = ("test_loss_se", "trajectory_loss", "trajectory_loss_se")
-        return {name: value for name, value in vars(self).items() if name not in last or value is not None}
+        of_studies = ("horizon", "test_loss_se", "trajectory_loss", "trajectory_loss_se")
+        return {name: value for name, value in vars(self).items() if name not in of_studies or value is not None}
 
 
 def read_points_file(path: Path) -> list[Point]:
@@ -162,6 +163,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.checkpoints / BEST
         self.last = self.checkpoints / LAST
+        self.stable = self.checkpoints / STABLE
         self.progress_file = self.folder / "progress"
         self.ended_file = self.folder / "ended"
         self.log_file = self.folder / "log.txt"

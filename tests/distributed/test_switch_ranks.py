@@ -1,4 +1,4 @@
-"""The optimizer's switch on two processes (gloo), replicated and sharded: the same phases and losses as on one."""
+"""The optimizer's switch and the steps that runs share, on two processes (gloo): the same as on one."""
 
 import sys
 from pathlib import Path
@@ -57,3 +57,21 @@ def test_two_processes_switch_as_one(strategy: str, options: list[str], tmp_path
     ]
     assert groups[0][0]["sgd_from"] is not None
     assert {group["sgd_from"] for group in groups[0] + groups[1]} == {groups[0][0]["sgd_from"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_go_on_from_a_shorter_run(strategy: str, tmp_path: Path) -> None:
+    def options(epochs: int) -> list[str]:
+        return [
+            f"--trainer.max_epochs={epochs}",
+            "--model.optimizer.decay=wsd",
+            f"--model.optimizer.warmup={0.2 / epochs}",
+        ]
+
+    fit(tmp_path / "short", options(1), 2, strategy)
+    go_on = f"--ckpt_path={tmp_path / 'short' / 'checkpoints' / 'stable.ckpt'}"
+    two = fit(tmp_path / "two", [*options(3), go_on], 2, strategy)
+    one = fit(tmp_path / "one", options(3), 1, "auto")
+    assert [point["D"] for point in two] == [point["D"] for point in one]
+    assert [point["val_loss"] for point in two] == pytest.approx([point["val_loss"] for point in one], rel=1e-5)

@@ -71,7 +71,9 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         if run_of_study(study.folder, run.name).result is not None:
             hours = spent_hours(study, [run])
         else:
-            targets = data.U * epochs_in_all(*limits(run.config), data.steps_per_epoch)
+            limit = run.config.value("trainer.limit_train_batches")
+            share = run.own * (limit if isinstance(limit, float) else 1.0)
+            targets = share * data.U * epochs_in_all(*limits(run.config), data.steps_per_epoch)
             rate = training_rate(config, loss, positions, place.precision, place.kind)
             flops = targets * flops_of_target(config, loss, data, place.checkpointing)
             training_s = (1 + BESIDE_STEPS) * flops / rate
@@ -197,5 +199,5 @@ def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
     for run in runs:
         place = study.placement(run.config)
         wall_s = sum(point.wall_s for point in run_of_study(study.folder, run.name).points[-1:])
-        seconds += wall_s * (place.ranks if place.gpus else study.threads)
+        seconds += run.own * wall_s * (place.ranks if place.gpus else study.threads)
     return seconds / 3600

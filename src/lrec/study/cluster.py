@@ -6,6 +6,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from lightning_utilities.core.imports import RequirementCache
@@ -39,9 +41,9 @@ def train_on_cluster(
 
     A job is a run with its retries, a task on each of its nodes, which starts the processes of the node's devices
     itself. Runs that take as many nodes and GPUs are one array, of which `study.jobs` run at a time; those that start
-    from another one's network wait for all others.
+    from another one's network wait for all others, those of a horizon for all shorter ones.
     """
-    for wave in ([run for run in runs if not run.starts_from], [run for run in runs if run.starts_from]):
+    for _, wave in groupby(sorted(runs, key=attrgetter("wave")), attrgetter("wave")):
         by_job: dict[Any, PlannedRun] = {}
         by_place: dict[tuple[int, int], list[PlannedRun]] = defaultdict(list)
         for run in wave:

@@ -1,5 +1,6 @@
 """Which runs a study has, and every option of each."""
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -10,7 +11,7 @@ from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
-from lrec.study.options import Study, as_argument, ladder_n_body
+from lrec.study.options import DECAY, Study, as_argument, ladder_n_body
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -28,6 +29,14 @@ class PlannedRun:
     held_out: bool  # whether its loss is predicted before it is trained
     options: dict[str, Any]  # all those of its `lrec fit`, nested as in config.yaml, except where it writes
     starts_from: str = ""  # name of the run whose best network it starts from
+    horizon: float = 1.0  # share of the training that it ends after
+    goes_on_from: str = ""  # name of the run of the next shorter horizon, whose steps before its rate falls are its own
+    own: float = 1.0  # share of its training that is not that run's
+
+    @property
+    def wave(self) -> tuple[bool, float]:
+        """By which runs come after those that they start from or go on from."""
+        return self.starts_from != "", self.horizon
 
     @property
     def config(self) -> RunConfig:
@@ -61,7 +70,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     """
     with importing():
         from lrec.training.lightning_cli import compose
-    runs, most = [], max(study.every_fraction)
+    runs, most = list[PlannedRun](), max(study.every_fraction)
     for fraction, variant, size in product(study.every_fraction, study.every_variant, study.ladder):
         held_out = size in study.held_out
         seeds = study.size_seeds.get(size, study.holdout_seeds if held_out else study.seeds)
@@ -74,19 +83,66 @@ def planned_runs(study: Study) -> list[PlannedRun]:
         for seed in seeds:
             name = _name(size, share, variant, seed)
             starts_from = "" if source is None else _name(size, share, source, seed)
-            runs.append(PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from))
-    return [replace(run, options=compose(_arguments(study, run))) for run in runs]
+            run = PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from)
+            runs += _horizons(study, replace(run, options=compose(_arguments(study, run))))
+    return runs
 
 
-def _name(size: str, share: str, variant: str, seed: int) -> str:
-    return "-".join(part for part in (size, share, variant, f"seed{seed}") if part)
+def _name(*parts: str | int) -> str:
+    *others, seed = parts
+    return "-".join(str(part) for part in (*others, f"seed{seed}") if part)
+
+
+def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
+    """The run, and those of its horizons that end before or after it; each is complete by itself, so that one that
+    cannot go on from the one before may train alone, with the same result."""
+    if len(study.horizons) == 1:
+        return [run]
+    from lrec.training.optim import WSD_FALL
+
+    get, runs = run.config.value, list[PlannedRun]()
+    epochs, warmup, shortest = get("trainer.max_epochs", -1), get("model.optimizer.warmup", 0.0), min(study.horizons)
+    limits = [get(f"trainer.{limit}", -1) for limit in ("max_steps", "max_time", "limit_train_batches")]
+    if get(DECAY) != "wsd" or epochs < 1 or limits != [-1, -1, -1] or get("model.optimizer.switch.lr") is not None:
+        raise UserError(
+            f"--horizons {list(study.horizons)}: run {run.name} needs trainer.max_epochs alone for its length, and "
+            f"lrec's optimizer with {DECAY} wsd and no switch"
+        )
+    for horizon in sorted(study.horizons):
+        passes = round(epochs * horizon, 9)
+        if passes <= 0 or (passes > 1 and passes != int(passes)):
+            raise UserError(f"--horizons {horizon:g} of {epochs} passes is {passes:g}, not whole and not less than one")
+        changes = {
+            "trainer.max_epochs": max(int(passes), 1),
+            "trainer.limit_train_batches": None if passes >= 1 else passes,
+            "model.optimizer.warmup": warmup * shortest / horizon,
+        }
+        share = "" if horizon == 1 else f"horizon-{horizon:g}"
+        name = run.name.removesuffix(f"seed{run.seed}") + _name(share, run.seed)
+        mine = replace(run, name=name, options=_changed(run.options, changes), horizon=horizon)
+        if runs:
+            own = 1 - (1 - WSD_FALL) * runs[-1].horizon / horizon
+            mine = replace(mine, goes_on_from=runs[-1].name, own=own)
+        runs.append(mine)
+    return runs
+
+
+def _changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A run's options with other values, by dotted name."""
+    options = deepcopy(options)
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        within = options
+        for part in path:
+            within = within[part].get("init_args", within[part])
+        within[last] = value
+    return options
 
 
 def _arguments(study: Study, run: PlannedRun) -> list[str]:
     options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
     by_rule = {option: _power(option, rule, run.size, run.fraction) for option, rule in dotted(study.rules).items()}
-    data = {f"data.{option}": value for option, value in dotted(study.data).items()}
-    for more in (data, study.options, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
+    for more in (study.given, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
         options |= dotted(more)
     if run.fraction != 1:
         options[f"data.reduction.{study.reduce}"] = run.fraction

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,12 +67,12 @@ def train(
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Train runs of a study, in order, within its limits; yield each with what became of it.
 
-    Runs that start from another one's network come after all others. A run waits until as many GPUs are free as it
-    takes, and sees no others; and for memory, of which `memory_gib` says what each is expected to need. `watch` is
-    called every few seconds: once it returns False, none starts, and those under way save and stop. `carry_out` trains
-    one of them; by default a process here does.
+    Runs that start from another one's network come after all others, those of a horizon after all shorter ones. A run
+    waits until as many GPUs are free as it takes, and sees no others; and for memory, of which `memory_gib` says what
+    each is expected to need. `watch` is called every few seconds: once it returns False, none starts, and those under
+    way save and stop. `carry_out` trains one of them; by default a process here does.
     """
-    waiting = sorted(runs, key=lambda run: run.starts_from != "")
+    waiting = sorted(runs, key=attrgetter("wave"))
     gpus_of = {run.name: _gpus(run, study) for run in runs}
     free, processes = list(study.every_gpu), Processes()
     running: dict[Future[Outcome], Training] = {}
@@ -80,7 +81,8 @@ def train(
         others = [training.run.name for training in running.values()]
         needed = sum(memory_gib.get(name, 0) for name in (run.name, *others))
         fits = not others or study.memory_gib is None or needed <= study.memory_gib
-        return len(others) < study.jobs and run.starts_from not in others and fits and gpus_of[run.name] <= len(free)
+        free_now = len(others) < study.jobs and gpus_of[run.name] <= len(free)
+        return free_now and fits and not {run.starts_from, run.goes_on_from} & set(others)
 
     with ThreadPoolExecutor(max_workers=study.jobs) as pool:
         try:
@@ -170,10 +172,13 @@ class Training:
         return self.processes.run(arguments, log, self.threads, lock, {**visible, **self.variables})
 
     def _fit(self, config: Path) -> list[str]:
-        fit = ["lrec", "fit", f"--config={config}", f"--trainer.default_root_dir={self.folder}", "--ckpt_path=last"]
-        fit += [f"--points.study={self.study}", f"--points.run={self.run.name}"]
-        source = self.run.starts_from
-        return fit + ([f"--model.warm_start={self.folder.with_name(source)}"] if source else [])
+        run, begun = self.run, Run(self.folder).last.exists()
+        shorter = Run(self.folder.with_name(run.goes_on_from or self.folder.name)).stable
+        goes_on = shorter if run.goes_on_from and shorter.exists() and not begun else "last"
+        fit = ["lrec", "fit", f"--config={config}", f"--trainer.default_root_dir={self.folder}"]
+        fit += [f"--ckpt_path={goes_on}", f"--points.study={self.study}", f"--points.run={run.name}"]
+        fit += [f"--points.horizon={run.horizon:g}"] if run.goes_on_from or run.horizon != 1 else []
+        return fit + ([f"--model.warm_start={self.folder.with_name(run.starts_from)}"] if run.starts_from else [])
 
 
 def _unfinished(log: Path, code: int) -> Outcome:

@@ -19,6 +19,7 @@ from lrec.study.placement import Placement, here, placement
 from lrec.study.points import REPEATED
 
 PLAN = "plan.json"  # what a study of so many hours has chosen
+DECAY = "model.optimizer.decay"
 Tunable = Literal["lr", "targets_per_step", "dropout"]
 
 
@@ -41,6 +42,10 @@ class Study:
         fractions: Shares of the training data, held-out sizes with the largest one only: they tell the forecast how
             much of the gain of size the data allow, if runs see their data more than four times. By default all, half
             and a quarter where held-out sizes are forecast and trainer.max_epochs is not four or fewer, and else all.
+        horizons: Shares of a run's training after which it is to end as well, such as [0.25, 0.5, 1], where 1 is all of
+            it: runs of their own, each of which goes on from the one before, so that all take little more than the
+            longest. The rate is constant until each one's end (optimizer.decay wsd), the warm-up that of the shortest.
+            Times trainer.max_epochs they are whole, or less than 1.
         reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
         options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
@@ -86,6 +91,7 @@ class Study:
     holdout_seeds: tuple[int, ...] = (1,)
     size_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fractions: tuple[float, ...] | None = None
+    horizons: tuple[float, ...] = (1.0,)
     reduce: Literal["users", "interactions", "recent"] = "users"
     holdout: int = 2
     options: dict[str, Any] = field(default_factory=dict)
@@ -119,7 +125,8 @@ class Study:
             return
         for size in [*self.ladder, *self.size_seeds, *self.size_options]:
             find_size(size)
-        for option, values in (("sizes", self.ladder), ("seeds", self.seeds), ("fractions", self.every_fraction)):
+        lists = {"sizes": self.ladder, "seeds": self.seeds, "fractions": self.every_fraction, "horizons": self.horizons}
+        for option, values in lists.items():
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{option} {list(values)}: name at least one, and each once")
         if self.holdout and not self.holdout_seeds:
@@ -190,6 +197,12 @@ class Study:
         return here() if self.gpus is None else tuple(map(str, self.gpus))
 
     @property
+    def given(self) -> dict[str, Any]:
+        """Options of all runs, by dotted name: those that horizons need, those of the data, and all others."""
+        needed = {DECAY: "wsd"} if len(self.horizons) > 1 else {}
+        return needed | dotted({"data": self.data}) | dotted(self.options)
+
+    @property
     def every_variant(self) -> dict[str, dict[str, Any]]:
         """The options of each variant by name, those of the grid among them."""
         return combined(self.variants or {"": {}}, self.grid)
@@ -204,6 +217,8 @@ class Study:
     def every_fraction(self) -> tuple[float, ...]:
         if self.fractions is not None:
             return self.fractions
+        if len(self.horizons) > 1:
+            return (1.0,)
         epochs = dotted(self.options).get("trainer.max_epochs")
         forecasts = self.law == Forecast.name and self.holdout > 0
         return every_share(epochs if isinstance(epochs, int) and epochs >= 0 else None) if forecasts else (1.0,)

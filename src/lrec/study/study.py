@@ -65,7 +65,7 @@ def run_study(study: Study) -> None:
             print(budget.plan_table(costs, study))
         budget.check(costs, study)
     to_train = [run for run in record.runs if record.trained(run).result is None]
-    if to_train and (few := few_steps(to_train[0])):
+    if to_train and (few := few_steps(max(to_train, key=lambda run: run.horizon))):
         print(few)
     if study.dry_run:
         return

@@ -62,15 +62,18 @@ class ScalingPoints(Callback):
     When the best checkpoint is tested after fit, its line is marked best and gets the test loss and metrics.
     """
 
-    def __init__(self, study: str | None = None, run: str | None = None, test: bool = True) -> None:
+    def __init__(
+        self, study: str | None = None, run: str | None = None, horizon: float | None = None, test: bool = True
+    ) -> None:
         """Name the points.
 
         Args:
             study: Name of the study that the run belongs to.
             run: Name of the run; the run folder's name by default.
+            horizon: Of a study's runs that go on from one another, the share of the training that this one has.
             test: Whether the best checkpoint is tested after fit.
         """
-        self.study, self.run, self.test = study, run, test
+        self.study, self.run, self.horizon, self.test = study, run, horizon, test
         self.points: list[Point] = []
         self.started = self.spent_s = 0.0
 
@@ -87,6 +90,7 @@ class ScalingPoints(Callback):
             Point(
                 study=self.study,
                 run=self.run or _run(trainer).name,
+                horizon=self.horizon,
                 size=model.size,
                 n_layers=config.layers,
                 d_model=config.width,
@@ -147,9 +151,11 @@ class ScalingPoints(Callback):
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Continue the points of a run that is resumed (a test after fit keeps those of the fit)."""
+        """Continue the points of a run that is resumed, or that this one goes on from (a test after fit keeps those of
+        the fit)."""
         if trainer.state.fn == "fit":
-            self.points = [Point(**point) for point in json.loads(checkpoint["lrec_points"]["points"])]
+            mine = {"study": self.study, "run": self.run or _run(trainer).name, "horizon": self.horizon}
+            self.points = [Point(**point | mine) for point in json.loads(checkpoint["lrec_points"]["points"])]
             self.spent_s = checkpoint["lrec_points"]["spent_s"]
 
     def _wall_s(self) -> float:

@@ -16,8 +16,9 @@ from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError, check_range
 from lrec.model.sharded_table import gloo_group
 from lrec.run import LAST, Run
-from lrec.training.schedule import mode_of, share_of_time
+from lrec.training.schedule import mode_of, share_of_time, stable_steps
 from lrec.training.strategies import saver_of
+from lrec.training.tally import ends_step
 
 
 class BestAndLast(ModelCheckpoint):
@@ -179,6 +180,20 @@ class LastCheckpoint(Callback):
             self._told_anywhere.now(True)  # no process ends before it is written
         # Lightning kills the process that started the others when one of them fails, so only the first reports it.
         sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
+
+
+class StableCheckpoint(Callback):
+    """Keep RUN/checkpoints/stable.ckpt: the run before its rate falls, from which a longer one can go on as if it had
+    trained alone. For `optimizer.decay wsd`, where steps or epochs are the limit."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save at the last of these steps; the step before serves too, where an evaluation follows the last one."""
+        steps = stable_steps(trainer)
+        if steps is None or trainer.global_step not in (steps - 1, steps) or not ends_step(trainer, batch_idx):
+            return
+        if not _evaluation_follows(trainer, batch_idx):
+            path = Run(Path(trainer.default_root_dir)).stable
+            trainer.save_checkpoint(path, storage_options=None if saver_of(trainer) is None else IN_BACKGROUND)
 
 
 def best_of(trainer: Trainer) -> ModelCheckpoint | None:

@@ -35,6 +35,7 @@ from lrec.model.sharded_table import Table, local_range, whole
 from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores, score, top_items
 from lrec.serving.recommender import lists_of
+from lrec.training.checkpoint_callbacks import StableCheckpoint
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
 from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
@@ -225,9 +226,14 @@ class SequentialRecommender(StoredModel):
         super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What sets the process up, and what makes the optimizer's switch, where there is one."""
-        switches = isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None
-        return [ProcessSetup(), *([OptimizerSwitch()] if switches else [])]
+        """What sets the process up, what makes the optimizer's switch and what saves before the rate falls, where it
+        does."""
+        own: list[Callback] = [ProcessSetup()]
+        if isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None:
+            own.append(OptimizerSwitch())
+        elif isinstance(self.optimizer, Optimizer) and self.optimizer.decay == "wsd":
+            own.append(StableCheckpoint())
+        return own
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """Free the last step's gradients, which Lightning would keep until those of this step are made."""

@@ -124,6 +124,14 @@ class Optimizer(OptimizerConfig):
         check_range("optimizer.warmup", self.warmup, at_least=0, at_most=1)
         check_range("optimizer.final_lr", self.final_lr, at_least=0, at_most=1)
 
+    def stable_steps(self, total_steps: int) -> int | None:
+        """The first steps of a run of `total_steps`, which it has in common with every longer one: those before the
+        fall of wsd; None where nothing is in common."""
+        if self.decay != "wsd" or self.switch is not None:
+            return None
+        warmup_steps = round(self.warmup * total_steps)
+        return warmup_steps + _stable(total_steps - warmup_steps)
+
     def lr_factor(self, step: int, total_steps: int) -> float:
         """Share of lr that step `step` (from 0) of `total_steps` uses while AdamW runs."""
         warmup_steps = round(self.warmup * total_steps)
@@ -183,12 +191,15 @@ def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
     """What is left of the peak rate at `step` of `steps`: 1 at the first, `final` from the last on."""
     if decay == "constant":
         return 1.0
-    progress = min(step / max(steps, 1), 1.0)
-    if decay == "wsd":
-        left = 1 - math.sqrt(max(1 - (1 - progress) / WSD_FALL, 0.0))
-        return final + (1 - final) * left
-    left = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress
+    before = _stable(steps) if decay == "wsd" else 0
+    progress = min(max(step - before, 0) / max(steps - before, 1), 1.0)
+    left = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "wsd": 1 - math.sqrt(progress)}.get(decay, 1 - progress)
     return final + (1 - final) * left
+
+
+def _stable(steps: int) -> int:
+    """Of the steps after the warm-up, those before the fall of wsd."""
+    return int((1 - WSD_FALL) * steps)
 
 
 class AdamWThenSGD(AdamW):

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lrec.errors import UserError
 from lrec.evaluation.metrics import METRICS, Metric, best_is, metric_names
-from lrec.training.optim import AdamWThenSGD, Switch
+from lrec.training.optim import AdamWThenSGD, Optimizer, Switch
 
 # Steps of a schedule that has time alone for its limit: more than a run takes, so that time is what moves it.
 ENDLESS = 10**9
@@ -42,6 +42,15 @@ def share_of_time(trainer: Trainer) -> float | None:
             spent = callback.time_elapsed()
             shares.append(spent / (spent + left) if left > 0 else 1.0)
     return max(shares, default=None)
+
+
+def stable_steps(trainer: Trainer) -> int | None:
+    """Steps before the rate falls, which longer runs have in common with this one; None where there are none, as where
+    time is the limit."""
+    optimizer = getattr(trainer.lightning_module, "optimizer", None)
+    if not isinstance(optimizer, Optimizer) or schedule_position(trainer) is not None:
+        return None
+    return optimizer.stable_steps(schedule_steps(trainer))
 
 
 class OptimizerSwitch(Callback):
@@ -99,7 +108,8 @@ def check_monitored(monitor: str, option: str, metrics: Sequence[Metric]) -> Non
 
 
 class StopAfterSwitch(EarlyStopping):
-    """EarlyStopping; where the optimizer is to switch, it looks at SGD's evaluations only."""
+    """EarlyStopping; where the optimizer is to switch, it looks at SGD's evaluations only, where the rate falls at the
+    end alone (wsd), at those of the fall."""
 
     def __init__(
         self,
@@ -128,6 +138,8 @@ class StopAfterSwitch(EarlyStopping):
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
         if super()._should_skip_check(trainer):
+            return True
+        if trainer.global_step < (stable_steps(trainer) or 0):
             return True
         (optimizer,) = trainer.optimizers
         return isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None and phase(trainer) == "adamw"

@@ -39,6 +39,25 @@ def test_wsd_falls_at_the_end_alone_by_one_minus_root() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
+@pytest.mark.parametrize("steps", [20, 100, 399, 2000])
+def test_wsd_shares_its_first_steps_with_every_longer_run(steps: int) -> None:
+    short = Optimizer(warmup=0.2, decay="wsd")
+    stable = short.stable_steps(steps)
+    assert stable is not None
+    for times in (2, 3, 10):
+        long = Optimizer(warmup=0.2 / times, decay="wsd")
+        ours, theirs = (
+            [each.lr_factor(step, n) for step in range(steps)] for each, n in ((short, steps), (long, times * steps))
+        )
+        assert ours[: stable + 1] == theirs[: stable + 1]
+        assert ours[stable + 1] < 1 == theirs[stable + 1]
+
+
+@pytest.mark.parametrize("optimizer", [Optimizer(), Optimizer(decay="wsd", switch=Switch(at=50))])
+def test_other_schedules_share_nothing(optimizer: Optimizer) -> None:
+    assert optimizer.stable_steps(100) is None
+
+
 def test_norms_and_biases_have_no_weight_decay() -> None:
     net = Transformer(TransformerConfig(5, 5, 2, 8, 1))
     adamw, _ = Optimizer(weight_decay=0.3).build(net, 10)

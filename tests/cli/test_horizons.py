@@ -1,0 +1,107 @@
+"""Horizons: runs that go on from one another before their rates fall, each as if it had trained alone."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_switch import assert_same_end, options, points_of  # noqa: F401 (a fixture)
+
+from lrec.errors import UserError
+from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.options import Study
+
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
+STUDY: dict[str, Any] = {
+    "name": "horizons",
+    "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"],
+    "sizes": ["0.8k"],
+    "holdout": 0,
+    "law": None,
+    "horizons": [0.25, 0.5, 1.0],
+    "options": {
+        "data.n_users": 400,
+        "data.n_items": 30,
+        "data.length": 10,
+        "data.targets_per_step": 64,
+        "trainer.max_epochs": 1,
+        "trainer.enable_progress_bar": False,
+    },
+}
+
+
+def runs_of(**changes: Any) -> list[PlannedRun]:
+    return planned_runs(Study(**STUDY | changes))
+
+
+@pytest.mark.parametrize("more", [[], ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]])
+def test_a_longer_run_goes_on_as_if_it_had_trained_alone(
+    more: list[str],
+    options: list[str],  # noqa: F811
+    tmp_path: Path,
+    lrec: Callable[..., str],
+) -> None:
+    def fit(name: str, epochs: int, *further: str) -> Path:
+        length = [f"--trainer.max_epochs={epochs}", f"--model.optimizer.warmup={0.4 / epochs}"]
+        wsd = "--model.optimizer.decay=wsd"
+        lrec("fit", *options, *more, wsd, *length, f"--trainer.default_root_dir={tmp_path / name}", *further)
+        return tmp_path / name
+
+    short, alone = fit("short", 1), fit("alone", 3)
+    assert_same_end(fit("on", 3, f"--ckpt_path={short / 'checkpoints' / 'stable.ckpt'}"), alone)
+    assert points_of(tmp_path / "on")[0]["run"] == "on"
+
+
+def test_runs_of_horizons_are_complete_by_themselves() -> None:
+    quarter, half, whole = (run.config.value for run in runs_of())
+    assert [get("trainer.limit_train_batches") for get in (quarter, half, whole)] == [0.25, 0.5, None]
+    assert [get("model.optimizer.warmup") for get in (quarter, half, whole)] == pytest.approx([0.05, 0.025, 0.0125])
+    assert whole("model.optimizer.decay") == "wsd"
+    assert [run.own for run in runs_of()] == pytest.approx([1, 1 - 0.85 / 2, 1 - 0.85 / 2])
+    epochs = STUDY["options"] | {"trainer.max_epochs": 8}
+    passes = [run.config.value("trainer.max_epochs") for run in runs_of(options=epochs, horizons=[0.125, 1, 0.5, 2])]
+    assert passes == [1, 4, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"trainer.max_epochs": 3}, r"--horizons 0\.5 of 3 passes is 1\.5"),
+        ({"model.optimizer.decay": "cosine"}, "model.optimizer.decay wsd"),
+        ({"trainer.max_steps": 100}, "trainer.max_epochs alone"),
+        ({"model.optimizer.switch.at": 9}, "no switch"),
+    ],
+)
+def test_what_horizons_cannot_share_is_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        runs_of(options=STUDY["options"] | changed)
+
+
+def test_a_study_repeats_and_extends_its_horizons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrec: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(yaml.safe_dump(STUDY))
+    runs = tmp_path / "studies" / "horizons" / "runs"
+    lrec("scaling", "study", "--config", "study.yaml")
+    names = ["0.8k-horizon-0.25-seed1", "0.8k-horizon-0.5-seed1", "0.8k-seed1"]
+    (first,), (half,), (whole,) = (points_of(runs / name) for name in names)
+    assert [point["horizon"] for point in (first, half, whole)] == [0.25, 0.5, 1.0]
+    assert first["D"] < half["D"] < whole["D"] == whole["U"]
+    # One that is lost is made again from the one before; without that one's checkpoint, from the beginning.
+    shutil.rmtree(runs / names[1])
+    lrec("scaling", "study", "--config", "study.yaml")
+    assert points_of(runs / names[1])[0]["test_loss"] == half["test_loss"]
+    shutil.rmtree(runs / names[1])
+    (runs / names[0] / "checkpoints" / "stable.ckpt").unlink()
+    lrec("scaling", "study", "--config", "study.yaml", "--horizons", "[0.25, 0.5, 1, 2]")
+    assert points_of(runs / names[1])[0]["test_loss"] == half["test_loss"]
+    assert points_of(runs / names[2])[0] == whole
+    (*_, twice) = points_of(runs / "0.8k-horizon-2-seed1")
+    assert twice["D"] == 2 * whole["U"]
+    state = json.loads((runs.parent / "study.json").read_text())["state"]
+    assert set(state.values()) == {"finished"}
