@@ -4,7 +4,7 @@ fit.json, the reports and the figures show an analysis; they compute nothing.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction
 from lrec.laws.law import Law
 from lrec.laws.loss_laws import LAWS
+from lrec.laws.metric_forecasts import Judged, judged_metrics
 from lrec.laws.predict import Holdout, Predictor, compare, hold_out, roll_out, settings
 from lrec.laws.table import points_of_most_data, source_hash
 from lrec.laws.verdict import Method, outlook, unidentified, verdict, warnings
@@ -29,14 +30,17 @@ FLOORLESS = ("lsrm", "kaplan")  # laws that are compared without their floor too
 class Analysis:
     """The forecast, or `fit` itself where a law was asked for; a law's fit to the small sizes; what is said of them.
 
-    `names` has what the caller calls the columns x, d and u, as far as they count, and y.
+    `names` has what the caller calls the columns x, d and u, as far as they count, and y; `points` are all,
+    `metrics` the held-out sizes' by name.
     """
 
     predictor: Predictor
     fit: Fit
     names: Mapping[str, str]
+    points: pl.DataFrame
     source_hash: str
     holdout: Holdout | None
+    metrics: Mapping[str, Sequence[Judged]]
     methods: list[Method]
     outlook: Prediction
     unidentified: list[str]
@@ -68,7 +72,9 @@ def analyse(
     ahead = outlook(of_all, floor)
     said = verdict(predictor, holdout, methods, ahead, unsure, names["x"])
     told = {column: names[column] for column in used}
-    return Analysis(predictor, fit, told, source_hash(points, used), holdout, methods, ahead, unsure, warned, said)
+    metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
+    rests_on = points, source_hash(points, used)
+    return Analysis(predictor, fit, told, *rests_on, holdout, metrics, methods, ahead, unsure, warned, said)
 
 
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Method]:

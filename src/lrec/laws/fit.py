@@ -80,7 +80,7 @@ def fit(
     """Fit `law` to losses y at x.
 
     Args:
-        law: One of `LAWS` or `METRIC_LAWS`, or one of your own.
+        law: One of `LAWS`, or one of your own.
         x: Positive sizes, (N,), or a column for each variable of the law, (N, V); repeated ones are other seeds.
         y: Positive losses in nats.
         objective: An `Objective`, or huber, lad (least absolute deviations), lsq (least squares) of the log loss.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lrec.options.class_paths import check_trusted
 def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null."""
     fit, holdout, points = analysis.fit, analysis.holdout, analysis.predictor.points
+    later = analysis.points.filter(pl.col("x") > points["x"].max())
     ends = {name: dict(zip(("low", "high"), both, strict=True)) for name, both in fit.profile.parameters.items()}
     content: dict[str, Any] = {
         "method": analysis.predictor.name if isinstance(analysis.predictor, Forecast) else name_of(fit.law),
@@ -43,11 +45,13 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "noise": {"sigma": fit.profile.sigma, "dof": fit.profile.dof},
         "diagnostics": asdict(fit.diagnostics) | {"warnings": analysis.warnings, "unidentified": analysis.unidentified},
         "holdout": holdout and asdict(holdout) | {"mape": holdout.mape, "naive_mape": holdout.naive_mape},
+        "metrics": {name: [asdict(each) for each in judged] for name, judged in analysis.metrics.items()},
         "outlook": asdict(analysis.outlook),
         "verdict": analysis.verdict,
         "comparison": [_method_content(method) for method in analysis.methods],
         "source_hash": analysis.source_hash,
         "points": points.drop("file", "row", strict=False).to_dicts(),
+        "held_out_points": later.drop("file", "row", strict=False).to_dicts(),
     }
     content = finite(content)
     content["content_hash"] = json_hash(content)
@@ -102,7 +106,7 @@ def table(content: dict[str, Any]) -> str:
         parameters.append([name, parameter_text(p["value"]), *ends])
     blocks = [rows_table(parameters, text=(0,))]
     if content["holdout"]:
-        blocks += _held_out(content)
+        blocks += [*_held_out(content), *_metrics(content)]
     if len(content["comparison"]) > 1:
         rows = [["method", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
         blocks.append(rows_table(rows + [_method_row(method) for method in content["comparison"]], text=(0,)))
@@ -126,6 +130,19 @@ def _held_out(content: dict[str, Any]) -> list[str]:
         f"Mean absolute error {holdout['mape']:.2f} %, of the naive prediction (as good as the best small model) "
         f"{holdout['naive_mape']:.2f} %, extrapolating {holdout['extrapolation_factor']:.1f} times.",
     ]
+
+
+def _metrics(content: dict[str, Any]) -> list[str]:
+    """What was expected of metrics at the held-out sizes, of several k that of 10, and what came."""
+    rows = [["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "inside", "naive error"]]
+    shown = {name: each for name, each in content["metrics"].items() if "@" not in name or re.search("@10(_|$)", name)}
+    for name, judged in shown.items():
+        for p in judged:
+            values = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", "actual")]
+            inside = "yes" if p["inside"] else "no"
+            errors = f"{p['error_pct']:+.2f} %", inside, f"{p['naive_error_pct']:+.2f} %"
+            rows.append([name, f"{p['x']:.4g}", *values, *errors])
+    return [rows_table(rows, text=(0,))] if shown else []
 
 
 def _method_row(method: dict[str, Any]) -> list[str]:

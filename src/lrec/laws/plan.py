@@ -16,7 +16,7 @@ from lrec.laws.choosers import Choice, Chooser, DataChooser, FlopsChooser, SizeC
 from lrec.laws.fit import Fit
 from lrec.laws.fit_json import finite, read_fit
 from lrec.laws.intervals import Prediction
-from lrec.laws.metric_laws import expected_metrics, fit_links
+from lrec.laws.metric_forecasts import expected_metrics
 from lrec.laws.predict import Predictor
 from lrec.laws.verdict import FAILS
 
@@ -113,24 +113,17 @@ def _expected(
     measured = _measured(fit, content, where)
     if measured:
         loss = _of_runs(loss, fit, measured)
-    links = fit_links(fit.points)
-    metrics = expected_metrics(links, loss)
+    metrics = {name: asdict(expected) for name, (expected,) in expected_metrics(predictor.points, [loss]).items()}
     notes = _notes(fit, content, chooser, choice, loss)
-    if not links:
+    if not metrics:
         notes.append("the points have no metrics, so none is expected")
-    told = [metric.metric for metric in metrics]
-    notes += [
-        f"{metric} is not told: the loss lies outside {link.x_N.min():.4f} to {link.x_N.max():.4f}, where runs had it"
-        for metric, link in links.items()
-        if metric not in told
-    ]
     doubled, limited = None, None
     if isinstance(chooser, DataChooser):
         doubled, limited = chooser.doubled(choice), chooser.data_limited_from(choice)
     return {
         "loss": asdict(loss),
         "measured_runs": len(measured),
-        "metrics": [asdict(metric) for metric in metrics],
+        "metrics": metrics,
         "cheapest": None,
         "doubled": doubled,
         "data_limited_from": limited,
@@ -214,7 +207,10 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
     if loss["cautious"] is not None and not runs:
         rows.append(["  to count on", f"{loss['cautious']:.4f}"])
-    rows += [[metric["metric"], _interval(metric)] for metric in result["metrics"]]
+    rows += [
+        [name, f"{each['predicted']:.4f} ({each['low']:.4f} to {each['high']:.4f})"]
+        for name, each in result["metrics"].items()
+    ]
     for what, doubled in (result["doubled"] or {}).items():
         rows.append([f"with twice the {what}", f"{doubled:.4f} ({doubled - loss['predicted']:+.4f})"])
     if cheapest:
@@ -228,10 +224,3 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
             f"{content['x']} = {result['data_limited_from']:.3g} on."
         )
     return "\n\n".join([*blocks, *(f"Note: {note.removesuffix('.')}." for note in result["notes"])])
-
-
-def _interval(metric: dict[str, Any]) -> str:
-    """A metric with its interval, which is open where no fitted run had such a loss."""
-    low, high = (None if metric[end] is None else f"{metric[end]:.4f}" for end in ("low", "high"))
-    told = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else ""
-    return f"{metric['predicted']:.4f}" + (f" ({told})" if told else "")

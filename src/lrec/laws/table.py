@@ -10,7 +10,7 @@
     overfitted  whether the validation loss rose again after its best
     may_stop    whether larger x may stop to pay: x counts data, or runs saw their data again and again
 
-x and y are required; a law asks for d and u where it depends on them. `METRICS` may stand beside them.
+x and y are required; a law asks for d and u where it depends on them. Metrics may stand beside them (`metrics_in`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,14 @@ import polars as pl
 
 from lrec.common.files import json_hash
 
-METRICS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")  # metrics that a law may link to the loss
+COLUMNS = ("x", "y", "d", "u", "processed", "run", "flops", "wall_s", "overfitted", "may_stop", "file", "row")
 
 NARROWEST = 1.01  # sizes that span less than this factor tell a power from a constant by rounding errors alone
+
+
+def metrics_in(points: pl.DataFrame) -> list[str]:
+    """The names of the points' metrics: all their other columns with numbers."""
+    return [name for name, kind in points.schema.items() if kind.is_numeric() and name not in COLUMNS]
 
 
 def source_hash(points: pl.DataFrame, columns: Sequence[str] = ("x", "y")) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.table import METRICS
+from lrec.laws.table import COLUMNS
 from lrec.run import POINTS, find_points
 
 # Columns that tell lrec's own points.jsonl from other tables; and those that are read to choose among points, no more.
 OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash"}
+# Of a test's figures, those of baselines, and those that no size makes better.
+NO_METRICS = re.compile(r"test/(.*/.*|(coverage|popularity)@.*|loss|targets.*|.*_se)|(?!test/).*")
 # Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them.
 LARGEST = 1e100
 # A run is over-fitted if its last validation loss is this many times its best one.
@@ -41,15 +44,15 @@ def read_points(
     and again: in one pass a share is a shorter training, and says nothing of where size stops to pay.
 
     Columns x, y, file and row, by x; d and u where asked for. Of lrec's own points also d and u (D and U), processed
-    (D), flops, wall_s, `METRICS`, and overfitted: whether the validation loss rose again after its best. Of other
-    tables `run`, if they have such a column: points of one run share its noise (`contrast`).
+    (D), flops, wall_s, the test's metrics, and overfitted: whether the validation loss rose again after its best. Of
+    other tables `run`, if they have such a column: points of one run share its noise (`contrast`).
 
     UserError where nothing usable is there, a value is no positive number, own points of as much data are not of the
     same data, or, where x is a size, of a size and seed more than once.
     """
     columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
     frames = [_read_file(file, columns) for file in _files(paths)]
-    points = pl.concat([frame for frame, _ in frames])
+    points = pl.concat([frame for frame, _ in frames], how="diagonal")
     _check_data(points)
     if d is None and all(own for _, own in frames):
         points = _comparable(points, x, shares and _may_stop(points, x))
@@ -98,7 +101,8 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
             point = _own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}
             point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
             points.append(point | {"file": str(file), "row": number})
-    numbers = ("x", "y", "d", "u", "processed", "flops", "wall_s", *METRICS, "N")
+    metrics = dict.fromkeys(name for point in points for name in point if name not in {*COLUMNS, *HELPERS})
+    numbers = ("x", "y", "d", "u", "processed", "flops", "wall_s", *metrics, "N")
     schema: dict[str, type[pl.DataType]] = dict.fromkeys(numbers, pl.Float64)
     schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "row": pl.Int64}
     schema |= dict.fromkeys(("data_hash", "run", "file"), pl.String)
@@ -112,7 +116,7 @@ def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
     names |= {name: name for name in ("seed", "flops", "wall_s")}
     return {
         **{name: row.get(column) for name, column in names.items()},
-        **{name: metrics.get(f"test/{name}") for name in METRICS},
+        **{name.removeprefix("test/"): value for name, value in metrics.items() if not NO_METRICS.fullmatch(name)},
         "data_hash": row.get("data_hash") or None,
         "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
     }

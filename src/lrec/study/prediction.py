@@ -2,13 +2,15 @@
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lrec.common.files import write_json
 from lrec.laws.fit import Fit
 from lrec.laws.loss_laws import name_of
+from lrec.laws.metric_forecasts import Expected, expected_metrics
 from lrec.laws.predict import Prediction, Predictor, method_named, predictor_of
 from lrec.laws.table import source_hash
 from lrec.model import cost
@@ -21,7 +23,8 @@ from lrec.study.record import changed_options
 
 @dataclass(frozen=True)
 class LadderFit:
-    """The forecast or law of one fraction and variant: of the small sizes, with predictions for the large ones."""
+    """The forecast or law of one fraction and variant: of the small sizes, with predictions for the large ones, of the
+    loss and of every metric that was tested."""
 
     name: str
     x: str
@@ -29,6 +32,7 @@ class LadderFit:
     source_hash: str
     fit: Predictor
     predictions: tuple[Prediction, ...]
+    metrics: Mapping[str, list[Expected]] = field(default_factory=dict)
 
 
 def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
@@ -56,7 +60,8 @@ def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun])
         types = (example.N_total - cost.n_total(used[0].network(n_items))) // example.d_model
         large = sorted({cost.n_total(replace(network, event_types=types)) for network in networks})
     predictions = tuple(fitted.predict(large)) if large else ()
-    return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions)
+    metrics = expected_metrics(points, predictions) if predictions else {}
+    return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions, metrics)
 
 
 def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]) -> None:
@@ -75,6 +80,7 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
                 "source_hash": ladder.source_hash,
                 "parameters": ladder.fit.parameters if isinstance(ladder.fit, Fit) else {},
                 "predictions": [asdict(point) for point in ladder.predictions],
+                "metrics": {name: [asdict(each) for each in expected] for name, expected in ladder.metrics.items()},
             }
             for ladder in ladders
         ],

@@ -119,8 +119,10 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
     heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}"
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
     path = out / "prediction.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["trained_before"] if path.is_file() else []
-    if mine := [name for name in before if name in points]:
+    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"trained_before": [], "ladders": []}
+    if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
+        sections.append("The metrics were forecast after the held-out runs, from the same small sizes as the loss.")
+    if mine := [name for name in written["trained_before"] if name in points]:
         earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
         sections.append(f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}.")
     return sections

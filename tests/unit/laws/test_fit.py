@@ -12,7 +12,6 @@ from lrec.errors import UserError
 from lrec.laws.fit import fit, fit_points
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import LAWS
-from lrec.laws.metric_laws import METRIC_LAWS
 from lrec.laws.verdict import warnings
 
 LSRM = LAWS["lsrm"]
@@ -102,7 +101,7 @@ def test_the_unit_of_x_and_the_order_of_points_do_not_matter(scale: float, seed:
     assert np.log(other.parameters["x0"] / one.parameters["x0"]) == pytest.approx(np.log(scale), abs=1e-3)
 
 
-@pytest.mark.parametrize("law", [*LAWS.values(), *METRIC_LAWS.values()], ids=lambda law: law.name)
+@pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
 def test_a_laws_jacobian_is_its_derivative(law: Law, data: st.DataObject) -> None:

@@ -1,0 +1,144 @@
+"""Forecasts of metrics: the HR@10, NDCG@10 or metric of one's own that larger sizes reach.
+
+A metric m is forecast twice as if it were a loss, by the odds of a miss, (1 - m)/m: once against the size, and once
+against the loss that is forecast for the size, since runs that went badly lie off the first curve more than off the
+second. The forecast is the mean of both in ln odds, and its interval spans those of both. Nothing is tuned here: the
+constants are the loss's. How it does on measured ladders, and what else was tried: benchmarks/metric_forecasts.md.
+
+Shapes: N points, P places.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from lrec.errors import UserError
+from lrec.laws.forecast import Forecast
+from lrec.laws.intervals import Prediction
+from lrec.laws.law import Array
+from lrec.laws.table import metrics_in, points_of_most_data
+
+RISING = ("HR@", "NDCG@", "MRR@")  # better if higher; another metric is better if lower where it falls with the loss
+FARTHEST = 20.0  # ln of how many times the largest size a loss may count as; where losses are alike, all are far away
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A metric expected at a place, with the interval of a new run, which holds 90 %."""
+
+    x: float
+    predicted: float
+    low: float
+    high: float
+    u: float | None = None
+
+
+def expected_metrics(points: pl.DataFrame, losses: Sequence[Prediction]) -> dict[str, list[Expected]]:
+    """Every metric of the points at the places of predicted losses; without those that too few sizes have."""
+    found = {}
+    for metric in metrics_in(points):
+        with suppress(UserError):
+            found[metric] = _expected(points, metric, losses)
+    return found
+
+
+@dataclass(frozen=True)
+class Judged(Expected):
+    """An expected metric and what came, the mean over runs at the place; errors are in percent of that."""
+
+    actual: float = np.nan
+    error_pct: float = np.nan
+    naive_error_pct: float = np.nan
+    inside: bool = False
+
+
+def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], came: pl.DataFrame) -> dict[str, list[Judged]]:
+    """The metrics expected from the fitted points at the places of predicted losses, beside the points that came."""
+    found = {}
+    for metric, expected in expected_metrics(fitted, losses).items():
+        naive, values = best_measured(fitted, metric), [_mean_at(each, came, metric) for each in expected]
+        found[metric] = [
+            Judged(
+                **vars(each),
+                actual=actual,
+                error_pct=100 * (each.predicted / actual - 1),
+                naive_error_pct=100 * (naive / actual - 1),
+                inside=each.low <= actual <= each.high,
+            )
+            for each, actual in zip(expected, values, strict=True)
+            if actual > 0
+        ]
+    return found
+
+
+def _mean_at(place: Expected, points: pl.DataFrame, metric: str) -> float:
+    """The mean over runs there; nan without one that has the metric."""
+    here = pl.col("x") == place.x if place.u is None else (pl.col("x") == place.x) & (pl.col("u") == place.u)
+    values = points.filter(here)[metric].drop_nulls().to_numpy()
+    return float(values.mean()) if len(values) else np.nan
+
+
+def best_measured(points: pl.DataFrame, metric: str) -> float:
+    """The metric of the best size, which "no gain" expects of larger ones; means over the runs of a size."""
+    means = points_of_most_data(points).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean())[metric].to_numpy()
+    return float(means.max() if is_better_high(points, metric) else means.min())
+
+
+def is_better_high(points: pl.DataFrame, metric: str) -> bool:
+    """Whether more of a metric is better."""
+    known = points.drop_nulls(metric)
+    return metric.startswith(RISING) or not known.select(pl.corr("y", metric)).item() > 0
+
+
+def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -> list[Expected]:
+    known = points.drop_nulls(metric).filter(pl.col(metric) > 0)
+    value_N = known[metric].to_numpy().astype(float)
+    is_share, sign = bool((value_N < 1).all()), 1 if is_better_high(known, metric) else -1
+    log_y_N = sign * np.log(1 / value_N - is_share)
+    of_odds = known.with_columns(y=pl.Series(np.exp(log_y_N)), loss=pl.col("y"))
+    curves = []  # (P, 3): ln odds expected, and both ends
+    if all(loss.d is None for loss in losses):
+        curves.append(against_size(of_odds, losses))
+    with suppress(UserError):  # all losses nearly equal
+        curves.append(against_loss(points_of_most_data(of_odds), losses))
+    if not curves:
+        raise UserError(f"{metric}: too few losses")
+    middle_P = np.mean([curve_P3[:, 0] for curve_P3 in curves], axis=0)
+    ends_2P = np.min([c[:, 1] for c in curves], axis=0), np.max([c[:, 2] for c in curves], axis=0)
+    expected = []
+    for loss, logs in zip(losses, np.column_stack([middle_P, *ends_2P]), strict=True):
+        middle, *ends = (1 / (is_share + np.exp(sign * logs))).tolist()
+        expected.append(Expected(loss.x, middle, min(ends), max(ends), loss.u))
+    return expected
+
+
+def against_size(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
+    """ln of y expected at the losses' places, with its interval's ends (P, 3)."""
+    forecast = Forecast(points)
+    known = all(loss.u is not None for loss in losses)
+    columns = forecast.columns if known else ("x",)
+    places_PV = np.array([[getattr(loss, name) for name in columns] for loss in losses])
+    return np.log([[p.predicted, p.low, p.high] for p in forecast.predict(places_PV)])
+
+
+def against_loss(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
+    """The same, the loss taking the size's place, in a unit in which the points span as much of it as of sizes."""
+    loss_N, size_N = points["loss"].to_numpy(), points["x"].to_numpy()
+    least, span = loss_N.min(), np.ptp(loss_N)
+    if span == 0:
+        raise UserError("all losses are equal")
+    per_nat = np.log(size_N.max() / size_N.min()) / span
+
+    def as_size(loss: Array) -> Array:
+        return np.exp(np.clip(per_nat * (least - loss), -FARTHEST, FARTHEST))
+
+    forecast = Forecast(points.drop("u", strict=False).with_columns(x=as_size(loss_N)))
+    loss_P3 = np.array([[loss.predicted, loss.low, loss.high] for loss in losses])
+    at_loss, at_low, at_high = (forecast.predict(as_size(loss_P)) for loss_P in loss_P3.T)
+    middle_P = np.log([p.predicted for p in at_loss])
+    low_P = np.hypot(middle_P - np.log([p.low for p in at_loss]), middle_P - np.log([p.predicted for p in at_low]))
+    high_P = np.hypot(np.log([p.high for p in at_loss]) - middle_P, np.log([p.predicted for p in at_high]) - middle_P)
+    return np.column_stack([middle_P, middle_P - low_P, middle_P + high_P])

@@ -1,0 +1,65 @@
+"""Forecasts of metrics: on curves that are known, and what is said of metrics that cannot be told."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lrec.laws.forecast import Forecast
+from lrec.laws.law import Array
+from lrec.laws.metric_forecasts import best_measured, expected_metrics, judged_metrics
+
+SIZES = np.geomspace(1e4, 1e6, 7)
+LARGER = np.array([4e6, 1.6e7])
+
+
+def loss_of(size: Array) -> Array:
+    return 4 + 6 * size**-0.25
+
+
+def hit_rate_of(loss: Array) -> Array:
+    return 1 / (1 + np.exp(2 * (loss - 4)))
+
+
+def points_of(size: Array, **metrics: Array) -> pl.DataFrame:
+    return pl.DataFrame({"x": size, "y": loss_of(size), "may_stop": False} | metrics)
+
+
+def test_a_metric_that_follows_the_loss_is_forecast_far_beyond_the_measured_ones() -> None:
+    points = points_of(SIZES, **{"HR@10": hit_rate_of(loss_of(SIZES))})
+    losses = Forecast(points).predict(LARGER)
+    truth = points_of(LARGER, **{"HR@10": hit_rate_of(loss_of(LARGER))})
+    (judged,) = judged_metrics(points, losses, truth).values()
+    assert [each.x for each in judged] == LARGER.tolist()
+    for each in judged:
+        assert each.inside
+        assert abs(each.error_pct) < abs(each.naive_error_pct) / 2
+        assert each.naive_error_pct == pytest.approx(100 * (best_measured(points, "HR@10") / each.actual - 1))
+
+
+def test_a_run_that_went_badly_does_not_bend_the_forecast() -> None:
+    """Its metric is as low as its loss is high: the curve against the loss goes through it."""
+    loss = loss_of(SIZES)
+    loss[5] += 0.1
+    bad = pl.DataFrame({"x": SIZES, "y": loss, "HR@10": hit_rate_of(loss), "may_stop": False})
+    losses = Forecast(bad).predict(LARGER[:1])
+    ((each,),) = expected_metrics(bad, losses).values()
+    assert each.low <= hit_rate_of(loss_of(LARGER))[0] <= each.high
+    assert each.predicted == pytest.approx(hit_rate_of(loss_of(LARGER))[0], rel=0.02)
+
+
+def test_any_metric_is_forecast_and_better_may_be_less() -> None:
+    loss = loss_of(SIZES)
+    points = points_of(SIZES, **{"revenue": 100 / loss, "mean rank": 50 * loss, "seldom": np.where(loss > 4.3, 0, 0.1)})
+    expected = expected_metrics(points, Forecast(points).predict(LARGER))
+    assert expected.keys() == {"revenue", "mean rank"}
+    assert expected["revenue"][1].predicted == pytest.approx(100 / loss_of(LARGER)[1], rel=0.01)
+    assert expected["mean rank"][1].predicted == pytest.approx(50 * loss_of(LARGER)[1], rel=0.01)
+    assert best_measured(points, "mean rank") == pytest.approx(50 * loss[-1])
+
+
+def test_a_metric_that_size_does_not_move_is_not_forecast_to_rise() -> None:
+    flat = np.random.default_rng(0).normal(0.2, 0.002, len(SIZES))
+    points = pl.DataFrame({"x": SIZES, "y": 5 + flat, "HR@10": flat, "may_stop": True})
+    for each in expected_metrics(points, Forecast(points).predict(LARGER))["HR@10"]:
+        assert each.low < 0.2 < each.high
+        assert each.predicted == pytest.approx(0.2, abs=0.005)
