@@ -92,8 +92,8 @@ def sweep(out: Path) -> dict[str, Any]:
 
 def page(studies: list[dict[str, Any]]) -> str:
     """All studies as Markdown."""
-    about, ladders = [["set", "hours", "took", "targets", "loss: fitted", "held out", *BASELINES]], []
-    ladders.append(["set", "hours", "N_body", "predicted", "90 %", "measured", "error", "naive", "inside"])
+    about = [["set", "hours", "took", "targets", "loss: fitted", "held out", *BASELINES]]
+    ladders = [["set", "hours", "N_body", "predicted", "90 %", "measured", "error", "naive", "inside"]]
     swept = [
         ["set", "hours", "size", "chosen: lr, step", "val loss", "best of the sweep: lr, step", "val loss", "above"]
     ]
@@ -116,14 +116,13 @@ def page(studies: list[dict[str, Any]]) -> str:
             ladders.append([*name, *row, *errors, inside])
         if "sweep" in each:
             chosen, least = each["sweep"]["chosen"], min(each["sweep"]["others"], key=lambda run: run["val_loss"])
-            row = [each["runs"][-2]["size"]]
+            row = [held_out[0]["size"]]
             for run in (chosen, least):
                 row += [f"{run['lr']:.4g}, {run['step']}", f"{run['val_loss']:.4f}"]
             swept.append([*name, *row, f"{chosen['val_loss'] - least['val_loss']:+.4f}"])
-    summary, *commands = __doc__.split("\n\n")[0], __doc__.split("\n\n")[2].rstrip()
-    method = __doc__.split("\n\n")[1].replace("\n", " ")
+    title, method, commands = __doc__.rstrip().split("\n\n")
     tables = [rows_table(table, text=(0,)) for table in (about, ladders, swept)]
-    return "\n\n".join([f"# {summary}", method, *commands, *tables, READ.strip()]) + "\n"
+    return "\n\n".join([f"# {title.rstrip('.')}", method.replace("\n", " "), commands, *tables, READ.strip()]) + "\n"
 
 
 READ = """

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
-from lrec.run import dotted
 from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import PLAN, Study, every_share, ladder_n_body
@@ -30,7 +29,7 @@ PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
 FIRST_STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
-WALKED, RATED = 10, 4  # trials of a walk in rate, step and dropout, and of one in the rate alone
+WALKED, RATED = 10, 4  # trials of a walk in the rate and the step or dropout, and of one in the rate alone
 STEP_S = 0.008  # of a step, beside its arithmetic: twice what it takes, as half the step is often the best
 RUN_S = 5.0  # to start, evaluate and end a run
 PLANNED = 0.95  # of the hours: studies take two thirds to three quarters of what is planned (benchmarks/hours.md)
@@ -63,12 +62,7 @@ def with_plan(study: Study, plan: dict[str, Any]) -> Study:
     """The study with what it leaves open as the plan has it."""
     open_ones = {each.name for each in fields(study) if getattr(study, each.name) == each.default}
     chosen = {name: value for name, value in plan["choices"].items() if name in open_ones}
-    return replace(study, **chosen, options=plan["options"] | _given(study))
-
-
-def _given(study: Study) -> dict[str, Any]:
-    """Options of its runs that a study has from its user."""
-    return {f"data.{option}": value for option, value in dotted(study.data).items()} | dotted(study.options)
+    return replace(study, **chosen, options=plan["options"] | study.given)
 
 
 def as_text(plan: dict[str, Any]) -> str:
@@ -81,7 +75,7 @@ def _choose(study: Study) -> dict[str, Any]:
     assert study.hours is not None
     example = planned_runs(replace(study, sizes=["3k"], holdout=0, law=None))[0]
     data, jobs = example.open_data(), study.jobs if study.jobs > 1 else study.n_cores
-    most = (_given(study).get(EPOCHS) or MOST_PASSES) * data.U
+    most = (study.given.get(EPOCHS) or MOST_PASSES) * data.U
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
     low, high = _plan(LEAST_TARGETS, example, data, jobs), _plan(most, example, data, jobs)
@@ -111,10 +105,11 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     walked = shares_of_trials(targets, step)
     trials = WALKED * sum(share * each[0] + RUN_S for share in walked)
     trials += RATED * sum(walked[0] * size_s + RUN_S for size_s in larger)
-    if round(targets / data.U) > 1:
+    passes = round(targets / data.U)
+    if passes > 1:
         trials += WALKED * (walked[0] * larger[1] + RUN_S)  # dropout, with the largest fitted size
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
-    shares = sum(every_share(round(targets / data.U)))
+    shares = sum(every_share(passes))
     clock = {"trials": trials / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}
     clock["held-out sizes"] = max(sum(held_out) / jobs, max(held_out))
     return Plan(targets, sizes, {part: value / 3600 for part, value in clock.items()})
@@ -144,7 +139,7 @@ def step_of(targets: int, max_len: int) -> int:
 
 def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) -> dict[str, Any]:
     """The options that carry the plan out, each with its reason; what is given is not tuned."""
-    given, passes = _given(study), plan.targets / data.U
+    given, passes = study.given, plan.targets / data.U
     epochs = given.get(EPOCHS) or max(round(passes), 1)
     share = min(float(f"{passes / epochs:.2g}"), 1.0)
     tested = int(min(max(OF_TRAINING * plan.targets / data.max_len, LEAST_TESTED), MOST_TESTED))
@@ -154,7 +149,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     whole = "all users" if share == 1 else f"{share:.2g} of the users"
     n_body = {size: ladder_n_body(size) for size in plan.sizes}
     fitted, held_out = plan.sizes[: -len(HELD_OUT)], plan.sizes[-len(HELD_OUT) :]
-    step = step_of(plan.targets, data.max_len)
+    step = given.get(STEP) or step_of(plan.targets, data.max_len)
     reasons = [
         f"Every run trains on {plan.targets:,} targets, {few} {whole}: what the hours allow.",
         f"{len(fitted)} sizes from {n_body[fitted[0]]:,} to {n_body[fitted[-1]]:,} parameters are fitted, and "

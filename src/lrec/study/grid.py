@@ -85,8 +85,7 @@ def _name(size: str, share: str, variant: str, seed: int) -> str:
 def _arguments(study: Study, run: PlannedRun) -> list[str]:
     options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
     by_rule = {option: _power(option, rule, run.size, run.fraction) for option, rule in dotted(study.rules).items()}
-    data = {f"data.{option}": value for option, value in dotted(study.data).items()}
-    for more in (data, study.options, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
+    for more in (study.given, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
         options |= dotted(more)
     if run.fraction != 1:
         options[f"data.reduction.{study.reduce}"] = run.fraction

@@ -190,6 +190,11 @@ class Study:
         return here() if self.gpus is None else tuple(map(str, self.gpus))
 
     @property
+    def given(self) -> dict[str, Any]:
+        """Options of all runs, by dotted name: those of the data, and all others."""
+        return dotted({"data": self.data}) | dotted(self.options)
+
+    @property
     def every_variant(self) -> dict[str, dict[str, Any]]:
         """The options of each variant by name, those of the grid among them."""
         return combined(self.variants or {"": {}}, self.grid)

@@ -50,7 +50,8 @@ def write_report(
     """Join the predictions with the large runs' losses, write everything under `out`, and return the report; `unfit`
     says of ladders why they have no law.
 
-    The report holds no times, so that an interrupted study ends with the same one as an undisturbed study.
+    The report holds no times but the plan's, so that an interrupted study ends with the same one as an undisturbed
+    study.
     """
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     sections = [f"# Scaling study {name}", *_under_trained(runs, points)]

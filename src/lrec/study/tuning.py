@@ -114,16 +114,10 @@ def shares_of_trials(targets: int, step: int) -> list[float]:
 
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
     """The law of the rate from trials; of those of one size and amount of data, the ones with the best dropout."""
-    best: dict[tuple[int, int], Trial] = {}
-    finished = sorted((trial for trial in trials if trial.loss is not None), key=lambda trial: trial.loss or 0.0)
-    for trial in finished:
-        best.setdefault((trial.n_body, trial.targets), trial)
-    rows = [
-        (t.n_body, t.targets, t.setting.lr, t.setting.targets_per_step, t.loss)
-        for t in finished
-        if t.setting.dropout == best[t.n_body, t.targets].setting.dropout
-    ]
-    return RateLaw(pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "y"], orient="row"), scaled)
+    rows = [(trial.n_body, trial.targets, *trial.setting, trial.loss) for trial in trials if trial.loss is not None]
+    runs = pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "dropout", "y"], orient="row")
+    best = pl.col("dropout").sort_by("y").first().over("x", "d")
+    return RateLaw(runs.filter(pl.col("dropout") == best), scaled)
 
 
 def walk(
@@ -251,8 +245,8 @@ class Tuner:
         return [float(f"{number:.6g}") for number in rule]
 
     def _axes(self, size: str) -> list[str]:
-        """What a size tries: the small one the step, the next one, the largest fitted, dropout, and all the rate."""
-        only = {"targets_per_step": self._small, "dropout": [self._small, *self._others][:2][-1]}
+        """What a size tries: the small one the step, the largest fitted one dropout, and all the rate."""
+        only = {"targets_per_step": self._small, "dropout": self.study.fitted[-1]}
         return [name for name in self.study.tune if only.get(name, size) == size]
 
     def _walk(self, train: Callable[[list[PlannedRun]], None], size: str, share: float, start: Setting) -> Setting:

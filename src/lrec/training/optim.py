@@ -184,10 +184,12 @@ def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
     if decay == "constant":
         return 1.0
     progress = min(step / max(steps, 1), 1.0)
-    if decay == "wsd":
+    if decay == "cosine":
+        left = (1 + math.cos(math.pi * progress)) / 2
+    elif decay == "wsd":
         left = 1 - math.sqrt(max(1 - (1 - progress) / WSD_FALL, 0.0))
-        return final + (1 - final) * left
-    left = (1 + math.cos(math.pi * progress)) / 2 if decay == "cosine" else 1 - progress
+    else:
+        left = 1 - progress
     return final + (1 - final) * left
 
 
