@@ -31,15 +31,15 @@ def fit_figure(
 ) -> "Figure":
     """Draw a forecast, with the law's `fit` as a thin line, or that fit itself, on logarithmic axes, without a display.
 
-    Held-out sizes with smaller shares of the data lie on other curves and are left out.
+    Held-out sizes with smaller shares of the data, or of shorter runs, lie on other curves and are left out.
     """
     later = ", held-out sizes" if holdout else ""
     alt = f"{y_label} against {x_label}: losses, {predictor.name} with 90 % bands{later}; below, residuals"
     figure = new_figure(6.4, 5.4, alt)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
     every = holdout.points if holdout else ()
-    most = max((p.u for p in every if p.u is not None), default=None)
-    held_out = [p for p in every if p.u == most]
+    most = max(((p.d or 0, p.u or 0) for p in every), default=None)
+    held_out = [p for p in every if (p.d or 0, p.u or 0) == most]
     x_P = np.geomspace(fit.x_N.min() / 1.3, 1.6 * max(fit.x_N.max(), *(p.x for p in held_out), 0.0), 120)
     band = predictor.predict(x_P)
     curve_P = np.array([p.predicted for p in band])

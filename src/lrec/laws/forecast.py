@@ -1,7 +1,9 @@
 """The forecast: what larger models will reach, by many curves at once and none in particular (docs/laws.md).
 
 A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x). One that may stop at G has N' = (N^-2 +
-G^-2)^(-1/2) for N; where the points have shares of the data, G becomes G U^g, and A and S depend on ln U.
+G^-2)^(-1/2) for N; where the points have shares of the data, G becomes G U^g, and A and S depend on ln U. Where runs
+of several lengths stand side by side, the loss falls with the length D by such a curve too, and each fall may make the
+other one steeper or flatter.
 How it does on measured curves, and what else was tried: benchmarks/forecasts.md.
 
 Shapes: G shapes of the grid, N points, P places, K coefficients.
@@ -17,12 +19,14 @@ from lrec.errors import UserError
 from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
 from lrec.laws.mixture import Mixture, Part, Prior, likely, posterior, with_one_off
-from lrec.laws.table import NARROWEST, naive
+from lrec.laws.table import NARROWEST, has_lengths, naive
 
 AHEAD = 2.0  # ln of the factor over which beliefs about a curve's fall are stated: 7.4
 MEAN_4, SD_4 = np.array([0.0, 0.2, -0.05, 0.0]), np.array([np.inf, 0.6, 0.3, 0.1])
 """Believed of ln L at the largest x, of its fall over that factor, and of the change of both for e times the data: a
 fall is expected, its size is hardly known."""
+LENGTH_4, LENGTH_SD_4 = np.array([0.0, 0.2, 0.2, 0.0]), np.array([np.inf, 0.6, 0.6, 0.15])
+"""The same where lengths are compared: the falls in x and in D, and by how much both make each other steeper."""
 DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the g of the size at which size stops to pay
 STOPS, FARTHEST_STOP = 12, 4.0
 """How many G are tried, evenly in the logarithm, from the smallest x to e^4 times the largest."""
@@ -51,11 +55,12 @@ class Beliefs:
 
 
 class Forecast:
-    """What the points say about larger x; if they have shares of the data (u), about x and u.
+    """What the points say about larger x; if they have shares of the data (u), about x and u; if they have runs of
+    several lengths (`horizon`), about larger x and d.
 
     Attributes:
         points: What it rests on, as `laws.table` has them.
-        columns: What a place is made of: x, or x and u.
+        columns: What a place is made of: x, x and u, or x and d.
 
     Raises:
         UserError: fewer than `LEAST_SIZES` sizes, or all nearly equal.
@@ -74,7 +79,9 @@ class Forecast:
             raise UserError(f"the forecast needs sizes that differ; all are within 1% of {sizes[0]:.6g}")
         self.points, self.beliefs = points, beliefs or Beliefs()
         shares = "u" in points.columns and points["u"].null_count() == 0 and points["u"].n_unique() > 1
-        self.columns = ("x", "u") if shares else ("x",)
+        self._lengths = has_lengths(points)
+        self.columns = ("x", "d") if self._lengths else ("x", "u") if shares else ("x",)
+        self._ahead = 2 if self._lengths else 1  # columns that are extrapolated
         may_stop = "may_stop" in points.columns and bool(points["may_stop"].any())
         self._damping = self.beliefs.damping if may_stop else self.beliefs.steady_damping
         self._stops = self.beliefs.stops if may_stop or shares else 0.0
@@ -82,9 +89,10 @@ class Forecast:
         place_NV = np.log(points.select(self.columns).to_numpy() / self._largest_V)
         shape_SH, log_prior_S = self._grid(-float(place_NV[:, 0].min()))
         y_N, k = np.log(points["y"].to_numpy().astype(float)), 2 * len(self.columns)
-        prior = Prior(MEAN_4[:k], SD_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
+        mean_4, sd_4 = (LENGTH_4, LENGTH_SD_4) if self._lengths else (MEAN_4, SD_4)
+        prior = Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
         every = self._parts(place_NV, shape_SH, log_prior_S, np.zeros(len(shape_SH), dtype=int))
-        if shares:  # there are enough points for one of them not to matter
+        if len(self.columns) > 1:  # there are enough points for one of them not to matter
             log_SO = np.concatenate([posterior(part, y_N, prior).log_G[:, None] for part in every])
             log_prior_O = np.zeros(1)
         else:
@@ -97,7 +105,7 @@ class Forecast:
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each place, (P,) or a column for each of `columns`, with both intervals of 90 %.
 
-        A place without u has as much data as the largest u of the points.
+        A place without u or d has the largest of the points.
         """
         x_PV, beliefs, mixture = np.asarray(x, dtype=float), self.beliefs, self._mixture
         x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
@@ -105,33 +113,34 @@ class Forecast:
             x_PV = np.column_stack([x_PV, np.full(len(x_PV), self._largest_V[-1])])
         place_PV = np.log(x_PV / self._largest_V)
         mean_GP, doubt_GP = mixture.at(self._basis(place_PV, self._shape_GH))
-        at_largest_PV = np.column_stack([np.zeros(len(x_PV)), *place_PV.T[1:]])
-        here_GP, _ = mixture.at(self._basis(at_largest_PV, self._shape_GH))
-        noise_G1 = mixture.variance_G[:, None]
-        data = x_PV[:, 1].tolist() if len(self.columns) > 1 else [None] * len(x_PV)
-        best = {u: naive(self.points, {"u": u}) for u in set(data)}
-        best_P = np.log([best[u] for u in data])
+        farther_PV = np.maximum(place_PV[:, : self._ahead], 0.0)
+        known_PV = np.column_stack([place_PV[:, : self._ahead] - farther_PV, place_PV[:, self._ahead :]])
+        here_GP, _ = mixture.at(self._basis(known_PV, self._shape_GH))
+        noise_G1, distance_P = mixture.variance_G[:, None], farther_PV.sum(1)
+        places = [dict(zip(self.columns, row, strict=True)) for row in x_PV.tolist()]
+        best = {place: naive(self.points, dict(place)) for place in {self._data_of(each) for each in places}}
+        best_P = np.log([best[self._data_of(place)] for place in places])
         # All of the caution from twice the largest x on, none where there are points.
         caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
-        beyond_P = np.clip(place_PV[:, 0] / np.log(2), 0, 1)
+        beyond_P = np.clip(distance_P / np.log(2), 0, 1)
         share_P = 0.5 + (caution - 0.5) * beyond_P
         log_P = mixture.quantile(share_P, mean_GP, np.sqrt(noise_G1 * (1 + doubt_GP)))
         log_P = np.where(beyond_P > 0, np.minimum(log_P, best_P), log_P)
         wide_G1 = beliefs.widening**2 * noise_G1
-        far_P = (beliefs.growth * np.maximum(place_PV[:, 0], 0.0)) ** 2
+        far_P = (beliefs.growth * distance_P) ** 2
         noise_GP = wide_G1 + beliefs.least_noise**2 + 0 * mean_GP
-        misfit_GP = beliefs.misfit**2 * (mean_GP - here_GP) ** 2 * np.maximum(place_PV[:, 0], 0) / AHEAD
+        misfit_GP = beliefs.misfit**2 * (mean_GP - here_GP) ** 2 * distance_P / AHEAD
         curve_GP = wide_G1 * doubt_GP + noise_GP * far_P + misfit_GP
         ends = []
         for variance_GP in (curve_GP, curve_GP + noise_GP):
             for share, inner in (((1 - LEVEL) / 2, np.minimum), ((1 + LEVEL) / 2, np.maximum)):
                 ends.append(np.exp(inner(mixture.quantile(share, mean_GP, np.sqrt(variance_GP)), log_P)))
         cautious_P = np.maximum(np.exp(log_P), np.minimum((np.exp(log_P) + ends[3]) / 2, np.exp(best_P)))
-        columns = np.column_stack([np.exp(log_P), np.transpose(ends)]).tolist()
+        losses = np.column_stack([np.exp(log_P), np.transpose(ends)]).tolist()
         return [
-            Prediction(size, loss, mean_low, mean_high, low, high, None, u, cautious)
-            for size, (loss, mean_low, mean_high, low, high), u, cautious in zip(
-                x_PV[:, 0].tolist(), columns, data, cautious_P.tolist(), strict=True
+            Prediction(place["x"], loss, mean_low, mean_high, low, high, place.get("d"), place.get("u"), cautious)
+            for place, (loss, mean_low, mean_high, low, high), cautious in zip(
+                places, losses, cautious_P.tolist(), strict=True
             )
         ]
 
@@ -139,9 +148,14 @@ class Forecast:
         """The forecast at each place."""
         return np.array([prediction.predicted for prediction in self.predict(x)])
 
+    def _data_of(self, place: dict[str, float]) -> tuple[tuple[str, float], ...]:
+        """What of a place decides how good the best known model is that had no more of it."""
+        return tuple((name, value) for name, value in place.items() if self._lengths or name != "x")
+
     def _parts(self, place_NV: Array, shape_GH: Array, log_prior_G: Array, off_G: Array) -> Iterator[Part]:
         """Some shapes at a time, each with the point that is off, counted from 1; 0: none is."""
-        weight_N, rows = np.exp(place_NV[:, 0] / self.beliefs.memory), max(1, AT_ONCE // len(place_NV))
+        weight_N = np.exp(place_NV[:, : self._ahead].sum(1) / self.beliefs.memory)
+        rows = max(1, AT_ONCE // len(place_NV))
         for start in range(0, len(shape_GH), rows):
             some = slice(start, start + rows)
             off_R = np.flatnonzero(off_G[some])
@@ -150,32 +164,44 @@ class Forecast:
             yield self._basis(place_NV, shape_GH[some]), weight_GN, log_prior_G[some]
 
     def _grid(self, span: float) -> tuple[Array, Array]:
-        """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g; and ln of their priors."""
+        """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g, the k of lengths; and ln of
+        their priors."""
         step_S = np.linspace(-2.2, 2.2, 11)
         damping_S, log_prior_S = self._damping + self.beliefs.damping_sd * step_S, -(step_S**2) / 2
         ends = [(np.inf, 1.0, np.log(1 - self._stops))]
         if self._stops:
-            exponents = DATA_EXPONENTS if len(self.columns) > 1 else (1.0,)
+            exponents = DATA_EXPONENTS if "u" in self.columns else (0.0,)
             each = self._stops / (STOPS * len(exponents))
             ends += [
                 (stop, exponent, np.log(each))
                 for stop in np.linspace(-span, FARTHEST_STOP, STOPS)
                 for exponent in exponents
             ]
-        rows = [(k, g, e, a + b) for k, a in zip(damping_S, log_prior_S, strict=True) for g, e, b in ends]
-        grid_G4 = np.array(rows)
-        return grid_G4[:, :3], grid_G4[:, 3]
+        each_k = list(zip(damping_S.tolist(), log_prior_S.tolist(), strict=True))
+        of_lengths = each_k if self._lengths else [(1.0, 0.0)]
+        rows = [(k, g, e, of_d, a + b + c) for k, a in each_k for g, e, b in ends for of_d, c in of_lengths]
+        grid_G5 = np.array(rows)
+        return grid_G5[:, :4], grid_G5[:, 4]
 
     def _basis(self, place_PV: Array, shape_GH: Array) -> Array:
-        """1 and the fall, in units of that over `AHEAD`; both times ln u where there are shares."""
-        k_G1, stop_G1, exponent_G1 = (shape_GH[:, h : h + 1] for h in range(3))
+        """1 and the fall, in units of that over `AHEAD`; both times ln u where there are shares, times the fall in d
+        where there are lengths."""
+        k_G1, stop_G1, exponent_G1, of_d_G1 = (shape_GH[:, h : h + 1] for h in range(4))
         size_GP = np.broadcast_to(place_PV[:, 0], (len(shape_GH), len(place_PV)))
         data_P = place_PV[:, 1] if len(self.columns) > 1 else np.zeros(len(place_PV))
         if self._stops:
             stop_GP = np.where(np.isinf(stop_G1), 1e3, stop_G1) + exponent_G1 * data_P
             size_GP = -np.logaddexp(-2 * size_GP, -2 * stop_GP) / 2
-        fall_GP = -np.expm1(-k_G1 * size_GP) / -np.expm1(-k_G1 * AHEAD)
+        fall_GP = _fall(k_G1, size_GP)
         columns = [np.ones_like(fall_GP), -fall_GP]
-        if len(self.columns) > 1:
+        if self._lengths:
+            of_d_GP = _fall(of_d_G1, np.broadcast_to(data_P, fall_GP.shape))
+            columns += [-of_d_GP, -fall_GP * of_d_GP]
+        elif len(self.columns) > 1:
             columns += [np.broadcast_to(data_P, fall_GP.shape), -fall_GP * data_P]
         return np.stack(columns, axis=-1)
+
+
+def _fall(k_G1: Array, ahead_GP: Array) -> Array:
+    """By how much a curve falls that far beyond the largest, in units of its fall over `AHEAD`."""
+    return -np.expm1(-k_G1 * ahead_GP) / -np.expm1(-k_G1 * AHEAD)

@@ -19,7 +19,7 @@ from lrec.errors import UserError
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction
 from lrec.laws.law import Array
-from lrec.laws.table import metrics_in, points_of_most_data
+from lrec.laws.table import has_lengths, metrics_in, points_of_most_data
 
 RISING = ("HR@", "NDCG@", "MRR@")  # better if higher; another metric is better if lower where it falls with the loss
 FARTHEST = 20.0  # ln of how many times the largest size a loss may count as; where losses are alike, all are far away
@@ -33,6 +33,7 @@ class Expected:
     predicted: float
     low: float
     high: float
+    d: float | None = None
     u: float | None = None
 
 
@@ -76,8 +77,12 @@ def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], came: pl.
 
 def _mean_at(place: Expected, points: pl.DataFrame, metric: str) -> float:
     """The mean over runs there; nan without one that has the metric."""
-    here = pl.col("x") == place.x if place.u is None else (pl.col("x") == place.x) & (pl.col("u") == place.u)
-    values = points.filter(here)[metric].drop_nulls().to_numpy()
+    at = {"x": place.x, "d": place.d, "u": place.u}
+    values = (
+        points.filter(pl.col(name) == value for name, value in at.items() if value is not None)[metric]
+        .drop_nulls()
+        .to_numpy()
+    )
     return float(values.mean()) if len(values) else np.nan
 
 
@@ -100,7 +105,7 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
     log_y_N = sign * np.log(1 / value_N - is_share)
     of_odds = known.with_columns(y=pl.Series(np.exp(log_y_N)), loss=pl.col("y"))
     curves = []  # (P, 3): ln odds expected, and both ends
-    if all(loss.d is None for loss in losses):
+    if has_lengths(points) or all(loss.d is None for loss in losses):
         curves.append(against_size(of_odds, losses))
     with suppress(UserError):  # all losses nearly equal
         curves.append(against_loss(points_of_most_data(of_odds), losses))
@@ -111,15 +116,14 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
     expected = []
     for loss, logs in zip(losses, np.column_stack([middle_P, *ends_2P]), strict=True):
         middle, *ends = (1 / (is_share + np.exp(sign * logs))).tolist()
-        expected.append(Expected(loss.x, middle, min(ends), max(ends), loss.u))
+        expected.append(Expected(loss.x, middle, min(ends), max(ends), loss.d, loss.u))
     return expected
 
 
 def against_size(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
     """ln of y expected at the losses' places, with its interval's ends (P, 3)."""
     forecast = Forecast(points)
-    known = all(loss.u is not None for loss in losses)
-    columns = forecast.columns if known else ("x",)
+    columns = [name for name in forecast.columns if all(getattr(loss, name) is not None for loss in losses)]
     places_PV = np.array([[getattr(loss, name) for name in columns] for loss in losses])
     return np.log([[p.predicted, p.low, p.high] for p in forecast.predict(places_PV)])
 

@@ -4,6 +4,7 @@
     y           the loss in nats; positive
     d, u        interactions processed and unique ones, for laws of them; d may be another count, as of unique ones
     processed   interactions processed, whatever d counts
+    horizon     where runs of several lengths stand side by side, the share of the longest; d is then where they end
     run         points of one run share its noise
     flops       training FLOPs
     wall_s      seconds that training took
@@ -19,7 +20,21 @@ import polars as pl
 
 from lrec.common.files import json_hash
 
-COLUMNS = ("x", "y", "d", "u", "processed", "run", "flops", "wall_s", "overfitted", "may_stop", "file", "row")
+COLUMNS = (
+    "x",
+    "y",
+    "d",
+    "u",
+    "processed",
+    "horizon",
+    "run",
+    "flops",
+    "wall_s",
+    "overfitted",
+    "may_stop",
+    "file",
+    "row",
+)
 
 NARROWEST = 1.01  # sizes that span less than this factor tell a power from a constant by rounding errors alone
 
@@ -34,22 +49,30 @@ def source_hash(points: pl.DataFrame, columns: Sequence[str] = ("x", "y")) -> st
     return json_hash(sorted([float(value) for value in row] for row in points.select(columns).iter_rows()))
 
 
+def has_lengths(points: pl.DataFrame) -> bool:
+    """Whether runs of several lengths stand side by side."""
+    return "horizon" in points.columns and points["horizon"].n_unique() > 1
+
+
 def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
     """The loss of the best small model: what to expect where larger ones buy nothing.
 
     Of the small models that had no more unique data than the place has; of all where none had so little. Where the
     points do not know unique data, no more data processed: where they do, D is that of the best epoch, which one run
-    that stopped early has little of.
+    that stopped early has little of. Where lengths are compared, of those that are no larger and no longer.
     """
     data = next((name for name in ("u", "d") if name in points.columns and place.get(name) is not None), None)
-    settings = ["x"] if data is None else ["x", data]
-    means = points.group_by(settings).agg(pl.col("y").mean())
-    alike = means if data is None else means.filter(pl.col(data) <= (place[data] or 0) * (1 + 1e-9))
+    limits = ["x", "d"] if has_lengths(points) else [data] if data else []
+    means = points.group_by({"x", *limits}).agg(pl.col("y").mean())
+    alike = means.filter(True, *(pl.col(name) <= (place[name] or 0) * (1 + 1e-9) for name in limits))
     return float((means if alike.is_empty() else alike)["y"].to_numpy().min())
 
 
 def points_of_most_data(points: pl.DataFrame) -> pl.DataFrame:
-    """The points with the most unique data, which a law of size alone describes; all where that is unknown."""
+    """The points with the most unique data, and of them the longest runs, which a law of size alone describes; all
+    where that is unknown."""
+    if has_lengths(points):
+        points = points.filter(pl.col("horizon") == pl.col("horizon").max())
     if "u" not in points.columns or points["u"].null_count():
         return points
     return points.filter(pl.col("u") == pl.col("u").max())

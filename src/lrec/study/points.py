@@ -15,7 +15,7 @@ from lrec.laws.table import COLUMNS
 from lrec.run import POINTS, find_points
 
 # Columns that tell lrec's own points.jsonl from other tables; and those that are read to choose among points, no more.
-OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash"}
+OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash", "ended"}
 # Of a test's figures, those of baselines, and those that no size makes better.
 NO_METRICS = re.compile(r"test/(.*/.*|(coverage|popularity)@.*|loss|targets.*|.*_se)|(?!test/).*")
 # Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them.
@@ -55,7 +55,7 @@ def read_points(
     points = pl.concat([frame for frame, _ in frames], how="diagonal")
     _check_data(points)
     if d is None and all(own for _, own in frames):
-        points = _comparable(points, x, shares and _may_stop(points, x))
+        points = _comparable(_of_lengths(points, x, shares), x, shares and _may_stop(points, x))
         if x in ("D", "U") and shares:  # the size is the same, and u no share beside x
             points = points.with_columns(u=None, d=None)
     if points.is_empty():
@@ -94,30 +94,33 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
         if column not in present:
             raise UserError(f"{file}: no column '{column}' (--{name}); it has {', '.join(present)}")
     own = present.keys() >= OWN_COLUMNS
-    last_val_loss = {row.get("run"): row.get("val_loss") for _, row in rows} if own else {}
+    last_of_run = {row.get("run"): row for _, row in rows} if own else {}
     points = []
     for number, row in rows:
         if not own or (row.get("best") is True and row.get("status") != "diverged"):
-            point = _own(row, last_val_loss[row.get("run")]) if own else {"run": row.get("run")}
+            point = _own(row, last_of_run[row.get("run")]) if own else {"run": row.get("run")}
             point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
             points.append(point | {"file": str(file), "row": number})
     metrics = dict.fromkeys(name for point in points for name in point if name not in {*COLUMNS, *HELPERS})
-    numbers = ("x", "y", "d", "u", "processed", "flops", "wall_s", *metrics, "N")
+    numbers = ("x", "y", "d", "u", "processed", "horizon", "ended", "flops", "wall_s", *metrics, "N")
     schema: dict[str, type[pl.DataType]] = dict.fromkeys(numbers, pl.Float64)
     schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "row": pl.Int64}
     schema |= dict.fromkeys(("data_hash", "run", "file"), pl.String)
     return pl.DataFrame(points, schema=schema, strict=False), own
 
 
-def _own(row: dict[str, Any], last_val_loss: float | None) -> dict[str, Any]:
-    """What lrec's own points have beside the columns asked for; None where it is missing."""
-    best, metrics = row.get("val_loss"), row.get("metrics") or {}
+def _own(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    """What lrec's own points have beside the columns asked for; None where it is missing. `last` is the last evaluation
+    of the same run."""
+    best, last_val_loss, metrics = row.get("val_loss"), last.get("val_loss"), row.get("metrics") or {}
     names = {"N": "N_body", "d": "D", "u": "U", "processed": "D"}
     names |= {name: name for name in ("seed", "flops", "wall_s")}
     return {
         **{name: row.get(column) for name, column in names.items()},
         **{name.removeprefix("test/"): value for name, value in metrics.items() if not NO_METRICS.fullmatch(name)},
         "data_hash": row.get("data_hash") or None,
+        "horizon": row.get("horizon"),
+        "ended": last.get("D"),
         "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
     }
 
@@ -185,6 +188,21 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
     return parsed
 
 
+def _of_lengths(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
+    """Of runs of several lengths the longest of each amount of data; all for a forecast of sizes, of the most data. d
+    is where they were to end, the same whatever the seed."""
+    if points["horizon"].null_count():
+        return points.drop("horizon")
+    longest = points.filter(pl.col("horizon") == pl.col("horizon").max())
+    if not (shares and x.startswith("N_")) or len(longest) == len(points):
+        return longest.drop("horizon")
+    passes = (points["ended"] / points["u"] / points["horizon"]).max()
+    assert isinstance(passes, float)
+    return points.filter(pl.col("u") == pl.col("u").max()).with_columns(
+        d=pl.col("horizon") * pl.col("u") * max(round(passes), 1)
+    )
+
+
 def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
     """Of lrec's own points, those with the most data (x a size or flops) or the largest size (x an amount of data);
     with `shares` all of a size. Runs of a size law differ in size, amount of data and seed alone."""
@@ -198,7 +216,8 @@ def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
         return points.filter(pl.col("y") < pl.col("y").cum_min().shift(1, fill_value=math.inf))
     if other != "u":
         return points
-    again = points.filter(pl.struct("x", "u", "seed").is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
+    alike = pl.struct("x", "u", "seed", *(["horizon"] if "horizon" in points.columns else []))
+    again = points.filter(alike.is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
     if len(again):
         one, two = again["file"][:2]
         raise UserError(

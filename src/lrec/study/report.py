@@ -19,6 +19,7 @@ from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import analyse
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit_json import table, write_fit
+from lrec.laws.forecast import Forecast
 from lrec.laws.predict import compare
 from lrec.run import Point, run_of_study
 from lrec.study.dial import as_text
@@ -63,7 +64,9 @@ def write_report(
     laws = {ladder.name: ladder for ladder in ladders}
     for ladder, mine in by_ladder(runs).items():
         own = {run.name: points[run.name] for run in mine}
-        sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(mine, own), *_noise(out, mine, own)]
+        longest = {run.name: own[run.name] for run in _of_all_data(mine)}
+        sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(_of_all_data(mine), longest)]
+        sections += _noise(out, _of_all_data(mine), longest)
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
         if ladder in laws:
@@ -97,21 +100,26 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[
 
 
 def _of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
-    most = max(run.fraction for run in runs)
-    return [run for run in runs if run.fraction == most]
+    """Those with the most data that trained the longest."""
+    most = max((run.fraction, run.horizon) for run in runs)
+    return [run for run in runs if (run.fraction, run.horizon) == most]
 
 
 def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> list[str]:
     """What was predicted, what became of it, and a warning where the prediction in force is none."""
     every_point, held_out = ladder.fit.points, None
-    files = [run_of_study(out, run.name).points_file for run in runs if run.held_out and not points[run.name].diverged]
-    if files:
-        actual = read_points(files, ladder.x, ladder.y, shares=True)
-        reached = set(actual["x"].to_list())
-        held_out = compare(ladder.fit, [p for p in ladder.predictions if p.x in reached], actual)
+    finished = [run for run in runs if not points[run.name].diverged]
+    if any(run.held_out for run in finished):
+        files = [run_of_study(out, run.name).points_file for run in finished]
+        of_ladder = read_points(files, ladder.x, ladder.y, shares=isinstance(ladder.fit, Forecast))
+        actual = of_ladder.filter(~pl.col("x").is_in(every_point["x"].implode()))
+        reached = set(actual.select(ladder.fit.columns).iter_rows())
+        held_out = compare(ladder.fit, [p for p in ladder.predictions if p.at in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
     floor = _floor(points) if ladder.y == "test_loss" else None
-    analysis = analyse(ladder.fit, held_out, every_point, {"x": ladder.x, "u": "U", "y": ladder.y}, floor=floor)
+    analysis = analyse(
+        ladder.fit, held_out, every_point, {"x": ladder.x, "d": "D", "u": "U", "y": ladder.y}, floor=floor
+    )
     folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
     figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, ladder.x, ladder.y)
