@@ -167,7 +167,11 @@ class Forecast:
         """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g, the k of lengths; and ln of
         their priors."""
         step_S = np.linspace(-2.2, 2.2, 11)
-        damping_S, log_prior_S = self._damping + self.beliefs.damping_sd * step_S, -(step_S**2) / 2
+        log_prior_S = -(step_S**2) / 2
+
+        def around(damping: float) -> list[tuple[float, float]]:
+            return list(zip((damping + self.beliefs.damping_sd * step_S).tolist(), log_prior_S.tolist(), strict=True))
+
         ends = [(np.inf, 1.0, np.log(1 - self._stops))]
         if self._stops:
             exponents = DATA_EXPONENTS if "u" in self.columns else (0.0,)
@@ -177,9 +181,10 @@ class Forecast:
                 for stop in np.linspace(-span, FARTHEST_STOP, STOPS)
                 for exponent in exponents
             ]
-        each_k = list(zip(damping_S.tolist(), log_prior_S.tolist(), strict=True))
-        of_lengths = each_k if self._lengths else [(1.0, 0.0)]
-        rows = [(k, g, e, of_d, a + b + c) for k, a in each_k for g, e, b in ends for of_d, c in of_lengths]
+        of_lengths = around(self.beliefs.damping) if self._lengths else [(1.0, 0.0)]
+        rows = [
+            (k, g, e, of_d, a + b + c) for k, a in around(self._damping) for g, e, b in ends for of_d, c in of_lengths
+        ]
         grid_G5 = np.array(rows)
         return grid_G5[:, :4], grid_G5[:, 4]
 

@@ -15,7 +15,7 @@ from lrec.laws.table import COLUMNS
 from lrec.run import POINTS, find_points
 
 # Columns that tell lrec's own points.jsonl from other tables; and those that are read to choose among points, no more.
-OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash", "ended"}
+OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash", "ended", "steps"}
 # Of a test's figures, those of baselines, and those that no size makes better.
 NO_METRICS = re.compile(r"test/(.*/.*|(coverage|popularity)@.*|loss|targets.*|.*_se)|(?!test/).*")
 # Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them.
@@ -25,6 +25,8 @@ ROSE = 1.001
 # Passes over the data beyond which a run counts as one that saw them again: up to four are nearly as good as new data
 # (arXiv 2305.16264).
 REPEATED = 4.0
+# Of runs of several lengths, those of fewer steps tell of the beginning of training, not of how the loss falls later.
+LEAST_STEPS = 300
 
 
 def read_points(
@@ -102,7 +104,7 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
             point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
             points.append(point | {"file": str(file), "row": number})
     metrics = dict.fromkeys(name for point in points for name in point if name not in {*COLUMNS, *HELPERS})
-    numbers = ("x", "y", "d", "u", "processed", "horizon", "ended", "flops", "wall_s", *metrics, "N")
+    numbers = ("x", "y", "d", "u", "processed", "horizon", "ended", "steps", "flops", "wall_s", *metrics, "N")
     schema: dict[str, type[pl.DataType]] = dict.fromkeys(numbers, pl.Float64)
     schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "row": pl.Int64}
     schema |= dict.fromkeys(("data_hash", "run", "file"), pl.String)
@@ -121,6 +123,7 @@ def _own(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
         "data_hash": row.get("data_hash") or None,
         "horizon": row.get("horizon"),
         "ended": last.get("D"),
+        "steps": last.get("step"),
         "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
     }
 
@@ -193,14 +196,13 @@ def _of_lengths(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
     is where they were to end, the same whatever the seed."""
     if points["horizon"].null_count():
         return points.drop("horizon")
-    longest = points.filter(pl.col("horizon") == pl.col("horizon").max())
-    if not (shares and x.startswith("N_")) or len(longest) == len(points):
-        return longest.drop("horizon")
+    longest = pl.col("horizon") == pl.col("horizon").max()
+    if not (shares and x.startswith("N_")) or points["horizon"].n_unique() == 1:
+        return points.filter(longest).drop("horizon")
     passes = (points["ended"] / points["u"] / points["horizon"]).max()
     assert isinstance(passes, float)
-    return points.filter(pl.col("u") == pl.col("u").max()).with_columns(
-        d=pl.col("horizon") * pl.col("u") * max(round(passes), 1)
-    )
+    d = pl.col("horizon") * pl.col("u") * max(round(passes), 1)
+    return points.filter(longest | (pl.col("steps") >= LEAST_STEPS), pl.col("u") == pl.col("u").max()).with_columns(d=d)
 
 
 def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
