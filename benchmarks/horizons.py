@@ -104,7 +104,12 @@ def main() -> None:
             of_all = float((points["d"] / points["horizon"]).max())
             sizes, lengths = map(ladder_n_body, study["sizes"]), [of_all * horizon for horizon in study["horizons"]]
             x_most, d_most = points["x"].max(), points["d"].max()
-            every = [(size, length) for size in sizes for length in lengths if size > x_most or length > d_most]
+            every = [
+                (size, length)
+                for size in sizes
+                for length in lengths
+                if length >= points["d"].min() and (size > x_most or length > d_most)
+            ]
             write_json(file, predicted(points, every))
             continue
         came = {(x, round(d)): y for x, d, y in points.group_by("x", "d").agg(pl.col("y").mean()).iter_rows()}

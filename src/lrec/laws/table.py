@@ -65,6 +65,8 @@ def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
     limits = ["x", "d"] if has_lengths(points) else [data] if data else []
     means = points.group_by({"x", *limits}).agg(pl.col("y").mean())
     alike = means.filter(True, *(pl.col(name) <= (place[name] or 0) * (1 + 1e-9) for name in limits))
+    if has_lengths(points) and alike.is_empty():  # shorter or smaller than all
+        alike = means.filter(pl.col("d") == pl.col("d").min())
     return float((means if alike.is_empty() else alike)["y"].to_numpy().min())
 
 

@@ -1,0 +1,82 @@
+"""The forecast in size and data, where runs of several lengths stand side by side."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lrec.laws.forecast import Forecast
+from lrec.laws.metric_forecasts import expected_metrics
+from lrec.laws.predict import compare
+from lrec.laws.table import naive, points_of_most_data
+
+SIZES, LENGTHS = np.geomspace(3e3, 3e4, 5), (2.5e5, 5e5, 1e6)
+
+
+def loss_of(x: float, d: float, kind: str) -> float:
+    if kind == "a sum":  # Chinchilla
+        return 3.0 + 40 / x**0.4 + 200 / d**0.4
+    return float((30 / x**0.4) ** 1.2 + 90 / d**0.35) ** 0.4 + 2.0  # larger sizes gain more from more data
+
+
+def grid(kind: str, sigma: float = 0.002, seed: int = 0) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows = [
+        (x, d, d / 1e6, loss_of(x, d, kind) * np.exp(sigma * rng.standard_normal())) for x in SIZES for d in LENGTHS
+    ]
+    return pl.DataFrame(rows, schema=["x", "d", "horizon", "y"], orient="row")
+
+
+@pytest.mark.parametrize("kind", ["a sum", "together"])
+def test_eight_times_the_size_and_four_times_the_data_are_expected_better_than_no_gain(kind: str) -> None:
+    places = [(8 * SIZES[-1], 1e6), (SIZES[-1], 4e6), (8 * SIZES[-1], 4e6)]
+    errors, naive_errors, inside = [], [], []
+    for seed in range(6):
+        points = grid(kind, seed=seed)
+        forecast = Forecast(points)
+        assert forecast.columns == ("x", "d")
+        for p, place in zip(forecast.predict(np.array(places)), places, strict=True):
+            assert p.at == place
+            truth = loss_of(*place, kind)
+            errors.append(abs(p.predicted / truth - 1))
+            naive_errors.append(abs(naive(points, {"x": p.x, "d": p.d}) / truth - 1))
+            inside.append(p.low <= truth <= p.high)
+    assert np.mean(errors) < np.mean(naive_errors) / 3
+    assert np.mean(inside) > 0.85
+
+
+def test_more_of_either_is_never_expected_worse_than_what_is_known() -> None:
+    points = grid("a sum")
+    forecast = Forecast(points)
+    sizes = [p.predicted for p in forecast.predict(np.array([(x, 1e6) for x in SIZES[-1] * np.array([1.5, 3, 9, 30])]))]
+    lengths = [p.predicted for p in forecast.predict(np.array([(SIZES[0], d) for d in (2e6, 4e6, 8e6)]))]
+    assert sizes == sorted(sizes, reverse=True)
+    assert lengths == sorted(lengths, reverse=True)
+    assert max(sizes) <= naive(points, {"x": 1e9, "d": 1e6})
+    assert max(lengths) <= naive(points, {"x": SIZES[0], "d": 1e9})
+
+
+def test_no_gain_has_no_more_of_either() -> None:
+    points = grid("a sum", sigma=0)
+    assert naive(points, {"x": SIZES[1], "d": 6e5}) == pytest.approx(loss_of(SIZES[1], 5e5, "a sum"))
+    assert naive(points, {"x": 1e9, "d": 1e5}) == pytest.approx(loss_of(SIZES[-1], LENGTHS[0], "a sum"))
+
+
+def test_a_law_of_the_size_has_the_longest_runs() -> None:
+    assert points_of_most_data(grid("a sum"))["d"].unique().to_list() == [1e6]
+
+
+def test_metrics_follow_size_and_data_too() -> None:
+    points = grid("a sum").with_columns((0.9 - 0.1 * pl.col("y")).alias("HR@10"))
+    losses = Forecast(points).predict(np.array([(8 * SIZES[-1], 1e6), (8 * SIZES[-1], 4e6)]))
+    one, four = expected_metrics(points, losses)["HR@10"]
+    assert (one.d, four.d) == (1e6, 4e6)
+    assert points["HR@10"].max() < one.predicted < four.predicted  # type: ignore[operator]
+
+
+def test_what_came_is_joined_by_size_and_length() -> None:
+    points = grid("a sum")
+    forecast = Forecast(points.filter(pl.col("x") < SIZES[-1]))
+    came = points.filter(pl.col("x") == SIZES[-1])
+    judged = compare(forecast, forecast.predict(came.select("x", "d").to_numpy()), came)
+    assert [p.actual for p in judged.points] == came["y"].to_list()
+    assert all(p.inside for p in judged.points)
