@@ -3,8 +3,11 @@
 Each set's study (`benchmarks/horizons/SET.yaml`) is trained in part first: sizes of at most an eighth of the largest,
 horizons of at most a quarter of the longest. From these alone the rest is predicted (`SET-prediction.json`, committed
 before the rest was trained), by the forecast in size and data, by Chinchilla's law and by "no gain". `--page` writes
-the tables.
+the tables. `--grids` does the same with public grids of language models (Porian et al. 2024, without those of a long
+warm-up; Chinchilla), of which it knows sizes within 100 times below an eighth of the largest and lengths within 10
+times below a quarter of the longest.
 
+    python benchmarks/horizons.py --grids ../shared/data/scaling
     python benchmarks/horizons.py --sets globo decks --small
     python benchmarks/horizons.py --sets globo decks
     python benchmarks/horizons.py --page
@@ -61,26 +64,68 @@ def predicted(known: pl.DataFrame, places: list[tuple[float, float]]) -> list[di
     return rows
 
 
+def grids(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The predictions for public grids beside what was measured, by name."""
+    porian = pl.read_csv(folder / "porian_isoflop_points.csv").rename({"params": "x", "tokens": "d", "loss": "y"})
+    short = porian.filter(~pl.col("config").str.contains("long"))
+    tables = {name: grid for (name,), grid in short.group_by("config", maintain_order=True)}
+    chinchilla = pl.read_csv(folder / "kyotakano_llm_df.csv")
+    tables["chinchilla"] = chinchilla.select(x=pl.col("N").cast(pl.Float64), d=pl.col("D").cast(pl.Float64), y="loss")
+    found = {}
+    for name, grid in tables.items():
+        x_most = grid["x"].max()
+        longest = grid.filter(pl.col("x") >= x_most / 2)["d"].max()
+        x, d = pl.col("x") / (x_most / SIZE * 1.001), pl.col("d") / (longest / DATA * 1.001)
+        known = grid.filter(x.is_between(0.01, 1), d.is_between(0.1, 1)).with_columns(horizon=pl.col("d"))
+        hidden = grid.filter(pl.col("d") <= longest, ((x > 1) & (d >= 0.5)) | ((x >= 1 / 3) & (d > 1))).with_columns(
+            larger=x > 1, longer=d > 1
+        )
+        rows = predicted(known, hidden.select("x", "d").rows())
+        for row, (larger, longer, loss) in zip(rows, hidden.select("larger", "longer", "y").iter_rows(), strict=True):
+            row |= {"kind": kind_of(larger, longer), "measured": loss}
+        found[name] = rows
+    return found
+
+
+def kind_of(larger: bool, longer: bool) -> str:
+    """What of a place lies beyond what is known."""
+    return "size and data" if larger and longer else "size" if larger else "data"
+
+
+def means(sets: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """The mean over sets of what each method was off by, by what is predicted."""
+    table = [["beyond the known", "sets", "predictions", "mean error", "inside", "Chinchilla", "no gain"]]
+    for kind in ("size", "data", "size and data"):
+        of_sets = []
+        for each in sets.values():
+            mine = [p for p in each if p.get("kind") == kind and "measured" in p]
+            of = [[abs(p[key] / p["measured"] - 1) for key in ("predicted", "chinchilla", "no gain")] for p in mine]
+            inside = [p["low"] <= p["measured"] <= p["high"] for p in mine]
+            of_sets += [[*(100 * np.mean(of, axis=0)), np.mean(inside), len(mine)]] if mine else []
+        if of_sets:
+            error, law, none, inside, _ = np.mean(of_sets, axis=0)
+            count = str(int(sum(each[-1] for each in of_sets)))
+            numbers = [f"{error:.2f} %", f"{inside:.2f}", f"{law:.2f} %", f"{none:.2f} %"]
+            table.append([kind, str(len(of_sets)), count, *numbers])
+    return table
+
+
 def page(sets: dict[str, list[dict[str, Any]]]) -> str:
-    """Every prediction beside what came, and the means by kind."""
+    """Every prediction beside what came, and the means by kind, of public grids too."""
     rows = [["set", "N_body", "D", "predicted", "90 %", "measured", "error", "inside", "Chinchilla", "no gain"]]
-    errors: dict[str, list[list[float]]] = {}
     for name, each in sets.items():
         for p in (p for p in each if "measured" in p):
             loss = p["measured"]
             of = [100 * (p[key] / loss - 1) for key in ("predicted", "chinchilla", "no gain")]
-            inside = p["low"] <= loss <= p["high"]
-            errors.setdefault(p["kind"], []).append([*np.abs(of), inside])
             numbers = [f"{p['N_body']:,.0f}", f"{p['D']:,.0f}", f"{p['predicted']:.3f}"]
             numbers += [f"{p['low']:.3f} to {p['high']:.3f}", f"{loss:.3f}", f"{of[0]:+.2f} %"]
-            rows.append([name, *numbers, "yes" if inside else "no", *(f"{value:+.2f} %" for value in of[1:])])
-    means = [["beyond the known", "predictions", "mean error", "inside", "Chinchilla", "no gain"]]
-    for kind, values in errors.items():
-        error, law, none, inside = np.mean(values, axis=0)
-        means.append([kind, str(len(values)), f"{error:.2f} %", f"{inside:.2f}", f"{law:.2f} %", f"{none:.2f} %"])
+            inside = "yes" if p["low"] <= loss <= p["high"] else "no"
+            rows.append([name, *numbers, inside, *(f"{value:+.2f} %" for value in of[1:])])
     title, method, commands = __doc__.rstrip().split("\n\n")
-    tables = [rows_table(table, text=(0,)) for table in (means, rows)]
-    return "\n\n".join([f"# {title.rstrip('.')}", method.replace("\n", " "), commands, *tables, READ.strip()]) + "\n"
+    head = [f"# {title.rstrip('.')}", method.replace("\n", " "), commands]
+    tables = [rows_table(table, text=(0,)) for table in (means(sets), rows)]
+    public = ["## Public grids", (FOLDER / "grids.md").read_text().strip()]
+    return "\n\n".join([*head, "## Studies of lrec", *tables, READ.strip(), *public]) + "\n"
 
 
 READ = """
@@ -93,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=[])
     parser.add_argument("--small", action="store_true", help="train what is known, and predict the rest")
+    parser.add_argument("--grids", type=Path, help="folder of the public grids")
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--studies", type=Path, default=Path("studies"))
     options = parser.parse_args()
@@ -119,11 +165,12 @@ def main() -> None:
         x_most, d_most = small["x"].max(), small["d"].max()
         rows = json.loads(file.read_text())
         for row in rows:
-            larger, longer = row["N_body"] > x_most, row["D"] > 1.001 * d_most
-            row["kind"] = "size and data" if larger and longer else "size" if larger else "data"
+            row["kind"] = kind_of(row["N_body"] > x_most, row["D"] > 1.001 * d_most)
             if (key := (row["N_body"], round(row["D"]))) in came:
                 row["measured"] = came[key]
         write_json(FOLDER / f"{name}.json", rows)
+    if options.grids is not None:
+        write_text(FOLDER / "grids.md", rows_table(means(grids(options.grids)), text=(0,)) + "\n")
     if options.page:
         found = {
             path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json")) if "-" not in path.stem

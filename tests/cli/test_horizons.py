@@ -105,3 +105,26 @@ def test_a_study_repeats_and_extends_its_horizons(
     assert twice["D"] == 2 * whole["U"]
     state = json.loads((runs.parent / "study.json").read_text())["state"]
     assert set(state.values()) == {"finished"}
+
+
+@pytest.mark.slow
+def test_held_out_sizes_are_predicted_at_every_horizon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrec: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    longer = STUDY["options"] | {"data.max_len": 8, "data.targets_per_step": 16, "trainer.max_epochs": 4}
+    ladder = {"sizes": ["1x8", "1x12", "1x16", "1x20", "1x32", "1x40"], "holdout": 2, "law": "forecast", "jobs": 2}
+    Path("study.yaml").write_text(yaml.safe_dump(STUDY | ladder | {"horizons": [0.5, 1.0], "options": longer}))
+    said = lrec("scaling", "study", "--config", "study.yaml")
+    study = tmp_path / "studies" / "horizons"
+    (of_ladder,) = json.loads((study / "prediction.json").read_text())["ladders"]
+    places = [(p["x"], p["d"]) for p in of_ladder["predictions"]]
+    (u,) = {point["U"] for point in points_of(study / "runs" / "1x8-seed1")}
+    assert places == [(12288, 2 * u), (12288, 4 * u), (19200, 2 * u), (19200, 4 * u)]
+    content = json.loads((study / "fit" / "fit.json").read_text())
+    assert content["d"] == "D"
+    judged = {(p["x"], p["d"]): p["actual"] for p in content["holdout"]["points"]}
+    assert judged[19200, 2 * u] == points_of(study / "runs" / "1x40-horizon-0.5-seed1")[-1]["test_loss"]
+    assert judged[19200, 4 * u] in [point["test_loss"] for point in points_of(study / "runs" / "1x40-seed1")]
+    assert {metric["d"] for metric in of_ladder["metrics"]["HR@10"]} == {2 * u, 4 * u}
+    assert "Twice as much of size and data" in said

@@ -17,6 +17,7 @@ from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import analyse
+from lrec.laws.doublings import doublings
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit_json import table, write_fit
 from lrec.laws.forecast import Forecast
@@ -126,6 +127,8 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
     save_figure(folder / "fit.png", figure)
     heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}"
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
+    if isinstance(ladder.fit, Forecast):
+        sections += doublings(Forecast(every_point), ladder.x)
     path = out / "prediction.json"
     written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"trained_before": [], "ladders": []}
     if content["metrics"] and any("metrics" not in each for each in written["ladders"]):

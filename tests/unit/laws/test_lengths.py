@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lrec.laws.doublings import doublings
 from lrec.laws.forecast import Forecast
 from lrec.laws.metric_forecasts import expected_metrics
 from lrec.laws.predict import compare
@@ -80,3 +81,17 @@ def test_what_came_is_joined_by_size_and_length() -> None:
     judged = compare(forecast, forecast.predict(came.select("x", "d").to_numpy()), came)
     assert [p.actual for p in judged.points] == came["y"].to_list()
     assert all(p.inside for p in judged.points)
+
+
+def test_doublings_are_priced_and_the_cheapest_is_named() -> None:
+    points = grid("a sum", sigma=0).with_columns(
+        processed=pl.col("d"), flops=(6 * pl.col("x") + 4e5) * pl.col("d"), u=pl.lit(1e6)
+    )
+    heading, table, cheapest = doublings(Forecast(points), "N_body")
+    assert heading == "### Twice as much of size and data"
+    rows = {cells[1]: cells[2:-1] for line in table.splitlines() if (cells := [c.strip() for c in line.split("|")])}
+    assert rows["the same"][0] == f"{Forecast(points).predict([[SIZES[-1], 1e6]])[0].predicted:.4f}"
+    assert float(rows["twice the data"][-1]) == pytest.approx(2)
+    assert 1 < float(rows["twice N_body"][-1]) < 1.5  # the item table does not grow with the body
+    assert cheapest == "The cheapest fall of the loss is expected of twice N_body."
+    assert doublings(Forecast(points.filter(pl.col("horizon") == 1)), "N_body") == []
