@@ -73,25 +73,25 @@ def as_text(plan: dict[str, Any]) -> str:
 
 def _choose(study: Study) -> dict[str, Any]:
     assert study.hours is not None
-    example = planned_runs(replace(study, sizes=["3k"], holdout=0, law=None))[0]
+    example = planned_runs(replace(study, sizes=["3k"], holdout=0, law=None, horizons=(1.0,)))[0]
     data, jobs = example.open_data(), study.jobs if study.jobs > 1 else study.n_cores
     most = (study.given.get(EPOCHS) or MOST_PASSES) * data.U
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
-    low, high = _plan(LEAST_TARGETS, example, data, jobs), _plan(most, example, data, jobs)
+    low, high = (_plan(each, study, example, data, jobs) for each in (LEAST_TARGETS, most))
     allowed = PLANNED * study.hours
     if (least := sum(low.hours.values())) > allowed:
         raise UserError(f"--hours {study.hours:g}: the smallest study takes {least / PLANNED:.2f}")
     plan = high
     if sum(high.hours.values()) > allowed:
         while high.targets / low.targets > 1.02:
-            plan = _plan(math.isqrt(low.targets * high.targets), example, data, jobs)
+            plan = _plan(math.isqrt(low.targets * high.targets), study, example, data, jobs)
             low, high = (plan, high) if sum(plan.hours.values()) <= allowed else (low, plan)
         plan = low
     return {"hours": study.hours} | _choices(plan, data, jobs, study)
 
 
-def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
+def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
     """What a study takes whose runs have so many targets each; `jobs` runs are side by side."""
     largest_fitted = max(PER_TARGET * targets / HELD_OUT[-1], 4 * SMALLEST)
     smallest = max(largest_fitted / 10 ** ((FITTED - 1) / PER_DECADE), SMALLEST)
@@ -109,9 +109,10 @@ def _plan(targets: int, example: PlannedRun, data: "SequenceDataModule", jobs: i
     if passes > 1:
         trials += WALKED * (walked[0] * larger[1] + RUN_S)  # dropout, with the largest fitted size
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
-    shares = sum(every_share(passes))
+    lengths = study.times_of_horizons
+    shares = lengths if len(study.horizons) > 1 else sum(every_share(passes))
     clock = {"trials": trials / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}
-    clock["held-out sizes"] = max(sum(held_out) / jobs, max(held_out))
+    clock["held-out sizes"] = lengths * max(sum(held_out) / jobs, max(held_out))
     return Plan(targets, sizes, {part: value / 3600 for part, value in clock.items()})
 
 

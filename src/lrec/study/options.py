@@ -203,6 +203,14 @@ class Study:
         return needed | dotted({"data": self.data}) | dotted(self.options)
 
     @property
+    def times_of_horizons(self) -> float:
+        """What the horizons of a size take together, as a multiple of its whole training."""
+        from lrec.training.optim import WSD_FALL
+
+        *shorter, longest = sorted(self.horizons)
+        return longest + WSD_FALL * sum(shorter)
+
+    @property
     def every_variant(self) -> dict[str, dict[str, Any]]:
         """The options of each variant by name, those of the grid among them."""
         return combined(self.variants or {"": {}}, self.grid)
