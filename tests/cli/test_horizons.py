@@ -38,7 +38,10 @@ def runs_of(**changes: Any) -> list[PlannedRun]:
     return planned_runs(Study(**STUDY | changes))
 
 
-@pytest.mark.parametrize("more", [[], ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]])
+ACCUMULATED = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]
+
+
+@pytest.mark.parametrize("more", [[], pytest.param(ACCUMULATED, marks=pytest.mark.slow)], ids=["plain", "accumulated"])
 def test_a_longer_run_goes_on_as_if_it_had_trained_alone(
     more: list[str],
     options: list[str],  # noqa: F811
