@@ -11,11 +11,13 @@ Shapes: G shapes of the grid, N points, P places, K coefficients.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
+from lrec.laws.errors import LADDER, Errors, of_curve, of_runs
 from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
 from lrec.laws.mixture import Mixture, Part, Prior, likely, posterior, with_one_off
@@ -30,8 +32,7 @@ LENGTH_4, LENGTH_SD_4 = np.array([0.0, 0.2, 0.2, 0.0]), np.array([np.inf, 0.6, 0
 DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the g of the size at which size stops to pay
 STOPS, FARTHEST_STOP = 12, 4.0
 """How many G are tried, evenly in the logarithm, from the smallest x to e^4 times the largest."""
-OFF, TAKEN = 0.1, 0.99
-"""How probable it is that one of the points is off, and the share of its weight that is then taken from it."""
+OFF = 0.1  # how probable it is that one of the points is off
 LEAST_SIZES = 4
 
 
@@ -39,7 +40,7 @@ LEAST_SIZES = 4
 class Beliefs:
     """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py."""
 
-    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x
+    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x (laws/errors.py)
     damping: float = 0.327  # k of a curve that may stop, of one that may not, and its spread
     steady_damping: float = 0.15
     damping_sd: float = 0.141
@@ -52,6 +53,15 @@ class Beliefs:
     misfit: float = 0.2  # sd of the truth in units of the predicted fall, at `AHEAD`; its square grows with distance
     least_noise: float = 0.0045  # of ln L, added to what was found
     growth: float = 0.7  # of the noise by the distance, in units of itself for every e-fold of x
+
+
+class Rows(NamedTuple):
+    """What is weighed against each other: shapes with their prior, how points err, the point that is off (0: none)."""
+
+    shape_GH: Array
+    log_prior_G: Array
+    errors_G: Array
+    off_G: Array
 
 
 class Forecast:
@@ -91,16 +101,31 @@ class Forecast:
         y_N, k = np.log(points["y"].to_numpy().astype(float)), 2 * len(self.columns)
         mean_4, sd_4 = (LENGTH_4, LENGTH_SD_4) if self._lengths else (MEAN_4, SD_4)
         prior = Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
-        every = self._parts(place_NV, shape_SH, log_prior_S, np.zeros(len(shape_SH), dtype=int))
-        if len(self.columns) > 1:  # there are enough points for one of them not to matter
-            log_SO = np.concatenate([posterior(part, y_N, prior).log_G[:, None] for part in every])
-            log_prior_O = np.zeros(1)
+        several = len(self.columns) > 1
+        long = len(sizes) > LADDER and not several
+        errors = [of_runs(place_NV[:, : self._ahead].sum(1), self.beliefs.memory)]
+        if long:
+            t_N, y_N, errors = of_curve(place_NV[:, 0], y_N, self.beliefs.memory)
+            place_NV = t_N[:, None]
+        every = Rows(
+            np.tile(shape_SH, (len(errors), 1)),
+            np.tile(log_prior_S, len(errors)),
+            np.repeat(np.arange(len(errors)), len(shape_SH)),
+            np.zeros(len(errors) * len(shape_SH), dtype=int),
+        )
+        parts = self._parts(place_NV, errors, every)
+        if several:  # there are enough points for one of them not to matter
+            log_GO, log_prior_O = np.concatenate([posterior(p, y_N, prior).log_G[:, None] for p in parts]), np.zeros(1)
         else:
-            log_SO = np.concatenate([with_one_off(part, y_N, prior, OFF, TAKEN) for part in every])
+            log_GO = np.concatenate([with_one_off(part, y_N, prior, OFF) for part in parts])
             log_prior_O = np.log([1 - OFF, *[OFF / len(y_N)] * len(y_N)])
-        shape_G, off_G = likely(log_SO)
-        self._shape_GH, log_prior_G = shape_SH[shape_G], log_prior_S[shape_G] + log_prior_O[off_G]
-        self._mixture = Mixture(self._parts(place_NV, self._shape_GH, log_prior_G, off_G), y_N, prior)
+        if long:  # of many points, none or the one that most likely is off
+            log_GO[:, np.arange(log_GO.shape[1]) != np.logaddexp.reduce(log_GO).argmax()] = -np.inf
+        row_G, off_G = likely(log_GO)
+        log_prior_G = every.log_prior_G[row_G] + log_prior_O[off_G]
+        rows = Rows(every.shape_GH[row_G], log_prior_G, every.errors_G[row_G], off_G)
+        self._shape_GH = rows.shape_GH
+        self._mixture = Mixture(self._parts(place_NV, errors, rows), y_N, prior, len(points))
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each place, (P,) or a column for each of `columns`, with both intervals of 90 %.
@@ -152,16 +177,15 @@ class Forecast:
         """What of a place decides how good the best known model is that had no more of it."""
         return tuple((name, value) for name, value in place.items() if self._lengths or name != "x")
 
-    def _parts(self, place_NV: Array, shape_GH: Array, log_prior_G: Array, off_G: Array) -> Iterator[Part]:
-        """Some shapes at a time, each with the point that is off, counted from 1; 0: none is."""
-        weight_N = np.exp(place_NV[:, : self._ahead].sum(1) / self.beliefs.memory)
-        rows = max(1, AT_ONCE // len(place_NV))
-        for start in range(0, len(shape_GH), rows):
-            some = slice(start, start + rows)
-            off_R = np.flatnonzero(off_G[some])
-            weight_GN = np.tile(weight_N, (len(off_G[some]), 1))
-            weight_GN[off_R, off_G[some][off_R] - 1] *= 1 - TAKEN
-            yield self._basis(place_NV, shape_GH[some]), weight_GN, log_prior_G[some]
+    def _parts(self, place_NV: Array, errors: list[Errors], rows: Rows) -> Iterator[Part]:
+        """Some rows at a time, of the same errors."""
+        at_once = max(1, AT_ONCE // len(place_NV))
+        for number, these in enumerate(errors):
+            of_G = np.flatnonzero(rows.errors_G == number)
+            for start in range(0, len(of_G), at_once):
+                some = of_G[start : start + at_once]
+                basis_GNK = self._basis(place_NV, rows.shape_GH[some])
+                yield Part(basis_GNK, these, rows.log_prior_G[some], rows.off_G[some])
 
     def _grid(self, span: float) -> tuple[Array, Array]:
         """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g, the k of lengths; and ln of

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
+from lrec.laws.errors import Errors
 from lrec.laws.law import Array
 
 NEGLIGIBLE = 1e-4  # shapes of less weight are left out
+TAKEN = 0.99  # the share of its weight that is taken from a point that is off
 FAR = 20.0  # quantiles are looked for within this many scales of the means
 
 
@@ -45,38 +47,54 @@ class Posterior(NamedTuple):
     log_G: Array
 
 
-Part = tuple[Array, Array, Array]
-"""Some of the shapes: basis_GNK, weight_GN of the points, log_prior_G."""
+class Part(NamedTuple):
+    """Some of the shapes, under one belief about the errors of the points."""
+
+    basis_GNK: Array
+    errors: Errors
+    log_prior_G: Array
+    off_G: Array  # the point that is off, counted from 1; 0: none is
 
 
 def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
-    """Of the coefficients at some shapes."""
-    (basis_GNK, weight_GN, log_prior_G), precision_KK = part, np.diag((prior.noise / prior.sd_K) ** 2)
-    weighted_GKN = (basis_GNK * weight_GN[..., None]).swapaxes(-1, -2)
-    gram_GKK = weighted_GKN @ basis_GNK + precision_KK
-    sum_GK = weighted_GKN @ y_N + precision_KK @ prior.mean_K
+    """Of the coefficients at some shapes.
+
+    A point that is off loses its weight. Where errors are correlated, the rest of the precision W changes, too: it
+    becomes W - `TAKEN` W e (W e)' / e' W e, with e the point's unit vector.
+    """
+    (basis_GNK, errors, log_prior_G, off_G), precision_KK = part, np.diag((prior.noise / prior.sd_K) ** 2)
+    pulled_GKN, pulled_y_N = errors.times(basis_GNK).swapaxes(-1, -2), errors.times(y_N)
+    gram_GKK = pulled_GKN @ basis_GNK + precision_KK
+    sum_GK = pulled_GKN @ y_N + precision_KK @ prior.mean_K
+    off_R = np.flatnonzero(off_G)
+    point_R = off_G[off_R] - 1
+    taken_R, lost_RK = TAKEN / errors.diagonal_N[point_R], pulled_GKN[off_R, :, point_R]
+    gram_GKK[off_R] -= taken_R[:, None, None] * lost_RK[:, :, None] * lost_RK[:, None, :]
+    sum_GK[off_R] -= (taken_R * pulled_y_N[point_R])[:, None] * lost_RK
     mean_GK = np.linalg.solve(gram_GKK, sum_GK[..., None])[..., 0]
     # Of the residuals and of the coefficients' distance from their prior.
     residual_GN, off_GK = y_N - (basis_GNK @ mean_GK[..., None])[..., 0], mean_GK - prior.mean_K
-    square_G = (weight_GN * residual_GN**2).sum(-1) + ((off_GK @ precision_KK) * off_GK).sum(-1)
-    square_G += prior.noise_dof * prior.noise**2
-    log_G = log_prior_G + np.log(weight_GN).sum(-1) / 2
-    log_G -= (np.linalg.slogdet(gram_GKK)[1] + prior.dof(len(y_N)) * np.log(square_G)) / 2
+    pulled_GN = errors.times(residual_GN)
+    square_G = (pulled_GN * residual_GN).sum(-1) + ((off_GK @ precision_KK) * off_GK).sum(-1)
+    square_G += prior.noise_dof * prior.noise**2 + errors.scatter
+    square_G[off_R] -= taken_R * pulled_GN[off_R, point_R] ** 2
+    log_G = log_prior_G + errors.log_det / 2 + np.where(off_G > 0, np.log(1 - TAKEN) / 2, 0)
+    log_G -= (np.linalg.slogdet(gram_GKK)[1] + prior.dof(len(y_N) + errors.merged) * np.log(square_G)) / 2
     return Posterior(gram_GKK, mean_GK, square_G, log_G)
 
 
-def with_one_off(part: Part, y_N: Array, prior: Prior, off: float, taken: float) -> Array:
+def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
     """ln of every shape's weight, up to a constant, if no point is off, and if each of them is: (G, 1 + N).
 
-    One of them is `off` with that probability, and then loses the share `taken` of its weight. To take weight d from a
-    point at b, with residual r, takes d b b' from the precision P, and d r^2 / (1 - d b' P^-1 b) from the squares.
+    One of them is `off` with that probability. To take d of W e, at b and with residual r, takes d (B' W e) (B' W e)'
+    from the precision P, and d (e' W r)^2 / (1 - d e' W B P^-1 B' W e) from the squares.
     """
-    (basis_GNK, weight_GN, _), (gram_GKK, mean_GK, square_G, log_G) = part, posterior(part, y_N, prior)
-    d_GN = taken * weight_GN
-    left_GN = 1 - d_GN * ((basis_GNK @ np.linalg.inv(gram_GKK)) * basis_GNK).sum(-1)
-    residual_GN = y_N - (basis_GNK @ mean_GK[..., None])[..., 0]
-    share_GN = 1 - d_GN * residual_GN**2 / left_GN / square_G[:, None]
-    log_GN = (np.log(1 - taken) - np.log(left_GN) - prior.dof(len(y_N)) * np.log(share_GN)) / 2
+    errors, (gram_GKK, mean_GK, square_G, log_G) = part.errors, posterior(part, y_N, prior)
+    d_N, pulled_GNK = TAKEN / errors.diagonal_N, errors.times(part.basis_GNK)
+    left_GN = 1 - d_N * ((pulled_GNK @ np.linalg.inv(gram_GKK)) * pulled_GNK).sum(-1)
+    pulled_GN = errors.times(y_N - (part.basis_GNK @ mean_GK[..., None])[..., 0])
+    share_GN = 1 - d_N * pulled_GN**2 / left_GN / square_G[:, None]
+    log_GN = (np.log(1 - TAKEN) - np.log(left_GN) - prior.dof(len(y_N) + errors.merged) * np.log(share_GN)) / 2
     return log_G[:, None] + np.concatenate(
         [np.full((len(log_G), 1), np.log(1 - off)), np.log(off / len(y_N)) + log_GN], axis=1
     )
@@ -91,11 +109,11 @@ def likely(log_GO: Array) -> tuple[Array, ...]:
 class Mixture:
     """The posterior of the coefficients at every shape, and the weight of every shape."""
 
-    def __init__(self, parts: Iterable[Part], y_N: Array, prior: Prior) -> None:
+    def __init__(self, parts: Iterable[Part], y_N: Array, prior: Prior, n: int) -> None:
         found = zip(*(posterior(part, y_N, prior) for part in parts), strict=True)
         gram_GKK, self.mean_GK, square_G, log_G = (np.concatenate(values) for values in found)
         weight_G = np.exp(log_G - log_G.max())
-        self.dof, self.weight_G = prior.dof(len(y_N)), weight_G / weight_G.sum()
+        self.dof, self.weight_G = prior.dof(n), weight_G / weight_G.sum()
         self._covariance_GKK = np.linalg.inv(gram_GKK)
         self.variance_G = square_G / self.dof
 

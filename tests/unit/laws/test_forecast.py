@@ -9,9 +9,10 @@ from scipy import stats
 
 from lrec.errors import UserError
 from lrec.laws.analysis import analyse
+from lrec.laws.errors import CELLS, Errors, of_curve
 from lrec.laws.forecast import Forecast
 from lrec.laws.law import Array
-from lrec.laws.mixture import Mixture, Prior, posterior, with_one_off
+from lrec.laws.mixture import Mixture, Part, Prior, posterior, with_one_off
 from lrec.laws.predict import holdout_report
 from lrec.study.points import read_points
 
@@ -43,7 +44,8 @@ def test_weights_and_quantiles_are_those_of_bayes_rule() -> None:
     basis_GN1 = rng.uniform(0.5, 1.5, (2, 5, 1))
     y_N, weight_N = basis_GN1[0, :, 0] * 0.7 + 0.1 * rng.standard_normal(5), np.array([1, 1, 0.5, 0.5, 0.25])
     prior = Prior(np.array([0.5]), np.array([0.8]), noise=0.1, noise_dof=3.0)
-    mixture = Mixture([(basis_GN1, np.tile(weight_N, (2, 1)), np.log([0.3, 0.7]))], y_N, prior)
+    errors = Errors(weight_N, np.log(weight_N).sum())
+    mixture = Mixture([Part(basis_GN1, errors, np.log([0.3, 0.7]), np.zeros(2, dtype=int))], y_N, prior, 5)
     # In units of the noise the coefficient's prior sd is .8 / .1; the variance is scaled inverse chi squared.
     c, s = (g.ravel() for g in np.meshgrid(np.linspace(-2, 3, 801), np.geomspace(0.01, 2, 801)))
     grid = stats.norm.pdf(c, 0.5, 8 * s) * stats.chi2.pdf(3 * 0.1**2 / s**2, 3) / s**3 * s
@@ -60,16 +62,30 @@ def test_weights_and_quantiles_are_those_of_bayes_rule() -> None:
 
 
 def test_a_point_that_is_off_is_weighed_in_closed_form_as_if_it_had_been_fitted() -> None:
+    """Independent errors and correlated ones; a point that is off has a variance of its own, 99 / W_ii."""
     rng = np.random.default_rng(0)
-    basis_GNK, weight_N, y_N = rng.standard_normal((3, 7, 2)), rng.uniform(0.1, 1, 7), rng.standard_normal(7)
+    basis_GNK, y_N, mixed_NN = rng.standard_normal((3, 7, 2)), rng.standard_normal(7), rng.standard_normal((7, 7))
     prior, log_prior_G = Prior(np.array([0.0, 0.2]), np.array([np.inf, 0.6]), 0.1, 0.8), np.log([0.2, 0.3, 0.5])
-    found_GO = with_one_off((basis_GNK, np.tile(weight_N, (3, 1)), log_prior_G), y_N, prior, 0.1, 0.99)
-    for o in range(8):
-        weight_GN = np.tile(weight_N, (3, 1))
-        if o:
-            weight_GN[:, o - 1] *= 0.01
-        log_G = posterior((basis_GNK, weight_GN, log_prior_G), y_N, prior).log_G
-        assert found_GO[:, o] == pytest.approx(log_G + np.log(0.1 / 7 if o else 0.9), rel=1e-9)
+    for precision in (rng.uniform(0.1, 1, 7), np.linalg.inv(mixed_NN @ mixed_NN.T + np.eye(7))):
+        of_all = errors_of(precision)
+        found_GO = with_one_off(Part(basis_GNK, of_all, log_prior_G, np.zeros(3, dtype=int)), y_N, prior, 0.1)
+        for o in range(8):
+            if o == 0:
+                less = of_all
+            elif precision.ndim == 1:
+                less = errors_of(precision * np.where(np.arange(7) == o - 1, 0.01, 1))
+            else:
+                own = np.diag(np.where(np.arange(7) == o - 1, 99 / np.diag(precision), 0.0))
+                less = errors_of(np.linalg.inv(np.linalg.inv(precision) + own))
+            fitted = posterior(Part(basis_GNK, less, log_prior_G, np.zeros(3, dtype=int)), y_N, prior)
+            assert found_GO[:, o] == pytest.approx(fitted.log_G + np.log(0.1 / 7 if o else 0.9), rel=1e-9)
+            marked = posterior(Part(basis_GNK, of_all, log_prior_G, np.full(3, o)), y_N, prior)
+            for one, other in zip(marked, fitted, strict=True):
+                assert one == pytest.approx(other, rel=1e-9, abs=1e-9)
+
+
+def errors_of(precision: Array) -> Errors:
+    return Errors(precision, float(np.log(precision).sum() if precision.ndim == 1 else np.linalg.slogdet(precision)[1]))
 
 
 def test_a_curve_that_goes_on_is_predicted_and_one_that_stopped_is_not_improved_on() -> None:
@@ -115,6 +131,64 @@ def test_a_point_that_is_off_hardly_matters() -> None:
     (clean,), (bent,) = (Forecast(points_of(y)).predict([8e6]) for y in (loss, off))
     assert bent.predicted == pytest.approx(clean.predicted, rel=0.015)
     assert bent.high - bent.low < 2.0 * (clean.high - clean.low)
+
+
+def autocorrelated(x: Array, rng: np.random.Generator, length: float = 0.5) -> Array:
+    """AR(1) along ln x, of variance 1: neighbours are off alike, over `length` of ln x by a factor e less."""
+    noise, share = rng.standard_normal(len(x)), np.exp(-np.diff(np.log(x)) / length)
+    for n, kept in enumerate(share):
+        noise[n + 1] = kept * noise[n] + np.sqrt(1 - kept**2) * noise[n + 1]
+    return noise
+
+
+def test_intervals_hold_what_comes_where_many_points_are_off_alike() -> None:
+    """Taken for independent, the points leave 0.56 inside."""
+    held, x = [], np.append(np.geomspace(1e4, 1e6, 40), [2e6, 4e6])
+    for repeat in range(40):
+        loss = (1 + 20 * x**-0.25) * np.exp(0.02 * autocorrelated(x, np.random.default_rng(repeat)))
+        predictions = Forecast(points_of(loss[:40], x[:40], may_stop=True)).predict(x[40:])
+        held += [p.low < came < p.high for p, came in zip(predictions, loss[40:], strict=True)]
+    assert 0.85 <= np.mean(held) <= 0.95
+
+
+def test_many_points_of_one_curve_say_hardly_more_than_some_of_them() -> None:
+    x = np.geomspace(1e4, 1e6, 400)
+    rng = np.random.default_rng(0)
+    loss = 1 + 20 * x**-0.25
+    loss *= np.exp(0.01 * autocorrelated(x, rng) + 0.002 * rng.standard_normal(400))
+    widths = []
+    for step in (1, 4, 16):
+        (p,) = Forecast(points_of(loss[::-step][::-1], x[::-step][::-1], may_stop=True)).predict([4e6])
+        widths.append(p.high - p.low)
+    assert max(widths) < 1.25 * min(widths)
+
+
+def test_points_of_a_long_curve_are_merged_without_forgetting_their_scatter() -> None:
+    """The marginal likelihood of a constant is the same from all points as from cells of one size each."""
+    t_N = np.repeat(np.linspace(-4, 0, 20), 3)
+    y_N = np.random.default_rng(0).standard_normal(60)
+    t_C, y_C, errors = of_curve(t_N, y_N, 1.2)
+    assert len(t_C) == 20
+    prior, zero = Prior(np.zeros(1), np.array([np.inf]), 0.1, 0.8), np.zeros(1, dtype=int)
+    cells = [posterior(Part(np.ones((1, 20, 1)), e, np.zeros(1), zero), y_C, prior) for e in errors]
+    apart = t_N + 1e-12 * np.arange(60)  # so that no two points are of one size
+    apart -= apart.max()
+    _, every_y, each = of_curve(apart, y_N, 1.2)
+    alone = [posterior(Part(np.ones((1, 60, 1)), e, np.zeros(1), zero), every_y, prior) for e in each]
+    assert [float(p.square_G[0]) for p in cells] == pytest.approx([float(p.square_G[0]) for p in alone], rel=1e-5)
+    difference = [float(p.log_G[0] - q.log_G[0]) for p, q in zip(cells, alone, strict=True)]
+    assert difference == pytest.approx([difference[0]] * len(difference), abs=1e-4)
+    assert len(of_curve(np.linspace(-4, 0, 1000), np.zeros(1000), 1.2)[0]) <= CELLS + 1
+
+
+def test_a_point_that_is_off_hardly_matters_on_a_long_curve() -> None:
+    x = np.geomspace(1e4, 1e6, 40)
+    loss = noisy(3 + 20 * x**-0.25, 2e-3)
+    off = loss.copy()
+    off[35] *= 1.2
+    (clean,), (bent,) = (Forecast(points_of(y, x)).predict([4e6]) for y in (loss, off))
+    assert bent.predicted == pytest.approx(clean.predicted, rel=0.01)
+    assert bent.high - bent.low < 1.5 * (clean.high - clean.low)
 
 
 def test_shares_of_the_data_tell_where_size_stops_to_pay() -> None:
