@@ -35,6 +35,7 @@ class Analysis:
     """
 
     predictor: Predictor
+    of_all: Predictor  # the same, from all points
     fit: Fit
     names: Mapping[str, str]
     points: pl.DataFrame
@@ -74,7 +75,7 @@ def analyse(
     told = {column: names[column] for column in used}
     metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
     rests_on = points, source_hash(points, used)
-    return Analysis(predictor, fit, told, *rests_on, holdout, metrics, methods, ahead, unsure, warned, said)
+    return Analysis(predictor, of_all, fit, told, *rests_on, holdout, metrics, methods, ahead, unsure, warned, said)
 
 
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Method]:

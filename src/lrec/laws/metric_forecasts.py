@@ -10,7 +10,7 @@ Shapes: N points, P places.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -37,10 +37,15 @@ class Expected:
     u: float | None = None
 
 
-def expected_metrics(points: pl.DataFrame, losses: Sequence[Prediction]) -> dict[str, list[Expected]]:
-    """Every metric of the points at the places of predicted losses; without those that too few sizes have."""
+def expected_metrics(
+    points: pl.DataFrame, losses: Sequence[Prediction], names: Sequence[str] | None = None
+) -> dict[str, list[Expected]]:
+    """Every metric of the points, or those of some names, at the places of predicted losses; without those that too few
+    sizes have."""
     found = {}
     for metric in metrics_in(points):
+        if names is not None and metric not in names:
+            continue
         with suppress(UserError):
             found[metric] = _expected(points, metric, losses)
     return found
@@ -84,6 +89,26 @@ def _mean_at(place: Expected, points: pl.DataFrame, metric: str) -> float:
         .to_numpy()
     )
     return float(values.mean()) if len(values) else np.nan
+
+
+def outlook_metrics(
+    points: pl.DataFrame, losses: Sequence[Prediction], turns: bool, names: Sequence[str] | None = None
+) -> dict[str, list[Expected]]:
+    """The metrics to count on: no worse than those measured at smaller sizes; beyond all sizes, if the loss `turns`,
+    those of the largest."""
+    most, found = float(points["x"].to_numpy().max()), dict[str, list[Expected]]()
+    for metric, expected in expected_metrics(points, losses, names).items():
+        better = max if is_better_high(points, metric) else min
+        found[metric] = []
+        for each in expected:
+            middle, stays = each.predicted, turns and each.x > most
+            smaller = points.filter(pl.col("x") == most if stays else pl.col("x") <= each.x).drop_nulls(metric)
+            if not smaller.is_empty():
+                bound = best_measured(smaller, metric)
+                middle = bound if stays else better(middle, bound)
+            ends = {"low": min(each.low, middle), "high": max(each.high, middle)}
+            found[metric].append(replace(each, predicted=middle, **ends))
+    return found
 
 
 def best_measured(points: pl.DataFrame, metric: str) -> float:

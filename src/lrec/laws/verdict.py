@@ -29,22 +29,34 @@ class Method:
     rollout: Comparison | None  # None where there were too few sizes
 
 
-def outlook(predictor: Predictor, floor: float | None = None) -> Prediction:
-    """The loss at `AHEAD` times the largest size, at the most data that it had; never below a known floor.
+def outlook(predictor: Predictor, floor: float | None = None, times: float = AHEAD) -> Prediction:
+    """The loss at so many times the largest size, at the most data that it had; never below a known floor.
 
-    Nor is it below the largest size's loss where a smaller size did best and no more is expected than that, or where
-    two larger sizes did worse: losses that have risen need not turn round.
+    Nor is it below the largest size's loss where the loss `turns`.
     """
     columns, points = predictor.columns, predictor.points
     largest = max(points.select(columns).iter_rows())
-    ahead = predictor.predict(np.array([[AHEAD * largest[0], *largest[1:]]]))[0]
-    means = points.group_by(columns).agg(pl.col("y").mean()).sort("x").iter_rows()
-    mean_N = np.array([row[-1] for row in means if row[1:-1] == largest[1:]])
+    ahead = predictor.predict(np.array([[times * largest[0], *largest[1:]]]))[0]
     losses = {name: value for name, value in vars(ahead).items() if name not in ("x", "d", "u") and value is not None}
-    if len(mean_N) - int(mean_N.argmin()) > 2 or ahead.predicted >= mean_N.min():
-        rise = max(float(mean_N[-1]) / ahead.predicted, 1.0)
+    if turns(predictor, ahead):
+        rise = max(_means(predictor)[-1] / ahead.predicted, 1.0)
         losses |= {name: rise * loss for name, loss in losses.items() if name not in ("low", "mean_low")}
     return replace(ahead, **{name: max(loss, floor or 0.0) for name, loss in losses.items()})
+
+
+def turns(predictor: Predictor, ahead: Prediction) -> bool:
+    """Whether two sizes larger than the best did worse, or no more is expected of a larger size than the best has:
+    losses that have risen need not turn round."""
+    means = _means(predictor)
+    return len(means) - int(np.argmin(means)) > 2 or ahead.predicted >= min(means)
+
+
+def _means(predictor: Predictor) -> list[float]:
+    """The mean loss of each size at the most data, by size."""
+    columns, points = predictor.columns, predictor.points
+    largest = max(points.select(columns).iter_rows())
+    means = points.group_by(columns).agg(pl.col("y").mean()).sort("x").iter_rows()
+    return [float(row[-1]) for row in means if row[1:-1] == largest[1:]]
 
 
 def unidentified(fit: Fit) -> list[str]:

@@ -13,7 +13,7 @@ from lrec.model.config import TransformerConfig
 from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
-from lrec.study.placement import here
+from lrec.study.placement import Placement, here
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,11 +63,8 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         data = opened[key]
         place = study.placement(run.config)
         config, loss = run.network(data.n_items), run.model.loss
-        positions = -(-run.config.value("data.targets_per_step") // (place.ranks * place.accumulation))
-        lies = (place.precision, place.shards, place.checkpointing, place.kind, place.ranks)
-        step = memory.of_step(config, positions, *lies)
-        of_process = step.parameters + step.optimizer if place.gpus else step.total
-        n_total = cost.n_total(config)
+        positions = positions_of(run.config, place)
+        memory_gib, gpu_gib, disk_gib = gib_of(config, run.config, place)
         if run_of_study(study.folder, run.name).result is not None:
             hours = spent_hours(study, [run])
         else:
@@ -78,10 +75,23 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
             flops = targets * flops_of_target(config, loss, data, place.checkpointing)
             training_s = (1 + BESIDE_STEPS) * flops / rate
             hours = (STARTING_S * place.ranks + training_s) / 3600
-        memory_gib = place.devices * (PROCESS_GIB + of_process / 2**30)
-        on_gpus = (step.total / 2**30, place.gpus * place.nodes) if place.gpus else (0.0, 0)
-        costs.append(Cost(run, cost.n_body(config), n_total, hours, memory_gib, 24 * n_total / 2**30, *on_gpus))
+        takes = (hours, memory_gib, disk_gib, gpu_gib, place.gpus * place.nodes)
+        costs.append(Cost(run, cost.n_body(config), cost.n_total(config), *takes))
     return costs
+
+
+def gib_of(config: TransformerConfig, options: RunConfig, place: Placement) -> tuple[float, float, float]:
+    """GiB of a machine's memory, of each GPU's, and of the disk for its two checkpoints, to train a network."""
+    lies = (place.precision, place.shards, place.checkpointing, place.kind, place.ranks)
+    step = memory.of_step(config, positions_of(options, place), *lies)
+    of_process = step.parameters + step.optimizer if place.gpus else step.total
+    of_gpu = step.total / 2**30 if place.gpus else 0.0
+    return place.devices * (PROCESS_GIB + of_process / 2**30), of_gpu, 24 * cost.n_total(config) / 2**30
+
+
+def positions_of(options: RunConfig, place: Placement) -> int:
+    """Of a micro-batch of a rank."""
+    return int(-(-options.value("data.targets_per_step") // (place.ranks * place.accumulation)))
 
 
 def limits(config: RunConfig) -> tuple[int | None, int | None]:

@@ -4,16 +4,23 @@ Validation losses within a run come before its learning rate has fallen and lie 
 would reach; the circles are best evaluations, which end a whole run.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
-from lrec.common.pictures import new_figure
-from lrec.laws.figures import LEGEND, style
+from lrec.common.pictures import draw_frame, new_figure
+from lrec.laws.analysis import Analysis
+from lrec.laws.figures import BLUE, GREY, LEGEND, ORANGE, style
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
+from lrec.laws.metric_forecasts import best_measured, outlook_metrics
+from lrec.laws.table import points_of_most_data
+from lrec.laws.verdict import outlook, turns
 from lrec.run import Point
+from lrec.study.answer import TIMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +29,55 @@ if TYPE_CHECKING:
 BUDGETS = 6
 INK = "#222222"
 Points = Sequence[Point]  # those of one run, by step
+
+
+def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
+    """A metric by size: what was measured, with the interval that the forecast had for the tested sizes, the forecast
+    up to the farthest size of the answer with its interval, and no gain."""
+    alt = f"{finding}. {metric} against the number of parameters: measured sizes, no gain, and the forecast with 90 %"
+    every, judged = analysis.points, analysis.metrics.get(metric, [])
+    means = points_of_most_data(every).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
+    x_S, value_S = means.to_numpy().T
+    losses = [outlook(analysis.of_all, times=times) for times in np.geomspace(1, TIMES[-1], 12)]
+    ahead = outlook_metrics(every, losses, turns(analysis.of_all, losses[-1]), [metric])[metric]
+    x_P, middle_P, low_P, high_P = np.array([(p.x, p.predicted, p.low, p.high) for p in ahead]).T
+    best = best_measured(every, metric)
+    figure = new_figure(4.4, 3.2, alt)
+    axes = figure.add_subplot()
+    axes.fill_between(x_P, low_P, high_P, color=BLUE, alpha=0.15, lw=0)
+    axes.plot(x_P, middle_P, color=BLUE, lw=2)
+    axes.plot(x_S, value_S, "o", ms=5, color=INK)
+    axes.plot([x_S[0], x_P[-1]], [best, best], color=GREY, lw=1, ls="--")
+    for p in judged:
+        axes.plot([p.x, p.x], [p.low, p.high], color=ORANGE, lw=5, alpha=0.4, solid_capstyle="butt", zorder=1)
+    tested = min((p.x for p in judged), default=x_P[0])
+    edges = [x_S[0], np.sqrt(tested * x_S[x_S < tested][-1]) if judged else x_S[-1], 1.15 * x_S[-1], x_P[-1]]
+    zones = ["fitted", "tested", "forecast"] if judged else ["measured", "", "forecast"]
+    colors, across = (INK, ORANGE, BLUE), axes.get_xaxis_transform()
+    for name, color, left, right in zip(zones, colors, edges, edges[1:], strict=False):
+        axes.axvline(right, color=GREY, lw=0.5, ls=":")
+        axes.text(np.sqrt(left * right), 1.01, name, transform=across, ha="center", color=color)
+    if judged:
+        said = "forecast before\nthe test, 90 %"
+        axes.text(np.sqrt(edges[1] * edges[2]), 0.03, said, transform=across, ha="center", color=ORANGE)
+    axes.text(x_S[0], best, "no gain", color=GREY, va="bottom")
+    axes.text(x_P[-1], low_P[-1], "90 %", color=BLUE, ha="right", va="top")
+    axes.text(x_P[-1], middle_P[-1], f" {middle_P[-1]:.3f}", color=BLUE, va="center")
+    axes.set_xscale("log")
+    axes.set(xlabel="parameters of the network (without items)", ylabel=metric)
+    draw_frame(axes)
+    return figure
+
+
+def as_svg(figure: "Figure") -> str:
+    """A picture as SVG, the same each time; its text stays text."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lrec", "font.size": 9.5}):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    return text.getvalue()
 
 
 def compute_figure(runs: Sequence[Points]) -> "Figure":

@@ -141,7 +141,7 @@ def _changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
 
 def _arguments(study: Study, run: PlannedRun) -> list[str]:
     options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
-    by_rule = {option: _power(option, rule, run.size, run.fraction) for option, rule in dotted(study.rules).items()}
+    by_rule = ruled_options(study, run.size, run.fraction)
     for more in (study.given, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
         options |= dotted(more)
     if run.fraction != 1:
@@ -153,6 +153,11 @@ def _arguments(study: Study, run: PlannedRun) -> list[str]:
         *(f"--config={find_config(config)}" for config in study.configs),
         *(f"--{option}={as_argument(value)}" for option, value in in_order),
     ]
+
+
+def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:
+    """What the study's rules say of a size, and of a share of the data."""
+    return {option: _power(option, rule, size, fraction) for option, rule in dotted(study.rules).items()}
 
 
 def _power(option: str, rule: Any, size: str, fraction: float) -> float:

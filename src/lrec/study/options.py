@@ -69,6 +69,7 @@ class Study:
         memory_gib: Memory of all runs together, in GiB, as --dry_run expects it; a run waits until there is room.
         budget_hours: Hours of a core; of a GPU for runs that train on GPUs. A study that may take more does not start;
             once they are spent, all stops.
+        price_per_hour: Price of an hour of a core, or of a GPU for runs that train on GPUs: the report then has prices.
         budget_disk_gib: Disk, in GiB. A study that may take more does not start.
         retries: How often a run that fails is started again by itself; it resumes from its last checkpoint.
         skip: Names of runs to leave out.
@@ -109,6 +110,7 @@ class Study:
     gpus: tuple[int, ...] | None = None
     memory_gib: float | None = None
     budget_hours: float | None = None
+    price_per_hour: float | None = None
     budget_disk_gib: float | None = None
     retries: int = 0
     skip: tuple[str, ...] = ()
@@ -119,6 +121,7 @@ class Study:
 
     def __post_init__(self) -> None:
         check_range("--hours", self.hours, above=0)
+        check_range("--price_per_hour", self.price_per_hour, above=0)
         if self.sizes is None:
             if self.hours is None:
                 raise UserError("--sizes: name the sizes of the ladder, or say by --hours how long the study may take")

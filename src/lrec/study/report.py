@@ -1,5 +1,7 @@
-"""What a study leaves behind: report.md, fit.json and figures, also in TensorBoard."""
+"""What a study leaves behind: report.html, report.md, fit.json and figures, also in TensorBoard."""
 
+import base64
+import html
 import json
 import math
 import re
@@ -8,27 +10,33 @@ from collections.abc import Mapping
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
+import markdown
 import polars as pl
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
 from scipy.special import stdtrit
 
 from lrec.common.files import write_text
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis, analyse
 from lrec.laws.doublings import doublings
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit_json import table, write_fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.predict import compare
 from lrec.run import Point, run_of_study
+from lrec.study.answer import BESIDE, METRIC, Answer, amount, answer_of
 from lrec.study.dial import as_text
-from lrec.study.figures import compute_figure, iso_flop_figure, repetition_figure
+from lrec.study.figures import answer_figure, as_svg, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun
-from lrec.study.options import PLAN
+from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
+from lrec.study.price import price_rows
 from lrec.study.tuning import LR, Trial, Tuned
 
 # Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
@@ -48,21 +56,21 @@ def write_report(
     ladders: list[LadderFit],
     unfit: Mapping[str, str],
     tuned: Tuned | None = None,
+    study: Study | None = None,
 ) -> str:
-    """Join the predictions with the large runs' losses, write everything under `out`, and return the report; `unfit`
+    """Join the predictions with the large runs' losses, write everything under `out`, and return report.md; `unfit`
     says of ladders why they have no law.
 
-    The report holds no times but the plan's, so that an interrupted study ends with the same one as an undisturbed
-    study.
+    But for what runs took, an interrupted study ends with the same report as an undisturbed study.
     """
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    sections = [f"# Scaling study {name}", *_under_trained(runs, points)]
+    warned, sections = _under_trained(runs, points), list[str]()
     if (plan := out / PLAN).is_file():
         sections += ["## Plan", as_text(json.loads(plan.read_text(encoding="utf-8")))]
     sections += _tuned(runs, tuned) if tuned else []
     sections += variants_table(runs, points)
     sections += _figures(out, runs, points)
-    laws = {ladder.name: ladder for ladder in ladders}
+    laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[Answer, Analysis]]()
     for ladder, mine in by_ladder(runs).items():
         own = {run.name: points[run.name] for run in mine}
         longest = {run.name: own[run.name] for run in _of_all_data(mine)}
@@ -71,10 +79,38 @@ def write_report(
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
         if ladder in laws:
-            sections += _law(out, mine, own, laws[ladder])
-    report = "\n\n".join(sections) + "\n"
+            judged, analysis = _law(out, mine, own, laws[ladder])
+            sections += judged
+            if isinstance(analysis.of_all, Forecast):
+                sections += doublings(analysis.of_all, laws[ladder].x)
+            said = [re.sub(r"\*", "", sentence) for sentence in (*warned, *judged[3:])]
+            if found := answer_of(study, analysis, _of_all_data(mine), longest, said):
+                answers.append((found, analysis))
+    # Of several ladders, the one whose largest network is the best; of equal ones the first.
+    best = max(answers, key=lambda each: each[0].columns[0].value, default=None)
+    answer = best and best[0]
+    shown: dict[str, Any] = {"name": name, "answer": answer, "metric": METRIC, "beside": BESIDE}
+    shown["prices"] = price_rows([column.price for column in answer.columns]) if answer else []
+    short = [_rendered("answer.md.j2", shown)] if answer else []
+    report = "\n\n".join([f"# Scaling study {name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
+    if best:
+        figure = answer_figure(best[1], METRIC, best[0].finding)
+        picture = base64.b64encode(as_svg(figure).encode()).decode()
+        shown |= {"picture": picture, "alt": alt_text(figure)}
+    shown["reason"] = next(iter(unfit.values()), "too few sizes were tested with it")
+    pictures = re.compile(r"^!\[(.*)\]\((.*)\)$", re.MULTILINE)
+    details = pictures.sub(r"Picture \2: \1.", html.escape("\n\n".join([*warned, *sections]), quote=False))
+    shown["details"] = Markup(markdown.markdown(details, extensions=["tables"]))
+    write_text(out / "report.html", _rendered("report.html.j2", shown))
     return report
+
+
+def _rendered(template: str, shown: dict[str, Any]) -> str:
+    escape = select_autoescape(enabled_extensions=["html.j2"])
+    environment = Environment(loader=PackageLoader("lrec.study", "."), autoescape=escape, trim_blocks=True)
+    environment.filters["amount"] = amount
+    return environment.get_template(template).render(shown)
 
 
 def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
@@ -106,7 +142,7 @@ def _of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
     return [run for run in runs if (run.fraction, run.horizon) == most]
 
 
-def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> list[str]:
+def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> tuple[list[str], Analysis]:
     """What was predicted, what became of it, and a warning where the prediction in force is none."""
     every_point, held_out = ladder.fit.points, None
     finished = [run for run in runs if not points[run.name].diverged]
@@ -127,8 +163,6 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
     save_figure(folder / "fit.png", figure)
     heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}"
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
-    if isinstance(ladder.fit, Forecast):
-        sections += doublings(Forecast(every_point), ladder.x)
     path = out / "prediction.json"
     written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"trained_before": [], "ladders": []}
     if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
@@ -136,7 +170,7 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
     if mine := [name for name in written["trained_before"] if name in points]:
         earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
         sections.append(f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}.")
-    return sections
+    return sections, analysis
 
 
 def _floor(points: dict[str, Point]) -> float | None:

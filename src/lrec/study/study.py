@@ -110,8 +110,8 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: "_Work")
         write_prediction(study.folder, ladders, runs)
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
-    report = write_report(study.folder, study.name, runs, ladders, unfit, tuned)
-    print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.md'}")
+    report = write_report(study.folder, study.name, runs, ladders, unfit, tuned, study)
+    print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))
 

@@ -1,0 +1,225 @@
+"""What a study answers to who decides: what larger networks bring, at what price, how sure that is, and what else there
+is to buy. report.html and report.md begin with it; their templates are beside this file."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from lrec.laws.analysis import Analysis
+from lrec.laws.metric_forecasts import best_measured, outlook_metrics
+from lrec.laws.table import has_lengths, points_of_most_data
+from lrec.laws.verdict import FAILS, outlook, turns
+from lrec.run import Point, run_of_study
+from lrec.study.grid import PlannedRun, ruled_options
+from lrec.study.options import Study
+from lrec.study.price import Price, price_of
+
+METRIC, BESIDE = "HR@10", ("HR@10_unseen", "NDCG@10")
+TIMES = (10, 30)
+PAYS = 0.01  # a smaller gain, as a share of what there is, is no reason for a network of ten times the price
+NEARLY = 0.99  # of the best measured metric: a smaller network that has it may be the better buy
+MOST_RISKS = 3
+BASELINES = {
+    "popularity": "showing the most popular items",
+    "recent-popularity": "showing what was popular lately",
+    "repeat-last": "showing a user's last items again",
+    "markov": "counting which item follows which",
+    "item-graph": "counting which items go together",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A size that was measured, or one that is forecast, with the ends of its interval."""
+
+    title: str
+    size: float
+    value: float
+    low: float | None
+    high: float | None
+    beside: tuple[float, ...]  # the metrics of `BESIDE`
+    gain: float  # over the largest trained size, as a share of its value
+    price: Price | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first screen of a report: sentences, the columns of its table, and a command."""
+
+    verdict: str
+    finding: str
+    columns: tuple[Column, ...]
+    sure: tuple[str, ...]
+    baselines: str
+    risks: tuple[str, ...]
+    instead: tuple[str, ...]
+    next_step: str
+    command: str
+
+
+def answer_of(
+    study: Study | None, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]
+) -> Answer | None:
+    """From all points of a ladder, held-out ones included; None where too few sizes have the metric.
+
+    `warned` is what the report warns of already. Without the study there are no prices and no command.
+    """
+    ahead = [outlook(analysis.of_all, times=times) for times in TIMES]
+    over_fits = turns(analysis.of_all, ahead[0])
+    expected = outlook_metrics(analysis.points, ahead, over_fits, (METRIC, *BESIDE))
+    if METRIC not in expected:
+        return None
+    run = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
+    point, priced = points[run.name], study if run.options else None
+    sizes = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean()).sort("x").rows()
+    size, today = sizes[-1]
+    price = price_of(priced, run) if priced else None
+    beside = tuple(point.metric(f"test/{name}") for name in BESIDE)
+    columns = [Column("largest trained", size, today, None, None, beside, 0.0, price)]
+    for index, times in enumerate(TIMES):
+        mine, gain = expected[METRIC][index], expected[METRIC][index].predicted / today - 1
+        beside = tuple(expected[name][index].predicted if name in expected else math.nan for name in BESIDE)
+        price = price_of(priced, run, times) if priced else None
+        columns.append(Column(f"{times} times", mine.x, mine.predicted, mine.low, mine.high, beside, gain, price))
+    measured = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
+    baselines = sorted(((v, name) for name, v in measured.items() if math.isfinite(v)), reverse=True)
+    judged, best = analysis.metrics.get(METRIC, ()), best_measured(analysis.points, METRIC)
+    of_loss = [said for said in analysis.verdict if FAILS in said]
+    fails = 2 * sum(each.inside for each in judged) < len(judged) if judged else bool(of_loss)
+    beaten = baselines[0] if baselines and baselines[0][0] >= best else None
+    risks = [f"{BASELINES[beaten[1]].capitalize()} is as good as any network here."] if beaten else []
+    risks += [
+        *warned,
+        *(["The loss stopped falling: larger networks may learn these data by heart."] if over_fits else []),
+    ]
+    risks.append(f"No network of more than {amount(size)} parameters was tested.")
+    near = min(x for x, value in sizes if value >= NEARLY * best)
+    return Answer(
+        _verdict(columns, fails, beaten),
+        _finding(columns, fails),
+        tuple(columns),
+        tuple(_sure(analysis, point)),
+        ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
+        tuple(risks[:MOST_RISKS]),
+        tuple(_instead(analysis, near, best)),
+        *_next(study, runs, points, columns, near, fails, beaten is not None),
+    )
+
+
+def amount(number: float) -> str:
+    """A number of parameters or FLOPs as one says it: 62k, 2.5M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.3g}"
+
+
+def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] | None) -> str:
+    today, ten = columns[:2]
+    if fails:
+        return (
+            f"This study cannot tell what larger networks bring: its own large ones were not as forecast. The largest "
+            f"has {METRIC} {today.value:.3f}."
+        )
+    expected = f"{METRIC} {ten.value:.3f} (90 %: {ten.low:.3f} to {ten.high:.3f})"
+    if beaten and beaten[0] >= ten.value:
+        return (
+            f"Do not build a network yet: {BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network "
+            f"{today.value:.3f}, and ten times its size is expected to have {ten.value:.3f} (90 %: {ten.low:.3f} to "
+            f"{ten.high:.3f})."
+        )
+    does = "pays" if (ten.low or 0) > today.value else "probably pays"
+    if ten.gain < PAYS:
+        does = "brings next to nothing"
+    return f"Size {does}: ten times the largest trained network is expected to have {expected}, now {today.value:.3f}."
+
+
+def _finding(columns: Sequence[Column], fails: bool) -> str:
+    gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
+    return f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size"
+
+
+def _sure(analysis: Analysis, point: Point) -> list[str]:
+    """The checks that were made before, and how exactly the test measures."""
+    said, users = [], point.metric("test/targets")
+    if judged := analysis.metrics.get(METRIC):
+        inside = sum(each.inside for each in judged)
+        error, naive = (
+            sum(map(abs, each)) / len(judged)
+            for each in zip(*((j.error_pct, j.naive_error_pct) for j in judged), strict=True)
+        )
+        said.append(f"{inside} of {len(judged)} large networks came out inside the 90 % interval forecast for them.")
+        said.append(f"The forecast missed by {error:.1f} % on average; to expect no gain missed by {naive:.1f} %.")
+    else:
+        said.append("No network was kept back to check the forecast.")
+    if math.isfinite(users):
+        share = point.metric(f"test/{METRIC}")
+        said.append(
+            f"{users:,.0f} test targets measure {METRIC} to ± {1.645 * math.sqrt(share * (1 - share) / users):.3f}."
+        )
+    return said
+
+
+def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
+    """A smaller network, and more data as far as shares of them tell."""
+    largest = float(analysis.points["x"].to_numpy().max())
+    said = []
+    if near < largest:
+        nearly = f"{100 * NEARLY:.0f} % of the best {METRIC}, {best:.3f}"
+        said.append(f"A network of {amount(near)} parameters already has {nearly}.")
+    data = "d" if has_lengths(analysis.points) else "u"
+    shares = analysis.points.drop_nulls(METRIC) if data in analysis.points.columns else pl.DataFrame({data: []})
+    if shares[data].n_unique() < 2:
+        return [*said, "More data: not measured. Train shares of the users (--fractions '[1, 0.5]') to know."]
+    amounts = shares[data].unique().sort().to_list()[-2:]
+    means = [dict(shares.filter(pl.col(data) == d).group_by("x").agg(pl.col(METRIC).mean()).rows()) for d in amounts]
+    at = max(means[0].keys() & means[1].keys(), default=None)
+    if at is not None:
+        few, many = (each[at] for each in means)
+        said.append(
+            f"More data: {amounts[1] / amounts[0]:.1f} times the data brought {100 * (many / few - 1):+.1f} % at "
+            f"{amount(at)} parameters."
+        )
+    return said
+
+
+def _next(
+    study: Study | None,
+    runs: list[PlannedRun],
+    points: Mapping[str, Point],
+    columns: Sequence[Column],
+    near: float,
+    fails: bool,
+    beaten: bool,
+) -> tuple[str, str]:
+    """A sentence and the command that does it."""
+    ten = columns[1]
+    if study is None or ten.price is None:
+        return "Train the size that you want.", "lrec fit --help"
+    largest = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
+    config = run_of_study(study.folder, largest.name).config_file
+    fit = ["lrec", "fit", "--config", str(config)]
+    more: dict[str, object]
+    if fails:
+        seed = largest.seed + 100
+        more, why = (
+            {"seed_everything": seed, "data.seed": seed},
+            "Repeat the largest network with another seed: was it luck?",
+        )
+    elif beaten:
+        epochs = 2 * max(round(points[largest.name].epochs), 1)
+        more, why = {"trainer.max_epochs": epochs}, "Train the largest network for twice as long: is it the training?"
+    elif ten.gain < PAYS:
+        run = min((r for r in runs if points[r.name].N_body >= near), key=lambda r: points[r.name].N_body)
+        best = run_of_study(study.folder, run.name).best
+        return "Use the smallest network that is as good.", shlex.join(
+            ["lrec", "export", "--ckpt_path", str(best), "--out", f"{study.folder}-model"]
+        )
+    else:
+        more = {"model.size": ten.price.size, **ruled_options(study, ten.price.size, largest.fraction)}
+        why = "Train ten times the size."
+    more |= {"trainer.default_root_dir": f"{study.folder}-next"}
+    return why, shlex.join([*fit, *(word for name, value in more.items() for word in (f"--{name}", str(value)))])

@@ -1,0 +1,118 @@
+"""The first screen of a report, from the committed points of studies: what it says to who decides."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from lrec.laws.analysis import analyse
+from lrec.laws.forecast import Forecast
+from lrec.laws.metric_forecasts import expected_metrics
+from lrec.laws.predict import hold_out, holdout_report
+from lrec.run import read_points_file, run_of_study
+from lrec.study.answer import Answer, answer_of
+from lrec.study.grid import PlannedRun
+from lrec.study.points import read_points
+from lrec.study.prediction import LadderFit
+from lrec.study.report import write_report
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+def runs_of(out: Path, study: str, **changed: float) -> tuple[list[PlannedRun], pl.DataFrame, pl.DataFrame]:
+    """A committed study's runs with all data as `lrec fit` leaves them, and its points: its two largest sizes are held
+    out."""
+    best = [point for point in read_points_file(BENCHMARKS / study / "all_points.jsonl") if point.best]
+    most = max(point.U for point in best)
+    points = sorted((point for point in best if most == point.U), key=lambda point: point.N_body)
+    held_out = {point.N_body for point in points if point.N_body >= sorted({p.N_body for p in points})[-2]}
+    runs = []
+    for point in points:
+        run_of_study(out, point.run).folder.mkdir(parents=True)
+        run_of_study(out, point.run).write_points([replace(point, metrics=point.metrics | changed)])
+        runs.append(PlannedRun(point.run, point.size, point.seed, 1.0, "", "", point.N_body in held_out, {}))
+    return runs, *hold_out(read_points([run_of_study(out, run.name).points_file for run in runs]), 2)
+
+
+def answer_to(out: Path, study: str, **changed: float) -> Answer:
+    runs, small, large = runs_of(out, study, **changed)
+    predictor, held_out = holdout_report(None, pl.concat([small, large]), 2)
+    every, names = pl.concat([small, large]), {"x": "N_body", "y": "test_loss"}
+    points = {run.name: run_of_study(out, run.name).points[-1] for run in runs}
+    found = answer_of(None, analyse(predictor, held_out, every, names, with_others=False), runs, points, [])
+    assert found is not None
+    return found
+
+
+def headline(page: str) -> str:
+    found = re.search(r"<h1>(.*?)</h1>", page)
+    assert found
+    return found[1].replace("\u00a0", " ")
+
+
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A study's folder and its page; the study has a name that would break one."""
+    out = tmp_path_factory.mktemp("go")
+    runs, small, large = runs_of(out, "go")
+    forecast = Forecast(small)
+    predictions = tuple(forecast.predict(large["x"].unique().sort().to_list()))
+    metrics = expected_metrics(small, predictions)
+    ladder = LadderFit("", "N_body", "test_loss", "hash", forecast, predictions, metrics)
+    write_report(out, "<script>alert(1)</script>", runs, [ladder], {})
+    return out, (out / "report.html").read_text()
+
+
+def test_the_first_screen_answers_the_questions(go: tuple[Path, str]) -> None:
+    out, page = go
+    assert re.match(r"Size pays: .* HR@10 0\.\d{3} \(90\s%: 0\.\d{3} to 0\.\d{3}\), now 0\.609", headline(page))
+    first = page.partition("<details>")[0]
+    for said in ("10 times", "30 times", "2 of 2 large networks", "How sure", "Risks", "What else could you buy"):
+        assert said in first
+    assert "item-graph 0.451, markov 0.436, popularity 0.036, repeat-last 0.034" in first
+    short = (out / "report.md").read_text()
+    assert short.index(headline(page)) < short.index("## Runs")
+    held_out = json.loads((out / "fit" / "fit.json").read_text())["metrics"]["HR@10"]
+    assert [each["inside"] for each in held_out] == [True, True]
+
+
+def test_the_page_is_whole_by_itself_and_valid(go: tuple[Path, str]) -> None:
+    _, page = go
+    assert len(page.encode()) < 500_000
+    assert not re.search(r"""(?:src|href)=["'](?!data:)|url\(|@import|<script""", page)
+    html5lib = pytest.importorskip("html5lib")
+    html5lib.HTMLParser(strict=True).parse(page)
+
+
+def test_the_picture_has_the_zones_and_no_gain_as_text(go: tuple[Path, str]) -> None:
+    _, page = go
+    (encoded,) = re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", page)
+    picture = base64.b64decode(encoded).decode()
+    for label in ("fitted", "tested", "forecast", "no gain", "HR@10"):
+        assert f">{label}<" in picture
+
+
+def test_names_cannot_break_the_page(go: tuple[Path, str]) -> None:
+    _, page = go
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_baseline_that_is_better_stands_in_the_verdict(tmp_path: Path) -> None:
+    found = answer_to(tmp_path, "go", **{"test/markov/HR@10": 0.9})
+    assert found.verdict.startswith("Do not build a network yet: counting which item follows which has HR@10 0.900")
+    assert found.risks[0] == "Counting which item follows which is as good as any network here."
+
+
+def test_larger_sizes_are_never_worse_than_measured_ones(tmp_path: Path) -> None:
+    """On MovieLens-1M size has stopped to pay."""
+    found = answer_to(tmp_path, "ml-1m-lsrm")
+    assert "next to nothing" in found.verdict
+    today, *ahead = found.columns
+    assert [column.value for column in ahead] == [today.value] * 2
+    assert all(column.low < today.value < column.high for column in ahead)  # type: ignore[operator]
+    assert any("stopped falling" in risk for risk in found.risks)
