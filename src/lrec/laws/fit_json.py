@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def _method_content(method: Method) -> dict[str, Any]:
 
 
 def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str, Any]]:
-    """The law, the predictor, and the content that `write_fit` wrote; both are fitted again to its points.
+    """The law, the predictor, and the content that `write_fit` wrote; both are fitted again to all of its points, those
+    of held-out sizes too.
 
     `trust` imports a law that is not lrec's own. UserError: no such file; not a fit, or one without its points.
     """
@@ -82,7 +84,7 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
         name, objective = content["law"], Objective(content["objective"], content["residuals"])
         law = None if "." in name else LAWS[name]
         forecasts = content["method"] == Forecast.name
-        points = pl.DataFrame(content["points"], infer_schema_length=None)
+        points = pl.DataFrame(content["points"] + content.get("held_out_points", []), infer_schema_length=None)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; lrec scaling fit writes one") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -135,7 +137,7 @@ def _held_out(content: dict[str, Any]) -> list[str]:
 def _metrics(content: dict[str, Any]) -> list[str]:
     """What was expected of metrics at the held-out sizes, of several k that of 10, and what came."""
     rows = [["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "inside", "naive error"]]
-    shown = {name: each for name, each in content["metrics"].items() if "@" not in name or re.search("@10(_|$)", name)}
+    shown = {name: content["metrics"][name] for name in of_ten(content["metrics"])}
     for name, judged in shown.items():
         for p in judged:
             values = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", "actual")]
@@ -143,6 +145,11 @@ def _metrics(content: dict[str, Any]) -> list[str]:
             errors = f"{p['error_pct']:+.2f} %", inside, f"{p['naive_error_pct']:+.2f} %"
             rows.append([name, f"{p['x']:.4g}", *values, *errors])
     return [rows_table(rows, text=(0,))] if shown else []
+
+
+def of_ten(metrics: Iterable[str]) -> list[str]:
+    """Of metrics at several k those at 10, and all others."""
+    return [name for name in metrics if "@" not in name or re.search("@10(_|$)", name)]
 
 
 def _method_row(method: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
-"""`lrec scaling plan`: what to train for a budget of FLOPs, a target loss or a size, and what to expect of it."""
+"""`lrec scaling plan`: what to train for a budget, a target loss or HR@10, or a size, and what to expect of it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.laws.choosers import Choice, Chooser, DataChooser, FlopsChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
-from lrec.laws.fit_json import finite, read_fit
+from lrec.laws.fit_json import finite, of_ten, read_fit
 from lrec.laws.intervals import Prediction
-from lrec.laws.metric_forecasts import expected_metrics
+from lrec.laws.law import Array
+from lrec.laws.metric_forecasts import outlook_metrics
 from lrec.laws.predict import Predictor
-from lrec.laws.verdict import FAILS
+from lrec.laws.table import metrics_in, points_of_most_data
+from lrec.laws.verdict import FAILS, outlook, turns
 
+HR10 = "HR@10"
 FAR = 100.0  # a plan has a note if its size or data are this many times above the largest fitted, or below the smallest
 NEARLY = 1.001
 """Beside the best plan for a budget stands the cheapest one that expects at most this many times its loss."""
@@ -32,6 +36,9 @@ def plan_command(
     flops: float | None = None,
     loss: float | None = None,
     size: float | None = None,
+    hours: float | None = None,
+    hr10: float | None = None,
+    price_per_hour: float | None = None,
     unique: float | None = None,
     epochs: float | None = None,
     mfu: float | None = None,
@@ -39,26 +46,36 @@ def plan_command(
     out: Path | None = None,
     trust: bool = False,
 ) -> None:
-    """Plan a run from a fit: its size, data, passes, expected loss and metrics, FLOPs and hours.
+    """Plan a run from all points of a fit: its size, data, passes, expected loss and metrics, FLOPs, hours and price.
 
     Args:
         fit: fit.json of lrec scaling fit or of a study.
         flops: Budget of training FLOPs; the size and data with the least loss are chosen.
         loss: Loss to reach with the fewest FLOPs.
         size: Size, in the unit of the fit's x.
+        hours: Budget in hours of the clock, at the speed of the largest trained runs.
+        hr10: HR@10 to reach with the smallest size, by a forecast or a law of size alone.
+        price_per_hour: Price of an hour of what trains.
         unique: Unique interactions there are; as many as one pass needs by default.
         epochs: Passes over them; by default whatever is best, but never more than the law was fitted at.
         mfu: Share of the peak that training reaches (model FLOPs utilisation), 0.4 by default; hours are then those of
-            a GPU. Without it and peak_flops, they go by the throughput of the largest fitted runs, if it is known.
+            a GPU. Without it and peak_flops, they go by the throughput of the largest trained runs, if it is known.
         peak_flops: FLOP/s of a GPU; an H100's dense bfloat16 by default.
         out: File for the plan; plan.json beside the fit by default.
         trust: Import the law that the fit names where it is not lrec's own.
     """
-    request = {"flops": flops, "loss": loss, "size": size}
+    request = {"flops": flops, "loss": loss, "size": size, "hours": hours, "hr10": hr10}
     given = {name: value for name, value in request.items() if value is not None}
     if len(given) != 1:
-        raise UserError("name one of --flops, --loss and --size")
-    for name, value in (request | {"unique": unique, "epochs": epochs, "mfu": mfu, "peak_flops": peak_flops}).items():
+        raise UserError("name one of --flops, --loss, --size, --hours and --hr10")
+    others = {
+        "unique": unique,
+        "epochs": epochs,
+        "mfu": mfu,
+        "peak_flops": peak_flops,
+        "price_per_hour": price_per_hour,
+    }
+    for name, value in (request | others).items():
         if value is not None and not (np.isfinite(value) and value > 0):
             raise UserError(f"--{name} {value:g}: must be a positive number")
     if mfu is not None and mfu > 1:
@@ -68,10 +85,18 @@ def plan_command(
     fitted, predictor, content = read_fit(fit, trust)
     chooser = chooser_of(predictor, content["x"], unique, epochs)
     ((name, value),) = given.items()
-    choice: Choice = getattr(chooser, f"for_{name}")(value)
     speed, source = _speed(fitted.points, mfu, peak_flops)
+    flops = 3600 * speed * hours if hours is not None else flops
+    if hr10 is not None:
+        choice = chooser.for_size(_size_for(predictor, content["x"], hr10))
+    else:
+        choice = chooser.for_flops(flops) if flops is not None else getattr(chooser, f"for_{name}")(value)
+    largest = float(predictor.points["x"].to_numpy().max())
+    if loss is not None and choice.size > FAR * largest:
+        raise UserError(f"--loss {loss:g}: not reached at {FAR:g} times the largest {content['x']} trained")
     planned = {"fit": str(fit), "source_hash": content["source_hash"], "request": given}
     planned |= {**_of(choice, speed), "flops_per_second": speed, "speed": source}
+    planned["price"] = None if price_per_hour is None else price_per_hour * planned["hours"]
     planned |= _expected(fitted, predictor, content, chooser, choice)
     if flops is not None:
         planned["cheapest"] = _cheapest(chooser, choice, planned["loss"]["predicted"], speed)
@@ -81,17 +106,17 @@ def plan_command(
     result = finite(planned)
     write_json(out, result)
     what = predictor.name if content["method"] != content["law"] else fitted.law.formula
-    print(f"{what}, from {counted(content['n_points'], 'point')}\n\n{on_terminal(table(result, content))}\n\n{out}")
+    print(f"{what}, from {counted(len(predictor.points), 'point')}\n\n{on_terminal(table(result, content))}\n\n{out}")
 
 
 def _speed(points: pl.DataFrame, mfu: float | None, peak_flops: float | None) -> tuple[float, str]:
-    """Training FLOP/s and their source: the largest fitted runs, where points have it and nothing else is asked for."""
+    """Training FLOP/s and their source: the largest runs, where points have it and nothing else is asked for."""
     if mfu is None and peak_flops is None and {"flops", "wall_s"} <= set(points.columns):
         known = points.drop_nulls(["flops", "wall_s"]).filter(pl.col("wall_s") > 0)
         if not known.is_empty():
             largest = known.filter(pl.col("x") == pl.col("x").max())
             measured = float(largest["flops"].sum()) / float(largest["wall_s"].sum())
-            return measured, f"at the {measured:.3g} FLOP/s of the largest fitted runs"
+            return measured, f"at the {measured:.3g} FLOP/s of the largest trained runs"
     share, peak = mfu or MFU, peak_flops or PEAK_FLOPS
     return share * peak, f"of a GPU at {share:.0%} of {peak / 1e12:.4g} TFLOP/s"
 
@@ -110,10 +135,16 @@ def _expected(
     x = choice.flops if isinstance(chooser, FlopsChooser) else choice.size
     where = [{"x": x, "N": x, "D": data, "U": choice.unique}[name] for name in fit.law.variables]
     (loss,) = predictor.predict(np.array([where]))
-    measured = _measured(fit, content, where)
-    if measured:
-        loss = _of_runs(loss, fit, measured)
-    metrics = {name: asdict(expected) for name, (expected,) in expected_metrics(predictor.points, [loss]).items()}
+    measured = _runs_at(predictor, loss, where)
+    if not measured.is_empty():
+        loss = _of_runs(loss, fit, measured["y"].to_numpy())
+        metrics = {name: _mean(measured[name]) for name in metrics_in(measured) if measured[name].null_count() == 0}
+    elif failed := [sentence for sentence in content["verdict"] if FAILS in sentence]:
+        raise UserError(f"{failed[0]} So only sizes that were trained can be planned")
+    else:
+        (loss,), turned = _at_sizes(predictor, [loss])
+        expected = outlook_metrics(predictor.points, [loss], turned)
+        metrics = {name: asdict(each) for name, (each,) in expected.items()}
     notes = _notes(fit, content, chooser, choice, loss)
     if not metrics:
         notes.append("the points have no metrics, so none is expected")
@@ -131,19 +162,52 @@ def _expected(
     }
 
 
-def _measured(fit: Fit, content: dict[str, Any], where: list[float]) -> list[float]:
-    """Losses of the runs at exactly that place, held-out ones too."""
-    held_out = (content["holdout"] or {"points": []})["points"]
-    columns = fit.law.columns
-    if "u" not in columns:  # held-out runs with smaller shares of the data are others
-        most = max((run["u"] for run in held_out if run["u"] is not None), default=None)
-        held_out = [run for run in held_out if run["u"] == most]
-    runs = [*fit.points.rename({"y": "actual"}).to_dicts(), *held_out]
-    there = [np.allclose([float(run[column]) for column in columns], where, rtol=1e-3, atol=0) for run in runs]
-    return [float(run["actual"]) for run, here in zip(runs, there, strict=True) if here]
+def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[Prediction], bool]:
+    """The losses, beyond all sizes as the `outlook` has them, and elsewhere no higher than smaller sizes have measured;
+    and whether the loss has turned."""
+    points = predictor.points
+    largest = float(points["x"].to_numpy().max())
+    if "d" in predictor.columns:
+        return list(losses), False
+    bounded = []
+    for loss in losses:
+        smaller = points.filter(pl.col("x") <= loss.x).group_by("x").agg(pl.col("y").mean())["y"].to_numpy()
+        if loss.x > largest:
+            bounded.append(outlook(predictor, times=loss.x / largest))
+        else:
+            bound = min(float(smaller.min()) if len(smaller) else np.inf, loss.predicted)
+            bounded.append(replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound)))
+    return bounded, turns(predictor, outlook(predictor))
 
 
-def _of_runs(loss: Prediction, fit: Fit, measured: list[float]) -> Prediction:
+def _size_for(predictor: Predictor, x: str, hr10: float) -> float:
+    """The least size that has measured, or is expected to have, so much HR@10."""
+    points = points_of_most_data(predictor.points)
+    if "d" in predictor.columns or x in ("flops", "C") or HR10 not in points.columns:
+        raise UserError(f"--hr10: it takes a forecast, or a law of size alone, from points with {HR10}")
+    means = points.drop_nulls(HR10).group_by("x").agg(pl.col(HR10).mean()).sort("x")
+    if found := means.filter(pl.col(HR10) >= hr10)["x"].to_list():
+        return float(found[0])
+    size_G = float(points["x"].to_numpy().max()) * np.geomspace(1, FAR, 60)[1:]
+    losses, turned = _at_sizes(predictor, predictor.predict(size_G))
+    expected_G = np.array([each.predicted for each in outlook_metrics(points, losses, turned, [HR10])[HR10]])
+    if not (expected_G >= hr10).any():
+        raise UserError(f"--hr10 {hr10:g}: expected are {expected_G[-1]:.4g} at {FAR:g} times the largest trained size")
+    return float(size_G[int((expected_G >= hr10).argmax())])
+
+
+def _runs_at(predictor: Predictor, loss: Prediction, where: list[float]) -> pl.DataFrame:
+    """The runs at exactly that place, held-out ones too."""
+    points = points_of_most_data(predictor.points) if len(where) == 1 else predictor.points
+    place_NV = points.select(("x", "d", "u")[: len(where)]).to_numpy().astype(float)
+    return points.filter(pl.Series(np.isclose(place_NV, where, rtol=1e-3, atol=0).all(1)))
+
+
+def _mean(values: pl.Series) -> dict[str, float | None]:
+    return {"predicted": float(values.to_numpy().mean()), "low": None, "high": None}
+
+
+def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
     """What runs at exactly that place say about the next one: their mean, and the fit's noise."""
     mean, n = float(np.mean(measured)), len(measured)
     unit = mean if fit.objective.residuals == "log" else 1.0
@@ -162,7 +226,7 @@ def _cheapest(chooser: Chooser, best: Choice, loss: float, speed: float) -> dict
 
 
 def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
-    notes = [sentence for sentence in content["verdict"] if FAILS in sentence]
+    notes = [sentence for sentence in content["verdict"] if FAILS in sentence]  # of a size that was trained
     for name, value in (("x", loss.x), ("d", loss.d)):
         if value is None or name not in fit.points.columns:
             continue
@@ -196,9 +260,11 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
         ("epochs", "epochs"),
         ("training FLOPs", "flops"),
         (f"hours {result['speed']}", "hours"),
+        ("price", "price"),
     ):
         if result[key] is not None:
-            rows.append([label, f"{result[key]:.4g}", *([f"{cheapest[key]:.4g}"] if cheapest else [])])
+            beside = [f"{cheapest[key]:.4g}"] if cheapest and key in cheapest else []
+            rows.append([label, f"{result[key]:.4g}", *beside])
     runs = result["measured_runs"]
     source = f", measured by {counted(runs, 'run')}" if runs else ""
     at_loss = [f"{content['y']}{source}", f"{loss['predicted']:.4f}"]
@@ -207,10 +273,10 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
     if loss["cautious"] is not None and not runs:
         rows.append(["  to count on", f"{loss['cautious']:.4f}"])
-    rows += [
-        [name, f"{each['predicted']:.4f} ({each['low']:.4f} to {each['high']:.4f})"]
-        for name, each in result["metrics"].items()
-    ]
+    for name in of_ten(result["metrics"]):
+        each = result["metrics"][name]
+        told = "measured" if each["low"] is None else f"{each['low']:.4f} to {each['high']:.4f}"
+        rows.append([name, f"{each['predicted']:.4f} ({told})"])
     for what, doubled in (result["doubled"] or {}).items():
         rows.append([f"with twice the {what}", f"{doubled:.4f} ({doubled - loss['predicted']:+.4f})"])
     if cheapest:

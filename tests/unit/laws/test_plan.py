@@ -187,15 +187,61 @@ def test_a_run_of_the_very_size_is_preferred_to_the_law(tmp_path: Path) -> None:
     assert plan["loss"]["low"] < plan["loss"]["mean_low"] < points["y"][3]
 
 
-def test_a_verdict_that_fails_is_said_with_the_plan(tmp_path: Path) -> None:
+def test_what_the_verdict_does_not_carry_is_refused_but_for_trained_sizes(tmp_path: Path) -> None:
     size = np.geomspace(1e4, 1e6, 8)
     loss = 4 + 6 * size**-0.25
     loss[6:] = loss[5] * np.array([1.001, 1.002])
     points = pl.DataFrame({"x": size, "y": loss})
     analysis = analyse(*holdout_report(LAWS["lsrm"], points, 2), points, {"x": "N_body", "y": "test_loss"})
     write_fit(tmp_path, analysis)
-    plan_command(tmp_path / "fit.json", size=1e7)
-    assert json.loads((tmp_path / "plan.json").read_text())["notes"][0].startswith("The law does not hold")
+    with pytest.raises(UserError, match=r"The law does not hold.*only sizes that were trained"):
+        plan_command(tmp_path / "fit.json", size=1e7)
+    plan_command(tmp_path / "fit.json", size=1e6)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["notes"][0].startswith("The law does not hold")
+    assert plan["loss"]["predicted"] == loss[7]
+
+
+def of_a_study(folder: Path) -> tuple[Path, pl.DataFrame]:
+    """A forecast with two held-out sizes, which did as well as expected, and metrics of all."""
+    size = np.geomspace(1e4, 1e6, 8)
+    loss = 4 + 6 * size**-0.25
+    hits = 1 / (1 + np.exp(loss - 4))
+    points = pl.DataFrame({"x": size, "y": loss, "d": [5e6] * 8, "u": [1e6] * 8, "may_stop": False, "HR@10": hits})
+    analysis = analyse(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    write_fit(folder, analysis)
+    return folder / "fit.json", points
+
+
+def test_held_out_runs_count_and_trained_sizes_have_what_they_measured(tmp_path: Path) -> None:
+    fit, points = of_a_study(tmp_path)
+    plan_command(fit, size=1e6)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["measured_runs"] == 1
+    assert plan["metrics"]["HR@10"] == {"predicted": points["HR@10"][-1], "low": None, "high": None}
+    for size in (5.5e5, 1.05e6, 1e7):  # between trained sizes, and beyond them
+        plan_command(fit, size=size)
+        plan = json.loads((tmp_path / "plan.json").read_text())
+        smaller = points.filter(pl.col("x") <= size)
+        assert plan["loss"]["predicted"] <= smaller["y"].min()
+        assert plan["metrics"]["HR@10"]["predicted"] >= smaller["HR@10"].max()
+
+
+def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
+    fit, points = of_a_study(tmp_path)
+    plan_command(fit, hr10=points["HR@10"][4] - 1e-6)
+    assert json.loads((tmp_path / "plan.json").read_text())["N"] == points["x"][4]
+    wanted = float(1 / (1 + np.exp(6 * 1e7**-0.25)))
+    plan_command(fit, hr10=wanted)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["metrics"]["HR@10"]["predicted"] >= wanted
+    assert 3e6 < plan["N"] < 5e7
+    with pytest.raises(UserError, match=r"--hr10 0\.9: expected are 0\.\d+ at 100 times"):
+        plan_command(fit, hr10=0.9)
+    with pytest.raises(UserError, match="not reached at 100 times the largest N_body"):
+        plan_command(fit, loss=4.02)
+    with pytest.raises(UserError, match="--hr10: it takes a forecast"):
+        plan_command(written(tmp_path, chinchilla()), hr10=0.3)
 
 
 def test_a_law_of_unique_data_counts_every_pass(tmp_path: Path) -> None:
@@ -232,7 +278,11 @@ def test_hours_go_by_the_measured_throughput(tmp_path: Path) -> None:
     plan_command(fit, flops=3.6e14)
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["hours"] == pytest.approx(3.6e14 / 2e9 / 3600, rel=1e-3)
-    assert "of the largest fitted runs" in plan["speed"]
+    assert "of the largest trained runs" in plan["speed"]
+    plan_command(fit, hours=plan["hours"], price_per_hour=2.5)
+    same = json.loads((tmp_path / "plan.json").read_text())
+    assert same["flops"] == pytest.approx(3.6e14, rel=1e-3)
+    assert same["price"] == pytest.approx(2.5 * plan["hours"])
 
 
 def test_the_plans_interval_is_the_fits(tmp_path: Path) -> None:
@@ -249,8 +299,8 @@ def test_the_plans_interval_is_the_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "one of --flops, --loss and --size"),
-        ({"size": 1e6, "flops": 1e12}, "one of --flops, --loss and --size"),
+        ({}, "name one of --flops, --loss, --size, --hours and --hr10"),
+        ({"size": 1e6, "flops": 1e12}, "name one of --flops, --loss, --size, --hours and --hr10"),
         ({"size": -1.0}, "--size -1: must be a positive number"),
         ({"loss": 1.5}, "--loss 1.5: not reached"),
         ({"size": 1e6, "unique": 1e6, "epochs": 40.0}, "runs of 1 to 16 passes"),
