@@ -135,11 +135,13 @@ def _held_out(content: dict[str, Any]) -> list[str]:
 
 
 def _metrics(content: dict[str, Any]) -> list[str]:
-    """What was expected of metrics at the held-out sizes, of several k that of 10, and what came."""
+    """What was expected of metrics at the held-out sizes, of several k that of 10, of several lengths the longest, and
+    what came."""
     rows = [["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "inside", "naive error"]]
     shown = {name: content["metrics"][name] for name in of_ten(content["metrics"])}
     for name, judged in shown.items():
-        for p in judged:
+        longest = max((p["d"] or 0 for p in judged), default=0)
+        for p in (p for p in judged if (p["d"] or 0) == longest):
             values = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", "actual")]
             inside = "yes" if p["inside"] else "no"
             errors = f"{p['error_pct']:+.2f} %", inside, f"{p['naive_error_pct']:+.2f} %"

@@ -183,14 +183,15 @@ def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[
 def _size_for(predictor: Predictor, x: str, hr10: float) -> float:
     """The least size that has measured, or is expected to have, so much HR@10."""
     points = points_of_most_data(predictor.points)
-    if "d" in predictor.columns or x in ("flops", "C") or HR10 not in points.columns:
+    of_data = isinstance(predictor, Fit) and "d" in predictor.columns
+    if of_data or x in ("flops", "C") or HR10 not in points.columns:
         raise UserError(f"--hr10: it takes a forecast, or a law of size alone, from points with {HR10}")
     means = points.drop_nulls(HR10).group_by("x").agg(pl.col(HR10).mean()).sort("x")
     if found := means.filter(pl.col(HR10) >= hr10)["x"].to_list():
         return float(found[0])
     size_G = float(points["x"].to_numpy().max()) * np.geomspace(1, FAR, 60)[1:]
     losses, turned = _at_sizes(predictor, predictor.predict(size_G))
-    expected_G = np.array([each.predicted for each in outlook_metrics(points, losses, turned, [HR10])[HR10]])
+    expected_G = np.array([each.predicted for each in outlook_metrics(predictor.points, losses, turned, [HR10])[HR10]])
     if not (expected_G >= hr10).any():
         raise UserError(f"--hr10 {hr10:g}: expected are {expected_G[-1]:.4g} at {FAR:g} times the largest trained size")
     return float(size_G[int((expected_G >= hr10).argmax())])
