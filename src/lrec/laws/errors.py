@@ -1,10 +1,11 @@
 """How points err about the curve of a forecast: each on its own, or neighbours alike (docs/laws.md).
 
-Up to `LADDER` sizes are runs of their own. More are a curve, as of the evaluations of one run: beside its noise it
-strays from any formula, slowly, so that neighbours are off alike and a hundred of them say little more than ten. This
-misfit is an Ornstein-Uhlenbeck process of ln x. Its standard deviation grows by e for every `memory` of ln x below the
-largest x, or is the same everywhere. Which of them, how large it is beside the noise and how long it lasts is inferred
-with the curve (Rasmussen and Williams, Gaussian Processes for Machine Learning, sections 2.7 and 4.2).
+Up to `LADDER` sizes, or several points a size, are runs of their own. Others are a curve, as of the evaluations of one
+run: beside its noise it strays from any formula, slowly, so that neighbours are off alike and a hundred of them say
+little more than ten. This misfit is an Ornstein-Uhlenbeck process of ln x. Its standard deviation grows by e for every
+`memory` of ln x below the largest x, or is the same everywhere. Which of them, how large it is beside the noise and how
+long it lasts is inferred with the curve (Rasmussen and Williams, Gaussian Processes for Machine Learning, sections 2.7
+and 4.2).
 
 Shapes: N points, C cells of points.
 """

@@ -93,7 +93,7 @@ class Forecast:
         shape_SH, log_prior_S = self._grid(-float(place_NV[:, 0].min()))
         y_N, k = np.log(points["y"].to_numpy().astype(float)), 2 * len(self.columns)
         prior = Prior(MEAN_4[:k], SD_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
-        long = len(sizes) > LADDER and not shares
+        long = LADDER < len(sizes) > len(points) / 2 and not shares  # several points a size are runs of their own
         errors = [of_runs(place_NV[:, 0], self.beliefs.memory)]
         if long:
             t_N, y_N, errors = of_curve(place_NV[:, 0], y_N, self.beliefs.memory)
