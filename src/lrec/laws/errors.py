@@ -1,17 +1,15 @@
 """How points err about the curve of a forecast: each on its own, or neighbours alike (docs/laws.md).
 
-Up to `LADDER` sizes are runs of their own. More are a curve, as of the evaluations of one run: beside its noise it
-strays from any formula, slowly, so that neighbours are off alike and a hundred of them say little more than ten. This
-misfit is an Ornstein-Uhlenbeck process of ln x. Its standard deviation grows by e for every `memory` of ln x below the
-largest x, or is the same everywhere. Which of them, how large it is beside the noise and how long it lasts is inferred
-with the curve (Rasmussen and Williams, Gaussian Processes for Machine Learning, sections 2.7 and 4.2). What the curve
-strays by at its end is expected to go on a while.
+Up to `LADDER` sizes, or several points a size, are runs of their own. Others are a curve, as of the evaluations of one
+run: beside its noise it strays from any formula, slowly, so that neighbours are off alike and a hundred of them say
+little more than ten. This misfit is an Ornstein-Uhlenbeck process of ln x. Its standard deviation grows by e for every
+`memory` of ln x below the largest x, or is the same everywhere. Which of them, how large it is beside the noise and how
+long it lasts is inferred with the curve (Rasmussen and Williams, Gaussian Processes for Machine Learning, sections 2.7
+and 4.2).
 
 Shapes: N points, C cells of points.
 """
 
-from collections.abc import Callable
-from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -34,7 +32,6 @@ class Errors(NamedTuple):
     log_det: float  # of the precision of all points, those merged into a cell included
     scatter: float = 0.0  # sum of squares within cells
     merged: int = 0  # how many points more there are than cells
-    shared: Callable[[Array], Array] | None = None  # covariance of the misfit at places with that of points, (P, N)
 
     def times(self, value: Array) -> Array:
         """The precision times vectors (N,), (G, N) or matrices (G, N, K)."""
@@ -59,15 +56,11 @@ def of_curve(t_N: Array, y_N: Array, memory: float) -> tuple[Array, Array, list[
     _, cell_N, count_C = np.unique(place_N, return_inverse=True, return_counts=True)
     t_C, y_C = (np.bincount(cell_N, value_N) / count_C for value_N in (t_N, y_N))
     within, merged = float(((y_N - y_C[cell_N]) ** 2).sum()), len(t_N) - len(t_C)
-    errors = []
-    for odds, length, rate in product(ODDS, LENGTHS, (1 / memory, 0.0)):
-        noise, shared = 1 / (1 + odds), partial(_of_misfit, t_C, odds / (1 + odds), length, rate)
-        precision_CC = np.linalg.inv(shared(t_C) + np.diag(noise / count_C))
+    apart_CC, errors = np.abs(t_C[:, None] - t_C), []
+    for odds, length, growth_C in product(ODDS, LENGTHS, (np.exp(-t_C / memory), np.ones(len(t_C)))):
+        noise, misfit = 1 / (1 + odds), odds / (1 + odds)
+        misfit_CC = misfit * np.outer(growth_C, growth_C) * np.exp(-apart_CC / length)
+        precision_CC = np.linalg.inv(misfit_CC + np.diag(noise / count_C))
         log_det = np.linalg.slogdet(precision_CC)[1] - merged * np.log(noise)
-        errors.append(Errors(precision_CC, float(log_det), within / noise, merged, shared))
+        errors.append(Errors(precision_CC, float(log_det), within / noise, merged))
     return t_C, y_C, errors
-
-
-def _of_misfit(t_C: Array, variance: float, length: float, rate: float, t_P: Array) -> Array:
-    apart_PC = np.abs(t_P[:, None] - t_C)
-    return variance * np.exp(-rate * (t_P[:, None] + t_C) - apart_PC / length)

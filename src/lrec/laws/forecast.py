@@ -102,7 +102,7 @@ class Forecast:
         mean_4, sd_4 = (LENGTH_4, LENGTH_SD_4) if self._lengths else (MEAN_4, SD_4)
         prior = Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
         several = len(self.columns) > 1
-        long = len(sizes) > LADDER and not several
+        long = LADDER < len(sizes) > len(points) / 2 and not several  # several points a size are runs of their own
         errors = [of_runs(place_NV[:, : self._ahead].sum(1), self.beliefs.memory)]
         if long:
             t_N, y_N, errors = of_curve(place_NV[:, 0], y_N, self.beliefs.memory)
@@ -142,7 +142,6 @@ class Forecast:
         known_PV = np.column_stack([place_PV[:, : self._ahead] - farther_PV, place_PV[:, self._ahead :]])
         here_GP, _ = mixture.at(self._basis(known_PV, self._shape_GH))
         noise_G1, distance_P = mixture.variance_G[:, None], farther_PV.sum(1)
-        fall_GP, mean_GP = mean_GP - here_GP, mean_GP + mixture.strayed(place_PV[:, 0])
         places = [dict(zip(self.columns, row, strict=True)) for row in x_PV.tolist()]
         best = {place: naive(self.points, dict(place)) for place in {self._data_of(each) for each in places}}
         best_P = np.log([best[self._data_of(place)] for place in places])
@@ -155,7 +154,7 @@ class Forecast:
         wide_G1 = beliefs.widening**2 * noise_G1
         far_P = (beliefs.growth * distance_P) ** 2
         noise_GP = wide_G1 + beliefs.least_noise**2 + 0 * mean_GP
-        misfit_GP = beliefs.misfit**2 * fall_GP**2 * distance_P / AHEAD
+        misfit_GP = beliefs.misfit**2 * (mean_GP - here_GP) ** 2 * distance_P / AHEAD
         curve_GP = wide_G1 * doubt_GP + noise_GP * far_P + misfit_GP
         ends = []
         for variance_GP in (curve_GP, curve_GP + noise_GP):

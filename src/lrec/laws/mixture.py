@@ -38,14 +38,13 @@ class Prior:
 class Posterior(NamedTuple):
     """Of the coefficients at some shapes: their precisions and means, in units of the noise; sums of squares.
 
-    `log_G` is the logarithm of each shape's weight, up to a constant; `pulled_GN` the precision times the residuals.
+    `log_G` is the logarithm of each shape's weight, up to a constant.
     """
 
     gram_GKK: Array
     mean_GK: Array
     square_G: Array
     log_G: Array
-    pulled_GN: Array
 
 
 class Part(NamedTuple):
@@ -81,11 +80,7 @@ def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
     square_G[off_R] -= taken_R * pulled_GN[off_R, point_R] ** 2
     log_G = log_prior_G + errors.log_det / 2 + np.where(off_G > 0, np.log(1 - TAKEN) / 2, 0)
     log_G -= (np.linalg.slogdet(gram_GKK)[1] + prior.dof(len(y_N) + errors.merged) * np.log(square_G)) / 2
-    if errors.precision.ndim == 1:
-        pulled_GN[off_R, point_R] *= 1 - TAKEN
-    else:
-        pulled_GN[off_R] -= (taken_R * pulled_GN[off_R, point_R])[:, None] * errors.precision[point_R]
-    return Posterior(gram_GKK, mean_GK, square_G, log_G, pulled_GN)
+    return Posterior(gram_GKK, mean_GK, square_G, log_G)
 
 
 def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
@@ -94,7 +89,7 @@ def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
     One of them is `off` with that probability. To take d of W e, at b and with residual r, takes d (B' W e) (B' W e)'
     from the precision P, and d (e' W r)^2 / (1 - d e' W B P^-1 B' W e) from the squares.
     """
-    errors, (gram_GKK, mean_GK, square_G, log_G, _) = part.errors, posterior(part, y_N, prior)
+    errors, (gram_GKK, mean_GK, square_G, log_G) = part.errors, posterior(part, y_N, prior)
     d_N, pulled_GNK = TAKEN / errors.diagonal_N, errors.times(part.basis_GNK)
     left_GN = 1 - d_N * ((pulled_GNK @ np.linalg.inv(gram_GKK)) * pulled_GNK).sum(-1)
     pulled_GN = errors.times(y_N - (part.basis_GNK @ mean_GK[..., None])[..., 0])
@@ -115,12 +110,8 @@ class Mixture:
     """The posterior of the coefficients at every shape, and the weight of every shape."""
 
     def __init__(self, parts: Iterable[Part], y_N: Array, prior: Prior, n: int) -> None:
-        found, self._strayed = list[tuple[Array, ...]](), list[tuple[Errors, Array]]()
-        for part in parts:
-            *one, pulled_GN = posterior(part, y_N, prior)
-            found.append(tuple(one))
-            self._strayed.append((part.errors, pulled_GN if part.errors.shared else np.zeros((len(pulled_GN), 0))))
-        gram_GKK, self.mean_GK, square_G, log_G = map(np.concatenate, zip(*found, strict=True))
+        found = zip(*(posterior(part, y_N, prior) for part in parts), strict=True)
+        gram_GKK, self.mean_GK, square_G, log_G = (np.concatenate(values) for values in found)
         weight_G = np.exp(log_G - log_G.max())
         self.dof, self.weight_G = prior.dof(n), weight_G / weight_G.sum()
         self._covariance_GKK = np.linalg.inv(gram_GKK)
@@ -130,13 +121,6 @@ class Mixture:
         """The mean of a curve at places, and its variance in units of the noise's, (G, P), ."""
         mean_GP = (basis_GPK @ self.mean_GK[..., None])[..., 0]
         return mean_GP, ((basis_GPK @ self._covariance_GKK) * basis_GPK).sum(-1)
-
-    def strayed(self, t_P: Array) -> Array:
-        """By how much the points' misfit lets expect to stray from a curve at places, (G, P)."""
-        none = np.zeros((len(t_P), 0))
-        return np.concatenate(
-            [pulled_GN @ (errors.shared or (lambda _: none))(t_P).T for errors, pulled_GN in self._strayed]
-        )
 
     def quantile(self, share: float | Array, mean_GP: Array, scale_GP: Array) -> Array:
         """Of the mixture of Student's t at every place, by bisection."""

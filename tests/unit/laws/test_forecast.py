@@ -151,6 +151,19 @@ def test_intervals_hold_what_comes_where_many_points_are_off_alike() -> None:
     assert 0.85 <= np.mean(held) <= 0.95
 
 
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (SIZES, (3.3774278705, 3.4552448155, 3.5283599844)),
+        (np.repeat(np.geomspace(1e4, 1e6, 20), 2), (3.3919438586, 3.4547853701, 3.5161215693)),
+    ],
+)
+def test_runs_of_their_own_err_independently(x: Array, expected: tuple[float, ...]) -> None:
+    """Few sizes, or several runs of each: forecasts from before long curves had errors of their own."""
+    (p,) = Forecast(points_of(noisy(3 + 20 * x**-0.25), x, may_stop=True)).predict([4e6])
+    assert (p.low, p.predicted, p.high) == pytest.approx(expected, rel=1e-9)
+
+
 def test_many_points_of_one_curve_say_hardly_more_than_some_of_them() -> None:
     x = np.geomspace(1e4, 1e6, 400)
     rng = np.random.default_rng(0)
