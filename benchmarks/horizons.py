@@ -8,8 +8,8 @@ warm-up; Chinchilla), of which it knows sizes within 100 times below an eighth o
 times below a quarter of the longest.
 
     python benchmarks/horizons.py --grids ../shared/data/scaling
-    python benchmarks/horizons.py --sets globo decks --small
-    python benchmarks/horizons.py --sets globo decks
+    python benchmarks/horizons.py --sets globo go --small
+    python benchmarks/horizons.py --sets globo go
     python benchmarks/horizons.py --page
 """
 
@@ -17,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,19 @@ FOLDER, PAGE = HERE / "horizons", HERE / "horizons.md"
 SIZE, DATA = 8, 4  # the largest over the largest known
 
 
+def known_part(study: dict[str, Any]) -> tuple[list[str], list[float]]:
+    """The sizes and the horizons that are known, of a study's configuration."""
+    largest, longest = max(map(ladder_n_body, study["sizes"])), max(study["horizons"])
+    sizes = [size for size in study["sizes"] if SIZE * ladder_n_body(size) <= largest]
+    return sizes, [horizon for horizon in study["horizons"] if DATA * horizon <= longest]
+
+
 def train(name: str, studies: Path, small: bool) -> list[Path]:
     """The points of the study, trained as far as it is not."""
     file = FOLDER / f"{name}.yaml"
-    study = yaml.safe_load(file.read_text())
     options: list[str] = ["--out", str(studies / name)]
     if small:
-        largest = max(map(ladder_n_body, study["sizes"]))
-        sizes = [size for size in study["sizes"] if SIZE * ladder_n_body(size) <= largest]
-        horizons = [horizon for horizon in study["horizons"] if DATA * horizon <= max(study["horizons"])]
+        sizes, horizons = known_part(yaml.safe_load(file.read_text()))
         options += ["--sizes", json.dumps(sizes), "--horizons", json.dumps(horizons)]
     command = [sys.executable, "-m", "lrec", "scaling", "study", "--config", str(file), *options]
     subprocess.run(command, check=True)
@@ -130,6 +135,24 @@ def page(sets: dict[str, list[dict[str, Any]]]) -> str:
 
 READ = """
 Losses are test losses in nats. Chinchilla's law (E + A/N^a + B/D^b) is fitted to the same points.
+
+For clicks, a first version of the forecast let the loss fall in D as it does in N; it was 3 to 6 % too low. Since
+then it falls as the curves in amounts of data do that the constants were fitted to, and horizons of fewer than 300
+steps are left out. The prediction above is by this second version, written before the rest was trained, but after
+losses of 4.75 to 5.28 on all of these data were known from another study. That for Go was written without a change.
+Go's longest horizon was not trained to its end.
+
+With horizons of 0.125 to 1 and the two largest sizes of clicks held out, the forecast in size and data is off by 0.8
+and 0.8 % with half-widths of 1.7 and 2.8 %; from the longest runs alone it is off by 0.9 and 0.8 % with 2.2 and 3.8
+%. "No gain" is off by 2.5 and 3.4 %.
+
+The longest runs of clicks are as good as runs of their own. With 15,552 parameters, val loss after all 1,019,693
+targets, one seed: 6.053 (wsd, warm-up of 0.0125), 6.057 (wsd, 0.05), 6.058 (linear, 0.05), 6.075 (cosine, 0.05). Half
+of the rate loses by 0.003 to 0.04. Horizons are runs of their own to the last bit (`pytest
+tests/cli/test_horizons.py`), so there is nothing else to compare.
+
+Hours: four horizons of 0.125 to 1 take 1.13 times the longest alone, and 0.60 times separate runs; with 0.25, 0.5,
+0.75 and 1 these are 1.23 and 0.49. Each adds an evaluation.
 """
 
 
@@ -143,26 +166,17 @@ def main() -> None:
     parser.add_argument("--studies", type=Path, default=Path("studies"))
     options = parser.parse_args()
     for name in options.sets:
-        file = FOLDER / f"{name}-prediction.json"
+        file, study = FOLDER / f"{name}-prediction.json", yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+        sizes, horizons = known_part(study)
         points = read_points(train(name, options.studies, options.small), shares=True)
+        passes = float((points["d"] / points["horizon"]).max())  # interactions of a horizon of 1
+        x_most, d_most = max(map(ladder_n_body, sizes)), passes * max(horizons)
         if options.small:
-            study = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-            of_all = float((points["d"] / points["horizon"]).max())
-            sizes, lengths = map(ladder_n_body, study["sizes"]), [of_all * horizon for horizon in study["horizons"]]
-            x_most, d_most = points["x"].max(), points["d"].max()
-            every = [
-                (size, length)
-                for size in sizes
-                for length in lengths
-                if length >= points["d"].min() and (size > x_most or length > d_most)
-            ]
-            write_json(file, predicted(points, every))
+            lengths = [passes * horizon for horizon in study["horizons"] if passes * horizon >= points["d"].min()]
+            places = product(map(ladder_n_body, study["sizes"]), lengths)
+            write_json(file, predicted(points, [(x, d) for x, d in places if x > x_most or d > d_most]))
             continue
         came = {(x, round(d)): y for x, d, y in points.group_by("x", "d").agg(pl.col("y").mean()).iter_rows()}
-        small = points.filter(
-            pl.col("horizon") * DATA <= pl.col("horizon").max(), SIZE * pl.col("x") <= pl.col("x").max()
-        )
-        x_most, d_most = small["x"].max(), small["d"].max()
         rows = json.loads(file.read_text())
         for row in rows:
             row["kind"] = kind_of(row["N_body"] > x_most, row["D"] > 1.001 * d_most)
