@@ -78,8 +78,8 @@ def grids(folder: Path) -> dict[str, list[dict[str, Any]]]:
     tables["chinchilla"] = chinchilla.select(x=pl.col("N").cast(pl.Float64), d=pl.col("D").cast(pl.Float64), y="loss")
     found = {}
     for name, grid in tables.items():
-        x_most = grid["x"].max()
-        longest = grid.filter(pl.col("x") >= x_most / 2)["d"].max()
+        x_most = float(grid["x"].to_numpy().max())
+        longest = float(grid.filter(pl.col("x") >= x_most / 2)["d"].to_numpy().max())
         x, d = pl.col("x") / (x_most / SIZE * 1.001), pl.col("d") / (longest / DATA * 1.001)
         known = grid.filter(x.is_between(0.01, 1), d.is_between(0.1, 1)).with_columns(horizon=pl.col("d"))
         hidden = grid.filter(pl.col("d") <= longest, ((x > 1) & (d >= 0.5)) | ((x >= 1 / 3) & (d > 1))).with_columns(
@@ -169,10 +169,11 @@ def main() -> None:
         file, study = FOLDER / f"{name}-prediction.json", yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
         sizes, horizons = known_part(study)
         points = read_points(train(name, options.studies, options.small), shares=True)
-        passes = float((points["d"] / points["horizon"]).max())  # interactions of a horizon of 1
+        passes = float((points["d"] / points["horizon"]).to_numpy().max())  # interactions of a horizon of 1
         x_most, d_most = max(map(ladder_n_body, sizes)), passes * max(horizons)
         if options.small:
-            lengths = [passes * horizon for horizon in study["horizons"] if passes * horizon >= points["d"].min()]
+            shortest = float(points["d"].to_numpy().min())
+            lengths = [passes * horizon for horizon in study["horizons"] if passes * horizon >= shortest]
             places = product(map(ladder_n_body, study["sizes"]), lengths)
             write_json(file, predicted(points, [(x, d) for x, d in places if x > x_most or d > d_most]))
             continue
