@@ -46,7 +46,6 @@ class Point:
     schema: int = SCHEMA  # version of this list of fields
     study: str | None = None  # that the run belongs to
     run: str = ""
-    horizon: float | None = None  # of runs that go on from one another, the share of the training that this one has
     size: str = ""  # entry of the ladder, or layers x width
     n_layers: int = 0
     d_model: int = 0
@@ -75,10 +74,11 @@ class Point:
     data_hash: str = ""  # of the store, the split and the reduction
     config_hash: str | None = None  # of config.yaml
     commit: str | None = None  # of the lrec checkout that trained
-    # In studies, from target_losses.parquet:
+    # In studies; the losses from target_losses.parquet:
     test_loss_se: float | None = None  # standard error of test_loss, users being drawn
     trajectory_loss: float | None = None  # mean of the test targets and of the split's trajectories
     trajectory_loss_se: float | None = None  # its standard error
+    horizon: float | None = None  # of runs that go on from one another, the share of the training that this one has
 
     @property
     def diverged(self) -> bool:
@@ -91,7 +91,7 @@ class Point:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields in order, without those that only studies add where they are not known."""
-        of_studies = ("horizon", "test_loss_se", "trajectory_loss", "trajectory_loss_se")
+        of_studies = ("test_loss_se", "trajectory_loss", "trajectory_loss_se", "horizon")
         return {name: value for name, value in vars(self).items() if name not in of_studies or value is not None}
 
 

@@ -90,7 +90,6 @@ class ScalingPoints(Callback):
             Point(
                 study=self.study,
                 run=self.run or _run(trainer).name,
-                horizon=self.horizon,
                 size=model.size,
                 n_layers=config.layers,
                 d_model=config.width,
@@ -117,6 +116,7 @@ class ScalingPoints(Callback):
                 data_hash=data.data_hash,
                 config_hash=_run(trainer).config_hash,
                 commit=_commit(),
+                horizon=self.horizon,
             )
         )
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
