@@ -12,7 +12,7 @@ from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
 from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
-from lrec.study.options import Study
+from lrec.study.options import DECAY, Study
 from lrec.study.placement import Placement, here
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
     Hours are those of all epochs, by a short step measured here (`training_rate`), and ten seconds to start a run:
     early stopping makes them fewer. Memory is that of a step (`memory.of_step`) plus a gibibyte for each process; on a
     GPU the step's is the GPU's, and the machine holds a copy of parameters and moments while they are saved. Disk
-    counts two checkpoints.
+    counts two checkpoints, or three of wsd.
     """
     opened: dict[str, SequenceDataModule] = {}
     from lrec.training.lightning_options import epochs_in_all
@@ -81,12 +81,14 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
 
 
 def gib_of(config: TransformerConfig, options: RunConfig, place: Placement) -> tuple[float, float, float]:
-    """GiB of a machine's memory, of each GPU's, and of the disk for its two checkpoints, to train a network."""
+    """GiB of a machine's memory, of each GPU's, and of the disk for its checkpoints, to train a network."""
     lies = (place.precision, place.shards, place.checkpointing, place.kind, place.ranks)
     step = memory.of_step(config, positions_of(options, place), *lies)
     of_process = step.parameters + step.optimizer if place.gpus else step.total
     of_gpu = step.total / 2**30 if place.gpus else 0.0
-    return place.devices * (PROCESS_GIB + of_process / 2**30), of_gpu, 24 * cost.n_total(config) / 2**30
+    checkpoints = 3 if options.value(DECAY) == "wsd" else 2  # best, last, and where the rate has not fallen yet
+    disk_gib = 12 * checkpoints * cost.n_total(config) / 2**30
+    return place.devices * (PROCESS_GIB + of_process / 2**30), of_gpu, disk_gib
 
 
 def positions_of(options: RunConfig, place: Placement) -> int:
