@@ -48,9 +48,8 @@ def stable_steps(trainer: Trainer) -> int | None:
     """Steps before the rate falls, which longer runs have in common with this one; None where there are none, as where
     time is the limit."""
     optimizer = getattr(trainer.lightning_module, "optimizer", None)
-    if not isinstance(optimizer, Optimizer) or schedule_position(trainer) is not None:
-        return None
-    return optimizer.stable_steps(schedule_steps(trainer))
+    steps = optimizer.stable_steps(schedule_steps(trainer)) if isinstance(optimizer, Optimizer) else None
+    return steps if steps is None or share_of_time(trainer) is None else None
 
 
 class OptimizerSwitch(Callback):
