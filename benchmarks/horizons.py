@@ -151,8 +151,8 @@ targets, one seed: 6.053 (wsd, warm-up of 0.0125), 6.057 (wsd, 0.05), 6.058 (lin
 of the rate loses by 0.003 to 0.04. Horizons are runs of their own to the last bit (`pytest
 tests/cli/test_horizons.py`), so there is nothing else to compare.
 
-Hours: four horizons of 0.125 to 1 take 1.13 times the longest alone, and 0.60 times separate runs; with 0.25, 0.5,
-0.75 and 1 these are 1.23 and 0.49. Each adds an evaluation.
+Steps: four horizons of 0.125 to 1 take 1.13 times the longest alone, and 0.60 times separate runs; with 0.25, 0.5,
+0.75 and 1 these are 1.23 and 0.49. Each adds an evaluation. Hours were not measured: the machine was shared.
 """
 
 

@@ -65,6 +65,8 @@ def test_runs_of_horizons_are_complete_by_themselves() -> None:
     assert [get("model.optimizer.warmup") for get in (quarter, half, whole)] == pytest.approx([0.05, 0.025, 0.0125])
     assert whole("model.optimizer.decay") == "wsd"
     assert [run.own for run in runs_of()] == pytest.approx([1, 1 - 0.85 / 2, 1 - 0.85 / 2])
+    assert [get("points.horizon") for get in (quarter, half, whole)] == [0.25, 0.5, 1.0]
+    assert [run.config.value("points.horizon") for run in runs_of(horizons=[1, 2])] == [1, 2]
     epochs = STUDY["options"] | {"trainer.max_epochs": 8}
     passes = [run.config.value("trainer.max_epochs") for run in runs_of(options=epochs, horizons=[0.125, 1, 0.5, 2])]
     assert passes == [1, 4, 8, 16]

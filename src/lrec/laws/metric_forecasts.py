@@ -82,12 +82,8 @@ def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], came: pl.
 
 def _mean_at(place: Expected, points: pl.DataFrame, metric: str) -> float:
     """The mean over runs there; nan without one that has the metric."""
-    at = {"x": place.x, "d": place.d, "u": place.u}
-    values = (
-        points.filter(pl.col(name) == value for name, value in at.items() if value is not None)[metric]
-        .drop_nulls()
-        .to_numpy()
-    )
+    at = {name: value for name in ("x", "d", "u") if (value := getattr(place, name)) is not None}
+    values = points.filter(**at)[metric].drop_nulls().to_numpy()
     return float(values.mean()) if len(values) else np.nan
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
-from lrec.laws.errors import Errors
 from lrec.laws.law import Array
+from lrec.laws.noise import Errors
 
 NEGLIGIBLE = 1e-4  # shapes of less weight are left out
 TAKEN = 0.99  # the share of its weight that is taken from a point that is off

@@ -13,11 +13,11 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import law_named
+from lrec.laws.noise import LADDER
 from lrec.laws.objective import Kind, Objective
 from lrec.laws.table import naive
 
-STEPS, LADDER = 4, 12
-"""Steps of a roll-out over a table of more than `LADDER` sizes; up to so many are rolled out size by size."""
+STEPS = 4  # of a roll-out over a table of more than `LADDER` sizes; up to so many are rolled out size by size
 
 Predictor = Forecast | Fit
 """Has a name, the points it rests on, the columns of points that make a place, `predict` and `curve`."""

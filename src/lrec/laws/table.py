@@ -21,19 +21,8 @@ import polars as pl
 from lrec.common.files import json_hash
 
 COLUMNS = (
-    "x",
-    "y",
-    "d",
-    "u",
-    "processed",
-    "horizon",
-    "run",
-    "flops",
-    "wall_s",
-    "overfitted",
-    "may_stop",
-    "file",
-    "row",
+    *("x", "y", "d", "u", "processed", "horizon", "run", "flops", "wall_s"),
+    *("overfitted", "may_stop", "file", "row"),
 )
 
 NARROWEST = 1.01  # sizes that span less than this factor tell a power from a constant by rounding errors alone

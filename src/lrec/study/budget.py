@@ -68,9 +68,7 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         if run_of_study(study.folder, run.name).result is not None:
             hours = spent_hours(study, [run])
         else:
-            limit = run.config.value("trainer.limit_train_batches")
-            share = run.own * (limit if isinstance(limit, float) else 1.0)
-            targets = share * data.U * epochs_in_all(*limits(run.config), data.steps_per_epoch)
+            targets = run.own * data.U * epochs_in_all(*limits(run.config), data.steps_per_epoch)
             rate = training_rate(config, loss, positions, place.precision, place.kind)
             flops = targets * flops_of_target(config, loss, data, place.checkpointing)
             training_s = (1 + BESIDE_STEPS) * flops / rate
@@ -96,9 +94,12 @@ def positions_of(options: RunConfig, place: Placement) -> int:
     return int(-(-options.value("data.targets_per_step") // (place.ranks * place.accumulation)))
 
 
-def limits(config: RunConfig) -> tuple[int | None, int | None]:
-    """The most steps and epochs of a run, as its options say."""
-    return config.value("trainer.max_steps"), config.value("trainer.max_epochs")
+def limits(config: RunConfig) -> tuple[int | None, float | None]:
+    """The most steps and epochs of a run, as its options say; of epochs cut short, their share."""
+    epochs, share = config.value("trainer.max_epochs"), config.value("trainer.limit_train_batches")
+    if isinstance(share, float) and epochs is not None and epochs > 0:
+        epochs *= share
+    return config.value("trainer.max_steps"), epochs
 
 
 def flops_of_target(

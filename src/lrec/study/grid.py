@@ -116,6 +116,7 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
             "trainer.max_epochs": max(int(passes), 1),
             "trainer.limit_train_batches": None if passes >= 1 else passes,
             "model.optimizer.warmup": warmup * shortest / horizon,
+            "points.horizon": horizon,
         }
         share = "" if horizon == 1 else f"horizon-{horizon:g}"
         name = run.name.removesuffix(f"seed{run.seed}") + _name(share, run.seed)

@@ -172,12 +172,12 @@ class Training:
         return self.processes.run(arguments, log, self.threads, lock, {**visible, **self.variables})
 
     def _fit(self, config: Path) -> list[str]:
-        run, begun = self.run, Run(self.folder).last.exists()
-        shorter = Run(self.folder.with_name(run.goes_on_from or self.folder.name)).stable
-        goes_on = shorter if run.goes_on_from and shorter.exists() and not begun else "last"
+        run, checkpoint = self.run, "last"
+        if run.goes_on_from and not Run(self.folder).last.exists():
+            shorter = Run(self.folder.with_name(run.goes_on_from)).stable
+            checkpoint = str(shorter) if shorter.exists() else "last"
         fit = ["lrec", "fit", f"--config={config}", f"--trainer.default_root_dir={self.folder}"]
-        fit += [f"--ckpt_path={goes_on}", f"--points.study={self.study}", f"--points.run={run.name}"]
-        fit += [f"--points.horizon={run.horizon:g}"] if run.goes_on_from or run.horizon != 1 else []
+        fit += [f"--ckpt_path={checkpoint}", f"--points.study={self.study}", f"--points.run={run.name}"]
         return fit + ([f"--model.warm_start={self.folder.with_name(run.starts_from)}"] if run.starts_from else [])
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from lrec.common.files import write_json
 from lrec.laws.fit import Fit
-from lrec.laws.forecast import Forecast
 from lrec.laws.loss_laws import name_of
 from lrec.laws.metric_forecasts import Expected, expected_metrics
 from lrec.laws.predict import Prediction, Predictor, method_named, predictor_of
@@ -63,9 +62,8 @@ def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun])
     if study.x == "N_total":  # types of event add rows to it: how many is known from a finished run
         types = (example.N_total - cost.n_total(used[0].network(n_items))) // example.d_model
         large = sorted({cost.n_total(replace(network, event_types=types)) for network in networks})
-    lengths = points["d"].unique().sort() if fitted.columns == ("x", "d") and isinstance(fitted, Forecast) else [None]
-    places = [[value for value in place if value is not None] for place in product(large, lengths)]
-    predictions = tuple(fitted.predict(np.array(places))) if large else ()
+    lengths = [points["d"].unique().sort()] if fitted.columns == ("x", "d") else []
+    predictions = tuple(fitted.predict(np.array([*product(large, *lengths)]))) if large else ()
     metrics = expected_metrics(points, predictions) if predictions else {}
     return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions, metrics)
 

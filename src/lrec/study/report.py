@@ -23,11 +23,11 @@ from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import Analysis, analyse
-from lrec.laws.doublings import doublings
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit_json import table, write_fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.predict import compare
+from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
 from lrec.study.answer import BESIDE, METRIC, Answer, amount, answer_of
 from lrec.study.dial import as_text
@@ -73,9 +73,10 @@ def write_report(
     laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[Answer, Analysis]]()
     for ladder, mine in by_ladder(runs).items():
         own = {run.name: points[run.name] for run in mine}
-        longest = {run.name: own[run.name] for run in _of_all_data(mine)}
-        sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(_of_all_data(mine), longest)]
-        sections += _noise(out, _of_all_data(mine), longest)
+        longest = _of_all_data(mine)
+        of_longest = {run.name: own[run.name] for run in longest}
+        sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(longest, of_longest)]
+        sections += _noise(out, longest, of_longest)
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
         if ladder in laws:
@@ -84,7 +85,7 @@ def write_report(
             if isinstance(analysis.of_all, Forecast):
                 sections += doublings(analysis.of_all, laws[ladder].x)
             said = [re.sub(r"\*", "", sentence) for sentence in (*warned, *judged[3:])]
-            if found := answer_of(study, analysis, _of_all_data(mine), longest, said):
+            if found := answer_of(study, analysis, longest, of_longest, said):
                 answers.append((found, analysis))
     # Of several ladders, the one whose largest network is the best; of equal ones the first.
     best = max(answers, key=lambda each: each[0].columns[0].value, default=None)

@@ -186,12 +186,14 @@ class StableCheckpoint(Callback):
     """Keep RUN/checkpoints/stable.ckpt: the run before its rate falls, from which a longer one can go on as if it had
     trained alone. For `optimizer.decay wsd`, where steps or epochs are the limit."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save at the last of these steps; the step before serves too, where an evaluation follows the last one."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Settle when: at the last of these steps, or the one before, where an evaluation follows the last."""
         steps = stable_steps(trainer)
-        if steps is None or trainer.global_step not in (steps - 1, steps) or not ends_step(trainer, batch_idx):
-            return
-        if not _evaluation_follows(trainer, batch_idx):
+        self._due = () if steps is None else (steps - 1, steps)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        due = trainer.global_step in self._due and ends_step(trainer, batch_idx)
+        if due and not _evaluation_follows(trainer, batch_idx):
             path = Run(Path(trainer.default_root_dir)).stable
             trainer.save_checkpoint(path, storage_options=None if saver_of(trainer) is None else IN_BACKGROUND)
 

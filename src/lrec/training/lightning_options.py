@@ -146,7 +146,7 @@ def warnings_of(options: Namespace, data: SequenceDataModule) -> list[str]:
     return warnings
 
 
-def epochs_in_all(max_steps: int | None, max_epochs: int | None, steps_per_epoch: int) -> float:
+def epochs_in_all(max_steps: int | None, max_epochs: float | None, steps_per_epoch: int) -> float:
     """The most epochs that a run may take by its limits, of which -1 and None are none; it may stop earlier."""
     limits = [max_steps / steps_per_epoch] if max_steps is not None and max_steps >= 0 else []
     if max_epochs is None:
@@ -154,7 +154,7 @@ def epochs_in_all(max_steps: int | None, max_epochs: int | None, steps_per_epoch
     return float(min(limits + ([max_epochs] if max_epochs >= 0 else []), default=math.inf))
 
 
-def few_steps(max_steps: int | None, max_epochs: int | None, data: SequenceDataModule) -> str | None:
+def few_steps(max_steps: int | None, max_epochs: float | None, data: SequenceDataModule) -> str | None:
     """A sentence where a run takes few steps for its targets and could take more smaller ones."""
     epochs = epochs_in_all(max_steps, max_epochs, data.steps_per_epoch)
     steps, smaller = epochs * data.steps_per_epoch, max(2 * data.max_len, int(epochs * data.U / MORE_STEPS))

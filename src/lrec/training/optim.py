@@ -193,7 +193,10 @@ def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
         return 1.0
     before = _stable(steps) if decay == "wsd" else 0
     progress = min(max(step - before, 0) / max(steps - before, 1), 1.0)
-    left = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "wsd": 1 - math.sqrt(progress)}.get(decay, 1 - progress)
+    if decay == "cosine":
+        left = (1 + math.cos(math.pi * progress)) / 2
+    else:
+        left = 1 - (math.sqrt(progress) if decay == "wsd" else progress)
     return final + (1 - final) * left
 
 

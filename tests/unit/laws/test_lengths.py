@@ -4,11 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.laws.doublings import doublings
 from lrec.laws.forecast import Forecast
 from lrec.laws.metric_forecasts import expected_metrics
 from lrec.laws.predict import compare
 from lrec.laws.table import naive, points_of_most_data
+from lrec.laws.verdict import doublings
 
 SIZES, LENGTHS = np.geomspace(3e3, 3e4, 5), (2.5e5, 5e5, 1e6)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from lrec.laws.law import Array
 
-LADDER = 12
+LADDER = 12  # sizes; roll-outs go size by size up to here, too
 ODDS, LENGTHS = (0.1, 1.0, 10.0), (0.1, 0.3, 1.0, 3.0)
 """Of misfit to noise in the variance at the largest x; over how much of ln x a misfit is forgotten, by e. Evenly in the
 logarithm, and all alike before points are seen."""
