@@ -110,13 +110,27 @@ def _cut_time(store: Store, name: str, cut: int | float | str, since: int = 0) -
         return int(np.partition(store.times_N, place)[place])
     if isinstance(cut, int):
         return cut
+    unit = _time_unit(store, f"split.{name}={cut}")
+    if _DURATION.fullmatch(cut):
+        return since + in_units(store, f"split.{name}", cut)
+    microseconds = (_instant(name, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return -(-microseconds * unit // 10**6)
+
+
+def in_units(store: Store, option: str, duration: str) -> int:
+    """A duration such as 7d in the store's unit of time."""
+    match = _DURATION.fullmatch(duration)
+    if match is None:
+        raise UserError(f"{option}={duration} is no duration such as 90s, 30m, 12h, 7d or 2w")
+    return int(match[1]) * _SECONDS[match[2]] * _time_unit(store, f"{option}={duration}")
+
+
+def _time_unit(store: Store, option: str) -> int:
+    """How many units of the store's times make a second."""
     unit = store.facts.get("time_unit")
     if unit not in TIME_UNITS:
-        raise UserError(f"split.{name}={cut}: the data's times are no dates; give a share or a number")
-    if duration := _DURATION.fullmatch(cut):
-        return since + int(duration[1]) * _SECONDS[duration[2]] * TIME_UNITS[unit]
-    microseconds = (_instant(name, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    return -(-microseconds * TIME_UNITS[unit] // 10**6)
+        raise UserError(f"{option}: the data's times are no dates; give a share or a number")
+    return TIME_UNITS[unit]
 
 
 def _instant(name: str, cut: str) -> datetime:
