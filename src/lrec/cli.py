@@ -51,6 +51,7 @@ OWN_COMMANDS = {
     "recommend": ("the best next items for any histories", "lrec.serving.command.recommend"),
     "sizes": ("what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes.sizes"),
     "tasks": ("the five tasks over trained runs, by model size", "lrec.tasks.command.tasks_command"),
+    "backtest": ("train at several times, test on what follows", "lrec.backtest.command.backtest"),
     "scaling study": ("train a ladder, predict its largest sizes, judge", "lrec.study.study.run_study"),
     "scaling outlook": ("before a study: will size pay on these data?", "lrec.study.outlook.outlook_command"),
     "scaling compare": ("several studies in one figure", "lrec.study.comparison.compare"),

@@ -4,7 +4,6 @@ Validation losses within a run come before its learning rate has fallen and lie 
 would reach; the circles are best evaluations, which end a whole run.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,17 +66,6 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     axes.set(xlabel="parameters of the network (without items)", ylabel=metric)
     draw_frame(axes)
     return figure
-
-
-def as_svg(figure: "Figure") -> str:
-    """A picture as SVG, the same each time; its text stays text."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    text = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lrec", "font.size": 9.5}):
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    return text.getvalue()
 
 
 def compute_figure(runs: Sequence[Points]) -> "Figure":

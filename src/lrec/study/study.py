@@ -4,6 +4,8 @@ Started again, a study resumes where it stopped: finished runs are kept, an unfi
 trains only what is new.
 """
 
+from contextlib import suppress
+
 from lrec.common.files import check_folder, locked, write_json
 from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
@@ -16,7 +18,7 @@ from lrec.study.options import PLAN, Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
 from lrec.study.processes import start_server
 from lrec.study.record import Record
-from lrec.study.report import write_report
+from lrec.study.report import of_all_data, write_report
 from lrec.study.status import runs_table
 from lrec.study.tuning import Tuned, Tuner
 from lrec.study.work import Work
@@ -102,10 +104,19 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         write_prediction(study.folder, ladders, runs)
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
-    report = write_report(study.folder, study.name, runs, ladders, unfit, tuned, study)
+    report = write_report(study.folder, study.name, runs, ladders, unfit, tuned, study, _ngrams(runs))
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))
+
+
+def _ngrams(runs: list[PlannedRun]) -> dict[str, float]:
+    """What counting has on the test targets of the runs with the most data; nothing where their data are gone."""
+    from lrec.evaluation.ngrams import losses_of_test
+
+    with suppress(UserError):
+        return losses_of_test(of_all_data(runs)[0].open_data())
+    return {}
 
 
 def _tune(tuner: Tuner, work: Work) -> Tuned:

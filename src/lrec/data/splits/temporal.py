@@ -146,3 +146,11 @@ def _count_before(store: Store, time: int) -> np.ndarray:
     """Each user's number of interactions before the time, which are the first ones, in order of time."""
     assert store.times_N is not None
     return np.add.reduceat(store.times_N < time, store.offsets_U1[:-1], dtype=np.int64)
+
+
+def as_date(store: Store, time: int) -> str:
+    """A time of the store as a date, UTC; as the number it is where the data's times are no dates."""
+    unit = TIME_UNITS.get(store.facts.get("time_unit", ""))
+    if unit is None:
+        return str(time)
+    return f"{datetime(1970, 1, 1) + timedelta(seconds=time // unit):%Y-%m-%d %H:%M}"
