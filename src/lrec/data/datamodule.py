@@ -77,7 +77,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         Args:
             data_dir: Folder of prepared stores.
             split: What is held out for validation and test: LastItems (trajectory, held_out_users,
-                trajectory_min_length), GlobalTemporal (validate_from, test_from, targets) or UserSplit (validation,
+                trajectory_min_length), GlobalTemporal (validate_from, test_from, ...) or UserSplit (validation,
                 test).
             reduction: Part of the training data that is used.
             max_len: Longest input, in items.

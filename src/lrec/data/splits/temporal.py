@@ -3,7 +3,8 @@
 Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffix: U users.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -13,8 +14,11 @@ from lrec.data.splits.rules import Split, SplitRule
 from lrec.data.store.store import TIME_UNITS, Store
 from lrec.errors import UserError
 
+_DURATION = re.compile(r"(\d+)([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class GlobalTemporal(SplitRule):
     """Cut everyone's sequence at the same two times: training before the first, validation up to the second, then test.
 
@@ -27,19 +31,30 @@ class GlobalTemporal(SplitRule):
         validate_from: First cut: share of all interactions (above 0, below 1), epoch (whole number) or ISO date.
         test_from: Second cut, in the same way.
         targets: Which of a user's interactions between the cuts, and after the second, are targets: the first or all.
+        test_until: End of the test, given like the cuts, or as a duration after the second cut ("90s", "30m", "12h",
+            "7d", "2w"). What happens at this time or later is no part of the split. null: the test has no end.
     """
 
     validate_from: int | float | str = 0.8
     test_from: int | float | str = 0.9
     targets: Literal["first", "all"] = "first"
+    test_until: int | float | str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("validate_from", "test_from"):
+        for name in ("validate_from", "test_from", "test_until"):
             cut = getattr(self, name)
             if isinstance(cut, float) and not 0 < cut < 1:
                 raise UserError(f"split.{name} must be a share below 1, a whole epoch or an ISO date, not {cut}")
-            if isinstance(cut, str):
+            if isinstance(cut, str) and not (name == "test_until" and _DURATION.fullmatch(cut)):
                 _instant(name, cut)
+
+    def __repr__(self) -> str:
+        """The three options that were always there, and of later ones those that are set: the hash of the data of
+        earlier runs stays."""
+        told = [
+            each for number, each in enumerate(fields(self)) if number < 3 or getattr(self, each.name) != each.default
+        ]
+        return f"{type(self).__name__}({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in told)})"
 
     def cut(self, store: Store) -> Split:
         """Cut by time; times are checked for leaks over all users."""
@@ -51,9 +66,17 @@ class GlobalTemporal(SplitRule):
                 f"split.validate_from={self.validate_from} (time {first}) must lie before "
                 f"split.test_from={self.test_from} (time {second})"
             )
-        train_U, seen_U = _count_before(store, first), _count_before(store, second)
+        train_U, seen_U, end_U = _count_before(store, first), _count_before(store, second), np.diff(store.offsets_U1)
+        if self.test_until is not None:
+            end = _cut_time(store, "test_until", self.test_until, second)
+            if end <= second:
+                raise UserError(
+                    f"split.test_from={self.test_from} (time {second}) must lie before "
+                    f"split.test_until={self.test_until} (time {end})"
+                )
+            end_U = _count_before(store, end)
         val_U, val_targets_U = self._targets(train_U, seen_U)
-        test_U, test_targets_U = self._targets(seen_U, np.diff(store.offsets_U1))
+        test_U, test_targets_U = self._targets(seen_U, end_U)
         for name, targets_U in (("validation", val_targets_U), ("test", test_targets_U)):
             if not targets_U.any():
                 raise UserError(f"the split leaves no {name} target: cut the times {first} and {second} elsewhere")
@@ -79,8 +102,8 @@ class GlobalTemporal(SplitRule):
         return np.where(targets_U > 0, begin_U, -1), targets_U
 
 
-def _cut_time(store: Store, name: str, cut: int | float | str) -> int:
-    """The earliest time that comes after the cut, in the store's unit."""
+def _cut_time(store: Store, name: str, cut: int | float | str, since: int = 0) -> int:
+    """The earliest time that comes after the cut, in the store's unit; a duration begins at the time `since`."""
     assert store.times_N is not None
     if isinstance(cut, float):
         place = min(int(cut * len(store.times_N) + 1e-9), len(store.times_N) - 1)
@@ -90,6 +113,8 @@ def _cut_time(store: Store, name: str, cut: int | float | str) -> int:
     unit = store.facts.get("time_unit")
     if unit not in TIME_UNITS:
         raise UserError(f"split.{name}={cut}: the data's times are no dates; give a share or a number")
+    if duration := _DURATION.fullmatch(cut):
+        return since + int(duration[1]) * _SECONDS[duration[2]] * TIME_UNITS[unit]
     microseconds = (_instant(name, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     return -(-microseconds * TIME_UNITS[unit] // 10**6)
 
@@ -98,7 +123,8 @@ def _instant(name: str, cut: str) -> datetime:
     try:
         instant = datetime.fromisoformat(cut)
     except ValueError:
-        raise UserError(f"split.{name}={cut} is no ISO date such as 2014-01-31 or 2014-01-31T12:00") from None
+        duration = ", and no duration such as 7d or 12h" if name == "test_until" else ""
+        raise UserError(f"split.{name}={cut} is no ISO date such as 2014-01-31 or 2014-01-31T12:00{duration}") from None
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 

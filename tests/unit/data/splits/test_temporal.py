@@ -108,9 +108,49 @@ def test_dates_in_every_unit(tmp_path: Path) -> None:
         GlobalTemporal("2014-01-01", "2014-01-02")(with_unit(tmp_path, "step", seconds))
 
 
+@FIXTURE_ONCE
+@given(TIMES, st.integers(1, 3), st.integers(1, 9))
+def test_the_test_ends_at_a_time(make_store, sequences: list[list[int]], gap: int, until: int) -> None:
+    """The test has the targets of [test_from, test_until); all else is as if it had no end."""
+    store = make_times(make_store, sequences)
+    try:
+        whole = GlobalTemporal(1, 1 + gap, "all")(store)
+    except UserError:
+        assume(False)
+    within = [(u, p) for u, p in as_pairs(whole.test_targets) if sorted(sequences[u])[p] < until]
+    rule = GlobalTemporal(1, 1 + gap, "all", test_until=until)
+    if until <= 1 + gap or not within:
+        with pytest.raises(UserError, match="must lie before split.test_until" if until <= 1 + gap else "no test"):
+            rule(store)
+        return
+    split = rule(store)
+    assert as_pairs(split.test_targets) == within
+    assert as_pairs(split.val_targets) == as_pairs(whole.val_targets)
+    assert split.train_U.tolist() == whole.train_U.tolist()
+
+
+def test_a_test_as_long_as_a_duration(tmp_path: Path) -> None:
+    day = 86_400
+    seconds = [0, day, 2 * day, 2 * day + 7 * 3600 - 1, 2 * day + 7 * 3600, 9 * day]
+    for unit, factor in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
+        store = with_unit(tmp_path, unit, [t * factor for t in seconds])
+        for until, n_targets in [("1s", 1), ("420m", 2), ("7h", 2), ("25201s", 3), ("1w", 3), ("8d", 4), (0.99, 3)]:
+            split = GlobalTemporal(day * factor, "1970-01-03", "all", test_until=until)(store)
+            assert split.test_targets_U.tolist() == [n_targets], (unit, until)
+    with pytest.raises(UserError, match=r"test_until=7d: the data's times are no dates; give a share or a number"):
+        GlobalTemporal(day, 2 * day, test_until="7d")(with_unit(tmp_path, "step", seconds))
+
+
+def test_options_that_are_not_set_leave_the_hash_of_the_data(make_store) -> None:
+    assert repr(GlobalTemporal()) == "GlobalTemporal(validate_from=0.8, test_from=0.9, targets='first')"
+    assert repr(GlobalTemporal(test_until="7d")).endswith("targets='first', test_until='7d')")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ((0.8, 0.9, "all", 1.0), "test_until must be a share"),
+        ((0.8, 0.9, "all", "7 days"), "test_until=7 days is no ISO date .*, and no duration such as 7d"),
         ((0.0, 0.9), "validate_from must be a share"),
         ((0.8, 1.0), "test_from must be a share"),
         (("yesterday", 0.9), "validate_from=yesterday is no ISO date"),
