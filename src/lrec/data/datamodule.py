@@ -70,6 +70,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         memory_gib: float | None = None,
         validation_users: int | Literal["auto", "all"] = "auto",
         test_users: int | Literal["auto", "all"] = "auto",
+        cold_targets: Literal["missed", "dropped", "apart"] = "missed",
         store: Path | None = None,
     ) -> None:
         """Options of every data set.
@@ -93,6 +94,8 @@ class SequenceDataModule(LightningDataModule, ABC):
                 2,000.
             test_users: Users that test, a fixed sample: so many, or all; auto: all, or as many as make 1e11 pairs of a
                 target and an item, but at least 2,000.
+            cold_targets: What becomes of targets outside the catalogue: they are misses (missed), they are no targets
+                (dropped), or they are misses, and HR, NDCG and the like are also told without them (apart).
             store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
                 one in data_dir.
         """
@@ -117,6 +120,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.memory_gib = memory_gib
         self.validation_users = validation_users
         self.test_users = test_users
+        self.cold_targets = cold_targets
         self._urls: list[str] = []
         self.given_store: Path | None = None
         self.given_store = None if store is None else self.local(store)
@@ -186,7 +190,11 @@ class SequenceDataModule(LightningDataModule, ABC):
             return split if types is None else replace(split, target_N=_of_types(store, types))
 
         split = shared_split(store, self.split, self.target_events, whole)
-        return split if self.only_domain is None else of_domain(split, self.only_domain)
+        split = split if self.only_domain is None else of_domain(split, self.only_domain)
+        if self.cold_targets == "dropped":
+            known_N = split.catalogue_index_I[split.store.items_N] >= 0
+            split = replace(split, target_N=known_N if split.target_N is None else known_N & split.target_N)
+        return split
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store, cut it, and check the cut for leaks."""
@@ -194,10 +202,11 @@ class SequenceDataModule(LightningDataModule, ABC):
             return
         self.cuts = self.cut(self.open_store())
         self.store = self.cuts.store
-        if self.target_events is not None:
-            for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
-                if len(targets.users_T) == 0:
-                    raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
+        for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
+            if len(targets.users_T) == 0 and self.target_events is not None:
+                raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
+            if len(targets.users_T) == 0 and self.cold_targets == "dropped":
+                raise UserError(f"data.cold_targets dropped: no {name} target is an item of the training part")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
         part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
@@ -279,6 +288,10 @@ class SequenceDataModule(LightningDataModule, ABC):
         all_of_them = len(targets.users_T) == len(every.users_T)
         return targets, None if all_of_them else (len(np.unique(targets.users_T)), len(users))
 
+    def has_sets(self, stage: str) -> bool:
+        """Whether a user's targets of the stage, val or test, are one set."""
+        return bool(self.cuts.sets_2[("val", "test").index(stage)])
+
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the users that validate, after the items before them."""
         targets, sample = self.evaluated("val")
@@ -286,13 +299,13 @@ class SequenceDataModule(LightningDataModule, ABC):
             said = f"{sample[0]:,} of {sample[1]:,} users"
             raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
         self._say(sample, "validation", f"validation_users {self.validation_users}")
-        return self._loader(*targets)
+        return self._loader(*targets, set_sizes_U=self.cuts.val_targets_U if self.has_sets("val") else None)
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets of the users that test, after the items before them, validation targets included."""
         targets, sample = self.evaluated("test")
         self._say(sample, "test", f"test_users {self.test_users}")
-        return self._loader(*targets)
+        return self._loader(*targets, set_sizes_U=self.cuts.test_targets_U if self.has_sets("test") else None)
 
     def _say(self, sample: tuple[int, int] | None, name: str, option: str) -> None:
         if sample is not None and self._ranks().rank == 0:
@@ -318,8 +331,11 @@ class SequenceDataModule(LightningDataModule, ABC):
         else:
             self._resume = state_dict or None
 
-    def _loader(self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True) -> EvalLoader:
-        task = EvalTask(users_T, ends_T, with_target, self.with_times)
+    def _loader(
+        self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True, set_sizes_U: np.ndarray | None = None
+    ) -> EvalLoader:
+        sizes_T = None if set_sizes_U is None else set_sizes_U[users_T]
+        task = EvalTask(users_T, ends_T, with_target, self.with_times, sizes_T)
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
 
     @property

@@ -265,7 +265,7 @@ def values_of(
     values = {}
     for metric in metrics:
         for label, k in zip(metric.labels, metric.cutoffs, strict=True):
-            if isinstance(metric, Mean) and (k == LIST_LENGTH or not metric.of_lists):
+            if isinstance(metric, Mean) and not metric.of_sets and (k == LIST_LENGTH or not metric.of_lists):
                 has_none_C = metric.shares(found, k) <= 0
                 values[label] = metric.of_targets(found, k).double().masked_fill(has_none_C, torch.nan).numpy()
     return values

@@ -36,7 +36,9 @@ from lrec.study.price import price_rows
 from lrec.study.tuning import LR, Trial, Tuned
 
 # Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
-LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity)@\d+(_unseen)?(_se)?$|(loss|loss_se|targets\w*)$"
+LRECS = (
+    r".*/|(HR|NDCG|MRR|coverage|popularity|recall|micro_recall|precision|MAP)@\d+(_\w+)?$|(loss|loss_se|targets\w*)$"
+)
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95

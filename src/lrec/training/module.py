@@ -24,7 +24,7 @@ from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.errors import UserError
 from lrec.evaluation.evaluator import Evaluator
-from lrec.evaluation.metrics import KS, Metric, with_own
+from lrec.evaluation.metrics import KS, Metric, best_is, with_own
 from lrec.model import parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
@@ -163,8 +163,13 @@ class SequentialRecommender(StoredModel):
         return scores_BV
 
     def setup(self, stage: str) -> None:
-        """Settle where an epoch ends."""
+        """Settle where an epoch ends; UserError where what is monitored is no figure of these data."""
         if stage == "fit":
+            there = self._evaluator.names("val", self.data)
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                name = str(getattr(callback, "monitor", None)).removeprefix("val/")
+                if best_is(name, self.metrics) is not None and name not in there:
+                    raise UserError(f"monitor val/{name}: validation on targets of this kind has no such figure")
             end_with_a_step(self.trainer, self.data.steps_per_epoch)
 
     def configure_model(self) -> None:

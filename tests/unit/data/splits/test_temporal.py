@@ -36,9 +36,14 @@ def as_pairs(targets: Targets) -> list[tuple[int, int]]:
     return list(zip(targets.users_T.tolist(), targets.positions_T.tolist(), strict=True))
 
 
+CHOSEN = {"first": slice(0, 1), "last": slice(-1, None), "all": slice(None), "window": slice(0, 1)}
+
+
 @FIXTURE_ONCE
-@given(TIMES, st.integers(1, 8), st.integers(1, 4), st.sampled_from(["first", "all"]))
-def test_equals_the_reference(make_store, sequences: list[list[int]], first: int, gap: int, which: str) -> None:
+@given(TIMES, st.integers(1, 8), st.integers(1, 4), st.sampled_from(list(CHOSEN)), st.sampled_from([None, *CHOSEN]))
+def test_equals_the_reference(
+    make_store, sequences: list[list[int]], first: int, gap: int, which: str, of_test: str | None
+) -> None:
     second = first + gap
     expected: dict[str, list[tuple[int, int]]] = {"val": [], "test": []}
     train = []
@@ -47,8 +52,9 @@ def test_equals_the_reference(make_store, sequences: list[list[int]], first: int
         train.append(sum(t < first for t in times))
         for stage, begin, end in (("val", first, second), ("test", second, 10)):
             positions = [p for p, t in enumerate(times) if begin <= t < end and p > 0]
-            expected[stage] += [(user, p) for p in (positions[:1] if which == "first" else positions)]
-    rule = GlobalTemporal(first, second, which)
+            chosen = CHOSEN[which if stage == "val" else of_test or which]
+            expected[stage] += [(user, p) for p in positions[chosen]]
+    rule = GlobalTemporal(first, second, which, test_targets=of_test)
     store = make_times(make_store, sequences)
     if not (sum(train) and expected["val"] and expected["test"]):
         with pytest.raises(UserError, match="the split leaves no"):
@@ -64,6 +70,46 @@ def test_equals_the_reference(make_store, sequences: list[list[int]], first: int
     assert split.counts_V.tolist() == [1] * len(split.catalogue_V)
     part = training_part(split, Reduction())
     assert part.lengths_U.tolist() == train
+
+
+def test_random_targets_are_drawn_by_user_and_seed(make_store) -> None:
+    """One a user, each of its items as often; a user's draw depends on neither the others nor their number."""
+    sequences = [[0, *range(10, 14), *range(20, 25)] for _ in range(400)]
+    store = make_times(make_store, sequences)
+    split = GlobalTemporal(10, 20, "random")(store)
+    for targets, begin, number in ((split.val_targets, 1, 4), (split.test_targets, 5, 5)):
+        assert targets.users_T.tolist() == list(range(400))
+        counts = np.bincount(targets.positions_T - begin, minlength=number)
+        assert len(counts) == number
+        assert counts.min() > 0.7 * 400 / number
+    assert np.corrcoef(split.val_U, split.test_U)[0, 1] < 0.15
+    fewer = GlobalTemporal(10, 20, "random")(make_times(make_store, sequences[:100]))
+    assert fewer.test_U.tolist() == split.test_U[:100].tolist()
+    other = GlobalTemporal(10, 20, "random", seed=1)(store)
+    assert 0.1 < (other.test_U == split.test_U).mean() < 0.3
+
+
+def test_validation_by_the_last_item_and_by_users(make_store) -> None:
+    """Training goes up to the test; what validates is the last item before it, of all users or of some."""
+    sequences = [[0, 1, 2, 6], [0, 5, 5, 7], [0, 1], [3], [6, 7], [0, 2, 3, 4]]
+    store = make_times(make_store, sequences)
+    split = GlobalTemporal(test_from=6, targets="all", validate_by="last_item")(store)
+    assert split.train_U.tolist() == [2, 2, 2, 1, 0, 3]  # fewer than 3 items: they only train
+    assert as_pairs(split.val_targets) == [(0, 2), (1, 2), (5, 3)]
+    assert as_pairs(split.test_targets) == [(0, 3), (1, 3), (4, 1)]
+    split = GlobalTemporal(test_from=6, targets="window", validate_by="users", held_out_users=2)(store)
+    users = split.val_targets.users_T
+    assert len(users) == 2
+    assert split.val_targets.positions_T.tolist() == [len([t for t in sequences[u] if t < 6]) - 1 for u in users]
+    assert split.train_U.tolist() == [0 if u in users else n for u, n in enumerate([3, 3, 2, 1, 0, 4])]
+    assert as_pairs(split.test_targets) == [(0, 3), (1, 3), (4, 1)]
+    assert split.sets_2.tolist() == [False, True]
+    most = GlobalTemporal(test_from=6, validate_by="users", held_out_users=3)(store)
+    assert set(users) < set(most.val_targets.users_T)
+    with pytest.raises(UserError, match="nothing to train on"):
+        GlobalTemporal(test_from=2, validate_by="users")(make_times(make_store, [[0, 1, 2]]))
+    with pytest.raises(UserError, match="no validation target"):
+        GlobalTemporal(test_from=2, validate_by="last_item")(make_times(make_store, [[0, 1, 2]]))
 
 
 @FIXTURE_ONCE
@@ -143,7 +189,9 @@ def test_a_test_as_long_as_a_duration(tmp_path: Path) -> None:
 
 def test_options_that_are_not_set_leave_the_hash_of_the_data(make_store) -> None:
     assert repr(GlobalTemporal()) == "GlobalTemporal(validate_from=0.8, test_from=0.9, targets='first')"
-    assert repr(GlobalTemporal(test_until="7d")).endswith("targets='first', test_until='7d')")
+    other_test = GlobalTemporal(test_until="7d", test_targets="all", seed=3)
+    assert repr(other_test) == repr(GlobalTemporal()), "what the test is does not change what was trained on"
+    assert repr(GlobalTemporal(validate_by="users")).endswith("targets='first', validate_by='users')")
 
 
 @pytest.mark.parametrize(
@@ -185,10 +233,15 @@ def test_leaks_are_refused_by_time_too(make_store) -> None:
     def shifted(**changes: list[int]) -> Split:
         return replace(split, **{name: np.array(values) for name, values in changes.items()})
 
+    untimely = shifted(train_U=[4, 3], val_U=[-1, 3], val_targets_U=[0, 1])  # trains at 4, where another validates
+    untimely.check_times(validation=False)  # both are before the test
+    late = shifted(test_U=[3, 4], val_targets_U=[1, 1], test_targets_U=[1, 1])  # tests at 4, where another validates
+    with pytest.raises(AssertionError, match="leak"):
+        late.check_times(validation=False)
     for leak in (
-        shifted(train_U=[4, 3], val_U=[-1, 3], val_targets_U=[0, 1]),  # trains at 4, where another validates
+        untimely,
+        late,
         shifted(val_U=[1, 3], val_targets_U=[1, 1], train_U=[1, 3]),  # validates at 1, before another trains at 2
-        shifted(test_U=[3, 4], val_targets_U=[1, 1], test_targets_U=[1, 1]),  # tests at 4, where another validates
     ):
         leak.check()  # within each user all is in order
         with pytest.raises(AssertionError, match="leak"):
