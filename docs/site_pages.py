@@ -1,4 +1,4 @@
-"""What the site shows from outside of docs/: pages of benchmarks/ that readers look for, and what pages link to."""
+"""What the site shows from outside of docs/: README.md as its home, pages of benchmarks/, and what pages link to."""
 
 import posixpath
 import re
@@ -11,7 +11,14 @@ from mkdocs.structure.pages import Page
 
 SHOWN = ("clicks.md", "peers.md", "replicate.md", "recommend.md", "hours.md", "horizons.md", "metric_forecasts.md")
 """Pages of benchmarks/ that are pages of the site. The site has all others as text, where a page links to them."""
-LINKED = ("src/lrec/**/*.py", "examples/*.py", "examples/*.ipynb", "tests/unit/test_imports.py", "benchmarks/**/*.md")
+LINKED = (
+    "CONTRIBUTING.md",
+    "src/lrec/**/*.py",
+    "examples/*.py",
+    "examples/*.ipynb",
+    "tests/unit/test_imports.py",
+    "benchmarks/**/*.md",
+)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -27,6 +34,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in (file for pattern in LINKED for file in root.glob(pattern)):
         name = _on_site(file.relative_to(root).as_posix())
         files.append(File.generated(config, name, abs_src_path=str(file), inclusion=InclusionLevel.INCLUDED))
+    home = re.sub(r"(\]\(|src=\")docs/", r"\1", (root / "README.md").read_text())
+    files.append(File.generated(config, "index.md", content=home))
     return files
 
 
@@ -44,6 +53,6 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def _on_site(name: str) -> str:
-    """The name of a file on the site: pages of benchmarks/ that are not shown are texts."""
-    is_text = name.startswith("benchmarks/") and name.endswith(".md") and name.removeprefix("benchmarks/") not in SHOWN
-    return f"{name}.txt" if is_text else name
+    """The name of a file on the site: pages from outside of docs/ that are not shown are texts."""
+    is_shown = not name.startswith("benchmarks/") or name.removeprefix("benchmarks/") in SHOWN
+    return name if (is_shown and name != "CONTRIBUTING.md") or not name.endswith(".md") else f"{name}.txt"
