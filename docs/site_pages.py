@@ -1,44 +1,58 @@
-"""What the site shows from outside of docs/: the pages of benchmarks/, and the source files that pages link to."""
+"""What the site shows from outside of docs/: README.md as its home, pages of benchmarks/, and what pages link to."""
 
+import posixpath
+import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
 
-LINKED = ("src/lrec/**/*.py", "examples/*.py", "examples/*.ipynb", "tests/unit/test_imports.py")
+SHOWN = ("clicks.md", "peers.md", "replicate.md", "recommend.md", "hours.md", "horizons.md", "metric_forecasts.md")
+"""Pages of benchmarks/ that are pages of the site. The site has all others as text, where a page links to them."""
+LINKED = (
+    "CONTRIBUTING.md",
+    "src/lrec/**/*.py",
+    "examples/*.py",
+    "examples/*.ipynb",
+    "tests/unit/test_imports.py",
+    "benchmarks/**/*.md",
+)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """A section for the benchmarks behind the others."""
     assert config.nav is not None
-    config.nav.append({"Benchmarks": list(_pages(config))})
+    config.nav.append({"Benchmarks": [f"benchmarks/{page}" for page in SHOWN]})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add each page and each linked file."""
-    for name, page in (_pages(config) | _linked(config)).items():
-        files.append(File.generated(config, name, abs_src_path=str(page), inclusion=InclusionLevel.INCLUDED))
+    root = Path(config.config_file_path).parent
+    for file in (file for pattern in LINKED for file in root.glob(pattern)):
+        name = _on_site(file.relative_to(root).as_posix())
+        files.append(File.generated(config, name, abs_src_path=str(file), inclusion=InclusionLevel.INCLUDED))
+    home = re.sub(r"(\]\(|src=\")docs/", r"\1", (root / "README.md").read_text())
+    files.append(File.generated(config, "index.md", content=home))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Links lead from docs/ to its neighbours and back in the repository; the site has these inside of docs/."""
     for folder in ("benchmarks/", "src/", "examples/", "tests/"):
         markdown = markdown.replace(f"../{folder}", folder)
-    return markdown.replace("../docs/", "../")
+    markdown = markdown.replace("../docs/", "../")
+
+    def link(found: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), found[1]))
+        return found[0] if _on_site(target) == target else f"]({found[1]}.txt)"
+
+    return re.sub(r"\]\(([\w./-]+\.md)(#[\w-]+)?\)", link, markdown)
 
 
-def _root(config: MkDocsConfig) -> Path:
-    return Path(config.config_file_path).parent
-
-
-def _pages(config: MkDocsConfig) -> dict[str, Path]:
-    pages = sorted((_root(config) / "benchmarks").rglob("*.md"))
-    return {page.relative_to(_root(config)).as_posix(): page for page in pages}
-
-
-def _linked(config: MkDocsConfig) -> dict[str, Path]:
-    files = [file for pattern in LINKED for file in _root(config).glob(pattern)]
-    return {file.relative_to(_root(config)).as_posix(): file for file in files}
+def _on_site(name: str) -> str:
+    """The name of a file on the site: pages from outside of docs/ that are not shown are texts."""
+    is_shown = not name.startswith("benchmarks/") or name.removeprefix("benchmarks/") in SHOWN
+    return name if (is_shown and name != "CONTRIBUTING.md") or not name.endswith(".md") else f"{name}.txt"

@@ -1,4 +1,4 @@
-"""Recommendations over HTTP from a trained run, with Python's own server; see docs/serve.md.
+"""Recommendations over HTTP from a trained run, with Python's own server; see docs/recommend.md.
 
 python serve.py runs/first 8000
 curl localhost:8000 --data '{"histories": [["SKU-0001", "SKU-0007"]], "k": 5}'

@@ -35,6 +35,7 @@ OF_RUNS = {
     *("seed_everything", "trainer", "model", "checkpoint", "early_stopping", "points", "last", "projector"),
     "ckpt_path",
 }
+_HELP = ("-h", "--help")
 _DOT = "․"  # a one dot leader, which is in no option's name
 # What the user is to put right: rights, space, and what kind of file there is.
 _SURROUNDINGS = (
@@ -45,18 +46,18 @@ _SURROUNDINGS = (
 
 # What each of lrec's own commands does, and the function that runs it, imported only then.
 OWN_COMMANDS = {
-    "data prepare": ("raw interactions to a store", "lrec.data.datasets.prepare"),
-    "data describe": ("a store's statistics", "lrec.data.store.statistics.describe"),
-    "export": ("a checkpoint to one file that can recommend", "lrec.serving.export.export"),
-    "recommend": ("the best next items for any histories", "lrec.serving.command.recommend"),
-    "sizes": ("what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes.sizes"),
-    "tasks": ("the five tasks over trained runs, by model size", "lrec.tasks.command.tasks_command"),
-    "backtest": ("train at several times, test on what follows", "lrec.backtest.command.backtest"),
-    "scaling study": ("train a ladder, predict its largest sizes, judge", "lrec.study.study.run_study"),
-    "scaling outlook": ("before a study: will size pay on these data?", "lrec.study.outlook.outlook_command"),
-    "scaling compare": ("several studies in one figure", "lrec.study.comparison.compare"),
-    "scaling fit": ("fit a law to points", "lrec.study.fit_command.fit_command"),
-    "scaling plan": ("what to train for a budget, a loss or a size", "lrec.laws.plan.plan_command"),
+    "data prepare": ("read your file once, for all runs", "lrec.data.datasets.prepare"),
+    "data describe": ("print what a prepared store holds", "lrec.data.store.statistics.describe"),
+    "export": ("pack a checkpoint into one file that can recommend", "lrec.serving.export.export"),
+    "recommend": ("list the best next items for any histories", "lrec.serving.command.recommend"),
+    "sizes": ("print what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes.sizes"),
+    "tasks": ("test trained runs on the five tasks, by model size", "lrec.tasks.command.tasks_command"),
+    "backtest": ("train at several times, and test on what follows", "lrec.backtest.command.backtest"),
+    "scaling study": ("train small sizes, predict large ones, train these and compare", "lrec.study.study.run_study"),
+    "scaling outlook": ("say before a study whether size will pay on these data", "lrec.study.outlook.outlook_command"),
+    "scaling compare": ("draw several studies in one figure", "lrec.study.comparison.compare"),
+    "scaling fit": ("predict larger sizes from the points of any runs", "lrec.study.fit_command.fit_command"),
+    "scaling plan": ("say what to train for a budget, a loss or a size", "lrec.laws.plan.plan_command"),
 }
 
 
@@ -97,8 +98,11 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 
 def _run(arguments: list[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    groups = {name.partition(" ")[0] for name in OWN_COMMANDS if " " in name}
+    if not arguments or arguments[0] in _HELP:
         print(_overview())
+    elif arguments[0] in groups and (len(arguments) == 1 or arguments[1] in _HELP):
+        print(_overview(arguments[0]))
     elif arguments[0] == "--version":
         print(f"lrec {__version__}")
     elif arguments[0] in LIGHTNING_COMMANDS:
@@ -176,8 +180,9 @@ def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[st
     return result
 
 
-def _overview() -> str:
+def _overview(group: str = "") -> str:
+    """Every command, or those of a group, such as scaling, with what it does."""
     meanings = LIGHTNING_COMMANDS | {name: meaning for name, (meaning, _) in OWN_COMMANDS.items()}
-    lines = "\n".join(f"  {name:<16}{meaning}" for name, meaning in meanings.items())
+    lines = "\n".join(f"  {name:<16}{does}" for name, does in meanings.items() if name.startswith(group))
     usage = "usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options"
     return f"{usage}\n\n{lines}\n\nThis is version {__version__}."

@@ -231,18 +231,24 @@ def test_a_class_that_does_not_fit_is_one_line(
     assert not (folder / "runs").exists()
 
 
-def test_help_begins_with_what_people_use_and_lists_the_options_of_lrec_s_own_model(
+def test_help_ends_after_what_people_use_and_help_all_has_the_options_of_lrec_s_own_model(
     capsys: pytest.CaptureFixture[str], lrec: Callable[..., str]
 ) -> None:
     with pytest.raises(SystemExit):
         lrec("fit", "--help")
-    beginning, _, everything = capsys.readouterr().out.partition("\nAll options:\n")
-    assert beginning.startswith("usage: lrec fit --config FILE ... [options]\n")
-    options = re.findall(r"^  --([\w.]+) +\w", beginning, re.MULTILINE)
+    short = capsys.readouterr().out
+    assert short.startswith("usage: lrec fit --config FILE ... [options]\n")
+    assert short.endswith("\nlrec fit --help_all lists all options.\n")
+    options = re.findall(r"^  --([\w.]+) +\w", short, re.MULTILINE)
     assert len(options) == 20
     assert {"data.path", "model.size", "model.optimizer.lr", "trainer.max_epochs", "ckpt_path"} <= set(options)
+    with pytest.raises(SystemExit) as stop:
+        lrec("fit", "--help_all")
+    assert stop.value.code == 0
+    _, _, everything = capsys.readouterr().out.partition("\nAll options:\n")
     for option in ("model.architecture.norm", "data", *(name for name in options if not name.startswith("data."))):
         assert re.search(rf"^  (-c( CONFIG)?, )?--{option}( |, --{option}\+ )", everything, re.MULTILINE)
+    assert re.findall(r"``|:\w+:`", everything) == [], "Sphinx"
     of_data = {
         name for cls in (package.InteractionsDataModule, SequenceDataModule) for name in signature(cls).parameters
     }

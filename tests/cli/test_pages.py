@@ -1,4 +1,4 @@
-"""The form of the pages: length, opening, width of code; the list of files and the figures are up to date."""
+"""The form of the pages: length, opening, width of code; the list of folders and the figures are up to date."""
 
 import ast
 import re
@@ -11,9 +11,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
-REFERENCE = {"data.md", "metrics.md", "laws.md", "tasks.md", "options.md", "files.md", "reliability.md"}
-# Written by `lrec tasks`.
-WRITTEN = DOCS / "results" / "tasks"
+REFERENCE = {
+    *("architectures.md", "coming-from.md", "data.md", "data-reference.md", "internals.md", "laws.md", "metrics.md"),
+    *("options.md", "recommend.md", "reliability.md", "study-options.md", "tasks.md"),
+}
 GUIDES = [page for page in sorted(DOCS.glob("*.md")) if page.name not in ("glossary.md", "api.md", "cluster.md")]
 
 
@@ -32,7 +33,7 @@ def test_a_page_is_short(page: Path) -> None:
     assert words(page.read_text()) <= longest
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if WRITTEN not in page.parents], ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_line_of_code_is_wider_than_the_page(page: Path) -> None:
     fenced = re.findall(r"^```(?:bash|python|py|yaml)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     indented = re.findall(r"^    (?:lrec|python|pytest) .*$", page.read_text(), re.MULTILINE)
@@ -51,6 +52,12 @@ def test_a_page_begins_with_what_it_is_for_and_an_example(page: Path) -> None:
     assert words(before) <= 180, "the example comes late"
 
 
+def test_the_site_is_short() -> None:
+    shown = runpy.run_path(str(DOCS / "site_pages.py"))["SHOWN"]
+    pages = [*DOCS.rglob("*.md"), *(REPOSITORY / "benchmarks" / page for page in shown)]
+    assert sum(words(page.read_text()) for page in pages) <= 55_000
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_python_that_is_not_run_is_python(page: Path) -> None:
     for block in re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
@@ -58,8 +65,9 @@ def test_python_that_is_not_run_is_python(page: Path) -> None:
             ast.parse(block)
 
 
-def test_the_page_of_files_has_every_folder_once() -> None:
-    listed = re.findall(r"^\| `(\w+)/` \|", (DOCS / "files.md").read_text().split("## Beside")[0], re.MULTILINE)
+def test_the_table_of_folders_has_every_folder_once() -> None:
+    folders, _ = (DOCS / "internals.md").read_text().split("| folder or file |")
+    listed = re.findall(r"^\| `(\w+)/` \|", folders, re.MULTILINE)
     package = REPOSITORY / "src" / "lrec"
     assert sorted(listed) == sorted(folder.parent.name for folder in package.glob("*/__init__.py"))
 

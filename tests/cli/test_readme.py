@@ -53,3 +53,18 @@ def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixtur
     if command and command[0] not in LIGHTNING_COMMANDS:
         options = re.findall(r"^  (-.*|\w+ *)$", printed, re.MULTILINE)
         assert options
+
+
+@pytest.mark.parametrize("group", ["data", "scaling"])
+@pytest.mark.parametrize("help_option", [[], ["--help"]])
+def test_a_group_lists_its_commands(group: str, help_option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main([group, *help_option])
+    listed = re.findall(r"^  (\w+ \w+)", capsys.readouterr().out, re.MULTILINE)
+    assert listed == [name for name in OWN_COMMANDS if name.startswith(f"{group} ")]
+
+
+def test_data_prepare_s_help_begins_with_the_file_and_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "prepare", "--help"])
+    options = re.findall(r"^  --([\w.]+)", capsys.readouterr().out, re.MULTILINE)
+    assert options[1:5] == ["data.path", "data.user_column", "data.item_column", "data.time_column"]

@@ -21,7 +21,10 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "api" / "index.html").read_text()
     assert "of what is left the last max_len" in " ".join(reference.split()), "docstrings are in the reference"
-    assert (tmp_path / "benchmarks" / "prepare" / "index.html").exists()
+    home = (tmp_path / "index.html").read_text()
+    assert 'src="results/decks.png"' in home, "the home page is README.md"
+    assert (tmp_path / "benchmarks" / "clicks" / "index.html").exists()
+    assert (tmp_path / "benchmarks" / "growth.md.txt").exists(), "what is no page is there as text"
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -150,7 +150,7 @@ def planned(backtest: Backtest, origins: list[int], length: int) -> Study:
     variants = {}
     for name, k in names.items():
         begin = origins[k - 1]
-        split = {"class_path": "lrec.GlobalTemporal", "validate_by": "users", "targets": "all"}
+        split: dict[str, Any] = {"class_path": "lrec.GlobalTemporal", "validate_by": "users", "targets": "all"}
         split |= {"test_from": begin, "test_until": begin + length}
         variants[name] = {f"data.split.{option}": value for option, value in split.items()}
     chain = [network_of("warm", k) for k in range(1, backtest.folds + 1)] if "warm" in backtest.update else []

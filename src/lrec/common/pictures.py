@@ -1,4 +1,4 @@
-"""What all pictures have in common."""
+"""What all pictures have in common: colours, frame, words for those who cannot see them, and files."""
 
 import time
 from pathlib import Path
@@ -9,6 +9,9 @@ from lrec.common.files import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# Of Okabe and Ito, which people who see few colours tell apart too (jfly.uni-koeln.de/color).
+BLUE, ORANGE, GREEN, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#5a5a5a", "#222222"
 
 
 def new_figure(width: float, height: float, alt: str) -> "Figure":

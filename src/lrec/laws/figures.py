@@ -1,5 +1,5 @@
-"""Pictures of a fit. Of one variable: points, curve, 90 % band, held-out predictions, floor and residuals. Of several:
-fitted against actual losses, and residuals."""
+"""Pictures of a fit. Of one variable: points, curve, 90 % band, held-out sizes and no gain. Of several: fitted against
+actual losses, and residuals."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from lrec.common.pictures import draw_frame, new_figure
-from lrec.laws.fit import Fit, fit_points
-from lrec.laws.law import NOT_IDENTIFIED, Array, is_identified
+from lrec.common.pictures import BLUE, GREY, INK, ORANGE, draw_frame, new_figure
+from lrec.laws.fit import Fit
+from lrec.laws.law import Array
 from lrec.laws.predict import HeldOut, Holdout, Predictor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
-LATER = {"mfc": "white", "mec": ORANGE}
+LATER: dict[str, Any] = {"mfc": "white", "mec": ORANGE}
 LEGEND: dict[str, Any] = {"fontsize": 7.5, "facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
 
 
@@ -29,57 +28,54 @@ def fit_figure(
     x_label: str = "N_body",
     y_label: str = "test_loss",
 ) -> "Figure":
-    """Draw a forecast, with the law's `fit` as a thin line, or that fit itself, on logarithmic axes, without a display.
+    """Draw what was measured, the prediction with its 90 % interval, and what no gain would be, without a display. The
+    title says what was found.
 
     Held-out sizes with smaller shares of the data, or of shorter runs, lie on other curves and are left out.
     """
-    later = ", held-out sizes" if holdout else ""
-    alt = f"{y_label} against {x_label}: losses, {predictor.name} with 90 % bands{later}; below, residuals"
-    figure = new_figure(6.4, 5.4, alt)
-    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
     every = holdout.points if holdout else ()
     most = max(((p.d or 0, p.u or 0) for p in every), default=None)
     held_out = [p for p in every if (p.d or 0, p.u or 0) == most]
-    x_P = np.geomspace(fit.x_N.min() / 1.3, 1.6 * max(fit.x_N.max(), *(p.x for p in held_out), 0.0), 120)
-    band = predictor.predict(x_P)
-    curve_P = np.array([p.predicted for p in band])
-    for ends, alpha, of in (("low high", 0.10, "a new run"), ("mean_low mean_high", 0.20, "the curve")):
-        low_P, high_P = ([getattr(p, end) for p in band] for end in ends.split())
-        axes.fill_between(x_P, low_P, high_P, color=BLUE, alpha=alpha, lw=0, label=f"90 % band of {of}")
-    if isinstance(predictor, Fit):
-        axes.plot(x_P, curve_P, color=BLUE, lw=1.6, label=_formula(fit))
-        _draw_pinned(axes, fit, x_P)
-    else:
-        axes.plot(x_P, curve_P, color=BLUE, lw=1.6, label=predictor.name)
-        axes.plot(x_P, fit.curve(x_P), color=BLUE, lw=0.9, ls=":", label=_formula(fit))
-    sizes, means = fit.points.group_by("x").agg(pl.col("y").mean()).sort("x")
-    if len(fit.x_N) > len(sizes):
-        axes.plot(fit.x_N, fit.y_N, ".", ms=4, color=BLUE, alpha=0.55, label="single runs")
-    axes.plot(sizes, means, "o", ms=5.5, color=BLUE, mec="white", mew=0.6, label="fitted sizes", zorder=3)
+    finding = _finding(held_out)
+    shown = f"{y_label} against {x_label}: what was measured, {predictor.name} with its 90 % interval, no gain"
+    figure = new_figure(4.6, 3.6, f"{' '.join(finding.split())}. {shown}")
+    axes = figure.add_subplot()
+    sizes, means = fit.points.group_by("x").agg(pl.col("y").mean()).sort("x").select("x", "y").to_numpy().T
+    last = max(sizes[-1], *(p.x for p in held_out), 0.0)
+    x_P = np.geomspace(sizes[0] / 1.3, 1.6 * last, 120)
+    curve_P, low_P, high_P = np.transpose([(p.predicted, p.low, p.high) for p in predictor.predict(x_P)])
+    axes.fill_between(x_P, low_P, high_P, color=BLUE, alpha=0.15, lw=0)
+    axes.plot(x_P, curve_P, color=BLUE, lw=1.6)
+    axes.plot(sizes, means, "o", ms=5, color=INK, zorder=3)
+    axes.axhline(means.min(), color=GREY, lw=1, ls="--")
+    across = axes.get_xaxis_transform()
+    axes.text(x_P[0], 0.97, "  fitted", transform=across, va="top", color=INK)
     if held_out:
-        later_x, predicted, actual = np.transpose([(p.x, p.predicted, p.actual) for p in held_out])
-        look = {"fmt": "_", "ms": 13, "color": ORANGE, "lw": 1.2, "capsize": 4}
-        axes.errorbar(later_x, predicted, _reach(held_out), label="predicted, 90 % interval", **look)
-        axes.plot(later_x, actual, "D", ms=5.5, **LATER, mew=1.4, label="held out, actual", zorder=4)
+        axes.axvspan(np.sqrt(sizes[-1] * min(p.x for p in held_out)), x_P[-1], color=ORANGE, alpha=0.07, lw=0)
+        axes.text(x_P[-1], 0.97, "predicted, then trained ", transform=across, ha="right", va="top", color=ORANGE)
+        axes.plot(
+            [p.x for p in held_out], [p.actual for p in held_out], "D", ms=6, mfc="white", mec=ORANGE, mew=1.6, zorder=4
+        )
+    axes.text(x_P[0], means.min(), " no gain", color=GREY, va="bottom")
+    axes.text(x_P[-1], low_P[-1], f"{predictor.name}, 90 % ", color=BLUE, ha="right", va="top")
     if floor is not None:
-        axes.axhline(floor, color=GREY, lw=1, ls="--", label=f"floor {floor:.4g}")
+        axes.axhline(floor, color=GREY, lw=1, ls=":")
+        axes.text(x_P[0], floor, f" floor {floor:.4g}", color=GREY, va="bottom")
     style(axes, x_label, y_label)
-    axes.legend(**LEGEND)
-    axes.set_xlabel("")
-
-    edges = [[100 * (end / p.predicted - 1) for end in (p.low, p.high)] for p in band]
-    below.fill_between(x_P, *np.transpose(edges), color=BLUE, alpha=0.10, lw=0)
-    below.axhline(0, color=BLUE, lw=1.2)
-    off_N = 100 * (fit.y_N / np.exp(np.interp(np.log(fit.x_N), np.log(x_P), np.log(curve_P))) - 1)
-    missed = [100 * (p.actual / p.predicted - 1) for p in held_out]
-    below.plot(fit.x_N, off_N, "o", ms=4, color=BLUE, mec="white", mew=0.5)
-    below.plot([p.x for p in held_out], missed, "D", ms=5, **LATER, mew=1.4)
-    limit = 1.3 * max(0.1, *np.abs([*off_N, *missed]))
-    below.set_ylim(-limit, limit)
-    below.set_ylabel("above curve, %")
-    below.set_xlabel(LABELS.get(x_label, x_label))
-    draw_frame(below)
+    axes.margins(x=0, y=0.08)
+    figure.suptitle(finding, fontsize=11, x=0.02, ha="left")
     return figure
+
+
+def _finding(held_out: Sequence[HeldOut]) -> str:
+    """By how much the prediction and no gain missed: each of one or two held-out sizes, more of them on average."""
+    if not held_out:
+        return "A fit that no held-out size has tested"
+    errors, naive = np.abs([(p.error_pct, p.naive_error_pct) for p in held_out]).T
+    if on_average := len(held_out) > 2:
+        errors, naive = errors.mean(keepdims=True), naive.mean(keepdims=True)
+    missed, none = (" and ".join(f"{each:.1f}" for each in of) for of in (errors, naive))
+    return f"The prediction missed by {missed} %,\nno gain by {none} %{' on average' * on_average}"
 
 
 def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: str) -> "Figure":
@@ -116,17 +112,6 @@ def _reach(held_out: Sequence[HeldOut]) -> Array:
     return np.transpose([(p.predicted - p.low, p.high - p.predicted) for p in held_out])
 
 
-def _draw_pinned(axes: "Axes", fit: Fit, x_P: Array) -> None:
-    """The law with its floor at both ends of its interval."""
-    floor = fit.law.parameters[0]
-    ends = fit.profile.parameters[floor]
-    label: str | None = f"{floor} pinned at {' and '.join(map(_short, ends))}, its interval's ends"
-    for end in ends:
-        pinned = fit_points(fit.law, fit.points, fit.objective, {floor: end})
-        axes.plot(x_P, pinned.curve(x_P), color=BLUE, lw=0.9, ls=":", label=label)
-        label = None
-
-
 def style(axes: "Axes", x_label: str, y_label: str) -> None:
     """Logarithmic axes with round ticks, labels and a grid."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -150,20 +135,3 @@ LABELS = {
     "test_loss": "test loss (nats per target)",
     "val_loss": "validation loss (nats per target)",
 }
-
-
-def _formula(fit: Fit) -> str:
-    values = ", ".join(
-        f"{name} = {_short(value)}" if is_identified(value) else f"{name} {NOT_IDENTIFIED}"
-        for name, value in fit.parameters.items()
-    )
-    return f"{fit.law.formula}\n{values}"
-
-
-def _short(value: float) -> str:
-    """Three digits, and powers of ten as print has them."""
-    text = f"{value:.3g}"
-    if "e" not in text:
-        return text
-    digits, power = text.split("e")
-    return f"${digits}\\times 10^{{{int(power)}}}$"

@@ -1,12 +1,14 @@
 """What every command parses its arguments with: jsonargparse, its errors in one line."""
 
+import argparse
 import re
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
 
 from lrec.errors import UserError
+from lrec.options.used_most import beginning
 
 _yaml = get_loader("yaml")
 
@@ -19,7 +21,15 @@ class OneLineParser(ArgumentParser):
         set_loader("yaml", lambda text: None if text == "None" else _yaml(text), (yaml.YAMLError,))
         # The class that a study's options name is the run's to make, not the study's.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{"formatter_class": _WithoutSphinx, **options})
+
+    def format_help(self, *arguments: Any) -> str:
+        """Every option, behind those that people use most."""
+        begins = beginning(self.prog.removeprefix("lrec "))
+        if begins:
+            self.usage = argparse.SUPPRESS
+            begins += "\nAll options:\n\n"
+        return f"{begins}{super().format_help(*arguments)}"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UserError that names the option as the user gave it."""
@@ -27,6 +37,13 @@ class OneLineParser(ArgumentParser):
         for theirs, ours in _IN_OUR_WORDS:
             message = re.sub(theirs, ours, message)
         raise UserError(message)
+
+
+class _WithoutSphinx(DefaultHelpFormatter):
+    """Of :class:`datetime.timedelta`, as Lightning's docstrings have it, timedelta is left."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", super()._expand_help(action)).replace("``", "")
 
 
 def _reasons(none_fits: re.Match[str]) -> str:

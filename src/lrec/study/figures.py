@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from lrec.common.pictures import draw_frame, new_figure
+from lrec.common.pictures import BLUE, GREY, INK, ORANGE, draw_frame, new_figure
 from lrec.laws.analysis import Analysis
-from lrec.laws.figures import BLUE, GREY, LEGEND, ORANGE, style
+from lrec.laws.figures import LEGEND, style
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BUDGETS = 6
-INK = "#222222"
 Points = Sequence[Point]  # those of one run, by step
 
 

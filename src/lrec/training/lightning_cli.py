@@ -34,7 +34,7 @@ from lrec.run import CONFIG, Run
 from lrec.training import target_losses
 from lrec.training.callbacks import EvaluationReport, PredictionWriter, Progress, RunFiles, ScalingPoints
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
-from lrec.training.lightning_options import LightningParser, add_trainer, as_list, check_options, warnings_of
+from lrec.training.lightning_options import HelpAll, LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
 from lrec.training.precision import AUTO, decided
 from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
@@ -105,6 +105,7 @@ class CommandLine(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The trainer, the model (lrec's own unless --model names another class) and the data."""
+        parser.add_argument("--help_all", action=HelpAll, help="Show every option and exit.")
         add_trainer(parser)
         parser.add_subclass_arguments(
             SequentialRecommender, "model", fail_untyped=False, default={"class_path": "lrec.SequentialRecommender"}

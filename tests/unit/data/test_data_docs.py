@@ -1,4 +1,4 @@
-"""docs/data.md names every error of the data layer, every configuration and every option."""
+"""docs/data.md and docs/data-reference.md name every error of the data layer, every configuration and every option."""
 
 import ast
 import inspect
@@ -11,7 +11,7 @@ import pytest
 from lrec.data.datamodule import SequenceDataModule
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("data.md", "data-reference.md"))
 
 
 def fixed_words(message: ast.expr) -> list[str]:

@@ -1,0 +1,16 @@
+# lrec in a container; docs/tutorial.md has its main job.
+#   on a CPU: docker build -t lrec .
+#   on a GPU: docker build -t lrec --build-arg TORCH=https://pypi.org/simple .
+FROM python:3.12-slim
+ARG TORCH=https://download.pytorch.org/whl/cpu
+RUN pip install --no-cache-dir --index-url ${TORCH} "torch>=2.13"
+WORKDIR /opt/lrec
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+COPY configs configs
+RUN pip install --no-cache-dir .
+# Whoever runs it, with --user too, may write there.
+ENV HOME=/tmp
+WORKDIR /work
+ENTRYPOINT ["lrec"]
+CMD ["--help"]
