@@ -27,7 +27,7 @@ def backtest(options: Backtest) -> None:
         start_server()
     store = open_store(options)
     origins, length = origins_of(options, store)
-    study = planned(options, origins, length)
+    study = planned(options, store, origins, length)
     record = Record(study, planned_runs(study))
     if options.status:
         print(runs_table(record.runs, record.folder, record.state))

@@ -5,15 +5,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from lrec.common.start_stop import importing
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits.temporal import in_units
+from lrec.data.splits.temporal import count_before, in_units
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
 from lrec.study.options import Study, as_argument
 
+MOST_VALIDATE, VALIDATE = 1024, 20  # users that validate: one of so many of those known at an origin
 Update = Literal["none", "warm", "full"]
 
 
@@ -143,14 +146,16 @@ def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
     return origins, length
 
 
-def planned(backtest: Backtest, origins: list[int], length: int) -> Study:
+def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -> Study:
     """The study of every network that the updates need. Each learns from all before its origin, but for users who
     validate, and its test is the window that begins there."""
     names = {network_of(each, k): k for each in backtest.update for k in range(1, backtest.folds + 1)}
     variants = {}
     for name, k in names.items():
         begin = origins[k - 1]
+        known = int(np.count_nonzero(count_before(store, begin) >= 2))
         split: dict[str, Any] = {"class_path": "lrec.GlobalTemporal", "validate_by": "users", "targets": "all"}
+        split["held_out_users"] = min(MOST_VALIDATE, max(known // VALIDATE, 1))
         split |= {"test_from": begin, "test_until": begin + length}
         variants[name] = {f"data.split.{option}": value for option, value in split.items()}
     chain = [network_of("warm", k) for k in range(1, backtest.folds + 1)] if "warm" in backtest.update else []

@@ -85,7 +85,7 @@ class GlobalTemporal(SplitRule):
             if times[one] >= times[other]:
                 said = [f"split.{name}={getattr(self, name)} (time {times[name]})" for name in (one, other)]
                 raise UserError(f"{said[0]} must lie before {said[1]}")
-        before_U = {name: _count_before(store, time) for name, time in times.items()}
+        before_U = {name: count_before(store, time) for name, time in times.items()}
         seen_U, end_U = before_U["test_from"], before_U.get("test_until", np.diff(store.offsets_U1))
         train_U, val_U, val_targets_U = self._validation(store, before_U.get("validate_from"), seen_U)
         test_targets = self.test_targets or self.targets
@@ -188,7 +188,7 @@ def _instant(name: str, cut: str) -> datetime:
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
-def _count_before(store: Store, time: int) -> np.ndarray:
+def count_before(store: Store, time: int) -> np.ndarray:
     """Each user's number of interactions before the time, which are the first ones, in order of time."""
     assert store.times_N is not None
     return np.add.reduceat(store.times_N < time, store.offsets_U1[:-1], dtype=np.int64)
