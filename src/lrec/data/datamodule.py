@@ -23,6 +23,7 @@ from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
 from lrec.data.splits.shared import shared_part, shared_split
 from lrec.data.store.made_once import shared_folder
+from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
@@ -41,7 +42,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         k_core: Least number of interactions of a user and of an item.
         columns: Names of the raw data's columns; None where they have none.
         min_rating: Least rating of an interaction that is kept; None keeps all.
-        repeats: Keep all interactions of a user with an item; False keeps the first in time.
+        repeats: Which interactions of a user with an item are kept.
         target_events: Types of event that may be targets; None for all.
         with_times: Whether batches carry the times of events, which `carry_times` sets.
     """
@@ -49,7 +50,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     k_core: int = 0
     columns: Columns | None = None
     min_rating: float | None = None
-    repeats: bool = True
+    repeats: Repeats = True
     target_events: list[str] | None = None
     with_times: bool = False
     store: Store
@@ -71,6 +72,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         validation_users: int | Literal["auto", "all"] = "auto",
         test_users: int | Literal["auto", "all"] = "auto",
         cold_targets: Literal["missed", "dropped", "apart"] = "missed",
+        repeats: Repeats = True,
         store: Path | None = None,
     ) -> None:
         """Options of every data set.
@@ -96,6 +98,8 @@ class SequenceDataModule(LightningDataModule, ABC):
                 target and an item, but at least 2,000.
             cold_targets: What becomes of targets outside the catalogue: they are misses (missed), they are no targets
                 (dropped), or they are misses, and HR, NDCG and the like are also told without them (apart).
+            repeats: Keep all interactions of a user with an item; false keeps the first in time; not_in_a_row drops
+                those that come right after another, which k_core takes into account.
             store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
                 one in data_dir.
         """
@@ -121,6 +125,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.validation_users = validation_users
         self.test_users = test_users
         self.cold_targets = cold_targets
+        self.repeats = repeats
         self._urls: list[str] = []
         self.given_store: Path | None = None
         self.given_store = None if store is None else self.local(store)
@@ -154,15 +159,23 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Where the store lies, or will."""
         if self.given_store is not None:
             return self.given_store
-        return store_path(self.data_dir, self.store_name, self.source(), self.k_core)
+        return store_path(self.data_dir, self.store_name, self._source(), self.k_core)
+
+    def _source(self) -> dict[str, Any]:
+        """The source; which repeats stay is told where they do not all: other stores keep their place."""
+        return self.source() | ({} if self.repeats is True else {"repeats": self.repeats})
+
+    def _read(self) -> RawInteractions:
+        raw = self.read()
+        return raw if self.repeats is True else replace(raw, repeats=self.repeats)
 
     def prepare_data(self) -> None:
         """Write the store unless it is there."""
         for url in self._urls:
             copy_here(url, self.data_dir / "raw")
         if self.given_store is None:
-            name, source, reading = self.store_name, self.source(), _reading(self)
-            prepare_store(self.data_dir, name, source, self.k_core, self.read, self.memory_gib, reading)
+            name, source, reading = self.store_name, self._source(), _reading(self)
+            prepare_store(self.data_dir, name, source, self.k_core, self._read, self.memory_gib, reading)
 
     def open_store(self) -> Store:
         """The store; UserError where it was given and an option says that the raw data be read otherwise."""
@@ -247,7 +260,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     def data_hash(self) -> str:
         """Hash of the store, the split and the reduction."""
         targets = [] if self.target_events is None else [sorted(self.target_events)]
-        return json_hash([self.store.hash, repr(self.split), repr(self.reduction), *targets])
+        return json_hash([self.store.hash, self.split.trained_on, repr(self.reduction), *targets])
 
     @property
     def floor(self) -> dict[str, float] | None:

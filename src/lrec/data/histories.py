@@ -16,6 +16,7 @@ from lrec.data.formats.parsing import Table
 from lrec.data.formats.readers import Columns, Format, infer_format, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
 from lrec.data.sources.download import url_of
+from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
 from lrec.errors import UserError
@@ -49,7 +50,7 @@ class ReadingRules(NamedTuple):
 
     columns: Columns
     min_rating: float | None = None  # compared where the rows have a column of ratings
-    repeats: bool = True
+    repeats: Repeats = True
 
 
 def histories_of(table: Any, with_times: bool = False, with_events: bool = False) -> Histories:

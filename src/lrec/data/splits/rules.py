@@ -27,6 +27,11 @@ class SplitRule(ABC):
     its repr is part of the data hash, by which a run knows what it was trained on.
     """
 
+    @property
+    def trained_on(self) -> str:
+        """What of the rule is part of the data hash."""
+        return repr(self)
+
     @abstractmethod
     def cut(self, store: Store) -> "Split":
         """Where each user is cut.

@@ -15,9 +15,7 @@ def shared_split(store: Store, rule: SplitRule, options: Any, cut: Callable[[], 
     """What `cut` gives, which the rule and the options decide."""
     if not _is_shared(store, rule):
         return cut()
-    return Split.of_arrays(
-        store, made_beside(store, "split", [repr(rule), vars(rule), options], lambda: cut().arrays())
-    )
+    return Split.of_arrays(store, made_beside(store, "split", [repr(rule), options], lambda: cut().arrays()))
 
 
 def shared_part(split: Split, rule: SplitRule, options: Any, reduction: Reduction) -> TrainingPart:

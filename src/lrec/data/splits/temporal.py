@@ -4,7 +4,7 @@ Positions count from 0 within a user's sequence, ordered by (time, row of the so
 """
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Literal
@@ -22,7 +22,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 Which = Literal["first", "last", "random", "all", "window"]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class GlobalTemporal(SplitRule):
     """Cut everyone's sequence at the same two times: training before the first, validation up to the second, then test.
 
@@ -50,11 +50,11 @@ class GlobalTemporal(SplitRule):
     validate_from: int | float | str = 0.8
     test_from: int | float | str = 0.9
     targets: Which = "first"
-    test_until: int | float | str | None = field(default=None, repr=False)
-    test_targets: Which | None = field(default=None, repr=False)
+    test_until: int | float | str | None = None
+    test_targets: Which | None = None
     validate_by: Literal["time", "last_item", "users"] = "time"
     held_out_users: int = 1024
-    seed: int = field(default=0, repr=False)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_range("split.held_out_users", self.held_out_users, at_least=1)
@@ -65,12 +65,16 @@ class GlobalTemporal(SplitRule):
             if isinstance(cut, str) and not (name == "test_until" and _DURATION.fullmatch(cut)):
                 _instant(name, cut)
 
-    def __repr__(self) -> str:
-        """What training and its validation depend on, not the test: one run may be tested in several ways. Options that
-        came later than the first three are told where they are set: the hash of the data of earlier runs stays."""
-        told = [each for each in fields(self) if each.repr]
-        told = told[:3] + [each for each in told[3:] if getattr(self, each.name) != each.default]
-        return f"{type(self).__name__}({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in told)})"
+    @property
+    def trained_on(self) -> str:
+        """Without what only the test depends on, so that a run may be tested in several ways, and without options that
+        came later where they are not set, so that earlier runs keep their data hash."""
+        options = {name: getattr(self, name) for name in ("validate_from", "test_from", "targets")}
+        if self.validate_by != "time":
+            options["validate_by"] = self.validate_by
+        if self.validate_by == "users":
+            options["held_out_users"] = self.held_out_users
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
     def cut(self, store: Store) -> Split:
         """Cut by time; times are checked for leaks over all users."""

@@ -26,7 +26,7 @@ from lrec.common.files import file_hash, json_hash, locked, replacing, write_jso
 from lrec.common.hardware import available_gib
 from lrec.data.store.encoding import FILE_DOMAIN, Encoder
 from lrec.data.store.long_work import Progress, ahead
-from lrec.data.store.ordering import Ordered, RowBuffer, Spool, find_core, ordered
+from lrec.data.store.ordering import Ordered, Repeats, RowBuffer, Spool, find_core, ordered
 from lrec.data.store.statistics import Counter
 from lrec.data.store.store import SCHEMA, StoreWriter
 from lrec.errors import UserError
@@ -51,12 +51,13 @@ class RawInteractions:
             but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
         facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them, asked after
             the last frame.
-        repeats: Keep all interactions of a user with an item; false keeps the first in time.
+        repeats: Keep all interactions of a user with an item; false keeps the first in time, not_in_a_row those that do
+            not come right after another, once users and items of fewer than k interactions are gone too.
     """
 
     frame: pl.DataFrame | Iterable[pl.DataFrame]
     facts: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
-    repeats: bool = True
+    repeats: Repeats = True
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
@@ -176,7 +177,7 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     if n_domains:
         domain = domains.ids.gather(first_I % n_domains)
         statistics["domains"] = domain.n_unique()
-    if not raw.repeats:
+    if raw.repeats is not True:
         facts = facts | {"repeats_dropped": repeats_dropped}
     if len(events.ids):
         facts = facts | {"event_types": events.ids.to_list()}

@@ -187,11 +187,13 @@ def test_a_test_as_long_as_a_duration(tmp_path: Path) -> None:
         GlobalTemporal(day, 2 * day, test_until="7d")(with_unit(tmp_path, "step", seconds))
 
 
-def test_options_that_are_not_set_leave_the_hash_of_the_data(make_store) -> None:
-    assert repr(GlobalTemporal()) == "GlobalTemporal(validate_from=0.8, test_from=0.9, targets='first')"
-    other_test = GlobalTemporal(test_until="7d", test_targets="all", seed=3)
-    assert repr(other_test) == repr(GlobalTemporal()), "what the test is does not change what was trained on"
-    assert repr(GlobalTemporal(validate_by="users")).endswith("targets='first', validate_by='users')")
+def test_what_only_the_test_depends_on_is_no_part_of_the_data_hash() -> None:
+    before = "GlobalTemporal(validate_from=0.8, test_from=0.9, targets='first')"
+    assert GlobalTemporal().trained_on == before, "as it was before there were other options"
+    assert GlobalTemporal(test_until="7d", test_targets="all", seed=3).trained_on == before
+    others = [GlobalTemporal(validate_by="users", held_out_users=n) for n in (1, 2)]
+    others += [GlobalTemporal(validate_by="last_item"), GlobalTemporal(0.7), GlobalTemporal(targets="last")]
+    assert len({rule.trained_on for rule in others} | {before}) == 6
 
 
 @pytest.mark.parametrize(
