@@ -4,7 +4,8 @@ table of held-out sizes on the page of each study.
     python benchmarks/results.py
 
 The sizes of a study that were held out are predicted from its smaller ones, and so, in turn, is every fitted size from
-those below it (the roll-out). "Naive" expects of larger sizes what the best smaller one has.
+those below it (the roll-out). "No gain" expects of larger sizes what the best
+smaller one has.
 
 A set that is added is a line of `STUDIES`; a way of predicting that is added, a line of `METHODS`.
 """
@@ -177,11 +178,11 @@ def name_of(size: float) -> str:
 
 def studies_table(read: dict[Study, pl.DataFrame]) -> str:
     """A line for each study in each of two tables: the ladders and their slopes; predictions and their errors."""
-    of_methods = ["committed before training: error, %; inside", "refit today: error, %; inside"]
-    of_methods += [f"refit today, {name}: error, %; inside" for name in list(METHODS)[1:]]
-    rolled = [f"roll-out: {name}, %" for name in (*METHODS, "naive")]
+    of_methods = ["committed before training: error, %; within", "refit today: error, %; within"]
+    of_methods += [f"refit today, {name}: error, %; within" for name in list(METHODS)[1:]]
+    rolled = [f"roll-out: {name}, %" for name in (*METHODS, "no gain")]
     head = ["set", "training targets", "fitted sizes", "held out", "slope, fitted", "slope, held out"]
-    rows = [[*head, *of_methods, "naive: error, %", *rolled]]
+    rows = [[*head, *of_methods, "no gain: error, %", *rolled]]
     rows += [study_row(study, points) for study, points in read.items()]
     ladders = rows_table([row[: len(head)] for row in rows], text=(0, 2, 3))
     predictions = rows_table([[row[0], *row[len(head) :]] for row in rows], text=(0,))
@@ -194,7 +195,7 @@ def held_out_table(study: Study, points: pl.DataFrame) -> str:
     large, actual = losses_by_size(held_out)
     by, predictions = committed(study)
     refits = {f"refit today, {name}": method(fitted)(large.tolist()) for name, method in METHODS.items()}
-    rows = [["held-out size", "test loss", f"committed before training{by and f', {by}'}", *refits, "naive error"]]
+    rows = [["held-out size", "test loss", f"committed before training{by and f', {by}'}", *refits, "no-gain error"]]
     for number, (size, loss) in enumerate(zip(large, actual, strict=True)):
         each = [prediction[number] for prediction in (predictions, *refits.values()) if prediction]
         cells = [] if predictions else ["not kept"]
@@ -211,9 +212,9 @@ def with_tables(page: Path, read: dict[Study, pl.DataFrame]) -> str:
 
 
 def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
-    """A panel for each study, all as many nats high: fitted and held-out losses, the prediction, and naive."""
+    """A panel for each study, all as many nats high: fitted and held-out losses, the prediction, and no gain."""
     method = next(iter(METHODS.values()))
-    alt = "Test loss against size, a panel for each study: fitted and held-out losses, the prediction, and naive"
+    alt = "Test loss against size, a panel for each study: fitted and held-out losses, the prediction, and no gain"
     figure = new_figure(9.6, 3.1 * -(-len(read) // 3), alt)
     panels = figure.subplots(-(-len(read) // 3), 3, squeeze=False).ravel()
     drawn = [draw_study(axes, *item, method) for axes, item in zip(panels, read.items(), strict=False)]
@@ -243,7 +244,7 @@ def draw_study(
     low, high = [p.low for p in band], [p.high for p in band]
     axes.fill_between(x_P, low, high, color=BLUE, alpha=0.15, lw=0, label="90 % interval")
     axes.plot(x_P, predicted, color=BLUE, lw=1.4, label="predicted")
-    axes.plot([sizes[-1], x_P[-1]], [losses.min()] * 2, color=GREY, lw=1.1, ls="--", label="naive")
+    axes.plot([sizes[-1], x_P[-1]], [losses.min()] * 2, color=GREY, lw=1.1, ls="--", label="no gain")
     runs = points_of_most_data(fitted)
     axes.plot(runs["x"], runs["y"], "o", ms=4, color=BLUE, mec="white", mew=0.5, label="fitted sizes")
     axes.plot(large, actual, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4, label="held-out sizes", zorder=4)

@@ -110,7 +110,7 @@ def table(content: dict[str, Any]) -> str:
     if content["holdout"]:
         blocks += [*_held_out(content), *_metrics(content)]
     if len(content["comparison"]) > 1:
-        rows = [["method", "parameters", "roll-out error", "naive", "inside", "held-out error", "AICc", "BIC"]]
+        rows = [["method", "parameters", "roll-out error", "no gain", "within", "held-out error", "AICc", "BIC"]]
         blocks.append(rows_table(rows + [_method_row(method) for method in content["comparison"]], text=(0,)))
     blocks.append(" ".join(content["verdict"]))
     blocks += [f"Warning: {warning}." for warning in content["diagnostics"]["warnings"]]
@@ -121,7 +121,7 @@ def _held_out(content: dict[str, Any]) -> list[str]:
     holdout, cautious = content["holdout"], ["cautious"] if content["method"] == Forecast.name else []
     places = [name for name in ("x", "d", "u") if name in content]
     rows = [[*(content[name] for name in places), "predicted", "90 % low", "90 % high", *cautious, "actual"]]
-    rows[0] += ["error", "inside", "naive error"]
+    rows[0] += ["error", "within", "no-gain error"]
     for p in holdout["points"]:
         at = ["" if p[name] is None else f"{p[name]:.4g}" for name in places]
         losses = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", *cautious, "actual")]
@@ -129,15 +129,18 @@ def _held_out(content: dict[str, Any]) -> list[str]:
         rows.append([*at, *losses, f"{p['error_pct']:+.2f} %", inside, f"{p['naive_error_pct']:+.2f} %"])
     return [
         rows_table(rows),
-        f"Mean absolute error {holdout['mape']:.2f} %, of the naive prediction (as good as the best small model) "
-        f"{holdout['naive_mape']:.2f} %, extrapolating {holdout['extrapolation_factor']:.1f} times.",
+        f"Mean absolute error: {holdout['mape']:.2f} %; of no gain, which expects what the best small model has: "
+        f"{holdout['naive_mape']:.2f} %. The largest size is "
+        f"{holdout['extrapolation_factor']:.1f} times as large as the largest fitted one.",
     ]
 
 
 def _metrics(content: dict[str, Any]) -> list[str]:
     """What was expected of metrics at the held-out sizes, of several k that of 10, of several lengths the longest, and
     what came."""
-    rows = [["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "inside", "naive error"]]
+    rows = [
+        ["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "within", "no-gain error"]
+    ]
     shown = {name: content["metrics"][name] for name in of_ten(content["metrics"])}
     for name, judged in shown.items():
         longest = max((p["d"] or 0 for p in judged), default=0)
@@ -170,7 +173,7 @@ def markdown(content: dict[str, Any], alt: str) -> str:
     d, title, law = content["diagnostics"], content["formula"], f"Fitted: {content['formula']}"
     if content["method"] == Forecast.name:
         title = "Forecast"
-        law = "The forecast rests on no single law; parameters are those of "
+        law = "The forecast rests on no single law; the parameters belong to "
         law += f"{content['formula']}, which describes the points"
     # Infinite, and so null in fit.json, where the points say nothing of a parameter.
     condition = "infinite" if d["condition_number"] is None else f"{d['condition_number']:.3g}"

@@ -141,14 +141,14 @@ def verdict(
     rolled = [(method, method.rollout) for method in methods if method.rollout is not None]
     sentences += [
         f"Rolled out from the smallest sizes on, the next size is missed by {steps.mape:.2f} % on average "
-        f"(naive {steps.naive_mape:.2f} %), inside its interval {steps.inside} of {len(steps.points)} times."
+        f"(no gain: {steps.naive_mape:.2f} %), within its interval {steps.inside} of {len(steps.points)} times."
         for method, steps in rolled
         if method.name == predictor.name
     ]
     if len(rolled) > 1:
         best = rolled[0][0]
         by_bic = min((method for method in methods if method.fit), key=lambda method: method.fit.bic)  # type: ignore[union-attr]
-        agree = "as BIC has it too" if best is by_bic else f"while BIC prefers {by_bic.name}"
+        agree = "and BIC agrees" if best is by_bic else f"but BIC prefers {by_bic.name}"
         sentences.append(f"Of the methods compared, {best.name} predicts the next size best, {agree}.")
     if unsure:
         plural = "are" if len(unsure) > 1 else "is"
@@ -166,7 +166,8 @@ def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
     inside, n = holdout.inside, len(holdout.points)
     figures = (
         f"held-out sizes up to {holdout.extrapolation_factor:.3g} times the largest fitted were predicted within "
-        f"{holdout.mape:.2f} % on average (naive {holdout.naive_mape:.2f} %), {inside} of {n} inside the 90 % interval"
+        f"{holdout.mape:.2f} % on average (no gain: {holdout.naive_mape:.2f} %), {inside} of {n} within the 90 % "
+        "interval"
     )
     if holdout.mape > holdout.naive_mape:
         return f"The {what} {FAILS}: {figures}, which is worse than to expect nothing of larger sizes."

@@ -151,7 +151,7 @@ def _sure(analysis: Analysis, point: Point) -> list[str]:
             sum(map(abs, each)) / len(judged)
             for each in zip(*((j.error_pct, j.naive_error_pct) for j in judged), strict=True)
         )
-        said.append(f"{inside} of {len(judged)} large networks came out inside the 90 % interval forecast for them.")
+        said.append(f"{inside} of {len(judged)} large networks came out within the 90 % interval forecast for them.")
         said.append(f"The forecast missed by {error:.1f} % on average; to expect no gain missed by {naive:.1f} %.")
     else:
         said.append("No network was kept back to check the forecast.")

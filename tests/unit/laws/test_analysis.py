@@ -163,8 +163,8 @@ def test_a_law_that_fails_is_said_to_fail_and_where_the_loss_rises() -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({6: 1.0, 7: 1.0}, "0 of 2 inside the 90 % interval, which is too little to rely on."),
-        ({6: 0.41}, "1 of 2 inside the 90 % interval, which is too little to rely on."),  # typed ten times too low
+        ({6: 1.0, 7: 1.0}, "0 of 2 within the 90 % interval, which is too little to rely on."),
+        ({6: 0.41}, "1 of 2 within the 90 % interval, which is too little to rely on."),  # typed ten times too low
         ({5: 0.42}, "the small sizes' median loss is off by 10.99 % only."),
     ],
 )
@@ -183,7 +183,7 @@ def test_one_of_two_inside_with_half_of_naives_error_holds_in_part() -> None:
     loss[7] *= 0.99
     said = words(points_of(loss))
     assert "The law holds in part over 3.0 decades" in said
-    assert "1 of 2 inside the 90 % interval." in said
+    assert "1 of 2 within the 90 % interval." in said
 
 
 @pytest.mark.parametrize("law", [None, pytest.param(LSRM, marks=pytest.mark.slow)])

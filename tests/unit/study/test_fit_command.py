@@ -78,7 +78,7 @@ def test_fit_json_figure_report_and_table(tmp_path: Path, capsys: pytest.Capture
     report = (out / "report.md").read_text()
     for text in (printed, report):
         assert f"{held_out['points'][1]['predicted']:.4f}" in text
-        assert "naive error" in text
+        assert "no-gain error" in text
     assert f"![{alt}](fit.png)" in report
     assert "|" not in printed
     for sentence in content["verdict"]:
