@@ -53,6 +53,7 @@ OWN_COMMANDS = {
     "tasks": ("the five tasks over trained runs, by model size", "lrec.tasks.command.tasks_command"),
     "scaling study": ("train a ladder, predict its largest sizes, judge", "lrec.study.study.run_study"),
     "scaling outlook": ("before a study: will size pay on these data?", "lrec.study.outlook.outlook_command"),
+    "scaling exchange": ("what to buy next, in parameters and hours", "lrec.study.exchange.exchange"),
     "scaling compare": ("several studies in one figure", "lrec.study.comparison.compare"),
     "scaling fit": ("fit a law to points", "lrec.study.fit_command.fit_command"),
     "scaling plan": ("what to train for a budget, a loss or a size", "lrec.laws.plan.plan_command"),

@@ -73,7 +73,7 @@ def run_study(study: Study) -> None:
     with locked(lock_of(study.folder.absolute()), taken):
         if plan is not None:
             write_json(study.folder / PLAN, plan)
-        _carry_out(study, tuner, record, _Work(study, {cost.run.name: cost.memory_gib for cost in costs}))
+        _carry_out(study, tuner, record, Work(study, {cost.run.name: cost.memory_gib for cost in costs}))
 
 
 def few_steps(run: PlannedRun) -> str | None:
@@ -85,7 +85,7 @@ def few_steps(run: PlannedRun) -> str | None:
     return lightning_options.few_steps(*budget.limits(run.config), run.open_data())
 
 
-def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: "_Work") -> None:
+def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: "Work") -> None:
     tuned = None
     if tuner is not None:
         tuned = _tune(tuner, work)
@@ -116,7 +116,7 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: "_Work")
         raise UserError(next(iter(unfit.values())))
 
 
-def _tune(tuner: Tuner, work: "_Work") -> Tuned:
+def _tune(tuner: Tuner, work: "Work") -> Tuned:
     known = {run.name: run for run in tuner.runs_so_far}
 
     def train(runs: list[PlannedRun]) -> None:
@@ -132,7 +132,7 @@ def _tune(tuner: Tuner, work: "_Work") -> Tuned:
     return tuned
 
 
-class _Work:
+class Work:
     """Trains the runs of a record, here or on a cluster, and says on the terminal what became of each."""
 
     def __init__(self, study: Study, memory_gib: dict[str, float]) -> None:
