@@ -55,6 +55,10 @@ OWN_COMMANDS = {
     "backtest": ("train at several times, and test on what follows", "lrec.backtest.command.backtest"),
     "scaling study": ("train small sizes, predict large ones, train these and compare", "lrec.study.study.run_study"),
     "scaling outlook": ("say before a study whether size will pay on these data", "lrec.study.outlook.outlook_command"),
+    "scaling exchange": (
+        "say what to buy next: size, data or history, and its price",
+        "lrec.study.exchange.exchange",
+    ),
     "scaling compare": ("draw several studies in one figure", "lrec.study.comparison.compare"),
     "scaling fit": ("predict larger sizes from the points of any runs", "lrec.study.fit_command.fit_command"),
     "scaling plan": ("say what to train for a budget, a loss or a size", "lrec.laws.plan.plan_command"),

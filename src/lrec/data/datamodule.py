@@ -263,6 +263,12 @@ class SequenceDataModule(LightningDataModule, ABC):
         return json_hash([self.store.hash, self.split.trained_on, repr(self.reduction), *targets])
 
     @property
+    def described(self) -> dict[str, Any]:
+        """What the store holds and where it is cut, as JSON can hold it."""
+        of_store = {"name": self.store.meta["name"], "statistics": self.store.statistics, "facts": self.store.facts}
+        return of_store | {"split": repr(self.split), "reduction": repr(self.reduction), "counts": self.cuts.counts}
+
+    @property
     def floor(self) -> dict[str, float] | None:
         """Lowest loss any model can reach, in nats, for val and test; None where it is not known."""
         return None

@@ -26,12 +26,20 @@ from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_tabl
 from lrec.model.item_vectors import vectors_of
 from lrec.options.class_paths import check_trusted
 from lrec.run import Run
+from lrec.serving.card import run_of, write_card
 from lrec.serving.recommender import Model
 
 FORMAT = 2
 
 
-def export(ckpt_path: Path, out: Path, k: int = 10, item_vectors: Path | None = None, trust: bool = False) -> None:
+def export(
+    ckpt_path: Path,
+    out: Path,
+    k: int = 10,
+    item_vectors: Path | None = None,
+    trust: bool = False,
+    card: bool = False,
+) -> None:
     """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
 
     Args:
@@ -40,12 +48,17 @@ def export(ckpt_path: Path, out: Path, k: int = 10, item_vectors: Path | None = 
         k: Length of the lists that an .onnx file gives.
         item_vectors: File of vectors in which items are new since training; see lrec recommend.
         trust: Import classes that the checkpoint names and that are not lrec's own.
+        card: Write a model card beside the file (.md): the data, the test beside baselines, what the run's study
+            forecast, and limits. The checkpoint must lie in the folder of its run.
     """
     check_range("--k", k, at_least=1)
     file = Path(out) if Path(out).suffix in (".safetensors", ".onnx") else Path(out) / "model.safetensors"
     check_writable(file, "--out")
     model = load(ckpt_path, trust, item_vectors=item_vectors)
     step = model.about["step"]
+    if card:
+        write_card(model, run_of(Path(ckpt_path)), file.with_suffix(".md"))
+        print(f"model card written to {file.with_suffix('.md')}")
     if file.suffix == ".onnx":
         from lrec.serving.onnx import write_onnx
 

@@ -256,6 +256,7 @@ class EvaluationReport(Announcer):
             "D": model.D,
             "floor": floor,
             **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
+            "data": model.data.described,
             "data_hash": model.data.data_hash,
             "config_hash": _run(trainer).config_hash,
             "commit": _commit(),

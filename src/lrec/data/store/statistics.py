@@ -1,6 +1,7 @@
 """A store's statistics: counted while it is written, and shown by `lrec data describe`. Shape suffixes: N interactions,
 U users, I items."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def describe(store: Path, verify: bool = False) -> None:
         verify: Hash every file of the store as a whole.
     """
     opened = Store.open(store, verify)
-    print_rows([("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"])), *_rows(opened)])
+    about = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"]))]
+    print_rows([*about, *in_words(opened.statistics, opened.facts)])
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
@@ -72,8 +74,9 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _rows(store: Store) -> list[tuple[str, str]]:
-    counted, facts = store.statistics, dict(store.facts)
+def in_words(counted: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The statistics and facts of a store, each with its name."""
+    facts = dict(about)
     facts.pop("duplicates_dropped", None)
     unit = facts.pop("time_unit", None)
     lengths = f"mean {counted['mean_length']:.1f}, median {counted['median_length']:g}, max {counted['max_length']:,}"
