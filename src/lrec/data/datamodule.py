@@ -4,6 +4,7 @@ import secrets
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lrec.common.files import json_hash
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample, testable_users
 from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainLoader
+from lrec.data.features import Chosen, Features, Learned
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
 from lrec.data.splits.domain import of_domain
@@ -44,6 +46,8 @@ class SequenceDataModule(LightningDataModule, ABC):
         repeats: Keep all interactions of a user with an item; False keeps the first in time.
         target_events: Types of event that may be targets; None for all.
         with_times: Whether batches carry the times of events, which `carry_times` sets.
+        feature_columns: Columns of the raw data that are features, and whether they are numbers; `read` gives them.
+        learned: What the features are to a network.
     """
 
     k_core: int = 0
@@ -55,6 +59,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     store: Store
     cuts: Split
     batch_plan: BatchPlan
+    learned: Learned = Learned([], None, None)
 
     def __init__(
         self,
@@ -71,6 +76,9 @@ class SequenceDataModule(LightningDataModule, ABC):
         validation_users: int | Literal["auto", "all"] = "auto",
         test_users: int | Literal["auto", "all"] = "auto",
         store: Path | None = None,
+        event_features: Features | None = None,
+        user_features: Features | None = None,
+        item_features: Features | None = None,
     ) -> None:
         """Options of every data set.
 
@@ -95,8 +103,15 @@ class SequenceDataModule(LightningDataModule, ABC):
                 target and an item, but at least 2,000.
             store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
                 one in data_dir.
+            event_features: Columns of the log that say more of an event, which the network reads with the item; null
+                for none.
+            user_features: Columns that say more of a user, read at each of the user's items; null for none.
+            item_features: Columns that say more of an item, of which its row of the item table is made, see
+                model.item_vectors_use; null for none.
         """
         super().__init__()
+        self._features = Chosen(event_features, user_features, item_features)
+        self.feature_columns = self._features.columns_of_log()
         check_range("max_len", max_len, at_least=1)
         check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
@@ -150,14 +165,17 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Where the store lies, or will."""
         if self.given_store is not None:
             return self.given_store
-        return store_path(self.data_dir, self.store_name, self.source(), self.k_core)
+        return store_path(self.data_dir, self.store_name, self._whole_source(), self.k_core)
+
+    def _whole_source(self) -> dict[str, Any]:
+        return self.source() | ({"features": self.feature_columns} if self.feature_columns else {})
 
     def prepare_data(self) -> None:
         """Write the store unless it is there."""
         for url in self._urls:
             copy_here(url, self.data_dir / "raw")
         if self.given_store is None:
-            name, source, reading = self.store_name, self.source(), _reading(self)
+            name, source, reading = self.store_name, self._whole_source(), _reading(self)
             prepare_store(self.data_dir, name, source, self.k_core, self.read, self.memory_gib, reading)
 
     def open_store(self) -> Store:
@@ -175,6 +193,13 @@ class SequenceDataModule(LightningDataModule, ABC):
             columns = {name: stored.get(f"{name}_column") for name in Columns.__dataclass_fields__}
             self.columns = Columns(**columns) if "user_column" in stored else None
             self.k_core, self.min_rating, self.repeats = (stored[each] for each in ("k_core", "min_rating", "repeats"))
+        stored_features = store.meta.get("features", {})
+        for column, is_number in self.feature_columns.items():
+            if column not in stored_features or is_number != (stored_features[column] is None):
+                raise UserError(
+                    f"data: {store.path} was prepared without the feature {column}, or with one of another kind: "
+                    "prepare another store from the raw data"
+                )
         return store
 
     def cut(self, store: Store) -> Split:
@@ -200,6 +225,9 @@ class SequenceDataModule(LightningDataModule, ABC):
                     raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
+        if any(self._features):
+            self.learned = self._features.learn(self.cuts)
+            self.cuts = replace(self.cuts, features=self.learned.event_codes)
         part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
         if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
@@ -238,7 +266,15 @@ class SequenceDataModule(LightningDataModule, ABC):
     def data_hash(self) -> str:
         """Hash of the store, the split and the reduction."""
         targets = [] if self.target_events is None else [sorted(self.target_events)]
-        return json_hash([self.store.hash, repr(self.split), repr(self.reduction), *targets])
+        features = [self._features.identity()] if any(self._features) else []
+        return json_hash([self.store.hash, repr(self.split), repr(self.reduction), *targets, *features])
+
+    @property
+    def event_rows(self) -> list[str]:
+        """Names of what the network has a vector of, beside items: types of event, and values of events' and users'
+        features."""
+        of_features = (each.row_names for each in self.learned.vocabularies if each.of != "item")
+        return [*self.store.event_types, *chain.from_iterable(of_features)]
 
     @property
     def floor(self) -> dict[str, float] | None:

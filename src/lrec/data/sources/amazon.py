@@ -88,7 +88,9 @@ class AmazonDataModule(SequenceDataModule):
 
     def read(self) -> RawInteractions:
         tables = chain.from_iterable(self._tables(file) for file in self._files())
-        return replace(to_interactions(tables, _COLUMNS[self.year]), repeats=self.repeats)
+        return replace(
+            to_interactions(tables, _COLUMNS[self.year], features=self.feature_columns), repeats=self.repeats
+        )
 
     def _tables(self, file: _File) -> Iterator[Table]:
         columns, header = _COLUMNS[self.year], _HEADERS[self.year]
