@@ -149,19 +149,25 @@ class Vocabulary:
 
     def codes(self, values: pl.Series) -> np.ndarray:
         """The rows of each entry's values, int64 (N, S); -1 where there is none."""
-        of_missing = self.size - 1 if self.missing else -1
         if self.kind == "numbers":
-            numbers_N = self._numbers(values)
-            rows_N = np.searchsorted(np.asarray(self.edges), numbers_N, side="right")
-            return np.where(np.isnan(numbers_N), of_missing, rows_N)[:, None]
+            return self.buckets(self._numbers(values))
         values = values.cast(pl.String).fill_null("")
         distinct = values.unique()
         places_KS = np.full((len(distinct), self.slots), -1)
         for place, text in enumerate(distinct):
             known = [self._row_of[part] for part in _parts(text, self.kind) if part in self._row_of]
             places_KS[place, : len(known)] = known[: self.slots]
-        places_KS[_is_missing(distinct).to_numpy(), 0] = of_missing
+        places_KS[_is_missing(distinct).to_numpy(), 0] = self._of_missing
         return places_KS[values.cast(pl.Enum(distinct)).to_physical().to_numpy()]
+
+    def buckets(self, numbers_N: np.ndarray) -> np.ndarray:
+        """The rows of numbers, int64 (N, 1). Without Polars, whose threads a process of a loader does not have."""
+        rows_N = np.searchsorted(np.asarray(self.edges), numbers_N, side="right")
+        return np.where(np.isnan(numbers_N), self._of_missing, rows_N)[:, None]
+
+    @property
+    def _of_missing(self) -> int:
+        return self.size - 1 if self.missing else -1
 
     def vectors(self, values: pl.Series) -> np.ndarray:
         """Each entry as numbers, (N, W): a one for each of its values; or a number, standardised, and whether it is
@@ -225,7 +231,7 @@ class EventCodes:
             codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None]], [len(store.event_types)]
         for each in self._events:
             stored_N = store.features[each.column][rows_N]
-            codes.append(self._of_text[each.column][stored_N] if _text(each) else each.codes(pl.Series(stored_N)))
+            codes.append(self._of_text[each.column][stored_N] if _text(each) else each.buckets(stored_N))
             sizes.append(each.size)
         users_N = np.searchsorted(store.offsets_U1, rows_N, side="right") - 1
         first = 0
