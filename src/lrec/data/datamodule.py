@@ -4,6 +4,7 @@ import secrets
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lrec.common.files import json_hash
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample, testable_users
 from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainLoader
+from lrec.data.features import Chosen, Features, Learned
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
 from lrec.data.splits.domain import of_domain
@@ -45,6 +47,8 @@ class SequenceDataModule(LightningDataModule, ABC):
         repeats: Which interactions of a user with an item are kept.
         target_events: Types of event that may be targets; None for all.
         with_times: Whether batches carry the times of events, which `carry_times` sets.
+        feature_columns: Columns of the raw data that are features, and whether they are numbers; `read` gives them.
+        learned: What the features are to a network.
     """
 
     k_core: int = 0
@@ -56,6 +60,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     store: Store
     cuts: Split
     batch_plan: BatchPlan
+    learned: Learned = Learned([], None, None)
 
     def __init__(
         self,
@@ -74,6 +79,9 @@ class SequenceDataModule(LightningDataModule, ABC):
         cold_targets: Literal["missed", "dropped", "apart"] = "missed",
         repeats: Repeats = True,
         store: Path | None = None,
+        event_features: Features | None = None,
+        user_features: Features | None = None,
+        item_features: Features | None = None,
     ) -> None:
         """Options of every data set.
 
@@ -102,8 +110,15 @@ class SequenceDataModule(LightningDataModule, ABC):
                 those that come right after another, which k_core takes into account.
             store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
                 one in data_dir.
+            event_features: Columns of the log that say more of an event, which the network reads with the item; null
+                for none.
+            user_features: Columns that say more of a user, read at each of the user's items; null for none.
+            item_features: Columns that say more of an item, of which its row of the item table is made, see
+                model.item_vectors_use; null for none.
         """
         super().__init__()
+        self._features = Chosen(event_features, user_features, item_features)
+        self.feature_columns = self._features.columns_of_log()
         check_range("max_len", max_len, at_least=1)
         check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
@@ -162,8 +177,9 @@ class SequenceDataModule(LightningDataModule, ABC):
         return store_path(self.data_dir, self.store_name, self._source(), self.k_core)
 
     def _source(self) -> dict[str, Any]:
-        """The source; which repeats stay is told where they do not all: other stores keep their place."""
-        return self.source() | ({} if self.repeats is True else {"repeats": self.repeats})
+        """The source; repeats and features are told where they are not the default: other stores keep their place."""
+        repeats = {} if self.repeats is True else {"repeats": self.repeats}
+        return self.source() | repeats | ({"features": self.feature_columns} if self.feature_columns else {})
 
     def _read(self) -> RawInteractions:
         raw = self.read()
@@ -192,6 +208,13 @@ class SequenceDataModule(LightningDataModule, ABC):
             columns = {name: stored.get(f"{name}_column") for name in Columns.__dataclass_fields__}
             self.columns = Columns(**columns) if "user_column" in stored else None
             self.k_core, self.min_rating, self.repeats = (stored[each] for each in ("k_core", "min_rating", "repeats"))
+        stored_features = store.meta.get("features", {})
+        for column, is_number in self.feature_columns.items():
+            if column not in stored_features or is_number != (stored_features[column] is None):
+                raise UserError(
+                    f"data: {store.path} was prepared without the feature {column}, or with one of another kind: "
+                    "prepare another store from the raw data"
+                )
         return store
 
     def cut(self, store: Store) -> Split:
@@ -222,6 +245,9 @@ class SequenceDataModule(LightningDataModule, ABC):
                 raise UserError(f"data.cold_targets dropped: no {name} target is an item of the training part")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
+        if any(self._features):
+            self.learned = self._features.learn(self.cuts)
+            self.cuts = replace(self.cuts, features=self.learned.event_codes)
         part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
         if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
@@ -260,13 +286,21 @@ class SequenceDataModule(LightningDataModule, ABC):
     def data_hash(self) -> str:
         """Hash of the store, the split and the reduction."""
         targets = [] if self.target_events is None else [sorted(self.target_events)]
-        return json_hash([self.store.hash, self.split.trained_on, repr(self.reduction), *targets])
+        features = [self._features.identity()] if any(self._features) else []
+        return json_hash([self.store.hash, self.split.trained_on, repr(self.reduction), *targets, *features])
 
     @property
     def described(self) -> dict[str, Any]:
         """What the store holds and where it is cut, as JSON can hold it."""
         of_store = {"name": self.store.meta["name"], "statistics": self.store.statistics, "facts": self.store.facts}
         return of_store | {"split": repr(self.split), "reduction": repr(self.reduction), "counts": self.cuts.counts}
+
+    @property
+    def event_rows(self) -> list[str]:
+        """Names of what the network has a vector of, beside items: types of event, and values of events' and users'
+        features."""
+        of_features = (each.row_names for each in self.learned.vocabularies if each.of != "item")
+        return [*self.store.event_types, *chain.from_iterable(of_features)]
 
     @property
     def floor(self) -> dict[str, float] | None:

@@ -20,10 +20,11 @@ from lrec.checkpoint.trained import CATALOGUE, Trained, build_network, items_as_
 from lrec.checkpoint.writing import save_tensors
 from lrec.common.files import check_writable, replacing, write_json
 from lrec.common.text_tables import counted
+from lrec.data.features import vectors_of_file, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
-from lrec.model.item_vectors import vectors_of
+from lrec.model.item_vectors import scaled, vectors_of
 from lrec.options.class_paths import check_trusted
 from lrec.run import Run
 from lrec.serving.card import run_of, write_card
@@ -46,7 +47,7 @@ def export(
         ckpt_path: A run's folder (its best checkpoint), a checkpoint, a file or a folder of shards, or what this wrote.
         out: A .safetensors or .onnx file, or a folder, which gets model.safetensors; replaced where it exists.
         k: Length of the lists that an .onnx file gives.
-        item_vectors: File of vectors in which items are new since training; see lrec recommend.
+        item_vectors: File of vectors, or of item features, in which items are new since training; see lrec recommend.
         trust: Import classes that the checkpoint names and that are not lrec's own.
         card: Write a model card beside the file (.md): the data, the test beside baselines, what the run's study
             forecast, and limits. The checkpoint must lie in the folder of its run.
@@ -118,7 +119,11 @@ def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -
             told = f"item_vectors {item_vectors}: {path}"
             if trained_VW is None:
                 raise UserError(f"{told} makes no rows of vectors, give a checkpoint that does")
-            vectors_VW, new = vectors_of(item_vectors, stored.item_ids)
+            if any(each.of == "item" for each in vocabularies_of(stored.about)):
+                given = vectors_of_file(item_vectors, stored.about, stored.item_ids)
+                vectors_VW, new = scaled(*given, stored.item_ids, slice(None), f"item_vectors {item_vectors}")
+            else:
+                vectors_VW, new = vectors_of(item_vectors, stored.item_ids)
             if not torch.equal(vectors_VW, trained_VW.float()):
                 raise UserError(f"{told} was trained with other vectors for its items")
             stored = stored._replace(new=new)

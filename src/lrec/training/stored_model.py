@@ -26,6 +26,7 @@ from lrec.checkpoint.trained import (
     trained_in,
 )
 from lrec.data.datamodule import SequenceDataModule
+from lrec.data.features import as_plain, vocabularies_of
 from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import leads
 from lrec.model import parallelize
@@ -41,6 +42,7 @@ from lrec.serving.export import read as read_exported
 from lrec.training.optim import OfParameters, OptimizerConfig
 from lrec.training.tally import LossSum
 
+EVENTS = "events.weight"  # the parameter that has a row for each type of event and value of a feature
 AT_ONCE = 2**16  # rows of an old table
 
 
@@ -97,6 +99,8 @@ class StoredModel(LightningModule):
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         shape = model.network_config(about["n_items"], about["max_len"])
         model.config = replace(shape, event_types=about["event_types"])
+        if any(each.of == "item" for each in vocabularies_of(about)):
+            model.config = replace(model.config, vector_width=about["vector_width"], own_rows=about["own_rows"])
         refuse_other_network(about, model.config)
         model.net, model._new_items = build_network(model.config, parameters, path), new_items
         return model
@@ -118,6 +122,7 @@ class StoredModel(LightningModule):
             "train_loss": self._since_evaluation.totals(self),
             "model": class_path(type(self)),
             "not_stored": not_stored,
+            **as_plain(self.data.learned.vocabularies),
             **self.config.to_dict(),
         }
 
@@ -151,24 +156,29 @@ class StoredModel(LightningModule):
         return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
 
-def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_names: list[str], seed: int) -> str:
+def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_rows: list[str], seed: int) -> str:
     """Give `net` the parameters of a trained network of the same shape; says what became of the items.
 
     An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
     draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
     mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
-    for pretrained language models"). All else is taken over as it is. The optimizer starts from the beginning.
+    for pretrained language models"). So does a value of a feature, without the mean. All else is taken over as it is.
+    The optimizer starts from the beginning.
     """
     stored, pieces = _open(file_of(Path(path)))
     shape = shape_of(stored, Path(path))
     mine, theirs = net.config.to_dict(), shape.to_dict()
-    for name in mine.keys() - {"n_items"}:
+    types: list[str] = stored.about.get("event_names", [])
+    known_rows = [*types, *(row for each in vocabularies_of(stored.about) for row in each.row_names)]
+    has_features = bool(event_rows) and len(known_rows) > len(types)
+    for name in mine.keys() - {"n_items", *["event_types"] * has_features}:
         if mine[name] != theirs[name]:
             raise UserError(
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
             )
-    if event_names and stored.about["event_names"] != event_names:
-        known, given = (", ".join(names) for names in (stored.about["event_names"], event_names))
+    my_types = event_rows[: len(types)] if has_features else event_rows
+    if my_types != types:
+        known, given = (", ".join(names) for names in (types, my_types))
         raise UserError(f"model.warm_start {path} knows the types of event {known}, the data have {given}")
     # It names the classes that the config names, and no others.
     with torch.device("meta"):
@@ -188,6 +198,12 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_nam
         here_H = (place_H >= begin) & (place_H < begin + len(piece_PD))
         rows_HD[here_H] = piece_PD[place_H[here_H] - begin].float()
         begin += len(piece_PD)
+    if event_rows != known_rows:
+        old_ED = dict(zip(known_rows, stored.parameters[EVENTS], strict=True))
+        size = torch.Size((len(event_rows), shape.width))
+        drawn_ED = net.draw_(torch.empty(size), EVENTS, size, seed)
+        rows = [old_ED.get(name, drawn_D) for name, drawn_D in zip(event_rows, drawn_ED, strict=True)]
+        stored.parameters[EVENTS] = torch.stack(rows)
     mean_D = (sum_D / begin).float()
     check_finite({OWN_ROWS: mean_D}, path)  # as the whole table is
     rows_HD[place_H < 0] += mean_D

@@ -47,7 +47,7 @@ class EvalBatch(NamedTuple):
     seen_targets_S: Tensor  # int64, the user of target m ...
     seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of all that comes before
     times_BT: Tensor | None = None  # int64; the request's time is that of the row's last target, and 0 without a target
-    events_BL: Tensor | None = None  # int64, type of each item's event
+    events_BL: Tensor | None = None  # int64, type of each item's event; with features (B, L, F), see `EventInput`
     true_targets_P: Tensor | None = None  # int64, where targets are sets: that of target m ...
     true_items_P: Tensor | None = None  # int64, ... has this item of the catalogue; ascending, each pair once
     n_true_M: Tensor | None = None  # int64, distinct items of the set, those outside the catalogue too
@@ -163,7 +163,7 @@ def history_batch(
     last_M = lengths_M - (known_B - kept_B)[rows_M] - 1
     times_BT = None if times is None else with_request(times[0][known_N][places_N], kept_B, times[1])
     if events_N is not None:
-        events_N = padded(events_N[known_N][places_N].astype(np.int64), kept_B)[0]
+        events_N = padded(events_N[known_N][places_N], kept_B)[0]
     before_M = ranges(first_B[rows_M], lengths_M)
     seen_S = np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M]
     seen_S.sort()  # numpy's unique, which may hash them first, takes several times as long
@@ -215,7 +215,7 @@ class _EvalDataset(Dataset[EvalBatch]):
             len(split.catalogue_V),
             times,
             places=(np.repeat(np.arange(len(counts_B)), counts_B), ends_M),
-            events_N=None if store.events_N is None else store.events_N[rows_N],
+            events_N=split.events(rows_N),
         )
         if has_target:
             targets_M = split.catalogue_index_I[store.items_N[store.offsets_U1[users_M] + ends_M]]

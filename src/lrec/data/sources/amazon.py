@@ -84,7 +84,7 @@ class AmazonDataModule(SequenceDataModule):
 
     def read(self) -> RawInteractions:
         tables = chain.from_iterable(self._tables(file) for file in self._files())
-        return to_interactions(tables, _COLUMNS[self.year])
+        return to_interactions(tables, _COLUMNS[self.year], features=self.feature_columns)
 
     def _tables(self, file: _File) -> Iterator[Table]:
         columns, header = _COLUMNS[self.year], _HEADERS[self.year]

@@ -1,11 +1,12 @@
 """Which part of the training data is used. Shape suffixes: U users, N interactions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, hash_numbers, ranges, refuse_leak
+from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, events_of, hash_numbers, ranges, refuse_leak
 from lrec.data.store.store import Store
 from lrec.errors import check_range
 
@@ -41,6 +42,7 @@ class TrainingPart:
     lengths_U: np.ndarray
     rows: np.ndarray | None
     target_N: np.ndarray | None = None  # see Split
+    features: Callable[[np.ndarray], np.ndarray] | None = None  # see Split
 
     def items(self, places: np.ndarray) -> np.ndarray:
         return self.store.items_N[self._rows(places)]
@@ -48,9 +50,8 @@ class TrainingPart:
     def seconds(self, places: np.ndarray) -> np.ndarray:
         return self.store.seconds(self._rows(places))
 
-    def events(self, places: np.ndarray) -> np.ndarray:
-        assert self.store.events_N is not None
-        return self.store.events_N[self._rows(places)]
+    def events(self, places: np.ndarray) -> np.ndarray | None:
+        return events_of(self.store, self.features, self._rows(places))
 
     @property
     def n_positions(self) -> int:
@@ -97,12 +98,12 @@ def training_part(split: Split, reduction: Reduction) -> TrainingPart:
     kept_U = np.ceil(lengths_U * reduction.recent - 1e-9).astype(np.int64)
     starts_U = split.store.offsets_U1[:-1] + lengths_U - kept_U
     if reduction.interactions == 1:
-        part = TrainingPart(split.store, starts_U, kept_U, None, split.target_N)
+        part = TrainingPart(split.store, starts_U, kept_U, None, split.target_N, split.features)
     else:
         rows = ranges(starts_U, kept_U)
         count = int(np.ceil(len(rows) * reduction.interactions - 1e-9))
         rows = np.sort(rows[np.argsort(hash_numbers(rows), kind="stable")[:count]])
         bounds_U1 = np.searchsorted(rows, split.store.offsets_U1)
-        part = TrainingPart(split.store, bounds_U1[:-1], np.diff(bounds_U1), rows, split.target_N)
+        part = TrainingPart(split.store, bounds_U1[:-1], np.diff(bounds_U1), rows, split.target_N, split.features)
     part.check(split)
     return part

@@ -5,12 +5,12 @@ interactions, I items of the store, V items of the catalogue, T targets of evalu
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -168,6 +168,8 @@ class Split:
             `test_targets` leave them out.
         target_N: Which interactions may be targets, of training and of evaluation; None: all of them.
         sets_2: Whether a user's validation targets, and test targets, are one set, asked for once, before its first.
+        features: What a network reads of some interactions (rows of the store) beside item and time, (N, F), where that
+            is more than the type of event; None: it is not.
     """
 
     store: Store
@@ -180,6 +182,7 @@ class Split:
     held_out_U: np.ndarray
     target_N: np.ndarray | None = None
     sets_2: np.ndarray = field(default_factory=lambda: np.zeros(2, dtype=bool))
+    features: Callable[[np.ndarray], np.ndarray] | None = None
 
     @cached_property
     def val_users(self) -> np.ndarray:
@@ -219,6 +222,10 @@ class Split:
         """Whether each target is an item of the catalogue, bool (T,)."""
         return self.catalogue_index_I[self.store.items_N[self._rows(targets)]] >= 0
 
+    def events(self, rows_N: np.ndarray) -> np.ndarray | None:
+        """See `events_of`."""
+        return events_of(self.store, self.features, rows_N)
+
     def _rows(self, targets: Targets) -> np.ndarray:
         return self.store.offsets_U1[targets.users_T] + targets.positions_T
 
@@ -239,7 +246,8 @@ class Split:
     @classmethod
     def of_arrays(cls, store: Store, arrays: dict[str, np.ndarray]) -> "Split":
         """The split that has these arrays."""
-        split = cls(store, **{each.name: arrays[each.name] for each in fields(cls) if each.name in arrays})
+        mine: dict[str, Any] = {each.name: arrays[each.name] for each in fields(cls) if each.name in arrays}
+        split = cls(store, **mine)
         vars(split)["counts_I"] = arrays["counts_I"]
         return split
 
@@ -331,6 +339,16 @@ class Split:
             if latest is not None and times_T.min() <= latest:
                 raise AssertionError(f"leak: a target at time {times_T.min()}, earlier parts reach to {latest}")
             latest = times_T.max()
+
+
+def events_of(
+    store: Store, features: Callable[[np.ndarray], np.ndarray] | None, rows_N: np.ndarray
+) -> np.ndarray | None:
+    """What a network reads of interactions beside item and time, int64: the type of each, or, with features, the rows
+    of its table that each has, (N, F); None where it reads nothing."""
+    if features is not None:
+        return features(rows_N)
+    return None if store.events_N is None else store.events_N[rows_N].astype(np.int64)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

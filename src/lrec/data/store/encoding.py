@@ -10,6 +10,8 @@ from lrec.errors import UserError
 
 Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
 REST = "rest"  # a hash of the columns without a name of their own: only rows that are equal there too are duplicates
+FEATURE = "feature."  # how the name of a column begins that is read beside the ids; then follows its own name
+SEPARATOR = "|"  # between the values of an entry that has several
 FILE_DOMAIN = "file_domain"  # one that belongs to the file, not to the row: rows that differ only in it are duplicates
 
 # Integers below this are looked up in an array; others are encoded as text. On 3 million rows of MovieLens's kind, the
@@ -81,6 +83,7 @@ class Encoder:
         self._name = name  # of the data set, for messages
         self.n_rows = 0
         self.users, self.items, self.domains, self.events = Ids(), Ids(), Ids(), Ids()
+        self.features: dict[str, Ids | None] = {}  # by column; None: of numbers
 
     def encode(self, frame: pl.DataFrame) -> Rows:
         self._refuse_unfit(frame)
@@ -93,6 +96,11 @@ class Encoder:
             if name in frame.columns:
                 rows["row"] = np.arange(self.n_rows, self.n_rows + frame.height, dtype=np.int64)
                 rows[name] = narrow(self.domains.encode(frame[name]))
+        for name in (each for each in frame.columns if each.startswith(FEATURE)):
+            is_text = frame[name].dtype == pl.String
+            ids = self.features.setdefault(name, Ids() if is_text else None)
+            values = frame[name].cast(pl.Float64).to_numpy() if ids is None else ids.encode(frame[name].fill_null(""))
+            rows[name] = values.copy() if ids is None else narrow(values)
         if REST in frame.columns:
             rows[REST] = frame[REST].to_numpy().copy()
         self.n_rows += frame.height

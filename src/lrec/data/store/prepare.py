@@ -24,11 +24,11 @@ import polars as pl
 
 from lrec.common.files import file_hash, json_hash, locked, replacing, write_json
 from lrec.common.hardware import available_gib
-from lrec.data.store.encoding import FILE_DOMAIN, Encoder
+from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, Encoder, Ranked
 from lrec.data.store.long_work import Progress, ahead
 from lrec.data.store.ordering import Ordered, Repeats, RowBuffer, Spool, find_core, ordered
 from lrec.data.store.statistics import Counter
-from lrec.data.store.store import SCHEMA, StoreWriter
+from lrec.data.store.store import MOST_FEATURE_VALUES, SCHEMA, StoreWriter, feature_array
 from lrec.errors import UserError
 
 _GIB = 1 << 30
@@ -47,7 +47,8 @@ class RawInteractions:
     Attributes:
         frame: A frame, or consecutive ones, with columns user and item (strings or integers), time (integers, absent
             where the source has none), event (string or integers, optional), domain or FILE_DOMAIN (string, optional)
-            and REST (uint64, optional), none of them null. Where there is REST, of rows that are equal in all columns
+            and REST (uint64, optional), none of them null, and columns that are read beside these (their names after
+            FEATURE; strings or floats, null where missing). Where there is REST, of rows that are equal in all columns
             but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
         facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them, asked after
             the last frame.
@@ -135,6 +136,8 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
         progress.add(frame.height)
     facts = raw.facts() if callable(raw.facts) else raw.facts
     users, items, domains, events = encoder.ranked()
+    features = {name: None if ids is None else ids.ranked() for name, ids in encoder.features.items()}
+    texts = {name.removeprefix(FEATURE): _texts(name, each) for name, each in features.items()}
 
     progress.stage("order" if k > 1 else "order and write")
     # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
@@ -166,6 +169,9 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
             writer.append("times", times_N)
         if "event" in columns:
             writer.append("events", events.rank_K[columns["event"]])
+        for place, (name, ranked) in enumerate(features.items()):
+            values_N = columns[name] if ranked is None else ranked.rank_K[columns[name]]
+            writer.append(feature_array(place, None if ranked is None else []), values_N)
         if n_domains:
             domain_N = domains.rank_K[columns[FILE_DOMAIN if FILE_DOMAIN in columns else "domain"]]
             np.minimum.at(first_I, items_N, columns["row"] * n_domains + domain_N)
@@ -184,8 +190,19 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     item_ids, user_ids = items.ids.filter(pl.Series(kept_I)), users.ids.filter(pl.Series(kept_U))
     item_table = pl.DataFrame({"raw_id": item_ids, "count": counter.counts_I, "domain": domain})
     shutil.rmtree(work)
+    meta = meta | ({"features": texts} if texts else {})
     writer.finish(item_table, user_ids, {**meta, "statistics": statistics, "facts": facts})
     progress.finish()
+
+
+def _texts(name: str, ranked: Ranked | None) -> list[str] | None:
+    """The different texts of a feature; None where it has numbers."""
+    if ranked is not None and len(ranked.ids) > MOST_FEATURE_VALUES:
+        raise UserError(
+            f"the feature {name.removeprefix(FEATURE)} has {len(ranked.ids):,} different texts; at most "
+            f"{MOST_FEATURE_VALUES:,} are possible: group them, or name it under numbers"
+        )
+    return None if ranked is None else ranked.ids.to_list()
 
 
 def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
