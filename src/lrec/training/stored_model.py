@@ -42,6 +42,7 @@ from lrec.training.optim import OfParameters, OptimizerConfig
 from lrec.training.tally import LossSum
 
 AT_ONCE = 2**16  # rows of an old table
+EVENT_ROWS = "events.weight"  # a row for each type of event
 
 
 class StoredModel(LightningModule):
@@ -162,14 +163,15 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_nam
     stored, pieces = _open(file_of(Path(path)))
     shape = shape_of(stored, Path(path))
     mine, theirs = net.config.to_dict(), shape.to_dict()
-    for name in mine.keys() - {"n_items"}:
+    for name in mine.keys() - {"n_items", "event_types"}:
         if mine[name] != theirs[name]:
             raise UserError(
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
             )
-    if event_names and stored.about["event_names"] != event_names:
-        known, given = (", ".join(names) for names in (stored.about["event_names"], event_names))
-        raise UserError(f"model.warm_start {path} knows the types of event {known}, the data have {given}")
+    known = stored.about["event_names"] if theirs["event_types"] else []
+    if bool(known) != bool(event_names):
+        reads = [", ".join(names) or "none" for names in (known, event_names)]
+        raise UserError(f"model.warm_start {path} knows the types of event {reads[0]}, the data have {reads[1]}")
     # It names the classes that the config names, and no others.
     with torch.device("meta"):
         expected = Transformer(shape).state_dict()
@@ -191,6 +193,13 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_nam
     mean_D = (sum_D / begin).float()
     check_finite({OWN_ROWS: mean_D}, path)  # as the whole table is
     rows_HD[place_H < 0] += mean_D
+    if known != event_names:
+        old_KD, size = stored.parameters[EVENT_ROWS].float(), torch.Size((len(event_names), shape.width))
+        rows_KD = net.draw_(torch.empty(size), EVENT_ROWS, size, seed) + old_KD.mean(0)
+        for place, name in enumerate(event_names):
+            if name in known:
+                rows_KD[place] = old_KD[known.index(name)]
+        stored.parameters[EVENT_ROWS] = rows_KD
     parallelize.fill(net, stored.parameters)
     parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
     kept = int((place_V >= 0).sum())
