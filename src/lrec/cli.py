@@ -47,6 +47,7 @@ _SURROUNDINGS = (
 OWN_COMMANDS = {
     "data prepare": ("raw interactions to a store", "lrec.data.datasets.prepare"),
     "data describe": ("a store's statistics", "lrec.data.store.statistics.describe"),
+    "update": ("a run trained on with new rows, and kept if it is better", "lrec.study.update.update"),
     "export": ("a checkpoint to one file that can recommend", "lrec.serving.export.export"),
     "recommend": ("the best next items for any histories", "lrec.serving.command.recommend"),
     "sizes": ("what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes.sizes"),
@@ -133,7 +134,9 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     parser.add_argument("--config", action=config, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     if settings is None:
-        parser.add_function_arguments(command, as_positional=name == "data describe", skip=paths, sub_configs=True)
+        parser.add_function_arguments(
+            command, as_positional=name in ("data describe", "update"), skip=paths, sub_configs=True
+        )
     else:
         parser.add_class_arguments(settings, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
