@@ -48,6 +48,7 @@ _SURROUNDINGS = (
 OWN_COMMANDS = {
     "data prepare": ("read your file once, for all runs", "lrec.data.datasets.prepare"),
     "data describe": ("print what a prepared store holds", "lrec.data.store.statistics.describe"),
+    "update": ("train a run a little more on new rows, and keep what is better", "lrec.study.update.update"),
     "export": ("pack a checkpoint into one file that can recommend", "lrec.serving.export.export"),
     "recommend": ("list the best next items for any histories", "lrec.serving.command.recommend"),
     "sizes": ("print what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes.sizes"),
@@ -142,7 +143,9 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     parser.add_argument("--config", action=config, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     if settings is None:
-        parser.add_function_arguments(command, as_positional=name == "data describe", skip=paths, sub_configs=True)
+        parser.add_function_arguments(
+            command, as_positional=name in ("data describe", "update"), skip=paths, sub_configs=True
+        )
     else:
         parser.add_class_arguments(settings, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option

@@ -122,7 +122,7 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
         }
         share = "" if horizon == 1 else f"horizon-{horizon:g}"
         name = run.name.removesuffix(f"seed{run.seed}") + _name(share, run.seed)
-        mine = replace(run, name=name, options=_changed(run.options, changes), horizon=horizon)
+        mine = replace(run, name=name, options=changed(run.options, changes), horizon=horizon)
         if runs:
             own = 1 - (1 - WSD_FALL) * runs[-1].horizon / horizon
             mine = replace(mine, goes_on_from=runs[-1].name, own=own)
@@ -130,7 +130,7 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
     return runs
 
 
-def _changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A run's options with other values, by dotted name."""
     options = deepcopy(options)
     for name, value in changes.items():

@@ -162,24 +162,22 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
     An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
     draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
     mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
-    for pretrained language models"). So does a value of a feature, without the mean. All else is taken over as it is.
-    The optimizer starts from the beginning.
+    for pretrained language models"). So does a new type of event or value of a feature, among
+    these. All else is taken over as it is. The optimizer starts from the beginning.
     """
     stored, pieces = _open(file_of(Path(path)))
     shape = shape_of(stored, Path(path))
     mine, theirs = net.config.to_dict(), shape.to_dict()
-    types: list[str] = stored.about.get("event_names", [])
-    known_rows = [*types, *(row for each in vocabularies_of(stored.about) for row in each.row_names)]
-    has_features = bool(event_rows) and len(known_rows) > len(types)
-    for name in mine.keys() - {"n_items", *["event_types"] * has_features}:
+    known_rows = [*stored.about.get("event_names", [])] if theirs["event_types"] else []
+    known_rows += [row for each in vocabularies_of(stored.about) for row in each.row_names]
+    for name in mine.keys() - {"n_items", "event_types"}:
         if mine[name] != theirs[name]:
             raise UserError(
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
             )
-    my_types = event_rows[: len(types)] if has_features else event_rows
-    if my_types != types:
-        known, given = (", ".join(names) for names in (types, my_types))
-        raise UserError(f"model.warm_start {path} knows the types of event {known}, the data have {given}")
+    if bool(known_rows) != bool(event_rows):
+        reads = [", ".join(names) or "none" for names in (known_rows, event_rows)]
+        raise UserError(f"model.warm_start {path} knows the types of event {reads[0]}, the data have {reads[1]}")
     # It names the classes that the config names, and no others.
     with torch.device("meta"):
         expected = Transformer(shape).state_dict()
@@ -199,10 +197,10 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
         rows_HD[here_H] = piece_PD[place_H[here_H] - begin].float()
         begin += len(piece_PD)
     if event_rows != known_rows:
-        old_ED = dict(zip(known_rows, stored.parameters[EVENTS], strict=True))
-        size = torch.Size((len(event_rows), shape.width))
-        drawn_ED = net.draw_(torch.empty(size), EVENTS, size, seed)
-        rows = [old_ED.get(name, drawn_D) for name, drawn_D in zip(event_rows, drawn_ED, strict=True)]
+        old_ED, size = stored.parameters[EVENTS].float(), torch.Size((len(event_rows), shape.width))
+        old_of = dict(zip(known_rows, old_ED, strict=True))
+        new_ED = net.draw_(torch.empty(size), EVENTS, size, seed) + old_ED.mean(0)
+        rows = [old_of.get(name, new_D) for name, new_D in zip(event_rows, new_ED, strict=True)]
         stored.parameters[EVENTS] = torch.stack(rows)
     mean_D = (sum_D / begin).float()
     check_finite({OWN_ROWS: mean_D}, path)  # as the whole table is

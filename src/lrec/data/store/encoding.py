@@ -38,12 +38,13 @@ class Ids:
         self._counts_K = np.zeros(0, dtype=np.int64)
         self._code_of_integer = np.zeros(0, dtype=np.uint32)
 
-    def encode(self, ids: pl.Series) -> np.ndarray:
+    def encode(self, ids: pl.Series, rows_N: np.ndarray | None = None) -> np.ndarray:
+        """The code of each id, which counts as one row, or as so many."""
         if ids.dtype.is_integer() and len(ids) and 0 <= ids.min() <= ids.max() < _DIRECT:  # type: ignore[operator]
             codes_N = self._encode_integers(ids.cast(pl.Int64).to_numpy())
         else:
             codes_N = self._encode_text(ids)
-        counts_K = np.bincount(codes_N, minlength=len(self._counts_K))
+        counts_K = np.bincount(codes_N, rows_N, minlength=len(self._counts_K)).astype(np.int64)
         counts_K[: len(self._counts_K)] += self._counts_K
         self._counts_K = counts_K
         return codes_N

@@ -139,6 +139,8 @@ def ordered(
     def order(number: int) -> Ordered:
         begins_and_ends = ((cut[number], cut[number + 1]) for cut in cuts)
         parts = [split.part(place, b, e) for place, (b, e) in enumerate(begins_and_ends) if e > b]
+        if not parts:  # as where rows are appended to a store, none of them of these users
+            parts = [split.part(0, 0, 0)]
         return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), items.rank_K, repeats)
 
     return map_ahead(order, range(n_ranges))
@@ -175,15 +177,7 @@ def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:
 
 def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: Repeats) -> Ordered:
     users_N = rows.pop("user").astype(np.int64) - first_user
-    if "time" not in rows:
-        order_N = stable_argsort(users_N)
-    else:
-        least = int(rows["time"].min())
-        span = int(rows["time"].max()) - least + 1
-        if (int(users_N.max()) + 1) * span >= 1 << 63:
-            order_N = np.lexsort((rows["time"], users_N))
-        else:
-            order_N = stable_argsort(users_N * span + (rows["time"].astype(np.int64) - least))
+    order_N = in_time_order(users_N, rows.get("time"))
     rest_N = rows.pop(REST, None)
     users_N = users_N[order_N]
     rows = {name: column[order_N] for name, column in rows.items()}
@@ -204,6 +198,18 @@ def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, 
         users_N, rows = users_N[first], {name: column[first] for name, column in rows.items()}
     lengths_U = np.bincount(users_N, minlength=end_user - first_user)
     return Ordered(first_user, lengths_U, rows, n_distinct - len(users_N), repeats != "not_in_a_row")
+
+
+def in_time_order(users_N: np.ndarray, times_N: np.ndarray | None, two_runs: bool = False) -> np.ndarray:
+    """Indices that sort by (user, time), or by user; equal ones keep their order. `two_runs`: each half is sorted."""
+    keys_N = users_N.astype(np.int64)
+    if times_N is not None and len(keys_N):
+        least = int(times_N.min())
+        span = int(times_N.max()) - least + 1
+        if (int(users_N.max()) + 1) * span >= 1 << 63:
+            return np.lexsort((times_N, users_N))
+        keys_N = keys_N * span + (times_N.astype(np.int64) - least)
+    return np.argsort(keys_N, kind="stable") if two_runs else stable_argsort(keys_N)  # numpy's Timsort merges runs
 
 
 def stable_argsort(keys_N: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ def in_words(counted: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple
     rows = [(name, f"{counted[name]:,}") for name in ("users", "items", "interactions")]
     rows += [("density", f"{counted['density']:.4%}"), ("length", lengths)]
     if "first_time" in counted:
-        rows.append(("time", f"{_time(counted['first_time'], unit)} to {_time(counted['last_time'], unit)}"))
+        rows.append(("time", f"{time_text(counted['first_time'], unit)} to {time_text(counted['last_time'], unit)}"))
         rows.append(("ties in time", _share(counted["ties"], counted["interactions"])))
     else:
         rows.append(("time", "none: rows are in time order"))
@@ -98,7 +98,8 @@ def _share(count: int, total: int) -> str:
     return f"{count:,} ({count / total:.1%})"
 
 
-def _time(value: int, unit: Any) -> str:
+def time_text(value: int, unit: Any) -> str:
+    """A time of this unit as a date, or as the number that it is."""
     if unit not in TIME_UNITS:
         return f"{value:,}"
     try:
