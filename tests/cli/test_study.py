@@ -281,7 +281,7 @@ def test_dry_run_counts_the_runs_of_smaller_shares(
     longer = ["--fractions", "null", "--options.trainer.max_epochs", 5]  # so that shares are trained by default
     by_default = lrec("scaling", "study", "--config", "tiny.yaml", "--out", "elsewhere", *longer, "--dry_run")
     assert "13 runs" in by_default
-    assert "8 of them with smaller shares of the data" in by_default
+    assert "8 of them with smaller data samples" in by_default
 
 
 def test_fit_reads_the_points_of_a_study(

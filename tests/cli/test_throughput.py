@@ -50,7 +50,7 @@ def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> Non
     assert re.search(r"it/s, train/loss=\d\.\d+, val/loss=\d\.\d+", printed), "the progress bar, within 80 columns"
     events = EventAccumulator(str(run))
     events.Reload()
-    shown = {"perf/targets_per_s", "perf/mfu", "various/perf/real_share", "various/perf/memory_gib"}
+    shown = {f"various/perf/{name}" for name in ("targets_per_s", "mfu", "real_share", "memory_gib")}
     assert shown <= set(events.Tags()["scalars"])
 
 

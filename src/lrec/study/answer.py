@@ -173,7 +173,7 @@ def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
     data = "d" if has_lengths(analysis.points) else "u"
     shares = analysis.points.drop_nulls(METRIC) if data in analysis.points.columns else pl.DataFrame({data: []})
     if shares[data].n_unique() < 2:
-        how = "horizons (--horizons '[0.5, 1]') or shares of the users (--fractions '[0.5, 1]')"
+        how = "horizons (--horizons '[0.5, 1]') or samples of the users (--fractions '[0.5, 1]')"
         return [*said, f"More data: not measured. Train {how} to know."]
     amounts = shares[data].unique().sort().to_list()[-2:]
     means = [dict(shares.filter(pl.col(data) == d).group_by("x").agg(pl.col(METRIC).mean()).rows()) for d in amounts]

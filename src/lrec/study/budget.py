@@ -186,7 +186,7 @@ def plan_table(costs: list[Cost], study: Study) -> str:
     of_shares = [c.hours for c in costs if c.run.fraction < most]
     held_out = [c.hours for c in costs if c.run.held_out]
     if of_shares and held_out:
-        smaller = f"{len(of_shares)} of them with smaller shares of the data, {sum(of_shares):.2f} hours"
+        smaller = f"{len(of_shares)} of them with smaller data samples, {sum(of_shares):.2f} hours"
         lines.append(f"{smaller}; the largest held-out run alone may take {max(held_out):.2f}")
     return "\n".join(lines)
 

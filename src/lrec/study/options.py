@@ -30,55 +30,55 @@ class Study:
     Attributes:
         name: Name of the study.
         configs: Configuration files that every run is composed of, as for lrec fit --config.
-        sizes: Entries of the ladder, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}: shapes of one depth
-            whose N_body lie that close; by default those that the hours allow.
+        sizes: Names of sizes, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}, evenly spaced shapes of one
+            depth. By default the sizes that the hours allow.
         out: Folder of the study; studies/NAME by default.
-        hours: How long the study may take, in hours of the clock, where no sizes are given: they are chosen by it, and
-            so are the amount of data, passes and what is tuned, unless these are given.
+        hours: How long the study may take, in hours of the clock. It chooses sizes, amount of data, passes, and what is
+            tuned, unless you set them. For a study without sizes.
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
         seeds: Seeds of the fitted sizes, a run each.
         holdout_seeds: Seeds of the held-out sizes, a run each.
         size_seeds: Seeds of single sizes, in place of these.
-        fractions: Shares of the training data, held-out sizes with the largest one only: they tell the forecast how
-            much of the gain of size the data allow, if runs see their data more than four times. By default all, half
-            and a quarter where held-out sizes are forecast and trainer.max_epochs is not four or fewer, and else all.
-        horizons: Shares of a run's training after which it is to end as well, such as [0.25, 0.5, 1], where 1 is all of
-            it: runs of their own, each of which goes on from the one before, so that all take little more than the
-            longest. The rate is constant until each one's end (optimizer.decay wsd), the warm-up that of the shortest.
-            Times trainer.max_epochs they are whole, or less than 1.
-        reduce: What a fraction is a share of; users, interactions, or the most recent part of each history.
+        fractions: Samples of the training data, such as [0.25, 0.5, 1]. Only the largest has held-out sizes. If runs
+            see their data more than four times, they tell the forecast how much gain of size the data allow. By default
+            all, half and a quarter if held-out sizes are forecast and trainer.max_epochs is more than four, else all.
+        horizons: Parts of a run's training after which it also ends, such as [0.25, 0.5, 1]; 1 is all of it. Each is a
+            run of its own that goes on from the shorter one, so all take little more than the longest. The rate is
+            constant until the end (optimizer.decay wsd), and all have the warm-up of the shortest. Times
+            trainer.max_epochs each is whole, or less than 1.
+        reduce: What a fraction is taken of: users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
         options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
         rules: Options that follow the size, each as [factor, exponent]: factor * N_body ** exponent, to four digits;
-            or as [factor, exponent, share's], times the share of the data to that power.
+            or as [factor, exponent, exponent of the fraction], times the fraction to that power.
         size_options: Further options by size.
         variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
         starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed,
             which may itself start from another one.
         grid: Lists of values of any options, such as trainer.max_epochs; each combination is a variant.
-        tune: What is tuned by val/loss before anything else is trained, the rate (lr) and, where wanted,
-            targets_per_step and dropout: short runs of three fitted sizes, which are a study of their own, OUT-tuning.
-            Each held-out size has its rate tried too, before it is predicted.
-        law: How each variant's large sizes are predicted: forecast, which trusts no single law; a law of the size, such
-            as lsrm, L(x) = E + (x0/x)^a, or one of your own by its class path; null, with holdout 0: not at all.
-        x: Parameters the law counts.
-        y: Loss that is fitted: of the test targets, or of those and of the split's trajectories.
-        jobs: Runs side by side, each with an equal share of the cores.
+        tune: What short runs find by val/loss before anything else is trained: the learning rate (lr), and on request
+            targets_per_step and dropout. They are a study of their own, OUT-tuning. Each held-out size tries its rate
+            too, before it is predicted.
+        law: What predicts each variant's large sizes: forecast, which trusts no single law; a law of the size, such as
+            lsrm, L(x) = E + (x0/x)^a, or a law of your own by its class path; null, with holdout 0, for nothing.
+        x: Which parameters the law counts.
+        y: Which loss is fitted: of the test targets, or of the test targets and the split's trajectories.
+        jobs: Runs side by side, each with equally many cores.
         cores: Cores of all runs together; all there are by default.
         gpus: GPUs of all runs together, by number, where they train on GPUs; all there are by default. A run gets as
-            many as its trainer.devices says, or an equal share where that is auto, and waits until they are free.
+            many as its trainer.devices says, or an equal part if that is auto, and waits until they are free.
         memory_gib: Memory of all runs together, in GiB, as --dry_run expects it; a run waits until there is room.
-        budget_hours: Hours of a core; of a GPU for runs that train on GPUs. A study that may take more does not start;
-            once they are spent, all stops.
+        budget_hours: Hours of a core, or of a GPU for runs that train on GPUs. A study that may take more does not
+            start. Once they are spent, all stops.
         price_per_hour: Price of an hour of a core, or of a GPU for runs that train on GPUs: the report then has prices.
         budget_disk_gib: Disk, in GiB. A study that may take more does not start.
         retries: How often a run that fails is started again by itself; it resumes from its last checkpoint.
         skip: Names of runs to leave out.
         restart: Names of runs to train again from the beginning.
-        cluster: Train on a cluster as an array of jobs: parameters of submitit's AutoExecutor, such as
-            {timeout_min: 600, slurm_partition: gpu}, by default a day; {cluster: local} tries it without a cluster and
-            a limit. A job has the nodes and GPUs of its run: trainer.num_nodes and trainer.devices, or gpus_per_node
-            where those are auto.
+        cluster: Train on a cluster as an array of jobs, with these parameters of submitit's AutoExecutor, such as
+            {timeout_min: 600, slurm_partition: gpu}; a job may take a day by default. {cluster: local} tries it without
+            a cluster or a limit. A job has the nodes and GPUs of its run: trainer.num_nodes and trainer.devices, or
+            gpus_per_node if these are auto.
         dry_run: Print the runs with their hours, memory and disk, and stop.
         status: Print the runs with their states and losses so far, and stop.
     """
