@@ -3,7 +3,6 @@
 Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffix: U users.
 """
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -12,12 +11,8 @@ from typing import Literal
 import numpy as np
 
 from lrec.data.splits.rules import Split, SplitRule, user_hashes
-from lrec.data.store.store import TIME_UNITS, Store
+from lrec.data.store.store import TIME_UNITS, Store, seconds_in
 from lrec.errors import UserError, check_range
-
-_DURATION = re.compile(r"(\d+)([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
 
 Which = Literal["first", "last", "random", "all", "window"]
 
@@ -62,7 +57,7 @@ class GlobalTemporal(SplitRule):
             cut = getattr(self, name)
             if isinstance(cut, float) and not 0 < cut < 1:
                 raise UserError(f"split.{name} must be a share below 1, a whole epoch or an ISO date, not {cut}")
-            if isinstance(cut, str) and not (name == "test_until" and _DURATION.fullmatch(cut)):
+            if isinstance(cut, str) and (name != "test_until" or seconds_in(cut) is None):
                 _instant(name, cut)
 
     @property
@@ -155,8 +150,8 @@ def _cut_time(store: Store, name: str, cut: int | float | str, since: int = 0) -
     unit = store.facts.get("time_unit")
     if unit not in TIME_UNITS:
         raise UserError(f"split.{name}={cut}: the data's times are no dates; give a share or a number")
-    if duration := _DURATION.fullmatch(cut):
-        return since + int(duration[1]) * _SECONDS[duration[2]] * TIME_UNITS[unit]
+    if (duration := seconds_in(cut)) is not None:
+        return since + duration * TIME_UNITS[unit]
     microseconds = (_instant(name, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     return -(-microseconds * TIME_UNITS[unit] // 10**6)
 
