@@ -27,7 +27,7 @@ from lrec.data.splits.shared import shared_part, shared_split
 from lrec.data.store.made_once import shared_folder
 from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
-from lrec.data.store.store import Store
+from lrec.data.store.store import TIME_UNITS, Store, seconds_in
 from lrec.errors import UserError, check_range
 
 
@@ -78,6 +78,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         test_users: int | Literal["auto", "all"] = "auto",
         cold_targets: Literal["missed", "dropped", "apart"] = "missed",
         repeats: Repeats = True,
+        recent_popularity: float | str = 0.1,
         store: Path | None = None,
         event_features: Features | None = None,
         user_features: Features | None = None,
@@ -108,6 +109,8 @@ class SequenceDataModule(LightningDataModule, ABC):
                 (dropped), or they are misses, and HR, NDCG and the like are also told without them (apart).
             repeats: Keep all interactions of a user with an item; false keeps the first in time; not_in_a_row drops
                 those that come right after another, which k_core takes into account.
+            recent_popularity: Which of the training interactions the baseline of this name counts: the last share, or
+                those of a duration before the last (90s, 30m, 12h, 7d, 2w).
             store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
                 one in data_dir.
             event_features: Columns of the log that say more of an event, which the network reads with the item; null
@@ -127,6 +130,12 @@ class SequenceDataModule(LightningDataModule, ABC):
         for name, users in (("validation_users", validation_users), ("test_users", test_users)):
             if isinstance(users, int):
                 check_range(name, users, at_least=1)
+        if isinstance(recent_popularity, float):
+            check_range("recent_popularity", recent_popularity, above=0, at_most=1)
+        elif seconds_in(recent_popularity) is None:
+            raise UserError(
+                f"data.recent_popularity {recent_popularity} is no duration such as 7d or 12h, and no share"
+            )
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
@@ -141,6 +150,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.test_users = test_users
         self.cold_targets = cold_targets
         self.repeats = repeats
+        self.recent_popularity = recent_popularity
         self._urls: list[str] = []
         self.given_store: Path | None = None
         self.given_store = None if store is None else self.local(store)
@@ -238,6 +248,10 @@ class SequenceDataModule(LightningDataModule, ABC):
             return
         self.cuts = self.cut(self.open_store())
         self.store = self.cuts.store
+        if isinstance(self.recent_popularity, str) and self.store.facts.get("time_unit") not in TIME_UNITS:
+            raise UserError(
+                f"data.recent_popularity {self.recent_popularity}: the data's times are no dates; give a share"
+            )
         for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
             if len(targets.users_T) == 0 and self.target_events is not None:
                 raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")

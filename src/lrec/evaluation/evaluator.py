@@ -34,7 +34,7 @@ class Evaluator:
         """Before the first batch. `counts_V`, the items' training interactions, lies where scores will; where training
         goes on (`fitting`) only popularity stands beside the model."""
         if self._baselines is None:
-            self._baselines = Baselines(data.cuts, counts_V.device)
+            self._baselines = Baselines(data.cuts, counts_V.device, data.recent_popularity)
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
         anew = [name for name in beside if f"{stage}/{name}" not in self.figures]
         scorers = ["model", *(anew if fitting else self._baselines.with_room(anew))]

@@ -3,7 +3,6 @@
 Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffix: U users.
 """
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -12,12 +11,8 @@ from typing import Literal
 import numpy as np
 
 from lrec.data.splits.rules import Split, SplitRule, user_hashes
-from lrec.data.store.store import TIME_UNITS, Store
+from lrec.data.store.store import TIME_UNITS, Store, seconds_in
 from lrec.errors import UserError, check_range
-
-_DURATION = re.compile(r"(\d+)([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
 
 Which = Literal["first", "last", "random", "all", "window"]
 
@@ -62,7 +57,7 @@ class GlobalTemporal(SplitRule):
             cut = getattr(self, name)
             if isinstance(cut, float) and not 0 < cut < 1:
                 raise UserError(f"split.{name} must be a share below 1, a whole epoch or an ISO date, not {cut}")
-            if isinstance(cut, str) and not (name == "test_until" and _DURATION.fullmatch(cut)):
+            if isinstance(cut, str) and (name != "test_until" or seconds_in(cut) is None):
                 _instant(name, cut)
 
     @property
@@ -153,7 +148,7 @@ def _cut_time(store: Store, name: str, cut: int | float | str, since: int = 0) -
     if isinstance(cut, int):
         return cut
     unit = _time_unit(store, f"split.{name}={cut}")
-    if _DURATION.fullmatch(cut):
+    if seconds_in(cut) is not None:
         return since + in_units(store, f"split.{name}", cut)
     microseconds = (_instant(name, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     return -(-microseconds * unit // 10**6)
@@ -161,10 +156,10 @@ def _cut_time(store: Store, name: str, cut: int | float | str, since: int = 0) -
 
 def in_units(store: Store, option: str, duration: str) -> int:
     """A duration such as 7d in the store's unit of time."""
-    match = _DURATION.fullmatch(duration)
-    if match is None:
+    seconds = seconds_in(duration)
+    if seconds is None:
         raise UserError(f"{option}={duration} is no duration such as 90s, 30m, 12h, 7d or 2w")
-    return int(match[1]) * _SECONDS[match[2]] * _time_unit(store, f"{option}={duration}")
+    return seconds * _time_unit(store, f"{option}={duration}")
 
 
 def as_date(store: Store, time: int) -> str:

@@ -30,6 +30,7 @@ from lrec.errors import UserError
 SCHEMA = 1
 # Units of time in the facts of meta.json, and how many of each make a second.
 TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 MOST_EVENT_TYPES = 256
 MOST_FEATURE_VALUES = 2**16
 _ARRAYS: dict[str, Any] = {"items": np.int32, "offsets": np.int64, "times": np.int64, "events": np.uint8}
@@ -37,6 +38,12 @@ _ARRAYS |= {"feature_text_": np.int32, "feature_number_": np.float64}  # followe
 _FILES = ("items.npy", "offsets.npy", "times.npy", "events.npy", "items.parquet", "users.parquet")
 _BLOCK = 4096
 _BLOCKS = 16
+
+
+def seconds_in(duration: str) -> int | None:
+    """Seconds of a duration such as 90s, 30m, 12h, 7d or 2w; None of other text."""
+    number, unit = duration[:-1], duration[-1:]
+    return int(number) * _DURATION[unit] if number.isdecimal() and unit in _DURATION else None
 
 
 @dataclass(frozen=True)
