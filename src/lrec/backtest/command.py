@@ -1,14 +1,14 @@
 """`lrec backtest`: train networks at several times, test each on what follows, and write what size and age bring."""
 
 from lrec.backtest.findings import Findings, Served, figures_of
-from lrec.backtest.options import Backtest, open_store, origins_of, planned
+from lrec.backtest.options import Backtest, open_store, origin_of, origins_of, planned
 from lrec.backtest.report import write_report
 from lrec.backtest.windows import Windows, baselines, measured
 from lrec.common.files import check_folder, locked
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.splits.temporal import as_date
 from lrec.study import budget
-from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.grid import PlannedRun
 from lrec.study.launch import lock_of
 from lrec.study.processes import start_server
 from lrec.study.record import Record
@@ -27,8 +27,8 @@ def backtest(options: Backtest) -> None:
         start_server()
     store = open_store(options)
     origins, length = origins_of(options, store)
-    study = planned(options, store, origins, length)
-    record = Record(study, planned_runs(study))
+    study, runs = planned(options, store, origins, length)
+    record = Record(study, runs)
     if options.status:
         print(runs_table(record.runs, record.folder, record.state))
         return
@@ -49,7 +49,7 @@ def backtest(options: Backtest) -> None:
         served = [_served(record, run, windows) for run in runs]
         beside = {}
         for run in runs:
-            origin = int(run.variant.rpartition("-")[2])
+            origin = origin_of(run.variant)
             if origin not in beside:
                 file = study.folder / "baselines" / f"{origin}.parquet"
                 beside[origin] = baselines(record.trained(run), _from(windows, origin), file)
@@ -59,12 +59,12 @@ def backtest(options: Backtest) -> None:
 
 
 def _served(record: Record, run: PlannedRun, windows: Windows) -> Served:
-    update, _, origin = run.variant.rpartition("-")
+    update, origin = run.variant.rpartition("-")[0], origin_of(run.variant)
     print(f"testing {run.name}", flush=True)
     trained = record.trained(run)
     assert trained.result is not None
-    table = figures_of(measured(trained, _from(windows, int(origin))))
-    return Served(update, int(origin), run.size, run.seed, trained.result, table)
+    table = figures_of(measured(trained, _from(windows, origin)))
+    return Served(update, origin, run.size, run.seed, trained.result, table)
 
 
 def _from(windows: Windows, origin: int) -> Windows:

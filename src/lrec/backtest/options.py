@@ -1,6 +1,6 @@
 """What a backtest trains: networks of each size at each origin, which are variants of a study without a law."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -9,12 +9,14 @@ import numpy as np
 
 from lrec.common.start_stop import importing
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits.temporal import count_before, in_units
+from lrec.data.splits.temporal import as_date, count_before, cut_time, in_units
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
+from lrec.study.grid import PlannedRun, changed, planned_runs
 from lrec.study.options import Study, as_argument
+from lrec.study.warm_fit import Recipe, trained_on
 
 MOST_VALIDATE, VALIDATE = 1024, 20  # users that validate: one of so many of those known at an origin
 Update = Literal["none", "warm", "full"]
@@ -24,8 +26,8 @@ Update = Literal["none", "warm", "full"]
 class Backtest:
     """Train at several times (origins), test on the window after each, and see what size and age bring.
 
-    Windows lie one after the other; the last one ends with the data. A network learns from what lies before its origin
-    alone, and is tested on the window that begins there and on all later ones.
+    Windows lie one after the other; the last one ends with the data, or with `until`. A network learns from what lies
+    before its origin alone, and is tested on the window that begins there and on all later ones.
 
     Attributes:
         name: Name of the backtest.
@@ -34,6 +36,8 @@ class Backtest:
         every: Time from one origin to the next: 12h, 7d, 4w.
         horizon: Length of a window; by default that of every.
         folds: Number of origins.
+        until: End of the last window: an ISO date, an epoch in the log's unit, or a share of all interactions; by
+            default the end of the data. What comes later is left out.
         update: What becomes of the networks of the first origin at the later ones: none, they stay as they are; warm,
             they are trained a little more on what is new; full, networks are trained anew on all there is.
         out: Folder of the backtest; backtests/NAME by default.
@@ -59,6 +63,7 @@ class Backtest:
     every: str = "7d"
     horizon: str | None = None
     folds: int = 8
+    until: int | float | str | None = None
     update: tuple[Update, ...] = ("none", "warm", "full")
     out: Path | None = None
     data: dict[str, Any] = field(default_factory=dict)
@@ -108,6 +113,11 @@ def network_of(update: Update, origin: int) -> str:
     return "full-1" if update == "none" or origin == 1 else f"{update}-{origin}"
 
 
+def origin_of(network: str) -> int:
+    """Of a variant by its name, counted from 1."""
+    return int(network.rpartition("-")[2])
+
+
 def open_store(backtest: Backtest) -> Store:
     """The store, prepared; UserError where it would let the future into the past."""
     with importing():
@@ -138,17 +148,26 @@ def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
     if min(every, length) < 1:
         raise UserError(f"--every {backtest.every}, --horizon {backtest.horizon}: windows need a length")
     begin, end = int(store.times_N.min()), int(store.times_N.max()) + 1
+    if backtest.until is not None:
+        end = cut_time(store, "--until", backtest.until)
     origins = [end - length - every * ahead for ahead in reversed(range(backtest.folds))]
     if origins[0] <= begin:
         raise UserError(
             f"--folds {backtest.folds} of --every {backtest.every} begin before the data: fewer folds, or shorter ones"
         )
+    for number, at in enumerate(origins, start=1):
+        if not ((store.times_N >= at) & (store.times_N < at + length)).any():
+            raise UserError(
+                f"window {number} of --folds {backtest.folds}, from {as_date(store, at)}, has no interaction: other "
+                "windows, or another end (--until)"
+            )
     return origins, length
 
 
-def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -> Study:
-    """The study of every network that the updates need. Each learns from all before its origin, but for users who
-    validate, and its test is the window that begins there."""
+def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -> tuple[Study, list[PlannedRun]]:
+    """The study of every network that the updates need, and its runs. Each learns from all before its origin, but for
+    users who validate, and its test is the window that begins there; a warm one as `lrec update` does, from what is new
+    since the origin before."""
     names = {network_of(each, k): k for each in backtest.update for k in range(1, backtest.folds + 1)}
     variants = {}
     for name, k in names.items():
@@ -159,4 +178,10 @@ def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -
         split |= {"test_from": begin, "test_until": begin + length}
         variants[name] = {f"data.split.{option}": value for option, value in split.items()}
     chain = [network_of("warm", k) for k in range(1, backtest.folds + 1)] if "warm" in backtest.update else []
-    return backtest.study(variants, {later: earlier for earlier, later in pairwise(chain)})
+    study = backtest.study(variants, {later: earlier for earlier, later in pairwise(chain)})
+    runs = planned_runs(study)
+    for place, run in enumerate(runs):
+        if run.starts_from:
+            since = origins[origin_of(run.variant) - 2]
+            runs[place] = replace(run, options=changed(run.options, trained_on(run.config, since, Recipe())))
+    return study, runs

@@ -60,11 +60,18 @@ def warm_options(
     Raises:
         UserError: A network that no other one begins with: one whose item table is made of vectors.
     """
+    options = changed(windowed(config, store, split), {"model.warm_start": str(warm_start)})
+    return changed(options, trained_on(config, since, recipe))
+
+
+def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
+    """What changes of a run's options, by dotted name, where a trained network is trained on: see `warm_options`."""
     if config.value("model.item_vectors") is not None and config.value("model.item_vectors_use") != "initial":
-        raise UserError(f"{warm_start} makes item embeddings of vectors, and no network can begin with such a one")
+        raise UserError(
+            "model.item_vectors: item embeddings are made of vectors, and no network begins with such a one"
+        )
     changes: dict[str, Any] = {
         "data.reduction": {"users": recipe.replay, "since": since, "before": config.value("data.max_len")},
-        "model.warm_start": str(warm_start),
         "model.item_vectors": None,
         "model.optimizer.lr": rate_of(config, recipe),
         "trainer.max_time": None,
@@ -78,7 +85,7 @@ def warm_options(
     }
     if "model.optimizer.switch.lr" in config.flat:
         changes["model.optimizer.switch"] = None
-    return changed(windowed(config, store, split), changes)
+    return changes
 
 
 def rate_of(config: RunConfig, recipe: Recipe) -> float:

@@ -58,7 +58,7 @@ class GlobalTemporal(SplitRule):
             if isinstance(cut, float) and not 0 < cut < 1:
                 raise UserError(f"split.{name} must be a share below 1, a whole epoch or an ISO date, not {cut}")
             if isinstance(cut, str) and (name != "test_until" or seconds_in(cut) is None):
-                _instant(name, cut)
+                _instant(f"split.{name}", cut)
 
     @property
     def trained_on(self) -> str:
@@ -75,11 +75,11 @@ class GlobalTemporal(SplitRule):
         """Cut by time; times are checked for leaks over all users."""
         if store.times_N is None:
             raise UserError("a split by time needs times, and the data have none: choose LastItems")
-        times = {"test_from": (second := _cut_time(store, "test_from", self.test_from))}
+        times = {"test_from": (second := cut_time(store, "split.test_from", self.test_from))}
         if self.validate_by == "time":
-            times = {"validate_from": _cut_time(store, "validate_from", self.validate_from)} | times
+            times = {"validate_from": cut_time(store, "split.validate_from", self.validate_from)} | times
         if self.test_until is not None:
-            times["test_until"] = _cut_time(store, "test_until", self.test_until, second)
+            times["test_until"] = cut_time(store, "split.test_until", self.test_until, second)
         for one, other in pairwise(times):
             if times[one] >= times[other]:
                 said = [f"split.{name}={getattr(self, name)} (time {times[name]})" for name in (one, other)]
@@ -139,7 +139,7 @@ class GlobalTemporal(SplitRule):
         return np.where(has_U, begin_U, -1), has_U.astype(np.int64)
 
 
-def _cut_time(store: Store, name: str, cut: int | float | str, since: int = 0) -> int:
+def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) -> int:
     """The earliest time that comes after the cut, in the store's unit; a duration begins at the time `since`."""
     assert store.times_N is not None
     if isinstance(cut, float):
@@ -147,10 +147,10 @@ def _cut_time(store: Store, name: str, cut: int | float | str, since: int = 0) -
         return int(np.partition(store.times_N, place)[place])
     if isinstance(cut, int):
         return cut
-    unit = _time_unit(store, f"split.{name}={cut}")
+    unit = _time_unit(store, f"{option}={cut}")
     if seconds_in(cut) is not None:
-        return since + in_units(store, f"split.{name}", cut)
-    microseconds = (_instant(name, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        return since + in_units(store, option, cut)
+    microseconds = (_instant(option, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     return -(-microseconds * unit // 10**6)
 
 
@@ -178,12 +178,12 @@ def _time_unit(store: Store, option: str) -> int:
     return TIME_UNITS[unit]
 
 
-def _instant(name: str, cut: str) -> datetime:
+def _instant(option: str, cut: str) -> datetime:
     try:
         instant = datetime.fromisoformat(cut)
     except ValueError:
-        duration = ", and no duration such as 7d or 12h" if name == "test_until" else ""
-        raise UserError(f"split.{name}={cut} is no ISO date such as 2014-01-31 or 2014-01-31T12:00{duration}") from None
+        duration = ", and no duration such as 7d or 12h" if option == "split.test_until" else ""
+        raise UserError(f"{option}={cut} is no ISO date such as 2014-01-31 or 2014-01-31T12:00{duration}") from None
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
