@@ -145,9 +145,9 @@ def latency(options: argparse.Namespace) -> str:
     lines = [
         "## Latency",
         "",
-        f"The model is in memory. A call takes one history of {options.length} items and returns the {K} best unseen items, raw",
-        f"ids in and out. The table has the median and the 95th percentile of {CALLS} calls. Between the calls the bare products",
-        "of network and scores are timed, and their median is given too.",
+        f"The model is in memory. A call takes one history of {options.length} items and returns the {K} best",
+        f"unseen items, raw ids in and out. The table has the median and the 95th percentile of {CALLS} calls.",
+        "Between the calls the bare products of network and scores are timed, and their median is given too.",
         "",
         "| size | N_body | items | latency, ms | 95th, ms | products, ms | above, ms |",
         "|---|---:|---:|---:|---:|---:|---:|",
