@@ -121,7 +121,7 @@ def beside_rectools(options: argparse.Namespace) -> str:
         )
     lines += [
         "",
-        "lrec's time includes everything from raw ids to raw ids; RecTools' maps ids when it makes its dataset.",
+        "lrec's time includes everything from raw ids to raw ids. RecTools maps the ids when it makes its dataset.",
     ]
     return "\n".join(lines)
 
@@ -145,9 +145,9 @@ def latency(options: argparse.Namespace) -> str:
     lines = [
         "## Latency",
         "",
-        f"A model held in memory, one history of {options.length} items a call, raw ids in and out, the {K} best",
-        f"unseen items: median and 95th percentile of {CALLS} calls, and the median of the bare products of network",
-        "and scores, timed between the calls.",
+        f"The model is in memory. A call takes one history of {options.length} items and returns the {K} best",
+        f"unseen items, raw ids in and out. The table has the median and the 95th percentile of {CALLS} calls.",
+        "Between the calls the bare products of network and scores are timed, and their median is given too.",
         "",
         "| size | N_body | items | latency, ms | 95th, ms | products, ms | above, ms |",
         "|---|---:|---:|---:|---:|---:|---:|",

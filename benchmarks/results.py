@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-from lrec.common.pictures import draw_frame, new_figure
+from lrec.common.pictures import BLUE, GREY, ORANGE, draw_frame, new_figure
 from lrec.common.text_tables import rows_table
 from lrec.laws.fit import fit_points
 from lrec.laws.forecast import Forecast
@@ -40,7 +40,6 @@ PAGE = PAGES / "index.md"
 # The two tables, with a blank line between them.
 TABLE = re.compile(r"^\| set \|.*\n(?:\|.*\n)*\n\| set \|.*\n(?:\|.*\n)*", re.MULTILINE)
 HELD_OUT = re.compile(r"^\| held-out size \|.*\n(?:\|.*\n)*", re.MULTILINE)
-BLUE, ORANGE, GREY = "#1f5fa8", "#c8501e", "#5a5a5a"
 NAMES = {12 * layers * width**2: name for name, (layers, width, _) in SIZES.items()}
 
 

@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-SHOWN = ("clicks.md", "peers.md", "replicate.md", "recommend.md", "hours.md", "horizons.md", "metric_forecasts.md")
+SHOWN = ("clicks.md", "peers.md", "replicate.md", "recommend.md", "hours.md")
 """Pages of benchmarks/ that are pages of the site. The site has all others as text, where a page links to them."""
 LINKED = (
     "CONTRIBUTING.md",
@@ -22,8 +23,10 @@ LINKED = (
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """A section for the benchmarks behind the others."""
+    """A section for the benchmarks behind the others, and a link to where the repository was cloned from."""
     assert config.nav is not None
+    asked = subprocess.run(["git", "remote", "get-url", "origin"], capture_output=True, text=True)
+    config.repo_url = asked.stdout.strip() if asked.stdout.startswith("https://") else config.repo_url
     config.nav.append({"Benchmarks": [f"benchmarks/{page}" for page in SHOWN]})
     return config
 
@@ -50,6 +53,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return found[0] if _on_site(target) == target else f"]({found[1]}.txt)"
 
     return re.sub(r"\]\(([\w./-]+\.md)(#[\w-]+)?\)", link, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark the options in sentences, so that no line breaks within one."""
+    return re.sub(
+        r"<code>[^<]*</code>", lambda code: re.sub(r"--[\w.]+", r'<span class="option">\g<0></span>', code[0]), html
+    )
 
 
 def _on_site(name: str) -> str:
