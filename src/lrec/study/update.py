@@ -173,11 +173,15 @@ def _windows(base: Base, data: Path, judge: float) -> tuple[tuple[int, int], int
 
 
 def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) -> Path:
-    """The store of old and new rows; UserError, and no store, where the cut leaves nothing to train or judge on."""
+    """The store of old and new rows; UserError, and no store, where none is new, or the cut leaves nothing to train or
+    judge on."""
     before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
     store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
     try:
-        split(Store.open(store))
+        opened = Store.open(store)
+        if opened.statistics["interactions"] == base.store.statistics["interactions"]:
+            raise UserError(f"{new.path}: {base.store.path} has all of its rows already")
+        split(opened)
     except UserError:
         if store not in before:
             remove(store)
