@@ -75,7 +75,8 @@ def test_updates_follow_each_other(desk: Path, lrec: Callable[..., str], refused
     first = record("day1")
     assert set(first["models"]) == {"old", "updated", "full", "popularity"}
     assert first["kept"] in ("updated", "full")
-    assert f"Serve {desk / 'day1' / first['kept']} ({first['kept']})" in printed
+    assert f"Kept: {first['kept']}, {desk / 'day1' / first['kept']}." in printed
+    assert package.load("day1").about == package.load(first["serve"]).about
     figures = {name: each["NDCG@10"] for name, each in first["models"].items()}
     assert figures[first["kept"]] == max(figures[name] for name in ("old", "updated", "full"))
     assert first["models"]["old"]["unknown"] > 0
