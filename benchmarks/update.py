@@ -30,7 +30,7 @@ from lrec.run import Run
 SHARES = (1.0, 0.5, 0.25, 0.1)  # of the run's learning rate
 FIT = [
     "--config=data/csv.yaml", "--config=trainer/laptop.yaml", "--trainer.precision=32-true", "--data.time_column=time",
-    "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3", "--data.targets_per_step=512", "--data.max_len=20",
+    "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3", "--data.targets_per_step=128", "--data.max_len=20",
     "--model.size=1x32", "--data.split=GlobalTemporal",
 ]  # fmt: skip
 

@@ -122,11 +122,11 @@ def _base(folder: Path, trust: bool) -> Base:
     if record.is_file():
         earlier = json.loads(record.read_text(encoding="utf-8"))
         kept, config = Run(Path(earlier["serve"])), RunConfig(earlier["options"])
-        check_trusted(config.options, trust, record)
+        _refuse_untrusted(config, trust, record)
         base = Base(kept, config, Store.open(Path(earlier["store"])), earlier["trained_until"])
     else:
         run = Run(folder)
-        check_trusted(run.config.options, trust, run.config_file)
+        _refuse_untrusted(run.config, trust, run.config_file)
         if run.config.value("data.reduction.since") is not None:
             raise UserError(
                 f"{folder} was trained by an update: name the folder of that, which has the run's own recipe"
@@ -144,6 +144,13 @@ def _base(folder: Path, trust: bool) -> Base:
         raise UserError(f"{base.run.folder} has no best checkpoint: finish the run first")
     refuse_append(base.store)
     return base
+
+
+def _refuse_untrusted(config: RunConfig, trust: bool, where: Path) -> None:
+    """UserError where what is trained with names a class that is neither lrec's own nor trusted."""
+    trainer = config.options.get("trainer") or {}
+    classes = {name: trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")}
+    check_trusted(classes | {name: config.options[name] for name in ("data", "model")}, trust, where)
 
 
 def _reader(base: Base, data: Path) -> InteractionsDataModule:
