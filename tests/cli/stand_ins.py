@@ -35,6 +35,9 @@ def write_stand_ins(folder: Path) -> None:
     )
     orders.write_csv(folder / "orders.csv")
     (folder / "orders.yaml").write_text(ORDERS_YAML)
+    for name, days in (("new", 122), ("newer", 244)):  # a season later, and one more
+        later = pl.col("bought_at").str.to_datetime().dt.offset_by(f"{days}d").dt.to_string("iso")
+        orders.with_columns(later).write_csv(folder / f"{name}_orders.csv")
     with sqlite3.connect(folder / "shop.db") as shop:
         shop.execute("CREATE TABLE orders (customer TEXT, product TEXT, ordered_at INTEGER, returned INTEGER)")
         sold = [(f"c_{user}", f"SKU-{item:04}", time, 0) for user, item, time in log.rows()]

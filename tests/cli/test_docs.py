@@ -127,7 +127,10 @@ def stem(page: Path) -> str:
 def shown() -> list[ParameterSet]:
     """Pages with something that is no study; slow where they train."""
     pages = [page for page in PAGES if any(not SLOW.search(text) for _, text in blocks(page))]
-    trains = {page: any(re.match("lrec fit|import lrec|.*Trainer", text) for _, text in blocks(page)) for page in pages}
+    trains = {
+        page: any(re.match("lrec fit|lrec update|import lrec|.*Trainer", text) for _, text in blocks(page))
+        for page in pages
+    }
     begins = {"README", "tutorial"}
     return [
         pytest.param(page, marks=[pytest.mark.slow] if trains[page] and page.stem not in begins else [], id=page.stem)

@@ -26,7 +26,7 @@ from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
 from lrec.model.item_vectors import scaled, vectors_of
 from lrec.options.class_paths import check_trusted
-from lrec.run import Run
+from lrec.run import UPDATE, Run
 from lrec.serving.card import run_of, write_card
 from lrec.serving.recommender import Model
 
@@ -160,9 +160,12 @@ def _read_exported(path: Path) -> Trained:
 
 
 def file_of(path: Path) -> Path:
-    """What is meant by a run's folder, its best checkpoint, or by an exported folder; else the path itself."""
+    """What is meant by a run's folder, its best checkpoint, by that of an update, the best of the run that it keeps, or
+    by an exported folder; else the path itself."""
     if not path.is_dir() or (path / STATE).exists():
         return path
+    if (path / UPDATE).is_file():
+        path = Path(json.loads((path / UPDATE).read_text(encoding="utf-8"))["serve"])
     exported, best = path / "model.safetensors", Run(path).best
     if not exported.exists() and not best.exists():
         raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name} (lrec fit)")

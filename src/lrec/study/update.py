@@ -8,6 +8,7 @@ Shape suffixes: N new rows, U users, I items of the store.
 
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,13 @@ from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
 from lrec.laws.fit_json import finite
 from lrec.options.class_paths import check_trusted
-from lrec.run import Run, RunConfig
+from lrec.run import UPDATE, Point, Run, RunConfig
 from lrec.serving.export import load
 from lrec.study.launch import lock_of
 from lrec.study.warm_fit import Recipe, carry_out, rate_of, warm_options, windowed
 from lrec.study.window import FIGURES, judged, judged_popularity, summary
 
-PLAN, RECORD, REPORT = "plan.json", "update.json", "update.md"
+PLAN, REPORT = "plan.json", "update.md"
 OLD, UPDATED, FULL, POPULARITY = "old", "updated", "full", "popularity"
 
 
@@ -77,8 +78,7 @@ def update(
     out, recipe = out or run.with_name(f"{run.name}-updated"), Recipe(steps, lr, replay)
     check_folder(out, "--out")
     base = _base(run, trust)
-    (validate_from, test_from), late = _windows(base, data, judge)
-    split = GlobalTemporal(validate_from, test_from, "all")
+    split, late = _windows(base, data, judge)
     config, new = base.config, _reader(base, data)
     asked: dict[str, Any] = {"run": str(base.run.folder.absolute()), "store": base.store.hash, "new": new.source()}
     asked |= {"recipe": asdict(recipe), "split": asdict(split), "full": full}
@@ -93,18 +93,24 @@ def update(
         since = base.trained_until + 1
         options = {UPDATED: warm_options(config, base.run.folder.absolute(), store, split, since, recipe)}
         options |= {FULL: windowed(config, store, split)} if full else {}
-        points = {name: carry_out(out / name, each, "update") for name, each in options.items()}
+        points = dict[str, Point]()
+        for name, each in options.items():
+            print(f"  training {out / name}: its log.txt and progress tell how far", file=sys.stderr, flush=True)
+            points[name] = carry_out(out / name, each, "update")
         minutes = {name: point.wall_s / 60 for name, point in points.items()}
         folders = {OLD: base.run.folder} | {name: out / name for name, point in points.items() if not point.diverged}
         record = _judge(base, folders, options[UPDATED], trust)
-        record |= {"store": str(store.absolute()), "split": asdict(split), "late_rows": late, "minutes": minutes}
         record |= {
+            "store": str(store.absolute()),
+            "trained_until": base.trained_until if record["kept"] == OLD else int(split.validate_from) - 1,
             "options": config.options,
+            "split": asdict(split),
             "recipe": asdict(recipe) | {"lr": rate_of(config, recipe)},
+            "late_rows": late,
+            "minutes": minutes,
             "diverged": sorted(minutes - folders.keys()),
         }
-        trained_until = base.trained_until if record["kept"] == OLD else validate_from - 1
-        write_json(out / RECORD, finite(record | {"trained_until": trained_until}))
+        write_json(out / UPDATE, finite(record))
         text = _report(record, base)
         write_text(out / REPORT, text)
     print(f"{on_terminal(text)}\n\n{out / REPORT}")
@@ -112,15 +118,15 @@ def update(
 
 def _base(folder: Path, trust: bool) -> Base:
     """The run to begin with, its data and how far it was trained; UserError where they cannot be gone on with."""
-    record = folder / RECORD
+    record = folder / UPDATE
     if record.is_file():
         earlier = json.loads(record.read_text(encoding="utf-8"))
         kept, config = Run(Path(earlier["serve"])), RunConfig(earlier["options"])
-        check_trusted(config.options, trust, record)
+        _refuse_untrusted(config, trust, record)
         base = Base(kept, config, Store.open(Path(earlier["store"])), earlier["trained_until"])
     else:
         run = Run(folder)
-        check_trusted(run.config.options, trust, run.config_file)
+        _refuse_untrusted(run.config, trust, run.config_file)
         if run.config.value("data.reduction.since") is not None:
             raise UserError(
                 f"{folder} was trained by an update: name the folder of that, which has the run's own recipe"
@@ -140,6 +146,13 @@ def _base(folder: Path, trust: bool) -> Base:
     return base
 
 
+def _refuse_untrusted(config: RunConfig, trust: bool, where: Path) -> None:
+    """UserError where what is trained with names a class that is neither lrec's own nor trusted."""
+    trainer = config.options.get("trainer") or {}
+    classes = {name: trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")}
+    check_trusted(classes | {name: config.options[name] for name in ("data", "model")}, trust, where)
+
+
 def _reader(base: Base, data: Path) -> InteractionsDataModule:
     """The new rows, read as those of the store were."""
     reading = base.store.meta["reading"]
@@ -150,7 +163,7 @@ def _reader(base: Base, data: Path) -> InteractionsDataModule:
     )
 
 
-def _windows(base: Base, data: Path, judge: float) -> tuple[tuple[int, int], int]:
+def _windows(base: Base, data: Path, judge: float) -> tuple[GlobalTemporal, int]:
     """Where the new rows are cut, and how many are not newer than what trained the run. All of them are read and
     checked, while nothing is written."""
     raw = _reader(base, data).read()
@@ -161,23 +174,26 @@ def _windows(base: Base, data: Path, judge: float) -> tuple[tuple[int, int], int
     refuse_other_unit(base.store, raw.facts() if callable(raw.facts) else raw.facts)
     times_N = np.sort(np.concatenate(times))
     newer_N = times_N[times_N > base.trained_until]
-    first, last = (
-        int(newer_N[int((1 - share) * len(newer_N))]) if len(newer_N) else 0 for share in (1.5 * judge, judge)
-    )
+    cuts = [int((1 - share) * len(newer_N)) for share in (1.5 * judge, judge)]
+    first, last = newer_N[cuts].tolist() if len(newer_N) else (0, 0)
     if len(newer_N) == 0 or not newer_N[0] < first < last:
         raise UserError(
             f"{data}: {len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on: too "
             "few, or too many of one time, to train, validate and judge on"
         )
-    return (first, last), len(times_N) - len(newer_N)
+    return GlobalTemporal(first, last, "all"), len(times_N) - len(newer_N)
 
 
 def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) -> Path:
-    """The store of old and new rows; UserError, and no store, where the cut leaves nothing to train or judge on."""
+    """The store of old and new rows; UserError, and no store, where none is new, or the cut leaves nothing to train or
+    judge on."""
     before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
     store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
     try:
-        split(Store.open(store))
+        opened = Store.open(store)
+        if opened.statistics["interactions"] == base.store.statistics["interactions"]:
+            raise UserError(f"{new.path}: {base.store.path} has all of its rows already")
+        split(opened)
     except UserError:
         if store not in before:
             remove(store)
@@ -244,7 +260,7 @@ def _report(record: dict[str, Any], base: Base) -> str:
         f"{window['until']}; none of them has trained or chosen any of the models. ± is a standard error, users being "
         "drawn; losses are those of the targets that all models know, in the ranking an unknown target is a miss.",
         rows_table(rows, text=(0,)),
-        f"Serve {record['serve']} ({record['kept']}): it has the best {FIGURES[-1]}. The newest window has not trained "
+        f"Kept: {record['kept']}, {record['serve']}. It has the best {FIGURES[-1]}. The newest window has not trained "
         f"it; the next update will. Trained with a rate of {lr:g} and a replay of {replay:g} of the users.",
         f"Drift of {drift['rows']:,} new rows: {drift['unknown_items']:.1%} are on items that the old model does not "
         f"know. Their popularity lies {drift['distance']:.3f} from that of the old rows (total variation; about "

@@ -19,21 +19,22 @@ from lrec.data.store.store import Store
 from lrec.errors import UserError
 
 _ANEW = "prepare all rows anew"
+_READ_BY_COLUMN = ("interactions", "movielens", "parts")  # kinds of sources
 
 
 def refuse_append(store: Store) -> None:
     """UserError where the store does not hold or know what equality with a preparation of all rows needs."""
-    dropped, reading = f"{store.path} cannot be appended to: it was prepared with", store.meta["reading"]
+    where, kind = f"{store.path} cannot be appended to", store.meta["source"].get("kind")
     if (k := store.meta["options"]["k_core"]) > 1:
-        raise UserError(f"{dropped} k_core {k}, and what that dropped may belong to the core of all rows: {_ANEW}")
-    if (repeats := reading.get("repeats", True)) is not True:
-        raise UserError(f"{dropped} repeats {json.dumps(repeats)}, and what that dropped is gone: {_ANEW}")
+        raise UserError(
+            f"{where}: what its k_core {k} dropped may belong to the core of all rows, and is gone: {_ANEW}"
+        )
+    if kind not in _READ_BY_COLUMN:
+        raise UserError(f"{where}: its rows were not read from columns by name, but by a class of their own: {_ANEW}")
+    if (repeats := store.meta["reading"].get("repeats", True)) is not True:
+        raise UserError(f"{where}: what its repeats {json.dumps(repeats)} dropped is gone: {_ANEW}")
     if store.meta.get("features"):
-        raise UserError(f"{dropped} features, which new rows cannot be joined to: {_ANEW}")
-    if "user_column" not in reading:
-        raise UserError(f"{store.path} cannot be appended to: its raw data have no columns by name: {_ANEW}")
-    if reading.get("domain_column") is None and store.item_table["domain"].null_count() < store.n_items:
-        raise UserError(f"{store.path} cannot be appended to: its domains are names of files: {_ANEW}")
+        raise UserError(f"{where}: it has features, which new rows cannot be joined to: {_ANEW}")
 
 
 def refuse_other_unit(store: Store, facts: dict[str, Any]) -> None:

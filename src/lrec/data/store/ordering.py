@@ -201,7 +201,8 @@ def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, 
 
 
 def in_time_order(users_N: np.ndarray, times_N: np.ndarray | None, two_runs: bool = False) -> np.ndarray:
-    """Indices that sort by (user, time), or by user; equal ones keep their order. `two_runs`: each half is sorted."""
+    """Indices that sort by (user, time), or by user; equal ones keep their order. `two_runs`: the rows are
+    two pieces, each of them in order."""
     keys_N = users_N.astype(np.int64)
     if times_N is not None and len(keys_N):
         least = int(times_N.min())

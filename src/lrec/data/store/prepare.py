@@ -94,7 +94,7 @@ def prepare_store(
         meta = {"name": name, "source": source, "options": {"k_core": k_core}, "reading": reading or {}}
         _make(path, lambda folder: _write(folder, meta, k_core, read(), memory, earlier))
     remembered, hashed = _remembered(data_dir), _hashed[data_dir]
-    if any(remembered.get(file) != entry for file, entry in hashed.items()):
+    if earlier is None and any(remembered.get(file) != entry for file, entry in hashed.items()):
         with suppress(OSError):  # the next process hashes them again
             write_json(data_dir / "sources.json", remembered | hashed)
     return path

@@ -119,8 +119,10 @@ def test_users_of_far_apart_numbers_and_nanoseconds(tmp_path: Path) -> None:
         return RawInteractions(pl.DataFrame(some, schema=schema, orient="row"), {"time_unit": "ns"})
 
     reading = {"user_column": "user", "repeats": True}
-    whole = Store.open(prepare_store(tmp_path, "r", {"kind": "all"}, 0, lambda: read(rows + new), 0.002, reading))
-    first = Store.open(prepare_store(tmp_path, "r", {"kind": "first"}, 0, lambda: read(rows), None, reading))
+    whole = Store.open(
+        prepare_store(tmp_path, "r", {"kind": "interactions", "of": "all"}, 0, lambda: read(rows + new), 0.002, reading)
+    )
+    first = Store.open(prepare_store(tmp_path, "r", {"kind": "interactions"}, 0, lambda: read(rows), None, reading))
     same(Store.open(append_to(first, {}, lambda: read(new), tmp_path, 0.002)), whole)
 
 
@@ -130,9 +132,18 @@ def test_rows_without_times_come_after_those_of_the_store(tmp_path: Path) -> Non
 
     rows, new = [("u", "b"), ("v", "a"), ("u", "a")], [("u", "0"), ("w", "a"), ("u", "b")]
     reading = {"user_column": "user"}
-    whole = Store.open(prepare_store(tmp_path, "r", {"kind": "all"}, 0, lambda: read(rows + new), None, reading))
-    first = Store.open(prepare_store(tmp_path, "r", {"kind": "first"}, 0, lambda: read(rows), None, reading))
+    whole = Store.open(
+        prepare_store(tmp_path, "r", {"kind": "interactions", "of": "all"}, 0, lambda: read(rows + new), None, reading)
+    )
+    first = Store.open(prepare_store(tmp_path, "r", {"kind": "interactions"}, 0, lambda: read(rows), None, reading))
     same(Store.open(append_to(first, {}, lambda: read(new), tmp_path)), whole)
+
+
+def test_rows_that_a_class_of_their_own_read_are_refused(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u"], "item": ["i"]})
+    store = Store.open(prepare_store(tmp_path, "own", {"tables": 1}, 0, lambda: RawInteractions(frame)))
+    with pytest.raises(UserError, match="a class of their own"):
+        append_to(store, {}, lambda: RawInteractions(frame), tmp_path)
 
 
 LOG = pl.DataFrame({"user": ["u", "v"] * 3, "item": list("abcabc"), "timestamp": range(1_600_000_000, 1_600_000_006)})
