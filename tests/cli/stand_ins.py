@@ -47,6 +47,14 @@ def write_stand_ins(folder: Path) -> None:
     interactions.write_parquet(folder / "interactions.parquet")
     done = pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("buy")).otherwise(pl.lit("view"))
     interactions.with_columns(action=done).write_csv(folder / "shop.csv")
+    number = pl.int_range(pl.len())
+    device = pl.when(number % 4 == 0).then(pl.lit("phone")).otherwise(pl.lit("tv"))
+    interactions.with_columns(device=device, price=number % 20 / 2).write_csv(folder / "rated.csv")
+    films = interactions.select("item").unique(maintain_order=True)
+    films.with_columns(genres=pl.lit("Drama|War"), year=1990 + number % 20).write_csv(folder / "films.csv")
+    interactions.select("user").unique(maintain_order=True).with_columns(country=device).write_csv(
+        folder / "people.csv"
+    )
     atomic = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
     interactions.rename(atomic).write_csv(folder / "shop.inter", separator="\t")
     histories = orders.group_by("customer", maintain_order=True).agg(pl.col("product").alias("items"))

@@ -175,12 +175,15 @@ class SequentialRecommender(StoredModel):
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
+        features = self.data.learned.item_vectors
+        if features is not None and self.item_vectors is not None:
+            raise UserError("give data.item_features or model.item_vectors, not both")
+        if features is not None and self.warm_start is not None and self.item_vectors_use == "initial":
+            raise UserError(
+                "model.item_vectors_use initial is a start of its own, as model.warm_start is: choose another"
+            )
         config = self.network_config(self.data.n_items, self.data.max_len)
         config = replace(config, event_types=len(self.data.event_rows))
-        features = self.data.learned.item_vectors
-        if features is not None and (self.item_vectors or self.warm_start) is not None:
-            given = "item_vectors" if self.item_vectors is not None else "warm_start"
-            raise UserError(f"give data.item_features or model.{given}, not both")
         if features is not None and self.item_vectors_use != "initial":
             config = replace(config, vector_width=features[1].shape[1], own_rows=self.item_vectors_use == "added")
         if config.architecture.time != "none":
@@ -209,7 +212,7 @@ class SequentialRecommender(StoredModel):
                 vectors_HW, self._new_items = scaled(*features, self.item_ids, rows, "data.item_features")
             begins = initial_parameters(self.net, vectors_HW, self.item_vectors_use, seed)
             parallelize.fill(self.net, begins, whole=False)
-        elif self.warm_start is not None and self.trainer.state.fn == "fit":
+        if loaded is None and self.warm_start is not None and self.trainer.state.fn == "fit":
             rank_zero_only(print)(begin_from(self.warm_start, self.net, self.item_ids, self.data.event_rows, seed))
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 

@@ -31,9 +31,9 @@ from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import leads
 from lrec.model import parallelize
 from lrec.model.config import TransformerConfig
-from lrec.model.item_table import OWN_ROWS, VECTORS
+from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.item_vectors import NewItems, refuse_other_vectors
-from lrec.model.sharded_table import local_range, local_rows
+from lrec.model.sharded_table import Shard, local_range, local_rows, processes_of
 from lrec.model.transformer import Transformer
 from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.objects import all_as_plain, from_plain
@@ -162,15 +162,19 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
     An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
     draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
     mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
-    for pretrained language models"). So does a new type of event or value of a feature, among
-    these. All else is taken over as it is. The optimizer starts from the beginning.
+    for pretrained language models"). So does a new type of event or value of a feature, among these. Where rows are
+    made of features too, these begin as what tells the old embeddings best (ridge regression, of one item's weight), so
+    that a new item's says something from the start. All else is taken over as it is. The optimizer starts from the
+    beginning.
     """
     stored, pieces = _open(file_of(Path(path)))
     shape = shape_of(stored, Path(path))
     mine, theirs = net.config.to_dict(), shape.to_dict()
     known_rows = [*stored.about.get("event_names", [])] if theirs["event_types"] else []
-    known_rows += [row for each in vocabularies_of(stored.about) for row in each.row_names]
-    for name in mine.keys() - {"n_items", "event_types"}:
+    known_rows += [row for each in vocabularies_of(stored.about) if each.of != "item" for row in each.row_names]
+    vectors = net.items.vectors
+    of_vectors = [] if vectors is None else ["vector_width", "own_rows"]
+    for name in mine.keys() - {"n_items", "event_types", *of_vectors}:
         if mine[name] != theirs[name]:
             raise UserError(
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
@@ -186,7 +190,7 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
     check_finite(stored.parameters, path)
     place_of = pl.DataFrame({"id": stored.item_ids}).with_row_index("place")
     place_V = pl.DataFrame({"id": raw_ids}).join(place_of, "id", "left", maintain_order="left")["place"].fill_null(-1)
-    own, size = local_range(net.items.weight), torch.Size((len(raw_ids), shape.width))
+    own, size = local_range(next(iter(net.items.by_item().values()))), torch.Size((len(raw_ids), shape.width))
     place_H = torch.from_numpy(place_V.cast(pl.Int64).to_numpy(writable=True)[own])
     rows_HD = net.draw_(torch.empty(len(place_H), shape.width), OWN_ROWS, size, seed, own.start)
     sum_D, begin = torch.zeros(shape.width, dtype=torch.float64), 0
@@ -206,10 +210,23 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
     check_finite({OWN_ROWS: mean_D}, path)  # as the whole table is
     rows_HD[place_H < 0] += mean_D
     parallelize.fill(net, stored.parameters)
-    parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
+    if vectors is not None:
+        known_HW = local_rows(vectors).float() * (place_H >= 0).to(vectors.device)[:, None]
+        projection_WD = _ridge(known_HW, (rows_HD - mean_D).to(vectors.device), processes_of(vectors))
+        rows_HD -= (known_HW @ projection_WD).cpu()
+        parallelize.fill(net, {PROJECTION: projection_WD})
+    if net.items.weight is not None:
+        parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
     kept = int((place_V >= 0).sum())
     new, gone = len(raw_ids) - kept, begin - kept
     return f"warm start from {path}: {kept} items keep their embeddings, {new} are new, {gone} are gone"
+
+
+def _ridge(x_HW: Tensor, y_HD: Tensor, processes: int) -> Tensor:
+    """What times x is nearest to y over the rows of all processes, (W, D), with a penalty of 1."""
+    here = Shard(x_HW, 0, len(x_HW), processes)
+    squares_WW, products_WD = here.summed(x_HW.T @ x_HW), here.summed(x_HW.T @ y_HD)
+    return torch.linalg.solve(squares_WW + torch.eye(len(squares_WW), device=x_HW.device), products_WD)
 
 
 def _open(file: Path) -> tuple[Trained, list[Tensor]]:
