@@ -32,23 +32,18 @@ def write_card(model: Model, run: Run, file: Path) -> None:
     found = _read(run.folder / "metrics.json")
     if found.get("stage") != "test" or found["data_hash"] != model.about["data_hash"] or run.result is None:
         raise UserError(f"--card: {run.folder} holds no test of this network: lrec test --config {run.config_file}")
-    write_text(file, card(model, run.result, found, _forecast(run, run.result)))
-
-
-def card(model: Model, point: Point, found: dict[str, Any], forecast: list[str]) -> str:
-    """The card as Markdown, from a run's best point, the figures of its test and what was forecast of it."""
-    about = model.about
+    point, about = run.result, model.about
     shape = f"{counted(point.n_layers, 'block')} of width {point.d_model}, {point.n_heads} heads"
     network = [
         ("network", f"{shape}; {point.N_body:,} parameters in the blocks, {point.N_total:,} in all"),
         ("reads", f"the last {about['max_len']:,} items of a history, {len(model.item_ids):,} items known"),
         ("trained on", f"{point.D:,} targets (D), {point.U:,} of them unique (U); {point.flops:.3g} FLOPs"),
-        ("seed, precision", f"{point.seed}, {point.precision}"),
-        ("lrec commit", found["commit"] or "not known"),
+        ("seed, precision, commit", f"{point.seed}, {point.precision}, {found['commit'] or 'not known'}"),
     ]
     blocks = [f"# {point.size} of {point.study or 'lrec'}", "A next-item recommender, trained and tested by lrec."]
     blocks += [_table("network", network), "## Data", _table("data", _data(found)), "## Test", _tested(found)]
-    return "\n\n".join([*blocks, "## Forecast", *forecast, "## Limits", *_limits(model, found)]) + "\n"
+    blocks += ["## Forecast", _forecast(run, point), "## Limits", _limits(model, found)]
+    write_text(file, "\n\n".join(blocks) + "\n")
 
 
 def _table(what: str, rows: list[tuple[str, str]]) -> str:
@@ -66,31 +61,28 @@ def _data(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _tested(found: dict[str, Any]) -> str:
     """The figures of the network and of every baseline, with 90 % intervals, targets being drawn."""
-    rows = [["scorer", *METRICS]]
-    for name in (name for name in SCORERS if name in found):
-        rows.append([name, *(_with_interval(found[name], metric) for metric in METRICS)])
+
+    def cell(figures: dict[str, Any], metric: str) -> str:
+        if (value := figures.get(metric)) is None:
+            return ""
+        of_share = math.sqrt(value * (1 - value) / figures["targets"]) if 0 <= value <= 1 else math.nan
+        return f"{value:.4f} ± {OF_90 * figures.get(f'{metric}_se', of_share):.4f}"
+
+    scorers = [name for name in SCORERS if name in found]
+    rows = [["scorer", *METRICS], *([name, *(cell(found[name], metric) for metric in METRICS)] for name in scorers)]
     n, users = found["model"]["targets"], found.get("users")
     whose = f" of {users:,} of {counted(found['users_in_all'], 'user')}" if users else ""
     note = f"{n:,.0f} targets{whose}, ranked among all items; ± holds 90 %, targets being drawn. Loss in nats."
     return f"{rows_table(rows, text=(0,))}\n\n{note}"
 
 
-def _with_interval(figures: dict[str, Any], metric: str) -> str:
-    if (value := figures.get(metric)) is None:
-        return ""
-    error = figures.get(f"{metric}_se")
-    if error is None:  # a share
-        error = math.sqrt(value * (1 - value) / figures["targets"])
-    return f"{value:.4f} ± {OF_90 * error:.4f}"
-
-
-def _forecast(run: Run, point: Point) -> list[str]:
+def _forecast(run: Run, point: Point) -> str:
     """What the run's study forecast for its size before it was trained, and what it says of larger ones."""
     study = run.folder.parent.parent
     record = _read(study / "study.json") if run.folder.parent.name == "runs" else {}
     planned = {each["name"]: each for each in record.get("grid", {}).get("runs", [])}.get(run.name)
     if planned is None:
-        return ["The network was trained alone: no study forecast what it would reach."]
+        return "The network was trained alone: no study forecast what it would reach."
     said = [f"It is a run of the study {record['name']}."]
     ladders = {each["ladder"]: each for each in _read(study / "prediction.json").get("ladders", [])}
     if planned["held_out"] and (ladder := ladders.get(planned["ladder"])):
@@ -104,10 +96,10 @@ def _forecast(run: Run, point: Point) -> list[str]:
                 f"{expected['predicted']:.4f} (90 %: {expected['low']:.4f} to {expected['high']:.4f}); it has "
                 f"{came:.4f}, {inside} the interval."
             )
-    return [" ".join([*said, *_read(study / "fit" / planned["ladder"] / "fit.json").get("verdict", [])])]
+    return " ".join([*said, *_read(study / "fit" / planned["ladder"] / "fit.json").get("verdict", [])])
 
 
-def _limits(model: Model, found: dict[str, Any]) -> list[str]:
+def _limits(model: Model, found: dict[str, Any]) -> str:
     figures, data = found["model"], found.get("data") or {}
     ahead = [name for name in SCORERS[1:] if found.get(name, {}).get("HR@10", 0) >= figures["HR@10"]]
     limits = [f"**{' and '.join(ahead)} had an HR@10 at least as high on the same test.**"] if ahead else []
@@ -127,7 +119,7 @@ def _limits(model: Model, found: dict[str, Any]) -> list[str]:
         "The test asks for the one item that came next in a log. It does not tell what people would have taken "
         "had they been shown it, nor how groups of people fare."
     )
-    return ["\n".join(f"- {limit}" for limit in limits)]
+    return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _read(file: Path) -> dict[str, Any]:

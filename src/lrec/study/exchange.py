@@ -90,10 +90,11 @@ def exchange(
     alone = {AGAIN: ladder.planned(AGAIN, {"seed_everything": seed, "data.seed": seed})[:1]}
     alone |= {name: ladder.planned(name, options) for name, options in chosen.items() if [*options] != [SIZE]}
     together = {name: ladder.planned(name, _joined(name, chosen)) for name in combine}
-    ladder.check_targets([run for runs in (*alone.values(), *together.values()) for run in runs])
+    runs = [run for planned in (*alone.values(), *together.values()) for run in planned]
+    ladder.check_targets(runs)
     only: dict[str, Any] = {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
     of_steps = Study(folder.name, out=folder, jobs=jobs, cores=cores, budget_hours=budget_hours, **only)
-    record = Record(of_steps, [run for runs in (*alone.values(), *together.values()) for run in runs])
+    record = Record(of_steps, runs)
     if dry_run or budget_hours is not None:
         costs = budget.plan(of_steps, record.runs)
         if dry_run:
@@ -115,7 +116,7 @@ def exchange(
 
 def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
     """The options of several steps; UserError where one is unknown, or two change the same."""
-    parts = _parts(name)
+    parts = name.split("+")
     if unknown := [part for part in parts if part not in steps]:
         raise UserError(f"--combine {name}: {unknown[0]!r} is none of the steps: {', '.join(steps)}")
     joined = {option: value for part in parts for option, value in steps[part].items()}
@@ -134,16 +135,14 @@ class Rates:
         base = ladder.losses[ladder.size]
         self.loss, self.n_targets = mean_loss(base), len(base[0])
         self.metric = self._metric(ladder.study, ladder.runs)
-        again = trained[AGAIN][0]
-        self.hours = hours_of(folder, again)
-        alike = [[mean_loss([table]) for table in tables] for tables in ladder.losses.values()]
-        first = min(range(len(base)), key=lambda i: ladder.runs[i].seed)
-        self.noise = noise_of([*alike, [mean_loss([base[first]]), mean_loss([ladder.losses_of(folder, again)])]])
+        self.hours, again = hours_of(folder, trained[AGAIN]), ladder.losses_of(folder, trained[AGAIN][0])
+        alike = ladder.losses | {ladder.size: [*base, again]}
+        self.noise = noise_of([[mean_loss([table]) for table in tables] for tables in alike.values()])
         priced = {
             name: self._of_runs(name, options, trained[name]) if name in trained else self._of_ladder(options)
             for name, options in steps.items()
         }
-        self.steps = dict(sorted(priced.items(), key=lambda item: item[1].rate, reverse=True))
+        self.steps = {name: priced[name] for name in sorted(priced, key=lambda name: -priced[name].rate)}
 
     @property
     def cheapest(self) -> str | None:
@@ -158,8 +157,8 @@ class Rates:
         half = self._half(2 / len(runs), error)
         at = self.ladder.curve.loss(self.ladder.n_body) + difference
         worth = self.ladder.curve.worth(self.ladder.n_body, at, half)
-        hours = float(np.mean([hours_of(self.folder, run) for run in runs]))
-        return self._priced(options, -difference, half, worth, hours, self._metric(self.folder, runs) - self.metric)
+        more = self._metric(self.folder, runs) - self.metric
+        return self._priced(options, -difference, half, worth, hours_of(self.folder, runs), more)
 
     def _of_ladder(self, options: Options) -> Priced:
         x, curve = float(ladder_n_body(options[SIZE])), self.ladder.curve
@@ -185,7 +184,7 @@ class Rates:
     def expected(self, name: str) -> dict[str, float]:
         """What a new run with several steps is expected to come to, with the ends of its 90 % interval; nothing where
         they are worth more, or less, than the ladder shows."""
-        steps, n_body, curve = [self.steps[part] for part in _parts(name)], self.ladder.n_body, self.ladder.curve
+        steps, n_body, curve = [self.steps[part] for part in name.split("+")], self.ladder.n_body, self.ladder.curve
         worth = curve.together(n_body, [step.worth for step in steps])
         if not 0 < worth.times < math.inf:
             return {}
@@ -195,24 +194,16 @@ class Rates:
 
     def combined(self, together: Mapping[str, list[PlannedRun]]) -> dict[str, dict[str, float]]:
         """What every two steps are expected to come to, and what came of those that were trained together."""
-        apart = [f"{one}+{two}" for one, two in combinations(self.steps, 2) if not self._same_option(one, two)]
+        options = {name: step.options.keys() for name, step in self.steps.items()}
+        apart = [f"{one}+{two}" for one, two in combinations(options, 2) if options[one].isdisjoint(options[two])]
         found = {name: self.expected(name) for name in dict.fromkeys([*apart, *together])}
         for name, runs in together.items():
-            tables = [self.ladder.losses_of(self.folder, run) for run in runs]
-            hours = float(np.mean([hours_of(self.folder, run) for run in runs]))
-            found[name] |= {"actual": mean_loss(tables), "took": hours, METRIC: self._metric(self.folder, runs)}
-            if "predicted" in found[name]:
-                actual, ends = found[name]["actual"], (found[name]["low"], found[name]["high"])
-                error = 100 * (found[name]["predicted"] / actual - 1)
-                found[name] |= {"error_pct": error, "inside": ends[0] <= actual <= ends[1]}
+            actual = mean_loss([self.ladder.losses_of(self.folder, run) for run in runs])
+            found[name] |= {"actual": actual, "took": hours_of(self.folder, runs)}
+            if middle := found[name].get("predicted"):
+                inside = found[name]["low"] <= actual <= found[name]["high"]
+                found[name] |= {"error_pct": 100 * (middle / actual - 1), "inside": inside}
         return found
-
-    def _same_option(self, one: str, two: str) -> bool:
-        return not self.steps[one].options.keys().isdisjoint(self.steps[two].options)
-
-
-def _parts(name: str) -> list[str]:
-    return [part.strip() for part in name.split("+")]
 
 
 def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:

@@ -58,8 +58,8 @@ class Ladder:
         loss_S = np.array([mean_loss(tables) for tables in self.losses.values()])
         repeated = any(result_of(study, run).epochs > REPEATED for run in self.runs)
         self.curve = LadderCurve(self.sizes, loss_S, may_stop=repeated)
-        hours = [np.mean([hours_of(study, run) for run in runs]) for runs in by_size.values()]
-        self._log_hours_S, self._rates = np.log(hours), [runs[0].config.value(LR) for runs in by_size.values()]
+        self._log_hours_S = np.log([hours_of(study, runs) for runs in by_size.values()])
+        self._rates = [runs[0].config.value(LR) for runs in by_size.values()]
 
     def losses_of(self, folder: Path, run: PlannedRun) -> pl.DataFrame:
         """The loss on each test target of a run; UserError where it was not kept."""
@@ -144,6 +144,6 @@ def result_of(folder: Path, run: PlannedRun) -> Point:
     return point
 
 
-def hours_of(folder: Path, run: PlannedRun) -> float:
-    """Hours of the clock that a run took, from its first step to its last evaluation."""
-    return run_of_study(folder, run.name).points[-1].wall_s / 3600
+def hours_of(folder: Path, runs: Sequence[PlannedRun]) -> float:
+    """Hours of the clock that runs took on average, from the first step to the last evaluation."""
+    return float(np.mean([run_of_study(folder, run.name).points[-1].wall_s for run in runs])) / 3600
