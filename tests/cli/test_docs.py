@@ -29,6 +29,7 @@ SLOW = re.compile(r"lrec (scaling|tasks) |trainer/fsdp-cpu\.yaml")
 SHORT = {
     r"lrec fit ": ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"],
     r"lrec fit .*data/synthetic\.yaml": ["--data.n_users=300"],
+    r"recipes/ml-1m-time\.yaml": ["--data.split.validate_from=0.8", "--data.split.test_from=0.9"],
     r"lrec (test|predict) ": ["--trainer.enable_progress_bar=false"],
     r"lrec scaling study ": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
     r"study/(quickstart|tasks-synthetic)\.yaml": ["--options.data.n_users=300"],
