@@ -190,6 +190,6 @@ def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[st
 def _overview(group: str = "") -> str:
     """Every command, or those of a group, such as scaling, with what it does."""
     meanings = LIGHTNING_COMMANDS | {name: meaning for name, (meaning, _) in OWN_COMMANDS.items()}
-    lines = "\n".join(f"  {name:<16}{does}" for name, does in meanings.items() if name.startswith(group))
+    lines = "\n".join(f"  {name:<18}{does}" for name, does in meanings.items() if name.startswith(group))
     usage = "usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options"
     return f"{usage}\n\n{lines}\n\nThis is version {__version__}."
