@@ -385,10 +385,12 @@ class Evaluation:
             there += (in_warm := [(f"{suffix}{WARM}", each) for suffix, each in in_parts])
             in_parts += in_warm
         self._states = [(each, suffix, each.empty(counts_V)) for suffix, each in there]
-        n_users = 0 if users_U is None else len(users_U)
         # Of each user the sums of values, by cut-off, and of how much they count.
-        of_users = torch.zeros(len(KS) + 1, n_users, dtype=torch.float64, device=counts_V.device)
-        self._by_user = [(each, suffix, of_users.clone()) for suffix, each in in_parts if n_users > 0]
+        self._by_user = [
+            (each, suffix, self._targets_3.new_zeros(len(each.cutoffs) + 1, len(users_U)))
+            for suffix, each in in_parts
+            if users_U is not None
+        ]
 
     @property
     def names(self) -> list[str]:
