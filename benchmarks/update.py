@@ -5,7 +5,8 @@
 append: processor time to prepare all clicks of Globo, and to append their newer half, or newest tenth, to the rest; the
 stores are compared. rates: one pass of `lrec update` at several shares of the run's own learning rate, by its figures
 on the validation window, which comes before the one that judges. models: `lrec update --full` at the default.
-Of users, a share by the remainder of their id. A part's section of benchmarks/update.md is written anew.
+Of users, a share by the remainder of their id. A part's section of benchmarks/update.md is
+written anew; what stands before the sections stays.
 """
 
 import argparse
@@ -27,10 +28,10 @@ from lrec.data.store.prepare import append_to
 from lrec.data.store.store import Store
 from lrec.run import Run
 
-SHARES = (1.0, 0.5, 0.25, 0.1)  # of the run's learning rate
+SHARES = (1.0, 0.5, 0.25)  # of the run's learning rate
 FIT = [
     "--config=data/csv.yaml", "--config=trainer/laptop.yaml", "--trainer.precision=32-true", "--data.time_column=time",
-    "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3", "--data.targets_per_step=128", "--data.max_len=20",
+    "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3", "--data.targets_per_step=512", "--data.max_len=20",
     "--model.size=1x32", "--data.split=GlobalTemporal",
 ]  # fmt: skip
 
@@ -157,13 +158,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="Folder for runs and stores, kept; by default a temporary one.")
     arguments = parser.parse_args()
     page = Path(__file__).with_suffix(".md")
-    sections = dict(part.split("\n", 1) for part in page.read_text().split("\n## ")[1:]) if page.exists() else {}
+    head, *found = page.read_text().split("\n## ") if page.exists() else [TITLE]
+    sections = dict(part.split("\n", 1) for part in found)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.work or Path(temporary)
         folder.mkdir(exist_ok=True)
         for part in arguments.parts.split(","):
             sections[part] = f"\n{here()}\n\n{PARTS[part](arguments.data, folder)}\n"
-            page.write_text(TITLE + "".join(f"\n## {name}\n{sections[name]}" for name in PARTS if name in sections))
+            page.write_text(head + "".join(f"\n## {name}\n{sections[name]}" for name in PARTS if name in sections))
 
 
 if __name__ == "__main__":
