@@ -3,16 +3,15 @@
     a column -> its Vocabulary, from the training part alone -> codes: rows of a table, of events and of users
                                                              -> vectors of ones and numbers, of items
 
-Shape suffixes: N interactions, U users, V catalogue, K distinct values, S values that an entry of a column may have,
+Shape suffixes: N interactions, U users, K users, items or distinct values, S values that an entry of a column may have,
 F those of all columns, W width of an item's vector.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,12 +19,11 @@ import polars as pl
 from lrec.common.files import file_hash
 from lrec.data.formats.readers import Columns, infer_format, listed_as_text, numbers_of, read_table
 from lrec.data.splits.rules import Split, blocks_of_users, ranges
-from lrec.data.store.encoding import SEPARATOR
 from lrec.data.store.store import Store
+from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.errors import UserError, check_range
 
-Kind = Literal["categories", "numbers", "lists"]
-MOST_SLOTS, MOST_WIDTH = 32, 4096
+MOST_WIDTH = 4096
 MOST_NUMBERS = 2**20  # of training, whose quantiles bound the buckets
 
 
@@ -91,159 +89,55 @@ class Features:
             raise UserError(f"{option}.path {self.path}: {frame['id'][int(twice.arg_max() or 0)]} is in it twice")
         return frame
 
+    def by_id(self, split: Split, of: str, raw_ids: pl.Series) -> pl.DataFrame:
+        """`id` and the columns of users or items: `raw_ids` first, then others that a file has."""
+        if self.path is not None:
+            frame = self.read(f"data.{of}_features")
+            if not frame["id"].is_in(raw_ids.implode()).any():
+                raise UserError(f"data.{of}_features.path {self.path} has none of the {len(raw_ids):,} {of}s' ids")
+            return _completed(frame, raw_ids)
+        store, first_K = split.store, np.full(len(raw_ids), -1)
+        for users in reversed(list(blocks_of_users(split.train_U))):
+            rows_N = ranges(store.offsets_U1[:-1][users], split.train_U[users])[::-1]
+            keys_N = split.catalogue_index_I[store.items_N[rows_N]]
+            if of == "user":
+                keys_N = np.searchsorted(store.offsets_U1, rows_N, side="right") - 1
+            first_K[keys_N] = rows_N  # of equal keys numpy keeps the last, which is the first row
+        there = pl.when(pl.Series(first_K >= 0))
+        found = {name: store.feature_values(name, np.maximum(first_K, 0)) for name in self.kinds}
+        return pl.DataFrame({"id": raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the training part has of a column: a row of a table for each value, or for each bucket of numbers.
-
-    Missing values are a value too, the last row, where training had some. What training had not, such as a value that
-    is new, has no row (-1) and adds nothing.
-
-    Attributes:
-        values: Of categories and lists, in text order.
-        edges: Of numbers: bucket b holds edges[b - 1] <= x < edges[b].
-        centre: Of numbers, their mean and their standard deviation in training.
-        missing: Whether training had missing ones.
-        slots: Most values of an entry.
-    """
-
-    column: str
-    of: str  # event, user or item
-    kind: Kind
-    values: list[str] = field(default_factory=list)
-    edges: list[float] = field(default_factory=list)
-    centre: tuple[float, float] = (0.0, 1.0)
-    missing: bool = False
-    slots: int = 1
-
-    @classmethod
-    def learned(cls, column: str, of: str, kind: Kind, values: pl.Series, buckets: int) -> "Vocabulary":
-        """That of a column's values in the training part."""
-        missing = _is_missing(values)
-        values = values.filter(~missing)
-        if kind == "numbers":
-            numbers = np.sort(values.to_numpy())
-            distinct = np.unique(numbers)
-            if len(distinct) > buckets:
-                places = np.arange(1, buckets) * len(numbers) // buckets
-                distinct = np.unique(np.append(numbers[0], numbers[places]))
-            centre = (float(numbers.mean()), float(numbers.std()) or 1.0) if len(numbers) else (0.0, 1.0)
-            return cls(column, of, kind, [], distinct[1:].tolist(), centre, bool(missing.any()))
-        entries = [_parts(text, kind) for text in values.unique()]
-        slots = max(map(len, entries), default=1)
-        if slots > MOST_SLOTS:
-            raise UserError(f"{of}_features.lists {column}: an entry has {slots} values; at most {MOST_SLOTS} are read")
-        known = sorted({part for entry in entries for part in entry})
-        return cls(column, of, kind, known, missing=bool(missing.any()), slots=slots)
-
-    @property
-    def size(self) -> int:
-        """Rows of the table."""
-        return (len(self.edges) + 1 if self.kind == "numbers" else len(self.values)) + self.missing
-
-    @property
-    def row_names(self) -> list[str]:
-        """What tells each row from all others."""
-        values = range(len(self.edges) + 1) if self.kind == "numbers" else self.values
-        return [f"{self.of} {self.column}={value}" for value in (*values, *["\0missing"] * self.missing)]
-
-    def codes(self, values: pl.Series) -> np.ndarray:
-        """The rows of each entry's values, int64 (N, S); -1 where there is none."""
-        if self.kind == "numbers":
-            return self.buckets(self._numbers(values))
-        values = values.cast(pl.String).fill_null("")
-        distinct = values.unique()
-        places_KS = np.full((len(distinct), self.slots), -1)
-        for place, text in enumerate(distinct):
-            known = [self._row_of[part] for part in _parts(text, self.kind) if part in self._row_of]
-            places_KS[place, : len(known)] = known[: self.slots]
-        places_KS[_is_missing(distinct).to_numpy(), 0] = self._of_missing
-        return places_KS[values.cast(pl.Enum(distinct)).to_physical().to_numpy()]
-
-    def buckets(self, numbers_N: np.ndarray) -> np.ndarray:
-        """The rows of numbers, int64 (N, 1). Without Polars, whose threads a process of a loader does not have."""
-        rows_N = np.searchsorted(np.asarray(self.edges), numbers_N, side="right")
-        return np.where(np.isnan(numbers_N), self._of_missing, rows_N)[:, None]
-
-    @property
-    def _of_missing(self) -> int:
-        return self.size - 1 if self.missing else -1
-
-    def vectors(self, values: pl.Series) -> np.ndarray:
-        """Each entry as numbers, (N, W): a one for each of its values; or a number, standardised, and whether it is
-        missing."""
-        if self.kind == "numbers":
-            numbers_N = (self._numbers(values) - self.centre[0]) / self.centre[1]
-            return np.stack([np.nan_to_num(numbers_N), np.isnan(numbers_N)], 1)[:, : 1 + self.missing]
-        codes_NS = self.codes(values)
-        ones_NW = np.zeros((len(codes_NS), self.size + 1), dtype=np.float32)  # the last column for what has no row
-        np.put_along_axis(ones_NW, codes_NS, 1, axis=1)
-        return ones_NW[:, :-1]
-
-    def _numbers(self, values: pl.Series) -> np.ndarray:
-        """The numbers, nan where a value is missing."""
-        return numbers_of(values.alias(self.column), "features", 1).to_numpy()
-
-    @cached_property
-    def _row_of(self) -> dict[str, int]:
-        return {value: row for row, value in enumerate(self.values)}
-
-
-def _is_missing(values: pl.Series) -> pl.Series:
-    if values.dtype == pl.String:
-        return values.fill_null("").str.strip_chars() == ""
-    return values.is_null() | values.is_nan() if values.dtype.is_float() else values.is_null()
-
-
-def _parts(text: str, kind: Kind) -> list[str]:
-    """The values of an entry, each once."""
-    found = text.split(SEPARATOR) if kind == "lists" else [text]
-    return [part for part in dict.fromkeys(each.strip() for each in found) if part]
-
-
-def codes_of(vocabularies: list[Vocabulary], values: Mapping[str, pl.Series], n: int) -> Iterator[np.ndarray]:
-    """The codes of `n` entries' values, a column after the other; a column that is not given is missing."""
-    for vocabulary in vocabularies:
-        yield vocabulary.codes(values.get(vocabulary.column, pl.Series([None] * n, dtype=pl.Float64)))
-
-
-def one_table(codes: list[np.ndarray], sizes: list[int]) -> np.ndarray:
-    """Codes of several columns, each (N, S), as rows of one table in which their rows follow on each other, (N, F)."""
-    starts = np.cumsum([0, *sizes[:-1]])
-    moved = [np.where(codes_NS < 0, -1, codes_NS + start) for codes_NS, start in zip(codes, starts, strict=True)]
-    return np.concatenate(moved, axis=1).astype(np.int64)
+    def learned(self, of: str, values: Mapping[str, pl.Series]) -> list[Vocabulary]:
+        """The vocabularies of the columns, from their values in training."""
+        return [Vocabulary.learned(name, of, kind, values[name], self.buckets) for name, kind in self.kinds.items()]
 
 
 class EventCodes:
     """What a network reads of interactions beside item and time: rows of its table of types of event, features of
     events and features of users."""
 
-    def __init__(self, store: Store, events: list[Vocabulary], users: list[Vocabulary], codes_UF: np.ndarray) -> None:
-        """`codes_UF` are those of each user, in the columns' own tables."""
-        self._store, self._events, self._codes_UF, self._users = store, events, codes_UF, users
+    def __init__(self, store: Store, events: list[Vocabulary], users: list[Vocabulary], of_users: pl.DataFrame) -> None:
+        """`of_users` has a row for each user of the store."""
+        self._store, self._events, self._codes_UF = store, events, None
+        if users:
+            codes = codes_of(users, of_users.to_dict(), store.n_users)
+            self._codes_UF = one_table(codes, [each.size for each in users])
         # What is stored of text are places among the column's distinct values.
-        self._of_text = {each.column: each.codes(store.feature_texts(each.column)) for each in events if _text(each)}
+        texts = [each for each in events if each.kind != "numbers"]
+        self._of_text = {each.column: each.codes(store.feature_texts(each.column)) for each in texts}
 
     def __call__(self, rows_N: np.ndarray) -> np.ndarray:
         """The rows of the table of these interactions, (N, F)."""
-        store, codes, sizes = self._store, [], []
-        if store.events_N is not None:
-            codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None]], [len(store.event_types)]
+        store, codes, sizes = self._store, [], [each.size for each in self._events]
         for each in self._events:
-            stored_N = store.features[each.column][rows_N]
-            codes.append(self._of_text[each.column][stored_N] if _text(each) else each.buckets(stored_N))
-            sizes.append(each.size)
-        users_N = np.searchsorted(store.offsets_U1, rows_N, side="right") - 1
-        first = 0
-        for each in self._users:
-            codes.append(self._codes_UF[users_N, first : first + each.slots])
-            sizes.append(each.size)
-            first += each.slots
+            stored_N, of_text_KS = store.features[each.column][rows_N], self._of_text.get(each.column)
+            codes.append(each.buckets(stored_N) if of_text_KS is None else of_text_KS[stored_N])
+        if store.events_N is not None:
+            codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None], *codes], [len(store.event_types), *sizes]
+        if self._codes_UF is not None:
+            codes.append(self._codes_UF[np.searchsorted(store.offsets_U1, rows_N, side="right") - 1])
+            sizes.append(0)  # of the last one nothing follows
         return one_table(codes, sizes)
-
-
-def _text(vocabulary: Vocabulary) -> bool:
-    return vocabulary.kind != "numbers"
 
 
 class Learned(NamedTuple):
@@ -285,31 +179,22 @@ class Chosen(NamedTuple):
 
     def learn(self, split: Split) -> Learned:
         """Vocabularies of the split's training part, and what they make of its interactions and items."""
-        store, of_events, of_users, codes = split.store, [], [], []
+        store, raw_items = split.store, split.store.item_table["raw_id"].gather(split.catalogue_V)
+        of_users, of_items = pl.DataFrame(), pl.DataFrame()
+        events, users, items = list[Vocabulary](), list[Vocabulary](), list[Vocabulary]()
         if self.event is not None:
-            for column, kind in self.event.kinds.items():
-                values = _trained_values(split, column)
-                of_events.append(Vocabulary.learned(column, "event", kind, values, self.event.buckets))
+            events = self.event.learned("event", {name: _trained_values(split, name) for name in self.event.kinds})
         if self.user is not None:
-            trains_U = pl.Series(split.train_U > 0)
-            frame = _by_id(split, self.user, "user", store.raw_user_ids)
-            for column, kind in self.user.kinds.items():
-                values = frame[column].filter(trains_U)
-                of_users.append(Vocabulary.learned(column, "user", kind, values, self.user.buckets))
-                codes.append(of_users[-1].codes(frame[column]))
-        event_codes = None
-        if of_events or of_users:
-            codes_UF = np.concatenate(codes, axis=1) if codes else np.zeros((0, 0), dtype=np.int64)
-            event_codes = EventCodes(store, of_events, of_users, codes_UF)
-        if self.item is None:
-            return Learned(of_events + of_users, event_codes, None)
-        raw_ids = store.item_table["raw_id"].gather(split.catalogue_V)
-        frame = _by_id(split, self.item, "item", raw_ids)
-        of_items = [
-            Vocabulary.learned(column, "item", kind, frame[column].head(len(raw_ids)), self.item.buckets)
-            for column, kind in self.item.kinds.items()
-        ]
-        return Learned(of_events + of_users + of_items, event_codes, (frame["id"], item_vectors(of_items, frame)))
+            of_users = self.user.by_id(split, "user", store.raw_user_ids)
+            users = self.user.learned("user", of_users.filter(pl.Series(split.train_U > 0)).to_dict())
+        if self.item is not None:
+            of_items = self.item.by_id(split, "item", raw_items)
+            items = self.item.learned("item", of_items.head(len(raw_items)).to_dict())
+        return Learned(
+            [*events, *users, *items],
+            EventCodes(store, events, users, of_users.head(store.n_users)) if events or users else None,
+            (of_items["id"], item_vectors(items, of_items)) if items else None,
+        )
 
 
 def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndarray:
@@ -338,16 +223,6 @@ def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.Da
     return Features(path=path, **columns).read(option)
 
 
-def vocabularies_of(about: Mapping[str, Any]) -> list[Vocabulary]:
-    """The features of a trained network, from what it says of itself; none where it has none."""
-    return [Vocabulary(**each) for each in about.get("features", [])]
-
-
-def as_plain(vocabularies: list[Vocabulary]) -> dict[str, Any]:
-    """What `vocabularies_of` reads; nothing where there are none."""
-    return {"features": [asdict(each) for each in vocabularies]} if vocabularies else {}
-
-
 def _trained_values(split: Split, column: str) -> pl.Series:
     """A column's values in the training part: each distinct text, or evenly spaced numbers."""
     store, step = split.store, -(-max(int(split.train_U.sum()), 1) // MOST_NUMBERS)
@@ -358,28 +233,6 @@ def _trained_values(split: Split, column: str) -> pl.Series:
         found.append(np.unique(stored_N[rows_N]) if is_text else stored_N[rows_N[::step]])
     values = np.concatenate(found)
     return store.feature_texts(column).gather(np.unique(values)) if is_text else pl.Series(values)
-
-
-def _by_id(split: Split, features: Features, of: str, raw_ids: pl.Series) -> pl.DataFrame:
-    """`id` and the columns of users or items: `raw_ids` first, then others that a file has."""
-    if features.path is not None:
-        frame = features.read(f"data.{of}_features")
-        if not frame["id"].is_in(raw_ids.implode()).any():
-            raise UserError(f"data.{of}_features.path {features.path} has none of the {len(raw_ids):,} {of}s' ids")
-        return _completed(frame, raw_ids)
-    store = split.store
-    first_K = np.full(len(raw_ids), -1)
-    for users in reversed(list(blocks_of_users(split.train_U))):
-        rows_N = ranges(store.offsets_U1[:-1][users], split.train_U[users])[::-1]
-        keys_N = split.catalogue_index_I[store.items_N[rows_N]]
-        if of == "user":
-            keys_N = np.searchsorted(store.offsets_U1, rows_N, side="right") - 1
-        first_K[keys_N] = rows_N  # of equal keys numpy keeps the last, which is the first row
-    columns = {"id": raw_ids}
-    for column in features.kinds:
-        values = store.feature_values(column, np.maximum(first_K, 0))
-        columns[column] = pl.select(pl.when(pl.Series(first_K >= 0)).then(values)).to_series()
-    return pl.DataFrame([series.alias(name) for name, series in columns.items()])
 
 
 def _completed(frame: pl.DataFrame, raw_ids: pl.Series) -> pl.DataFrame:

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch, batch_bounds, history_batch
-from lrec.data.features import Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.data.formats.times import in_seconds
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits.rules import ranges
+from lrec.data.vocabulary import Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.model.transformer import Transformer
 from lrec.ranking.best_items import TopItems
@@ -194,7 +194,7 @@ class Model:
         """The type of each item's event, int64, or, with features, what the network reads of it, (N, F)."""
         if not self.features:
             return self._types(block.events)
-        codes = list(codes_of(self.features, block.features or {}, len(block.items)))
+        codes = codes_of(self.features, block.features or {}, len(block.items))
         sizes = [each.size for each in self.features]
         if self.reads_types:
             codes, sizes = [self._types(block.events)[:, None], *codes], [len(self.about["event_names"]), *sizes]

@@ -26,7 +26,7 @@ from lrec.checkpoint.trained import (
     trained_in,
 )
 from lrec.data.datamodule import SequenceDataModule
-from lrec.data.features import as_plain, vocabularies_of
+from lrec.data.vocabulary import as_plain, vocabularies_of
 from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import leads
 from lrec.model import parallelize

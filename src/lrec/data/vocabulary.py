@@ -1,0 +1,151 @@
+"""The vocabulary of a feature: which values of a column training had, each with a row of a table that a network learns.
+
+Shape suffixes: N entries, K distinct ones, S values that an entry may have, F those of all columns, W width of vectors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from lrec.data.formats.readers import numbers_of
+from lrec.data.store.encoding import SEPARATOR
+from lrec.errors import UserError
+
+Kind = Literal["categories", "numbers", "lists"]
+MOST_SLOTS = 32
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the training part has of a column: a row of a table for each value, or for each bucket of numbers.
+
+    Missing values are a value too, the last row, where training had some. What training had not, such as a value that
+    is new, has no row (-1) and adds nothing.
+
+    Attributes:
+        values: Of categories and lists, in text order.
+        edges: Of numbers: bucket b holds edges[b - 1] <= x < edges[b].
+        centre: Of numbers, their mean and their standard deviation in training.
+        missing: Whether training had missing ones.
+        slots: Most values of an entry.
+    """
+
+    column: str
+    of: str  # event, user or item
+    kind: Kind
+    values: list[str] = field(default_factory=list)
+    edges: list[float] = field(default_factory=list)
+    centre: tuple[float, float] = (0.0, 1.0)
+    missing: bool = False
+    slots: int = 1
+
+    @classmethod
+    def learned(cls, column: str, of: str, kind: Kind, values: pl.Series, buckets: int) -> "Vocabulary":
+        """That of a column's values in the training part."""
+        missing = _is_missing(values)
+        values = values.filter(~missing)
+        if kind == "numbers":
+            numbers = np.sort(values.to_numpy())
+            distinct = np.unique(numbers)
+            if len(distinct) > buckets:
+                places = np.arange(1, buckets) * len(numbers) // buckets
+                distinct = np.unique(np.append(numbers[0], numbers[places]))
+            centre = (float(numbers.mean()), float(numbers.std()) or 1.0) if len(numbers) else (0.0, 1.0)
+            return cls(column, of, kind, [], distinct[1:].tolist(), centre, bool(missing.any()))
+        entries = [_parts(text, kind) for text in values.unique()]
+        slots = max(map(len, entries), default=1)
+        if slots > MOST_SLOTS:
+            raise UserError(f"{of}_features.lists {column}: an entry has {slots} values; at most {MOST_SLOTS} are read")
+        known = sorted({part for entry in entries for part in entry})
+        return cls(column, of, kind, known, missing=bool(missing.any()), slots=slots)
+
+    @property
+    def size(self) -> int:
+        """Rows of the table."""
+        return (len(self.edges) + 1 if self.kind == "numbers" else len(self.values)) + self.missing
+
+    @property
+    def row_names(self) -> list[str]:
+        """What tells each row from all others."""
+        values = range(len(self.edges) + 1) if self.kind == "numbers" else self.values
+        return [f"{self.of} {self.column}={value}" for value in (*values, *["\0missing"] * self.missing)]
+
+    def codes(self, values: pl.Series) -> np.ndarray:
+        """The rows of each entry's values, int64 (N, S); -1 where there is none."""
+        if self.kind == "numbers":
+            return self.buckets(self._numbers(values))
+        values = values.cast(pl.String).fill_null("")
+        distinct = values.unique()
+        places_KS = np.full((len(distinct), self.slots), -1)
+        for place, text in enumerate(distinct):
+            known = [self._row_of[part] for part in _parts(text, self.kind) if part in self._row_of]
+            places_KS[place, : len(known)] = known[: self.slots]
+        places_KS[_is_missing(distinct).to_numpy(), 0] = self._of_missing
+        return places_KS[values.cast(pl.Enum(distinct)).to_physical().to_numpy()]
+
+    def buckets(self, numbers_N: np.ndarray) -> np.ndarray:
+        """The rows of numbers, int64 (N, 1). Without Polars, whose threads a process of a loader does not have."""
+        rows_N = np.searchsorted(np.asarray(self.edges), numbers_N, side="right")
+        return np.where(np.isnan(numbers_N), self._of_missing, rows_N)[:, None]
+
+    @property
+    def _of_missing(self) -> int:
+        return self.size - 1 if self.missing else -1
+
+    def vectors(self, values: pl.Series) -> np.ndarray:
+        """Each entry as numbers, (N, W): a one for each of its values; or a number, standardised, and whether it is
+        missing."""
+        if self.kind == "numbers":
+            numbers_N = (self._numbers(values) - self.centre[0]) / self.centre[1]
+            return np.stack([np.nan_to_num(numbers_N), np.isnan(numbers_N)], 1)[:, : 1 + self.missing]
+        codes_NS = self.codes(values)
+        ones_NW = np.zeros((len(codes_NS), self.size + 1), dtype=np.float32)  # the last column for what has no row
+        np.put_along_axis(ones_NW, codes_NS, 1, axis=1)
+        return ones_NW[:, :-1]
+
+    def _numbers(self, values: pl.Series) -> np.ndarray:
+        """The numbers, nan where a value is missing."""
+        return numbers_of(values.alias(self.column), "features", 1).to_numpy()
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {value: row for row, value in enumerate(self.values)}
+
+
+def _is_missing(values: pl.Series) -> pl.Series:
+    if values.dtype == pl.String:
+        return values.fill_null("").str.strip_chars() == ""
+    return values.is_null() | values.is_nan() if values.dtype.is_float() else values.is_null()
+
+
+def _parts(text: str, kind: Kind) -> list[str]:
+    """The values of an entry, each once."""
+    found = text.split(SEPARATOR) if kind == "lists" else [text]
+    return [part for part in dict.fromkeys(each.strip() for each in found) if part]
+
+
+def codes_of(vocabularies: list[Vocabulary], values: Mapping[str, pl.Series], n: int) -> list[np.ndarray]:
+    """The codes of `n` entries, (N, S) for each column; a column that is not given is missing."""
+    nothing = pl.Series([None] * n, dtype=pl.Float64)
+    return [vocabulary.codes(values.get(vocabulary.column, nothing)) for vocabulary in vocabularies]
+
+
+def one_table(codes: list[np.ndarray], sizes: list[int]) -> np.ndarray:
+    """Codes of several columns, each (N, S), as rows of one table in which their rows follow on each other, (N, F)."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    moved = [np.where(codes_NS < 0, -1, codes_NS + start) for codes_NS, start in zip(codes, starts, strict=True)]
+    return np.concatenate(moved, axis=1).astype(np.int64)
+
+
+def vocabularies_of(about: Mapping[str, Any]) -> list[Vocabulary]:
+    """The features of a trained network, from what it says of itself; none where it has none."""
+    return [Vocabulary(**each) for each in about.get("features", [])]
+
+
+def as_plain(vocabularies: list[Vocabulary]) -> dict[str, Any]:
+    """What `vocabularies_of` reads; nothing where there are none."""
+    return {"features": [asdict(each) for each in vocabularies]} if vocabularies else {}
