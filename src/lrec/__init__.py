@@ -17,6 +17,7 @@ _HOME = {
         "serving.export": "load",
         "training.strategies": "FSDP2",
         "training.checkpoint_callbacks": "BestAndLast LastCheckpoint",
+        "data.features": "Features",
         "data.sources.amazon": "AmazonDataModule",
         "data.sources.interactions": "InteractionsDataModule",
         "data.sources.movielens": "MovieLensDataModule",

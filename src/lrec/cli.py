@@ -48,12 +48,18 @@ _SURROUNDINGS = (
 OWN_COMMANDS = {
     "data prepare": ("read your file once, for all runs", "lrec.data.datasets.prepare"),
     "data describe": ("print what a prepared store holds", "lrec.data.store.statistics.describe"),
+    "update": ("train a run a little more on new rows, and keep what is better", "lrec.study.update.update"),
     "export": ("pack a checkpoint into one file that can recommend", "lrec.serving.export.export"),
     "recommend": ("list the best next items for any histories", "lrec.serving.command.recommend"),
     "sizes": ("print what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes.sizes"),
     "tasks": ("test trained runs on the five tasks, by model size", "lrec.tasks.command.tasks_command"),
+    "backtest": ("train at several times, and test on what follows", "lrec.backtest.command.backtest"),
     "scaling study": ("train small sizes, predict large ones, train these and compare", "lrec.study.study.run_study"),
     "scaling outlook": ("say before a study whether size will pay on these data", "lrec.study.outlook.outlook_command"),
+    "scaling exchange": (
+        "say what to buy next: size, data or history, and its price",
+        "lrec.study.exchange.exchange",
+    ),
     "scaling compare": ("draw several studies in one figure", "lrec.study.comparison.compare"),
     "scaling fit": ("predict larger sizes from the points of any runs", "lrec.study.fit_command.fit_command"),
     "scaling plan": ("say what to train for a budget, a loss or a size", "lrec.laws.plan.plan_command"),
@@ -137,7 +143,9 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     parser.add_argument("--config", action=config, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     if settings is None:
-        parser.add_function_arguments(command, as_positional=name == "data describe", skip=paths, sub_configs=True)
+        parser.add_function_arguments(
+            command, as_positional=name in ("data describe", "update"), skip=paths, sub_configs=True
+        )
     else:
         parser.add_class_arguments(settings, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option
@@ -182,6 +190,6 @@ def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[st
 def _overview(group: str = "") -> str:
     """Every command, or those of a group, such as scaling, with what it does."""
     meanings = LIGHTNING_COMMANDS | {name: meaning for name, (meaning, _) in OWN_COMMANDS.items()}
-    lines = "\n".join(f"  {name:<16}{does}" for name, does in meanings.items() if name.startswith(group))
+    lines = "\n".join(f"  {name:<18}{does}" for name, does in meanings.items() if name.startswith(group))
     usage = "usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options"
     return f"{usage}\n\n{lines}\n\nThis is version {__version__}."

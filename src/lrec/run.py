@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"
+UPDATE = "update.json"  # in the folder of `lrec update`, which is no run's: what came of it, and the run to serve
 
 BEST, LAST, STABLE = "best.ckpt", "last.ckpt", "stable.ckpt"
 

@@ -35,6 +35,9 @@ def write_stand_ins(folder: Path) -> None:
     )
     orders.write_csv(folder / "orders.csv")
     (folder / "orders.yaml").write_text(ORDERS_YAML)
+    for name, days in (("new", 122), ("newer", 244)):  # a season later, and one more
+        later = pl.col("bought_at").str.to_datetime().dt.offset_by(f"{days}d").dt.to_string("iso")
+        orders.with_columns(later).write_csv(folder / f"{name}_orders.csv")
     with sqlite3.connect(folder / "shop.db") as shop:
         shop.execute("CREATE TABLE orders (customer TEXT, product TEXT, ordered_at INTEGER, returned INTEGER)")
         sold = [(f"c_{user}", f"SKU-{item:04}", time, 0) for user, item, time in log.rows()]
@@ -44,6 +47,14 @@ def write_stand_ins(folder: Path) -> None:
     interactions.write_parquet(folder / "interactions.parquet")
     done = pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("buy")).otherwise(pl.lit("view"))
     interactions.with_columns(action=done).write_csv(folder / "shop.csv")
+    number = pl.int_range(pl.len())
+    device = pl.when(number % 4 == 0).then(pl.lit("phone")).otherwise(pl.lit("tv"))
+    interactions.with_columns(device=device, price=number % 20 / 2).write_csv(folder / "rated.csv")
+    films = interactions.select("item").unique(maintain_order=True)
+    films.with_columns(genres=pl.lit("Drama|War"), year=1990 + number % 20).write_csv(folder / "films.csv")
+    interactions.select("user").unique(maintain_order=True).with_columns(country=device).write_csv(
+        folder / "people.csv"
+    )
     atomic = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
     interactions.rename(atomic).write_csv(folder / "shop.inter", separator="\t")
     histories = orders.group_by("customer", maintain_order=True).agg(pl.col("product").alias("items"))

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from lrec.model.losses import FullSoftmax, SampledSoftmax
 from lrec.model.network_sizes import find_size
 from lrec.study.dial import as_text, plan_of, with_plan
+from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study, ladder_n_body
 from lrec.study.tuning import shares_of_trials
 
@@ -106,3 +108,26 @@ def test_a_study_that_is_refused_keeps_no_plan(
 ) -> None:
     assert "none of the study's runs" in refused(*COMMAND[:4], "--hours", "0.5", "--skip", '["one"]')
     assert not Path("studies").exists()
+
+
+@pytest.mark.parametrize(
+    ("faster", "given", "draws"), [(10, {}, True), (1.2, {}, False), (10, {"model.loss": None}, False)]
+)
+def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
+    faster: float, given: bool, draws: bool, log: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(size: str, example: PlannedRun, _: Any) -> float:
+        return 4e-8 * (find_size(size).width ** 2 + 5e5) / (faster if example.model.loss != FullSoftmax() else 1)
+
+    monkeypatch.setattr("lrec.study.dial.seconds_of_target", seconds)
+    options = {"model.loss": "lrec.FullSoftmax"} if given else {}
+    study = Study(hours=0.2, jobs=2, data=LOG, options=options)
+    plan = plan_of(study)
+    chosen = with_plan(study, plan)
+    assert ("SampledSoftmax" in as_text(plan)) == draws
+    (run, *_) = planned_runs(chosen)
+    assert isinstance(run.model.loss, SampledSoftmax if draws else FullSoftmax)
+    if draws:
+        assert run.model.loss == SampledSoftmax(negatives=1024, power=1)
+        trained, with_all = (int(each.replace(",", "")) for each in re.findall(r"([\d,]+) targets[,.]", as_text(plan)))
+        assert trained > 2 * with_all

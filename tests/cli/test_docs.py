@@ -29,6 +29,7 @@ SLOW = re.compile(r"lrec (scaling|tasks) |trainer/fsdp-cpu\.yaml")
 SHORT = {
     r"lrec fit ": ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"],
     r"lrec fit .*data/synthetic\.yaml": ["--data.n_users=300"],
+    r"recipes/ml-1m-time\.yaml": ["--data.split.validate_from=0.8", "--data.split.test_from=0.9"],
     r"lrec (test|predict) ": ["--trainer.enable_progress_bar=false"],
     r"lrec scaling study ": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
     r"study/(quickstart|tasks-synthetic)\.yaml": ["--options.data.n_users=300"],
@@ -127,7 +128,10 @@ def stem(page: Path) -> str:
 def shown() -> list[ParameterSet]:
     """Pages with something that is no study; slow where they train."""
     pages = [page for page in PAGES if any(not SLOW.search(text) for _, text in blocks(page))]
-    trains = {page: any(re.match("lrec fit|import lrec|.*Trainer", text) for _, text in blocks(page)) for page in pages}
+    trains = {
+        page: any(re.match("lrec fit|lrec update|import lrec|.*Trainer", text) for _, text in blocks(page))
+        for page in pages
+    }
     begins = {"README", "tutorial"}
     return [
         pytest.param(page, marks=[pytest.mark.slow] if trains[page] and page.stem not in begins else [], id=page.stem)

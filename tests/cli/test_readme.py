@@ -21,8 +21,8 @@ def test_the_readme_has_the_two_commands() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
 def test_shipped_configurations_parse(config: Path, parse: Callable[[list[str]], None]) -> None:
-    if config.parent.name == "study":
-        parse(["scaling", "study", "--config", str(config)])
+    if config.parent.name in ("study", "backtest"):
+        parse([*({"study": ["scaling"]}.get(config.parent.name, [])), config.parent.name, "--config", str(config)])
         return
     missing = {"data": "--config=data/synthetic.yaml", "model": "--config=model/98k.yaml"}
     missing.pop(config.parent.name, None)

@@ -101,9 +101,7 @@ def test_another_shape_is_refused(early: Path, refused: Callable[..., str]) -> N
     assert "has width 16, the config 32" in refused(*options)
 
 
-def test_other_types_of_event_are_refused(
-    tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
-) -> None:
+def test_types_of_event_are_kept_by_name(tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
     for name, kinds in (("old", ("buy", "view")), ("new", ("add", "view"))):
         lines = [
             "user,item,time,kind",
@@ -113,9 +111,14 @@ def test_other_types_of_event_are_refused(
     options = {"data__event_column": "kind", "trainer__max_epochs": 1}
     lrec(*arguments(tmp_path / "old.csv", tmp_path / "old", **options))
     options["model__warm_start"] = tmp_path / "old"
-    error = refused(*arguments(tmp_path / "new.csv", tmp_path / "new", **options))
-    assert "knows the types of event buy, view, the data have add, view" in error
-    assert "0 are new" in lrec(*arguments(tmp_path / "old.csv", tmp_path / "again", **options))
+    still = {"model__optimizer__lr": 1e-12}
+    assert "0 are new" in lrec(*arguments(tmp_path / "new.csv", tmp_path / "new", **options, **still))
+    old, new = (package.load(tmp_path / name).net.events.weight.detach() for name in ("old", "new"))
+    torch.testing.assert_close(new[1], old[1], atol=1e-6, rtol=0)  # view; add begins near the mean of buy and view
+    assert 0 < (new[0] - old.mean(0)).abs().max() < 0.1
+    del options["data__event_column"]
+    error = refused(*arguments(tmp_path / "new.csv", tmp_path / "none", **options))
+    assert "knows the types of event buy, view, the data have none" in error
 
 
 def test_the_projector_shows_the_items_and_the_table_the_run(early: Path) -> None:

@@ -4,6 +4,7 @@ import secrets
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lrec.common.files import json_hash
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample, testable_users
 from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainLoader
+from lrec.data.features import Chosen, Features, Learned
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
 from lrec.data.splits.domain import of_domain
@@ -23,8 +25,9 @@ from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
 from lrec.data.splits.shared import shared_part, shared_split
 from lrec.data.store.made_once import shared_folder
+from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
-from lrec.data.store.store import Store
+from lrec.data.store.store import TIME_UNITS, Store, seconds_in
 from lrec.errors import UserError, check_range
 
 
@@ -41,20 +44,23 @@ class SequenceDataModule(LightningDataModule, ABC):
         k_core: Least number of interactions of a user and of an item.
         columns: Names of the raw data's columns; None where they have none.
         min_rating: Least rating of an interaction that is kept; None keeps all.
-        repeats: Keep all interactions of a user with an item; False keeps the first in time.
+        repeats: Which interactions of a user with an item are kept.
         target_events: Types of event that may be targets; None for all.
         with_times: Whether batches carry the times of events, which `carry_times` sets.
+        feature_columns: Columns of the raw data that are features, and whether they are numbers; `read` gives them.
+        learned: What the features are to a network.
     """
 
     k_core: int = 0
     columns: Columns | None = None
     min_rating: float | None = None
-    repeats: bool = True
+    repeats: Repeats = True
     target_events: list[str] | None = None
     with_times: bool = False
     store: Store
     cuts: Split
     batch_plan: BatchPlan
+    learned: Learned = Learned([], None, None)
 
     def __init__(
         self,
@@ -70,14 +76,20 @@ class SequenceDataModule(LightningDataModule, ABC):
         memory_gib: float | None = None,
         validation_users: int | Literal["auto", "all"] = "auto",
         test_users: int | Literal["auto", "all"] = "auto",
+        cold_targets: Literal["missed", "dropped", "apart"] = "missed",
+        repeats: Repeats = True,
+        recent_popularity: float | str = 0.1,
         store: Path | None = None,
+        event_features: Features | None = None,
+        user_features: Features | None = None,
+        item_features: Features | None = None,
     ) -> None:
         """Options of every data set.
 
         Args:
             data_dir: Folder of prepared stores.
             split: What is held out for validation and test: LastItems (trajectory, held_out_users,
-                trajectory_min_length), GlobalTemporal (validate_from, test_from, targets) or UserSplit (validation,
+                trajectory_min_length), GlobalTemporal (validate_from, test_from, ...) or UserSplit (validation,
                 test).
             reduction: Part of the training data that is used.
             max_len: Longest input, in items.
@@ -93,10 +105,23 @@ class SequenceDataModule(LightningDataModule, ABC):
                 2,000.
             test_users: Users that test, a fixed sample: so many, or all; auto: all, or as many as make 1e11 pairs of a
                 target and an item, but at least 2,000.
+            cold_targets: What becomes of targets outside the catalogue: they are misses (missed), they are no targets
+                (dropped), or they are misses, and HR, NDCG and the like are also told without them (apart).
+            repeats: Keep all interactions of a user with an item; false keeps the first in time; not_in_a_row drops
+                those that come right after another, which k_core takes into account.
+            recent_popularity: Which of the training interactions the baseline of this name counts: the last share, or
+                those of a duration before the last (90s, 30m, 12h, 7d, 2w).
             store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
                 one in data_dir.
+            event_features: Columns of the log that say more of an event, which the network reads with the item; null
+                for none.
+            user_features: Columns that say more of a user, read at each of the user's items; null for none.
+            item_features: Columns that say more of an item, of which its row of the item table is made, see
+                model.item_vectors_use; null for none.
         """
         super().__init__()
+        self._features = Chosen(event_features, user_features, item_features)
+        self.feature_columns = self._features.columns_of_log()
         check_range("max_len", max_len, at_least=1)
         check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
@@ -105,6 +130,12 @@ class SequenceDataModule(LightningDataModule, ABC):
         for name, users in (("validation_users", validation_users), ("test_users", test_users)):
             if isinstance(users, int):
                 check_range(name, users, at_least=1)
+        if isinstance(recent_popularity, float):
+            check_range("recent_popularity", recent_popularity, above=0, at_most=1)
+        elif seconds_in(recent_popularity) is None:
+            raise UserError(
+                f"data.recent_popularity {recent_popularity} is no duration such as 7d or 12h, and no share"
+            )
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
@@ -117,6 +148,9 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.memory_gib = memory_gib
         self.validation_users = validation_users
         self.test_users = test_users
+        self.cold_targets = cold_targets
+        self.repeats = repeats
+        self.recent_popularity = recent_popularity
         self._urls: list[str] = []
         self.given_store: Path | None = None
         self.given_store = None if store is None else self.local(store)
@@ -150,15 +184,24 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Where the store lies, or will."""
         if self.given_store is not None:
             return self.given_store
-        return store_path(self.data_dir, self.store_name, self.source(), self.k_core)
+        return store_path(self.data_dir, self.store_name, self._source(), self.k_core)
+
+    def _source(self) -> dict[str, Any]:
+        """The source; repeats and features are told where they are not the default: other stores keep their place."""
+        repeats = {} if self.repeats is True else {"repeats": self.repeats}
+        return self.source() | repeats | ({"features": self.feature_columns} if self.feature_columns else {})
+
+    def _read(self) -> RawInteractions:
+        raw = self.read()
+        return raw if self.repeats is True else replace(raw, repeats=self.repeats)
 
     def prepare_data(self) -> None:
         """Write the store unless it is there."""
         for url in self._urls:
             copy_here(url, self.data_dir / "raw")
         if self.given_store is None:
-            name, source, reading = self.store_name, self.source(), _reading(self)
-            prepare_store(self.data_dir, name, source, self.k_core, self.read, self.memory_gib, reading)
+            name, source, reading = self.store_name, self._source(), _reading(self)
+            prepare_store(self.data_dir, name, source, self.k_core, self._read, self.memory_gib, reading)
 
     def open_store(self) -> Store:
         """The store; UserError where it was given and an option says that the raw data be read otherwise."""
@@ -175,6 +218,13 @@ class SequenceDataModule(LightningDataModule, ABC):
             columns = {name: stored.get(f"{name}_column") for name in Columns.__dataclass_fields__}
             self.columns = Columns(**columns) if "user_column" in stored else None
             self.k_core, self.min_rating, self.repeats = (stored[each] for each in ("k_core", "min_rating", "repeats"))
+        stored_features = store.meta.get("features", {})
+        for column, is_number in self.feature_columns.items():
+            if column not in stored_features or is_number != (stored_features[column] is None):
+                raise UserError(
+                    f"data: {store.path} was prepared without the feature {column}, or with one of another kind: "
+                    "prepare another store from the raw data"
+                )
         return store
 
     def cut(self, store: Store) -> Split:
@@ -186,7 +236,11 @@ class SequenceDataModule(LightningDataModule, ABC):
             return split if types is None else replace(split, target_N=_of_types(store, types))
 
         split = shared_split(store, self.split, self.target_events, whole)
-        return split if self.only_domain is None else of_domain(split, self.only_domain)
+        split = split if self.only_domain is None else of_domain(split, self.only_domain)
+        if self.cold_targets == "dropped":
+            known_N = split.catalogue_index_I[split.store.items_N] >= 0
+            split = replace(split, target_N=known_N if split.target_N is None else known_N & split.target_N)
+        return split
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store, cut it, and check the cut for leaks."""
@@ -194,12 +248,20 @@ class SequenceDataModule(LightningDataModule, ABC):
             return
         self.cuts = self.cut(self.open_store())
         self.store = self.cuts.store
-        if self.target_events is not None:
-            for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
-                if len(targets.users_T) == 0:
-                    raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
+        if isinstance(self.recent_popularity, str) and self.store.facts.get("time_unit") not in TIME_UNITS:
+            raise UserError(
+                f"data.recent_popularity {self.recent_popularity}: the data's times are no dates; give a share"
+            )
+        for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
+            if len(targets.users_T) == 0 and self.target_events is not None:
+                raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
+            if len(targets.users_T) == 0 and self.cold_targets == "dropped":
+                raise UserError(f"data.cold_targets dropped: no {name} target is an item of the training part")
         if len(self.cuts.val_users) == 0:
             raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
+        if any(self._features):
+            self.learned = self._features.learn(self.cuts)
+            self.cuts = replace(self.cuts, features=self.learned.event_codes)
         part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
         if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
@@ -238,7 +300,21 @@ class SequenceDataModule(LightningDataModule, ABC):
     def data_hash(self) -> str:
         """Hash of the store, the split and the reduction."""
         targets = [] if self.target_events is None else [sorted(self.target_events)]
-        return json_hash([self.store.hash, repr(self.split), repr(self.reduction), *targets])
+        features = [self._features.identity()] if any(self._features) else []
+        return json_hash([self.store.hash, self.split.trained_on, repr(self.reduction), *targets, *features])
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the store holds and where it is cut, as JSON can hold it."""
+        of_store = {"name": self.store.meta["name"], "statistics": self.store.statistics, "facts": self.store.facts}
+        return of_store | {"split": repr(self.split), "reduction": repr(self.reduction), "counts": self.cuts.counts}
+
+    @property
+    def event_rows(self) -> list[str]:
+        """Names of what the network has a vector of, beside items: types of event, and values of events' and users'
+        features."""
+        of_features = (each.row_names for each in self.learned.vocabularies if each.of != "item")
+        return [*self.store.event_types, *chain.from_iterable(of_features)]
 
     @property
     def floor(self) -> dict[str, float] | None:
@@ -279,6 +355,10 @@ class SequenceDataModule(LightningDataModule, ABC):
         all_of_them = len(targets.users_T) == len(every.users_T)
         return targets, None if all_of_them else (len(np.unique(targets.users_T)), len(users))
 
+    def has_sets(self, stage: str) -> bool:
+        """Whether a user's targets of the stage, val or test, are one set."""
+        return bool(self.cuts.sets_2[("val", "test").index(stage)])
+
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the users that validate, after the items before them."""
         targets, sample = self.evaluated("val")
@@ -286,13 +366,13 @@ class SequenceDataModule(LightningDataModule, ABC):
             said = f"{sample[0]:,} of {sample[1]:,} users"
             raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
         self._say(sample, "validation", f"validation_users {self.validation_users}")
-        return self._loader(*targets)
+        return self._loader(*targets, set_sizes_U=self.cuts.val_targets_U if self.has_sets("val") else None)
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets of the users that test, after the items before them, validation targets included."""
         targets, sample = self.evaluated("test")
         self._say(sample, "test", f"test_users {self.test_users}")
-        return self._loader(*targets)
+        return self._loader(*targets, set_sizes_U=self.cuts.test_targets_U if self.has_sets("test") else None)
 
     def _say(self, sample: tuple[int, int] | None, name: str, option: str) -> None:
         if sample is not None and self._ranks().rank == 0:
@@ -318,8 +398,11 @@ class SequenceDataModule(LightningDataModule, ABC):
         else:
             self._resume = state_dict or None
 
-    def _loader(self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True) -> EvalLoader:
-        task = EvalTask(users_T, ends_T, with_target, self.with_times)
+    def _loader(
+        self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True, set_sizes_U: np.ndarray | None = None
+    ) -> EvalLoader:
+        sizes_T = None if set_sizes_U is None else set_sizes_U[users_T]
+        task = EvalTask(users_T, ends_T, with_target, self.with_times, sizes_T)
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
 
     @property

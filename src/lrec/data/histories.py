@@ -2,7 +2,7 @@
 B histories."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from lrec.data.formats.parsing import Table
 from lrec.data.formats.readers import Columns, Format, infer_format, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
 from lrec.data.sources.download import url_of
+from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
 from lrec.errors import UserError
@@ -32,6 +33,7 @@ class Histories(NamedTuple):
     lengths_B: np.ndarray
     times_N: np.ndarray | None = None  # of each item, in whole seconds
     events: pl.Series | None = None  # type of each item's event, text
+    features: Mapping[str, pl.Series] | None = None  # values of other columns for each item, by name
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
         ends_B = np.cumsum(self.lengths_B)
@@ -41,7 +43,16 @@ class Histories(NamedTuple):
             last = first + int(lengths_B.sum())
             times_N = None if self.times_N is None else self.times_N[first:last]
             events = None if self.events is None else self.events[first:last]
-            yield Histories(self.users[start : start + size], self.items[first:last], lengths_B, times_N, events)
+            features = {name: values[first:last] for name, values in (self.features or {}).items()}
+            users = self.users[start : start + size]
+            yield Histories(users, self.items[first:last], lengths_B, times_N, events, features)
+
+    def of_users(self, frame: pl.DataFrame) -> "Histories":
+        """The same with columns of a frame that has them by the user's `id`."""
+        mine = pl.DataFrame({"id": self.users.cast(pl.String)}).join(frame, on="id", how="left", maintain_order="left")
+        rows_N = np.repeat(np.arange(len(mine)), self.lengths_B)
+        of_items = {name: mine[name].gather(rows_N) for name in frame.columns if name != "id"}
+        return self._replace(features={**(self.features or {}), **of_items})
 
 
 class ReadingRules(NamedTuple):
@@ -49,27 +60,34 @@ class ReadingRules(NamedTuple):
 
     columns: Columns
     min_rating: float | None = None  # compared where the rows have a column of ratings
-    repeats: bool = True
+    repeats: Repeats = True
+    features: Mapping[str, bool] | None = None  # columns that a network reads, and whether they are numbers
 
 
-def histories_of(table: Any, with_times: bool = False, with_events: bool = False) -> Histories:
+def histories_of(
+    table: Any, with_times: bool = False, with_events: bool = False, features: Collection[str] = ()
+) -> Histories:
     """Histories in memory: a Polars or pandas table with a row per user (columns user, which may be absent, and items,
     lists) or per interaction in time order (columns user and item), or a list of lists. Times and types of event are
-    read, where they are asked for and there, from columns times and events (lists), or time and event."""
+    read, where they are asked for and there, from columns times and events (lists), or time and event; features from
+    columns of their names, a list or a single value in each row of a user."""
     if not hasattr(table, "columns"):
         return _of_lists({"items": table})
     wanted = {"user", "item", "items"} | ({"time", "times"} if with_times else set())
-    wanted |= {"event", "events"} if with_events else set()
+    wanted |= ({"event", "events"} if with_events else set()) | set(features)
     names = [str(name) for name in table.columns]
     columns = {name: table[name] if name == "items" else _column(table[name]) for name in names if name in wanted}
     if "items" not in columns and {"user", "item"} <= columns.keys():
-        columns = {name: column for name, column in columns.items() if name in ("user", "item", "time", "event")}
-        rows = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.exclude("user").name.suffix("s"))
+        of_rows = ("user", "item", "time", "event", *features)
+        columns = {name: column for name, column in columns.items() if name in of_rows}
+        mine = [name for name in features if name in columns]
+        users = pl.DataFrame(columns).group_by("user", maintain_order=True)
+        rows = users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine)
         columns = rows.to_dict()
     if "items" not in columns:
         there = ", ".join(names)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
-    return _of_lists(columns)
+    return _of_lists(columns, features)
 
 
 def histories_in(
@@ -87,7 +105,7 @@ def histories_in(
     memory and a temporary folder; blocks then come in the order of the users' ids.
 
     `otherwise` names columns to fall back on where the file lacks those of `reading`. Times and types of event, where a
-    row is a user, are in columns times and events of lists.
+    row is a user, are in columns times and events of lists, features in columns of their names.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name one file")
@@ -102,14 +120,15 @@ def histories_in(
     found, names = first.frame.columns, vars(columns)
     others = {key: name for key, name in vars(otherwise).items() if name in found and names[key] not in found}
     min_rating = reading.min_rating if columns.rating in found else None
-    reading = reading._replace(columns=replace(columns, **others), min_rating=min_rating)
+    features = {name: is_number for name, is_number in (reading.features or {}).items() if name in found}
+    reading = reading._replace(columns=replace(columns, **others), min_rating=min_rating, features=features)
     if file_format == "lines":
         for table in tables:
             runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
             yield Histories(runs["value"], table.frame["item"], runs["len"].to_numpy().astype(np.int64))
     elif _has_lists(first.frame):
         wanted = [name for name, wants in (("times", with_times), ("events", with_events)) if wants]
-        whole = (_of_table(table, reading.columns.user, wanted) for table in tables)
+        whole = (_of_table(table, reading.columns.user, wanted, features) for table in tables)
         yield from (block for histories in whole for block in histories.blocks())
     else:
         yield from _in_order(path, tables, reading, with_times)
@@ -134,8 +153,8 @@ def _lists(histories: Any) -> pl.Series:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
 
-def _of_lists(columns: Mapping[str, Any]) -> Histories:
-    """From a column items of lists and, where there are any, user, times and events (lists)."""
+def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> Histories:
+    """From a column items of lists and, where there are any, user, times and events (lists), and features."""
     lists = _lists(columns["items"])
     lengths = lists.list.len().fill_null(0)
     items = lists.filter(lengths > 0).explode().cast(pl.String)
@@ -145,7 +164,14 @@ def _of_lists(columns: Mapping[str, Any]) -> Histories:
         times_N = in_seconds(_laid(columns["times"], lengths, "times"), "histories: times")
     if "events" in columns:
         events = _laid(columns["events"], lengths, "events").cast(pl.String)
-    return Histories(users, items, lengths.to_numpy().astype(np.int64), times_N, events)
+    given = {
+        name: _laid(columns[name], lengths, name)
+        if isinstance(columns[name].dtype, pl.List | pl.Array | pl.Object)
+        else columns[name].gather(np.repeat(np.arange(len(lists)), lengths))
+        for name in features
+        if name in columns
+    }
+    return Histories(users, items, lengths.to_numpy().astype(np.int64), times_N, events, given)
 
 
 def _laid(lists: pl.Series, lengths: pl.Series, name: str) -> pl.Series:
@@ -166,25 +192,26 @@ def _has_lists(frame: pl.DataFrame) -> bool:
     return isinstance(lists.dtype, pl.List | pl.Array) or bool(text)
 
 
-def _of_table(table: Table, user_column: str, beside: list[str]) -> Histories:
+def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
     if user_column not in table.frame.columns:
         raise UserError(f"{table.name} has no column {user_column} (option user_column)")
     columns = {"user": table.frame[user_column]}
-    for name in ("items", *beside):
+    for name in ("items", *beside, *features):
         if name not in table.frame.columns:
             continue
         columns[name] = table.frame[name]
-        if columns[name].dtype == pl.String:
+        is_text = columns[name].dtype == pl.String
+        if is_text and (name not in features or columns[name].drop_nulls().head(1).str.starts_with("[").any()):
             try:
                 columns[name] = columns[name].str.json_decode(pl.List(pl.String))
             except pl.exceptions.PolarsError:
                 raise UserError(f"{table.name}: {name} are not a list in every row from {table.first_row} on") from None
-    return _of_lists(columns)
+    return _of_lists(columns, features)
 
 
 def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_times: bool) -> Iterator[Histories]:
     def read() -> RawInteractions:
-        interactions = to_interactions(tables, reading.columns, reading.min_rating)
+        interactions = to_interactions(tables, reading.columns, reading.min_rating, features=reading.features)
         return replace(interactions, repeats=reading.repeats)
 
     with temporary(Path(tempfile.gettempdir()) / "lrec-histories") as folder:
@@ -200,5 +227,6 @@ def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_t
                 times_N = store.seconds(np.arange(first, last))
             if store.events_N is not None:
                 events = pl.Series(store.event_types, dtype=pl.String).gather(store.events_N[first:last])
+            features = {name: store.feature_values(name, slice(first, last)) for name in store.features}
             users = store.raw_user_ids[start : start + BLOCK].alias("user")
-            yield Histories(users, items, np.diff(offsets_B1), times_N, events)
+            yield Histories(users, items, np.diff(offsets_B1), times_N, events, features)

@@ -1,7 +1,8 @@
 """What scores without a network, from the unreduced training part alone; it stands beside every model.
 
     popularity          log p_j, with p_j the item's share of the training interactions
-    recent-popularity   log(n_j + p_j), n_j counting the last tenth of them in time; absent where there are no times
+    recent-popularity   log(n_j + p_j), n_j counting the last tenth of them in time, or those of a
+                        duration before the last; absent where there are no times
     repeat-last         the items of the input, the last one first, then all others by popularity
     markov              log(n_ij + p_j), n_ij counting how often j followed the last item i
     item-graph          log(g_j + c p_j), g_j adding up how often j followed shortly after each of the last items
@@ -26,6 +27,7 @@ from lrec.common.hardware import available_gib
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.splits.rules import Split, ranges
 from lrec.data.store.made_once import Arrays, made_beside
+from lrec.data.store.store import TIME_UNITS, seconds_in
 from lrec.evaluation.followers import Followers, bytes_to_count, edges_of
 from lrec.evaluation.metrics import KS
 from lrec.evaluation.shared_scoring import leads, number, of_first
@@ -46,8 +48,10 @@ class Baselines:
     """The baselines of a split; what they count, they count when they are first asked to score. `names` are those of
     BASELINES that the data allow."""
 
-    def __init__(self, split: Split, device: torch.device) -> None:
-        self._split, self._device = split, device
+    def __init__(self, split: Split, device: torch.device, recent: float | str = RECENT_SHARE) -> None:
+        """Count in the training part of the split; `recent` is the share, or the duration, that recent-popularity
+        counts."""
+        self._split, self._device, self._recently = split, device, recent
         self._share_V = split.counts_V / split.counts_V.sum()
         self._k = min(max(KS), len(self._share_V))
         self.names = [name for name in BASELINES if name != "recent-popularity" or split.store.times_N is not None]
@@ -81,11 +85,15 @@ class Baselines:
             store, rows_N = self._split.store, self._training_rows()
             assert store.times_N is not None
             times_N = store.times_N[rows_N]
-            earliest = np.partition(times_N, place := int((1 - RECENT_SHARE) * len(times_N)))[place]
+            if isinstance(self._recently, str):
+                unit = TIME_UNITS[store.facts["time_unit"]]
+                earliest = times_N.max() + 1 - (seconds_in(self._recently) or 0) * unit
+            else:
+                earliest = np.partition(times_N, place := int((1 - self._recently) * len(times_N)))[place]
             items_N = self._split.catalogue_index_I[store.items_N[rows_N[times_N >= earliest]]]
             return {"counts_V": np.bincount(items_N, minlength=len(self._share_V))}
 
-        return self._common(self._counted("recent-popularity", count)["counts_V"] + self._share_V)
+        return self._common(self._counted(f"recent-popularity-{self._recently}", count)["counts_V"] + self._share_V)
 
     def _common(self, values_V: np.ndarray) -> tuple[CommonOrder, Tensor]:
         """The order of the logarithms, and each item's cross-entropy."""

@@ -36,7 +36,7 @@ class Cases:
     blank_N: np.ndarray | None = None  # which items are blanked in place, of no history all
     times_N: np.ndarray | None = None  # of each item in whole seconds; None where the data have none
     asked_C: np.ndarray | None = None  # time of the target; None where the data have none
-    events_N: np.ndarray | None = None  # type of each item's event; None where the data have none
+    events_N: np.ndarray | None = None  # `Split.events` of each item; None where the data have none
 
     def __len__(self) -> int:
         return len(self.users_C)
@@ -102,7 +102,7 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
         targets_C=items_I[targets_C],
         times_N=store.seconds(rows_N) if has_times else None,
         asked_C=store.seconds(targets_C) if has_times else None,
-        events_N=None if store.events_N is None else store.events_N[rows_N].astype(np.int64),
+        events_N=split.events(rows_N),
     )
     return cases.where(lengths_C > 0)
 
@@ -172,7 +172,8 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
     differs_N = np.zeros(len(shorter_N), dtype=bool)
     for values_N in (cases.items_N, cases.blank_N, cases.times_N, cases.events_N):
         if values_N is not None:
-            differs_N |= values_N[shorter_N] != values_N[longer_N]
+            unequal = values_N[shorter_N] != values_N[longer_N]
+            differs_N |= unequal if unequal.ndim == 1 else unequal.any(axis=1)
     goes_on_P = np.bincount(np.repeat(np.arange(len(lengths_P)), lengths_P)[differs_N], minlength=len(lengths_P)) == 0
     if cases.times_N is not None and cases.asked_C is not None:
         next_P = np.minimum(cases.starts_C[longer_P] + lengths_P, len(cases.times_N) - 1)
@@ -265,7 +266,7 @@ def values_of(
     values = {}
     for metric in metrics:
         for label, k in zip(metric.labels, metric.cutoffs, strict=True):
-            if isinstance(metric, Mean) and (k == LIST_LENGTH or not metric.of_lists):
+            if isinstance(metric, Mean) and not metric.of_sets and (k == LIST_LENGTH or not metric.of_lists):
                 has_none_C = metric.shares(found, k) <= 0
                 values[label] = metric.of_targets(found, k).double().masked_fill(has_none_C, torch.nan).numpy()
     return values

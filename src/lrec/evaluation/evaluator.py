@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
 from lrec.evaluation.baselines import BASELINES, Baselines
-from lrec.evaluation.metrics import METRICS, Evaluation, Metric
+from lrec.evaluation.metrics import METRICS, Evaluation, Metric, Sets
 from lrec.ranking.scoring import Scores
 
 
@@ -26,24 +28,44 @@ class Evaluator:
         self._metrics = metrics
         self._baselines: Baselines | None = None
         self._under_way: dict[str, Evaluation] = {}
+        self._users_of: dict[tuple[str, bool], np.ndarray] = {}
 
     def begin(self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False) -> None:
         """Before the first batch. `counts_V`, the items' training interactions, lies where scores will; where training
         goes on (`fitting`) only popularity stands beside the model."""
         if self._baselines is None:
-            self._baselines = Baselines(data.cuts, counts_V.device)
+            self._baselines = Baselines(data.cuts, counts_V.device, data.recent_popularity)
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
         anew = [name for name in beside if f"{stage}/{name}" not in self.figures]
         scorers = ["model", *(anew if fitting else self._baselines.with_room(anew))]
-        self._under_way = {scorer: Evaluation(counts_V, self._metrics) for scorer in scorers}
+        users_U = self._users(stage, data, fitting)
+        users = None if users_U is None else torch.from_numpy(users_U).to(counts_V.device)
+        self._under_way = {scorer: self._evaluation(stage, data, counts_V, users) for scorer in scorers}
+
+    def names(self, stage: str, data: SequenceDataModule) -> list[str]:
+        """The metrics that an evaluation of these data has."""
+        some_user = torch.zeros(1) if _tells_users(stage, data) else None
+        return self._evaluation(stage, data, torch.ones(1), some_user).names
+
+    def _evaluation(self, stage: str, data: SequenceDataModule, counts_V: Tensor, users_U: Tensor | None) -> Evaluation:
+        return Evaluation(counts_V, self._metrics, data.has_sets(stage), data.cold_targets == "apart", users_U)
+
+    def _users(self, stage: str, data: SequenceDataModule, fitting: bool) -> np.ndarray | None:
+        if not _tells_users(stage, data):
+            return None
+        if (stage, fitting) not in self._users_of:
+            self._users_of[stage, fitting] = np.unique(data.evaluated(stage)[0].users_T)
+        return self._users_of[stage, fitting]
 
     def add(self, batch: EvalBatch, scores: Scores) -> None:
         assert self._baselines is not None
-        baselines = self._baselines
+        baselines, sets = self._baselines, None
+        if batch.true_targets_P is not None and batch.true_items_P is not None and batch.n_true_M is not None:
+            sets = Sets(batch.true_targets_P, batch.true_items_P, batch.n_true_M)
 
         def add_scores_of(scorer: str) -> None:
             found = scores if scorer == "model" else baselines.score(scorer, batch)
-            self._under_way[scorer].update(found, batch.targets_M, batch.weights_M)
+            self._under_way[scorer].update(found, batch.targets_M, batch.weights_M, batch.users_M, sets)
 
         if cpu_threads.is_cpu(batch.targets_M.device):
             cpu_threads.mapped(add_scores_of, list(self._under_way)[::-1])  # the last baseline takes longest
@@ -63,3 +85,9 @@ class Evaluator:
             figures = self.figures.get(f"{stage}/{baseline}", {})
             named |= {f"{stage}/{baseline}/{name}": value for name, value in figures.items() if math.isfinite(value)}
         return named
+
+
+def _tells_users(stage: str, data: SequenceDataModule) -> bool:
+    """Whether a user may have several targets, each of which is evaluated by itself."""
+    number_U = data.cuts.val_targets_U if stage == "val" else data.cuts.test_targets_U
+    return not data.has_sets(stage) and bool(number_U.max(initial=0) > 1)

@@ -2,7 +2,8 @@
 
 A metric of your own is a class too, named by `--model.metrics`: most inherit from `Mean`.
 
-Shape suffixes: B targets, V catalogue, K list length (of a list), K cut-offs (of values).
+Shape suffixes: B targets, V catalogue, K list length (of a list), K cut-offs (of values), P pairs of a target and an
+item of its set, U users.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import reduced
@@ -22,6 +24,8 @@ from lrec.ranking.scoring import Scores
 
 KS = (1, 5, 10, 50)
 _SUFFIXES = ("", "_unseen")
+# What stands behind these: figures of the targets inside the catalogue alone, and means over users.
+WARM, BY_USER = "_warm", "_by_user"
 Best = Literal["min", "max"]
 
 
@@ -34,6 +38,9 @@ class Found(NamedTuple):
         top_BK: The best items, catalogue indices, best first; -1 in unused slots.
         targets_B: The targets, catalogue indices; -1 outside the catalogue.
         counts_V: Training interactions of each item.
+        true_BK: Where targets are sets, whether each of the best items is in the row's set; loss, rank and target are
+            then those of the set's first item. None where a target is one item.
+        n_true_B: Items of each set.
     """
 
     loss_B: Tensor
@@ -41,6 +48,42 @@ class Found(NamedTuple):
     top_BK: Tensor
     targets_B: Tensor
     counts_V: Tensor
+    true_BK: Tensor | None = None
+    n_true_B: Tensor | None = None
+
+    def true_at(self, k: int) -> tuple[Tensor, Tensor]:
+        """Of sets: which of the best k items are true (B, k or as many as there are), 0 or 1, and the places of these
+        in the list, from 1; float64."""
+        assert self.true_BK is not None
+        true_BK = self.true_BK[:, :k].double()
+        return true_BK, torch.arange(1, true_BK.shape[1] + 1, dtype=torch.float64, device=true_BK.device)
+
+    def most_true(self, k: int) -> Tensor:
+        """Of sets: how many true items the best list of k has (B)."""
+        assert self.n_true_B is not None
+        return self.n_true_B.clamp(1, k)
+
+
+class Sets(NamedTuple):
+    """What targets stand for where they are sets: pairs of a target and a catalogue item, ascending, and the number of
+    each set's items, those outside the catalogue too."""
+
+    targets_P: Tensor
+    items_P: Tensor
+    n_true_B: Tensor
+
+    @property
+    def n_known_B(self) -> Tensor:
+        none_B = torch.zeros_like(self.n_true_B)
+        return none_B.index_add_(0, self.targets_P, torch.ones_like(self.targets_P))
+
+    def joined(self, found: Found) -> Found:
+        """What is found, with what is true of it."""
+        n_items, rows_B1 = len(found.counts_V), torch.arange(len(found.top_BK), device=found.top_BK.device)[:, None]
+        keys_P, keys_BK = self.targets_P * n_items + self.items_P, rows_B1 * n_items + found.top_BK
+        at_BK = torch.searchsorted(keys_P, keys_BK)
+        true_BK = (F.pad(keys_P, (0, 1), value=-1)[at_BK] == keys_BK) & (found.top_BK >= 0)
+        return found._replace(true_BK=true_BK, n_true_B=self.n_true_B)
 
 
 @dataclass(frozen=True)
@@ -53,6 +96,7 @@ class Metric(ABC):
         at_k: Whether there is one for each k of `KS`.
         of_lists: Whether it looks at the items listed.
         ranks: Whether there are two, of all items and of those that the user has not seen.
+        of_sets: Whether it is one of sets alone: of all items of a user in a window of time.
         state: How the states of processes become one: by their sum, or the least of each element.
     """
 
@@ -61,6 +105,7 @@ class Metric(ABC):
     at_k: ClassVar[bool] = True
     of_lists: ClassVar[bool] = False
     ranks: ClassVar[bool] = True
+    of_sets: ClassVar[bool] = False
     state: ClassVar[Literal["sum", "min"]] = "sum"
 
     @property
@@ -89,9 +134,12 @@ class Mean(Metric):
 
     Attributes:
         with_error: Whether its standard error is a figure too, targets being drawn.
+        in_parts: Whether it is also a figure of the targets inside the catalogue alone (`_warm`), where these are told
+            apart, and a mean over users of the means over each one's targets (`_by_user`), where users have several.
     """
 
     with_error: ClassVar[bool] = False
+    in_parts: ClassVar[bool] = False
 
     @abstractmethod
     def of_targets(self, found: Found, k: int) -> Tensor:
@@ -137,31 +185,43 @@ class CrossEntropy(Mean):
 
 
 class HitRate(Mean):
-    """HR@k = [rank <= k]."""
+    """HR@k = [rank <= k]; of a set, whether the best k items have one of it."""
 
     name = "HR"
+    in_parts = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
+        if found.true_BK is not None:
+            return found.true_at(k)[0].amax(1)
         return (found.rank_B <= k).double()
 
 
 class NDCG(Mean):
-    """NDCG@k = [rank <= k] / log2(1 + rank)."""
+    """NDCG@k = [rank <= k] / log2(1 + rank); of a set, the sum over its items among the best k of 1 / log2(1 + place),
+    divided by that of the best possible list."""
 
     name = "NDCG"
     with_error = True
+    in_parts = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
+        if found.true_BK is not None:
+            true_BK, places_K = found.true_at(k)
+            ideal_K = (1 / torch.log2(torch.arange(2, k + 2, device=true_BK.device).double())).cumsum(0)
+            return (true_BK / torch.log2(1 + places_K)).sum(1) / ideal_K[found.most_true(k) - 1]
         rank_B = found.rank_B.double()
         return (rank_B <= k) / torch.log2(1 + rank_B)
 
 
 class MRR(Mean):
-    """MRR@k = [rank <= k] / rank."""
+    """MRR@k = [rank <= k] / rank; of a set, 1 / place of its first item among the best k."""
 
     name = "MRR"
 
     def of_targets(self, found: Found, k: int) -> Tensor:
+        if found.true_BK is not None:
+            true_BK, places_K = found.true_at(k)
+            return (true_BK / places_K).amax(1)
         rank_B = found.rank_B.double()
         return (rank_B <= k) / rank_B
 
@@ -206,7 +266,59 @@ class MeanPopularity(Mean):
         return (found.top_BK[:, :k] >= 0).sum(1).double()
 
 
-METRICS: tuple[Metric, ...] = (CrossEntropy(), HitRate(), NDCG(), MRR(), Coverage(), MeanPopularity())
+class Recall(Mean):
+    """recall@k of sets = true items among the best k / items of the set."""
+
+    name = "recall"
+    of_sets = True
+    with_error = True
+    in_parts = True
+
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        assert found.n_true_B is not None
+        return found.true_at(k)[0].sum(1) / found.n_true_B.clamp(min=1)
+
+
+class MicroRecall(Recall):
+    """micro_recall@k of sets = true items among the best k / items of the sets, both summed over users."""
+
+    name = "micro_recall"
+    with_error = False
+
+    def shares(self, found: Found, k: int) -> Tensor:
+        assert found.n_true_B is not None
+        return found.n_true_B
+
+
+class Precision(Mean):
+    """precision@k of sets = true items among the best k / k."""
+
+    name = "precision"
+    of_sets = True
+    in_parts = True
+
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        return found.true_at(k)[0].sum(1) / k
+
+
+class MAP(Mean):
+    """MAP@k of sets = mean over users of the sum of precision@i over the places i <= k of true items, divided by
+    min(k, items of the set)."""
+
+    name = "MAP"
+    of_sets = True
+    with_error = True
+    in_parts = True
+
+    def of_targets(self, found: Found, k: int) -> Tensor:
+        true_BK, places_K = found.true_at(k)
+        return (true_BK * true_BK.cumsum(1) / places_K).sum(1) / found.most_true(k)
+
+
+METRICS: tuple[Metric, ...] = (
+    *(CrossEntropy(), HitRate(), NDCG(), MRR(), Coverage(), MeanPopularity()),
+    *(Recall(), MicroRecall(), Precision(), MAP()),
+)
 
 
 def with_own(own: list[Metric] | Metric | None) -> tuple[Metric, ...]:
@@ -237,35 +349,102 @@ def metric_names(metrics: Sequence[Metric] = METRICS) -> list[str]:
 
 def best_is(name: str, metrics: Sequence[Metric] = METRICS) -> Best | None:
     """Which end of a metric is the best; None where neither is, and of unknown names."""
-    return next((each.best for each in metrics if name in metric_names([each])), None)
+    whole = name.removesuffix(BY_USER).removesuffix(WARM)
+    for each in metrics:
+        if name in metric_names([each]) or (isinstance(each, Mean) and each.in_parts and whole in metric_names([each])):
+            return each.best
+    return None
 
 
 class Evaluation:
     """A scorer's whole evaluation: cross-entropy, rank metrics over every item (`NDCG@10`), and over the items the user
-    has not seen (`NDCG@10_unseen`). `counts_V`, the items' training interactions, lies where scores will lie."""
+    has not seen (`NDCG@10_unseen`).
 
-    def __init__(self, counts_V: Tensor, metrics: Sequence[Metric] = METRICS) -> None:
-        self._counts_V = counts_V
-        self._targets_2 = torch.zeros(2, dtype=torch.float64, device=counts_V.device)  # all, and outside the catalogue
-        self._states = [
-            (each, suffix, each.empty(counts_V)) for suffix in _SUFFIXES for each in metrics if suffix in suffixes(each)
+    Args:
+        counts_V: The items' training interactions; they lie where scores will lie.
+        sets: Whether targets are sets.
+        warm: Whether targets inside the catalogue have figures of their own too.
+        users_U: Store indices of the users, ascending, for means over users too; None for none.
+    """
+
+    def __init__(
+        self,
+        counts_V: Tensor,
+        metrics: Sequence[Metric] = METRICS,
+        sets: bool = False,
+        warm: bool = False,
+        users_U: Tensor | None = None,
+    ) -> None:
+        self._counts_V, self._of_sets, self._users_U = counts_V, sets, users_U
+        # All, those outside the catalogue, and how many sets they are.
+        self._targets_3 = torch.zeros(3, dtype=torch.float64, device=counts_V.device)
+        there = [(suffix, each) for suffix in _SUFFIXES for each in metrics if suffix in suffixes(each)]
+        there = [(suffix, each) for suffix, each in there if sets or not each.of_sets]
+        in_parts = [(suffix, each) for suffix, each in there if isinstance(each, Mean) and each.in_parts]
+        if warm:
+            there += (in_warm := [(f"{suffix}{WARM}", each) for suffix, each in in_parts])
+            in_parts += in_warm
+        self._states = [(each, suffix, each.empty(counts_V)) for suffix, each in there]
+        # Of each user the sums of values, by cut-off, and of how much they count.
+        self._by_user = [
+            (each, suffix, self._targets_3.new_zeros(len(each.cutoffs) + 1, len(users_U)))
+            for suffix, each in in_parts
+            if users_U is not None
         ]
 
-    def update(self, scores: Scores, targets_B: Tensor, weights_B: Tensor) -> None:
+    @property
+    def names(self) -> list[str]:
+        """Its metrics, by name."""
+        names = [f"{label}{suffix}" for each, suffix, _ in self._states for label in each.labels]
+        return names + [f"{label}{suffix}{BY_USER}" for each, suffix, _ in self._by_user for label in each.labels]
+
+    def update(
+        self,
+        scores: Scores,
+        targets_B: Tensor,
+        weights_B: Tensor,
+        users_B: Tensor | None = None,
+        sets: Sets | None = None,
+    ) -> None:
+        """Add targets; of those of weight 0 nothing counts. `users_B` are needed for means over users."""
         of_all = Found(scores.loss_B, scores.rank_B, scores.top_BK, targets_B, self._counts_V)
         of_unseen = of_all._replace(rank_B=scores.rank_unseen_B, top_BK=scores.top_unseen_BK)
-        self._targets_2 += torch.stack([weights_B.sum(), (weights_B * (targets_B < 0)).sum()])
+        found, known_B, n_B = {"": of_all, "_unseen": of_unseen}, (targets_B >= 0).long(), torch.ones_like(targets_B)
+        if sets is not None:
+            found = {suffix: sets.joined(each) for suffix, each in found.items()}
+            known_B, n_B = sets.n_known_B, sets.n_true_B
+        weights = dict.fromkeys(found, weights_B)
+        for suffix, each in [*found.items()]:
+            found[f"{suffix}{WARM}"] = each if sets is None else each._replace(n_true_B=known_B)
+            weights[f"{suffix}{WARM}"] = weights_B * (known_B > 0)
+        counted = (n_B, n_B - known_B, torch.ones_like(n_B))
+        self._targets_3 += torch.stack([(weights_B * each_B).sum() for each_B in counted])
         for metric, suffix, state in self._states:
-            metric.add(state, of_unseen if suffix else of_all, weights_B)
+            metric.add(state, found[suffix], weights[suffix])
+        if self._users_U is None or users_B is None:
+            return
+        place_B = torch.searchsorted(self._users_U, users_B)
+        for metric, suffix, state_K1U in self._by_user:
+            counts_B = weights[suffix].double()
+            values = [metric.of_targets(found[suffix], k).double() * counts_B for k in metric.cutoffs]
+            state_K1U.index_add_(1, place_B, torch.stack([*values, counts_B]))
 
     def compute(self) -> dict[str, float]:
         """Every metric by name, over the rows of all processes, which call this together."""
-        targets, outside = reduced(self._targets_2, "sum").tolist()
+        targets, outside, requests = reduced(self._targets_3, "sum").tolist()
         figures = {"targets": targets, "targets_outside_catalogue": outside}
+        if self._of_sets:
+            figures["targets_sets"] = requests
         for metric, suffix, state in self._states:
             state = reduced(state, metric.state)
             labels = [f"{label}{suffix}" for label in metric.labels]
             figures |= zip(labels, metric.values_K(state).tolist(), strict=True)
             if isinstance(metric, Mean) and metric.with_error:
                 figures |= zip((f"{label}_se" for label in labels), metric.errors_K(state).tolist(), strict=True)
+        for metric, suffix, state_K1U in self._by_user:
+            state_K1U = reduced(state_K1U, "sum")
+            mean_KU = (state_K1U[:-1] / state_K1U[-1])[:, state_K1U[-1] > 0]
+            errors_K = mean_KU.std(1, correction=0) / mean_KU.shape[1] ** 0.5
+            for label, mean, error in zip(metric.labels, mean_KU.mean(1).tolist(), errors_K.tolist(), strict=True):
+                figures |= {f"{label}{suffix}{BY_USER}": mean, f"{label}{suffix}{BY_USER}_se": error}
         return figures

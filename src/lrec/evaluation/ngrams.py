@@ -13,10 +13,26 @@ Shape suffixes: N training interactions, U users, T distinct pairs of a context 
 
 import numpy as np
 
+from lrec.data.datamodule import SequenceDataModule
 from lrec.data.splits.rules import ranges
-from lrec.evaluation.cases import Cases
+from lrec.evaluation.cases import Cases, cases_before
 
 ORDERS = ("popularity", "bigram", "trigram")
+MOST_COUNTED = 20_000_000  # interactions, about ten seconds and two gibibytes
+
+
+def losses_of_test(data: SequenceDataModule) -> dict[str, float]:
+    """The mean cross-entropy of the test targets by n-grams of what a run of these data trains on, its first users
+    where that is too much; nothing where no target is known."""
+    part = data.batch_plan.part
+    lengths_U = part.lengths_U * (np.cumsum(part.lengths_U) <= MOST_COUNTED)
+    items_N = data.cuts.catalogue_index_I[part.items(ranges(part.starts_U, lengths_U))]
+    cases = cases_before(data.cuts, *data.evaluated("test")[0], len(ORDERS) - 1)
+    cases = cases.where(cases.targets_C >= 0)
+    if len(cases) == 0 or len(items_N) == 0:
+        return {}
+    losses = ngram_losses(items_N, lengths_U, data.n_items, cases)
+    return {name: float(losses[name].mean()) for name in ORDERS[1:]}
 
 
 def _find(keys_T: np.ndarray, keys_C: np.ndarray) -> np.ndarray:

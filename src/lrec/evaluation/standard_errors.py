@@ -13,13 +13,13 @@ def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
     return math.sqrt(float(by_user @ by_user)) / len(losses)
 
 
-def paired(small: list[pl.DataFrame], large: list[pl.DataFrame]) -> tuple[float, float]:
-    """How much the loss of the large size differs from that of the small one on the same targets, and its standard
-    error paired over users. Each has a table for every seed; seeds are averaged."""
+def paired(small: list[pl.DataFrame], large: list[pl.DataFrame], column: str = "loss") -> tuple[float, float]:
+    """How much a figure of the targets, their loss by default, differs between the large size and the small one on the
+    same targets, and its standard error paired over users. Each has a table for every seed; seeds are averaged."""
     one, other = (
-        pl.concat(tables).group_by("user", "step", maintain_order=True).agg(pl.col("loss").mean())
+        pl.concat(tables).group_by("user", "step", maintain_order=True).agg(pl.col(column).mean())
         for tables in (small, large)
     )
     both = one.join(other, on=["user", "step"], suffix="_large", maintain_order="left")
-    difference = both.select("user", difference=pl.col("loss_large") - pl.col("loss"))
+    difference = both.select("user", difference=pl.col(f"{column}_large") - pl.col(column))
     return float(difference["difference"].to_numpy().mean()), standard_error(difference, "difference")

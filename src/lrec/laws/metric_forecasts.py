@@ -21,7 +21,8 @@ from lrec.laws.intervals import Prediction
 from lrec.laws.law import Array
 from lrec.laws.table import has_lengths, metrics_in, points_of_most_data
 
-RISING = ("HR@", "NDCG@", "MRR@")  # better if higher; another metric is better if lower where it falls with the loss
+# Better if higher; another metric is better if lower where it falls with the loss.
+RISING = ("HR@", "NDCG@", "MRR@", "recall@", "micro_recall@", "precision@", "MAP@")
 FARTHEST = 20.0  # ln of how many times the largest size a loss may count as; where losses are alike, all are far away
 
 

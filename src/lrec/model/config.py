@@ -142,7 +142,7 @@ class TransformerConfig:
         architecture: What a block is made of.
         parametrisation: How learning rates and residual branches follow the shape.
         vector_width: Width of the vectors that are given for items (`item_vectors`); None without.
-        event_types: Types of event that are read with the items; 0 for none.
+        event_types: Types of event, and values of features, that are read with the items; 0 for none.
         own_rows: Whether the item table has rows that are trained, to which those made of vectors are added.
     """
 

@@ -1,13 +1,14 @@
-"""What a network reads of an event beside its item: its type, such as view or buy, and its time, each as a vector that
-is added to the item's, and times also as buckets of gaps, for attention's bias.
+"""What a network reads of an event beside its item: its type, such as view or buy, its features, and its time, each as
+a vector that is added to the item's, and times also as buckets of gaps, for attention's bias.
 
 Times are whole seconds. A batch's times_BT are those of its events and, after each row's last one, of the request:
 position l stands at time l and is asked at time l + 1. Shape suffixes: B batch rows, L positions, T = L + 1 times,
-C positions that are read, D width.
+C positions that are read, F rows of the table of features that an event has at most, D width.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lrec.model.attention_context import Context
 from lrec.model.config import TIME_BUCKETS, TransformerConfig
@@ -18,14 +19,19 @@ _CACHED = -1  # where a cache keeps times; layers count from 0
 
 
 class EventInput(nn.Module):
-    """A vector per type of event, added to the items. No row of the item table has it, so no score does."""
+    """A vector per type of event, added to the items; with features a vector per value, of which an event has several.
+    No row of the item table has them, so no score does."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.event_types, config.width))
 
     def forward(self, hidden_BLD: Tensor, events_BL: Tensor) -> Tensor:
-        return hidden_BLD + self.weight[events_BL]
+        if events_BL.ndim == 2:
+            return hidden_BLD + self.weight[events_BL]
+        # With features, (B, L, F): rows of all columns in one table, -1 where a column adds nothing.
+        rows_BLFD = F.embedding(events_BL.clamp(min=0), self.weight)
+        return hidden_BLD + rows_BLFD.masked_fill((events_BL < 0)[..., None], 0.0).sum(2)
 
 
 class TimeInput(nn.Module):

@@ -38,18 +38,24 @@ class NewItems(NamedTuple):
 
 
 def vectors_of(path: Path, raw_ids: pl.Series, rows: slice = slice(None)) -> tuple[Tensor, NewItems]:
-    """A file's vectors of rows of the catalogue, and of new items, in float32; UserError where one cannot be used.
+    """A file's vectors of rows of the catalogue, and of new items, `scaled`; UserError where one cannot be used."""
+    return scaled(*read_item_vectors(path), raw_ids, rows, f"model.item_vectors {path}")
+
+
+def scaled(
+    ids: pl.Series, vectors_FW: np.ndarray, raw_ids: pl.Series, rows: slice, source: str
+) -> tuple[Tensor, NewItems]:
+    """Vectors of rows of the catalogue, and of new items, in float32.
 
     They are centred on the catalogue's mean and scaled so that the catalogue's mean squared length is 1. A network then
     begins with a table as large as any other, and what all items share changes no softmax.
     """
-    ids, vectors_FW = read_item_vectors(path)
     place = {raw_id: place for place, raw_id in enumerate(ids)}
     places_V = np.array([place.pop(raw_id, -1) for raw_id in raw_ids], dtype=np.int64)
     if (places_V < 0).any():
         missing = int((places_V < 0).sum())
         raise UserError(
-            f"model.item_vectors {path} has no vector for {missing:,} of the catalogue's {len(raw_ids):,} "
+            f"{source} has no vector for {missing:,} of the catalogue's {len(raw_ids):,} "
             f"items, such as {raw_ids[int((places_V < 0).argmax())]}: give each item one"
         )
     sum_W = np.zeros(vectors_FW.shape[1])
@@ -59,16 +65,16 @@ def vectors_of(path: Path, raw_ids: pl.Series, rows: slice = slice(None)) -> tup
     squares_V = np.concatenate([((vectors_FW[places_C] - centre_W) ** 2).sum(1) for places_C in _parts(places_V)])
     length = float(np.sqrt(squares_V.mean()))
     if length == 0:
-        raise UserError(f"model.item_vectors {path}: the items' vectors are all the same")
+        raise UserError(f"{source}: the items' vectors are all the same")
 
-    def scaled(places: np.ndarray) -> Tensor:
+    def centred(places: np.ndarray) -> Tensor:
         scaled_NW = np.empty((len(places), len(centre_W)), dtype=np.float32)
         for start in range(0, len(places), AT_ONCE):
             scaled_NW[start : start + AT_ONCE] = (vectors_FW[places[start : start + AT_ONCE]] - centre_W) / length
         return torch.from_numpy(scaled_NW)
 
     places_N = np.fromiter(place.values(), np.int64, len(place))
-    return scaled(places_V[rows]), NewItems(ids.gather(places_N), scaled(places_N))
+    return centred(places_V[rows]), NewItems(ids.gather(places_N), centred(places_N))
 
 
 def _parts(places: np.ndarray) -> list[np.ndarray]:

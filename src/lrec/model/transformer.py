@@ -121,7 +121,8 @@ class Transformer(nn.Module):
                 of a row; where there is one of each, the last block computes no other. Without a cache.
             times_BT: Times of the items and, after each row's last one, of the request (L + 1), in whole seconds; of
                 networks with `architecture.time`. With a cache, an item comes at the time of the request before it.
-            events_BL: Type of the event of each item, right-padded with any; of networks with `event_types`.
+            events_BL: Type of the event of each item, right-padded with any; of networks with `event_types`. With
+                features (B, L, F), see `EventInput`.
         """
         assert cache is None or (blank_BL is None and positions_M is None)
         assert (times_BT is not None) == self.reads_times, "times that the network reads are missing, or others given"

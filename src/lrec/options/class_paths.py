@@ -11,7 +11,7 @@ _OWN = ("lrec.", "torch.nn.", "torch.optim.")
 TEXT = {
     *("path", "store", "data_dir", "domains", "only_domain", "validate_from", "test_from", "size", "warm_start"),
     *("item_vectors", "user_column", "item_column", "time_column", "domain_column", "rating_column", "event_column"),
-    "target_events",
+    *("target_events", "categories", "numbers", "lists", "id_column"),
 }
 
 

@@ -12,6 +12,7 @@ import torch
 
 from lrec.common.files import check_writable, replacing, temporary
 from lrec.common.text_tables import counted
+from lrec.data.features import read_again
 from lrec.data.formats.readers import Columns, Format, read_titles
 from lrec.data.histories import ReadingRules, histories_in
 from lrec.data.store.long_work import Progress
@@ -41,6 +42,7 @@ def recommend(
     fallback: bool = True,
     now: str | None = None,
     item_vectors: Path | None = None,
+    user_features: Path | None = None,
     trust: bool = False,
 ) -> None:
     """Write the items that most likely come next for each user of a file, trained on or not.
@@ -69,8 +71,10 @@ def recommend(
         now: Time of the request, a number or an ISO date; of a network trained with architecture.time request. Such
             networks, and those with past or input, need the time of each interaction: in a row per user, a column of
             lists named times.
-        item_vectors: File with the vectors of the items that the network was trained with (model.item_vectors) and of
-            items that are new since, which may then be recommended.
+        item_vectors: File with the vectors, or the features, of the items that the network was trained with
+            (model.item_vectors, data.item_features) and of items that are new since, which may then be recommended.
+        user_features: File with the features of users (data.user_features), by the id in its first column, where these
+            are no columns of the histories.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     check_range("--k", k, at_least=1)
@@ -87,15 +91,19 @@ def recommend(
     if names is not None and not names["item"].is_in(model.item_ids.implode()).any():
         raise UserError(f"--titles {titles} names no item of the model: see --title_item_column")
     given = {"user": user_column, "item": item_column, "time": time_column}
-    if model.net.reads_events:
+    if model.reads_types:
         given["event"] = event_column
     elif event_column != AUTO:
         raise UserError("--event_column is of networks that read types of event (data.event_column)")
     trained = model.about.get("columns") or USUAL
     columns = replace(_columns(given, trained), rating=trained.get("rating"))
-    reading = ReadingRules(columns, model.about.get("min_rating"), model.about.get("repeats", True))
+    kinds = {each.column: each.kind == "numbers" for each in model.features}
+    reading = ReadingRules(columns, model.about.get("min_rating"), model.about.get("repeats", True), kinds)
     usual = _columns(given, USUAL)
-    blocks = histories_in(histories, format, reading, usual, model.net.reads_times, model.net.reads_events)
+    blocks = histories_in(histories, format, reading, usual, model.net.reads_times, model.reads_types)
+    if user_features is not None:
+        of_users = read_again(user_features, [each for each in model.features if each.of == "user"], "user_features")
+        blocks = (block.of_users(of_users) for block in blocks)
     if out is None:
         blocks = (next(block.blocks(SHOWN)) for block in islice(blocks, 1))
     shown, counts, progress = None, Counter[str](), Progress()

@@ -20,32 +20,46 @@ from lrec.checkpoint.trained import CATALOGUE, Trained, build_network, items_as_
 from lrec.checkpoint.writing import save_tensors
 from lrec.common.files import check_writable, replacing, write_json
 from lrec.common.text_tables import counted
+from lrec.data.features import vectors_of_file, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
-from lrec.model.item_vectors import vectors_of
+from lrec.model.item_vectors import scaled, vectors_of
 from lrec.options.class_paths import check_trusted
-from lrec.run import Run
+from lrec.run import UPDATE, Run
+from lrec.serving.card import run_of, write_card
 from lrec.serving.recommender import Model
 
 FORMAT = 2
 
 
-def export(ckpt_path: Path, out: Path, k: int = 10, item_vectors: Path | None = None, trust: bool = False) -> None:
+def export(
+    ckpt_path: Path,
+    out: Path,
+    k: int = 10,
+    item_vectors: Path | None = None,
+    trust: bool = False,
+    card: bool = False,
+) -> None:
     """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
 
     Args:
         ckpt_path: A run's folder (its best checkpoint), a checkpoint, a file or a folder of shards, or what this wrote.
         out: A .safetensors or .onnx file, or a folder, which gets model.safetensors; replaced where it exists.
         k: Length of the lists that an .onnx file gives.
-        item_vectors: File of vectors in which items are new since training; see lrec recommend.
+        item_vectors: File of vectors, or of item features, in which items are new since training; see lrec recommend.
         trust: Import classes that the checkpoint names and that are not lrec's own.
+        card: Write a model card beside the file (.md): the data, the test beside baselines, what the run's study
+            forecast, and limits. The checkpoint must lie in the folder of its run.
     """
     check_range("--k", k, at_least=1)
     file = Path(out) if Path(out).suffix in (".safetensors", ".onnx") else Path(out) / "model.safetensors"
     check_writable(file, "--out")
     model = load(ckpt_path, trust, item_vectors=item_vectors)
     step = model.about["step"]
+    if card:
+        write_card(model, run_of(Path(ckpt_path)), file.with_suffix(".md"))
+        print(f"model card written to {file.with_suffix('.md')}")
     if file.suffix == ".onnx":
         from lrec.serving.onnx import write_onnx
 
@@ -105,7 +119,11 @@ def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -
             told = f"item_vectors {item_vectors}: {path}"
             if trained_VW is None:
                 raise UserError(f"{told} makes no rows of vectors, give a checkpoint that does")
-            vectors_VW, new = vectors_of(item_vectors, stored.item_ids)
+            if any(each.of == "item" for each in vocabularies_of(stored.about)):
+                given = vectors_of_file(item_vectors, stored.about, stored.item_ids)
+                vectors_VW, new = scaled(*given, stored.item_ids, slice(None), f"item_vectors {item_vectors}")
+            else:
+                vectors_VW, new = vectors_of(item_vectors, stored.item_ids)
             if not torch.equal(vectors_VW, trained_VW.float()):
                 raise UserError(f"{told} was trained with other vectors for its items")
             stored = stored._replace(new=new)
@@ -142,9 +160,12 @@ def _read_exported(path: Path) -> Trained:
 
 
 def file_of(path: Path) -> Path:
-    """What is meant by a run's folder, its best checkpoint, or by an exported folder; else the path itself."""
+    """What is meant by a run's folder, its best checkpoint, by that of an update, the best of the run that it keeps, or
+    by an exported folder; else the path itself."""
     if not path.is_dir() or (path / STATE).exists():
         return path
+    if (path / UPDATE).is_file():
+        path = Path(json.loads((path / UPDATE).read_text(encoding="utf-8"))["serve"])
     exported, best = path / "model.safetensors", Run(path).best
     if not exported.exists() and not best.exists():
         raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name} (lrec fit)")

@@ -7,7 +7,9 @@ Needs the extra `onnx`: pip install "lrec[onnx]".
     times        int64 (batch, length + 1), of networks with architecture.time alone: times of the items and, after each
                  row's last one, of the request, in whole seconds; right-padded with any
     events       int64 (batch, length), of networks with data.event_column alone: type of each item's event, by its
-                 place in the metadata's event_names; right-padded with any
+                 place in the metadata's event_names; right-padded with any. With features of events or users
+                 (batch, length, columns): rows of one table, in which the types come first and then each column's
+                 values (Model.event_codes makes them); -1 for none
     scores       float32 (batch, catalogue): logits of every item
     top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index; -1 where there are
                  fewer than k
@@ -62,8 +64,10 @@ class HistoryScores(nn.Module):
         known_BL = (items_BL >= 0) & (items_BL <= most)
         if events_BL is not None:
             last_type = self.net.config.event_types - 1
-            known_BL = known_BL & (events_BL >= 0) & (events_BL <= last_type)
-            events_BL = events_BL.clamp(0, last_type)
+            least = 0 if events_BL.ndim == 2 else -1
+            fits = (events_BL >= least) & (events_BL <= last_type)
+            known_BL = known_BL & (fits if events_BL.ndim == 2 else fits.all(2))
+            events_BL = events_BL.clamp(least, last_type)
         fits_B1 = ((real_BL.sum(1) == lengths_B) & (lengths_B > 0) & (known_BL | ~real_BL).all(1))[:, None]
         items_BL, last_B = items_BL.clamp(0, most), (real_BL.sum(1) - 1).clamp(min=0)
         scores_BV = self.net(items_BL, head, times_BT=times_BT, events_BL=events_BL).where(fits_B1, math.nan)
@@ -87,7 +91,8 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     if size > LARGEST:
         raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters, an ONNX file holds less than 2")
     computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
-    given = _histories(net, 2, 3)  # one row or position torch.export would take for a constant
+    n_columns = model.n_event_columns
+    given = _histories(net, 2, 3, n_columns)  # one row or position torch.export would take for a constant
     batch = torch.export.Dim("batch", min=1)
     length = torch.export.Dim("length", min=1, max=net.config.max_len)
     shapes: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in INPUTS}
@@ -107,7 +112,7 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     assert program is not None
     program.model.metadata_props["item_ids"] = json.dumps(model.item_ids.to_list())
     program.model.metadata_props["lrec"] = json.dumps(model.about)
-    given = _histories(net, 5, net.config.max_len)
+    given = _histories(net, 5, net.config.max_len, n_columns)
     with replacing(file) as temporary, torch.inference_mode():
         program.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
@@ -118,12 +123,14 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     return difference
 
 
-def _histories(net: Transformer, rows: int, length: int) -> dict[str, Tensor]:
+def _histories(net: Transformer, rows: int, length: int, n_columns: int | None) -> dict[str, Tensor]:
     random, shape = np.random.default_rng(0), (rows, length)
     given = {"items": random.integers(net.config.n_items, size=shape)}
     given["lengths"] = random.integers(1, length, size=rows, endpoint=True)
     if net.reads_times:
         given["times"] = random.integers(0, 2**20, size=(rows, length + 1)).cumsum(1)
     if net.reads_events:
-        given["events"] = random.integers(net.config.event_types, size=shape)
+        given["events"] = random.integers(
+            net.config.event_types, size=shape if n_columns is None else (*shape, n_columns)
+        )
     return {name: torch.from_numpy(values) for name, values in given.items()}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch, batch_bounds, history_batch
+from lrec.data.features import Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.data.formats.times import in_seconds
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits.rules import ranges
@@ -67,7 +68,8 @@ class Model:
             histories: A Polars or pandas table with a row per user (columns user and items, lists) or per interaction
                 in time order (columns user and item), or a list of histories. Ids may be text or integers. A network
                 with `architecture.time` needs when each item was: a column times (lists) or time, numbers or dates. One
-                that reads types of event needs a column events (lists) or event.
+                that reads types of event needs a column events (lists) or event; one that reads features has columns of
+                their names (lists, or a single value for a user), and what is not given is missing.
             k: Most items of a list.
             exclude_seen: Leave out the items of the history.
             allowed: Only these items, a list or a column of raw ids, may be recommended; None for all.
@@ -86,7 +88,8 @@ class Model:
         """
         check_range("k", k, at_least=1)
         if not isinstance(histories, Histories):
-            histories = histories_of(histories, self.net.reads_times, self.net.reads_events)
+            columns = [each.column for each in self.features]
+            histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)
         request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, self._seconds(now))
         found = [self._of_block(block, *request) for block in histories.blocks()]
         return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
@@ -121,7 +124,7 @@ class Model:
         self, block: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None, fallback: bool, now: int
     ) -> pl.DataFrame:
         items_N, lengths_B, times_N = self.index(block.items), block.lengths_B, block.times_N
-        events_N = self._events(block.events) if self.net.reads_events else None
+        events_N = self.event_codes(block) if self.net.reads_events else None
         if self.net.reads_times and times_N is None:
             raise UserError("the network reads times (architecture.time): histories need a column times, or time")
         rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), np.cumsum(lengths_B) - lengths_B
@@ -177,8 +180,32 @@ class Model:
         last_B, items_BL = batch.positions_M.to(device), batch.items_BL.to(device)
         return net(items_BL, head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL)
 
-    def _events(self, events: pl.Series | None) -> np.ndarray:
-        """The type of each item's event, int64."""
+    @property
+    def reads_types(self) -> bool:
+        """Whether the network reads types of event."""
+        return bool(self.about.get("event_names"))
+
+    @cached_property
+    def features(self) -> list[Vocabulary]:
+        """Columns of events and of users that the network reads."""
+        return [each for each in vocabularies_of(self.about) if each.of != "item"]
+
+    def event_codes(self, block: Histories) -> np.ndarray:
+        """The type of each item's event, int64, or, with features, what the network reads of it, (N, F)."""
+        if not self.features:
+            return self._types(block.events)
+        codes = list(codes_of(self.features, block.features or {}, len(block.items)))
+        sizes = [each.size for each in self.features]
+        if self.reads_types:
+            codes, sizes = [self._types(block.events)[:, None], *codes], [len(self.about["event_names"]), *sizes]
+        return one_table(codes, sizes)
+
+    @property
+    def n_event_columns(self) -> int | None:
+        """What the network reads of an event beside item and time, in columns; None: its type alone, or nothing."""
+        return self.reads_types + sum(each.slots for each in self.features) if self.features else None
+
+    def _types(self, events: pl.Series | None) -> np.ndarray:
         if events is None:
             raise UserError(
                 "the network reads types of event (data.event_column): histories need a column events, or event"

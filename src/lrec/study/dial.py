@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
+from lrec.run import dotted
 from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import PLAN, Study, every_share, ladder_n_body
@@ -32,6 +33,9 @@ LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events 
 WALKED, RATED = 10, 4  # trials of a walk in the rate and the step or dropout, and of one in the rate alone
 STEP_S = 0.008  # of a step, beside its arithmetic: twice what it takes, as half the step is often the best
 RUN_S = 5.0  # to start, evaluate and end a run
+# Where a pass over the data takes too long with all items, and items that are drawn allow so many times the targets.
+LOSS, NEGATIVES, MORE_TARGETS = "model.loss", 1024, 2
+SAMPLED = {f"{LOSS}.class_path": "lrec.SampledSoftmax", f"{LOSS}.negatives": NEGATIVES, f"{LOSS}.power": 1.0}
 PLANNED = 0.95  # of the hours: studies take two thirds to three quarters of what is planned (benchmarks/hours.md)
 
 
@@ -72,9 +76,30 @@ def as_text(plan: dict[str, Any]) -> str:
 
 
 def _choose(study: Study) -> dict[str, Any]:
-    assert study.hours is not None
-    example = planned_runs(replace(study, sizes=["3k"], holdout=0, law=None, horizons=(1.0,)))[0]
+    example = _example(study)
     data, jobs = example.open_data(), study.jobs if study.jobs > 1 else study.n_cores
+    plan = _longest(study, example, data, jobs)
+    chosen = _choices(plan, data, jobs, study)
+    if plan.targets < data.U and not any(option.startswith(LOSS) for option in study.given):
+        drawing = replace(study, options=SAMPLED | dotted(study.options))
+        longer = _longest(drawing, _example(drawing), data, jobs)
+        if longer.targets > MORE_TARGETS * plan.targets:
+            chosen = _choices(longer, data, jobs, study)
+            chosen["options"] |= SAMPLED
+            chosen["reasons"].append(
+                f"Training compares a target with {NEGATIVES:,} items, drawn by popularity (SampledSoftmax); with all "
+                f"{data.n_items:,} the hours would allow {plan.targets:,} targets. Evaluation ranks all items."
+            )
+    return {"hours": study.hours} | chosen
+
+
+def _example(study: Study) -> PlannedRun:
+    return planned_runs(replace(study, sizes=["3k"], holdout=0, law=None, horizons=(1.0,)))[0]
+
+
+def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
+    """The plan of the most targets that the hours allow."""
+    assert study.hours is not None
     most = (study.given.get(EPOCHS) or MOST_PASSES) * data.U
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
@@ -82,13 +107,12 @@ def _choose(study: Study) -> dict[str, Any]:
     allowed = PLANNED * study.hours
     if (least := sum(low.hours.values())) > allowed:
         raise UserError(f"--hours {study.hours:g}: the smallest study takes {least / PLANNED:.2f}")
-    plan = high
-    if sum(high.hours.values()) > allowed:
-        while high.targets / low.targets > 1.02:
-            plan = _plan(math.isqrt(low.targets * high.targets), study, example, data, jobs)
-            low, high = (plan, high) if sum(plan.hours.values()) <= allowed else (low, plan)
-        plan = low
-    return {"hours": study.hours} | _choices(plan, data, jobs, study)
+    if sum(high.hours.values()) <= allowed:
+        return high
+    while high.targets / low.targets > 1.02:
+        plan = _plan(math.isqrt(low.targets * high.targets), study, example, data, jobs)
+        low, high = (plan, high) if sum(plan.hours.values()) <= allowed else (low, plan)
+    return low
 
 
 def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:

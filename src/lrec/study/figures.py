@@ -4,7 +4,6 @@ Validation losses within a run come before its learning rate has fallen and lie 
 would reach; the circles are best evaluations, which end a whole run.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import polars as pl
 
 from lrec.common.pictures import BLUE, GREY, INK, ORANGE, draw_frame, new_figure
 from lrec.laws.analysis import Analysis
+from lrec.laws.equivalents import Worth
 from lrec.laws.figures import LEGEND, style
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
@@ -66,17 +66,6 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     axes.set(xlabel="parameters of the network (without items)", ylabel=metric)
     draw_frame(axes)
     return figure
-
-
-def as_svg(figure: "Figure") -> str:
-    """A picture as SVG, the same each time; its text stays text."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    text = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lrec", "font.size": 9.5}):
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    return text.getvalue()
 
 
 def compute_figure(runs: Sequence[Points]) -> "Figure":
@@ -175,6 +164,31 @@ def studies_figure(
             axes.plot(*np.transpose(held_out), "D", ms=5, mfc="white", mec=color, mew=1.4)
     style(axes, x, y)
     axes.legend(**LEGEND)
+    return figure
+
+
+def exchange_figure(worths: Mapping[str, Worth], finding: str, cheapest: str | None) -> "Figure":
+    """What each step is worth in times the parameters, with its 90 % interval; the cheapest stands out."""
+    alt = f"{finding}. What each step is worth, in times the parameters of the network, with 90 % intervals"
+    figure = new_figure(6.4, 1.3 + 0.4 * len(worths), alt)
+    axes = figure.add_subplot()
+    shown = [n for worth in worths.values() for n in worth if 0 < n < np.inf]
+    left, right = min([*shown, 1.0]) / 1.2, 1.2 * max([*shown, 1.0])
+    for row, (name, worth) in enumerate([*worths.items()][::-1]):
+        color = BLUE if name == cheapest else GREY
+        times, low, high = np.clip(worth, left, right)
+        axes.plot([low, high], [row, row], color=color, lw=6, alpha=0.3, solid_capstyle="butt")
+        axes.plot([times], [row], "o", ms=6, color=color)
+        said = "beyond the ladder" if worth.times in (0, np.inf) else f"{worth.times:.2g} times"
+        axes.text(1.02, row, said, transform=axes.get_yaxis_transform(), va="center", color=color)
+    axes.axvline(1, color=GREY, lw=0.8, ls=":")
+    axes.set_xscale("log")
+    axes.set(xlim=(left, right), ylim=(-0.6, len(worths) - 0.4), xlabel="times the parameters that it is worth (90 %)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(lambda n, _: f"{n:g}" if f"{n:e}"[0] in "25" else "")
+    axes.set_yticks(range(len(worths)), [*worths][::-1])
+    axes.set_title(finding, loc="left", fontsize=10)
+    draw_frame(axes)
     return figure
 
 

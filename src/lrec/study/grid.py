@@ -32,11 +32,12 @@ class PlannedRun:
     horizon: float = 1.0  # share of the training that it ends after
     goes_on_from: str = ""  # name of the run of the next shorter horizon, whose steps before its rate falls are its own
     own: float = 1.0  # share of its training that is not that run's
+    generation: int = 0  # of those that start from one another, how many come before it
 
     @property
-    def wave(self) -> tuple[bool, float]:
+    def wave(self) -> tuple[int, float]:
         """By which runs come after those that they start from or go on from."""
-        return self.starts_from != "", self.horizon
+        return self.generation, self.horizon
 
     @property
     def config(self) -> RunConfig:
@@ -84,7 +85,8 @@ def planned_runs(study: Study) -> list[PlannedRun]:
             name = _name(size, share, variant, seed)
             starts_from = "" if source is None else _name(size, share, source, seed)
             run = PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from)
-            runs += _horizons(study, replace(run, options=compose(_arguments(study, run))))
+            generation, options = len(study.sources_of(variant)) - 1, compose(_arguments(study, run))
+            runs += _horizons(study, replace(run, options=options, generation=generation))
     return runs
 
 
@@ -120,7 +122,7 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
         }
         share = "" if horizon == 1 else f"horizon-{horizon:g}"
         name = run.name.removesuffix(f"seed{run.seed}") + _name(share, run.seed)
-        mine = replace(run, name=name, options=_changed(run.options, changes), horizon=horizon)
+        mine = replace(run, name=name, options=changed(run.options, changes), horizon=horizon)
         if runs:
             own = 1 - (1 - WSD_FALL) * runs[-1].horizon / horizon
             mine = replace(mine, goes_on_from=runs[-1].name, own=own)
@@ -128,7 +130,7 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
     return runs
 
 
-def _changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A run's options with other values, by dotted name."""
     options = deepcopy(options)
     for name, value in changes.items():

@@ -67,10 +67,10 @@ def train(
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
     """Train runs of a study, in order, within its limits; yield each with what became of it.
 
-    Runs that start from another one's network come after all others, those of a horizon after all shorter ones. A run
-    waits until as many GPUs are free as it takes, and sees no others; and for memory, of which `memory_gib` says what
-    each is expected to need. `watch` is called every few seconds: once it returns False, none starts, and those under
-    way save and stop. `carry_out` trains one of them; by default a process here does.
+    Runs that start from another one's network come after all that do not, those of a horizon after all shorter ones.
+    A run waits until as many GPUs are free as it takes, and sees no others; and for memory, of which `memory_gib` says
+    what each is expected to need. `watch` is called every few seconds: once it returns False, none starts, and those
+    under way save and stop. `carry_out` trains one of them; by default a process here does.
     """
     waiting = sorted(runs, key=attrgetter("wave"))
     gpus_of = {run.name: _gpus(run, study) for run in runs}

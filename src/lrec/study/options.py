@@ -53,7 +53,8 @@ class Study:
             or as [factor, exponent, exponent of the fraction], times the fraction to that power.
         size_options: Further options by size.
         variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
-        starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed.
+        starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed,
+            which may itself start from another one.
         grid: Lists of values of any options, such as trainer.max_epochs; each combination is a variant.
         tune: What short runs find by val/loss before anything else is trained: the learning rate (lr), and on request
             targets_per_step and dropout. They are a study of their own, OUT-tuning. Each held-out size tries its rate
@@ -144,10 +145,10 @@ class Study:
             if not re.fullmatch(r"[\w.-]*", variant):
                 raise UserError(f"--variants: the name {variant!r} must be made of letters, digits, '.', '_' and '-'")
         for variant, source in self.starts_from.items():
-            if not {variant, source} <= set(variants) or source in self.starts_from:
+            if not {variant, source} <= set(variants) or variant in self.sources_of(source):
                 raise UserError(
                     f"--starts_from {variant}: {source}: name two of --variants ({', '.join(variants)}), "
-                    "the second one starting from scratch"
+                    "the second one not starting from the first"
                 )
 
     def _check_law(self) -> None:
@@ -217,6 +218,13 @@ class Study:
     def every_variant(self) -> dict[str, dict[str, Any]]:
         """The options of each variant by name, those of the grid among them."""
         return combined(self.variants or {"": {}}, self.grid)
+
+    def sources_of(self, variant: str) -> list[str]:
+        """The variant, the one that it starts from, the one that this one starts from, and so on, each once."""
+        found = [variant]
+        while (source := self.starts_from.get(found[-1])) is not None and source not in found:
+            found.append(source)
+        return found
 
     @property
     def ladder(self) -> list[str]:

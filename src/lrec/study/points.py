@@ -17,7 +17,7 @@ from lrec.run import POINTS, find_points
 # Columns that tell lrec's own points.jsonl from other tables; and those that are read to choose among points, no more.
 OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash", "ended", "steps"}
 # Of a test's figures, those of baselines, and those that no size makes better.
-NO_METRICS = re.compile(r"test/(.*/.*|(coverage|popularity)@.*|loss|targets.*|.*_se)|(?!test/).*")
+NO_METRICS = re.compile(r"test/(.*/.*|(coverage|popularity)@.*|loss|targets.*|.*_(se|by_user|warm))|(?!test/).*")
 # Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them.
 LARGEST = 1e100
 # A run is over-fitted if its last validation loss is this many times its best one.

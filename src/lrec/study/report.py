@@ -1,7 +1,5 @@
 """What a study leaves behind: report.html, report.md, fit.json and figures, also in TensorBoard."""
 
-import base64
-import html
 import json
 import math
 import re
@@ -12,13 +10,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import markdown
 import polars as pl
-from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
 from scipy.special import stdtrit
 
 from lrec.common.files import write_text
+from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
@@ -31,7 +27,7 @@ from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
 from lrec.study.answer import BESIDE, METRIC, Answer, amount, answer_of
 from lrec.study.dial import as_text
-from lrec.study.figures import answer_figure, as_svg, compute_figure, iso_flop_figure, repetition_figure
+from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun
 from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
@@ -40,7 +36,9 @@ from lrec.study.price import price_rows
 from lrec.study.tuning import LR, Trial, Tuned
 
 # Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
-LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity)@\d+(_unseen)?(_se)?$|(loss|loss_se|targets\w*)$"
+LRECS = (
+    r".*/|(HR|NDCG|MRR|coverage|popularity|recall|micro_recall|precision|MAP)@\d+(_\w+)?$|(loss|loss_se|targets\w*)$"
+)
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95
@@ -57,14 +55,15 @@ def write_report(
     unfit: Mapping[str, str],
     tuned: Tuned | None = None,
     study: Study | None = None,
+    ngrams: Mapping[str, float] = {},
 ) -> str:
     """Join the predictions with the large runs' losses, write everything under `out`, and return report.md; `unfit`
-    says of ladders why they have no law.
+    says of ladders why they have no law, `ngrams` what loss counting alone has on the test targets.
 
     But for what runs took, an interrupted study ends with the same report as an undisturbed study.
     """
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    warned, sections = _under_trained(runs, points), list[str]()
+    warned, sections = _under_trained(runs, points, ngrams), list[str]()
     if (plan := out / PLAN).is_file():
         sections += ["## Plan", as_text(json.loads(plan.read_text(encoding="utf-8")))]
     sections += _tuned(runs, tuned) if tuned else []
@@ -73,9 +72,12 @@ def write_report(
     laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[Answer, Analysis]]()
     for ladder, mine in by_ladder(runs).items():
         own = {run.name: points[run.name] for run in mine}
-        longest = _of_all_data(mine)
+        longest = of_all_data(mine)
         of_longest = {run.name: own[run.name] for run in longest}
         sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(longest, of_longest)]
+        if ngrams and longest == of_all_data(runs):
+            counted = " and ".join(f"{loss:.4f} by {name}s" for name, loss in ngrams.items())
+            sections.append(f"Without a network, counting what these runs train on has a test loss of {counted}.")
         sections += _noise(out, longest, of_longest)
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
@@ -92,34 +94,24 @@ def write_report(
     answer = best and best[0]
     shown: dict[str, Any] = {"name": name, "answer": answer, "metric": METRIC, "beside": BESIDE}
     shown["prices"] = price_rows([column.price for column in answer.columns]) if answer else []
-    short = [_rendered("answer.md.j2", shown)] if answer else []
+    short = [rendered("study", "answer.md.j2", shown, amount=amount)] if answer else []
     report = "\n\n".join([f"# Scaling study {name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
     if best:
         figure = answer_figure(best[1], METRIC, best[0].finding)
-        picture = base64.b64encode(as_svg(figure).encode()).decode()
-        shown |= {"picture": picture, "alt": alt_text(figure)}
+        shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     shown["reason"] = next(iter(unfit.values()), "too few sizes were tested with it")
-    pictures = re.compile(r"^!\[(.*)\]\((.*)\)$", re.MULTILINE)
-    details = pictures.sub(r"Picture \2: \1.", html.escape("\n\n".join([*warned, *sections]), quote=False))
-    shown["details"] = Markup(markdown.markdown(details, extensions=["tables"]))
-    write_text(out / "report.html", _rendered("report.html.j2", shown))
+    shown["details"] = as_html("\n\n".join([*warned, *sections]))
+    write_text(out / "report.html", rendered("study", "report.html.j2", shown, amount=amount))
     return report
 
 
-def _rendered(template: str, shown: dict[str, Any]) -> str:
-    escape = select_autoescape(enabled_extensions=["html.j2"])
-    environment = Environment(loader=PackageLoader("lrec.study", "."), autoescape=escape, trim_blocks=True)
-    environment.filters["amount"] = amount
-    return environment.get_template(template).render(shown)
-
-
-def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
+def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float]) -> list[str]:
     """A warning before everything else, where most fitted sizes lose to counting what follows what."""
-    fitted = [points[run.name] for run in _of_all_data(runs) if not (run.held_out or points[run.name].diverged)]
+    fitted = [points[run.name] for run in of_all_data(runs) if not (run.held_out or points[run.name].diverged)]
     losing: dict[str, set[str]] = defaultdict(set)  # sizes by the baseline that is the best one before them
     for point in fitted:
-        counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
+        counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING} | dict(ngrams)
         ahead = {
             name: loss for name, loss in counting.items() if point.test_loss is not None and loss < point.test_loss
         }
@@ -137,7 +129,7 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[
     ]
 
 
-def _of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
+def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
     """Those with the most data that trained the longest."""
     most = max((run.fraction, run.horizon) for run in runs)
     return [run for run in runs if (run.fraction, run.horizon) == most]
@@ -212,7 +204,7 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
     factor, exponent, of_share = tuned.rules[LR]
     rule = f"{LR} = {factor:.4g} N_body^{exponent:.3g} share^{of_share:.3g}"
     others = [f"{option} = {value:g}" for option, value in tuned.options.items()]
-    of_all = _of_all_data(runs)
+    of_all = of_all_data(runs)
     costs = {run.name: tuned.cost(run) for run in of_all}
     worst = max(costs, key=costs.__getitem__)
     cost = f"Rates and steps as these are expected to cost at most {costs[worst]:.3f} nats ({worst})."
@@ -244,7 +236,7 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[
     rows = [["step in size", *(f"difference in {part} loss" for part in parts)]]
     for small, large in pairwise(losses):
         sides = [[[table.filter(part) for table in losses[size]] for size in (small, large)] for part in parts.values()]
-        rows.append([f"{small} to {large}", *("{:+.4f} ± {:.4f}".format(*paired(*side)) for side in sides)])
+        rows.append([f"{small} to {large}", *("{:+.4f} ± {:.4f}".format(*paired(one, other)) for one, other in sides)])
     note += ". Differences are paired over users, ± their standard error."
     return [rows_table(rows, text=(0,)), note]
 

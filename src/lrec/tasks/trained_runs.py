@@ -186,4 +186,5 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
 def _kind(run: TrainedRun) -> tuple[Any, Any]:
     """What runs of one size that differ in their seed alone share."""
     options = run.run.config.nested
-    return {**options["model"], "warm_start": None, "metrics": None}, options["data"].get("reduction")
+    since = {"since": None, "before": 0}  # which runs of before there were these do not have
+    return {**options["model"], "warm_start": None, "metrics": None}, since | (options["data"].get("reduction") or {})

@@ -33,7 +33,7 @@ class Trajectories:
     seen: Cases  # everything before the trajectory
     truth_CT: np.ndarray  # catalogue indices, -1 outside
     times_CT: np.ndarray | None  # in whole seconds, which is when an item is asked for
-    events_CT: np.ndarray | None  # types, which what is predicted in their places has
+    events_CT: np.ndarray | None  # `Split.events`, which what is predicted in their places has
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def trajectories(ladder: Ladder) -> Trajectories:
     rows_CT = (store.offsets_U1[users_C] + split.trajectory_U[users_C])[:, None] + np.arange(steps)
     truth_CT = split.catalogue_index_I[store.items_N[rows_CT]]
     times_CT = None if store.times_N is None else store.seconds(rows_CT)
-    events_CT = None if store.events_N is None else store.events_N[rows_CT].astype(np.int64)
+    events = split.events(rows_CT.ravel())
+    events_CT = None if events is None else events.reshape(*rows_CT.shape, *events.shape[1:])
     return Trajectories(histories, seen, truth_CT, times_CT, events_CT)
 
 

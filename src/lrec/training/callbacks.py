@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted, lasting
 from lrec.evaluation.baselines import BASELINES
-from lrec.evaluation.metrics import KS, METRICS, Metric, best_is, suffixes
+from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
 from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
@@ -256,6 +256,7 @@ class EvaluationReport(Announcer):
             "D": model.D,
             "floor": floor,
             **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
+            "data": model.data.described,
             "data_hash": model.data.data_hash,
             "config_hash": _run(trainer).config_hash,
             "commit": _commit(),
@@ -307,16 +308,22 @@ def evaluation_table(
     for scorer, row in figures.items():
         loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
         lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
-        for suffix, title in (("", "all items"), ("_unseen", "unseen items")):
+        for suffix in (f"{of}{part}{by}" for part in ("", WARM) for by in ("", BY_USER) for of in ("", "_unseen")):
             for metric in metrics:
                 shown = scorer == "model" or metric not in METRICS or metric.name in ("HR", "NDCG")
-                if metric.name == "loss" or not shown or suffix not in suffixes(metric):
+                if metric.name == "loss" or not shown or f"{metric.labels[0]}{suffix}" not in row:
                     continue
                 values = [row[f"{label}{suffix}"] for label in metric.labels]
                 cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
-                of = title if metric.name == "HR" else ""
+                of = _title(suffix) if metric.name == "HR" else ""
                 lines.append(f"  {of:<12}  {metric.name:<10}" + "".join(cells))
     return "\n".join(lines)
+
+
+def _title(suffix: str) -> str:
+    """all items, unseen items, and for means over users or over warm targets: all/user, unseen/warm ..."""
+    of, parts = ("unseen" if "_unseen" in suffix else "all"), suffix.removeprefix("_unseen").replace(BY_USER, "/user")
+    return of + (parts.replace(WARM, "/warm") or " items")
 
 
 def verdict(

@@ -24,11 +24,11 @@ from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.errors import UserError
 from lrec.evaluation.evaluator import Evaluator
-from lrec.evaluation.metrics import KS, Metric, with_own
+from lrec.evaluation.metrics import KS, Metric, best_is, with_own
 from lrec.model import parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
-from lrec.model.item_vectors import Use, initial_parameters, read_width, vectors_of
+from lrec.model.item_vectors import Use, initial_parameters, read_width, scaled, vectors_of
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
 from lrec.model.sharded_table import Table, local_range, whole
@@ -97,8 +97,9 @@ class SequentialRecommender(StoredModel):
                 Items that it knows, by raw id, keep their embeddings; new ones begin near the mean of these.
             item_vectors: File with a vector for each item (.parquet, .npy or .safetensors), such as an embedding of its
                 title; null for none.
-            item_vectors_use: fixed makes each row of the item table of its vector by a trained projection; added adds a
-                row of the item's own, which begins at 0; initial gives rows their values before training alone.
+            item_vectors_use: fixed makes each row of the item table of its vector, or of data.item_features, by a
+                trained projection; added adds a row of the item's own, which begins at 0; initial gives rows their
+                values before training alone.
             metrics: Metrics of your own beside lrec's, each a class (docs/extending.md); null for none.
         """
         super().__init__()
@@ -153,7 +154,7 @@ class SequentialRecommender(StoredModel):
             items_BL: Catalogue indices of the histories' items, in time order, right-padded with any.
             lengths_B: Items of each history, at least one; those of the whole row by default.
             times_BT: Of networks with `architecture.time`, see `Transformer.forward`.
-            events_BL: Of networks with types of event, see there.
+            events_BL: Of networks with types of event or features, see there.
         """
         rows, longest = items_BL.shape
         last_B = torch.arange(rows, device=items_BL.device) * longest - 1
@@ -163,14 +164,28 @@ class SequentialRecommender(StoredModel):
         return scores_BV
 
     def setup(self, stage: str) -> None:
-        """Settle where an epoch ends."""
+        """Settle where an epoch ends; UserError where what is monitored is no figure of these data."""
         if stage == "fit":
+            there = self._evaluator.names("val", self.data)
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                name = str(getattr(callback, "monitor", None)).removeprefix("val/")
+                if best_is(name, self.metrics) is not None and name not in there:
+                    raise UserError(f"monitor val/{name}: validation on targets of this kind has no such figure")
             end_with_a_step(self.trainer, self.data.steps_per_epoch)
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
+        features = self.data.learned.item_vectors
+        if features is not None and self.item_vectors is not None:
+            raise UserError("give data.item_features or model.item_vectors, not both")
+        if features is not None and self.warm_start is not None and self.item_vectors_use == "initial":
+            raise UserError(
+                "model.item_vectors_use initial is a start of its own, as model.warm_start is: choose another"
+            )
         config = self.network_config(self.data.n_items, self.data.max_len)
-        config = replace(config, event_types=len(self.data.store.event_types))
+        config = replace(config, event_types=len(self.data.event_rows))
+        if features is not None and self.item_vectors_use != "initial":
+            config = replace(config, vector_width=features[1].shape[1], own_rows=self.item_vectors_use == "added")
         if config.architecture.time != "none":
             self.data.carry_times()
         if config.architecture.time == "request" and self.trainer.predicting:
@@ -188,15 +203,17 @@ class SequentialRecommender(StoredModel):
         self.item_ids = self.data.item_table()["raw_id"]
         if loaded is not None:
             parallelize.fill(self.net, loaded)
-        elif self.item_vectors is not None:
+        elif self.item_vectors is not None or features is not None:
             rows = local_range(next(iter(self.net.items.by_item().values())))
-            vectors_HW, self._new_items = vectors_of(self.item_vectors, self.item_ids, rows)
+            if self.item_vectors is not None:
+                vectors_HW, self._new_items = vectors_of(self.item_vectors, self.item_ids, rows)
+            else:
+                assert features is not None
+                vectors_HW, self._new_items = scaled(*features, self.item_ids, rows, "data.item_features")
             begins = initial_parameters(self.net, vectors_HW, self.item_vectors_use, seed)
             parallelize.fill(self.net, begins, whole=False)
-        elif self.warm_start is not None and self.trainer.state.fn == "fit":
-            rank_zero_only(print)(
-                begin_from(self.warm_start, self.net, self.item_ids, self.data.store.event_types, seed)
-            )
+        if loaded is None and self.warm_start is not None and self.trainer.state.fn == "fit":
+            rank_zero_only(print)(begin_from(self.warm_start, self.net, self.item_ids, self.data.event_rows, seed))
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

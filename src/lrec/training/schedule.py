@@ -101,8 +101,8 @@ def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metri
 
 def check_monitored(monitor: str, option: str, metrics: Sequence[Metric]) -> None:
     """UserError where there is no such metric, or neither end of it is the best."""
-    monitored = [f"val/{name}" for name in metric_names(metrics) if best_is(name, metrics) is not None]
-    if monitor not in monitored:
+    if not monitor.startswith("val/") or best_is(monitor.removeprefix("val/"), metrics) is None:
+        monitored = [f"val/{name}" for name in metric_names(metrics) if best_is(name, metrics) is not None]
         raise UserError(f"{option}.monitor {monitor}: choose one of {', '.join(monitored)}")
 
 

@@ -26,13 +26,14 @@ from lrec.checkpoint.trained import (
     trained_in,
 )
 from lrec.data.datamodule import SequenceDataModule
+from lrec.data.features import as_plain, vocabularies_of
 from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import leads
 from lrec.model import parallelize
 from lrec.model.config import TransformerConfig
-from lrec.model.item_table import OWN_ROWS, VECTORS
+from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.item_vectors import NewItems, refuse_other_vectors
-from lrec.model.sharded_table import local_range, local_rows
+from lrec.model.sharded_table import Shard, local_range, local_rows, processes_of
 from lrec.model.transformer import Transformer
 from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.objects import all_as_plain, from_plain
@@ -41,6 +42,7 @@ from lrec.serving.export import read as read_exported
 from lrec.training.optim import OfParameters, OptimizerConfig
 from lrec.training.tally import LossSum
 
+EVENTS = "events.weight"  # the parameter that has a row for each type of event and value of a feature
 AT_ONCE = 2**16  # rows of an old table
 
 
@@ -97,6 +99,8 @@ class StoredModel(LightningModule):
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         shape = model.network_config(about["n_items"], about["max_len"])
         model.config = replace(shape, event_types=about["event_types"])
+        if any(each.of == "item" for each in vocabularies_of(about)):
+            model.config = replace(model.config, vector_width=about["vector_width"], own_rows=about["own_rows"])
         refuse_other_network(about, model.config)
         model.net, model._new_items = build_network(model.config, parameters, path), new_items
         return model
@@ -118,6 +122,7 @@ class StoredModel(LightningModule):
             "train_loss": self._since_evaluation.totals(self),
             "model": class_path(type(self)),
             "not_stored": not_stored,
+            **as_plain(self.data.learned.vocabularies),
             **self.config.to_dict(),
         }
 
@@ -151,25 +156,32 @@ class StoredModel(LightningModule):
         return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
 
-def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_names: list[str], seed: int) -> str:
+def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_rows: list[str], seed: int) -> str:
     """Give `net` the parameters of a trained network of the same shape; says what became of the items.
 
     An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
     draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
     mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
-    for pretrained language models"). All else is taken over as it is. The optimizer starts from the beginning.
+    for pretrained language models"). So does a new type of event or value of a feature, among these. Where rows are
+    made of features too, these begin as what tells the old embeddings best (ridge regression, of one item's weight), so
+    that a new item's says something from the start. All else is taken over as it is. The optimizer starts from the
+    beginning.
     """
     stored, pieces = _open(file_of(Path(path)))
     shape = shape_of(stored, Path(path))
     mine, theirs = net.config.to_dict(), shape.to_dict()
-    for name in mine.keys() - {"n_items"}:
+    known_rows = [*stored.about.get("event_names", [])] if theirs["event_types"] else []
+    known_rows += [row for each in vocabularies_of(stored.about) if each.of != "item" for row in each.row_names]
+    vectors = net.items.vectors
+    of_vectors = [] if vectors is None else ["vector_width", "own_rows"]
+    for name in mine.keys() - {"n_items", "event_types", *of_vectors}:
         if mine[name] != theirs[name]:
             raise UserError(
                 f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
             )
-    if event_names and stored.about["event_names"] != event_names:
-        known, given = (", ".join(names) for names in (stored.about["event_names"], event_names))
-        raise UserError(f"model.warm_start {path} knows the types of event {known}, the data have {given}")
+    if bool(known_rows) != bool(event_rows):
+        reads = [", ".join(names) or "none" for names in (known_rows, event_rows)]
+        raise UserError(f"model.warm_start {path} knows the types of event {reads[0]}, the data have {reads[1]}")
     # It names the classes that the config names, and no others.
     with torch.device("meta"):
         expected = Transformer(shape).state_dict()
@@ -178,7 +190,7 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_nam
     check_finite(stored.parameters, path)
     place_of = pl.DataFrame({"id": stored.item_ids}).with_row_index("place")
     place_V = pl.DataFrame({"id": raw_ids}).join(place_of, "id", "left", maintain_order="left")["place"].fill_null(-1)
-    own, size = local_range(net.items.weight), torch.Size((len(raw_ids), shape.width))
+    own, size = local_range(next(iter(net.items.by_item().values()))), torch.Size((len(raw_ids), shape.width))
     place_H = torch.from_numpy(place_V.cast(pl.Int64).to_numpy(writable=True)[own])
     rows_HD = net.draw_(torch.empty(len(place_H), shape.width), OWN_ROWS, size, seed, own.start)
     sum_D, begin = torch.zeros(shape.width, dtype=torch.float64), 0
@@ -188,14 +200,33 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_nam
         here_H = (place_H >= begin) & (place_H < begin + len(piece_PD))
         rows_HD[here_H] = piece_PD[place_H[here_H] - begin].float()
         begin += len(piece_PD)
+    if event_rows != known_rows:
+        old_ED, size = stored.parameters[EVENTS].float(), torch.Size((len(event_rows), shape.width))
+        old_of = dict(zip(known_rows, old_ED, strict=True))
+        new_ED = net.draw_(torch.empty(size), EVENTS, size, seed) + old_ED.mean(0)
+        rows = [old_of.get(name, new_D) for name, new_D in zip(event_rows, new_ED, strict=True)]
+        stored.parameters[EVENTS] = torch.stack(rows)
     mean_D = (sum_D / begin).float()
     check_finite({OWN_ROWS: mean_D}, path)  # as the whole table is
     rows_HD[place_H < 0] += mean_D
     parallelize.fill(net, stored.parameters)
-    parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
+    if vectors is not None:
+        known_HW = local_rows(vectors).float() * (place_H >= 0).to(vectors.device)[:, None]
+        projection_WD = _ridge(known_HW, (rows_HD - mean_D).to(vectors.device), processes_of(vectors))
+        rows_HD -= (known_HW @ projection_WD).cpu()
+        parallelize.fill(net, {PROJECTION: projection_WD})
+    if net.items.weight is not None:
+        parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
     kept = int((place_V >= 0).sum())
     new, gone = len(raw_ids) - kept, begin - kept
     return f"warm start from {path}: {kept} items keep their embeddings, {new} are new, {gone} are gone"
+
+
+def _ridge(x_HW: Tensor, y_HD: Tensor, processes: int) -> Tensor:
+    """What times x is nearest to y over the rows of all processes, (W, D), with a penalty of 1."""
+    here = Shard(x_HW, 0, len(x_HW), processes)
+    squares_WW, products_WD = here.summed(x_HW.T @ x_HW), here.summed(x_HW.T @ y_HD)
+    return torch.linalg.solve(squares_WW + torch.eye(len(squares_WW), device=x_HW.device), products_WD)
 
 
 def _open(file: Path) -> tuple[Trained, list[Tensor]]:

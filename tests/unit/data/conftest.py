@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
 
@@ -19,11 +20,11 @@ MakeStore = Callable[..., Store]
 def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
     """Prepare and open a store of (user, item), (user, item, time) or (user, item, time, domain) rows."""
 
-    def make(rows: list[tuple], k_core: int = 0) -> Store:
+    def make(rows: list[tuple], k_core: int = 0, repeats: Repeats = True) -> Store:
         names = ["user", "item", "time", "domain"][: len(rows[0])]
         frame = pl.DataFrame(rows, schema=names, orient="row")
         folder = tmp_path_factory.mktemp("data")
-        return Store.open(prepare_store(folder, "rows", {}, k_core, lambda: RawInteractions(frame)))
+        return Store.open(prepare_store(folder, "rows", {}, k_core, lambda: RawInteractions(frame, repeats=repeats)))
 
     return make
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import lrec
 from lrec.data.datamodule import SequenceDataModule
+from lrec.errors import UserError
 from lrec.evaluation import baselines
 from lrec.evaluation.baselines import BASELINES, Baselines
 from lrec.evaluation.followers import edges_of
@@ -148,6 +149,33 @@ def test_the_newest_item_comes_first_and_once() -> None:
     assert leading.rows_R.tolist() == [0, 0, 0, 2, 2]
     assert leading.items_R.tolist() == [1, 2, 3, 0, 1]
     assert leading.scores_R.tolist() == [1, 3, 2, 2, 1]
+
+
+def test_recent_popularity_counts_a_duration(data: SequenceDataModule) -> None:
+    rows = data.store.offsets_U1[:-1, None] + np.arange(data.cuts.train_U.max())
+    rows = rows[np.arange(data.cuts.train_U.max()) < data.cuts.train_U[:, None]]
+    times, items = data.store.times_N[rows], data.cuts.catalogue_index_I[data.store.items_N[rows]]
+    batch = next(iter(data.test_dataloader()))
+    for text, seconds in (("3m", 180), ("61s", 61), ("1h", 3600)):
+        recent = np.bincount(items[times > times.max() - seconds], minlength=data.n_items)
+        best = sorted(range(data.n_items), key=lambda i: (-recent[i], -data.item_counts_V[i], i))
+        scores = Baselines(data.cuts, torch.device("cpu"), text).score("recent-popularity", batch)
+        assert scores.top_BK[0].tolist() == best[:50]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.5, "a week", "7 d", "d"])
+def test_what_is_recent_is_a_share_or_a_duration(wrong: float | str) -> None:
+    with pytest.raises(UserError, match="recent_popularity"):
+        lrec.SyntheticDataModule(recent_popularity=wrong)
+
+
+def test_a_duration_needs_dates(tmp_path: Path) -> None:
+    data = lrec.SyntheticDataModule(
+        n_users=50, n_items=20, length=8, max_len=6, data_dir=tmp_path, recent_popularity="1d"
+    )
+    data.prepare_data()
+    with pytest.raises(UserError, match="the data's times are no dates"):
+        data.setup()
 
 
 def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:

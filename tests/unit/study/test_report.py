@@ -106,6 +106,14 @@ def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
             assert "markov (0.8k, 1.7k, 3k, 6.9k)" in first
 
 
+def test_n_grams_count_among_what_a_ladder_may_lose_to(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
+    counted = {"bigram": loss("0.8k", 1.0) + 1, "trigram": loss("12k", 1.0) + 0.01}
+    report = write_report(tmp_path, "one", runs, [ladder(1.0)], {}, ngrams=counted)
+    assert "4 of 5 fitted sizes have a higher test loss than trigram (0.8k, 1.7k, 3k, 6.9k)" in report
+    assert f"a test loss of {counted['bigram']:.4f} by bigrams and {counted['trigram']:.4f} by trigrams." in report
+
+
 def test_a_study_of_so_many_hours_says_what_it_chose_and_why(tmp_path: Path) -> None:
     plan = {"hours": 1, "reasons": ["Every run trains on 5 targets."], "parts": {"trials": 0.25}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))

@@ -47,3 +47,9 @@ def test_the_tables_say_what_the_points_say(results: dict[str, Any]) -> None:
     for name in {study.page.partition("#")[0] for study in results["STUDIES"]}:
         page = results["PAGES"] / name
         assert results["with_tables"](page, read) == page.read_text()
+
+
+def test_the_page_of_costs_says_what_the_points_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    costs = runpy.run_path(str(BENCHMARKS / "costs.py"))
+    assert costs["PAGE"].read_text() == costs["page"]()

@@ -3,9 +3,11 @@
 Attention is causal, so a position's hidden state is that of the history up to there. Targets after beginnings of one
 history share its row, where the network would read the same positions: one pass over the row serves them all.
 
-B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs, N items of all
-histories of a batch, laid end to end; T targets and R rows of all batches. Of times, T is L + 1: those of a row's
-events, and then that of its request, in whole seconds.
+A target may stand for a set: all items of a user in a window of time, asked for once, before the first of them.
+
+B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs, P pairs of a
+target and an item of its set, N items of all histories of a batch, laid end to end; T targets and R rows of all
+batches. Of times, T is L + 1: those of a row's events, and then that of its request, in whole seconds.
 
 Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
 positions_M.
@@ -45,7 +47,10 @@ class EvalBatch(NamedTuple):
     seen_targets_S: Tensor  # int64, the user of target m ...
     seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of all that comes before
     times_BT: Tensor | None = None  # int64; the request's time is that of the row's last target, and 0 without a target
-    events_BL: Tensor | None = None  # int64, type of each item's event
+    events_BL: Tensor | None = None  # int64, type of each item's event; with features (B, L, F), see `EventInput`
+    true_targets_P: Tensor | None = None  # int64, where targets are sets: that of target m ...
+    true_items_P: Tensor | None = None  # int64, ... has this item of the catalogue; ascending, each pair once
+    n_true_M: Tensor | None = None  # int64, distinct items of the set, those outside the catalogue too
 
     def parts(self, n: int) -> list["EvalBatch"]:
         """Its rows in n parts, or in one, where n would leave each less than a quarter of a full batch."""
@@ -55,17 +60,19 @@ class EvalBatch(NamedTuple):
             return [self]
         bounds_R = torch.arange(n + 1) * n_rows // n
         bounds_M = torch.searchsorted(self.positions_M, bounds_R * length)
-        bounds_S = torch.searchsorted(self.seen_targets_S, bounds_M)
+        # A field's last dimension tells what its entries belong to.
+        bounds = {"L": bounds_R, "T": bounds_R, "M": bounds_M}
+        bounds["S"] = torch.searchsorted(self.seen_targets_S, bounds_M)
+        if self.true_targets_P is not None:
+            bounds["P"] = torch.searchsorted(self.true_targets_P, bounds_M)
         parts = []
         for part in range(n):
-            rows, targets, pairs = (
-                slice(*bounds[part : part + 2].tolist()) for bounds in (bounds_R, bounds_M, bounds_S)
-            )
-            # A field's last dimension tells what its entries belong to.
-            mine = {"L": rows, "T": rows, "M": targets, "S": pairs}
+            mine = {name: slice(*each[part : part + 2].tolist()) for name, each in bounds.items()}
             fields = {name: of_all[mine[name[-1]]] for name, of_all in self._asdict().items() if of_all is not None}
-            fields["positions_M"] = fields["positions_M"] - rows.start * length
-            fields["seen_targets_S"] = fields["seen_targets_S"] - targets.start
+            fields["positions_M"] = fields["positions_M"] - mine["L"].start * length
+            for name in ("seen_targets_S", "true_targets_P"):
+                if name in fields:
+                    fields[name] = fields[name] - mine["M"].start
             parts.append(EvalBatch(**fields))
         return parts
 
@@ -77,6 +84,7 @@ class EvalTask(NamedTuple):
     ends: np.ndarray  # per target: length of the history
     with_target: bool  # False: the history may be the whole sequence, the target is -1
     with_times: bool = False
+    sizes: np.ndarray | None = None  # of each target's set, which begins at `ends`; None where a target is one item
 
 
 class Rows(NamedTuple):
@@ -155,7 +163,7 @@ def history_batch(
     last_M = lengths_M - (known_B - kept_B)[rows_M] - 1
     times_BT = None if times is None else with_request(times[0][known_N][places_N], kept_B, times[1])
     if events_N is not None:
-        events_N = padded(events_N[known_N][places_N].astype(np.int64), kept_B)[0]
+        events_N = padded(events_N[known_N][places_N], kept_B)[0]
     before_M = ranges(first_B[rows_M], lengths_M)
     seen_S = np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M]
     seen_S.sort()  # numpy's unique, which may hash them first, takes several times as long
@@ -207,12 +215,26 @@ class _EvalDataset(Dataset[EvalBatch]):
             len(split.catalogue_V),
             times,
             places=(np.repeat(np.arange(len(counts_B)), counts_B), ends_M),
-            events_N=None if store.events_N is None else store.events_N[rows_N],
+            events_N=split.events(rows_N),
         )
         if has_target:
             targets_M = split.catalogue_index_I[store.items_N[store.offsets_U1[users_M] + ends_M]]
             found = found._replace(targets_M=torch.from_numpy(targets_M))
+        if task.sizes is not None:
+            found = found._replace(**self._sets(users_M, ends_M, task.sizes[chosen] if has_target else 0 * ends_M))
         return found._replace(users_M=torch.from_numpy(users_M))
+
+    def _sets(self, users_M: np.ndarray, ends_M: np.ndarray, sizes_M: np.ndarray) -> dict[str, Tensor]:
+        """The fields of a batch that tell the sets."""
+        split, n_items = self.split, self.split.store.n_items
+        of_N, places_N = np.repeat(np.arange(len(sizes_M)), sizes_M), ranges(ends_M, sizes_M)
+        rows_N = split.store.offsets_U1[users_M[of_N]] + places_N
+        may_N = split.may_be_targets(Targets(users_M[of_N], places_N))
+        pairs_Q = np.unique((of_N * n_items + split.store.items_N[rows_N])[may_N])
+        of_Q, items_Q = pairs_Q // n_items, split.catalogue_index_I[pairs_Q % n_items]
+        n_true_M, known_Q = np.bincount(of_Q, minlength=len(sizes_M)), items_Q >= 0
+        found = {"true_targets_P": of_Q[known_Q], "true_items_P": items_Q[known_Q], "n_true_M": n_true_M}
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
 class EvalLoader:

@@ -31,7 +31,7 @@ class TrainBatch(NamedTuple):
     step_targets: int  # targets of the whole global step: all ranks, all accumulated micro-batches
     step_pairs: int  # pairs of a position and one it attends to, of the whole global step
     times_BT: Tensor | None = None  # int64; the request's time is that of the last target
-    events_BL: Tensor | None = None  # int64, type of each item's event
+    events_BL: Tensor | None = None  # int64, type of each item's event; with features (B, L, F), see `EventInput`
     step_positions: int | None = None  # of the whole global step; None: as many as targets
 
 
@@ -44,9 +44,9 @@ def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray
 
 def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows that are laid end to end, as (B, L) with zeros on the right, and the flat index of each value in it."""
-    values_BL = np.zeros((len(lengths_B), max(int(lengths_B.max()), 1)), values_N.dtype)
+    values_BL = np.zeros((len(lengths_B), max(int(lengths_B.max()), 1), *values_N.shape[1:]), values_N.dtype)
     flat_N = ranges(np.arange(len(lengths_B)) * values_BL.shape[1], lengths_B)
-    values_BL.ravel()[flat_N] = values_N
+    values_BL.reshape(-1, *values_N.shape[1:])[flat_N] = values_N
     return values_BL, flat_N
 
 
@@ -106,8 +106,8 @@ class _TrainDataset(Dataset[TrainBatch]):
         if part.target_N is not None:
             may_M = part.may_be_targets(places + 1)
             positions_M, targets_M = positions_M[may_M], targets_M[may_M]
-        if part.store.events_N is not None:
-            events_BL = torch.from_numpy(padded(part.events(places).astype(np.int64), lengths)[0])
+        if (events_N := part.events(places)) is not None:
+            events_BL = torch.from_numpy(padded(events_N, lengths)[0])
         if self.with_times and len(places) == 0:
             times_BT = torch.zeros(1, 2, dtype=torch.int64)
         elif self.with_times:

@@ -6,7 +6,7 @@ Any mistake in a file is a UserError that names the file and the row, counted fr
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ import polars as pl
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.formats.streams import COMPRESSIONS, unpacked
 from lrec.data.formats.times import Kind, TimeUnits, not_a_time, parse_times
-from lrec.data.store.encoding import FILE_DOMAIN, REST
+from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, REST, SEPARATOR
 from lrec.data.store.prepare import RawInteractions
 from lrec.errors import UserError
 
@@ -66,18 +66,28 @@ def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Ta
 
 
 def to_interactions(
-    tables: Iterable[Table], columns: Columns, min_rating: float | None = None, duplicates: bool = False
+    tables: Iterable[Table],
+    columns: Columns,
+    min_rating: float | None = None,
+    duplicates: bool = False,
+    features: Mapping[str, bool] | None = None,
 ) -> RawInteractions:
     """Check the rows that are used and keep ratings of at least `min_rating`; `duplicates` keeps rows that are
-    identical in every column. The tables have the same columns, and the rows of a file are consecutive."""
+    identical in every column. The tables have the same columns, and the rows of a file are consecutive. `features`
+    names columns that are kept as they are, where a value may be missing, and tells whether they are numbers."""
     units = TimeUnits()
-    return RawInteractions(_checked_frames(tables, columns, min_rating, duplicates, units), units.facts)
+    return RawInteractions(_checked_frames(tables, columns, min_rating, duplicates, units, features or {}), units.facts)
 
 
 def _checked_frames(
-    tables: Iterable[Table], columns: Columns, min_rating: float | None, duplicates: bool, units: TimeUnits
+    tables: Iterable[Table],
+    columns: Columns,
+    min_rating: float | None,
+    duplicates: bool,
+    units: TimeUnits,
+    features: Mapping[str, bool],
 ) -> Iterator[pl.DataFrame]:
-    """Frames of user, item, time, event, domain or FILE_DOMAIN, and REST unless duplicates are kept."""
+    """Frames of user, item, time, event, domain or FILE_DOMAIN, REST unless duplicates are kept, and features."""
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     wanted = {key: column for key, column in wanted.items() if column is not None}
     exact = [column for key, column in wanted.items() if key != "time"]
@@ -91,6 +101,7 @@ def _checked_frames(
         checked, kind = _check(table, wanted, units.kinds.get(table.name))
         if "time" in checked:
             units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
+        checked |= {f"{FEATURE}{name}": _feature(table, name, numbers) for name, numbers in features.items()}
         if not duplicates:
             checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
         frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
@@ -182,6 +193,33 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
     if table.domain is not None:
         checked[FILE_DOMAIN] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
     return checked, found
+
+
+def _feature(table: Table, column: str, numbers: bool) -> pl.Series:
+    if column not in table.frame.columns and not table.keys_vary:
+        there = ", ".join(table.frame.columns)
+        raise UserError(f"{table.name} has no column {column} that is named as a feature; its columns are {there}")
+    raw = table.frame.get_column(column, default=pl.repeat(None, table.frame.height, dtype=pl.String, eager=True))
+    return numbers_of(raw, table.name, table.first_row) if numbers else listed_as_text(raw)
+
+
+def numbers_of(raw: pl.Series, name: str, first_row: int) -> pl.Series:
+    """Numbers, null where a value is missing; UserError where one is something else."""
+    numbers = raw.cast(pl.Float64, strict=False)
+    bad_N = numbers.is_null().to_numpy() & ~_blank(raw)
+    if bad_N.any():
+        row = int(bad_N.argmax())
+        raise UserError(f"{name}, row {row + first_row}: {raw.name} is not a number: {str(raw[row])[:80]}")
+    return numbers.fill_nan(None)
+
+
+def listed_as_text(raw: pl.Series) -> pl.Series:
+    """Text; lists, also those of JSON, with | between their values."""
+    if raw.dtype == pl.String and (lists := raw.str.starts_with("[").fill_null(False)).any() and lists.all():
+        raw = raw.str.json_decode(pl.List(pl.String))
+    if isinstance(raw.dtype, pl.List | pl.Array):
+        return raw.cast(pl.List(pl.String)).list.join(SEPARATOR, ignore_nulls=True)
+    return raw.cast(pl.String)
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:

@@ -54,16 +54,13 @@ class AmazonDataModule(SequenceDataModule):
     those of the first domain by name come first.
     """
 
-    def __init__(
-        self, path: Path, year: Year, domains: list[str] | None = None, repeats: bool = True, **options: Any
-    ) -> None:
+    def __init__(self, path: Path, year: Year, domains: list[str] | None = None, **options: Any) -> None:
         """Say where the files are and which they are.
 
         Args:
             path: A file (ratings .csv, or reviews as .json or .jsonl; plain, .gz, .xz or .zst), or a folder of them.
             year: Edition of the data: 2014, 2018 or 2023.
             domains: Domains, as the files' names tell them (Books, AMAZON_FASHION); by default all in the folder.
-            repeats: Keep every review of an item by the same user; false keeps the first in time.
         """
         super().__init__(**options)
         if domains is not None and not domains:
@@ -71,7 +68,6 @@ class AmazonDataModule(SequenceDataModule):
         self.path = self.local(path)
         self.year: Year = year
         self.domains = domains
-        self.repeats = repeats
         self.columns = _COLUMNS[year]
 
     @property
@@ -88,7 +84,7 @@ class AmazonDataModule(SequenceDataModule):
 
     def read(self) -> RawInteractions:
         tables = chain.from_iterable(self._tables(file) for file in self._files())
-        return replace(to_interactions(tables, _COLUMNS[self.year]), repeats=self.repeats)
+        return to_interactions(tables, _COLUMNS[self.year], features=self.feature_columns)
 
     def _tables(self, file: _File) -> Iterator[Table]:
         columns, header = _COLUMNS[self.year], _HEADERS[self.year]

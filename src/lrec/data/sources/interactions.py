@@ -91,10 +91,11 @@ class InteractionsDataModule(SequenceDataModule):
         files = self._files()
         tables = chain.from_iterable(_read(file, file_format, self.columns) for file, file_format in files)
         if files[0][1] == "lines":
-            if self.columns.event is not None:
-                raise UserError("data.event_column: one-user-per-line files have no columns")
+            if self.columns.event is not None or self.feature_columns:
+                option = "data.event_column" if self.columns.event is not None else "features of the log"
+                raise UserError(f"{option}: one-user-per-line files have no columns")
             return to_interactions(tables, Columns("user", "item"), duplicates=True)
-        return to_interactions(tables, self.columns, self.min_rating)
+        return to_interactions(tables, self.columns, self.min_rating, features=self.feature_columns)
 
     def _files(self) -> list[tuple[Path, Format]]:
         if self.path.is_dir():

@@ -67,7 +67,7 @@ class MovieLensDataModule(SequenceDataModule):
     def read(self) -> RawInteractions:
         file = self._file()
         tables = _read_zip(file) if file.suffix == ".zip" else _parse(unpacked(file), file.name, str(file))
-        return to_interactions(tables, _COLUMNS)
+        return to_interactions(tables, _COLUMNS, features=self.feature_columns)
 
     def _file(self) -> Path:
         if self.path.is_file():

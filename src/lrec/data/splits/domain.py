@@ -76,6 +76,7 @@ def of_domain(split: Split, domain: str) -> Split:
         test_targets_U=test_targets_U,
         trajectory_U=np.where(split.trajectory_U < 0, -1, within(np.maximum(split.trajectory_U, 0))),
         held_out_U=split.held_out_U,
+        sets_2=split.sets_2,
         target_N=None if split.target_N is None else split.target_N[store.kept_N],
     )
     result.check()

@@ -1,34 +1,47 @@
 """Which part of the training data is used. Shape suffixes: U users, N interactions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, hash_numbers, ranges, refuse_leak
+from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, events_of, hash_numbers, ranges, refuse_leak
 from lrec.data.store.store import Store
-from lrec.errors import check_range
+from lrec.errors import UserError, check_range
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reduction:
     """Keep a part of the training data; the catalogue and all targets stay. Smaller shares nest in larger ones.
 
-    Users are chosen first, then the recent items of each, then single interactions among what is left.
+    Users are chosen first, then the recent items of each, then single interactions among what is left. With `since`,
+    what is new is kept beside these shares, which then are those of a replay.
 
     Args:
         users: Share of the users, chosen by the hash of their raw id.
         interactions: Share of the training interactions, chosen by the hash of their place in the store.
         recent: Most recent share of each user's training items, rounded up.
+        since: Time, in the source's unit, from which on all interactions are kept, of users that are not chosen too;
+            null: the shares alone.
+        before: With since, the interactions of such a user that are kept before these, to be predicted from.
     """
 
     users: float = 1.0
     interactions: float = 1.0
     recent: float = 1.0
+    since: int | None = None
+    before: int = 0
+
+    def __repr__(self) -> str:
+        # It is part of the data hash of runs that were trained before there was `since`.
+        names = ("users", "interactions", "recent", *(() if self.since is None else ("since", "before")))
+        return f"Reduction({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def __post_init__(self) -> None:
         for name in ("users", "interactions", "recent"):
             check_range(f"reduction.{name}", getattr(self, name), above=0, at_most=1)
+        check_range("reduction.before", self.before, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class TrainingPart:
     lengths_U: np.ndarray
     rows: np.ndarray | None
     target_N: np.ndarray | None = None  # see Split
+    features: Callable[[np.ndarray], np.ndarray] | None = None  # see Split
 
     def items(self, places: np.ndarray) -> np.ndarray:
         return self.store.items_N[self._rows(places)]
@@ -48,9 +62,8 @@ class TrainingPart:
     def seconds(self, places: np.ndarray) -> np.ndarray:
         return self.store.seconds(self._rows(places))
 
-    def events(self, places: np.ndarray) -> np.ndarray:
-        assert self.store.events_N is not None
-        return self.store.events_N[self._rows(places)]
+    def events(self, places: np.ndarray) -> np.ndarray | None:
+        return events_of(self.store, self.features, self._rows(places))
 
     @property
     def n_positions(self) -> int:
@@ -95,14 +108,31 @@ def training_part(split: Split, reduction: Reduction) -> TrainingPart:
     lengths_U = split.train_U * chosen_users(split.store, "reduction", reduction.users)
     # The tolerance keeps 0.1 * 30 = 3.0000000000000004 at 3.
     kept_U = np.ceil(lengths_U * reduction.recent - 1e-9).astype(np.int64)
+    if reduction.since is not None:
+        new_U = _trained_since(split, reduction.since)
+        kept_U = np.maximum(kept_U, np.where(new_U > 0, np.minimum(new_U + reduction.before, split.train_U), 0))
+        lengths_U = np.where(kept_U > 0, split.train_U, 0)
     starts_U = split.store.offsets_U1[:-1] + lengths_U - kept_U
     if reduction.interactions == 1:
-        part = TrainingPart(split.store, starts_U, kept_U, None, split.target_N)
+        part = TrainingPart(split.store, starts_U, kept_U, None, split.target_N, split.features)
     else:
         rows = ranges(starts_U, kept_U)
         count = int(np.ceil(len(rows) * reduction.interactions - 1e-9))
         rows = np.sort(rows[np.argsort(hash_numbers(rows), kind="stable")[:count]])
         bounds_U1 = np.searchsorted(rows, split.store.offsets_U1)
-        part = TrainingPart(split.store, bounds_U1[:-1], np.diff(bounds_U1), rows, split.target_N)
+        part = TrainingPart(split.store, bounds_U1[:-1], np.diff(bounds_U1), rows, split.target_N, split.features)
     part.check(split)
     return part
+
+
+def _trained_since(split: Split, time: int) -> np.ndarray:
+    """Each user's training interactions at that time or later, which are the last ones."""
+    if split.store.times_N is None:
+        raise UserError("reduction.since needs times, and the data have none")
+    since_U = np.zeros(len(split.train_U), dtype=np.int64)
+    for users in blocks_of_users(split.train_U):
+        lengths_U = split.train_U[users]
+        rows_N = ranges(split.store.offsets_U1[:-1][users], lengths_U)
+        users_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
+        since_U[users] = np.bincount(users_N[split.store.times_N[rows_N] >= time], minlength=len(lengths_U))
+    return since_U

@@ -5,12 +5,12 @@ interactions, I items of the store, V items of the catalogue, T targets of evalu
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,11 @@ class SplitRule(ABC):
     A subclass is a frozen dataclass that defines `cut`. Its fields are its options (`--data.split my_split.Rule`), and
     its repr is part of the data hash, by which a run knows what it was trained on.
     """
+
+    @property
+    def trained_on(self) -> str:
+        """What of the rule is part of the data hash."""
+        return repr(self)
 
     @abstractmethod
     def cut(self, store: Store) -> "Split":
@@ -162,6 +167,9 @@ class Split:
         held_out_U: Users without a training part. They have targets, but `val_users`, `val_targets`, `test_users` and
             `test_targets` leave them out.
         target_N: Which interactions may be targets, of training and of evaluation; None: all of them.
+        sets_2: Whether a user's validation targets, and test targets, are one set, asked for once, before its first.
+        features: What a network reads of some interactions (rows of the store) beside item and time, (N, F), where that
+            is more than the type of event; None: it is not.
     """
 
     store: Store
@@ -173,6 +181,8 @@ class Split:
     trajectory_U: np.ndarray
     held_out_U: np.ndarray
     target_N: np.ndarray | None = None
+    sets_2: np.ndarray = field(default_factory=lambda: np.zeros(2, dtype=bool))
+    features: Callable[[np.ndarray], np.ndarray] | None = None
 
     @cached_property
     def val_users(self) -> np.ndarray:
@@ -186,17 +196,20 @@ class Split:
 
     @cached_property
     def val_targets(self) -> Targets:
-        """Every validation target of `val_users`, user after user."""
-        return self._targets(self.val_users, self.val_U, self.val_targets_U)
+        """Every validation target of `val_users`, user after user; of a set, its first item."""
+        return self._targets(self.val_users, self.val_U, self.val_targets_U, self.sets_2[0])
 
     @cached_property
     def test_targets(self) -> Targets:
-        """Every test target of `test_users`, user after user."""
-        return self._targets(self.test_users, self.test_U, self.test_targets_U)
+        """Every test target of `test_users`, user after user; of a set, its first item."""
+        return self._targets(self.test_users, self.test_U, self.test_targets_U, self.sets_2[1])
 
-    def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray) -> Targets:
+    def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray, are_sets: bool) -> Targets:
         found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
         may_T = self.may_be_targets(found)
+        if are_sets:
+            users = np.unique(found.users_T[may_T])
+            return Targets(users, first_U[users])
         return Targets(found.users_T[may_T], found.positions_T[may_T])
 
     def may_be_targets(self, targets: Targets) -> np.ndarray:
@@ -208,6 +221,10 @@ class Split:
     def is_known(self, targets: Targets) -> np.ndarray:
         """Whether each target is an item of the catalogue, bool (T,)."""
         return self.catalogue_index_I[self.store.items_N[self._rows(targets)]] >= 0
+
+    def events(self, rows_N: np.ndarray) -> np.ndarray | None:
+        """See `events_of`."""
+        return events_of(self.store, self.features, rows_N)
 
     def _rows(self, targets: Targets) -> np.ndarray:
         return self.store.offsets_U1[targets.users_T] + targets.positions_T
@@ -223,13 +240,14 @@ class Split:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that `of_arrays` needs, the counts included."""
-        found = {name: getattr(self, name) for name in (*(field.name for field in fields(self)), "counts_I")}
+        found = {name: getattr(self, name) for name in (*(each.name for each in fields(self)), "counts_I")}
         return {name: values for name, values in found.items() if isinstance(values, np.ndarray)}
 
     @classmethod
     def of_arrays(cls, store: Store, arrays: dict[str, np.ndarray]) -> "Split":
         """The split that has these arrays."""
-        split = cls(store, **{field.name: arrays[field.name] for field in fields(cls) if field.name in arrays})
+        mine: dict[str, Any] = {each.name: arrays[each.name] for each in fields(cls) if each.name in arrays}
+        split = cls(store, **mine)
         vars(split)["counts_I"] = arrays["counts_I"]
         return split
 
@@ -307,18 +325,30 @@ class Split:
                     "a position and a number of targets, or -1 and 0"
                 )
 
-    def check_times(self) -> None:
-        """Fail loudly unless everyone's training < everyone's validation < everyone's test holds in time."""
+    def check_times(self, validation: bool = True) -> None:
+        """Fail loudly unless everyone's training < everyone's validation < everyone's test holds in time, or the one
+        before test alone, where validation does not follow on training in time."""
         assert self.store.times_N is not None
-        latest = None
-        val, test = (self.val_U, self.val_targets_U), (self.test_U, self.test_targets_U)
-        for begin_U, number_U in ((np.zeros_like(self.train_U), self.train_U), val, test):
+        latest, none_U = None, np.zeros_like(self.train_U)
+        train, val, test = (none_U, self.train_U), (self.val_U, self.val_targets_U), (self.test_U, self.test_targets_U)
+        before = [train, val] if validation else [(none_U, np.maximum(self.train_U, self.val_U + self.val_targets_U))]
+        for begin_U, number_U in (*before, test):
             times_T = self.store.times_N[ranges(self.store.offsets_U1[:-1] + begin_U, number_U)]
             if len(times_T) == 0:
                 continue
             if latest is not None and times_T.min() <= latest:
                 raise AssertionError(f"leak: a target at time {times_T.min()}, earlier parts reach to {latest}")
             latest = times_T.max()
+
+
+def events_of(
+    store: Store, features: Callable[[np.ndarray], np.ndarray] | None, rows_N: np.ndarray
+) -> np.ndarray | None:
+    """What a network reads of interactions beside item and time, int64: the type of each, or, with features, the rows
+    of its table that each has, (N, F); None where it reads nothing."""
+    if features is not None:
+        return features(rows_N)
+    return None if store.events_N is None else store.events_N[rows_N].astype(np.int64)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -5,13 +5,16 @@ Positions count from 0 within a user's sequence, ordered by (time, row of the so
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from lrec.data.splits.rules import Split, SplitRule
-from lrec.data.store.store import TIME_UNITS, Store
-from lrec.errors import UserError
+from lrec.data.splits.rules import Split, SplitRule, user_hashes
+from lrec.data.store.store import TIME_UNITS, Store, seconds_in
+from lrec.errors import UserError, check_range
+
+Which = Literal["first", "last", "random", "all", "window"]
 
 
 @dataclass(frozen=True)
@@ -26,37 +29,69 @@ class GlobalTemporal(SplitRule):
     Args:
         validate_from: First cut: share of all interactions (above 0, below 1), epoch (whole number) or ISO date.
         test_from: Second cut, in the same way.
-        targets: Which of a user's interactions between the cuts, and after the second, are targets: the first or all.
+        targets: Which of a user's interactions between the cuts, and after the second, are targets: the first, the
+            last, a random one, all, each after those before it, or all as one set that is asked for once, before the
+            first of them (window).
+        test_until: End of the test, given like the cuts, or as a duration after the second cut ("90s", "30m", "12h",
+            "7d", "2w"). What happens at this time or later is no part of the split. null: the test has no end.
+        test_targets: Targets of the test, where they are not those of validation.
+        validate_by: time: validation lies between the cuts. last_item: training goes up to the second cut, but each
+            user's last item before it validates, where there are three. users: the same of some users, of whom nothing
+            trains. validate_from has no meaning then.
+        held_out_users: How many users validate_by users takes, those whose raw id has the least hash.
+        seed: Seed of random targets, which are drawn by the hash of the user's raw id.
     """
 
     validate_from: int | float | str = 0.8
     test_from: int | float | str = 0.9
-    targets: Literal["first", "all"] = "first"
+    targets: Which = "first"
+    test_until: int | float | str | None = None
+    test_targets: Which | None = None
+    validate_by: Literal["time", "last_item", "users"] = "time"
+    held_out_users: int = 1024
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("validate_from", "test_from"):
+        check_range("split.held_out_users", self.held_out_users, at_least=1)
+        for name in ("validate_from", "test_from", "test_until"):
             cut = getattr(self, name)
             if isinstance(cut, float) and not 0 < cut < 1:
                 raise UserError(f"split.{name} must be a share below 1, a whole epoch or an ISO date, not {cut}")
-            if isinstance(cut, str):
-                _instant(name, cut)
+            if isinstance(cut, str) and (name != "test_until" or seconds_in(cut) is None):
+                _instant(f"split.{name}", cut)
+
+    @property
+    def trained_on(self) -> str:
+        """Without what only the test depends on, so that a run may be tested in several ways, and without options that
+        came later where they are not set, so that earlier runs keep their data hash."""
+        options = {name: getattr(self, name) for name in ("validate_from", "test_from", "targets")}
+        if self.validate_by != "time":
+            options["validate_by"] = self.validate_by
+        if self.validate_by == "users":
+            options["held_out_users"] = self.held_out_users
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
     def cut(self, store: Store) -> Split:
         """Cut by time; times are checked for leaks over all users."""
         if store.times_N is None:
             raise UserError("a split by time needs times, and the data have none: choose LastItems")
-        first, second = (_cut_time(store, name, getattr(self, name)) for name in ("validate_from", "test_from"))
-        if first >= second:
-            raise UserError(
-                f"split.validate_from={self.validate_from} (time {first}) must lie before "
-                f"split.test_from={self.test_from} (time {second})"
-            )
-        train_U, seen_U = _count_before(store, first), _count_before(store, second)
-        val_U, val_targets_U = self._targets(train_U, seen_U)
-        test_U, test_targets_U = self._targets(seen_U, np.diff(store.offsets_U1))
+        times = {"test_from": (second := cut_time(store, "split.test_from", self.test_from))}
+        if self.validate_by == "time":
+            times = {"validate_from": cut_time(store, "split.validate_from", self.validate_from)} | times
+        if self.test_until is not None:
+            times["test_until"] = cut_time(store, "split.test_until", self.test_until, second)
+        for one, other in pairwise(times):
+            if times[one] >= times[other]:
+                said = [f"split.{name}={getattr(self, name)} (time {times[name]})" for name in (one, other)]
+                raise UserError(f"{said[0]} must lie before {said[1]}")
+        before_U = {name: count_before(store, time) for name, time in times.items()}
+        seen_U, end_U = before_U["test_from"], before_U.get("test_until", np.diff(store.offsets_U1))
+        train_U, val_U, val_targets_U = self._validation(store, before_U.get("validate_from"), seen_U)
+        test_targets = self.test_targets or self.targets
+        test_U, test_targets_U = self._targets(store, "test", test_targets, seen_U, end_U)
         for name, targets_U in (("validation", val_targets_U), ("test", test_targets_U)):
             if not targets_U.any():
-                raise UserError(f"the split leaves no {name} target: cut the times {first} and {second} elsewhere")
+                raise UserError(f"the split leaves no {name} target: cut elsewhere than at {times}")
         split = Split(
             store=store,
             train_U=train_U,
@@ -66,43 +101,93 @@ class GlobalTemporal(SplitRule):
             test_targets_U=test_targets_U,
             trajectory_U=np.full(store.n_users, -1),
             held_out_U=np.zeros(store.n_users, dtype=bool),
+            sets_2=np.array([self.targets == "window" and self.validate_by == "time", test_targets == "window"]),
         )
-        split.check_times()
+        split.check_times(validation=self.validate_by == "time")
         return split
 
-    def _targets(self, begin_U: np.ndarray, end_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _validation(
+        self, store: Store, before_U: np.ndarray | None, seen_U: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each user the length of the training part, the position of the first validation target, and the number of
+        these."""
+        if before_U is not None:
+            return before_U, *self._targets(store, "validation", self.targets, before_U, seen_U)
+        if self.validate_by == "last_item":
+            validates_U = seen_U >= 3
+            train_U = seen_U - validates_U
+        else:
+            validates_U, users = np.zeros(store.n_users, dtype=bool), np.flatnonzero(seen_U >= 2)
+            validates_U[users[np.argsort(user_hashes(store, "validates")[users])[: self.held_out_users]]] = True
+            train_U = seen_U * ~validates_U
+        return train_U, np.where(validates_U, seen_U - 1, -1), validates_U.astype(np.int64)
+
+    def _targets(
+        self, store: Store, purpose: str, which: Which, begin_U: np.ndarray, end_U: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Position of the first target (-1 if there is none) and number of targets among positions begin .. end - 1."""
         begin_U = np.maximum(begin_U, 1)
-        targets_U = np.maximum(end_U - begin_U, 0)
-        if self.targets == "first":
-            targets_U = np.minimum(targets_U, 1)
-        return np.where(targets_U > 0, begin_U, -1), targets_U
+        number_U = np.maximum(end_U - begin_U, 0)
+        has_U = number_U > 0
+        if which in ("all", "window"):
+            return np.where(has_U, begin_U, -1), number_U
+        if which == "last":
+            begin_U = end_U - 1
+        elif which == "random":
+            drawn_U = user_hashes(store, f"{purpose} target {self.seed}") % np.maximum(number_U, 1).astype(np.uint64)
+            begin_U = begin_U + drawn_U.astype(np.int64)
+        return np.where(has_U, begin_U, -1), has_U.astype(np.int64)
 
 
-def _cut_time(store: Store, name: str, cut: int | float | str) -> int:
-    """The earliest time that comes after the cut, in the store's unit."""
+def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) -> int:
+    """The earliest time that comes after the cut, in the store's unit; a duration begins at the time `since`."""
     assert store.times_N is not None
     if isinstance(cut, float):
         place = min(int(cut * len(store.times_N) + 1e-9), len(store.times_N) - 1)
         return int(np.partition(store.times_N, place)[place])
     if isinstance(cut, int):
         return cut
+    unit = _time_unit(store, f"{option}={cut}")
+    if seconds_in(cut) is not None:
+        return since + in_units(store, option, cut)
+    microseconds = (_instant(option, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return -(-microseconds * unit // 10**6)
+
+
+def in_units(store: Store, option: str, duration: str) -> int:
+    """A duration such as 7d in the store's unit of time."""
+    seconds = seconds_in(duration)
+    if seconds is None:
+        raise UserError(f"{option}={duration} is no duration such as 90s, 30m, 12h, 7d or 2w")
+    return seconds * _time_unit(store, f"{option}={duration}")
+
+
+def as_date(store: Store, time: int) -> str:
+    """A time of the store as a date, UTC; as the number it is where the data's times are no dates."""
+    unit = TIME_UNITS.get(store.facts.get("time_unit", ""))
+    if unit is None:
+        return str(time)
+    return f"{datetime(1970, 1, 1) + timedelta(seconds=time // unit):%Y-%m-%d %H:%M}"
+
+
+def _time_unit(store: Store, option: str) -> int:
+    """How many units of the store's times make a second."""
     unit = store.facts.get("time_unit")
     if unit not in TIME_UNITS:
-        raise UserError(f"split.{name}={cut}: the data's times are no dates; give a share or a number")
-    microseconds = (_instant(name, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    return -(-microseconds * TIME_UNITS[unit] // 10**6)
+        raise UserError(f"{option}: the data's times are no dates; give a share or a number")
+    return TIME_UNITS[unit]
 
 
-def _instant(name: str, cut: str) -> datetime:
+def _instant(option: str, cut: str) -> datetime:
     try:
         instant = datetime.fromisoformat(cut)
     except ValueError:
-        raise UserError(f"split.{name}={cut} is no ISO date such as 2014-01-31 or 2014-01-31T12:00") from None
+        duration = ", and no duration such as 7d or 12h" if option == "split.test_until" else ""
+        raise UserError(f"{option}={cut} is no ISO date such as 2014-01-31 or 2014-01-31T12:00{duration}") from None
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
-def _count_before(store: Store, time: int) -> np.ndarray:
+def count_before(store: Store, time: int) -> np.ndarray:
     """Each user's number of interactions before the time, which are the first ones, in order of time."""
     assert store.times_N is not None
     return np.add.reduceat(store.times_N < time, store.offsets_U1[:-1], dtype=np.int64)

@@ -10,6 +10,8 @@ from lrec.errors import UserError
 
 Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
 REST = "rest"  # a hash of the columns without a name of their own: only rows that are equal there too are duplicates
+FEATURE = "feature."  # how the name of a column begins that is read beside the ids; then follows its own name
+SEPARATOR = "|"  # between the values of an entry that has several
 FILE_DOMAIN = "file_domain"  # one that belongs to the file, not to the row: rows that differ only in it are duplicates
 
 # Integers below this are looked up in an array; others are encoded as text. On 3 million rows of MovieLens's kind, the
@@ -36,12 +38,13 @@ class Ids:
         self._counts_K = np.zeros(0, dtype=np.int64)
         self._code_of_integer = np.zeros(0, dtype=np.uint32)
 
-    def encode(self, ids: pl.Series) -> np.ndarray:
+    def encode(self, ids: pl.Series, rows_N: np.ndarray | None = None) -> np.ndarray:
+        """The code of each id, which counts as one row, or as so many."""
         if ids.dtype.is_integer() and len(ids) and 0 <= ids.min() <= ids.max() < _DIRECT:  # type: ignore[operator]
             codes_N = self._encode_integers(ids.cast(pl.Int64).to_numpy())
         else:
             codes_N = self._encode_text(ids)
-        counts_K = np.bincount(codes_N, minlength=len(self._counts_K))
+        counts_K = np.bincount(codes_N, rows_N, minlength=len(self._counts_K)).astype(np.int64)
         counts_K[: len(self._counts_K)] += self._counts_K
         self._counts_K = counts_K
         return codes_N
@@ -81,6 +84,7 @@ class Encoder:
         self._name = name  # of the data set, for messages
         self.n_rows = 0
         self.users, self.items, self.domains, self.events = Ids(), Ids(), Ids(), Ids()
+        self.features: dict[str, Ids | None] = {}  # by column; None: of numbers
 
     def encode(self, frame: pl.DataFrame) -> Rows:
         self._refuse_unfit(frame)
@@ -93,6 +97,11 @@ class Encoder:
             if name in frame.columns:
                 rows["row"] = np.arange(self.n_rows, self.n_rows + frame.height, dtype=np.int64)
                 rows[name] = narrow(self.domains.encode(frame[name]))
+        for name in (each for each in frame.columns if each.startswith(FEATURE)):
+            is_text = frame[name].dtype == pl.String
+            ids = self.features.setdefault(name, Ids() if is_text else None)
+            values = frame[name].cast(pl.Float64).to_numpy() if ids is None else ids.encode(frame[name].fill_null(""))
+            rows[name] = values.copy() if ids is None else narrow(values)
         if REST in frame.columns:
             rows[REST] = frame[REST].to_numpy().copy()
         self.n_rows += frame.height

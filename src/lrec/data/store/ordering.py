@@ -10,7 +10,7 @@ Shape suffixes: N rows of a range, U users, I items, K ids.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -18,6 +18,9 @@ import polars as pl
 from lrec.data.store.encoding import FILE_DOMAIN, REST, Ranked, Rows
 from lrec.data.store.long_work import map_ahead
 from lrec.data.store.store import write_array
+
+# Which interactions of a user with an item stay: all, the first, or all that do not come right after another.
+Repeats = bool | Literal["not_in_a_row"]
 
 
 class RowBuffer:
@@ -72,7 +75,8 @@ class Ordered(NamedTuple):
     first_user: int
     lengths_U: np.ndarray  # interactions of each user
     columns: Rows  # item, and where there are any: time, event, domain or FILE_DOMAIN, and row (number in the source)
-    repeats_dropped: int = 0  # interactions with an item that the user already had
+    repeats_dropped: int = 0  # interactions with an item that the user already had, or had just had
+    in_a_row: bool = True  # whether a user may have an item twice in a row
 
     @property
     def n_rows(self) -> int:
@@ -85,14 +89,28 @@ class Ordered(NamedTuple):
 
     def kept(self, kept_U: np.ndarray, kept_I: np.ndarray) -> tuple[np.ndarray, Rows]:
         """The lengths of kept users, and the columns of their interactions with kept items."""
+        kept_N, lengths_U = self.those_kept(kept_U, kept_I)
         mine_U = kept_U[self.first_user : self.first_user + len(self.lengths_U)]
-        kept_N = mine_U[self.users_N] & kept_I[self.columns["item"]]
-        lengths_U = np.bincount(self.users_N[kept_N], minlength=len(mine_U))[mine_U]
-        return lengths_U, {name: column[kept_N] for name, column in self.columns.items()}
+        return lengths_U[mine_U], {name: column[kept_N] for name, column in self.columns.items()}
+
+    def those_kept(self, kept_U: np.ndarray, kept_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which interactions are those of kept users with kept items, without what is then twice in a row where that is
+        not allowed; and how many these are of each user."""
+        mine_U, users_N, items_N = kept_U[self.first_user :][: len(self.lengths_U)], self.users_N, self.columns["item"]
+        kept_N = mine_U[users_N] & kept_I[items_N]
+        if not self.in_a_row:
+            rows = np.flatnonzero(kept_N)
+            kept_N[rows[_again(users_N[rows], items_N[rows])]] = False
+        return kept_N, np.bincount(users_N[kept_N], minlength=len(mine_U))
+
+
+def _again(users_N: np.ndarray, items_N: np.ndarray) -> np.ndarray:
+    """Which interactions are with the item of the one before, of the same user."""
+    return np.append(False, (users_N[1:] == users_N[:-1]) & (items_N[1:] == items_N[:-1]))[: len(users_N)]
 
 
 def ordered(
-    rows: RowBuffer, folder: Path, users: Ranked, items: Ranked, range_rows: int, repeats: bool
+    rows: RowBuffer, folder: Path, users: Ranked, items: Ranked, range_rows: int, repeats: Repeats
 ) -> Iterator[Ordered]:
     """Rows by (user, time, place in the source), without those that are identical to an earlier one.
 
@@ -121,6 +139,8 @@ def ordered(
     def order(number: int) -> Ordered:
         begins_and_ends = ((cut[number], cut[number + 1]) for cut in cuts)
         parts = [split.part(place, b, e) for place, (b, e) in enumerate(begins_and_ends) if e > b]
+        if not parts:  # as where rows are appended to a store, none of them of these users
+            parts = [split.part(0, 0, 0)]
         return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), items.rank_K, repeats)
 
     return map_ahead(order, range(n_ranges))
@@ -155,17 +175,9 @@ def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], np.searchsorted(ends_U, targets, side="left") + 1, [len(counts_U)]]))
 
 
-def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: bool) -> Ordered:
+def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: Repeats) -> Ordered:
     users_N = rows.pop("user").astype(np.int64) - first_user
-    if "time" not in rows:
-        order_N = stable_argsort(users_N)
-    else:
-        least = int(rows["time"].min())
-        span = int(rows["time"].max()) - least + 1
-        if (int(users_N.max()) + 1) * span >= 1 << 63:
-            order_N = np.lexsort((rows["time"], users_N))
-        else:
-            order_N = stable_argsort(users_N * span + (rows["time"].astype(np.int64) - least))
+    order_N = in_time_order(users_N, rows.get("time"))
     rest_N = rows.pop(REST, None)
     users_N = users_N[order_N]
     rows = {name: column[order_N] for name, column in rows.items()}
@@ -177,12 +189,28 @@ def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, 
         if not fresh_N.all():
             users_N, rows = users_N[fresh_N], {name: column[fresh_N] for name, column in rows.items()}
     n_distinct = len(users_N)
-    if not repeats:
-        pairs_N = users_N * len(item_rank_K) + rows["item"]
-        first = np.sort(np.unique(pairs_N, return_index=True)[1])
+    if repeats is not True:
+        if repeats:
+            first = np.flatnonzero(~_again(users_N, rows["item"]))
+        else:
+            pairs_N = users_N * len(item_rank_K) + rows["item"]
+            first = np.sort(np.unique(pairs_N, return_index=True)[1])
         users_N, rows = users_N[first], {name: column[first] for name, column in rows.items()}
     lengths_U = np.bincount(users_N, minlength=end_user - first_user)
-    return Ordered(first_user, lengths_U, rows, n_distinct - len(users_N))
+    return Ordered(first_user, lengths_U, rows, n_distinct - len(users_N), repeats != "not_in_a_row")
+
+
+def in_time_order(users_N: np.ndarray, times_N: np.ndarray | None, two_runs: bool = False) -> np.ndarray:
+    """Indices that sort by (user, time), or by user; equal ones keep their order. `two_runs`: the rows are
+    two pieces, each of them in order."""
+    keys_N = users_N.astype(np.int64)
+    if times_N is not None and len(keys_N):
+        least = int(times_N.min())
+        span = int(times_N.max()) - least + 1
+        if (int(users_N.max()) + 1) * span >= 1 << 63:
+            return np.lexsort((times_N, users_N))
+        keys_N = keys_N * span + (times_N.astype(np.int64) - least)
+    return np.argsort(keys_N, kind="stable") if two_runs else stable_argsort(keys_N)  # numpy's Timsort merges runs
 
 
 def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
@@ -234,16 +262,15 @@ def find_core(
     parts: Callable[[], Iterable[Ordered]], n_users: int, n_items: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which users and which items belong to the largest subset in which each has at least k interactions; `parts` gives
-    all interactions, once a round."""
+    all interactions, once a round. What has left may bring others next to each other, and what is then twice in a row
+    may leave too: that makes counts no larger either, so there is a largest subset in any case."""
     alive_U, alive_I = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool)
     while True:
         counts_U, counts_I = np.zeros(n_users, dtype=np.int64), np.zeros(n_items, dtype=np.int64)
         for part in parts():
-            users_N, items_N = part.first_user + part.users_N, part.columns["item"]
-            kept_N = alive_U[users_N] & alive_I[items_N]
-            counts_I += np.bincount(items_N[kept_N], minlength=n_items)
-            end = part.first_user + len(part.lengths_U)
-            counts_U[part.first_user : end] = np.bincount(part.users_N[kept_N], minlength=len(part.lengths_U))
+            kept_N, lengths_U = part.those_kept(alive_U, alive_I)
+            counts_I += np.bincount(part.columns["item"][kept_N], minlength=n_items)
+            counts_U[part.first_user : part.first_user + len(lengths_U)] = lengths_U
         enough_U, enough_I = counts_U >= k, counts_I >= k
         if np.array_equal(enough_U, alive_U) and np.array_equal(enough_I, alive_I):
             return alive_U, alive_I

@@ -24,11 +24,12 @@ import polars as pl
 
 from lrec.common.files import file_hash, json_hash, locked, replacing, write_json
 from lrec.common.hardware import available_gib
-from lrec.data.store.encoding import FILE_DOMAIN, Encoder
+from lrec.data.store.append import Earlier, parts_of, refuse_append, refuse_other_unit
+from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, Encoder, Ranked
 from lrec.data.store.long_work import Progress, ahead
-from lrec.data.store.ordering import Ordered, RowBuffer, Spool, find_core, ordered
+from lrec.data.store.ordering import Ordered, Repeats, RowBuffer, Spool, find_core, ordered
 from lrec.data.store.statistics import Counter
-from lrec.data.store.store import SCHEMA, StoreWriter
+from lrec.data.store.store import MOST_FEATURE_VALUES, SCHEMA, Store, StoreWriter, feature_array
 from lrec.errors import UserError
 
 _GIB = 1 << 30
@@ -47,16 +48,18 @@ class RawInteractions:
     Attributes:
         frame: A frame, or consecutive ones, with columns user and item (strings or integers), time (integers, absent
             where the source has none), event (string or integers, optional), domain or FILE_DOMAIN (string, optional)
-            and REST (uint64, optional), none of them null. Where there is REST, of rows that are equal in all columns
+            and REST (uint64, optional), none of them null, and columns that are read beside these (their names after
+            FEATURE; strings or floats, null where missing). Where there is REST, of rows that are equal in all columns
             but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
         facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them, asked after
             the last frame.
-        repeats: Keep all interactions of a user with an item; false keeps the first in time.
+        repeats: Keep all interactions of a user with an item; false keeps the first in time, not_in_a_row those that do
+            not come right after another, once users and items of fewer than k interactions are gone too.
     """
 
     frame: pl.DataFrame | Iterable[pl.DataFrame]
     facts: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
-    repeats: bool = True
+    repeats: Repeats = True
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
@@ -77,33 +80,58 @@ def prepare_store(
     read: Callable[[], RawInteractions],
     memory_gib: float | None = None,
     reading: dict[str, Any] | None = None,
+    earlier: Store | None = None,
 ) -> Path:
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
     The store does not depend on `memory_gib` (None: half of what is available): rows that do not fit go to a temporary
-    folder in it. `reading` says how the raw data were read, to those who have only the store.
+    folder in it. `reading` says how the raw data were read, to those who have only the store. The rows of the store
+    `earlier` come before those that are read: see `append_to`.
     """
     data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
+    if not path.exists():
+        memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
+        meta = {"name": name, "source": source, "options": {"k_core": k_core}, "reading": reading or {}}
+        _make(path, lambda folder: _write(folder, meta, k_core, read(), memory, earlier))
     remembered, hashed = _remembered(data_dir), _hashed[data_dir]
-    if any(remembered.get(file) != entry for file, entry in hashed.items()):
+    if earlier is None and any(remembered.get(file) != entry for file, entry in hashed.items()):
         with suppress(OSError):  # the next process hashes them again
             write_json(data_dir / "sources.json", remembered | hashed)
-    if path.exists():
-        return path
-    with _writing_to(data_dir), locked(data_dir / ".lock"):
+    return path
+
+
+def append_to(
+    store: Store,
+    source: dict[str, Any],
+    read: Callable[[], RawInteractions],
+    data_dir: Path,
+    memory_gib: float | None = None,
+) -> Path:
+    """Write the store of a store's rows and new ones after them, as `prepare_store` would from all rows at once; only
+    what meta.json says of the source differs: it lists the parts.
+
+    Raises:
+        UserError: What dropped rows of the store has left no trace (k_core); the new rows have other columns.
+    """
+    refuse_append(store)
+    parts = {"kind": "parts", "parts": [*parts_of(store.meta["source"]), source]}
+    name, k_core, reading = store.meta["name"], store.meta["options"]["k_core"], store.meta["reading"]
+    return prepare_store(data_dir, name, parts, k_core, read, memory_gib, reading, store)
+
+
+def _make(path: Path, write: Callable[[Path], None]) -> None:
+    """Make the store's folder unless another process does, and remove what killed processes left."""
+    with _writing_to(path.parent), locked(path.parent / ".lock"):
         if path.exists():
-            return path
-        for left in data_dir.iterdir():
+            return
+        for left in path.parent.iterdir():
             # Left by a process that was killed: a running one would hold the lock.
             if _TEMPORARY.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
         print(f"preparing {path}", file=sys.stderr)
-        memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
         with replacing(path) as folder:
             folder.mkdir()
-            meta = {"name": name, "source": source, "options": {"k_core": k_core}, "reading": reading or {}}
-            _write(folder, meta, k_core, read(), memory)
-    return path
+            write(folder)
 
 
 @contextmanager
@@ -119,8 +147,10 @@ def _writing_to(data_dir: Path) -> Iterator[None]:
         raise
 
 
-def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, memory: int) -> None:
-    """Fill the store's folder.
+def _write(
+    folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, memory: int, store: Store | None = None
+) -> None:
+    """Fill the store's folder, with the rows of a store before those as read where there is one.
 
     Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
     is being ordered, and the rest for the block that is being read and the ids.
@@ -128,17 +158,26 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
     progress, work = Progress(), folder / "work"
     work.mkdir()
     rows, encoder = RowBuffer(work / "rows", memory // 4), Encoder(meta["name"])
+    earlier = None if store is None else Earlier(store, encoder)
     progress.stage("read")
     for frame in ahead([raw.frame] if isinstance(raw.frame, pl.DataFrame) else raw.frame):
+        if earlier is not None:
+            earlier.look_at(frame)
         rows.append(encoder.encode(frame))
         progress.add(frame.height)
     facts = raw.facts() if callable(raw.facts) else raw.facts
     users, items, domains, events = encoder.ranked()
+    features = {name: None if ids is None else ids.ranked() for name, ids in encoder.features.items()}
+    texts = {name.removeprefix(FEATURE): _texts(name, each) for name, each in features.items()}
 
     progress.stage("order" if k > 1 else "order and write")
     # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, encoder.n_rows >> 10))
     parts = ordered(rows, work, users, items, range_rows, raw.repeats)
+    n_rows = encoder.n_rows
+    if store is not None and earlier is not None:
+        refuse_other_unit(store, facts)
+        parts, n_rows = earlier.followed_by(parts, users, items), n_rows + earlier.n_rows
     kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
     if k > 1:
         spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
@@ -165,26 +204,40 @@ def _write(folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, mem
             writer.append("times", times_N)
         if "event" in columns:
             writer.append("events", events.rank_K[columns["event"]])
+        for place, (name, ranked) in enumerate(features.items()):
+            values_N = columns[name] if ranked is None else ranked.rank_K[columns[name]]
+            writer.append(feature_array(place, None if ranked is None else []), values_N)
         if n_domains:
             domain_N = domains.rank_K[columns[FILE_DOMAIN if FILE_DOMAIN in columns else "domain"]]
             np.minimum.at(first_I, items_N, columns["row"] * n_domains + domain_N)
         counter.add(lengths_U, items_N, times_N)
     writer.append("offsets", counter.offsets_U1())
 
-    statistics = counter.statistics() | {"duplicates_dropped": encoder.n_rows - n_distinct}
+    statistics = counter.statistics() | {"duplicates_dropped": n_rows - n_distinct}
     domain = pl.Series([None] * n_items, dtype=pl.String)
     if n_domains:
         domain = domains.ids.gather(first_I % n_domains)
         statistics["domains"] = domain.n_unique()
-    if not raw.repeats:
+    if raw.repeats is not True:
         facts = facts | {"repeats_dropped": repeats_dropped}
     if len(events.ids):
         facts = facts | {"event_types": events.ids.to_list()}
     item_ids, user_ids = items.ids.filter(pl.Series(kept_I)), users.ids.filter(pl.Series(kept_U))
     item_table = pl.DataFrame({"raw_id": item_ids, "count": counter.counts_I, "domain": domain})
     shutil.rmtree(work)
+    meta = meta | ({"features": texts} if texts else {})
     writer.finish(item_table, user_ids, {**meta, "statistics": statistics, "facts": facts})
     progress.finish()
+
+
+def _texts(name: str, ranked: Ranked | None) -> list[str] | None:
+    """The different texts of a feature; None where it has numbers."""
+    if ranked is not None and len(ranked.ids) > MOST_FEATURE_VALUES:
+        raise UserError(
+            f"the feature {name.removeprefix(FEATURE)} has {len(ranked.ids):,} different texts; at most "
+            f"{MOST_FEATURE_VALUES:,} are possible: group them, or name it under numbers"
+        )
+    return None if ranked is None else ranked.ids.to_list()
 
 
 def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:

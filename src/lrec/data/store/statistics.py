@@ -1,6 +1,7 @@
 """A store's statistics: counted while it is written, and shown by `lrec data describe`. Shape suffixes: N interactions,
 U users, I items."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def describe(store: Path, verify: bool = False) -> None:
         verify: Hash every file of the store as a whole.
     """
     opened = Store.open(store, verify)
-    print_rows([("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"])), *_rows(opened)])
+    about = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"]))]
+    print_rows([*about, *in_words(opened.statistics, opened.facts)])
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
@@ -72,15 +74,16 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def _rows(store: Store) -> list[tuple[str, str]]:
-    counted, facts = store.statistics, dict(store.facts)
+def in_words(counted: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The statistics and facts of a store, each with its name."""
+    facts = dict(about)
     facts.pop("duplicates_dropped", None)
     unit = facts.pop("time_unit", None)
     lengths = f"mean {counted['mean_length']:.1f}, median {counted['median_length']:g}, max {counted['max_length']:,}"
     rows = [(name, f"{counted[name]:,}") for name in ("users", "items", "interactions")]
     rows += [("density", f"{counted['density']:.4%}"), ("length", lengths)]
     if "first_time" in counted:
-        rows.append(("time", f"{_time(counted['first_time'], unit)} to {_time(counted['last_time'], unit)}"))
+        rows.append(("time", f"{time_text(counted['first_time'], unit)} to {time_text(counted['last_time'], unit)}"))
         rows.append(("ties in time", _share(counted["ties"], counted["interactions"])))
     else:
         rows.append(("time", "none: rows are in time order"))
@@ -95,7 +98,8 @@ def _share(count: int, total: int) -> str:
     return f"{count:,} ({count / total:.1%})"
 
 
-def _time(value: int, unit: Any) -> str:
+def time_text(value: int, unit: Any) -> str:
+    """A time of this unit as a date, or as the number that it is."""
     if unit not in TIME_UNITS:
         return f"{value:,}"
     try:

@@ -4,6 +4,8 @@
     offsets.npy    int64  user u owns items[offsets[u] : offsets[u + 1]]
     times.npy      int64  time of each interaction in the source's unit; absent where the source has none
     events.npy     uint8  type of each interaction, by its place in the fact event_types; absent where none is named
+    feature_*.npy  values of a column that is read beside the ids: float64, nan where missing, or int32, their place
+                   among the texts that meta.json lists; absent where no column is named
     items.parquet  raw_id, count, domain of each item, by store index
     users.parquet  raw_id of each user, by store index
     meta.json      options, source, statistics, facts, and the size, mtime and hashes of every file above
@@ -28,11 +30,20 @@ from lrec.errors import UserError
 SCHEMA = 1
 # Units of time in the facts of meta.json, and how many of each make a second.
 TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 MOST_EVENT_TYPES = 256
-_ARRAYS = {"items": np.int32, "offsets": np.int64, "times": np.int64, "events": np.uint8}
+MOST_FEATURE_VALUES = 2**16
+_ARRAYS: dict[str, Any] = {"items": np.int32, "offsets": np.int64, "times": np.int64, "events": np.uint8}
+_ARRAYS |= {"feature_text_": np.int32, "feature_number_": np.float64}  # followed by a number
 _FILES = ("items.npy", "offsets.npy", "times.npy", "events.npy", "items.parquet", "users.parquet")
 _BLOCK = 4096
 _BLOCKS = 16
+
+
+def seconds_in(duration: str) -> int | None:
+    """Seconds of a duration such as 90s, 30m, 12h, 7d or 2w; None of other text."""
+    number, unit = duration[:-1], duration[-1:]
+    return int(number) * _DURATION[unit] if number.isdecimal() and unit in _DURATION else None
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,23 @@ class Store:
         """Names of the types of event, in text order."""
         return list(self.facts.get("event_types", []))
 
+    @cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """Values of each column that is read beside the ids: float64, or int32, places in `feature_texts`."""
+        columns = self.meta.get("features", {})
+        names = {column: feature_array(place, texts) for place, (column, texts) in enumerate(columns.items())}
+        return {column: self._map(f"{name}.npy") for column, name in names.items()}
+
+    def feature_texts(self, column: str) -> pl.Series:
+        """The different texts of such a column, in text order; an empty one is a missing value."""
+        return pl.Series(self.meta["features"][column], dtype=pl.String)
+
+    def feature_values(self, column: str, rows_N: np.ndarray | slice) -> pl.Series:
+        """Such a column's values of these interactions, text or numbers."""
+        stored_N = self.features[column][rows_N]
+        is_number = self.meta["features"][column] is None
+        return pl.Series(stored_N) if is_number else self.feature_texts(column).gather(stored_N)
+
     def seconds(self, rows_N: np.ndarray) -> np.ndarray:
         """Times of these interactions in whole seconds, int64; as they are where the source has no unit of time."""
         assert self.times_N is not None
@@ -144,6 +172,11 @@ class Store:
         return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
 
 
+def feature_array(place: int, values: list[str] | None) -> str:
+    """The name of the array of a feature, which has these texts, or numbers."""
+    return f"feature_{'number' if values is None else 'text'}_{place}"
+
+
 def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
     """Write the bytes of an array; numpy's tofile does not say why it fails."""
     file.write(values_N.view(np.uint8).data)
@@ -163,7 +196,7 @@ class StoreWriter:
             path.write_bytes(_header(name, 0))
         self._lengths[name] += len(values_N)
         with path.open("ab") as file:
-            write_array(file, np.ascontiguousarray(values_N, dtype=_ARRAYS[name]))
+            write_array(file, np.ascontiguousarray(values_N, dtype=_dtype(name)))
 
     def finish(self, item_table: pl.DataFrame, raw_user_ids: pl.Series, meta: dict[str, Any]) -> None:
         """Write the rest; `meta` holds source, options, statistics and facts."""
@@ -175,16 +208,21 @@ class StoreWriter:
             table.write_parquet(buffer)
             (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
         files: dict[str, dict[str, Any]] = {}
-        for path in (self._folder / name for name in _FILES if (self._folder / name).exists()):
+        of_features = sorted(path.name for path in self._folder.glob("feature_*.npy"))
+        for path in (self._folder / name for name in (*_FILES, *of_features) if (self._folder / name).exists()):
             files[path.name] = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
             files[path.name] |= {"blocks": _sampled_hash(path, path.stat().st_size), "sha256": file_hash(path)}
         write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
 
 
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(_ARRAYS[name.rstrip("0123456789")])
+
+
 def _header(name: str, length: int) -> bytes:
     """The header of an array; numpy pads it so that its size does not depend on the length."""
     header = io.BytesIO()
-    description = {"descr": np.dtype(_ARRAYS[name]).str, "fortran_order": False, "shape": (length,)}
+    description = {"descr": _dtype(name).str, "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(header, description)
     return header.getvalue()
 

@@ -170,3 +170,19 @@ def test_items_of_a_trajectory_that_are_no_targets_are_not_measured(make_lengths
     users, positions = targets(replace(split, target_N=even_N))
     assert even_N[store.offsets_U1[users] + positions].all()
     assert len(users) == np.count_nonzero(even_N[store.offsets_U1[np.arange(20)] + 4]) + 2 * 20
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=9), min_size=1, max_size=6), st.integers(0, 9))
+@FIXTURE_ONCE
+def test_what_is_new_trains_with_what_comes_before_it(make_store, times: list[list[int]], since: int) -> None:
+    """Beside the shares: rows from a time on and two before the first of them; of users without such, the shares."""
+    store = make_store([(f"u{u}", f"i{p}", t) for u, ts in enumerate(times) for p, t in enumerate(sorted(ts))])
+    split = LastItems()(store)
+    for recent in (0.5, 1.0):
+        part = training_part(split, Reduction(recent=recent, since=since, before=2))
+        for user, n in enumerate(split.train_U):
+            rows = np.arange(store.offsets_U1[user], store.offsets_U1[user] + n)
+            shares = rows[n - int(np.ceil(n * recent)) :]
+            new = rows[store.times_N[rows] >= since]
+            kept = max(shares, rows[max(n - len(new) - 2, 0) :] if len(new) else [], key=len)
+            assert part.starts_U[user] + np.arange(part.lengths_U[user]) == pytest.approx(kept)

@@ -36,9 +36,14 @@ def as_pairs(targets: Targets) -> list[tuple[int, int]]:
     return list(zip(targets.users_T.tolist(), targets.positions_T.tolist(), strict=True))
 
 
+CHOSEN = {"first": slice(0, 1), "last": slice(-1, None), "all": slice(None), "window": slice(0, 1)}
+
+
 @FIXTURE_ONCE
-@given(TIMES, st.integers(1, 8), st.integers(1, 4), st.sampled_from(["first", "all"]))
-def test_equals_the_reference(make_store, sequences: list[list[int]], first: int, gap: int, which: str) -> None:
+@given(TIMES, st.integers(1, 8), st.integers(1, 4), st.sampled_from(list(CHOSEN)), st.sampled_from([None, *CHOSEN]))
+def test_equals_the_reference(
+    make_store, sequences: list[list[int]], first: int, gap: int, which: str, of_test: str | None
+) -> None:
     second = first + gap
     expected: dict[str, list[tuple[int, int]]] = {"val": [], "test": []}
     train = []
@@ -47,8 +52,9 @@ def test_equals_the_reference(make_store, sequences: list[list[int]], first: int
         train.append(sum(t < first for t in times))
         for stage, begin, end in (("val", first, second), ("test", second, 10)):
             positions = [p for p, t in enumerate(times) if begin <= t < end and p > 0]
-            expected[stage] += [(user, p) for p in (positions[:1] if which == "first" else positions)]
-    rule = GlobalTemporal(first, second, which)
+            chosen = CHOSEN[which if stage == "val" else of_test or which]
+            expected[stage] += [(user, p) for p in positions[chosen]]
+    rule = GlobalTemporal(first, second, which, test_targets=of_test)
     store = make_times(make_store, sequences)
     if not (sum(train) and expected["val"] and expected["test"]):
         with pytest.raises(UserError, match="the split leaves no"):
@@ -64,6 +70,46 @@ def test_equals_the_reference(make_store, sequences: list[list[int]], first: int
     assert split.counts_V.tolist() == [1] * len(split.catalogue_V)
     part = training_part(split, Reduction())
     assert part.lengths_U.tolist() == train
+
+
+def test_random_targets_are_drawn_by_user_and_seed(make_store) -> None:
+    """One a user, each of its items as often; a user's draw depends on neither the others nor their number."""
+    sequences = [[0, *range(10, 14), *range(20, 25)] for _ in range(400)]
+    store = make_times(make_store, sequences)
+    split = GlobalTemporal(10, 20, "random")(store)
+    for targets, begin, number in ((split.val_targets, 1, 4), (split.test_targets, 5, 5)):
+        assert targets.users_T.tolist() == list(range(400))
+        counts = np.bincount(targets.positions_T - begin, minlength=number)
+        assert len(counts) == number
+        assert counts.min() > 0.7 * 400 / number
+    assert np.corrcoef(split.val_U, split.test_U)[0, 1] < 0.15
+    fewer = GlobalTemporal(10, 20, "random")(make_times(make_store, sequences[:100]))
+    assert fewer.test_U.tolist() == split.test_U[:100].tolist()
+    other = GlobalTemporal(10, 20, "random", seed=1)(store)
+    assert 0.1 < (other.test_U == split.test_U).mean() < 0.3
+
+
+def test_validation_by_the_last_item_and_by_users(make_store) -> None:
+    """Training goes up to the test; what validates is the last item before it, of all users or of some."""
+    sequences = [[0, 1, 2, 6], [0, 5, 5, 7], [0, 1], [3], [6, 7], [0, 2, 3, 4]]
+    store = make_times(make_store, sequences)
+    split = GlobalTemporal(test_from=6, targets="all", validate_by="last_item")(store)
+    assert split.train_U.tolist() == [2, 2, 2, 1, 0, 3]  # fewer than 3 items: they only train
+    assert as_pairs(split.val_targets) == [(0, 2), (1, 2), (5, 3)]
+    assert as_pairs(split.test_targets) == [(0, 3), (1, 3), (4, 1)]
+    split = GlobalTemporal(test_from=6, targets="window", validate_by="users", held_out_users=2)(store)
+    users = split.val_targets.users_T
+    assert len(users) == 2
+    assert split.val_targets.positions_T.tolist() == [len([t for t in sequences[u] if t < 6]) - 1 for u in users]
+    assert split.train_U.tolist() == [0 if u in users else n for u, n in enumerate([3, 3, 2, 1, 0, 4])]
+    assert as_pairs(split.test_targets) == [(0, 3), (1, 3), (4, 1)]
+    assert split.sets_2.tolist() == [False, True]
+    most = GlobalTemporal(test_from=6, validate_by="users", held_out_users=3)(store)
+    assert set(users) < set(most.val_targets.users_T)
+    with pytest.raises(UserError, match="nothing to train on"):
+        GlobalTemporal(test_from=2, validate_by="users")(make_times(make_store, [[0, 1, 2]]))
+    with pytest.raises(UserError, match="no validation target"):
+        GlobalTemporal(test_from=2, validate_by="last_item")(make_times(make_store, [[0, 1, 2]]))
 
 
 @FIXTURE_ONCE
@@ -108,9 +154,53 @@ def test_dates_in_every_unit(tmp_path: Path) -> None:
         GlobalTemporal("2014-01-01", "2014-01-02")(with_unit(tmp_path, "step", seconds))
 
 
+@FIXTURE_ONCE
+@given(TIMES, st.integers(1, 3), st.integers(1, 9))
+def test_the_test_ends_at_a_time(make_store, sequences: list[list[int]], gap: int, until: int) -> None:
+    """The test has the targets of [test_from, test_until); all else is as if it had no end."""
+    store = make_times(make_store, sequences)
+    try:
+        whole = GlobalTemporal(1, 1 + gap, "all")(store)
+    except UserError:
+        assume(False)
+    within = [(u, p) for u, p in as_pairs(whole.test_targets) if sorted(sequences[u])[p] < until]
+    rule = GlobalTemporal(1, 1 + gap, "all", test_until=until)
+    if until <= 1 + gap or not within:
+        with pytest.raises(UserError, match="must lie before split.test_until" if until <= 1 + gap else "no test"):
+            rule(store)
+        return
+    split = rule(store)
+    assert as_pairs(split.test_targets) == within
+    assert as_pairs(split.val_targets) == as_pairs(whole.val_targets)
+    assert split.train_U.tolist() == whole.train_U.tolist()
+
+
+def test_a_test_as_long_as_a_duration(tmp_path: Path) -> None:
+    day = 86_400
+    seconds = [0, day, 2 * day, 2 * day + 7 * 3600 - 1, 2 * day + 7 * 3600, 9 * day]
+    for unit, factor in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
+        store = with_unit(tmp_path, unit, [t * factor for t in seconds])
+        for until, n_targets in [("1s", 1), ("420m", 2), ("7h", 2), ("25201s", 3), ("1w", 3), ("8d", 4), (0.99, 3)]:
+            split = GlobalTemporal(day * factor, "1970-01-03", "all", test_until=until)(store)
+            assert split.test_targets_U.tolist() == [n_targets], (unit, until)
+    with pytest.raises(UserError, match=r"test_until=7d: the data's times are no dates; give a share or a number"):
+        GlobalTemporal(day, 2 * day, test_until="7d")(with_unit(tmp_path, "step", seconds))
+
+
+def test_what_only_the_test_depends_on_is_no_part_of_the_data_hash() -> None:
+    before = "GlobalTemporal(validate_from=0.8, test_from=0.9, targets='first')"
+    assert GlobalTemporal().trained_on == before, "as it was before there were other options"
+    assert GlobalTemporal(test_until="7d", test_targets="all", seed=3).trained_on == before
+    others = [GlobalTemporal(validate_by="users", held_out_users=n) for n in (1, 2)]
+    others += [GlobalTemporal(validate_by="last_item"), GlobalTemporal(0.7), GlobalTemporal(targets="last")]
+    assert len({rule.trained_on for rule in others} | {before}) == 6
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ((0.8, 0.9, "all", 1.0), "test_until must be a share"),
+        ((0.8, 0.9, "all", "7 days"), "test_until=7 days is no ISO date .*, and no duration such as 7d"),
         ((0.0, 0.9), "validate_from must be a share"),
         ((0.8, 1.0), "test_from must be a share"),
         (("yesterday", 0.9), "validate_from=yesterday is no ISO date"),
@@ -145,10 +235,15 @@ def test_leaks_are_refused_by_time_too(make_store) -> None:
     def shifted(**changes: list[int]) -> Split:
         return replace(split, **{name: np.array(values) for name, values in changes.items()})
 
+    untimely = shifted(train_U=[4, 3], val_U=[-1, 3], val_targets_U=[0, 1])  # trains at 4, where another validates
+    untimely.check_times(validation=False)  # both are before the test
+    late = shifted(test_U=[3, 4], val_targets_U=[1, 1], test_targets_U=[1, 1])  # tests at 4, where another validates
+    with pytest.raises(AssertionError, match="leak"):
+        late.check_times(validation=False)
     for leak in (
-        shifted(train_U=[4, 3], val_U=[-1, 3], val_targets_U=[0, 1]),  # trains at 4, where another validates
+        untimely,
+        late,
         shifted(val_U=[1, 3], val_targets_U=[1, 1], train_U=[1, 3]),  # validates at 1, before another trains at 2
-        shifted(test_U=[3, 4], val_targets_U=[1, 1], test_targets_U=[1, 1]),  # tests at 4, where another validates
     ):
         leak.check()  # within each user all is in order
         with pytest.raises(AssertionError, match="leak"):

@@ -60,6 +60,33 @@ def test_store_equals_the_reference(make_store, rows: list[tuple], k: int) -> No
 
 
 @FIXTURE_ONCE
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("wxyz"), st.integers(0, 9)), min_size=1, max_size=60),
+    st.integers(0, 4),
+)
+def test_without_repeats_in_a_row(make_store, rows: list[tuple[str, str, int]], k: int) -> None:
+    """Of an item twice in a row the first stays; what leaves by k-core may bring others next to each other."""
+    expected = sorted(rows, key=lambda row: (row[0], row[2]))
+    before = None
+    while expected != before:
+        before = expected
+        users = Counter(user for user, _, _ in expected)
+        expected = [row for row in expected if users[row[0]] >= k]
+        items = Counter(item for _, item, _ in expected)
+        expected = [row for row in expected if items[row[1]] >= k]
+        expected = [row for last, row in zip([("", ""), *expected], expected, strict=False) if row[:2] != last[:2]]
+    if not expected:
+        with pytest.raises(UserError, match="k_core"):
+            make_store(rows, k, "not_in_a_row")
+        return
+    store = make_store(rows, k, "not_in_a_row")
+    users_N = np.repeat(store.raw_user_ids.to_list(), np.diff(store.offsets_U1)).tolist()
+    items_N = store.item_table["raw_id"].gather(store.items_N).to_list()
+    assert list(zip(users_N, items_N, store.times_N.tolist(), strict=True)) == expected
+    assert store.item_table["count"].to_list() == np.bincount(store.items_N).tolist()
+
+
+@FIXTURE_ONCE
 @given(ROWS, st.randoms())
 def test_order_of_users_in_the_source_does_not_matter(make_store, rows: list[tuple], random) -> None:
     rows = [(user, item, place) for place, (user, item, _) in enumerate(rows)]

@@ -1,0 +1,1 @@
+"""A rolling backtest: networks trained at several times, each tested on the windows that follow."""

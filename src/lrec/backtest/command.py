@@ -1,0 +1,71 @@
+"""`lrec backtest`: train networks at several times, test each on what follows, and write what size and age bring."""
+
+from lrec.backtest.findings import Findings, Served, figures_of
+from lrec.backtest.options import Backtest, open_store, origin_of, origins_of, planned
+from lrec.backtest.report import write_report
+from lrec.backtest.windows import Windows, baselines, measured
+from lrec.common.files import check_folder, locked
+from lrec.common.text_tables import on_terminal, rows_table
+from lrec.data.splits.temporal import as_date
+from lrec.study import budget
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import lock_of
+from lrec.study.processes import start_server
+from lrec.study.record import Record
+from lrec.study.status import runs_table
+from lrec.study.work import Work
+
+
+def backtest(options: Backtest) -> None:
+    """Train at several times, test on the windows that follow, and write a report; started again, it goes on.
+
+    Args:
+        options: What is trained, and when.
+    """
+    check_folder(options.folder, "--out")
+    if not (options.dry_run or options.status or options.cluster):
+        start_server()
+    store = open_store(options)
+    origins, length = origins_of(options, store)
+    study, runs = planned(options, store, origins, length)
+    record = Record(study, runs)
+    if options.status:
+        print(runs_table(record.runs, record.folder, record.state))
+        return
+    costs: list[budget.Cost] = []
+    if options.dry_run or (options.memory_gib, options.budget_hours) != (None, None):
+        costs = budget.plan(study, record.runs)
+        budget.check(costs, study)
+    if options.dry_run:
+        starts = [["window", "begins", "ends"]]
+        starts += [[str(k), as_date(store, at), as_date(store, at + length)] for k, at in enumerate(origins, start=1)]
+        print(on_terminal(rows_table(starts)), budget.plan_table(costs, study), sep="\n\n")
+        return
+    windows = {k: (at, at + length) for k, at in enumerate(origins, start=1)}
+    with locked(lock_of(study.folder.absolute()), f"another backtest is under way in {study.folder}: wait for its end"):
+        runs = record.enter(options.restart, ())
+        record.check_data(runs)
+        Work(study, {cost.run.name: cost.memory_gib for cost in costs}).train(record, runs, "network")
+        served = [_served(record, run, windows) for run in runs]
+        beside = {}
+        for run in runs:
+            origin = origin_of(run.variant)
+            if origin not in beside:
+                file = study.folder / "baselines" / f"{origin}.parquet"
+                beside[origin] = baselines(record.trained(run), _from(windows, origin), file)
+        print("writing the report", flush=True)
+        report = write_report(store, windows, Findings(options, served), beside)
+    print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
+
+
+def _served(record: Record, run: PlannedRun, windows: Windows) -> Served:
+    update, origin = run.variant.rpartition("-")[0], origin_of(run.variant)
+    print(f"testing {run.name}", flush=True)
+    trained = record.trained(run)
+    assert trained.result is not None
+    table = figures_of(measured(trained, _from(windows, origin)))
+    return Served(update, origin, run.size, run.seed, trained.result, table)
+
+
+def _from(windows: Windows, origin: int) -> Windows:
+    return {number: window for number, window in windows.items() if number >= origin}

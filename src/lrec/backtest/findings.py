@@ -1,0 +1,158 @@
+"""What the targets of a backtest say: what size brings by age, and what updates keep of training anew."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean
+from typing import Any
+
+import polars as pl
+
+from lrec.backtest.options import Backtest, Update, network_of
+from lrec.evaluation.standard_errors import paired, standard_error
+from lrec.run import Point
+
+METRIC = "NDCG@10"
+CONFIDENCE, Z = "90 %", 1.6449
+KEY = ["window", "user", "step"]
+Tables = list[pl.DataFrame]  # of targets, one for each seed
+
+
+@dataclass(frozen=True)
+class Served:
+    """A trained network, and how it ranks the targets of the windows that follow its origin."""
+
+    update: str
+    origin: int
+    size: str
+    seed: int
+    point: Point
+    table: pl.DataFrame
+
+    @property
+    def network(self) -> str:
+        return f"{self.update}-{self.origin}"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how much a mean over targets differs from a base, with its standard error, targets paired, users drawn."""
+
+    value: float
+    error: float
+    base: float
+
+    @property
+    def sign(self) -> int:
+        """1 where it is a gain for sure, -1 where it is a loss for sure, else 0."""
+        return 0 if abs(self.value) <= Z * self.error else 1 if self.value > 0 else -1
+
+    def __str__(self) -> str:
+        middle, half = 100 * self.value / self.base, 100 * Z * self.error / self.base
+        return f"{middle:+.1f} % ({middle - half:+.1f} to {middle + half:+.1f})"
+
+
+def figures_of(table: pl.DataFrame) -> pl.DataFrame:
+    """The targets with their HR@10, NDCG@10 and NDCG@10_unseen; a miss, whose rank is infinite, counts 0."""
+
+    def ndcg(rank: pl.Expr) -> pl.Expr:
+        return pl.when(rank <= 10).then(1 / (1 + rank).log(2)).otherwise(0.0)
+
+    unseen = ndcg(pl.col("rank_unseen")).alias(f"{METRIC}_unseen")
+    hit = (pl.col("rank") <= 10).cast(pl.Float64).alias("HR@10")
+    return table.with_columns(hit, ndcg(pl.col("rank")).alias(METRIC), unseen)
+
+
+def mean_of(tables: Tables, column: str) -> float:
+    """The mean of a figure over targets that have it, then over seeds."""
+    return mean(float(table[column].drop_nans().cast(pl.Float64).to_numpy().mean()) for table in tables)
+
+
+def summary_of(tables: Tables) -> dict[str, float]:
+    """How many targets there are, and their figures."""
+    return {"targets": len(tables[0])} | {
+        name: mean_of(tables, name) for name in ("loss", "HR@10", METRIC, f"{METRIC}_unseen")
+    }
+
+
+@dataclass(frozen=True)
+class Findings:
+    backtest: Backtest
+    served: Sequence[Served]
+
+    def tables(self, network: str, size: str, chosen: pl.Expr) -> Tables:
+        """Chosen targets as a network of a size ranks them, a table for each seed."""
+        mine = {each.seed: each.table for each in self.served if (each.network, each.size) == (network, size)}
+        return [mine[seed].filter(chosen) for seed in self.backtest.seeds]
+
+    def newest(self, update: str, size: str, seed: int) -> Served:
+        mine = [each for each in self.served if (each.update, each.size, each.seed) == (update, size, seed)]
+        return max(mine, key=lambda each: each.origin)
+
+    @cached_property
+    def by_age(self) -> dict[int, dict[str, Tables]]:
+        """The targets of all windows so many windows after an origin, by size, as networks trained anew rank them."""
+        folds, sizes = self.backtest.folds, self.backtest.sizes
+        origins = sorted({each.origin for each in self.served if each.update == "full"})
+        found: dict[int, dict[str, Tables]] = {}
+        for age in range(folds):
+            of_age = [k for k in origins if k + age <= folds]
+            for size in sizes if of_age else []:
+                parts = [self.tables(f"full-{k}", size, pl.col("window") == k + age) for k in of_age]
+                found.setdefault(age, {})[size] = [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
+        return found
+
+    @cached_property
+    def of_size(self) -> dict[int, Gain]:
+        """What the last size gains over the first one in NDCG@10, by age; nothing where there is one size."""
+        small, large = self.backtest.sizes[0], self.backtest.sizes[-1]
+        if small == large:
+            return {}
+        return {
+            age: Gain(*paired(tables[small], tables[large], METRIC), mean_of(tables[small], METRIC))
+            for age, tables in self.by_age.items()
+        }
+
+    @cached_property
+    def updates(self) -> list[dict[str, Any]]:
+        """Each size and update over all windows but the first: what the network that then serves reaches, which share
+        of the gain of training anew over no update that is, and which share of its seconds it takes."""
+        rows, each_update = list[dict[str, Any]](), self.backtest.update
+        for size in self.backtest.sizes:
+            tables = {update: self._as_served(update, size) for update in each_update}
+            seconds = {update: self._seconds(update, size) for update in each_update}
+            for update, mine in tables.items():
+                row = {"size": size, "update": update, **summary_of(mine), "seconds": seconds[update]}
+                if update != "none" and {"none", "full"} <= set(tables):
+                    row["gain_kept"], row["gain_kept_se"] = share_of_gain(tables["none"], mine, tables["full"])
+                    row["cost"] = seconds[update] / seconds["full"]
+                rows.append(row)
+        return rows
+
+    def _as_served(self, update: Update, size: str) -> Tables:
+        later = range(2, self.backtest.folds + 1)
+        parts = [self.tables(network_of(update, k), size, pl.col("window") == k) for k in later]
+        return [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
+
+    def _seconds(self, update: Update, size: str) -> float:
+        mine = [each for each in self.served if (each.update, each.size) == (update, size) and each.origin > 1]
+        return sum(each.point.wall_s for each in mine) / len(self.backtest.seeds)
+
+
+def share_of_gain(none: Tables, own: Tables, full: Tables) -> tuple[float, float]:
+    """(own - none) / (full - none) of the metric, and its standard error by the ratio's linear part; users are
+    drawn."""
+    one, *others = (
+        pl.concat(tables).group_by(KEY, maintain_order=True).agg(pl.col(METRIC).mean().alias(name))
+        for name, tables in (("none", none), ("own", own), ("full", full))
+    )
+    for other in others:
+        one = one.join(other, on=KEY, maintain_order="left")
+    mine, whole = one["own"] - one["none"], one["full"] - one["none"]
+    of_all = float(whole.to_numpy().mean())
+    if of_all == 0:
+        return math.nan, math.nan
+    share = float(mine.to_numpy().mean()) / of_all
+    above = one.select("user", above=mine - share * whole)
+    return share, standard_error(above, "above") / abs(of_all)

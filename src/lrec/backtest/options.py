@@ -1,0 +1,187 @@
+"""What a backtest trains: networks of each size at each origin, which are variants of a study without a law."""
+
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lrec.common.start_stop import importing
+from lrec.data.datasets import datamodule_of
+from lrec.data.splits.temporal import as_date, count_before, cut_time, in_units
+from lrec.data.store.store import Store
+from lrec.errors import UserError, check_range
+from lrec.options.config_files import find_config
+from lrec.run import RunConfig, dotted
+from lrec.study.grid import PlannedRun, changed, planned_runs
+from lrec.study.options import Study, as_argument
+from lrec.study.warm_fit import Recipe, trained_on
+
+MOST_VALIDATE, VALIDATE = 1024, 20  # users that validate: one of so many of those known at an origin
+Update = Literal["none", "warm", "full"]
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """Train at several times (origins), test on the window after each, and see what size and age bring.
+
+    Windows lie one after the other; the last one ends with the data, or with `until`. A network learns from what lies
+    before its origin alone, and is tested on the window that begins there and on all later ones.
+
+    Attributes:
+        name: Name of the backtest.
+        configs: Configuration files that every run is composed of, as for lrec fit --config.
+        sizes: Entries of the ladder, or shapes such as 2x96, smallest first.
+        every: Time from one origin to the next: 12h, 7d, 4w.
+        horizon: Length of a window; by default that of every.
+        folds: Number of origins.
+        until: End of the last window: an ISO date, an epoch in the log's unit, or a share of all interactions; by
+            default the end of the data. What comes later is left out.
+        update: What becomes of the networks of the first origin at the later ones: none, they stay as they are; warm,
+            they are trained a little more on what is new; full, networks are trained anew on all there is.
+        out: Folder of the backtest; backtests/NAME by default.
+        data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
+        seeds: Seeds of every network, a run each.
+        options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
+        size_options: Further options by size.
+        jobs: Runs side by side, each with an equal share of the cores.
+        cores: Cores of all runs together; all there are by default.
+        gpus: GPUs of all runs together, by number, where they train on GPUs; all there are by default.
+        memory_gib: Memory of all runs together, in GiB; a run waits until there is room.
+        budget_hours: Hours of a core, or of a GPU. A backtest that may take more does not start.
+        retries: How often a run that fails is started again by itself.
+        restart: Names of runs to train again from the beginning.
+        cluster: Train on a cluster, as in lrec scaling study.
+        dry_run: Print the origins and the runs with their hours, memory and disk, and stop.
+        status: Print the runs with their states and losses so far, and stop.
+    """
+
+    name: str = "backtest"
+    configs: list[str] = field(default_factory=lambda: ["data/csv.yaml", "trainer/laptop.yaml"])
+    sizes: list[str] = field(default_factory=lambda: ["3k", "98k"])
+    every: str = "7d"
+    horizon: str | None = None
+    folds: int = 8
+    until: int | float | str | None = None
+    update: tuple[Update, ...] = ("none", "warm", "full")
+    out: Path | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (1,)
+    options: dict[str, Any] = field(default_factory=dict)
+    size_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jobs: int = 1
+    cores: int | None = None
+    gpus: tuple[int, ...] | None = None
+    memory_gib: float | None = None
+    budget_hours: float | None = None
+    retries: int = 0
+    restart: tuple[str, ...] = ()
+    cluster: dict[str, Any] | None = None
+    dry_run: bool = False
+    status: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("--folds", self.folds, at_least=2)
+        if not self.update:
+            raise UserError("--update []: name at least one of none, warm and full")
+        self.study({})  # which checks what it shares with a study
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("backtests") / self.name
+
+    @property
+    def length(self) -> str:
+        """Of a window."""
+        return self.horizon or self.every
+
+    def lasting(self, folds: int) -> str:
+        """The time of so many folds, such as 21d."""
+        return f"{int(self.every[:-1]) * folds}{self.every[-1]}"
+
+    def study(self, variants: dict[str, dict[str, Any]], starts_from: dict[str, str] | None = None) -> Study:
+        """The study that trains these variants."""
+        shared = {field.name for field in fields(Study)} & {field.name for field in fields(self)}
+        mine: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        mine |= {"law": None, "holdout": 0, "fractions": (1.0,), "out": self.folder}
+        return Study(**mine, variants=variants, starts_from=starts_from or {})
+
+
+def network_of(update: Update, origin: int) -> str:
+    """Name of the variant that serves at an origin, counted from 1."""
+    return "full-1" if update == "none" or origin == 1 else f"{update}-{origin}"
+
+
+def origin_of(network: str) -> int:
+    """Of a variant by its name, counted from 1."""
+    return int(network.rpartition("-")[2])
+
+
+def open_store(backtest: Backtest) -> Store:
+    """The store, prepared; UserError where it would let the future into the past."""
+    with importing():
+        from lrec.training.lightning_cli import compose
+    options = dotted({"data": backtest.data}) | dotted(backtest.options)
+    classes = ("model", "model.class_path", "data", "data.class_path")
+    in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
+    arguments = [f"--config={find_config(config)}" for config in backtest.configs]
+    config = RunConfig(compose([*arguments, *(f"--{name}={as_argument(value)}" for name, value in in_order)]))
+    data = datamodule_of(config.options)
+    data.prepare_data()
+    store = data.open_store()
+    if data.k_core:
+        raise UserError(
+            f"data.k_core={data.k_core} keeps whom the future makes frequent: a backtest needs data.k_core 0"
+        )
+    if store.times_N is None:
+        raise UserError("a backtest needs times, and the data have none (--data.time_column)")
+    return store
+
+
+def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
+    """The time of each origin, such that the last window ends with the data, and the length of a window; both in the
+    store's unit of time."""
+    assert store.times_N is not None
+    every = in_units(store, "--every", backtest.every)
+    length = in_units(store, "--horizon", backtest.length)
+    if min(every, length) < 1:
+        raise UserError(f"--every {backtest.every}, --horizon {backtest.horizon}: windows need a length")
+    begin, end = int(store.times_N.min()), int(store.times_N.max()) + 1
+    if backtest.until is not None:
+        end = cut_time(store, "--until", backtest.until)
+    origins = [end - length - every * ahead for ahead in reversed(range(backtest.folds))]
+    if origins[0] <= begin:
+        raise UserError(
+            f"--folds {backtest.folds} of --every {backtest.every} begin before the data: fewer folds, or shorter ones"
+        )
+    for number, at in enumerate(origins, start=1):
+        if not ((store.times_N >= at) & (store.times_N < at + length)).any():
+            raise UserError(
+                f"window {number} of --folds {backtest.folds}, from {as_date(store, at)}, has no interaction: other "
+                "windows, or another end (--until)"
+            )
+    return origins, length
+
+
+def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -> tuple[Study, list[PlannedRun]]:
+    """The study of every network that the updates need, and its runs. Each learns from all before its origin, but for
+    users who validate, and its test is the window that begins there; a warm one as `lrec update` does, from what is new
+    since the origin before."""
+    names = {network_of(each, k): k for each in backtest.update for k in range(1, backtest.folds + 1)}
+    variants = {}
+    for name, k in names.items():
+        begin = origins[k - 1]
+        known = int(np.count_nonzero(count_before(store, begin) >= 2))
+        split: dict[str, Any] = {"class_path": "lrec.GlobalTemporal", "validate_by": "users", "targets": "all"}
+        split["held_out_users"] = min(MOST_VALIDATE, max(known // VALIDATE, 1))
+        split |= {"test_from": begin, "test_until": begin + length}
+        variants[name] = {f"data.split.{option}": value for option, value in split.items()}
+    chain = [network_of("warm", k) for k in range(1, backtest.folds + 1)] if "warm" in backtest.update else []
+    study = backtest.study(variants, {later: earlier for earlier, later in pairwise(chain)})
+    runs = planned_runs(study)
+    for place, run in enumerate(runs):
+        if run.starts_from:
+            since = origins[origin_of(run.variant) - 2]
+            runs[place] = replace(run, options=changed(run.options, trained_on(run.config, since, Recipe())))
+    return study, runs

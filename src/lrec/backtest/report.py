@@ -1,0 +1,143 @@
+"""What a backtest leaves behind: report.md, report.html, backtest.json, a picture, and points by age to fit laws to."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lrec.backtest.figures import age_figure
+from lrec.backtest.findings import CONFIDENCE, METRIC, Findings, Gain, Z, figures_of, mean_of, summary_of
+from lrec.backtest.options import Backtest, network_of
+from lrec.backtest.windows import Windows
+from lrec.common.files import write_json, write_text
+from lrec.common.pages import as_html, rendered, within_a_page
+from lrec.common.pictures import alt_text, save_figure
+from lrec.common.text_tables import lasting, rows_table
+from lrec.data.splits.temporal import as_date
+from lrec.data.store.store import Store
+from lrec.evaluation.standard_errors import standard_error
+from lrec.run import Point, Run
+
+
+def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
+    """Write everything that was found, `beside` it what baselines reach by origin, and return report.md."""
+    backtest, out, gains = found.backtest, found.backtest.folder, found.of_size
+    updates = found.updates
+    verdict, method = verdict_of(backtest, gains), _method(backtest)
+    sections = ["## What size brings, by age", _ages_table(found), "## The windows"]
+    sections.append(_windows_table(store, windows, found, {k: figures_of(table) for k, table in beside.items()}))
+    if len(backtest.update) > 1:
+        sections += ["## What an update keeps", _updates_table(updates)]
+    details = "\n\n".join(sections)
+    report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}\n"
+    shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}
+    if gains:
+        figure = age_figure([backtest.lasting(age) for age in gains], list(gains.values()), _finding(backtest, gains))
+        save_figure(out / "by_age.png", figure)
+        shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
+    for age, points in _points_by_age(found).items():
+        Run(out / "ages" / str(age)).write_points(points)
+    content = {
+        "name": backtest.name,
+        "windows": {number: [as_date(store, time) for time in window] for number, window in windows.items()},
+        "by_age": {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()},
+        "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
+        "updates": updates,
+    }
+    write_json(out / "backtest.json", content)
+    write_text(out / "report.md", report)
+    write_text(out / "report.html", rendered("backtest", "report.html.j2", shown))
+    return report
+
+
+def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
+    """One sentence: is the larger network ahead, and does it stay so?"""
+    if not gains:
+        return f"One size, {backtest.sizes[0]}: below is how its {METRIC} changes with its age."
+    first, age = gains[0], max(age for age in gains if age <= backtest.folds // 2)
+    pays = {
+        (1, 1): "A larger network pays, and it still does as it ages",
+        (1, 0): "A larger network pays at first, and not surely as it ages",
+        (1, -1): "A larger network pays at first, and falls behind as it ages",
+        (0, 1): "A larger network pays as it ages, not surely at first",
+        (-1, 1): "A larger network pays as it ages, not at first",
+    }.get((first.sign, gains[age].sign), "A larger network does not pay here")
+    over = f"{METRIC} of {backtest.sizes[-1]} over {backtest.sizes[0]}"
+    later = f", and {gains[age]} {backtest.lasting(age)} later" if age else ""
+    return f"{pays}: {over} is {first} in the window after training{later} ({CONFIDENCE} intervals)."
+
+
+def _finding(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
+    most = max(gains.values(), key=lambda gain: gain.value)
+    if most.sign < 1:
+        return f"{backtest.sizes[-1]} is ahead of {backtest.sizes[0]} at no age for sure"
+    return f"{backtest.sizes[-1]} is up to {100 * most.value / most.base:.1f} % ahead of {backtest.sizes[0]}"
+
+
+def _method(backtest: Backtest) -> str:
+    return (
+        f"{backtest.folds} origins, {backtest.every} apart; windows of {backtest.length}. A network learns from what "
+        "lies before its origin, but for the users who validate. Each interaction in a window is a target, after all "
+        "of the user before it. An item that nobody had before the origin is a miss, without a loss. Gains are paired "
+        f"over targets; {CONFIDENCE} intervals draw users, each with all windows."
+    )
+
+
+def _ages_table(found: Findings) -> str:
+    sizes, gains = found.backtest.sizes, found.of_size
+    head = [f"{figure} {name}" for figure in ("loss", METRIC) for name in sizes]
+    rows = [["age", "windows", "targets", *head, *(["gain of size"] if gains else [])]]
+    for age, tables in found.by_age.items():
+        one = tables[sizes[0]][0]
+        figures = [f"{mean_of(tables[name], figure):.4f}" for figure in ("loss", METRIC) for name in sizes]
+        counts = [str(one["window"].n_unique()), f"{len(one):,}"]
+        rows.append([found.backtest.lasting(age), *counts, *figures, *([str(gains[age])] if gains else [])])
+    return rows_table(rows)
+
+
+def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
+    """Of each window, the networks that were trained last before it, and the baselines of its origin."""
+    backtest = found.backtest
+    newest = "full" if "full" in backtest.update else backtest.update[-1]
+    names = list(dict.fromkeys(name for table in beside.values() for name in table["scorer"]))
+    rows = [["window", "begins", "targets", "cold", *(f"{METRIC} {name}" for name in (*backtest.sizes, *names))]]
+    for number, (begin, _) in windows.items():
+        of_window = pl.col("window") == number
+        tables = [found.tables(network_of(newest, number), size, of_window) for size in backtest.sizes]
+        cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
+        figures = [f"{mean_of(each, METRIC):.4f}" for each in tables]
+        for name in names:
+            counted = [table.filter(of_window, scorer=name) for k, table in beside.items() if k == number]
+            figures.append(f"{mean_of(counted, METRIC):.4f}" if counted else "")
+        rows.append([str(number), as_date(store, begin), f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
+    return rows_table(rows, text=(1,))
+
+
+def _updates_table(updates: list[dict[str, Any]]) -> str:
+    rows = [["size", "update", "loss", "HR@10", METRIC, "gain kept", "training", "of training anew"]]
+    for row in updates:
+        kept = f"{row['gain_kept']:.2f} ± {Z * row['gain_kept_se']:.2f}" if "gain_kept" in row else ""
+        cost = f"{100 * row['cost']:.0f} %" if "cost" in row else ""
+        figures = [f"{row[name]:.4f}" for name in ("loss", "HR@10", METRIC)]
+        rows.append([row["size"], row["update"], *figures, kept, lasting(row["seconds"]), cost])
+    note = (
+        "All windows but the first, each by the network that then serves. Gain kept: which share of what training anew "
+        f"gains in {METRIC} over no update; training: of the networks after the first."
+    )
+    return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
+
+
+def _points_by_age(found: Findings) -> dict[int, list[Point]]:
+    """A point for each age, size and seed, whose test loss is that of the windows so much later; for laws of size."""
+    points: dict[int, list[Point]] = {}
+    for age, by_size in found.by_age.items():
+        for size, tables in by_size.items():
+            for seed, table in zip(found.backtest.seeds, tables, strict=True):
+                figures = summary_of([table])
+                changes: dict[str, Any] = {"run": f"{size}-age-{age}-seed{seed}", "test_loss": figures["loss"]}
+                changes["test_loss_se"] = standard_error(table.filter(pl.col("loss").is_not_nan()))
+                changes["metrics"] = {f"test/{name}": value for name, value in figures.items()}
+                points.setdefault(age, []).append(replace(found.newest("full", size, seed).point, **changes))
+    return points

@@ -1,0 +1,119 @@
+"""How networks and baselines of an origin rank the targets of the windows that follow it.
+
+Shape suffixes: M targets of a batch, D width, V catalogue.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from torch import Tensor
+
+from lrec.common.files import replacing
+from lrec.data.batching.eval_batches import (
+    EvalBatch,
+    EvalLoader,
+    EvalTask,
+    shared_rows,
+    targets_of_sample,
+    testable_users,
+)
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.datasets import datamodule_of
+from lrec.data.splits.temporal import GlobalTemporal
+from lrec.errors import UserError
+from lrec.evaluation.baselines import Baselines
+from lrec.evaluation.metrics import KS
+from lrec.evaluation.shared_scoring import device
+from lrec.model.sharded_table import Table
+from lrec.model.transformer import Transformer
+from lrec.ranking.scoring import Scores, score
+from lrec.run import Run
+from lrec.serving.export import load
+
+Scorer = Callable[[EvalBatch], Scores]
+Windows = dict[int, tuple[int, int]]  # by number from 1: the time at which each begins, and at which it has ended
+
+
+def measured(run: Run, windows: Windows) -> pl.DataFrame:
+    """The targets of the windows as a run's best network ranks them; the table is kept in the run's folder."""
+
+    def of_network(data: SequenceDataModule) -> dict[str, Scorer]:
+        if not run.best.exists():
+            raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
+        model = load(run.best, trust=True, new_items=False)  # whoever trained it has imported its classes
+        if model.about["data_hash"] != data.data_hash:
+            raise UserError(f"{run.folder} was trained on other data than there are now: --restart '[{run.name}]'")
+        net = model.net.float().requires_grad_(False).to(device())
+        if net.config.architecture.time != "none":
+            data.carry_times()
+        return {"model": lambda batch: _scored(net, batch)}
+
+    return _kept(run.folder / "windows.parquet", run, windows, of_network)
+
+
+def baselines(run: Run, windows: Windows, file: Path) -> pl.DataFrame:
+    """The same of every baseline, which counts what the run has learned from; the table is kept in `file`."""
+
+    def of_counts(data: SequenceDataModule) -> dict[str, Scorer]:
+        found = Baselines(data.cuts, device())
+        return {name: partial(found.score, name) for name in found.with_room(found.names)}
+
+    return _kept(file, run, windows, of_counts)
+
+
+def _kept(
+    file: Path, run: Run, windows: Windows, scorers: Callable[[SequenceDataModule], dict[str, Scorer]]
+) -> pl.DataFrame:
+    if not (file.is_file() and set(pl.read_parquet(file, columns=["window"])["window"]) == set(windows)):
+        data = datamodule_of(run.config.options)
+        data.prepare_data()
+        data.setup("test")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table = _ranked(data, windows, scorers(data))
+        with replacing(file) as temporary:
+            table.write_parquet(temporary)
+    return pl.read_parquet(file)
+
+
+def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Scorer]) -> pl.DataFrame:
+    """A row for each scorer and target: scorer, window, user, step (the target's place among the user's interactions),
+    loss (nan outside the catalogue), rank and rank_unseen (inf for a miss)."""
+    tables = list[pl.DataFrame]()
+    for number, (begin, end) in windows.items():
+        assert isinstance(data.split, GlobalTemporal)
+        later = copy(data)
+        later.split = replace(data.split, test_from=begin, test_until=end)
+        tested = later.cut(data.open_store())
+        split = replace(data.cuts, test_U=tested.test_U, test_targets_U=tested.test_targets_U)
+        targets, some = split.test_targets, data.test_users
+        if some == "auto":
+            some = testable_users(split.test_users, targets, data.n_items)
+        if isinstance(some, int):
+            targets = targets_of_sample(split.test_users, targets, some)
+        task = EvalTask(*targets, True, data.with_times)
+        order_T = [chosen_M for chosen_M, _ in shared_rows(split, task, data.max_len).batches()]
+        for batch, chosen_M in zip(EvalLoader(split, task, data.max_len), order_T, strict=True):
+            fields = {name: values.to(device()) for name, values in batch._asdict().items() if values is not None}
+            here = EvalBatch(**fields)
+            of_targets = {"user": targets.users_T[chosen_M], "step": targets.positions_T[chosen_M]}
+            for name, scorer in scorers.items():
+                found = scorer(here)
+                ranked = {"loss": found.loss_B, "rank": found.rank_B, "rank_unseen": found.rank_unseen_B}
+                numbers = {key: values.cpu().numpy().astype(np.float32) for key, values in ranked.items()}
+                kept = pl.DataFrame({**of_targets, **numbers}).filter(batch.weights_M.numpy() > 0)
+                tables.append(kept.with_columns(scorer=pl.lit(name), window=number))
+    return pl.concat(tables)
+
+
+def _scored(net: Transformer, batch: EvalBatch) -> Scores:
+    def head(hidden_MD: Tensor, table_VD: Table) -> Scores:
+        return score(hidden_MD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
+
+    times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
+    found: Scores = net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
+    return found

@@ -1,0 +1,48 @@
+"""HTML pages that need nothing beside them."""
+
+import base64
+import html
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import markdown
+from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PICTURE = re.compile(r"^!\[(.*)\]\((.*)\)$", re.MULTILINE)
+
+
+def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callable[..., str]) -> str:
+    """A template of a room of lrec with these values; HTML ones may extend `page.html.j2`, which is beside this."""
+    rooms = ChoiceLoader([PackageLoader(f"lrec.{room}", "."), PackageLoader("lrec.common", ".")])
+    escape = select_autoescape(enabled_extensions=["html.j2"])
+    environment = Environment(loader=rooms, autoescape=escape, trim_blocks=True)
+    environment.filters |= filters
+    return environment.get_template(template).render(shown)
+
+
+def as_html(report: str) -> Markup:
+    """A report in Markdown as HTML; its pictures are named, for they are files of their own."""
+    text = _PICTURE.sub(r"Picture \2: \1.", html.escape(report, quote=False))
+    return Markup(markdown.markdown(text, extensions=["tables"]))
+
+
+def as_svg(figure: "Figure") -> str:
+    """A picture as SVG, the same each time; its text stays text."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    text = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lrec", "font.size": 9.5}):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    return text.getvalue()
+
+
+def within_a_page(figure: "Figure") -> str:
+    """A picture as the source of an <img>."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(as_svg(figure).encode()).decode()}"

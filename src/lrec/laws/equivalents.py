@@ -1,0 +1,112 @@
+"""Equivalent parameters: how many times the parameters of a network would bring what another change brings.
+
+A ladder's curve says what loss a size has. Between trained sizes it is what was measured, interpolated in ln N, a
+smaller size's loss where a larger one did worse; beyond the largest it falls as the forecast does from there. A change
+that lowers the loss of the size N0 to that of N is worth N / N0 times the parameters. Two changes together are expected
+to be worth the product: their logarithms add.
+
+Shapes: S sizes, G places of the grid, C curves: middle and both ends.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from scipy.special import stdtrit
+
+from lrec.laws.forecast import Beliefs, Forecast
+from lrec.laws.intervals import LEVEL
+from lrec.laws.law import Array
+
+REACH = 10.0  # times the largest trained size that the curve goes on for
+PLACES = 1000
+
+
+class Noise(NamedTuple):
+    """How runs that differ in their seed alone differ in their loss: the standard deviation of ln L, and how many
+    repetitions it rests on."""
+
+    sd: float
+    dof: float
+
+    @property
+    def quantile(self) -> float:
+        """Standard deviations on either side of 90 %, by Student's t."""
+        return float(stdtrit(self.dof, (1 + LEVEL) / 2))
+
+
+def noise_of(groups: Sequence[Sequence[float]], beliefs: Beliefs | None = None) -> Noise:
+    """From losses of runs that are alike, and from what is believed of any ladder's (`Beliefs.noise`)."""
+    believed = beliefs or Beliefs()
+    logs = [np.log(group) for group in groups]
+    dof = believed.noise_dof + sum(len(log_R) - 1 for log_R in logs)
+    squares = believed.noise_dof * believed.noise**2 + sum(float(((log_R - log_R.mean()) ** 2).sum()) for log_R in logs)
+    return Noise(math.sqrt(squares / dof), dof)
+
+
+class Worth(NamedTuple):
+    """Times the parameters, with the ends of its 90 % interval; inf beyond the curve, 0 below the smallest size."""
+
+    times: float
+    low: float
+    high: float
+
+
+class LadderCurve:
+    """The loss of a ladder by size, up to `REACH` times the largest.
+
+    Args:
+        x_S: Sizes that were trained, ascending; at least four.
+        loss_S: The loss of each, in nats.
+        may_stop: Whether larger sizes may stop to pay, as where runs saw their data again and again.
+
+    Raises:
+        UserError: too few sizes for a forecast.
+    """
+
+    def __init__(self, x_S: Array, loss_S: Array, may_stop: bool = False) -> None:
+        forecast = Forecast(pl.DataFrame({"x": x_S, "y": loss_S}).with_columns(may_stop=may_stop))
+        largest = float(x_S[-1])
+        evenly_G = np.linspace(math.log(x_S[0]), math.log(REACH * largest), PLACES)
+        self._t_G = np.union1d(evenly_G, np.log(x_S))
+        known_G = np.interp(self._t_G, np.log(x_S), np.minimum.accumulate(loss_S))
+        ahead_G = np.exp(np.maximum(self._t_G, math.log(largest)))
+        expected_GC = np.array([(p.predicted, p.mean_low, p.mean_high) for p in forecast.predict(ahead_G)])
+        middle_G, low_G, high_G = (expected_GC - expected_GC[0]).T  # the fall from the largest size on
+        ends = middle_G, np.minimum(middle_G, low_G), np.maximum(middle_G, high_G)
+        self._middle_G, self._low_G, self._high_G = (np.minimum.accumulate(known_G + fall_G) for fall_G in ends)
+
+    def loss(self, x: float) -> float:
+        """Expected at a size; at an end of the curve for one that lies beyond (0, inf)."""
+        t = math.log(x) if x > 0 else -math.inf
+        return float(np.interp(t, self._t_G, self._middle_G))
+
+    def worth(self, x: float, loss: float, error: float) -> Worth:
+        """What it is worth to lower the loss of size x to `loss`, which is known up to ± `error` (90 %)."""
+        middle = self._place(self._middle_G, loss)
+        least = self._place(self._middle_G, loss + error), self._place(self._low_G, loss)
+        most = self._place(self._middle_G, loss - error), self._place(self._high_G, loss)
+        low, high = (math.hypot(*(end - middle for end in ends)) for ends in (least, most))
+        return Worth(*(self._times(t, x) for t in (middle, middle - low, middle + high)))
+
+    def together(self, x: float, worths: Sequence[Worth]) -> Worth:
+        """What several changes are expected to be worth: the product, its interval by the root of the sum of squares of
+        the logarithms'."""
+        t, start, end = math.log(x), float(self._t_G[0]), float(self._t_G[-1])
+        logs = [[min(max(t + math.log(n) if n > 0 else start, start), end) - t for n in worth] for worth in worths]
+        total = sum(times for times, _, _ in logs)
+        low = math.hypot(*(times - low for times, low, _ in logs))
+        high = math.hypot(*(high - times for times, _, high in logs))
+        return Worth(*(self._times(t + each, x) for each in (total, total - low, total + high)))
+
+    def _place(self, curve_G: Array, loss: float) -> float:
+        """ln of the smallest size of a loss; the end of the curve where none has it."""
+        index = int(np.argmax(curve_G <= loss)) if curve_G[-1] <= loss else len(curve_G) - 1
+        return float(self._t_G[index])
+
+    def _times(self, t: float, x: float) -> float:
+        if t >= self._t_G[-1]:
+            return math.inf
+        return 0.0 if t <= self._t_G[0] else math.exp(t) / x

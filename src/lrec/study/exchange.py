@@ -1,0 +1,266 @@
+"""`lrec scaling exchange`: what to buy next. A finished study prices single changes, its steps, in equivalent
+parameters and in hours: twice the users, a longer history, more passes, times, another loss.
+
+Each step is trained at one size of the ladder and compared with the study's own runs of that size, target by target.
+What two steps bring together is predicted, and written down, before any such pair is trained.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lrec.common.files import check_folder, locked, write_json, write_text
+from lrec.common.pictures import alt_text, save_figure
+from lrec.common.text_tables import on_terminal, rows_table
+from lrec.errors import UserError
+from lrec.evaluation.standard_errors import paired
+from lrec.laws.equivalents import Worth, noise_of
+from lrec.laws.fit_json import finite
+from lrec.run import dotted
+from lrec.study import budget
+from lrec.study.answer import METRIC
+from lrec.study.figures import exchange_figure
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import lock_of
+from lrec.study.options import Study, ladder_n_body
+from lrec.study.processes import start_server
+from lrec.study.record import Record
+from lrec.study.steps import SIZE, Ladder, Options, hours_of, mean_loss, result_of
+from lrec.study.work import Work
+
+AGAIN = "again"  # the step that changes the seed alone: it tells noise, and how fast this machine is now
+LEAST_HOURS = 0.05  # that a step costs, as a share of the base's: a clock tells no less
+
+
+class Priced(NamedTuple):
+    """A step and what it came to; one in size alone is read off the ladder."""
+
+    options: Options
+    gain: float  # nats, ± half of its 90 % interval
+    half: float
+    worth: Worth
+    hours: float  # of the clock
+    hours_more: float
+    hours_by_size: float  # more, of the size that is worth as much; nan where the ladder does not show it
+    metric_more: float  # of `METRIC`
+
+    @property
+    def rate(self) -> float:
+        """Nats an hour."""
+        return self.gain / self.hours_more
+
+
+def exchange(
+    study: Path,
+    steps: dict[str, dict[str, Any]] | None = None,
+    size: str | None = None,
+    combine: tuple[str, ...] = (),
+    out: Path | None = None,
+    jobs: int = 1,
+    cores: int | None = None,
+    budget_hours: float | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Price what a study could buy next: more parameters, users, history or passes, another network or another loss.
+
+    Args:
+        study: Folder of a finished study, with its runs.
+        steps: What is priced, options of lrec fit by the name of a step: {time: {model.architecture.time: past}}. By
+            default twice the size, the users (where the study trained on a share), the history and the passes, and
+            times where the data have them.
+        size: Entry of the study's ladder that steps are trained at; by default its largest fitted size.
+        combine: Steps to train together, once their prediction is written, joined by +: [time+passes x2].
+        out: Folder; by default STUDY-exchange.
+        jobs: Runs side by side, each with an equal share of the cores.
+        cores: Cores of all runs together; all there are by default.
+        budget_hours: Hours of a core, or of a GPU; what may take more does not start.
+        dry_run: Print the runs with their hours, memory and disk, and stop.
+    """
+    folder = out or study.with_name(f"{study.name}-exchange")
+    check_folder(folder, "--out")
+    ladder = Ladder(study, size)
+    chosen = ladder.offered() if steps is None else {name: dotted(options) for name, options in steps.items()}
+    if wrong := [name for name in chosen if "+" in name or name == AGAIN]:
+        raise UserError(f"--steps {wrong[0]!r}: name it without +, and other than {AGAIN}")
+    seed = 100 + max(run.seed for run in ladder.runs)
+    alone = {AGAIN: ladder.planned(AGAIN, {"seed_everything": seed, "data.seed": seed})[:1]}
+    alone |= {name: ladder.planned(name, options) for name, options in chosen.items() if [*options] != [SIZE]}
+    together = {name: ladder.planned(name, _joined(name, chosen)) for name in combine}
+    runs = [run for planned in (*alone.values(), *together.values()) for run in planned]
+    ladder.check_targets(runs)
+    only: dict[str, Any] = {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
+    of_steps = Study(folder.name, out=folder, jobs=jobs, cores=cores, budget_hours=budget_hours, **only)
+    record = Record(of_steps, runs)
+    if dry_run or budget_hours is not None:
+        costs = budget.plan(of_steps, record.runs)
+        if dry_run:
+            print(budget.plan_table(costs, of_steps))
+            return
+        budget.check(costs, of_steps)
+    start_server()
+    with locked(lock_of(folder.absolute()), f"another lrec scaling exchange is under way in {folder}: wait for it"):
+        record.enter((), ())
+        work = Work(of_steps, {})
+        work.train(record, [run for run in record.runs if run.variant in alone], "steps")
+        rates = Rates(ladder, chosen, folder, alone)
+        report = _write(rates, {})  # the prediction, before any combination is trained
+        if together:
+            work.train(record, [run for run in record.runs if run.variant in together], "combinations")
+            report = _write(rates, together)
+        print(f"{on_terminal(report, folder)}\n\n{folder / 'exchange.md'}")
+
+
+def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
+    """The options of several steps; UserError where one is unknown, or two change the same."""
+    parts = name.split("+")
+    if unknown := [part for part in parts if part not in steps]:
+        raise UserError(f"--combine {name}: {unknown[0]!r} is none of the steps: {', '.join(steps)}")
+    joined = {option: value for part in parts for option, value in steps[part].items()}
+    if len(joined) < sum(len(steps[part]) for part in parts):
+        raise UserError(f"--combine {name}: two of them change the same option")
+    return joined
+
+
+class Rates:
+    """What each step is worth at a size, and what several are expected to be worth together."""
+
+    def __init__(
+        self, ladder: Ladder, steps: Mapping[str, Options], folder: Path, trained: Mapping[str, list[PlannedRun]]
+    ) -> None:
+        self.ladder, self.folder = ladder, folder
+        base = ladder.losses[ladder.size]
+        self.loss, self.n_targets = mean_loss(base), len(base[0])
+        self.metric = self._metric(ladder.study, ladder.runs)
+        self.hours, again = hours_of(folder, trained[AGAIN]), ladder.losses_of(folder, trained[AGAIN][0])
+        alike = ladder.losses | {ladder.size: [*base, again]}
+        self.noise = noise_of([[mean_loss([table]) for table in tables] for tables in alike.values()])
+        priced = {
+            name: self._of_runs(name, options, trained[name]) if name in trained else self._of_ladder(options)
+            for name, options in steps.items()
+        }
+        self.steps = {name: priced[name] for name in sorted(priced, key=lambda name: -priced[name].rate)}
+
+    @property
+    def cheapest(self) -> str | None:
+        """The step of the most nats an hour, of those whose gain is told from nothing."""
+        return next((name for name, step in self.steps.items() if step.gain > step.half), None)
+
+    def _of_runs(self, name: str, options: Options, runs: list[PlannedRun]) -> Priced:
+        if any(result_of(self.folder, run).diverged for run in runs):
+            raise UserError(f"step {name} diverged: leave it out of --steps, or give it a smaller rate")
+        tables = [self.ladder.losses_of(self.folder, run) for run in runs]
+        difference, error = paired(self.ladder.losses[self.ladder.size], tables)
+        half = self._half(2 / len(runs), error)
+        at = self.ladder.curve.loss(self.ladder.n_body) + difference
+        worth = self.ladder.curve.worth(self.ladder.n_body, at, half)
+        more = self._metric(self.folder, runs) - self.metric
+        return self._priced(options, -difference, half, worth, hours_of(self.folder, runs), more)
+
+    def _of_ladder(self, options: Options) -> Priced:
+        x, curve = float(ladder_n_body(options[SIZE])), self.ladder.curve
+        times, gain = x / self.ladder.n_body, curve.loss(self.ladder.n_body) - curve.loss(x)
+        hours = self.hours * self.ladder.hours_at(x)
+        return self._priced(options, gain, self._half(2), Worth(times, times, times), hours, math.nan)
+
+    def _priced(
+        self, options: Options, gain: float, half: float, worth: Worth, hours: float, metric_more: float
+    ) -> Priced:
+        shown = 0 < worth.times < math.inf
+        by_size = self.hours * (self.ladder.hours_at(worth.times * self.ladder.n_body) - 1) if shown else math.nan
+        more = max(hours - self.hours, LEAST_HOURS * self.hours)
+        return Priced(options, gain, half, worth, hours, more, by_size, metric_more)
+
+    def _half(self, runs: float, error: float = 0.0) -> float:
+        """Half of a 90 % interval: the noise of so many runs, and a standard error."""
+        return self.noise.quantile * math.hypot(error, math.sqrt(runs) * self.noise.sd * self.loss)
+
+    def _metric(self, folder: Path, runs: Sequence[PlannedRun]) -> float:
+        return float(np.mean([result_of(folder, run).metric(f"test/{METRIC}") for run in runs]))
+
+    def expected(self, name: str) -> dict[str, float]:
+        """What a new run with several steps is expected to come to, with the ends of its 90 % interval; nothing where
+        they are worth more, or less, than the ladder shows."""
+        steps, n_body, curve = [self.steps[part] for part in name.split("+")], self.ladder.n_body, self.ladder.curve
+        worth = curve.together(n_body, [step.worth for step in steps])
+        if not 0 < worth.times < math.inf:
+            return {}
+        middle, most, least = (self.loss + curve.loss(n_body * each) - curve.loss(n_body) for each in worth)
+        noise, hours = self._half(1), self.hours * math.prod(step.hours / self.hours for step in steps)
+        return {"times": worth.times, "predicted": middle, "low": least - noise, "high": most + noise, "hours": hours}
+
+    def combined(self, together: Mapping[str, list[PlannedRun]]) -> dict[str, dict[str, float]]:
+        """What every two steps are expected to come to, and what came of those that were trained together."""
+        options = {name: step.options.keys() for name, step in self.steps.items()}
+        apart = [f"{one}+{two}" for one, two in combinations(options, 2) if options[one].isdisjoint(options[two])]
+        found = {name: self.expected(name) for name in dict.fromkeys([*apart, *together])}
+        for name, runs in together.items():
+            actual = mean_loss([self.ladder.losses_of(self.folder, run) for run in runs])
+            found[name] |= {"actual": actual, "took": hours_of(self.folder, runs)}
+            if middle := found[name].get("predicted"):
+                inside = found[name]["low"] <= actual <= found[name]["high"]
+                found[name] |= {"error_pct": 100 * (middle / actual - 1), "inside": inside}
+        return found
+
+
+def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
+    """exchange.json, exchange.png and exchange.md, which is returned."""
+    ladder, combined = rates.ladder, rates.combined(together)
+    content: dict[str, Any] = {
+        **{"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body, "targets": rates.n_targets},
+        **{"loss": rates.loss, METRIC: rates.metric, "hours": rates.hours, "noise": rates.noise._asdict()},
+        "steps": {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()},
+        "cheapest": rates.cheapest,
+        "combinations": combined,
+    }
+    write_json(rates.folder / "exchange.json", finite(content))
+    finding = "No step is told from nothing: buy none of them"
+    if rates.cheapest is not None:
+        best = rates.steps[rates.cheapest]
+        finding = f"Buy {rates.cheapest} next: {best.gain:.3f} nats for {best.hours_more:.2g} hours"
+    figure = exchange_figure({name: step.worth for name, step in rates.steps.items()}, finding, rates.cheapest)
+    save_figure(rates.folder / "exchange.png", figure)
+    note = (
+        f"Steps of {ladder.study.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
+        f"{rates.n_targets:,} targets, {METRIC} {rates.metric:.4f}, {rates.hours:.3g} hours), each at the rate, step "
+        "and dropout of the study's run. Gains are paired over the targets; ± holds 90 %, and counts the noise of the "
+        f"seed, {100 * rates.noise.sd:.2f} % of a loss. By size: what a network that is worth as much takes more."
+    )
+    report = "\n\n".join([f"# {finding}", _priced_table(rates), note, f"![{alt_text(figure)}](exchange.png)"])
+    report += f"\n\n## Two steps together\n\n{_combined_table(combined)}\n" if combined else "\n"
+    write_text(rates.folder / "exchange.md", report)
+    return report
+
+
+def _priced_table(rates: Rates) -> str:
+    rows = [["step", "gain, nats", "times the parameters", "90 %", "hours more", "by size", "nats an hour", METRIC]]
+    for name, step in rates.steps.items():
+        times, low, high = map(_times, step.worth)
+        row = [name, f"{step.gain:+.4f} ± {step.half:.4f}", times, f"{low} to {high}", f"{step.hours_more:.2g}"]
+        by_size, metric = _cell(step.hours_by_size, "+.2g"), _cell(step.metric_more, "+.4f")
+        rows.append([*row, by_size, f"{step.rate:.3g}", metric])
+    return rows_table(rows, text=(0,))
+
+
+def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "inside"]]
+    for name, each in combined.items():
+        low, high = (_cell(each.get(end), ".4f") for end in ("low", "high"))
+        inside = ("yes" if each["inside"] else "no") if "inside" in each else ""
+        predicted = _cell(each.get("predicted"), ".4f") or "more than the ladder shows"
+        ends, hours, actual = f"{low} to {high}" if low else "", _cell(each.get("hours"), ".2g"), each.get("actual")
+        judged = [_cell(actual, ".4f"), _cell(each.get("error_pct"), "+.2f", " %")]
+        rows.append([name, predicted, ends, hours, *judged, inside])
+    return rows_table(rows, text=(0,))
+
+
+def _cell(value: float | None, form: str, unit: str = "") -> str:
+    """A number; nothing where it is not known."""
+    return "" if value is None or not math.isfinite(value) else f"{value:{form}}{unit}"
+
+
+def _times(worth: float) -> str:
+    return "more than shown" if worth == math.inf else "less than shown" if worth == 0 else f"{worth:.3g}"

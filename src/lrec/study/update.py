@@ -1,0 +1,276 @@
+"""`lrec update`: new rows behind a run's data, its network trained on with them, and the better of the two named.
+
+The new rows are cut in time: most train, some validate, and the newest judge the old network, the new one and, if
+asked for, a full retraining, on the same targets. What was killed and is started again ends as if undisturbed.
+
+Shape suffixes: N new rows, U users, I items of the store.
+"""
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lrec.common.files import check_folder, locked, remove, write_json, write_text
+from lrec.common.text_tables import on_terminal, rows_table
+from lrec.data.datasets import datamodule_of
+from lrec.data.formats.readers import Columns
+from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.temporal import GlobalTemporal
+from lrec.data.store.append import refuse_append, refuse_other_unit
+from lrec.data.store.prepare import append_to
+from lrec.data.store.statistics import time_text
+from lrec.data.store.store import Store
+from lrec.errors import UserError, check_range
+from lrec.laws.fit_json import finite
+from lrec.options.class_paths import check_trusted
+from lrec.run import UPDATE, Point, Run, RunConfig
+from lrec.serving.export import load
+from lrec.study.launch import lock_of
+from lrec.study.warm_fit import Recipe, carry_out, rate_of, warm_options, windowed
+from lrec.study.window import FIGURES, judged, judged_popularity, summary
+
+PLAN, REPORT = "plan.json", "update.md"
+OLD, UPDATED, FULL, POPULARITY = "old", "updated", "full", "popularity"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an update begins with."""
+
+    run: Run
+    config: RunConfig  # of the run that the first update began with: its recipe
+    store: Store
+    trained_until: int  # time of the last interaction that trained it, in the source's unit
+
+
+def update(
+    run: Path,
+    *,
+    data: Path,
+    out: Path | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    replay: float = 0.1,
+    judge: float = 0.2,
+    full: bool = False,
+    trust: bool = False,
+) -> None:
+    """Append new rows to a run's data, train its network on with them, and keep the better one.
+
+    Args:
+        run: A run of lrec fit, or the folder of an earlier update, whose kept model and data are gone on with.
+        data: File, folder or glob of the new rows, in the columns of the run's data; with times.
+        out: Folder of the update; by default RUN-updated.
+        steps: Steps of the optimizer; null: one pass over new rows and replay.
+        lr: Peak learning rate; null: a quarter of the run's.
+        replay: Share of the users whose whole histories are trained on again.
+        judge: Share of the new rows, the newest, that judge the models; half as many before them validate.
+        full: Train the run's whole recipe anew, too, on the same data, and judge it beside the two.
+        trust: Import classes that the run names and that are not lrec's own.
+    """
+    check_range("--judge", judge, above=0, at_most=0.5)
+    out, recipe = out or run.with_name(f"{run.name}-updated"), Recipe(steps, lr, replay)
+    check_folder(out, "--out")
+    base = _base(run, trust)
+    split, late = _windows(base, data, judge)
+    config, new = base.config, _reader(base, data)
+    asked: dict[str, Any] = {"run": str(base.run.folder.absolute()), "store": base.store.hash, "new": new.source()}
+    asked |= {"recipe": asdict(recipe), "split": asdict(split), "full": full}
+    plan = out / PLAN
+    held = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
+    if held and not (plan.is_file() and json.loads(plan.read_text(encoding="utf-8")) == asked):
+        raise UserError(f"--out {out} holds another update, or something else: choose another")
+    warm_options(config, base.run.folder, base.store.path, split, 0, recipe)  # to refuse in time
+    store = _appended(base, new, split)
+    with locked(lock_of(out), f"another update is under way in {out}: wait for its end, or choose another --out"):
+        write_json(plan, asked)
+        since = base.trained_until + 1
+        options = {UPDATED: warm_options(config, base.run.folder.absolute(), store, split, since, recipe)}
+        options |= {FULL: windowed(config, store, split)} if full else {}
+        points = dict[str, Point]()
+        for name, each in options.items():
+            print(f"  training {out / name}: its log.txt and progress tell how far", file=sys.stderr, flush=True)
+            points[name] = carry_out(out / name, each, "update")
+        minutes = {name: point.wall_s / 60 for name, point in points.items()}
+        folders = {OLD: base.run.folder} | {name: out / name for name, point in points.items() if not point.diverged}
+        record = _judge(base, folders, options[UPDATED], trust)
+        record |= {
+            "store": str(store.absolute()),
+            "trained_until": base.trained_until if record["kept"] == OLD else int(split.validate_from) - 1,
+            "options": config.options,
+            "split": asdict(split),
+            "recipe": asdict(recipe) | {"lr": rate_of(config, recipe)},
+            "late_rows": late,
+            "minutes": minutes,
+            "diverged": sorted(minutes - folders.keys()),
+        }
+        write_json(out / UPDATE, finite(record))
+        text = _report(record, base)
+        write_text(out / REPORT, text)
+    print(f"{on_terminal(text)}\n\n{out / REPORT}")
+
+
+def _base(folder: Path, trust: bool) -> Base:
+    """The run to begin with, its data and how far it was trained; UserError where they cannot be gone on with."""
+    record = folder / UPDATE
+    if record.is_file():
+        earlier = json.loads(record.read_text(encoding="utf-8"))
+        kept, config = Run(Path(earlier["serve"])), RunConfig(earlier["options"])
+        _refuse_untrusted(config, trust, record)
+        base = Base(kept, config, Store.open(Path(earlier["store"])), earlier["trained_until"])
+    else:
+        run = Run(folder)
+        _refuse_untrusted(run.config, trust, run.config_file)
+        if run.config.value("data.reduction.since") is not None:
+            raise UserError(
+                f"{folder} was trained by an update: name the folder of that, which has the run's own recipe"
+            )
+        data = datamodule_of(run.config.options)
+        store = data.open_store()
+        if store.times_N is None:
+            raise UserError(f"{store.path} has no times, by which an update tells what is new")
+        cuts = data.cut(store)
+        trains_U = cuts.train_U > 0
+        last_N = cuts.store.offsets_U1[:-1][trains_U] + cuts.train_U[trains_U] - 1
+        assert cuts.store.times_N is not None
+        base = Base(run, run.config, store, int(cuts.store.times_N[last_N].max()))
+    if not base.run.best.exists():
+        raise UserError(f"{base.run.folder} has no best checkpoint: finish the run first")
+    refuse_append(base.store)
+    return base
+
+
+def _refuse_untrusted(config: RunConfig, trust: bool, where: Path) -> None:
+    """UserError where what is trained with names a class that is neither lrec's own nor trusted."""
+    trainer = config.options.get("trainer") or {}
+    classes = {name: trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")}
+    check_trusted(classes | {name: config.options[name] for name in ("data", "model")}, trust, where)
+
+
+def _reader(base: Base, data: Path) -> InteractionsDataModule:
+    """The new rows, read as those of the store were."""
+    reading = base.store.meta["reading"]
+    columns = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
+    data_dir, memory_gib = (base.config.value(f"data.{name}") for name in ("data_dir", "memory_gib"))
+    return InteractionsDataModule(
+        data, data_dir=Path(data_dir), memory_gib=memory_gib, min_rating=reading.get("min_rating"), **columns
+    )
+
+
+def _windows(base: Base, data: Path, judge: float) -> tuple[GlobalTemporal, int]:
+    """Where the new rows are cut, and how many are not newer than what trained the run. All of them are read and
+    checked, while nothing is written."""
+    raw = _reader(base, data).read()
+    assert not isinstance(raw.frame, pl.DataFrame)
+    times = [frame["time"].to_numpy() for frame in raw.frame]
+    if not sum(map(len, times)):
+        raise UserError(f"{data}: there are no rows in it")
+    refuse_other_unit(base.store, raw.facts() if callable(raw.facts) else raw.facts)
+    times_N = np.sort(np.concatenate(times))
+    newer_N = times_N[times_N > base.trained_until]
+    cuts = [int((1 - share) * len(newer_N)) for share in (1.5 * judge, judge)]
+    first, last = newer_N[cuts].tolist() if len(newer_N) else (0, 0)
+    if len(newer_N) == 0 or not newer_N[0] < first < last:
+        raise UserError(
+            f"{data}: {len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on: too "
+            "few, or too many of one time, to train, validate and judge on"
+        )
+    return GlobalTemporal(first, last, "all"), len(times_N) - len(newer_N)
+
+
+def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) -> Path:
+    """The store of old and new rows; UserError, and no store, where none is new, or the cut leaves nothing to train or
+    judge on."""
+    before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
+    store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
+    try:
+        opened = Store.open(store)
+        if opened.statistics["interactions"] == base.store.statistics["interactions"]:
+            raise UserError(f"{new.path}: {base.store.path} has all of its rows already")
+        split(opened)
+    except UserError:
+        if store not in before:
+            remove(store)
+        raise
+    return store
+
+
+def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust: bool) -> dict[str, Any]:
+    """Each model's figures on the newest window, which of them is kept, and how far the new rows have drifted."""
+    data = datamodule_of(options)
+    data.setup("test")
+    targets, _ = data.evaluated("test")
+    models = {name: load(folder, trust, new_items=False) for name, folder in folders.items()}
+    frames = {name: judged(model, data.cuts, targets) for name, model in models.items()}
+    frames[POPULARITY] = judged_popularity(data.cuts, targets, data.max_len)
+    figures = summary(frames)
+    kept = max(models, key=lambda name: figures[name][FIGURES[-1]])  # of equal ones the first, the old one
+    drift = _drift(base.store, data.store, models[OLD].item_ids)
+    before = base.run.result.test_loss if base.run.result is not None else None
+    drift |= {"loss_before": before, "loss_in_window": float(frames[OLD]["loss"].drop_nulls().to_numpy().mean())}
+    window: dict[str, Any] = {"targets": len(targets.users_T), "users": len(np.unique(targets.users_T))}
+    unit = data.store.facts.get("time_unit")
+    ends = RunConfig(options).value("data.split.test_from"), data.store.statistics["last_time"]
+    window |= {name: time_text(time, unit) for name, time in zip(("from", "until"), ends, strict=True)}
+    return {
+        "kept": kept,
+        "serve": str(folders[kept].absolute()),
+        "window": window,
+        "models": figures,
+        "drift": drift,
+    }
+
+
+def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
+    """Of the new rows: their share on items that the old network does not know, and how far their popularity q lies
+    from p, the old rows': the total variation distance, sum |p - q| / 2, and about that of as many draws from p."""
+    joined = new.item_table.join(old.item_table, "raw_id", "left", suffix="_old", maintain_order="left")
+    old_I = joined["count_old"].fill_null(0).to_numpy()
+    new_I = joined["count"].to_numpy() - old_I
+    p_I, q_I, n_new = old_I / old_I.sum(), new_I / new_I.sum(), int(new_I.sum())
+    unknown_I = ~joined["raw_id"].is_in(known.to_list()).to_numpy()
+    chance = np.minimum(2 * p_I, np.sqrt(2 * p_I / (math.pi * n_new))).sum() / 2
+    return {
+        "rows": n_new,
+        "unknown_items": float(q_I[unknown_I].sum()),
+        "distance": float(np.abs(p_I - q_I).sum() / 2),
+        "distance_by_chance": float(chance),
+    }
+
+
+def _report(record: dict[str, Any], base: Base) -> str:
+    figures, drift, window = record["models"], record["drift"], record["window"]
+    rows = [["model", *FIGURES, f"{FIGURES[-1]} - old", "unknown targets", "minutes"]]
+    for name, mine in figures.items():
+        cells = [f"{mine[each]:.4f} ± {mine[f'{each}_se']:.4f}" for each in (*FIGURES, "difference")]
+        cells[-1] = "" if name == OLD else cells[-1]
+        spent = record["minutes"].get(name)
+        rows.append([name, *cells, f"{mine['unknown']:,}", "" if spent is None else f"{spent:.1f}"])
+    lr, replay = record["recipe"]["lr"], record["recipe"]["replay"]
+    before = "not known" if drift["loss_before"] is None else f"{drift['loss_before']:.4f}"
+    lines = [
+        f"# Update of {base.run.folder}",
+        f"Judged on {window['targets']:,} targets of {window['users']:,} users, from {window['from']} to "
+        f"{window['until']}; none of them has trained or chosen any of the models. ± is a standard error, users being "
+        "drawn; losses are those of the targets that all models know, in the ranking an unknown target is a miss.",
+        rows_table(rows, text=(0,)),
+        f"Kept: {record['kept']}, {record['serve']}. It has the best {FIGURES[-1]}. The newest window has not trained "
+        f"it; the next update will. Trained with a rate of {lr:g} and a replay of {replay:g} of the users.",
+        f"Drift of {drift['rows']:,} new rows: {drift['unknown_items']:.1%} are on items that the old model does not "
+        f"know. Their popularity lies {drift['distance']:.3f} from that of the old rows (total variation; about "
+        f"{drift['distance_by_chance']:.3f} by chance). Loss of the old model: {before} on its own test targets, "
+        f"{drift['loss_in_window']:.4f} in the window.",
+    ]
+    if record["late_rows"]:
+        lines.append(
+            f"{record['late_rows']:,} rows are not newer than what trained the old model: the replay alone has them."
+        )
+    if record["diverged"]:
+        lines.append(f"Diverged, and left out: {', '.join(record['diverged'])}.")
+    return "\n\n".join(lines) + "\n"

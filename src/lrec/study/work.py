@@ -1,0 +1,114 @@
+"""Training the runs of a study, here or on a cluster, and what is said of them meanwhile."""
+
+import sys
+import time
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from lrec.common.start_stop import TRY_AGAIN, on_signals
+from lrec.common.text_tables import counted, lasting
+from lrec.errors import UserError
+from lrec.study import budget
+from lrec.study.cluster import as_local_jobs, train_on_cluster
+from lrec.study.grid import PlannedRun
+from lrec.study.launch import Outcome, outcome_of, train
+from lrec.study.options import Study
+from lrec.study.record import Record
+from lrec.study.status import Live
+
+LATEST = 1.1  # of a study's hours: what would end later does not begin
+
+
+class Work:
+    """Trains the runs of a record, here or on a cluster, and says on the terminal what became of each."""
+
+    def __init__(self, study: Study, memory_gib: dict[str, float]) -> None:
+        self.study, self.memory_gib = study, memory_gib
+        self.records: dict[Path, Record] = {}  # by folder, the latest
+        self.interrupted = False
+        self._began, self._slower = time.monotonic(), 1.0  # what runs took, as a share of what was expected
+
+    def train(self, record: Record, runs: list[PlannedRun], kind: str) -> None:
+        """Train what is not finished; UserError where a run failed or was stopped; exit 75 on a signal."""
+        self.records[record.folder] = record
+        known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
+        finished = [run for run, _ in known]
+        left_s, spent_s, of_s = self._expected(record, [run for run in runs if run not in finished]), 0.0, 0.0
+        done, failed = 0, list[str]()
+        for run, outcome in chain(known, self._start(record, [run for run in runs if run not in finished])):
+            record.note(run, outcome)
+            became = outcome.status
+            if (point := outcome.point) is not None:
+                done += 1
+                losses = {"test loss": point.test_loss, "val loss": point.val_loss}  # a trial is not tested
+                found = [f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None]
+                loss = "diverged" if point.diverged else found[0]
+                became = f"{loss}, {point.wall_s:.0f} s"
+            if (expected_s := left_s.pop(run.name, None)) is not None and outcome.point is not None:
+                spent_s, of_s = spent_s + outcome.point.wall_s, of_s + expected_s
+                self._slower = spent_s / of_s
+                if left_s:
+                    became += f"; the others about {lasting(self._slower * sum(left_s.values()) / self.study.jobs)}"
+            print(f"[{done}/{len(runs)} {kind}] {run.name}: {became}", flush=True)
+            if outcome.status == "failed":
+                failed.append(f"run {run.name} failed: {outcome.reason}")
+        if failed:
+            more = f"; so did {len(failed) - 1} more, see {record.path}" if len(failed) > 1 else ""
+            raise UserError(f"{failed[0]}{more}. Start the study again to retry, or leave runs out with --skip")
+        if done < len(runs):
+            left = f"not finished: {len(runs) - done} of {counted(len(runs), 'run')}; start the study again to continue"
+            if self.interrupted:
+                print(f"lrec: interrupted: {left}", file=sys.stderr)
+                sys.exit(TRY_AGAIN)
+            why = f"--budget_hours {self.study.budget_hours:g} are spent" if self._budget_is_spent() else "told to stop"
+            raise UserError(f"{why}: {left}")
+
+    def _expected(self, record: Record, runs: list[PlannedRun]) -> dict[str, float]:
+        """Seconds that runs are expected to take, where the study has so many hours."""
+        if self.study.hours is None:
+            return {}
+        return {cost.run.name: 3600 * cost.hours / self.study.threads for cost in budget.plan(record.study, runs)}
+
+    def too_long(self, record: Record, runs: list[PlannedRun]) -> list[str]:
+        """Names of the largest of the runs that the study's hours do not allow any more."""
+        expected, late = (
+            self._expected(record, [run for run in runs if record.trained(run).result is None]),
+            list[str](),
+        )
+        allowed_s = LATEST * 3600 * (self.study.hours or 0) - (time.monotonic() - self._began)
+        while (
+            expected
+            and self._slower * max(max(expected.values()), sum(expected.values()) / self.study.jobs) > allowed_s
+        ):
+            late.append(max(expected, key=expected.__getitem__))
+            del expected[late[-1]]
+        return late
+
+    def _start(self, record: Record, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:
+        live = Live(runs, record.folder)
+        if not self.study.is_here:
+            for ended in train_on_cluster(record.study, runs, live.show):
+                live.clear()
+                yield ended
+            return
+        carry_out = as_local_jobs(record.study) if self.study.cluster else None
+
+        def watch() -> bool:
+            live.show()
+            return not (self.interrupted or self._budget_is_spent())
+
+        with on_signals(self._note_interruption):
+            for ended in train(record.study, runs, self.memory_gib, watch, carry_out):
+                live.clear()
+                yield ended
+        live.clear()
+
+    def _note_interruption(self, *_: object) -> None:
+        self.interrupted = True  # for the runs too: `watch` passes it on
+
+    def _budget_is_spent(self) -> bool:
+        if self.study.budget_hours is None:
+            return False
+        hours = (budget.spent_hours(each.study, each.runs) for each in self.records.values())
+        return sum(hours) >= self.study.budget_hours

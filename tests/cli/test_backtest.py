@@ -1,0 +1,126 @@
+"""`lrec backtest`: from a log to a report, again after an interruption, and without a look at the future."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
+DAY = 86_400
+TINY = [
+    "--sizes=[0.8k]",
+    "--folds=2",
+    "--every=7d",
+    "--options.trainer.max_epochs=1",
+    "--options.trainer.precision=32-true",
+    "--options.data.targets_per_step=128",
+    "--options.data.max_len=10",
+]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+    """Half a year of walks along a circle of 20 items, which moves on by one every week."""
+    random, rows = np.random.default_rng(0), list[tuple[str, str, int]]()
+    for user in range(120):
+        time, item = 1_600_000_000 + int(random.integers(0, 20 * DAY)), int(random.integers(0, 20))
+        while time < 1_600_000_000 + 60 * DAY:
+            rows.append((f"u{user}", f"i{item:02}", time))
+            time += int(random.exponential(3 * DAY)) + 1
+            item = (item + 1 + (time - 1_600_000_000) // (7 * DAY)) % 20
+    return pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").sort("time", maintain_order=True)
+
+
+@pytest.fixture
+def backtest(lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    def run(folder: Path, rows: pl.DataFrame, *options: str) -> str:
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        if not (folder / "log.csv").exists():
+            rows.write_csv(folder / "log.csv")
+        return lrec("backtest", "--data.path=log.csv", *TINY, *options)
+
+    return run
+
+
+def windows_of(folder: Path, run: str) -> pl.DataFrame:
+    return pl.read_parquet(folder / "backtests" / "backtest" / "runs" / run / "windows.parquet")
+
+
+def test_a_backtest_says_what_age_and_updates_bring(
+    backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path
+) -> None:
+    said = backtest(tmp_path, log)
+    out = tmp_path / "backtests" / "backtest"
+    assert "What an update keeps" in said
+    found = json.loads((out / "backtest.json").read_text())
+    assert sorted(found["windows"]) == ["1", "2"]
+    assert {row["update"] for row in found["updates"]} == {"none", "warm", "full"}
+    assert "NDCG@10 markov" in (out / "report.md").read_text()
+    assert "http" not in (out / "report.html").read_text().replace("http://www.w3.org", "")
+    # What it kept is read again: nothing is trained or tested anew.
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    report = (out / "report.md").read_text()
+    later = "[0.8k-warm-2-seed1,0.8k-full-2-seed1]"
+    backtest(tmp_path, log, f"--restart={later}")
+    assert {path: path.stat().st_mtime_ns for path in kept if "full-1" in str(path)} == {
+        path: time for path, time in kept.items() if "full-1" in str(path)
+    }
+    again = json.loads((out / "backtest.json").read_text())
+    for row in [*found["updates"], *again["updates"]]:
+        row["seconds"] = row["cost"] = None  # which the clock tells
+    assert again == found
+    assert (out / "report.md").read_text().splitlines()[:12] == report.splitlines()[:12]
+
+
+def test_the_future_changes_nothing(backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path) -> None:
+    """Other items and users after the first window leave its networks and baselines as they are."""
+    last = log["time"].max()
+    later = log.filter(pl.col("time") > last - 7 * DAY)
+    shuffled = later.with_columns(item=pl.col("item").shuffle(1))
+    new = later.with_columns(user="a" + pl.col("user"), item="a" + pl.col("item"))
+    other = pl.concat([log.filter(pl.col("time") <= last - 7 * DAY), shuffled, new])
+    for name, rows in (("one", log), ("two", other)):
+        backtest(tmp_path / name, rows, "--update=[none]")
+    one, two = (
+        [
+            windows_of(tmp_path / name, "0.8k-full-1-seed1"),
+            pl.read_parquet(tmp_path / name / "backtests" / "backtest" / "baselines" / "1.parquet"),
+        ]
+        for name in ("one", "two")
+    )
+    for mine, others in zip(one, two, strict=True):
+        figures = ["scorer", "step", "loss", "rank", "rank_unseen"]
+        first = [table.filter(window=1).select(figures).sort(figures) for table in (mine, others)]
+        assert first[0].height > 50
+        assert first[0].equals(first[1])
+        assert not mine.filter(window=2).select(figures).equals(others.filter(window=2).select(figures))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--folds=40"], "begin before the data"),
+        (["--every=soon"], "is no duration"),
+        (["--until=2021-01-01"], "has no interaction"),
+        (["--options.data.k_core=5"], "a backtest needs data.k_core 0"),
+        (["--data.time_column=null"], "a backtest needs times"),
+        (["--update=[cold]"], "--update"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    options: list[str],
+    said: str,
+    log: pl.DataFrame,
+    refused: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log.write_csv("log.csv")
+    assert said in refused("backtest", "--data.path=log.csv", *TINY, *options)
+    assert not (tmp_path / "backtests").exists()

@@ -1,0 +1,182 @@
+"""`lrec scaling exchange`: steps of a study whose runs obey a known law, and one that is really trained."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lrec.cli import main
+from lrec.common.files import write_json
+from lrec.run import Point, Run, run_of_study
+from lrec.study.grid import planned_runs
+from lrec.study.options import Study, ladder_n_body
+from lrec.study.record import Record
+
+SIZES = ["1x8", "1x12", "1x16", "1x24", "1x32", "1x48"]
+OPTIONS = {"data.n_users": 100, "data.n_items": 30, "data.length": 20, "data.max_len": 10, "trainer.max_epochs": 1}
+OPTIONS |= {"data.targets_per_step": 64, "trainer.enable_progress_bar": False}
+CONFIGS = ["data/synthetic.yaml", "trainer/laptop.yaml"]
+STEPS = {
+    "passes x2": {"trainer.max_epochs": 2},
+    "users x2": {"data.reduction.users": 1.0},
+    "bigger": {"model.size": "1x24"},
+    "nothing": {"model.optimizer.weight_decay": 0.02},
+}
+USERS = 400
+
+
+def law(n_body: float) -> float:
+    return 3 + 6 * n_body**-0.3
+
+
+def finish(run: Run, size: str, loss: float, seconds: float) -> None:
+    """Let a run be finished: with this mean loss over targets of which some are harder than others."""
+    best = {"best": True, "status": "finished", "metrics": {"test/HR@10": 1 / loss}, "epochs": 1.0}
+    run.folder.mkdir(parents=True)
+    losses = {"test_loss": loss, "test_loss_se": 0.1, "val_loss": loss}
+    run.write_points([Point(run=run.name, N_body=ladder_n_body(size), wall_s=seconds, **losses, **best)])  # type: ignore[arg-type]
+    hard_U = np.random.default_rng(0).standard_normal(USERS)
+    table = {"user": range(USERS), "step": np.zeros(USERS, dtype=int), "loss": loss + hard_U - hard_U.mean()}
+    pl.DataFrame(table).write_parquet(run.target_losses_file)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study of six sizes on half of the users, all of them as the law has it, an hour for every 1,000 parameters."""
+    options = OPTIONS | {"data.data_dir": str(tmp_path)}
+    study = Study(
+        "known", CONFIGS, SIZES, tmp_path / "known", fractions=(0.5,), holdout=1, holdout_seeds=(1,), options=options
+    )
+    record = Record(study, planned_runs(study))
+    record.enter((), ())
+    for run in record.runs:
+        n_body = ladder_n_body(run.size)
+        finish(record.trained(run), run.size, law(n_body), 3.6 * n_body)
+    return study.folder
+
+
+def finish_steps(study: Path, **came: tuple[float, float]) -> None:
+    """Let steps at 1x16 be finished: the size whose loss each has, and hours."""
+    out = study.with_name("known-exchange")
+    for name, (n_body, hours) in {"again-seed101": (3072.0, 3.072), **came}.items():
+        finish(run_of_study(out, f"1x16-{name.replace('_', '-')}"), "1x16", law(n_body), 3600 * hours)
+
+
+def run_exchange(study: Path, lrec: Callable[..., str], *options: str) -> dict[str, Any]:
+    lrec("scaling", "exchange", f"--study={study}", "--size=1x16", f"--steps={json.dumps(STEPS)}", *options)
+    found: dict[str, Any] = json.loads((study.with_name("known-exchange") / "exchange.json").read_text())
+    return found
+
+
+def test_steps_are_worth_the_sizes_that_have_their_losses(study: Path, lrec: Callable[..., str]) -> None:
+    finish_steps(
+        study, **{"passes-x2-seed1": (6912, 6.0), "users-x2-seed1": (12288, 6.1), "nothing-seed1": (3072, 3.0)}
+    )
+    found = run_exchange(study, lrec)
+    steps = found["steps"]
+    assert steps["passes x2"]["worth"]["times"] == pytest.approx(6912 / 3072, rel=0.01)
+    assert steps["users x2"]["worth"]["times"] == pytest.approx(4, rel=0.01)
+    assert steps["users x2"]["gain"] == pytest.approx(law(3072) - law(12288))
+    assert steps["users x2"]["hours_more"] == pytest.approx(6.1 - 3.072)
+    assert steps["users x2"]["hours_by_size"] == pytest.approx(12.288 - 3.072, rel=0.05)
+    assert steps["bigger"]["worth"]["times"] == pytest.approx(2.25)
+    assert steps["bigger"]["hours_more"] == pytest.approx(1.25 * 3.072, rel=0.01)
+    assert abs(steps["nothing"]["gain"]) < 1e-9 < steps["nothing"]["half"]
+    assert [*steps] == sorted(steps, key=lambda name: steps[name]["gain"] / steps[name]["hours_more"], reverse=True)
+    assert found["cheapest"] == "users x2"
+    report = (study.with_name("known-exchange") / "exchange.md").read_text()
+    assert report.startswith("# Buy users x2 next")
+    assert (study.with_name("known-exchange") / "exchange.png").is_file()
+
+
+def test_two_steps_are_predicted_before_they_are_judged(study: Path, lrec: Callable[..., str]) -> None:
+    finish_steps(study, **{"passes-x2-seed1": (6912, 6.0), "users-x2-seed1": (6912, 6.1), "nothing-seed1": (3072, 3.0)})
+    before = run_exchange(study, lrec)["combinations"]
+    assert "actual" not in before["passes x2+users x2"]
+    expected = law(3072 * 2.25**2)
+    assert before["passes x2+users x2"]["predicted"] == pytest.approx(expected, rel=0.005)
+    out = study.with_name("known-exchange")
+    finish(run_of_study(out, "1x16-passes-x2-users-x2-seed1"), "1x16", 1.02 * expected, 36000)
+    finish(run_of_study(out, "1x16-bigger-passes-x2-seed1"), "1x24", law(6912 * 2.25), 36000)
+    after = run_exchange(study, lrec, "--combine=[passes x2+users x2, bigger+passes x2]")["combinations"]
+    pair = after["passes x2+users x2"]
+    assert pair["predicted"] == before["passes x2+users x2"]["predicted"]
+    assert pair["error_pct"] == pytest.approx(100 * (1 / 1.02 - 1), abs=0.5)
+    assert pair["inside"] == (pair["low"] <= pair["actual"] <= pair["high"])
+    assert after["bigger+passes x2"]["inside"]
+
+
+def test_a_step_beyond_the_ladder_is_worth_more_than_it_shows(study: Path, lrec: Callable[..., str]) -> None:
+    finish_steps(study, **{"passes-x2-seed1": (1e9, 6.0), "users-x2-seed1": (800, 6.1), "nothing-seed1": (3072, 3.0)})
+    found = run_exchange(study, lrec)
+    assert found["steps"]["passes x2"]["worth"]["times"] is None  # infinite
+    assert "predicted" not in found["combinations"]["passes x2+nothing"]
+    report = (study.with_name("known-exchange") / "exchange.md").read_text()
+    assert "more than shown" in report
+    assert found["steps"]["users x2"]["gain"] < 0 < found["steps"]["users x2"]["worth"]["times"] < 1
+
+
+def test_what_is_offered_follows_from_the_study(study: Path, lrec: Callable[..., str]) -> None:
+    printed = lrec("scaling", "exchange", f"--study={study}", "--size=1x16", "--dry_run")
+    planned = [line.split()[0] for line in printed.splitlines() if line.startswith("1x16-")]
+    offered = ("users-x2", "length-x2", "passes-x2", "time")
+    assert planned == ["1x16-again-seed101", *(f"1x16-{name}-seed1" for name in offered)]
+    assert not study.with_name("known-exchange").exists()
+
+
+def test_a_rate_follows_the_ladder(study: Path, lrec: Callable[..., str]) -> None:
+    record = json.loads((study / "study.json").read_text())
+    for run in record["grid"]["runs"]:
+        run["options"]["model"]["optimizer"]["lr"] = 10 * ladder_n_body(run["size"]) ** -0.5
+    write_json(study / "study.json", record)
+    finish_steps(study, **{"passes-x2-seed1": (6912, 6.0), "users-x2-seed1": (6912, 6.1), "nothing-seed1": (3072, 3.0)})
+    finish(run_of_study(study.with_name("known-exchange"), "1x16-bigger-passes-x2-seed1"), "1x24", 3.5, 36000)
+    run_exchange(study, lrec, "--combine=[bigger+passes x2]")
+    runs = json.loads((study.with_name("known-exchange") / "study.json").read_text())["grid"]["runs"]
+    rates = {run["variant"]: run["options"]["model"]["optimizer"]["lr"] for run in runs}
+    assert rates["bigger+passes x2"] == pytest.approx(10 * 6912**-0.5, rel=1e-3)
+    assert rates["passes x2"] == pytest.approx(10 * 3072**-0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--size=1x17"], "has finished runs of 1x8, 1x12, 1x16, 1x24, 1x32, 1x48"),
+        (["--steps={a+b: {trainer.max_epochs: 2}}"], "name it without +"),
+        (["--steps={a: {data.split.trajectory: 3}}"], "step a: other test targets or items"),
+        (["--steps={a: {trainer.max_epochs: 2}}", "--combine=[a+b]"], "'b' is none of the steps: a"),
+        (["--steps={a: {data.seed: 2}, b: {data.seed: 3}}", "--combine=[a+b]"], "two of them change the same option"),
+    ],
+)
+def test_what_is_refused(study: Path, options: list[str], said: str, refused: Callable[..., str]) -> None:
+    assert said in refused("scaling", "exchange", f"--study={study}", *options)
+    assert not study.with_name("known-exchange").exists()
+
+
+def test_a_folder_without_a_study_or_its_losses_is_refused(
+    study: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    assert "no study there" in refused("scaling", "exchange", f"--study={tmp_path / 'none'}")
+    run_of_study(study, "1x8-users-0.5-seed1").target_losses_file.unlink()
+    assert "compared target by target" in refused("scaling", "exchange", f"--study={study}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm_processes")
+def test_a_study_and_its_steps_are_trained(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    shared = [f"--options.{name}={json.dumps(value)}" for name, value in OPTIONS.items()]
+    sizes = [f"--sizes={json.dumps(SIZES[:4])}", "--holdout=0", "--law=null", "--fractions=[0.5]"]
+    folders = [f"--out={tmp_path / 'study'}", f"--options.data.data_dir={tmp_path}"]
+    main(["scaling", "study", f"--configs={json.dumps(CONFIGS)}", *sizes, *folders, *shared])
+    asked = ["scaling", "exchange", f"--study={tmp_path / 'study'}", "--combine=[time+passes x2]"]
+    lrec(*asked)
+    found = json.loads((tmp_path / "study-exchange" / "exchange.json").read_text())
+    assert {"users x2", "length x2", "passes x2", "time"} < found["steps"].keys()
+    assert all(math.isfinite(step["gain"]) and step["hours"] > 0 for step in found["steps"].values())
+    assert found["combinations"]["time+passes x2"]["actual"] > 0
+    assert "[0/" not in lrec(*asked)  # nothing is trained twice

@@ -1,0 +1,77 @@
+"""`lrec export --card`: what the card of an exported network tells, and what it is refused for."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lrec.cli import main
+
+OPTIONS = ["--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--data.n_users=200", "--data.n_items=40"]
+OPTIONS += ["--data.length=12", "--data.targets_per_step=256", "--model.size=3k", "--trainer.max_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run in the folder of a study."""
+    folder = tmp_path_factory.mktemp("studies")
+    run = folder / "study" / "runs" / "large-seed1"
+    main(["fit", *OPTIONS, f"--data.data_dir={folder}", f"--trainer.default_root_dir={run}"])
+    return run
+
+
+def card_of(run: Path, out: Path, lrec: Callable[..., str]) -> str:
+    printed = lrec("export", "--ckpt_path", run, "--out", out, "--card")
+    assert f"model card written to {out / 'model.md'}" in printed
+    return (out / "model.md").read_text()
+
+
+def test_a_card_tells_the_data_and_the_test(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    tested = json.loads((run / "metrics.json").read_text())
+    card = card_of(run, tmp_path, lrec)
+    assert tested["data_hash"] in card
+    rows = dict(re.findall(r"^\| ([\w-]+) \| (.*) \|$", card, re.MULTILINE))
+    assert rows["users"] == "200"
+    assert rows["time"] == "0 to 11"
+    assert rows["split"].startswith("LastItems(")
+    assert "200 test" in rows["parts"]
+    for scorer in ("model", "popularity", "markov", "item-graph"):
+        loss, hit_rate, *_ = rows[scorer].split(" | ")
+        assert loss == f"{tested[scorer]['loss']:.4f} ± {1.645 * tested[scorer]['loss_se']:.4f}"
+        share = tested[scorer]["HR@10"]
+        assert hit_rate == f"{share:.4f} ± {1.645 * (share * (1 - share) / 200) ** 0.5:.4f}"
+    better = [name for name in ("popularity", "markov") if tested[name]["HR@10"] >= tested["model"]["HR@10"]]
+    assert all(name in card.partition("## Limits")[2] for name in better)
+    assert "trained alone: no study" in card
+
+
+def test_a_card_tells_what_its_study_forecast(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    point = json.loads((run / "points.jsonl").read_text().splitlines()[-1])
+    study = tmp_path / "study"
+    shutil.copytree(run.parents[1], study)
+    planned = {"name": run.name, "ladder": "", "held_out": True}
+    (study / "study.json").write_text(json.dumps({"name": "shoes", "grid": {"runs": [planned]}}))
+    place = {"x": point["N_body"], "d": None, "predicted": 3.0, "low": 0.5, "high": 9.0}
+    ladder = {"ladder": "", "x": "N_body", "y": "test_loss", "predictions": [place | {"x": 1.0}, place]}
+    (study / "prediction.json").write_text(json.dumps({"ladders": [ladder]}))
+    (study / "fit").mkdir()
+    (study / "fit" / "fit.json").write_text(json.dumps({"verdict": ["The forecast holds."]}))
+    card = card_of(study / "runs" / run.name, tmp_path, lrec)
+    assert "a test loss of 3.0000 (90 %: 0.5000 to 9.0000)" in card
+    assert f"it has {point['test_loss']:.4f}, inside the interval. The forecast holds." in card
+
+
+def test_a_card_is_refused_without_the_test_that_it_tells(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(run / "checkpoints" / "best.ckpt", alone)
+    export = ["export", "--out", tmp_path / "model", "--card", "--ckpt_path"]
+    assert "neither a run's folder nor a checkpoint in one" in refused(*export, alone)
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert "holds no test of this network: lrec test --config" in refused(*export, tmp_path / "run")
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,120 @@
+"""What a backtest says of size, age and updates, from targets whose ranks are chosen."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lrec.backtest.findings import Findings, Gain, Served, figures_of, share_of_gain
+from lrec.backtest.options import Backtest, Update, network_of
+from lrec.backtest.report import verdict_of
+from lrec.errors import UserError
+from lrec.evaluation.standard_errors import paired
+from lrec.run import Point
+
+SIZES = ["3k", "98k"]
+
+
+def targets(window: int, ranks: list[float]) -> pl.DataFrame:
+    """A target of each of as many users; the loss is the rank."""
+    n = len(ranks)
+    ranks = [float(rank) for rank in ranks]
+    columns = {"window": [window] * n, "user": list(range(n)), "step": [window] * n}
+    return pl.DataFrame({**columns, "loss": ranks, "rank": ranks, "rank_unseen": ranks})
+
+
+def served(update: str, origin: int, size: str, ranks: dict[int, list[float]], wall_s: float = 1.0) -> Served:
+    """`ranks` are those of the targets of each window."""
+    tables = [targets(window, mine) for window, mine in ranks.items()]
+    return Served(update, origin, size, 1, Point(wall_s=wall_s), figures_of(pl.concat(tables)))
+
+
+def test_figures_are_those_of_the_ranks() -> None:
+    found = figures_of(targets(1, [1, 3, 10, 11, math.inf]))
+    assert found["HR@10"].to_list() == [1, 1, 1, 0, 0]
+    assert found["NDCG@10"].to_list() == pytest.approx([1, 0.5, 1 / math.log2(11), 0, 0])
+
+
+def test_ages_count_windows_after_an_origin() -> None:
+    backtest = Backtest(sizes=SIZES, folds=3, update=("full",))
+    ranks = {
+        ("3k", 1): {1: [3.0, 3.0], 2: [7.0, 7.0], 3: [math.inf, 11.0]},
+        ("3k", 2): {2: [3.0, 3.0], 3: [7.0, 7.0]},
+        ("3k", 3): {3: [3.0, 1.0]},
+    }
+    every = [served("full", k, "3k", mine) for (_, k), mine in ranks.items()]
+    every += [served("full", k, "98k", {w: [1.0, 1.0] for w in range(k, 4)}) for k in (1, 2, 3)]
+    found = Findings(backtest, every)
+    assert {age: len(tables["3k"][0]) for age, tables in found.by_age.items()} == {0: 6, 1: 4, 2: 2}
+    assert found.of_size[0].base == pytest.approx((5 * 0.5 + 1) / 6)
+    assert found.of_size[0].value == pytest.approx(1 - (5 * 0.5 + 1) / 6)
+    assert found.of_size[1].value == pytest.approx(1 - 1 / 3)
+    assert found.of_size[2].value == pytest.approx(1.0)
+    value, _ = paired(found.by_age[0]["3k"], found.by_age[0]["98k"], "NDCG@10")
+    assert value == found.of_size[0].value
+
+
+def test_an_update_keeps_a_share_of_the_gain_at_a_share_of_the_cost() -> None:
+    backtest = Backtest(sizes=["3k"], folds=2, update=("none", "warm", "full"))
+    every = [
+        served("full", 1, "3k", {1: [1.0, 1.0, 1.0], 2: [11.0, 11.0, 11.0]}, 100),
+        served("warm", 2, "3k", {2: [1.0, 11.0, 11.0]}, 10),
+        served("full", 2, "3k", {2: [1.0, 1.0, 11.0]}, 100),
+    ]
+    rows = {row["update"]: row for row in Findings(backtest, every).updates}
+    assert rows["none"]["NDCG@10"] == 0
+    assert (rows["none"]["seconds"], rows["warm"]["cost"]) == (0, 0.1)
+    assert rows["warm"]["gain_kept"] == pytest.approx(0.5)
+    assert rows["full"]["gain_kept"] == pytest.approx(1)
+    assert rows["full"]["gain_kept_se"] == pytest.approx(0)
+    assert rows["warm"]["gain_kept_se"] > 0
+
+
+def test_the_error_of_a_share_is_that_of_drawing_users_again() -> None:
+    generator = np.random.default_rng(0)
+    ranks = generator.integers(1, 30, (3, 400)).astype(float)
+    none, own, full = (figures_of(targets(1, list(mine))) for mine in (ranks[0], ranks[1] / 2, ranks[2] / 3))
+    share, error = share_of_gain([none], [own], [full])
+    drawn = []
+    for _ in range(300):
+        rows = generator.integers(0, 400, 400)
+        mean = [float(table["NDCG@10"].to_numpy()[rows].mean()) for table in (none, own, full)]
+        drawn.append((mean[1] - mean[0]) / (mean[2] - mean[0]))
+    assert share == pytest.approx(sum(drawn) / 300, abs=0.02)
+    assert error == pytest.approx(pl.Series(drawn).std(), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "said"),
+    [
+        ((0.1, 0.01), (0.05, 0.01), "A larger network pays, and it still does"),
+        ((0.1, 0.01), (0.01, 0.01), "pays at first, and not surely"),
+        ((0.1, 0.01), (-0.1, 0.01), "falls behind as it ages"),
+        ((-0.1, 0.01), (0.1, 0.01), "pays as it ages, not at first"),
+        ((-0.1, 0.01), (-0.1, 0.01), "does not pay here"),
+    ],
+)
+def test_the_verdict_is_of_the_intervals(first: tuple[float, float], later: tuple[float, float], said: str) -> None:
+    gains = {0: Gain(*first, 0.2), 1: Gain(*later, 0.2)}
+    assert said in verdict_of(Backtest(sizes=SIZES, folds=2), gains)
+
+
+def test_a_gain_is_told_as_a_share_with_its_interval() -> None:
+    assert str(Gain(0.02, 0.01, 0.2)) == "+10.0 % (+1.8 to +18.2)"
+
+
+@pytest.mark.parametrize(
+    ("update", "origin", "network"),
+    [("none", 3, "full-1"), ("warm", 1, "full-1"), ("warm", 3, "warm-3"), ("full", 3, "full-3")],
+)
+def test_which_network_serves(update: Update, origin: int, network: str) -> None:
+    assert network_of(update, origin) == network
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"folds": 1}, "--folds"), ({"update": ()}, "--update"), ({"sizes": ["5q"]}, "5q")]
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Backtest(**options)  # type: ignore[arg-type]
