@@ -31,9 +31,9 @@ def fit_command(
 
     Args:
         points: Files (.jsonl, .csv, .tsv, .parquet) or folders of runs (every points.jsonl under them).
-        law: The forecast, which trusts no single law and learns from shares of the data where points have them; or a
-            law: lsrm, L(x) = E + (x0/x)^a, of size and data chinchilla and kaplan, of size, data and unique data
-            repeated_data, muennighoff and overfitting; or one of your own by its class path.
+        law: forecast, which trusts no single law and learns from data samples if the points have them. Or a law: lsrm,
+            L(x) = E + (x0/x)^a; of size and data, chinchilla or kaplan; of size, data and unique data, repeated_data,
+            muennighoff or overfitting; or a law of your own by its class path.
         holdout: Number of largest sizes to hold out and predict.
         x: Column of what is scaled: N_body, N_total, D, flops or any other.
         d: Column of the interactions processed, for laws of size and data.
@@ -42,8 +42,8 @@ def fit_command(
         objective: Sum of Huber terms with delta 1e-3 (huber), of absolute values (lad) or of squares (lsq) of the
             residuals.
         residuals: Of the logarithm of the loss (log) or of the loss itself (level).
-        floor: Least possible loss: no loss below it is expected, and it is drawn into the figure.
-        compare: Roll out every law of the same variables and put them side by side.
+        floor: Least possible loss. No loss below it is expected, and the figure shows it.
+        compare: Predict each size from the smaller ones by every law of the same variables, and print the errors.
         out: Folder for fit.json, fit.png and report.md.
     """
     method = method_named(law)
