@@ -125,6 +125,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "lrec"
 # Where a room stands beside the others of its floor, and what it does; its floor follows from its imports.
 ROOMS = {
     "cli": (2, "which commands there are", ""),
+    "backtest": (0, "networks at several times,", "tested on what follows"),
     "study": (0, "a ladder: tuned, trained,", "predicted, judged"),
     "tasks": (3, "five hard tasks,", "a file each"),
     "training": (2, "all that knows", "Lightning's Trainer"),
@@ -157,7 +158,7 @@ def house() -> Figure:
     boxes = {}
     for room, (column, *lines) in ROOMS.items():
         title = f"{room}/" if (PACKAGE / room).is_dir() else f"{room}.py"
-        boxes[room] = Box(column, floor("cli") - floor(room), "file", title, *lines)
+        boxes[room] = Box(column, max(map(floor, ROOMS)) - floor(room), "file", title, *lines)
     arrows = [
         f"{room} {other}" for room in ROOMS for other in ROOMS
         if other in below[room] and not any(other in reached(between) for between in below[room])
