@@ -17,7 +17,7 @@ LINKED = (
     "src/lrec/**/*.py",
     "examples/*.py",
     "examples/*.ipynb",
-    "tests/unit/test_imports.py",
+    "tests/**/*.py",
     "benchmarks/**/*.md",
 )
 
