@@ -106,8 +106,8 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 
 ## On one H100, computed
 
-Nothing here was measured. Time is that of all FLOPs, activations computed again, at 0.4 of 989 TFLOP/s, which small
-networks do not reach. Memory is that of a step of 8,192 positions in bf16-mixed, as `lrec sizes --device cuda
+Nothing here was measured. Time counts all FLOPs, with activations computed again, at 0.4 of 989 TFLOP/s, which small
+networks do not reach. Memory is for a step of 8,192 positions in bf16-mixed, as `lrec sizes --device cuda
 --checkpointing true` has it. These sizes have about as many parameters as the sets have targets, or more: what they
 would reach is not known.
 
