@@ -30,7 +30,7 @@ from lrec.evaluation.cases import cases_of_test, rank_by_net
 from lrec.run import Run
 
 HERE = Path(__file__).parent
-DRAWS, MAX_LEN = 2000, 50
+DRAWS, MAX_LEN, ARMS = 2000, 50, ("neither", "event", "item")
 
 
 class Set(NamedTuple):
@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/features"))
+    parser.add_argument(
+        "--finished", action="store_true", help="Train nothing more: seeds of which all runs are there."
+    )
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -55,7 +58,8 @@ def main() -> None:
         (name, arm, seed): measured(name, sets[name], arm, seed, options)
         for seed in options.seeds
         for name in sets
-        for arm in ("neither", "event", "item")
+        for arm in ARMS
+        if not options.finished or all(kept_file(name, each, seed, options).exists() for each in ARMS)
     }
     write_text(HERE / "features.md", page(found, options))
 
@@ -95,9 +99,14 @@ class Measured(NamedTuple):
     parameters: int
 
 
+def kept_file(name: str, arm: str, seed: int, options: argparse.Namespace) -> Path:
+    """Where what was measured of a run is."""
+    return Path(options.runs) / f"{name}-{arm}-{seed}.npz"
+
+
 def measured(name: str, data: Set, arm: str, seed: int, options: argparse.Namespace) -> Measured:
     """Train a run, unless it is there, and test its best checkpoint by target."""
-    folder, kept = options.runs / f"{name}-{arm}-{seed}", options.runs / f"{name}-{arm}-{seed}.npz"
+    folder, kept = options.runs / f"{name}-{arm}-{seed}", kept_file(name, arm, seed, options)
     if not kept.exists():
         values = data.options | {
             "data.data_dir": options.runs / "data",
@@ -152,7 +161,6 @@ def interval(differences_SC: np.ndarray) -> str:
 
 def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespace) -> str:
     """benchmarks/features.md."""
-    seeds = ", ".join(map(str, options.seeds))
     lines = [
         "# Features",
         "",
@@ -162,13 +170,14 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
         "",
         *(__doc__ or "").split("\n\n")[2].strip().splitlines(),
         "",
-        f"{options.epochs} epochs, seeds {seeds}. Processor time of a whole run, start and tests included, by step.",
+        f"{options.epochs} epochs. Processor time of a whole run, start and tests included, by step.",
         "",
-        "| data | features | N_total | test loss | beside neither | NDCG@10 | beside neither | ms a step |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| data | features | seeds | N_total | test loss | beside neither | NDCG@10 | beside neither | ms a step |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, arm in sorted({(name, arm): None for name, arm, _ in found}, key=lambda each: each[0], reverse=True):
-        mine, plain = ([found[name, each, seed] for seed in options.seeds] for each in (arm, "neither"))
+        seeds = [seed for seed in options.seeds if (name, arm, seed) in found]
+        mine, plain = ([found[name, each, seed] for seed in seeds] for each in (arm, "neither"))
         loss_SC, ndcg_SC = (np.stack([getattr(run, field) for run in mine]) for field in ("loss_C", "ndcg_C"))
         known_C = ~np.isnan(loss_SC).any(0)
         beside = ["", ""]
@@ -177,7 +186,7 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
                 np.stack([getattr(run, each) for run in plain]) for each in ("loss_C", "ndcg_C")
             )
             beside = [interval((loss_SC - plain_loss_SC)[:, known_C]), interval(ndcg_SC - plain_ndcg_SC)]
-        cells = [name, arm, f"{mine[0].parameters:,}", f"{loss_SC[:, known_C].mean():.4f}", beside[0]]
+        cells = [name, arm, str(len(seeds)), f"{mine[0].parameters:,}", f"{loss_SC[:, known_C].mean():.4f}", beside[0]]
         cells += [f"{ndcg_SC.mean():.4f}", beside[1], f"{np.mean([run.step_ms for run in mine]):.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
