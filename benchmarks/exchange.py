@@ -153,7 +153,7 @@ Both pairs came within 1 % of the loss that was predicted. To expect nothing of 
 add their gains in nats misses by 0.6 and 0.1 %, as much as to add logarithms of parameters: both gains are small.
 
 What limits all this is the seed. Repeated with another seed, the base came out 0.035 nats lower. So with one seed a
-gain is known to ± 0.09 only, and the longer history and times, which cost next to nothing, could not be told from nothing.
+gain is known to ± 0.09 only, and a longer history and times, which cost next to nothing, were not told from nothing.
 Of the two steps that could, each worth about four times the parameters, users were the cheaper one by the clock of the
 busy machine (`cheapest` in the file), passes by the processor. Several seeds at the size in question would help.
 
