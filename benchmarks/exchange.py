@@ -134,12 +134,11 @@ def page(sets: dict[str, dict[str, Any]]) -> str:
                 judged = [f"{each['actual']:.4f}", f"{each['error_pct']:+.2f} %", "yes" if each["inside"] else "no"]
                 pairs.append([name, pair, f"{each['predicted']:.4f}", ends, *judged])
     title, method, commands = __doc__.rstrip().split("\n\n")
-    blocks = [f"# {title}", method.replace("\n", " "), commands, "## At 3,072 parameters", "The step named is bold."]
-    blocks += [rows_table(tables["steps"], text=(0, 1)), "## Two together", rows_table(pairs, text=(0, 1))]
-    return (
-        "\n\n".join([*blocks, "## At 12,288 parameters", rows_table(tables["larger"], text=(0, 1)), READ.strip()])
-        + "\n"
-    )
+    blocks = [f"# {title}", method.replace("\n", " "), commands]
+    sections = {"At 3,072 parameters": tables["steps"], "Two together": pairs, "At 12,288 parameters": tables["larger"]}
+    for heading, rows in sections.items():
+        blocks += [f"## {heading}", rows_table(rows, text=(0, 1))] if len(rows) > 1 else []
+    return "\n\n".join([*blocks, READ.strip()]) + "\n"
 
 
 def _times(worth: float | None) -> str:
@@ -147,6 +146,18 @@ def _times(worth: float | None) -> str:
 
 
 READ = """
+The step named is bold: the most nats an hour of those whose gain is told from nothing. Which pairs are trained followed
+from the prices, and their prediction was committed before them.
+
+Both pairs came within 1 % of the loss that was predicted. To expect nothing of two steps misses by 1.2 and 1.5 %; to
+add their gains in nats misses by 0.6 and 0.1 %, as much as to add logarithms of parameters: both gains are small.
+
+What limits all this is the seed. Repeated with another seed, the base came out 0.035 nats lower. So with one seed a
+gain is known to ± 0.09 only, and a longer history and times, which cost next to nothing, were not told from nothing.
+Of the two steps that could, each worth about four times the parameters, users were the cheaper one by the clock of the
+busy machine (`cheapest` in the file), passes by the processor. Several seeds at the size in question would help.
+
+Not measured yet: the five steps at the larger size, whether the one named is the best there, and other sets.
 """
 
 
