@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from fit_arguments import fit_arguments
 
 from lrec.evaluation.baselines import BASELINES
+from lrec.run import Run
 
 
 def arguments(run: Path, log: Path, **options: object) -> list[str]:
@@ -44,3 +46,15 @@ def test_counts_without_room_are_left_out(
     assert {"recent-popularity", "markov", "item-graph"}.isdisjoint(small)
     assert large.keys() >= set(BASELINES)
     assert large["repeat-last"] == small["repeat-last"]
+
+
+def test_the_losses_by_target_of_a_study_are_of_the_users_who_test(
+    log_csv: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    lrec(*arguments(tmp_path / "run", log_csv, data__test_users=40, points__study="s", points__run="r"))
+    point = Run(tmp_path / "run").result
+    losses = pl.read_parquet(tmp_path / "run" / "target_losses.parquet")
+    assert losses["user"].n_unique() == 40
+    assert point is not None
+    assert point.test_loss == pytest.approx(losses["loss"].mean(), abs=1e-5)
+    assert point.test_loss_se == pytest.approx(point.metric("test/loss_se"), rel=0.05)

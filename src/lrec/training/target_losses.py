@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
     module.prepare_data()
     module.setup("test")
     net = load(run.best, trust=True, new_items=False).net.float()  # whoever trained it has imported its classes
-    cases = cases_before(module.cuts, *targets(module.cuts), module.max_len)
+    cases = cases_before(module.cuts, *targets(module.cuts, module.evaluated("test")[0]), module.max_len)
     first_C = module.cuts.trajectory_U[cases.users_C]
     steps_C = np.where((first_C >= 0) & (cases.positions_C >= first_C), cases.positions_C - first_C + 1, 0)
     run.write_progress(f"measuring the loss on each of {len(cases):,} targets")
@@ -54,10 +54,10 @@ def main(folder: Path) -> None:
     run.progress_file.unlink()
 
 
-def targets(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """User and position of the test targets, and of the trajectories of the same users, of `MOST_TRAJECTORIES` at most,
-    drawn by a fixed seed for every run of a study. Items whose type of event is no target's are left out."""
-    test = split.test_targets
+def targets(split: Split, test: Targets) -> tuple[np.ndarray, np.ndarray]:
+    """User and position of the targets that are tested, and of the trajectories of the split's users, of
+    `MOST_TRAJECTORIES` at most, drawn by a fixed seed for every run of a study. Items whose type of event is no
+    target's are left out."""
     users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
     users_U = np.sort(np.random.default_rng(0).permutation(users_U)[:MOST_TRAJECTORIES])
     ends_U = np.diff(split.store.offsets_U1)[users_U]

@@ -151,9 +151,9 @@ def test_trajectories_of_some_users_are_measured_and_all_test_targets(
     split = LastItems(trajectory=4, trajectory_min_length=7)(make_lengths([5, *[9] * 20, 5]))
     tests = len(split.test_targets.users_T)
     assert tests == 22
-    every = targets(split)
+    every = targets(split, split.test_targets)
     monkeypatch.setattr("lrec.training.target_losses.MOST_TRAJECTORIES", 6)
-    some, again = targets(split), targets(split)
+    some, again = (targets(split, split.test_targets) for _ in range(2))
     assert len(every[0]) == tests + 4 * 20
     assert len(some[0]) == tests + 4 * 6
     pairs = [list(zip(*(part.tolist() for part in chosen), strict=True)) for chosen in (every, some, again)]
@@ -167,7 +167,8 @@ def test_items_of_a_trajectory_that_are_no_targets_are_not_measured(make_lengths
     split = LastItems(trajectory=4, trajectory_min_length=7)(make_lengths([9] * 20))
     store = split.store
     even_N = np.arange(len(store.items_N)) % 2 == 0
-    users, positions = targets(replace(split, target_N=even_N))
+    split = replace(split, target_N=even_N)
+    users, positions = targets(split, split.test_targets)
     assert even_N[store.offsets_U1[users] + positions].all()
     assert len(users) == np.count_nonzero(even_N[store.offsets_U1[np.arange(20)] + 4]) + 2 * 20
 
