@@ -16,6 +16,7 @@ import yaml
 import lrec as package
 from lrec.checkpoint.writing import write
 from lrec.data.datasets import AmazonDataModule, InteractionsDataModule, MovieLensDataModule, SyntheticDataModule
+from lrec.data.features import Features
 from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems
 from lrec.data.splits.temporal import GlobalTemporal
@@ -93,7 +94,7 @@ def options_of(kind: type) -> Iterator[tuple[str, str]]:
 
 def test_only_options_that_are_text_may_have_a_dot() -> None:
     kinds = (AmazonDataModule, InteractionsDataModule, MovieLensDataModule, SyntheticDataModule, LastItems,
-             GlobalTemporal, Reduction, SequentialRecommender)  # fmt: skip
+             GlobalTemporal, Reduction, Features, SequentialRecommender)  # fmt: skip
     found = [(name, what) for kind in kinds for name, what in options_of(kind)]
     of_classes = {
         name for name, what in found if any(word in what for word in ("SplitRule", "Loss", "OptimizerConfig"))
