@@ -1,8 +1,15 @@
 """`lrec backtest`: from a log to a report, again after an interruption, and without a look at the future."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -124,3 +131,31 @@ def test_what_cannot_be_is_refused(
     log.write_csv("log.csv")
     assert said in refused("backtest", "--data.path=log.csv", *TINY, *options)
     assert not (tmp_path / "backtests").exists()
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(log: pl.DataFrame, tmp_path: Path) -> None:
+    """Killed at random times, with all that it has started, and begun again, it ends with the undisturbed result."""
+    command = [sys.executable, "-m", "lrec", "backtest", "--data.path=log.csv", *TINY, "--update=[none,full]"]
+    found, lasted = dict[str, Any](), 0.0
+    for name in ("undisturbed", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        log.write_csv(folder / "log.csv")
+        begun = time.monotonic()
+        if name == "killed":
+            random = np.random.default_rng(0)
+            for _ in range(20):
+                process = subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(random.uniform(0.05, 1) * lasted)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        lasted = time.monotonic() - begun
+        found[name] = json.loads((folder / "backtests" / "backtest" / "backtest.json").read_text())
+        for row in found[name]["updates"]:
+            del row["seconds"]
+            row.pop("cost", None)
+    assert found["killed"] == found["undisturbed"]

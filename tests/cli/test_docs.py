@@ -25,12 +25,13 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 # GPUs, several nodes, and what a run on them has left.
 PARSED = re.compile(r"trainer/fsdp(-hybrid)?\.yaml|/shared/|runs/829m")
-SLOW = re.compile(r"lrec (scaling|tasks) |trainer/fsdp-cpu\.yaml")
+SLOW = re.compile(r"lrec (scaling|tasks|backtest) |trainer/fsdp-cpu\.yaml")
 SHORT = {
     r"lrec fit ": ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"],
     r"lrec fit .*data/synthetic\.yaml": ["--data.n_users=300"],
     r"recipes/ml-1m-time\.yaml": ["--data.split.validate_from=0.8", "--data.split.test_from=0.9"],
     r"lrec (test|predict) ": ["--trainer.enable_progress_bar=false"],
+    r"lrec backtest ": ["--options.trainer.max_epochs=1", "--folds=3"],
     r"lrec scaling study ": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
     r"study/(quickstart|tasks-synthetic)\.yaml": ["--options.data.n_users=300"],
     r"study/(go|architectures)\.yaml": [f"--options.data.split.init_args.{p}=0.2" for p in ("validation", "test")],
