@@ -113,6 +113,7 @@ def test_the_future_changes_nothing(backtest: Callable[..., str], log: pl.DataFr
     [
         (["--folds=40"], "begin before the data"),
         (["--every=soon"], "is no duration"),
+        (["--horizon=0d"], "is no duration"),
         (["--until=2021-01-01"], "has no interaction"),
         (["--options.data.k_core=5"], "a backtest needs data.k_core 0"),
         (["--data.time_column=null"], "a backtest needs times"),

@@ -10,7 +10,7 @@ import numpy as np
 from lrec.common.start_stop import importing
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import as_date, count_before, cut_time, in_units
-from lrec.data.store.store import Store
+from lrec.data.store.store import Store, seconds_in
 from lrec.errors import UserError, check_range
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
@@ -85,6 +85,9 @@ class Backtest:
         check_range("--folds", self.folds, at_least=2)
         if not self.update:
             raise UserError("--update []: name at least one of none, warm and full")
+        for option, duration in (("every", self.every), ("horizon", self.length)):
+            if not seconds_in(duration):
+                raise UserError(f"--{option} {duration} is no duration such as 30m, 12h, 7d or 2w")
         self.study({})  # which checks what it shares with a study
 
     @property
@@ -145,8 +148,6 @@ def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
     assert store.times_N is not None
     every = in_units(store, "--every", backtest.every)
     length = in_units(store, "--horizon", backtest.length)
-    if min(every, length) < 1:
-        raise UserError(f"--every {backtest.every}, --horizon {backtest.horizon}: windows need a length")
     begin, end = int(store.times_N.min()), int(store.times_N.max()) + 1
     if backtest.until is not None:
         end = cut_time(store, "--until", backtest.until)
