@@ -5,7 +5,7 @@ the first digits of its SHA-256, and the commit and the time at which the predic
 "Before the result": that commit is earlier than the one with the measured loss. Other forecasts were written by their
 study before its large runs, and committed with what came.
 
-    python benchmarks/ledger.py        reads git's history, and writes docs/ledger.md
+    python benchmarks/ledger.py        from git's history
 """
 
 import json
@@ -23,7 +23,7 @@ from lrec.common.text_tables import rows_table
 from lrec.run import Point, read_points_file
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "ledger.md"
+PAGE = HERE.parent / "docs" / "results" / "ledger.md"
 NAMES = {
     "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks", "ciao": "Ciao",
     "quickstart": "quickstart", "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
