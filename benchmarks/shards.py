@@ -21,7 +21,8 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from lrec.common.files import write_text
-from lrec.evaluation.metrics import KS, Evaluation
+from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.metrics import KS
 from lrec.model import losses, memory
 from lrec.model.config import TransformerConfig
 from lrec.model.parallelize import Sharding, build

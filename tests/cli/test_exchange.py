@@ -149,6 +149,7 @@ def test_a_rate_follows_the_ladder(study: Path, lrec: Callable[..., str]) -> Non
         (["--size=1x17"], "has finished runs of 1x8, 1x12, 1x16, 1x24, 1x32, 1x48"),
         (["--steps={a+b: {trainer.max_epochs: 2}}"], "name it without +"),
         (["--steps={a: {data.split.trajectory: 3}}"], "step a: other test targets or items"),
+        (["--steps={a: {data.test_users: 50}}"], "step a: other test targets or items"),
         (["--steps={a: {trainer.max_epochs: 2}}", "--combine=[a+b]"], "'b' is none of the steps: a"),
         (["--steps={a: {data.seed: 2}, b: {data.seed: 3}}", "--combine=[a+b]"], "two of them change the same option"),
     ],

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
 from lrec.common import cpu_threads
-from lrec.evaluation.metrics import KS, Evaluation
+from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.metrics import KS
 from lrec.ranking import scoring
 from lrec.ranking.scoring import Scores, score, top_items
 

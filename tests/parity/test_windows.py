@@ -19,7 +19,8 @@ from lrec.data.splits.rules import Split
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
-from lrec.evaluation.metrics import KS, METRICS, Evaluation, Sets
+from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.metrics import KS, METRICS, Sets
 from lrec.ranking.scoring import score
 
 VALIDATE_FROM, TEST_FROM, TEST_UNTIL = 40, 50, 70

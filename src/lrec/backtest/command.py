@@ -6,7 +6,7 @@ from lrec.backtest.report import write_report
 from lrec.backtest.windows import Windows, baselines, measured
 from lrec.common.files import check_folder, locked
 from lrec.common.text_tables import on_terminal, rows_table
-from lrec.data.splits.temporal import as_date
+from lrec.data.store.statistics import time_text
 from lrec.study import budget
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import lock_of
@@ -27,6 +27,7 @@ def backtest(options: Backtest) -> None:
         start_server()
     store = open_store(options)
     origins, length = origins_of(options, store)
+    windows = {k: (at, at + length) for k, at in enumerate(origins, start=1)}
     study, runs = planned(options, store, origins, length)
     record = Record(study, runs)
     if options.status:
@@ -37,11 +38,10 @@ def backtest(options: Backtest) -> None:
         costs = budget.plan(study, record.runs)
         budget.check(costs, study)
     if options.dry_run:
-        starts = [["window", "begins", "ends"]]
-        starts += [[str(k), as_date(store, at), as_date(store, at + length)] for k, at in enumerate(origins, start=1)]
+        starts, unit = [["window", "begins", "ends"]], store.facts.get("time_unit")
+        starts += [[str(k), *(time_text(time, unit) for time in each)] for k, each in windows.items()]
         print(on_terminal(rows_table(starts)), budget.plan_table(costs, study), sep="\n\n")
         return
-    windows = {k: (at, at + length) for k, at in enumerate(origins, start=1)}
     with locked(lock_of(study.folder.absolute()), f"another backtest is under way in {study.folder}: wait for its end"):
         runs = record.enter(options.restart, ())
         record.check_data(runs)

@@ -7,15 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lrec.common.start_stop import importing
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits.temporal import as_date, count_before, cut_time, in_units
+from lrec.data.splits.temporal import count_before, cut_time, in_units
+from lrec.data.store.statistics import time_text
 from lrec.data.store.store import Store, seconds_in
 from lrec.errors import UserError, check_range
-from lrec.options.config_files import find_config
-from lrec.run import RunConfig, dotted
 from lrec.study.grid import PlannedRun, changed, planned_runs
-from lrec.study.options import Study, as_argument
+from lrec.study.options import Study
 from lrec.study.warm_fit import Recipe, trained_on
 
 MOST_VALIDATE, VALIDATE = 1024, 20  # users that validate: one of so many of those known at an origin
@@ -123,14 +121,8 @@ def origin_of(network: str) -> int:
 
 def open_store(backtest: Backtest) -> Store:
     """The store, prepared; UserError where it would let the future into the past."""
-    with importing():
-        from lrec.training.lightning_cli import compose
-    options = dotted({"data": backtest.data}) | dotted(backtest.options)
-    classes = ("model", "model.class_path", "data", "data.class_path")
-    in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
-    arguments = [f"--config={find_config(config)}" for config in backtest.configs]
-    config = RunConfig(compose([*arguments, *(f"--{name}={as_argument(value)}" for name, value in in_order)]))
-    data = datamodule_of(config.options)
+    example = planned_runs(replace(backtest.study({}), sizes=backtest.sizes[:1], seeds=backtest.seeds[:1]))[0]
+    data = datamodule_of(example.options)
     data.prepare_data()
     store = data.open_store()
     if data.k_core:
@@ -158,8 +150,9 @@ def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
         )
     for number, at in enumerate(origins, start=1):
         if not ((store.times_N >= at) & (store.times_N < at + length)).any():
+            begins = time_text(at, store.facts.get("time_unit"))
             raise UserError(
-                f"window {number} of --folds {backtest.folds}, from {as_date(store, at)}, has no interaction: other "
+                f"window {number} of --folds {backtest.folds}, from {begins}, has no interaction: other "
                 "windows, or another end (--until)"
             )
     return origins, length
@@ -169,15 +162,15 @@ def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -
     """The study of every network that the updates need, and its runs. Each learns from all before its origin, but for
     users who validate, and its test is the window that begins there; a warm one as `lrec update` does, from what is new
     since the origin before."""
-    names = {network_of(each, k): k for each in backtest.update for k in range(1, backtest.folds + 1)}
-    variants = {}
-    for name, k in names.items():
-        begin = origins[k - 1]
+    splits = list[dict[str, Any]]()
+    for begin in origins:
         known = int(np.count_nonzero(count_before(store, begin) >= 2))
         split: dict[str, Any] = {"class_path": "lrec.GlobalTemporal", "validate_by": "users", "targets": "all"}
         split["held_out_users"] = min(MOST_VALIDATE, max(known // VALIDATE, 1))
         split |= {"test_from": begin, "test_until": begin + length}
-        variants[name] = {f"data.split.{option}": value for option, value in split.items()}
+        splits.append({f"data.split.{option}": value for option, value in split.items()})
+    networks = [network_of(each, k) for each in backtest.update for k in range(1, backtest.folds + 1)]
+    variants = {network: splits[origin_of(network) - 1] for network in dict.fromkeys(networks)}
     chain = [network_of("warm", k) for k in range(1, backtest.folds + 1)] if "warm" in backtest.update else []
     study = backtest.study(variants, {later: earlier for earlier, later in pairwise(chain)})
     runs = planned_runs(study)

@@ -1,24 +1,26 @@
 """What a backtest leaves behind: report.md, report.html, backtest.json, a picture, and points by age to fit laws to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from lrec.backtest.figures import age_figure
 from lrec.backtest.findings import CONFIDENCE, METRIC, Findings, Gain, Z, figures_of, mean_of, summary_of
 from lrec.backtest.options import Backtest, network_of
 from lrec.backtest.windows import Windows
 from lrec.common.files import write_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
-from lrec.common.pictures import alt_text, save_figure
+from lrec.common.pictures import BLUE, GREY, alt_text, draw_frame, new_figure, save_figure
 from lrec.common.text_tables import lasting, rows_table
-from lrec.data.splits.temporal import as_date
+from lrec.data.store.statistics import time_text
 from lrec.data.store.store import Store
 from lrec.evaluation.standard_errors import standard_error
 from lrec.run import Point, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
@@ -34,14 +36,15 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}\n"
     shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}
     if gains:
-        figure = age_figure([backtest.lasting(age) for age in gains], list(gains.values()), _finding(backtest, gains))
+        figure = _age_figure([backtest.lasting(age) for age in gains], list(gains.values()), _finding(backtest, gains))
         save_figure(out / "by_age.png", figure)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     for age, points in _points_by_age(found).items():
         Run(out / "ages" / str(age)).write_points(points)
+    unit = store.facts.get("time_unit")
     content = {
         "name": backtest.name,
-        "windows": {number: [as_date(store, time) for time in window] for number, window in windows.items()},
+        "windows": {number: [time_text(time, unit) for time in window] for number, window in windows.items()},
         "by_age": {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()},
         "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
         "updates": updates,
@@ -103,7 +106,8 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
     newest = "full" if "full" in backtest.update else backtest.update[-1]
     names = list(dict.fromkeys(name for table in beside.values() for name in table["scorer"]))
     rows = [["window", "begins", "targets", "cold", *(f"{METRIC} {name}" for name in (*backtest.sizes, *names))]]
-    for number, (begin, _) in windows.items():
+    for number, (at, _) in windows.items():
+        begins = time_text(at, store.facts.get("time_unit"))
         of_window = pl.col("window") == number
         tables = [found.tables(network_of(newest, number), size, of_window) for size in backtest.sizes]
         cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
@@ -111,7 +115,8 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
         for name in names:
             counted = [table.filter(of_window, scorer=name) for k, table in beside.items() if k == number]
             figures.append(f"{mean_of(counted, METRIC):.4f}" if counted else "")
-        rows.append([str(number), as_date(store, begin), f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
+        counts = [f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %"]
+        rows.append([str(number), begins, *counts, *figures])
     return rows_table(rows, text=(1,))
 
 
@@ -127,6 +132,21 @@ def _updates_table(updates: list[dict[str, Any]]) -> str:
         f"gains in {METRIC} over no update; training: of the networks after the first."
     )
     return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
+
+
+def _age_figure(ages: Sequence[str], gains: Sequence[Gain], finding: str) -> "Figure":
+    """The gain of the larger network at each age with its interval, and no gain."""
+    figure = new_figure(4.4, 3.2, f"{finding}. Gain in {METRIC} against the age of the networks, with {CONFIDENCE}")
+    axes = figure.add_subplot()
+    value_A, half_A = np.array([(100 * gain.value / gain.base, 100 * Z * gain.error / gain.base) for gain in gains]).T
+    axes.errorbar(range(len(ages)), value_A, half_A, fmt="o-", color=BLUE, lw=2, elinewidth=1, capsize=3)
+    axes.axhline(0, color=GREY, lw=1, ls="--")
+    axes.text(len(ages) - 1, 0, "no gain", color=GREY, ha="right", va="bottom")
+    axes.set_xticks(range(len(ages)), ages)
+    axes.set(xlabel="age of the networks", ylabel=f"gain in {METRIC}, %")
+    axes.set_title(finding, fontsize=9)
+    draw_frame(axes)
+    return figure
 
 
 def _points_by_age(found: Findings) -> dict[int, list[Point]]:

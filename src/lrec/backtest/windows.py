@@ -19,8 +19,6 @@ from lrec.data.batching.eval_batches import (
     EvalLoader,
     EvalTask,
     shared_rows,
-    targets_of_sample,
-    testable_users,
 )
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
@@ -83,18 +81,14 @@ def _kept(
 def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Scorer]) -> pl.DataFrame:
     """A row for each scorer and target: scorer, window, user, step (the target's place among the user's interactions),
     loss (nan outside the catalogue), rank and rank_unseen (inf for a miss)."""
-    tables = list[pl.DataFrame]()
+    tables, store = list[pl.DataFrame](), data.open_store()
     for number, (begin, end) in windows.items():
         assert isinstance(data.split, GlobalTemporal)
         later = copy(data)
         later.split = replace(data.split, test_from=begin, test_until=end)
-        tested = later.cut(data.open_store())
-        split = replace(data.cuts, test_U=tested.test_U, test_targets_U=tested.test_targets_U)
-        targets, some = split.test_targets, data.test_users
-        if some == "auto":
-            some = testable_users(split.test_users, targets, data.n_items)
-        if isinstance(some, int):
-            targets = targets_of_sample(split.test_users, targets, some)
+        tested = later.cut(store)
+        split = later.cuts = replace(data.cuts, test_U=tested.test_U, test_targets_U=tested.test_targets_U)
+        targets, _ = later.evaluated("test")
         task = EvalTask(*targets, True, data.with_times)
         order_T = [chosen_M for chosen_M, _ in shared_rows(split, task, data.max_len).batches()]
         for batch, chosen_M in zip(EvalLoader(split, task, data.max_len), order_T, strict=True):

@@ -11,7 +11,8 @@ from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
 from lrec.evaluation.baselines import BASELINES, Baselines
-from lrec.evaluation.metrics import METRICS, Evaluation, Metric, Sets
+from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.metrics import METRICS, Metric, Sets
 from lrec.ranking.scoring import Scores
 
 

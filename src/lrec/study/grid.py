@@ -90,6 +90,12 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     return runs
 
 
+def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """Those with the most data that trained the longest."""
+    most = max((run.fraction, run.horizon) for run in runs)
+    return [run for run in runs if (run.fraction, run.horizon) == most]
+
+
 def _name(*parts: str | int) -> str:
     *others, seed = parts
     return "-".join(str(part) for part in (*others, f"seed{seed}") if part)

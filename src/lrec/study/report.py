@@ -28,7 +28,7 @@ from lrec.run import Point, run_of_study
 from lrec.study.answer import BESIDE, METRIC, Answer, amount, answer_of
 from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
-from lrec.study.grid import PlannedRun
+from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
@@ -127,12 +127,6 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
         f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "
         "More targets, smaller steps (data.targets_per_step) or a tuned rate (--tune '[lr]') may help."
     ]
-
-
-def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
-    """Those with the most data that trained the longest."""
-    most = max((run.fraction, run.horizon) for run in runs)
-    return [run for run in runs if (run.fraction, run.horizon) == most]
 
 
 def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> tuple[list[str], Analysis]:

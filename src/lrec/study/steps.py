@@ -16,7 +16,7 @@ from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.laws.equivalents import LadderCurve
 from lrec.run import Point, run_of_study
-from lrec.study.grid import PlannedRun
+from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import as_argument, ladder_n_body
 from lrec.study.points import REPEATED
 from lrec.study.price import wider
@@ -41,12 +41,11 @@ class Ladder:
             raise UserError(f"--study {study}: no study there (no study.json)")
         grid = json.loads((study / "study.json").read_text(encoding="utf-8"))["grid"]
         every = [PlannedRun(**run) for run in grid["runs"]]
-        most = max((run.fraction, run.horizon) for run in every)
         self.study, self.y = study, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}
-        for run in sorted(every, key=lambda run: ladder_n_body(run.size)):
-            alike = run.variant == every[0].variant and (run.fraction, run.horizon) == most
-            if alike and (point := run_of_study(study, run.name).result) and not point.diverged:
+        for run in sorted(of_all_data(every), key=lambda run: ladder_n_body(run.size)):
+            point = run_of_study(study, run.name).result
+            if run.variant == every[0].variant and point is not None and not point.diverged:
                 by_size.setdefault(run.size, []).append(run)
         fitted = [size for size, runs in by_size.items() if not runs[0].held_out]
         if not fitted or size not in (None, *by_size):
@@ -123,10 +122,11 @@ class Ladder:
 
 def _targets_hash(run: PlannedRun) -> str:
     """Of the test targets of a run, users and items, and of the catalogue."""
-    cuts = run.open_data().cuts
-    rows_T = cuts.store.offsets_U1[cuts.test_targets.users_T] + cuts.test_targets.positions_T
+    data = run.open_data()
+    cuts, (tested, _) = data.cuts, data.evaluated("test")
+    rows_T = cuts.store.offsets_U1[tested.users_T] + tested.positions_T
     raw_ids = cuts.store.item_table["raw_id"]
-    digest = sha256(cuts.test_targets.users_T.tobytes())
+    digest = sha256(tested.users_T.tobytes())
     for items in (cuts.store.items_N[rows_T], cuts.catalogue_V):
         digest.update("\n".join(raw_ids.gather(items)).encode())
     return digest.hexdigest()

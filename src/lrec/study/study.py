@@ -12,13 +12,13 @@ from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators
 from lrec.study.dial import as_text, plan_of, with_plan
-from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.grid import PlannedRun, of_all_data, planned_runs
 from lrec.study.launch import lock_of
 from lrec.study.options import PLAN, Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
 from lrec.study.processes import start_server
 from lrec.study.record import Record
-from lrec.study.report import of_all_data, write_report
+from lrec.study.report import write_report
 from lrec.study.status import runs_table
 from lrec.study.tuning import Tuned, Tuner
 from lrec.study.work import Work

@@ -10,13 +10,14 @@ import numpy as np
 import polars as pl
 
 from lrec.data.splits.rules import Split, Targets
-from lrec.evaluation.cases import Cases, Ranked, cases_before, rank_by_net, rank_by_popularity
+from lrec.evaluation.cases import Cases, Ranked, cases_before, rank_by_net, rank_by_popularity, values_of
+from lrec.evaluation.metrics import NDCG, CrossEntropy, HitRate
 from lrec.evaluation.shared_scoring import device
 from lrec.evaluation.standard_errors import standard_error
 from lrec.serving.recommender import Model
 
-K = 10
-FIGURES = ("loss", f"HR@{K}", f"NDCG@{K}")
+METRICS = (CrossEntropy(), HitRate(), NDCG())
+FIGURES = ("loss", "HR@10", "NDCG@10")
 
 
 def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
@@ -33,13 +34,13 @@ def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
         assert cases.events_N is not None
         events_N = np.array(known)[cases.events_N]
         cases = replace(cases, events_N=events_N).keeping(events_N >= 0)
-    return _by_target(rank_by_net(model.net.float().to(device()), cases), cases, targets)
+    return _by_target(rank_by_net(model.net.float().to(device()), cases), cases, targets, own.counts_V)
 
 
 def judged_popularity(cuts: Split, targets: Targets, max_len: int) -> pl.DataFrame:
     """The same by what is popular in the training part of the cut."""
     cases = cases_before(cuts, *targets, max_len)
-    return _by_target(rank_by_popularity(cuts.counts_V, cases), cases, targets)
+    return _by_target(rank_by_popularity(cuts.counts_V, cases), cases, targets, cuts.counts_V)
 
 
 def summary(judged: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
@@ -75,18 +76,11 @@ def _as_known_to(model: Model, cuts: Split) -> Split:
     return own
 
 
-def _by_target(ranked: Ranked, cases: Cases, targets: Targets) -> pl.DataFrame:
-    rank_C = ranked.rank_C
-    found = pl.DataFrame(
-        {
-            "user": cases.users_C,
-            "position": cases.positions_C,
-            "loss": ranked.loss_C,
-            FIGURES[1]: (rank_C <= K).astype(float),
-            FIGURES[2]: np.where(rank_C <= K, 1 / np.log2(1 + rank_C), 0.0),
-        }
-    ).with_columns(pl.col("loss").fill_nan(None))
+def _by_target(ranked: Ranked, cases: Cases, targets: Targets, counts_V: np.ndarray) -> pl.DataFrame:
+    found = values_of(ranked, cases.targets_C, counts_V, METRICS)
+    of_cases = pl.DataFrame({"user": cases.users_C, "position": cases.positions_C, **{n: found[n] for n in FIGURES}})
+    of_cases = of_cases.with_columns(pl.col("loss").fill_nan(None))
     every = pl.DataFrame({"user": targets.users_T, "position": targets.positions_T})
-    return every.join(found, ["user", "position"], "left", maintain_order="left").with_columns(
+    return every.join(of_cases, ["user", "position"], "left", maintain_order="left").with_columns(
         pl.col(*FIGURES[1:]).fill_null(0.0)
     )

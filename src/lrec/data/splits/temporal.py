@@ -162,14 +162,6 @@ def in_units(store: Store, option: str, duration: str) -> int:
     return seconds * _time_unit(store, f"{option}={duration}")
 
 
-def as_date(store: Store, time: int) -> str:
-    """A time of the store as a date, UTC; as the number it is where the data's times are no dates."""
-    unit = TIME_UNITS.get(store.facts.get("time_unit", ""))
-    if unit is None:
-        return str(time)
-    return f"{datetime(1970, 1, 1) + timedelta(seconds=time // unit):%Y-%m-%d %H:%M}"
-
-
 def _time_unit(store: Store, option: str) -> int:
     """How many units of the store's times make a second."""
     unit = store.facts.get("time_unit")
