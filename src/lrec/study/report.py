@@ -107,11 +107,17 @@ def write_report(
 
 
 def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float]) -> list[str]:
-    """A warning before everything else, where most fitted sizes lose to counting what follows what."""
+    """A warning before everything else, where most fitted sizes lose to counting what follows what.
+
+    n-grams count where the largest of them loses too: their tables hold more than the smallest networks can, however
+    long these are trained.
+    """
     fitted = [points[run.name] for run in of_all_data(runs) if not (run.held_out or points[run.name].diverged)]
     losing: dict[str, set[str]] = defaultdict(set)  # sizes by the baseline that is the best one before them
+    largest = max((point.N_body, point.test_loss or math.inf) for point in fitted)[1] if fitted else -math.inf
+    ahead_of_all = {name: loss for name, loss in ngrams.items() if loss < largest}
     for point in fitted:
-        counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING} | dict(ngrams)
+        counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING} | ahead_of_all
         ahead = {
             name: loss for name, loss in counting.items() if point.test_loss is not None and loss < point.test_loss
         }
