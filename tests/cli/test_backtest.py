@@ -108,6 +108,23 @@ def test_the_future_changes_nothing(backtest: Callable[..., str], log: pl.DataFr
         assert not mine.filter(window=2).select(figures).equals(others.filter(window=2).select(figures))
 
 
+def test_training_begins_at_a_time(backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path) -> None:
+    """What is older changes no network, whatever it is."""
+    begin = 1_600_000_000 + 25 * DAY
+    old = pl.col("time") < begin
+    other = log.with_columns(item=pl.when(old).then(pl.col("item").shuffle(1)).otherwise(pl.col("item")))
+    for name, rows in (("one", log), ("two", other)):
+        backtest(tmp_path / name, rows, "--update=[none]", f"--train_from={begin}", "--options.data.max_len=2")
+    one, two = (
+        json.loads(
+            (tmp_path / name / "backtests" / "backtest" / "runs" / "0.8k-full-1-seed1" / "points.jsonl").read_text()
+        )
+        for name in ("one", "two")
+    )
+    assert one["train_loss"] == two["train_loss"]
+    assert one["U"] < int((log["time"] >= begin).sum())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -115,6 +132,7 @@ def test_the_future_changes_nothing(backtest: Callable[..., str], log: pl.DataFr
         (["--every=soon"], "is no duration"),
         (["--horizon=0d"], "is no duration"),
         (["--until=2021-01-01"], "has no interaction"),
+        (["--train_from=2020-11-09"], "must lie before the first origin"),
         (["--options.data.k_core=5"], "a backtest needs data.k_core 0"),
         (["--data.time_column=null"], "a backtest needs times"),
         (["--update=[cold]"], "--update"),

@@ -36,6 +36,8 @@ class Backtest:
         folds: Number of origins.
         until: End of the last window: an ISO date, an epoch in the log's unit, or a share of all interactions; by
             default the end of the data. What comes later is left out.
+        train_from: Start of training, given like until; by default the start of the data. What comes earlier trains no
+            network, but a warm one's replay has whole histories, and baselines count it.
         update: What becomes of the networks of the first origin at the later ones: none, they stay as they are; warm,
             they are trained a little more on what is new; full, networks are trained anew on all there is.
         out: Folder of the backtest; backtests/NAME by default.
@@ -62,6 +64,7 @@ class Backtest:
     horizon: str | None = None
     folds: int = 8
     until: int | float | str | None = None
+    train_from: int | float | str | None = None
     update: tuple[Update, ...] = ("none", "warm", "full")
     out: Path | None = None
     data: dict[str, Any] = field(default_factory=dict)
@@ -162,13 +165,19 @@ def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -
     """The study of every network that the updates need, and its runs. Each learns from all before its origin, but for
     users who validate, and its test is the window that begins there; a warm one as `lrec update` does, from what is new
     since the origin before."""
-    splits = list[dict[str, Any]]()
+    splits, part = list[dict[str, Any]](), dict[str, Any]()
+    if backtest.train_from is not None:
+        since = cut_time(store, "--train_from", backtest.train_from)
+        if since >= origins[0]:
+            begins = time_text(origins[0], store.facts.get("time_unit"))
+            raise UserError(f"--train_from {backtest.train_from} must lie before the first origin, {begins}")
+        part = {"data.reduction": {"users": 0, "since": since}}
     for begin in origins:
         known = int(np.count_nonzero(count_before(store, begin) >= 2))
         split: dict[str, Any] = {"class_path": "lrec.GlobalTemporal", "validate_by": "users", "targets": "all"}
         split["held_out_users"] = min(MOST_VALIDATE, max(known // VALIDATE, 1))
         split |= {"test_from": begin, "test_until": begin + length}
-        splits.append({f"data.split.{option}": value for option, value in split.items()})
+        splits.append({f"data.split.{option}": value for option, value in split.items()} | part)
     networks = [network_of(each, k) for each in backtest.update for k in range(1, backtest.folds + 1)]
     variants = {network: splits[origin_of(network) - 1] for network in dict.fromkeys(networks)}
     chain = [network_of("warm", k) for k in range(1, backtest.folds + 1)] if "warm" in backtest.update else []

@@ -19,7 +19,7 @@ class Reduction:
     what is new is kept beside these shares, which then are those of a replay.
 
     Args:
-        users: Share of the users, chosen by the hash of their raw id.
+        users: Share of the users, chosen by the hash of their raw id; 0 only with since.
         interactions: Share of the training interactions, chosen by the hash of their place in the store.
         recent: Most recent share of each user's training items, rounded up.
         since: Time, in the source's unit, from which on all interactions are kept, of users that are not chosen too;
@@ -40,7 +40,8 @@ class Reduction:
 
     def __post_init__(self) -> None:
         for name in ("users", "interactions", "recent"):
-            check_range(f"reduction.{name}", getattr(self, name), above=0, at_most=1)
+            some = {"at_least": 0} if name == "users" and self.since is not None else {"above": 0}
+            check_range(f"reduction.{name}", getattr(self, name), **some, at_most=1)
         check_range("reduction.before", self.before, at_least=0)
 
 
