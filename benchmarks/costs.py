@@ -101,8 +101,8 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 - **Seconds** are wall-clock time up to the best evaluation, on a machine with two cores that mostly did other work too.
   You can compare sizes of one data set roughly, but not data sets, because their steps and lengths differ.
 - **GiB** is computed: the memory of a training step, and half a GiB for the process with its libraries.
-- **HR@10** is measured on the test targets, with a 90 % interval for other targets. It does not compare data sets,
-  because their catalogues differ.
+- **HR@10** is measured on the test targets; ± is the 90 % interval over targets. It does not compare data sets, because
+  their catalogues differ.
 
 ## On one H100, computed
 
