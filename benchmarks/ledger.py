@@ -1,8 +1,8 @@
 """Every forecast that was written before large networks were trained, and the loss that was then measured.
 
 A miss is a measured loss outside the 90 % interval. Misses come first. A study writes `prediction.json` before it
-trains its largest sizes. This page has all such files of the repository, with the first digits of their SHA-256, and
-with the commit and the time at which the predicted number came into the repository. "Before the result" is "yes" if
+trains its largest sizes. This page has all such forecasts of the repository, with the first digits of the file's
+SHA-256, and the commit and the time at which the predicted number came into the repository. "Before the result" is "yes" if
 that commit is older than the commit with the measured loss. For "by the study", the study wrote the forecast before its
 large runs, but forecast and result were committed together.
 
@@ -173,8 +173,8 @@ def main() -> None:
     within = sum(each.within for each in entries)
     better = sum(abs(each.error) < abs(each.no_gain_error) for each in entries)
     said = (
-        f"{within} of {len(entries)} measured losses are within the interval of their forecast. {better} forecasts have "
-        "a smaller error than the no-gain baseline, which expects the loss of the best size trained before."
+        f"{within} of {len(entries)} measured losses are within the interval of their forecast. {better} forecasts "
+        "have a smaller error than the no-gain baseline, which expects the loss of the best size trained before."
     )
     parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By log", scoreboard(entries)]
     parts += ["## All of them, misses first", every(entries), "## How it is made", commands]
