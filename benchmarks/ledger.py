@@ -2,9 +2,9 @@
 
 A miss is a measured loss outside the 90 % interval. Misses come first. A study writes `prediction.json` before it
 trains its largest sizes. This page has all such forecasts of the repository, with the first digits of the file's
-SHA-256, and the commit and the time at which the predicted number came into the repository. "Before the result" is "yes" if
-that commit is older than the commit with the measured loss. For "by the study", the study wrote the forecast before its
-large runs, but forecast and result were committed together.
+SHA-256, and the commit and the time at which the predicted number came into the repository. "Before the result" is
+"yes" if that commit is older than the commit with the measured loss. For "by the study", the study wrote the forecast
+before its large runs, but forecast and result were committed together.
 
     python benchmarks/ledger.py        from git's history
 """
