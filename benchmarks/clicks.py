@@ -119,7 +119,7 @@ def page(
         f"| lrec, all three | {total:,.0f} | {max(memory for _, _, memory in rows):.2f} |",
         f"| RecTools {theirs['version']} | {whole:,.0f} | {theirs['evaluation_memory_gib']:.2f} |",
         "",
-        f"lrec takes {total / whole:.1%} of RecTools' time. RecTools trains for {theirs['seconds']:,.0f} s of its time.",
+        f"lrec takes {total / whole:.1%} of RecTools' time. RecTools' training takes {theirs['seconds']:,.0f} s.",
         "",
         "| | HR@10 | NDCG@10 |",
         "|---|---:|---:|",
