@@ -230,8 +230,8 @@ def by_users(options: argparse.Namespace) -> str:
     lines = [
         "## Memory",
         "",
-        f"This is the peak memory of the whole process of `lrec recommend`, for {n_items:,} items, histories of {length} "
-        f"and size {PEER_SIZE}.",
+        f"This is the peak memory of the whole process of `lrec recommend`, for {n_items:,} items, "
+        f"histories of {length} and size {PEER_SIZE}.",
         "",
         "| users | a row per user, Parquet: GiB | s | a row per interaction, CSV: GiB | s |",
         "|---:|---:|---:|---:|---:|",
