@@ -158,7 +158,7 @@ The seed limits these results. With another seed, the loss of the base was 0.035
 is known only to ± 0.09 nats. Longer histories and times cost almost nothing, but their gains are within this
 uncertainty. Two steps have larger gains: more users and more passes. Each is worth about four times the parameters.
 More users were cheaper by wall-clock time on the busy machine (`cheapest` in the file), and more passes by processor
-time. Several seeds at the size of interest would help.
+time.
 
 We have not yet measured the five steps at the larger size, nor other data sets.
 """
