@@ -1,4 +1,4 @@
-"""Exchange rates on real logs: are they those of larger networks, and do two steps bring what they are predicted to?
+"""Exchange rates on real logs: do they hold for larger networks, and do two steps bring what was predicted?
 
 A small study uses a fifth of the users of a log (of decks a twentieth) and trains on half of them. It has six sizes
 from 768 to 27,648 parameters; the last one is held out. The part `steps` measures at 3,072 parameters what five steps
