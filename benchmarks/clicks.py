@@ -2,11 +2,11 @@
 
     python benchmarks/clicks.py --data globo_clicks.parquet [--environments data/peers] [--epochs 3] [--threads 2]
 
-Both begin with the same CSV, the clicks of 5-core. lrec prepares it, trains, and recommends, a command each, as its
-user would type them; it also validates, tests, and writes checkpoints. RecTools reads it, trains SASRec of the same
-size and for as many epochs, and recommends, in one process, whose imports are left out. Leave-one-out: lists are made
-from what comes before a user's last click, which is the target; what the user has read is left out. Then
-benchmarks/clicks.md is written.
+Both tools begin with the same CSV file of clicks (5-core). For lrec, a user's three commands prepare the file, train,
+and recommend. lrec also validates, tests, and writes checkpoints. RecTools reads the file, trains SASRec with the same
+size and number of epochs, and recommends. All this runs in one process; the time of its imports is not counted. The
+split is leave-one-out: the target is a user's last click, and the lists are made from the clicks before it. They do not
+contain articles that the user has read. The script then writes benchmarks/clicks.md.
 """
 
 import argparse
@@ -110,8 +110,8 @@ def page(
         (__doc__ or "").split("\n\n", 2)[2].strip(),
         "",
         f"{counts['users']:,} users, {counts['items']:,} articles, {counts['clicks']:,} clicks; "
-        f"{options.epochs} epochs; two blocks of width 64, full softmax. lrec trains in {point.precision}, which its "
-        "`precision: auto` has found to be faster; RecTools in float32.",
+        f"{options.epochs} epochs; two blocks of width 64, full softmax. lrec trains in {point.precision}, because its "
+        "`precision: auto` found this to be faster. RecTools trains in float32.",
         "",
         "| | seconds | peak GiB |",
         "|---|---:|---:|",
@@ -119,7 +119,7 @@ def page(
         f"| lrec, all three | {total:,.0f} | {max(memory for _, _, memory in rows):.2f} |",
         f"| RecTools {theirs['version']} | {whole:,.0f} | {theirs['evaluation_memory_gib']:.2f} |",
         "",
-        f"lrec takes {total / whole:.1%} of RecTools' time; of this, RecTools trains for {theirs['seconds']:,.0f} s.",
+        f"lrec takes {total / whole:.1%} of RecTools' time. RecTools' training takes {theirs['seconds']:,.0f} s.",
         "",
         "| | HR@10 | NDCG@10 |",
         "|---|---:|---:|",

@@ -87,8 +87,8 @@ def page() -> str:
 
 TEXT = """# What a run costs
 
-Data set by size: how long a run took, what memory it needs, and what it reached. For your own data, `lrec sizes` and
-`--dry_run` say it before you train:
+For each data set and size, this page says how long a run took, what memory it needs, and what accuracy it reached. For
+your own data, `lrec sizes` and `--dry_run` estimate time and memory before you train:
 
 ```bash
 lrec sizes --sizes '[3k, 98k]' --items 12000
@@ -98,22 +98,22 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 
 {}
 
-- **Seconds** are of the clock, up to the best evaluation, on a machine with two cores that mostly did other work too:
-  sizes of one set compare roughly, sets do not, as their steps and lengths differ.
+- **Seconds** are wall-clock time up to the best evaluation, on a machine with two cores that mostly did other work too.
+  You can compare sizes of one data set roughly, but not data sets, because their steps and lengths differ.
 - **GiB** is computed: the memory of a training step, and half a GiB for the process with its libraries.
-- **HR@10** is on the test targets of each set, ± 90 %, targets being drawn. It does not compare sets: their catalogues
-  differ.
+- **HR@10** is measured on the test targets; ± is the 90 % interval over targets. It does not compare data sets, because
+  their catalogues differ.
 
 ## On one H100, computed
 
-Nothing here was measured. Time counts all FLOPs, with activations computed again, at 0.4 of 989 TFLOP/s, which small
-networks do not reach. Memory is for a step of 8,192 positions in bf16-mixed, as `lrec sizes --device cuda
---checkpointing true` has it. These sizes have about as many parameters as the sets have targets, or more: what they
-would reach is not known.
+Nothing here was measured. The time is that of all FLOPs, including activations that are computed again, at 0.4 times
+989 TFLOP/s. Small networks do not reach this speed. The memory is that of a step of 8,192 positions in bf16-mixed, as
+`lrec sizes --device cuda --checkpointing true` computes it. These sizes have about as many parameters as the data sets
+have targets, or more. We do not know their accuracy.
 
 {}
 
-Written by `python benchmarks/costs.py` from the points in `benchmarks/`.
+`python benchmarks/costs.py` writes this page from the points in `benchmarks/`.
 """
 
 

@@ -1,10 +1,11 @@
-"""Exchange rates on real logs: are they those of larger networks, and do two steps bring what they are predicted to?
+"""Exchange rates on real logs: do they hold for larger networks, and do two steps bring what was predicted?
 
-A share of the users of a log (a fifth; of decks a twentieth) makes a small study, on half of them: six sizes of 768 to
-27,648 parameters, the last held out. Five steps are priced at 3,072 parameters (`steps`). Then two pairs that were not
-trained are (`pairs`): the step of the most nats an hour with size, and the two of the most. Last the same five steps at
-12,288 parameters (`larger`), where the step named cheapest should be the best. Hours are those of the processor, since
-the machine does other work. benchmarks/exchange/ keeps what each part wrote.
+A small study uses a fifth of the users of a log (of decks a twentieth) and trains on half of them. It has six sizes
+from 768 to 27,648 parameters; the last one is held out. The part `steps` measures at 3,072 parameters what five steps
+gain: a larger size, more users, more passes, longer histories, and times. The part `pairs` then trains two pairs of
+steps: the step with the most nats an hour together with size, and the two steps with the most nats an hour. The part
+`larger` repeats the five steps at 12,288 parameters, where the step that was named cheapest should be the best. Hours
+are processor time, because the machine also does other work. benchmarks/exchange/ keeps the result of each part.
 
     python benchmarks/exchange.py --raw DIR --out WORK --sets globo --part steps
     python benchmarks/exchange.py --out WORK --sets globo --part pairs
@@ -118,7 +119,7 @@ def page(sets: dict[str, dict[str, Any]]) -> str:
     """All sets as Markdown."""
     head = ["set", "step", "gain, nats", "times the parameters", "90 %", "processor s", "nats an hour"]
     tables = {"steps": [head], "larger": [head]}
-    pairs = [["set", "steps together", "predicted", "90 %", "came", "error", "inside"]]
+    pairs = [["set", "steps together", "predicted", "90 %", "measured", "error", "within"]]
     for name, parts in sets.items():
         for part in tables.keys() & parts.keys():
             found = parts[part]
@@ -146,18 +147,20 @@ def _times(worth: float | None) -> str:
 
 
 READ = """
-The step named is bold: the most nats an hour of those whose gain is told from nothing. Which pairs are trained followed
-from the prices, and their prediction was committed before them.
+The bold step is the cheapest: among the steps whose gain is larger than its uncertainty, it gains the most nats an
+hour. The predictions for the pairs were committed before these were trained.
 
-Both pairs came within 1 % of the loss that was predicted. To expect nothing of two steps misses by 1.2 and 1.5 %; to
-add their gains in nats misses by 0.6 and 0.1 %, as much as to add logarithms of parameters: both gains are small.
+Both pairs came within 1 % of the predicted loss. A prediction without any gain has errors of 1.2 % and 1.5 %. A sum of
+the two gains in nats has errors of 0.6 % and 0.1 %, like our sum of the logarithms of parameters, because both gains
+are small.
 
-What limits all this is the seed. Repeated with another seed, the base came out 0.035 nats lower. So with one seed a
-gain is known to ± 0.09 only, and a longer history and times, which cost next to nothing, were not told from nothing.
-Of the two steps that could, each worth about four times the parameters, users were the cheaper one by the clock of the
-busy machine (`cheapest` in the file), passes by the processor. Several seeds at the size in question would help.
+The seed limits these results. With another seed, the loss of the base was 0.035 nats lower. So with one seed, a gain
+is known only to ± 0.09 nats. Longer histories and times cost almost nothing, but their gains are within this
+uncertainty. Two steps have larger gains: more users and more passes. Each is worth about four times the parameters.
+More users were cheaper by wall-clock time on the busy machine (`cheapest` in the file), and more passes by processor
+time.
 
-Not measured yet: the five steps at the larger size, whether the one named is the best there, and other sets.
+We have not yet measured the five steps at the larger size, nor other data sets.
 """
 
 

@@ -1,9 +1,10 @@
-"""Every forecast that was written down before large networks were trained, and what came: misses first.
+"""Every forecast that was written before large networks were trained, and the loss that was then measured.
 
-A study writes `prediction.json` before it trains its largest sizes. Below is each one that is in this repository, with
-the first digits of its SHA-256, and the commit and the time at which the predicted number came into the repository.
-"Before the result": that commit is earlier than the one with the measured loss. Other forecasts were written by their
-study before its large runs, and committed with what came.
+A miss is a measured loss outside the 90 % interval. Misses come first. A study writes `prediction.json` before it
+trains its largest sizes. This page has all such forecasts of the repository, with the first digits of the file's
+SHA-256, and the commit and the time at which the predicted number came into the repository. "Before the result" is
+"yes" if that commit is older than the commit with the measured loss. For "by the study", the study wrote the forecast
+before its large runs, but forecast and result were committed together.
 
     python benchmarks/ledger.py        from git's history
 """
@@ -147,8 +148,8 @@ def every(entries: list[Entry]) -> str:
         "log",
         "what",
         "predicted",
-        "90 %",
-        "came",
+        "90 % interval",
+        "measured",
         "error",
         "no gain",
         "within",
@@ -172,8 +173,8 @@ def main() -> None:
     within = sum(each.within for each in entries)
     better = sum(abs(each.error) < abs(each.no_gain_error) for each in entries)
     said = (
-        f"{within} of {len(entries)} forecasts are within their 90 % interval, and {better} are closer than to expect "
-        "no gain: a loss as good as the best of the sizes that were trained."
+        f"{within} of {len(entries)} measured losses are within the interval of their forecast. {better} forecasts "
+        "have a smaller error than the no-gain baseline, which expects the loss of the best size trained before."
     )
     parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By log", scoreboard(entries)]
     parts += ["## All of them, misses first", every(entries), "## How it is made", commands]

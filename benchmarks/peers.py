@@ -193,9 +193,9 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
     lines.append(f"| popularity | | | | | {popularity['HR@10']:.4f} | {popularity['NDCG@10']:.4f} | | | |")
     lines += [
         "",
-        f"Bare matrix products of this model on this catalogue: {ceiling:,.0f} targets/s; lrec reaches "
-        f"{our_speed / ceiling:.0%} of that. `lrec test` with its metrics and five baselines: "
-        f"{tested:,.0f} users/s, {tested / recbole:.1f} times RecBole's evaluation. In bf16-mixed it trains "
+        f"The matrix products of this model alone would allow {ceiling:,.0f} targets/s; lrec reaches "
+        f"{our_speed / ceiling:.0%} of this. `lrec test` with all metrics and five baselines ranks {tested:,.0f} "
+        f"users/s, {tested / recbole:.1f} times as many as RecBole's evaluation. In bf16-mixed, lrec trains "
         + ", ".join(f"{speed_of[BF16] / speed_of[peer]:.1f} times as fast as {peer}" for peer in PEERS)
         + ".",
     ]
@@ -215,26 +215,28 @@ def page(tables: list[str], threads: int) -> str:
             "",
             "In every tool we train the same model: 2 blocks, width 64, 2 heads, dropout 0.1, full softmax over the",
             "catalogue. The split is leave-one-out. All items are ranked, without those that the user had. We train",
-            "for few epochs, because the other tools take minutes for each. So the accuracies compare what is",
-            "learned in these epochs, not what the models can reach.",
+            "for few epochs, because the other tools take minutes for each. So the accuracies show what is learned",
+            "in these epochs, not what the models can reach.",
             "",
-            "- **RecTools** trains in batches of 128 users and **RecBole** in batches of 2,048 rows, their",
-            "  defaults, at a learning rate of 0.001.",
-            "- **flatsasrec** is RecTools' FlatSASRecNet (`rectools.fast_transformers`: sequences and a network).",
-            "  Its loop is Lightning's with AdamW, and its lists come from `encode_last`. Its item table keeps",
-            "  torch's initial values, of standard deviation 1, and learns little in so few epochs.",
+            "- **RecTools** trains in batches of 128 users and **RecBole** in batches of 2,048 rows (their",
+            "  defaults), at a learning rate of 0.001.",
+            "- **flatsasrec** is RecTools' FlatSASRecNet (`rectools.fast_transformers`). We train it by Lightning",
+            "  with AdamW and make its lists with `encode_last`. Its item table keeps torch's initial values, with a",
+            "  standard deviation of 1, and learns little in so few epochs.",
             "- **lrec** takes 1,024 targets a step at a learning rate of 0.006, chosen by the validation targets of",
-            "  Beauty. It runs before, between and after the others, in float32 and in bf16-mixed, which",
-            "  `trainer.precision: auto` takes where it is faster. The tables have medians.",
+            "  Beauty. We ran it before, between and after the other tools, in float32 and in bf16-mixed.",
+            "  `trainer.precision: auto` takes bf16-mixed where it is faster. The tables have the medians.",
             "",
-            "**Targets** are real ones: padding does not count, and each prefix row of RecBole counts as one. At",
-            "length 200 only four batches of RecBole's epoch are timed. **Users/s** is the median of three runs of",
-            "`recommend` in lrec and in RecTools, which make the ten best items of every test user, raw ids in and",
-            "out. RecBole's full-sort evaluation is timed as it is, without the filter, and its metrics are",
-            "computed from its scores with the filter. **Memory** is the peak of the process, with its imports.",
+            "**Targets** do not include padding. In RecBole, each prefix of a history is a row, and each row counts",
+            "as one target. At length 200, we timed only four batches of RecBole's epoch. **Users/s**: in lrec and",
+            "RecTools we timed `recommend`, which makes the ten best items of every test user, from raw ids to raw",
+            "ids. The tables have the median of three runs. In RecBole we timed the full-sort evaluation without the",
+            "filter of seen items, and computed its metrics with the filter. **lrec is** 2.0x means that lrec is",
+            "twice as fast. **Peak GiB** is the memory of the process with its imports, and **lrec's share** is",
+            "lrec's memory divided by that of the tool.",
             "",
-            "RecBole's evaluation of Beauty reads 50 padded positions of every history, about 280 GFLOP of",
-            "products. lrec's evaluation takes a fifth, 57 GFLOP, because it reads real positions only and runs the",
+            "RecBole's evaluation of Beauty reads 50 padded positions of every history, which takes about 280 GFLOP.",
+            "lrec's evaluation takes a fifth of this, 57 GFLOP, because it reads only real positions and runs the",
             "last block at one of them.",
             "",
             *tables,

@@ -106,8 +106,8 @@ def beside_rectools(options: argparse.Namespace) -> str:
     lines = [
         "## Beside RecTools",
         "",
-        f"{options.users:,} histories of {options.length} items, {options.items:,} items, the {K} best unseen ones; "
-        "2 blocks, width 64, 2 heads.",
+        f"The network (2 blocks, width 64, 2 heads) makes {options.users:,} lists of the {K} best unseen items, from "
+        f"histories of {options.length} items and a catalogue of {options.items:,}.",
         "",
         "| | version | histories/s | lrec is | histories/s with its dataset | lrec is | peak GiB |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -145,9 +145,9 @@ def latency(options: argparse.Namespace) -> str:
     lines = [
         "## Latency",
         "",
-        f"The model is in memory. A call takes one history of {options.length} items and returns the {K} best",
-        f"unseen items, raw ids in and out. The table has the median and the 95th percentile of {CALLS} calls.",
-        "Between the calls the bare products of network and scores are timed, and their median is given too.",
+        f"The model is in memory. A call takes one history of {options.length} raw ids and returns the raw ids of the",
+        f"{K} best unseen items. The table has the median and the 95th percentile of {CALLS} calls. Column `products`",
+        "has the median time of the matrix products alone, and `above` the rest of the latency.",
         "",
         "| size | N_body | items | latency, ms | 95th, ms | products, ms | above, ms |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -209,9 +209,9 @@ def throughput(options: argparse.Namespace) -> str:
     """Many histories in one call, by size."""
     users = 2048
     lines = [
-        "## Throughput",
+        "## By size",
         "",
-        f"{users:,} histories of {options.length} items in one call, {options.items:,} items.",
+        f"One call has {users:,} histories of {options.length} items. The catalogue has {options.items:,} items.",
         "",
         "| size | N_body | histories/s |",
         "|---|---:|---:|",
@@ -230,8 +230,8 @@ def by_users(options: argparse.Namespace) -> str:
     lines = [
         "## Memory",
         "",
-        f"Peak of the whole process, `lrec recommend` from file to file; {n_items:,} items, histories of {length}, "
-        f"size {PEER_SIZE}.",
+        f"This is the peak memory of the whole process of `lrec recommend`, for {n_items:,} items, "
+        f"histories of {length} and size {PEER_SIZE}.",
         "",
         "| users | a row per user, Parquet: GiB | s | a row per interaction, CSV: GiB | s |",
         "|---:|---:|---:|---:|---:|",
@@ -278,7 +278,7 @@ def page(sections: list[str], options: argparse.Namespace) -> str:
     )
 
 
-PARTS = {"peer": beside_rectools, "latency": latency, "throughput": throughput, "memory": by_users}
+PARTS = {"peer": beside_rectools, "throughput": throughput, "latency": latency, "memory": by_users}
 
 if __name__ == "__main__":
     main()

@@ -250,8 +250,8 @@ def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:
     lines = [
         f"## {protocol.title}",
         "",
-        f"{kept:,} test users of {len(users_U):,}; targets in no training history are "
-        + ("left out." if protocol.drop_unknown else "misses."),
+        f"{kept:,} of {len(users_U):,} users are tested. A target that is in no training history is "
+        + ("left out." if protocol.drop_unknown else "a miss."),
         "",
         "| | seeds | validation NDCG@10 | HR@10 | NDCG@10 | NDCG@10 of each seed | HR@10 against the reference | "
         "NDCG@10 against the reference | minutes a seed | commit |",
@@ -303,13 +303,14 @@ def page(sections: list[str]) -> str:
             "",
             "    python benchmarks/replicate.py --data FOLDER",
             "",
-            "The split is leave-one-out: the last item of a user is for the test, the one before for validation.",
-            "The whole catalogue is ranked, without the items that the user had. Each recipe (configs/recipes) was",
-            "chosen by validation NDCG@10, which also stops its runs. It was frozen before we looked at a test",
-            "figure; replicate/choices.md says what was tried. Figures are means over the seeds. Intervals are 95",
-            "%, over users, paired. Only ml-1m-hstu-request knows when the target comes: do not compare it with the",
-            "others. HSTU's recipes train in bf16-mixed, the others in float32. The runs shared the machine with",
-            "other work, so the minutes are too many. A first seed is",
+            "The split is leave-one-out: the last item of a user is for the test, and the item before it for",
+            "validation. The whole catalogue is ranked, without the items that the user had. Each recipe",
+            "(configs/recipes) was chosen by validation NDCG@10, which also stops its runs. It was frozen before we",
+            "saw its test figures, with one exception; replicate/choices.md says what was tried. Figures are means",
+            "over the seeds. Differences are paired, with 95 % intervals over users. Only ml-1m-hstu-request knows",
+            "when the target comes: do not compare it with the others. HSTU's recipes train in bf16-mixed, the",
+            "others in float32. The runs shared the machine with other work, so alone they would take fewer minutes.",
+            "This command trains the first seed of a recipe:",
             "",
             "    lrec fit --config configs/recipes/beauty-sasrec.yaml --data.path s3rec_Beauty.txt.gz --data.seed 1 "
             "--seed_everything 1",

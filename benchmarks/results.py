@@ -3,9 +3,8 @@ table of held-out sizes on the page of each study.
 
     python benchmarks/results.py
 
-The sizes of a study that were held out are predicted from its smaller ones, and so, in turn, is every fitted size from
-those below it (the roll-out). "No gain" expects of larger sizes what the best
-smaller one has.
+The held-out sizes of a study are predicted from its smaller ones. In the roll-out, every fitted size is predicted from
+the sizes below it. "No gain" expects of larger sizes the loss of the best smaller one.
 
 A set that is added is a line of `STUDIES`; a way of predicting that is added, a line of `METHODS`.
 """
