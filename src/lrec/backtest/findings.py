@@ -48,6 +48,10 @@ class Gain:
         """1 where it is a gain for sure, -1 where it is a loss for sure, else 0."""
         return 0 if abs(self.value) <= Z * self.error else 1 if self.value > 0 else -1
 
+    @property
+    def reached(self) -> float:
+        return self.base + self.value
+
     def __str__(self) -> str:
         middle, half = 100 * self.value / self.base, 100 * Z * self.error / self.base
         return f"{middle:+.1f} % ({middle - half:+.1f} to {middle + half:+.1f})"

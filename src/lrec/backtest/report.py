@@ -67,16 +67,19 @@ def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
         (0, 1): "A larger network pays as it ages, not surely at first",
         (-1, 1): "A larger network pays as it ages, not at first",
     }.get((first.sign, gains[age].sign), "A larger network does not pay here")
-    over = f"{METRIC} of {backtest.sizes[-1]} over {backtest.sizes[0]}"
-    later = f", and {gains[age]} {backtest.lasting(age)} later" if age else ""
-    return f"{pays}: {over} is {first} in the window after training{later} ({CONFIDENCE} intervals)."
+    small, large = backtest.sizes[0], backtest.sizes[-1]
+    later = f"; {backtest.lasting(age)} later it is {gains[age].reached:.4f}, {gains[age]}" if age else ""
+    return (
+        f"{pays}: {METRIC} of {large} is {first.reached:.4f} in the window after training, {first} over {small}{later} "
+        f"({CONFIDENCE} intervals)."
+    )
 
 
 def _finding(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
     most = max(gains.values(), key=lambda gain: gain.value)
     if most.sign < 1:
         return f"{backtest.sizes[-1]} is ahead of {backtest.sizes[0]} at no age for sure"
-    return f"{backtest.sizes[-1]} is up to {100 * most.value / most.base:.1f} % ahead of {backtest.sizes[0]}"
+    return f"{backtest.sizes[-1]} is up to {most.value:.4f} ahead of {backtest.sizes[0]} in {METRIC}"
 
 
 def _method(backtest: Backtest) -> str:
@@ -138,12 +141,12 @@ def _age_figure(ages: Sequence[str], gains: Sequence[Gain], finding: str) -> "Fi
     """The gain of the larger network at each age with its interval, and no gain."""
     figure = new_figure(4.4, 3.2, f"{finding}. Gain in {METRIC} against the age of the networks, with {CONFIDENCE}")
     axes = figure.add_subplot()
-    value_A, half_A = np.array([(100 * gain.value / gain.base, 100 * Z * gain.error / gain.base) for gain in gains]).T
+    value_A, half_A = np.array([(gain.value, Z * gain.error) for gain in gains]).T
     axes.errorbar(range(len(ages)), value_A, half_A, fmt="o-", color=BLUE, lw=2, elinewidth=1, capsize=3)
     axes.axhline(0, color=GREY, lw=1, ls="--")
-    axes.text(len(ages) - 1, 0, "no gain", color=GREY, ha="right", va="bottom")
+    axes.annotate("no gain", (len(ages) - 1, 0), (0, -3), textcoords="offset points", color=GREY, ha="right", va="top")
     axes.set_xticks(range(len(ages)), ages)
-    axes.set(xlabel="age of the networks", ylabel=f"gain in {METRIC}, %")
+    axes.set(xlabel="age of the networks", ylabel=f"gain in {METRIC}")
     axes.set_title(finding, fontsize=9)
     draw_frame(axes)
     return figure
