@@ -98,7 +98,7 @@ def _of_store(path: Path, max_len: int) -> tuple[int, float]:
 
 def _parameters(rows: list[dict[str, Any]]) -> list[str]:
     groups = ("body", "items", "positions", "biases", "norms", "total")
-    cells = [["size", "L x d / heads", *groups, "FLOPs", "backward"]]
+    cells = [["size", "L x d / heads", *groups, "FLOPs", "training"]]
     for row in rows:
         shape, flops = f"{row['n_layers']} x {row['d_model']} / {row['n_heads']}", row["flops_per_interaction"]
         counts = [f"{row['parameters'][group]:,}" for group in groups]
