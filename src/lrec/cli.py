@@ -46,18 +46,18 @@ _SURROUNDINGS = (
 
 # What each of lrec's own commands does, and the function that runs it, imported only then.
 OWN_COMMANDS = {
-    "data prepare": ("read your file once, for all runs", "lrec.data.datasets.prepare"),
-    "data describe": ("print what a prepared store holds", "lrec.data.store.statistics.describe"),
-    "update": ("train a run a little more on new rows, and keep what is better", "lrec.study.update.update"),
-    "export": ("pack a checkpoint into one file that can recommend", "lrec.serving.export.export"),
+    "data prepare": ("read your files once and write a store for all runs", "lrec.data.datasets.prepare"),
+    "data describe": ("print the statistics of a prepared store", "lrec.data.store.statistics.describe"),
+    "update": ("train a run's network on new rows, and keep the better network", "lrec.study.update.update"),
+    "export": ("write a checkpoint as one file that can recommend", "lrec.serving.export.export"),
     "recommend": ("list the best next items for any histories", "lrec.serving.command.recommend"),
-    "sizes": ("print what each size costs: parameters, FLOPs and memory per rank", "lrec.study.sizes.sizes"),
+    "sizes": ("print parameters, FLOPs and memory per rank of each size", "lrec.study.sizes.sizes"),
     "tasks": ("test trained runs on the five tasks, by model size", "lrec.tasks.command.tasks_command"),
-    "backtest": ("train at several times, and test on what follows", "lrec.backtest.command.backtest"),
+    "backtest": ("train at several times, and test on the time after", "lrec.backtest.command.backtest"),
     "scaling study": ("train small sizes, predict large ones, train these and compare", "lrec.study.study.run_study"),
-    "scaling outlook": ("say before a study whether size will pay on these data", "lrec.study.outlook.outlook_command"),
+    "scaling outlook": ("say in a minute if a larger network will be better", "lrec.study.outlook.outlook_command"),
     "scaling exchange": (
-        "say what to buy next: size, data or history, and its price",
+        "compare what more size, data or history would gain, and its cost",
         "lrec.study.exchange.exchange",
     ),
     "scaling compare": ("draw several studies in one figure", "lrec.study.comparison.compare"),

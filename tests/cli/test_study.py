@@ -212,7 +212,7 @@ def test_a_study_is_extended_without_training_again(
     assert (study / "prediction-1.json").read_text() == (earlier / "prediction.json").read_text()
     # Refitted with a seed more at a small size, after the largest was trained: no prediction any more.
     report = lrec(*command, f"--size_seeds={json.dumps({'0.8k': [1, 2]})}")
-    assert "Not a prediction: when it was written, 9.4k-seed1 had been trained" in report
+    assert "Not a prediction: 9.4k-seed1 had been trained before it was written" in report
 
 
 @pytest.mark.slow

@@ -22,35 +22,35 @@ Update = Literal["none", "warm", "full"]
 
 @dataclass(frozen=True)
 class Backtest:
-    """Train at several times (origins), test on the window after each, and see what size and age bring.
+    """Train at several times (origins), test on the windows after each, and compare sizes and ages of networks.
 
-    Windows lie one after the other; the last one ends with the data, or with `until`. A network learns from what lies
-    before its origin alone, and is tested on the window that begins there and on all later ones.
+    Windows follow one after the other; the last one ends with the data, or at `until`. A network learns only from what
+    lies before its origin, and is tested on the window that begins at its origin and on all later windows.
 
     Attributes:
         name: Name of the backtest.
-        configs: Configuration files that every run is composed of, as for lrec fit --config.
-        sizes: Entries of the ladder, or shapes such as 2x96, smallest first.
+        configs: Configuration files of every run, as for lrec fit --config.
+        sizes: Names of sizes, or shapes such as 2x96, from the smallest to the largest.
         every: Time from one origin to the next: 12h, 7d, 4w.
-        horizon: Length of a window; by default that of every.
+        horizon: Length of a window; by default the same as every.
         folds: Number of origins.
-        until: End of the last window: an ISO date, an epoch in the log's unit, or a share of all interactions; by
-            default the end of the data. What comes later is left out.
+        until: End of the last window: an ISO date, a Unix time in the log's unit, or a share of all interactions; by
+            default the end of the data. Later interactions are left out.
         train_from: Start of training, given like until; by default the start of the data. What comes earlier trains no
             network, but a warm one's replay has whole histories, and baselines count it.
-        update: What becomes of the networks of the first origin at the later ones: none, they stay as they are; warm,
-            they are trained a little more on what is new; full, networks are trained anew on all there is.
+        update: What happens at later origins. none: the networks of the first origin stay as they are; warm: they
+            are trained a little more on new interactions; full: networks are trained anew on all interactions.
         out: Folder of the backtest; backtests/NAME by default.
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
-        seeds: Seeds of every network, a run each.
-        options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
-        size_options: Further options by size.
-        jobs: Runs side by side, each with an equal share of the cores.
-        cores: Cores of all runs together; all there are by default.
-        gpus: GPUs of all runs together, by number, where they train on GPUs; all there are by default.
-        memory_gib: Memory of all runs together, in GiB; a run waits until there is room.
-        budget_hours: Hours of a core, or of a GPU. A backtest that may take more does not start.
-        retries: How often a run that fails is started again by itself.
+        seeds: Seeds of every network; each seed is a run.
+        options: Options of lrec fit for all runs, nested or by dotted name such as trainer.max_epochs.
+        size_options: More options for single sizes.
+        jobs: Number of runs at the same time, each with an equal share of the cores.
+        cores: Cores for all runs together; by default all cores.
+        gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs.
+        memory_gib: Memory for all runs together, in GiB; a run waits until enough is free.
+        budget_hours: Hours of a core or of a GPU. A backtest that may take more does not start.
+        retries: How often a failed run is started again automatically.
         restart: Names of runs to train again from the beginning.
         cluster: Train on a cluster, as in lrec scaling study.
         dry_run: Print the origins and the runs with their hours, memory and disk, and stop.

@@ -58,19 +58,19 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
 def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
     """One sentence: is the larger network ahead, and does it stay so?"""
     if not gains:
-        return f"One size, {backtest.sizes[0]}: below is how its {METRIC} changes with its age."
+        return f"One size was trained, {backtest.sizes[0]}. The table shows how its {METRIC} changes with its age."
     first, age = gains[0], max(age for age in gains if age <= backtest.folds // 2)
     pays = {
         (1, 1): "A larger network pays, and it still does as it ages",
-        (1, 0): "A larger network pays at first, and not surely as it ages",
-        (1, -1): "A larger network pays at first, and falls behind as it ages",
-        (0, 1): "A larger network pays as it ages, not surely at first",
-        (-1, 1): "A larger network pays as it ages, not at first",
+        (1, 0): "A larger network pays at first, but not certainly as it ages",
+        (1, -1): "A larger network pays at first, but is worse as it ages",
+        (0, 1): "A larger network pays as it ages, but not certainly at first",
+        (-1, 1): "A larger network pays as it ages, but not at first",
     }.get((first.sign, gains[age].sign), "A larger network does not pay here")
     small, large = backtest.sizes[0], backtest.sizes[-1]
     later = f"; {backtest.lasting(age)} later it is {gains[age].reached:.4f}, {gains[age]}" if age else ""
     return (
-        f"{pays}: {METRIC} of {large} is {first.reached:.4f} in the window after training, {first} over {small}{later} "
+        f"{pays}: the {METRIC} of {large} is {first.reached:.4f} in the window after training, {first} over {small}{later} "
         f"({CONFIDENCE} intervals)."
     )
 
@@ -78,16 +78,16 @@ def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
 def _finding(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
     most = max(gains.values(), key=lambda gain: gain.value)
     if most.sign < 1:
-        return f"{backtest.sizes[-1]} is ahead of {backtest.sizes[0]} at no age for sure"
-    return f"{backtest.sizes[-1]} is up to {most.value:.4f} ahead of {backtest.sizes[0]} in {METRIC}"
+        return f"{backtest.sizes[-1]} is not certainly better than {backtest.sizes[0]} at any age"
+    return f"{backtest.sizes[-1]} is up to {most.value:.4f} better than {backtest.sizes[0]} in {METRIC}"
 
 
 def _method(backtest: Backtest) -> str:
     return (
-        f"{backtest.folds} origins, {backtest.every} apart; windows of {backtest.length}. A network learns from what "
-        "lies before its origin, but for the users who validate. Each interaction in a window is a target, after all "
-        "of the user before it. An item that nobody had before the origin is a miss, without a loss. Gains are paired "
-        f"over targets; {CONFIDENCE} intervals draw users, each with all windows."
+        f"{backtest.folds} origins, {backtest.every} apart, and windows of {backtest.length}. A network learns from "
+        "all before its origin, except the users for validation. Each interaction in a window is a target, predicted "
+        "from all earlier ones of its user. An item that nobody had before the origin is a miss, without a loss. Gains "
+        f"are means over the same targets. The {CONFIDENCE} intervals come from resampling users with all windows."
     )
 
 
@@ -131,8 +131,8 @@ def _updates_table(updates: list[dict[str, Any]]) -> str:
         figures = [f"{row[name]:.4f}" for name in ("loss", "HR@10", METRIC)]
         rows.append([row["size"], row["update"], *figures, kept, lasting(row["seconds"]), cost])
     note = (
-        "All windows but the first, each by the network that then serves. Gain kept: which share of what training anew "
-        f"gains in {METRIC} over no update; training: of the networks after the first."
+        "Figures are over all windows but the first, each with the network that serves then. Gain kept: the share of "
+        f"what training anew gains in {METRIC} over no update. Training: the time of all networks after the first."
     )
     return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
 

@@ -78,7 +78,7 @@ def doublings(forecast: Forecast, x: str) -> list[str]:
         "both": (2 * size, 2 * length),
     }
     flops = flops_per_interaction(points)
-    rows = [["from the largest on", "loss", "90 % low", "90 % high", "fall", "FLOPs"]]
+    rows = [["compared with the largest", "loss", "90 % low", "90 % high", "fall", "FLOPs"]]
     per_flop: dict[str, float] = {}
     here, *_ = predictions = forecast.predict(np.array([*places.values()]))
     for (name, place), p in zip(places.items(), predictions, strict=True):
@@ -87,7 +87,7 @@ def doublings(forecast: Forecast, x: str) -> list[str]:
         if times > 1:
             per_flop[name] = fall / (times - 1)
     best = max(per_flop, key=per_flop.__getitem__)
-    cheapest = f"The cheapest fall of the loss is expected of {best}."
+    cheapest = f"The largest fall of the loss per FLOP is expected from {best}."
     if per_flop[best] <= 0:
         cheapest = "None of them is expected to lower the loss."
     return ["### Twice as much of size and data", rows_table(rows, text=(0,)), cheapest]
@@ -110,13 +110,13 @@ def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
     for name in unidentified(fit)[len(hits) :]:
         low, high = fit.profile.parameters[name]
         found.append(
-            f"not identified: {name} could as well be anywhere between {low:.3g} and {high:.3g}; "
+            f"not identified: {name} may have any value between {low:.3g} and {high:.3g}; "
             "report predictions with their intervals, not the parameter"
         )
     if off := fit.profile.outliers:
         found.append(
             f"outliers: {off} of {len(fit.points)} points are over {2 * OUTLYING:g} standard deviations off the fit "
-            "and hardly count in its intervals; look at the residuals"
+            "and have little weight in its intervals; look at the residuals"
         )
     if holdout is not None and holdout.extrapolation_factor > 100:
         found.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
@@ -137,11 +137,11 @@ def verdict(
         later = [] if holdout is None else [(p.x, p.actual) for p in holdout.points]
         every = pl.DataFrame([*predictor.points.select("x", "y").rows(), *later], schema=["x", "y"], orient="row")
         if where := rises(every, ["x"]):
-            sentences.append(f"The mean loss rises with {x} from {where}: a power law describes the trend at most.")
+            sentences.append(f"The mean loss rises with {x} from {where}: a power law can only describe the trend.")
     rolled = [(method, method.rollout) for method in methods if method.rollout is not None]
     sentences += [
-        f"Rolled out from the smallest sizes on, the next size is missed by {steps.mape:.2f} % on average "
-        f"(no gain: {steps.naive_mape:.2f} %), within its interval {steps.inside} of {len(steps.points)} times."
+        f"In roll-outs, which predict each size from the smaller ones, the mean error is {steps.mape:.2f} % (no-gain "
+        f"baseline: {steps.naive_mape:.2f} %), and {steps.inside} of {len(steps.points)} are within their interval."
         for method, steps in rolled
         if method.name == predictor.name
     ]
@@ -152,7 +152,7 @@ def verdict(
         sentences.append(f"Of the methods compared, {best.name} predicts the next size best, {agree}.")
     if unsure:
         plural = "are" if len(unsure) > 1 else "is"
-        sentences.append(f"{', '.join(unsure)} {plural} not identified: rely on predictions with their intervals.")
+        sentences.append(f"{', '.join(unsure)} {plural} not identified: use predictions with their intervals instead.")
     return sentences
 
 
@@ -161,24 +161,24 @@ def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
     decades = np.log10(sizes_N.max() / sizes_N.min())
     what = "law" if isinstance(predictor, Fit) else predictor.name
     if holdout is None:
-        rests = f"The {what} rests on {decades:.1f} decades of {x}"
-        return f"{rests}; nothing was held out, so nothing says whether it holds beyond them."
+        rests = f"The {what} is fitted to {decades:.1f} decades of {x}"
+        return f"{rests}; nothing was held out, so it is unknown whether it holds for larger sizes."
     inside, n = holdout.inside, len(holdout.points)
     figures = (
-        f"held-out sizes up to {holdout.extrapolation_factor:.3g} times the largest fitted were predicted within "
-        f"{holdout.mape:.2f} % on average (no gain: {holdout.naive_mape:.2f} %), {inside} of {n} within the 90 % "
+        f"for held-out sizes up to {holdout.extrapolation_factor:.3g} times the largest fitted size, the mean error is "
+        f"{holdout.mape:.2f} % (no-gain baseline: {holdout.naive_mape:.2f} %), and {inside} of {n} are within the 90 % "
         "interval"
     )
     if holdout.mape > holdout.naive_mape:
-        return f"The {what} {FAILS}: {figures}, which is worse than to expect nothing of larger sizes."
+        return f"The {what} {FAILS}: {figures}. The no-gain baseline is better."
     # A single loss that is far too low makes the best small model, and so naive, as bad as the forecast.
     median = float(np.median(predictor.points["y"].to_numpy()))
     median_mape = float(np.mean([abs(100 * (median / p.actual - 1)) for p in holdout.points]))
     if holdout.mape > median_mape:
-        return f"The {what} {FAILS}: {figures}; the small sizes' median loss is off by {median_mape:.2f} % only."
+        return f"The {what} {FAILS}: {figures}; the median loss of the small sizes is off by only {median_mape:.2f} %."
     well, mostly = holdout.mape <= holdout.naive_mape / 2, inside >= MOSTLY * n
     if not (mostly or (well and inside >= n / 2)):
-        return f"The {what} {FAILS}: {figures}, which is too little to rely on."
+        return f"The {what} {FAILS}: {figures}, which are too few."
     reached = decades + np.log10(holdout.extrapolation_factor)
     return f"The {what} holds{'' if well and mostly else ' in part'} over {reached:.1f} decades of {x}: {figures}."
 
@@ -186,5 +186,5 @@ def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
 def _expected(p: Prediction, x: str) -> str:
     data = ", ".join(f"{name} {value:.4g}" for name, value in (("D", p.d), ("U", p.u)) if value is not None)
     where = f"At {AHEAD:g} times the largest {x}{' with ' + data if data else ''}"
-    sentence = f"{where}, all sizes considered, expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
-    return sentence + ("." if p.cautious is None else f"; count on {p.cautious:.4g}.")
+    sentence = f"{where}, if all sizes are fitted, expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
+    return sentence + ("." if p.cautious is None else f"; a cautious value is {p.cautious:.4g}.")

@@ -24,7 +24,7 @@ NEARLY = 0.99  # of the best measured metric: a smaller network that has it may 
 MOST_RISKS = 3
 BASELINES = {
     "popularity": "showing the most popular items",
-    "recent-popularity": "showing what was popular lately",
+    "recent-popularity": "showing what was popular recently",
     "repeat-last": "showing a user's last items again",
     "markov": "counting which item follows which",
     "item-graph": "counting which items go together",
@@ -121,20 +121,20 @@ def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] |
     today, ten = columns[:2]
     if fails:
         return (
-            f"This study cannot tell what larger networks bring: its own large ones were not as forecast. The largest "
-            f"has {METRIC} {today.value:.3f}."
+            f"This study cannot say what larger networks bring, because its forecast of its own large networks was "
+            f"wrong. The largest trained network has {METRIC} {today.value:.3f}."
         )
-    expected = f"{METRIC} {ten.value:.3f} (90 %: {ten.low:.3f} to {ten.high:.3f})"
+    expected = f"{METRIC} {ten.value:.3f} (90 % interval: {ten.low:.3f} to {ten.high:.3f})"
     if beaten and beaten[0] >= ten.value:
         return (
             f"Do not build a network yet: {BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network "
-            f"{today.value:.3f}, and ten times its size is expected to have {ten.value:.3f} (90 %: {ten.low:.3f} to "
-            f"{ten.high:.3f})."
+            f"has {today.value:.3f}, and ten times its size is expected to have {ten.value:.3f} "
+            f"(90 % interval: {ten.low:.3f} to {ten.high:.3f})."
         )
     does = "pays" if (ten.low or 0) > today.value else "probably pays"
     if ten.gain < PAYS:
-        does = "brings next to nothing"
-    return f"Size {does}: ten times the largest trained network is expected to have {expected}, now {today.value:.3f}."
+        does = "brings almost nothing"
+    return f"Size {does}: at ten times the largest trained size, expect {expected} instead of {today.value:.3f}."
 
 
 def _finding(columns: Sequence[Column], fails: bool) -> str:
@@ -151,20 +151,20 @@ def _sure(analysis: Analysis, point: Point) -> list[str]:
             sum(map(abs, each)) / len(judged)
             for each in zip(*((j.error_pct, j.naive_error_pct) for j in judged), strict=True)
         )
-        said.append(f"{inside} of {len(judged)} large networks came out within the 90 % interval forecast for them.")
-        said.append(f"The forecast missed by {error:.1f} % on average; to expect no gain missed by {naive:.1f} %.")
+        said.append(f"{inside} of {len(judged)} large networks lie within their forecast 90 % intervals.")
+        said.append(f"The forecast is off by {error:.1f} % on average, the no-gain baseline by {naive:.1f} %.")
     else:
-        said.append("No network was kept back to check the forecast.")
+        said.append("No network was held out to check the forecast.")
     if math.isfinite(users):
         share = point.metric(f"test/{METRIC}")
         said.append(
-            f"{users:,.0f} test targets measure {METRIC} to ± {1.645 * math.sqrt(share * (1 - share) / users):.3f}."
+            f"On {users:,.0f} targets, {METRIC} is exact to ± {1.645 * math.sqrt(share * (1 - share) / users):.3f}."
         )
     return said
 
 
 def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
-    """A smaller network, and more data as far as shares of them tell."""
+    """A smaller network, and more data as far as data samples show their effect."""
     largest = float(analysis.points["x"].to_numpy().max())
     said = []
     if near < largest:
@@ -174,15 +174,15 @@ def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
     shares = analysis.points.drop_nulls(METRIC) if data in analysis.points.columns else pl.DataFrame({data: []})
     if shares[data].n_unique() < 2:
         how = "horizons (--horizons '[0.5, 1]') or samples of the users (--fractions '[0.5, 1]')"
-        return [*said, f"More data: not measured. Train {how} to know."]
+        return [*said, f"More data: this study did not measure it. To measure it, add {how}."]
     amounts = shares[data].unique().sort().to_list()[-2:]
     means = [dict(shares.filter(pl.col(data) == d).group_by("x").agg(pl.col(METRIC).mean()).rows()) for d in amounts]
     at = max(means[0].keys() & means[1].keys(), default=None)
     if at is not None:
         few, many = (each[at] for each in means)
         said.append(
-            f"More data: {amounts[1] / amounts[0]:.1f} times the data brought {100 * (many / few - 1):+.1f} % at "
-            f"{amount(at)} parameters."
+            f"More data: with {amounts[1] / amounts[0]:.1f} times the data, {METRIC} changed by "
+            f"{100 * (many / few - 1):+.1f} % at {amount(at)} parameters."
         )
     return said
 

@@ -1,5 +1,5 @@
-"""`lrec scaling exchange`: what to buy next. A finished study prices single changes, its steps, in equivalent
-parameters and in hours: twice the users, a longer history, more passes, times, another loss.
+"""`lrec scaling exchange`: what to change next. It compares single changes of a finished study, its steps, in
+equivalent parameters and in hours: twice the users, a longer history, more passes, times, another loss.
 
 Each step is trained at one size of the ladder and compared with the study's own runs of that size, target by target.
 What two steps bring together is predicted, and written down, before any such pair is trained.
@@ -65,19 +65,19 @@ def exchange(
     budget_hours: float | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Price what a study could buy next: more parameters, users, history or passes, another network or another loss.
+    """Compare what single changes of a study gain and cost: more parameters, users, history or passes, another loss.
 
     Args:
         study: Folder of a finished study, with its runs.
-        steps: What is priced, options of lrec fit by the name of a step: {time: {model.architecture.time: past}}. By
-            default twice the size, the users (where the study trained on a share), the history and the passes, and
-            times where the data have them.
-        size: Entry of the study's ladder that steps are trained at; by default its largest fitted size.
-        combine: Steps to train together, once their prediction is written, joined by +: [time+passes x2].
-        out: Folder; by default STUDY-exchange.
-        jobs: Runs side by side, each with an equal share of the cores.
-        cores: Cores of all runs together; all there are by default.
-        budget_hours: Hours of a core, or of a GPU; what may take more does not start.
+        steps: The changes: for each name, its options of lrec fit, as in {time: {model.architecture.time: past}}. By
+            default twice the size, twice the users (if the study trained on a share of them), twice the history, twice
+            the passes, and times if the data have them.
+        size: Size of the ladder at which the steps are trained; by default the largest fitted size.
+        combine: Steps to train together after their prediction is written, joined by +, as in [time+passes x2].
+        out: Folder of the results; by default STUDY-exchange.
+        jobs: Number of runs at the same time, each with an equal share of the cores.
+        cores: Cores for all runs together; by default all cores.
+        budget_hours: Hours of a core or of a GPU; if the runs may take more, none starts.
         dry_run: Print the runs with their hours, memory and disk, and stop.
     """
     folder = out or study.with_name(f"{study.name}-exchange")

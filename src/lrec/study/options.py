@@ -25,60 +25,60 @@ Tunable = Literal["lr", "targets_per_step", "dropout"]
 
 @dataclass(frozen=True)
 class Study:
-    """Train a ladder of sizes, fit a law to the small ones and predict the large ones before they are trained.
+    """Train small sizes of a ladder, predict the large sizes from them, then train the large sizes and compare.
 
     Attributes:
         name: Name of the study.
-        configs: Configuration files that every run is composed of, as for lrec fit --config.
-        sizes: Names of sizes, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3}, evenly spaced shapes of one
-            depth. By default the sizes that the hours allow.
+        configs: Configuration files of every run, as for lrec fit --config.
+        sizes: Names of sizes, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3} for evenly spaced shapes of
+            the same depth. By default the sizes that the hours allow.
         out: Folder of the study; studies/NAME by default.
-        hours: How long the study may take, in hours of the clock. It chooses sizes, amount of data, passes, and what is
-            tuned, unless you set them. For a study without sizes.
+        hours: How long the study may take, in hours of the clock. From these hours, lrec chooses the sizes, the amount
+            of data, the passes and the tuning, unless you set them. Only for a study without sizes.
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
-        seeds: Seeds of the fitted sizes, a run each.
-        holdout_seeds: Seeds of the held-out sizes, a run each.
-        size_seeds: Seeds of single sizes, in place of these.
-        fractions: Samples of the training data, such as [0.25, 0.5, 1]. Only the largest has held-out sizes. If runs
-            see their data more than four times, they tell the forecast how much gain of size the data allow. By default
-            all, half and a quarter if held-out sizes are forecast and trainer.max_epochs is more than four, else all.
+        seeds: Seeds of the fitted sizes; each seed is a run.
+        holdout_seeds: Seeds of the held-out sizes; each seed is a run.
+        size_seeds: Seeds of single sizes, in place of seeds and holdout_seeds.
+        fractions: Data samples, as shares of the training data such as [0.25, 0.5, 1]. Only the largest has held-out
+            sizes. With more than four passes over the data, data samples tell the forecast how much size can gain. By
+            default 1, 0.5 and 0.25 if held-out sizes are forecast and trainer.max_epochs is more than four, else 1.
         horizons: Parts of a run's training after which it also ends, such as [0.25, 0.5, 1]; 1 is all of it. Each is a
-            run of its own that goes on from the shorter one, so all take little more than the longest. The rate is
-            constant until the end (optimizer.decay wsd), and all have the warm-up of the shortest. Times
-            trainer.max_epochs each is whole, or less than 1.
-        reduce: What a fraction is taken of: users, interactions, or the most recent part of each history.
+            run that continues the next shorter one, so all together take little more time than the longest. The
+            learning rate is constant until it falls at the end (optimizer.decay wsd), and all have the warm-up of the
+            shortest. Each part of trainer.max_epochs must be a whole number of epochs, or less than 1.
+        reduce: What data samples are taken from: users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
-        options: Options of lrec fit that all runs share, nested or by dotted name such as trainer.max_epochs.
-        rules: Options that follow the size, each as [factor, exponent]: factor * N_body ** exponent, to four digits;
-            or as [factor, exponent, exponent of the fraction], times the fraction to that power.
-        size_options: Further options by size.
-        variants: Further options by name of a variant; all runs are trained once in each variant, and compared.
-        starts_from: Variants whose runs start from the best network of another variant's run of the same size and seed,
-            which may itself start from another one.
+        options: Options of lrec fit for all runs, nested or by dotted name such as trainer.max_epochs.
+        rules: Options that depend on the size, as [factor, exponent]: factor * N_body ** exponent, to four digits; or
+            as [factor, exponent, exponent of the fraction], which also multiplies by fraction ** that exponent.
+        size_options: More options for single sizes.
+        variants: More options, by the name of a variant. All runs are trained in each variant, and compared.
+        starts_from: For a variant, another variant: each run of the first starts from the best network of the second's
+            run with the same size and seed. The second variant may itself start from a third.
         grid: Lists of values of any options, such as trainer.max_epochs; each combination is a variant.
-        tune: What short runs find by val/loss before anything else is trained: the learning rate (lr), and on request
-            targets_per_step and dropout. They are a study of their own, OUT-tuning. Each held-out size tries its rate
-            too, before it is predicted.
-        law: What predicts each variant's large sizes: forecast, which trusts no single law; a law of the size, such as
-            lsrm, L(x) = E + (x0/x)^a, or a law of your own by its class path; null, with holdout 0, for nothing.
+        tune: What short runs choose by val/loss before all other runs: the learning rate (lr), and if you want also
+            targets_per_step and dropout. The short runs are a study of their own, OUT-tuning. Each held-out size also
+            tries its learning rate before it is predicted.
+        law: What predicts the large sizes of each variant: forecast, which combines many curves; a law of the size,
+            such as lsrm, L(x) = E + (x0/x)^a; a law of your own, by its class path; or null with holdout 0, for none.
         x: Which parameters the law counts.
         y: Which loss is fitted: of the test targets, or of the test targets and the split's trajectories.
-        jobs: Runs side by side, each with equally many cores.
-        cores: Cores of all runs together; all there are by default.
-        gpus: GPUs of all runs together, by number, where they train on GPUs; all there are by default. A run gets as
-            many as its trainer.devices says, or an equal part if that is auto, and waits until they are free.
-        memory_gib: Memory of all runs together, in GiB, as --dry_run expects it; a run waits until there is room.
+        jobs: Number of runs at the same time, each with an equal share of the cores.
+        cores: Cores for all runs together; by default all cores.
+        gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs. A run gets the
+            number in its trainer.devices, or an equal share if that is auto, and waits until they are free.
+        memory_gib: Memory for all runs together, in GiB, estimated as in --dry_run; a run waits until enough is free.
         budget_hours: Hours of a core, or of a GPU for runs that train on GPUs. A study that may take more does not
-            start. Once they are spent, all stops.
-        price_per_hour: Price of an hour of a core, or of a GPU for runs that train on GPUs: the report then has prices.
-        budget_disk_gib: Disk, in GiB. A study that may take more does not start.
-        retries: How often a run that fails is started again by itself; it resumes from its last checkpoint.
+            start. When these hours are spent, the study stops.
+        price_per_hour: Price of an hour of a core, or of a GPU for runs that train on GPUs. The report then has prices.
+        budget_disk_gib: Disk space, in GiB. A study that may need more does not start.
+        retries: How often a failed run is started again automatically; it resumes from its last checkpoint.
         skip: Names of runs to leave out.
         restart: Names of runs to train again from the beginning.
         cluster: Train on a cluster as an array of jobs, with these parameters of submitit's AutoExecutor, such as
             {timeout_min: 600, slurm_partition: gpu}; a job may take a day by default. {cluster: local} tries it without
-            a cluster or a limit. A job has the nodes and GPUs of its run: trainer.num_nodes and trainer.devices, or
-            gpus_per_node if these are auto.
+            a cluster and without a limit. A job gets the nodes and GPUs of its run: trainer.num_nodes, and
+            trainer.devices, or gpus_per_node if that is auto.
         dry_run: Print the runs with their hours, memory and disk, and stop.
         status: Print the runs with their states and losses so far, and stop.
     """

@@ -77,7 +77,7 @@ def write_report(
         sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(longest, of_longest)]
         if ngrams and longest == of_all_data(runs):
             counted = " and ".join(f"{loss:.4f} by {name}s" for name, loss in ngrams.items())
-            sections.append(f"Without a network, counting what these runs train on has a test loss of {counted}.")
+            sections.append(f"Without a network, counts of these runs' training data have a test loss of {counted}.")
         sections += _noise(out, longest, of_longest)
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
@@ -161,8 +161,8 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
     if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
         sections.append("The metrics were forecast after the held-out runs, from the same small sizes as the loss.")
     if mine := [name for name in written["trained_before"] if name in points]:
-        earlier = "; prediction-*.json are what was written before" if any(out.glob("prediction-*.json")) else ""
-        sections.append(f"Not a prediction: when it was written, {', '.join(mine)} had been trained{earlier}.")
+        earlier = "; prediction-*.json are the earlier predictions" if any(out.glob("prediction-*.json")) else ""
+        sections.append(f"Not a prediction: {', '.join(mine)} had been trained before it was written{earlier}.")
     return sections, analysis
 
 
@@ -212,7 +212,7 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
     if missed := [run.name for run in of_all if costs[run.name] > MISTUNED and tuned.is_off(run)]:
         named = ", ".join(f"{name} (by {costs[name]:.2f} nats)" for name in missed)
         sections.append(
-            f"**Mistuned: {named}.** Their losses describe the rate or the step, not the size: --skip them."
+            f"**Mistuned: {named}.** Their losses describe the rate or the step, not the size: leave them out (--skip)."
         )
     return sections
 
@@ -228,16 +228,16 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[
         return []
     parts = {"test": pl.col("step") == 0}
     error = max(point.test_loss_se or 0 for point in points.values())
-    note = f"A test loss has a standard error of {error:.4f} at most, users being drawn"
+    note = f"The standard error of a test loss, over users, is at most {error:.4f}"
     if next(iter(losses.values()))[0]["step"].max() != 0:
         parts["test and trajectory"] = pl.lit(True)
         error = max(point.trajectory_loss_se or 0 for point in points.values())
-        note += f"; with the trajectories' targets, {error:.4f}"
+        note += f"; with the targets of the trajectories, it is at most {error:.4f}"
     rows = [["step in size", *(f"difference in {part} loss" for part in parts)]]
     for small, large in pairwise(losses):
         sides = [[[table.filter(part) for table in losses[size]] for size in (small, large)] for part in parts.values()]
         rows.append([f"{small} to {large}", *("{:+.4f} ± {:.4f}".format(*paired(one, other)) for one, other in sides)])
-    note += ". Differences are paired over users, ± their standard error."
+    note += ". Each difference is computed user by user, and its standard error stands after ±."
     return [rows_table(rows, text=(0,)), note]
 
 
@@ -293,7 +293,7 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
         best = min(means, key=lambda size: means[size])
         findings = [f"- The mean test loss {course}.", f"- Best size: {best}, mean test loss {means[best]:.4f}."]
     findings += [
-        f"- **Out of line: {size}**, {excess:.2f} nats above its neighbours: that is its training, not its size."
+        f"- **Out of line: {size}** is {excess:.2f} nats above its neighbours. The cause is its training, not its size."
         for size, excess in _above_neighbours(means, {point.size: point.N_body for point in points.values()}).items()
         if excess > OUT_OF_LINE
     ]
@@ -351,11 +351,11 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
                 if abs(mean(differences)) > quantile * stdev(differences) / math.sqrt(len(differences)):
                     standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
         rows.append(row)
-    note = "No difference has two seeds, so none can be set against the seeds' noise."
+    note = "No difference has two seeds, so none can be compared with the noise between seeds."
     if compared:
         note = (
-            f"Of {compared} differences from {base}, those that stand out of the seeds' noise (paired t-test, 95 %; "
-            f"by chance alone {(1 - CONFIDENCE) * compared:.1f} would): {'; '.join(standing_out) or 'none'}."
+            f"Of {compared} differences from {base}, these exceed the noise between seeds (paired t-test, 95 %; "
+            f"{(1 - CONFIDENCE) * compared:.1f} are expected by chance alone): {'; '.join(standing_out) or 'none'}."
         )
     return ["## Variants", rows_table(rows, text=(2,)), note]
 

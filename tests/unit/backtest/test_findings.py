@@ -89,9 +89,9 @@ def test_the_error_of_a_share_is_that_of_drawing_users_again() -> None:
     ("first", "later", "said"),
     [
         ((0.1, 0.01), (0.05, 0.01), "A larger network pays, and it still does"),
-        ((0.1, 0.01), (0.01, 0.01), "pays at first, and not surely"),
-        ((0.1, 0.01), (-0.1, 0.01), "falls behind as it ages"),
-        ((-0.1, 0.01), (0.1, 0.01), "pays as it ages, not at first"),
+        ((0.1, 0.01), (0.01, 0.01), "pays at first, but not certainly"),
+        ((0.1, 0.01), (-0.1, 0.01), "is worse as it ages"),
+        ((-0.1, 0.01), (0.1, 0.01), "pays as it ages, but not at first"),
         ((-0.1, 0.01), (-0.1, 0.01), "does not pay here"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_s
     assert "predicts the next size best" in said
     # Of the largest size, and by all of them: those held out too.
     (ahead,) = fit_points(LSRM, points).predict([10 * SIZES[7]])
-    assert "At 10 times the largest N_body, all sizes considered, expect" in said
+    assert "At 10 times the largest N_body, if all sizes are fitted, expect" in said
     assert f"expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] for a new run." in said
     assert "nothing was held out" in words(points, holdout=0)
 
@@ -145,7 +145,7 @@ def test_of_laws_of_size_and_data_the_outlook_is_at_the_most_data() -> None:
     fitted = fit_points(LAWS["chinchilla"], of_size_and_data())
     ahead = outlook(fitted)
     assert (ahead.x, ahead.d) == (1e7, 1e7)
-    assert "10 times the largest N_body with D 1e+07, all sizes considered, expect" in " ".join(
+    assert "10 times the largest N_body with D 1e+07, if all sizes are fitted, expect" in " ".join(
         verdict(fitted, None, [], ahead, [], "N_body")
     )
 
@@ -163,9 +163,9 @@ def test_a_law_that_fails_is_said_to_fail_and_where_the_loss_rises() -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({6: 1.0, 7: 1.0}, "0 of 2 within the 90 % interval, which is too little to rely on."),
-        ({6: 0.41}, "1 of 2 within the 90 % interval, which is too little to rely on."),  # typed ten times too low
-        ({5: 0.42}, "the small sizes' median loss is off by 10.99 % only."),
+        ({6: 1.0, 7: 1.0}, "0 of 2 are within the 90 % interval, which are too few."),
+        ({6: 0.41}, "1 of 2 are within the 90 % interval, which are too few."),  # typed ten times too low
+        ({5: 0.42}, "the median loss of the small sizes is off by only 10.99 %."),
     ],
 )
 def test_what_missed_by_far_holds_not_even_in_part(law: Law | None, bad: dict[int, float], said: str) -> None:
@@ -183,7 +183,7 @@ def test_one_of_two_inside_with_half_of_naives_error_holds_in_part() -> None:
     loss[7] *= 0.99
     said = words(points_of(loss))
     assert "The law holds in part over 3.0 decades" in said
-    assert "1 of 2 within the 90 % interval." in said
+    assert "1 of 2 are within the 90 % interval." in said
 
 
 @pytest.mark.parametrize("law", [None, pytest.param(LSRM, marks=pytest.mark.slow)])

@@ -240,7 +240,7 @@ def test_an_analysis_says_forecast_and_describes_by_a_law() -> None:
     assert {method.name for method in found.methods} == {"forecast", "lsrm", "lsrm, E = 0"}
     said = " ".join(found.verdict)
     assert "The forecast holds" in said
-    assert "; count on" in said
+    assert "; a cautious value is" in said
 
 
 def test_too_few_sizes_or_equal_ones_are_refused() -> None:

@@ -93,5 +93,5 @@ def test_doublings_are_priced_and_the_cheapest_is_named() -> None:
     assert rows["the same"][0] == f"{Forecast(points).predict([[SIZES[-1], 1e6]])[0].predicted:.4f}"
     assert float(rows["twice the data"][-1]) == pytest.approx(2)
     assert 1 < float(rows["twice N_body"][-1]) < 1.5  # the item table does not grow with the body
-    assert cheapest == "The cheapest fall of the loss is expected of twice N_body."
+    assert cheapest == "The largest fall of the loss per FLOP is expected from twice N_body."
     assert doublings(Forecast(points.filter(pl.col("horizon") == 1)), "N_body") == []
