@@ -70,8 +70,8 @@ def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
     small, large = backtest.sizes[0], backtest.sizes[-1]
     later = f"; {backtest.lasting(age)} later it is {gains[age].reached:.4f}, {gains[age]}" if age else ""
     return (
-        f"{pays}: the {METRIC} of {large} is {first.reached:.4f} in the window after training, {first} over {small}{later} "
-        f"({CONFIDENCE} intervals)."
+        f"{pays}: the {METRIC} of {large} is {first.reached:.4f} in the window after training, {first} over "
+        f"{small}{later} ({CONFIDENCE} intervals)."
     )
 
 
