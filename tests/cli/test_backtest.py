@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def windows_of(folder: Path, run: str) -> pl.DataFrame:
 
 
 def test_a_backtest_says_what_age_and_updates_bring(
-    backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path
+    backtest: Callable[..., str], refused: Callable[..., str], log: pl.DataFrame, tmp_path: Path
 ) -> None:
     said = backtest(tmp_path, log)
     out = tmp_path / "backtests" / "backtest"
@@ -82,6 +83,9 @@ def test_a_backtest_says_what_age_and_updates_bring(
         row["seconds"] = row["cost"] = None  # which the clock tells
     assert again == found
     assert (out / "report.md").read_text().splitlines()[:12] == report.splitlines()[:12]
+    # Of a run whose folder is lost, the record has the points, and nothing to test.
+    shutil.rmtree(out / "runs" / "0.8k-warm-2-seed1")
+    assert "--restart '[0.8k-warm-2-seed1]' trains it again" in refused("backtest", "--data.path=log.csv", *TINY)
 
 
 def test_the_future_changes_nothing(backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path) -> None:

@@ -41,8 +41,6 @@ def measured(run: Run, windows: Windows) -> pl.DataFrame:
     """The targets of the windows as a run's best network ranks them; the table is kept in the run's folder."""
 
     def of_network(data: SequenceDataModule) -> dict[str, Scorer]:
-        if not run.best.exists():
-            raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
         model = load(run.best, trust=True, new_items=False)  # whoever trained it has imported its classes
         if model.about["data_hash"] != data.data_hash:
             raise UserError(f"{run.folder} was trained on other data than there are now: --restart '[{run.name}]'")
@@ -68,6 +66,8 @@ def _kept(
     file: Path, run: Run, windows: Windows, scorers: Callable[[SequenceDataModule], dict[str, Scorer]]
 ) -> pl.DataFrame:
     if not (file.is_file() and set(pl.read_parquet(file, columns=["window"])["window"]) == set(windows)):
+        if not run.best.exists():
+            raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
         data = datamodule_of(run.config.options)
         data.prepare_data()
         data.setup("test")
