@@ -25,7 +25,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from lrec.checkpoint.reading import check, find_last
 from lrec.common.files import check_folder
-from lrec.common.hardware import kind_of
+from lrec.common.hardware import auto_precision, kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation.metrics import metrics_of
@@ -36,7 +36,6 @@ from lrec.training.callbacks import EvaluationReport, PredictionWriter, Progress
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
 from lrec.training.lightning_options import HelpAll, LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
-from lrec.training.precision import AUTO, decided
 from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
 from lrec.training.strategies import FSDP2, CheckpointFiles, is_loss_of_a_process
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
@@ -169,7 +168,7 @@ class CommandLine(LightningCLI):
             trainer.default_root_dir = os.environ.setdefault("LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}")
         if self.trial is None:
             check_folder(Path(trainer.default_root_dir), "--trainer.default_root_dir")
-        if trainer.precision == AUTO:
+        if trainer.precision == "auto":
             trainer.precision = self._settled_precision()
         # config.yaml says how a run is trained, not where an attempt at it began.
         self.ckpt_path, self.config.ckpt_path = self.config.ckpt_path, None
@@ -178,11 +177,13 @@ class CommandLine(LightningCLI):
         """That which the run in this folder has been trained with, or else what is faster here."""
         if self.run.config_file.is_file():
             recorded: str | None = self.run.config.flat.get("trainer.precision")
-            if recorded != AUTO:  # as in a config.yaml that was written for a run that has not begun
+            if recorded != "auto":  # as in a config.yaml that was written for a run that has not begun
                 return recorded
         if _started_by_a_cluster():
-            raise UserError("choose --trainer.precision: each of a cluster's processes would measure for itself")
-        return decided(kind_of(self.config.trainer.accelerator))
+            raise UserError("choose --trainer.precision: each of a cluster's machines would choose for itself")
+        precision = auto_precision(kind_of(self.config.trainer.accelerator))
+        rank_zero_only(print)(f"precision: {precision}, the faster one of 32-true and bf16-mixed here")
+        return precision
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what writes a run's files, and a TensorBoard logger in the run's folder unless the

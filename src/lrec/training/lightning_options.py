@@ -19,7 +19,6 @@ from lrec.options.used_most import beginning
 from lrec.training.callbacks import is_partial
 from lrec.training.module import SequentialRecommender
 from lrec.training.optim import Optimizer
-from lrec.training.precision import AUTO
 from lrec.training.strategies import FSDP2, check_strategy
 
 # Networks have float32 parameters; these are the types of products.
@@ -83,7 +82,7 @@ def check_options(command: str, options: Namespace) -> None:
     _check_processes(trainer)
     strategy = _class_or_name(trainer.strategy)
     check_strategy(strategy)
-    precisions = (*TRAINS_IN, *HALF, AUTO)
+    precisions = (*TRAINS_IN, *HALF, "auto")
     if trainer.precision is not None and str(trainer.precision) not in precisions:
         raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(precisions)}")
     if trainer.barebones:
