@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lrec.checkpoint.format import STATE
+from lrec.checkpoint.reading import STATE
 from lrec.common.files import write_text
 from lrec.common.text_tables import counted
 from lrec.data.store.statistics import in_words
