@@ -1,5 +1,6 @@
 """LightningCLI for `lrec fit|validate|test|predict`: parse, check, settle the folder, build, run, test after fit."""
 
+import json
 import logging
 import os
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
@@ -296,9 +296,8 @@ def _started_by_a_cluster() -> bool:
 
 def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
-    text = parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it
-    # With libyaml, where PyYAML has it, in a tenth of the time.
-    options: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    # Parsing has checked it.
+    options: dict[str, Any] = json.loads(parser.dump(config, format="json", skip_unset=False, skip_validation=True))
     model = options["model"]["init_args"]
     for within, name, own in ((model, "optimizer", "lrec.Optimizer"), (options, "model", "lrec.SequentialRecommender")):
         if name in within and within[name]["class_path"] == own:

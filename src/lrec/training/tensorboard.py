@@ -16,7 +16,7 @@ from lrec.checkpoint.reading import read
 from lrec.checkpoint.trained import trained_in
 from lrec.common.files import replacing, write_text
 from lrec.data.formats.readers import read_titles
-from lrec.errors import UserError
+from lrec.errors import check_range
 from lrec.model import cost
 from lrec.model.item_table import whole_table
 from lrec.run import Run
@@ -106,8 +106,7 @@ class ItemProjector(Callback):
             title_item_column: Its column of item ids; the first one by default.
             title_column: Its column of titles.
         """
-        if items < 0:
-            raise UserError(f"projector.items must be at least 0, not {items}")
+        check_range("projector.items", items, at_least=0)
         self.items = items
         self.names = None if titles is None else read_titles(titles, title_item_column, title_column)
 
