@@ -181,7 +181,7 @@ class Progress(Callback):
             _run(trainer).write_progress(doing)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._from is not None and self._is_due(trainer):
             doing = "testing" if trainer.testing else "evaluating"
