@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.tensorboard.summary import hparams
 
 from lrec.checkpoint.reading import read
@@ -131,12 +132,7 @@ class ItemProjector(Callback):
         # Not SummaryWriter.add_embedding: it writes text, five times as much in a hundred times the time.
         with replacing(run / "projector" / "vectors.bytes") as temporary:
             np.ascontiguousarray(vectors).tofile(temporary)
-        write_text(
-            run / "projector_config.pbtxt",
-            "embeddings {\n"
-            '  tensor_name: "items"\n'
-            '  tensor_path: "projector/vectors.bytes"\n'
-            f"  tensor_shape: {vectors.shape[0]}\n  tensor_shape: {vectors.shape[1]}\n"
-            '  metadata_path: "projector/items.tsv"\n'
-            "}\n",
-        )
+        config = ProjectorConfig()
+        shown_by = config.embeddings.add(tensor_name="items", tensor_shape=vectors.shape)
+        shown_by.tensor_path, shown_by.metadata_path = "projector/vectors.bytes", "projector/items.tsv"
+        write_text(run / "projector_config.pbtxt", str(config))
