@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from lrec.checkpoint.background import Saver
-from lrec.checkpoint.writing import Save
+from lrec.checkpoint.writing import Save, Saver
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer

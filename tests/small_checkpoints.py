@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from safetensors.torch import save_file
 
-from lrec.checkpoint.format import ITEMS, checksum
+from lrec.checkpoint.reading import ITEMS, checksum
 from lrec.checkpoint.trained import items_as_tensors
 from lrec.checkpoint.writing import write
 from lrec.model.config import Architecture, TransformerConfig

@@ -42,8 +42,6 @@ _SURROUNDINGS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
-
-
 # What each of lrec's own commands does, and the function that runs it, imported only then.
 OWN_COMMANDS = {
     "data prepare": ("read your files once and write a store for all runs", "lrec.data.datasets.prepare"),

@@ -159,7 +159,6 @@ class Run:
         self.name = self.folder.name
         self.config_file = self.folder / CONFIG
         self.points_file = self.folder / POINTS
-
         self.target_losses_file = self.folder / "target_losses.parquet"
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.checkpoints / BEST

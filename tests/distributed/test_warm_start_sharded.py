@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lrec.checkpoint.format import ITEMS
+from lrec.checkpoint.reading import ITEMS
 from lrec.checkpoint.trained import items_as_tensors
 from lrec.checkpoint.writing import write
 from lrec.errors import UserError

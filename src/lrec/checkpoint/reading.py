@@ -1,11 +1,24 @@
-"""Reading a checkpoint, file or folder, on any number of processes; what is damaged is refused."""
+"""What a checkpoint is on disk, one file or one folder of shards, and how any number of processes reads it.
+
+A file `NAME.ckpt` is what Lightning saves: a dictionary of tensors and plain values. A folder `NAME.ckpt` holds the
+same dictionary in parts:
+
+    state.pt                             the dictionary, but for the rows of sharded tensors, and the names of the files
+    TOKEN-00000-of-00002.safetensors     that hold them: rows of such tensors, a file per process
+
+Replacing state.pt is what puts a new checkpoint in force; files that it does not name are removed afterwards. No
+pickled code is read or written. What is damaged is refused: NAME.ckpt and state.pt are zip archives, with a CRC for
+each entry; shards have a `checksum` of their own; and the entry lrec_checksum is that of the network as a whole file
+holds it, its description and its item ids, so that nobody can exchange one of them alone.
+"""
 
 import json
 import pickle
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile, ZipFile
@@ -14,19 +27,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, distributed
 
-from lrec.checkpoint.format import (
-    BY_PARAMETER,
-    CHECKSUM,
-    ROWS,
-    SHARDED,
-    STATE,
-    aside,
-    change_leaves,
-    checksum,
-    checksum_of,
-)
 from lrec.errors import UserError
 from lrec.run import LAST
+
+STATE = "state.pt"
+SHARDED = "sharded"  # in state.pt, (SHARDED, name, rows) stands for a tensor whose rows are in the shards
+ITEMS = "lrec_items"  # the entry that holds the catalogue
+CHECKSUM = "lrec_checksum"
+BY_PARAMETER = ("state_dict", "optimizer_states")  # the entries whose tensors are sharded as parameters are
+ROWS = "rows"  # where a shard says, as JSON, its file's name and the first row that it has of each tensor
 
 T = TypeVar("T")
 Rows = Callable[[str, int], slice]  # those to read of a parameter or of its optimizer's state, by its name and size
@@ -34,6 +43,36 @@ _DAMAGE = (
     *(OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, OverflowError),
     *(pickle.UnpicklingError, SafetensorError, BadZipFile, zlib.error),
 )
+
+
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a text and of tensors: their names, types, shapes and values."""
+    digest = sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def checksum_of(checkpoint: Mapping[str, Any]) -> str:
+    """Of the network's tensors, but for those whose rows are in shards, of its description and of its items."""
+    named = checkpoint["state_dict"] | checkpoint.get(ITEMS, {})
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return checksum(json.dumps(checkpoint["lrec"], sort_keys=True, default=str), tensors)
+
+
+def change_leaves(value: Any, name: str, change: Callable[[str, Any], Any]) -> Any:
+    """The same nested dictionaries and lists, with change(name, leaf) in place of each leaf."""
+    if isinstance(value, dict):
+        return {key: change_leaves(item, f"{name}/{key}", change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [change_leaves(item, f"{name}/{index}", change) for index, item in enumerate(value)]
+    return change(name, value)
+
+
+def aside(path: Path) -> Path:
+    """Where a checkpoint lies while one of the other form, file or folder, takes its place."""
+    return path.with_name(f"{path.stem}-0{path.suffix}")
 
 
 def find_last(folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from lrec.checkpoint.format import ITEMS
+from lrec.checkpoint.reading import ITEMS
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import NewItems

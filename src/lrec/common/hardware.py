@@ -1,10 +1,13 @@
-"""What this machine has: CPU or GPUs, free memory, the time that work takes, memory that stays with a process."""
+"""What this machine has: CPU or GPUs, bfloat16, free memory, the time that work takes, memory kept by a process."""
 
 import ctypes
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+
+from lrec.errors import UserError
 
 Kind = Literal["cpu", "cuda"]
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -21,6 +24,25 @@ def kind_of(accelerator: str) -> Kind:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
     return "cuda" if accelerator in ("gpu", "cuda") else "cpu"
+
+
+def auto_precision(kind: Kind) -> str:
+    """What `--trainer.precision auto` is: bfloat16 products where there are instructions for them; elsewhere they take
+    many times as long. The environment's LREC_PRECISION goes before."""
+    import torch
+
+    if chosen := os.environ.get("LREC_PRECISION"):
+        return chosen
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.precision auto: training takes a GPU, and none is here: choose 32-true or bf16-mixed, or "
+            "trainer.accelerator cpu"
+        )
+    if kind == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bfloat16 = any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    return "bf16-mixed" if has_bfloat16 else "32-true"
 
 
 def available_gib() -> float:

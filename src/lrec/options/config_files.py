@@ -14,30 +14,23 @@ _KNOWN = {*yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:merge"}
 
 
 def read_config(path: Path) -> Any:
-    """The values in a file; UserError as for `check_config`."""
-    root = check_config(path)
-    try:
-        return None if root is None else yaml.SafeLoader("").construct_document(root)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-
-
-def check_config(path: Path) -> yaml.Node | None:
-    """The file's values before they are made, None where it has none; UserError where it cannot be read or is no YAML,
-    names a class by a tag, contains itself, or has aliases that stand for more than MOST_VALUES values."""
+    """The values in a file, None where it has none; UserError where it cannot be read or is no YAML, names a class by a
+    tag, contains itself, or has aliases that stand for more than MOST_VALUES values."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if root is not None and _count(root, {}, path) > MOST_VALUES:
             raise UserError(f"{path}: its aliases stand for more than {MOST_VALUES:,} values: write out what is meant")
+        return None if root is None else yaml.SafeLoader("").construct_document(root)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file, and so no configuration") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise UserError(f"{path}: its values are nested too deeply") from error
-    return root
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
@@ -70,7 +63,7 @@ def find_config(name: str | Path) -> Path:
     none, or it is no configuration."""
     path = Path(name)
     if path.is_file():
-        check_config(path)
+        read_config(path)
         return path
     package = Path(__file__).parents[1]
     # In a wheel the fragments lie in the package, in a checkout at its root.

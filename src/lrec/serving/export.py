@@ -13,9 +13,8 @@ import polars as pl
 import torch
 from safetensors import safe_open
 
-from lrec.checkpoint.format import CHECKSUM, STATE, checksum
+from lrec.checkpoint.reading import CHECKSUM, STATE, checksum, refuse_damage
 from lrec.checkpoint.reading import read as read_checkpoint
-from lrec.checkpoint.reading import refuse_damage
 from lrec.checkpoint.trained import CATALOGUE, Trained, build_network, items_as_tensors, items_of, trained_in
 from lrec.checkpoint.writing import save_tensors
 from lrec.common.files import check_writable, replacing, write_json

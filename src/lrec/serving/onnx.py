@@ -91,7 +91,8 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     if size > LARGEST:
         raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters, an ONNX file holds less than 2")
     computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
-    n_columns = model.n_event_columns
+    # Of events; None: their type alone, or nothing.
+    n_columns = model.reads_types + sum(each.slots for each in model.features) if model.features else None
     given = _histories(net, 2, 3, n_columns)  # one row or position torch.export would take for a constant
     batch = torch.export.Dim("batch", min=1)
     length = torch.export.Dim("length", min=1, max=net.config.max_len)

@@ -200,11 +200,6 @@ class Model:
             codes, sizes = [self._types(block.events)[:, None], *codes], [len(self.about["event_names"]), *sizes]
         return one_table(codes, sizes)
 
-    @property
-    def n_event_columns(self) -> int | None:
-        """What the network reads of an event beside item and time, in columns; None: its type alone, or nothing."""
-        return self.reads_types + sum(each.slots for each in self.features) if self.features else None
-
     def _types(self, events: pl.Series | None) -> np.ndarray:
         if events is None:
             raise UserError(

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from lrec.common.files import write_json, write_text
+from lrec.common.hardware import auto_precision
 from lrec.errors import UserError
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
 from lrec.study.grid import PlannedRun
@@ -100,8 +101,6 @@ class Record:
         unsettled = [run for run in runs if run.config.value("trainer.precision") == "auto"]
         if not unsettled:
             return runs
-        from lrec.training.precision import decided
-
         had = [self._earlier[run.name]["options"]["trainer"] for run in unsettled if run.name in self._earlier]
         kinds = {placement(run.config).kind for run in unsettled}
         if not had and len(kinds) > 1:
@@ -109,7 +108,7 @@ class Record:
                 "trainer.precision auto: some runs train on CPUs, others on GPUs, and all have one precision: "
                 "choose 32-true or bf16-mixed"
             )
-        precision = had[0]["precision"] if had else decided(*kinds)
+        precision = had[0]["precision"] if had else auto_precision(*kinds)
 
         def settled(run: PlannedRun) -> PlannedRun:
             return replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": precision}})

@@ -174,22 +174,14 @@ class Progress(Callback):
             self._from = time.monotonic(), trainer.global_step
         if self._is_due(trainer):
             (began, first), step, steps = self._from, trainer.global_step, schedule_steps(trainer)
-            doing = f"training: step {step:,}"
-            if steps < ENDLESS:
-                doing += f" of {steps:,}"
-                if first < step:
-                    left = (time.monotonic() - began) * (steps - step) / (step - first)
-                    doing += f", at most {lasting(left)} left"
+            doing = f"training: step {step:,}" + (f" of {steps:,}" if steps < ENDLESS else "")
+            if first < step and steps < ENDLESS:
+                left = (time.monotonic() - began) * (steps - step) / (step - first)
+                doing += f", at most {lasting(left)} left"
             _run(trainer).write_progress(doing)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._from is not None and self._is_due(trainer):
             doing = "testing" if trainer.testing else "evaluating"
@@ -212,7 +204,7 @@ class Progress(Callback):
 
 
 class Announcer(Callback):
-    """Has something to say at the end of a stage, once the progress bar is closed."""
+    """Has something to say once the progress bar is closed."""
 
     message: str | None = None
 
@@ -241,12 +233,10 @@ class EvaluationReport(Announcer):
         limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
         if is_partial(limit):
             self.message += f"\nfigures of the first users alone: --trainer.limit_{stage}_batches is {limit}"
-        outside = int(figures["model"]["targets_outside_catalogue"])
-        if outside:
+        if outside := int(figures["model"]["targets_outside_catalogue"]):
             named = counted(outside, "target")
             self.message += f"\n{named} outside the catalogue: left out of the loss, misses in the ranking"
-        line = verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics)
-        if line is not None:
+        if line := verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics):
             self.message += f"\n{line}"
         _, sample = model.data.evaluated(stage)
         written = {

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lrec.checkpoint.background import IN_BACKGROUND, Anywhere
+from lrec.checkpoint.writing import IN_BACKGROUND, Anywhere
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError, check_range
 from lrec.model.sharded_table import gloo_group

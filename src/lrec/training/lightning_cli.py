@@ -1,5 +1,6 @@
 """LightningCLI for `lrec fit|validate|test|predict`: parse, check, settle the folder, build, run, test after fit."""
 
+import json
 import logging
 import os
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
@@ -25,7 +25,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from lrec.checkpoint.reading import check, find_last
 from lrec.common.files import check_folder
-from lrec.common.hardware import kind_of
+from lrec.common.hardware import auto_precision, kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation.metrics import metrics_of
@@ -36,7 +36,6 @@ from lrec.training.callbacks import EvaluationReport, PredictionWriter, Progress
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
 from lrec.training.lightning_options import HelpAll, LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
-from lrec.training.precision import AUTO, decided
 from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
 from lrec.training.strategies import FSDP2, CheckpointFiles, is_loss_of_a_process
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
@@ -169,7 +168,7 @@ class CommandLine(LightningCLI):
             trainer.default_root_dir = os.environ.setdefault("LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}")
         if self.trial is None:
             check_folder(Path(trainer.default_root_dir), "--trainer.default_root_dir")
-        if trainer.precision == AUTO:
+        if trainer.precision == "auto":
             trainer.precision = self._settled_precision()
         # config.yaml says how a run is trained, not where an attempt at it began.
         self.ckpt_path, self.config.ckpt_path = self.config.ckpt_path, None
@@ -178,11 +177,13 @@ class CommandLine(LightningCLI):
         """That which the run in this folder has been trained with, or else what is faster here."""
         if self.run.config_file.is_file():
             recorded: str | None = self.run.config.flat.get("trainer.precision")
-            if recorded != AUTO:  # as in a config.yaml that was written for a run that has not begun
+            if recorded != "auto":  # as in a config.yaml that was written for a run that has not begun
                 return recorded
         if _started_by_a_cluster():
-            raise UserError("choose --trainer.precision: each of a cluster's processes would measure for itself")
-        return decided(kind_of(self.config.trainer.accelerator))
+            raise UserError("choose --trainer.precision: each of a cluster's machines would choose for itself")
+        precision = auto_precision(kind_of(self.config.trainer.accelerator))
+        rank_zero_only(print)(f"precision: {precision}, the faster one of 32-true and bf16-mixed here")
+        return precision
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what writes a run's files, and a TensorBoard logger in the run's folder unless the
@@ -295,9 +296,8 @@ def _started_by_a_cluster() -> bool:
 
 def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
     """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
-    text = parser.dump(config, skip_unset=False, skip_validation=True)  # parsing has checked it
-    # With libyaml, where PyYAML has it, in a tenth of the time.
-    options: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    # Parsing has checked it.
+    options: dict[str, Any] = json.loads(parser.dump(config, format="json", skip_unset=False, skip_validation=True))
     model = options["model"]["init_args"]
     for within, name, own in ((model, "optimizer", "lrec.Optimizer"), (options, "model", "lrec.SequentialRecommender")):
         if name in within and within[name]["class_path"] == own:

@@ -318,10 +318,7 @@ class SequentialRecommender(StoredModel):
         seen = slice(None if self.exclude_seen else 0)
         given = (batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
         best = self._at_targets(batch, lambda hidden_MD, table: top_items(hidden_MD, table, *given))
-        parts, real_M = (
-            (batch.users_M, best.items_BK, best.scores_BK),
-            batch.weights_M > 0,
-        )  # not the batch's filler rows
+        real_M, parts = batch.weights_M > 0, (batch.users_M, best.items_BK, best.scores_BK)  # no filler rows
         users_M, items_MK, scores_MK = (part[real_M].cpu().numpy() for part in parts)
         lists = lists_of(self.item_ids, items_MK, scores_MK)
         return pl.DataFrame({"user": self.data.store.raw_user_ids.gather(users_M), **lists})

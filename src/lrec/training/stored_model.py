@@ -13,8 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lrec.checkpoint.format import ITEMS
-from lrec.checkpoint.reading import agreed, check, mapped, read
+from lrec.checkpoint.reading import ITEMS, agreed, check, mapped, read
 from lrec.checkpoint.trained import (
     Trained,
     build_network,

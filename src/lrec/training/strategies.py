@@ -16,9 +16,8 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 
-from lrec.checkpoint.background import IN_BACKGROUND, Saver, copy_fits
 from lrec.checkpoint.reading import read_together
-from lrec.checkpoint.writing import Save, shard_names
+from lrec.checkpoint.writing import IN_BACKGROUND, Save, Saver, copy_fits, shard_names
 from lrec.errors import UserError
 from lrec.model.parallelize import Sharding, drop_gathered, sharded_like
 from lrec.model.sharded_table import PATIENCE_MINUTES, gloo_group, local_range, local_rows

@@ -10,13 +10,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.tensorboard.summary import hparams
 
 from lrec.checkpoint.reading import read
 from lrec.checkpoint.trained import trained_in
 from lrec.common.files import replacing, write_text
 from lrec.data.formats.readers import read_titles
-from lrec.errors import UserError
+from lrec.errors import check_range
 from lrec.model import cost
 from lrec.model.item_table import whole_table
 from lrec.run import Run
@@ -106,8 +107,7 @@ class ItemProjector(Callback):
             title_item_column: Its column of item ids; the first one by default.
             title_column: Its column of titles.
         """
-        if items < 0:
-            raise UserError(f"projector.items must be at least 0, not {items}")
+        check_range("projector.items", items, at_least=0)
         self.items = items
         self.names = None if titles is None else read_titles(titles, title_item_column, title_column)
 
@@ -132,12 +132,7 @@ class ItemProjector(Callback):
         # Not SummaryWriter.add_embedding: it writes text, five times as much in a hundred times the time.
         with replacing(run / "projector" / "vectors.bytes") as temporary:
             np.ascontiguousarray(vectors).tofile(temporary)
-        write_text(
-            run / "projector_config.pbtxt",
-            "embeddings {\n"
-            '  tensor_name: "items"\n'
-            '  tensor_path: "projector/vectors.bytes"\n'
-            f"  tensor_shape: {vectors.shape[0]}\n  tensor_shape: {vectors.shape[1]}\n"
-            '  metadata_path: "projector/items.tsv"\n'
-            "}\n",
-        )
+        config = ProjectorConfig()
+        shown_by = config.embeddings.add(tensor_name="items", tensor_shape=vectors.shape)
+        shown_by.tensor_path, shown_by.metadata_path = "projector/vectors.bytes", "projector/items.tsv"
+        write_text(run / "projector_config.pbtxt", str(config))

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import write_json
 from lrec.training.callbacks import Announcer
@@ -57,13 +56,10 @@ class Throughput(Announcer):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device, precision = pl_module.device, precision_of(trainer)
-        dtype = torch.float16 if precision.startswith("16") else torch.float32
-        if precision.startswith("bf16"):
-            dtype = torch.bfloat16
+        dtype = {"bf": torch.bfloat16, "16": torch.float16}.get(precision[:2], torch.float32)
         rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
         self._products = "TF32" if rounded and device.type == "cuda" else str(dtype).removeprefix("torch.")
         self._peak_flops_per_s = measure_peak(device, dtype)
-        _hint_at_float32(trainer, device, dtype, self._peak_flops_per_s)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self._positions = self._real = 0
@@ -118,14 +114,10 @@ class Throughput(Announcer):
         )
 
 
+@cache
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs per second of a large square matrix product, the best of as many as run in a fifth of a second, measured
     once: a second fit in a notebook does not wait again."""
-    return _measured_peak(device, dtype, torch.get_num_threads())
-
-
-@cache
-def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     side = PEAK_SIDE.get(device.type, 1024)
     # Random numbers: a GPU multiplies ones with less power, and so faster, than it ever trains.
     generator = torch.Generator(device).manual_seed(0)
@@ -138,21 +130,6 @@ def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> fl
         seconds = _now(device) - start
         best, spent = min(best, seconds), spent + seconds
     return 2 * side**3 / best
-
-
-@rank_zero_only
-def _hint_at_float32(trainer: Trainer, device: torch.device, dtype: torch.dtype, peak_flops_per_s: float) -> None:
-    """Print a hint if the processor has no instructions for the type, which slows training down many times."""
-    if device.type != "cpu" or dtype == torch.float32:
-        return
-    float32 = measure_peak(device, torch.float32)
-    if float32 > 2 * peak_flops_per_s:
-        by_strategy = precision_of(trainer) != str(trainer.precision)
-        way_out = "no param_dtype of the strategy" if by_strategy else "--trainer.precision 32-true"
-        print(
-            f"this processor multiplies at {peak_flops_per_s / 1e9:,.0f} GFLOP/s in {dtype}, "
-            f"at {float32 / 1e9:,.0f} in float32: {way_out} is faster here"
-        )
 
 
 def _now(device: torch.device) -> float:

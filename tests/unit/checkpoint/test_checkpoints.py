@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import lrec
-from lrec.checkpoint.format import ITEMS
-from lrec.checkpoint.reading import check, find_last, read
+from lrec.checkpoint.reading import ITEMS, check, find_last, read
 from lrec.checkpoint.trained import CATALOGUE, items_as_tensors, trained_in
 from lrec.checkpoint.writing import write
 from lrec.errors import UserError

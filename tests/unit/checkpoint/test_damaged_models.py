@@ -14,8 +14,7 @@ import pytest
 import torch
 
 import lrec
-from lrec.checkpoint.format import ITEMS
-from lrec.checkpoint.reading import check, read
+from lrec.checkpoint.reading import ITEMS, check, read
 from lrec.checkpoint.trained import items_as_tensors
 from lrec.checkpoint.writing import write
 from lrec.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from lrec.checkpoint.format import ITEMS
+from lrec.checkpoint.reading import ITEMS
 from lrec.checkpoint.trained import items_as_tensors
 from lrec.checkpoint.writing import write
 from lrec.data.datasets import datamodule_of

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from lrec.checkpoint import writing
-from lrec.checkpoint.background import Saver
 from lrec.checkpoint.reading import check, read
-from lrec.checkpoint.writing import Save, link, write
+from lrec.checkpoint.writing import Save, Saver, link, write
 from lrec.errors import UserError
 from lrec.model.transformer import Transformer
 from small_checkpoints import CONFIG, checkpoint, write_by_hand

@@ -1,7 +1,6 @@
-"""--trainer.precision auto: what is measured, and that a run and a study keep what was decided."""
+"""--trainer.precision auto: what it stands for, and that a run and a study keep what was decided."""
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,25 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+from lrec.common.hardware import auto_precision
 from lrec.errors import UserError
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study
 from lrec.study.record import Record
-from lrec.training.precision import DECIDED, decided
+
+DECIDED = "LREC_PRECISION"
 
 
-def test_measuring_takes_a_moment_and_leaves_what_is_random_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("instructions", "precision"), [("avx512_bf16", "bf16-mixed"), ("avx512_fp16", "32-true")])
+def test_bfloat16_where_the_processor_has_instructions_for_it(
+    instructions: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(DECIDED)
-    before = torch.get_rng_state()
-    began = time.process_time()
-    first = decided("cpu")
-    assert time.process_time() - began < 1
-    assert torch.equal(torch.get_rng_state(), before)
-    assert first in capsys.readouterr().out
-    assert decided("cpu") == first
-    assert not capsys.readouterr().out, "it is measured once"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False, instructions: True})
+    assert auto_precision("cpu") == precision
 
 
 OPTIONS = [
@@ -86,13 +82,13 @@ def test_a_cluster_s_processes_do_not_each_choose(
 ON_A_GPU: dict[str, object] = {"trainer.accelerator": "gpu", "trainer.devices": 1}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to be measured")
-def test_what_trains_on_gpus_is_not_measured_on_a_cpu(
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to decide")
+def test_what_trains_on_gpus_is_not_decided_by_a_cpu(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(DECIDED)
     study = study_of(tmp_path, options=ON_A_GPU)
-    with pytest.raises(UserError, match=r"trainer\.precision auto: .* none is here to be measured: choose 32-true"):
+    with pytest.raises(UserError, match=r"trainer\.precision auto: .* none is here: choose 32-true"):
         Record(study, planned_runs(study))
     error = refused(*OPTIONS, f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.accelerator=gpu")
     assert "choose 32-true or bf16-mixed, or trainer.accelerator cpu" in error
