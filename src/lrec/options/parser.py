@@ -8,6 +8,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
 
 from lrec.errors import UserError
+from lrec.options.used_most import beginning
 
 _yaml = get_loader("yaml")
 
@@ -21,6 +22,14 @@ class OneLineParser(ArgumentParser):
         # The class that a study's options name is the run's to make, not the study's.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
         super().__init__(*arguments, **{"formatter_class": _WithoutSphinx, **options})
+
+    def format_help(self, *arguments: Any) -> str:
+        """Every option, behind those that people use most."""
+        begins = beginning(self.prog.removeprefix("lrec "))
+        if begins:
+            self.usage = argparse.SUPPRESS
+            begins += "\nAll options:\n\n"
+        return f"{begins}{super().format_help(*arguments)}"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UserError that names the option as the user gave it."""

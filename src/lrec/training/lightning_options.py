@@ -16,6 +16,7 @@ from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
 from lrec.options.class_paths import imported
 from lrec.options.parser import OneLineParser
+from lrec.options.used_most import beginning
 from lrec.training.callbacks import is_partial
 from lrec.training.module import SequentialRecommender
 from lrec.training.optim import Optimizer
@@ -39,46 +40,20 @@ _OF_TRAINER: dict[str, tuple[Any, Any, str]] = {
     **{f"limit_{part}_batches": (int | float | None, None, _LIMIT) for part in ("train", "val", "test", "predict")},
     "precision": (int | str | None, None, "32-true, bf16-mixed, 16-mixed, or auto: what is faster here."),
 }
-# The options that people use most: `--help` has these.
-_USED_MOST = {
-    "config": "YAML file of options; several are read one after the other",
-    "data.path": "file, folder or glob of your interactions (with --config data/csv.yaml)",
-    "data.user_column": "column of the user's id",
-    "data.item_column": "column of the item's id",
-    "data.time_column": "column of the time; null if rows are in time order",
-    "data.max_len": "longest history that the network reads, in items",
-    "data.targets_per_step": "targets of an optimizer step, over all processes",
-    "model.size": "entry of the ladder, such as 98k, or LAYERSxWIDTH, such as 2x96",
-    "model.loss": "FullSoftmax, SampledSoftmax, GBCE, or a class of your own",
-    "model.optimizer.lr": "peak learning rate",
-    "model.optimizer.weight_decay": "decoupled weight decay",
-    "trainer.default_root_dir": "the run's folder; runs/DATE-TIME by default",
-    "trainer.max_epochs": "passes over the training data, unless early stopping ends the run",
-    "trainer.accelerator": "cpu, gpu or auto",
-    "trainer.devices": "how many of them, or auto",
-    "trainer.precision": "32-true, bf16-mixed, 16-mixed, or auto: what is faster here, 32-true or bf16-mixed",
-    "checkpoint.monitor": "metric that chooses the best checkpoint, such as val/NDCG@10",
-    "early_stopping.patience": "evaluations without a better one after which the run ends",
-    "ckpt_path": "checkpoint to go on from or to evaluate: a path, best or last",
-    "seed_everything": "seed of the network's first weights",
-}
 
 
 class LightningParser(OneLineParser, LightningArgumentParser):
     """A parser whose `--help` has the options that people use most, and whose `--help_all` has all."""
 
     def format_help(self, *arguments: Any) -> str:
-        lines = "".join(f"  {'--' + option:<32}{meaning}\n" for option, meaning in _USED_MOST.items())
-        usage = f"usage: {self.prog} --config FILE ... [options]\n\nThe options that people use most:\n\n"
-        return f"{usage}{lines}\n{self.prog} --help_all lists all options.\n"
+        return f"{beginning(self.prog.removeprefix('lrec '))}\n{self.prog} --help_all lists all options.\n"
 
     def format_all(self) -> str:
         """Every option, those of lrec's own model too: Lightning lists none, as they depend on the class of --model."""
-        self.usage = argparse.SUPPRESS
         own = OneLineParser(usage=argparse.SUPPRESS, add_help=False)
         own.add_class_arguments(SequentialRecommender, "model", skip={"optimizer"}, sub_configs=True)
         own.add_class_arguments(Optimizer, "model.optimizer", sub_configs=True)
-        return f"All options:\n\n{super().format_help()}\n{own.format_help()}"
+        return f"{super().format_help()}\n{own.format_help()}"
 
 
 class HelpAll(argparse._HelpAction):
