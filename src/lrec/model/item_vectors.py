@@ -128,19 +128,36 @@ def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]
     except UserError:
         raise
     except _DAMAGE as error:
-        raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one ({error})") from error
+        raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error
     if vectors_FW.ndim != 2 or 0 in vectors_FW.shape:
         raise UserError(f"model.item_vectors {path}: vectors of the shape {vectors_FW.shape}, not (items, width)")
     return ids, vectors_FW[:n_rows].astype(np.float32, copy=False)
 
 
 def _read_parquet(path: Path, n_rows: int | None) -> tuple[pl.Series, np.ndarray]:
+    found = pl.read_parquet_schema(path)
+    for column in ("item", "vector"):
+        if column not in found:
+            raise UserError(f"model.item_vectors {path} has no column {column}; its columns are {', '.join(found)}")
+    kind = found["vector"]
+    inner = kind.inner if isinstance(kind, pl.List | pl.Array) else None
+    if inner is None or not pl.Series(dtype=inner).dtype.is_numeric():
+        raise UserError(f"model.item_vectors {path}: the column vector holds {kind}, not lists of numbers")
+    if not (found["item"] == pl.String or found["item"].is_integer()):
+        raise UserError(f"model.item_vectors {path}: the column item holds {found['item']}, not text or integers")
     table = pl.read_parquet(path, columns=["item", "vector"], n_rows=n_rows, glob=False)
-    ids, vectors = table["item"].cast(pl.String), table["vector"].cast(pl.List(pl.Float32))
+    if table.is_empty():
+        raise UserError(f"model.item_vectors {path} is empty")
+    ids, vectors = table["item"].cast(pl.String), table["vector"].cast(pl.List(inner))
+    if ids.null_count():
+        raise UserError(f"model.item_vectors {path}, row {int(ids.is_null().arg_max() or 0) + 1}: item is empty")
     lengths = vectors.list.len().fill_null(0)
-    if ids.null_count() or lengths.n_unique() > 1:
-        raise UserError(f"model.item_vectors {path}: each row needs an item, and as many numbers as the others have")
-    return ids, vectors.explode().fill_null(np.nan).to_numpy().reshape(len(table), -1)
+    if (odd := lengths != lengths[0]).any():
+        row = int(odd.arg_max() or 0)
+        raise UserError(
+            f"model.item_vectors {path}, row {row + 1}: {lengths[row]} values where the first vector has {lengths[0]}"
+        )
+    return ids, vectors.explode().cast(pl.Float32).fill_null(np.nan).to_numpy().reshape(len(table), -1)
 
 
 def _read_npy(path: Path, _: int | None) -> tuple[pl.Series, np.ndarray]:
