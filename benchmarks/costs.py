@@ -98,9 +98,9 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 
 {}
 
-- **Seconds** are the wall-clock time from the start to the best evaluation. The machine has two cores, and other
-  programs often ran at the same time. So you can compare the sizes of one data set only roughly. Do not compare data
-  sets, because their histories and steps have different lengths.
+- **Seconds** are the wall-clock time from the start to the best evaluation. Other programs often ran on the two cores
+  at the same time. So you can compare the sizes of one data set only roughly. Do not compare data sets, because their
+  histories and steps have different lengths.
 - **GiB** is the sum of the memory of a training step, which is computed, and half a GiB for the process with its
   libraries.
 - **HR@10** is measured on the test targets, and ± is its 90 % interval over targets. Do not compare the HR@10 of two
