@@ -137,8 +137,6 @@ chosen step has a loss that is only 0.004 nats lower. But the chosen step was to
 least 3,000 steps in a run. Now lrec requires 2,000 steps, which allows steps of 448 targets. We did not measure the
 effect of this change.
 
-On Beauty, the data are so few that a larger size brings nothing.
-
 The studies of MovieLens-1M and tennis had one core each, and other programs used the machine at the same time. On
 MovieLens-1M, both held-out losses are within their intervals. The forecast's mean error is a tenth of the no-gain
 baseline's mean error. The largest network has an HR@10 of 0.220, which is lower than the HR@10 of the item graph
