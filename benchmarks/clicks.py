@@ -2,11 +2,11 @@
 
     python benchmarks/clicks.py --data globo_clicks.parquet [--environments data/peers] [--epochs 3] [--threads 2]
 
-Both tools begin with the same CSV file of clicks (5-core). For lrec, a user's three commands prepare the file, train,
-and recommend. lrec also validates, tests, and writes checkpoints. RecTools reads the file, trains SASRec with the same
-size and number of epochs, and recommends. All this runs in one process; the time of its imports is not counted. The
-split is leave-one-out: the target is a user's last click, and the lists are made from the clicks before it. They do not
-contain articles that the user has read. The script then writes benchmarks/clicks.md.
+Both tools read the same CSV file of clicks (5-core). With lrec, we run a user's three commands, which prepare the file,
+train, and recommend. The command that trains also validates, tests and writes checkpoints. With RecTools, one process
+reads the file, trains SASRec with the same size and number of epochs, and recommends. We do not count the time of this
+process's imports. The split is leave-one-out: the target is a user's last click, and the lists are made from the clicks
+before it. The lists do not contain articles that the user has read.
 """
 
 import argparse
@@ -109,9 +109,9 @@ def page(
         "",
         (__doc__ or "").split("\n\n", 2)[2].strip(),
         "",
-        f"{counts['users']:,} users, {counts['items']:,} articles, {counts['clicks']:,} clicks; "
-        f"{options.epochs} epochs; two blocks of width 64, full softmax. lrec trains in {point.precision}, because its "
-        "`precision: auto` found this to be faster. RecTools trains in float32.",
+        f"The data have {counts['users']:,} users, {counts['items']:,} articles and {counts['clicks']:,} clicks. Both "
+        f"tools train two blocks of width 64 with full softmax, for {options.epochs} epochs. lrec trains in "
+        f"{point.precision}, because its option `precision: auto` found this to be faster. RecTools trains in float32.",
         "",
         "| | seconds | peak GiB |",
         "|---|---:|---:|",
@@ -119,7 +119,8 @@ def page(
         f"| lrec, all three | {total:,.0f} | {max(memory for _, _, memory in rows):.2f} |",
         f"| RecTools {theirs['version']} | {whole:,.0f} | {theirs['evaluation_memory_gib']:.2f} |",
         "",
-        f"lrec takes {total / whole:.1%} of RecTools' time. RecTools' training takes {theirs['seconds']:,.0f} s.",
+        f"lrec takes {total / whole:.1%} of the time of RecTools. The training of RecTools takes "
+        f"{theirs['seconds']:,.0f} s.",
         "",
         "| | HR@10 | NDCG@10 |",
         "|---|---:|---:|",
@@ -127,7 +128,7 @@ def page(
         f"| RecTools | {theirs['HR@10']:.4f} | {theirs['NDCG@10']:.4f} |",
         *(f"| {name} | {hr:.4f} | {ndcg:.4f} |" for name, (hr, ndcg) in baselines_of(point.metrics).items()),
         "",
-        "The commands:",
+        "These are the commands of lrec:",
         "",
         *(f"    lrec {arguments}" for arguments in COMMANDS.values()),
     ]

@@ -87,8 +87,8 @@ def page() -> str:
 
 TEXT = """# What a run costs
 
-For each data set and size, this page says how long a run took, what memory it needs, and what accuracy it reached. For
-your own data, `lrec sizes` and `--dry_run` estimate time and memory before you train:
+For each data set and size, this page gives the time of a run, the memory that it needs, and its accuracy. For your own
+data, `lrec sizes` and the option `--dry_run` of a study estimate time and memory before you train:
 
 ```bash
 lrec sizes --sizes '[3k, 98k]' --items 12000
@@ -98,18 +98,20 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 
 {}
 
-- **Seconds** are wall-clock time up to the best evaluation, on a machine with two cores that mostly did other work too.
-  You can compare sizes of one data set roughly, but not data sets, because their steps and lengths differ.
-- **GiB** is computed: the memory of a training step, and half a GiB for the process with its libraries.
-- **HR@10** is measured on the test targets; ± is the 90 % interval over targets. It does not compare data sets, because
-  their catalogues differ.
+- **Seconds** are the wall-clock time from the start to the best evaluation. Other programs often ran on the two cores
+  at the same time. So you can compare the sizes of one data set only roughly. Do not compare data sets, because their
+  histories and steps have different lengths.
+- **GiB** is the sum of the memory of a training step, which is computed, and half a GiB for the process with its
+  libraries.
+- **HR@10** is measured on the test targets, and ± is its 90 % interval over targets. Do not compare the HR@10 of two
+  data sets, because their catalogues differ.
 
 ## On one H100, computed
 
-Nothing here was measured. The time is that of all FLOPs, including activations that are computed again, at 0.4 times
-989 TFLOP/s. Small networks do not reach this speed. The memory is that of a step of 8,192 positions in bf16-mixed, as
-`lrec sizes --device cuda --checkpointing true` computes it. These sizes have about as many parameters as the data sets
-have targets, or more. We do not know their accuracy.
+The figures of this table were not measured. The time is the number of FLOPs divided by 0.4 times 989 TFLOP/s. The FLOPs
+include activations that are computed again. Small networks do not reach this speed. The memory is the memory of a step
+of 8,192 positions in bf16-mixed, as `lrec sizes --device cuda --checkpointing true` computes it. We did not train these
+sizes, so we do not know their accuracy.
 
 {}
 

@@ -169,8 +169,8 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
     lines = [
         f"## {name}",
         "",
-        f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions; "
-        f"histories of at most {max_len}; {epochs} epochs.",
+        f"{counts['users']:,} users have {counts['interactions']:,} interactions with {counts['items']:,} items. "
+        f"Networks read at most {max_len} items. The number of epochs is {epochs}.",
         "",
         "| | targets/s | lrec is | peak GiB, fit | lrec's share | HR@10 | NDCG@10 | users/s | lrec is "
         "| peak GiB, all |",
@@ -193,11 +193,10 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
     lines.append(f"| popularity | | | | | {popularity['HR@10']:.4f} | {popularity['NDCG@10']:.4f} | | | |")
     lines += [
         "",
-        f"The matrix products of this model alone would allow {ceiling:,.0f} targets/s; lrec reaches "
-        f"{our_speed / ceiling:.0%} of this. `lrec test` with all metrics and five baselines ranks {tested:,.0f} "
-        f"users/s, {tested / recbole:.1f} times as many as RecBole's evaluation. In bf16-mixed, lrec trains "
-        + ", ".join(f"{speed_of[BF16] / speed_of[peer]:.1f} times as fast as {peer}" for peer in PEERS)
-        + ".",
+        f"A step with matrix products alone would reach {ceiling:,.0f} targets/s. lrec reaches "
+        f"{our_speed / ceiling:.0%} of this speed. `lrec test` also computes all metrics and five baselines. It ranks "
+        f"{tested:,.0f} users/s, {tested / recbole:.1f} times as many as RecBole's evaluation. In bf16-mixed, lrec "
+        "trains " + ", ".join(f"{speed_of[BF16] / speed_of[peer]:.1f} times as fast as {peer}" for peer in PEERS) + ".",
     ]
     return "\n".join(lines) + "\n"
 
@@ -213,31 +212,30 @@ def page(tables: list[str], threads: int) -> str:
             "",
             "    python benchmarks/peers.py --data FOLDER",
             "",
-            "In every tool we train the same model: 2 blocks, width 64, 2 heads, dropout 0.1, full softmax over the",
-            "catalogue. The split is leave-one-out. All items are ranked, without those that the user had. We train",
-            "for few epochs, because the other tools take minutes for each. So the accuracies show what is learned",
-            "in these epochs, not what the models can reach.",
+            "We train the same model with every tool: 2 blocks of width 64 with 2 heads, dropout 0.1, and full",
+            "softmax over the catalogue. The split is leave-one-out. All items are ranked, except the items that the",
+            "user had. We train for few epochs, because the other tools take minutes for each epoch. So the",
+            "accuracies show what a model learns in these epochs, and not the best accuracy of a model.",
             "",
-            "- **RecTools** trains in batches of 128 users and **RecBole** in batches of 2,048 rows (their",
-            "  defaults), at a learning rate of 0.001.",
-            "- **flatsasrec** is RecTools' FlatSASRecNet (`rectools.fast_transformers`). We train it by Lightning",
-            "  with AdamW and make its lists with `encode_last`. Its item table keeps torch's initial values, with a",
-            "  standard deviation of 1, and learns little in so few epochs.",
-            "- **lrec** takes 1,024 targets a step at a learning rate of 0.006, chosen by the validation targets of",
-            "  Beauty. We ran it before, between and after the other tools, in float32 and in bf16-mixed.",
-            "  `trainer.precision: auto` takes bf16-mixed where it is faster. The tables have the medians.",
+            "- **RecTools** trains in batches of 128 users, and **RecBole** trains in batches of 2,048 rows. Both",
+            "  batch sizes are the defaults. The learning rate is 0.001.",
+            "- **flatsasrec** is RecTools' FlatSASRecNet (`rectools.fast_transformers`). We train it with Lightning",
+            "  and AdamW, and make its lists with `encode_last`. Its item table keeps torch's initial values, which",
+            "  have a standard deviation of 1. So it learns little in so few epochs.",
+            "- **lrec** trains on 1,024 targets per step, with a learning rate of 0.006. We chose this rate by the",
+            "  validation targets of Beauty. We ran lrec before, between and after the other tools, in float32 and in",
+            "  bf16-mixed. The option `trainer.precision: auto` chooses bf16-mixed if it is faster. The tables have",
+            "  the medians of these runs.",
             "",
-            "**Targets** do not include padding. In RecBole, each prefix of a history is a row, and each row counts",
-            "as one target. At length 200, we timed only four batches of RecBole's epoch. **Users/s**: in lrec and",
-            "RecTools we timed `recommend`, which makes the ten best items of every test user, from raw ids to raw",
-            "ids. The tables have the median of three runs. In RecBole we timed the full-sort evaluation without the",
-            "filter of seen items, and computed its metrics with the filter. **lrec is** 2.0x means that lrec is",
-            "twice as fast. **Peak GiB** is the memory of the process with its imports, and **lrec's share** is",
-            "lrec's memory divided by that of the tool.",
+            "The column **targets/s** does not count padding. In RecBole, each prefix of a history is a row, and each",
+            "row counts as one target. At length 200, we timed only four batches of RecBole's epoch. For the column",
+            "**users/s**, we timed `recommend` in lrec and RecTools. It makes the ten best items of every test user,",
+            "from raw ids to raw ids. The tables have the median of three runs. In RecBole, we timed the full-sort",
+            "evaluation without the filter of seen items, and computed its metrics with this filter.",
             "",
-            "RecBole's evaluation of Beauty reads 50 padded positions of every history, which takes about 280 GFLOP.",
-            "lrec's evaluation takes a fifth of this, 57 GFLOP, because it reads only real positions and runs the",
-            "last block at one of them.",
+            "The columns **lrec is** say how many times as fast lrec is: 2.0x means that lrec is twice as fast.",
+            "**Peak GiB** is the memory of the process with its imports. **lrec's share** is lrec's memory divided by",
+            "the memory of the tool.",
             "",
             *tables,
         ]
