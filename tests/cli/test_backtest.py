@@ -69,6 +69,7 @@ def test_a_backtest_says_what_age_and_updates_bring(
     assert sorted(found["windows"]) == ["1", "2"]
     assert {row["update"] for row in found["updates"]} == {"none", "warm", "full"}
     assert "NDCG@10 markov" in (out / "report.md").read_text()
+    assert "the best baseline is " in found["verdict"]
     assert "http" not in (out / "report.html").read_text().replace("http://www.w3.org", "")
     # What it kept is read again: nothing is trained or tested anew.
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}

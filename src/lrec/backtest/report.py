@@ -27,9 +27,10 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     """Write everything that was found, `beside` it what baselines reach by origin, and return report.md."""
     backtest, out, gains = found.backtest, found.backtest.folder, found.of_size
     updates = found.updates
-    verdict, method = verdict_of(backtest, gains), _method(backtest)
+    counted = {k: figures_of(table) for k, table in beside.items()}
+    verdict, method = f"{verdict_of(backtest, gains)} {_best_baseline(found, counted)}", _method(backtest)
     sections = ["## What size brings, by age", _ages_table(found), "## The windows"]
-    sections.append(_windows_table(store, windows, found, {k: figures_of(table) for k, table in beside.items()}))
+    sections.append(_windows_table(store, windows, found, counted))
     if len(backtest.update) > 1:
         sections += ["## What an update keeps", _updates_table(updates)]
     details = "\n\n".join(sections)
@@ -44,6 +45,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     unit = store.facts.get("time_unit")
     content = {
         "name": backtest.name,
+        "verdict": verdict,
         "windows": {number: [time_text(time, unit) for time in window] for number, window in windows.items()},
         "by_age": {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()},
         "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
@@ -73,6 +75,15 @@ def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
         f"{pays}: the {METRIC} of {large} is {first.reached:.4f} in the window after training, {first} over "
         f"{small}{later} ({CONFIDENCE} intervals)."
     )
+
+
+def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
+    """What counting reaches at most, on the targets of the networks' first windows."""
+    of_networks = next(iter(found.by_age[0].values()))[0]["window"].unique()
+    targets = pl.concat([table.filter(window=k) for k, table in beside.items() if k in of_networks])
+    means = {name: mean_of([mine], METRIC) for (name,), mine in targets.group_by("scorer", maintain_order=True)}
+    best = max(means, key=lambda name: means[name])
+    return f"In the window after training, the best baseline is {best}: {means[best]:.4f}."
 
 
 def _finding(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
