@@ -73,7 +73,7 @@ def page(outcomes: list[dict[str, Any]]) -> str:
             ]
             rows.append([shown, reads, str(len(group)), *cells, published, *beside])
     title, method, commands = __doc__.rstrip().split("\n\n")
-    return "\n\n".join([f"# {title.rstrip('.')}", method.replace("\n", " "), commands, rows_table(rows), READ]) + "\n"
+    return "\n\n".join([f"# {title.rstrip('.')}", method.replace("\n", " "), commands, rows_table(rows, text=(0, 1)), READ]) + "\n"
 
 
 READ = (
