@@ -4,8 +4,7 @@ A miss is a measured loss outside the 90 % interval. The table begins with the m
 `prediction.json` before it trains its largest sizes. For each forecast, the table gives the first digits of the file's
 SHA-256, and the commit that added the forecast to the repository, with its time. The column "before the result" says
 "yes" if this commit is older than the commit with the measured loss. It says "by the study" if the study wrote the
-forecast before its large runs, but one commit added the forecast
-and the result.
+forecast before its large runs, but one commit added the forecast and the result.
 
     python benchmarks/ledger.py        reads git's history
 """
