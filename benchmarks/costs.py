@@ -87,8 +87,8 @@ def page() -> str:
 
 TEXT = """# What a run costs
 
-For each data set and size, this page gives the time of a run, the memory that it needs, and its accuracy. For your own
-data, `lrec sizes` and the option `--dry_run` of a study estimate time and memory before you train:
+For each data set and size, this page gives a run's time, memory and accuracy. For your own data, `lrec sizes` and the
+option `--dry_run` of a study estimate time and memory before you train:
 
 ```bash
 lrec sizes --sizes '[3k, 98k]' --items 12000
@@ -99,18 +99,17 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 {}
 
 - **Seconds** are the wall-clock time from the start to the best evaluation. Other programs often ran on the two cores
-  at the same time. So you can compare the sizes of one data set only roughly. Do not compare data sets, because their
-  histories and steps have different lengths.
-- **GiB** is the sum of the memory of a training step, which is computed, and half a GiB for the process with its
-  libraries.
+  at the same time. So you can compare the times of one data set only roughly. Do not compare the times of different
+  data sets, because their histories and steps have different lengths.
+- **GiB** is the computed memory of a training step, plus half a GiB for the process with its libraries.
 - **HR@10** is measured on the test targets, and ± is its 90 % interval over targets. Do not compare the HR@10 of two
-  data sets, because their catalogues differ.
+  data sets, because their catalogues are different.
 
 ## On one H100, computed
 
-The figures of this table were not measured. The time is the number of FLOPs divided by 0.4 times 989 TFLOP/s. The FLOPs
-include activations that are computed again. Small networks do not reach this speed. The memory is the memory of a step
-of 8,192 positions in bf16-mixed, as `lrec sizes --device cuda --checkpointing true` computes it. We did not train these
+The figures of this table were not measured. The time is the number of FLOPs divided by 0.4 times 989 TFLOP/s. Small
+networks do not reach this speed. The FLOPs include activations that are computed again. The memory is for a step of
+8,192 positions in bf16-mixed, as `lrec sizes --device cuda --checkpointing true` computes it. We did not train these
 sizes, so we do not know their accuracy.
 
 {}

@@ -1,9 +1,9 @@
-"""This page compares each forecast, written before the large networks were trained, with the measured loss.
+"""Each forecast was written before the large networks were trained. This page compares it with the measured loss.
 
 A miss is a measured loss outside the 90 % interval. The table begins with the misses. A study writes the file
 `prediction.json` before it trains its largest sizes. For each forecast, the table gives the first digits of the file's
-SHA-256, and the commit that added the forecast to the repository, with its time. The column "before the result" is
-"yes" if this commit is older than the commit with the measured loss. It is "by the study" if the study wrote the
+SHA-256, and the commit that added the forecast to the repository, with its time. The column "before the result" says
+"yes" if this commit is older than the commit with the measured loss. It says "by the study" if the study wrote the
 forecast before its large runs, but one commit added the forecast and the result.
 
     python benchmarks/ledger.py        reads git's history
@@ -173,9 +173,9 @@ def main() -> None:
     within = sum(each.within for each in entries)
     better = sum(abs(each.error) < abs(each.no_gain_error) for each in entries)
     said = (
-        f"Of {len(entries)} measured losses, {within} are within the interval of their forecast. The error of {better} "
-        "forecasts is smaller than the error of the no-gain baseline, which expects the loss of the best size that was "
-        "trained before."
+        f"Of {len(entries)} measured losses, {within} are within the interval of their forecast. For {better} "
+        "forecasts, the error is smaller than the error of the no-gain baseline (the lowest loss of the sizes that "
+        "were trained before)."
     )
     parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By log", scoreboard(entries)]
     parts += ["## All of them, misses first", every(entries), "## How it is made", commands]
