@@ -51,9 +51,7 @@ def _unseen(figures: dict[str, float]) -> dict[str, float]:
 
 
 def page(outcomes: list[dict[str, Any]]) -> str:
-    rows = [
-        ["target of the test", "time read", "seeds", "HR@10", "NDCG@10", "best published", "item graph", "7 days"]
-    ]
+    rows = [["target of the test", "time read", "seeds", "HR@10", "NDCG@10", "best published", "item graph", "7 days"]]
     groups: dict[str, list[dict[str, Any]]] = {}
     for outcome in outcomes:
         reads = "no" if "--model.architecture.time=none" in outcome["options"] else "gaps between past events"
@@ -73,7 +71,8 @@ def page(outcomes: list[dict[str, Any]]) -> str:
             ]
             rows.append([shown, reads, str(len(group)), *cells, published, *beside])
     title, method, commands = __doc__.rstrip().split("\n\n")
-    return "\n\n".join([f"# {title.rstrip('.')}", method.replace("\n", " "), commands, rows_table(rows, text=(0, 1)), READ]) + "\n"
+    head = [f"# {title.rstrip('.')}", method.replace("\n", " "), commands]
+    return "\n\n".join([*head, rows_table(rows, text=(0, 1)), READ]) + "\n"
 
 
 READ = (
