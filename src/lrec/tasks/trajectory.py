@@ -45,7 +45,7 @@ class Decoded:
 
 
 def trajectories(ladder: Ladder) -> Trajectories:
-    """The trajectories of the split; NoCasesError if it has none, or if max_len leaves no room for a history."""
+    """The trajectories of the split; NoCasesError if it has none that fit BLEU and max_len."""
     split = ladder.split
     users_C = np.flatnonzero((split.trajectory_U >= 0) & ~split.held_out_U)
     if len(users_C) == 0:
@@ -58,6 +58,11 @@ def trajectories(ladder: Ladder) -> Trajectories:
     steps = int(steps_C[0])
     if (steps_C != steps).any():
         raise NoCasesError(f"Trajectories have {steps_C.min()} to {steps_C.max()} items; the split must cut all alike")
+    if steps < max(BLEU_ORDERS):
+        raise NoCasesError(
+            f"Trajectories of {steps} items are too short for BLEU-{max(BLEU_ORDERS)}; train with "
+            f"--data.split.trajectory {max(BLEU_ORDERS)} or more"
+        )
     if ladder.max_len <= steps:
         raise NoCasesError(
             f"A network of max_len {ladder.max_len} has no room for a history before {steps} steps; "

@@ -73,10 +73,19 @@ def test_cases_that_do_not_exist_get_a_line_and_the_rest_is_done(
     assert not (tmp_path / "out" / "trajectory.png").exists()
 
 
-def test_no_room_for_a_trajectory_is_said(make_run: MakeRun, tmp_path: Path, lrec: Callable[..., str]) -> None:
-    make_run(tmp_path / "short", "0.8k", 1, data__max_len=4)
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"data__max_len": 4}, "A network of max_len 4 has no room for a history before 4 steps"),
+        ({"data__split__trajectory": 3}, "Trajectories of 3 items are too short for BLEU-4"),
+    ],
+)
+def test_why_there_is_no_trajectory_is_said(
+    options: dict, why: str, make_run: MakeRun, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    make_run(tmp_path / "short", "0.8k", 1, **options)
     said = lrec("tasks", "--runs", tmp_path / "short", "--tasks", "trajectory,long_tail", "--out", tmp_path / "out")
-    assert "A network of max_len 4 has no room for a history before 4 steps" in said
+    assert why in said
     assert "G4" in said
 
 
