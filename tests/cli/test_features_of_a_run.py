@@ -12,10 +12,12 @@ import torch
 from fit_arguments import fit_arguments
 
 import lrec as library
+from lrec.data.datasets import datamodule_of
 from lrec.data.histories import histories_of
 from lrec.errors import UserError
 from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.transformer import Transformer
+from lrec.run import Run
 from lrec.serving.recommender import Model
 from lrec.training.module import SequentialRecommender
 from lrec.training.stored_model import begin_from
@@ -82,6 +84,13 @@ def first(found: pl.DataFrame) -> list[str]:
 def test_features_are_learned_where_they_decide(run: Path) -> None:
     """Without them eight items are as probable: 2.08."""
     assert json.loads((run / "metrics.json").read_text())["model"]["loss"] < 0.6
+
+
+def test_a_store_lists_its_features(run: Path, lrec: Callable[..., str]) -> None:
+    store = datamodule_of(Run(run).config.options).open_store()
+    said = lrec("data", "describe", store.path)
+    assert [line.split()[-2:] for line in said.splitlines() if line.startswith("feature device")] == [["2", "values"]]
+    assert [line.split()[-1] for line in said.splitlines() if line.startswith("feature price")] == ["numbers"]
 
 
 HISTORIES = pl.DataFrame(

@@ -65,7 +65,11 @@ def describe(store: Path, verify: bool = False) -> None:
     """
     opened = Store.open(store, verify)
     about = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"]))]
-    print_rows([*about, *in_words(opened.statistics, opened.facts)])
+    features = [
+        (f"feature {name}", "numbers" if texts is None else f"{len(texts):,} values")
+        for name, texts in opened.meta.get("features", {}).items()
+    ]
+    print_rows([*about, *in_words(opened.statistics, opened.facts), *features])
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
