@@ -114,10 +114,14 @@ class Throughput(Announcer):
         )
 
 
-@cache
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs per second of a large square matrix product, the best of as many as run in a fifth of a second, measured
     once: a second fit in a notebook does not wait again."""
+    return _measured_peak(device, dtype, torch.get_num_threads())
+
+
+@cache
+def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     side = PEAK_SIDE.get(device.type, 1024)
     # Random numbers: a GPU multiplies ones with less power, and so faster, than it ever trains.
     generator = torch.Generator(device).manual_seed(0)
