@@ -27,8 +27,8 @@ def kind_of(accelerator: str) -> Kind:
 
 
 def auto_precision(kind: Kind) -> str:
-    """What `--trainer.precision auto` is: bfloat16 products where there are instructions for them; elsewhere they take
-    many times as long. The environment's LREC_PRECISION goes before."""
+    """What `--trainer.precision auto` is: bfloat16 products where there are instructions for them. The environment's
+    LREC_PRECISION goes before."""
     import torch
 
     if chosen := os.environ.get("LREC_PRECISION"):
@@ -38,11 +38,16 @@ def auto_precision(kind: Kind) -> str:
             "trainer.precision auto: training takes a GPU, and none is here: choose 32-true or bf16-mixed, or "
             "trainer.accelerator cpu"
         )
+    return "bf16-mixed" if has_bfloat16(kind) else "32-true"
+
+
+def has_bfloat16(kind: Kind) -> bool:
+    """Whether the processor or the GPU has instructions for bfloat16; without them products take many times as long."""
+    import torch
+
     if kind == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bfloat16 = any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
-    return "bf16-mixed" if has_bfloat16 else "32-true"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def available_gib() -> float:

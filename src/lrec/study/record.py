@@ -109,6 +109,8 @@ class Record:
                 "choose 32-true or bf16-mixed"
             )
         precision = had[0]["precision"] if had else auto_precision(*kinds)
+        if not had:
+            print(f"precision: {precision}, chosen by auto")
 
         def settled(run: PlannedRun) -> PlannedRun:
             return replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": precision}})

@@ -174,7 +174,7 @@ class CommandLine(LightningCLI):
         self.ckpt_path, self.config.ckpt_path = self.config.ckpt_path, None
 
     def _settled_precision(self) -> str | None:
-        """That which the run in this folder has been trained with, or else what is faster here."""
+        """That which the run in this folder has been trained with, or else what auto chooses here."""
         if self.run.config_file.is_file():
             recorded: str | None = self.run.config.flat.get("trainer.precision")
             if recorded != "auto":  # as in a config.yaml that was written for a run that has not begun
@@ -182,7 +182,7 @@ class CommandLine(LightningCLI):
         if _started_by_a_cluster():
             raise UserError("choose --trainer.precision: each of a cluster's machines would choose for itself")
         precision = auto_precision(kind_of(self.config.trainer.accelerator))
-        rank_zero_only(print)(f"precision: {precision}, the faster one of 32-true and bf16-mixed here")
+        rank_zero_only(print)(f"precision: {precision}, chosen by auto")
         return precision
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

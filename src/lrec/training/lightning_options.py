@@ -11,7 +11,7 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lrec.common.hardware import auto_precision, kind_of
+from lrec.common.hardware import has_bfloat16, kind_of
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
 from lrec.options.class_paths import imported
@@ -125,7 +125,7 @@ def warnings_of(options: Namespace, data: SequenceDataModule) -> list[str]:
             f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint"
         )
     kind = kind_of(trainer.accelerator)
-    if str(trainer.precision).startswith("bf16") and kind == "cpu" and auto_precision(kind) == "32-true":
+    if str(trainer.precision).startswith("bf16") and kind == "cpu" and not has_bfloat16(kind):
         warnings.append(
             f"--trainer.precision {trainer.precision}: this processor has no instructions for bfloat16, "
             "32-true is faster here"
