@@ -38,8 +38,8 @@ def backtest(options: Backtest) -> None:
         costs = budget.plan(study, record.runs)
         budget.check(costs, study)
     if options.dry_run:
-        starts, unit = [["window", "begins", "ends"]], store.facts.get("time_unit")
-        starts += [[str(k), *(time_text(time, unit) for time in each)] for k, each in windows.items()]
+        starts = [["window", "begins", "ends"]]
+        starts += [[str(k), *(time_text(time, store.time_unit) for time in each)] for k, each in windows.items()]
         print(on_terminal(rows_table(starts)), budget.plan_table(costs, study), sep="\n\n")
         return
     with locked(lock_of(study.folder.absolute()), f"another backtest is under way in {study.folder}: wait for its end"):

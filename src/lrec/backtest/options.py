@@ -153,7 +153,7 @@ def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
         )
     for number, at in enumerate(origins, start=1):
         if not ((store.times_N >= at) & (store.times_N < at + length)).any():
-            begins = time_text(at, store.facts.get("time_unit"))
+            begins = time_text(at, store.time_unit)
             raise UserError(
                 f"window {number} of --folds {backtest.folds}, from {begins}, has no interaction: other "
                 "windows, or another end (--until)"
@@ -169,7 +169,7 @@ def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -
     if backtest.train_from is not None:
         since = cut_time(store, "--train_from", backtest.train_from)
         if since >= origins[0]:
-            begins = time_text(origins[0], store.facts.get("time_unit"))
+            begins = time_text(origins[0], store.time_unit)
             raise UserError(f"--train_from {backtest.train_from} must lie before the first origin, {begins}")
         part = {"data.reduction": {"users": 0, "since": since}}
     for begin in origins:

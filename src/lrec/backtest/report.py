@@ -42,11 +42,12 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     for age, points in _points_by_age(found).items():
         Run(out / "ages" / str(age)).write_points(points)
-    unit = store.facts.get("time_unit")
     content = {
         "name": backtest.name,
         "verdict": verdict,
-        "windows": {number: [time_text(time, unit) for time in window] for number, window in windows.items()},
+        "windows": {
+            number: [time_text(time, store.time_unit) for time in window] for number, window in windows.items()
+        },
         "by_age": {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()},
         "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
         "updates": updates,
@@ -121,7 +122,7 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
     names = list(dict.fromkeys(name for table in beside.values() for name in table["scorer"]))
     rows = [["window", "begins", "targets", "cold", *(f"{METRIC} {name}" for name in (*backtest.sizes, *names))]]
     for number, (at, _) in windows.items():
-        begins = time_text(at, store.facts.get("time_unit"))
+        begins = time_text(at, store.time_unit)
         of_window = pl.col("window") == number
         tables = [found.tables(network_of(newest, number), size, of_window) for size in backtest.sizes]
         cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())

@@ -249,7 +249,7 @@ class SequenceDataModule(LightningDataModule, ABC):
             return
         self.cuts = self.cut(self.open_store())
         self.store = self.cuts.store
-        if isinstance(self.recent_popularity, str) and self.store.facts.get("time_unit") not in TIME_UNITS:
+        if isinstance(self.recent_popularity, str) and self.store.time_unit not in TIME_UNITS:
             raise UserError(
                 f"data.recent_popularity {self.recent_popularity}: the data's times are no dates; give a share"
             )

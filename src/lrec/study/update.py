@@ -215,9 +215,8 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
     before = base.run.result.test_loss if base.run.result is not None else None
     drift |= {"loss_before": before, "loss_in_window": float(frames[OLD]["loss"].drop_nulls().to_numpy().mean())}
     window: dict[str, Any] = {"targets": len(targets.users_T), "users": len(np.unique(targets.users_T))}
-    unit = data.store.facts.get("time_unit")
     ends = RunConfig(options).value("data.split.test_from"), data.store.statistics["last_time"]
-    window |= {name: time_text(time, unit) for name, time in zip(("from", "until"), ends, strict=True)}
+    window |= {name: time_text(time, data.store.time_unit) for name, time in zip(("from", "until"), ends, strict=True)}
     return {
         "kept": kept,
         "serve": str(folders[kept].absolute()),

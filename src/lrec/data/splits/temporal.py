@@ -164,7 +164,7 @@ def in_units(store: Store, option: str, duration: str) -> int:
 
 def _time_unit(store: Store, option: str) -> int:
     """How many units of the store's times make a second."""
-    unit = store.facts.get("time_unit")
+    unit = store.time_unit
     if unit not in TIME_UNITS:
         raise UserError(f"{option}: the data's times are no dates; give a share or a number")
     return TIME_UNITS[unit]

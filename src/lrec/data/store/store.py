@@ -99,6 +99,11 @@ class Store:
         """Time of each interaction, int64, or None where the source has none."""
         return self._map("times.npy") if "times.npy" in self.meta["files"] else None
 
+    @property
+    def time_unit(self) -> str | None:
+        """Unit of the times, one of TIME_UNITS where they are dates; None where the source does not say."""
+        return self.facts.get("time_unit")
+
     @cached_property
     def events_N(self) -> np.ndarray | None:
         """Type of each interaction, uint8, by its place in `event_types`; None where the data name none."""
