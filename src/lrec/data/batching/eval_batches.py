@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrec.data.batching.train_batches import ALONE, Ranks, padded, serve, with_request
+from lrec.data.batching.train_batches import ALONE, Ranks, ServedLoader, padded, serve, with_request
 from lrec.data.splits.rules import Split, Targets, hash_numbers, ranges
 
 MAX_TARGETS = 1024
@@ -237,7 +237,7 @@ class _EvalDataset(Dataset[EvalBatch]):
         return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
-class EvalLoader:
+class EvalLoader(ServedLoader):
     """This rank's evaluation batches: the same number on every rank, each target of the task once over all."""
 
     def __init__(

@@ -10,7 +10,7 @@ positions_M, and attention is causal, so that no mask is needed.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +75,22 @@ def serve(dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) 
     )
 
 
+class ServedLoader:
+    """A loader of batches that `serve` has. Where a fit or an evaluation ends, Lightning ends the workers of a loader
+    that has an `_iterator`, as DataLoader does. Otherwise the garbage collector would, and wait five seconds for each.
+    """
+
+    _batches: DataLoader
+
+    @property
+    def _iterator(self) -> Any:
+        return self._batches._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: None) -> None:
+        self._batches._iterator = iterator
+
+
 @dataclass
 class _TrainDataset(Dataset[TrainBatch]):
     """Micro-batches by (epoch, step, accumulated micro-batch); a worker asks for each epoch's plan once."""
@@ -116,7 +132,7 @@ class _TrainDataset(Dataset[TrainBatch]):
         return [torch.from_numpy(each) for each in (items_BL, positions_M, targets_M)], times_BT, events_BL
 
 
-class TrainLoader:
+class TrainLoader(ServedLoader):
     """This rank's micro-batches of one epoch per pass; it owns (epoch, step consumed) and resumes exactly.
 
     Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one. The

@@ -1,5 +1,6 @@
 """Lightning's Trainer around the loaders: training on from any checkpoint equals training straight through."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,4 @@ def test_batches_read_ahead_by_workers_do_not_count(log: Path, tmp_path: Path) -
     resumed = fit(log, tmp_path / "resumed", every, ckpt_path=checkpoint, weights_only=False, workers=2)
     assert resumed.seen == straight.seen[3:]
     assert torch.equal(resumed.table, straight.table)
+    assert multiprocessing.active_children() == []  # the workers end with the fit
