@@ -113,7 +113,8 @@ def test_what_ends_one_run_leaves_the_others_alone(folder: Path, refused: Callab
 def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: Callable[..., str]) -> None:
     longer = ("--options.trainer.max_epochs", "3")
     said = lrec("scaling", "study", "--config", "runs.yaml", "--jobs", "1", "--sizes", '["0.8k"]', *longer)
-    few, begun, evaluated, ended, report, *_ = said.splitlines()
+    precision, few, begun, evaluated, ended, report, *_ = said.splitlines()
+    assert precision == "precision: 32-true, chosen by auto"
     assert few.startswith("a run has no more than 3 of the optimizer's steps")
     assert begun == "0.8k-seed1: beginning"
     figures = r"\d+ epochs?, train loss \d\.\d{4}, val loss \d\.\d{4}, \d+ s"
