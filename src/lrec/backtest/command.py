@@ -52,7 +52,7 @@ def backtest(options: Backtest) -> None:
             origin = origin_of(run.variant)
             if origin not in beside:
                 file = study.folder / "baselines" / f"{origin}.parquet"
-                beside[origin] = baselines(record.trained(run), _from(windows, origin), file)
+                beside[origin] = baselines(record.trained(run), {origin: windows[origin]}, file)
         print("writing the report", flush=True)
         report = write_report(store, windows, Findings(options, served), beside)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
@@ -63,9 +63,6 @@ def _served(record: Record, run: PlannedRun, windows: Windows) -> Served:
     print(f"testing {run.name}", flush=True)
     trained = record.trained(run)
     assert trained.result is not None
-    table = figures_of(measured(trained, _from(windows, origin)))
+    last = max(windows) if update == "full" else origin  # only what is trained anew is measured as it ages
+    table = figures_of(measured(trained, {number: windows[number] for number in range(origin, last + 1)}))
     return Served(update, origin, run.size, run.seed, trained.result, table)
-
-
-def _from(windows: Windows, origin: int) -> Windows:
-    return {number: window for number, window in windows.items() if number >= origin}

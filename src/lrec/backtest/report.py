@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
-    """Write everything that was found, `beside` it what baselines reach by origin, and return report.md."""
+    """Write everything that was found, `beside` it what baselines reach in the window of each origin, and return
+    report.md."""
     backtest, out, gains = found.backtest, found.backtest.folder, found.of_size
     updates = found.updates
     counted = {k: figures_of(table) for k, table in beside.items()}

@@ -65,7 +65,7 @@ def baselines(run: Run, windows: Windows, file: Path) -> pl.DataFrame:
 def _kept(
     file: Path, run: Run, windows: Windows, scorers: Callable[[SequenceDataModule], dict[str, Scorer]]
 ) -> pl.DataFrame:
-    if not (file.is_file() and set(pl.read_parquet(file, columns=["window"])["window"]) == set(windows)):
+    if not (file.is_file() and set(pl.read_parquet(file, columns=["window"])["window"]) >= set(windows)):
         if not run.best.exists():
             raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
         data = datamodule_of(run.config.options)
