@@ -109,6 +109,15 @@ def test_two_steps_are_predicted_before_they_are_judged(study: Path, lrec: Calla
     assert pair["error_pct"] == pytest.approx(100 * (1 / 1.02 - 1), abs=0.5)
     assert pair["inside"] == (pair["low"] <= pair["actual"] <= pair["high"])
     assert after["bigger+passes x2"]["inside"]
+    # What was judged stays, and another combination comes beside it.
+    assert run_exchange(study, lrec)["combinations"] == after
+    finish(run_of_study(out, "1x16-bigger-users-x2-seed1"), "1x24", law(6912 * 2.25), 36000)
+    more = run_exchange(study, lrec, "--combine=[bigger+users x2]")["combinations"]
+    assert {name: each for name, each in more.items() if "actual" in each}.keys() == {
+        "passes x2+users x2",
+        "bigger+passes x2",
+        "bigger+users x2",
+    }
 
 
 def test_a_step_beyond_the_ladder_is_worth_more_than_it_shows(study: Path, lrec: Callable[..., str]) -> None:

@@ -5,6 +5,7 @@ Each step is trained at one size of the ladder and compared with the study's own
 What two steps bring together is predicted, and written down, before any such pair is trained.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -89,7 +90,8 @@ def exchange(
     seed = 100 + max(run.seed for run in ladder.runs)
     alone = {AGAIN: ladder.planned(AGAIN, {"seed_everything": seed, "data.seed": seed})[:1]}
     alone |= {name: ladder.planned(name, options) for name, options in chosen.items() if [*options] != [SIZE]}
-    together = {name: ladder.planned(name, _joined(name, chosen)) for name in combine}
+    judged = _judged(folder, ladder, chosen)
+    together = {name: ladder.planned(name, _joined(name, chosen)) for name in dict.fromkeys([*judged, *combine])}
     runs = [run for planned in (*alone.values(), *together.values()) for run in planned]
     ladder.check_targets(runs)
     only: dict[str, Any] = {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
@@ -107,8 +109,8 @@ def exchange(
         work = Work(of_steps, {})
         work.train(record, [run for run in record.runs if run.variant in alone], "steps")
         rates = Rates(ladder, chosen, folder, alone)
-        report = _write(rates, {})  # the prediction, before any combination is trained
-        if together:
+        report = _write(rates, {name: together[name] for name in judged})  # predicts the others before their training
+        if len(together) > len(judged):
             work.train(record, [run for run in record.runs if run.variant in together], "combinations")
             report = _write(rates, together)
         print(f"{on_terminal(report, folder)}\n\n{folder / 'exchange.md'}")
@@ -123,6 +125,18 @@ def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
     if len(joined) < sum(len(steps[part]) for part in parts):
         raise UserError(f"--combine {name}: two of them change the same option")
     return joined
+
+
+def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> list[str]:
+    """The combinations that an earlier call has trained of the same steps, which its figures tell."""
+    written = folder / "exchange.json"
+    if not written.is_file():
+        return []
+    earlier = json.loads(written.read_text(encoding="utf-8"))
+    if (earlier["study"], earlier["size"]) != (ladder.study.name, ladder.size):
+        return []
+    same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
+    return [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]
 
 
 class Rates:
