@@ -14,7 +14,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask, affordable_users, targets_of_sample, testable_users
+from lrec.data.batching.eval_batches import EvalLoader, EvalTask
+from lrec.data.batching.evaluated_users import affordable_users, check_targets, sampled, testable_users
 from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainLoader
 from lrec.data.features import Chosen, Features, Learned
@@ -24,6 +25,7 @@ from lrec.data.splits.domain import of_domain
 from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
 from lrec.data.splits.shared import shared_part, shared_split
+from lrec.data.store.given import check_features, prepared_with
 from lrec.data.store.made_once import shared_folder
 from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
@@ -134,9 +136,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         if isinstance(recent_popularity, float):
             check_range("recent_popularity", recent_popularity, above=0, at_most=1)
         elif seconds_in(recent_popularity) is None:
-            raise UserError(
-                f"data.recent_popularity {recent_popularity} is no duration such as 7d or 12h, and no share"
-            )
+            raise UserError(f"data.recent_popularity {recent_popularity} is no duration such as 7d, and no share")
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
@@ -153,7 +153,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.repeats = repeats
         self.recent_popularity = recent_popularity
         self._urls: list[str] = []
-        self.given_store: Path | None = None
+        self.given_store: Path | None = None  # which `local` reads
         self.given_store = None if store is None else self.local(store)
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
@@ -183,9 +183,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     @property
     def store_path(self) -> Path:
         """Where the store lies, or will."""
-        if self.given_store is not None:
-            return self.given_store
-        return store_path(self.data_dir, self.store_name, self._source(), self.k_core)
+        return self.given_store or store_path(self.data_dir, self.store_name, self._source(), self.k_core)
 
     def _source(self) -> dict[str, Any]:
         """The source; repeats and features are told where they are not the default: other stores keep their place."""
@@ -208,24 +206,11 @@ class SequenceDataModule(LightningDataModule, ABC):
         """The store; UserError where it was given and an option says that the raw data be read otherwise."""
         store = Store.open(self.store_path)
         if self.given_store is not None:
-            default = _reading(type(self))
-            stored = default | store.meta["reading"] | store.meta["options"]
-            for option, value in _reading(self).items():
-                if value not in (stored.get(option, value), default.get(option)):
-                    raise UserError(
-                        f"data.{option}={value}: {self.given_store} was prepared with {stored[option]}; leave the "
-                        "option out, or prepare another store from the raw data"
-                    )
-            columns = {name: stored.get(f"{name}_column") for name in Columns.__dataclass_fields__}
+            stored = prepared_with(store, _reading(self), _reading(type(self)))
+            columns: dict[str, Any] = {name: stored.get(f"{name}_column") for name in Columns.__dataclass_fields__}
             self.columns = Columns(**columns) if "user_column" in stored else None
             self.k_core, self.min_rating, self.repeats = (stored[each] for each in ("k_core", "min_rating", "repeats"))
-        stored_features = store.meta.get("features", {})
-        for column, is_number in self.feature_columns.items():
-            if column not in stored_features or is_number != (stored_features[column] is None):
-                raise UserError(
-                    f"data: {store.path} was prepared without the feature {column}, or with one of another kind: "
-                    "prepare another store from the raw data"
-                )
+        check_features(store, self.feature_columns)
         return store
 
     def cut(self, store: Store) -> Split:
@@ -234,7 +219,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         def whole() -> Split:
             split = self.split(store)
             types = self.target_events
-            return split if types is None else replace(split, target_N=_of_types(store, types))
+            return split if types is None else replace(split, target_N=store.of_types(types))
 
         split = shared_split(store, self.split, self.target_events, whole)
         split = split if self.only_domain is None else of_domain(split, self.only_domain)
@@ -253,13 +238,7 @@ class SequenceDataModule(LightningDataModule, ABC):
             raise UserError(
                 f"data.recent_popularity {self.recent_popularity}: the data's times are no dates; give a share"
             )
-        for name, targets in (("validation", self.cuts.val_targets), ("test", self.cuts.test_targets)):
-            if len(targets.users_T) == 0 and self.target_events is not None:
-                raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
-            if len(targets.users_T) == 0 and self.cold_targets == "dropped":
-                raise UserError(f"data.cold_targets dropped: no {name} target is an item of the training part")
-        if len(self.cuts.val_users) == 0:
-            raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
+        check_targets(self.cuts, self.target_events, self.cold_targets)
         if any(self._features):
             self.learned, self._identity = self._features.learn(self.cuts), self._features.identity()
             self.cuts = replace(self.cuts, features=self.learned.event_codes)
@@ -348,12 +327,10 @@ class SequenceDataModule(LightningDataModule, ABC):
         if stage == "val":
             users, every, some = self.cuts.val_users, self.cuts.val_targets, self.validation_users
         if some == "auto" and stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit":
-            some = affordable_users(self.cuts, self.max_len, self._positions_between_evaluations())
+            some = affordable_users(self.cuts, self.batch_plan, self.trainer)
         elif some == "auto":
             some = testable_users(users, every, self.n_items)
-        targets = targets_of_sample(users, every, some) if isinstance(some, int) else every
-        all_of_them = len(targets.users_T) == len(every.users_T)
-        return targets, None if all_of_them else (len(np.unique(targets.users_T)), len(users))
+        return sampled(users, every, some)
 
     def has_sets(self, stage: str) -> bool:
         """Whether a user's targets of the stage, val or test, are one set."""
@@ -361,22 +338,22 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the users that validate, after the items before them."""
-        targets, sample = self.evaluated("val")
-        if sample is not None and not self.cuts.is_known(targets).any():
-            said = f"{sample[0]:,} of {sample[1]:,} users"
-            raise UserError(f"no target of the {said} that validate is in the catalogue: --data.validation_users")
-        self._say(sample, "validation", f"validation_users {self.validation_users}")
-        return self._loader(*targets, set_sizes_U=self.cuts.val_targets_U if self.has_sets("val") else None)
+        return self._evaluation("val", "validation", self.validation_users)
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets of the users that test, after the items before them, validation targets included."""
-        targets, sample = self.evaluated("test")
-        self._say(sample, "test", f"test_users {self.test_users}")
-        return self._loader(*targets, set_sizes_U=self.cuts.test_targets_U if self.has_sets("test") else None)
+        return self._evaluation("test", "test", self.test_users)
 
-    def _say(self, sample: tuple[int, int] | None, name: str, option: str) -> None:
-        if sample is not None and self._ranks().rank == 0:
-            print(f"{name}: {sample[0]:,} of {sample[1]:,} users (--data.{option})")
+    def _evaluation(self, stage: str, name: str, asked: int | str) -> EvalLoader:
+        targets, sample = self.evaluated(stage)
+        if sample is not None:
+            said = f"{sample[0]:,} of {sample[1]:,} users"
+            if stage == "val" and not self.cuts.is_known(targets).any():
+                raise UserError(f"{name}: no target of {said} is in the catalogue: --data.{name}_users")
+            if self._ranks().rank == 0:
+                print(f"{name}: {said} (--data.{name}_users {asked})")
+        sizes_U = self.cuts.val_targets_U if stage == "val" else self.cuts.test_targets_U
+        return self._loader(*targets, set_sizes_U=sizes_U if self.has_sets(stage) else None)
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
@@ -401,23 +378,13 @@ class SequenceDataModule(LightningDataModule, ABC):
     def _loader(
         self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True, set_sizes_U: np.ndarray | None = None
     ) -> EvalLoader:
-        sizes_T = None if set_sizes_U is None else set_sizes_U[users_T]
-        task = EvalTask(users_T, ends_T, with_target, self.with_times, sizes_T)
+        set_sizes_T = None if set_sizes_U is None else set_sizes_U[users_T]
+        task = EvalTask(users_T, ends_T, with_target, self.with_times, set_sizes_T)
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
 
     @property
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-    def _positions_between_evaluations(self) -> float:
-        """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
-        assert self.trainer is not None
-        batches = self.steps_per_epoch * self.trainer.accumulate_grad_batches
-        limit, interval = self.trainer.limit_train_batches, self.trainer.val_check_interval
-        of_epoch = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-        if isinstance(interval, float):
-            interval = interval * of_epoch * (self.trainer.check_val_every_n_epoch or 1)
-        return self.batch_plan.part.n_positions * interval / batches
 
     def _ranks(self) -> Ranks:
         if self.trainer is None:
@@ -429,13 +396,3 @@ def _reading(data: SequenceDataModule | type[SequenceDataModule]) -> dict[str, A
     """The options that decide how raw data are read; those of a class are the defaults."""
     columns = {} if data.columns is None else {f"{key}_column": name for key, name in vars(data.columns).items()}
     return {"k_core": data.k_core, "min_rating": data.min_rating, "repeats": data.repeats, **columns}
-
-
-def _of_types(store: Store, types: list[str]) -> np.ndarray:
-    """Which interactions are events of these types."""
-    if store.events_N is None:
-        raise UserError("data.target_events: the data have no types of event (--data.event_column)")
-    if unknown := [each for each in types if each not in store.event_types]:
-        raise UserError(f"data.target_events {unknown[0]}: the data have {', '.join(store.event_types)}")
-    wanted = np.array([each in types for each in store.event_types])
-    return wanted[store.events_N]

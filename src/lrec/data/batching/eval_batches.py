@@ -24,16 +24,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lrec.data.batching.train_batches import ALONE, Ranks, ServedLoader, padded, serve, with_request
-from lrec.data.splits.rules import Split, Targets, hash_numbers, ranges
+from lrec.data.splits.rules import Split, Targets, ranges
 
 MAX_TARGETS = 1024
 MAX_POSITIONS = 16384
-# What an evaluation may cost, as a share of the training since the last one; and how many users it has all the same,
-# for a figure of fewer says little.
-SHARE = 0.1
-LEAST_USERS = 2000
-# Scores of a test, targets times items: about ten minutes of two cores.
-MOST_SCORES = 10**11
 
 
 class EvalBatch(NamedTuple):
@@ -257,26 +251,3 @@ class EvalLoader(ServedLoader):
 
     def __iter__(self) -> Iterator[EvalBatch]:
         return iter(self._batches)
-
-
-def affordable_users(split: Split, max_len: int, trained_positions: float) -> int:
-    """How many users may validate after training on so many positions: to read one costs a third of training on it, to
-    rank the catalogue for a target as much as training on one."""
-    users_T, positions_T = split.val_targets
-    rows = shared_rows(split, EvalTask(users_T, positions_T, True), max_len)
-    cost = rows.lengths_R.sum() / 3 + len(users_T)
-    return max(int(SHARE * trained_positions * len(split.val_users) / cost), LEAST_USERS)
-
-
-def testable_users(users: np.ndarray, targets: Targets, n_items: int) -> int:
-    """How many of the users may be tested, where each target is ranked among so many items."""
-    return max(int(MOST_SCORES * len(users) / max(len(targets.users_T) * n_items, 1)), LEAST_USERS)
-
-
-def targets_of_sample(users: np.ndarray, targets: Targets, n_users: int) -> Targets:
-    """The targets of a fixed sample of users, those whose place in the store has the least hash; a smaller sample is
-    part of a larger one."""
-    if n_users >= len(users):
-        return targets
-    sampled_T = np.isin(targets.users_T, users[np.argsort(hash_numbers(users), kind="stable")[:n_users]])
-    return Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T])

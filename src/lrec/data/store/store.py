@@ -114,6 +114,15 @@ class Store:
         """Names of the types of event, in text order."""
         return list(self.facts.get("event_types", []))
 
+    def of_types(self, types: list[str]) -> np.ndarray:
+        """Which interactions are events of these types; UserError where the data have no such type."""
+        if self.events_N is None:
+            raise UserError("data.target_events: the data have no types of event (--data.event_column)")
+        if unknown := [each for each in types if each not in self.event_types]:
+            raise UserError(f"data.target_events {unknown[0]}: the data have {', '.join(self.event_types)}")
+        wanted = np.array([each in types for each in self.event_types])
+        return wanted[self.events_N]
+
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
         """Values of each column that is read beside the ids: float64, or int32, places in `feature_texts`."""

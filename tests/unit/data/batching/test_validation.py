@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lrec
-from lrec.data.batching import eval_batches as validation
+from lrec.data.batching import evaluated_users as validation
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
 
