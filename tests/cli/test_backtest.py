@@ -89,6 +89,19 @@ def test_a_backtest_says_what_age_and_updates_bring(
     assert "--restart '[0.8k-warm-2-seed1]' trains it again" in refused("backtest", "--data.path=log.csv", *TINY)
 
 
+def test_recent_popularity_counts_the_share_that_was_asked_for(
+    backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path
+) -> None:
+    """Of all interactions, it ranks as popularity does."""
+    alike = {}
+    for share in ("0.1", "1.0"):
+        backtest(tmp_path / share, log, "--update=[none]", f"--data.recent_popularity={share}")
+        table = pl.read_parquet(tmp_path / share / "backtests" / "backtest" / "baselines" / "1.parquet")
+        recent, all_of_them = (table.filter(scorer=name)["rank"] for name in ("recent-popularity", "popularity"))
+        alike[share] = recent.equals(all_of_them)
+    assert alike == {"0.1": False, "1.0": True}
+
+
 def test_the_future_changes_nothing(backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path) -> None:
     """Other items and users after the first window leave its networks and baselines as they are."""
     last = log["time"].max()

@@ -56,7 +56,7 @@ def baselines(run: Run, windows: Windows, file: Path) -> pl.DataFrame:
     """The same of every baseline, which counts what the run has learned from; the table is kept in `file`."""
 
     def of_counts(data: SequenceDataModule) -> dict[str, Scorer]:
-        found = Baselines(data.cuts, device())
+        found = Baselines(data.cuts, device(), data.recent_popularity)
         return {name: partial(found.score, name) for name in found.with_room(found.names)}
 
     return _kept(file, run, windows, of_counts)
