@@ -1,10 +1,11 @@
-"""Each forecast was written before the large networks were trained. This page compares it with the measured loss.
+"""Each forecast was written before the large networks were trained. This page compares it with the measured test loss.
 
-A miss is a measured loss outside the 90 % interval. The table begins with the misses. A study writes the file
-`prediction.json` before it trains its largest sizes. For each forecast, the table gives the first digits of the file's
-SHA-256, and the commit that added the forecast to the repository, with its time. The column "before the result" says
-"yes" if this commit is older than the commit with the measured loss. It says "by the study" if the study wrote the
-forecast before its large runs, but one commit added the forecast and the result.
+A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
+outside the 90 % interval of its forecast. The table begins with the misses. Its column "committed" has the commit that
+added the forecast to the repository, and the time of this commit. The column "before the result" says "yes" if this
+commit is older than the commit that added the measured loss. It says "by the study" if one commit added both. In this
+case, only the study itself says that it wrote the forecast first. The last column has the first digits of the file's
+SHA-256.
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -173,9 +174,9 @@ def main() -> None:
     within = sum(each.within for each in entries)
     better = sum(abs(each.error) < abs(each.no_gain_error) for each in entries)
     said = (
-        f"Of {len(entries)} measured losses, {within} are within the interval of their forecast. For {better} "
-        "forecasts, the error is smaller than the error of the no-gain baseline (the lowest loss of the sizes that "
-        "were trained before)."
+        f"Of {len(entries)} measured losses, {within} are within the interval of their forecast. {better} forecasts "
+        "have a smaller error than the [no-gain baseline](../glossary.md#no-gain-baseline), which predicts the lowest "
+        "loss of the smaller sizes."
     )
     parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By log", scoreboard(entries)]
     parts += ["## All of them, misses first", every(entries), "## How it is made", commands]
