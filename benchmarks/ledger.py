@@ -5,7 +5,7 @@ outside the 90 % interval of its forecast. The table begins with the misses. Its
 added the forecast to the repository, and the time of this commit. The column "before the result" says "yes" if this
 commit is older than the commit that added the measured loss. It says "by the study" if one commit added both. In this
 case, only the study itself says that it wrote the forecast first. The last column has the first digits of the file's
-SHA-256.
+SHA-256. If a row names a number of targets, the forecast was made from runs on fewer targets.
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -102,7 +102,7 @@ def of_horizons() -> Iterator[Entry]:
         result = file.with_name(file.name.replace("-prediction", ""))
         rows = [row for row in json.loads(result.read_text()) if "measured" in row]
         for row in rows:
-            what = f" from less data ({row['D']:,.0f} targets)"
+            what = f", {row['D']:,.0f} targets"
             written = {"x": row["N_body"], **{name: row[name] for name in ("predicted", "low", "high")}}
             yield entry(file, what, written, row["no gain"], [row["measured"]], result.stem)
 
