@@ -160,7 +160,7 @@ def every(entries: list[Entry]) -> str:
     ]
     rows = [head]
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
-        interval = f"{each.low:.3f} to {each.high:.3f}"
+        interval = f"[{each.low:.3f}, {each.high:.3f}]"
         errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %", "yes" if each.within else "**no**"]
         stated = [f"{each.commit} {each.when}", "yes" if each.before else "by the study", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])
