@@ -88,8 +88,8 @@ def page() -> str:
 TEXT = """# What a run costs
 
 For each data set and size, this page gives the time, the memory and the accuracy of a run. The
-[glossary](../glossary.md) explains the terms. For your own data, `lrec sizes` computes the memory before you train. The option
-`--dry_run` of a study also estimates the time:
+[glossary](../glossary.md) explains the terms. For your own data, `lrec sizes` computes the memory before you train.
+The option `--dry_run` of a study also estimates the time:
 
 ```bash
 lrec sizes --sizes '[3k, 98k]' --items 12000

@@ -133,8 +133,8 @@ table, "step" is the number of targets in a step. Only one study has a sweep.
 On clicks (globo), every size has a lower loss than the Markov chain (5.41), but also a lower HR@10. The networks have
 an HR@10 of at most 0.505, and the Markov chain has 0.540. The forecast's errors are about a third of the no-gain
 baseline's errors. In the sweep, the best learning rate for the chosen step has a loss that is only 0.004 nats lower.
-But the chosen step was too small, because lrec then required at least 3,000 steps in a run. Now it requires 2,000 steps.
-We did not measure the effect of this change.
+But the chosen step was too small, because lrec then required at least 3,000 steps in a run. Now it requires 2,000. We
+did not measure the effect of this change.
 
 The studies of MovieLens-1M and tennis had one core each, and other programs used the machine at the same time. On
 MovieLens-1M, the forecast's mean error is a tenth of the no-gain baseline's mean error. The largest network has an
