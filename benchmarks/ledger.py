@@ -1,10 +1,11 @@
-"""Each forecast was written before the large networks were trained. This page compares it with the measured loss.
+"""Each forecast was written before the large networks were trained. This page compares it with the measured test loss.
 
-A miss is a measured loss outside the 90 % interval. The table begins with the misses. A study writes the file
-`prediction.json` before it trains its largest sizes. For each forecast, the table gives the first digits of the file's
-SHA-256, and the commit that added the forecast to the repository, with its time. The column "before the result" says
-"yes" if this commit is older than the commit with the measured loss. It says "by the study" if the study wrote the
-forecast before its large runs, but one commit added the forecast and the result.
+A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
+outside the 90 % interval of its forecast. The table begins with the misses. Its column "committed" has the commit that
+added the forecast to the repository, and the time of this commit. The column "before the result" says "yes" if this
+commit is older than the commit that added the measured loss. It says "by the study" if one commit added both. In this
+case, only the study itself says that it wrote the forecast first. The last column has the first digits of the file's
+SHA-256. If a row names a number of targets, the forecast was made from runs on fewer targets.
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -101,7 +102,7 @@ def of_horizons() -> Iterator[Entry]:
         result = file.with_name(file.name.replace("-prediction", ""))
         rows = [row for row in json.loads(result.read_text()) if "measured" in row]
         for row in rows:
-            what = f" from less data ({row['D']:,.0f} targets)"
+            what = f", {row['D']:,.0f} targets"
             written = {"x": row["N_body"], **{name: row[name] for name in ("predicted", "low", "high")}}
             yield entry(file, what, written, row["no gain"], [row["measured"]], result.stem)
 
@@ -159,7 +160,7 @@ def every(entries: list[Entry]) -> str:
     ]
     rows = [head]
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
-        interval = f"{each.low:.3f} to {each.high:.3f}"
+        interval = f"[{each.low:.3f}, {each.high:.3f}]"
         errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %", "yes" if each.within else "**no**"]
         stated = [f"{each.commit} {each.when}", "yes" if each.before else "by the study", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])
@@ -173,9 +174,9 @@ def main() -> None:
     within = sum(each.within for each in entries)
     better = sum(abs(each.error) < abs(each.no_gain_error) for each in entries)
     said = (
-        f"Of {len(entries)} measured losses, {within} are within the interval of their forecast. For {better} "
-        "forecasts, the error is smaller than the error of the no-gain baseline (the lowest loss of the sizes that "
-        "were trained before)."
+        f"Of {len(entries)} measured losses, {within} are within the interval of their forecast. {better} forecasts "
+        "have a smaller error than the [no-gain baseline](../glossary.md#no-gain-baseline), which predicts the lowest "
+        "loss of the smaller sizes."
     )
     parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By log", scoreboard(entries)]
     parts += ["## All of them, misses first", every(entries), "## How it is made", commands]
