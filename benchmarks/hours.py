@@ -1,4 +1,4 @@
-"""Studies that get only a log and a number of hours: how long they took, what they found, and how well they predicted.
+"""Studies with `--hours`: time, findings, errors of prediction.
 
 We study each data set as a new user would study it, with its columns and a number of hours: `lrec scaling study
 --config configs/study/csv.yaml --hours 1`. With `--sweep`, the script then trains the smaller held-out size with five
