@@ -52,6 +52,13 @@ def test_a_page_begins_with_what_it_is_for_and_an_example(page: Path) -> None:
     assert words(before) <= 180, "the example comes late"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_row_of_a_table_is_one_line(page: Path) -> None:
+    """Another line would end the table."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert [line for line in text.splitlines() if line.startswith("|") and not line.endswith("|")] == []
+
+
 def test_the_site_is_short() -> None:
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     shown = runpy.run_path(str(DOCS / "site_pages.py"))["SHOWN"]
