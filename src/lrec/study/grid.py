@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from lrec.common.start_stop import importing
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
@@ -16,6 +16,9 @@ from lrec.study.options import DECAY, Study, as_argument, ladder_n_body
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
     from lrec.training.module import SequentialRecommender
+
+# What no other option of a run depends on: runs that differ in nothing else are composed once.
+SIZE_AND_SEEDS = ("model.size", "seed_everything", "data.seed")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     with importing():
         from lrec.training.lightning_cli import compose
     runs, most = list[PlannedRun](), max(study.every_fraction)
+    composed: dict[tuple[str, ...], dict[str, Any]] = {}
     for fraction, variant, size in product(study.every_fraction, study.every_variant, study.ladder):
         held_out = size in study.held_out
         seeds = study.size_seeds.get(size, study.holdout_seeds if held_out else study.seeds)
@@ -85,7 +89,13 @@ def planned_runs(study: Study) -> list[PlannedRun]:
             name = _name(size, share, variant, seed)
             starts_from = "" if source is None else _name(size, share, source, seed)
             run = PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from)
-            generation, options = len(study.sources_of(variant)) - 1, compose(_arguments(study, run))
+            check_range("--seeds", seed, at_least=0, at_most=2**32 - 1)
+            options = _options(study, run)
+            own = {option: options[option] for option in SIZE_AND_SEEDS}
+            others = tuple(_arguments(study, {option: value for option, value in options.items() if option not in own}))
+            if others not in composed:
+                composed[others] = compose(_arguments(study, options))
+            options, generation = changed(composed[others], own), len(study.sources_of(variant)) - 1
             runs += _horizons(study, replace(run, options=options, generation=generation))
     return runs
 
@@ -148,13 +158,18 @@ def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _arguments(study: Study, run: PlannedRun) -> list[str]:
+def _options(study: Study, run: PlannedRun) -> dict[str, Any]:
+    """What a run's options are besides those of the study's files, by dotted name."""
     options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
     by_rule = ruled_options(study, run.size, run.fraction)
     for more in (study.given, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
         options |= dotted(more)
     if run.fraction != 1:
         options[f"data.reduction.{study.reduce}"] = run.fraction
+    return options
+
+
+def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
     # The classes of model and data come before their options, among which are those that the grid sets itself.
     classes = ("model", "model.class_path", "data", "data.class_path")
     in_order = sorted(options.items(), key=lambda option: option[0] not in classes)

@@ -50,6 +50,18 @@ def test_options_follow_the_size_by_rule() -> None:
     assert of_data == pytest.approx({1.0: 0.1, 0.5: 0.1414, 0.25: 0.2})
 
 
+def test_a_run_is_composed_as_if_it_were_the_only_one() -> None:
+    """Also where it differs from others in its size and seed alone."""
+    several: dict[str, Any] = {"sizes": ["3k", "12k"], "seeds": (1, 2), "holdout": 0, "law": None}
+    for run in planned(**several):
+        (alone,) = planned(**several | {"sizes": [run.size], "seeds": (run.seed,)})
+        assert run == alone
+        assert run.options["model"]["size"] == run.size
+        assert run.options["seed_everything"] == run.options["data"]["init_args"]["seed"] == run.seed
+    with pytest.raises(UserError, match="--seeds must be at least 0"):
+        planned(**several | {"seeds": (1, -1)})
+
+
 def test_an_even_ladder_is_named_by_its_ends() -> None:
     planned = study(sizes={"from": "3k", "to": "100k", "per_decade": 4})
     assert (planned.fitted, planned.held_out) == (["1x16", "1x20", "1x28", "1x36", "1x48", "1x64"], ["1x88"])
@@ -61,7 +73,7 @@ def test_an_even_ladder_is_named_by_its_ends() -> None:
 @pytest.fixture
 def without_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without their options, which take most of the time to plan."""
-    monkeypatch.setattr("lrec.training.lightning_cli.compose", lambda arguments: {})
+    monkeypatch.setattr("lrec.training.lightning_cli.compose", lambda arguments: {"model": {}, "data": {}})
 
 
 @pytest.mark.usefixtures("without_options")
