@@ -5,7 +5,7 @@ smaller size's loss where a larger one did worse; beyond the largest it falls as
 that lowers the loss of the size N0 to that of N is worth N / N0 times the parameters. Two changes together are expected
 to be worth the product: their logarithms add.
 
-Shapes: S sizes, G places of the grid, C curves: middle and both ends.
+Shapes: S sizes, G places of the grid, A places from the largest size on, C curves: middle and both ends.
 """
 
 import math
@@ -72,9 +72,10 @@ class LadderCurve:
         evenly_G = np.linspace(math.log(x_S[0]), math.log(REACH * largest), PLACES)
         self._t_G = np.union1d(evenly_G, np.log(x_S))
         known_G = np.interp(self._t_G, np.log(x_S), np.minimum.accumulate(loss_S))
-        ahead_G = np.exp(np.maximum(self._t_G, math.log(largest)))
-        expected_GC = np.array([(p.predicted, p.mean_low, p.mean_high) for p in forecast.predict(ahead_G)])
-        middle_G, low_G, high_G = (expected_GC - expected_GC[0]).T  # the fall from the largest size on
+        # The fall from the largest size on; it is one place for all smaller ones.
+        t_A, of_G = np.unique(np.maximum(self._t_G, math.log(largest)), return_inverse=True)
+        expected_AC = np.array([(p.predicted, p.mean_low, p.mean_high) for p in forecast.predict(np.exp(t_A))])
+        middle_G, low_G, high_G = (expected_AC - expected_AC[0])[of_G].T
         ends = middle_G, np.minimum(middle_G, low_G), np.maximum(middle_G, high_G)
         self._middle_G, self._low_G, self._high_G = (np.minimum.accumulate(known_G + fall_G) for fall_G in ends)
 
