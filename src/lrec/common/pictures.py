@@ -35,16 +35,22 @@ def draw_frame(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def write_png(path: Path, figure: "Figure") -> None:
+    """Write a picture as a file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)  # savefig would draw twice, the first time for the layout
+
+
 def save_figure(path: Path, figure: "Figure") -> None:
     """Write a picture as a file, and beside it, in place of an earlier one, for TensorBoard under scaling/."""
     # Not torch's SummaryWriter: it draws the figure again, and torch takes longer to import than most laws to fit.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    with replacing(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)  # savefig would draw twice, the first time for the layout
+    write_png(path, figure)
     suffix = f".{path.stem}"
     for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()

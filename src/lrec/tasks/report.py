@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from lrec.common.files import replacing, write_json, write_text
+from lrec.common.files import write_json, write_text
+from lrec.common.pictures import write_png
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.evaluation.cases import LIST_LENGTH
 from lrec.evaluation.metrics import METRICS
@@ -33,9 +34,7 @@ class Report:
         """Write tasks.json, tasks.md and the figures into a folder, created if absent."""
         for result in self.results:
             if result.sections:
-                figure = task_figure(result)
-                with replacing(out / f"{result.name}.png") as temporary:
-                    figure.savefig(temporary, format="png")
+                write_png(out / f"{result.name}.png", task_figure(result))
         write_json(out / "tasks.json", self.content())
         write_text(out / "tasks.md", self.markdown())
 
