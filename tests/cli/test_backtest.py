@@ -1,5 +1,6 @@
 """`lrec backtest`: from a log to a report, again after an interruption, and without a look at the future."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
 import pytest
+
+from lrec.cli import main
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -43,16 +46,21 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["user", "item", "time"], orient="row").sort("time", maintain_order=True)
 
 
-@pytest.fixture
-def backtest(lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    def run(folder: Path, rows: pl.DataFrame, *options: str) -> str:
-        folder.mkdir(exist_ok=True)
-        monkeypatch.chdir(folder)
-        if not (folder / "log.csv").exists():
-            rows.write_csv(folder / "log.csv")
-        return lrec("backtest", "--data.path=log.csv", *TINY, *options)
+def backtest(folder: Path, rows: pl.DataFrame, *options: str) -> None:
+    """Backtest the rows, in a folder of their own."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "log.csv").exists():
+        rows.write_csv(folder / "log.csv")
+    with contextlib.chdir(folder), patch.dict(os.environ):
+        main(["backtest", "--data.path=log.csv", *TINY, *options])
 
-    return run
+
+@pytest.fixture(scope="module")
+def tested(warm_processes: None, log: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole backtest."""
+    folder = tmp_path_factory.mktemp("tested") / "whole"
+    backtest(folder, log)
+    return folder
 
 
 def windows_of(folder: Path, run: str) -> pl.DataFrame:
@@ -60,11 +68,9 @@ def windows_of(folder: Path, run: str) -> pl.DataFrame:
 
 
 def test_a_backtest_says_what_age_and_updates_bring(
-    backtest: Callable[..., str], refused: Callable[..., str], log: pl.DataFrame, tmp_path: Path
+    tested: Path, refused: Callable[..., str], log: pl.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = backtest(tmp_path, log)
-    out = tmp_path / "backtests" / "backtest"
-    assert "What an update keeps" in said
+    out = tested / "backtests" / "backtest"
     found = json.loads((out / "backtest.json").read_text())
     assert sorted(found["windows"]) == ["1", "2"]
     assert {row["update"] for row in found["updates"]} == {"none", "warm", "full"}
@@ -75,7 +81,8 @@ def test_a_backtest_says_what_age_and_updates_bring(
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     report = (out / "report.md").read_text()
     later = "[0.8k-warm-2-seed1,0.8k-full-2-seed1]"
-    backtest(tmp_path, log, f"--restart={later}")
+    backtest(tested, log, f"--restart={later}")
+    assert "What an update keeps" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in kept if "full-1" in str(path)} == {
         path: time for path, time in kept.items() if "full-1" in str(path)
     }
@@ -86,36 +93,34 @@ def test_a_backtest_says_what_age_and_updates_bring(
     assert (out / "report.md").read_text().splitlines()[:12] == report.splitlines()[:12]
     # Of a run whose folder is lost, the record has the points, and nothing to test.
     shutil.rmtree(out / "runs" / "0.8k-warm-2-seed1")
-    assert "--restart '[0.8k-warm-2-seed1]' trains it again" in refused("backtest", "--data.path=log.csv", *TINY)
+    with contextlib.chdir(tested):
+        assert "--restart '[0.8k-warm-2-seed1]' trains it again" in refused("backtest", "--data.path=log.csv", *TINY)
 
 
-def test_recent_popularity_counts_the_share_that_was_asked_for(
-    backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path
-) -> None:
-    """Of all interactions, it ranks as popularity does."""
-    alike = {}
-    for share in ("0.1", "1.0"):
-        backtest(tmp_path / share, log, "--update=[none]", f"--data.recent_popularity={share}")
-        table = pl.read_parquet(tmp_path / share / "backtests" / "backtest" / "baselines" / "1.parquet")
+def test_recent_popularity_counts_the_share_that_was_asked_for(tested: Path, log: pl.DataFrame, tmp_path: Path) -> None:
+    """Of all interactions, and not of the last tenth, it ranks as popularity does."""
+    whole, alike = tmp_path / "whole", []
+    backtest(whole, log, "--update=[none]", "--data.recent_popularity=1.0")
+    for folder in (tested, whole):
+        table = pl.read_parquet(folder / "backtests" / "backtest" / "baselines" / "1.parquet")
         recent, all_of_them = (table.filter(scorer=name)["rank"] for name in ("recent-popularity", "popularity"))
-        alike[share] = recent.equals(all_of_them)
-    assert alike == {"0.1": False, "1.0": True}
+        alike.append(recent.equals(all_of_them))
+    assert alike == [False, True]
 
 
-def test_the_future_changes_nothing(backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path) -> None:
+def test_the_future_changes_nothing(tested: Path, log: pl.DataFrame, tmp_path: Path) -> None:
     """Other items and users after the first window leave its networks and baselines as they are."""
     last = log["time"].max()
     later = log.filter(pl.col("time") > last - 7 * DAY)
     shuffled = later.with_columns(item=pl.col("item").shuffle(1))
     new = later.with_columns(user="a" + pl.col("user"), item="a" + pl.col("item"))
     other = pl.concat([log.filter(pl.col("time") <= last - 7 * DAY), shuffled, new])
-    for name, rows in (("one", log), ("two", other)):
-        backtest(tmp_path / name, rows, "--update=[none]")
+    changed = tmp_path / "changed"
+    backtest(changed, other, "--update=[none]")
     figures = ["scorer", "step", "loss", "rank", "rank_unseen"]
-    networks = [windows_of(tmp_path / name, "0.8k-full-1-seed1").select("window", *figures) for name in ("one", "two")]
+    networks = [windows_of(folder, "0.8k-full-1-seed1").select("window", *figures) for folder in (tested, changed)]
     counted = [
-        pl.read_parquet(tmp_path / name / "backtests" / "backtest" / "baselines" / "1.parquet")
-        for name in ("one", "two")
+        pl.read_parquet(folder / "backtests" / "backtest" / "baselines" / "1.parquet") for folder in (tested, changed)
     ]
     for mine, others in (networks, counted):
         first = [table.filter(window=1).select(figures).sort(figures) for table in (mine, others)]
@@ -125,7 +130,7 @@ def test_the_future_changes_nothing(backtest: Callable[..., str], log: pl.DataFr
     assert not later_windows[0].equals(later_windows[1])
 
 
-def test_training_begins_at_a_time(backtest: Callable[..., str], log: pl.DataFrame, tmp_path: Path) -> None:
+def test_training_begins_at_a_time(log: pl.DataFrame, tmp_path: Path) -> None:
     """What is older changes no network, whatever it is."""
     begin = 1_600_000_000 + 25 * DAY
     old = pl.col("time") < begin
@@ -183,9 +188,9 @@ def test_twenty_kills_change_nothing(log: pl.DataFrame, tmp_path: Path) -> None:
             random = np.random.default_rng(0)
             for _ in range(20):
                 process = subprocess.Popen(command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL)
-                with suppress(subprocess.TimeoutExpired):
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(random.uniform(0.05, 1) * lasted)
-                with suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         subprocess.run(command, cwd=folder, check=True, capture_output=True)

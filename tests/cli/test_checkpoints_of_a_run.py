@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_written(
     path = tmp_path / "last.ckpt"
     path.write_bytes(flipped if damage == "flipped" else data[:middle])
     options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    for command in ("fit", "test", "validate", "predict"):
+    for command in ("fit", "test", "validate", "predict") if damage == "flipped" else ("fit",):
         error = refused(command, *options, f"--ckpt_path={path}")
         assert f"--ckpt_path {path}: not a checkpoint that lrec wrote, or a damaged one" in error
     assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,13 @@ def finish(run: Run, size: str, loss: float, seconds: float) -> None:
     pl.DataFrame(table).write_parquet(run.target_losses_file)
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of six sizes on half of the users, all of them as the law has it, an hour for every 1,000 parameters."""
-    options = OPTIONS | {"data.data_dir": str(tmp_path)}
+    folder = tmp_path_factory.mktemp("exchange")
+    options = OPTIONS | {"data.data_dir": str(folder)}
     study = Study(
-        "known", CONFIGS, SIZES, tmp_path / "known", fractions=(0.5,), holdout=1, holdout_seeds=(1,), options=options
+        "known", CONFIGS, SIZES, folder / "known", fractions=(0.5,), holdout=1, holdout_seeds=(1,), options=options
     )
     record = Record(study, planned_runs(study))
     record.enter((), ())
@@ -58,6 +60,12 @@ def study(tmp_path: Path) -> Path:
         n_body = ladder_n_body(run.size)
         finish(record.trained(run), run.size, law(n_body), 3.6 * n_body)
     return study.folder
+
+
+@pytest.fixture
+def study(known: Path, tmp_path: Path) -> Path:
+    """A copy, to be written in."""
+    return shutil.copytree(known, tmp_path / "known")
 
 
 def finish_steps(study: Path, **came: tuple[float, float]) -> None:

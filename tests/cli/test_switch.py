@@ -59,21 +59,9 @@ def assert_same_end(run: Path, other: Path) -> None:
         assert all(torch.equal(state[name], states[1]["state"][index][name]) for name in state)
 
 
-def test_a_fixed_step_counts_optimizer_steps_not_micro_batches(
+def test_a_fixed_step_counts_optimizer_steps_and_accumulation_changes_nothing(
     options: list[str], tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
-    run = tmp_path / "run"
-    lrec("fit", *options, f"--trainer.default_root_dir={run}", "--trainer.max_epochs=4",
-         "--model.optimizer.switch.at=12", "--trainer.accumulate_grad_batches=2")  # fmt: skip
-    points = points_of(run)
-    steps = points[0]["step"]
-    assert steps < 12 < 2 * steps
-    assert [point["lr_phase"] for point in points] == ["adamw", "sgd", "sgd", "sgd"]
-    for group in last_checkpoint(run)["optimizer_states"][0]["param_groups"]:
-        assert group["sgd_from"] == 12
-
-
-def test_accumulation_changes_nothing(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:
     runs = []
     for accumulated in (1, 3):
         runs.append(tmp_path / str(accumulated))
@@ -84,6 +72,12 @@ def test_accumulation_changes_nothing(options: list[str], tmp_path: Path, lrec: 
         assert one["step"] == three["step"]
         assert one["lr_phase"] == three["lr_phase"]
         assert one["val_loss"] == pytest.approx(three["val_loss"], rel=1e-5)
+    points = points_of(runs[1])
+    steps = points[0]["step"]
+    assert steps < 12 < 2 * steps
+    assert [point["lr_phase"] for point in points] == ["adamw", "sgd", "sgd"]
+    for group in last_checkpoint(runs[1])["optimizer_states"][0]["param_groups"]:
+        assert group["sgd_from"] == 12
 
 
 def test_convergence_switches_and_early_stopping_waits_for_it(

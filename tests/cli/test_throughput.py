@@ -98,7 +98,7 @@ def test_sampled_losses_train_and_are_evaluated_on_the_whole_catalogue(
     loss: str, fit: Callable[..., tuple[str, Path]]
 ) -> None:
     _, run = fit(
-        "--trainer.max_epochs=10",
+        "--trainer.max_epochs=5",
         "--data.n_users=1000",
         f"--model.loss={loss}",
         "--model.loss.negatives=20",

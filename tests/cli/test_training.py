@@ -217,16 +217,7 @@ def test_predict_writes_raw_ids_without_seen_items(run: Path, log_csv: Path, lre
         assert scores == sorted(scores, reverse=True)
 
 
-def test_the_same_seed_gives_the_same_run(
-    run: Path, options: list[str], tmp_path: Path, lrec: Callable[..., str]
-) -> None:
-    lrec("fit", *options, f"--trainer.default_root_dir={tmp_path / 'again'}", "--trainer.max_epochs=6")
-    first, again = points_of(run), points_of(tmp_path / "again")
-    for name in ("train_loss", "val_loss", "test_loss", "metrics", "D", "flops"):
-        assert [point[name] for point in first] == [point[name] for point in again]
-
-
-def test_resuming_in_mid_epoch_equals_an_undisturbed_run(
+def test_the_same_seed_gives_the_same_run_and_so_does_resuming_in_mid_epoch(
     run: Path, options: list[str], tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     steps = points_of(run)[0]["step"]
@@ -240,8 +231,10 @@ def test_resuming_in_mid_epoch_equals_an_undisturbed_run(
             "save_top_k": -1,
         },
     }
-    watched, resumed = tmp_path / "watched", tmp_path / "resumed"
-    lrec("fit", *options, f"--trainer.default_root_dir={watched}", f"--trainer.callbacks+={json.dumps(keep)}")
+    again, resumed = tmp_path / "again", tmp_path / "resumed"
+    lrec("fit", *options, f"--trainer.default_root_dir={again}", f"--trainer.callbacks+={json.dumps(keep)}")
+    for name in ("train_loss", "val_loss", "test_loss", "metrics", "D", "flops"):
+        assert [point[name] for point in points_of(run)] == [point[name] for point in points_of(again)]
     middle = tmp_path / "kept" / f"step={steps + 2}.ckpt"
     lrec("fit", *options, f"--trainer.default_root_dir={resumed}", f"--ckpt_path={middle}")
     undisturbed, after = points_of(run), points_of(resumed)
