@@ -1,6 +1,7 @@
 """What a study's report says, from runs that are there on disk."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def make_run(
     return run
 
 
+@cache
 def ladder(fraction: float) -> LadderFit:
     x = [n_body(size) for size in LADDER[:-1]]
     fitted = fit(LAWS["lsrm"], x, [loss(size, fraction) for size in LADDER[:-1]])
