@@ -2,8 +2,8 @@
 
 A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x). One that may stop at G has N' = (N^-2 +
 G^-2)^(-1/2) for N; where the points have shares of the data, G becomes G U^g, and A and S depend on ln U. Where runs
-of several lengths stand side by side, the loss falls with the length D by such a curve too, and each fall may make the
-other one steeper or flatter.
+of several lengths stand side by side, the loss falls with the length D by such a curve too, and the fall in D may make
+that in x steeper or flatter, by as much at every size.
 How it does on measured curves, and what else was tried: benchmarks/forecasts.md.
 
 Shapes: G shapes of the grid, N points, P places, K coefficients.
@@ -28,7 +28,7 @@ MEAN_4, SD_4 = np.array([0.0, 0.2, -0.05, 0.0]), np.array([np.inf, 0.6, 0.3, 0.1
 """Believed of ln L at the largest x, of its fall over that factor, and of the change of both for e times the data: a
 fall is expected, its size is hardly known."""
 LENGTH_4, LENGTH_SD_4 = np.array([0.0, 0.2, 0.2, 0.0]), np.array([np.inf, 0.6, 0.6, 0.15])
-"""The same where lengths are compared: the falls in x and in D, and by how much both make each other steeper."""
+"""The same where lengths are compared: the falls in x and in D, and by how much that in D makes that in x steeper."""
 DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the g of the size at which size stops to pay
 STOPS, FARTHEST_STOP = 12, 4.0
 """How many G are tried, evenly in the logarithm, from the smallest x to e^4 times the largest."""
@@ -213,8 +213,8 @@ class Forecast:
         return grid_G5[:, :4], grid_G5[:, 4]
 
     def _basis(self, place_PV: Array, shape_GH: Array) -> Array:
-        """1 and the fall, in units of that over `AHEAD`; both times ln u where there are shares, times the fall in d
-        where there are lengths."""
+        """1 and the fall, in units of that over `AHEAD`; both times ln u where there are shares. Where there are
+        lengths, the fall in d, alone and times ln x: what data add to the fall in size does not fade as sizes grow."""
         k_G1, stop_G1, exponent_G1, of_d_G1 = (shape_GH[:, h : h + 1] for h in range(4))
         size_GP = np.broadcast_to(place_PV[:, 0], (len(shape_GH), len(place_PV)))
         data_P = place_PV[:, 1] if len(self.columns) > 1 else np.zeros(len(place_PV))
@@ -225,7 +225,7 @@ class Forecast:
         columns = [np.ones_like(fall_GP), -fall_GP]
         if self._lengths:
             of_d_GP = _fall(of_d_G1, np.broadcast_to(data_P, fall_GP.shape))
-            columns += [-of_d_GP, -fall_GP * of_d_GP]
+            columns += [-of_d_GP, -size_GP / AHEAD * of_d_GP]
         elif len(self.columns) > 1:
             columns += [np.broadcast_to(data_P, fall_GP.shape), -fall_GP * data_P]
         return np.stack(columns, axis=-1)
