@@ -160,6 +160,7 @@ def _age_figure(ages: Sequence[str], gains: Sequence[Gain], finding: str) -> "Fi
     axes.annotate("no gain", (len(ages) - 1, 0), (0, -3), textcoords="offset points", color=GREY, ha="right", va="top")
     axes.set_xticks(range(len(ages)), ages)
     axes.set(xlabel="age of the networks", ylabel=f"gain in {METRIC}")
+    axes.margins(y=0.12)  # room for the words below the line
     axes.set_title(finding, fontsize=9)
     draw_frame(axes)
     return figure
