@@ -63,7 +63,8 @@ def write_report(
     But for what runs took, an interrupted study ends with the same report as an undisturbed study.
     """
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    warned, sections = _under_trained(runs, points, ngrams), list[str]()
+    warned, sections = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)], list[str]()
+    warned += _mistuned(runs, tuned) if tuned else []
     if (plan := out / PLAN).is_file():
         sections += ["## Plan", as_text(json.loads(plan.read_text(encoding="utf-8")))]
     sections += _tuned(runs, tuned) if tuned else []
@@ -205,16 +206,20 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
     rule = f"{LR} = {factor:.4g} N_body^{exponent:.3g} share^{of_share:.3g}"
     others = [f"{option} = {value:g}" for option, value in tuned.options.items()]
     of_all = of_all_data(runs)
-    costs = {run.name: tuned.cost(run) for run in of_all}
-    worst = max(costs, key=costs.__getitem__)
-    cost = f"Rates and steps as these are expected to cost at most {costs[worst]:.3f} nats ({worst})."
-    sections = ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join([rule, *others])}. {cost}"]
-    if missed := [run.name for run in of_all if costs[run.name] > MISTUNED and tuned.is_off(run)]:
-        named = ", ".join(f"{name} (by {costs[name]:.2f} nats)" for name in missed)
-        sections.append(
-            f"**Mistuned: {named}.** Their losses describe the rate or the step, not the size: leave them out (--skip)."
-        )
-    return sections
+    worst = max(of_all, key=tuned.cost)
+    cost = f"Rates and steps as these are expected to cost at most {tuned.cost(worst):.3f} nats ({worst.name})."
+    return ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join([rule, *others])}. {cost}"]
+
+
+def _mistuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
+    """A warning where the trials contradict the rates of runs."""
+    missed = [run for run in of_all_data(runs) if tuned.cost(run) > MISTUNED and tuned.is_off(run)]
+    if not missed:
+        return []
+    named = ", ".join(f"{run.name} (by {tuned.cost(run):.2f} nats)" for run in missed)
+    return [
+        f"**Mistuned: {named}.** Their losses describe the rate or the step, not the size: leave them out (--skip)."
+    ]
 
 
 def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
@@ -280,23 +285,12 @@ def _baselines(point: Point) -> list[str]:
 
 def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     """What the table says, in words: monotone or not, the best size, what diverged, the floor."""
-    losses: dict[str, list[float]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: points[run.name].N_body):
-        loss = points[run.name].test_loss
-        if loss is not None:
-            losses[run.size].append(loss)
-    means = {size: sum(values) / len(values) for size, values in losses.items()}
-    findings = []
+    means, findings = _mean_losses(runs, points), list[str]()
     if len(means) > 1:
         rises = [f"{small} to {large}" for small, large in pairwise(means) if means[large] >= means[small]]
         course = f"rises with size from {', '.join(rises)}: not monotone" if rises else "falls with every step in size"
         best = min(means, key=lambda size: means[size])
         findings = [f"- The mean test loss {course}.", f"- Best size: {best}, mean test loss {means[best]:.4f}."]
-    findings += [
-        f"- **Out of line: {size}** is {excess:.2f} nats above its neighbours. The cause is its training, not its size."
-        for size, excess in _above_neighbours(means, {point.size: point.N_body for point in points.values()}).items()
-        if excess > OUT_OF_LINE
-    ]
     if diverged := [run.name for run in runs if points[run.name].diverged]:
         findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
     if means and (floor := _floor(points)) is not None:
@@ -306,6 +300,30 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
             f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {where}."
         )
     return "\n".join(findings)
+
+
+def _mean_losses(runs: list[PlannedRun], points: Mapping[str, Point]) -> dict[str, float]:
+    """The mean test loss over the seeds, by size in order of N_body."""
+    losses: dict[str, list[float]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: points[run.name].N_body):
+        loss = points[run.name].test_loss
+        if loss is not None:
+            losses[run.size].append(loss)
+    return {size: mean(values) for size, values in losses.items()}
+
+
+def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
+    """A warning for each size whose loss its neighbours contradict, in any ladder."""
+    n_body, warned = {point.size: point.N_body for point in points.values()}, list[str]()
+    for ladder, mine in by_ladder(runs).items():
+        above = _above_neighbours(_mean_losses(of_all_data(mine), points), n_body)
+        warned += [
+            f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours. The cause "
+            "is its training, not its size."
+            for size, excess in above.items()
+            if excess > OUT_OF_LINE
+        ]
+    return warned
 
 
 def _above_neighbours(losses: dict[str, float], n_body: dict[str, int]) -> dict[str, float]:

@@ -53,3 +53,9 @@ def test_the_page_of_costs_says_what_the_points_say(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     costs = runpy.run_path(str(BENCHMARKS / "costs.py"))
     assert costs["PAGE"].read_text() == costs["page"]()
+
+
+def test_the_page_of_faults_says_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    faults = runpy.run_path(str(BENCHMARKS / "faults.py"))
+    assert faults["PAGE"].read_text() == faults["page"]()
