@@ -25,6 +25,22 @@ def test_a_monitor_that_the_targets_do_not_have_is_refused(refused, log: Path, t
     assert "choose one of val/loss" in refused(*fit, "--checkpoint.monitor=val/loss_by_user")
 
 
+def test_the_recipe_of_beauty_by_time_reads_reviews(lrec, tmp_path: Path) -> None:
+    """On reviews that are written as those of 2014; the real ones cannot be downloaded by a test."""
+    reviews = tmp_path / "reviews_Beauty_5.json"
+    keys = ("reviewerID", "asin", "overall", "unixReviewTime")
+    rows = [
+        (f"A{u:03}", f"B{(u + day) % 30:09}", 5.0, 86_400 * (20 * u % 31 + day)) for u in range(40) for day in range(9)
+    ]
+    reviews.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    data = [f"--data.path={reviews}", f"--data.data_dir={tmp_path / 'data'}", "--data.targets_per_step=256"]
+    run = [f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    lrec("fit", "--config=recipes/beauty-time.yaml", *data, *run)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["model"]["targets"] > 0
+    assert metrics["model"]["HR@10_unseen"] > 0
+
+
 @pytest.mark.slow
 def test_one_run_is_tested_in_several_ways(lrec, refused, log: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
