@@ -19,6 +19,14 @@ def test_the_readme_has_the_two_commands() -> None:
     assert 'pip install -e ".[dev]" && pytest\n' in readme
 
 
+def test_the_readme_names_the_columns_of_the_configuration() -> None:
+    readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    named = re.search(r"not called (\w+), (\w+) and (\w+)", readme)
+    options = (REPOSITORY / "configs" / "data" / "csv.yaml").read_text()
+    assert named is not None
+    assert list(named.groups()) == re.findall(r"_column: (\w+)", options)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
 def test_shipped_configurations_parse(config: Path, parse: Callable[[list[str]], None]) -> None:
     if config.parent.name in ("study", "backtest"):

@@ -168,5 +168,8 @@ def file_of(path: Path) -> Path:
         path = Path(json.loads((path / UPDATE).read_text(encoding="utf-8"))["serve"])
     exported, best = path / "model.safetensors", Run(path).best
     if not exported.exists() and not best.exists():
-        raise UserError(f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name} (lrec fit)")
+        raise UserError(
+            f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name}, which lrec fit writes "
+            "after its first validation"
+        )
     return exported if exported.exists() else best

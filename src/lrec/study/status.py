@@ -17,12 +17,13 @@ LINE_S = 60.0  # between two lines of a log about a run
 
 def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
     """State, losses and progress of every run; what is on disk in `folder` is newer than the `known` states."""
-    head = f"{'run':<32}{'':<9}{'state':<12}{'epochs':>8}{'steps':>9}"
+    width = max(30, *(len(run.name) for run in runs)) + 2
+    head = f"{'run':<{width}}{'':<9}{'state':<12}{'epochs':>8}{'steps':>9}"
     lines = [head + "".join(f"{title:>10}" for title in ("train", "val", "best val", "test", "hours"))]
     for run in runs:
         trained = Run(folder / run.name)
         kind, state = "held out" if run.held_out else "fitted", _state(trained, known.get(run.name, "waiting"))
-        line = f"{run.name:<32}{kind:<9}{state:<12}"
+        line = f"{run.name:<{width}}{kind:<9}{state:<12}"
         if points := trained.points:
             last = points[-1]
             best = min((p.val_loss for p in points if p.val_loss is not None), default=None)

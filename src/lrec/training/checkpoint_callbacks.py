@@ -173,7 +173,7 @@ class LastCheckpoint(Callback):
 
     def _leave(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            print(f"lrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
+            print(f"\nlrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
             if self._fits:
                 Run(Path(trainer.default_root_dir)).write_end("interrupted")
         if self._training:
