@@ -1,14 +1,16 @@
 """Which users an evaluation has: all of them, or a fixed sample that it can afford."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from lightning.pytorch import Trainer
 
 from lrec.data.batching.eval_batches import EvalTask, shared_rows
 from lrec.data.batching.plan import BatchPlan
 from lrec.data.splits.rules import Split, Targets, hash_numbers
 from lrec.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 # What an evaluation may cost, as a share of the training since the last one; and how many users it has all the same,
 # for a figure of fewer says little.
@@ -29,7 +31,7 @@ def check_targets(split: Split, target_events: list[str] | None, cold_targets: s
         raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
 
 
-def affordable_users(split: Split, plan: BatchPlan, trainer: Trainer) -> int:
+def affordable_users(split: Split, plan: BatchPlan, trainer: "Trainer") -> int:
     """How many users may validate: to read one costs a third of training on it, to rank the catalogue for a target as
     much as training on one."""
     users_T, positions_T = split.val_targets
@@ -55,7 +57,7 @@ def sampled(
     return chosen, None if sampled_T.all() else (len(np.unique(chosen.users_T)), len(users))
 
 
-def _positions_between_evaluations(plan: BatchPlan, trainer: Trainer) -> float:
+def _positions_between_evaluations(plan: BatchPlan, trainer: "Trainer") -> float:
     """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
     batches = plan.n_steps * trainer.accumulate_grad_batches
     limit, interval = trainer.limit_train_batches, trainer.val_check_interval
