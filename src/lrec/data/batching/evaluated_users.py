@@ -1,16 +1,14 @@
 """Which users an evaluation has: all of them, or a fixed sample that it can afford."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from lightning.pytorch import LightningDataModule
 
 from lrec.data.batching.eval_batches import EvalTask, shared_rows
 from lrec.data.batching.plan import BatchPlan
 from lrec.data.splits.rules import Split, Targets, hash_numbers
 from lrec.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
 
 # What an evaluation may cost, as a share of the training since the last one; and how many users it has all the same,
 # for a figure of fewer says little.
@@ -31,13 +29,13 @@ def check_targets(split: Split, target_events: list[str] | None, cold_targets: s
         raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
 
 
-def affordable_users(split: Split, plan: BatchPlan, trainer: "Trainer") -> int:
-    """How many users may validate: to read one costs a third of training on it, to rank the catalogue for a target as
+def affordable_users(split: Split, plan: BatchPlan, data: LightningDataModule) -> int:
+    """How many users may validate in the fit that `data` are attached to: to read one costs a third of training on it, to rank the catalogue for a target as
     much as training on one."""
     users_T, positions_T = split.val_targets
     rows = shared_rows(split, EvalTask(users_T, positions_T, True), plan.max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
-    return max(int(SHARE * _positions_between_evaluations(plan, trainer) * len(split.val_users) / cost), LEAST_USERS)
+    return max(int(SHARE * _positions_between_evaluations(plan, data) * len(split.val_users) / cost), LEAST_USERS)
 
 
 def testable_users(users: np.ndarray, targets: Targets, n_items: int) -> int:
@@ -57,8 +55,10 @@ def sampled(
     return chosen, None if sampled_T.all() else (len(np.unique(chosen.users_T)), len(users))
 
 
-def _positions_between_evaluations(plan: BatchPlan, trainer: "Trainer") -> float:
+def _positions_between_evaluations(plan: BatchPlan, data: LightningDataModule) -> float:
     """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
+    trainer = data.trainer
+    assert trainer is not None
     batches = plan.n_steps * trainer.accumulate_grad_batches
     limit, interval = trainer.limit_train_batches, trainer.val_check_interval
     of_epoch = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
