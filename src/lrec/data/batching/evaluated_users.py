@@ -30,8 +30,8 @@ def check_targets(split: Split, target_events: list[str] | None, cold_targets: s
 
 
 def affordable_users(split: Split, plan: BatchPlan, data: LightningDataModule) -> int:
-    """How many users may validate in the fit that `data` are attached to: to read one costs a third of training on it, to rank the catalogue for a target as
-    much as training on one."""
+    """How many users may validate in the fit that `data` are attached to: to read one costs a third of training on it,
+    to rank the catalogue for a target as much as training on one."""
     users_T, positions_T = split.val_targets
     rows = shared_rows(split, EvalTask(users_T, positions_T, True), plan.max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
