@@ -251,7 +251,11 @@ def page(
         cells = arm, name, str(len(both)), *figures, f"{min(run.step_ms for run in mine):.1f}"
         lines.append(f"| {' | '.join(cells)} |")
     most = max(map(len, tried.values()), default=0)
-    lines += ["", "Validation loss of MovieLens-1M with seed 0, by peak rate, of all parameters or of the blocks' matrices:", ""]
+    lines += [
+        "",
+        "Validation loss of MovieLens-1M with seed 0, by peak rate, of all parameters or of the blocks' matrices:",
+        "",
+    ]
     lines += [f"| optimizer |{' |' * most}", "|---|" + "---|" * most]
     for arm, losses in tried.items():
         tells = [f"{rate}: {loss:.4f}" for rate, loss in losses.items()] + [""] * (most - len(losses))
@@ -269,8 +273,8 @@ FINDINGS = """
 
 **Muon and the window with falling weights pay on all three sets**, and earn their place by the rule that asks for two.
 Yet all runs end after five epochs, which are 640 to 930 steps: lrec warns of fewer than 2,000. The network with neither
-of them may not have learnt enough, or too much on the small Ciao, and both may only make up for that. They have to be measured
-in runs whose length validation chooses, and in wider networks, before they become options of lrec.
+of them may not have learnt enough, or too much on the small Ciao, and both may only make up for that. They have to be
+measured in runs whose length validation chooses, and in wider networks, before they become options of lrec.
 
 - Muon lowers the loss and raises NDCG@10 on each set, at 8 to 14 % more processor time a step. A better rate of AdamW
   does not explain it: with 0.02, the largest and best that we tried, on MovieLens-1M alone, its validation loss is
