@@ -1,0 +1,249 @@
+"""Classes that benchmarks/targets.py names by class path: targets beyond the next item, losses and an optimizer.
+
+Shape suffixes: B rows, L positions, M targets, K offsets of a window, D width, V catalogue, N negatives, F kinds of
+feedback. Offset 1 is the next item.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Muon
+from torch.optim.lr_scheduler import LambdaLR
+
+from lrec import Optimizer, OptimizerConfig, SampledSoftmax, SequentialRecommender
+from lrec.data.batching.train_batches import TrainBatch
+from lrec.model.losses import _draw
+from lrec.model.sharded_table import Table, whole
+from lrec.model.transformer import Transformer
+
+
+def with_offset(batch: TrainBatch, offset: int) -> Tensor:
+    """Which targets have another one `offset - 1` places on in their window: a prefix of all, bool. Every position of a
+    window has a target."""
+    rows_M = batch.positions_M // batch.items_BL.shape[1]
+    return rows_M[: len(rows_M) - offset + 1] == rows_M[offset - 1 :]
+
+
+class Window(SequentialRecommender):
+    """One head, whose target is a distribution over the next items: a weighted mean of their cross-entropies."""
+
+    def __init__(self, weights: list[float] = [1.0, 1.0, 1.0], **options: Any) -> None:  # noqa: B006
+        """Choose the window.
+
+        Args:
+            weights: Of the next item and those after it; at the end of a window, of those that are there.
+        """
+        super().__init__(**options)
+        self.weights = weights
+
+    def loss_sum(self, batch: TrainBatch) -> Tensor:
+        """log(sum of e^s) less the mean score of the items: full softmax, and no second product with the table."""
+        shape_MK = len(batch.targets_M), len(self.weights)
+        targets_MK, weights_MK = batch.targets_M.new_zeros(shape_MK), torch.zeros(shape_MK, device=self.device)
+        for place, weight in enumerate(self.weights):
+            has = with_offset(batch, place + 1)
+            targets_MK[: len(has), place][has] = batch.targets_M[place:][has]
+            weights_MK[: len(has), place] = weight * has
+        weights_MK /= weights_MK.sum(1, keepdim=True)
+
+        def head(hidden_BLD: Tensor, table: Table) -> Tensor:
+            table_VD, hidden_MD = whole(table), hidden_BLD.flatten(0, 1)[batch.positions_M]
+            mean_MD = (weights_MK[..., None] * F.embedding(targets_MK, table_VD)).sum(1)
+            next_MD = F.embedding(batch.targets_M, table_VD)
+            loss = self.loss(hidden_MD, table_VD, batch.targets_M, self.counts_V)
+            return loss + (hidden_MD * (next_MD - mean_MD)).sum()
+
+        loss_sum: Tensor = self.net(batch.items_BL, head)
+        return loss_sum
+
+
+class WithHead(SequentialRecommender):
+    """A parameter of training alone, beside the network: it gets the rate of the blocks' matrices, and a checkpoint is
+    that of the network without it."""
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        configured: Any = super().configure_optimizers()
+        in_blocks = self.net.blocks[0].mlp.up.weight
+        for group in configured["optimizer"].param_groups:
+            if any(parameter is in_blocks for parameter in group["params"]):
+                group["params"].append(self.head)
+        return configured
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        del checkpoint["state_dict"]["head"]
+
+
+class MultiToken(WithHead):
+    """A matrix for each further item, on the hidden state: its cross-entropy is added to that of the next item."""
+
+    def __init__(self, further: int = 2, weight: float = 0.3, **options: Any) -> None:
+        """Choose the heads.
+
+        Args:
+            further: Items after the next one.
+            weight: Of each one's loss; that of the next item has 1.
+        """
+        super().__init__(**options)
+        width = self.shape[1]
+        self.weight = weight
+        self.head = nn.Parameter(torch.zeros(further, width, width))  # what is added to the identity
+
+    def loss_sum(self, batch: TrainBatch) -> Tensor:
+        def head(hidden_BLD: Tensor, table: Table) -> Tensor:
+            table_VD, hidden_MD = whole(table), hidden_BLD.flatten(0, 1)[batch.positions_M]
+            loss = self.loss(hidden_MD, table_VD, batch.targets_M, self.counts_V)
+            for place, matrix_DD in enumerate(self.head, start=1):
+                has = with_offset(batch, place + 1)
+                some_MD = hidden_MD[: len(has)][has]
+                targets_M = batch.targets_M[place:][has]
+                further = self.loss(some_MD + some_MD @ matrix_DD, table_VD, targets_M, self.counts_V)
+                loss = loss + self.weight * further
+            return loss
+
+        loss_sum: Tensor = self.net(batch.items_BL, head)
+        return loss_sum
+
+
+class Feedback(WithHead):
+    """A second head for the feedback to the next item, a feature of its event: linear in the hidden state, the item's
+    row and their product. The last target of a window has none: the batch tells that of the events that are read."""
+
+    def __init__(self, weight: float = 0.3, **options: Any) -> None:
+        """Choose the head.
+
+        Args:
+            weight: Of the loss of the feedback.
+        """
+        super().__init__(**options)
+        self.weight = weight
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.head = nn.Parameter(torch.zeros(self.config.event_types, 3 * self.config.width))
+
+    def loss_sum(self, batch: TrainBatch) -> Tensor:
+        assert batch.events_BL is not None
+        has = with_offset(batch, 2)
+        feedback_M = batch.events_BL.flatten()[batch.positions_M[1:][has]]
+
+        def head(hidden_BLD: Tensor, table: Table) -> Tensor:
+            table_VD, hidden_MD = whole(table), hidden_BLD.flatten(0, 1)[batch.positions_M]
+            loss = self.loss(hidden_MD, table_VD, batch.targets_M, self.counts_V)
+            some_MD, rows_MD = hidden_MD[: len(has)][has], F.embedding(batch.targets_M[: len(has)][has], table_VD)
+            scores_MF = torch.cat([some_MD, rows_MD, some_MD * rows_MD], 1) @ self.head.T
+            return loss + self.weight * F.cross_entropy(scores_MF, feedback_M, reduction="sum")
+
+        loss_sum: Tensor = self.net(batch.items_BL, head, events_BL=batch.events_BL)
+        return loss_sum
+
+
+@dataclass(frozen=True)
+class TargetCorrected(SampledSoftmax):
+    """Softmax in which the target, too, counts as sampled: its score is corrected by its own logQ. Source: Yi et al.,
+    RecSys 2019."""
+
+    power: float = 1.0
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        target_M, scores_MN, log_q_M = drawn_scores(self, hidden_MD, table_VD, targets_M, counts_V)
+        target_M = target_M - log_q_M
+        return (torch.logaddexp(target_M, scores_MN.logsumexp(1)) - target_M).sum()
+
+
+@dataclass(frozen=True)
+class Corrected(SampledSoftmax):
+    """Corrected logQ: the target is no part of the denominator, and a target counts by the probability, under the
+    network, of any other item. Source: arXiv 2507.09331, and the code of its authors (NonameUntitled/logq).
+
+    With P the probability of the target, the gradient of -log P is (1 - P) times that of
+    log(sum over others of e^s) - s_target, and the others are drawn with q_j / (1 - q_target).
+    """
+
+    power: float = 1.0
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        target_M, scores_MN, log_q_M = drawn_scores(self, hidden_MD, table_VD, targets_M, counts_V)
+        others_M = scores_MN.logsumexp(1) + torch.log1p(-log_q_M.exp())
+        drawn_M = (scores_MN > torch.finfo(scores_MN.dtype).min).sum(1).clamp(min=1)
+        weight_M = torch.sigmoid(others_M - drawn_M.log() - target_M).detach()
+        return (weight_M * (others_M - target_M)).sum()
+
+
+def drawn_scores(
+    loss: SampledSoftmax, hidden_MD: Tensor, table: Table, targets_M: Tensor, counts_V: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of targets; of negatives, less their logQ, where those that are a row's target have the least number that
+    there is; and the targets' logQ."""
+    table_VD = whole(table)
+    mass_V = counts_V.double() ** loss.power
+    log_q_M = (mass_V[targets_M] / mass_V.sum()).log().float()
+    negatives_N, log_q_N = _draw(loss.negatives, counts_V, loss.power)
+    scores_MN = hidden_MD @ F.embedding(negatives_N, table_VD).T - log_q_N
+    hit_MN = negatives_N == targets_M[:, None]
+    scores_MN = scores_MN.masked_fill(hit_MN, torch.finfo(scores_MN.dtype).min)
+    return (hidden_MD * F.embedding(targets_M, table_VD)).sum(1), scores_MN, log_q_M
+
+
+class MuonAndAdamW(AdamW):
+    """Muon for the groups that are `orthogonal`, AdamW for the others; one optimizer, with one state."""
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, fused=True, **options)
+        matrices = [parameter for group in groups for parameter in group["params"] if parameter.ndim == 2]
+        self.muon = Muon(matrices[:1], adjust_lr_fn="match_rms_adamw")  # `step` says of which
+        self._step_supports_amp_scaling = False  # or Lightning refuses to clip
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.muon.state = self.state
+        for group in self.param_groups:
+            if group["orthogonal"]:
+                self.muon.param_groups[0] |= {name: group[name] for name in ("params", "lr", "weight_decay")}
+                self.muon.step()
+                for parameter in group["params"]:
+                    parameter.grad = None  # AdamW has no part in it
+        super().step()
+        return loss
+
+
+@dataclass(frozen=True)
+class RateOfBlocks(OptimizerConfig):
+    """lrec's AdamW and its schedule, but with a rate of their own for the matrices of the blocks, or with Muon for
+    them, whose update has about the size of AdamW's at the same rate (arXiv 2502.16982).
+
+    Attributes:
+        lr: Peak rate of the blocks' matrices.
+        muon: Muon for them.
+    """
+
+    lr: float = 0.008
+    muon: bool = False
+
+    def build(self, net: Transformer, total_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        adamw = Optimizer()
+        groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in net.named_parameters():
+            in_block = name.startswith("blocks.") and parameter.ndim == 2
+            rate = (self.lr if in_block else adamw.lr) * net.lr_multiplier(name)
+            groups[rate, parameter.ndim >= 2, in_block and self.muon].append(parameter)
+        # What a step takes off is that of AdamW at its own rate.
+        decay = adamw.weight_decay * adamw.lr
+        made = MuonAndAdamW(
+            [
+                {"params": each, "lr": rate, "weight_decay": decay / rate if decays else 0.0, "orthogonal": orthogonal}
+                for (rate, decays, orthogonal), each in groups.items()
+            ],
+            betas=adamw.betas,
+        )
+        return made, LambdaLR(made, lambda step: adamw.lr_factor(step, total_steps))
