@@ -10,7 +10,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-SHOWN = ("clicks.md", "peers.md", "hours.md")
+SHOWN = ("clicks.md", "peers.md")
 """Pages of benchmarks/ that are pages of the site. The site has all others as text, where a page links to them."""
 LINKED = (
     "CONTRIBUTING.md",
