@@ -123,8 +123,9 @@ def entries_of(track: Path) -> Iterator[Entry]:
 def with_tables(page: str, tracks: Path = TRACKS) -> str:
     """The page with the table of each track between the comments that name it."""
     for track in sorted(path.with_suffix("") for path in tracks.glob("*.yaml")):
-        marks = rf"(<!-- {track.name} -->\n).*?(<!-- end -->)"
-        page = re.sub(marks, lambda found, track=track: f"{found[1]}{table(track)}\n{found[2]}", page, flags=re.DOTALL)
+        begin, end = f"<!-- {track.name} -->\n", "<!-- end -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}{table(track)}\n{end}{rest.split(end, 1)[1]}"
     return page
 
 
