@@ -126,6 +126,9 @@ def test_two_steps_are_predicted_before_they_are_judged(study: Path, lrec: Calla
         "bigger+passes x2",
         "bigger+users x2",
     }
+    # One whose run is lost is left out.
+    shutil.rmtree(run_of_study(out, "1x16-passes-x2-users-x2-seed1").folder)
+    assert "actual" not in run_exchange(study, lrec)["combinations"]["passes x2+users x2"]
 
 
 def test_a_step_beyond_the_ladder_is_worth_more_than_it_shows(study: Path, lrec: Callable[..., str]) -> None:

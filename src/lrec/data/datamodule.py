@@ -25,7 +25,6 @@ from lrec.data.splits.domain import of_domain
 from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
 from lrec.data.splits.shared import shared_part, shared_split
-from lrec.data.store.given import check_features, prepared_with
 from lrec.data.store.made_once import shared_folder
 from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
@@ -206,11 +205,11 @@ class SequenceDataModule(LightningDataModule, ABC):
         """The store; UserError where it was given and an option says that the raw data be read otherwise."""
         store = Store.open(self.store_path)
         if self.given_store is not None:
-            stored = prepared_with(store, _reading(self), _reading(type(self)))
+            stored = store.prepared_with(_reading(self), _reading(type(self)))
             columns: dict[str, Any] = {name: stored.get(f"{name}_column") for name in Columns.__dataclass_fields__}
             self.columns = Columns(**columns) if "user_column" in stored else None
             self.k_core, self.min_rating, self.repeats = (stored[each] for each in ("k_core", "min_rating", "repeats"))
-        check_features(store, self.feature_columns)
+        store.check_features(self.feature_columns)
         return store
 
     def cut(self, store: Store) -> Split:

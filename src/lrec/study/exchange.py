@@ -21,7 +21,7 @@ from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.equivalents import Worth, noise_of
 from lrec.laws.fit_json import finite
-from lrec.run import dotted
+from lrec.run import dotted, run_of_study
 from lrec.study import budget
 from lrec.study.answer import METRIC
 from lrec.study.figures import exchange_figure
@@ -91,7 +91,7 @@ def exchange(
     alone = {AGAIN: ladder.planned(AGAIN, {"seed_everything": seed, "data.seed": seed})[:1]}
     alone |= {name: ladder.planned(name, options) for name, options in chosen.items() if [*options] != [SIZE]}
     judged = _judged(folder, ladder, chosen)
-    together = {name: ladder.planned(name, _joined(name, chosen)) for name in dict.fromkeys([*judged, *combine])}
+    together = judged | {name: ladder.planned(name, _joined(name, chosen)) for name in combine if name not in judged}
     runs = [run for planned in (*alone.values(), *together.values()) for run in planned]
     ladder.check_targets(runs)
     only: dict[str, Any] = {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
@@ -109,7 +109,7 @@ def exchange(
         work = Work(of_steps, {})
         work.train(record, [run for run in record.runs if run.variant in alone], "steps")
         rates = Rates(ladder, chosen, folder, alone)
-        report = _write(rates, {name: together[name] for name in judged})  # predicts the others before their training
+        report = _write(rates, judged)  # predicts the others before they are trained
         if len(together) > len(judged):
             work.train(record, [run for run in record.runs if run.variant in together], "combinations")
             report = _write(rates, together)
@@ -127,16 +127,22 @@ def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
     return joined
 
 
-def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> list[str]:
-    """The combinations that an earlier call has trained of the same steps, which its figures tell."""
+def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> dict[str, list[PlannedRun]]:
+    """The runs of the combinations that an earlier call has judged of the same steps, and whose losses are there."""
     written = folder / "exchange.json"
     if not written.is_file():
-        return []
+        return {}
     earlier = json.loads(written.read_text(encoding="utf-8"))
     if (earlier["study"], earlier["size"]) != (ladder.study.name, ladder.size):
-        return []
+        return {}
     same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
-    return [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]
+    names = [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]
+    planned = {name: ladder.planned(name, _joined(name, steps)) for name in names}
+
+    def are_there(runs: list[PlannedRun]) -> bool:
+        return all(run_of_study(folder, run.name).target_losses_file.is_file() for run in runs)
+
+    return {name: runs for name, runs in planned.items() if are_there(runs)}
 
 
 class Rates:

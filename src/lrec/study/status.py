@@ -17,7 +17,7 @@ LINE_S = 60.0  # between two lines of a log about a run
 
 def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
     """State, losses and progress of every run; what is on disk in `folder` is newer than the `known` states."""
-    width = max(30, *(len(run.name) for run in runs)) + 2
+    width = max([30, *(len(run.name) for run in runs)]) + 2
     head = f"{'run':<{width}}{'':<9}{'state':<12}{'epochs':>8}{'steps':>9}"
     lines = [head + "".join(f"{title:>10}" for title in ("train", "val", "best val", "test", "hours"))]
     for run in runs:

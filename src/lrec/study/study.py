@@ -59,11 +59,8 @@ def run_study(study: Study) -> None:
             print(budget.plan_table(costs, study))
         budget.check(costs, study)
     to_train = [run for run in record.runs if record.trained(run).result is None]
-    if (
-        to_train
-        and "targets_per_step" not in study.tune
-        and (few := few_steps(max(to_train, key=lambda run: run.horizon)))
-    ):
+    tunes_step = "targets_per_step" in study.tune
+    if to_train and not tunes_step and (few := few_steps(max(to_train, key=lambda run: run.horizon))):
         print(few)
     if study.dry_run:
         return

@@ -31,6 +31,21 @@ def test_a_table_tells_what_those_that_run_are_doing(runs: list[PlannedRun], tmp
     assert second.split() == ["b", "fitted", "waiting"]
 
 
+def test_a_terminal_has_a_table_where_nothing_runs_too(
+    runs: list[PlannedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    status.Live(runs, tmp_path).show()
+    (head,) = capsys.readouterr().err.splitlines()
+    assert head.split()[:2] == ["run", "state"]
+
+
+def test_a_long_name_is_apart_from_what_follows(tmp_path: Path) -> None:
+    long = PlannedRun("3k-users-0.25-lr-0.025-targets_per_step-256-seed9", "3k", 9, 0.25, "", "", False, {})
+    _, row = status.runs_table([long], tmp_path, {}).splitlines()
+    assert row.split() == [long.name, "fitted", "waiting"]
+
+
 def test_a_log_has_a_line_about_each_that_runs_every_minute(
     runs: list[PlannedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

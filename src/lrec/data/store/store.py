@@ -123,6 +123,28 @@ class Store:
         wanted = np.array([each in types for each in self.event_types])
         return wanted[self.events_N]
 
+    def prepared_with(self, asked: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+        """The options with which it was prepared; UserError where another value than the default is asked for."""
+        stored = default | self.meta["reading"] | self.meta["options"]
+        for option, value in asked.items():
+            if value not in (stored.get(option, value), default.get(option)):
+                raise UserError(
+                    f"data.{option}={value}: {self.path} was prepared with {stored[option]}; leave the option out, or "
+                    "prepare another store from the raw data"
+                )
+        return stored
+
+    def check_features(self, columns: dict[str, bool]) -> None:
+        """UserError where a column of features is not there, or has numbers for texts or texts for numbers; `columns`
+        says of each whether it has numbers."""
+        stored = self.meta.get("features", {})
+        for column, is_number in columns.items():
+            if column not in stored or is_number != (stored[column] is None):
+                raise UserError(
+                    f"data: {self.path} was prepared without the feature {column}, or with one of another kind: "
+                    "prepare another store from the raw data"
+                )
+
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
         """Values of each column that is read beside the ids: float64, or int32, places in `feature_texts`."""
