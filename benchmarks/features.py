@@ -21,16 +21,12 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
+from small_network import interval, told, trained
 
-import lrec
-from lrec.cli import main as command
 from lrec.common.files import write_text
-from lrec.data.datasets import datamodule_of
-from lrec.evaluation.cases import cases_of_test, rank_by_net
-from lrec.run import Run
 
 HERE = Path(__file__).parent
-DRAWS, MAX_LEN, ARMS = 2000, 50, ("neither", "event", "item")
+ARMS = ("neither", "event", "item")
 
 
 class Set(NamedTuple):
@@ -106,57 +102,16 @@ def kept_file(name: str, arm: str, seed: int, options: argparse.Namespace) -> Pa
 
 def measured(name: str, data: Set, arm: str, seed: int, options: argparse.Namespace) -> Measured:
     """Train a run, unless it is there, and test its best checkpoint by target."""
-    folder, kept = options.runs / f"{name}-{arm}-{seed}", kept_file(name, arm, seed, options)
+    kept = kept_file(name, arm, seed, options)
     if not kept.exists():
-        values = data.options | {
-            "data.data_dir": options.runs / "data",
-            "data.time_column": "timestamp",
-            "data.max_len": MAX_LEN,
-            "data.seed": seed,
-            "seed_everything": seed,
-            "model.layers": 1,
-            "model.width": 32,
-            "model.heads": 2,
-            "data.targets_per_step": 512,
-            "trainer.max_epochs": options.epochs,
-            "trainer.check_val_every_n_epoch": options.epochs,
-            "trainer.enable_progress_bar": "false",
-            "trainer.default_root_dir": folder,
-        }
-        values |= (data.event if arm == "event" else {}) | (data.item if arm == "item" else {})
-        begin = time.process_time()
-        command(
-            [
-                "fit",
-                "--config=data/csv.yaml",
-                "--config=trainer/laptop.yaml",
-                *(f"--{key}={each}" for key, each in values.items()),
-            ]
-        )
-        spent = time.process_time() - begin
-        run = Run(folder)
-        module = datamodule_of(run.config.options)
-        module.setup("test")
-        cases = cases_of_test(module.cuts, MAX_LEN)
-        ranked = rank_by_net(lrec.load(folder, new_items=False).net.float(), cases)
-        ndcg_C = np.where(ranked.rank_C <= 10, 1 / np.log2(1 + ranked.rank_C), 0.0)
-        assert run.result is not None
-        steps = options.epochs * module.steps_per_epoch
-        cost = np.array([1000 * spent / steps, run.result.N_total])
-        np.savez(kept, users=cases.users_C, loss=ranked.loss_C, ndcg=ndcg_C, cost=cost)
+        of_arm = {"event": data.event, "item": data.item}.get(arm, {})
+        given = data.options | {"data.time_column": "timestamp"} | of_arm
+        tested = trained(kept.with_suffix(""), given, seed, options.epochs)
+        assert tested.run.result is not None
+        cost = np.array([tested.step_ms, tested.run.result.N_total])
+        np.savez(kept, users=tested.users_C, loss=tested.loss_C, ndcg=tested.ndcg_C, cost=cost)
     read = np.load(kept)
     return Measured(read["users"], read["loss"], read["ndcg"], float(read["cost"][0]), int(read["cost"][1]))
-
-
-def interval(differences_SC: np.ndarray) -> str:
-    """The mean over seeds and users, and the 5 % and 95 % quantiles of draws of both."""
-    random, (n_seeds, n_users) = np.random.default_rng(0), differences_SC.shape
-    draws = [
-        differences_SC[random.integers(n_seeds, size=n_seeds)].mean(0)[random.integers(n_users, size=n_users)].mean()
-        for _ in range(DRAWS)
-    ]
-    low, high = np.quantile(draws, [0.05, 0.95])
-    return f"{differences_SC.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespace) -> str:
@@ -185,7 +140,8 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
             plain_loss_SC, plain_ndcg_SC = (
                 np.stack([getattr(run, each) for run in plain]) for each in ("loss_C", "ndcg_C")
             )
-            beside = [interval((loss_SC - plain_loss_SC)[:, known_C]), interval(ndcg_SC - plain_ndcg_SC)]
+            differences = (loss_SC - plain_loss_SC)[:, known_C], ndcg_SC - plain_ndcg_SC
+            beside = [told(interval(each)) for each in differences]
         cells = [name, arm, str(len(seeds)), f"{mine[0].parameters:,}", f"{loss_SC[:, known_C].mean():.4f}", beside[0]]
         cells += [f"{ndcg_SC.mean():.4f}", beside[1], f"{np.mean([run.step_ms for run in mine]):.1f}"]
         lines.append(f"| {' | '.join(cells)} |")

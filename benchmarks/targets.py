@@ -29,17 +29,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from small_network import interval, told, trained
 from target_classes import Corrected
 
 import lrec
-from lrec.cli import main as command
 from lrec.common.files import write_text
-from lrec.data.datasets import datamodule_of
-from lrec.evaluation.cases import cases_of_test, rank_by_net
-from lrec.run import Run
 
 HERE = Path(__file__).parent
-DRAWS, MAX_LEN, TESTED = 2000, 50, 6040
+TESTED = 6040
 LEAVE_ONE_OUT = ("MovieLens-1M", "Globo", "Ciao")
 WITH_FEEDBACK = ("MovieLens-1M", "Ciao", "tennis")
 
@@ -104,7 +101,7 @@ def main() -> None:
                 return None
             given = sets[name] | ARMS[arm].options | ({} if rate is None else {"model.optimizer.lr": rate})
             given |= feedback(name) if "events" in (arm, ARMS[arm].beside) else {}
-            train(kept, given, seed, options)
+            train(kept, given, seed, options.epochs)
         read = np.load(kept)
         return Measured(read["loss"], read["ndcg"], *map(float, read["about"]))
 
@@ -146,50 +143,13 @@ def feedback(name: str) -> dict[str, object]:
     return {"data.event_column": "event"} if name == "tennis" else {"data.event_features.categories": "[rating]"}
 
 
-def train(kept: Path, given: dict[str, object], seed: int, options: argparse.Namespace) -> None:
+def train(kept: Path, given: dict[str, object], seed: int, epochs: int) -> None:
     """Train a run and keep its test."""
-    folder = kept.with_suffix("")
-    values = {
-        "data.data_dir": options.runs / "data",
-        "data.max_len": MAX_LEN,
-        "data.seed": seed,
-        "data.targets_per_step": 512,
-        "seed_everything": seed,
-        "points.test": "false",
-        "trainer.precision": "32-true",
-        "trainer.max_epochs": options.epochs,
-        "trainer.check_val_every_n_epoch": options.epochs,
-        "trainer.enable_progress_bar": "false",
-        "trainer.default_root_dir": folder,
-    }
-    # A class comes before its options.
-    values = given | {"model.layers": 1, "model.width": 32, "model.heads": 2} | values
-    begin = time.process_time()
-    arguments = [f"--{key}={each}" for key, each in values.items()]
-    command(["fit", "--config=data/csv.yaml", "--config=trainer/laptop.yaml", *arguments])
-    spent = time.process_time() - begin
-    trained = Run(folder)
-    module = datamodule_of(trained.config.options)
-    module.setup("test")
-    cases = cases_of_test(module.cuts, MAX_LEN)
-    cases = cases.where(np.sort(np.random.default_rng(0).permutation(len(cases))[:TESTED]))
-    ranked = rank_by_net(lrec.load(folder, new_items=False).net.float(), cases)
-    ndcg_C = np.where(ranked.rank_C <= 10, 1 / np.log2(1 + ranked.rank_C), 0.0)
-    val_loss = trained.points[-1].val_loss
+    given = given | {"points.test": "false", "trainer.precision": "32-true"}
+    tested = trained(kept.with_suffix(""), given, seed, epochs, most=TESTED)
+    val_loss = tested.run.points[-1].val_loss
     assert val_loss is not None
-    about = np.array([val_loss, 1000 * spent / (options.epochs * module.steps_per_epoch)])
-    np.savez(kept, loss=ranked.loss_C, ndcg=ndcg_C, about=about)
-
-
-def interval(differences_SC: np.ndarray) -> tuple[float, float, float]:
-    """The mean over seeds and users, and the 5 % and 95 % quantiles of draws of both."""
-    random, (n_seeds, n_users) = np.random.default_rng(0), differences_SC.shape
-    draws = [
-        differences_SC[random.integers(n_seeds, size=n_seeds)].mean(0)[random.integers(n_users, size=n_users)].mean()
-        for _ in range(DRAWS)
-    ]
-    low, high = np.quantile(draws, [0.05, 0.95])
-    return float(differences_SC.mean()), float(low), float(high)
+    np.savez(kept, loss=tested.loss_C, ndcg=tested.ndcg_C, about=np.array([val_loss, tested.step_ms]))
 
 
 def verdict(loss: tuple[float, float, float], ndcg: tuple[float, float, float]) -> str:
@@ -242,12 +202,12 @@ def page(
         if not both:
             continue
         loss_SC, ndcg_SC = of_seeds(mine)
-        known_C, told = ~np.isnan(loss_SC).any(0), ["", "", ""]
+        known_C, differences = ~np.isnan(loss_SC).any(0), ["", "", ""]
         if beside is not None:
             other_loss_SC, other_ndcg_SC = of_seeds(others)
             loss, ndcg = interval((loss_SC - other_loss_SC)[:, known_C]), interval(ndcg_SC - other_ndcg_SC)
-            told = [*("{:+.4f} [{:+.4f}, {:+.4f}]".format(*each) for each in (loss, ndcg)), verdict(loss, ndcg)]
-        figures = f"{loss_SC[:, known_C].mean():.4f}", told[0], f"{ndcg_SC.mean():.4f}", told[1], told[2]
+            differences = [told(loss), told(ndcg), verdict(loss, ndcg)]
+        figures = f"{loss_SC[:, known_C].mean():.4f}", differences[0], f"{ndcg_SC.mean():.4f}", *differences[1:]
         cells = arm, name, str(len(both)), *figures, f"{min(run.step_ms for run in mine):.1f}"
         lines.append(f"| {' | '.join(cells)} |")
     most = max(map(len, tried.values()), default=0)

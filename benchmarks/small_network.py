@@ -1,0 +1,72 @@
+"""One block of width 32, trained on a log and tested target by target, and the interval of a paired difference."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import lrec
+from lrec.cli import main as command
+from lrec.data.datasets import datamodule_of
+from lrec.evaluation.cases import cases_of_test, rank_by_net
+from lrec.run import Run
+
+DRAWS, MAX_LEN = 2000, 50
+
+
+class Tested(NamedTuple):
+    """A trained run, its test by target, and its cost."""
+
+    run: Run
+    users_C: np.ndarray
+    loss_C: np.ndarray  # nan outside the catalogue
+    ndcg_C: np.ndarray
+    step_ms: float  # processor time of a step: that of the whole run, start and evaluation included
+
+
+def trained(folder: Path, given: dict[str, object], seed: int, epochs: int, most: int | None = None) -> Tested:
+    """Train a run in `folder` with the options `given`, its stores beside it, and test its best checkpoint, on `most`
+    users."""
+    # A class comes before its options.
+    values = given | {
+        "model.layers": 1,
+        "model.width": 32,
+        "model.heads": 2,
+        "data.data_dir": folder.parent / "data",
+        "data.max_len": MAX_LEN,
+        "data.seed": seed,
+        "data.targets_per_step": 512,
+        "seed_everything": seed,
+        "trainer.max_epochs": epochs,
+        "trainer.check_val_every_n_epoch": epochs,
+        "trainer.enable_progress_bar": "false",
+        "trainer.default_root_dir": folder,
+    }
+    begin = time.process_time()
+    arguments = [f"--{key}={each}" for key, each in values.items()]
+    command(["fit", "--config=data/csv.yaml", "--config=trainer/laptop.yaml", *arguments])
+    spent, run = time.process_time() - begin, Run(folder)
+    module = datamodule_of(run.config.options)
+    module.setup("test")
+    cases = cases_of_test(module.cuts, MAX_LEN)
+    cases = cases.where(np.sort(np.random.default_rng(0).permutation(len(cases))[:most]))
+    ranked = rank_by_net(lrec.load(folder, new_items=False).net.float(), cases)
+    ndcg_C = np.where(ranked.rank_C <= 10, 1 / np.log2(1 + ranked.rank_C), 0.0)
+    return Tested(run, cases.users_C, ranked.loss_C, ndcg_C, 1000 * spent / (epochs * module.steps_per_epoch))
+
+
+def interval(differences_SC: np.ndarray) -> tuple[float, float, float]:
+    """The mean over seeds and users, and the 5 % and 95 % quantiles of draws of both."""
+    random, (n_seeds, n_users) = np.random.default_rng(0), differences_SC.shape
+    draws = [
+        differences_SC[random.integers(n_seeds, size=n_seeds)].mean(0)[random.integers(n_users, size=n_users)].mean()
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile(draws, [0.05, 0.95])
+    return float(differences_SC.mean()), float(low), float(high)
+
+
+def told(of: tuple[float, float, float]) -> str:
+    """A mean with its interval."""
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*of)
