@@ -1,4 +1,4 @@
-"""One block of width 32, trained on a log and tested target by target, and the interval of a paired difference."""
+"""A small network, trained on a log and tested target by target, and the interval of a paired difference."""
 
 import time
 from pathlib import Path
@@ -25,13 +25,20 @@ class Tested(NamedTuple):
     step_ms: float  # processor time of a step: that of the whole run, start and evaluation included
 
 
-def trained(folder: Path, given: dict[str, object], seed: int, epochs: int, most: int | None = None) -> Tested:
-    """Train a run in `folder` with the options `given`, its stores beside it, and test its best checkpoint, on `most`
-    users."""
+def trained(
+    folder: Path,
+    given: dict[str, object],
+    seed: int,
+    epochs: int,
+    most: int | None = None,
+    shape: tuple[int, int] = (1, 32),
+) -> Tested:
+    """Train a run of so many blocks of a width in `folder` with the options `given`, its stores beside it, and test its
+    best checkpoint, on `most` users."""
     # A class comes before its options.
     values = given | {
-        "model.layers": 1,
-        "model.width": 32,
+        "model.layers": shape[0],
+        "model.width": shape[1],
         "model.heads": 2,
         "data.data_dir": folder.parent / "data",
         "data.max_len": MAX_LEN,

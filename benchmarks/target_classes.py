@@ -1,11 +1,9 @@
-"""Classes that benchmarks/targets.py names by class path: targets beyond the next item, losses and an optimizer.
+"""Classes that benchmarks/targets.py names by class path: targets beyond the next item, and losses.
 
 Shape suffixes: B rows, L positions, M targets, K offsets of a window, D width, V catalogue, N negatives, F kinds of
 feedback. Offset 1 is the next item.
 """
 
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +11,11 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW, Muon
-from torch.optim.lr_scheduler import LambdaLR
 
-from lrec import Optimizer, OptimizerConfig, SampledSoftmax, SequentialRecommender
+from lrec import SampledSoftmax, SequentialRecommender
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.model.losses import _draw
 from lrec.model.sharded_table import Table, whole
-from lrec.model.transformer import Transformer
 
 
 def with_offset(batch: TrainBatch, offset: int) -> Tensor:
@@ -189,61 +184,3 @@ def drawn_scores(
     hit_MN = negatives_N == targets_M[:, None]
     scores_MN = scores_MN.masked_fill(hit_MN, torch.finfo(scores_MN.dtype).min)
     return (hidden_MD * F.embedding(targets_M, table_VD)).sum(1), scores_MN, log_q_M
-
-
-class MuonAndAdamW(AdamW):
-    """Muon for the groups that are `orthogonal`, AdamW for the others; one optimizer, with one state."""
-
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
-        super().__init__(groups, fused=True, **options)
-        matrices = [parameter for group in groups for parameter in group["params"] if parameter.ndim == 2]
-        self.muon = Muon(matrices[:1], adjust_lr_fn="match_rms_adamw")  # `step` says of which
-        self._step_supports_amp_scaling = False  # or Lightning refuses to clip
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.muon.state = self.state
-        for group in self.param_groups:
-            if group["orthogonal"]:
-                self.muon.param_groups[0] |= {name: group[name] for name in ("params", "lr", "weight_decay")}
-                self.muon.step()
-                for parameter in group["params"]:
-                    parameter.grad = None  # AdamW has no part in it
-        super().step()
-        return loss
-
-
-@dataclass(frozen=True)
-class RateOfBlocks(OptimizerConfig):
-    """lrec's AdamW and its schedule, but with a rate of their own for the matrices of the blocks, or with Muon for
-    them, whose update has about the size of AdamW's at the same rate (arXiv 2502.16982).
-
-    Attributes:
-        lr: Peak rate of the blocks' matrices.
-        muon: Muon for them.
-    """
-
-    lr: float = 0.008
-    muon: bool = False
-
-    def build(self, net: Transformer, total_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        adamw = Optimizer()
-        groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = defaultdict(list)
-        for name, parameter in net.named_parameters():
-            in_block = name.startswith("blocks.") and parameter.ndim == 2
-            rate = (self.lr if in_block else adamw.lr) * net.lr_multiplier(name)
-            groups[rate, parameter.ndim >= 2, in_block and self.muon].append(parameter)
-        # What a step takes off is that of AdamW at its own rate.
-        decay = adamw.weight_decay * adamw.lr
-        made = MuonAndAdamW(
-            [
-                {"params": each, "lr": rate, "weight_decay": decay / rate if decays else 0.0, "orthogonal": orthogonal}
-                for (rate, decays, orthogonal), each in groups.items()
-            ],
-            betas=adamw.betas,
-        )
-        return made, LambdaLR(made, lambda step: adamw.lr_factor(step, total_steps))

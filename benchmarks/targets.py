@@ -1,4 +1,4 @@
-"""Other targets than the next item, another logQ, and Muon: what they bring to the test loss and to NDCG@10.
+"""Other targets than the next item, and another logQ: what they bring to the test loss and to NDCG@10.
 
     python benchmarks/targets.py --data FOLDER [--epochs 5] [--seeds 0 1 2] [--runs runs/targets]
 
@@ -14,8 +14,6 @@ is on its good side and that of the other is not on its bad side.
 - multi-token: a matrix for each of the two items after the next, whose losses are added with the weight 0.3.
 - sampled: softmax over 256 negatives, drawn by their count, as `SampledSoftmax` corrects it: the target is not sampled.
 - target corrected: the logQ of the target is taken off its score too. corrected: the loss of arXiv 2507.09331.
-- Muon: torch's, for the matrices of the blocks, AdamW for the rest, at the rate of the other arms. The rate of Muon is
-  the best of three by the validation loss of MovieLens-1M with seed 0.
 - events: the network reads the feedback with the item. feedback: and a second head predicts that to the next item, with
   the weight 0.3.
 """
@@ -50,7 +48,6 @@ class Arm(NamedTuple):
 
 
 SAMPLED: dict[str, object] = {"model.loss.negatives": 256, "model.loss.power": 1.0}
-BLOCKS: dict[str, object] = {"model.optimizer": "target_classes.RateOfBlocks"}
 ARMS = {
     "next item": Arm({}, None),
     "window": Arm({"model": "target_classes.Window"}),
@@ -59,14 +56,9 @@ ARMS = {
     "sampled": Arm({"model.loss": "SampledSoftmax"} | SAMPLED, None),
     "target corrected": Arm({"model.loss": "target_classes.TargetCorrected"} | SAMPLED, "sampled"),
     "corrected": Arm({"model.loss": "target_classes.Corrected"} | SAMPLED, "sampled", LEAVE_ONE_OUT[:1]),
-    "Muon": Arm(BLOCKS | {"model.optimizer.muon": "true"}),
-    "AdamW, blocks": Arm(BLOCKS, sets=()),
     "events": Arm({}, None, WITH_FEEDBACK),
     "feedback": Arm({"model": "target_classes.Feedback"}, "events", WITH_FEEDBACK),
 }
-
-# The peak rates that are tried: of all parameters, and of the matrices of the blocks.
-RATES = {"next item": (0.003, 0.008, 0.02), "AdamW, blocks": (0.003, 0.008, 0.02, 0.05), "Muon": (0.008, 0.02, 0.05)}
 
 
 class Measured(NamedTuple):
@@ -92,33 +84,26 @@ def main() -> None:
     torch.set_num_threads(1)
     sets = logs(options.data, options.runs)
 
-    def run(name: str, arm: str, seed: int, rate: float | None = None) -> Measured | None:
-        if arm != "Muon" and rate == lrec.Optimizer().lr:
-            arm, rate = "next item", None  # which has it anyway
-        kept = options.runs / f"{name}-{arm}{'' if rate is None else f'-{rate}'}-{seed}.npz"
+    def run(name: str, arm: str, seed: int) -> Measured | None:
+        kept = options.runs / f"{name}-{arm}-{seed}.npz"
         if not kept.exists():
             if options.finished:
                 return None
-            given = sets[name] | ARMS[arm].options | ({} if rate is None else {"model.optimizer.lr": rate})
+            given = sets[name] | ARMS[arm].options
             given |= feedback(name) if "events" in (arm, ARMS[arm].beside) else {}
             train(kept, given, seed, options.epochs)
         read = np.load(kept)
         return Measured(read["loss"], read["ndcg"], *map(float, read["about"]))
 
-    tried: dict[str, dict[float, float]] = {}
-    for arm, rates in RATES.items():
-        runs = {rate: run(LEAVE_ONE_OUT[0], arm, 0, rate) for rate in rates if arm in options.arms}
-        tried[arm] = {rate: each.val_loss for rate, each in runs.items() if each is not None}
-    best = {arm: min(each, key=each.__getitem__) for arm, each in tried.items() if each and arm != "next item"}
     found = {
         (name, arm, seed): measured
         for seed in options.seeds
         for arm in options.arms
         for name in ARMS[arm].sets
         if name in options.sets
-        if (measured := run(name, arm, seed, best.get(arm))) is not None
+        if (measured := run(name, arm, seed)) is not None
     }
-    write_text(HERE / "targets.md", page(found, tried, options))
+    write_text(HERE / "targets.md", page(found, options))
 
 
 def logs(data: Path, runs: Path) -> dict[str, dict[str, object]]:
@@ -172,11 +157,7 @@ def gradients_apart() -> float:
     return float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
 
 
-def page(
-    found: dict[tuple[str, str, int], Measured],
-    tried: dict[str, dict[float, float]],
-    options: argparse.Namespace,
-) -> str:
+def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespace) -> str:
     """benchmarks/targets.md."""
     seeds = " ".join(map(str, options.seeds))
     title, _, *about = (__doc__ or "").strip().split("\n\n")
@@ -210,16 +191,6 @@ def page(
         figures = f"{loss_SC[:, known_C].mean():.4f}", differences[0], f"{ndcg_SC.mean():.4f}", *differences[1:]
         cells = arm, name, str(len(both)), *figures, f"{min(run.step_ms for run in mine):.1f}"
         lines.append(f"| {' | '.join(cells)} |")
-    most = max(map(len, tried.values()), default=0)
-    lines += [
-        "",
-        "Validation loss of MovieLens-1M with seed 0, by peak rate, of all parameters or of the blocks' matrices:",
-        "",
-    ]
-    lines += [f"| optimizer |{' |' * most}", "|---|" + "---|" * most]
-    for arm, losses in tried.items():
-        tells = [f"{rate}: {loss:.4f}" for rate, loss in losses.items()] + [""] * (most - len(losses))
-        lines.append(f"| {'AdamW, all' if arm == 'next item' else arm} | {' | '.join(tells)} |")
     return "\n".join([*lines, "", FINDINGS.format(apart=gradients_apart()).strip()]) + "\n"
 
 
@@ -231,14 +202,10 @@ def of_seeds(runs: list[Measured]) -> tuple[np.ndarray, np.ndarray]:
 FINDINGS = """
 ## What pays
 
-**Muon and the window with falling weights pay on all three sets**, and earn their place by the rule that asks for two.
-Yet all runs end after five epochs, which are 640 to 930 steps: lrec warns of fewer than 2,000. The network with neither
-of them may not have learnt enough, or too much on the small Ciao, and both may only make up for that. They have to be
-measured in runs whose length validation chooses, and in wider networks, before they become options of lrec.
+**The window with falling weights pays on all three sets**, and earns its place by the rule that asks for two. Yet all
+runs end after five epochs, which are 640 to 930 steps: lrec warns of fewer than 2,000. [muon.md](muon.md) has it, and
+Muon, in runs whose length validation chooses.
 
-- Muon lowers the loss and raises NDCG@10 on each set, at 8 to 14 % more processor time a step. A better rate of AdamW
-  does not explain it: with 0.02, the largest and best that we tried, on MovieLens-1M alone, its validation loss is
-  still 0.15 nats higher than Muon's. A rate of their own for the blocks' matrices does harm under AdamW.
 - The window costs nothing that we can measure: its targets share the sum over all items. Its gain is largest on Ciao,
   and on MovieLens-1M NDCG@10 stays. With equal weights there is one seed, whose interval draws users alone, and no run
   of Globo.

@@ -66,6 +66,7 @@ class Rule:
     epsilon: float = 1e-12
     weight_decay: float = 0.0  # a step's, as a share of the rate before it is multiplied
     fall: Decay = "linear"
+    muon: float | None = None  # the rate of matrices that Muon moves, as lrec has it, beside the rate that is tuned
 
     def share(self, name: str, parameter: nn.Parameter, width: int) -> float:
         """Of the rate that is tuned."""
@@ -91,7 +92,7 @@ RULES = {
     "decay 0.01": replace(SCALED, weight_decay=0.01),
     "cosine": replace(SCALED, fall="cosine"),
     "wsd": replace(SCALED, fall="wsd"),
-}
+} | {f"Muon {rate}": replace(SCALED, muon=rate) for rate in (0.6, 1.2, 2.5, 5.0)}
 
 
 class Run(NamedTuple):
@@ -133,6 +134,8 @@ def made(run: Run, rule: Rule, n_items: int, max_len: int) -> Transformer:
 
 
 def optimizer_of(net: Transformer, run: Run, rule: Rule) -> torch.optim.AdamW:
+    if rule.muon is not None:
+        return Optimizer(lr=run.lr, weight_decay=rule.weight_decay, muon=rule.muon).build(net, 1)[0]
     groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in net.named_parameters():
         groups[rule.share(name, parameter, run.width), parameter.ndim >= 2].append(parameter)

@@ -76,11 +76,15 @@ def refuse_other_network(trained: dict[str, Any], config: TransformerConfig, dat
 
 
 def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) -> None:
-    """UserError where both arguments of a model name an optimizer, and these are of different classes."""
+    """UserError where both arguments of a model name an optimizer, and these are of different classes, or with another
+    rate of Muon: what is loaded would go on as before."""
     made = trained_with.get("optimizer"), now.get("optimizer")  # none: an object that no checkpoint can hold
     theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in made)
     if mine is not None and theirs not in (None, mine):
         raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
+    muon = [each.get("init_args", {}).get("muon") if isinstance(each, dict) else None for each in made]
+    if mine is not None and theirs is not None and muon[0] != muon[1]:
+        raise UserError(f"the checkpoint has optimizer.muon {muon[0]}, the config {muon[1]}: give its own config")
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:

@@ -17,6 +17,7 @@ from lrec.common.text_tables import counted
 from lrec.errors import UserError, check_range
 from lrec.model.sharded_table import TouchedRows
 from lrec.model.transformer import Transformer
+from lrec.training.muon import is_for_muon, muon_matrices
 from lrec.training.touched_rows import adamw_rows, sgd_rows, touched_of
 
 # wsd, warm-up, stable, decay: constant, and a fall by 1 - root at the end, so that runs of any length share all before
@@ -108,6 +109,8 @@ class Optimizer(OptimizerConfig):
         touched_rows: Update only those rows of the item table that a step touches: the items of its windows, its
             targets and negatives; other rows do not move, not even by decay. It spares the gradient of all other rows,
             in memory and time, and is another optimizer than AdamW on all of them. For sampled losses.
+        muon: Muon moves the matrices of the blocks, at a peak rate of this multiple of lr, whatever their width; none:
+            AdamW moves them.
     """
 
     lr: float = 0.008
@@ -118,11 +121,13 @@ class Optimizer(OptimizerConfig):
     final_lr: float = 0.0
     switch: Switch | None = None
     touched_rows: bool = False
+    muon: float | None = None
 
     def __post_init__(self) -> None:
         check_range("optimizer.lr", self.lr, above=0)
         check_range("optimizer.warmup", self.warmup, at_least=0, at_most=1)
         check_range("optimizer.final_lr", self.final_lr, at_least=0, at_most=1)
+        check_range("optimizer.muon", self.muon, above=0)
 
     def stable_steps(self, total_steps: int) -> int | None:
         """The first steps of a run of `total_steps`, which it has in common with every longer one: those before the
@@ -148,10 +153,13 @@ class Optimizer(OptimizerConfig):
             raise UserError(f"optimizer.switch.at {switch.at}: the run has only {counted(total_steps, 'step')}")
         if self.touched_rows:
             net.items.weight.touched = TouchedRows()  # type: ignore[attr-defined]
-        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
+        groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in net.named_parameters():
             if parameter.requires_grad:
-                groups[net.lr_multiplier(name), net.sgd_lr_multiplier(name), parameter.ndim >= 2].append(parameter)
+                by_muon = self.muon if is_for_muon(net, name) else None
+                multiplier = by_muon or net.lr_multiplier(name)
+                of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, by_muon is not None
+                groups[of].append(parameter)
         # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.
         optimizer = AdamWThenSGD(
             [
@@ -162,8 +170,9 @@ class Optimizer(OptimizerConfig):
                     "sgd_lr": switch.lr * sgd_multiplier if switch else None,
                     "sgd_weight_decay": switch.weight_decay if switch and decays else 0.0,
                     "momentum": switch.momentum if switch else 0.0,
+                    "muon": by_muon,
                 }
-                for (multiplier, sgd_multiplier, decays), parameters in groups.items()
+                for (multiplier, sgd_multiplier, decays, by_muon), parameters in groups.items()
             ],
             lr=self.lr,
             betas=self.betas,
@@ -209,7 +218,8 @@ class AdamWThenSGD(AdamW):
     """AdamW, and from `begin_sgd` on SGD with momentum: torch.optim's own arithmetic in both phases.
 
     One optimizer, so that a checkpoint of either phase loads in either: the phase is an entry of every parameter group,
-    and exp_avg becomes SGD's momentum buffer. Groups have sgd_lr, sgd_weight_decay and momentum beside AdamW's options.
+    and exp_avg becomes SGD's momentum buffer. Beside AdamW's options, groups have sgd_lr, sgd_weight_decay, momentum,
+    and muon: whether Muon takes AdamW's place.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], switch: Switch | None, due: int, **options: Any) -> None:
@@ -254,6 +264,8 @@ class AdamWThenSGD(AdamW):
             for parameter in group["params"]:
                 if touched_of(parameter) is not None:
                     (adamw_rows if in_adamw else sgd_rows)(parameter, self.state[parameter], group)
+            if in_adamw and group["muon"]:
+                muon_matrices(group["params"], self.state, group)
         if in_adamw:
             super().step()
             return loss

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
@@ -98,6 +100,8 @@ def test_wrong_values_are_refused() -> None:
         Optimizer(lr=0)
     with pytest.raises(UserError, match=r"optimizer\.warmup must be at least 0 and at most 1, got 2"):
         Optimizer(warmup=2)
+    with pytest.raises(UserError, match=r"optimizer\.muon must be above 0, got 0"):
+        Optimizer(muon=0)
 
 
 def gradients(net: Transformer, seed: int) -> Iterator[None]:
@@ -121,7 +125,7 @@ def train(net: Transformer, optimizer: torch.optim.Optimizer, scheduler: object,
 
 def assert_equal_weights(one: Transformer, other: Transformer) -> None:
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-7, msg=name)
+        torch.testing.assert_close(a, b, rtol=2e-7, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
 
 
 SWITCHING = Optimizer(
@@ -187,18 +191,46 @@ def test_rates_over_warm_up_decay_switch_and_end() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0)
 
 
+def test_matrices_of_the_blocks_are_moved_by_torch_s_muon_and_all_else_by_its_adamw() -> None:
+    config = replace(CONFIG, width=64, parametrisation="scaled")
+    net, reference = Transformer(config, seed=1), Transformer(config, seed=1)
+    options = Optimizer(lr=0.01, weight_decay=0.1, warmup=0.2, muon=3.0)
+    matrices = [p for name, p in reference.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    tables = [p for name, p in reference.named_parameters() if not name.startswith("blocks.") and p.ndim == 2]
+    vectors = [p for p in reference.parameters() if p.ndim == 1]
+    muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1 / 3)
+    of_table = 8 * 0.5**0.5
+    adamw = torch.optim.AdamW(
+        [
+            {"params": tables, "lr": 0.01 * of_table, "weight_decay": 0.1 / of_table},
+            {"params": vectors, "lr": 0.01 / 2, "weight_decay": 0.0},
+        ],
+        betas=options.betas,
+    )
+    schedules = [LambdaLR(each, lambda step: options.lr_factor(step, 12)) for each in (muon, adamw)]
+    train(net, *options.build(net, 12), range(12), switch_at=12)
+    for step in range(12):
+        next(gradients(reference, step))
+        for each in (muon, adamw, *schedules):
+            each.step()
+    assert len(matrices) == 8
+    assert_equal_weights(net, reference)
+
+
+@pytest.mark.parametrize("muon", [None, 2.0])
 @pytest.mark.parametrize("saved_after", [3, 8, 11], ids=["before", "at", "after"])
-def test_a_checkpoint_of_either_phase_goes_on_bitwise(saved_after: int) -> None:
+def test_a_checkpoint_of_either_phase_goes_on_bitwise(saved_after: int, muon: float | None) -> None:
+    options = replace(SWITCHING, muon=muon)
     undisturbed = Transformer(CONFIG, seed=1)
-    train(undisturbed, *SWITCHING.build(undisturbed, 20), range(20), switch_at=8)
+    train(undisturbed, *options.build(undisturbed, 20), range(20), switch_at=8)
 
     first = Transformer(CONFIG, seed=1)
-    optimizer, scheduler = SWITCHING.build(first, 20)
+    optimizer, scheduler = options.build(first, 20)
     train(first, optimizer, scheduler, range(saved_after), switch_at=8)
     saved = copy.deepcopy([first.state_dict(), optimizer.state_dict(), scheduler.state_dict()])
 
     resumed = Transformer(CONFIG, seed=2)
-    optimizer, scheduler = SWITCHING.build(resumed, 20)
+    optimizer, scheduler = options.build(resumed, 20)
     for thing, state in zip((resumed, optimizer, scheduler), saved, strict=True):
         thing.load_state_dict(state)
     train(resumed, optimizer, scheduler, range(saved_after, 20), switch_at=8)

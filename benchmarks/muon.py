@@ -1,0 +1,142 @@
+"""Muon, and a window of targets, in runs whose length validation chooses, and what size would bring as much.
+
+    python benchmarks/muon.py --data FOLDER [--seeds 0 1 2] [--runs runs/muon]
+
+MovieLens-1M (a tenth of the users train), the clicks of Globo (20-core, 8 % of the users) and Ciao (10-core),
+leave-one-out, histories of 50, steps of 512 targets. Each arm is trained with seed 0 for 5, 10 and 20 epochs, AdamW
+alone also at two rates; the least validation loss chooses, and the other seeds are trained so. Up to 6,040 users are
+tested, always on their next item among all items. Differences are paired over users; an interval of 90 % draws users
+and seeds again, together. A loss below zero and an NDCG@10 above zero are better.
+
+- AdamW: lrec's optimizer, at the better of the rates 0.008 and 0.02.
+- Muon: it moves the matrices of the blocks, at `optimizer.muon` 2.5; the rate is 0.008.
+- window: the target is the mean of the next three items, of which those after the next have the weight 0.3.
+"""
+
+import argparse
+import platform
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from small_network import interval, told, trained
+from targets import LEAVE_ONE_OUT, TESTED, logs
+
+from lrec.common.files import write_text
+
+HERE = Path(__file__).parent
+EPOCHS = (5, 10, 20)
+SMALL, LARGE = (1, 32), (2, 64)
+MUON: dict[str, object] = {"model.optimizer.muon": 2.5}
+WINDOW: dict[str, object] = {"model": "target_classes.Window", "model.weights": "[1.0, 0.3, 0.3]"}
+
+
+class Arm(NamedTuple):
+    """What is trained, and which other arm it is compared with."""
+
+    options: dict[str, object]
+    beside: str | None
+    shape: tuple[int, int] = SMALL
+    rates: tuple[float, ...] = (0.008,)
+
+
+ARMS = {
+    "AdamW": Arm({}, None, rates=(0.008, 0.02)),
+    "Muon": Arm(MUON, "AdamW"),
+    "window": Arm(WINDOW, "AdamW"),
+    "Muon, window": Arm(WINDOW | MUON, "Muon"),
+    "AdamW, large": Arm({}, "AdamW", LARGE),
+    "Muon, large": Arm(MUON, "AdamW, large", LARGE),
+}
+
+
+class Choice(NamedTuple):
+    """How an arm is trained."""
+
+    epochs: int
+    lr: float
+
+
+class Measured(NamedTuple):
+    """A run's test, by target, its validation and its cost."""
+
+    loss_C: np.ndarray  # nan outside the catalogue
+    ndcg_C: np.ndarray
+    val_loss: float
+    step_ms: float  # processor time of a step, start and validation included
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Folder with the files of all sets.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/muon"))
+    parser.add_argument("--sets", nargs="+", default=list(LEAVE_ONE_OUT))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    sets, found = logs(options.data, options.runs), {}
+    for name in options.sets:
+        for arm in options.arms:
+            choices = [Choice(epochs, lr) for epochs in EPOCHS for lr in ARMS[arm].rates]
+            tried = {choice: run(options.runs, sets[name], name, arm, 0, choice) for choice in choices}
+            best = min(tried, key=lambda choice: tried[choice].val_loss)
+            for seed in options.seeds:
+                found[name, arm, seed] = best, run(options.runs, sets[name], name, arm, seed, best)
+    write_text(HERE / "muon.md", page(found, options))
+
+
+def run(runs: Path, log: dict[str, object], name: str, arm: str, seed: int, choice: Choice) -> Measured:
+    """Train and test, unless it is kept."""
+    kept = runs / f"{name}-{arm}-{choice.epochs}-{choice.lr}-{seed}.npz"
+    if not kept.exists():
+        given = log | ARMS[arm].options | {"model.optimizer.lr": choice.lr}
+        given |= {"points.test": "false", "trainer.precision": "32-true"}
+        tested = trained(kept.with_suffix(""), given, seed, choice.epochs, TESTED, ARMS[arm].shape)
+        val_loss = tested.run.points[-1].val_loss
+        assert val_loss is not None
+        np.savez(kept, loss=tested.loss_C, ndcg=tested.ndcg_C, about=np.array([val_loss, tested.step_ms]))
+    read = np.load(kept)
+    return Measured(read["loss"], read["ndcg"], *map(float, read["about"]))
+
+
+def page(found: dict[tuple[str, str, int], tuple[Choice, Measured]], options: argparse.Namespace) -> str:
+    """benchmarks/muon.md."""
+    title, _, *about = (__doc__ or "").strip().split("\n\n")
+    lines = [
+        "# Muon and a window of targets",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, one core, torch {torch.__version__}.",
+        "",
+        f"    python benchmarks/muon.py --data FOLDER --seeds {' '.join(map(str, options.seeds))}",
+        "",
+        "\n\n".join([title, *about]),
+        "",
+        "| data | arm | blocks, width | epochs, rate | test loss | beside | difference | NDCG@10 | difference | ms |",
+        "|---|---|---|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for name, arm in {(name, arm): None for name, arm, _ in found}:
+        choice, shape, beside = found[name, arm, options.seeds[0]][0], ARMS[arm].shape, ARMS[arm].beside
+        mine = [found[name, arm, seed][1] for seed in options.seeds]
+        loss_SC, ndcg_SC = np.stack([each.loss_C for each in mine]), np.stack([each.ndcg_C for each in mine])
+        known_C, differences = ~np.isnan(loss_SC).any(0), ["", ""]
+        if beside is not None and (name, beside, options.seeds[0]) in found:
+            others = [found[name, beside, seed][1] for seed in options.seeds]
+            of_loss = loss_SC - np.stack([each.loss_C for each in others])
+            of_ndcg = ndcg_SC - np.stack([each.ndcg_C for each in others])
+            differences = [told(interval(of_loss[:, known_C])), told(interval(of_ndcg))]
+        cells = [name, arm, f"{shape[0]} x {shape[1]}", f"{choice.epochs}, {choice.lr}"]
+        cells += [f"{loss_SC[:, known_C].mean():.4f}", beside or "", differences[0], f"{ndcg_SC.mean():.4f}"]
+        lines.append(f"| {' | '.join([*cells, differences[1], f'{min(each.step_ms for each in mine):.1f}'])} |")
+    return "\n".join([*lines, "", READ.strip()]) + "\n"
+
+
+READ = """
+"""
+
+
+if __name__ == "__main__":
+    main()
