@@ -95,7 +95,8 @@ def run(runs: Path, log: dict[str, object], name: str, arm: str, seed: int, choi
     if not kept.exists():
         given = log | ARMS[arm].options | {"model.optimizer.lr": choice.lr}
         given |= {"points.test": "false", "trainer.precision": "32-true"}
-        tested = trained(kept.with_suffix(""), given, seed, choice.epochs, TESTED, ARMS[arm].shape)
+        given |= dict(zip(("model.layers", "model.width"), ARMS[arm].shape, strict=True))
+        tested = trained(kept.with_suffix(""), given, seed, choice.epochs, TESTED)
         val_loss = tested.run.points[-1].val_loss
         assert val_loss is not None
         np.savez(kept, loss=tested.loss_C, ndcg=tested.ndcg_C, about=np.array([val_loss, tested.step_ms]))

@@ -25,25 +25,21 @@ class Tested(NamedTuple):
     step_ms: float  # processor time of a step: that of the whole run, start and evaluation included
 
 
-def trained(
-    folder: Path,
-    given: dict[str, object],
-    seed: int,
-    epochs: int,
-    most: int | None = None,
-    shape: tuple[int, int] = (1, 32),
-) -> Tested:
-    """Train a run of so many blocks of a width in `folder` with the options `given`, its stores beside it, and test its
-    best checkpoint, on `most` users."""
-    # A class comes before its options.
-    values = given | {
-        "model.layers": shape[0],
-        "model.width": shape[1],
+def trained(folder: Path, given: dict[str, object], seed: int, epochs: int, most: int | None = None) -> Tested:
+    """Train a run in `folder` with the options `given`, its stores beside it, and test its best checkpoint, on `most`
+    users."""
+    chosen: dict[str, object] = {
+        "model.layers": 1,
+        "model.width": 32,
         "model.heads": 2,
-        "data.data_dir": folder.parent / "data",
         "data.max_len": MAX_LEN,
-        "data.seed": seed,
         "data.targets_per_step": 512,
+    }
+    # A class comes before its options.
+    values = given | {name: value for name, value in chosen.items() if name not in given}
+    values |= {
+        "data.data_dir": folder.parent / "data",
+        "data.seed": seed,
         "seed_everything": seed,
         "trainer.max_epochs": epochs,
         "trainer.check_val_every_n_epoch": epochs,
@@ -56,7 +52,7 @@ def trained(
     spent, run = time.process_time() - begin, Run(folder)
     module = datamodule_of(run.config.options)
     module.setup("test")
-    cases = cases_of_test(module.cuts, MAX_LEN)
+    cases = cases_of_test(module.cuts, module.max_len)
     cases = cases.where(np.sort(np.random.default_rng(0).permutation(len(cases))[:most]))
     ranked = rank_by_net(lrec.load(folder, new_items=False).net.float(), cases)
     ndcg_C = np.where(ranked.rank_C <= 10, 1 / np.log2(1 + ranked.rank_C), 0.0)
