@@ -4,9 +4,9 @@
     python benchmarks/lengths.py --speed
 
 Accuracy: a network of one block of width 32, with rotary positions and Muon, is trained with the same seed, epochs and
-steps of 2,048 targets at each length, on MovieLens-1M (all users), on games of Go (a 64th) and on tennis (100-core, half
-of the players). Leave-one-out; of tennis, each player's first match after a cut in time. Up to 6,040 users are tested,
-always on the same targets among all items. Differences are paired over users, with an interval of 90 %.
+steps of 2,048 targets at each length, on MovieLens-1M (all users), on games of Go (a 64th) and on tennis (100-core,
+half of the players). Leave-one-out; of tennis, each player's first match after a cut in time. Up to 6,040 users are
+tested, always on the same targets among all items. Differences are paired over users, with an interval of 90 %.
 
 Speed: `lrec fit` of the size 98k on random histories of 3,700 items, in steps of 16,000 targets, on all cores of a
 machine that does nothing else. Beside the memory that was measured stands what `lrec sizes` expects of one process.
