@@ -58,7 +58,7 @@ TINY_POSITIONS, TINY_EPOCHS = 2_000_000, 5
 MOST_LEFT_OUT = 2000
 # Small steps at a high rate learn most from few targets; negatives make large catalogues as fast as small ones.
 TARGETS_PER_STEP = 1024
-OPTIMIZER = Optimizer(lr=0.02, decay="cosine")
+OPTIMIZER = Optimizer(lr=0.02, decay="cosine", muon=None)
 LOSS_OF_LARGE_CATALOGUES = SampledSoftmax(negatives=512, power=0.75)
 LARGE_CATALOGUE = 1024
 

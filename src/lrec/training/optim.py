@@ -121,7 +121,7 @@ class Optimizer(OptimizerConfig):
     final_lr: float = 0.0
     switch: Switch | None = None
     touched_rows: bool = False
-    muon: float | None = None
+    muon: float | None = 2.0
 
     def __post_init__(self) -> None:
         check_range("optimizer.lr", self.lr, above=0)

@@ -17,8 +17,11 @@ DEPTHS = (2, 4, 8, 16)
 MODERN = Architecture("rms", "swiglu", "rotary", True)
 
 
-def changes(config: TransformerConfig, sgd: bool = False, steps: int = 5) -> dict[str, float]:
-    """Root mean square change of hidden states (last block's output) and logits over a few steps of AdamW or SGD."""
+def changes(
+    config: TransformerConfig, sgd: bool = False, muon: float | None = None, steps: int = 5
+) -> dict[str, float]:
+    """Root mean square change of hidden states (last block's output) and logits over a few steps of AdamW, with Muon or
+    without, or SGD."""
     generator = torch.Generator().manual_seed(0)
     items_BL = torch.randint(0, config.n_items, (16, 12), generator=generator)
     net = Transformer(config)
@@ -31,7 +34,7 @@ def changes(config: TransformerConfig, sgd: bool = False, steps: int = 5) -> dic
         return torch.nn.functional.cross_entropy(activations["logits"].flatten(0, 1), targets_N)
 
     switch = Switch(lr=0.05, momentum=0.0) if sgd else None
-    optimizer, _ = Optimizer(lr=2e-3, warmup=0, decay="constant", switch=switch).build(net, steps)
+    optimizer, _ = Optimizer(lr=2e-3, warmup=0, decay="constant", switch=switch, muon=muon).build(net, steps)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -49,9 +52,9 @@ def changes(config: TransformerConfig, sgd: bool = False, steps: int = 5) -> dic
     return {name: (activations[name] - before[name]).square().mean().sqrt().item() for name in before}
 
 
-def slopes(configs: dict[int, TransformerConfig], sgd: bool = False) -> dict[str, float]:
+def slopes(configs: dict[int, TransformerConfig], sgd: bool = False, muon: float | None = None) -> dict[str, float]:
     """Exponent of each change as a power of the configs' keys: least squares on logarithms."""
-    rows = {size: changes(config, sgd) for size, config in configs.items()}
+    rows = {size: changes(config, sgd, muon) for size, config in configs.items()}
     log_x = torch.tensor([math.log(size) for size in rows])
     result = {}
     for name in ("hidden", "logits"):
@@ -61,14 +64,14 @@ def slopes(configs: dict[int, TransformerConfig], sgd: bool = False) -> dict[str
     return result
 
 
-def over_width(parametrisation: Parametrisation, **options: Any) -> dict[str, float]:
+def over_width(parametrisation: Parametrisation, muon: float | None = None, **options: Any) -> dict[str, float]:
     nets = {w: TransformerConfig(50, 12, 2, w, w // 32, parametrisation=parametrisation, **options) for w in WIDTHS}
-    return slopes(nets)
+    return slopes(nets, muon=muon)
 
 
-def over_depth(parametrisation: Parametrisation, sgd: bool = False) -> dict[str, float]:
+def over_depth(parametrisation: Parametrisation, sgd: bool = False, muon: float | None = None) -> dict[str, float]:
     nets = {layers: TransformerConfig(50, 12, layers, 32, 1, parametrisation=parametrisation) for layers in DEPTHS}
-    return slopes(nets, sgd)
+    return slopes(nets, sgd, muon)
 
 
 @pytest.mark.parametrize("architecture", [Architecture(), MODERN], ids=["gpt2", "modern"])
@@ -78,6 +81,14 @@ def test_coordinate_check_over_width(architecture: Architecture) -> None:
     assert min(standard.values()) > 0.5
     assert abs(scaled["hidden"]) < 0.25
     assert scaled["logits"] < standard["logits"] - 0.25
+
+
+@pytest.mark.parametrize("architecture", [Architecture(), MODERN], ids=["gpt2", "modern"])
+def test_coordinate_check_of_muon(architecture: Architecture) -> None:
+    width, depth = over_width("scaled", muon=2.0, architecture=architecture), over_depth("scaled", muon=2.0)
+    print(width, depth)
+    assert abs(width["hidden"]) < 0.15
+    assert max(map(abs, depth.values())) < 0.15
 
 
 @pytest.mark.parametrize("sgd", [False, True])
@@ -93,7 +104,7 @@ def test_rates_by_group() -> None:
     shares = {name: net.lr_multiplier(name) for name, _ in net.named_parameters()}
     assert shares["items.weight"] == shares["positions.weight"] == 4.0
     assert {share for name, share in shares.items() if name.startswith(("blocks.", "norm."))} == {0.25}
-    adamw, _ = Optimizer(lr=0.01, weight_decay=0.1, warmup=0, decay="constant").build(net, 5)
+    adamw, _ = Optimizer(lr=0.01, weight_decay=0.1, warmup=0, decay="constant", muon=None).build(net, 5)
     rates = {id(parameter): group["lr"] for group in adamw.param_groups for parameter in group["params"]}
     assert {name: rates[id(parameter)] for name, parameter in net.named_parameters()} == {
         name: pytest.approx(0.01 * share) for name, share in shares.items()

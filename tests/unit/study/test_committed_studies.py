@@ -32,6 +32,7 @@ def test_a_study_has_the_held_out_runs_that_were_predicted(name: str) -> None:
     for run, config in today.items():
         # Some were trained before data.validation_users was there, when all users validated.
         predicted[run]["data"]["init_args"].setdefault("validation_users", "all")
+        predicted[run]["model"]["optimizer"].setdefault("muon", None)  # or before Muon
         assert changed_options(RunConfig(predicted[run]), config) == ""
 
 

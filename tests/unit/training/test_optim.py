@@ -63,7 +63,7 @@ def test_other_schedules_share_nothing(optimizer: Optimizer) -> None:
 
 def test_norms_and_biases_have_no_weight_decay() -> None:
     net = Transformer(TransformerConfig(5, 5, 2, 8, 1))
-    adamw, _ = Optimizer(weight_decay=0.3).build(net, 10)
+    adamw, _ = Optimizer(weight_decay=0.3, muon=None).build(net, 10)
     decayed, plain = sorted(adamw.param_groups, key=lambda group: -group["weight_decay"])
     assert decayed["weight_decay"] == 0.3
     assert plain["weight_decay"] == 0
@@ -135,6 +135,7 @@ SWITCHING = Optimizer(
     warmup=0.2,
     decay="linear",
     switch=Switch(lr=0.5, momentum=0.8, weight_decay=0.01, decay="cosine", final_lr=0.1),
+    muon=None,
 )
 
 
