@@ -111,7 +111,7 @@ def page(
         "",
         f"The data have {counts['users']:,} users, {counts['items']:,} articles and {counts['clicks']:,} clicks. Both "
         f"tools train two blocks of width 64 with full softmax, for {options.epochs} epochs. lrec trains in "
-        f"{point.precision}, because its option `precision: auto` found this to be faster. RecTools trains in float32.",
+        f"{point.precision}, because its option `precision: auto` chose this precision. RecTools trains in float32.",
         "",
         "| | seconds | peak GiB |",
         "|---|---:|---:|",
@@ -126,7 +126,7 @@ def page(
         "|---|---:|---:|",
         f"| lrec | {ours[0]:.4f} | {ours[1]:.4f} |",
         f"| RecTools | {theirs['HR@10']:.4f} | {theirs['NDCG@10']:.4f} |",
-        *(f"| {name} | {hr:.4f} | {ndcg:.4f} |" for name, (hr, ndcg) in baselines_of(point.metrics).items()),
+        *(f"| `{name}` | {hr:.4f} | {ndcg:.4f} |" for name, (hr, ndcg) in baselines_of(point.metrics).items()),
         "",
         "These are the commands of lrec:",
         "",

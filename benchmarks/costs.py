@@ -104,7 +104,7 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
   at the same time. So you can compare the times of one data set only roughly. Do not compare the times of different
   data sets, because their histories and steps have different lengths.
 - **GiB** is the computed memory of a training step, plus half a GiB for the process with its libraries.
-- **HR@10** is measured on the test targets. The number after ± is half of the width of its 90 % interval over targets.
+- **HR@10** is measured on the test targets. The number after ± is half of the width of the 90 % interval over targets.
   Do not compare the HR@10 of two data sets, because their catalogues are different.
 
 ## On one H100, computed

@@ -25,7 +25,7 @@ def sentences_of(page: str) -> list[str]:
     for paragraph in prose:
         text = re.sub(r"^([-*]|\d+\.) ", "", " ".join(paragraph.split()))
         text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text).replace("**", "").replace("`", "")
-        found += [each for each in re.split(r"(?<=[.?!:]) (?=[A-Z0-9])", text) if len(each.split()) >= 6]
+        found += [each for each in re.split(r"(?<=[.?!:]) (?=[A-Z0-9]|lrec\b)", text) if len(each.split()) >= 6]
     return found
 
 

@@ -172,7 +172,7 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
         f"{counts['users']:,} users have {counts['interactions']:,} interactions with {counts['items']:,} items. "
         f"Networks read at most {max_len} items. The number of epochs is {epochs}.",
         "",
-        "| | targets/s | lrec is | peak GiB, fit | lrec's share | HR@10 | NDCG@10 | users/s | lrec is "
+        "| | targets/s | lrec / tool | peak GiB, fit | lrec's share | HR@10 | NDCG@10 | users/s | lrec / tool "
         "| peak GiB, all |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -189,7 +189,7 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
     popularity = ours["popularity"]
     tested = ours["users"] / ours["test_seconds"]
     recbole = results["recbole"]["users"] / results["recbole"]["evaluation_seconds"]
-    lines.append(f"| popularity | | | | | {popularity['HR@10']:.4f} | {popularity['NDCG@10']:.4f} | | | |")
+    lines.append(f"| `popularity` | | | | | {popularity['HR@10']:.4f} | {popularity['NDCG@10']:.4f} | | | |")
     lines += [
         "",
         f"A step with matrix products alone would reach {ceiling:,.0f} targets/s. lrec reaches "
@@ -218,21 +218,20 @@ def page(tables: list[str], threads: int) -> str:
             "- **RecTools** trains in batches of 128 users, and **RecBole** trains in batches of 2,048 rows. Both",
             "  batch sizes are the defaults. The learning rate is 0.001.",
             "- **flatsasrec** is RecTools' FlatSASRecNet (`rectools.fast_transformers`). We train it with Lightning",
-            "  and AdamW, and make its lists with `encode_last`. Its item table keeps torch's initial values, which",
-            "  have a standard deviation of 1. So it learns little in so few epochs.",
+            "  and AdamW, and make its lists with `encode_last`. The item table keeps torch's initial values, which",
+            "  have a standard deviation of 1. So flatsasrec learns little in so few epochs.",
             "- **lrec** trains on 1,024 targets per step, with a learning rate of 0.006. We chose this rate by the",
             "  validation targets of Beauty. We ran lrec before, between and after the other tools, in float32 and in",
-            "  bf16-mixed. The option `trainer.precision: auto` chooses bf16-mixed if the processor has",
-            "  instructions for it. The tables have",
-            "  the medians of these runs.",
+            "  bf16-mixed. The tables have the medians of these runs. The option `trainer.precision: auto` chooses",
+            "  bf16-mixed if the processor has instructions for it.",
             "",
             "The column **targets/s** does not count padding. In RecBole, each prefix of a history is a row, and each",
             "row counts as one target. At length 200, we timed only four batches of RecBole's epoch. For the column",
-            "**users/s**, we timed `recommend` in lrec and RecTools. It makes the ten best items of every test user,",
-            "from raw ids to raw ids. The tables have the median of three runs. In RecBole, we timed the full-sort",
+            "**users/s**, we timed `recommend` in lrec and RecTools: the ten best items of every test user, from raw",
+            "ids to raw ids. The tables have the median of three runs. In RecBole, we timed the full-sort",
             "evaluation without the filter of seen items, and computed its metrics with this filter.",
             "",
-            "The columns **lrec is** say how many times as fast lrec is: 2.0x means that lrec is twice as fast.",
+            "The columns **lrec / tool** divide lrec's speed by the tool's: 2.0x means that lrec is twice as fast.",
             "**Peak GiB** is the memory of the process with its imports. **lrec's share** is lrec's memory divided by",
             "the memory of the tool.",
             "",
