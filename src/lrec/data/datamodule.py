@@ -311,8 +311,8 @@ class SequenceDataModule(LightningDataModule, ABC):
             token = secrets.token_hex(8)
             folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
             epoch_plan = partial(shared_epoch, self.batch_plan, self.seed, folder)
-        plan, index_I, workers = self.batch_plan, self.cuts.catalogue_index_I, self.num_workers
-        loader = TrainLoader(plan, index_I, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times)
+        plan, workers = self.batch_plan, self.num_workers
+        loader = TrainLoader(plan, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times)
         if self._resume is not None:
             loader.load_state_dict(self._resume)
             self._resume = None

@@ -13,7 +13,6 @@ Items in batches are catalogue indices. Rows are right-padded with item 0; padde
 positions_M.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrec.data.batching.train_batches import ALONE, Ranks, ServedLoader, padded, serve, with_request
+from lrec.data.batching.train_batches import ALONE, Ranks, ServedLoader, padded, with_request
 from lrec.data.splits.rules import Split, Targets, ranges
 
 MAX_TARGETS = 1024
@@ -223,8 +222,7 @@ class _EvalDataset(Dataset[EvalBatch]):
         split, n_items = self.split, self.split.store.n_items
         of_N, places_N = np.repeat(np.arange(len(sizes_M)), sizes_M), ranges(ends_M, sizes_M)
         rows_N = split.store.offsets_U1[users_M[of_N]] + places_N
-        may_N = split.may_be_targets(Targets(users_M[of_N], places_N))
-        pairs_Q = np.unique((of_N * n_items + split.store.items_N[rows_N])[may_N])
+        pairs_Q = np.unique((of_N * n_items + split.store.items_N[rows_N])[split.may_be_targets(rows_N)])
         of_Q, items_Q = pairs_Q // n_items, split.catalogue_index_I[pairs_Q % n_items]
         n_true_M, known_Q = np.bincount(of_Q, minlength=len(sizes_M)), items_Q >= 0
         found = {"true_targets_P": of_Q[known_Q], "true_items_P": items_Q[known_Q], "n_true_M": n_true_M}
@@ -244,10 +242,4 @@ class EvalLoader(ServedLoader):
         pin_memory: bool = False,
     ) -> None:
         dataset = _EvalDataset(split, task, max_len, ranks)
-        self._batches = serve(dataset, range(len(dataset)), num_workers, pin_memory)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[EvalBatch]:
-        return iter(self._batches)
+        super().__init__(dataset, range(len(dataset)), num_workers, pin_memory)

@@ -29,9 +29,7 @@ def shared_part(split: Split, rule: SplitRule, options: Any, reduction: Reductio
         return {"starts_U": part.starts_U, "lengths_U": part.lengths_U, **rows}
 
     found = made_beside(split.store, "part", [repr(rule), options, repr(reduction)], make)
-    return TrainingPart(
-        split.store, found["starts_U"], found["lengths_U"], found.get("rows"), split.target_N, split.features
-    )
+    return TrainingPart(split, **found)
 
 
 def _is_shared(store: Store, rule: SplitRule) -> bool:

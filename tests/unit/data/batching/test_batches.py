@@ -42,7 +42,7 @@ def windows(batch: TrainBatch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def load(split: Split, plan: BatchPlan, *ranks: int, seed: int = 0, num_workers: int = 0) -> TrainLoader:
-    return TrainLoader(plan, split.catalogue_index_I, seed, Ranks(*ranks), num_workers)
+    return TrainLoader(plan, seed, Ranks(*ranks), num_workers)
 
 
 @FIXTURE_ONCE
@@ -315,7 +315,7 @@ def test_batches_carry_each_event_s_time_and_then_the_target_s(
     ]
     plan = BatchPlan(training_part(split, Reduction()), max_len, 2 * max_len)
     found = Counter()
-    for batch in TrainLoader(plan, split.catalogue_index_I, 0, with_times=True):
+    for batch in TrainLoader(plan, 0, with_times=True):
         assert batch.times_BT.shape[1] == batch.items_BL.shape[1] + 1
         for position, target in zip(batch.positions_M.tolist(), batch.targets_M.tolist(), strict=True):
             row, place = divmod(position, batch.items_BL.shape[1])
