@@ -189,17 +189,13 @@ class SequenceDataModule(LightningDataModule, ABC):
         repeats = {} if self.repeats is True else {"repeats": self.repeats}
         return self.source() | repeats | ({"features": self.feature_columns} if self.feature_columns else {})
 
-    def _read(self) -> RawInteractions:
-        raw = self.read()
-        return raw if self.repeats is True else replace(raw, repeats=self.repeats)
-
     def prepare_data(self) -> None:
         """Write the store unless it is there."""
         for url in self._urls:
             copy_here(url, self.data_dir / "raw")
         if self.given_store is None:
             name, source, reading = self.store_name, self._source(), _reading(self)
-            prepare_store(self.data_dir, name, source, self.k_core, self._read, self.memory_gib, reading)
+            prepare_store(self.data_dir, name, source, self.k_core, self.read, self.memory_gib, reading)
 
     def open_store(self) -> Store:
         """The store; UserError where it was given and an option says that the raw data be read otherwise."""
@@ -352,12 +348,13 @@ class SequenceDataModule(LightningDataModule, ABC):
             if self._ranks().rank == 0:
                 print(f"{name}: {said} (--data.{name}_users {asked})")
         sizes_U = self.cuts.val_targets_U if stage == "val" else self.cuts.test_targets_U
-        return self._loader(*targets, set_sizes_U=sizes_U if self.has_sets(stage) else None)
+        set_sizes_T = sizes_U[targets.users_T] if self.has_sets(stage) else None
+        return self._loader(EvalTask(*targets, True, self.with_times, set_sizes_T))
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
         lengths_U = np.diff(self.store.offsets_U1)
-        return self._loader(np.arange(len(lengths_U)), lengths_U, with_target=False)
+        return self._loader(EvalTask(np.arange(len(lengths_U)), lengths_U, False, self.with_times))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on `device`; as it is on the CPU, where it was made: Lightning would go through all its fields."""
@@ -374,11 +371,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         else:
             self._resume = state_dict or None
 
-    def _loader(
-        self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True, set_sizes_U: np.ndarray | None = None
-    ) -> EvalLoader:
-        set_sizes_T = None if set_sizes_U is None else set_sizes_U[users_T]
-        task = EvalTask(users_T, ends_T, with_target, self.with_times, set_sizes_T)
+    def _loader(self, task: EvalTask) -> EvalLoader:
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
 
     @property

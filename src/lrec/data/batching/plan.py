@@ -10,7 +10,7 @@ import numpy as np
 from lrec.data.splits.reduction import TrainingPart
 from lrec.data.splits.rules import ranges
 from lrec.data.store.made_once import made_once
-from lrec.errors import UserError, check_range
+from lrec.errors import UserError
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
 POOL_STEPS = 64
@@ -49,8 +49,6 @@ class BatchPlan:
     targets_per_step: int
 
     def __post_init__(self) -> None:
-        option = f"targets_per_step, with max_len {self.max_len},"
-        check_range(option, self.targets_per_step, at_least=2 * self.max_len)  # room for two windows
         if self.part.n_positions == 0:
             raise UserError("there is no training target: every user has fewer than 2 training items")
         if self.part.n_targets == 0:

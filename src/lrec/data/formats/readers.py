@@ -76,41 +76,34 @@ def to_interactions(
     identical in every column. The tables have the same columns, and the rows of a file are consecutive. `features`
     names columns that are kept as they are, where a value may be missing, and tells whether they are numbers."""
     units = TimeUnits()
-    return RawInteractions(_checked_frames(tables, columns, min_rating, duplicates, units, features or {}), units.facts)
-
-
-def _checked_frames(
-    tables: Iterable[Table],
-    columns: Columns,
-    min_rating: float | None,
-    duplicates: bool,
-    units: TimeUnits,
-    features: Mapping[str, bool],
-) -> Iterator[pl.DataFrame]:
-    """Frames of user, item, time, event, domain or FILE_DOMAIN, REST unless duplicates are kept, and features."""
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     wanted = {key: column for key, column in wanted.items() if column is not None}
     exact = [column for key, column in wanted.items() if key != "time"]
     if min_rating is not None:
         assert columns.rating is not None
         wanted["rating"] = columns.rating
-    kept = 0
-    for table in _agreeing(tables):
-        if table.frame.is_empty():
-            continue
-        checked, kind = _check(table, wanted, units.kinds.get(table.name))
-        if "time" in checked:
-            units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
-        checked |= {f"{FEATURE}{name}": _feature(table, name, numbers) for name, numbers in features.items()}
-        if not duplicates:
-            checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
-        frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
-        if min_rating is not None:
-            frame = frame.filter(pl.col("rating") >= min_rating).drop("rating")
-        kept += frame.height
-        yield frame
-    if min_rating is not None and kept == 0:
-        raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
+
+    def frames() -> Iterator[pl.DataFrame]:
+        kept = 0
+        for table in _agreeing(tables):
+            if table.frame.is_empty():
+                continue
+            checked, kind = _check(table, wanted, units.kinds.get(table.name))
+            if "time" in checked:
+                units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
+            for name, is_number in (features or {}).items():
+                checked[f"{FEATURE}{name}"] = _feature(table, name, is_number)
+            if not duplicates:
+                checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
+            frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
+            if min_rating is not None:
+                frame = frame.filter(pl.col("rating") >= min_rating).drop("rating")
+            kept += frame.height
+            yield frame
+        if min_rating is not None and kept == 0:
+            raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
+
+    return RawInteractions(frames(), units.facts)
 
 
 def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:

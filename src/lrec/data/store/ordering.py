@@ -19,7 +19,8 @@ from lrec.data.store.encoding import FILE_DOMAIN, REST, Ranked, Rows
 from lrec.data.store.long_work import map_ahead
 from lrec.data.store.store import write_array
 
-# Which interactions of a user with an item stay: all, the first, or all that do not come right after another.
+# Which interactions of a user with an item stay: all (True), the first in time (False), or all that do not come right
+# after another, once users and items of fewer than k interactions are gone too.
 Repeats = bool | Literal["not_in_a_row"]
 
 

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lrec.common.hardware import available_gib
 from lrec.data.store.append import Earlier, parts_of, refuse_append, refuse_other_unit
 from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, Encoder, Ranked
 from lrec.data.store.long_work import Progress, ahead
-from lrec.data.store.ordering import Ordered, Repeats, RowBuffer, Spool, find_core, ordered
+from lrec.data.store.ordering import Ordered, RowBuffer, Spool, find_core, ordered
 from lrec.data.store.statistics import Counter
 from lrec.data.store.store import MOST_FEATURE_VALUES, SCHEMA, Store, StoreWriter, feature_array
 from lrec.errors import UserError
@@ -53,13 +53,10 @@ class RawInteractions:
             but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
         facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them, asked after
             the last frame.
-        repeats: Keep all interactions of a user with an item; false keeps the first in time, not_in_a_row those that do
-            not come right after another, once users and items of fewer than k interactions are gone too.
     """
 
     frame: pl.DataFrame | Iterable[pl.DataFrame]
     facts: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
-    repeats: Repeats = True
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
@@ -85,8 +82,9 @@ def prepare_store(
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
     The store does not depend on `memory_gib` (None: half of what is available): rows that do not fit go to a temporary
-    folder in it. `reading` says how the raw data were read, to those who have only the store. The rows of the store
-    `earlier` come before those that are read: see `append_to`.
+    folder in it. `reading` says how the raw data were read, to those who have only the store; of it, `repeats` decides
+    which interactions of a user with an item stay. The rows of the store `earlier` come before those that are read: see
+    `append_to`.
     """
     data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
     if not path.exists():
@@ -120,25 +118,21 @@ def append_to(
 
 
 def _make(path: Path, write: Callable[[Path], None]) -> None:
-    """Make the store's folder unless another process does, and remove what killed processes left."""
-    with _writing_to(path.parent), locked(path.parent / ".lock"):
-        if path.exists():
-            return
-        for left in path.parent.iterdir():
-            # Left by a process that was killed: a running one would hold the lock.
-            if _TEMPORARY.fullmatch(left.name):
-                shutil.rmtree(left, ignore_errors=True)
-        print(f"preparing {path}", file=sys.stderr)
-        with replacing(path) as folder:
-            folder.mkdir()
-            write(folder)
-
-
-@contextmanager
-def _writing_to(data_dir: Path) -> Iterator[None]:
-    """Raise a UserError where the folder of stores has no room or cannot be used."""
+    """Make the store's folder unless another process does, and remove what killed processes left; UserError where the
+    folder of stores has no room or cannot be used."""
+    data_dir = path.parent
     try:
-        yield
+        with locked(data_dir / ".lock"):
+            if path.exists():
+                return
+            for left in data_dir.iterdir():
+                # Left by a process that was killed: a running one would hold the lock.
+                if _TEMPORARY.fullmatch(left.name):
+                    shutil.rmtree(left, ignore_errors=True)
+            print(f"preparing {path}", file=sys.stderr)
+            with replacing(path) as folder:
+                folder.mkdir()
+                write(folder)
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise UserError(f"{data_dir} has no room for the store ({error.strerror}; option data_dir)") from None
@@ -155,7 +149,7 @@ def _write(
     Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
     is being ordered, and the rest for the block that is being read and the ids.
     """
-    progress, work = Progress(), folder / "work"
+    progress, work, repeats = Progress(), folder / "work", meta["reading"].get("repeats", True)
     work.mkdir()
     rows, encoder = RowBuffer(work / "rows", memory // 4), Encoder(meta["name"])
     earlier = None if store is None else Earlier(store, encoder)
@@ -173,7 +167,7 @@ def _write(
     progress.stage("order" if k > 1 else "order and write")
     # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, encoder.n_rows >> 10))
-    parts = ordered(rows, work, users, items, range_rows, raw.repeats)
+    parts = ordered(rows, work, users, items, range_rows, repeats)
     n_rows = encoder.n_rows
     if store is not None and earlier is not None:
         refuse_other_unit(store, facts)
@@ -218,7 +212,7 @@ def _write(
     if n_domains:
         domain = domains.ids.gather(first_I % n_domains)
         statistics["domains"] = domain.n_unique()
-    if raw.repeats is not True:
+    if repeats is not True:
         facts = facts | {"repeats_dropped": repeats_dropped}
     if len(events.ids):
         facts = facts | {"event_types": events.ids.to_list()}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask
 from lrec.data.batching.plan import BatchPlan, EpochPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainBatch, TrainLoader
+from lrec.data.sources.synthetic import SyntheticDataModule
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems, Split
 from lrec.errors import UserError
@@ -200,10 +201,9 @@ def test_resume_needs_the_same_plan(make_lengths) -> None:
     resume(3, alike)
 
 
-def test_a_step_must_hold_two_windows(make_lengths) -> None:
-    split = LastItems()(make_lengths([42]))
+def test_a_step_must_hold_two_windows() -> None:
     with pytest.raises(UserError, match="with max_len 8, must be at least 16, got 15"):
-        BatchPlan(training_part(split, Reduction()), 8, 15)
+        SyntheticDataModule(max_len=8, targets_per_step=15)
 
 
 @FIXTURE_ONCE
