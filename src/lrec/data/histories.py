@@ -13,7 +13,7 @@ import polars as pl
 
 from lrec.common.files import temporary
 from lrec.data.formats.parsing import Table
-from lrec.data.formats.readers import Columns, Format, infer_format, read_table, to_interactions
+from lrec.data.formats.readers import Columns, Format, format_of, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
 from lrec.data.sources.download import url_of
 from lrec.data.store.encoding import FEATURE
@@ -103,10 +103,8 @@ def histories_in(
         raise UserError(f"{path} is a folder: name one file")
     if (url := url_of(path)) is not None:
         raise UserError(f"{url} is not on this machine: fetch it, and name the file")
-    file_format, columns = file_format or infer_format(path.name), reading.columns
-    if file_format is None:
-        raise UserError(f"the name of {path} does not tell its format: set the option format")
-    tables = read_table(path, file_format, columns)
+    file_format, columns = format_of(path, file_format), reading.columns
+    tables = read_table(path, file_format, columns.integers)
     first = next(tables)
     tables = chain([first], tables)
     found, names = first.frame.columns, vars(columns)
@@ -183,9 +181,7 @@ def _has_lists(frame: pl.DataFrame) -> bool:
 
 
 def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
-    if user_column not in table.frame.columns:
-        raise UserError(f"{table.name} has no column {user_column} (option user_column)")
-    columns = {"user": table.frame[user_column]}
+    columns = {"user": table.column(user_column, "(option user_column)")}
     for name in ("items", *beside, *features):
         if name not in table.frame.columns:
             continue

@@ -38,6 +38,13 @@ class Table:
     domain: str | None = None  # of the whole file; no column, for rows that differ only in it are duplicates
     text: bool = False  # columns of integers hold only integers that the text spells in the shortest form
 
+    def column(self, name: str, said: str) -> pl.Series:
+        """One of its columns; UserError where it has none of that name, with what is `said` of who wants it."""
+        if name not in self.frame.columns:
+            there = ", ".join(self.frame.columns)
+            raise UserError(f"{self.name} has no column {name} {said}; its columns are {there}")
+        return self.frame[name]
+
 
 def csv_tables(
     parts: Iterable[bytes], name: str, separator: str, header: list[str] | None = None, integers: Collection[str] = ()

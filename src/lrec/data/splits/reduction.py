@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, hash_numbers, ranges, refuse_leak
+from lrec.data.splits.temporal import count_before
 from lrec.errors import UserError, check_range
 
 
@@ -77,6 +78,9 @@ class TrainingPart:
         places = (ranges(starts[some] + 1, lengths[some]) for some in blocks_of_users(lengths))
         return sum(int(np.count_nonzero(target_N[self.rows_at(each)])) for each in places)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: values for name, values in vars(self).items() if isinstance(values, np.ndarray)}
+
     def check(self) -> None:
         """Fail loudly if an entry lies outside its user's unreduced training part."""
         users = np.flatnonzero(self.lengths_U)
@@ -94,7 +98,9 @@ def training_part(split: Split, reduction: Reduction) -> TrainingPart:
     # The tolerance keeps 0.1 * 30 = 3.0000000000000004 at 3.
     kept_U = np.ceil(lengths_U * reduction.recent - 1e-9).astype(np.int64)
     if reduction.since is not None:
-        new_U = _trained_since(split, reduction.since)
+        if split.store.times_N is None:
+            raise UserError("reduction.since needs times, and the data have none")
+        new_U = np.maximum(split.train_U - count_before(split.store, reduction.since), 0)
         kept_U = np.maximum(kept_U, np.where(new_U > 0, np.minimum(new_U + reduction.before, split.train_U), 0))
         lengths_U = np.where(kept_U > 0, split.train_U, 0)
     starts_U = split.store.offsets_U1[:-1] + lengths_U - kept_U
@@ -108,16 +114,3 @@ def training_part(split: Split, reduction: Reduction) -> TrainingPart:
         part = TrainingPart(split, bounds_U1[:-1], np.diff(bounds_U1), rows)
     part.check()
     return part
-
-
-def _trained_since(split: Split, time: int) -> np.ndarray:
-    """Each user's training interactions at that time or later, which are the last ones."""
-    if split.store.times_N is None:
-        raise UserError("reduction.since needs times, and the data have none")
-    since_U = np.zeros(len(split.train_U), dtype=np.int64)
-    for users in blocks_of_users(split.train_U):
-        lengths_U = split.train_U[users]
-        rows_N = ranges(split.store.offsets_U1[:-1][users], lengths_U)
-        users_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
-        since_U[users] = np.bincount(users_N[split.store.times_N[rows_N] >= time], minlength=len(lengths_U))
-    return since_U

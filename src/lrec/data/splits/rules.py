@@ -230,12 +230,16 @@ class Split:
     def _rows(self, targets: Targets) -> np.ndarray:
         return self.store.offsets_U1[targets.users_T] + targets.positions_T
 
+    def training_rows(self) -> Iterator[np.ndarray]:
+        """The rows of the unreduced training part, block by block."""
+        for users in blocks_of_users(self.train_U):
+            yield ranges(self.store.offsets_U1[:-1][users], self.train_U[users])
+
     @cached_property
     def counts_I(self) -> np.ndarray:
         """Interactions of each item of the store in the unreduced training part, int64."""
         counts_I = np.zeros(self.store.n_items, dtype=np.int64)
-        for users in blocks_of_users(self.train_U):
-            rows_N = ranges(self.store.offsets_U1[:-1][users], self.train_U[users])
+        for rows_N in self.training_rows():
             counts_I += np.bincount(self.store.items_N[rows_N], minlength=len(counts_I))
         return counts_I
 

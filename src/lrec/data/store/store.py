@@ -35,7 +35,6 @@ MOST_EVENT_TYPES = 256
 MOST_FEATURE_VALUES = 2**16
 _ARRAYS: dict[str, Any] = {"items": np.int32, "offsets": np.int64, "times": np.int64, "events": np.uint8}
 _ARRAYS |= {"feature_text_": np.int32, "feature_number_": np.float64}  # followed by a number
-_FILES = ("items.npy", "offsets.npy", "times.npy", "events.npy", "items.parquet", "users.parquet")
 _BLOCK = 4096
 _BLOCKS = 16
 
@@ -244,8 +243,7 @@ class StoreWriter:
             table.write_parquet(buffer)
             (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
         files: dict[str, dict[str, Any]] = {}
-        of_features = sorted(path.name for path in self._folder.glob("feature_*.npy"))
-        for path in (self._folder / name for name in (*_FILES, *of_features) if (self._folder / name).exists()):
+        for path in sorted(self._folder.iterdir()):
             files[path.name] = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
             files[path.name] |= {"blocks": _sampled_hash(path, path.stat().st_size), "sha256": file_hash(path)}
         write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
