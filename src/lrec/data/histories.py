@@ -65,21 +65,18 @@ def histories_of(
     columns of their names, a list or a single value in each row of a user."""
     if not hasattr(table, "columns"):
         return _of_lists({"items": table})
-    wanted = {"user", "item", "items"} | ({"time", "times"} if with_times else set())
-    wanted |= ({"event", "events"} if with_events else set()) | set(features)
     names = [str(name) for name in table.columns]
-    columns = {name: table[name] if name == "items" else _column(table[name]) for name in names if name in wanted}
-    if "items" not in columns and {"user", "item"} <= columns.keys():
-        of_rows = ("user", "item", "time", "event", *features)
-        columns = {name: column for name, column in columns.items() if name in of_rows}
-        mine = [name for name in features if name in columns]
-        users = pl.DataFrame(columns).group_by("user", maintain_order=True)
-        rows = users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine)
-        columns = rows.to_dict()
-    if "items" not in columns:
+    of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
+    if "items" in names:
+        wanted = {"user", *(f"{name}s" for name in of_rows), *features}.intersection(names)
+        return _of_lists({name: table[name] if name == "items" else _column(table[name]) for name in wanted}, features)
+    if not {"user", "item"}.issubset(names):
         there = ", ".join(names)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
-    return _of_lists(columns, features)
+    wanted = {"user", *of_rows, *features}.intersection(names)
+    mine = [name for name in features if name in names]
+    users = pl.DataFrame({name: _column(table[name]) for name in wanted}).group_by("user", maintain_order=True)
+    return _of_lists(users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine).to_dict(), features)
 
 
 def histories_in(
@@ -174,10 +171,12 @@ def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> His
 def _has_lists(frame: pl.DataFrame) -> bool:
     if "items" not in frame.columns:
         return False
-    lists = frame["items"]
-    # In JSON lines, nested values arrive as their text.
-    text = lists.dtype == pl.String and lists.drop_nulls().head(1).str.starts_with("[").any()
-    return isinstance(lists.dtype, pl.List | pl.Array) or bool(text)
+    return isinstance(frame["items"].dtype, pl.List | pl.Array) or _is_json_list(frame["items"])
+
+
+def _is_json_list(values: pl.Series) -> bool:
+    """In JSON lines, nested values arrive as their text."""
+    return values.dtype == pl.String and bool(values.drop_nulls().head(1).str.starts_with("[").any())
 
 
 def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
@@ -186,8 +185,7 @@ def _of_table(table: Table, user_column: str, beside: list[str], features: Colle
         if name not in table.frame.columns:
             continue
         columns[name] = table.frame[name]
-        is_text = columns[name].dtype == pl.String
-        if is_text and (name not in features or columns[name].drop_nulls().head(1).str.starts_with("[").any()):
+        if _is_json_list(columns[name]) if name in features else columns[name].dtype == pl.String:
             try:
                 columns[name] = columns[name].str.json_decode(pl.List(pl.String))
             except pl.exceptions.PolarsError:

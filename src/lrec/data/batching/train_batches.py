@@ -122,11 +122,9 @@ class _TrainDataset(Dataset[TrainBatch]):
             positions_M, targets_M = positions_M[may_M], targets_M[may_M]
         if (events_N := split.events(rows_N)) is not None:
             events_BL = torch.from_numpy(padded(events_N, lengths)[0])
-        if self.with_times and len(places) == 0:
-            times_BT = torch.zeros(1, 2, dtype=torch.int64)
-        elif self.with_times:
-            times_N = split.store.seconds(part.rows_at(ranges(starts, lengths + 1)))
-            times_BT = torch.from_numpy(padded(times_N, lengths + 1)[0])
+        if self.with_times:
+            asked_B = split.store.seconds(part.rows_at(starts + lengths))
+            times_BT = with_request(split.store.seconds(rows_N), lengths, asked_B)
         return TrainBatch(
             items_BL=torch.from_numpy(items_BL),
             positions_M=torch.from_numpy(positions_M.astype(np.int32)),

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, row_blocks
+from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, first_line, row_blocks
 from lrec.data.store.long_work import map_ahead
 from lrec.errors import UserError
 
@@ -311,7 +311,3 @@ def decode(data: bytes, name: str, row: int) -> str:
     except UnicodeDecodeError as error:
         number = row + data.count(b"\n", 0, error.start)
         raise UserError(f"{name}, row {number}: not UTF-8 text") from None
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -254,5 +254,4 @@ class SyntheticDataModule(SequenceDataModule):
 
 
 def _raw_ids(n: int) -> pl.Series:
-    width = len(str(n - 1))
-    return pl.Series([f"{number:0{width}d}" for number in range(n)])
+    return pl.int_range(n, eager=True).cast(pl.String).str.zfill(len(str(n - 1)))

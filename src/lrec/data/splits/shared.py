@@ -23,9 +23,8 @@ def shared_part(split: Split, rule: SplitRule, options: Any, reduction: Reductio
     if not _is_shared(split.store, rule):
         return training_part(split, reduction)
     key = [repr(rule), options, repr(reduction)]
-    return TrainingPart(
-        split, **made_beside(split.store, "part", key, lambda: training_part(split, reduction).arrays())
-    )
+    made = made_beside(split.store, "part", key, lambda: training_part(split, reduction).arrays())
+    return TrainingPart(split, **made)
 
 
 def _is_shared(store: Store, rule: SplitRule) -> bool:

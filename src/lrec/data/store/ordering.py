@@ -88,12 +88,6 @@ class Ordered(NamedTuple):
         """The user of each interaction, counted from `first_user`."""
         return np.repeat(np.arange(len(self.lengths_U)), self.lengths_U)
 
-    def kept(self, kept_U: np.ndarray, kept_I: np.ndarray) -> tuple[np.ndarray, Rows]:
-        """The lengths of kept users, and the columns of their interactions with kept items."""
-        kept_N, lengths_U = self.those_kept(kept_U, kept_I)
-        mine_U = kept_U[self.first_user : self.first_user + len(self.lengths_U)]
-        return lengths_U[mine_U], {name: column[kept_N] for name, column in self.columns.items()}
-
     def those_kept(self, kept_U: np.ndarray, kept_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which interactions are those of kept users with kept items, without what is then twice in a row where that is
         not allowed; and how many these are of each user."""

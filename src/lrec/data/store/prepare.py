@@ -24,7 +24,7 @@ import polars as pl
 
 from lrec.common.files import file_hash, json_hash, locked, replacing, write_json
 from lrec.common.hardware import available_gib
-from lrec.data.store.append import Earlier, parts_of, refuse_append, refuse_other_unit
+from lrec.data.store.append import Earlier, refuse_append, refuse_other_unit
 from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, Encoder, Ranked
 from lrec.data.store.long_work import Progress, ahead
 from lrec.data.store.ordering import Ordered, RowBuffer, Spool, find_core, ordered
@@ -51,12 +51,11 @@ class RawInteractions:
             and REST (uint64, optional), none of them null, and columns that are read beside these (their names after
             FEATURE; strings or floats, null where missing). Where there is REST, of rows that are equal in all columns
             but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
-        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them, asked after
-            the last frame.
+        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Whole after the last frame.
     """
 
     frame: pl.DataFrame | Iterable[pl.DataFrame]
-    facts: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
@@ -112,9 +111,10 @@ def append_to(
         UserError: What dropped rows of the store has left no trace (k_core); the new rows have other columns.
     """
     refuse_append(store)
-    parts = {"kind": "parts", "parts": [*parts_of(store.meta["source"]), source]}
+    first = store.meta["source"]
+    parts = [*(first["parts"] if first["kind"] == "parts" else [first]), source]  # oldest first
     name, k_core, reading = store.meta["name"], store.meta["options"]["k_core"], store.meta["reading"]
-    return prepare_store(data_dir, name, parts, k_core, read, memory_gib, reading, store)
+    return prepare_store(data_dir, name, {"kind": "parts", "parts": parts}, k_core, read, memory_gib, reading, store)
 
 
 def _make(path: Path, write: Callable[[Path], None]) -> None:
@@ -159,7 +159,7 @@ def _write(
             earlier.look_at(frame)
         rows.append(encoder.encode(frame))
         progress.add(frame.height)
-    facts = raw.facts() if callable(raw.facts) else raw.facts
+    facts = raw.facts
     users, items, domains, events = encoder.ranked()
     features = {name: None if ids is None else ids.ranked() for name, ids in encoder.features.items()}
     texts = {name.removeprefix(FEATURE): _texts(name, each) for name, each in features.items()}
@@ -171,7 +171,8 @@ def _write(
     n_rows = encoder.n_rows
     if store is not None and earlier is not None:
         refuse_other_unit(store, facts)
-        parts, n_rows = earlier.followed_by(parts, users, items), n_rows + earlier.n_rows
+        parts = (earlier.followed_by(part, users, items) for part in parts)
+        n_rows += earlier.n_rows
     kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
     if k > 1:
         spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
@@ -191,7 +192,11 @@ def _write(
     for part in ahead(_counted(parts, progress)):
         n_distinct += part.n_rows + part.repeats_dropped
         repeats_dropped += part.repeats_dropped
-        lengths_U, columns = part.kept(kept_U, kept_I) if k > 1 else (part.lengths_U, part.columns)
+        lengths_U, columns = part.lengths_U, part.columns
+        if k > 1:
+            kept_N, lengths_U = part.those_kept(kept_U, kept_I)
+            lengths_U = lengths_U[lengths_U > 0]
+            columns = {name: column[kept_N] for name, column in columns.items()}
         items_N, times_N = code_I[columns["item"]], columns.get("time")
         writer.append("items", items_N)
         if times_N is not None:
