@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
@@ -58,8 +58,7 @@ class Features:
     @property
     def kinds(self) -> dict[str, Kind]:
         """The kind of each column."""
-        kinds: tuple[Kind, ...] = ("categories", "numbers", "lists")
-        return {column: kind for kind in kinds for column in getattr(self, kind)}
+        return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
     def read(self, option: str) -> pl.DataFrame:
         """The file: `id` and the columns, text or numbers, null where a value is missing; UserError where it cannot be
@@ -166,9 +165,7 @@ class Chosen(NamedTuple):
     def identity(self) -> list[Any]:
         """What tells these features from others: options, and contents of files."""
         return [
-            None
-            if each is None
-            else [repr(replace(each, path=None)), None if each.path is None else file_hash(each.path)]
+            None if each is None else [repr(replace(each, path=None)), each.path and file_hash(each.path)]
             for each in self
         ]
 

@@ -248,7 +248,6 @@ class SyntheticDataModule(SequenceDataModule):
         items_UL = numbers_I[self.store.items_N].reshape(n_users, length)
         catalogue_V = np.zeros(self.process.n_items, dtype=bool)
         catalogue_V[numbers_I[split.catalogue_V]] = True
-
         targets = {stage: self.evaluated(stage)[0] for stage in ("val", "test")}
         return {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
 

@@ -6,7 +6,6 @@ Shape suffixes: U users, N interactions, I items of the store.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,6 @@ class DomainStore(Store):
     """A store's interactions with the items of one domain; users and items keep the store's indices."""
 
     domain: str
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.meta, self.domain)
 
     @property
     def hash(self) -> str:

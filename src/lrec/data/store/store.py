@@ -15,7 +15,7 @@ Shape suffixes: N interactions, U users, I items.
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -81,7 +81,7 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process reopens the arrays; pickling them would copy them.
-        return type(self), (self.path, self.meta)
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
     @cached_property
     def items_N(self) -> np.ndarray:
