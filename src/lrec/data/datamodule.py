@@ -42,10 +42,8 @@ class SequenceDataModule(LightningDataModule, ABC):
     After `setup`: store, cuts (where each user is cut), batch_plan, and the properties below.
 
     Attributes:
-        k_core: Least number of interactions of a user and of an item.
         columns: Names of the raw data's columns; None where they have none.
         min_rating: Least rating of an interaction that is kept; None keeps all.
-        repeats: Which interactions of a user with an item are kept.
         target_events: Types of event that may be targets; None for all.
         with_times: Whether batches carry the times of events, which `carry_times` sets.
         feature_columns: Columns of the raw data that are features, and whether they are numbers; `read` gives them.

@@ -113,12 +113,12 @@ def histories_in(
         for table in tables:
             runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
             yield Histories(runs["value"], runs["len"].to_numpy().astype(np.int64), table.frame.select("item"))
-    elif _has_lists(first.frame):
+    elif "items" in found and (_is_list(first.frame["items"]) or _is_json_list(first.frame["items"])):
         wanted = [name for name, wants in (("times", with_times), ("events", with_events)) if wants]
         whole = (_of_table(table, reading.columns.user, wanted, features) for table in tables)
         yield from (block for histories in whole for block in histories.blocks())
     else:
-        yield from _in_order(path, tables, reading, with_times)
+        yield from _in_order(path, tables, reading)
 
 
 def _column(values: Any) -> pl.Series:
@@ -149,9 +149,8 @@ def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> His
     def laid(name: str) -> pl.Series:
         """What stands beside the items, laid end to end."""
         lists = columns[name]
-        lists = lists if isinstance(lists.dtype, pl.List | pl.Array) else pl.Series(lists.to_list())
-        is_list = isinstance(lists.dtype, pl.List | pl.Array)
-        if len(lists) and not (is_list and (lists.list.len().fill_null(0) == lengths).all()):
+        lists = lists if _is_list(lists) else pl.Series(lists.to_list())
+        if len(lists) and not (_is_list(lists) and (lists.list.len().fill_null(0) == lengths).all()):
             raise UserError(f"histories: {name} has not as many entries as items in every row")
         return lists.filter(lengths > 0).explode()
 
@@ -160,7 +159,7 @@ def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> His
     if "events" in columns:
         rows["event"] = laid("events").cast(pl.String)
     for name in columns.keys() & set(features):
-        if isinstance(columns[name].dtype, pl.List | pl.Array | pl.Object):
+        if _is_list(columns[name]) or columns[name].dtype == pl.Object:
             rows[f"{FEATURE}{name}"] = laid(name)
         else:  # a single value of the user
             rows[f"{FEATURE}{name}"] = columns[name].gather(np.repeat(np.arange(len(items)), lengths))
@@ -168,10 +167,8 @@ def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> His
     return Histories(users, lengths.to_numpy().astype(np.int64), pl.DataFrame(rows))
 
 
-def _has_lists(frame: pl.DataFrame) -> bool:
-    if "items" not in frame.columns:
-        return False
-    return isinstance(frame["items"].dtype, pl.List | pl.Array) or _is_json_list(frame["items"])
+def _is_list(values: pl.Series) -> bool:
+    return isinstance(values.dtype, pl.List | pl.Array)
 
 
 def _is_json_list(values: pl.Series) -> bool:
@@ -193,7 +190,7 @@ def _of_table(table: Table, user_column: str, beside: list[str], features: Colle
     return _of_lists(columns, features)
 
 
-def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_times: bool) -> Iterator[Histories]:
+def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Iterator[Histories]:
     with temporary(Path(tempfile.gettempdir()) / "lrec-histories") as folder:
         folder.mkdir(mode=0o700)
         raw = to_interactions(tables, reading.columns, reading.min_rating, features=reading.features)
@@ -204,7 +201,7 @@ def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_t
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]
             first, last = int(offsets_B1[0]), int(offsets_B1[-1])
             rows = {"item": raw_items.gather(store.items_N[first:last])}
-            if with_times and store.times_N is not None:
+            if store.times_N is not None:
                 rows["time"] = pl.Series(store.seconds(np.arange(first, last)))
             if store.events_N is not None:
                 rows["event"] = pl.Series(store.event_types, dtype=pl.String).gather(store.events_N[first:last])
