@@ -59,7 +59,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     store: Store
     cuts: Split
     batch_plan: BatchPlan
-    learned: Learned = Learned([], None, None)
+    learned: Learned = Learned([], None, None, [])
 
     def __init__(
         self,
@@ -121,7 +121,6 @@ class SequenceDataModule(LightningDataModule, ABC):
         super().__init__()
         self._features = Chosen(event_features, user_features, item_features)
         self.feature_columns = self._features.columns_of_log()
-        self._identity: list[Any] = []  # of the features, where there are any
         check_range("max_len", max_len, at_least=1)
         check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
@@ -233,7 +232,7 @@ class SequenceDataModule(LightningDataModule, ABC):
             )
         check_targets(self.cuts, self.target_events, self.cold_targets)
         if any(self._features):
-            self.learned, self._identity = self._features.learn(self.cuts), self._features.identity()
+            self.learned = self._features.learn(self.cuts)
             self.cuts = replace(self.cuts, features=self.learned.event_codes)
         part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
@@ -273,7 +272,8 @@ class SequenceDataModule(LightningDataModule, ABC):
     def data_hash(self) -> str:
         """Hash of the store, the split and the reduction."""
         targets = [] if self.target_events is None else [sorted(self.target_events)]
-        return json_hash([self.store.hash, self.split.trained_on, repr(self.reduction), *targets, *self._identity])
+        cut = [self.store.hash, self.split.trained_on, repr(self.reduction)]
+        return json_hash([*cut, *targets, *self.learned.identity])
 
     @property
     def described(self) -> dict[str, Any]:

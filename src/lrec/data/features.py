@@ -140,6 +140,7 @@ class Learned(NamedTuple):
     vocabularies: list[Vocabulary]  # of events, users and items
     event_codes: EventCodes | None
     item_vectors: tuple[pl.Series, np.ndarray] | None  # raw ids, those of the catalogue first, and their vectors
+    identity: list[Any]  # what tells them from other features: options, and contents of files
 
 
 class Chosen(NamedTuple):
@@ -162,13 +163,6 @@ class Chosen(NamedTuple):
             raise UserError("data: event_features and user_features have a column of the same name")
         return found
 
-    def identity(self) -> list[Any]:
-        """What tells these features from others: options, and contents of files."""
-        return [
-            None if each is None else [repr(replace(each, path=None)), each.path and file_hash(each.path)]
-            for each in self
-        ]
-
     def learn(self, split: Split) -> Learned:
         """Vocabularies of the split's training part, and what they make of its interactions and items."""
         store, raw_items = split.store, split.store.item_table["raw_id"].gather(split.catalogue_V)
@@ -186,6 +180,7 @@ class Chosen(NamedTuple):
             [*events, *users, *items],
             EventCodes(store, events, users, of_users.head(store.n_users)) if events or users else None,
             (of_items["id"], item_vectors(items, of_items)) if items else None,
+            [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in self],
         )
 
 

@@ -129,7 +129,7 @@ class _TrainDataset(Dataset[TrainBatch]):
             items_BL=torch.from_numpy(items_BL),
             positions_M=torch.from_numpy(positions_M.astype(np.int32)),
             targets_M=torch.from_numpy(targets_M),
-            step_targets=self.plan.step_targets(plan, step),
+            step_targets=part.targets_in(*plan.windows(step)),
             step_pairs=plan.pairs(step),
             times_BT=times_BT,
             events_BL=events_BL,
