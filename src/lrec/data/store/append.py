@@ -48,7 +48,6 @@ class Earlier:
 
     def __init__(self, store: Store, encoder: Encoder) -> None:
         """Begin the codes of `encoder` with the store's own numbers."""
-        refuse_append(store)
         self.store = store
         self._drops_duplicates, self._duplicates_known = False, True
         table, lengths_U = store.item_table, np.diff(store.offsets_U1)

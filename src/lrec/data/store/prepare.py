@@ -169,8 +169,8 @@ def _write(
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, encoder.n_rows >> 10))
     parts = ordered(rows, work, users, items, range_rows, repeats)
     n_rows = encoder.n_rows
-    if store is not None and earlier is not None:
-        refuse_other_unit(store, facts)
+    if earlier is not None:
+        refuse_other_unit(earlier.store, facts)
         parts = (earlier.followed_by(part, users, items) for part in parts)
         n_rows += earlier.n_rows
     kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
