@@ -143,7 +143,8 @@ start = time.monotonic()
 file, memory = Path(sys.argv[1]), float(sys.argv[3]) if sys.argv[3] else None
 columns = Columns("userId", "movieId", "timestamp")
 path = prepare_store(Path(sys.argv[2]), "ml", {}, 0,
-                     lambda: to_interactions(read_table(file, infer_format(file.name), columns), columns), memory)
+                     lambda: to_interactions(read_table(file, infer_format(file.name), columns.integers), columns),
+                     memory)
 seconds = time.monotonic() - start
 start = time.monotonic()
 counts = Store.open(path).statistics

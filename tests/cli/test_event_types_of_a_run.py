@@ -273,7 +273,7 @@ def test_every_split_and_reduction_knows_them(log: Path, tmp_path: Path, options
     assert store.events_N is not None
     buy = store.event_types.index("buy")
     entries = [np.arange(start + 1, start + n) for start, n in zip(part.starts_U, part.lengths_U, strict=True) if n > 1]
-    assert (part.events(np.concatenate(entries)) == buy).sum() == data.U
+    assert (part.split.events(part.rows_at(np.concatenate(entries))) == buy).sum() == data.U
     assert sum(len(batch.targets_M) for batch in data.train_dataloader()) == data.U
     for name in ("val_targets", "test_targets"):
         mine, whole = getattr(data.cuts, name), getattr(every.cuts, name)

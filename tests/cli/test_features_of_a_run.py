@@ -183,7 +183,7 @@ def test_an_onnx_file_reads_them(run: Path, tmp_path: Path, lrec: Callable[..., 
     model = library.load(run)
     histories = histories_of(HISTORIES, features=[each.column for each in model.features])
     events = model.event_codes(histories).reshape(2, 2, -1)
-    items = model.index(histories.items).reshape(2, 2)
+    items = model.index(histories.rows["item"]).reshape(2, 2)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     events = np.concatenate([events, np.full((1, 2, events.shape[2]), model.net.config.event_types)])
     items, lengths = np.concatenate([items, items[:1]]), np.array([2, 2, 2])

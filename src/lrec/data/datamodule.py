@@ -42,10 +42,8 @@ class SequenceDataModule(LightningDataModule, ABC):
     After `setup`: store, cuts (where each user is cut), batch_plan, and the properties below.
 
     Attributes:
-        k_core: Least number of interactions of a user and of an item.
         columns: Names of the raw data's columns; None where they have none.
         min_rating: Least rating of an interaction that is kept; None keeps all.
-        repeats: Which interactions of a user with an item are kept.
         target_events: Types of event that may be targets; None for all.
         with_times: Whether batches carry the times of events, which `carry_times` sets.
         feature_columns: Columns of the raw data that are features, and whether they are numbers; `read` gives them.
@@ -61,7 +59,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     store: Store
     cuts: Split
     batch_plan: BatchPlan
-    learned: Learned = Learned([], None, None)
+    learned: Learned = Learned([], None, None, [])
 
     def __init__(
         self,
@@ -123,7 +121,6 @@ class SequenceDataModule(LightningDataModule, ABC):
         super().__init__()
         self._features = Chosen(event_features, user_features, item_features)
         self.feature_columns = self._features.columns_of_log()
-        self._identity: list[Any] = []  # of the features, where there are any
         check_range("max_len", max_len, at_least=1)
         check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
@@ -189,17 +186,13 @@ class SequenceDataModule(LightningDataModule, ABC):
         repeats = {} if self.repeats is True else {"repeats": self.repeats}
         return self.source() | repeats | ({"features": self.feature_columns} if self.feature_columns else {})
 
-    def _read(self) -> RawInteractions:
-        raw = self.read()
-        return raw if self.repeats is True else replace(raw, repeats=self.repeats)
-
     def prepare_data(self) -> None:
         """Write the store unless it is there."""
         for url in self._urls:
             copy_here(url, self.data_dir / "raw")
         if self.given_store is None:
             name, source, reading = self.store_name, self._source(), _reading(self)
-            prepare_store(self.data_dir, name, source, self.k_core, self._read, self.memory_gib, reading)
+            prepare_store(self.data_dir, name, source, self.k_core, self.read, self.memory_gib, reading)
 
     def open_store(self) -> Store:
         """The store; UserError where it was given and an option says that the raw data be read otherwise."""
@@ -239,7 +232,7 @@ class SequenceDataModule(LightningDataModule, ABC):
             )
         check_targets(self.cuts, self.target_events, self.cold_targets)
         if any(self._features):
-            self.learned, self._identity = self._features.learn(self.cuts), self._features.identity()
+            self.learned = self._features.learn(self.cuts)
             self.cuts = replace(self.cuts, features=self.learned.event_codes)
         part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
         self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
@@ -279,7 +272,8 @@ class SequenceDataModule(LightningDataModule, ABC):
     def data_hash(self) -> str:
         """Hash of the store, the split and the reduction."""
         targets = [] if self.target_events is None else [sorted(self.target_events)]
-        return json_hash([self.store.hash, self.split.trained_on, repr(self.reduction), *targets, *self._identity])
+        cut = [self.store.hash, self.split.trained_on, repr(self.reduction)]
+        return json_hash([*cut, *targets, *self.learned.identity])
 
     @property
     def described(self) -> dict[str, Any]:
@@ -311,8 +305,8 @@ class SequenceDataModule(LightningDataModule, ABC):
             token = secrets.token_hex(8)
             folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
             epoch_plan = partial(shared_epoch, self.batch_plan, self.seed, folder)
-        plan, index_I, workers = self.batch_plan, self.cuts.catalogue_index_I, self.num_workers
-        loader = TrainLoader(plan, index_I, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times)
+        plan, workers = self.batch_plan, self.num_workers
+        loader = TrainLoader(plan, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times)
         if self._resume is not None:
             loader.load_state_dict(self._resume)
             self._resume = None
@@ -326,7 +320,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         if stage == "val":
             users, every, some = self.cuts.val_users, self.cuts.val_targets, self.validation_users
         if some == "auto" and stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit":
-            some = affordable_users(self.cuts, self.batch_plan, self)
+            some = affordable_users(self.cuts, self.batch_plan, self.trainer)
         elif some == "auto":
             some = testable_users(users, every, self.n_items)
         return sampled(users, every, some)
@@ -352,12 +346,13 @@ class SequenceDataModule(LightningDataModule, ABC):
             if self._ranks().rank == 0:
                 print(f"{name}: {said} (--data.{name}_users {asked})")
         sizes_U = self.cuts.val_targets_U if stage == "val" else self.cuts.test_targets_U
-        return self._loader(*targets, set_sizes_U=sizes_U if self.has_sets(stage) else None)
+        set_sizes_T = sizes_U[targets.users_T] if self.has_sets(stage) else None
+        return self._loader(EvalTask(*targets, True, self.with_times, set_sizes_T))
 
     def predict_dataloader(self) -> EvalLoader:
         """Every user's whole history, without a target."""
         lengths_U = np.diff(self.store.offsets_U1)
-        return self._loader(np.arange(len(lengths_U)), lengths_U, with_target=False)
+        return self._loader(EvalTask(np.arange(len(lengths_U)), lengths_U, False, self.with_times))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on `device`; as it is on the CPU, where it was made: Lightning would go through all its fields."""
@@ -374,11 +369,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         else:
             self._resume = state_dict or None
 
-    def _loader(
-        self, users_T: np.ndarray, ends_T: np.ndarray, with_target: bool = True, set_sizes_U: np.ndarray | None = None
-    ) -> EvalLoader:
-        set_sizes_T = None if set_sizes_U is None else set_sizes_U[users_T]
-        task = EvalTask(users_T, ends_T, with_target, self.with_times, set_sizes_T)
+    def _loader(self, task: EvalTask) -> EvalLoader:
         return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
 
     @property

@@ -11,14 +11,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
 
 from lrec.common.files import file_hash
-from lrec.data.formats.readers import Columns, infer_format, listed_as_text, numbers_of, read_table
-from lrec.data.splits.rules import Split, blocks_of_users, ranges
+from lrec.data.formats.readers import infer_format, listed_as_text, numbers_of, read_table
+from lrec.data.splits.rules import Split
 from lrec.data.store.store import Store
 from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.errors import UserError, check_range
@@ -58,8 +58,7 @@ class Features:
     @property
     def kinds(self) -> dict[str, Kind]:
         """The kind of each column."""
-        kinds: tuple[Kind, ...] = ("categories", "numbers", "lists")
-        return {column: kind for kind in kinds for column in getattr(self, kind)}
+        return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
     def read(self, option: str) -> pl.DataFrame:
         """The file: `id` and the columns, text or numbers, null where a value is missing; UserError where it cannot be
@@ -69,21 +68,14 @@ class Features:
         if file_format in (None, "lines") or not self.path.is_file():
             raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
         found = []
-        for table in read_table(self.path, file_format, Columns("", "")):
-            names = {"id": self.id_column or table.frame.columns[0], **{name: name for name in self.kinds}}
-            for key, name in names.items():
-                if name not in table.frame.columns:
-                    where = f"{option}.id_column" if key == "id" else option
-                    there = ", ".join(table.frame.columns)
-                    raise UserError(f"{table.name} has no column {name} ({where}); its columns are {there}")
-            columns = {"id": table.frame[names["id"]].cast(pl.String)}
+        for table in read_table(self.path, file_format):
+            ids = table.column(self.id_column or table.frame.columns[0], f"({option}.id_column)")
+            columns = {"id": ids.cast(pl.String)}
             for name, kind in self.kinds.items():
-                raw = table.frame[name]
-                if kind == "numbers":
-                    columns[name] = numbers_of(raw, table.name, table.first_row)
-                else:
-                    columns[name] = listed_as_text(raw)
-            found.append(pl.DataFrame([series.alias(name) for name, series in columns.items()]))
+                raw = table.column(name, f"({option})")
+                is_number = kind == "numbers"
+                columns[name] = numbers_of(raw, table.name, table.first_row) if is_number else listed_as_text(raw)
+            found.append(pl.DataFrame(columns))
         frame = pl.concat(found, how="vertical_relaxed").drop_nulls("id")
         if (twice := frame["id"].is_duplicated()).any():
             raise UserError(f"{option}.path {self.path}: {frame['id'][int(twice.arg_max() or 0)]} is in it twice")
@@ -97,12 +89,14 @@ class Features:
                 raise UserError(f"data.{of}_features.path {self.path} has none of the {len(raw_ids):,} {of}s' ids")
             return _completed(frame, raw_ids)
         store, first_K = split.store, np.full(len(raw_ids), -1)
-        for users in reversed(list(blocks_of_users(split.train_U))):
-            rows_N = ranges(store.offsets_U1[:-1][users], split.train_U[users])[::-1]
-            keys_N = split.catalogue_index_I[store.items_N[rows_N]]
+        for rows_N in split.training_rows():
             if of == "user":
                 keys_N = np.searchsorted(store.offsets_U1, rows_N, side="right") - 1
-            first_K[keys_N] = rows_N  # of equal keys numpy keeps the last, which is the first row
+            else:
+                keys_N = split.catalogue_index_I[store.items_N[rows_N]]
+            new_N = first_K[keys_N] < 0
+            # Of equal keys numpy keeps the last, which here is the first row.
+            first_K[keys_N[new_N][::-1]] = rows_N[new_N][::-1]
         there = pl.when(pl.Series(first_K >= 0))
         found = {name: store.feature_values(name, np.maximum(first_K, 0)) for name in self.kinds}
         return pl.DataFrame({"id": raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
@@ -146,6 +140,7 @@ class Learned(NamedTuple):
     vocabularies: list[Vocabulary]  # of events, users and items
     event_codes: EventCodes | None
     item_vectors: tuple[pl.Series, np.ndarray] | None  # raw ids, those of the catalogue first, and their vectors
+    identity: list[Any]  # what tells them from other features: options, and contents of files
 
 
 class Chosen(NamedTuple):
@@ -168,15 +163,6 @@ class Chosen(NamedTuple):
             raise UserError("data: event_features and user_features have a column of the same name")
         return found
 
-    def identity(self) -> list[Any]:
-        """What tells these features from others: options, and contents of files."""
-        return [
-            None
-            if each is None
-            else [repr(replace(each, path=None)), None if each.path is None else file_hash(each.path)]
-            for each in self
-        ]
-
     def learn(self, split: Split) -> Learned:
         """Vocabularies of the split's training part, and what they make of its interactions and items."""
         store, raw_items = split.store, split.store.item_table["raw_id"].gather(split.catalogue_V)
@@ -194,6 +180,7 @@ class Chosen(NamedTuple):
             [*events, *users, *items],
             EventCodes(store, events, users, of_users.head(store.n_users)) if events or users else None,
             (of_items["id"], item_vectors(items, of_items)) if items else None,
+            [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in self],
         )
 
 
@@ -228,8 +215,7 @@ def _trained_values(split: Split, column: str) -> pl.Series:
     store, step = split.store, -(-max(int(split.train_U.sum()), 1) // MOST_NUMBERS)
     stored_N, found = store.features[column], []
     is_text = stored_N.dtype.kind == "i"
-    for users in blocks_of_users(split.train_U):
-        rows_N = ranges(store.offsets_U1[:-1][users], split.train_U[users])
+    for rows_N in split.training_rows():
         found.append(np.unique(stored_N[rows_N]) if is_text else stored_N[rows_N[::step]])
     values = np.concatenate(found)
     return store.feature_texts(column).gather(np.unique(values)) if is_text else pl.Series(values)

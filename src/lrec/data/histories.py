@@ -13,11 +13,12 @@ import polars as pl
 
 from lrec.common.files import temporary
 from lrec.data.formats.parsing import Table
-from lrec.data.formats.readers import Columns, Format, infer_format, read_table, to_interactions
+from lrec.data.formats.readers import Columns, Format, format_of, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
 from lrec.data.sources.download import url_of
+from lrec.data.store.encoding import FEATURE
 from lrec.data.store.ordering import Repeats
-from lrec.data.store.prepare import RawInteractions, prepare_store
+from lrec.data.store.prepare import prepare_store
 from lrec.data.store.store import Store
 from lrec.errors import UserError
 
@@ -26,33 +27,24 @@ BLOCK = 8192
 
 
 class Histories(NamedTuple):
-    """Raw ids of users and of the items of each, oldest first."""
+    """Users and their interactions, laid end to end, oldest first."""
 
-    users: pl.Series
-    items: pl.Series  # text, laid end to end
+    users: pl.Series  # raw ids
     lengths_B: np.ndarray
-    times_N: np.ndarray | None = None  # of each item, in whole seconds
-    events: pl.Series | None = None  # type of each item's event, text
-    features: Mapping[str, pl.Series] | None = None  # values of other columns for each item, by name
+    rows: pl.DataFrame  # item (raw id) and, where asked for, time (whole seconds), event and features, after FEATURE
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
         ends_B = np.cumsum(self.lengths_B)
         for start in range(0, len(self.users), size):
             lengths_B = self.lengths_B[start : start + size]
-            first = int(ends_B[start] - self.lengths_B[start])
-            last = first + int(lengths_B.sum())
-            times_N = None if self.times_N is None else self.times_N[first:last]
-            events = None if self.events is None else self.events[first:last]
-            features = {name: values[first:last] for name, values in (self.features or {}).items()}
-            users = self.users[start : start + size]
-            yield Histories(users, self.items[first:last], lengths_B, times_N, events, features)
+            rows = self.rows.slice(int(ends_B[start] - lengths_B[0]), int(lengths_B.sum()))
+            yield Histories(self.users[start : start + size], lengths_B, rows)
 
     def of_users(self, frame: pl.DataFrame) -> "Histories":
-        """The same with columns of a frame that has them by the user's `id`."""
+        """The same with features of a frame that has them by the user's `id`."""
         mine = pl.DataFrame({"id": self.users.cast(pl.String)}).join(frame, on="id", how="left", maintain_order="left")
-        rows_N = np.repeat(np.arange(len(mine)), self.lengths_B)
-        of_items = {name: mine[name].gather(rows_N) for name in frame.columns if name != "id"}
-        return self._replace(features={**(self.features or {}), **of_items})
+        of_rows = mine.drop("id")[np.repeat(np.arange(len(mine)), self.lengths_B)]
+        return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
 
 
 class ReadingRules(NamedTuple):
@@ -73,21 +65,18 @@ def histories_of(
     columns of their names, a list or a single value in each row of a user."""
     if not hasattr(table, "columns"):
         return _of_lists({"items": table})
-    wanted = {"user", "item", "items"} | ({"time", "times"} if with_times else set())
-    wanted |= ({"event", "events"} if with_events else set()) | set(features)
     names = [str(name) for name in table.columns]
-    columns = {name: table[name] if name == "items" else _column(table[name]) for name in names if name in wanted}
-    if "items" not in columns and {"user", "item"} <= columns.keys():
-        of_rows = ("user", "item", "time", "event", *features)
-        columns = {name: column for name, column in columns.items() if name in of_rows}
-        mine = [name for name in features if name in columns]
-        users = pl.DataFrame(columns).group_by("user", maintain_order=True)
-        rows = users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine)
-        columns = rows.to_dict()
-    if "items" not in columns:
+    of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
+    if "items" in names:
+        wanted = {"user", *(f"{name}s" for name in of_rows), *features}.intersection(names)
+        return _of_lists({name: table[name] if name == "items" else _column(table[name]) for name in wanted}, features)
+    if not {"user", "item"}.issubset(names):
         there = ", ".join(names)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
-    return _of_lists(columns, features)
+    wanted = {"user", *of_rows, *features}.intersection(names)
+    mine = [name for name in features if name in names]
+    users = pl.DataFrame({name: _column(table[name]) for name in wanted}).group_by("user", maintain_order=True)
+    return _of_lists(users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine).to_dict(), features)
 
 
 def histories_in(
@@ -111,10 +100,8 @@ def histories_in(
         raise UserError(f"{path} is a folder: name one file")
     if (url := url_of(path)) is not None:
         raise UserError(f"{url} is not on this machine: fetch it, and name the file")
-    file_format, columns = file_format or infer_format(path.name), reading.columns
-    if file_format is None:
-        raise UserError(f"the name of {path} does not tell its format: set the option format")
-    tables = read_table(path, file_format, columns)
+    file_format, columns = format_of(path, file_format), reading.columns
+    tables = read_table(path, file_format, columns.integers)
     first = next(tables)
     tables = chain([first], tables)
     found, names = first.frame.columns, vars(columns)
@@ -125,13 +112,13 @@ def histories_in(
     if file_format == "lines":
         for table in tables:
             runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
-            yield Histories(runs["value"], table.frame["item"], runs["len"].to_numpy().astype(np.int64))
-    elif _has_lists(first.frame):
+            yield Histories(runs["value"], runs["len"].to_numpy().astype(np.int64), table.frame.select("item"))
+    elif "items" in found and (_is_list(first.frame["items"]) or _is_json_list(first.frame["items"])):
         wanted = [name for name, wants in (("times", with_times), ("events", with_events)) if wants]
         whole = (_of_table(table, reading.columns.user, wanted, features) for table in tables)
         yield from (block for histories in whole for block in histories.blocks())
     else:
-        yield from _in_order(path, tables, reading, with_times)
+        yield from _in_order(path, tables, reading)
 
 
 def _column(values: Any) -> pl.Series:
@@ -155,53 +142,47 @@ def _lists(histories: Any) -> pl.Series:
 
 def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> Histories:
     """From a column items of lists and, where there are any, user, times and events (lists), and features."""
-    lists = _lists(columns["items"])
-    lengths = lists.list.len().fill_null(0)
-    items = lists.filter(lengths > 0).explode().cast(pl.String)
-    users = columns["user"].alias("user") if "user" in columns else pl.Series("user", np.arange(len(lists)))
-    times_N = events = None
+    items = _lists(columns["items"])
+    lengths = items.list.len().fill_null(0)
+    rows = {"item": items.filter(lengths > 0).explode().cast(pl.String)}
+
+    def laid(name: str) -> pl.Series:
+        """What stands beside the items, laid end to end."""
+        lists = columns[name]
+        lists = lists if _is_list(lists) else pl.Series(lists.to_list())
+        if len(lists) and not (_is_list(lists) and (lists.list.len().fill_null(0) == lengths).all()):
+            raise UserError(f"histories: {name} has not as many entries as items in every row")
+        return lists.filter(lengths > 0).explode()
+
     if "times" in columns:
-        times_N = in_seconds(_laid(columns["times"], lengths, "times"), "histories: times")
+        rows["time"] = pl.Series(in_seconds(laid("times"), "histories: times"))
     if "events" in columns:
-        events = _laid(columns["events"], lengths, "events").cast(pl.String)
-    given = {
-        name: _laid(columns[name], lengths, name)
-        if isinstance(columns[name].dtype, pl.List | pl.Array | pl.Object)
-        else columns[name].gather(np.repeat(np.arange(len(lists)), lengths))
-        for name in features
-        if name in columns
-    }
-    return Histories(users, items, lengths.to_numpy().astype(np.int64), times_N, events, given)
+        rows["event"] = laid("events").cast(pl.String)
+    for name in columns.keys() & set(features):
+        if _is_list(columns[name]) or columns[name].dtype == pl.Object:
+            rows[f"{FEATURE}{name}"] = laid(name)
+        else:  # a single value of the user
+            rows[f"{FEATURE}{name}"] = columns[name].gather(np.repeat(np.arange(len(items)), lengths))
+    users = columns.get("user", pl.Series(np.arange(len(items))))
+    return Histories(users, lengths.to_numpy().astype(np.int64), pl.DataFrame(rows))
 
 
-def _laid(lists: pl.Series, lengths: pl.Series, name: str) -> pl.Series:
-    """What stands beside the items, laid end to end."""
-    lists = lists if isinstance(lists.dtype, pl.List | pl.Array) else pl.Series(lists.to_list())
-    is_list = isinstance(lists.dtype, pl.List | pl.Array)
-    if len(lists) and not (is_list and (lists.list.len().fill_null(0) == lengths).all()):
-        raise UserError(f"histories: {name} has not as many entries as items in every row")
-    return lists.filter(lengths > 0).explode()
+def _is_list(values: pl.Series) -> bool:
+    return isinstance(values.dtype, pl.List | pl.Array)
 
 
-def _has_lists(frame: pl.DataFrame) -> bool:
-    if "items" not in frame.columns:
-        return False
-    lists = frame["items"]
-    # In JSON lines, nested values arrive as their text.
-    text = lists.dtype == pl.String and lists.drop_nulls().head(1).str.starts_with("[").any()
-    return isinstance(lists.dtype, pl.List | pl.Array) or bool(text)
+def _is_json_list(values: pl.Series) -> bool:
+    """In JSON lines, nested values arrive as their text."""
+    return values.dtype == pl.String and bool(values.drop_nulls().head(1).str.starts_with("[").any())
 
 
 def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
-    if user_column not in table.frame.columns:
-        raise UserError(f"{table.name} has no column {user_column} (option user_column)")
-    columns = {"user": table.frame[user_column]}
+    columns = {"user": table.column(user_column, "(option user_column)")}
     for name in ("items", *beside, *features):
         if name not in table.frame.columns:
             continue
         columns[name] = table.frame[name]
-        is_text = columns[name].dtype == pl.String
-        if is_text and (name not in features or columns[name].drop_nulls().head(1).str.starts_with("[").any()):
+        if _is_json_list(columns[name]) if name in features else columns[name].dtype == pl.String:
             try:
                 columns[name] = columns[name].str.json_decode(pl.List(pl.String))
             except pl.exceptions.PolarsError:
@@ -209,24 +190,22 @@ def _of_table(table: Table, user_column: str, beside: list[str], features: Colle
     return _of_lists(columns, features)
 
 
-def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules, with_times: bool) -> Iterator[Histories]:
-    def read() -> RawInteractions:
-        interactions = to_interactions(tables, reading.columns, reading.min_rating, features=reading.features)
-        return replace(interactions, repeats=reading.repeats)
-
+def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Iterator[Histories]:
     with temporary(Path(tempfile.gettempdir()) / "lrec-histories") as folder:
         folder.mkdir(mode=0o700)
-        store = Store.open(prepare_store(folder, "histories", {"path": str(path)}, 0, read))
+        raw = to_interactions(tables, reading.columns, reading.min_rating, features=reading.features)
+        source, rules = {"path": str(path)}, {"repeats": reading.repeats}
+        store = Store.open(prepare_store(folder, "histories", source, 0, lambda: raw, reading=rules))
         raw_items = store.item_table["raw_id"]
         for start in range(0, store.n_users, BLOCK):
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]
             first, last = int(offsets_B1[0]), int(offsets_B1[-1])
-            items = raw_items.gather(store.items_N[first:last])
-            times_N = events = None
-            if with_times and store.times_N is not None:
-                times_N = store.seconds(np.arange(first, last))
+            rows = {"item": raw_items.gather(store.items_N[first:last])}
+            if store.times_N is not None:
+                rows["time"] = pl.Series(store.seconds(np.arange(first, last)))
             if store.events_N is not None:
-                events = pl.Series(store.event_types, dtype=pl.String).gather(store.events_N[first:last])
-            features = {name: store.feature_values(name, slice(first, last)) for name in store.features}
-            users = store.raw_user_ids[start : start + BLOCK].alias("user")
-            yield Histories(users, items, np.diff(offsets_B1), times_N, events, features)
+                rows["event"] = pl.Series(store.event_types, dtype=pl.String).gather(store.events_N[first:last])
+            for name in store.features:
+                rows[f"{FEATURE}{name}"] = store.feature_values(name, slice(first, last))
+            users = store.raw_user_ids[start : start + BLOCK]
+            yield Histories(users, np.diff(offsets_B1), pl.DataFrame(rows))

@@ -108,7 +108,6 @@ def load(
 
 def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -> Trained:
     """What `load` reads, before anything is imported that it names."""
-    path = file_of(path)
     exported = path.suffix == ".safetensors" and path.is_file()
     with refuse_damage(path, "file that lrec export wrote" if exported else "checkpoint that lrec wrote"):
         stored = _read_exported(path) if exported else trained_in(read_checkpoint(path, optimizer=False))

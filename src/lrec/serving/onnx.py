@@ -1,23 +1,10 @@
 """A trained network as an ONNX file: histories in, scores and the best items out, for any runtime without PyTorch.
 
+docs/recommend.md tells its inputs, outputs and metadata. A row has the scores nan and no items where its length is not
+possible, a real item is no index of the catalogue, or a real event has no type. With features of events or users,
+`Model.event_codes` makes the input events, -1 for what has no row.
+
 Needs the extra `onnx`: pip install "lrec[onnx]".
-
-    items        int64 (batch, length): catalogue indices, oldest first, right-padded with any; length at most max_len
-    lengths      int64 (batch): real items of each row, at least 1, at most the length
-    times        int64 (batch, length + 1), of networks with architecture.time alone: times of the items and, after each
-                 row's last one, of the request, in whole seconds; right-padded with any
-    events       int64 (batch, length), of networks with data.event_column alone: type of each item's event, by its
-                 place in the metadata's event_names; right-padded with any. With features of events or users
-                 (batch, length, columns): rows of one table, in which the types come first and then each column's
-                 values (Model.event_codes makes them); -1 for none
-    scores       float32 (batch, catalogue): logits of every item
-    top_items    int64 (batch, k): the best items that are not in the row, best first, ties by index; -1 where there are
-                 fewer than k
-    top_scores   float32 (batch, k): their scores; -inf there
-
-A row whose length is not so, or with a real item that is no index of the catalogue, or a real event of no type, has the
-scores nan and no items.
-The metadata hold `item_ids`, a JSON list of the raw ids by index, and `lrec`, what the file is.
 """
 
 import json

@@ -20,6 +20,7 @@ from lrec.data.batching.eval_batches import EvalBatch, batch_bounds, history_bat
 from lrec.data.formats.times import in_seconds
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits.rules import ranges
+from lrec.data.store.encoding import FEATURE
 from lrec.data.vocabulary import Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.model.transformer import Transformer
@@ -123,10 +124,12 @@ class Model:
     def _of_block(
         self, block: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None, fallback: bool, now: int
     ) -> pl.DataFrame:
-        items_N, lengths_B, times_N = self.index(block.items), block.lengths_B, block.times_N
+        items_N, lengths_B, times_N = self.index(block.rows["item"]), block.lengths_B, None
         events_N = self.event_codes(block) if self.net.reads_events else None
-        if self.net.reads_times and times_N is None:
-            raise UserError("the network reads times (architecture.time): histories need a column times, or time")
+        if self.net.reads_times:
+            if "time" not in block.rows:
+                raise UserError("the network reads times (architecture.time): histories need a column times, or time")
+            times_N = block.rows["time"].to_numpy()
         rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), np.cumsum(lengths_B) - lengths_B
         skipped_B = np.bincount(rows_N[items_N < 0], minlength=len(lengths_B))
         read_B = np.minimum(lengths_B - skipped_B, self.net.config.max_len)
@@ -193,19 +196,20 @@ class Model:
     def event_codes(self, block: Histories) -> np.ndarray:
         """The type of each item's event, int64, or, with features, what the network reads of it, (N, F)."""
         if not self.features:
-            return self._types(block.events)
-        codes = codes_of(self.features, block.features or {}, len(block.items))
+            return self._types(block.rows)
+        values = {each.name.removeprefix(FEATURE): each for each in block.rows if each.name.startswith(FEATURE)}
+        codes = codes_of(self.features, values, len(block.rows))
         sizes = [each.size for each in self.features]
         if self.reads_types:
-            codes, sizes = [self._types(block.events)[:, None], *codes], [len(self.about["event_names"]), *sizes]
+            codes, sizes = [self._types(block.rows)[:, None], *codes], [len(self.about["event_names"]), *sizes]
         return one_table(codes, sizes)
 
-    def _types(self, events: pl.Series | None) -> np.ndarray:
-        if events is None:
+    def _types(self, rows: pl.DataFrame) -> np.ndarray:
+        if "event" not in rows:
             raise UserError(
                 "the network reads types of event (data.event_column): histories need a column events, or event"
             )
-        names: list[str] = self.about["event_names"]
+        names, events = self.about["event_names"], rows["event"]
         found = events.replace_strict(names, range(len(names)), default=-1, return_dtype=pl.Int64)
         if (found < 0).any():
             unknown = events[int((found < 0).arg_max() or 0)]

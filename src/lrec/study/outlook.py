@@ -193,14 +193,14 @@ def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[Tr
     lengths_U[users] = 0
     places = ranges(part.starts_U[users] + 1, part.lengths_U[users] - 1)
     owners = np.repeat(np.arange(len(users)), part.lengths_U[users] - 1)
-    may_be = part.may_be_targets(places)
+    rows = part.rows_at(places)
+    may_be = data.cuts.may_be_targets(rows)
     counts_U = np.bincount(owners[may_be], minlength=len(users))
     have = counts_U > 0  # some of their events are targets
     ends_U, validated = np.cumsum(counts_U[have]), data.cuts.val_targets.users_T
     one_each = len(np.unique(validated)) == len(validated)
     chosen = ends_U - 1 if one_each else ends_U - 1 - random.integers(0, counts_U[have])
-    users, places = users[have], places[may_be][chosen]
-    rows = places if part.rows is None else part.rows[places]
+    users, rows = users[have], rows[may_be][chosen]
     fresh = cases_before(data.cuts, users, rows - data.store.offsets_U1[users], data.max_len)
     return replace(part, lengths_U=lengths_U), fresh
 
@@ -209,7 +209,7 @@ def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, posit
     """A network of a size of the ladder after about so many positions of the training part; torch's own random numbers
     go on as if nothing had happened."""
     plan = BatchPlan(part, data.max_len, max(TARGETS_PER_STEP, 2 * data.max_len))
-    loader = TrainLoader(plan, data.cuts.catalogue_index_I, seed)
+    loader = TrainLoader(plan, seed)
     steps = max(positions // plan.targets_per_step, 1)
     loss_function: Loss = LOSS_OF_LARGE_CATALOGUES if data.n_items > LARGE_CATALOGUE else FullSoftmax()
     counts_V = torch.from_numpy(data.item_counts_V)

@@ -171,7 +171,7 @@ def _windows(base: Base, data: Path, judge: float) -> tuple[GlobalTemporal, int]
     times = [frame["time"].to_numpy() for frame in raw.frame]
     if not sum(map(len, times)):
         raise UserError(f"{data}: there are no rows in it")
-    refuse_other_unit(base.store, raw.facts() if callable(raw.facts) else raw.facts)
+    refuse_other_unit(base.store, raw.facts)
     times_N = np.sort(np.concatenate(times))
     newer_N = times_N[times_N > base.trained_until]
     cuts = [int((1 - share) * len(newer_N)) for share in (1.5 * judge, judge)]

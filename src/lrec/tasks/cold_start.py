@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from lrec.data.splits.rules import Targets
 from lrec.evaluation.cases import cases_before, cases_of_test
 from lrec.tasks.results import NoCasesError, Section, TaskResult, assess
 from lrec.tasks.trained_runs import Ladder
@@ -30,9 +29,8 @@ def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
             "New users: none are held out. Train with --data.split.held_out_users 0.2, a share of the users with more "
             "than 50 interactions"
         )
-    last = Targets(users_U, np.diff(split.store.offsets_U1)[users_U] - 1)
-    may_U = split.may_be_targets(last)
-    cases = cases_before(split, users_U[may_U], last.positions_T[may_U], ladder.max_len)
+    users_U = users_U[split.may_be_targets(split.store.offsets_U1[users_U + 1] - 1)]
+    cases = cases_before(split, users_U, np.diff(split.store.offsets_U1)[users_U] - 1, ladder.max_len)
     lengths = [n for n in LENGTHS if n <= ladder.max_len]
     if longer := [str(n) for n in LENGTHS if n > ladder.max_len]:
         notes.append(f"New users: no histories of {', '.join(longer)} items, as max_len is {ladder.max_len}")

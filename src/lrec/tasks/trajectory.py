@@ -5,7 +5,6 @@ R draws.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -90,9 +89,8 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     for chosen_B, items_BL, _, last_B, times_BT, events_BL in share_of(batches(given.histories, net)):
         n_rows, width = items_BL.shape
         cache = KeyValueCache(n_rows, width + steps - 1, device)
-
-        head = partial(_hidden_at, places_B=last_B)
-        hidden_BD, table_VD = net(items_BL, head, cache=cache, times_BT=times_BT, events_BL=events_BL)
+        hidden_BLD, table_VD = net(items_BL, _both, cache=cache, times_BT=times_BT, events_BL=events_BL)
+        hidden_BD = hidden_BLD.flatten(0, 1)[last_B]
         cache.keep(last_B % width + 1)
         rows_S, items_S = _seen(given.seen.where(chosen_B[:0] if repeats else chosen_B), device)
         rows_B = best_B = torch.arange(n_rows, device=device)
@@ -102,8 +100,8 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
                     times_BT = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
                 if net.reads_events and given.events_CT is not None:
                     events_BL = torch.from_numpy(given.events_CT[chosen_B, step - 1 : step]).to(device)
-                head = partial(_hidden_at, places_B=rows_B)
-                hidden_BD, _ = net(best_B[:, None], head, cache=cache, times_BT=times_BT, events_BL=events_BL)
+                hidden_BLD, _ = net(best_B[:, None], _both, cache=cache, times_BT=times_BT, events_BL=events_BL)
+                hidden_BD = hidden_BLD[:, 0]
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen
@@ -114,8 +112,8 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     return Decoded(together(items_CT), together(rank_CT))
 
 
-def _hidden_at(hidden_BLD: Tensor, table_VD: Tensor, places_B: Tensor) -> tuple[Tensor, Tensor]:
-    return hidden_BLD.flatten(0, 1)[places_B], table_VD
+def _both(hidden_BLD: Tensor, table_VD: Tensor) -> tuple[Tensor, Tensor]:
+    return hidden_BLD, table_VD
 
 
 def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:

@@ -23,8 +23,8 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
     def make(rows: list[tuple], k_core: int = 0, repeats: Repeats = True) -> Store:
         names = ["user", "item", "time", "domain"][: len(rows[0])]
         frame = pl.DataFrame(rows, schema=names, orient="row")
-        folder = tmp_path_factory.mktemp("data")
-        return Store.open(prepare_store(folder, "rows", {}, k_core, lambda: RawInteractions(frame, repeats=repeats)))
+        folder, reading = tmp_path_factory.mktemp("data"), {"repeats": repeats}
+        return Store.open(prepare_store(folder, "rows", {}, k_core, lambda: RawInteractions(frame), reading=reading))
 
     return make
 

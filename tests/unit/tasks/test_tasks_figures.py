@@ -3,7 +3,7 @@
 import numpy as np
 
 from lrec.common.pictures import alt_text
-from lrec.tasks.figures import task_figure
+from lrec.tasks.report import task_figure
 from lrec.tasks.results import POPULARITY, Group, Section, TaskResult
 from lrec.tasks.robustness import robustness
 from lrec.tasks.trained_runs import Ladder

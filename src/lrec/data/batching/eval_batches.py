@@ -13,7 +13,6 @@ Items in batches are catalogue indices. Rows are right-padded with item 0; padde
 positions_M.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrec.data.batching.train_batches import ALONE, Ranks, ServedLoader, padded, serve, with_request
+from lrec.data.batching.train_batches import ALONE, Ranks, ServedLoader, padded, with_request
 from lrec.data.splits.rules import Split, Targets, ranges
 
 MAX_TARGETS = 1024
@@ -196,12 +195,12 @@ class _EvalDataset(Dataset[EvalBatch]):
         users_M, ends_M = task.users[chosen].astype(np.int64), task.ends[chosen]
         if len(chosen) == 0:  # a filler row
             users_M, ends_M, counts_B = np.array([-1]), np.array([0]), np.array([1])
+        next_M = store.offsets_U1[users_M] + ends_M  # rows of the targets
         last_B = np.cumsum(counts_B) - 1
-        starts_B, ends_B = store.offsets_U1[users_M[last_B]], ends_M[last_B]
-        rows_N = ranges(starts_B, ends_B)
-        times = None
+        ends_B = ends_M[last_B]
+        rows_N, times = ranges(next_M[last_B] - ends_B, ends_B), None
         if task.with_times:
-            times = store.seconds(rows_N), store.seconds(starts_B + ends_B) if has_target else np.zeros_like(ends_B)
+            times = store.seconds(rows_N), store.seconds(next_M[last_B]) if has_target else np.zeros_like(ends_B)
         found = history_batch(
             split.catalogue_index_I[store.items_N[rows_N]],
             ends_B,
@@ -212,19 +211,16 @@ class _EvalDataset(Dataset[EvalBatch]):
             events_N=split.events(rows_N),
         )
         if has_target:
-            targets_M = split.catalogue_index_I[store.items_N[store.offsets_U1[users_M] + ends_M]]
-            found = found._replace(targets_M=torch.from_numpy(targets_M))
+            found = found._replace(targets_M=torch.from_numpy(split.catalogue_index_I[store.items_N[next_M]]))
         if task.sizes is not None:
-            found = found._replace(**self._sets(users_M, ends_M, task.sizes[chosen] if has_target else 0 * ends_M))
+            found = found._replace(**self._sets(next_M, task.sizes[chosen] if has_target else 0 * ends_M))
         return found._replace(users_M=torch.from_numpy(users_M))
 
-    def _sets(self, users_M: np.ndarray, ends_M: np.ndarray, sizes_M: np.ndarray) -> dict[str, Tensor]:
-        """The fields of a batch that tell the sets."""
+    def _sets(self, first_M: np.ndarray, sizes_M: np.ndarray) -> dict[str, Tensor]:
+        """The fields of a batch that tell the sets, which begin at these rows of the store."""
         split, n_items = self.split, self.split.store.n_items
-        of_N, places_N = np.repeat(np.arange(len(sizes_M)), sizes_M), ranges(ends_M, sizes_M)
-        rows_N = split.store.offsets_U1[users_M[of_N]] + places_N
-        may_N = split.may_be_targets(Targets(users_M[of_N], places_N))
-        pairs_Q = np.unique((of_N * n_items + split.store.items_N[rows_N])[may_N])
+        of_N, rows_N = np.repeat(np.arange(len(sizes_M)), sizes_M), ranges(first_M, sizes_M)
+        pairs_Q = np.unique((of_N * n_items + split.store.items_N[rows_N])[split.may_be_targets(rows_N)])
         of_Q, items_Q = pairs_Q // n_items, split.catalogue_index_I[pairs_Q % n_items]
         n_true_M, known_Q = np.bincount(of_Q, minlength=len(sizes_M)), items_Q >= 0
         found = {"true_targets_P": of_Q[known_Q], "true_items_P": items_Q[known_Q], "n_true_M": n_true_M}
@@ -244,10 +240,4 @@ class EvalLoader(ServedLoader):
         pin_memory: bool = False,
     ) -> None:
         dataset = _EvalDataset(split, task, max_len, ranks)
-        self._batches = serve(dataset, range(len(dataset)), num_workers, pin_memory)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[EvalBatch]:
-        return iter(self._batches)
+        super().__init__(dataset, range(len(dataset)), num_workers, pin_memory)

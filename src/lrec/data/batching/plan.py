@@ -10,7 +10,7 @@ import numpy as np
 from lrec.data.splits.reduction import TrainingPart
 from lrec.data.splits.rules import ranges
 from lrec.data.store.made_once import made_once
-from lrec.errors import UserError, check_range
+from lrec.errors import UserError
 
 # Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
 POOL_STEPS = 64
@@ -26,17 +26,21 @@ class EpochPlan:
     lengths_W: np.ndarray  # int32, inputs of the window; what may be its targets is the same, shifted by one
     bounds: np.ndarray  # int64, steps + 1 entries
 
+    def windows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and lengths of a step's windows."""
+        mine = slice(self.bounds[step], self.bounds[step + 1])
+        return self.starts_W[mine], self.lengths_W[mine]
+
     def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Starts and lengths of micro-batch `micro` of `n_micro` of a step, and the positions of the whole step."""
-        window = slice(self.bounds[step], self.bounds[step + 1])
-        starts, lengths = self.starts_W[window], self.lengths_W[window]
+        """Those of micro-batch `micro` of `n_micro` of a step, and the positions of the whole step."""
+        starts, lengths = self.windows(step)
         total = int(lengths.sum())
         mine = _share_out(lengths, total, n_micro) == micro
         return starts[mine], lengths[mine], total
 
     def pairs(self, step: int) -> int:
         """Pairs of a position and one that it attends to, in the windows of a step."""
-        lengths = self.lengths_W[self.bounds[step] : self.bounds[step + 1]].astype(np.int64)
+        lengths = self.windows(step)[1].astype(np.int64)
         return int((lengths * (lengths + 1) // 2).sum())
 
 
@@ -49,8 +53,6 @@ class BatchPlan:
     targets_per_step: int
 
     def __post_init__(self) -> None:
-        option = f"targets_per_step, with max_len {self.max_len},"
-        check_range(option, self.targets_per_step, at_least=2 * self.max_len)  # room for two windows
         if self.part.n_positions == 0:
             raise UserError("there is no training target: every user has fewer than 2 training items")
         if self.part.n_targets == 0:
@@ -63,10 +65,6 @@ class BatchPlan:
     def steps_of(self, targets_per_step: int) -> int:
         """Steps of an epoch with so many targets in each. The plan depends on them, not on targets_per_step itself."""
         return -(-self.part.n_positions // targets_per_step)
-
-    def step_targets(self, epoch: EpochPlan, step: int) -> int:
-        window = slice(epoch.bounds[step], epoch.bounds[step + 1])
-        return self.part.targets_in(epoch.starts_W[window], epoch.lengths_W[window])
 
     def epoch(self, seed: int, epoch: int) -> EpochPlan:
         """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps;

@@ -61,27 +61,30 @@ class Ranks(NamedTuple):
 ALONE = Ranks()
 
 
-def serve(dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> DataLoader:
-    """The batches of these keys; workers stay from pass to pass, in which the keys may be others."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=keys,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=pin_memory,
-        # Of its own: DataLoader would draw from the global one and so change what is trained.
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
 class ServedLoader:
-    """A loader of batches that `serve` has. Where a fit or an evaluation ends, Lightning ends the workers of a loader
-    that has an `_iterator`, as DataLoader does. Otherwise the garbage collector would, and wait five seconds for each.
-    """
+    """The batches of these keys; workers stay from pass to pass, in which the keys may be others. No DataLoader, whose
+    sampler Lightning would replace."""
 
-    _batches: DataLoader
+    def __init__(self, dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> None:
+        self._batches = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=keys,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            # Of its own: DataLoader would draw from the global one and so change what is trained.
+            generator=torch.Generator().manual_seed(0),
+        )
 
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches)
+
+    # Where a fit or an evaluation ends, Lightning ends the workers of a loader that has an `_iterator`, as DataLoader
+    # does. Otherwise the garbage collector would, and wait five seconds for each.
     @property
     def _iterator(self) -> Any:
         return self._batches._iterator
@@ -96,7 +99,6 @@ class _TrainDataset(Dataset[TrainBatch]):
     """Micro-batches by (epoch, step, accumulated micro-batch); a worker asks for each epoch's plan once."""
 
     plan: BatchPlan
-    catalogue_index_I: np.ndarray
     epoch_plan: Callable[[int], EpochPlan]
     ranks: Ranks
     with_times: bool
@@ -108,28 +110,31 @@ class _TrainDataset(Dataset[TrainBatch]):
             self._epoch = epoch, self.epoch_plan(epoch)
         plan, (world, rank, accumulation) = self._epoch[1], self.ranks
         starts, lengths, positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
-        targets, pairs = self.plan.step_targets(plan, step), plan.pairs(step)
-        (items_BL, positions_M, targets_M), times_BT, events_BL = self._windows(starts, lengths)
-        return TrainBatch(items_BL, positions_M, targets_M, targets, pairs, times_BT, events_BL, positions)
-
-    def _windows(self, starts: np.ndarray, lengths: np.ndarray) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        part, index_I, times_BT, events_BL = self.plan.part, self.catalogue_index_I, None, None
         if len(starts) == 0:
             starts, lengths = np.zeros((2, 1), dtype=np.int64)
-        places = ranges(starts, lengths)
-        items_BL, positions_M = padded(index_I[part.items(places)].astype(np.int32), lengths)
-        targets_M = index_I[part.items(places + 1)]
-        if part.target_N is not None:
-            may_M = part.may_be_targets(places + 1)
+        part, split, places = self.plan.part, self.plan.part.split, ranges(starts, lengths)
+        rows_N, next_N = part.rows_at(places), part.rows_at(places + 1)
+        index_I, items_N, times_BT, events_BL = split.catalogue_index_I, split.store.items_N, None, None
+        items_BL, positions_M = padded(index_I[items_N[rows_N]].astype(np.int32), lengths)
+        targets_M = index_I[items_N[next_N]]
+        if split.target_N is not None:
+            may_M = split.target_N[next_N]
             positions_M, targets_M = positions_M[may_M], targets_M[may_M]
-        if (events_N := part.events(places)) is not None:
+        if (events_N := split.events(rows_N)) is not None:
             events_BL = torch.from_numpy(padded(events_N, lengths)[0])
-        if self.with_times and len(places) == 0:
-            times_BT = torch.zeros(1, 2, dtype=torch.int64)
-        elif self.with_times:
-            times_BT = torch.from_numpy(padded(part.seconds(ranges(starts, lengths + 1)), lengths + 1)[0])
-        positions_M = positions_M.astype(np.int32)
-        return [torch.from_numpy(each) for each in (items_BL, positions_M, targets_M)], times_BT, events_BL
+        if self.with_times:
+            asked_B = split.store.seconds(part.rows_at(starts + lengths))
+            times_BT = with_request(split.store.seconds(rows_N), lengths, asked_B)
+        return TrainBatch(
+            items_BL=torch.from_numpy(items_BL),
+            positions_M=torch.from_numpy(positions_M.astype(np.int32)),
+            targets_M=torch.from_numpy(targets_M),
+            step_targets=part.targets_in(*plan.windows(step)),
+            step_pairs=plan.pairs(step),
+            times_BT=times_BT,
+            events_BL=events_BL,
+            step_positions=positions,
+        )
 
 
 class TrainLoader(ServedLoader):
@@ -143,7 +148,6 @@ class TrainLoader(ServedLoader):
     def __init__(
         self,
         plan: BatchPlan,
-        catalogue_index_I: np.ndarray,
         seed: int,
         ranks: Ranks = ALONE,
         num_workers: int = 0,
@@ -154,8 +158,8 @@ class TrainLoader(ServedLoader):
         self.ranks, self.n_steps, self._plan, self._seed = ranks, plan.n_steps, plan, seed
         self._keys: list[tuple[int, int, int]] = []  # of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)
-        dataset = _TrainDataset(plan, catalogue_index_I, make_plan, ranks, with_times)
-        self._batches = serve(dataset, self._keys, num_workers, pin_memory)
+        dataset = _TrainDataset(plan, make_plan, ranks, with_times)
+        super().__init__(dataset, self._keys, num_workers, pin_memory)
         self._epoch, self._consumed = -1, self.n_steps * ranks.accumulation
         self._resumed = False
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, row_blocks
+from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, first_line, row_blocks
 from lrec.data.store.long_work import map_ahead
 from lrec.errors import UserError
 
@@ -37,6 +37,13 @@ class Table:
     keys_vary: bool = False  # a column of the file may be absent where all of its values here are null
     domain: str | None = None  # of the whole file; no column, for rows that differ only in it are duplicates
     text: bool = False  # columns of integers hold only integers that the text spells in the shortest form
+
+    def column(self, name: str, said: str) -> pl.Series:
+        """One of its columns; UserError where it has none of that name, with what is `said` of who wants it."""
+        if name not in self.frame.columns:
+            there = ", ".join(self.frame.columns)
+            raise UserError(f"{self.name} has no column {name} {said}; its columns are {there}")
+        return self.frame[name]
 
 
 def csv_tables(
@@ -304,7 +311,3 @@ def decode(data: bytes, name: str, row: int) -> str:
     except UnicodeDecodeError as error:
         number = row + data.count(b"\n", 0, error.start)
         raise UserError(f"{name}, row {number}: not UTF-8 text") from None
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -6,10 +6,10 @@ Any mistake in a file is a UserError that names the file and the row, counted fr
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -51,11 +51,18 @@ def infer_format(name: str) -> Format | None:
     return _FORMATS.get(path.suffix.lower())
 
 
-def read_table(path: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
+def format_of(path: Path, chosen: Format | None) -> Format:
+    """The format that was chosen, or the one that the name tells; UserError where that tells none."""
+    if (found := chosen or infer_format(path.name)) is None:
+        raise UserError(f"the name of {path} does not tell its format: set the option format")
+    return found
+
+
+def read_table(path: Path, file_format: Format, integers: Collection[str] = ()) -> Iterator[Table]:
     match file_format:
         case "csv" | "tsv":
             separator = "," if file_format == "csv" else "\t"
-            yield from csv_tables(unpacked(path), str(path), separator, integers=columns.integers)
+            yield from csv_tables(unpacked(path), str(path), separator, integers=integers)
         case "jsonl":
             yield from jsonl_tables(unpacked(path), str(path))
         case "lines":
@@ -75,42 +82,36 @@ def to_interactions(
     """Check the rows that are used and keep ratings of at least `min_rating`; `duplicates` keeps rows that are
     identical in every column. The tables have the same columns, and the rows of a file are consecutive. `features`
     names columns that are kept as they are, where a value may be missing, and tells whether they are numbers."""
-    units = TimeUnits()
-    return RawInteractions(_checked_frames(tables, columns, min_rating, duplicates, units, features or {}), units.facts)
-
-
-def _checked_frames(
-    tables: Iterable[Table],
-    columns: Columns,
-    min_rating: float | None,
-    duplicates: bool,
-    units: TimeUnits,
-    features: Mapping[str, bool],
-) -> Iterator[pl.DataFrame]:
-    """Frames of user, item, time, event, domain or FILE_DOMAIN, REST unless duplicates are kept, and features."""
+    units, facts = TimeUnits(), dict[str, Any]()
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     wanted = {key: column for key, column in wanted.items() if column is not None}
     exact = [column for key, column in wanted.items() if key != "time"]
     if min_rating is not None:
         assert columns.rating is not None
         wanted["rating"] = columns.rating
-    kept = 0
-    for table in _agreeing(tables):
-        if table.frame.is_empty():
-            continue
-        checked, kind = _check(table, wanted, units.kinds.get(table.name))
-        if "time" in checked:
-            units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
-        checked |= {f"{FEATURE}{name}": _feature(table, name, numbers) for name, numbers in features.items()}
-        if not duplicates:
-            checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
-        frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
-        if min_rating is not None:
-            frame = frame.filter(pl.col("rating") >= min_rating).drop("rating")
-        kept += frame.height
-        yield frame
-    if min_rating is not None and kept == 0:
-        raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
+
+    def frames() -> Iterator[pl.DataFrame]:
+        kept = 0
+        for table in _agreeing(tables):
+            if table.frame.is_empty():
+                continue
+            checked, kind = _check(table, wanted, units.kinds.get(table.name))
+            if "time" in checked:
+                units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
+            for name, is_number in (features or {}).items():
+                checked[f"{FEATURE}{name}"] = _feature(table, name, is_number)
+            if not duplicates:
+                checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
+            frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
+            if min_rating is not None:
+                frame = frame.filter(pl.col("rating") >= min_rating).drop("rating")
+            kept += frame.height
+            yield frame
+        if min_rating is not None and kept == 0:
+            raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
+        facts.update(units.facts())
+
+    return RawInteractions(frames(), facts)
 
 
 def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
@@ -168,10 +169,7 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
     for key, column in wanted.items():
         if column not in table.frame.columns and table.keys_vary and table.first_row > 1:
             raise UserError(f"{table.name}, row {table.first_row}: {column} is empty")
-        if column not in table.frame.columns:
-            there = ", ".join(table.frame.columns)
-            raise UserError(f"{table.name} has no column {column} (option {key}_column); its columns are {there}")
-        raw = table.frame[column]
+        raw = table.column(column, f"(option {key}_column)")
         if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
             raise UserError(f"{table.name}: column {column} holds {raw.dtype}, not text or numbers")
         if key == "time":
@@ -196,10 +194,9 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
 
 
 def _feature(table: Table, column: str, numbers: bool) -> pl.Series:
-    if column not in table.frame.columns and not table.keys_vary:
-        there = ", ".join(table.frame.columns)
-        raise UserError(f"{table.name} has no column {column} that is named as a feature; its columns are {there}")
-    raw = table.frame.get_column(column, default=pl.repeat(None, table.frame.height, dtype=pl.String, eager=True))
+    if column not in table.frame.columns and table.keys_vary:
+        return pl.repeat(None, table.frame.height, dtype=pl.Float64 if numbers else pl.String, eager=True)
+    raw = table.column(column, "that is named as a feature")
     return numbers_of(raw, table.name, table.first_row) if numbers else listed_as_text(raw)
 
 
@@ -232,12 +229,8 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
     if file_format is None or file_format == "lines":
         raise UserError(f"{path}: titles are read from .csv, .tsv, .jsonl and .parquet files and from movies.dat")
     found = []
-    for table in read_table(path, file_format, Columns("", "")):
-        frame = table.frame
-        for column, option in ((item_column, "title_item_column"), (title_column, "title_column")):
-            if column is not None and column not in frame.columns:
-                listed = ", ".join(frame.columns)
-                raise UserError(f"{path} has no column {column} (option {option}); its columns are {listed}")
-        names = {"item": item_column or frame.columns[0], "title": title_column}
-        found.append(frame.select(pl.col(column).cast(pl.String).alias(name) for name, column in names.items()))
+    for table in read_table(path, file_format):
+        items = table.column(item_column or table.frame.columns[0], "(option title_item_column)")
+        titles = table.column(title_column, "(option title_column)")
+        found.append(pl.DataFrame({"item": items.cast(pl.String), "title": titles.cast(pl.String)}))
     return pl.concat(found).drop_nulls().unique("item", keep="first", maintain_order=True)

@@ -31,12 +31,15 @@ def unpacked(path: Path) -> Iterator[bytes]:
             else:
                 yield from _read(_OPEN[path.suffix](file) if path.suffix in _OPEN else file)
     except _DAMAGE as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"{path} is cut off or damaged: {reason}; fetch it again") from None
+        raise UserError(f"{path} is cut off or damaged: {first_line(error)}; fetch it again") from None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 def _read(file: Any) -> Iterator[bytes]:

@@ -1,7 +1,6 @@
 """Times in any format as whole numbers, and the unit of each file's."""
 
 import re
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -31,7 +30,7 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
     if raw.dtype == pl.String:
         found: dict[Kind, pl.Series] = {}
         for each in (kind,) if kind else get_args(Kind):  # where two read as much of the text, the first is chosen
-            found[each] = _READ[each](raw.str.strip_chars())
+            found[each] = _read(raw.str.strip_chars(), each)
             if found[each].null_count() == 0:
                 break
         best = min(found, key=lambda each: found[each].null_count())
@@ -66,37 +65,23 @@ def not_a_time(raw: pl.Series, row: int, kind: Kind) -> str:
     return "is neither a whole number of seconds or milliseconds nor an ISO date"
 
 
-def _numbers(text: pl.Series) -> pl.Series:
-    numbers = text.cast(pl.Int64, strict=False)
-    return numbers.fill_null(_whole(text.cast(pl.Float64, strict=False))) if numbers.null_count() else numbers
-
-
-def _whole(numbers: pl.Series) -> pl.Series:
-    return pl.select(pl.when(numbers == numbers.floor()).then(numbers)).to_series().cast(pl.Int64, strict=False)
-
-
-def _iso_dates(text: pl.Series) -> pl.Series:
-    """Microseconds since 1970 of ISO 8601 dates, with or without a time, without an offset; null for others."""
-    spaced = _spaced(text)
+def _read(text: pl.Series, kind: Kind) -> pl.Series:
+    """Text of this kind, dates in ISO 8601, as `parse_times` has it."""
+    if kind == "number":
+        numbers = text.cast(pl.Int64, strict=False)
+        return numbers.fill_null(_whole(text.cast(pl.Float64, strict=False))) if numbers.null_count() else numbers
+    spaced = text.set(text.str.contains(_TOO_FINE), None).str.replace("T", " ", literal=True)
+    if kind == "date with an offset":
+        pattern, spaced = "%Y-%m-%d %H:%M:%S%.f%#z", spaced.str.replace(r"Z$", "+00:00")
+        return spaced.str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False).dt.epoch("us")
     dates = spaced.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False)
     for pattern in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M"):
         dates = dates.fill_null(spaced.str.to_datetime(pattern, time_unit="us", strict=False))
     return dates.dt.epoch("us")
 
 
-def _iso_dates_with_offset(text: pl.Series) -> pl.Series:
-    spaced = _spaced(text).str.replace(r"Z$", "+00:00")
-    pattern = "%Y-%m-%d %H:%M:%S%.f%#z"
-    return spaced.str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False).dt.epoch("us")
-
-
-def _spaced(text: pl.Series) -> pl.Series:
-    """The text with a blank before the time of day, null where it is finer than a microsecond."""
-    return text.set(text.str.contains(_TOO_FINE), None).str.replace("T", " ", literal=True)
-
-
-_READ: dict[Kind, Callable[[pl.Series], pl.Series]]
-_READ = {"number": _numbers, "date": _iso_dates, "date with an offset": _iso_dates_with_offset}
+def _whole(numbers: pl.Series) -> pl.Series:
+    return numbers.set(numbers != numbers.floor(), None).cast(pl.Int64, strict=False)
 
 
 class TimeUnits:

@@ -13,7 +13,7 @@ import polars as pl
 
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.formats.parsing import Table
-from lrec.data.formats.readers import Columns, Format, infer_format, read_table, to_interactions
+from lrec.data.formats.readers import Columns, Format, format_of, infer_format, read_table, to_interactions
 from lrec.data.store.prepare import RawInteractions, source_hashes
 from lrec.errors import UserError
 
@@ -110,12 +110,7 @@ class InteractionsDataModule(SequenceDataModule):
         if not found:
             problem = "holds no file of a known format" if self.path.is_dir() else "does not exist"
             raise UserError(f"{self.path} {problem} (option path)")
-        files = []
-        for file in found:
-            file_format = self.format or infer_format(file.name)
-            if file_format is None:
-                raise UserError(f"the name of {file} does not tell its format: set the option format")
-            files.append((file, file_format))
+        files = [(file, format_of(file, self.format)) for file in found]
         if len({file_format == "lines" for _, file_format in files}) > 1:
             raise UserError(f"{self.path} mixes one-user-per-line files with others: choose the option format")
         return files
@@ -145,7 +140,7 @@ def _partition(file: Path) -> dict[str, str | None]:
 
 def _read(file: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
     values = _partition(file)
-    for table in read_table(file, file_format, columns):
+    for table in read_table(file, file_format, columns.integers):
         missing = {column: value for column, value in values.items() if column not in table.frame.columns}
         told = [pl.lit(value, dtype=pl.String).alias(column) for column, value in missing.items()]
         yield replace(table, frame=table.frame.with_columns(told))

@@ -248,11 +248,9 @@ class SyntheticDataModule(SequenceDataModule):
         items_UL = numbers_I[self.store.items_N].reshape(n_users, length)
         catalogue_V = np.zeros(self.process.n_items, dtype=bool)
         catalogue_V[numbers_I[split.catalogue_V]] = True
-
         targets = {stage: self.evaluated(stage)[0] for stage in ("val", "test")}
         return {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
 
 
 def _raw_ids(n: int) -> pl.Series:
-    width = len(str(n - 1))
-    return pl.Series([f"{number:0{width}d}" for number in range(n)])
+    return pl.int_range(n, eager=True).cast(pl.String).str.zfill(len(str(n - 1)))

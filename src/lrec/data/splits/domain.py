@@ -4,9 +4,8 @@ is held out for one of the domain, so that one may start from the other and be c
 Shape suffixes: U users, N interactions, I items of the store.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,6 @@ class DomainStore(Store):
     """A store's interactions with the items of one domain; users and items keep the store's indices."""
 
     domain: str
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.meta, self.domain)
 
     @property
     def hash(self) -> str:
@@ -67,7 +63,8 @@ def of_domain(split: Split, domain: str) -> Split:
 
     val_U, val_targets_U = part(split.val_U, split.val_targets_U)
     test_U, test_targets_U = part(split.test_U, split.test_targets_U)
-    result = Split(
+    result = replace(
+        split,
         store=store,
         train_U=within(split.train_U),
         val_U=val_U,
@@ -75,8 +72,6 @@ def of_domain(split: Split, domain: str) -> Split:
         test_U=test_U,
         test_targets_U=test_targets_U,
         trajectory_U=np.where(split.trajectory_U < 0, -1, within(np.maximum(split.trajectory_U, 0))),
-        held_out_U=split.held_out_U,
-        sets_2=split.sets_2,
         target_N=None if split.target_N is None else split.target_N[store.kept_N],
     )
     result.check()

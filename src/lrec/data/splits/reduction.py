@@ -1,13 +1,12 @@
 """Which part of the training data is used. Shape suffixes: U users, N interactions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, events_of, hash_numbers, ranges, refuse_leak
-from lrec.data.store.store import Store
+from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, hash_numbers, ranges, refuse_leak
+from lrec.data.splits.temporal import count_before
 from lrec.errors import UserError, check_range
 
 
@@ -50,21 +49,17 @@ class TrainingPart:
     """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on. The entries are rows of the store, or
     of `rows` (ascending rows of the store) where single interactions were dropped."""
 
-    store: Store
+    split: Split
     starts_U: np.ndarray
     lengths_U: np.ndarray
-    rows: np.ndarray | None
-    target_N: np.ndarray | None = None  # see Split
-    features: Callable[[np.ndarray], np.ndarray] | None = None  # see Split
+    rows: np.ndarray | None = None
 
     def items(self, places: np.ndarray) -> np.ndarray:
-        return self.store.items_N[self._rows(places)]
+        return self.split.store.items_N[self.rows_at(places)]
 
-    def seconds(self, places: np.ndarray) -> np.ndarray:
-        return self.store.seconds(self._rows(places))
-
-    def events(self, places: np.ndarray) -> np.ndarray | None:
-        return events_of(self.store, self.features, self._rows(places))
+    def rows_at(self, places: np.ndarray) -> np.ndarray:
+        """The rows of the store that these entries are."""
+        return places if self.rows is None else self.rows[places]
 
     @property
     def n_positions(self) -> int:
@@ -78,29 +73,22 @@ class TrainingPart:
 
     def targets_in(self, starts: np.ndarray, lengths: np.ndarray) -> int:
         """Targets of windows of so many positions."""
-        if self.target_N is None:
+        if (target_N := self.split.target_N) is None:
             return int(lengths.sum())
         places = (ranges(starts[some] + 1, lengths[some]) for some in blocks_of_users(lengths))
-        return sum(int(np.count_nonzero(self.may_be_targets(each))) for each in places)
+        return sum(int(np.count_nonzero(target_N[self.rows_at(each)])) for each in places)
 
-    def may_be_targets(self, places: np.ndarray) -> np.ndarray:
-        """Which of these entries may be targets, bool."""
-        if self.target_N is None:
-            return np.ones(len(places), dtype=bool)
-        return self.target_N[self._rows(places)]
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: values for name, values in vars(self).items() if isinstance(values, np.ndarray)}
 
-    def _rows(self, places: np.ndarray) -> np.ndarray:
-        return places if self.rows is None else self.rows[places]
-
-    def check(self, split: Split) -> None:
+    def check(self) -> None:
         """Fail loudly if an entry lies outside its user's unreduced training part."""
         users = np.flatnonzero(self.lengths_U)
-        first, last = self.starts_U[users], self.starts_U[users] + self.lengths_U[users] - 1
-        if self.rows is not None:
-            first, last = self.rows[first], self.rows[last]
-        begin = self.store.offsets_U1[users]
+        first = self.rows_at(self.starts_U[users])
+        last = self.rows_at(self.starts_U[users] + self.lengths_U[users] - 1)
+        begin = self.split.store.offsets_U1[users]
         leaks_U = np.zeros(len(self.lengths_U), dtype=bool)
-        leaks_U[users] = (first < begin) | (last >= begin + split.train_U[users])
+        leaks_U[users] = (first < begin) | (last >= begin + self.split.train_U[users])
         refuse_leak(leaks_U)
 
 
@@ -110,30 +98,19 @@ def training_part(split: Split, reduction: Reduction) -> TrainingPart:
     # The tolerance keeps 0.1 * 30 = 3.0000000000000004 at 3.
     kept_U = np.ceil(lengths_U * reduction.recent - 1e-9).astype(np.int64)
     if reduction.since is not None:
-        new_U = _trained_since(split, reduction.since)
+        if split.store.times_N is None:
+            raise UserError("reduction.since needs times, and the data have none")
+        new_U = np.maximum(split.train_U - count_before(split.store, reduction.since), 0)
         kept_U = np.maximum(kept_U, np.where(new_U > 0, np.minimum(new_U + reduction.before, split.train_U), 0))
         lengths_U = np.where(kept_U > 0, split.train_U, 0)
     starts_U = split.store.offsets_U1[:-1] + lengths_U - kept_U
     if reduction.interactions == 1:
-        part = TrainingPart(split.store, starts_U, kept_U, None, split.target_N, split.features)
+        part = TrainingPart(split, starts_U, kept_U)
     else:
         rows = ranges(starts_U, kept_U)
         count = int(np.ceil(len(rows) * reduction.interactions - 1e-9))
         rows = np.sort(rows[np.argsort(hash_numbers(rows), kind="stable")[:count]])
         bounds_U1 = np.searchsorted(rows, split.store.offsets_U1)
-        part = TrainingPart(split.store, bounds_U1[:-1], np.diff(bounds_U1), rows, split.target_N, split.features)
-    part.check(split)
+        part = TrainingPart(split, bounds_U1[:-1], np.diff(bounds_U1), rows)
+    part.check()
     return part
-
-
-def _trained_since(split: Split, time: int) -> np.ndarray:
-    """Each user's training interactions at that time or later, which are the last ones."""
-    if split.store.times_N is None:
-        raise UserError("reduction.since needs times, and the data have none")
-    since_U = np.zeros(len(split.train_U), dtype=np.int64)
-    for users in blocks_of_users(split.train_U):
-        lengths_U = split.train_U[users]
-        rows_N = ranges(split.store.offsets_U1[:-1][users], lengths_U)
-        users_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
-        since_U[users] = np.bincount(users_N[split.store.times_N[rows_N] >= time], minlength=len(lengths_U))
-    return since_U

@@ -206,35 +206,40 @@ class Split:
 
     def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray, are_sets: bool) -> Targets:
         found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
-        may_T = self.may_be_targets(found)
+        may_T = self.may_be_targets(self._rows(found))
         if are_sets:
             users = np.unique(found.users_T[may_T])
             return Targets(users, first_U[users])
         return Targets(found.users_T[may_T], found.positions_T[may_T])
 
-    def may_be_targets(self, targets: Targets) -> np.ndarray:
-        """Which of these interactions may be targets, bool (T,)."""
-        if self.target_N is None:
-            return np.ones(len(targets.users_T), dtype=bool)
-        return self.target_N[self._rows(targets)]
+    def may_be_targets(self, rows_N: np.ndarray) -> np.ndarray:
+        """Which of these interactions, rows of the store, may be targets, bool (N,)."""
+        return np.ones(len(rows_N), dtype=bool) if self.target_N is None else self.target_N[rows_N]
 
     def is_known(self, targets: Targets) -> np.ndarray:
         """Whether each target is an item of the catalogue, bool (T,)."""
         return self.catalogue_index_I[self.store.items_N[self._rows(targets)]] >= 0
 
     def events(self, rows_N: np.ndarray) -> np.ndarray | None:
-        """See `events_of`."""
-        return events_of(self.store, self.features, rows_N)
+        """What a network reads of interactions beside item and time, int64: the type of each, or, with features, the
+        rows of its table that each has, (N, F); None where it reads nothing."""
+        if self.features is not None:
+            return self.features(rows_N)
+        return None if self.store.events_N is None else self.store.events_N[rows_N].astype(np.int64)
 
     def _rows(self, targets: Targets) -> np.ndarray:
         return self.store.offsets_U1[targets.users_T] + targets.positions_T
+
+    def training_rows(self) -> Iterator[np.ndarray]:
+        """The rows of the unreduced training part, block by block."""
+        for users in blocks_of_users(self.train_U):
+            yield ranges(self.store.offsets_U1[:-1][users], self.train_U[users])
 
     @cached_property
     def counts_I(self) -> np.ndarray:
         """Interactions of each item of the store in the unreduced training part, int64."""
         counts_I = np.zeros(self.store.n_items, dtype=np.int64)
-        for users in blocks_of_users(self.train_U):
-            rows_N = ranges(self.store.offsets_U1[:-1][users], self.train_U[users])
+        for rows_N in self.training_rows():
             counts_I += np.bincount(self.store.items_N[rows_N], minlength=len(counts_I))
         return counts_I
 
@@ -339,16 +344,6 @@ class Split:
             if latest is not None and times_T.min() <= latest:
                 raise AssertionError(f"leak: a target at time {times_T.min()}, earlier parts reach to {latest}")
             latest = times_T.max()
-
-
-def events_of(
-    store: Store, features: Callable[[np.ndarray], np.ndarray] | None, rows_N: np.ndarray
-) -> np.ndarray | None:
-    """What a network reads of interactions beside item and time, int64: the type of each, or, with features, the rows
-    of its table that each has, (N, F); None where it reads nothing."""
-    if features is not None:
-        return features(rows_N)
-    return None if store.events_N is None else store.events_N[rows_N].astype(np.int64)
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lrec.data.splits.reduction import Reduction, TrainingPart, training_part
 from lrec.data.splits.rules import Split, SplitRule
-from lrec.data.store.made_once import Arrays, made_beside
+from lrec.data.store.made_once import made_beside
 from lrec.data.store.store import Store
 
 SHARED_ROWS = 10**7  # fewer take no time, and no memory that matters
@@ -22,16 +22,9 @@ def shared_part(split: Split, rule: SplitRule, options: Any, reduction: Reductio
     """The training part of such a split."""
     if not _is_shared(split.store, rule):
         return training_part(split, reduction)
-
-    def make() -> Arrays:
-        part = training_part(split, reduction)
-        rows = {} if part.rows is None else {"rows": part.rows}
-        return {"starts_U": part.starts_U, "lengths_U": part.lengths_U, **rows}
-
-    found = made_beside(split.store, "part", [repr(rule), options, repr(reduction)], make)
-    return TrainingPart(
-        split.store, found["starts_U"], found["lengths_U"], found.get("rows"), split.target_N, split.features
-    )
+    key = [repr(rule), options, repr(reduction)]
+    made = made_beside(split.store, "part", key, lambda: training_part(split, reduction).arrays())
+    return TrainingPart(split, **made)
 
 
 def _is_shared(store: Store, rule: SplitRule) -> bool:

@@ -182,4 +182,7 @@ def _instant(option: str, cut: str) -> datetime:
 def count_before(store: Store, time: int) -> np.ndarray:
     """Each user's number of interactions before the time, which are the first ones, in order of time."""
     assert store.times_N is not None
-    return np.add.reduceat(store.times_N < time, store.offsets_U1[:-1], dtype=np.int64)
+    has_U = np.diff(store.offsets_U1) > 0  # reduceat gives an empty user the next one's first interaction
+    before_U = np.zeros(store.n_users, dtype=np.int64)
+    before_U[has_U] = np.add.reduceat(store.times_N < time, store.offsets_U1[:-1][has_U], dtype=np.int64)
+    return before_U

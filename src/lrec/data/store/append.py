@@ -7,7 +7,6 @@ Shape suffixes: N rows, U users of the store, I items of the store.
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,17 +43,11 @@ def refuse_other_unit(store: Store, facts: dict[str, Any]) -> None:
         raise UserError(f"the times of {store.path} are in {mine}, those of the new rows in {theirs}")
 
 
-def parts_of(source: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sources of a store, oldest first: those that were appended one after the other, or the one there is."""
-    return list(source["parts"]) if source["kind"] == "parts" else [source]
-
-
 class Earlier:
     """The rows of a store, as those that stand before the new ones in the source."""
 
     def __init__(self, store: Store, encoder: Encoder) -> None:
         """Begin the codes of `encoder` with the store's own numbers."""
-        refuse_append(store)
         self.store = store
         self._drops_duplicates, self._duplicates_known = False, True
         table, lengths_U = store.item_table, np.diff(store.offsets_U1)
@@ -82,12 +75,8 @@ class Earlier:
         if (REST in names and (frame[REST] != 0).any()) or "domain" in names:
             self._duplicates_known = False
 
-    def followed_by(self, parts: Iterator[Ordered], users: Ranked, items: Ranked) -> Iterator[Ordered]:
-        """The store's rows and the new ones, whose parts are of all users in turn."""
-        return (self._merged(part, users, items) for part in parts)
-
-    def _merged(self, new: Ordered, users: Ranked, items: Ranked) -> Ordered:
-        """Both of the same users, in order; at the same time the store's come first."""
+    def followed_by(self, new: Ordered, users: Ranked, items: Ranked) -> Ordered:
+        """The store's rows and new ones of the same users, in order; at the same time the store's come first."""
         place_U = users.rank_K[: self.store.n_users]  # ascending, as ids are in the order of their text in both
         end = new.first_user + len(new.lengths_U)
         mine = slice(*np.searchsorted(place_U, [new.first_user, end]))

@@ -19,7 +19,8 @@ from lrec.data.store.encoding import FILE_DOMAIN, REST, Ranked, Rows
 from lrec.data.store.long_work import map_ahead
 from lrec.data.store.store import write_array
 
-# Which interactions of a user with an item stay: all, the first, or all that do not come right after another.
+# Which interactions of a user with an item stay: all (True), the first in time (False), or all that do not come right
+# after another, once users and items of fewer than k interactions are gone too.
 Repeats = bool | Literal["not_in_a_row"]
 
 
@@ -86,12 +87,6 @@ class Ordered(NamedTuple):
     def users_N(self) -> np.ndarray:
         """The user of each interaction, counted from `first_user`."""
         return np.repeat(np.arange(len(self.lengths_U)), self.lengths_U)
-
-    def kept(self, kept_U: np.ndarray, kept_I: np.ndarray) -> tuple[np.ndarray, Rows]:
-        """The lengths of kept users, and the columns of their interactions with kept items."""
-        kept_N, lengths_U = self.those_kept(kept_U, kept_I)
-        mine_U = kept_U[self.first_user : self.first_user + len(self.lengths_U)]
-        return lengths_U[mine_U], {name: column[kept_N] for name, column in self.columns.items()}
 
     def those_kept(self, kept_U: np.ndarray, kept_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which interactions are those of kept users with kept items, without what is then twice in a row where that is

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ import polars as pl
 
 from lrec.common.files import file_hash, json_hash, locked, replacing, write_json
 from lrec.common.hardware import available_gib
-from lrec.data.store.append import Earlier, parts_of, refuse_append, refuse_other_unit
+from lrec.data.store.append import Earlier, refuse_append, refuse_other_unit
 from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, Encoder, Ranked
 from lrec.data.store.long_work import Progress, ahead
-from lrec.data.store.ordering import Ordered, Repeats, RowBuffer, Spool, find_core, ordered
+from lrec.data.store.ordering import Ordered, RowBuffer, Spool, find_core, ordered
 from lrec.data.store.statistics import Counter
 from lrec.data.store.store import MOST_FEATURE_VALUES, SCHEMA, Store, StoreWriter, feature_array
 from lrec.errors import UserError
@@ -51,15 +51,11 @@ class RawInteractions:
             and REST (uint64, optional), none of them null, and columns that are read beside these (their names after
             FEATURE; strings or floats, null where missing). Where there is REST, of rows that are equal in all columns
             but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
-        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them, asked after
-            the last frame.
-        repeats: Keep all interactions of a user with an item; false keeps the first in time, not_in_a_row those that do
-            not come right after another, once users and items of fewer than k interactions are gone too.
+        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Whole after the last frame.
     """
 
     frame: pl.DataFrame | Iterable[pl.DataFrame]
-    facts: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
-    repeats: Repeats = True
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
@@ -85,8 +81,9 @@ def prepare_store(
     """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
 
     The store does not depend on `memory_gib` (None: half of what is available): rows that do not fit go to a temporary
-    folder in it. `reading` says how the raw data were read, to those who have only the store. The rows of the store
-    `earlier` come before those that are read: see `append_to`.
+    folder in it. `reading` says how the raw data were read, to those who have only the store; of it, `repeats` decides
+    which interactions of a user with an item stay. The rows of the store `earlier` come before those that are read: see
+    `append_to`.
     """
     data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
     if not path.exists():
@@ -114,31 +111,28 @@ def append_to(
         UserError: What dropped rows of the store has left no trace (k_core); the new rows have other columns.
     """
     refuse_append(store)
-    parts = {"kind": "parts", "parts": [*parts_of(store.meta["source"]), source]}
+    first = store.meta["source"]
+    parts = [*(first["parts"] if first["kind"] == "parts" else [first]), source]  # oldest first
     name, k_core, reading = store.meta["name"], store.meta["options"]["k_core"], store.meta["reading"]
-    return prepare_store(data_dir, name, parts, k_core, read, memory_gib, reading, store)
+    return prepare_store(data_dir, name, {"kind": "parts", "parts": parts}, k_core, read, memory_gib, reading, store)
 
 
 def _make(path: Path, write: Callable[[Path], None]) -> None:
-    """Make the store's folder unless another process does, and remove what killed processes left."""
-    with _writing_to(path.parent), locked(path.parent / ".lock"):
-        if path.exists():
-            return
-        for left in path.parent.iterdir():
-            # Left by a process that was killed: a running one would hold the lock.
-            if _TEMPORARY.fullmatch(left.name):
-                shutil.rmtree(left, ignore_errors=True)
-        print(f"preparing {path}", file=sys.stderr)
-        with replacing(path) as folder:
-            folder.mkdir()
-            write(folder)
-
-
-@contextmanager
-def _writing_to(data_dir: Path) -> Iterator[None]:
-    """Raise a UserError where the folder of stores has no room or cannot be used."""
+    """Make the store's folder unless another process does, and remove what killed processes left; UserError where the
+    folder of stores has no room or cannot be used."""
+    data_dir = path.parent
     try:
-        yield
+        with locked(data_dir / ".lock"):
+            if path.exists():
+                return
+            for left in data_dir.iterdir():
+                # Left by a process that was killed: a running one would hold the lock.
+                if _TEMPORARY.fullmatch(left.name):
+                    shutil.rmtree(left, ignore_errors=True)
+            print(f"preparing {path}", file=sys.stderr)
+            with replacing(path) as folder:
+                folder.mkdir()
+                write(folder)
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise UserError(f"{data_dir} has no room for the store ({error.strerror}; option data_dir)") from None
@@ -155,7 +149,7 @@ def _write(
     Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
     is being ordered, and the rest for the block that is being read and the ids.
     """
-    progress, work = Progress(), folder / "work"
+    progress, work, repeats = Progress(), folder / "work", meta["reading"].get("repeats", True)
     work.mkdir()
     rows, encoder = RowBuffer(work / "rows", memory // 4), Encoder(meta["name"])
     earlier = None if store is None else Earlier(store, encoder)
@@ -165,7 +159,7 @@ def _write(
             earlier.look_at(frame)
         rows.append(encoder.encode(frame))
         progress.add(frame.height)
-    facts = raw.facts() if callable(raw.facts) else raw.facts
+    facts = raw.facts
     users, items, domains, events = encoder.ranked()
     features = {name: None if ids is None else ids.ranked() for name, ids in encoder.features.items()}
     texts = {name.removeprefix(FEATURE): _texts(name, each) for name, each in features.items()}
@@ -173,11 +167,12 @@ def _write(
     progress.stage("order" if k > 1 else "order and write")
     # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, encoder.n_rows >> 10))
-    parts = ordered(rows, work, users, items, range_rows, raw.repeats)
+    parts = ordered(rows, work, users, items, range_rows, repeats)
     n_rows = encoder.n_rows
-    if store is not None and earlier is not None:
-        refuse_other_unit(store, facts)
-        parts, n_rows = earlier.followed_by(parts, users, items), n_rows + earlier.n_rows
+    if earlier is not None:
+        refuse_other_unit(earlier.store, facts)
+        parts = (earlier.followed_by(part, users, items) for part in parts)
+        n_rows += earlier.n_rows
     kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
     if k > 1:
         spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
@@ -197,7 +192,11 @@ def _write(
     for part in ahead(_counted(parts, progress)):
         n_distinct += part.n_rows + part.repeats_dropped
         repeats_dropped += part.repeats_dropped
-        lengths_U, columns = part.kept(kept_U, kept_I) if k > 1 else (part.lengths_U, part.columns)
+        lengths_U, columns = part.lengths_U, part.columns
+        if k > 1:
+            kept_N, lengths_U = part.those_kept(kept_U, kept_I)
+            lengths_U = lengths_U[lengths_U > 0]
+            columns = {name: column[kept_N] for name, column in columns.items()}
         items_N, times_N = code_I[columns["item"]], columns.get("time")
         writer.append("items", items_N)
         if times_N is not None:
@@ -218,7 +217,7 @@ def _write(
     if n_domains:
         domain = domains.ids.gather(first_I % n_domains)
         statistics["domains"] = domain.n_unique()
-    if raw.repeats is not True:
+    if repeats is not True:
         facts = facts | {"repeats_dropped": repeats_dropped}
     if len(events.ids):
         facts = facts | {"event_types": events.ids.to_list()}

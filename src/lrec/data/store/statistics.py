@@ -81,7 +81,6 @@ def print_rows(rows: list[tuple[str, str]]) -> None:
 def in_words(counted: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The statistics and facts of a store, each with its name."""
     facts = dict(about)
-    facts.pop("duplicates_dropped", None)
     unit = facts.pop("time_unit", None)
     lengths = f"mean {counted['mean_length']:.1f}, median {counted['median_length']:g}, max {counted['max_length']:,}"
     rows = [(name, f"{counted[name]:,}") for name in ("users", "items", "interactions")]

@@ -15,7 +15,7 @@ Shape suffixes: N interactions, U users, I items.
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -35,7 +35,6 @@ MOST_EVENT_TYPES = 256
 MOST_FEATURE_VALUES = 2**16
 _ARRAYS: dict[str, Any] = {"items": np.int32, "offsets": np.int64, "times": np.int64, "events": np.uint8}
 _ARRAYS |= {"feature_text_": np.int32, "feature_number_": np.float64}  # followed by a number
-_FILES = ("items.npy", "offsets.npy", "times.npy", "events.npy", "items.parquet", "users.parquet")
 _BLOCK = 4096
 _BLOCKS = 16
 
@@ -82,7 +81,7 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process reopens the arrays; pickling them would copy them.
-        return type(self), (self.path, self.meta)
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
     @cached_property
     def items_N(self) -> np.ndarray:
@@ -244,8 +243,7 @@ class StoreWriter:
             table.write_parquet(buffer)
             (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
         files: dict[str, dict[str, Any]] = {}
-        of_features = sorted(path.name for path in self._folder.glob("feature_*.npy"))
-        for path in (self._folder / name for name in (*_FILES, *of_features) if (self._folder / name).exists()):
+        for path in sorted(self._folder.iterdir()):
             files[path.name] = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
             files[path.name] |= {"blocks": _sampled_hash(path, path.stat().st_size), "sha256": file_hash(path)}
         write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lrec.data.batching.eval_batches import EvalLoader, EvalTask
 from lrec.data.batching.plan import BatchPlan, EpochPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainBatch, TrainLoader
+from lrec.data.sources.synthetic import SyntheticDataModule
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems, Split
 from lrec.errors import UserError
@@ -42,7 +43,7 @@ def windows(batch: TrainBatch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def load(split: Split, plan: BatchPlan, *ranks: int, seed: int = 0, num_workers: int = 0) -> TrainLoader:
-    return TrainLoader(plan, split.catalogue_index_I, seed, Ranks(*ranks), num_workers)
+    return TrainLoader(plan, seed, Ranks(*ranks), num_workers)
 
 
 @FIXTURE_ONCE
@@ -200,10 +201,9 @@ def test_resume_needs_the_same_plan(make_lengths) -> None:
     resume(3, alike)
 
 
-def test_a_step_must_hold_two_windows(make_lengths) -> None:
-    split = LastItems()(make_lengths([42]))
+def test_a_step_must_hold_two_windows() -> None:
     with pytest.raises(UserError, match="with max_len 8, must be at least 16, got 15"):
-        BatchPlan(training_part(split, Reduction()), 8, 15)
+        SyntheticDataModule(max_len=8, targets_per_step=15)
 
 
 @FIXTURE_ONCE
@@ -315,7 +315,7 @@ def test_batches_carry_each_event_s_time_and_then_the_target_s(
     ]
     plan = BatchPlan(training_part(split, Reduction()), max_len, 2 * max_len)
     found = Counter()
-    for batch in TrainLoader(plan, split.catalogue_index_I, 0, with_times=True):
+    for batch in TrainLoader(plan, 0, with_times=True):
         assert batch.times_BT.shape[1] == batch.items_BL.shape[1] + 1
         for position, target in zip(batch.positions_M.tolist(), batch.targets_M.tolist(), strict=True):
             row, place = divmod(position, batch.items_BL.shape[1])

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 def arrays(data: InteractionsDataModule) -> dict[str, Any]:
     part = data.batch_plan.part
     found = data.cuts.arrays() | {"starts": part.starts_U, "lengths": part.lengths_U, "n": part.n_targets}
-    return found | {"catalogue": data.cuts.catalogue_V, "rows": part.rows, "targets_of_part": part.target_N}
+    return found | {"catalogue": data.cuts.catalogue_V, "rows": part.rows, "targets_of_part": part.split.target_N}
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -107,7 +107,8 @@ from lrec.errors import UserError
 columns = Columns("user", "item", "timestamp")
 try:
     prepare_store(Path(sys.argv[2]), "log", {}, int(sys.argv[3]),
-                  lambda: to_interactions(read_table(Path(sys.argv[1]), "csv", columns), columns), float(sys.argv[4]))
+                  lambda: to_interactions(read_table(Path(sys.argv[1]), "csv", columns.integers), columns),
+                  float(sys.argv[4]))
 except UserError as error:
     sys.exit(f"error: {error}")
 """
