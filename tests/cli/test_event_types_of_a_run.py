@@ -51,7 +51,7 @@ OPTIONS: dict[str, object] = {
     "data__split__trajectory": 4,
     "data__split__trajectory_min_length": 10,
     "model__architecture__positions": "none",  # those of a trajectory are beyond what is trained
-    "model__optimizer__lr": 0.03,
+    "model__optimizer__lr": 0.008,
     "trainer__max_epochs": 15,
     "trainer__check_val_every_n_epoch": 15,
 }

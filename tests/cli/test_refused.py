@@ -50,7 +50,10 @@ REFUSED = {
         ["fit", "--ckpt_path=last", "--model.optimizer=torch.optim.Adagrad", "--trainer.max_epochs=9"],
         "the optimizer",
     ),
-    "fit on with Muon": (["fit", "--ckpt_path=last", "--model.optimizer.muon=2", "--trainer.max_epochs=9"], "muon"),
+    "fit on with another rate of Muon": (
+        ["fit", "--ckpt_path=last", "--model.optimizer.muon=1", "--trainer.max_epochs=9"],
+        "muon",
+    ),
     "fit on on a seed that is none": (["fit", "--ckpt_path=last", "--seed_everything=-1"], "--seed_everything"),
     "fit with an option that is none": (["fit", "--trainer.max_epohcs=2"], "max_epohcs"),
     "validate another network": (["validate", "--model.size=3k"], "the checkpoint has width"),

@@ -127,7 +127,7 @@ def test_training_equals_the_formulas_trained(name: str) -> None:
     items_BL, targets_N = torch.randint(0, 13, (4, 9)), torch.randint(0, 13, (36,))
     net = Transformer(config, seed=1).double()  # Adam magnifies the rounding of gradients near zero
     copies = {key: parameter.detach().clone().requires_grad_() for key, parameter in net.named_parameters()}
-    optimizer, _ = Optimizer(lr=0.01, warmup=0, decay="constant", weight_decay=0.0).build(net, 10)
+    optimizer, _ = Optimizer(lr=0.01, warmup=0, decay="constant", weight_decay=0.0, muon=None).build(net, 10)
     narrower = 32 / config.width if config.parametrisation == "scaled" else 1
     tables = [p for key, p in copies.items() if not key.startswith("blocks") and p.ndim == 2]
     others = [p for key, p in copies.items() if key.startswith("blocks") or p.ndim == 1]
