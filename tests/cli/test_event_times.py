@@ -64,7 +64,7 @@ def trained(logs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
                 "--data.split.trajectory=4",
                 "--data.split.trajectory_min_length=10",
                 *("--model.layers=2", "--model.width=16", "--model.heads=1", "--model.size=null"),
-                *("--model.optimizer.lr=0.03", "--model.optimizer.muon=0.5"),
+                *("--model.optimizer.lr=0.03", "--model.optimizer.muon=null"),
                 "--model.parametrisation=standard",
                 "--model.optimizer.decay=cosine",
                 "--trainer.max_epochs=14",
