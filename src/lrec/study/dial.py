@@ -5,11 +5,11 @@ The ladder ends where D is too little for more parameters; its two largest sizes
 are held out.
 """
 
-import json
 import math
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lrec.common.files import read_json
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
@@ -54,9 +54,7 @@ def plan_of(study: Study) -> dict[str, Any]:
         UserError: Too few hours for any study, or the folder has the plan of other hours.
     """
     path = study.folder / PLAN
-    if not path.is_file():
-        return _choose(study)
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kept: dict[str, Any] = read_json(path) or _choose(study)
     if kept["hours"] != study.hours:
         raise UserError(f"--hours {study.hours}: {path} is a plan of {kept['hours']:g}: choose another --out")
     return kept

@@ -1,6 +1,5 @@
 """The prediction of a study: from the small sizes of each ladder, committed to before a large run is read."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lrec.common.files import write_json
+from lrec.common.files import read_json, write_json
 from lrec.laws.fit import Fit
 from lrec.laws.loss_laws import name_of
 from lrec.laws.metric_forecasts import Expected, expected_metrics
@@ -91,8 +90,8 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
         "held_out_runs": {run.name: run.options for run in held_out},
         "trained_before": [run.name for run in held_out if run_of_study(out, run.name).points_file.is_file()],
     }
-    if path.is_file():
-        if _same_prediction(json.loads(path.read_text(encoding="utf-8")), prediction):
+    if earlier := read_json(path):
+        if _same_prediction(earlier, prediction):
             return
         path.rename(out / f"prediction-{1 + len(list(out.glob('prediction-*.json')))}.json")
     write_json(path, prediction)

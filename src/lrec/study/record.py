@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
-from lrec.common.files import write_json, write_text
+from lrec.common.files import read_json, write_json, write_text
 from lrec.common.hardware import auto_precision
 from lrec.errors import UserError
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
@@ -33,10 +33,13 @@ class Record:
         for name, mine in points.items():
             if not (self.folder / name).exists():
                 Run(self.folder / name).write_points(mine)
-        earlier: dict[str, Any] = {"grid": {"runs": []}, "earlier_runs": [], "state": {}}
-        if self.path.is_file():
-            earlier = json.loads(self.path.read_text(encoding="utf-8"))
-        elif out.exists() and {path.name for path in out.iterdir()} - {PLAN} and not find_points(self.folder):
+        earlier: dict[str, Any] = read_json(self.path, {"grid": {"runs": []}, "earlier_runs": [], "state": {}})
+        if (
+            not self.path.is_file()
+            and out.exists()
+            and {path.name for path in out.iterdir()} - {PLAN}
+            and not find_points(self.folder)
+        ):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
         self.runs = self._in_one_precision(runs)

@@ -1,6 +1,5 @@
 """What a study leaves behind: report.html, report.md, fit.json and figures, also in TensorBoard."""
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -13,7 +12,7 @@ from typing import Any
 import polars as pl
 from scipy.special import stdtrit
 
-from lrec.common.files import write_text
+from lrec.common.files import read_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import rows_table
@@ -26,13 +25,13 @@ from lrec.laws.predict import compare
 from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
 from lrec.study.answer import BESIDE, METRIC, Answer, amount, answer_of
+from lrec.study.budget import price_rows
 from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
-from lrec.study.price import price_rows
 from lrec.study.tuning import LR, Trial, Tuned
 
 # Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
@@ -65,8 +64,8 @@ def write_report(
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     warned, sections = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)], list[str]()
     warned += _mistuned(runs, tuned) if tuned else []
-    if (plan := out / PLAN).is_file():
-        sections += ["## Plan", as_text(json.loads(plan.read_text(encoding="utf-8")))]
+    if plan := read_json(out / PLAN):
+        sections += ["## Plan", as_text(plan)]
     sections += _tuned(runs, tuned) if tuned else []
     sections += variants_table(runs, points)
     sections += _figures(out, runs, points)
@@ -157,8 +156,7 @@ def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: La
     save_figure(folder / "fit.png", figure)
     heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}"
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
-    path = out / "prediction.json"
-    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"trained_before": [], "ladders": []}
+    written = read_json(out / "prediction.json", {"trained_before": [], "ladders": []})
     if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
         sections.append("The metrics were forecast after the held-out runs, from the same small sizes as the loss.")
     if mine := [name for name in written["trained_before"] if name in points]:

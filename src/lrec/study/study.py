@@ -51,13 +51,8 @@ def run_study(study: Study) -> None:
             print(runs_table(trials, tuner.study_of_trials.folder / "runs", {}), end="\n\n")
         print(runs_table(record.runs, record.folder, record.state))
         return
-    costs: list[budget.Cost] = []
-    if study.dry_run or (study.memory_gib, study.budget_hours, study.budget_disk_gib) != (None, None, None):
-        costs = budget.plan(tuner.study_of_trials, tuner.first_runs) if tuner else []
-        costs += budget.plan(study, record.runs)
-        if study.dry_run:
-            print(budget.plan_table(costs, study))
-        budget.check(costs, study)
+    of_trials = [(tuner.study_of_trials, tuner.first_runs)] if tuner else []
+    memory_gib = budget.memory_of(study, *of_trials, (study, record.runs))
     to_train = [run for run in record.runs if record.trained(run).result is None]
     tunes_step = "targets_per_step" in study.tune
     if to_train and not tunes_step and (few := few_steps(max(to_train, key=lambda run: run.horizon))):
@@ -68,7 +63,7 @@ def run_study(study: Study) -> None:
     with locked(lock_of(study.folder.absolute()), taken):
         if plan is not None:
             write_json(study.folder / PLAN, plan)
-        _carry_out(study, tuner, record, Work(study, {cost.run.name: cost.memory_gib for cost in costs}))
+        _carry_out(study, tuner, record, Work(study, memory_gib))
 
 
 def few_steps(run: PlannedRun) -> str | None:

@@ -5,7 +5,6 @@ the best so far until none is left, so that no range has to be given, and no end
 losses alone decide.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from lrec.common.files import json_hash, write_json
+from lrec.common.files import json_hash, read_json, write_json
 from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
@@ -175,9 +174,8 @@ class Tuner:
     @property
     def runs_so_far(self) -> list[PlannedRun]:
         """The trials that its folder tells of."""
-        record = self.study_of_trials.folder / "study.json"
-        runs = json.loads(record.read_text(encoding="utf-8"))["grid"]["runs"] if record.is_file() else []
-        return [PlannedRun(**run) for run in runs]
+        record = read_json(self.study_of_trials.folder / "study.json", {"grid": {"runs": []}})
+        return [PlannedRun(**run) for run in record["grid"]["runs"]]
 
     @property
     def first_runs(self) -> list[PlannedRun]:
@@ -193,8 +191,7 @@ class Tuner:
     @property
     def kept(self) -> Tuned | None:
         """What tuning the same study has come to, which holds without its data too."""
-        file = self.study_of_trials.folder / "tuned.json"
-        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        kept = read_json(self.study_of_trials.folder / "tuned.json", {})
         if kept.pop("of", None) != self._key:
             return None
         trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]

@@ -6,7 +6,6 @@ asked for, a full retraining, on the same targets. What was killed and is starte
 Shape suffixes: N new rows, U users, I items of the store.
 """
 
-import json
 import math
 import sys
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lrec.common.files import check_folder, locked, remove, write_json, write_text
+from lrec.common.files import check_folder, locked, read_json, remove, write_json, write_text
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
@@ -84,7 +83,7 @@ def update(
     asked |= {"recipe": asdict(recipe), "split": asdict(split), "full": full}
     plan = out / PLAN
     held = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
-    if held and not (plan.is_file() and json.loads(plan.read_text(encoding="utf-8")) == asked):
+    if held and read_json(plan) != asked:
         raise UserError(f"--out {out} holds another update, or something else: choose another")
     warm_options(config, base.run.folder, base.store.path, split, 0, recipe)  # to refuse in time
     store = _appended(base, new, split)
@@ -118,11 +117,9 @@ def update(
 
 def _base(folder: Path, trust: bool) -> Base:
     """The run to begin with, its data and how far it was trained; UserError where they cannot be gone on with."""
-    record = folder / UPDATE
-    if record.is_file():
-        earlier = json.loads(record.read_text(encoding="utf-8"))
+    if earlier := read_json(folder / UPDATE):
         kept, config = Run(Path(earlier["serve"])), RunConfig(earlier["options"])
-        _refuse_untrusted(config, trust, record)
+        _refuse_untrusted(config, trust, folder / UPDATE)
         base = Base(kept, config, Store.open(Path(earlier["store"])), earlier["trained_until"])
     else:
         run = Run(folder)
