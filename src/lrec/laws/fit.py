@@ -13,10 +13,9 @@ from scipy.optimize import lsq_linear
 
 from lrec.errors import UserError
 from lrec.laws.curve import VANISHED, LawCurve
-from lrec.laws.descent import Problem
+from lrec.laws.descent import Kind, Objective, Problem
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law, as_columns
-from lrec.laws.objective import Kind, Objective
 from lrec.laws.search import search
 from lrec.laws.table import NARROWEST
 

@@ -19,8 +19,18 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
-from lrec.laws.mixture import Mixture, Part, Prior, likely, posterior, with_one_off
-from lrec.laws.noise import LADDER, Errors, of_curve, of_runs
+from lrec.laws.mixture import (
+    LADDER,
+    Errors,
+    Mixture,
+    Part,
+    Prior,
+    likely,
+    of_curve,
+    of_runs,
+    posterior,
+    with_one_off,
+)
 from lrec.laws.table import NARROWEST, has_lengths, naive
 
 AHEAD = 2.0  # ln of the factor over which beliefs about a curve's fall are stated: 7.4
@@ -40,7 +50,7 @@ LEAST_SIZES = 4
 class Beliefs:
     """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py."""
 
-    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x (laws/noise.py)
+    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x (`of_curve`)
     damping: float = 0.327  # k of a curve that may stop, of one that may not, and its spread
     steady_damping: float = 0.15
     damping_sd: float = 0.141

@@ -87,14 +87,14 @@ def answer_of(
     measured = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
     baselines = sorted(((v, name) for name, v in measured.items() if math.isfinite(v)), reverse=True)
     judged, best = analysis.metrics.get(METRIC, ()), best_measured(analysis.points, METRIC)
-    of_loss = [said for said in analysis.verdict if FAILS in said]
-    fails = 2 * sum(each.inside for each in judged) < len(judged) if judged else bool(of_loss)
+    fails = any(FAILS in said for said in analysis.verdict)
+    if judged:
+        fails = 2 * sum(each.inside for each in judged) < len(judged)
     beaten = baselines[0] if baselines and baselines[0][0] >= best else None
     risks = [f"{BASELINES[beaten[1]].capitalize()} is as good as any network here."] if beaten else []
-    risks += [
-        *warned,
-        *(["The loss stopped falling: larger networks may learn these data by heart."] if over_fits else []),
-    ]
+    risks += warned
+    if over_fits:
+        risks.append("The loss stopped falling: larger networks may learn these data by heart.")
     risks.append(f"No network of more than {amount(size)} parameters was tested.")
     near = min(x for x, value in sizes if value >= NEARLY * best)
     return Answer(
@@ -105,7 +105,7 @@ def answer_of(
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
         tuple(risks[:MOST_RISKS]),
         tuple(_instead(analysis, near, best)),
-        *_next(study, runs, points, columns, near, fails, beaten is not None),
+        *_next(priced, runs, points, columns, near, fails, beaten is not None),
     )
 
 
@@ -201,26 +201,28 @@ def _next(
     if study is None or ten.price is None:
         return "Train the size that you want.", "lrec fit --help"
     largest = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
-    config = run_of_study(study.folder, largest.name).config_file
-    fit = ["lrec", "fit", "--config", str(config)]
-    more: dict[str, object]
+    changes: dict[str, object]
     if fails:
         seed = largest.seed + 100
-        more, why = (
-            {"seed_everything": seed, "data.seed": seed},
-            "Repeat the largest network with another seed: was it luck?",
-        )
+        why, changes = "Repeat the largest network with another seed: was it luck?", {"seed_everything": seed}
+        changes["data.seed"] = seed
     elif beaten:
         epochs = 2 * max(round(points[largest.name].epochs), 1)
-        more, why = {"trainer.max_epochs": epochs}, "Train the largest network for twice as long: is it the training?"
+        why, changes = (
+            "Train the largest network for twice as long: is it the training?",
+            {"trainer.max_epochs": epochs},
+        )
     elif ten.gain < PAYS:
         run = min((r for r in runs if points[r.name].N_body >= near), key=lambda r: points[r.name].N_body)
-        best = run_of_study(study.folder, run.name).best
-        return "Use the smallest network that is as good.", shlex.join(
-            ["lrec", "export", "--ckpt_path", str(best), "--out", f"{study.folder}-model"]
-        )
+        export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": f"{study.folder}-model"}
+        return "Use the smallest network that is as good.", _command("export", export)
     else:
-        more = {"model.size": ten.price.size, **ruled_options(study, ten.price.size, largest.fraction)}
-        why = "Train ten times the size."
-    more |= {"trainer.default_root_dir": f"{study.folder}-next"}
-    return why, shlex.join([*fit, *(word for name, value in more.items() for word in (f"--{name}", str(value)))])
+        why, changes = "Train ten times the size.", {"model.size": ten.price.size}
+        changes |= ruled_options(study, ten.price.size, largest.fraction)
+    config = run_of_study(study.folder, largest.name).config_file
+    return why, _command("fit", {"config": config, **changes, "trainer.default_root_dir": f"{study.folder}-next"})
+
+
+def _command(name: str, options: Mapping[str, object]) -> str:
+    words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    return shlex.join(["lrec", name, *words])

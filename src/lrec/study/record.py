@@ -34,12 +34,8 @@ class Record:
             if not (self.folder / name).exists():
                 Run(self.folder / name).write_points(mine)
         earlier: dict[str, Any] = read_json(self.path, {"grid": {"runs": []}, "earlier_runs": [], "state": {}})
-        if (
-            not self.path.is_file()
-            and out.exists()
-            and {path.name for path in out.iterdir()} - {PLAN}
-            and not find_points(self.folder)
-        ):
+        there = {path.name for path in out.iterdir()} if out.exists() else set()
+        if there - {PLAN} and self.path.name not in there and not find_points(self.folder):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
         self.runs = self._in_one_precision(runs)
