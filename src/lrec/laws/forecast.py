@@ -19,18 +19,7 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
-from lrec.laws.mixture import (
-    LADDER,
-    Errors,
-    Mixture,
-    Part,
-    Prior,
-    likely,
-    of_curve,
-    of_runs,
-    posterior,
-    with_one_off,
-)
+from lrec.laws.mixture import LADDER, Errors, Mixture, Part, Prior, likely, of_curve, of_runs, posterior, with_one_off
 from lrec.laws.table import NARROWEST, has_lengths, naive
 
 AHEAD = 2.0  # ln of the factor over which beliefs about a curve's fall are stated: 7.4

@@ -61,11 +61,11 @@ class Answer:
 
 
 def answer_of(
-    study: Study | None, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]
+    study: Study, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]
 ) -> Answer | None:
     """From all points of a ladder, held-out ones included; None where too few sizes have the metric.
 
-    `warned` is what the report warns of already. Without the study there are no prices and no command.
+    `warned` is what the report warns of already. Runs without options have no prices and no command.
     """
     ahead = [outlook(analysis.of_all, times=times) for times in TIMES]
     over_fits = turns(analysis.of_all, ahead[0])
@@ -73,16 +73,16 @@ def answer_of(
     if METRIC not in expected:
         return None
     run = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
-    point, priced = points[run.name], study if run.options else None
+    point = points[run.name]
     sizes = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean()).sort("x").rows()
     size, today = sizes[-1]
-    price = price_of(priced, run) if priced else None
+    price = price_of(study, run) if run.options else None
     beside = tuple(point.metric(f"test/{name}") for name in BESIDE)
     columns = [Column("largest trained", size, today, None, None, beside, 0.0, price)]
     for index, times in enumerate(TIMES):
         mine, gain = expected[METRIC][index], expected[METRIC][index].predicted / today - 1
         beside = tuple(expected[name][index].predicted if name in expected else math.nan for name in BESIDE)
-        price = price_of(priced, run, times) if priced else None
+        price = price_of(study, run, times) if run.options else None
         columns.append(Column(f"{times} times", mine.x, mine.predicted, mine.low, mine.high, beside, gain, price))
     measured = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
     baselines = sorted(((v, name) for name, v in measured.items() if math.isfinite(v)), reverse=True)
@@ -105,7 +105,7 @@ def answer_of(
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
         tuple(risks[:MOST_RISKS]),
         tuple(_instead(analysis, near, best)),
-        *_next(priced, runs, points, columns, near, fails, beaten is not None),
+        *_next(study, runs, points, columns, near, fails, beaten is not None),
     )
 
 
@@ -188,7 +188,7 @@ def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
 
 
 def _next(
-    study: Study | None,
+    study: Study,
     runs: list[PlannedRun],
     points: Mapping[str, Point],
     columns: Sequence[Column],
@@ -198,20 +198,16 @@ def _next(
 ) -> tuple[str, str]:
     """A sentence and the command that does it."""
     ten = columns[1]
-    if study is None or ten.price is None:
+    if ten.price is None:
         return "Train the size that you want.", "lrec fit --help"
     largest = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
     changes: dict[str, object]
     if fails:
-        seed = largest.seed + 100
-        why, changes = "Repeat the largest network with another seed: was it luck?", {"seed_everything": seed}
-        changes["data.seed"] = seed
+        why = "Repeat the largest network with another seed: was it luck?"
+        changes = dict.fromkeys(("seed_everything", "data.seed"), largest.seed + 100)
     elif beaten:
-        epochs = 2 * max(round(points[largest.name].epochs), 1)
-        why, changes = (
-            "Train the largest network for twice as long: is it the training?",
-            {"trainer.max_epochs": epochs},
-        )
+        why = "Train the largest network for twice as long: is it the training?"
+        changes = {"trainer.max_epochs": 2 * max(round(points[largest.name].epochs), 1)}
     elif ten.gain < PAYS:
         run = min((r for r in runs if points[r.name].N_body >= near), key=lambda r: points[r.name].N_body)
         export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": f"{study.folder}-model"}

@@ -188,12 +188,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
             "tune": tune,
             "jobs": jobs,
         },
-        "options": {
-            EPOCHS: epochs,
-            STEP: step,
-            "data.test_users": tested,
-            "trainer.enable_progress_bar": False,
-        },
+        "options": {EPOCHS: epochs, STEP: step, "data.test_users": tested, "trainer.enable_progress_bar": False},
         "reasons": reasons,
         "parts": plan.hours,
     }

@@ -47,20 +47,19 @@ COUNTING = ("markov", "item-graph")  # baselines that know what follows what
 
 
 def write_report(
-    out: Path,
-    name: str,
+    study: Study,
     runs: list[PlannedRun],
     ladders: list[LadderFit],
     unfit: Mapping[str, str],
     tuned: Tuned | None = None,
-    study: Study | None = None,
     ngrams: Mapping[str, float] = {},
 ) -> str:
-    """Join the predictions with the large runs' losses, write everything under `out`, and return report.md; `unfit`
-    says of ladders why they have no law, `ngrams` what loss counting alone has on the test targets.
+    """Join the predictions with the large runs' losses, write everything into the study's folder, and return report.md;
+    `unfit` says of ladders why they have no law, `ngrams` what loss counting alone has on the test targets.
 
     But for what runs took, an interrupted study ends with the same report as an undisturbed study.
     """
+    out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     warned, sections = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)], list[str]()
     warned += _mistuned(runs, tuned) if tuned else []
@@ -82,20 +81,20 @@ def write_report(
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
         if ladder in laws:
-            judged, analysis = _law(out, mine, own, laws[ladder])
+            judged, analysis = _law(study, mine, own, laws[ladder])
             sections += judged
             if isinstance(analysis.of_all, Forecast):
-                sections += doublings(analysis.of_all, laws[ladder].x)
+                sections += doublings(analysis.of_all, study.x)
             said = [re.sub(r"\*", "", sentence) for sentence in (*warned, *judged[3:])]
             if found := answer_of(study, analysis, longest, of_longest, said):
                 answers.append((found, analysis))
     # Of several ladders, the one whose largest network is the best; of equal ones the first.
     best = max(answers, key=lambda each: each[0].columns[0].value, default=None)
     answer = best and best[0]
-    shown: dict[str, Any] = {"name": name, "answer": answer, "metric": METRIC, "beside": BESIDE}
+    shown: dict[str, Any] = {"name": study.name, "answer": answer, "metric": METRIC, "beside": BESIDE}
     shown["prices"] = price_rows([column.price for column in answer.columns]) if answer else []
     short = [rendered("study", "answer.md.j2", shown, amount=amount)] if answer else []
-    report = "\n\n".join([f"# Scaling study {name}", *warned, *short, *sections]) + "\n"
+    report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
     if best:
         figure = answer_figure(best[1], METRIC, best[0].finding)
@@ -135,26 +134,26 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     ]
 
 
-def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> tuple[list[str], Analysis]:
+def _law(
+    study: Study, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit
+) -> tuple[list[str], Analysis]:
     """What was predicted, what became of it, and a warning where the prediction in force is none."""
-    every_point, held_out = ladder.fit.points, None
+    out, every_point, held_out = study.folder, ladder.fit.points, None
     finished = [run for run in runs if not points[run.name].diverged]
     if any(run.held_out for run in finished):
         files = [run_of_study(out, run.name).points_file for run in finished]
-        of_ladder = read_points(files, ladder.x, ladder.y, shares=isinstance(ladder.fit, Forecast))
+        of_ladder = read_points(files, study.x, study.y, shares=isinstance(ladder.fit, Forecast))
         actual = of_ladder.filter(~pl.col("x").is_in(every_point["x"].implode()))
         reached = set(actual.select(ladder.fit.columns).iter_rows())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.at in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
-    floor = _floor(points) if ladder.y == "test_loss" else None
-    analysis = analyse(
-        ladder.fit, held_out, every_point, {"x": ladder.x, "d": "D", "u": "U", "y": ladder.y}, floor=floor
-    )
+    floor = _floor(points) if study.y == "test_loss" else None
+    analysis = analyse(ladder.fit, held_out, every_point, {"x": study.x, "d": "D", "u": "U", "y": study.y}, floor=floor)
     folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
-    figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, ladder.x, ladder.y)
+    figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, study.x, study.y)
     save_figure(folder / "fit.png", figure)
-    heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}"
+    heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {study.x}"
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
     written = read_json(out / "prediction.json", {"trained_before": [], "ladders": []})
     if content["metrics"] and any("metrics" not in each for each in written["ladders"]):

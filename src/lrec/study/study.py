@@ -97,10 +97,10 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         if late := work.too_long(record, [run for run in runs if run.held_out]):
             print(f"left out, as they would take more than --hours {study.hours:g}: {', '.join(late)}", flush=True)
             runs = [run for run in runs if run.name not in late]
-        write_prediction(study.folder, ladders, runs)
+        write_prediction(study, ladders, runs)
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
-    report = write_report(study.folder, study.name, runs, ladders, unfit, tuned, study, _ngrams(runs))
+    report = write_report(study, runs, ladders, unfit, tuned, _ngrams(runs))
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))

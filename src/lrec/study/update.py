@@ -214,13 +214,7 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
     window: dict[str, Any] = {"targets": len(targets.users_T), "users": len(np.unique(targets.users_T))}
     ends = RunConfig(options).value("data.split.test_from"), data.store.statistics["last_time"]
     window |= {name: time_text(time, data.store.time_unit) for name, time in zip(("from", "until"), ends, strict=True)}
-    return {
-        "kept": kept,
-        "serve": str(folders[kept].absolute()),
-        "window": window,
-        "models": figures,
-        "drift": drift,
-    }
+    return {"kept": kept, "serve": str(folders[kept].absolute()), "window": window, "models": figures, "drift": drift}
 
 
 def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
