@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import polars as pl
-from scipy.special import stdtrit
+from scipy.stats import ttest_1samp
 
 from lrec.common.files import read_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
@@ -362,8 +362,7 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
             row.append(_mean(differences, "+", of_mean=True) if comparable else "")
             if comparable and len(differences) > 1:
                 compared += 1
-                quantile = float(stdtrit(len(differences) - 1, (1 + CONFIDENCE) / 2))
-                if abs(mean(differences)) > quantile * stdev(differences) / math.sqrt(len(differences)):
+                if ttest_1samp(differences, 0).pvalue < 1 - CONFIDENCE:
                     standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
         rows.append(row)
     note = "No difference has two seeds, so none can be compared with the noise between seeds."

@@ -219,18 +219,14 @@ class Tuner:
             at = at._replace(dropout=self._walk(train, size, self._shares[0], at._replace(lr=lr)).dropout)
         options: dict[str, Any] = {}
         law = law_of(self._trials, self._scaled)
-        if "targets_per_step" in self.study.tune:
-            options[STEP] = self._best_step(law)
+        if "targets_per_step" in self.study.tune:  # the best for all the data and the middle size, of steps enough
+            middle = ladder_n_body(self.study.fitted[len(self.study.fitted) // 2])
+            best_step = min(law.choose(middle, self._targets).batch, self._targets / WANTED_STEPS)
+            options[STEP] = max(int(best_step // 64) * 64, self._least_step)
         if "dropout" in self.study.tune:
             options |= dict.fromkeys(DROPOUTS, at.dropout)
         rule = self._rule(law, options.get(STEP, best.targets_per_step))
         return Tuned({LR: rule}, options, self._targets, self._scaled, self._trials)
-
-    def _best_step(self, law: RateLaw) -> int:
-        """The best step for all the data and the middle of the fitted sizes, such that there are steps enough."""
-        middle = self.study.fitted[len(self.study.fitted) // 2]
-        best = law.choose(ladder_n_body(middle), self._targets).batch
-        return max(int(min(best, self._targets / WANTED_STEPS) // 64) * 64, self._least_step)
 
     def _rule(self, law: RateLaw, step: int) -> list[float]:
         """The law's rates as factor and exponents of N_body and of the share, through the ends of the ladder at the
