@@ -109,15 +109,13 @@ def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: s
 
 def style(axes: "Axes", x_label: str, y_label: str) -> None:
     """Logarithmic axes with round ticks, labels and a grid."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    x_name, y_name = (LABELS.get(label, label) for label in (x_label, y_label))
+    axes.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name)
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(LABELS.get(x_label, x_label))
-    axes.set_ylabel(LABELS.get(y_label, y_label))
     draw_frame(axes)
 
 

@@ -155,7 +155,6 @@ class Forecast:
         ]
 
     def curve(self, x: Sequence[float] | Array) -> Array:
-        """The forecast at each place."""
         return np.array([prediction.predicted for prediction in self.predict(x)])
 
     def _data_of(self, place: dict[str, float]) -> tuple[tuple[str, float], ...]:

@@ -97,9 +97,10 @@ def answer_of(
         risks.append("The loss stopped falling: larger networks may learn these data by heart.")
     risks.append(f"No network of more than {amount(size)} parameters was tested.")
     near = min(x for x, value in sizes if value >= NEARLY * best)
+    gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
     return Answer(
         _verdict(columns, fails, beaten),
-        _finding(columns, fails),
+        f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size",
         tuple(columns),
         tuple(_sure(analysis, point)),
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
@@ -135,11 +136,6 @@ def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] |
     if ten.gain < PAYS:
         does = "brings almost nothing"
     return f"Size {does}: at ten times the largest trained size, expect {expected} instead of {today.value:.3f}."
-
-
-def _finding(columns: Sequence[Column], fails: bool) -> str:
-    gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
-    return f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size"
 
 
 def _sure(analysis: Analysis, point: Point) -> list[str]:

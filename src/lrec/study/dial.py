@@ -48,11 +48,8 @@ class Plan(NamedTuple):
 
 
 def plan_of(study: Study) -> dict[str, Any]:
-    """What a study chooses so that it takes its hours: as OUT/plan.json keeps it, once it has begun.
-
-    Raises:
-        UserError: Too few hours for any study, or the folder has the plan of other hours.
-    """
+    """What a study chooses so that it takes its hours: as OUT/plan.json keeps it, once it has begun. UserError where
+    the hours are too few for any study, or the folder has the plan of others."""
     path = study.folder / PLAN
     kept: dict[str, Any] = read_json(path) or _choose(study)
     if kept["hours"] != study.hours:
@@ -156,7 +153,6 @@ def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule"
 
 
 def step_of(targets: int, max_len: int) -> int:
-    """Targets of a step for so many in all."""
     return max(2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT))), 2 * max_len)
 
 

@@ -132,11 +132,8 @@ def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> dict[
     same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
     names = [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]
     planned = {name: ladder.planned(name, _joined(name, steps)) for name in names}
-
-    def are_there(runs: list[PlannedRun]) -> bool:
-        return all(run_of_study(folder, run.name).target_losses_file.is_file() for run in runs)
-
-    return {name: runs for name, runs in planned.items() if are_there(runs)}
+    files = {name: [run_of_study(folder, run.name).target_losses_file for run in planned[name]] for name in names}
+    return {name: planned[name] for name in names if all(file.is_file() for file in files[name])}
 
 
 class Rates:

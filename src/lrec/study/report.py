@@ -313,23 +313,17 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
     """A warning for each size whose loss its neighbours contradict, in any ladder."""
     n_body, warned = {point.size: point.N_body for point in points.values()}, list[str]()
     for ladder, mine in by_ladder(runs).items():
-        above = _above_neighbours(_mean_losses(of_all_data(mine), points), n_body)
-        warned += [
-            f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours. The cause "
-            "is its training, not its size."
-            for size, excess in above.items()
-            if excess > OUT_OF_LINE
-        ]
+        losses = _mean_losses(of_all_data(mine), points)
+        for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
+            # Above the line through its neighbours, in ln N_body.
+            place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
+            excess = losses[size] - (1 - place) * losses[small] - place * losses[large]
+            if excess > OUT_OF_LINE:
+                warned.append(
+                    f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours. "
+                    "The cause is its training, not its size."
+                )
     return warned
-
-
-def _above_neighbours(losses: dict[str, float], n_body: dict[str, int]) -> dict[str, float]:
-    """How far each size's loss lies above the line through those of its neighbours, in ln N_body."""
-    found = {}
-    for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
-        place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
-        found[size] = losses[size] - (1 - place) * losses[small] - place * losses[large]
-    return found
 
 
 def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:

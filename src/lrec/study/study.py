@@ -76,6 +76,8 @@ def few_steps(run: PlannedRun) -> str | None:
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:
+    from lrec.evaluation.ngrams import losses_of_test
+
     tuned = None
     if tuner is not None:
         tuned = _tune(tuner, work)
@@ -100,19 +102,13 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         write_prediction(study, ladders, runs)
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
-    report = write_report(study, runs, ladders, unfit, tuned, _ngrams(runs))
+    ngrams = dict[str, float]()  # what counting has on the test targets; nothing where their data are gone
+    with suppress(UserError):
+        ngrams = losses_of_test(of_all_data(runs)[0].open_data())
+    report = write_report(study, runs, ladders, unfit, tuned, ngrams)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))
-
-
-def _ngrams(runs: list[PlannedRun]) -> dict[str, float]:
-    """What counting has on the test targets of the runs with the most data; nothing where their data are gone."""
-    from lrec.evaluation.ngrams import losses_of_test
-
-    with suppress(UserError):
-        return losses_of_test(of_all_data(runs)[0].open_data())
-    return {}
 
 
 def _tune(tuner: Tuner, work: Work) -> Tuned:
