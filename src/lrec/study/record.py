@@ -14,7 +14,7 @@ from lrec.common.files import read_json, write_json, write_text
 from lrec.common.hardware import auto_precision
 from lrec.errors import UserError
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
-from lrec.study.grid import PlannedRun
+from lrec.study.grid import PlannedRun, changed
 from lrec.study.launch import Outcome, is_running
 from lrec.study.options import PLAN, Study
 from lrec.study.placement import placement
@@ -111,10 +111,8 @@ class Record:
         if not had:
             print(f"precision: {precision}, chosen by auto")
 
-        def settled(run: PlannedRun) -> PlannedRun:
-            return replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": precision}})
-
-        return [settled(run) if run in unsettled else run for run in runs]
+        settled = {run.name: changed(run.options, {"trainer.precision": precision}) for run in unsettled}
+        return [replace(run, options=settled.get(run.name, run.options)) for run in runs]
 
     def _write(self) -> None:
         """study.json, and the points of all finished runs, those that have left the grid too."""

@@ -51,20 +51,15 @@ def summary(judged: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
     known = pl.all_horizontal([frame["loss"].is_not_null() for frame in judged.values()])
     result = {}
     for name, frame in judged.items():
-        mine = dict[str, float]()
-        for figure in FIGURES:
+        mine, frame = dict[str, float](), frame.with_columns(difference=frame[FIGURES[-1]] - first[FIGURES[-1]])
+        for figure in (*FIGURES, "difference"):
             values = frame.filter(known) if figure == "loss" else frame
-            mine |= _mean(values.select("user", pl.col(figure)), figure)
-        difference = frame.select("user", difference=frame[FIGURES[-1]] - first[FIGURES[-1]])
-        mine |= _mean(difference, "difference") | {"unknown": frame["loss"].null_count()}
-        result[name] = mine
+            mine[figure] = mine[f"{figure}_se"] = math.nan
+            if not values.is_empty():
+                mine[figure] = float(values[figure].to_numpy().mean())
+                mine[f"{figure}_se"] = standard_error(values, figure)
+        result[name] = mine | {"unknown": frame["loss"].null_count()}
     return result
-
-
-def _mean(values: pl.DataFrame, column: str) -> dict[str, float]:
-    if values.is_empty():
-        return {column: math.nan, f"{column}_se": math.nan}
-    return {column: float(values[column].to_numpy().mean()), f"{column}_se": standard_error(values, column)}
 
 
 def _as_known_to(model: Model, cuts: Split) -> Split:
