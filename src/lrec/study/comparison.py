@@ -75,11 +75,10 @@ def compare(
     write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": pairs}))
     rows = [["ladder", *chosen.parameters]]
     for name, (fitted, _) in ladders.items():
-        cells = []
+        rows.append([name])
         for parameter, value in fitted.parameters.items():
             low, high = (parameter_text(end, UNBOUNDED) for end in fitted.profile.parameters[parameter])
-            cells.append(f"{parameter_text(value)} [{low}, {high}]")
-        rows.append([name, *cells])
+            rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
     print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
     exponent = chosen.parameters[chosen.n_coefficients]
     for (one, two), each in contrasts.items():
