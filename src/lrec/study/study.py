@@ -20,7 +20,7 @@ from lrec.study.processes import start_server
 from lrec.study.record import Record
 from lrec.study.report import write_report
 from lrec.study.status import runs_table
-from lrec.study.tuning import Tuned, Tuner
+from lrec.study.tuning import Tuner
 from lrec.study.work import Work
 
 
@@ -80,7 +80,7 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
 
     tuned = None
     if tuner is not None:
-        tuned = _tune(tuner, work)
+        tuned = tuner.tuned(work)
         study = tuned.applied_to(study)
         record = Record(study, planned_runs(study))
     runs = record.enter(study.restart, study.skip)
@@ -109,19 +109,3 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))
-
-
-def _tune(tuner: Tuner, work: Work) -> Tuned:
-    known = {run.name: run for run in tuner.runs_so_far}
-
-    def train(runs: list[PlannedRun]) -> None:
-        names = {run.name for run in runs}
-        known.update({run.name: run for run in runs})
-        record = Record(tuner.study_of_trials, list(known.values()))
-        entered = record.enter(names & set(work.study.restart), ())
-        record.check_data(entered)
-        work.train(record, [run for run in entered if run.name in names], "trial")
-
-    tuned = tuner.kept or tuner.tune(train)
-    tuner.keep(tuned)
-    return tuned
