@@ -76,8 +76,6 @@ def few_steps(run: PlannedRun) -> str | None:
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:
-    from lrec.evaluation.ngrams import losses_of_test
-
     tuned = None
     if tuner is not None:
         tuned = tuner.tuned(work)
@@ -102,6 +100,8 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         write_prediction(study, ladders, runs)
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
+    from lrec.evaluation.ngrams import losses_of_test  # and torch with it
+
     ngrams = dict[str, float]()  # what counting has on the test targets; nothing where their data are gone
     with suppress(UserError):
         ngrams = losses_of_test(of_all_data(runs)[0].open_data())
