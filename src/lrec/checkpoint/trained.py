@@ -84,7 +84,8 @@ def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) ->
         raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
     muon = [each.get("init_args", {}).get("muon") if isinstance(each, dict) else None for each in made]
     if mine is not None and theirs is not None and muon[0] != muon[1]:
-        raise UserError(f"the checkpoint has optimizer.muon {muon[0]}, the config {muon[1]}: give its own config")
+        theirs, mine = ("null" if each is None else each for each in muon)
+        raise UserError(f"the checkpoint was trained with --model.optimizer.muon {theirs}, not {mine}: give the same")
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:

@@ -96,7 +96,8 @@ def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_ste
 
 @dataclass(frozen=True)
 class Optimizer(OptimizerConfig):
-    """AdamW with linear warm-up and decay, both per optimizer step, and SGD after it where there is a switch.
+    """AdamW, and Muon for matrices, with linear warm-up and decay per optimizer step, and SGD after them where there is
+    a switch.
 
     Attributes:
         lr: Peak learning rate.
@@ -109,8 +110,8 @@ class Optimizer(OptimizerConfig):
         touched_rows: Update only those rows of the item table that a step touches: the items of its windows, its
             targets and negatives; other rows do not move, not even by decay. It spares the gradient of all other rows,
             in memory and time, and is another optimizer than AdamW on all of them. For sampled losses.
-        muon: Muon moves the matrices of the blocks, at a peak rate of this multiple of lr, whatever their width; none:
-            AdamW moves them.
+        muon: Muon moves the matrices of the blocks, at a peak rate of this multiple of lr, whatever the width; none:
+            AdamW moves them too.
     """
 
     lr: float = 0.008
