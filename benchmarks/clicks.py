@@ -30,8 +30,8 @@ K, CORE, MAX_LEN = 10, 5, 50
 COMMANDS = {
     "lrec data prepare": "data prepare --config=data/csv.yaml --data.path=log.csv",
     "lrec fit": "fit --config=data/csv.yaml --config=trainer/laptop.yaml --data.path=log.csv "
-    "--data.targets_per_step=1024 --model.size=98k --model.optimizer.lr=0.006 --trainer.enable_progress_bar=false "
-    "--trainer.default_root_dir=run",
+    "--data.targets_per_step=1024 --model.size=98k --model.optimizer.lr=0.006 --model.optimizer.muon=null "
+    "--trainer.enable_progress_bar=false --trainer.default_root_dir=run",
     "lrec recommend": "recommend --ckpt_path=run --histories=histories.csv --out=lists.parquet",
 }
 

@@ -43,6 +43,7 @@ PRICED, LARGER = "1x16", "1x32"
 SIZES = ["1x8", "1x12", "1x16", "1x24", "1x32", "1x48"]
 OPTIONS: dict[str, Any] = {"trainer.max_epochs": 1, "data.targets_per_step": 128, "data.max_len": 30, "data.k_core": 5}
 OPTIONS |= {"data.validation_users": 2000, "trainer.enable_progress_bar": False}
+OPTIONS |= {"model.optimizer.muon": "null"}
 
 RULES = {"model.optimizer.lr": [0.035, -0.242]}  # as tuning found it for a study of half of the clicks
 

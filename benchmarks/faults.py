@@ -38,6 +38,7 @@ FAULTS = {
 }
 OPTIONS: dict[str, Any] = {
     "model.parametrisation": "standard", "model.optimizer.decay": "cosine", "model.optimizer.warmup": 0.2,
+    "model.optimizer.muon": None,
     "data.process_seed": 100, "data.n_users": 8000, "data.n_items": 100, "data.decay": 0.6, "data.max_len": 4,
     "data.validation_users": 1000, "data.test_users": 4000, STEP: 256,
     "trainer.max_epochs": 1, "trainer.precision": "32-true", "trainer.enable_progress_bar": False,

@@ -94,7 +94,7 @@ def train(name: str, order: str, seed: int, folder: Path, stores: Path) -> dict[
     real = positions = 0
     for batch in data.train_dataloader():
         real, positions = real + len(batch.targets_M), positions + batch.items_BL.numel()
-    model = SequentialRecommender(SIZE, optimizer=Optimizer(LR), dropout=Dropout(0.2, RATE, RATE))
+    model = SequentialRecommender(SIZE, optimizer=Optimizer(LR, muon=None), dropout=Dropout(0.2, RATE, RATE))
     losses = Losses()
     trainer = Trainer(
         accelerator="cpu", devices=1, max_epochs=SETS[name].epochs, gradient_clip_val=1.0, num_sanity_val_steps=0,

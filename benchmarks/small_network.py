@@ -32,6 +32,7 @@ def trained(folder: Path, given: dict[str, object], seed: int, epochs: int, most
         "model.layers": 1,
         "model.width": 32,
         "model.heads": 2,
+        "model.optimizer.muon": "null",
         "data.max_len": MAX_LEN,
         "data.targets_per_step": 512,
     }

@@ -118,6 +118,7 @@ def train_lrec(runs: Path, setting: Setting, seed: int) -> dict:
             "seed_everything": seed,
             "model.size": "98k",
             "model.optimizer.lr": setting.lr,
+            "model.optimizer.muon": "null",
             **{f"model.dropout.{name}": setting.dropout for name in rates},
             "trainer.accelerator": "cpu",
             "trainer.devices": 1,
