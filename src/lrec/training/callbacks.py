@@ -13,13 +13,11 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted, lasting
-from lrec.evaluation.baselines import BASELINES
 from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
 from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
@@ -121,7 +119,7 @@ class ScalingPoints(Callback):
         )
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
-        _write(trainer, self.points)
+        rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         status = "diverged" if recommender(pl_module).diverged else "finished"
@@ -129,7 +127,7 @@ class ScalingPoints(Callback):
         if not self.test and self.points:
             best = min(self.points, key=lambda point: math.inf if point.val_loss is None else point.val_loss)
             self.points = [replace(point, best=point is best) for point in self.points]
-        _write(trainer, self.points)
+        rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the best point where the best checkpoint was tested right after fit."""
@@ -143,7 +141,7 @@ class ScalingPoints(Callback):
                 of_best = {f"best/{name}": point.metrics.get(name) for name in OF_BEST}
                 _log(trainer, {"test_loss": test_loss, **of_best}, point.step)
             self.points[place] = replace(point, best=best)
-        _write(trainer, self.points)
+        rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The points so far travel with the checkpoint."""
@@ -226,7 +224,8 @@ class EvaluationReport(Announcer):
 
     @rank_zero_only
     def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
-        figures = {"model": model.evaluations[stage], **_baselines(stage, model)}
+        split = {scorer.partition("/"): row for scorer, row in model.evaluations.items()}
+        figures = {baseline or "model": row for (of, _, baseline), row in split.items() if of == stage}
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor, model.metrics)
         self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
@@ -254,14 +253,13 @@ class EvaluationReport(Announcer):
         _run(trainer).write_metrics(written)
 
 
-class PredictionWriter(Announcer, BasePredictionWriter):
+class PredictionWriter(Announcer):
     """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
     With several ranks each writes its own users, to predictions.RANK.parquet. Each batch goes to disk at once.
     """
 
     def __init__(self) -> None:
-        super().__init__("batch")
         self._unfinished = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -271,10 +269,10 @@ class PredictionWriter(Announcer, BasePredictionWriter):
         self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
         self._folder.mkdir()
 
-    def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: pl.DataFrame, *of_batch: Any) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: pl.DataFrame, *_: Any) -> None:
         self._batches.append(self._folder / f"{len(self._batches)}.parquet")
-        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
-        self._users += len(prediction)
+        outputs.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
+        self._users += len(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._unfinished, replacing(self._path) as whole:
@@ -347,15 +345,9 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _baselines(stage: str, model: SequentialRecommender) -> dict[str, dict[str, float]]:
-    return {name: model.evaluations[f"{stage}/{name}"] for name in BASELINES if f"{stage}/{name}" in model.evaluations}
-
-
 def _prefixed(stage: str, model: SequentialRecommender) -> dict[str, float | None]:
-    figures = {f"{stage}/{name}": value for name, value in model.evaluations[stage].items()}
-    for baseline, row in _baselines(stage, model).items():
-        figures |= {f"{stage}/{baseline}/{name}": value for name, value in row.items()}
-    return {name: _finite(value) for name, value in figures.items()}
+    of_stage = {scorer: row for scorer, row in model.evaluations.items() if scorer.partition("/")[0] == stage}
+    return {f"{scorer}/{name}": _finite(value) for scorer, row in of_stage.items() for name, value in row.items()}
 
 
 def _selected_on(trainer: Trainer) -> str | None:
@@ -366,11 +358,6 @@ def _selected_on(trainer: Trainer) -> str | None:
 def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:
     for logger in trainer.loggers:
         logger.log_metrics({f"scaling/{name}": v for name, v in numbers.items() if v is not None}, step=step)
-
-
-@rank_zero_only
-def _write(trainer: Trainer, points: list[Point]) -> None:
-    _run(trainer).write_points(points)
 
 
 def _run(trainer: Trainer) -> Run:
