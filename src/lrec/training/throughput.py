@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch.utils.benchmark import Timer
 
 from lrec.common.files import write_json
 from lrec.training.callbacks import Announcer
@@ -126,14 +127,9 @@ def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> fl
     # Random numbers: a GPU multiplies ones with less power, and so faster, than it ever trains.
     generator = torch.Generator(device).manual_seed(0)
     matrix = torch.randn(side, side, device=device, generator=generator).to(dtype)
-    product = matrix @ matrix
-    best, spent = float("inf"), 0.0
-    while spent < PEAK_SECONDS:
-        start = _now(device)
-        torch.mm(matrix, matrix, out=product)
-        seconds = _now(device) - start
-        best, spent = min(best, seconds), spent + seconds
-    return 2 * side**3 / best
+    names = {"mm": torch.mm, "matrix": matrix, "product": matrix @ matrix}
+    timer = Timer("mm(matrix, matrix, out=product)", globals=names, num_threads=threads)
+    return 2 * side**3 / min(timer.blocked_autorange(min_run_time=PEAK_SECONDS).times)
 
 
 def _now(device: torch.device) -> float:
