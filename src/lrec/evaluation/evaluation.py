@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lrec.evaluation.metrics import BY_USER, METRICS, SUFFIXES, WARM, Found, Mean, Metric, Sets, suffixes
+from lrec.evaluation.metrics import BY_USER, METRICS, WARM, Found, Mean, Metric, Sets, with_unseen
 from lrec.evaluation.shared_scoring import reduced
 from lrec.ranking.scoring import Scores
 
@@ -35,8 +35,7 @@ class Evaluation:
         self._counts_V, self._of_sets, self._users_U = counts_V, sets, users_U
         # All, those outside the catalogue, and how many sets they are.
         self._targets_3 = torch.zeros(3, dtype=torch.float64, device=counts_V.device)
-        there = [(suffix, each) for suffix in SUFFIXES for each in metrics if suffix in suffixes(each)]
-        there = [(suffix, each) for suffix, each in there if sets or not each.of_sets]
+        there = [(suffix, each) for suffix, each in with_unseen(metrics) if sets or not each.of_sets]
         in_parts = [(suffix, each) for suffix, each in there if isinstance(each, Mean) and each.in_parts]
         if warm:
             there += (in_warm := [(f"{suffix}{WARM}", each) for suffix, each in in_parts])

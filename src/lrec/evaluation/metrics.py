@@ -21,7 +21,6 @@ from lrec.options.class_paths import class_path
 from lrec.options.objects import from_config
 
 KS = (1, 5, 10, 50)
-SUFFIXES = ("", "_unseen")
 # What stands behind these: figures of the targets inside the catalogue alone, and means over users.
 WARM, BY_USER = "_warm", "_by_user"
 Best = Literal["min", "max"]
@@ -334,21 +333,20 @@ def metrics_of(named: Sequence[dict[str, Any]]) -> tuple[Metric, ...]:
     return with_own([from_config({"metric": each}, "metric", Metric) for each in named])  # type: ignore[type-abstract]
 
 
-def suffixes(metric: Metric) -> tuple[str, ...]:
-    """What stands behind the names of its figures: those of all items, and those of unseen ones."""
-    return SUFFIXES if metric.ranks else SUFFIXES[:1]
+def with_unseen(metrics: Sequence[Metric]) -> list[tuple[str, Metric]]:
+    """The metrics of all items, and those of unseen ones, each with what stands behind its name."""
+    return [(suffix, each) for suffix in ("", "_unseen") for each in metrics if each.ranks or not suffix]
 
 
 def metric_names(metrics: Sequence[Metric] = METRICS) -> list[str]:
     """Every metric of an evaluation, as it is called after `val/` or `test/`."""
-    there = [(suffix, each) for suffix in SUFFIXES for each in metrics if suffix in suffixes(each)]
-    return [f"{label}{suffix}" for suffix, each in there for label in each.labels]
+    return [f"{label}{suffix}" for suffix, each in with_unseen(metrics) for label in each.labels]
 
 
 def best_is(name: str, metrics: Sequence[Metric] = METRICS) -> Best | None:
     """Which end of a metric is the best; None where neither is, and of unknown names."""
     whole = name.removesuffix(BY_USER).removesuffix(WARM)
     for each in metrics:
-        if name in metric_names([each]) or (isinstance(each, Mean) and each.in_parts and whole in metric_names([each])):
+        if (whole if isinstance(each, Mean) and each.in_parts else name) in metric_names([each]):
             return each.best
     return None
