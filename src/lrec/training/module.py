@@ -247,7 +247,7 @@ class SequentialRecommender(StoredModel):
         does."""
         own: list[Callback] = [ProcessSetup()]
         if isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None:
-            own.append(OptimizerSwitch())
+            own.append(OptimizerSwitch(self.optimizer.switch))
         elif isinstance(self.optimizer, Optimizer) and self.optimizer.decay == "wsd":
             own.append(StableCheckpoint())
         return own
