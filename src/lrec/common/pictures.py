@@ -24,7 +24,6 @@ def new_figure(width: float, height: float, alt: str) -> "Figure":
 
 
 def alt_text(figure: "Figure") -> str:
-    """What a figure shows, in words."""
     return str(figure.get_label())
 
 
@@ -36,7 +35,6 @@ def draw_frame(axes: "Axes") -> None:
 
 
 def write_png(path: Path, figure: "Figure") -> None:
-    """Write a picture as a file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with replacing(path) as temporary:

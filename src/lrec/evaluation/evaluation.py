@@ -50,7 +50,6 @@ class Evaluation:
 
     @property
     def names(self) -> list[str]:
-        """Its metrics, by name."""
         names = [f"{label}{suffix}" for each, suffix, _ in self._states for label in each.labels]
         return names + [f"{label}{suffix}{BY_USER}" for each, suffix, _ in self._by_user for label in each.labels]
 

@@ -131,13 +131,11 @@ class BestAboveThreshold:
         self._keep(rows_N, values_BC.reshape(-1)[places_N], start + columns_N)
 
     def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
-        """See `Best.add_pairs`."""
         (places_N,) = (scores_S.numpy() >= self._least_B1[rows_S, 0]).nonzero()
         places_N = places_N[rows_S.numpy()[places_N].argsort(kind="stable")]
         self._keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
 
     def keys(self) -> Tensor:
-        """See `Best.keys`."""
         unused_BK = np.full((len(self._negative_BW), self.k - self._negative_BW.shape[1]), -_NONE)
         return torch.from_numpy(-np.concatenate([self._negative_BW, unused_BK], 1))
 

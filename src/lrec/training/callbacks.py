@@ -36,7 +36,6 @@ class RunFiles(Callback):
     is refused until then leaves the folder as it was. The first callback of a run."""
 
     def __init__(self, options: dict[str, Any], loggers: list[Logger], alone: ExitStack) -> None:
-        """Take every option of the run, the loggers that it is to have, and what is left when its work is done."""
         self.config, self.loggers, self.alone = RunConfig(options), loggers, alone
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -130,7 +129,6 @@ class ScalingPoints(Callback):
         rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the best point where the best checkpoint was tested right after fit."""
         if not self.points:
             return
         model = recommender(pl_module)
@@ -144,7 +142,6 @@ class ScalingPoints(Callback):
         rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The points so far travel with the checkpoint."""
         points = json.dumps([point.to_dict() for point in self.points])
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
@@ -190,7 +187,6 @@ class Progress(Callback):
 
     @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing is going on any more."""
         if self._from is not None:
             _run(trainer).progress_file.unlink(missing_ok=True)
 

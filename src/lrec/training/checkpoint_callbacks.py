@@ -160,7 +160,6 @@ class LastCheckpoint(Callback):
             trainer.should_stop = checkpoint.get("lrec_stopped", False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: Any) -> None:
-        """Restore the earlier handlers."""
         self._listening.close()
         self._training = False
 

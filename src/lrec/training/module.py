@@ -217,7 +217,6 @@ class SequentialRecommender(StoredModel):
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with a scheduler that Lightning steps with it."""
         if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
             check_touched_rows(self.config, self.loss, self.trainer)
         optimizer, scheduler = build(self.optimizer, self.net, schedule_steps(self.trainer))
