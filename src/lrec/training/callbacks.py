@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -18,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted, lasting
-from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
+from lrec.evaluation.evaluator import evaluation_table, verdict
 from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
@@ -231,7 +230,9 @@ class EvaluationReport(Announcer):
         if outside := int(figures["model"]["targets_outside_catalogue"]):
             named = counted(outside, "target")
             self.message += f"\n{named} outside the catalogue: left out of the loss, misses in the ranking"
-        if line := verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics):
+        monitor = _selected_on(trainer) or "val/loss"
+        before = [point.metric(monitor) for point in _run(trainer).points]
+        if line := verdict(figures, monitor, before, model.metrics):
             self.message += f"\n{line}"
         _, sample = model.data.evaluated(stage)
         written = {
@@ -282,59 +283,6 @@ class PredictionWriter(Announcer):
 def is_partial(limit: float) -> bool:
     """Whether a limit of batches, a number or a share of them, leaves some out."""
     return isinstance(limit, int) or limit < 1
-
-
-def evaluation_table(
-    stage: str, figures: dict[str, dict[str, float]], floor: float | None, metrics: Sequence[Metric] = METRICS
-) -> str:
-    """The figures of each scorer as text: cross-entropy, then a line per metric over all items and over unseen ones."""
-    lines = [f"{stage:<12}{'':<12}" + "".join(f"{f'@{k}':>10}" for k in KS)]
-    for scorer, row in figures.items():
-        loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
-        lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
-        for suffix in (f"{of}{part}{by}" for part in ("", WARM) for by in ("", BY_USER) for of in ("", "_unseen")):
-            for metric in metrics:
-                shown = scorer == "model" or metric not in METRICS or metric.name in ("HR", "NDCG")
-                if metric.name == "loss" or not shown or f"{metric.labels[0]}{suffix}" not in row:
-                    continue
-                values = [row[f"{label}{suffix}"] for label in metric.labels]
-                cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
-                of = _title(suffix) if metric.name == "HR" else ""
-                lines.append(f"  {of:<12}  {metric.name:<10}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def _title(suffix: str) -> str:
-    """all items, unseen items, and for means over users or over warm targets: all/user, unseen/warm ..."""
-    of, parts = ("unseen" if "_unseen" in suffix else "all"), suffix.removeprefix("_unseen").replace(BY_USER, "/user")
-    return of + (parts.replace(WARM, "/warm") or " items")
-
-
-def verdict(
-    figures: Mapping[str, Mapping[str, float]],
-    monitor: str,
-    points: Sequence[Point],
-    metrics: Sequence[Metric] = METRICS,
-) -> str | None:
-    """What a run came to, in one line: the model beside the best baseline, by their figures, on the monitored metric,
-    and what to try; None where no baseline has the metric, or neither end of it is the best."""
-    metric = monitor.removeprefix("val/")
-    best_end = best_is(metric, metrics)
-    baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}
-    baselines = {name: value for name, value in baselines.items() if math.isfinite(value)}
-    if best_end is None or not baselines:
-        return None
-    choose: Callable[..., Any] = min if best_end == "min" else max
-    name = choose(baselines, key=baselines.__getitem__)
-    model, baseline = figures["model"][metric], baselines[name]
-    line = f"than {name}, the best baseline: {metric} {model:.4f} against {baseline:.4f}"
-    if model != baseline and choose(model, baseline) == model:
-        return f"better {line}"
-    values = [value for point in points if math.isfinite(value := point.metric(monitor))]
-    advice = f"try another --model.optimizer.lr, --model.dropout or --model.size, and choose by {monitor}"
-    if values and choose(values) == values[-1]:
-        advice = f"{monitor} was the best at the last evaluation: more --trainer.max_epochs, max_steps or max_time"
-    return f"no better {line}; {advice}"
 
 
 def _finite(value: float) -> float | None:
