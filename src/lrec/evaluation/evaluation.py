@@ -67,7 +67,8 @@ class Evaluation:
         found, known_B, n_B = {"": of_all, "_unseen": of_unseen}, (targets_B >= 0).long(), torch.ones_like(targets_B)
         if sets is not None:
             found = {suffix: sets.joined(each) for suffix, each in found.items()}
-            known_B, n_B = sets.n_known_B, sets.n_true_B
+            n_B = sets.n_true_B
+            known_B = torch.zeros_like(n_B).index_add_(0, sets.targets_P, torch.ones_like(sets.targets_P))
         weights = dict.fromkeys(found, weights_B)
         for suffix, each in [*found.items()]:
             found[f"{suffix}{WARM}"] = each if sets is None else each._replace(n_true_B=known_B)

@@ -69,11 +69,6 @@ class Sets(NamedTuple):
     items_P: Tensor
     n_true_B: Tensor
 
-    @property
-    def n_known_B(self) -> Tensor:
-        none_B = torch.zeros_like(self.n_true_B)
-        return none_B.index_add_(0, self.targets_P, torch.ones_like(self.targets_P))
-
     def joined(self, found: Found) -> Found:
         """What is found, with what is true of it."""
         n_items, rows_B1 = len(found.counts_V), torch.arange(len(found.top_BK), device=found.top_BK.device)[:, None]

@@ -205,8 +205,7 @@ OfChunk = Callable[[Tensor, slice], Tensor]
 def _sum_over_scores(hidden_MD: Tensor, shard: Shard, of_chunk: OfChunk, most: int | None = None) -> Tensor:
     """Sum of a loss of the scores hidden @ table.T of all processes, of which none has more than `most` hidden states;
     a chunk of scores is held at a time."""
-    loss: Tensor = _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most or len(hidden_MD))
-    return loss
+    return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most or len(hidden_MD))
 
 
 class _SumOverScores(torch.autograd.Function):

@@ -55,7 +55,6 @@ class Best:
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         self.k = k
         self._keys_BW = torch.zeros((n_rows, 0), dtype=torch.int64, device=device)
-        self._in_order = True  # whether they are no more than k, best first
 
     def add(self, scores_BC: Tensor, start: int) -> None:
         """Add a piece whose first item is `start`; pieces come in the order of items, before any pairs. May change what
@@ -98,14 +97,11 @@ class Best:
 
     def _append(self, keys_BW: Tensor) -> None:
         self._keys_BW = torch.cat([self._keys_BW, keys_BW], 1)
-        self._in_order = False
         if self._keys_BW.shape[1] > 2 * self.k:
             self._shorten()
 
     def _shorten(self) -> None:
-        if not self._in_order:
-            self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
-            self._in_order = True
+        self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
 
 
 class BestAboveThreshold:

@@ -231,8 +231,7 @@ class AdamWThenSGD(AdamW):
     @property
     def sgd_from(self) -> int | None:
         """The optimizer step from which SGD runs; None while AdamW does."""
-        step: int | None = self.param_groups[0]["sgd_from"]
-        return step
+        return self.param_groups[0]["sgd_from"]
 
     def phase_of(self, steps: int) -> Literal["adamw", "sgd"]:
         """What took the last of the first `steps` steps."""
