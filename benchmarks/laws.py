@@ -17,9 +17,9 @@ import polars as pl
 from scipy.optimize import least_squares
 
 from lrec.laws.contrast import refits_of
+from lrec.laws.descent import Kind
 from lrec.laws.fit import fit
 from lrec.laws.loss_laws import LAWS
-from lrec.laws.objective import Kind
 from lrec.laws.predict import holdout_report
 
 

@@ -318,7 +318,7 @@ def test_a_plan_counts_what_a_run_computes(train: Train) -> None:
     options = yaml.safe_load((run / "config.yaml").read_text())
     options["trainer"] |= {"accelerator": "gpu", "precision": "32-true"}
     planned = PlannedRun("planned", "3k", 0, 1.0, "", "", False, options)
-    study = Study("planned", [], ["3k"], run / "none", holdout=0, law=None, gpus=(0,))
+    study = Study("planned", [], sizes=["3k"], out=run / "none", holdout=0, law=None, gpus=(0,))
     (found,) = budget.plan(study, [planned])
     flops = (found.hours * 3600 - budget.STARTING_S) / (1 + budget.BESIDE_STEPS) * budget.ASSUMED["32-true"]
     assert flops == pytest.approx(json.loads((run / "points.jsonl").read_text().splitlines()[-1])["flops"], rel=1e-6)

@@ -51,9 +51,8 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of six sizes on half of the users, all of them as the law has it, an hour for every 1,000 parameters."""
     folder = tmp_path_factory.mktemp("exchange")
     options = OPTIONS | {"data.data_dir": str(folder)}
-    study = Study(
-        "known", CONFIGS, SIZES, folder / "known", fractions=(0.5,), holdout=1, holdout_seeds=(1,), options=options
-    )
+    of_runs = {"sizes": SIZES, "fractions": (0.5,), "holdout": 1, "options": options}
+    study = Study("known", CONFIGS, out=folder / "known", **of_runs)  # type: ignore[arg-type]
     record = Record(study, planned_runs(study))
     record.enter((), ())
     for run in record.runs:

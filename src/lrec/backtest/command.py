@@ -33,19 +33,17 @@ def backtest(options: Backtest) -> None:
     if options.status:
         print(runs_table(record.runs, record.folder, record.state))
         return
-    costs: list[budget.Cost] = []
-    if options.dry_run or (options.memory_gib, options.budget_hours) != (None, None):
-        costs = budget.plan(study, record.runs)
-        budget.check(costs, study)
     if options.dry_run:
         starts = [["window", "begins", "ends"]]
         starts += [[str(k), *(time_text(time, store.time_unit) for time in each)] for k, each in windows.items()]
-        print(on_terminal(rows_table(starts)), budget.plan_table(costs, study), sep="\n\n")
+        print(on_terminal(rows_table(starts)), end="\n\n")
+    memory_gib = budget.memory_of(study, (study, record.runs))
+    if options.dry_run:
         return
     with locked(lock_of(study.folder.absolute()), f"another backtest is under way in {study.folder}: wait for its end"):
         runs = record.enter(options.restart, ())
         record.check_data(runs)
-        Work(study, {cost.run.name: cost.memory_gib for cost in costs}).train(record, runs, "network")
+        Work(study, memory_gib).train(record, runs, "network")
         served = [_served(record, run, windows) for run in runs]
         beside = {}
         for run in runs:

@@ -122,10 +122,16 @@ class Findings:
     def updates(self) -> list[dict[str, Any]]:
         """Each size and update over all windows but the first: what the network that then serves reaches, which share
         of the gain of training anew over no update that is, and which share of its seconds it takes."""
-        rows, each_update = list[dict[str, Any]](), self.backtest.update
+        rows, later = list[dict[str, Any]](), range(2, self.backtest.folds + 1)
         for size in self.backtest.sizes:
-            tables = {update: self._as_served(update, size) for update in each_update}
-            seconds = {update: self._seconds(update, size) for update in each_update}
+            tables, seconds = dict[Update, Tables](), dict[Update, float]()
+            for update in self.backtest.update:
+                parts = [self.tables(network_of(update, k), size, pl.col("window") == k) for k in later]
+                tables[update] = [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
+                of_update = [one for one in self.served if (one.update, one.size) == (update, size)]
+                seconds[update] = sum(one.point.wall_s for one in of_update if one.origin > 1) / len(
+                    self.backtest.seeds
+                )
             for update, mine in tables.items():
                 row = {"size": size, "update": update, **summary_of(mine), "seconds": seconds[update]}
                 if update != "none" and {"none", "full"} <= set(tables):
@@ -133,15 +139,6 @@ class Findings:
                     row["cost"] = seconds[update] / seconds["full"]
                 rows.append(row)
         return rows
-
-    def _as_served(self, update: Update, size: str) -> Tables:
-        later = range(2, self.backtest.folds + 1)
-        parts = [self.tables(network_of(update, k), size, pl.col("window") == k) for k in later]
-        return [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
-
-    def _seconds(self, update: Update, size: str) -> float:
-        mine = [each for each in self.served if (each.update, each.size) == (update, size) and each.origin > 1]
-        return sum(each.point.wall_s for each in mine) / len(self.backtest.seeds)
 
 
 def share_of_gain(none: Tables, own: Tables, full: Tables) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from lrec.data.store.statistics import time_text
 from lrec.data.store.store import Store, seconds_in
 from lrec.errors import UserError, check_range
 from lrec.study.grid import PlannedRun, changed, planned_runs
-from lrec.study.options import Study
+from lrec.study.options import Runs, Study
 from lrec.study.warm_fit import Recipe, trained_on
 
 MOST_VALIDATE, VALIDATE = 1024, 20  # users that validate: one of so many of those known at an origin
@@ -21,15 +21,13 @@ Update = Literal["none", "warm", "full"]
 
 
 @dataclass(frozen=True)
-class Backtest:
+class Backtest(Runs):
     """Train at several times (origins), test on the windows after each, and compare sizes and ages of networks.
 
     Windows follow one after the other; the last one ends with the data, or at `until`. A network learns only from what
     lies before its origin, and is tested on the window that begins at its origin and on all later windows.
 
     Attributes:
-        name: Name of the backtest.
-        configs: Configuration files of every run, as for lrec fit --config.
         sizes: Names of sizes, or shapes such as 2x96, from the smallest to the largest.
         every: Time from one origin to the next: 12h, 7d, 4w.
         horizon: Length of a window; by default the same as every.
@@ -41,24 +39,10 @@ class Backtest:
         update: What happens at later origins. none: the networks of the first origin stay as they are; warm: they
             are trained a little more on new interactions; full: networks are trained anew on all interactions.
         out: Folder of the backtest; backtests/NAME by default.
-        data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
         seeds: Seeds of every network; each seed is a run.
-        options: Options of lrec fit for all runs, nested or by dotted name such as trainer.max_epochs.
-        size_options: More options for single sizes.
-        jobs: Number of runs at the same time, each with an equal share of the cores.
-        cores: Cores for all runs together; by default all cores.
-        gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs.
-        memory_gib: Memory for all runs together, in GiB; a run waits until enough is free.
-        budget_hours: Hours of a core or of a GPU. A backtest that may take more does not start.
-        retries: How often a failed run is started again automatically.
-        restart: Names of runs to train again from the beginning.
-        cluster: Train on a cluster, as in lrec scaling study.
-        dry_run: Print the origins and the runs with their hours, memory and disk, and stop.
-        status: Print the runs with their states and losses so far, and stop.
     """
 
     name: str = "backtest"
-    configs: list[str] = field(default_factory=lambda: ["data/csv.yaml", "trainer/laptop.yaml"])
     sizes: list[str] = field(default_factory=lambda: ["3k", "98k"])
     every: str = "7d"
     horizon: str | None = None
@@ -67,20 +51,7 @@ class Backtest:
     train_from: int | float | str | None = None
     update: tuple[Update, ...] = ("none", "warm", "full")
     out: Path | None = None
-    data: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (1,)
-    options: dict[str, Any] = field(default_factory=dict)
-    size_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    jobs: int = 1
-    cores: int | None = None
-    gpus: tuple[int, ...] | None = None
-    memory_gib: float | None = None
-    budget_hours: float | None = None
-    retries: int = 0
-    restart: tuple[str, ...] = ()
-    cluster: dict[str, Any] | None = None
-    dry_run: bool = False
-    status: bool = False
 
     def __post_init__(self) -> None:
         check_range("--folds", self.folds, at_least=2)
@@ -106,10 +77,9 @@ class Backtest:
 
     def study(self, variants: dict[str, dict[str, Any]], starts_from: dict[str, str] | None = None) -> Study:
         """The study that trains these variants."""
-        shared = {field.name for field in fields(Study)} & {field.name for field in fields(self)}
-        mine: dict[str, Any] = {name: getattr(self, name) for name in shared}
-        mine |= {"law": None, "holdout": 0, "fractions": (1.0,), "out": self.folder}
-        return Study(**mine, variants=variants, starts_from=starts_from or {})
+        mine: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Runs)}
+        mine |= {"sizes": self.sizes, "out": self.folder, "seeds": self.seeds, "starts_from": starts_from or {}}
+        return Study(**mine, variants=variants, fractions=(1.0,), holdout=0, law=None)
 
 
 def network_of(update: Update, origin: int) -> str:

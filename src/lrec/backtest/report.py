@@ -46,9 +46,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     content = {
         "name": backtest.name,
         "verdict": verdict,
-        "windows": {
-            number: [time_text(time, store.time_unit) for time in window] for number, window in windows.items()
-        },
+        "windows": {k: [time_text(time, store.time_unit) for time in window] for k, window in windows.items()},
         "by_age": {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()},
         "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
         "updates": updates,

@@ -14,12 +14,7 @@ import polars as pl
 from torch import Tensor
 
 from lrec.common.files import replacing
-from lrec.data.batching.eval_batches import (
-    EvalBatch,
-    EvalLoader,
-    EvalTask,
-    shared_rows,
-)
+from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask, shared_rows
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import GlobalTemporal

@@ -115,6 +115,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path, default: Any = None) -> Any:
+    """What a JSON file holds; `default` where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -320,7 +320,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         if stage == "val":
             users, every, some = self.cuts.val_users, self.cuts.val_targets, self.validation_users
         if some == "auto" and stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit":
-            some = affordable_users(self.cuts, self.batch_plan, self.trainer)
+            some = affordable_users(self.cuts, self.batch_plan, self)
         elif some == "auto":
             some = testable_users(users, every, self.n_items)
         return sampled(users, every, some)

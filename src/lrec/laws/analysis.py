@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.diagnostics import data_warnings
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction
@@ -20,7 +19,7 @@ from lrec.laws.loss_laws import LAWS
 from lrec.laws.metric_forecasts import Judged, judged_metrics
 from lrec.laws.predict import Holdout, Predictor, compare, hold_out, roll_out, settings
 from lrec.laws.table import points_of_most_data, source_hash
-from lrec.laws.verdict import Method, outlook, unidentified, verdict, warnings
+from lrec.laws.verdict import Method, data_warnings, outlook, unidentified, verdict, warnings
 
 DESCRIBES = "lsrm"  # the law that describes the points beside a forecast
 FLOORLESS = ("lsrm", "kaplan")  # laws that are compared without their floor too, as Kaplan et al. have it

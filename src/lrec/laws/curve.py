@@ -10,9 +10,8 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from lrec.laws.descent import Problem
+from lrec.laws.descent import Objective, Problem
 from lrec.laws.law import Array, Law, as_columns
-from lrec.laws.objective import Objective
 
 VANISHED = 16.0
 """A coefficient e^16 times smaller than the lowest loss counts as zero; also how far above the highest it may lie."""

@@ -9,7 +9,6 @@ import polars as pl
 
 from lrec.common.pictures import BLUE, GREY, INK, ORANGE, draw_frame, new_figure
 from lrec.laws.fit import Fit
-from lrec.laws.law import Array
 from lrec.laws.predict import HeldOut, Holdout, Predictor
 
 if TYPE_CHECKING:
@@ -95,7 +94,8 @@ def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: s
     right.plot(fit.x_N, 100 * (fitted_N / fit.y_N - 1), ".", ms=6, color=BLUE, alpha=0.6)
     if held_out:
         look = {"fmt": "D", "ms": 4.5, "color": ORANGE, "lw": 0.9, "capsize": 2}
-        left.errorbar(actual, predicted, _reach(held_out), label="held out, 90 % interval", **look, **LATER)
+        reach = np.transpose([(p.predicted - p.low, p.high - p.predicted) for p in held_out])
+        left.errorbar(actual, predicted, reach, label="held out, 90 % interval", **look, **LATER)
         right.plot([p.x for p in held_out], [p.error_pct for p in held_out], "D", ms=4.5, **LATER)
     right.axhline(0, color=GREY, lw=1, ls="--")
     right.set_xscale("log")
@@ -107,22 +107,15 @@ def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: s
     return figure
 
 
-def _reach(held_out: Sequence[HeldOut]) -> Array:
-    """How far the intervals reach below and above the predictions."""
-    return np.transpose([(p.predicted - p.low, p.high - p.predicted) for p in held_out])
-
-
 def style(axes: "Axes", x_label: str, y_label: str) -> None:
     """Logarithmic axes with round ticks, labels and a grid."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    x_name, y_name = (LABELS.get(label, label) for label in (x_label, y_label))
+    axes.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name)
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(LABELS.get(x_label, x_label))
-    axes.set_ylabel(LABELS.get(y_label, y_label))
     draw_frame(axes)
 
 

@@ -9,15 +9,29 @@ from functools import cached_property
 
 import numpy as np
 import polars as pl
+from scipy.optimize import lsq_linear
 
 from lrec.errors import UserError
 from lrec.laws.curve import VANISHED, LawCurve
-from lrec.laws.diagnostics import Diagnostics, diagnose
+from lrec.laws.descent import Kind, Objective, Problem
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law, as_columns
-from lrec.laws.objective import Kind, Objective
 from lrec.laws.search import search
 from lrec.laws.table import NARROWEST
+
+ZERO = 1e-8  # residuals below this are zero
+AGREED = 1.001  # starts that end below this multiple of the best objective agree
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """How the search went; derivatives are by the logarithms of the parameters, x normalised."""
+
+    starts: int
+    share_agreeing: float  # ended within 0.1 % of the lowest objective
+    bound_hits: tuple[str, ...]
+    gradient_norm: float  # its largest component that no bound holds back
+    condition_number: float  # of the Jacobian of the log loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +59,17 @@ class Fit(LawCurve):
 
     @cached_property
     def diagnostics(self) -> Diagnostics:
-        return diagnose(self, self.ends_ST)
+        problem, end_S = self.problem(), self.problem().values(self.ends_ST)
+        free_T = (self.theta_T > self.low_T) & (self.theta_T < self.high_T)
+        jacobian_NT = self.law.jacobian(self.theta_T[None], self.z_NV)[0]
+        gradient_T = _gradient(problem, self.theta_T, free_T)
+        return Diagnostics(
+            starts=len(self.ends_ST),
+            share_agreeing=float(np.mean(end_S <= end_S.min() * AGREED + 1e-15)),
+            bound_hits=tuple(np.array(self.law.parameters)[~free_T & (self.low_T < self.high_T)].tolist()),
+            gradient_norm=float(np.abs(np.where(problem.held(self.theta_T, gradient_T), 0.0, gradient_T)).max()),
+            condition_number=float(np.linalg.cond(jacobian_NT[:, free_T])) if free_T.any() else 1.0,
+        )
 
     @property
     def bic(self) -> float:
@@ -109,6 +133,20 @@ def fit_points(
     known = (law, objective, points, unit_V, low_T, high_T)
     best_T, ends_ST = search(LawCurve(*known, theta_T=low_T).problem())
     return Fit(*known, theta_T=best_T, ends_ST=ends_ST)
+
+
+def _gradient(problem: Problem, theta_T: Array, free_T: Array) -> Array:
+    """Of the objective; of absolute deviations the least subgradient: a residual that is zero has any slope between
+    those to its left and right."""
+    if problem.objective.kind != "lad":
+        return problem.slopes(theta_T[None])[0][0]
+    residual_N, jacobian_NT = problem.residuals(theta_T[None])[0], problem.jacobian(theta_T[None])[0]
+    over, zero_N = problem.objective.over, np.abs(residual_N) < ZERO
+    rest_T: Array = np.where(residual_N > 0, 1.0, -over)[~zero_N] @ jacobian_NT[~zero_N]
+    if zero_N.any() and free_T.any():
+        slope_Z = lsq_linear(jacobian_NT[zero_N][:, free_T].T, -rest_T[free_T], bounds=(-over, 1.0)).x
+        rest_T = rest_T + slope_Z @ jacobian_NT[zero_N]
+    return rest_T
 
 
 def _check(law: Law, x_NV: Array, y_N: Array, fixed: Mapping[str, float]) -> None:

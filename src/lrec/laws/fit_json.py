@@ -14,11 +14,11 @@ from lrec.common.files import json_hash, write_json
 from lrec.common.text_tables import counted, rows_table
 from lrec.errors import UserError
 from lrec.laws.analysis import Analysis
+from lrec.laws.descent import Objective
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.law import UNBOUNDED, parameter_text
 from lrec.laws.loss_laws import LAWS, law_named, name_of
-from lrec.laws.objective import Objective
 from lrec.laws.predict import Predictor
 from lrec.laws.table import points_of_most_data
 from lrec.laws.verdict import Method
@@ -124,9 +124,7 @@ def _held_out(content: dict[str, Any]) -> list[str]:
     rows[0] += ["error", "within", "no-gain error"]
     for p in holdout["points"]:
         at = ["" if p[name] is None else f"{p[name]:.4g}" for name in places]
-        losses = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", *cautious, "actual")]
-        inside = "yes" if p["inside"] else "no"
-        rows.append([*at, *losses, f"{p['error_pct']:+.2f} %", inside, f"{p['naive_error_pct']:+.2f} %"])
+        rows.append([*at, *_came(p, *cautious)])
     return [
         rows_table(rows),
         f"Mean absolute error: {holdout['mape']:.2f} %; of no gain, which expects what the best small model has: "
@@ -135,20 +133,21 @@ def _held_out(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def _came(p: dict[str, Any], *more: str) -> list[str]:
+    """Cells of what was predicted, with its interval, of what came, and of the errors."""
+    figures = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", *more, "actual")]
+    return [*figures, f"{p['error_pct']:+.2f} %", "yes" if p["inside"] else "no", f"{p['naive_error_pct']:+.2f} %"]
+
+
 def _metrics(content: dict[str, Any]) -> list[str]:
     """What was expected of metrics at the held-out sizes, of several k that of 10, of several lengths the longest, and
     what came."""
-    rows = [
-        ["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "within", "no-gain error"]
-    ]
-    shown = {name: content["metrics"][name] for name in of_ten(content["metrics"])}
-    for name, judged in shown.items():
+    head = ["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "within", "no-gain error"]
+    rows, shown = [head], of_ten(content["metrics"])
+    for name in shown:
+        judged = content["metrics"][name]
         longest = max((p["d"] or 0 for p in judged), default=0)
-        for p in (p for p in judged if (p["d"] or 0) == longest):
-            values = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", "actual")]
-            inside = "yes" if p["inside"] else "no"
-            errors = f"{p['error_pct']:+.2f} %", inside, f"{p['naive_error_pct']:+.2f} %"
-            rows.append([name, f"{p['x']:.4g}", *values, *errors])
+        rows += [[name, f"{p['x']:.4g}", *_came(p)] for p in judged if (p["d"] or 0) == longest]
     return [rows_table(rows, text=(0,))] if shown else []
 
 
@@ -159,13 +158,13 @@ def of_ten(metrics: Iterable[str]) -> list[str]:
 
 def _method_row(method: dict[str, Any]) -> list[str]:
     rolled, held_out = method["rollout"], method["holdout_mape"]
-    cells = ["", "", ""]
+    steps = ["", "", ""]
     if rolled:
         inside = f"{rolled['inside']} of {len(rolled['steps'])}"
-        cells = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]
+        steps = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]
     criteria = ["" if method[key] is None else f"{method[key]:.1f}" for key in ("aicc", "bic")]
-    cells.append("" if held_out is None else f"{held_out:.2f} %")
-    return [method["law"], str(method["n_parameters"] or ""), *cells, *criteria]
+    missed = "" if held_out is None else f"{held_out:.2f} %"
+    return [method["law"], str(method["n_parameters"] or ""), *steps, missed, *criteria]
 
 
 def markdown(content: dict[str, Any], alt: str) -> str:

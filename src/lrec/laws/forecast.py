@@ -11,7 +11,6 @@ Shapes: G shapes of the grid, N points, P places, K coefficients.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,8 +18,7 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
-from lrec.laws.mixture import Mixture, Part, Prior, likely, posterior, with_one_off
-from lrec.laws.noise import LADDER, Errors, of_curve, of_runs
+from lrec.laws.mixture import LADDER, Errors, Mixture, Part, Prior, likely, of_curve, of_runs, posterior, with_one_off
 from lrec.laws.table import NARROWEST, has_lengths, naive
 
 AHEAD = 2.0  # ln of the factor over which beliefs about a curve's fall are stated: 7.4
@@ -40,7 +38,7 @@ LEAST_SIZES = 4
 class Beliefs:
     """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py."""
 
-    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x (laws/noise.py)
+    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x (`of_curve`)
     damping: float = 0.327  # k of a curve that may stop, of one that may not, and its spread
     steady_damping: float = 0.15
     damping_sd: float = 0.141
@@ -53,15 +51,6 @@ class Beliefs:
     misfit: float = 0.2  # sd of the truth in units of the predicted fall, at `AHEAD`; its square grows with distance
     least_noise: float = 0.0045  # of ln L, added to what was found
     growth: float = 0.7  # of the noise by the distance, in units of itself for every e-fold of x
-
-
-class Rows(NamedTuple):
-    """What is weighed against each other: shapes with their prior, how points err, the point that is off (0: none)."""
-
-    shape_GH: Array
-    log_prior_G: Array
-    errors_G: Array
-    off_G: Array
 
 
 class Forecast:
@@ -107,13 +96,10 @@ class Forecast:
         if long:
             t_N, y_N, errors = of_curve(place_NV[:, 0], y_N, self.beliefs.memory)
             place_NV = t_N[:, None]
-        every = Rows(
-            np.tile(shape_SH, (len(errors), 1)),
-            np.tile(log_prior_S, len(errors)),
-            np.repeat(np.arange(len(errors)), len(shape_SH)),
-            np.zeros(len(errors) * len(shape_SH), dtype=int),
-        )
-        parts = self._parts(place_NV, errors, every)
+        # What is weighed against each other: shapes, how points err, and which of them is off (0: none).
+        shape_GH, log_prior_G = np.tile(shape_SH, (len(errors), 1)), np.tile(log_prior_S, len(errors))
+        errors_G = np.repeat(np.arange(len(errors)), len(shape_SH))
+        parts = self._parts(place_NV, errors, shape_GH, log_prior_G, errors_G, np.zeros_like(errors_G))
         if several:  # there are enough points for one of them not to matter
             log_GO, log_prior_O = np.concatenate([posterior(p, y_N, prior).log_G[:, None] for p in parts]), np.zeros(1)
         else:
@@ -122,10 +108,9 @@ class Forecast:
         if long:  # of many points, none or the one that most likely is off
             log_GO[:, np.arange(log_GO.shape[1]) != np.logaddexp.reduce(log_GO).argmax()] = -np.inf
         row_G, off_G = likely(log_GO)
-        log_prior_G = every.log_prior_G[row_G] + log_prior_O[off_G]
-        rows = Rows(every.shape_GH[row_G], log_prior_G, every.errors_G[row_G], off_G)
-        self._shape_GH = rows.shape_GH
-        self._mixture = Mixture(self._parts(place_NV, errors, rows), y_N, prior, len(points))
+        self._shape_GH, log_prior_G = shape_GH[row_G], log_prior_G[row_G] + log_prior_O[off_G]
+        parts = self._parts(place_NV, errors, self._shape_GH, log_prior_G, errors_G[row_G], off_G)
+        self._mixture = Mixture(parts, y_N, prior, len(points))
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each place, (P,) or a column for each of `columns`, with both intervals of 90 %.
@@ -170,22 +155,22 @@ class Forecast:
         ]
 
     def curve(self, x: Sequence[float] | Array) -> Array:
-        """The forecast at each place."""
         return np.array([prediction.predicted for prediction in self.predict(x)])
 
     def _data_of(self, place: dict[str, float]) -> tuple[tuple[str, float], ...]:
         """What of a place decides how good the best known model is that had no more of it."""
         return tuple((name, value) for name, value in place.items() if self._lengths or name != "x")
 
-    def _parts(self, place_NV: Array, errors: list[Errors], rows: Rows) -> Iterator[Part]:
-        """Some rows at a time, of the same errors."""
+    def _parts(
+        self, place_NV: Array, errors: list[Errors], shape_GH: Array, log_prior_G: Array, errors_G: Array, off_G: Array
+    ) -> Iterator[Part]:
+        """Some shapes at a time, of the same errors."""
         at_once = max(1, AT_ONCE // len(place_NV))
         for number, these in enumerate(errors):
-            of_G = np.flatnonzero(rows.errors_G == number)
+            of_G = np.flatnonzero(errors_G == number)
             for start in range(0, len(of_G), at_once):
                 some = of_G[start : start + at_once]
-                basis_GNK = self._basis(place_NV, rows.shape_GH[some])
-                yield Part(basis_GNK, these, rows.log_prior_G[some], rows.off_G[some])
+                yield Part(self._basis(place_NV, shape_GH[some]), these, log_prior_G[some], off_G[some])
 
     def _grid(self, span: float) -> tuple[Array, Array]:
         """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g, the k of lengths; and ln of

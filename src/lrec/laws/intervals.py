@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy.special import fdtri, stdtrit
 
 from lrec.laws.curve import LawCurve
-from lrec.laws.descent import descend
+from lrec.laws.descent import Objective, descend
 from lrec.laws.law import Array, as_columns
-from lrec.laws.objective import Objective
 
 LEVEL = 0.9
 POOLING_LEVEL = 0.25
@@ -55,6 +55,17 @@ class Prediction:
     def at(self) -> tuple[float, ...]:
         """The variables."""
         return tuple(value for value in (self.x, self.d, self.u) if value is not None)
+
+
+def came(low: float, predicted: float, high: float, actual: float, naive: float) -> dict[str, Any]:
+    """What came where something was predicted, errors of that and of no gain in percent of it, and whether it lies
+    within the interval."""
+    return {
+        "actual": actual,
+        "error_pct": 100 * (predicted / actual - 1),
+        "naive_error_pct": 100 * (naive / actual - 1),
+        "inside": low <= actual <= high,
+    }
 
 
 class Profile:

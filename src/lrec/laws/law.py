@@ -19,21 +19,16 @@ Array = NDArray[Any]
 Values = Mapping[str, float]
 
 EXPONENT = (0.005, 5.0)  # where exponents may lie; a fit that ends here is reported as a bound hit
-NOT_IDENTIFIED, UNBOUNDED = "not identified", "unbounded"
-"""What is said of a parameter, and of an end of its interval, that mean nothing."""
+UNBOUNDED = "unbounded"  # an end of a parameter's interval that means nothing
 MEANINGFUL = 1e30
 """No model, data set or budget is so large, or so small: such a number is what an exponent near its bound leaves."""
 STEP = 1e-6  # of the differences that stand for derivatives by the logarithms of shape parameters
 
 
-def is_identified(value: float) -> bool:
-    """Whether a parameter's value can mean anything: a floor of 0 can."""
-    return value == 0 or 1 / MEANINGFUL < value < MEANINGFUL
-
-
-def parameter_text(value: float | None, unknown: str = NOT_IDENTIFIED) -> str:
-    """A parameter's value with four digits, or that it is not known; None stands for a value that overflowed."""
-    return f"{value:.4g}" if value is not None and is_identified(value) else unknown
+def parameter_text(value: float | None, unknown: str = "not identified") -> str:
+    """A parameter's value with four digits, or that it means nothing; None stands for a value that overflowed."""
+    means = value is not None and (value == 0 or 1 / MEANINGFUL < value < MEANINGFUL)
+    return f"{value:.4g}" if means else unknown
 
 
 class Law(ABC):

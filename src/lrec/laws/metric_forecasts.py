@@ -17,7 +17,7 @@ import polars as pl
 
 from lrec.errors import UserError
 from lrec.laws.forecast import Forecast
-from lrec.laws.intervals import Prediction
+from lrec.laws.intervals import Prediction, came
 from lrec.laws.law import Array
 from lrec.laws.table import has_lengths, metrics_in, points_of_most_data
 
@@ -62,30 +62,18 @@ class Judged(Expected):
     inside: bool = False
 
 
-def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], came: pl.DataFrame) -> dict[str, list[Judged]]:
-    """The metrics expected from the fitted points at the places of predicted losses, beside the points that came."""
-    found = {}
+def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl.DataFrame) -> dict[str, list[Judged]]:
+    """The metrics expected from the fitted points at the places of predicted losses, beside those of later points."""
+    found: dict[str, list[Judged]] = {}
     for metric, expected in expected_metrics(fitted, losses).items():
-        naive, values = best_measured(fitted, metric), [_mean_at(each, came, metric) for each in expected]
-        found[metric] = [
-            Judged(
-                **vars(each),
-                actual=actual,
-                error_pct=100 * (each.predicted / actual - 1),
-                naive_error_pct=100 * (naive / actual - 1),
-                inside=each.low <= actual <= each.high,
-            )
-            for each, actual in zip(expected, values, strict=True)
-            if actual > 0
-        ]
+        naive, found[metric] = best_measured(fitted, metric), list[Judged]()
+        for each in expected:
+            at = {name: value for name in ("x", "d", "u") if (value := getattr(each, name)) is not None}
+            actual_N = later.filter(**at)[metric].drop_nulls().to_numpy()
+            if len(actual_N) and (actual := float(actual_N.mean())) > 0:
+                judged = came(each.low, each.predicted, each.high, actual, naive)
+                found[metric].append(Judged(**vars(each), **judged))
     return found
-
-
-def _mean_at(place: Expected, points: pl.DataFrame, metric: str) -> float:
-    """The mean over runs there; nan without one that has the metric."""
-    at = {name: value for name in ("x", "d", "u") if (value := getattr(place, name)) is not None}
-    values = points.filter(**at)[metric].drop_nulls().to_numpy()
-    return float(values.mean()) if len(values) else np.nan
 
 
 def outlook_metrics(

@@ -3,22 +3,78 @@
 Given the shape (how fast it flattens, say) coefficients have normal priors and the noise is unknown: the posterior is
 Student's t in closed form (Gelman et al., Bayesian Data Analysis, 3rd edition, section 14.2).
 
-Shapes: G shapes of the grid, N points, P places to predict, K coefficients.
+Points err each on its own, or neighbours alike (docs/laws.md).
+
+Shapes: G shapes of the grid, N points, C cells of points, P places to predict, K coefficients.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtr
 
 from lrec.laws.law import Array
-from lrec.laws.noise import Errors
 
+LADDER = 12  # sizes; more of them, one point each, are a curve; roll-outs go size by size up to here, too
+ODDS, LENGTHS = (0.1, 1.0, 10.0), (0.1, 0.3, 1.0, 3.0)
+"""Of misfit to noise in the variance at the largest x; over how much of ln x a misfit is forgotten, by e. Evenly in the
+logarithm, and all alike before points are seen."""
+CELLS = 100
+"""Points of more sizes are merged into so many cells, even in ln x, over which a misfit hardly changes."""
 NEGLIGIBLE = 1e-4  # shapes of less weight are left out
 TAKEN = 0.99  # the share of its weight that is taken from a point that is off
 FAR = 20.0  # quantiles are looked for within this many scales of the means
+
+
+class Errors(NamedTuple):
+    """In units of a point's variance at the largest x."""
+
+    precision: Array  # (N,), or (N, N) where errors are correlated
+    log_det: float  # of the precision of all points, those merged into a cell included
+    scatter: float = 0.0  # sum of squares within cells
+    merged: int = 0  # how many points more there are than cells
+
+    def times(self, value: Array) -> Array:
+        """The precision times vectors (N,), (G, N) or matrices (G, N, K)."""
+        if self.precision.ndim == 1:
+            return self.precision[:, None] * value if value.ndim == 3 else self.precision * value
+        return self.precision @ value if value.ndim == 3 else value @ self.precision
+
+    @property
+    def diagonal_N(self) -> Array:
+        """The precision of each point, were all others known."""
+        return self.precision if self.precision.ndim == 1 else np.diag(self.precision)
+
+
+def of_runs(t_N: Array, memory: float) -> Errors:
+    """Errors of independent runs at t = ln(x / the largest x): the variance grows by e for every `memory` below it."""
+    return Errors(np.exp(t_N / memory), t_N.sum() / memory)
+
+
+def of_curve(t_N: Array, y_N: Array, memory: float) -> tuple[Array, Array, list[Errors]]:
+    """The places and means of the cells of a curve, as of the evaluations of one run, and what its errors may be.
+
+    Beside its noise such a curve strays from any formula, slowly, so that neighbours are off alike and a hundred of
+    them say little more than ten. This misfit is an Ornstein-Uhlenbeck process of ln x. Its standard deviation grows by
+    e for every `memory` of ln x below the largest x, or is the same everywhere. Which of them, how large it is beside
+    the noise and how long it lasts is inferred with the curve (Rasmussen and Williams, Gaussian Processes for Machine
+    Learning, sections 2.7 and 4.2).
+    """
+    place_N = t_N if len(np.unique(t_N)) <= CELLS else np.floor(t_N * CELLS / -t_N.min())
+    _, cell_N, count_C = np.unique(place_N, return_inverse=True, return_counts=True)
+    t_C, y_C = (np.bincount(cell_N, value_N) / count_C for value_N in (t_N, y_N))
+    within, merged = float(((y_N - y_C[cell_N]) ** 2).sum()), len(t_N) - len(t_C)
+    apart_CC, errors = np.abs(t_C[:, None] - t_C), []
+    for odds, length, growth_C in product(ODDS, LENGTHS, (np.exp(-t_C / memory), np.ones(len(t_C)))):
+        noise, misfit = 1 / (1 + odds), odds / (1 + odds)
+        misfit_CC = misfit * np.outer(growth_C, growth_C) * np.exp(-apart_CC / length)
+        precision_CC = np.linalg.inv(misfit_CC + np.diag(noise / count_C))
+        log_det = np.linalg.slogdet(precision_CC)[1] - merged * np.log(noise)
+        errors.append(Errors(precision_CC, float(log_det), within / noise, merged))
+    return t_C, y_C, errors
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from lrec.common.files import check_writable, write_json
 from lrec.common.text_tables import counted, on_terminal, rows_table
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.laws.choosers import Choice, Chooser, DataChooser, FlopsChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
 from lrec.laws.fit_json import finite, of_ten, read_fit
@@ -68,18 +68,10 @@ def plan_command(
     given = {name: value for name, value in request.items() if value is not None}
     if len(given) != 1:
         raise UserError("name one of --flops, --loss, --size, --hours and --hr10")
-    others = {
-        "unique": unique,
-        "epochs": epochs,
-        "mfu": mfu,
-        "peak_flops": peak_flops,
-        "price_per_hour": price_per_hour,
-    }
+    others = {"unique": unique, "epochs": epochs, "peak_flops": peak_flops, "price_per_hour": price_per_hour}
     for name, value in (request | others).items():
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise UserError(f"--{name} {value:g}: must be a positive number")
-    if mfu is not None and mfu > 1:
-        raise UserError(f"--mfu {mfu:g}: a share of the peak, at most 1, is expected")
+        check_range(f"--{name}", value, above=0, below=math.inf)
+    check_range("--mfu", mfu, above=0, at_most=1)
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
     fitted, predictor, content = read_fit(fit, trust)
@@ -135,10 +127,12 @@ def _expected(
     x = choice.flops if isinstance(chooser, FlopsChooser) else choice.size
     where = [{"x": x, "N": x, "D": data, "U": choice.unique}[name] for name in fit.law.variables]
     (loss,) = predictor.predict(np.array([where]))
-    measured = _runs_at(predictor, loss, where)
+    measured = _runs_at(predictor, where)
     if not measured.is_empty():
         loss = _of_runs(loss, fit, measured["y"].to_numpy())
-        metrics = {name: _mean(measured[name]) for name in metrics_in(measured) if measured[name].null_count() == 0}
+        known = [name for name in metrics_in(measured) if measured[name].null_count() == 0]
+        ends = {"low": None, "high": None}
+        metrics = {name: {"predicted": float(measured[name].to_numpy().mean())} | ends for name in known}
     elif failed := [sentence for sentence in content["verdict"] if FAILS in sentence]:
         raise UserError(f"{failed[0]} So only sizes that were trained can be planned")
     else:
@@ -197,15 +191,11 @@ def _size_for(predictor: Predictor, x: str, hr10: float) -> float:
     return float(size_G[int((expected_G >= hr10).argmax())])
 
 
-def _runs_at(predictor: Predictor, loss: Prediction, where: list[float]) -> pl.DataFrame:
+def _runs_at(predictor: Predictor, where: list[float]) -> pl.DataFrame:
     """The runs at exactly that place, held-out ones too."""
     points = points_of_most_data(predictor.points) if len(where) == 1 else predictor.points
     place_NV = points.select(("x", "d", "u")[: len(where)]).to_numpy().astype(float)
     return points.filter(pl.Series(np.isclose(place_NV, where, rtol=1e-3, atol=0).all(1)))
-
-
-def _mean(values: pl.Series) -> dict[str, float | None]:
-    return {"predicted": float(values.to_numpy().mean()), "low": None, "high": None}
 
 
 def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:

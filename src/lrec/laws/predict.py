@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
+from lrec.laws.descent import Kind, Objective
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.intervals import Prediction
+from lrec.laws.intervals import Prediction, came
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import law_named
-from lrec.laws.noise import LADDER
-from lrec.laws.objective import Kind, Objective
+from lrec.laws.mixture import LADDER
 from lrec.laws.table import naive
 
 STEPS = 4  # of a roll-out over a table of more than `LADDER` sizes; up to so many are rolled out size by size
@@ -88,29 +88,21 @@ def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.
     columns = predictor.columns
     known = ["u"] if "u" in actual.columns and "u" not in columns else []
     groups = actual.group_by(columns, maintain_order=True).agg(pl.col("y", *known).mean()).to_dicts()
-    came = {tuple(float(group[name]) for name in columns): group for group in groups}
+    at = {tuple(float(group[name]) for name in columns): group for group in groups}
     if not predictions:
         raise UserError("held-out report: there is no prediction to compare")
     points, best = [], {}
     for p in predictions:
-        if p.at not in came:
+        if p.at not in at:
             raise UserError(
                 f"held-out report: no finished run at the predicted size {', '.join(f'{v:g}' for v in p.at)}"
             )
-        group = came[p.at]
+        group = at[p.at]
         loss, data = float(group["y"]), (group.get("d"), group.get("u"))
         if data not in best:
             best[data] = naive(predictor.points, group)
-        points.append(
-            HeldOut(
-                **vars(p),
-                actual=loss,
-                error_pct=100 * (p.predicted / loss - 1),
-                naive_error_pct=100 * (best[data] / loss - 1),
-                half_width_pct=100 * (p.high - p.low) / 2 / loss,
-                inside=p.low <= loss <= p.high,
-            )
-        )
+        judged = came(p.low, p.predicted, p.high, loss, best[data])
+        points.append(HeldOut(**vars(p), **judged, half_width_pct=100 * (p.high - p.low) / 2 / loss))
     return Holdout(tuple(points), max(p.x for p in points) / float(predictor.points["x"].to_numpy().max()))
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from lrec.common.text_tables import rows_table
+from lrec.common.text_tables import counted, rows_table
 from lrec.laws.choosers import flops_per_interaction
-from lrec.laws.diagnostics import data_warnings, rises
 from lrec.laws.fit import Fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import OUTLYING, Prediction
+from lrec.laws.law import Law
 from lrec.laws.predict import Comparison, Holdout, Predictor
 
 FAILS = "does not hold"
@@ -19,6 +19,7 @@ FAILS = "does not hold"
 outside their intervals."""
 AHEAD = 10.0  # the outlook is for this many times the largest size
 MOSTLY = 0.7  # share of the held-out sizes that lie inside their intervals where a law or forecast holds
+RISES_SHOWN = 4  # steps in size that a warning lists by their sizes
 LOOSE = 4.0  # an exponent, or R*, whose interval spans this factor is not identified
 
 
@@ -91,6 +92,35 @@ def doublings(forecast: Forecast, x: str) -> list[str]:
     if per_flop[best] <= 0:
         cheapest = "None of them is expected to lower the loss."
     return ["### Twice as much of size and data", rows_table(rows, text=(0,)), cheapest]
+
+
+def rises(points: pl.DataFrame, columns: Sequence[str]) -> str:
+    """The steps from one size to the next, at the same data, over which the mean loss rises, in words."""
+    size, *data = columns
+    means = points.group_by(columns).agg(pl.col("y").mean()).sort(*data, size)
+    same = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in data) if data else pl.lit(True)
+    rise = means.with_columns(before=pl.col(size).shift()).filter(same & (pl.col("y") > pl.col("y").shift()))
+    steps = rise.select("before", size).rows()
+    some = ", ".join(f"{small:.4g} to {large:.4g}" for small, large in dict.fromkeys(steps[:RISES_SHOWN]))
+    return some if len(steps) <= RISES_SHOWN else f"{some} and in {len(steps) - RISES_SHOWN} more steps"
+
+
+def data_warnings(law: Law, points: pl.DataFrame) -> list[str]:
+    """Warnings that follow from the points alone, whatever predicts from them."""
+    warnings = []
+    if where := rises(points, law.columns):
+        same = " at the same data" if len(law.variables) > 1 else ""
+        warnings.append(f"not monotone: the mean loss rises with x{same} from {where}")
+    if (n_sizes := points["x"].n_unique()) < 5:
+        warnings.append(
+            f"only {counted(n_sizes, 'size')}: the exponent is hardly determined; trust the intervals, not the point"
+        )
+    if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
+        warnings.append(
+            f"over-fitting: the validation loss of {count} of {len(points)} runs rose again after its best, which is "
+            "what is used; with stronger regularisation the curve may be another"
+        )
+    return warnings
 
 
 def unidentified(fit: Fit) -> list[str]:

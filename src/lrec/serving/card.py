@@ -2,13 +2,12 @@
 beside what it has to beat, what its study forecast of it, and where not to trust it. All of it comes from the run's own
 files."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from lrec.checkpoint.reading import STATE
-from lrec.common.files import write_text
+from lrec.common.files import read_json, write_text
 from lrec.common.text_tables import counted
 from lrec.data.store.statistics import in_words
 from lrec.errors import UserError
@@ -32,7 +31,7 @@ def write_card(model: Model, run: Run, file: Path) -> None:
     """Write the card of a run's network; UserError where the run was not tested, or on other data."""
     from lrec.common.pages import rendered  # not with every network that is loaded
 
-    found, point = _read(run.folder / "metrics.json"), run.result
+    found, point = read_json(run.folder / "metrics.json", {}), run.result
     if found.get("stage") != "test" or found["data_hash"] != model.about["data_hash"] or point is None:
         raise UserError(f"--card: {run.folder} holds no test of this network: lrec test --config {run.config_file}")
     scorers, data = {name: found[name] for name in SCORERS if name in found}, found.get("data")
@@ -65,21 +64,15 @@ def _interval(figures: dict[str, Any], metric: str) -> str:
 def _forecast(run: Run, point: Point) -> dict[str, Any]:
     """What the run's study forecast for its size before it was trained, and what it says of larger ones."""
     study = run.folder.parent.parent
-    record = _read(study / "study.json") if run.folder.parent.name == "runs" else {}
+    record = read_json(study / "study.json", {}) if run.folder.parent.name == "runs" else {}
     planned = {each["name"]: each for each in record.get("grid", {}).get("runs", [])}.get(run.name)
     if planned is None:
         return {}
     said = {"planned": planned, "study": record["name"]}
-    said["verdict"] = _read(study / "fit" / planned["ladder"] / "fit.json").get("verdict", [])
-    ladders = {each["ladder"]: each for each in _read(study / "prediction.json").get("ladders", [])}
+    said["verdict"] = read_json(study / "fit" / planned["ladder"] / "fit.json", {}).get("verdict", [])
+    ladders = {each["ladder"]: each for each in read_json(study / "prediction.json", {}).get("ladders", [])}
     ladder = ladders.get(planned["ladder"])
     if ladder is not None and planned["held_out"] and planned.get("horizon", 1.0) == 1.0:
         at_size = [each for each in ladder["predictions"] if each["x"] == getattr(point, ladder["x"])]
         said |= {"forecast_of": ladder["y"], "forecast": max(at_size, key=lambda each: each["d"] or 0, default=None)}
     return said
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The content of a JSON file; nothing where it is not there."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content

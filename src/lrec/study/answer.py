@@ -13,9 +13,9 @@ from lrec.laws.metric_forecasts import best_measured, outlook_metrics
 from lrec.laws.table import has_lengths, points_of_most_data
 from lrec.laws.verdict import FAILS, outlook, turns
 from lrec.run import Point, run_of_study
+from lrec.study.budget import Price, price_of
 from lrec.study.grid import PlannedRun, ruled_options
 from lrec.study.options import Study
-from lrec.study.price import Price, price_of
 
 METRIC, BESIDE = "HR@10", ("HR@10_unseen", "NDCG@10")
 TIMES = (10, 30)
@@ -61,11 +61,11 @@ class Answer:
 
 
 def answer_of(
-    study: Study | None, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]
+    study: Study, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]
 ) -> Answer | None:
     """From all points of a ladder, held-out ones included; None where too few sizes have the metric.
 
-    `warned` is what the report warns of already. Without the study there are no prices and no command.
+    `warned` is what the report warns of already. Runs without options have no prices and no command.
     """
     ahead = [outlook(analysis.of_all, times=times) for times in TIMES]
     over_fits = turns(analysis.of_all, ahead[0])
@@ -73,33 +73,34 @@ def answer_of(
     if METRIC not in expected:
         return None
     run = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
-    point, priced = points[run.name], study if run.options else None
+    point = points[run.name]
     sizes = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean()).sort("x").rows()
     size, today = sizes[-1]
-    price = price_of(priced, run) if priced else None
+    price = price_of(study, run) if run.options else None
     beside = tuple(point.metric(f"test/{name}") for name in BESIDE)
     columns = [Column("largest trained", size, today, None, None, beside, 0.0, price)]
     for index, times in enumerate(TIMES):
         mine, gain = expected[METRIC][index], expected[METRIC][index].predicted / today - 1
         beside = tuple(expected[name][index].predicted if name in expected else math.nan for name in BESIDE)
-        price = price_of(priced, run, times) if priced else None
+        price = price_of(study, run, times) if run.options else None
         columns.append(Column(f"{times} times", mine.x, mine.predicted, mine.low, mine.high, beside, gain, price))
     measured = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
     baselines = sorted(((v, name) for name, v in measured.items() if math.isfinite(v)), reverse=True)
     judged, best = analysis.metrics.get(METRIC, ()), best_measured(analysis.points, METRIC)
-    of_loss = [said for said in analysis.verdict if FAILS in said]
-    fails = 2 * sum(each.inside for each in judged) < len(judged) if judged else bool(of_loss)
+    fails = any(FAILS in said for said in analysis.verdict)
+    if judged:
+        fails = 2 * sum(each.inside for each in judged) < len(judged)
     beaten = baselines[0] if baselines and baselines[0][0] >= best else None
     risks = [f"{BASELINES[beaten[1]].capitalize()} is as good as any network here."] if beaten else []
-    risks += [
-        *warned,
-        *(["The loss stopped falling: larger networks may learn these data by heart."] if over_fits else []),
-    ]
+    risks += warned
+    if over_fits:
+        risks.append("The loss stopped falling: larger networks may learn these data by heart.")
     risks.append(f"No network of more than {amount(size)} parameters was tested.")
     near = min(x for x, value in sizes if value >= NEARLY * best)
+    gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
     return Answer(
         _verdict(columns, fails, beaten),
-        _finding(columns, fails),
+        f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size",
         tuple(columns),
         tuple(_sure(analysis, point)),
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
@@ -135,11 +136,6 @@ def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] |
     if ten.gain < PAYS:
         does = "brings almost nothing"
     return f"Size {does}: at ten times the largest trained size, expect {expected} instead of {today.value:.3f}."
-
-
-def _finding(columns: Sequence[Column], fails: bool) -> str:
-    gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
-    return f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size"
 
 
 def _sure(analysis: Analysis, point: Point) -> list[str]:
@@ -188,7 +184,7 @@ def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
 
 
 def _next(
-    study: Study | None,
+    study: Study,
     runs: list[PlannedRun],
     points: Mapping[str, Point],
     columns: Sequence[Column],
@@ -198,29 +194,27 @@ def _next(
 ) -> tuple[str, str]:
     """A sentence and the command that does it."""
     ten = columns[1]
-    if study is None or ten.price is None:
+    if ten.price is None:
         return "Train the size that you want.", "lrec fit --help"
     largest = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
-    config = run_of_study(study.folder, largest.name).config_file
-    fit = ["lrec", "fit", "--config", str(config)]
-    more: dict[str, object]
+    changes: dict[str, object]
     if fails:
-        seed = largest.seed + 100
-        more, why = (
-            {"seed_everything": seed, "data.seed": seed},
-            "Repeat the largest network with another seed: was it luck?",
-        )
+        why = "Repeat the largest network with another seed: was it luck?"
+        changes = dict.fromkeys(("seed_everything", "data.seed"), largest.seed + 100)
     elif beaten:
-        epochs = 2 * max(round(points[largest.name].epochs), 1)
-        more, why = {"trainer.max_epochs": epochs}, "Train the largest network for twice as long: is it the training?"
+        why = "Train the largest network for twice as long: is it the training?"
+        changes = {"trainer.max_epochs": 2 * max(round(points[largest.name].epochs), 1)}
     elif ten.gain < PAYS:
         run = min((r for r in runs if points[r.name].N_body >= near), key=lambda r: points[r.name].N_body)
-        best = run_of_study(study.folder, run.name).best
-        return "Use the smallest network that is as good.", shlex.join(
-            ["lrec", "export", "--ckpt_path", str(best), "--out", f"{study.folder}-model"]
-        )
+        export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": f"{study.folder}-model"}
+        return "Use the smallest network that is as good.", _command("export", export)
     else:
-        more = {"model.size": ten.price.size, **ruled_options(study, ten.price.size, largest.fraction)}
-        why = "Train ten times the size."
-    more |= {"trainer.default_root_dir": f"{study.folder}-next"}
-    return why, shlex.join([*fit, *(word for name, value in more.items() for word in (f"--{name}", str(value)))])
+        why, changes = "Train ten times the size.", {"model.size": ten.price.size}
+        changes |= ruled_options(study, ten.price.size, largest.fraction)
+    config = run_of_study(study.folder, largest.name).config_file
+    return why, _command("fit", {"config": config, **changes, "trainer.default_root_dir": f"{study.folder}-next"})
+
+
+def _command(name: str, options: Mapping[str, object]) -> str:
+    words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    return shlex.join(["lrec", name, *words])

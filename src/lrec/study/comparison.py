@@ -1,6 +1,5 @@
 """`lrec scaling compare`: the ladders of several studies, recipes, architectures or data sets in one figure."""
 
-import json
 import math
 from dataclasses import asdict
 from itertools import combinations
@@ -9,7 +8,7 @@ from typing import Literal
 
 import polars as pl
 
-from lrec.common.files import check_folder, write_json
+from lrec.common.files import check_folder, read_json, write_json
 from lrec.common.pictures import save_figure
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
@@ -76,11 +75,10 @@ def compare(
     write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": pairs}))
     rows = [["ladder", *chosen.parameters]]
     for name, (fitted, _) in ladders.items():
-        cells = []
+        rows.append([name])
         for parameter, value in fitted.parameters.items():
             low, high = (parameter_text(end, UNBOUNDED) for end in fitted.profile.parameters[parameter])
-            cells.append(f"{parameter_text(value)} [{low}, {high}]")
-        rows.append([name, *cells])
+            rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
     print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
     exponent = chosen.parameters[chosen.n_coefficients]
     for (one, two), each in contrasts.items():
@@ -117,11 +115,11 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
     """Of each ladder of a study or file, by a name: files of the points that are fitted, and the held-out results."""
     if path.is_file():
         return {str(path): ([path], [])}
-    record = path / "study.json"
-    if not record.is_file():
+    record = read_json(path / "study.json")
+    if record is None:
         raise UserError(f"--studies {path}: no study there (no study.json), and no file of points")
     ladders: dict[str, tuple[list[Path], list[Point]]] = {}
-    for run in json.loads(record.read_text(encoding="utf-8"))["grid"]["runs"]:
+    for run in record["grid"]["runs"]:
         trained = run_of_study(path, run["name"])
         if trained.result is not None:
             name = " ".join(part for part in (str(path), run["ladder"]) if part)

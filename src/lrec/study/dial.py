@@ -5,11 +5,11 @@ The ladder ends where D is too little for more parameters; its two largest sizes
 are held out.
 """
 
-import json
 import math
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lrec.common.files import read_json
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
@@ -48,15 +48,10 @@ class Plan(NamedTuple):
 
 
 def plan_of(study: Study) -> dict[str, Any]:
-    """What a study chooses so that it takes its hours: as OUT/plan.json keeps it, once it has begun.
-
-    Raises:
-        UserError: Too few hours for any study, or the folder has the plan of other hours.
-    """
+    """What a study chooses so that it takes its hours: as OUT/plan.json keeps it, once it has begun. UserError where
+    the hours are too few for any study, or the folder has the plan of others."""
     path = study.folder / PLAN
-    if not path.is_file():
-        return _choose(study)
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kept: dict[str, Any] = read_json(path) or _choose(study)
     if kept["hours"] != study.hours:
         raise UserError(f"--hours {study.hours}: {path} is a plan of {kept['hours']:g}: choose another --out")
     return kept
@@ -158,7 +153,6 @@ def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule"
 
 
 def step_of(targets: int, max_len: int) -> int:
-    """Targets of a step for so many in all."""
     return max(2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT))), 2 * max_len)
 
 
@@ -190,12 +184,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
             "tune": tune,
             "jobs": jobs,
         },
-        "options": {
-            EPOCHS: epochs,
-            STEP: step,
-            "data.test_users": tested,
-            "trainer.enable_progress_bar": False,
-        },
+        "options": {EPOCHS: epochs, STEP: step, "data.test_users": tested, "trainer.enable_progress_bar": False},
         "reasons": reasons,
         "parts": plan.hours,
     }

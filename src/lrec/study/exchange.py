@@ -5,7 +5,6 @@ Each step is trained at one size of the ladder and compared with the study's own
 What two steps bring together is predicted, and written down, before any such pair is trained.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrec.common.files import check_folder, locked, write_json, write_text
+from lrec.common.files import check_folder, locked, read_json, write_json, write_text
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
@@ -94,19 +93,17 @@ def exchange(
     together = judged | {name: ladder.planned(name, _joined(name, chosen)) for name in combine if name not in judged}
     runs = [run for planned in (*alone.values(), *together.values()) for run in planned]
     ladder.check_targets(runs)
+    limits: dict[str, Any] = {"jobs": jobs, "cores": cores, "budget_hours": budget_hours, "dry_run": dry_run}
     only: dict[str, Any] = {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
-    of_steps = Study(folder.name, out=folder, jobs=jobs, cores=cores, budget_hours=budget_hours, **only)
+    of_steps = Study(folder.name, out=folder, **limits, **only)
     record = Record(of_steps, runs)
-    if dry_run or budget_hours is not None:
-        costs = budget.plan(of_steps, record.runs)
-        if dry_run:
-            print(budget.plan_table(costs, of_steps))
-            return
-        budget.check(costs, of_steps)
+    memory_gib = budget.memory_of(of_steps, (of_steps, record.runs))
+    if dry_run:
+        return
     start_server()
     with locked(lock_of(folder.absolute()), f"another lrec scaling exchange is under way in {folder}: wait for it"):
         record.enter((), ())
-        work = Work(of_steps, {})
+        work = Work(of_steps, memory_gib)
         work.train(record, [run for run in record.runs if run.variant in alone], "steps")
         rates = Rates(ladder, chosen, folder, alone)
         report = _write(rates, judged)  # predicts the others before they are trained
@@ -129,20 +126,14 @@ def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
 
 def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> dict[str, list[PlannedRun]]:
     """The runs of the combinations that an earlier call has judged of the same steps, and whose losses are there."""
-    written = folder / "exchange.json"
-    if not written.is_file():
-        return {}
-    earlier = json.loads(written.read_text(encoding="utf-8"))
-    if (earlier["study"], earlier["size"]) != (ladder.study.name, ladder.size):
+    earlier = read_json(folder / "exchange.json")
+    if earlier is None or (earlier["study"], earlier["size"]) != (ladder.study.name, ladder.size):
         return {}
     same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
     names = [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]
     planned = {name: ladder.planned(name, _joined(name, steps)) for name in names}
-
-    def are_there(runs: list[PlannedRun]) -> bool:
-        return all(run_of_study(folder, run.name).target_losses_file.is_file() for run in runs)
-
-    return {name: runs for name, runs in planned.items() if are_there(runs)}
+    files = {name: [run_of_study(folder, run.name).target_losses_file for run in planned[name]] for name in names}
+    return {name: planned[name] for name in names if all(file.is_file() for file in files[name])}
 
 
 class Rates:

@@ -6,9 +6,9 @@ from lrec.common.files import check_writable, write_text
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import on_terminal
 from lrec.laws.analysis import analyse
+from lrec.laws.descent import Kind, Objective, Residuals
 from lrec.laws.figures import agreement_figure, fit_figure
 from lrec.laws.fit_json import markdown, points_of, table, write_fit
-from lrec.laws.objective import Kind, Objective, Residuals
 from lrec.laws.predict import holdout_report, method_named
 from lrec.study.points import read_points
 

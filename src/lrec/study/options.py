@@ -24,18 +24,59 @@ Tunable = Literal["lr", "targets_per_step", "dropout"]
 
 
 @dataclass(frozen=True)
-class Study:
+class Runs:
+    """The options of a command that trains many runs, a study or a backtest.
+
+    Attributes:
+        name: Name of the study or the backtest.
+        configs: Configuration files of every run, as for lrec fit --config.
+        data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
+        options: Options of lrec fit for all runs, nested or by dotted name such as trainer.max_epochs.
+        size_options: More options for single sizes.
+        jobs: Number of runs at the same time, each with an equal share of the cores.
+        cores: Cores for all runs together; by default all cores.
+        gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs. A run gets the
+            number in its trainer.devices, or an equal share if that is auto, and waits until they are free.
+        memory_gib: Memory for all runs together, in GiB, estimated as in --dry_run; a run waits until enough is free.
+        budget_hours: Hours of a core, or of a GPU for runs that train on GPUs. What may take more does not start. When
+            these hours are spent, it stops.
+        retries: How often a failed run is started again automatically; it resumes from its last checkpoint.
+        restart: Names of runs to train again from the beginning.
+        cluster: Train on a cluster as an array of jobs, with these parameters of submitit's AutoExecutor, such as
+            {timeout_min: 600, slurm_partition: gpu}; a job may take a day by default. {cluster: local} tries it without
+            a cluster and without a limit. A job gets the nodes and GPUs of its run: trainer.num_nodes, and
+            trainer.devices, or gpus_per_node if that is auto.
+        dry_run: Print the runs with their hours, memory and disk, and stop.
+        status: Print the runs with their states and losses so far, and stop.
+    """
+
+    name: str = "study"
+    configs: list[str] = field(default_factory=lambda: ["data/csv.yaml", "trainer/laptop.yaml"])
+    data: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    size_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jobs: int = 1
+    cores: int | None = None
+    gpus: tuple[int, ...] | None = None
+    memory_gib: float | None = None
+    budget_hours: float | None = None
+    retries: int = 0
+    restart: tuple[str, ...] = ()
+    cluster: dict[str, Any] | None = None
+    dry_run: bool = False
+    status: bool = False
+
+
+@dataclass(frozen=True)
+class Study(Runs):
     """Train small sizes of a ladder, predict the large sizes from them, then train the large sizes and compare.
 
     Attributes:
-        name: Name of the study.
-        configs: Configuration files of every run, as for lrec fit --config.
         sizes: Names of sizes, shapes such as 2x96, or {from: 3k, to: 3m, per_decade: 3} for evenly spaced shapes of
             the same depth. By default the sizes that the hours allow.
         out: Folder of the study; studies/NAME by default.
         hours: How long the study may take, in hours of the clock. From these hours, lrec chooses the sizes, the amount
             of data, the passes and the tuning, unless you set them. Only for a study without sizes.
-        data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
         seeds: Seeds of the fitted sizes; each seed is a run.
         holdout_seeds: Seeds of the held-out sizes; each seed is a run.
         size_seeds: Seeds of single sizes, in place of seeds and holdout_seeds.
@@ -48,10 +89,8 @@ class Study:
             shortest. Each part of trainer.max_epochs must be a whole number of epochs, or less than 1.
         reduce: What data samples are taken from: users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
-        options: Options of lrec fit for all runs, nested or by dotted name such as trainer.max_epochs.
         rules: Options that depend on the size, as [factor, exponent]: factor * N_body ** exponent, to four digits; or
             as [factor, exponent, exponent of the fraction], which also multiplies by fraction ** that exponent.
-        size_options: More options for single sizes.
         variants: More options, by the name of a variant. All runs are trained in each variant, and compared.
         starts_from: For a variant, another variant: each run of the first starts from the best network of the second's
             run with the same size and seed. The second variant may itself start from a third.
@@ -63,32 +102,14 @@ class Study:
             such as lsrm, L(x) = E + (x0/x)^a; a law of your own, by its class path; or null with holdout 0, for none.
         x: Which parameters the law counts.
         y: Which loss is fitted: of the test targets, or of the test targets and the split's trajectories.
-        jobs: Number of runs at the same time, each with an equal share of the cores.
-        cores: Cores for all runs together; by default all cores.
-        gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs. A run gets the
-            number in its trainer.devices, or an equal share if that is auto, and waits until they are free.
-        memory_gib: Memory for all runs together, in GiB, estimated as in --dry_run; a run waits until enough is free.
-        budget_hours: Hours of a core, or of a GPU for runs that train on GPUs. A study that may take more does not
-            start. When these hours are spent, the study stops.
         price_per_hour: Price of an hour of a core, or of a GPU for runs that train on GPUs. The report then has prices.
         budget_disk_gib: Disk space, in GiB. A study that may need more does not start.
-        retries: How often a failed run is started again automatically; it resumes from its last checkpoint.
         skip: Names of runs to leave out.
-        restart: Names of runs to train again from the beginning.
-        cluster: Train on a cluster as an array of jobs, with these parameters of submitit's AutoExecutor, such as
-            {timeout_min: 600, slurm_partition: gpu}; a job may take a day by default. {cluster: local} tries it without
-            a cluster and without a limit. A job gets the nodes and GPUs of its run: trainer.num_nodes, and
-            trainer.devices, or gpus_per_node if that is auto.
-        dry_run: Print the runs with their hours, memory and disk, and stop.
-        status: Print the runs with their states and losses so far, and stop.
     """
 
-    name: str = "study"
-    configs: list[str] = field(default_factory=lambda: ["data/csv.yaml", "trainer/laptop.yaml"])
     sizes: list[str] | dict[str, str | int] | None = None
     out: Path | None = None
     hours: float | None = None
-    data: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (1,)
     holdout_seeds: tuple[int, ...] = (1,)
     size_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -96,9 +117,7 @@ class Study:
     horizons: tuple[float, ...] = (1.0,)
     reduce: Literal["users", "interactions", "recent"] = "users"
     holdout: int = 2
-    options: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
-    size_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     starts_from: dict[str, str] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
@@ -106,19 +125,9 @@ class Study:
     law: str | None = "forecast"
     x: Literal["N_body", "N_total"] = "N_body"
     y: Literal["test_loss", "trajectory_loss"] = "test_loss"
-    jobs: int = 1
-    cores: int | None = None
-    gpus: tuple[int, ...] | None = None
-    memory_gib: float | None = None
-    budget_hours: float | None = None
     price_per_hour: float | None = None
     budget_disk_gib: float | None = None
-    retries: int = 0
     skip: tuple[str, ...] = ()
-    restart: tuple[str, ...] = ()
-    cluster: dict[str, Any] | None = None
-    dry_run: bool = False
-    status: bool = False
 
     def __post_init__(self) -> None:
         check_range("--hours", self.hours, above=0)

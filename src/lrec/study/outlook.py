@@ -131,11 +131,8 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
     outlook = judge(evidence)
     report = markdown(data.store.meta["name"], evidence, outlook)
     if out is not None:
-        write_json(
-            out / "outlook.json",
-            {"schema": 1, "data_hash": data.data_hash, "seed": seed}
-            | {"from": FROM, "to": TO, "outlook": asdict(outlook), "evidence": asdict(evidence)},
-        )
+        about = {"schema": 1, "data_hash": data.data_hash, "seed": seed, "from": FROM, "to": TO}
+        write_json(out / "outlook.json", about | {"outlook": asdict(outlook), "evidence": asdict(evidence)})
         write_text(out / "report.md", report + "\n")
     print(on_terminal(report))
 
@@ -250,10 +247,8 @@ def judge(evidence: Evidence) -> Outlook:
     useful = evidence.targets / TARGETS_PER_PARAMETER
     gain: float | None = None
     if expected <= NEXT_TO_NOTHING:
-        gain = expected
-        why = (
-            f"{evidence.targets:,} training targets feed {useful:,.0f} parameters, at {TARGETS_PER_PARAMETER} for each"
-        )
+        gain, fed = expected, f"{useful:,.0f} parameters, at {TARGETS_PER_PARAMETER} for each"
+        why = f"{evidence.targets:,} training targets feed {fed}"
     elif tiny is None:
         why = "the short runs diverged"
     elif popularity - min(ngram, tiny.loss) <= 2 * evidence.noise:

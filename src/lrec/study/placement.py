@@ -42,19 +42,11 @@ def placement(config: RunConfig, gpus_per_run: int = 1) -> Placement:
     shards = config.value("trainer.strategy.shard_group", nodes * devices) if strategy in ("fsdp2", "lrec.FSDP2") else 1
     accumulation = config.value("trainer.accumulate_grad_batches", 1)
     checkpointing = bool(config.value("model.checkpoint_activations", False))
-    return Placement(kind, nodes, devices, shards, accumulation, _precision(config), checkpointing)
-
-
-def _precision(config: RunConfig) -> Precision:
-    precision = str(config.value("trainer.precision", "32-true"))
-    if config.value("trainer.strategy.param_dtype") is not None or precision in (
-        "bf16",
-        "bf16-mixed",
-        "16",
-        "16-mixed",
-    ):
-        return "bf16-mixed"
-    return "bf16-true" if precision in ("bf16-true", "16-true") else "32-true"
+    named = str(config.value("trainer.precision", "32-true"))
+    precision: Precision = "bf16-true" if named in ("bf16-true", "16-true") else "32-true"
+    if config.value("trainer.strategy.param_dtype") is not None or named in ("bf16", "bf16-mixed", "16", "16-mixed"):
+        precision = "bf16-mixed"
+    return Placement(kind, nodes, devices, shards, accumulation, precision, checkpointing)
 
 
 def here() -> tuple[str, ...]:

@@ -72,15 +72,12 @@ def read_points(
 def _files(paths: Sequence[Path]) -> list[Path]:
     files: dict[Path, Path] = {}  # by resolved path: a file named twice counts once
     for path in paths:
-        if path.is_dir():
-            found = find_points(path)
-            if not found:
-                raise UserError(f"{path}: no {POINTS} in or under this folder; name a folder of runs, or a file")
-            files |= {file.resolve(): file for file in found}
-        elif path.is_file():
-            files[path.resolve()] = path
-        else:
+        found = find_points(path) if path.is_dir() else [path]
+        if not path.exists():
             raise UserError(f"{path}: no such file or folder")
+        if not found:
+            raise UserError(f"{path}: no {POINTS} in or under this folder; name a folder of runs, or a file")
+        files |= {file.resolve(): file for file in found}
     if not files:
         raise UserError("--points: name at least one file or folder")
     return list(files.values())

@@ -1,16 +1,14 @@
 """The prediction of a study: from the small sizes of each ladder, committed to before a large run is read."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lrec.common.files import write_json
+from lrec.common.files import read_json, write_json
 from lrec.laws.fit import Fit
 from lrec.laws.loss_laws import name_of
 from lrec.laws.metric_forecasts import Expected, expected_metrics
@@ -30,9 +28,6 @@ class LadderFit:
     loss and of every metric that was tested."""
 
     name: str
-    x: str
-    y: str
-    source_hash: str
     fit: Predictor
     predictions: tuple[Prediction, ...]
     metrics: Mapping[str, list[Expected]] = field(default_factory=dict)
@@ -65,23 +60,23 @@ def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun])
     lengths = [points["d"].unique().sort()] if fitted.columns == ("x", "d") else []
     predictions = tuple(fitted.predict(np.array([*product(large, *lengths)]))) if large else ()
     metrics = expected_metrics(points, predictions) if predictions else {}
-    return LadderFit(runs[0].ladder, study.x, study.y, source_hash(points), fitted, predictions, metrics)
+    return LadderFit(runs[0].ladder, fitted, predictions, metrics)
 
 
-def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]) -> None:
+def write_prediction(study: Study, ladders: list[LadderFit], runs: list[PlannedRun]) -> None:
     """Commit to the prediction while the large runs are unread. One that is there for the same points and held-out runs
     stays; another one (the study was extended) is kept under a number, and the new one names the held-out runs that
     were trained before it."""
-    path = out / "prediction.json"
+    out, path = study.folder, study.folder / "prediction.json"
     held_out = [run for run in runs if run.held_out]
     prediction = {
         "ladders": [
             {
                 "ladder": ladder.name,
                 "law": name_of(ladder.fit.law) if isinstance(ladder.fit, Fit) else ladder.fit.name,
-                "x": ladder.x,
-                "y": ladder.y,
-                "source_hash": ladder.source_hash,
+                "x": study.x,
+                "y": study.y,
+                "source_hash": source_hash(ladder.fit.points),
                 "parameters": ladder.fit.parameters if isinstance(ladder.fit, Fit) else {},
                 "predictions": [asdict(point) for point in ladder.predictions],
                 "metrics": {name: [asdict(each) for each in expected] for name, expected in ladder.metrics.items()},
@@ -91,8 +86,8 @@ def write_prediction(out: Path, ladders: list[LadderFit], runs: list[PlannedRun]
         "held_out_runs": {run.name: run.options for run in held_out},
         "trained_before": [run.name for run in held_out if run_of_study(out, run.name).points_file.is_file()],
     }
-    if path.is_file():
-        if _same_prediction(json.loads(path.read_text(encoding="utf-8")), prediction):
+    if earlier := read_json(path):
+        if _same_prediction(earlier, prediction):
             return
         path.rename(out / f"prediction-{1 + len(list(out.glob('prediction-*.json')))}.json")
     write_json(path, prediction)

@@ -10,11 +10,11 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
-from lrec.common.files import write_json, write_text
+from lrec.common.files import read_json, write_json, write_text
 from lrec.common.hardware import auto_precision
 from lrec.errors import UserError
 from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
-from lrec.study.grid import PlannedRun
+from lrec.study.grid import PlannedRun, changed
 from lrec.study.launch import Outcome, is_running
 from lrec.study.options import PLAN, Study
 from lrec.study.placement import placement
@@ -33,10 +33,9 @@ class Record:
         for name, mine in points.items():
             if not (self.folder / name).exists():
                 Run(self.folder / name).write_points(mine)
-        earlier: dict[str, Any] = {"grid": {"runs": []}, "earlier_runs": [], "state": {}}
-        if self.path.is_file():
-            earlier = json.loads(self.path.read_text(encoding="utf-8"))
-        elif out.exists() and {path.name for path in out.iterdir()} - {PLAN} and not find_points(self.folder):
+        earlier: dict[str, Any] = read_json(self.path, {"grid": {"runs": []}, "earlier_runs": [], "state": {}})
+        there = {path.name for path in out.iterdir()} if out.exists() else set()
+        if there - {PLAN} and self.path.name not in there and not find_points(self.folder):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
         self.runs = self._in_one_precision(runs)
@@ -112,10 +111,8 @@ class Record:
         if not had:
             print(f"precision: {precision}, chosen by auto")
 
-        def settled(run: PlannedRun) -> PlannedRun:
-            return replace(run, options=run.options | {"trainer": run.options["trainer"] | {"precision": precision}})
-
-        return [settled(run) if run in unsettled else run for run in runs]
+        settled = {run.name: changed(run.options, {"trainer.precision": precision}) for run in unsettled}
+        return [replace(run, options=settled.get(run.name, run.options)) for run in runs]
 
     def _write(self) -> None:
         """study.json, and the points of all finished runs, those that have left the grid too."""

@@ -1,6 +1,5 @@
 """What a study leaves behind: report.html, report.md, fit.json and figures, also in TensorBoard."""
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -11,9 +10,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import polars as pl
-from scipy.special import stdtrit
+from scipy.stats import ttest_1samp
 
-from lrec.common.files import write_text
+from lrec.common.files import read_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import rows_table
@@ -26,13 +25,13 @@ from lrec.laws.predict import compare
 from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
 from lrec.study.answer import BESIDE, METRIC, Answer, amount, answer_of
+from lrec.study.budget import price_rows
 from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
-from lrec.study.price import price_rows
 from lrec.study.tuning import LR, Trial, Tuned
 
 # Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
@@ -48,25 +47,24 @@ COUNTING = ("markov", "item-graph")  # baselines that know what follows what
 
 
 def write_report(
-    out: Path,
-    name: str,
+    study: Study,
     runs: list[PlannedRun],
     ladders: list[LadderFit],
     unfit: Mapping[str, str],
     tuned: Tuned | None = None,
-    study: Study | None = None,
     ngrams: Mapping[str, float] = {},
 ) -> str:
-    """Join the predictions with the large runs' losses, write everything under `out`, and return report.md; `unfit`
-    says of ladders why they have no law, `ngrams` what loss counting alone has on the test targets.
+    """Join the predictions with the large runs' losses, write everything into the study's folder, and return report.md;
+    `unfit` says of ladders why they have no law, `ngrams` what loss counting alone has on the test targets.
 
     But for what runs took, an interrupted study ends with the same report as an undisturbed study.
     """
+    out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     warned, sections = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)], list[str]()
     warned += _mistuned(runs, tuned) if tuned else []
-    if (plan := out / PLAN).is_file():
-        sections += ["## Plan", as_text(json.loads(plan.read_text(encoding="utf-8")))]
+    if plan := read_json(out / PLAN):
+        sections += ["## Plan", as_text(plan)]
     sections += _tuned(runs, tuned) if tuned else []
     sections += variants_table(runs, points)
     sections += _figures(out, runs, points)
@@ -83,20 +81,20 @@ def write_report(
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
         if ladder in laws:
-            judged, analysis = _law(out, mine, own, laws[ladder])
+            judged, analysis = _law(study, mine, own, laws[ladder])
             sections += judged
             if isinstance(analysis.of_all, Forecast):
-                sections += doublings(analysis.of_all, laws[ladder].x)
+                sections += doublings(analysis.of_all, study.x)
             said = [re.sub(r"\*", "", sentence) for sentence in (*warned, *judged[3:])]
             if found := answer_of(study, analysis, longest, of_longest, said):
                 answers.append((found, analysis))
     # Of several ladders, the one whose largest network is the best; of equal ones the first.
     best = max(answers, key=lambda each: each[0].columns[0].value, default=None)
     answer = best and best[0]
-    shown: dict[str, Any] = {"name": name, "answer": answer, "metric": METRIC, "beside": BESIDE}
+    shown: dict[str, Any] = {"name": study.name, "answer": answer, "metric": METRIC, "beside": BESIDE}
     shown["prices"] = price_rows([column.price for column in answer.columns]) if answer else []
     short = [rendered("study", "answer.md.j2", shown, amount=amount)] if answer else []
-    report = "\n\n".join([f"# Scaling study {name}", *warned, *short, *sections]) + "\n"
+    report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
     if best:
         figure = answer_figure(best[1], METRIC, best[0].finding)
@@ -136,29 +134,28 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     ]
 
 
-def _law(out: Path, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit) -> tuple[list[str], Analysis]:
+def _law(
+    study: Study, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit
+) -> tuple[list[str], Analysis]:
     """What was predicted, what became of it, and a warning where the prediction in force is none."""
-    every_point, held_out = ladder.fit.points, None
+    out, every_point, held_out = study.folder, ladder.fit.points, None
     finished = [run for run in runs if not points[run.name].diverged]
     if any(run.held_out for run in finished):
         files = [run_of_study(out, run.name).points_file for run in finished]
-        of_ladder = read_points(files, ladder.x, ladder.y, shares=isinstance(ladder.fit, Forecast))
+        of_ladder = read_points(files, study.x, study.y, shares=isinstance(ladder.fit, Forecast))
         actual = of_ladder.filter(~pl.col("x").is_in(every_point["x"].implode()))
         reached = set(actual.select(ladder.fit.columns).iter_rows())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.at in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
-    floor = _floor(points) if ladder.y == "test_loss" else None
-    analysis = analyse(
-        ladder.fit, held_out, every_point, {"x": ladder.x, "d": "D", "u": "U", "y": ladder.y}, floor=floor
-    )
+    floor = _floor(points) if study.y == "test_loss" else None
+    analysis = analyse(ladder.fit, held_out, every_point, {"x": study.x, "d": "D", "u": "U", "y": study.y}, floor=floor)
     folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
-    figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, ladder.x, ladder.y)
+    figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, study.x, study.y)
     save_figure(folder / "fit.png", figure)
-    heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {ladder.x}"
+    heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {study.x}"
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
-    path = out / "prediction.json"
-    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"trained_before": [], "ladders": []}
+    written = read_json(out / "prediction.json", {"trained_before": [], "ladders": []})
     if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
         sections.append("The metrics were forecast after the held-out runs, from the same small sizes as the loss.")
     if mine := [name for name in written["trained_before"] if name in points]:
@@ -316,23 +313,17 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
     """A warning for each size whose loss its neighbours contradict, in any ladder."""
     n_body, warned = {point.size: point.N_body for point in points.values()}, list[str]()
     for ladder, mine in by_ladder(runs).items():
-        above = _above_neighbours(_mean_losses(of_all_data(mine), points), n_body)
-        warned += [
-            f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours. The cause "
-            "is its training, not its size."
-            for size, excess in above.items()
-            if excess > OUT_OF_LINE
-        ]
+        losses = _mean_losses(of_all_data(mine), points)
+        for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
+            # Above the line through its neighbours, in ln N_body.
+            place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
+            excess = losses[size] - (1 - place) * losses[small] - place * losses[large]
+            if excess > OUT_OF_LINE:
+                warned.append(
+                    f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours. "
+                    "The cause is its training, not its size."
+                )
     return warned
-
-
-def _above_neighbours(losses: dict[str, float], n_body: dict[str, int]) -> dict[str, float]:
-    """How far each size's loss lies above the line through those of its neighbours, in ln N_body."""
-    found = {}
-    for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
-        place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
-        found[size] = losses[size] - (1 - place) * losses[small] - place * losses[large]
-    return found
 
 
 def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
@@ -365,8 +356,7 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
             row.append(_mean(differences, "+", of_mean=True) if comparable else "")
             if comparable and len(differences) > 1:
                 compared += 1
-                quantile = float(stdtrit(len(differences) - 1, (1 + CONFIDENCE) / 2))
-                if abs(mean(differences)) > quantile * stdev(differences) / math.sqrt(len(differences)):
+                if ttest_1samp(differences, 0).pvalue < 1 - CONFIDENCE:
                     standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
         rows.append(row)
     note = "No difference has two seeds, so none can be compared with the noise between seeds."

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lrec.common.files import read_json
 from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.laws.equivalents import LadderCurve
 from lrec.run import Point, run_of_study
+from lrec.study.budget import wider
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import as_argument, ladder_n_body
 from lrec.study.points import REPEATED
-from lrec.study.price import wider
 from lrec.study.tuning import LR
 
 EPOCHS, LENGTH, USERS = "trainer.max_epochs", "data.max_len", "data.reduction.users"
@@ -37,9 +38,10 @@ class Ladder:
     """
 
     def __init__(self, study: Path, size: str | None) -> None:
-        if not (study / "study.json").is_file():
+        record = read_json(study / "study.json")
+        if record is None:
             raise UserError(f"--study {study}: no study there (no study.json)")
-        grid = json.loads((study / "study.json").read_text(encoding="utf-8"))["grid"]
+        grid = record["grid"]
         every = [PlannedRun(**run) for run in grid["runs"]]
         self.study, self.y = study, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}

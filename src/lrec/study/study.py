@@ -20,7 +20,7 @@ from lrec.study.processes import start_server
 from lrec.study.record import Record
 from lrec.study.report import write_report
 from lrec.study.status import runs_table
-from lrec.study.tuning import Tuned, Tuner
+from lrec.study.tuning import Tuner
 from lrec.study.work import Work
 
 
@@ -51,13 +51,8 @@ def run_study(study: Study) -> None:
             print(runs_table(trials, tuner.study_of_trials.folder / "runs", {}), end="\n\n")
         print(runs_table(record.runs, record.folder, record.state))
         return
-    costs: list[budget.Cost] = []
-    if study.dry_run or (study.memory_gib, study.budget_hours, study.budget_disk_gib) != (None, None, None):
-        costs = budget.plan(tuner.study_of_trials, tuner.first_runs) if tuner else []
-        costs += budget.plan(study, record.runs)
-        if study.dry_run:
-            print(budget.plan_table(costs, study))
-        budget.check(costs, study)
+    of_trials = [(tuner.study_of_trials, tuner.first_runs)] if tuner else []
+    memory_gib = budget.memory_of(study, *of_trials, (study, record.runs))
     to_train = [run for run in record.runs if record.trained(run).result is None]
     tunes_step = "targets_per_step" in study.tune
     if to_train and not tunes_step and (few := few_steps(max(to_train, key=lambda run: run.horizon))):
@@ -68,7 +63,7 @@ def run_study(study: Study) -> None:
     with locked(lock_of(study.folder.absolute()), taken):
         if plan is not None:
             write_json(study.folder / PLAN, plan)
-        _carry_out(study, tuner, record, Work(study, {cost.run.name: cost.memory_gib for cost in costs}))
+        _carry_out(study, tuner, record, Work(study, memory_gib))
 
 
 def few_steps(run: PlannedRun) -> str | None:
@@ -83,7 +78,7 @@ def few_steps(run: PlannedRun) -> str | None:
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:
     tuned = None
     if tuner is not None:
-        tuned = _tune(tuner, work)
+        tuned = tuner.tuned(work)
         study = tuned.applied_to(study)
         record = Record(study, planned_runs(study))
     runs = record.enter(study.restart, study.skip)
@@ -102,35 +97,15 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         if late := work.too_long(record, [run for run in runs if run.held_out]):
             print(f"left out, as they would take more than --hours {study.hours:g}: {', '.join(late)}", flush=True)
             runs = [run for run in runs if run.name not in late]
-        write_prediction(study.folder, ladders, runs)
+        write_prediction(study, ladders, runs)
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
-    report = write_report(study.folder, study.name, runs, ladders, unfit, tuned, study, _ngrams(runs))
+    from lrec.evaluation.ngrams import losses_of_test  # and torch with it
+
+    ngrams = dict[str, float]()  # what counting has on the test targets; nothing where their data are gone
+    with suppress(UserError):
+        ngrams = losses_of_test(of_all_data(runs)[0].open_data())
+    report = write_report(study, runs, ladders, unfit, tuned, ngrams)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))
-
-
-def _ngrams(runs: list[PlannedRun]) -> dict[str, float]:
-    """What counting has on the test targets of the runs with the most data; nothing where their data are gone."""
-    from lrec.evaluation.ngrams import losses_of_test
-
-    with suppress(UserError):
-        return losses_of_test(of_all_data(runs)[0].open_data())
-    return {}
-
-
-def _tune(tuner: Tuner, work: Work) -> Tuned:
-    known = {run.name: run for run in tuner.runs_so_far}
-
-    def train(runs: list[PlannedRun]) -> None:
-        names = {run.name for run in runs}
-        known.update({run.name: run for run in runs})
-        record = Record(tuner.study_of_trials, list(known.values()))
-        entered = record.enter(names & set(work.study.restart), ())
-        record.check_data(entered)
-        work.train(record, [run for run in entered if run.name in names], "trial")
-
-    tuned = tuner.kept or tuner.tune(train)
-    tuner.keep(tuned)
-    return tuned

@@ -5,7 +5,6 @@ the best so far until none is left, so that no range has to be given, and no end
 losses alone decide.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from lrec.common.files import json_hash, write_json
+from lrec.common.files import json_hash, read_json, write_json
 from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study, ladder_n_body
+from lrec.study.record import Record
+from lrec.study.work import Work
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -175,9 +176,8 @@ class Tuner:
     @property
     def runs_so_far(self) -> list[PlannedRun]:
         """The trials that its folder tells of."""
-        record = self.study_of_trials.folder / "study.json"
-        runs = json.loads(record.read_text(encoding="utf-8"))["grid"]["runs"] if record.is_file() else []
-        return [PlannedRun(**run) for run in runs]
+        record = read_json(self.study_of_trials.folder / "study.json", {"grid": {"runs": []}})
+        return [PlannedRun(**run) for run in record["grid"]["runs"]]
 
     @property
     def first_runs(self) -> list[PlannedRun]:
@@ -193,47 +193,46 @@ class Tuner:
     @property
     def kept(self) -> Tuned | None:
         """What tuning the same study has come to, which holds without its data too."""
-        file = self.study_of_trials.folder / "tuned.json"
-        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        kept = read_json(self.study_of_trials.folder / "tuned.json", {})
         if kept.pop("of", None) != self._key:
             return None
         trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
         return Tuned(**kept | {"trials": trials})
 
-    def keep(self, tuned: Tuned) -> None:
+    def tuned(self, work: Work) -> Tuned:
+        """What tuning comes to, or has come to."""
+        tuned = self.kept or self._tune(work)
         trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in tuned.trials]
         content = {"of": self._key, **asdict(tuned), "trials": trials}
         write_json(self.study_of_trials.folder / "tuned.json", content)
+        return tuned
 
     @property
     def _key(self) -> str:
         return json_hash([self._whole.config.trained_with, self._most, self.study.tune, self.study.ladder])
 
-    def tune(self, train: Callable[[list[PlannedRun]], None]) -> Tuned:
-        """Train the trials, as `train` does those that are not finished, and read what follows from them."""
+    def _tune(self, work: Work) -> Tuned:
+        """Train the trials that are not finished, and read what follows from all."""
+        self._known = {run.name: run for run in self.runs_so_far}
         best = self._start
         for share in self._shares:
-            best = self._walk(train, self._small, share, best)
+            best = self._walk(work, self._small, share, best)
         # With the smaller of the two steps, of which a trial has more.
         at = best._replace(targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
         for size in self._others:
             law = law_of(self._trials, self._scaled)
             lr = law.choose(ladder_n_body(size), self._shares[0] * self._targets, at.targets_per_step).rate
-            at = at._replace(dropout=self._walk(train, size, self._shares[0], at._replace(lr=lr)).dropout)
+            at = at._replace(dropout=self._walk(work, size, self._shares[0], at._replace(lr=lr)).dropout)
         options: dict[str, Any] = {}
         law = law_of(self._trials, self._scaled)
-        if "targets_per_step" in self.study.tune:
-            options[STEP] = self._best_step(law)
+        if "targets_per_step" in self.study.tune:  # the best for all the data and the middle size, of steps enough
+            middle = ladder_n_body(self.study.fitted[len(self.study.fitted) // 2])
+            best_step = min(law.choose(middle, self._targets).batch, self._targets / WANTED_STEPS)
+            options[STEP] = max(int(best_step // 64) * 64, self._least_step)
         if "dropout" in self.study.tune:
             options |= dict.fromkeys(DROPOUTS, at.dropout)
         rule = self._rule(law, options.get(STEP, best.targets_per_step))
         return Tuned({LR: rule}, options, self._targets, self._scaled, self._trials)
-
-    def _best_step(self, law: RateLaw) -> int:
-        """The best step for all the data and the middle of the fitted sizes, such that there are steps enough."""
-        middle = self.study.fitted[len(self.study.fitted) // 2]
-        best = law.choose(ladder_n_body(middle), self._targets).batch
-        return max(int(min(best, self._targets / WANTED_STEPS) // 64) * 64, self._least_step)
 
     def _rule(self, law: RateLaw, step: int) -> list[float]:
         """The law's rates as factor and exponents of N_body and of the share, through the ends of the ladder at the
@@ -250,13 +249,18 @@ class Tuner:
         only = {"targets_per_step": self._small, "dropout": self.study.fitted[-1]}
         return [name for name in self.study.tune if only.get(name, size) == size]
 
-    def _walk(self, train: Callable[[list[PlannedRun]], None], size: str, share: float, start: Setting) -> Setting:
+    def _walk(self, work: Work, size: str, share: float, start: Setting) -> Setting:
         """The best setting that a walk from `start` finds."""
 
         def losses_of(places: list[Place]) -> list[float]:
             settings = [place.of(start) for place in places]
             runs = self._planned(size, share, settings)
-            train(runs)
+            names = {run.name for run in runs}
+            self._known |= {run.name: run for run in runs}
+            record = Record(self.study_of_trials, list(self._known.values()))
+            entered = record.enter(names & set(work.study.restart), ())
+            record.check_data(entered)
+            work.train(record, [run for run in entered if run.name in names], "trial")
             trials = [self._trial(run, setting) for run, setting in zip(runs, settings, strict=True)]
             self._trials += trials
             return [inf if trial.loss is None else trial.loss for trial in trials]

@@ -18,17 +18,11 @@ LR_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an update trains on, how long and how fast.
+    """What an update trains on, how long and how fast."""
 
-    Attributes:
-        steps: Steps of the optimizer; None: one pass over new and replayed histories.
-        lr: Peak learning rate; None: a quarter of that of the run.
-        replay: Share of the users whose whole histories are trained on again, a fixed one by the hash of their ids.
-    """
-
-    steps: int | None = None
-    lr: float | None = None
-    replay: float = 0.1
+    steps: int | None = None  # of the optimizer; None: one pass over new and replayed histories
+    lr: float | None = None  # the peak; None: `LR_SHARE` of that of the run
+    replay: float = 0.1  # share of the users whose whole histories are trained on again, by the hash of their ids
 
     def __post_init__(self) -> None:
         check_range("--steps", self.steps, at_least=1)
@@ -44,21 +38,12 @@ def windowed(config: RunConfig, store: Path, split: GlobalTemporal) -> dict[str,
 def warm_options(
     config: RunConfig, warm_start: Path, store: Path, split: GlobalTemporal, since: int, recipe: Recipe
 ) -> dict[str, Any]:
-    """The options of an update's `lrec fit`, as config.yaml nests them: those of the run, but for what is trained on.
+    """The options of an update's `lrec fit`, as config.yaml nests them: those of the network's run, but for what is
+    trained on. `since` is the time, in the source's unit, of the first row that has not trained the network.
 
     New rows train, each user's after as many older ones as an input is long, and the histories of `recipe.replay` of
-    all users. There is one evaluation, at the end, so nothing is chosen on the validation window.
-
-    Args:
-        config: The options of the run that the network is from.
-        warm_start: Its folder or checkpoint; items and types of event keep their embeddings by name.
-        store: The store with the new rows.
-        split: Where training ends, and validation.
-        since: Time, in the source's unit, of the first row that has not trained the network.
-        recipe: How long, how fast, with how much replay.
-
-    Raises:
-        UserError: A network that no other one begins with: one whose item table is made of vectors.
+    all users. There is one evaluation, at the end, so nothing is chosen on the validation window. UserError where the
+    network's item table is made of vectors, with which no other one begins.
     """
     options = changed(windowed(config, store, split), {"model.warm_start": str(warm_start)})
     return changed(options, trained_on(config, since, recipe))
@@ -94,14 +79,8 @@ def rate_of(config: RunConfig, recipe: Recipe) -> float:
 
 
 def carry_out(folder: Path, options: dict[str, Any], name: str) -> Point:
-    """Train a run in its folder as a study trains its own: what was stopped goes on, what is finished stays.
-
-    Returns:
-        Its best evaluation, or its last one if it diverged.
-
-    Raises:
-        UserError: It failed, or was told to stop.
-    """
+    """Train a run in its folder as a study trains its own: what was stopped goes on, what is finished stays. Its best
+    evaluation, or its last one if it diverged; UserError where it failed, or was told to stop."""
     planned = PlannedRun(folder.name, "", 0, 1.0, "", "", False, options)
     training = Training(planned, folder, name, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     try:

@@ -72,17 +72,11 @@ class Work:
 
     def too_long(self, record: Record, runs: list[PlannedRun]) -> list[str]:
         """Names of the largest of the runs that the study's hours do not allow any more."""
-        expected, late = (
-            self._expected(record, [run for run in runs if record.trained(run).result is None]),
-            list[str](),
-        )
+        left_s, late = self._expected(record, [run for run in runs if record.trained(run).result is None]), list[str]()
         allowed_s = LATEST * 3600 * (self.study.hours or 0) - (time.monotonic() - self._began)
-        while (
-            expected
-            and self._slower * max(max(expected.values()), sum(expected.values()) / self.study.jobs) > allowed_s
-        ):
-            late.append(max(expected, key=expected.__getitem__))
-            del expected[late[-1]]
+        while left_s and self._slower * max(*left_s.values(), sum(left_s.values()) / self.study.jobs) > allowed_s:
+            late.append(max(left_s, key=left_s.__getitem__))
+            del left_s[late[-1]]
         return late
 
     def _start(self, record: Record, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:

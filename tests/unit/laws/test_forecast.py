@@ -11,8 +11,7 @@ from lrec.errors import UserError
 from lrec.laws.analysis import analyse
 from lrec.laws.forecast import Forecast
 from lrec.laws.law import Array
-from lrec.laws.mixture import Mixture, Part, Prior, posterior, with_one_off
-from lrec.laws.noise import CELLS, Errors, of_curve
+from lrec.laws.mixture import CELLS, Errors, Mixture, Part, Prior, of_curve, posterior, with_one_off
 from lrec.laws.predict import holdout_report
 from lrec.study.points import read_points
 

@@ -301,7 +301,7 @@ def test_the_plans_interval_is_the_fits(tmp_path: Path) -> None:
     [
         ({}, "name one of --flops, --loss, --size, --hours and --hr10"),
         ({"size": 1e6, "flops": 1e12}, "name one of --flops, --loss, --size, --hours and --hr10"),
-        ({"size": -1.0}, "--size -1: must be a positive number"),
+        ({"size": -1.0}, "--size must be above 0"),
         ({"loss": 1.5}, "--loss 1.5: not reached"),
         ({"size": 1e6, "unique": 1e6, "epochs": 40.0}, "runs of 1 to 16 passes"),
         ({"size": 1e6, "epochs": 4.0}, "with --unique"),
@@ -337,7 +337,7 @@ def test_files_that_are_no_fit_are_refused(tmp_path: Path) -> None:
         plan_command(tmp_path, size=1e6)
     with pytest.raises(UserError, match=r"--out .* is not a folder"):
         plan_command(of_size(tmp_path), size=1e6, out=tmp_path / "fit.json" / "plan.json")
-    with pytest.raises(UserError, match="at most 1, is expected"):
+    with pytest.raises(UserError, match="--mfu must be above 0 and at most 1"):
         plan_command(of_size(tmp_path), size=1e6, mfu=40)
 
 

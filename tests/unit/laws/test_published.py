@@ -10,10 +10,10 @@ import pytest
 from scipy.optimize import least_squares, linprog, minimize
 from scipy.special import huber
 
+from lrec.laws.descent import Objective
 from lrec.laws.fit import Fit, fit
 from lrec.laws.law import Array
 from lrec.laws.loss_laws import LAWS, _log_worth
-from lrec.laws.objective import Objective
 from lrec.laws.verdict import warnings
 
 TABLES = Path(__file__).parents[4] / "shared" / "data" / "scaling"

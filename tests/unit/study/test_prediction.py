@@ -17,7 +17,7 @@ def test_all_parameters_of_large_runs_count_the_types_of_event_of_small_ones(tmp
     """How many types there are is known only once the data have been read."""
     configs = ["data/synthetic.yaml", "trainer/laptop.yaml"]
     sizes = ["0.8k", "1.7k", "3k", "4.8k", "6.9k"]
-    study = Study("types", configs, sizes, out=tmp_path, holdout=1, fractions=(1.0,), law="lsrm", x="N_total")
+    study = Study("types", configs, sizes=sizes, out=tmp_path, holdout=1, fractions=(1.0,), law="lsrm", x="N_total")
     runs = planned_runs(study)
     nets = {run.name: replace(run.network(ITEMS), event_types=TYPES) for run in runs}
     for run in runs[:-1]:

@@ -11,6 +11,7 @@ from lrec.laws.loss_laws import LAWS
 from lrec.model.network_sizes import SIZES
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
+from lrec.study.options import Study
 from lrec.study.prediction import LadderFit
 from lrec.study.report import COLUMNS, write_report
 
@@ -54,19 +55,21 @@ def make_run(
     return run
 
 
+def study_in(out: Path) -> Study:
+    return Study(name="made up", out=out, sizes=LADDER, holdout=1)
+
+
 @cache
 def ladder(fraction: float) -> LadderFit:
     x = [n_body(size) for size in LADDER[:-1]]
     fitted = fit(LAWS["lsrm"], x, [loss(size, fraction) for size in LADDER[:-1]])
-    return LadderFit(
-        f"fraction-{fraction:g}", "N_body", "test_loss", "hash", fitted, tuple(fitted.predict([n_body(LADDER[-1])]))
-    )
+    return LadderFit(f"fraction-{fraction:g}", fitted, tuple(fitted.predict([n_body(LADDER[-1])])))
 
 
 @pytest.mark.slow
 def test_every_fraction_has_its_own_fit(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, fraction) for fraction in (0.5, 1.0) for size in LADDER]
-    report = write_report(tmp_path, "two", runs, [ladder(0.5), ladder(1.0)], {})
+    report = write_report(study_in(tmp_path), runs, [ladder(0.5), ladder(1.0)], {})
     for fraction in (0.5, 1.0):
         content = json.loads((tmp_path / "fit" / f"fraction-{fraction:g}" / "fit.json").read_text())
         assert content["holdout"]["points"][0]["actual"] == loss("49k", fraction)
@@ -84,7 +87,7 @@ def test_the_best_baseline_stands_beside_popularity(tmp_path: Path) -> None:
     point["metrics"] |= {f"test/{name}/loss": loss for name, loss in losses.items()}
     point["metrics"] |= {f"test/markov/{name}": 0.4747 for name in COLUMNS}
     path.write_text(json.dumps(point))
-    report = write_report(tmp_path, "one", [run], [], {})
+    report = write_report(study_in(tmp_path), [run], [], {})
     assert "| popularity |  |  |  |  |  | 4.6000 | 0.0500 |" in report
     assert "| markov |  |  |  |  |  | 3.0757 | 0.4747 |" in report
     assert "repeat-last" not in report
@@ -99,7 +102,7 @@ def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
             point = json.loads(file.read_text())
             point["metrics"]["test/markov/loss"] = markov
             file.write_text(json.dumps(point) + "\n")
-        report = write_report(tmp_path / name, "two", runs, [ladder(1.0)], {})
+        report = write_report(study_in(tmp_path / name), runs, [ladder(1.0)], {})
         assert "Out of line" not in report
         first = report.splitlines()[2]
         assert first.startswith("**Under-trained") == (losing > 2)
@@ -113,7 +116,7 @@ def test_n_grams_count_among_what_a_ladder_may_lose_to(tmp_path: Path) -> None:
     for name, beyond, losing in (("all", -0.01, True), ("but the largest", 0.01, False)):
         runs = [make_run(tmp_path / name, size, 1.0) for size in LADDER]
         counted = {"bigram": loss("0.8k", 1.0) + 1, "trigram": loss("12k", 1.0) + beyond}
-        report = write_report(tmp_path / name, "one", runs, [ladder(1.0)], {}, ngrams=counted)
+        report = write_report(study_in(tmp_path / name), runs, [ladder(1.0)], {}, ngrams=counted)
         said = "5 of 5 fitted sizes have a higher test loss than trigram (0.8k, 1.7k, 12k, 3k, 6.9k)"
         assert (said in report) == ("Under-trained" in report) == losing
         assert f"a test loss of {counted['bigram']:.4f} by bigrams and {counted['trigram']:.4f} by trigrams." in report
@@ -122,7 +125,7 @@ def test_n_grams_count_among_what_a_ladder_may_lose_to(tmp_path: Path) -> None:
 def test_a_study_of_so_many_hours_says_what_it_chose_and_why(tmp_path: Path) -> None:
     plan = {"hours": 1, "reasons": ["Every run trains on 5 targets."], "parts": {"trials": 0.25}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    report = write_report(tmp_path, "one", [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
+    report = write_report(study_in(tmp_path), [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
     assert "## Plan\n\nEvery run trains on 5 targets.\n\n| part | hours |" in report
     assert "| trials | 0.25 |" in report
 
@@ -132,7 +135,7 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     runs.append(make_run(tmp_path, "6.9k", 1.0, test_loss=loss("1.7k", 1.0)))
     runs.append(make_run(tmp_path, "12k", 1.0, test_loss=3.95))
     runs.append(make_run(tmp_path, "49k", 1.0, status="diverged"))
-    report = write_report(tmp_path, "bad", runs, [ladder(1.0)], {})
+    report = write_report(study_in(tmp_path), runs, [ladder(1.0)], {})
     assert "rises with size from 3k to 6.9k: not monotone" in report
     assert report.splitlines()[2].startswith("**Out of line: 6.9k** of fraction-1 is")
     assert report.count("Out of line") == 1
@@ -142,7 +145,7 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
 
 
 def test_nothing_is_said_of_size_where_there_is_one(tmp_path: Path) -> None:
-    report = write_report(tmp_path, "one", [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
+    report = write_report(study_in(tmp_path), [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
     assert "every run lies above it" in report
     assert "step in size" not in report
     assert "Best size" not in report
@@ -151,7 +154,7 @@ def test_nothing_is_said_of_size_where_there_is_one(tmp_path: Path) -> None:
 def test_a_ladder_without_a_law_does_not_take_the_others_reports_away(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
     runs += [make_run(tmp_path, size, 0.5, status="diverged") for size in LADDER[:-1]]
-    report = write_report(tmp_path, "half", runs, [ladder(1.0)], {"fraction-0.5": "no usable point"})
+    report = write_report(study_in(tmp_path), runs, [ladder(1.0)], {"fraction-0.5": "no usable point"})
     assert "No law: no usable point" in report
     assert "Diverged and left out: 0.8k-0.5, 1.7k-0.5" in report
     assert (tmp_path / "fit" / "fraction-1" / "fit.json").is_file()

@@ -16,6 +16,7 @@ from lrec.laws.predict import hold_out, holdout_report
 from lrec.run import read_points_file, run_of_study
 from lrec.study.answer import Answer, answer_of
 from lrec.study.grid import PlannedRun
+from lrec.study.options import Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit
 from lrec.study.report import write_report
@@ -43,7 +44,13 @@ def answer_to(out: Path, study: str, **changed: float) -> Answer:
     predictor, held_out = holdout_report(None, pl.concat([small, large]), 2)
     every, names = pl.concat([small, large]), {"x": "N_body", "y": "test_loss"}
     points = {run.name: run_of_study(out, run.name).points[-1] for run in runs}
-    found = answer_of(None, analyse(predictor, held_out, every, names, with_others=False), runs, points, [])
+    found = answer_of(
+        Study(sizes=["3k"], holdout=0, law=None),
+        analyse(predictor, held_out, every, names, with_others=False),
+        runs,
+        points,
+        [],
+    )
     assert found is not None
     return found
 
@@ -62,8 +69,9 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     forecast = Forecast(small)
     predictions = tuple(forecast.predict(large["x"].unique().sort().to_list()))
     metrics = expected_metrics(small, predictions)
-    ladder = LadderFit("", "N_body", "test_loss", "hash", forecast, predictions, metrics)
-    write_report(out, "<script>alert(1)</script>", runs, [ladder], {})
+    ladder = LadderFit("", forecast, predictions, metrics)
+    study = Study(name="<script>alert(1)</script>", out=out, sizes=["3k"], holdout=0, law=None)
+    write_report(study, runs, [ladder], {})
     return out, (out / "report.html").read_text()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
-from lrec.study.options import ladder_n_body
+from lrec.study.options import Study, ladder_n_body
 from lrec.study.report import write_report
 from lrec.study.tuning import LR, Place, Setting, Trial, Tuned, walk
 
@@ -68,6 +68,6 @@ def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(tmp_
         point = {"size": run.size, "best": True, "status": "finished", "val_loss": 5.0, "test_loss": 5.0}
         (tmp_path / "runs" / run.name).mkdir(parents=True)
         Run(tmp_path / "runs" / run.name).write_points([Point(**point, N_body=sizes[run.size], flops=1, D=1, U=1)])
-    report = write_report(tmp_path, "two", runs, [], {}, tuned)
+    report = write_report(Study(out=tmp_path, sizes=[*sizes], holdout=0, law=None), runs, [], {}, tuned)
     assert report.splitlines()[2].startswith("**Mistuned: 12k-0.04 (by")
     assert "3k-0.01 (by" not in report

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import numpy as np
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule
 
 from lrec.data.batching.eval_batches import EvalTask, shared_rows
 from lrec.data.batching.plan import BatchPlan
@@ -29,18 +29,13 @@ def check_targets(split: Split, target_events: list[str] | None, cold_targets: s
         raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
 
 
-def affordable_users(split: Split, plan: BatchPlan, trainer: Trainer) -> int:
-    """How many users may validate in a fit: to read one costs a third of training on it, to rank the catalogue for a
-    target as much as training on one. Where a time lies between two evaluations, their training is that of an epoch."""
-    batches = plan.n_steps * trainer.accumulate_grad_batches
-    limit, interval = trainer.limit_train_batches, trainer.val_check_interval
-    of_epoch = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-    if isinstance(interval, float):
-        interval = interval * of_epoch * (trainer.check_val_every_n_epoch or 1)
-    positions = plan.part.n_positions * interval / batches
-    rows = shared_rows(split, EvalTask(*split.val_targets, True), plan.max_len)
-    cost = rows.lengths_R.sum() / 3 + len(split.val_targets.users_T)
-    return max(int(SHARE * positions * len(split.val_users) / cost), LEAST_USERS)
+def affordable_users(split: Split, plan: BatchPlan, data: LightningDataModule) -> int:
+    """How many users may validate in the fit that `data` are attached to: to read one costs a third of training on it,
+    to rank the catalogue for a target as much as training on one."""
+    users_T, positions_T = split.val_targets
+    rows = shared_rows(split, EvalTask(users_T, positions_T, True), plan.max_len)
+    cost = rows.lengths_R.sum() / 3 + len(users_T)
+    return max(int(SHARE * _positions_between_evaluations(plan, data) * len(split.val_users) / cost), LEAST_USERS)
 
 
 def testable_users(users: np.ndarray, targets: Targets, n_items: int) -> int:
@@ -58,3 +53,15 @@ def sampled(
     sampled_T = np.isin(targets.users_T, users[np.argsort(hash_numbers(users), kind="stable")[:n_users]])
     chosen = Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T])
     return chosen, None if sampled_T.all() else (len(np.unique(chosen.users_T)), len(users))
+
+
+def _positions_between_evaluations(plan: BatchPlan, data: LightningDataModule) -> float:
+    """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
+    trainer = data.trainer
+    assert trainer is not None
+    batches = plan.n_steps * trainer.accumulate_grad_batches
+    limit, interval = trainer.limit_train_batches, trainer.val_check_interval
+    of_epoch = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    if isinstance(interval, float):
+        interval = interval * of_epoch * (trainer.check_val_every_n_epoch or 1)
+    return plan.part.n_positions * interval / batches
