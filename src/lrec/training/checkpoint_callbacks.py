@@ -122,7 +122,7 @@ class LastCheckpoint(Callback):
             self._told_anywhere = Anywhere(gloo_group())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx):
             return
         saver = saver_of(trainer)
         if saver is not None:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.trainer.states import TrainerFn
 
 from lrec.errors import UserError
 from lrec.evaluation.metrics import METRICS, Metric, best_is, metric_names
@@ -65,7 +64,7 @@ class OptimizerSwitch(Callback):
             optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self.switch.at is not None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.switch.at is not None:
             return
         optimizer, scheduled = _switching(trainer)
         if optimizer.sgd_from is not None:
