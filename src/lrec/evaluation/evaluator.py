@@ -13,7 +13,7 @@ from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
 from lrec.evaluation.baselines import BASELINES, Baselines
 from lrec.evaluation.evaluation import Evaluation
-from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, Sets, best_is
+from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
 from lrec.ranking.scoring import Scores
 
 
@@ -61,13 +61,11 @@ class Evaluator:
 
     def add(self, batch: EvalBatch, scores: Scores) -> None:
         assert self._baselines is not None
-        baselines, sets = self._baselines, None
-        if batch.true_targets_P is not None and batch.true_items_P is not None and batch.n_true_M is not None:
-            sets = Sets(batch.true_targets_P, batch.true_items_P, batch.n_true_M)
+        baselines = self._baselines
 
         def add_scores_of(scorer: str) -> None:
             found = scores if scorer == "model" else baselines.score(scorer, batch)
-            self._under_way[scorer].update(found, batch.targets_M, batch.weights_M, batch.users_M, sets)
+            self._under_way[scorer].update(found, batch)
 
         if cpu_threads.is_cpu(batch.targets_M.device):
             cpu_threads.mapped(add_scores_of, list(self._under_way)[::-1])  # the last baseline takes longest

@@ -48,6 +48,14 @@ class Found(NamedTuple):
     true_BK: Tensor | None = None
     n_true_B: Tensor | None = None
 
+    def with_sets(self, targets_P: Tensor, items_P: Tensor, n_true_B: Tensor) -> "Found":
+        """The same with what is true of it: pairs of a target and an item of its set, ascending, and its size."""
+        n_items, rows_B1 = len(self.counts_V), torch.arange(len(self.top_BK), device=self.top_BK.device)[:, None]
+        keys_P, keys_BK = targets_P * n_items + items_P, rows_B1 * n_items + self.top_BK
+        at_BK = torch.searchsorted(keys_P, keys_BK)
+        true_BK = (F.pad(keys_P, (0, 1), value=-1)[at_BK] == keys_BK) & (self.top_BK >= 0)
+        return self._replace(true_BK=true_BK, n_true_B=n_true_B)
+
     def true_at(self, k: int) -> tuple[Tensor, Tensor]:
         """Of sets: which of the best k items are true (B, k or as many as there are), 0 or 1, and the places of these
         in the list, from 1; float64."""
@@ -59,23 +67,6 @@ class Found(NamedTuple):
         """Of sets: how many true items the best list of k has (B)."""
         assert self.n_true_B is not None
         return self.n_true_B.clamp(1, k)
-
-
-class Sets(NamedTuple):
-    """What targets stand for where they are sets: pairs of a target and a catalogue item, ascending, and the number of
-    each set's items, those outside the catalogue too."""
-
-    targets_P: Tensor
-    items_P: Tensor
-    n_true_B: Tensor
-
-    def joined(self, found: Found) -> Found:
-        """What is found, with what is true of it."""
-        n_items, rows_B1 = len(found.counts_V), torch.arange(len(found.top_BK), device=found.top_BK.device)[:, None]
-        keys_P, keys_BK = self.targets_P * n_items + self.items_P, rows_B1 * n_items + found.top_BK
-        at_BK = torch.searchsorted(keys_P, keys_BK)
-        true_BK = (F.pad(keys_P, (0, 1), value=-1)[at_BK] == keys_BK) & (found.top_BK >= 0)
-        return found._replace(true_BK=true_BK, n_true_B=self.n_true_B)
 
 
 @dataclass(frozen=True)
