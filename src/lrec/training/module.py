@@ -3,8 +3,6 @@
 Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list length.
 """
 
-import gc
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +20,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lrec.checkpoint.trained import refuse_other_network
 from lrec.common import cpu_threads
-from lrec.common.hardware import keep_freed_memory
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.errors import UserError
@@ -40,6 +37,7 @@ from lrec.ranking.scoring import Scores, score, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.checkpoint_callbacks import StableCheckpoint
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
+from lrec.training.process import ProcessSetup
 from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
 from lrec.training.stored_model import StoredModel, begin_from
 from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
@@ -166,10 +164,6 @@ class SequentialRecommender(StoredModel):
 
     def setup(self, stage: str) -> None:
         """Settle where an epoch ends; UserError where what is monitored is no figure of these data."""
-        # To look for garbage in what is imported by now takes two thirds of the time of logging an evaluation.
-        gc.freeze()
-        if cpu_threads.is_cpu(self.trainer.strategy.root_device):
-            keep_freed_memory()
         if stage == "fit":
             there = self._evaluator.names("val", self.data)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -247,25 +241,19 @@ class SequentialRecommender(StoredModel):
         super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What makes the optimizer's switch, or saves before the rate falls."""
+        """What sets the process up, what makes the optimizer's switch and what saves before the rate falls, where it
+        does."""
+        own: list[Callback] = [ProcessSetup()]
         if isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None:
-            return [OptimizerSwitch(self.optimizer.switch)]
-        if isinstance(self.optimizer, Optimizer) and self.optimizer.decay == "wsd":
-            return [StableCheckpoint()]
-        return []
+            own.append(OptimizerSwitch(self.optimizer.switch))
+        elif isinstance(self.optimizer, Optimizer) and self.optimizer.decay == "wsd":
+            own.append(StableCheckpoint())
+        return own
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
-        """Free the last step's gradients, which Lightning would keep until those of this step are made. Seed dropout
-        from (seed, micro-step, rank): checkpoints do not hold the generators' state, and a resumed run drops what the
-        undisturbed one would."""
+        """Free the last step's gradients, which Lightning would keep until those of this step are made."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
-        key = f"{self.data.seed}/{self.trainer.fit_loop.total_batch_idx}/{self.global_rank}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-        # torch.manual_seed would seed every kind of device, and keep a stack trace for each that is not in use.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the mean loss over the global step's targets."""
@@ -351,12 +339,12 @@ class SequentialRecommender(StoredModel):
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))
         trainer = self.trainer
-        for shown in (trainer.callback_metrics, trainer.logged_metrics, *trainer._evaluation_loop._logged_outputs):
+        loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == "fit" else trainer.validate_loop
+        if trainer.testing:
+            loop = trainer.test_loop
+        for shown in (trainer.callback_metrics, trainer.logged_metrics, *loop._logged_outputs):
             shown.update(figures)
         trainer.progress_bar_metrics.update({name: float(figures[name]) for name in ON_PROGRESS_BAR if name in figures})
-
-    def teardown(self, stage: str) -> None:
-        gc.unfreeze()
 
     def _stop_if_diverged(self, loss: float) -> None:
         if not self.trainer.strategy.reduce_boolean_decision(math.isfinite(loss), all=True):
