@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -250,13 +251,14 @@ class EvaluationReport(Announcer):
         _run(trainer).write_metrics(written)
 
 
-class PredictionWriter(Announcer):
+class PredictionWriter(Announcer, BasePredictionWriter):
     """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
     With several ranks each writes its own users, to predictions.RANK.parquet. Each batch goes to disk at once.
     """
 
     def __init__(self) -> None:
+        super().__init__("batch")
         self._unfinished = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -266,10 +268,10 @@ class PredictionWriter(Announcer):
         self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
         self._folder.mkdir()
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: pl.DataFrame, *_: Any) -> None:
+    def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: pl.DataFrame, *of_batch: Any) -> None:
         self._batches.append(self._folder / f"{len(self._batches)}.parquet")
-        outputs.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
-        self._users += len(outputs)
+        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
+        self._users += len(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._unfinished, replacing(self._path) as whole:
