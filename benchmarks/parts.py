@@ -124,7 +124,7 @@ def measure_step(size: str, precision: str, compiled: bool, full: int | None = N
         "loader": loader_s,
         **{name: statistics.median(times) for name, times in parts.items()},
         "flops_per_s": flops / seconds,
-        "peak_flops_per_s": measure_peak(torch.device("cpu"), dtype),
+        "peak_flops_per_s": measure_peak(torch.device("cpu"), dtype, torch.get_num_threads()),
         "targets_per_s": sum(batch.step_targets for batch in measured) / seconds,
         "real_share": real,
         "memory_gib": peak_gib(),

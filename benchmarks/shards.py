@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from lrec.common.files import write_text
+from lrec.data.batching.eval_batches import EvalBatch
 from lrec.evaluation.evaluation import Evaluation
 from lrec.evaluation.metrics import KS
 from lrec.model import losses, memory
@@ -139,7 +140,7 @@ def evaluate(net: Transformer, case: Case) -> list[int]:
         scores: Scores = net(
             items_BL, lambda h, t, y=targets_B, s=seen_S, r=rows_S: score(h, t, y, r, s, max(KS)), positions_M=ends_B
         )
-        evaluation.update(scores, targets_B, torch.ones(256))
+        evaluation.update(scores, EvalBatch(items_BL, ends_B, targets_B, torch.ones(256), targets_B, rows_S, seen_S))
         evaluation.compute()
         peaks.append(resident("VmHWM") - before)
     return peaks

@@ -50,7 +50,7 @@ def games(file: Path, number: int, folder: Path) -> Cases:
 
 def positions(cases: Cases, net: Transformer) -> int:
     """Those that are read, padding included."""
-    return sum(batch.items_BL.numel() for batch in batches(cases, net))
+    return sum(read["items_BL"].numel() for _, read in batches(cases, net))
 
 
 def main() -> None:

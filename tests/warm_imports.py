@@ -15,5 +15,5 @@ for module in ("torch.distributed.run", *(path.rpartition(".")[0] for _, path in
 compose(["--data=lrec.SyntheticDataModule", "--model.size=3k"])
 # So is the processor's rate. On one thread: OpenMP's others would not live in the processes that are forked.
 torch.set_num_threads(1)
-measure_peak(torch.device("cpu"), torch.float32)
+measure_peak(torch.device("cpu"), torch.float32, torch.get_num_threads())
 gc.freeze()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
 from lrec.common import cpu_threads
+from lrec.data.batching.eval_batches import EvalBatch
 from lrec.evaluation.evaluation import Evaluation
 from lrec.evaluation.metrics import KS
 from lrec.ranking import scoring
@@ -30,6 +31,12 @@ def make_case(n_items: int, levels: int | None, seed: int = 0):  # type: ignore[
     seen_BV = torch.rand(B, n_items, generator=generator) < 0.3
     rows_S, items_S = seen_BV.nonzero(as_tuple=True)
     return hidden_BD, table_VD, targets_B, rows_S, items_S, seen_BV
+
+
+def batch_of(targets_B: torch.Tensor, weights_B: torch.Tensor) -> EvalBatch:
+    """Targets whose scores are there already."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    return EvalBatch(nothing, nothing, targets_B, weights_B, nothing, nothing, nothing)
 
 
 def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float:
@@ -124,7 +131,7 @@ def test_metrics_equal_scikit_learn_and_torchmetrics() -> None:
     empty = torch.empty(0, dtype=torch.int64)
     result = score(hidden_BD, table_VD, targets_B, empty, empty, 50)
     evaluation = Evaluation(torch.ones(80))
-    evaluation.update(result, targets_B, torch.ones(B))
+    evaluation.update(result, batch_of(targets_B, torch.ones(B)))
     figures = evaluation.compute()
     logits_BV = (hidden_BD @ table_VD.T).double().exp()  # torchmetrics takes scores <= 0 for misses
     relevance_BV = F.one_hot(targets_B, 80)
@@ -144,7 +151,7 @@ def test_standard_errors_are_those_of_the_rows() -> None:
     weights_B[:5] = 0
     evaluation = Evaluation(torch.ones(80))
     for part in (slice(0, 17), slice(17, B)):
-        evaluation.update(Scores(*(field[part] for field in scores)), targets_B[part], weights_B[part])
+        evaluation.update(Scores(*(field[part] for field in scores)), batch_of(targets_B[part], weights_B[part]))
     figures = evaluation.compute()
     counted_B = weights_B.bool()
     loss_B = scores.loss_B[counted_B & (targets_B >= 0)].double().numpy()
@@ -162,7 +169,7 @@ def test_coverage_and_popularity_equal_their_definitions() -> None:
     counts_V = torch.arange(70)
     result = score(hidden_BD, table_VD, targets_B, rows_S, items_S, 50)
     evaluation = Evaluation(counts_V)
-    evaluation.update(result, targets_B, torch.ones(B))
+    evaluation.update(result, batch_of(targets_B, torch.ones(B)))
     figures = evaluation.compute()
     for k in KS:
         listed = [item for row in result.top_unseen_BK.tolist() for item in row[:k] if item >= 0]
@@ -182,7 +189,7 @@ def test_batches_and_filler_rows_change_nothing() -> None:
             padded = torch.cat([part, part[:1].repeat(filler)])
             weights = torch.cat([torch.ones(len(part)), torch.zeros(filler)])
             scores = score(hidden_BD[padded], table_VD, targets_B[padded], local_S, items_S[keep_S], 50)
-            evaluation.update(scores, targets_B[padded], weights)
+            evaluation.update(scores, batch_of(targets_B[padded], weights))
         return evaluation.compute()
 
     whole = evaluate([torch.arange(B)], 0)

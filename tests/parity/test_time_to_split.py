@@ -19,7 +19,7 @@ from lrec.data.splits.rules import Split
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.evaluation.baselines import Baselines
 from lrec.evaluation.evaluation import Evaluation
-from lrec.evaluation.metrics import METRICS, Sets
+from lrec.evaluation.metrics import METRICS
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder
 from lrec.ranking.scoring import Scores
@@ -94,8 +94,7 @@ def popularity(split: Split, own_ties: bool) -> dict[str, float]:
         else:
             seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
             found = Scores(torch.zeros(len(batch.targets_M)), *order.ranked(batch.targets_M, 50, None, seen))
-        truth = None if batch.n_true_M is None else Sets(batch.true_targets_P, batch.true_items_P, batch.n_true_M)  # type: ignore[arg-type]
-        evaluation.update(found, batch.targets_M, batch.weights_M, None, truth)
+        evaluation.update(found, batch)
     return evaluation.compute()
 
 

@@ -20,7 +20,7 @@ from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
 from lrec.evaluation.evaluation import Evaluation
-from lrec.evaluation.metrics import KS, METRICS, Sets
+from lrec.evaluation.metrics import KS, METRICS
 from lrec.ranking.scoring import score
 
 VALIDATE_FROM, TEST_FROM, TEST_UNTIL = 40, 50, 70
@@ -133,8 +133,7 @@ def evaluated(
     for batch in parts:
         hidden_MD, table_VD = hidden_UD[batch.users_M], table_ID[split.catalogue_V]
         found = score(hidden_MD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
-        truth = None if batch.true_targets_P is None else Sets(batch.true_targets_P, batch.true_items_P, batch.n_true_M)  # type: ignore[arg-type]
-        evaluation.update(found, batch.targets_M, batch.weights_M, batch.users_M, truth)
+        evaluation.update(found, batch)
     return evaluation.compute()
 
 

@@ -206,7 +206,6 @@ class _Shards:
         return found
 
     def read(self, tensor: str, wanted: slice, total: int) -> Tensor:
-        """The wanted rows of a tensor that has `total`."""
         found = []
         for start, name, rows in self.pieces(tensor, total):
             first, last = max(wanted.start, start), min(wanted.stop, start + len(rows))

@@ -272,7 +272,6 @@ def _link_file(file: Path, path: Path) -> None:
 
 
 def _remove_others(folder: Path, shards: list[str]) -> None:
-    """Remove the files of a folder that its checkpoint does not name."""
     for file in folder.iterdir():
         if file.name not in (STATE, *shards):
             file.unlink(missing_ok=True)

@@ -32,17 +32,12 @@ def as_html(report: str) -> Markup:
     return Markup(markdown.markdown(text, extensions=["tables"]))
 
 
-def as_svg(figure: "Figure") -> str:
-    """A picture as SVG, the same each time; its text stays text."""
+def within_a_page(figure: "Figure") -> str:
+    """A picture as the source of an <img>: SVG, the same each time, whose text stays text."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lrec", "font.size": 9.5}):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    return text.getvalue()
-
-
-def within_a_page(figure: "Figure") -> str:
-    """A picture as the source of an <img>."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(as_svg(figure).encode()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(text.getvalue().encode()).decode()}"

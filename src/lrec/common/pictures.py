@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of Okabe and Ito, which people who see few colours tell apart too (jfly.uni-koeln.de/color).
-BLUE, ORANGE, GREEN, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#5a5a5a", "#222222"
+BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#5a5a5a", "#222222"
 
 
 def new_figure(width: float, height: float, alt: str) -> "Figure":
@@ -24,7 +24,6 @@ def new_figure(width: float, height: float, alt: str) -> "Figure":
 
 
 def alt_text(figure: "Figure") -> str:
-    """What a figure shows, in words."""
     return str(figure.get_label())
 
 
@@ -36,7 +35,6 @@ def draw_frame(axes: "Axes") -> None:
 
 
 def write_png(path: Path, figure: "Figure") -> None:
-    """Write a picture as a file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with replacing(path) as temporary:

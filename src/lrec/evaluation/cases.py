@@ -120,40 +120,28 @@ class Ranked(NamedTuple):
     top_CK: np.ndarray
 
 
-class Padded(NamedTuple):
-    """A batch of histories, padded on the right; cases whose histories begin the history of another share its row."""
-
-    chosen_M: np.ndarray  # indices of the cases, row after row
-    items_BL: Tensor
-    blank_BL: Tensor | None
-    positions_M: Tensor  # flat index of the last item of each case's history that is not blank
-    times_BT: Tensor | None
-    events_BL: Tensor | None
-
-
-def batches(cases: Cases, net: Transformer) -> Iterator[Padded]:
-    """The histories in batches of similar length, with what the network reads; every case is in one of them."""
-    device = net.items.weight.device
+def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
+    """Every case in one batch of similar lengths: the indices of its cases, row after row, and what the network reads,
+    by its arguments; positions_M are those of each history's last item that is not blank. Cases whose histories begin
+    the history of another share its row."""
     if not net.reads_times:
         cases = replace(cases, times_N=None, asked_C=None)
     if not net.reads_events:
         cases = replace(cases, events_N=None)
     for chosen_M, counts_B in _shared_rows(cases).batches():
-        longest_B = np.cumsum(counts_B) - 1
-        rows = cases.where(chosen_M[longest_B])
-        items_BL, _ = padded(rows.items_N, rows.lengths_C)
-        blank_BL, last_M = None, cases.lengths_C[chosen_M] - 1
-        if rows.blank_N is not None:
-            blank_BL = torch.from_numpy(padded(rows.blank_N, rows.lengths_C)[0]).to(device)
-            last_M = _last_not_blank(cases.where(chosen_M))
-        times_BT = events_BL = None
+        rows = cases.where(chosen_M[np.cumsum(counts_B) - 1])
+        of_items = {"items_BL": rows.items_N, "blank_BL": rows.blank_N, "events_BL": rows.events_N}
+        read = {
+            name: torch.from_numpy(padded(values_N, rows.lengths_C)[0])
+            for name, values_N in of_items.items()
+            if values_N is not None
+        }
         if rows.times_N is not None and rows.asked_C is not None:
-            times_BT = with_request(rows.times_N, rows.lengths_C, rows.asked_C).to(device)
-        if rows.events_N is not None:
-            events_BL = torch.from_numpy(padded(rows.events_N, rows.lengths_C)[0]).to(device)
-        positions_M = np.repeat(np.arange(len(counts_B)) * items_BL.shape[1], counts_B) + last_M
-        items = torch.from_numpy(items_BL).to(device)
-        yield Padded(chosen_M, items, blank_BL, torch.from_numpy(positions_M).to(device), times_BT, events_BL)
+            read["times_BT"] = with_request(rows.times_N, rows.lengths_C, rows.asked_C)
+        last_M = cases.lengths_C[chosen_M] - 1 if rows.blank_N is None else _last_not_blank(cases.where(chosen_M))
+        starts_B = np.arange(len(counts_B)) * read["items_BL"].shape[1]
+        read["positions_M"] = torch.from_numpy(np.repeat(starts_B, counts_B) + last_M)
+        yield chosen_M, {name: values.to(net.items.weight.device) for name, values in read.items()}
 
 
 def _shared_rows(cases: Cases) -> Rows:
@@ -198,7 +186,7 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
     n_listed = min(LIST_LENGTH, len(names_V))
     loss_C, rank_C, top_CK = np.zeros(len(cases)), np.zeros(len(cases)), np.zeros((len(cases), n_listed), np.int64)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
-    for chosen_M, items_BL, blank_BL, positions_M, times_BT, events_BL in share_of(batches(cases, net)):
+    for chosen_M, read in share_of(batches(cases, net)):
         targets_M = torch.from_numpy(targets_C[chosen_M]).to(device)
 
         def head(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor = targets_M) -> tuple[Tensor, ...]:
@@ -207,7 +195,7 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
             scores = score(hidden_MD, table_VD, targets_M, nothing, nothing, LIST_LENGTH)
             return scores.loss_B, scores.rank_B, scores.top_BK
 
-        found = net(items_BL, head, blank_BL=blank_BL, positions_M=positions_M, times_BT=times_BT, events_BL=events_BL)
+        found = net(head=head, **read)
         loss_C[chosen_M], rank_C[chosen_M], top_CK[chosen_M] = (tensor.cpu().numpy() for tensor in found)
     return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lrec.evaluation.metrics import BY_USER, METRICS, SUFFIXES, WARM, Found, Mean, Metric, Sets, suffixes
+from lrec.data.batching.eval_batches import EvalBatch
+from lrec.evaluation.metrics import BY_USER, METRICS, WARM, Found, Mean, Metric, with_unseen
 from lrec.evaluation.shared_scoring import reduced
 from lrec.ranking.scoring import Scores
 
@@ -35,8 +36,7 @@ class Evaluation:
         self._counts_V, self._of_sets, self._users_U = counts_V, sets, users_U
         # All, those outside the catalogue, and how many sets they are.
         self._targets_3 = torch.zeros(3, dtype=torch.float64, device=counts_V.device)
-        there = [(suffix, each) for suffix in SUFFIXES for each in metrics if suffix in suffixes(each)]
-        there = [(suffix, each) for suffix, each in there if sets or not each.of_sets]
+        there = [(suffix, each) for suffix, each in with_unseen(metrics) if sets or not each.of_sets]
         in_parts = [(suffix, each) for suffix, each in there if isinstance(each, Mean) and each.in_parts]
         if warm:
             there += (in_warm := [(f"{suffix}{WARM}", each) for suffix, each in in_parts])
@@ -51,36 +51,30 @@ class Evaluation:
 
     @property
     def names(self) -> list[str]:
-        """Its metrics, by name."""
         names = [f"{label}{suffix}" for each, suffix, _ in self._states for label in each.labels]
         return names + [f"{label}{suffix}{BY_USER}" for each, suffix, _ in self._by_user for label in each.labels]
 
-    def update(
-        self,
-        scores: Scores,
-        targets_B: Tensor,
-        weights_B: Tensor,
-        users_B: Tensor | None = None,
-        sets: Sets | None = None,
-    ) -> None:
-        """Add targets; of those of weight 0 nothing counts. `users_B` are needed for means over users."""
+    def update(self, scores: Scores, batch: EvalBatch) -> None:
+        """Add the targets of a batch; of those of weight 0 nothing counts."""
+        targets_B, weights_B, n_true_B = batch.targets_M, batch.weights_M, batch.n_true_M
         of_all = Found(scores.loss_B, scores.rank_B, scores.top_BK, targets_B, self._counts_V)
         of_unseen = of_all._replace(rank_B=scores.rank_unseen_B, top_BK=scores.top_unseen_BK)
         found, known_B, n_B = {"": of_all, "_unseen": of_unseen}, (targets_B >= 0).long(), torch.ones_like(targets_B)
-        if sets is not None:
-            found = {suffix: sets.joined(each) for suffix, each in found.items()}
-            known_B, n_B = sets.n_known_B, sets.n_true_B
+        if batch.true_targets_P is not None and batch.true_items_P is not None and n_true_B is not None:
+            pairs = batch.true_targets_P, batch.true_items_P
+            found = {suffix: each.with_sets(*pairs, n_true_B) for suffix, each in found.items()}
+            n_B, known_B = n_true_B, torch.zeros_like(n_true_B).index_add_(0, pairs[0], torch.ones_like(pairs[0]))
         weights = dict.fromkeys(found, weights_B)
         for suffix, each in [*found.items()]:
-            found[f"{suffix}{WARM}"] = each if sets is None else each._replace(n_true_B=known_B)
+            found[f"{suffix}{WARM}"] = each if n_true_B is None else each._replace(n_true_B=known_B)
             weights[f"{suffix}{WARM}"] = weights_B * (known_B > 0)
         counted = (n_B, n_B - known_B, torch.ones_like(n_B))
         self._targets_3 += torch.stack([(weights_B * each_B).sum() for each_B in counted])
         for metric, suffix, state in self._states:
             metric.add(state, found[suffix], weights[suffix])
-        if self._users_U is None or users_B is None:
+        if self._users_U is None:
             return
-        place_B = torch.searchsorted(self._users_U, users_B)
+        place_B = torch.searchsorted(self._users_U, batch.users_M)
         for metric, suffix, state_K1U in self._by_user:
             counts_B = weights[suffix].double()
             values = [metric.of_targets(found[suffix], k).double() * counts_B for k in metric.cutoffs]

@@ -1,7 +1,8 @@
-"""Evaluator: what the model and the baselines beside it reach on the targets of a stage, val or test."""
+"""What the model and the baselines beside it reach on the targets of a stage, val or test: figures, table, verdict."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
 from lrec.evaluation.baselines import BASELINES, Baselines
 from lrec.evaluation.evaluation import Evaluation
-from lrec.evaluation.metrics import METRICS, Metric, Sets
+from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
 from lrec.ranking.scoring import Scores
 
 
@@ -60,13 +61,11 @@ class Evaluator:
 
     def add(self, batch: EvalBatch, scores: Scores) -> None:
         assert self._baselines is not None
-        baselines, sets = self._baselines, None
-        if batch.true_targets_P is not None and batch.true_items_P is not None and batch.n_true_M is not None:
-            sets = Sets(batch.true_targets_P, batch.true_items_P, batch.n_true_M)
+        baselines = self._baselines
 
         def add_scores_of(scorer: str) -> None:
             found = scores if scorer == "model" else baselines.score(scorer, batch)
-            self._under_way[scorer].update(found, batch.targets_M, batch.weights_M, batch.users_M, sets)
+            self._under_way[scorer].update(found, batch)
 
         if cpu_threads.is_cpu(batch.targets_M.device):
             cpu_threads.mapped(add_scores_of, list(self._under_way)[::-1])  # the last baseline takes longest
@@ -92,3 +91,57 @@ def _tells_users(stage: str, data: SequenceDataModule) -> bool:
     """Whether a user may have several targets, each of which is evaluated by itself."""
     number_U = data.cuts.val_targets_U if stage == "val" else data.cuts.test_targets_U
     return not data.has_sets(stage) and bool(number_U.max(initial=0) > 1)
+
+
+def evaluation_table(
+    stage: str, figures: dict[str, dict[str, float]], floor: float | None, metrics: Sequence[Metric] = METRICS
+) -> str:
+    """The figures of each scorer as text: cross-entropy, then a line per metric over all items and over unseen ones."""
+    lines = [f"{stage:<12}{'':<12}" + "".join(f"{f'@{k}':>10}" for k in KS)]
+    for scorer, row in figures.items():
+        loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
+        lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
+        for suffix in (f"{of}{part}{by}" for part in ("", WARM) for by in ("", BY_USER) for of in ("", "_unseen")):
+            for metric in metrics:
+                shown = scorer == "model" or metric not in METRICS or metric.name in ("HR", "NDCG")
+                if metric.name == "loss" or not shown or f"{metric.labels[0]}{suffix}" not in row:
+                    continue
+                values = [row[f"{label}{suffix}"] for label in metric.labels]
+                cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
+                of = _title(suffix) if metric.name == "HR" else ""
+                lines.append(f"  {of:<12}  {metric.name:<10}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _title(suffix: str) -> str:
+    """all items, unseen items, and for means over users or over warm targets: all/user, unseen/warm ..."""
+    of, parts = ("unseen" if "_unseen" in suffix else "all"), suffix.removeprefix("_unseen").replace(BY_USER, "/user")
+    return of + (parts.replace(WARM, "/warm") or " items")
+
+
+def verdict(
+    figures: Mapping[str, Mapping[str, float]],
+    monitor: str,
+    before: Sequence[float],
+    metrics: Sequence[Metric] = METRICS,
+) -> str | None:
+    """What a run came to, in one line: the model beside the best baseline, by their figures, on the monitored metric,
+    whose values at the run's evaluations are `before`, and what to try; None where no baseline has the metric, or
+    neither end of it is the best."""
+    metric = monitor.removeprefix("val/")
+    best_end = best_is(metric, metrics)
+    baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}
+    baselines = {name: value for name, value in baselines.items() if math.isfinite(value)}
+    if best_end is None or not baselines:
+        return None
+    choose: Callable[..., Any] = min if best_end == "min" else max
+    name = choose(baselines, key=baselines.__getitem__)
+    model, baseline = figures["model"][metric], baselines[name]
+    line = f"than {name}, the best baseline: {metric} {model:.4f} against {baseline:.4f}"
+    if model != baseline and choose(model, baseline) == model:
+        return f"better {line}"
+    values = [value for value in before if math.isfinite(value)]
+    advice = f"try another --model.optimizer.lr, --model.dropout or --model.size, and choose by {monitor}"
+    if values and choose(values) == values[-1]:
+        advice = f"{monitor} was the best at the last evaluation: more --trainer.max_epochs, max_steps or max_time"
+    return f"no better {line}; {advice}"

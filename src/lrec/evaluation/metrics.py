@@ -21,7 +21,6 @@ from lrec.options.class_paths import class_path
 from lrec.options.objects import from_config
 
 KS = (1, 5, 10, 50)
-SUFFIXES = ("", "_unseen")
 # What stands behind these: figures of the targets inside the catalogue alone, and means over users.
 WARM, BY_USER = "_warm", "_by_user"
 Best = Literal["min", "max"]
@@ -49,6 +48,14 @@ class Found(NamedTuple):
     true_BK: Tensor | None = None
     n_true_B: Tensor | None = None
 
+    def with_sets(self, targets_P: Tensor, items_P: Tensor, n_true_B: Tensor) -> "Found":
+        """The same with what is true of it: pairs of a target and an item of its set, ascending, and its size."""
+        n_items, rows_B1 = len(self.counts_V), torch.arange(len(self.top_BK), device=self.top_BK.device)[:, None]
+        keys_P, keys_BK = targets_P * n_items + items_P, rows_B1 * n_items + self.top_BK
+        at_BK = torch.searchsorted(keys_P, keys_BK)
+        true_BK = (F.pad(keys_P, (0, 1), value=-1)[at_BK] == keys_BK) & (self.top_BK >= 0)
+        return self._replace(true_BK=true_BK, n_true_B=n_true_B)
+
     def true_at(self, k: int) -> tuple[Tensor, Tensor]:
         """Of sets: which of the best k items are true (B, k or as many as there are), 0 or 1, and the places of these
         in the list, from 1; float64."""
@@ -60,28 +67,6 @@ class Found(NamedTuple):
         """Of sets: how many true items the best list of k has (B)."""
         assert self.n_true_B is not None
         return self.n_true_B.clamp(1, k)
-
-
-class Sets(NamedTuple):
-    """What targets stand for where they are sets: pairs of a target and a catalogue item, ascending, and the number of
-    each set's items, those outside the catalogue too."""
-
-    targets_P: Tensor
-    items_P: Tensor
-    n_true_B: Tensor
-
-    @property
-    def n_known_B(self) -> Tensor:
-        none_B = torch.zeros_like(self.n_true_B)
-        return none_B.index_add_(0, self.targets_P, torch.ones_like(self.targets_P))
-
-    def joined(self, found: Found) -> Found:
-        """What is found, with what is true of it."""
-        n_items, rows_B1 = len(found.counts_V), torch.arange(len(found.top_BK), device=found.top_BK.device)[:, None]
-        keys_P, keys_BK = self.targets_P * n_items + self.items_P, rows_B1 * n_items + found.top_BK
-        at_BK = torch.searchsorted(keys_P, keys_BK)
-        true_BK = (F.pad(keys_P, (0, 1), value=-1)[at_BK] == keys_BK) & (found.top_BK >= 0)
-        return found._replace(true_BK=true_BK, n_true_B=self.n_true_B)
 
 
 @dataclass(frozen=True)
@@ -334,21 +319,20 @@ def metrics_of(named: Sequence[dict[str, Any]]) -> tuple[Metric, ...]:
     return with_own([from_config({"metric": each}, "metric", Metric) for each in named])  # type: ignore[type-abstract]
 
 
-def suffixes(metric: Metric) -> tuple[str, ...]:
-    """What stands behind the names of its figures: those of all items, and those of unseen ones."""
-    return SUFFIXES if metric.ranks else SUFFIXES[:1]
+def with_unseen(metrics: Sequence[Metric]) -> list[tuple[str, Metric]]:
+    """The metrics of all items, and those of unseen ones, each with what stands behind its name."""
+    return [(suffix, each) for suffix in ("", "_unseen") for each in metrics if each.ranks or not suffix]
 
 
 def metric_names(metrics: Sequence[Metric] = METRICS) -> list[str]:
     """Every metric of an evaluation, as it is called after `val/` or `test/`."""
-    there = [(suffix, each) for suffix in SUFFIXES for each in metrics if suffix in suffixes(each)]
-    return [f"{label}{suffix}" for suffix, each in there for label in each.labels]
+    return [f"{label}{suffix}" for suffix, each in with_unseen(metrics) for label in each.labels]
 
 
 def best_is(name: str, metrics: Sequence[Metric] = METRICS) -> Best | None:
     """Which end of a metric is the best; None where neither is, and of unknown names."""
     whole = name.removesuffix(BY_USER).removesuffix(WARM)
     for each in metrics:
-        if name in metric_names([each]) or (isinstance(each, Mean) and each.in_parts and whole in metric_names([each])):
+        if (whole if isinstance(each, Mean) and each.in_parts else name) in metric_names([each]):
             return each.best
     return None

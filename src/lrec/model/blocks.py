@@ -270,8 +270,7 @@ class Block(nn.Module):
 
 
 def norm(config: TransformerConfig) -> nn.Module:
-    made: nn.Module = part_class(config.architecture, "norm")(config.width, NORM_EPS)
-    return made
+    return part_class(config.architecture, "norm")(config.width, NORM_EPS)
 
 
 def positions(config: TransformerConfig, where: Literal["input", "attention"]) -> Positions | None:

@@ -13,7 +13,6 @@ from lrec.model.sharded_table import Table, fetch, local_rows, processes_of
 
 # The parameters' names in a network.
 OWN_ROWS, VECTORS, PROJECTION = "items.weight", "items.vectors", "items.projection"
-BY_ITEM = (OWN_ROWS, VECTORS)  # those with a row for each item
 
 
 class ItemTable(nn.Module):
@@ -34,7 +33,7 @@ class ItemTable(nn.Module):
 
     def by_item(self) -> dict[str, nn.Parameter]:
         """What has a row for each item: own rows and vectors, by the name they have here."""
-        return {name: rows for name, rows in self.named_parameters() if f"items.{name}" in BY_ITEM}
+        return {name: rows for name, rows in self.named_parameters() if name != "projection"}
 
     def fetch(self, items: Tensor) -> tuple[Tensor, Table]:
         """The rows of some items, and the table for a head; see `sharded_table.fetch`."""

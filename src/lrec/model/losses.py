@@ -55,7 +55,6 @@ class FullSoftmax(Loss):
     in_shards: ClassVar[bool] = True
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
-        """Sum of -log softmax(hidden @ table.T)[target]."""
         return full_softmax(hidden_MD, table_VD, targets_M)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
@@ -100,7 +99,6 @@ class SampledSoftmax(_Sampled):
         check_range("loss.power", self.power, at_least=0)
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
-        """Sum of -log softmax over target and negatives."""
         shard = shard_of(table_VD)
         negatives_N, log_q_N = (shard.of_first(each) for each in _draw(self.negatives, counts_V, self.power))
         correction_N = log_q_N + math.log(self.negatives) if self.logq else torch.zeros_like(log_q_N)
@@ -207,8 +205,7 @@ OfChunk = Callable[[Tensor, slice], Tensor]
 def _sum_over_scores(hidden_MD: Tensor, shard: Shard, of_chunk: OfChunk, most: int | None = None) -> Tensor:
     """Sum of a loss of the scores hidden @ table.T of all processes, of which none has more than `most` hidden states;
     a chunk of scores is held at a time."""
-    loss: Tensor = _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most or len(hidden_MD))
-    return loss
+    return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most or len(hidden_MD))
 
 
 class _SumOverScores(torch.autograd.Function):

@@ -231,8 +231,7 @@ def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tup
 
 def rows_of(shard: Shard, items_M: Tensor, shared: bool = False) -> Tensor:
     """The rows of items that each process asks for by itself, or that are the same on all processes (`shared`)."""
-    rows_MD: Tensor = _Rows.apply(shard.rows_HD, items_M, shard, shared)
-    return rows_MD
+    return _Rows.apply(shard.rows_HD, items_M, shard, shared)
 
 
 def whole(table: Table) -> Tensor:

@@ -65,5 +65,4 @@ def from_config(config: dict[str, Any], name: str, base: type[T]) -> T:
     UserError where that is not there, or it or its options do not fit."""
     parser = OneLineParser()
     parser.add_subclass_arguments(base, name, fail_untyped=False, required=True)
-    made: T = parser.instantiate(parser.parse_object({name: config[name]}))[name]
-    return made
+    return parser.instantiate(parser.parse_object({name: config[name]}))[name]

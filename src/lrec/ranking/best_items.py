@@ -55,7 +55,6 @@ class Best:
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         self.k = k
         self._keys_BW = torch.zeros((n_rows, 0), dtype=torch.int64, device=device)
-        self._in_order = True  # whether they are no more than k, best first
 
     def add(self, scores_BC: Tensor, start: int) -> None:
         """Add a piece whose first item is `start`; pieces come in the order of items, before any pairs. May change what
@@ -98,14 +97,11 @@ class Best:
 
     def _append(self, keys_BW: Tensor) -> None:
         self._keys_BW = torch.cat([self._keys_BW, keys_BW], 1)
-        self._in_order = False
         if self._keys_BW.shape[1] > 2 * self.k:
             self._shorten()
 
     def _shorten(self) -> None:
-        if not self._in_order:
-            self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
-            self._in_order = True
+        self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
 
 
 class BestAboveThreshold:
@@ -131,13 +127,11 @@ class BestAboveThreshold:
         self._keep(rows_N, values_BC.reshape(-1)[places_N], start + columns_N)
 
     def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
-        """See `Best.add_pairs`."""
         (places_N,) = (scores_S.numpy() >= self._least_B1[rows_S, 0]).nonzero()
         places_N = places_N[rows_S.numpy()[places_N].argsort(kind="stable")]
         self._keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
 
     def keys(self) -> Tensor:
-        """See `Best.keys`."""
         unused_BK = np.full((len(self._negative_BW), self.k - self._negative_BW.shape[1]), -_NONE)
         return torch.from_numpy(-np.concatenate([self._negative_BW, unused_BK], 1))
 

@@ -86,21 +86,22 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     neither seen nor predicted before."""
     device, steps = net.items.weight.device, given.truth_CT.shape[1]
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
-    for chosen_B, items_BL, _, last_B, times_BT, events_BL in share_of(batches(given.histories, net)):
-        n_rows, width = items_BL.shape
+    for chosen_B, read in share_of(batches(given.histories, net)):
+        last_B, (n_rows, width) = read.pop("positions_M"), read["items_BL"].shape
         cache = KeyValueCache(n_rows, width + steps - 1, device)
-        hidden_BLD, table_VD = net(items_BL, _both, cache=cache, times_BT=times_BT, events_BL=events_BL)
+        hidden_BLD, table_VD = net(head=_both, cache=cache, **read)
         hidden_BD = hidden_BLD.flatten(0, 1)[last_B]
         cache.keep(last_B % width + 1)
         rows_S, items_S = _seen(given.seen.where(chosen_B[:0] if repeats else chosen_B), device)
         rows_B = best_B = torch.arange(n_rows, device=device)
         for step in range(steps):
             if step:
+                read = {"items_BL": best_B[:, None]}
                 if net.reads_times and given.times_CT is not None:
-                    times_BT = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
+                    read["times_BT"] = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
                 if net.reads_events and given.events_CT is not None:
-                    events_BL = torch.from_numpy(given.events_CT[chosen_B, step - 1 : step]).to(device)
-                hidden_BLD, _ = net(best_B[:, None], _both, cache=cache, times_BT=times_BT, events_BL=events_BL)
+                    read["events_BL"] = torch.from_numpy(given.events_CT[chosen_B, step - 1 : step]).to(device)
+                hidden_BLD, _ = net(head=_both, cache=cache, **read)
                 hidden_BD = hidden_BLD[:, 0]
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -19,8 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted, lasting
-from lrec.evaluation.baselines import BASELINES
-from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
+from lrec.evaluation.evaluator import evaluation_table, verdict
 from lrec.model import cost
 from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of
@@ -38,7 +36,6 @@ class RunFiles(Callback):
     is refused until then leaves the folder as it was. The first callback of a run."""
 
     def __init__(self, options: dict[str, Any], loggers: list[Logger], alone: ExitStack) -> None:
-        """Take every option of the run, the loggers that it is to have, and what is left when its work is done."""
         self.config, self.loggers, self.alone = RunConfig(options), loggers, alone
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -121,7 +118,7 @@ class ScalingPoints(Callback):
         )
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
-        _write(trainer, self.points)
+        rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         status = "diverged" if recommender(pl_module).diverged else "finished"
@@ -129,10 +126,9 @@ class ScalingPoints(Callback):
         if not self.test and self.points:
             best = min(self.points, key=lambda point: math.inf if point.val_loss is None else point.val_loss)
             self.points = [replace(point, best=point is best) for point in self.points]
-        _write(trainer, self.points)
+        rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the best point where the best checkpoint was tested right after fit."""
         if not self.points:
             return
         model = recommender(pl_module)
@@ -143,10 +139,9 @@ class ScalingPoints(Callback):
                 of_best = {f"best/{name}": point.metrics.get(name) for name in OF_BEST}
                 _log(trainer, {"test_loss": test_loss, **of_best}, point.step)
             self.points[place] = replace(point, best=best)
-        _write(trainer, self.points)
+        rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The points so far travel with the checkpoint."""
         points = json.dumps([point.to_dict() for point in self.points])
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
@@ -192,7 +187,6 @@ class Progress(Callback):
 
     @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing is going on any more."""
         if self._from is not None:
             _run(trainer).progress_file.unlink(missing_ok=True)
 
@@ -226,7 +220,8 @@ class EvaluationReport(Announcer):
 
     @rank_zero_only
     def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
-        figures = {"model": model.evaluations[stage], **_baselines(stage, model)}
+        split = {scorer.partition("/"): row for scorer, row in model.evaluations.items()}
+        figures = {baseline or "model": row for (of, _, baseline), row in split.items() if of == stage}
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor, model.metrics)
         self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
@@ -236,7 +231,9 @@ class EvaluationReport(Announcer):
         if outside := int(figures["model"]["targets_outside_catalogue"]):
             named = counted(outside, "target")
             self.message += f"\n{named} outside the catalogue: left out of the loss, misses in the ranking"
-        if line := verdict(figures, _selected_on(trainer) or "val/loss", _run(trainer).points, model.metrics):
+        monitor = _selected_on(trainer) or "val/loss"
+        before = [point.metric(monitor) for point in _run(trainer).points]
+        if line := verdict(figures, monitor, before, model.metrics):
             self.message += f"\n{line}"
         _, sample = model.data.evaluated(stage)
         written = {
@@ -290,72 +287,13 @@ def is_partial(limit: float) -> bool:
     return isinstance(limit, int) or limit < 1
 
 
-def evaluation_table(
-    stage: str, figures: dict[str, dict[str, float]], floor: float | None, metrics: Sequence[Metric] = METRICS
-) -> str:
-    """The figures of each scorer as text: cross-entropy, then a line per metric over all items and over unseen ones."""
-    lines = [f"{stage:<12}{'':<12}" + "".join(f"{f'@{k}':>10}" for k in KS)]
-    for scorer, row in figures.items():
-        loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
-        lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
-        for suffix in (f"{of}{part}{by}" for part in ("", WARM) for by in ("", BY_USER) for of in ("", "_unseen")):
-            for metric in metrics:
-                shown = scorer == "model" or metric not in METRICS or metric.name in ("HR", "NDCG")
-                if metric.name == "loss" or not shown or f"{metric.labels[0]}{suffix}" not in row:
-                    continue
-                values = [row[f"{label}{suffix}"] for label in metric.labels]
-                cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
-                of = _title(suffix) if metric.name == "HR" else ""
-                lines.append(f"  {of:<12}  {metric.name:<10}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def _title(suffix: str) -> str:
-    """all items, unseen items, and for means over users or over warm targets: all/user, unseen/warm ..."""
-    of, parts = ("unseen" if "_unseen" in suffix else "all"), suffix.removeprefix("_unseen").replace(BY_USER, "/user")
-    return of + (parts.replace(WARM, "/warm") or " items")
-
-
-def verdict(
-    figures: Mapping[str, Mapping[str, float]],
-    monitor: str,
-    points: Sequence[Point],
-    metrics: Sequence[Metric] = METRICS,
-) -> str | None:
-    """What a run came to, in one line: the model beside the best baseline, by their figures, on the monitored metric,
-    and what to try; None where no baseline has the metric, or neither end of it is the best."""
-    metric = monitor.removeprefix("val/")
-    best_end = best_is(metric, metrics)
-    baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}
-    baselines = {name: value for name, value in baselines.items() if math.isfinite(value)}
-    if best_end is None or not baselines:
-        return None
-    choose: Callable[..., Any] = min if best_end == "min" else max
-    name = choose(baselines, key=baselines.__getitem__)
-    model, baseline = figures["model"][metric], baselines[name]
-    line = f"than {name}, the best baseline: {metric} {model:.4f} against {baseline:.4f}"
-    if model != baseline and choose(model, baseline) == model:
-        return f"better {line}"
-    values = [value for point in points if math.isfinite(value := point.metric(monitor))]
-    advice = f"try another --model.optimizer.lr, --model.dropout or --model.size, and choose by {monitor}"
-    if values and choose(values) == values[-1]:
-        advice = f"{monitor} was the best at the last evaluation: more --trainer.max_epochs, max_steps or max_time"
-    return f"no better {line}; {advice}"
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _baselines(stage: str, model: SequentialRecommender) -> dict[str, dict[str, float]]:
-    return {name: model.evaluations[f"{stage}/{name}"] for name in BASELINES if f"{stage}/{name}" in model.evaluations}
-
-
 def _prefixed(stage: str, model: SequentialRecommender) -> dict[str, float | None]:
-    figures = {f"{stage}/{name}": value for name, value in model.evaluations[stage].items()}
-    for baseline, row in _baselines(stage, model).items():
-        figures |= {f"{stage}/{baseline}/{name}": value for name, value in row.items()}
-    return {name: _finite(value) for name, value in figures.items()}
+    of_stage = {scorer: row for scorer, row in model.evaluations.items() if scorer.partition("/")[0] == stage}
+    return {f"{scorer}/{name}": _finite(value) for scorer, row in of_stage.items() for name, value in row.items()}
 
 
 def _selected_on(trainer: Trainer) -> str | None:
@@ -366,11 +304,6 @@ def _selected_on(trainer: Trainer) -> str | None:
 def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:
     for logger in trainer.loggers:
         logger.log_metrics({f"scaling/{name}": v for name, v in numbers.items() if v is not None}, step=step)
-
-
-@rank_zero_only
-def _write(trainer: Trainer, points: list[Point]) -> None:
-    _run(trainer).write_points(points)
 
 
 def _run(trainer: Trainer) -> Run:

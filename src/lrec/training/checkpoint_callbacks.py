@@ -122,7 +122,7 @@ class LastCheckpoint(Callback):
             self._told_anywhere = Anywhere(gloo_group())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx):
             return
         saver = saver_of(trainer)
         if saver is not None:
@@ -160,7 +160,6 @@ class LastCheckpoint(Callback):
             trainer.should_stop = checkpoint.get("lrec_stopped", False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: Any) -> None:
-        """Restore the earlier handlers."""
         self._listening.close()
         self._training = False
 

@@ -112,7 +112,6 @@ class CommandLine(LightningCLI):
         parser.add_subclass_arguments(SequenceDataModule, "data", fail_untyped=False, required=True)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The callbacks of every run, each a group of options."""
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.add_lightning_class_args(StopAfterSwitch, "early_stopping")
         parser.add_lightning_class_args(ScalingPoints, "points")

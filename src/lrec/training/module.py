@@ -160,8 +160,7 @@ class SequentialRecommender(StoredModel):
         last_B = torch.arange(rows, device=items_BL.device) * longest - 1
         last_B += longest if lengths_B is None else lengths_B
         given = {"positions_M": last_B, "times_BT": times_BT, "events_BL": events_BL}
-        scores_BV: Tensor = self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
-        return scores_BV
+        return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
     def setup(self, stage: str) -> None:
         """Settle where an epoch ends; UserError where what is monitored is no figure of these data."""
@@ -217,7 +216,6 @@ class SequentialRecommender(StoredModel):
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer with a scheduler that Lightning steps with it."""
         if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
             check_touched_rows(self.config, self.loss, self.trainer)
         optimizer, scheduler = build(self.optimizer, self.net, schedule_steps(self.trainer))
@@ -247,7 +245,7 @@ class SequentialRecommender(StoredModel):
         does."""
         own: list[Callback] = [ProcessSetup()]
         if isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None:
-            own.append(OptimizerSwitch())
+            own.append(OptimizerSwitch(self.optimizer.switch))
         elif isinstance(self.optimizer, Optimizer) and self.optimizer.decay == "wsd":
             own.append(StableCheckpoint())
         return own
@@ -275,8 +273,7 @@ class SequentialRecommender(StoredModel):
             table = table if self.loss.in_shards else whole(table)
             return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, batch.targets_M, self.counts_V)
 
-        loss_sum: Tensor = self.net(batch.items_BL, head, times_BT=batch.times_BT, events_BL=batch.events_BL)
-        return loss_sum
+        return self.net(batch.items_BL, head, times_BT=batch.times_BT, events_BL=batch.events_BL)
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
         """Log the mean training loss since it was last logged and the next step's learning rate, the largest of all
@@ -330,8 +327,7 @@ class SequentialRecommender(StoredModel):
     def _at_targets(self, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
         """`head` of the hidden states before the batch's targets, and of the item table."""
         times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
-        result: Result = self.net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
-        return result
+        return self.net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
 
     def _log_evaluation(self, stage: str) -> None:
         """Hand the figures, reduced over ranks already, to callbacks, loggers and whoever called the trainer.

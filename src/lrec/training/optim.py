@@ -64,6 +64,10 @@ class Switch:
         check_range("optimizer.switch.momentum", self.momentum, at_least=0, below=1)
         check_range("optimizer.switch.final_lr", self.final_lr, at_least=0, at_most=1)
 
+    def due(self, total_steps: int) -> int:
+        """The step of a schedule of `total_steps` at which AdamW gives way at the latest."""
+        return max(round(self.latest * total_steps), 1) if self.at is None else self.at
+
 
 class OptimizerConfig(ABC):
     """An optimizer and its schedule, before there is anything to optimize."""
@@ -147,9 +151,7 @@ class Optimizer(OptimizerConfig):
 
     def build(self, net: Transformer, total_steps: int) -> "tuple[AdamWThenSGD, LambdaLR]":
         """The optimizer and its scheduler, which must step once per optimizer step."""
-        switch, due = self.switch, 0
-        if switch is not None:
-            due = max(round(switch.latest * total_steps), 1) if switch.at is None else switch.at
+        switch = self.switch
         if switch is not None and switch.at is not None and switch.at >= total_steps:
             raise UserError(f"optimizer.switch.at {switch.at}: the run has only {counted(total_steps, 'step')}")
         if self.touched_rows:
@@ -177,8 +179,6 @@ class Optimizer(OptimizerConfig):
             ],
             lr=self.lr,
             betas=self.betas,
-            switch=switch,
-            due=due,
         )
 
         def factor_of(index: int) -> Callable[[int], float]:
@@ -223,19 +223,16 @@ class AdamWThenSGD(AdamW):
     and muon: whether Muon takes AdamW's place.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], switch: Switch | None, due: int, **options: Any) -> None:
-        """AdamW's arguments, the switch that the training loop is to make, and the step at which it is due."""
+    def __init__(self, groups: Iterable[dict[str, Any]], **options: Any) -> None:
         not_yet = {"sgd_from": None, "sgd_scheduled_from": None}
         super().__init__([not_yet | group for group in groups], fused=True, **options)
-        self.switch, self.due = switch, due
         # True would mean that the step undoes a gradient scaler's scale itself, and Lightning then refuses to clip.
         self._step_supports_amp_scaling = False
 
     @property
     def sgd_from(self) -> int | None:
         """The optimizer step from which SGD runs; None while AdamW does."""
-        step: int | None = self.param_groups[0]["sgd_from"]
-        return step
+        return self.param_groups[0]["sgd_from"]
 
     def phase_of(self, steps: int) -> Literal["adamw", "sgd"]:
         """What took the last of the first `steps` steps."""

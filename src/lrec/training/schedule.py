@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
-from lightning.pytorch.trainer.states import TrainerFn
 
 from lrec.errors import UserError
 from lrec.evaluation.metrics import METRICS, Metric, best_is, metric_names
@@ -53,32 +52,30 @@ def stable_steps(trainer: Trainer) -> int | None:
 
 
 class OptimizerSwitch(Callback):
-    """Make the switch that the optimizer is configured for: once val/loss has converged, or when it is due. The phase
-    itself is the optimizer's."""
+    """Make a switch once val/loss has converged, or when it is due. The phase itself is the optimizer's."""
 
-    def __init__(self) -> None:
-        self.best = math.inf
-        self.waited = 0
+    def __init__(self, switch: Switch) -> None:
+        self.switch, self.best, self.waited = switch, math.inf, 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        optimizer, switch, scheduled = _switching(trainer)
-        done = scheduled if switch.at is None else trainer.global_step
-        if optimizer.sgd_from is None and done >= optimizer.due:
+        optimizer, scheduled = _switching(trainer)
+        done = scheduled if self.switch.at is None else trainer.global_step
+        if optimizer.sgd_from is None and done >= self.switch.due(schedule_steps(trainer)):
             optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.switch.at is not None:
             return
-        optimizer, switch, scheduled = _switching(trainer)
-        if switch.at is not None or optimizer.sgd_from is not None:
+        optimizer, scheduled = _switching(trainer)
+        if optimizer.sgd_from is not None:
             return
         loss = float(trainer.callback_metrics["val/loss"])
-        if loss < self.best - switch.min_improvement:
+        if loss < self.best - self.switch.min_improvement:
             self.best, self.waited = loss, 0
         else:
             self.waited += 1
         # One decision for all ranks, whatever the last bit of a reduced loss.
-        if trainer.strategy.reduce_boolean_decision(self.waited >= switch.patience, all=False):
+        if trainer.strategy.reduce_boolean_decision(self.waited >= self.switch.patience, all=False):
             optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,8 +137,8 @@ class StopAfterSwitch(EarlyStopping):
             return True
         if trainer.global_step < (stable_steps(trainer) or 0):
             return True
-        (optimizer,) = trainer.optimizers
-        return isinstance(optimizer, AdamWThenSGD) and optimizer.switch is not None and phase(trainer) == "adamw"
+        switches = any(isinstance(callback, OptimizerSwitch) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        return switches and phase(trainer) == "adamw"
 
 
 def phase(trainer: Trainer) -> str:
@@ -152,9 +149,8 @@ def phase(trainer: Trainer) -> str:
     return type(optimizer).__name__.lower()
 
 
-def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, Switch, int]:
-    """The optimizer, its switch, and where the schedule of the rate stands."""
+def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, int]:
+    """The optimizer, and where the schedule of the rate stands."""
     (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
     assert isinstance(optimizer, AdamWThenSGD)
-    assert optimizer.switch is not None
-    return optimizer, optimizer.switch, config.scheduler.last_epoch
+    return optimizer, config.scheduler.last_epoch

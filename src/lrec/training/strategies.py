@@ -11,7 +11,6 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
@@ -159,7 +158,7 @@ class FSDP2(ModelParallelStrategy):
         """Read this process's rows of a folder or a file."""
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
-        fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        fits = self.lightning_module.trainer.state.fn == "fit"
         return read_together(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
 
     def _local_range(self, name: str, n: int) -> slice:

@@ -59,7 +59,7 @@ class Throughput(Announcer):
         dtype = {"bf": torch.bfloat16, "16": torch.float16}.get(precision[:2], torch.float32)
         rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
         self._products = "TF32" if rounded and device.type == "cuda" else str(dtype).removeprefix("torch.")
-        self._peak_flops_per_s = measure_peak(device, dtype)
+        self._peak_flops_per_s = measure_peak(device, dtype, torch.get_num_threads())
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         self._positions = self._real = 0
@@ -114,14 +114,10 @@ class Throughput(Announcer):
         )
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a large square matrix product, the best of as many as run in a fifth of a second, measured
-    once: a second fit in a notebook does not wait again."""
-    return _measured_peak(device, dtype, torch.get_num_threads())
-
-
 @cache
-def _measured_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+def measure_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """FLOPs per second of a large square matrix product by so many threads, which are torch's, the best of as many as
+    run in a fifth of a second, measured once: a second fit in a notebook does not wait again."""
     side = PEAK_SIDE.get(device.type, 1024)
     # Random numbers: a GPU multiplies ones with less power, and so faster, than it ever trains.
     generator = torch.Generator(device).manual_seed(0)

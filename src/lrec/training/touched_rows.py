@@ -34,8 +34,7 @@ def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) 
 
 
 def touched_of(parameter: nn.Parameter) -> TouchedRows | None:
-    touched: TouchedRows | None = getattr(parameter, "touched", None)
-    return touched
+    return getattr(parameter, "touched", None)
 
 
 def adamw_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:

@@ -154,7 +154,7 @@ def test_cases_of_one_user_are_ranked_as_those_of_many(split: Split, name: str, 
     if blanks:
         cases = with_blanks(cases)
     strangers = replace(cases, users_C=np.arange(len(cases)))
-    n_rows = [sum(len(batch.items_BL) for batch in batches(each, net)) for each in (cases, strangers)]
+    n_rows = [sum(len(read["items_BL"]) for _, read in batches(each, net)) for each in (cases, strangers)]
     assert n_rows[1] == len(cases)
     assert n_rows[0] < (0.9 if blanks else 0.7) * len(cases)
     mine, theirs = rank_by_net(net, cases), rank_by_net(net, strangers)

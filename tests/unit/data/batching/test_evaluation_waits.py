@@ -46,8 +46,8 @@ def test_a_batch_is_evaluated_without_asking_the_device(  # type: ignore[no-unty
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # the meta device has none
     with HostWaits() as waits, torch.inference_mode():
         scores = net(batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT)
-        evaluation.update(scores, batch.targets_M, batch.weights_M)
-        evaluation.update(baselines.score("popularity", batch), batch.targets_M, batch.weights_M)
+        evaluation.update(scores, batch)
+        evaluation.update(baselines.score("popularity", batch), batch)
     assert scores.rank_B.device == META
     assert waits.operators > 100
     assert not waits.seen

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from lrec.run import Point
-from lrec.training.callbacks import verdict
+from lrec.evaluation.evaluator import verdict
 
 FIGURES = {
     "model": {"loss": 4.0, "NDCG@10": 0.30},
@@ -13,10 +12,6 @@ FIGURES = {
     "repeat-last": {"loss": math.nan, "NDCG@10": 0.01},
     "markov": {"loss": 4.5, "NDCG@10": 0.52},
 }
-
-
-def points(name: str, *values: float) -> list[Point]:
-    return [Point(metrics={name: value}) for value in values]
 
 
 def test_a_better_model_is_said_to_be_better() -> None:
@@ -32,14 +27,14 @@ def test_a_better_model_is_said_to_be_better() -> None:
     ],
 )
 def test_a_worse_one_gets_advice(values: tuple[float, ...], advice: str) -> None:
-    line = verdict(FIGURES, "val/NDCG@10", points("val/NDCG@10", *values))
+    line = verdict(FIGURES, "val/NDCG@10", values)
     assert line is not None
     assert line.startswith("no better than markov, the best baseline: NDCG@10 0.3000 against 0.5200; ")
     assert advice in line
 
 
 def test_equal_is_no_better() -> None:
-    line = verdict({"model": {"loss": 4.0}, "popularity": {"loss": 4.0}}, "val/loss", points("val/loss", 5.0, 4.0))
+    line = verdict({"model": {"loss": 4.0}, "popularity": {"loss": 4.0}}, "val/loss", [5.0, 4.0])
     assert line is not None
     assert line.startswith("no better")
 
