@@ -157,6 +157,10 @@ def main() -> None:
 
 
 READ = """
+Up to 1,000 items, length costs little: attention is a small part of a step with 3,700 items. A step of 8,000 items per
+row takes three times as long as one of 200, for 40 times the length. So lrec has no attention with a local window.
+`lrec sizes` counts the step alone: of the measured memory, 0.5 to 0.7 GiB is the process with its libraries. It does
+not depend on the length, and the measured memory grows by at most 0.2 GiB. We have not measured yet what length brings.
 """
 
 
