@@ -140,10 +140,9 @@ def main() -> None:
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, torch {torch.__version__}.",
     ]
     lines += ["", "    python benchmarks/lengths.py --data FOLDER --speed", "", "\n\n".join(about), ""]
-    lines += [
-        "| data | length | test loss | beside the length before | NDCG@10 | beside the length before | ms a step |"
-    ]
-    lines += ["|---|---:|---:|---:|---:|---:|---:|", *found["accuracy"], ""]
+    if found["accuracy"]:
+        lines += ["| data | length | test loss | beside the length before | NDCG@10 | beside the length before | ms |"]
+        lines += ["|---|---:|---:|---:|---:|---:|---:|", *found["accuracy"], ""]
     lines += [
         "| length | targets a second | share of those of 200 | GiB | `lrec sizes` |",
         "|---:|---:|---:|---:|---:|",
