@@ -27,7 +27,8 @@ from lrec.run import Point, read_points_file
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results" / "ledger.md"
 NAMES = {
-    "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks", "globo, Muon": "clicks, Muon", "ciao": "Ciao",
+    "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks",
+    "globo, Muon": "clicks, Muon", "ciao": "Ciao",
     "quickstart": "quickstart", "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
     "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M", "tennis": "tennis", "beauty": "Beauty",
 }  # fmt: skip
