@@ -37,7 +37,7 @@ def backtest(options: Backtest) -> None:
         starts = [["window", "begins", "ends"]]
         starts += [[str(k), *(time_text(time, store.time_unit) for time in each)] for k, each in windows.items()]
         print(on_terminal(rows_table(starts)), end="\n\n")
-    memory_gib = budget.memory_of(study, (study, record.runs))
+    memory_gib = budget.check(study, (study, record.runs))
     if options.dry_run:
         return
     with locked(lock_of(study.folder.absolute()), f"another backtest is under way in {study.folder}: wait for its end"):

@@ -107,11 +107,13 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[int]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 

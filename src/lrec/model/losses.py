@@ -55,6 +55,7 @@ class FullSoftmax(Loss):
     in_shards: ClassVar[bool] = True
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """Sum of -log softmax(hidden @ table.T)[target]."""
         return full_softmax(hidden_MD, table_VD, targets_M)
 
     def flops_per_target(self, n_items: int, width: int) -> int:
@@ -99,6 +100,7 @@ class SampledSoftmax(_Sampled):
         check_range("loss.power", self.power, at_least=0)
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        """Sum of -log softmax over target and negatives."""
         shard = shard_of(table_VD)
         negatives_N, log_q_N = (shard.of_first(each) for each in _draw(self.negatives, counts_V, self.power))
         correction_N = log_q_N + math.log(self.negatives) if self.logq else torch.zeros_like(log_q_N)

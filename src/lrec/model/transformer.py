@@ -163,14 +163,17 @@ class Transformer(nn.Module):
 
     @property
     def reads_times(self) -> bool:
+        """Whether `forward` needs the times of events."""
         return self.config.architecture.time != "none"
 
     @property
     def reads_events(self) -> bool:
+        """Whether `forward` needs the types of events."""
         return self.config.event_types > 0
 
     @property
     def attentions(self) -> list[Attention]:
+        """The first branch of each block."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
     def _decode_again(

@@ -13,9 +13,9 @@ from lrec.laws.metric_forecasts import best_measured, outlook_metrics
 from lrec.laws.table import has_lengths, points_of_most_data
 from lrec.laws.verdict import FAILS, outlook, turns
 from lrec.run import Point, run_of_study
-from lrec.study.budget import Price, price_of
 from lrec.study.grid import PlannedRun, ruled_options
 from lrec.study.options import Study
+from lrec.study.price import Price, price_of
 
 METRIC, BESIDE = "HR@10", ("HR@10_unseen", "NDCG@10")
 TIMES = (10, 30)

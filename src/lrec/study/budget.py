@@ -1,7 +1,5 @@
-"""What runs take before they take it, against a budget: hours, memory and disk; and the price of a larger network."""
+"""What a study will take before it takes it: hours, memory and disk of each run, against a budget."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,7 +10,6 @@ from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
-from lrec.model.network_sizes import find_size
 from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
 from lrec.study.options import DECAY, Study
@@ -30,7 +27,6 @@ ASSUMED = {"bf16-mixed": 100e12, "bf16-true": 100e12, "32-true": 15e12}
 BESIDE_STEPS = 0.25
 STARTING_S = 10
 PROCESS_GIB = 1.0
-WIDTHS = 8  # the width of a network that is not trained yet is a multiple of this
 
 # A step to be measured within a fraction of a second.
 BLOCKS, MOST_ITEMS, SECONDS = 2, 20_000, 0.2
@@ -195,9 +191,9 @@ def plan_table(costs: list[Cost], study: Study) -> str:
     return "\n".join(lines)
 
 
-def memory_of(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, float]:
-    """GiB of memory that each run needs, if the study has a budget or is a dry run, which prints what all runs take;
-    UserError where they may take more than it allows."""
+def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, float]:
+    """Check what the runs take against the study's budget: UserError where they may take more; a dry run prints what
+    they take. GiB of memory that each needs, by its name; nothing where there is no budget."""
     if not study.dry_run and (study.memory_gib, study.budget_hours, study.budget_disk_gib) == (None, None, None):
         return {}
     costs = [cost for each, runs in planned for cost in plan(each, runs)]
@@ -226,64 +222,3 @@ def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
         wall_s = sum(point.wall_s for point in run_of_study(study.folder, run.name).points[-1:])
         seconds += run.own * wall_s * (place.ranks if place.gpus else study.threads)
     return seconds / 3600
-
-
-@dataclass(frozen=True)
-class Price:
-    """Of a network: hours of a core or a GPU to train it, and money where an hour has a price; GiB of memory (of a GPU,
-    where it trains on one) and of disk; milliseconds that one core or GPU computes for a request."""
-
-    size: str
-    unit: str
-    hours: float
-    money: float | None
-    memory_gib: float
-    disk_gib: float
-    request_ms: float
-
-
-def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price:
-    """Of a network so many times as large as that of a finished run, trained as it was, at its FLOPs per second from
-    the first step to the last evaluation.
-
-    A request encodes a whole history and scores the catalogue once; nothing is kept of the request before.
-    """
-    last = run_of_study(study.folder, run.name).points[-1]
-    trained = run.network(last.N_head // last.d_model)
-    network, place, hours = wider(trained, times), study.placement(run.config), spent_hours(study, [run]) / run.own
-    forward, head = cost.flops_per_interaction(network).forward, 2 * cost.n_head(network)
-    train_hours = hours * forward / cost.flops_per_interaction(trained).forward
-    memory_gib, gpu_gib, disk_gib = gib_of(network, run.config, place)
-    return Price(
-        f"{network.layers}x{network.width}",
-        "GPU" if place.gpus else "core",
-        train_hours,
-        None if study.price_per_hour is None else train_hours * study.price_per_hour,
-        gpu_gib or memory_gib,
-        disk_gib,
-        1000 * (network.max_len * (forward - head) + head) / (last.flops / (3600 * hours)),
-    )
-
-
-def price_rows(prices: Sequence[Price | None]) -> list[tuple[str, list[str]]]:
-    """A row for each part of a price, with a cell for each network; none where prices are not known."""
-    known = [price for price in prices if price is not None]
-    if len(known) < len(prices):
-        return []
-    unit, place = known[0].unit, "GPU memory" if known[0].unit == "GPU" else "memory"
-    rows = [(f"training, {unit}-hours", [f"{price.hours:.2g}" for price in known])]
-    if all(price.money is not None for price in known):
-        rows.append(("training, price", [f"{price.money:.2g}" for price in known]))
-    rows.append((f"{place} to train, GiB", [f"{price.memory_gib:.1f}" for price in known]))
-    rows.append(("disk, GiB", [f"{price.disk_gib:.2g}" for price in known]))
-    rows.append((f"one request, ms on a {unit}", [f"{price.request_ms:.2g}" for price in known]))
-    return rows
-
-
-def wider(network: TransformerConfig, times: float) -> TransformerConfig:
-    """A network of as many blocks, with about so many times the parameters in them."""
-    if times == 1:
-        return network
-    width = WIDTHS * round(math.sqrt(times) * network.width / WIDTHS)
-    shape = find_size(f"{network.layers}x{width}")
-    return replace(network, width=shape.width, heads=shape.heads)

@@ -97,7 +97,7 @@ def exchange(
     only: dict[str, Any] = {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
     of_steps = Study(folder.name, out=folder, **limits, **only)
     record = Record(of_steps, runs)
-    memory_gib = budget.memory_of(of_steps, (of_steps, record.runs))
+    memory_gib = budget.check(of_steps, (of_steps, record.runs))
     if dry_run:
         return
     start_server()

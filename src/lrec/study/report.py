@@ -25,13 +25,13 @@ from lrec.laws.predict import compare
 from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
 from lrec.study.answer import BESIDE, METRIC, Answer, amount, answer_of
-from lrec.study.budget import price_rows
 from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
+from lrec.study.price import price_rows
 from lrec.study.tuning import LR, Trial, Tuned
 
 # Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.

@@ -17,10 +17,10 @@ from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.laws.equivalents import LadderCurve
 from lrec.run import Point, run_of_study
-from lrec.study.budget import wider
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import as_argument, ladder_n_body
 from lrec.study.points import REPEATED
+from lrec.study.price import wider
 from lrec.study.tuning import LR
 
 EPOCHS, LENGTH, USERS = "trainer.max_epochs", "data.max_len", "data.reduction.users"
@@ -126,10 +126,9 @@ def _targets_hash(run: PlannedRun) -> str:
     """Of the test targets of a run, users and items, and of the catalogue."""
     data = run.open_data()
     cuts, (tested, _) = data.cuts, data.evaluated("test")
-    rows_T = cuts.store.offsets_U1[tested.users_T] + tested.positions_T
     raw_ids = cuts.store.item_table["raw_id"]
     digest = sha256(tested.users_T.tobytes())
-    for items in (cuts.store.items_N[rows_T], cuts.catalogue_V):
+    for items in (cuts.store.items_N[cuts.rows_of(tested)], cuts.catalogue_V):
         digest.update("\n".join(raw_ids.gather(items)).encode())
     return digest.hexdigest()
 

@@ -52,7 +52,7 @@ def run_study(study: Study) -> None:
         print(runs_table(record.runs, record.folder, record.state))
         return
     of_trials = [(tuner.study_of_trials, tuner.first_runs)] if tuner else []
-    memory_gib = budget.memory_of(study, *of_trials, (study, record.runs))
+    memory_gib = budget.check(study, *of_trials, (study, record.runs))
     to_train = [run for run in record.runs if record.trained(run).result is None]
     tunes_step = "targets_per_step" in study.tune
     if to_train and not tunes_step and (few := few_steps(max(to_train, key=lambda run: run.horizon))):

@@ -3,12 +3,12 @@
 The new rows are cut in time: most train, some validate, and the newest judge the old network, the new one and, if
 asked for, a full retraining, on the same targets. What was killed and is started again ends as if undisturbed.
 
-Shape suffixes: N new rows, U users, I items of the store, V catalogue of a model, T targets, C cases.
+Shape suffixes: N new rows, U users, I items of the store.
 """
 
 import math
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,22 @@ from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.interactions import InteractionsDataModule
-from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.append import refuse_append, refuse_other_unit
 from lrec.data.store.prepare import append_to
 from lrec.data.store.statistics import time_text
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
-from lrec.evaluation.cases import Cases, Ranked, cases_before, rank_by_net, rank_by_popularity, values_of
-from lrec.evaluation.metrics import NDCG, CrossEntropy, HitRate
-from lrec.evaluation.shared_scoring import device
-from lrec.evaluation.standard_errors import standard_error
 from lrec.laws.fit_json import finite
 from lrec.options.class_paths import check_trusted
 from lrec.run import UPDATE, Point, Run, RunConfig
 from lrec.serving.export import load
-from lrec.serving.recommender import Model
 from lrec.study.launch import lock_of
 from lrec.study.warm_fit import Recipe, carry_out, rate_of, warm_options, windowed
+from lrec.study.window import FIGURES, judged, judged_popularity, summary
 
 PLAN, REPORT = "plan.json", "update.md"
 OLD, UPDATED, FULL, POPULARITY = "old", "updated", "full", "popularity"
-METRICS = (CrossEntropy(), HitRate(), NDCG())
-FIGURES = ("loss", "HR@10", "NDCG@10")
 
 
 @dataclass(frozen=True)
@@ -175,7 +168,7 @@ def _windows(base: Base, data: Path, judge: float) -> tuple[GlobalTemporal, int]
     times = [frame["time"].to_numpy() for frame in raw.frame]
     if not sum(map(len, times)):
         raise UserError(f"{data}: there are no rows in it")
-    refuse_other_unit(base.store, raw.facts)
+    refuse_other_unit(base.store, raw.all_facts())
     times_N = np.sort(np.concatenate(times))
     newer_N = times_N[times_N > base.trained_until]
     cuts = [int((1 - share) * len(newer_N)) for share in (1.5 * judge, judge)]
@@ -222,67 +215,6 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
     ends = RunConfig(options).value("data.split.test_from"), data.store.statistics["last_time"]
     window |= {name: time_text(time, data.store.time_unit) for name, time in zip(("from", "until"), ends, strict=True)}
     return {"kept": kept, "serve": str(folders[kept].absolute()), "window": window, "models": figures, "drift": drift}
-
-
-def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
-    """Columns user, position, loss, HR@10 and NDCG@10 of each target, in their order.
-
-    An item that the model does not know is left out of histories, and as a target it is a miss, without a loss (null);
-    so is a target before which the model knows nothing.
-    """
-    own = _as_known_to(model, cuts)
-    cases = cases_before(own, *targets, model.about["max_len"])
-    if model.net.reads_events:
-        names = cuts.store.event_types
-        known = [model.about["event_names"].index(each) if each in model.about["event_names"] else -1 for each in names]
-        assert cases.events_N is not None
-        events_N = np.array(known)[cases.events_N]
-        cases = replace(cases, events_N=events_N).keeping(events_N >= 0)
-    return _by_target(rank_by_net(model.net.float().to(device()), cases), cases, targets, own.counts_V)
-
-
-def judged_popularity(cuts: Split, targets: Targets, max_len: int) -> pl.DataFrame:
-    """The same by what is popular in the training part of the cut."""
-    cases = cases_before(cuts, *targets, max_len)
-    return _by_target(rank_by_popularity(cuts.counts_V, cases), cases, targets, cuts.counts_V)
-
-
-def summary(judged: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
-    """Means of each model's figures and their standard errors (NAME_se), users being drawn; losses are those of the
-    targets that all models know. Beside them the difference of NDCG@10 from the first model's, paired, and the
-    targets that a model does not know."""
-    first = next(iter(judged.values()))
-    known = pl.all_horizontal([frame["loss"].is_not_null() for frame in judged.values()])
-    result = {}
-    for name, frame in judged.items():
-        mine, frame = dict[str, float](), frame.with_columns(difference=frame[FIGURES[-1]] - first[FIGURES[-1]])
-        for figure in (*FIGURES, "difference"):
-            values = frame.filter(known) if figure == "loss" else frame
-            mine[figure] = mine[f"{figure}_se"] = math.nan
-            if not values.is_empty():
-                mine[figure] = float(values[figure].to_numpy().mean())
-                mine[f"{figure}_se"] = standard_error(values, figure)
-        result[name] = mine | {"unknown": frame["loss"].null_count()}
-    return result
-
-
-def _as_known_to(model: Model, cuts: Split) -> Split:
-    """The cut with a model's catalogue: items of the store by raw id, in whose order the model has them."""
-    known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
-    assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
-    own = replace(cuts)
-    vars(own)["counts_I"] = known_I.astype(np.int64)
-    return own
-
-
-def _by_target(ranked: Ranked, cases: Cases, targets: Targets, counts_V: np.ndarray) -> pl.DataFrame:
-    found = values_of(ranked, cases.targets_C, counts_V, METRICS)
-    of_cases = pl.DataFrame({"user": cases.users_C, "position": cases.positions_C, **{n: found[n] for n in FIGURES}})
-    of_cases = of_cases.with_columns(pl.col("loss").fill_nan(None))
-    every = pl.DataFrame({"user": targets.users_T, "position": targets.positions_T})
-    return every.join(of_cases, ["user", "position"], "left", maintain_order="left").with_columns(
-        pl.col(*FIGURES[1:]).fill_null(0.0)
-    )
 
 
 def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class RunFiles(Callback):
     is refused until then leaves the folder as it was. The first callback of a run."""
 
     def __init__(self, options: dict[str, Any], loggers: list[Logger], alone: ExitStack) -> None:
+        """Take every option of the run, the loggers that it is to have, and what is left when its work is done."""
         self.config, self.loggers, self.alone = RunConfig(options), loggers, alone
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -129,6 +130,7 @@ class ScalingPoints(Callback):
         rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the best point where the best checkpoint was tested right after fit."""
         if not self.points:
             return
         model = recommender(pl_module)
@@ -142,6 +144,7 @@ class ScalingPoints(Callback):
         rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The points so far travel with the checkpoint."""
         points = json.dumps([point.to_dict() for point in self.points])
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
@@ -220,8 +223,7 @@ class EvaluationReport(Announcer):
 
     @rank_zero_only
     def _report(self, stage: str, trainer: Trainer, model: SequentialRecommender) -> None:
-        split = {scorer.partition("/"): row for scorer, row in model.evaluations.items()}
-        figures = {baseline or "model": row for (of, _, baseline), row in split.items() if of == stage}
+        figures = {scorer.partition("/")[2] or "model": row for scorer, row in _of_stage(stage, model).items()}
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor, model.metrics)
         self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
@@ -291,9 +293,14 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _of_stage(stage: str, model: SequentialRecommender) -> dict[str, dict[str, float]]:
+    """The figures of the model, by `stage`, and of the baselines beside it, by `stage/baseline`."""
+    return {scorer: row for scorer, row in model.evaluations.items() if scorer.partition("/")[0] == stage}
+
+
 def _prefixed(stage: str, model: SequentialRecommender) -> dict[str, float | None]:
-    of_stage = {scorer: row for scorer, row in model.evaluations.items() if scorer.partition("/")[0] == stage}
-    return {f"{scorer}/{name}": _finite(value) for scorer, row in of_stage.items() for name, value in row.items()}
+    rows = _of_stage(stage, model).items()
+    return {f"{scorer}/{name}": _finite(value) for scorer, row in rows for name, value in row.items()}
 
 
 def _selected_on(trainer: Trainer) -> str | None:

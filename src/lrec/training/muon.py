@@ -18,9 +18,9 @@ MOMENTUM = 0.95
 LINEAR, CUBIC, QUINTIC, TIMES = 3.4445, -4.7750, 2.0315, 5
 
 
-def is_for_muon(net: nn.Module, name: str) -> bool:
-    """Whether a parameter is a matrix inside a block: neither a table nor a vector."""
-    return name.startswith("blocks.") and net.get_parameter(name).ndim == 2
+def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter of a network is a matrix inside a block: neither a table nor a vector."""
+    return name.startswith("blocks.") and parameter.ndim == 2
 
 
 @torch.no_grad()

@@ -159,9 +159,9 @@ class Optimizer(OptimizerConfig):
         groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in net.named_parameters():
             if parameter.requires_grad:
-                by_muon = self.muon if is_for_muon(net, name) else None
-                multiplier = by_muon or net.lr_multiplier(name)
-                of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, by_muon is not None
+                of_muon = self.muon if is_for_muon(name, parameter) else None
+                multiplier = of_muon or net.lr_multiplier(name)
+                of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, of_muon is not None
                 groups[of].append(parameter)
         # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.
         optimizer = AdamWThenSGD(
@@ -216,7 +216,8 @@ def _stable(steps: int) -> int:
 
 
 class AdamWThenSGD(AdamW):
-    """AdamW, and from `begin_sgd` on SGD with momentum: torch.optim's own arithmetic in both phases.
+    """AdamW, and Muon for groups that say so; from `begin_sgd` on SGD with momentum. But for Muon, the arithmetic is
+    torch.optim's own.
 
     One optimizer, so that a checkpoint of either phase loads in either: the phase is an entry of every parameter group,
     and exp_avg becomes SGD's momentum buffer. Beside AdamW's options, groups have sgd_lr, sgd_weight_decay, momentum,

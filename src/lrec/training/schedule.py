@@ -57,10 +57,13 @@ class OptimizerSwitch(Callback):
     def __init__(self, switch: Switch) -> None:
         self.switch, self.best, self.waited = switch, math.inf, 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._due = self.switch.due(schedule_steps(trainer))
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         optimizer, scheduled = _switching(trainer)
         done = scheduled if self.switch.at is None else trainer.global_step
-        if optimizer.sgd_from is None and done >= self.switch.due(schedule_steps(trainer)):
+        if optimizer.sgd_from is None and done >= self._due:
             optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -63,7 +63,7 @@ def targets(split: Split, test: Targets) -> tuple[np.ndarray, np.ndarray]:
     ends_U = np.diff(split.store.offsets_U1)[users_U]
     lengths_U = ends_U - split.trajectory_U[users_U]
     items = Targets(np.repeat(users_U, lengths_U), ranges(split.trajectory_U[users_U], lengths_U))
-    may_T = split.may_be_targets(split.store.offsets_U1[items.users_T] + items.positions_T)
+    may_T = split.may_be_targets(split.rows_of(items))
     users_T = np.concatenate([test.users_T, items.users_T[may_T]])
     return users_T, np.concatenate([test.positions_T, items.positions_T[may_T]])
 

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -82,7 +82,7 @@ def to_interactions(
     """Check the rows that are used and keep ratings of at least `min_rating`; `duplicates` keeps rows that are
     identical in every column. The tables have the same columns, and the rows of a file are consecutive. `features`
     names columns that are kept as they are, where a value may be missing, and tells whether they are numbers."""
-    units, facts = TimeUnits(), dict[str, Any]()
+    units = TimeUnits()
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     wanted = {key: column for key, column in wanted.items() if column is not None}
     exact = [column for key, column in wanted.items() if key != "time"]
@@ -109,9 +109,8 @@ def to_interactions(
             yield frame
         if min_rating is not None and kept == 0:
             raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
-        facts.update(units.facts())
 
-    return RawInteractions(frames(), facts)
+    return RawInteractions(frames(), units.facts)
 
 
 def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:

@@ -206,7 +206,7 @@ class Split:
 
     def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray, are_sets: bool) -> Targets:
         found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
-        may_T = self.may_be_targets(self._rows(found))
+        may_T = self.may_be_targets(self.rows_of(found))
         if are_sets:
             users = np.unique(found.users_T[may_T])
             return Targets(users, first_U[users])
@@ -218,7 +218,7 @@ class Split:
 
     def is_known(self, targets: Targets) -> np.ndarray:
         """Whether each target is an item of the catalogue, bool (T,)."""
-        return self.catalogue_index_I[self.store.items_N[self._rows(targets)]] >= 0
+        return self.catalogue_index_I[self.store.items_N[self.rows_of(targets)]] >= 0
 
     def events(self, rows_N: np.ndarray) -> np.ndarray | None:
         """What a network reads of interactions beside item and time, int64: the type of each, or, with features, the
@@ -227,7 +227,8 @@ class Split:
             return self.features(rows_N)
         return None if self.store.events_N is None else self.store.events_N[rows_N].astype(np.int64)
 
-    def _rows(self, targets: Targets) -> np.ndarray:
+    def rows_of(self, targets: Targets) -> np.ndarray:
+        """The rows of the store that these targets are."""
         return self.store.offsets_U1[targets.users_T] + targets.positions_T
 
     def training_rows(self) -> Iterator[np.ndarray]:

@@ -51,11 +51,16 @@ class RawInteractions:
             and REST (uint64, optional), none of them null, and columns that are read beside these (their names after
             FEATURE; strings or floats, null where missing). Where there is REST, of rows that are equal in all columns
             but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
-        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Whole after the last frame.
+        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them
+            after the last frame.
     """
 
     frame: pl.DataFrame | Iterable[pl.DataFrame]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] | Callable[[], dict[str, Any]] = field(default_factory=dict)
+
+    def all_facts(self) -> dict[str, Any]:
+        """The facts, once the last frame has been read."""
+        return self.facts() if callable(self.facts) else self.facts
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
@@ -159,7 +164,7 @@ def _write(
             earlier.look_at(frame)
         rows.append(encoder.encode(frame))
         progress.add(frame.height)
-    facts = raw.facts
+    facts = raw.all_facts()
     users, items, domains, events = encoder.ranked()
     features = {name: None if ids is None else ids.ranked() for name, ids in encoder.features.items()}
     texts = {name.removeprefix(FEATURE): _texts(name, each) for name, each in features.items()}

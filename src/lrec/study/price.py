@@ -1,0 +1,76 @@
+"""What a network takes to train and to ask, from what a run of the study took."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lrec.model import cost
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import find_size
+from lrec.run import run_of_study
+from lrec.study.budget import gib_of, spent_hours
+from lrec.study.grid import PlannedRun
+from lrec.study.options import Study
+
+WIDTHS = 8  # the width of a network that is not trained yet is a multiple of this
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a network: hours of a core or a GPU to train it, and money where an hour has a price; GiB of memory (of a GPU,
+    where it trains on one) and of disk; milliseconds that one core or GPU computes for a request."""
+
+    size: str
+    unit: str
+    hours: float
+    money: float | None
+    memory_gib: float
+    disk_gib: float
+    request_ms: float
+
+
+def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price:
+    """Of a network so many times as large as that of a finished run, trained as it was, at its FLOPs per second from
+    the first step to the last evaluation.
+
+    A request encodes a whole history and scores the catalogue once; nothing is kept of the request before.
+    """
+    last = run_of_study(study.folder, run.name).points[-1]
+    trained = run.network(last.N_head // last.d_model)
+    network, place, hours = wider(trained, times), study.placement(run.config), spent_hours(study, [run]) / run.own
+    forward, head = cost.flops_per_interaction(network).forward, 2 * cost.n_head(network)
+    train_hours = hours * forward / cost.flops_per_interaction(trained).forward
+    memory_gib, gpu_gib, disk_gib = gib_of(network, run.config, place)
+    return Price(
+        f"{network.layers}x{network.width}",
+        "GPU" if place.gpus else "core",
+        train_hours,
+        None if study.price_per_hour is None else train_hours * study.price_per_hour,
+        gpu_gib or memory_gib,
+        disk_gib,
+        1000 * (network.max_len * (forward - head) + head) / (last.flops / (3600 * hours)),
+    )
+
+
+def price_rows(prices: Sequence[Price | None]) -> list[tuple[str, list[str]]]:
+    """A row for each part of a price, with a cell for each network; none where prices are not known."""
+    known = [price for price in prices if price is not None]
+    if len(known) < len(prices):
+        return []
+    unit, place = known[0].unit, "GPU memory" if known[0].unit == "GPU" else "memory"
+    rows = [(f"training, {unit}-hours", [f"{price.hours:.2g}" for price in known])]
+    if all(price.money is not None for price in known):
+        rows.append(("training, price", [f"{price.money:.2g}" for price in known]))
+    rows.append((f"{place} to train, GiB", [f"{price.memory_gib:.1f}" for price in known]))
+    rows.append(("disk, GiB", [f"{price.disk_gib:.2g}" for price in known]))
+    rows.append((f"one request, ms on a {unit}", [f"{price.request_ms:.2g}" for price in known]))
+    return rows
+
+
+def wider(network: TransformerConfig, times: float) -> TransformerConfig:
+    """A network of as many blocks, with about so many times the parameters in them."""
+    if times == 1:
+        return network
+    width = WIDTHS * round(math.sqrt(times) * network.width / WIDTHS)
+    shape = find_size(f"{network.layers}x{width}")
+    return replace(network, width=shape.width, heads=shape.heads)
