@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from small_network import interval, told, trained
+from small_network import interval, measured, told
 from targets import TESTED, logs
 
 from lrec.common.files import write_json, write_text
@@ -40,8 +40,6 @@ MINE: dict[str, object] = {
     "model.architecture.positions": "rotary",
     "model.optimizer.muon": 2.5,
     "data.targets_per_step": 2048,
-    "points.test": "false",
-    "trainer.precision": "32-true",
 }
 
 
@@ -59,12 +57,8 @@ def accuracy(data: Path, runs: Path) -> list[str]:
     for name, log in sets.items():
         before = None
         for length in LENGTHS:
-            kept = runs / f"{name}-{length}.npz"
-            if not kept.exists():
-                tested = trained(kept.with_suffix(""), log | MINE | {"data.max_len": length}, 0, EPOCHS[name], TESTED)
-                np.savez(kept, loss=tested.loss_C, ndcg=tested.ndcg_C, about=np.array([tested.step_ms]))
-            read = np.load(kept)
-            loss_C, ndcg_C = read["loss"], read["ndcg"]
+            given = log | MINE | {"data.max_len": length}
+            loss_C, ndcg_C, _, step_ms = measured(runs / f"{name}-{length}.npz", given, 0, EPOCHS[name], TESTED)
             known_C, cells = ~np.isnan(loss_C), ["", ""]
             if before is not None:
                 cells = [
@@ -72,7 +66,7 @@ def accuracy(data: Path, runs: Path) -> list[str]:
                     told(interval((ndcg_C - before[1])[None])),
                 ]
             figures = f"{loss_C[known_C].mean():.4f}", cells[0], f"{ndcg_C.mean():.4f}", cells[1]
-            rows.append(f"| {name} | {length:,} | {' | '.join(figures)} | {read['about'][0]:.0f} |")
+            rows.append(f"| {name} | {length:,} | {' | '.join(figures)} | {step_ms:.0f} |")
             before = loss_C, ndcg_C
             print(rows[-1], flush=True)
     return rows

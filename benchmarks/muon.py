@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from small_network import interval, told, trained
+from small_network import Measured, interval, measured, told
 from targets import LEAVE_ONE_OUT, TESTED, logs
 
 from lrec.common.files import write_text
@@ -59,15 +59,6 @@ class Choice(NamedTuple):
     lr: float
 
 
-class Measured(NamedTuple):
-    """A run's test, by target, its validation and its cost."""
-
-    loss_C: np.ndarray  # nan outside the catalogue
-    ndcg_C: np.ndarray
-    val_loss: float
-    step_ms: float  # processor time of a step, start and validation included
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Folder with the files of all sets.")
@@ -90,18 +81,10 @@ def main() -> None:
 
 
 def run(runs: Path, log: dict[str, object], name: str, arm: str, seed: int, choice: Choice) -> Measured:
-    """Train and test, unless it is kept."""
+    given = log | ARMS[arm].options | {"model.optimizer.lr": choice.lr}
+    given |= dict(zip(("model.layers", "model.width"), ARMS[arm].shape, strict=True))
     kept = runs / f"{name}-{arm}-{choice.epochs}-{choice.lr}-{seed}.npz"
-    if not kept.exists():
-        given = log | ARMS[arm].options | {"model.optimizer.lr": choice.lr}
-        given |= {"points.test": "false", "trainer.precision": "32-true"}
-        given |= dict(zip(("model.layers", "model.width"), ARMS[arm].shape, strict=True))
-        tested = trained(kept.with_suffix(""), given, seed, choice.epochs, TESTED)
-        val_loss = tested.run.points[-1].val_loss
-        assert val_loss is not None
-        np.savez(kept, loss=tested.loss_C, ndcg=tested.ndcg_C, about=np.array([val_loss, tested.step_ms]))
-    read = np.load(kept)
-    return Measured(read["loss"], read["ndcg"], *map(float, read["about"]))
+    return measured(kept, given, seed, choice.epochs, TESTED)
 
 
 def page(found: dict[tuple[str, str, int], tuple[Choice, Measured]], options: argparse.Namespace) -> str:

@@ -60,6 +60,27 @@ def trained(folder: Path, given: dict[str, object], seed: int, epochs: int, most
     return Tested(run, cases.users_C, ranked.loss_C, ndcg_C, 1000 * spent / (epochs * module.steps_per_epoch))
 
 
+class Measured(NamedTuple):
+    """A run's test, by target, its validation and its cost."""
+
+    loss_C: np.ndarray  # nan outside the catalogue
+    ndcg_C: np.ndarray
+    val_loss: float
+    step_ms: float  # processor time of a step, start and validation included
+
+
+def measured(kept: Path, given: dict[str, object], seed: int, epochs: int, most: int) -> Measured:
+    """What the file `kept` has of a run; the run is trained and tested, on `most` users, unless the file is there."""
+    if not kept.exists():
+        given = given | {"points.test": "false", "trainer.precision": "32-true"}
+        tested = trained(kept.with_suffix(""), given, seed, epochs, most)
+        val_loss = tested.run.points[-1].val_loss
+        assert val_loss is not None
+        np.savez(kept, loss=tested.loss_C, ndcg=tested.ndcg_C, about=np.array([val_loss, tested.step_ms]))
+    read = np.load(kept)
+    return Measured(read["loss"], read["ndcg"], *map(float, read["about"]))
+
+
 def interval(differences_SC: np.ndarray) -> tuple[float, float, float]:
     """The mean over seeds and users, and the 5 % and 95 % quantiles of draws of both."""
     random, (n_seeds, n_users) = np.random.default_rng(0), differences_SC.shape

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from small_network import interval, told, trained
+from small_network import Measured, interval, measured, told
 from target_classes import Corrected
 
 import lrec
@@ -61,15 +61,6 @@ ARMS = {
 }
 
 
-class Measured(NamedTuple):
-    """A run's test, by target, its validation and its cost."""
-
-    loss_C: np.ndarray  # nan outside the catalogue
-    ndcg_C: np.ndarray
-    val_loss: float
-    step_ms: float  # processor time of a step, start and validation included
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Folder with the files of all sets.")
@@ -86,22 +77,19 @@ def main() -> None:
 
     def run(name: str, arm: str, seed: int) -> Measured | None:
         kept = options.runs / f"{name}-{arm}-{seed}.npz"
-        if not kept.exists():
-            if options.finished:
-                return None
-            given = sets[name] | ARMS[arm].options
-            given |= feedback(name) if "events" in (arm, ARMS[arm].beside) else {}
-            train(kept, given, seed, options.epochs)
-        read = np.load(kept)
-        return Measured(read["loss"], read["ndcg"], *map(float, read["about"]))
+        if options.finished and not kept.exists():
+            return None
+        given = sets[name] | ARMS[arm].options
+        given |= feedback(name) if "events" in (arm, ARMS[arm].beside) else {}
+        return measured(kept, given, seed, options.epochs, TESTED)
 
     found = {
-        (name, arm, seed): measured
+        (name, arm, seed): tested
         for seed in options.seeds
         for arm in options.arms
         for name in ARMS[arm].sets
         if name in options.sets
-        if (measured := run(name, arm, seed)) is not None
+        if (tested := run(name, arm, seed)) is not None
     }
     write_text(HERE / "targets.md", page(found, options))
 
@@ -126,15 +114,6 @@ def logs(data: Path, runs: Path) -> dict[str, dict[str, object]]:
 def feedback(name: str) -> dict[str, object]:
     """The options by which a network reads the feedback of a set."""
     return {"data.event_column": "event"} if name == "tennis" else {"data.event_features.categories": "[rating]"}
-
-
-def train(kept: Path, given: dict[str, object], seed: int, epochs: int) -> None:
-    """Train a run and keep its test."""
-    given = given | {"points.test": "false", "trainer.precision": "32-true"}
-    tested = trained(kept.with_suffix(""), given, seed, epochs, most=TESTED)
-    val_loss = tested.run.points[-1].val_loss
-    assert val_loss is not None
-    np.savez(kept, loss=tested.loss_C, ndcg=tested.ndcg_C, about=np.array([val_loss, tested.step_ms]))
 
 
 def verdict(loss: tuple[float, float, float], ndcg: tuple[float, float, float]) -> str:
