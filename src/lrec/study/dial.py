@@ -18,7 +18,7 @@ from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import PLAN, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.tuning import DROPOUTS, LR, STEP, shares_of_trials
+from lrec.study.tuning import DROPOUTS, LR, RATED, STEP, WALKED, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -30,7 +30,6 @@ PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
 FIRST_STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
-WALKED, RATED = 10, 4  # trials of a walk in the rate and the step or dropout, and of one in the rate alone
 STEP_S = 0.008  # of a step, beside its arithmetic: twice what it takes, as half the step is often the best
 RUN_S = 5.0  # to start, evaluate and end a run
 # Where a pass over the data takes too long with all items, and items that are drawn allow so many times the targets.

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
@@ -53,9 +53,11 @@ def write_report(
     unfit: Mapping[str, str],
     tuned: Tuned | None = None,
     ngrams: Mapping[str, float] = {},
+    late: Sequence[str] = (),
 ) -> str:
     """Join the predictions with the large runs' losses, write everything into the study's folder, and return report.md;
-    `unfit` says of ladders why they have no law, `ngrams` what loss counting alone has on the test targets.
+    `unfit` says of ladders why they have no law, `ngrams` what loss counting alone has on the test targets, and `late`
+    which large runs the hours did not allow.
 
     But for what runs took, an interrupted study ends with the same report as an undisturbed study.
     """
@@ -63,6 +65,9 @@ def write_report(
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     warned, sections = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)], list[str]()
     warned += _mistuned(runs, tuned) if tuned else []
+    if late:
+        again = f"they would take more than --hours {study.hours:g}. Start the same study again to train them."
+        warned.append(f"**Not trained: {', '.join(late)}**, as {again}")
     if plan := read_json(out / PLAN):
         sections += ["## Plan", as_text(plan)]
     sections += _tuned(runs, tuned) if tuned else []

@@ -93,6 +93,7 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         except UserError as error:  # too few of its runs did not diverge
             unfit[ladder] = str(error)
     runs = [run for run in runs if not (run.held_out and run.ladder in unfit)]
+    late = list[str]()
     if study.holdout and ladders:
         if late := work.too_long(record, [run for run in runs if run.held_out]):
             print(f"left out, as they would take more than --hours {study.hours:g}: {', '.join(late)}", flush=True)
@@ -105,7 +106,7 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
     ngrams = dict[str, float]()  # what counting has on the test targets; nothing where their data are gone
     with suppress(UserError):
         ngrams = losses_of_test(of_all_data(runs)[0].open_data())
-    report = write_report(study, runs, ladders, unfit, tuned, ngrams)
+    report = write_report(study, runs, ladders, unfit, tuned, ngrams, late)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))

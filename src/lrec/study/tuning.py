@@ -38,6 +38,9 @@ SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
 WANTED_STEPS = 2000
 LEAST_N_BODY = 3000  # of the size that the walks are taken with, where the ladder has one as large
 MOST_DROPOUT = 0.5
+# Trials of a walk in the rate and the step or dropout, and of one in the rate alone: so many are planned. The walk of a
+# large size ends there, as each of its trials is dear and its rate is also known from the smaller sizes.
+WALKED, RATED = 10, 4
 
 
 class Setting(NamedTuple):
@@ -122,12 +125,18 @@ def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
 
 
 def walk(
-    losses_of: Callable[[list[Place]], Sequence[float]], axes: Iterable[str], allowed: Callable[[Place], bool]
+    losses_of: Callable[[list[Place]], Sequence[float]],
+    axes: Iterable[str],
+    allowed: Callable[[Place], bool],
+    most: float = inf,
 ) -> dict[Place, float]:
-    """The loss at every place that was tried: the neighbours of the best along the axes are among them."""
+    """The loss at every place that was tried: the neighbours of the best along the axes are among them, unless these
+    would be more than `most` trials."""
     known: dict[Place, float] = {}
     best = Place()
     while wanted := [place for place in best.and_around(axes) if place not in known and allowed(place)]:
+        if known and len(known) + len(wanted) > most:
+            break
         known |= zip(wanted, losses_of(wanted), strict=True)
         best = min(known, key=known.__getitem__)
     return known
@@ -265,7 +274,9 @@ class Tuner:
             self._trials += trials
             return [inf if trial.loss is None else trial.loss for trial in trials]
 
-        losses = walk(losses_of, self._axes(size), lambda place: self._allowed(place, start, share))
+        axes = self._axes(size)
+        most = inf if size == self._small else WALKED if len(axes) > 1 else RATED
+        losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share), most)
         best = min(losses, key=losses.__getitem__)
         if not isfinite(losses[best]):
             raise UserError(f"--tune: every trial of {size} diverged: begin at a smaller {LR} than {start.lr:g}")

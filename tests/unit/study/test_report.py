@@ -1,6 +1,7 @@
 """What a study's report says, from runs that are there on disk."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -128,6 +129,14 @@ def test_a_study_of_so_many_hours_says_what_it_chose_and_why(tmp_path: Path) -> 
     report = write_report(study_in(tmp_path), [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
     assert "## Plan\n\nEvery run trains on 5 targets.\n\n| part | hours |" in report
     assert "| trials | 0.25 |" in report
+    assert "Not trained" not in report
+
+
+def test_large_runs_that_the_hours_do_not_allow_are_named(tmp_path: Path) -> None:
+    study = replace(study_in(tmp_path), hours=0.5)
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER[:-1]]
+    report = write_report(study, runs, [ladder(1.0)], {}, late=["111k-seed1"])
+    assert report.splitlines()[2].startswith("**Not trained: 111k-seed1**, as they would take more than --hours 0.5.")
 
 
 def test_what_went_wrong_is_said(tmp_path: Path) -> None:

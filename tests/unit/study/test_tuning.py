@@ -33,6 +33,14 @@ def test_a_walk_ends_between_worse_neighbours_wherever_the_best_is(best: Place, 
         assert neighbour in found or not 0 <= neighbour.dropout <= 5
 
 
+@given(best=st.integers(-6, 6), most=st.integers(4, 8))
+def test_a_walk_of_so_many_trials_at_most_keeps_the_best_of_them(best: int, most: int) -> None:
+    found = walk(lambda wanted: [abs(place.lr - best) for place in wanted], ("lr",), lambda place: True, most)
+    reached = min(abs(best), most - 2)
+    assert min(abs(place.lr - best) for place in found) == abs(best) - reached
+    assert len(found) <= most
+
+
 def test_another_step_is_tried_at_the_rate_that_suits_it() -> None:
     assert Place(1, -2).of(Setting(0.01, 512, 0.0)) == Setting(0.01, 128, 0.0)
     assert Place(0, 1, 2).of(Setting(0.01, 512, 0.1)) == Setting(0.01414, 1024, 0.3)
