@@ -239,6 +239,7 @@ def test_grid_and_tuning(folder: Path, lrec: Callable[..., str]) -> None:
     tried = [trial["setting"]["lr"] for trial in tuned["trials"]]
     assert min(tried) < best["setting"]["lr"] < max(tried)
     assert len(list((tuning / "runs").glob("*/points.jsonl"))) == len(tried)
+    assert f"[trial {len(tried)}] " in report
     assert f"{len(tried)} " not in lrec(*command, "--status", "true").splitlines()[0]
     trained = {path: path.stat().st_mtime_ns for path in tuning.glob("runs/*/points.jsonl")}
     assert lrec(*command).splitlines()[-1] == report.splitlines()[-1]

@@ -21,7 +21,7 @@ from lrec.run import dotted, run_of_study
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study, ladder_n_body
 from lrec.study.record import Record
-from lrec.study.work import Work
+from lrec.study.work import TRIAL, Work
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -269,7 +269,7 @@ class Tuner:
             record = Record(self.study_of_trials, list(self._known.values()))
             entered = record.enter(names & set(work.study.restart), ())
             record.check_data(entered)
-            work.train(record, [run for run in entered if run.name in names], "trial")
+            work.train(record, [run for run in entered if run.name in names], TRIAL)
             trials = [self._trial(run, setting) for run, setting in zip(runs, settings, strict=True)]
             self._trials += trials
             return [inf if trial.loss is None else trial.loss for trial in trials]

@@ -17,6 +17,7 @@ from lrec.study.options import Study
 from lrec.study.record import Record
 from lrec.study.status import Live
 
+TRIAL = "trial"
 LATEST = 1.1  # of a study's hours: what would end later does not begin
 
 
@@ -28,6 +29,7 @@ class Work:
         self.records: dict[Path, Record] = {}  # by folder, the latest
         self.interrupted = False
         self._began, self._slower = time.monotonic(), 1.0  # what runs took, as a share of what was expected
+        self._tried = 0  # trials, of which nobody knows yet how many there will be
 
     def train(self, record: Record, runs: list[PlannedRun], kind: str) -> None:
         """Train what is not finished; UserError where a run failed or was stopped; exit 75 on a signal."""
@@ -48,9 +50,14 @@ class Work:
             if (expected_s := left_s.pop(run.name, None)) is not None and outcome.point is not None:
                 spent_s, of_s = spent_s + outcome.point.wall_s, of_s + expected_s
                 self._slower = spent_s / of_s
-                if left_s:
+                if left_s and kind != TRIAL:
                     became += f"; the others about {lasting(self._slower * sum(left_s.values()) / self.study.jobs)}"
-            print(f"[{done}/{len(runs)} {kind}] {run.name}: {became}", flush=True)
+            self._tried += kind == TRIAL
+            place = f"{kind} {self._tried}" if kind == TRIAL else f"{done}/{len(runs)} {kind}"
+            of_hours = (
+                f"; {lasting(time.monotonic() - self._began)} of {self.study.hours:g} h" if self.study.hours else ""
+            )
+            print(f"[{place}] {run.name}: {became}{of_hours}", flush=True)
             if outcome.status == "failed":
                 failed.append(f"run {run.name} failed: {outcome.reason}")
         if failed:
