@@ -111,9 +111,9 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 ## On one H100, computed
 
 The figures of this table are computed, not measured. The time is the number of FLOPs divided by 0.4 times 989 TFLOP/s,
-the peak speed of an H100. Small networks are slower than this. The FLOPs include activations that are computed a second
-time (checkpointing). The memory is for a step of 8,192 positions in bf16-mixed (`lrec sizes --device cuda
---checkpointing true`). We did not train these sizes, so we do not know their accuracy.
+the peak speed of an H100. Small networks reach a smaller share of this peak. The FLOPs include activations that are
+computed a second time (checkpointing). The memory is for a step of 8,192 positions in bf16-mixed (`lrec sizes --device
+cuda --checkpointing true`). We did not train these sizes, so we do not know their accuracy.
 
 {}
 
