@@ -1,10 +1,10 @@
-"""Each forecast was written before the large networks were trained. This page compares it with the measured test loss.
+"""This page compares forecasts with measured test losses. Each forecast was written before the network was trained.
 
 A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
 outside the 90 % interval of its forecast. The table begins with the misses. The column "committed" has the commit that
 added the forecast to the repository, and the time of this commit. The column "before the result" says "yes" if this
-commit is older than the commit that added the measured loss. It says "by the study" if one commit added both. In this
-case, only the study itself says that it wrote the forecast first. The last column has the first digits of the file's
+commit is older than the commit that added the measured loss. If one commit added both, the column says "by the study":
+only the study itself then says that the forecast came first. The last column has the first digits of the file's
 SHA-256. If a row names a number of targets, the forecast was made from runs on fewer targets.
 
     python benchmarks/ledger.py        reads git's history
@@ -176,8 +176,8 @@ def main() -> None:
     better = sum(abs(each.error) < abs(each.no_gain_error) for each in entries)
     said = (
         f"Of {len(entries)} measured losses, {within} are within the interval of their forecast. {better} forecasts "
-        "have a smaller error than the [no-gain baseline](../glossary.md#no-gain-baseline), whose prediction is "
-        "the lowest loss of the smaller sizes."
+        "have a smaller error than the [no-gain baseline](../glossary.md#no-gain-baseline), which predicts the lowest "
+        "loss of the smaller sizes."
     )
     parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By log", scoreboard(entries)]
     parts += ["## All of them, misses first", every(entries), "## How it is made", commands]

@@ -6,7 +6,7 @@ _HOLDS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
 
 
 class UserError(ValueError):
-    """A mistake in the input: one sentence that names the file, row or option and the way out.
+    """A mistake in the input: one sentence that names the file, row or option, and says what to do.
 
     The command line prints the sentence without a traceback and exits with 2.
     """

@@ -20,7 +20,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(build, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "api" / "index.html").read_text()
-    assert "of what is left the last max_len" in " ".join(reference.split()), "docstrings are in the reference"
+    assert "The network reads the last max_len" in " ".join(reference.split()), "docstrings are in the reference"
     home = (tmp_path / "index.html").read_text()
     assert 'src="results/decks.png"' in home, "the home page is README.md"
     assert (tmp_path / "benchmarks" / "clicks" / "index.html").exists()

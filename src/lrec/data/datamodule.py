@@ -35,19 +35,19 @@ from lrec.errors import UserError, check_range
 class SequenceDataModule(LightningDataModule, ABC):
     """Raw interactions -> store -> split -> batches.
 
-    A subclass says what its store is called (`store_name`), what identifies its raw data (`source`), and how to read
-    them (`read`). `prepare_data` calls `read` only if no store of that source and k_core lies in data_dir; and none of
-    the three is called where the option store names one.
+    A subclass gives the name of its store (`store_name`), values that identify its raw data (`source`), and the rows
+    themselves (`read`). `prepare_data` calls `read` only if data_dir has no store of this source and k_core. If the
+    option store names a store, lrec calls none of the three methods.
 
     After `setup`: store, cuts (where each user is cut), batch_plan, and the properties below.
 
     Attributes:
-        columns: Names of the raw data's columns; None where they have none.
-        min_rating: Least rating of an interaction that is kept; None keeps all.
+        columns: Names of the raw data's columns; None if the columns have no names.
+        min_rating: lrec keeps interactions with at least this rating; None keeps all.
         target_events: Types of event that may be targets; None for all.
-        with_times: Whether batches carry the times of events, which `carry_times` sets.
+        with_times: Whether batches contain the times of events; `carry_times` sets this attribute.
         feature_columns: Columns of the raw data that are features, and whether they are numbers; `read` gives them.
-        learned: What the features are to a network.
+        learned: The features as a network reads them.
     """
 
     k_core: int = 0
@@ -87,36 +87,37 @@ class SequenceDataModule(LightningDataModule, ABC):
 
         Args:
             data_dir: Folder of prepared stores.
-            split: What is held out for validation and test: LastItems (trajectory, held_out_users,
-                trajectory_min_length), GlobalTemporal (validate_from, test_from, ...) or UserSplit (validation,
-                test).
+            split: Rule that holds out interactions for validation and test: LastItems (trajectory, held_out_users,
+                trajectory_min_length), GlobalTemporal (validate_from, test_from, ...) or UserSplit (validation, test).
             reduction: Part of the training data that is used.
             max_len: Longest input, in items.
-            targets_per_step: Most targets of a global step, over all ranks and accumulated batches, on average.
-            k_core: Keep users and items with at least so many interactions; 0 keeps all.
-            only_domain: Train on this domain's items and evaluate on them alone, cut where all domains together are
-                cut; null for all domains.
+            targets_per_step: Largest number of targets in a global step, over all ranks and accumulated batches, on
+                average.
+            k_core: Keep only users and items with at least this number of interactions; 0 keeps all.
+            only_domain: Train and evaluate only on the items of this domain; null for all domains. The cuts between
+                training, validation and test are those of all domains together.
             num_workers: Worker processes that assemble batches; 0 for none.
             seed: Seed of the order of training.
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
-            validation_users: Users that validate, a fixed sample: so many, or all; auto: as test_users in validate, and
-                in fit so many that an evaluation costs at most a tenth of the training since the last one, but at least
-                2,000.
-            test_users: Users that test, a fixed sample: so many, or all; auto: all, or as many as make 1e11 pairs of a
-                target and an item, but at least 2,000.
-            cold_targets: What becomes of targets outside the catalogue: they are misses (missed), they are no targets
-                (dropped), or they are misses, and HR, NDCG and the like are also told without them (apart).
-            repeats: Keep all interactions of a user with an item; false keeps the first in time; not_in_a_row drops
-                those that come right after another, which k_core takes into account.
-            recent_popularity: Which of the training interactions the baseline of this name counts: the last share, or
-                those of a duration before the last (90s, 30m, 12h, 7d, 2w).
-            store: Folder or URL of a prepared store, which stands for the raw data wherever it lies; null to prepare
-                one in data_dir.
-            event_features: Columns of the log that say more of an event, which the network reads with the item; null
+            validation_users: Number of users for validation (a fixed sample), or all. With auto, `validate` works like
+                test_users. In `fit`, an evaluation then costs at most a tenth of the training since the previous
+                evaluation, but has at least 2,000 users.
+            test_users: Number of users for the test (a fixed sample), or all. With auto, the test has all users, but at
+                most 1e11 pairs of a target and an item, and at least 2,000 users.
+            cold_targets: How targets outside the catalogue count: as misses (missed), not at all (dropped), or as
+                misses, but HR, NDCG and other metrics are also reported without them (apart).
+            repeats: Keep all interactions of a user with the same item; false keeps the first. not_in_a_row drops an
+                interaction if the previous interaction of the user has the same item; k_core counts what remains.
+            recent_popularity: Training interactions that the baseline recent-popularity counts: the last share, or the
+                interactions of the last duration (90s, 30m, 12h, 7d, 2w).
+            store: Folder or URL of a prepared store, which lrec reads instead of raw data; null to prepare a store in
+                data_dir.
+            event_features: Columns of the log with features of an event, which the network reads with the item; null
                 for none.
-            user_features: Columns that say more of a user, read at each of the user's items; null for none.
-            item_features: Columns that say more of an item, of which its row of the item table is made, see
-                model.item_vectors_use; null for none.
+            user_features: Columns with features of a user, which the network reads at each of the user's items; null
+                for none.
+            item_features: Columns with features of an item, from which lrec makes the item's row of the item table (see
+                model.item_vectors_use); null for none.
         """
         super().__init__()
         self._features = Chosen(event_features, user_features, item_features)
@@ -290,7 +291,7 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     @property
     def floor(self) -> dict[str, float] | None:
-        """Lowest loss any model can reach, in nats, for val and test; None where it is not known."""
+        """Lowest loss that any model can reach, in nats, for val and test; None if it is not known."""
         return None
 
     def item_table(self) -> pl.DataFrame:

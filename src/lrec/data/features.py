@@ -29,17 +29,18 @@ MOST_NUMBERS = 2**20  # of training, whose quantiles bound the buckets
 
 @dataclass(frozen=True)
 class Features:
-    """Columns that a network reads beside the ids, of the log or of a file with a row for each id.
+    """Columns that a network reads in addition to the ids, from the log or from a file with a row for each id.
 
     Args:
-        categories: Columns of which each value is one of several, such as a device.
+        categories: Columns with one of several values in each row, such as a device.
         numbers: Columns of numbers, such as a price: cut into buckets of the training part for events and users,
             standardised on the catalogue for items.
-        lists: Columns of several values each, with | between them, such as genres.
-        path: File (CSV, TSV, JSON lines, Parquet) of the columns, by id; null: columns of the log, of which an item or
-            a user has the first value in the training part. Events have the log's alone.
-        id_column: Its column of ids; the first one by default.
-        buckets: Most buckets of a column of numbers.
+        lists: Columns with several values in each row, separated by |, such as genres.
+        path: File (CSV, TSV, JSON lines, Parquet) with the columns and a column of ids. null: columns of the log, from
+            which an item or a user gets the first value in the training part. For events, only columns of the log are
+            possible.
+        id_column: Column of ids in this file; by default the first column.
+        buckets: Largest number of buckets of a column of numbers.
     """
 
     categories: list[str] = field(default_factory=list)

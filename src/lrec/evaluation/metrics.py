@@ -27,17 +27,17 @@ Best = Literal["min", "max"]
 
 
 class Found(NamedTuple):
-    """What a scorer finds for some targets, among all items or among those that the user has not seen.
+    """What a scorer finds for some targets, among all items or among the items that the user has not seen.
 
     Attributes:
-        loss_B: Cross-entropy of each target, in nats; nan outside the catalogue.
+        loss_B: Cross-entropy of each target, in nats; nan for a target outside the catalogue.
         rank_B: Exact rank of each target, from 1; inf for a miss.
         top_BK: The best items, catalogue indices, best first; -1 in unused slots.
-        targets_B: The targets, catalogue indices; -1 outside the catalogue.
+        targets_B: Catalogue index of each target; -1 for a target outside the catalogue.
         counts_V: Training interactions of each item.
-        true_BK: Where targets are sets, whether each of the best items is in the row's set; loss, rank and target are
-            then those of the set's first item. None where a target is one item.
-        n_true_B: Items of each set.
+        true_BK: If targets are sets: whether each of the best items is in the row's set. The loss, rank and target are
+            then those of the set's first item. None if a target is one item.
+        n_true_B: Number of items in each set.
     """
 
     loss_B: Tensor
@@ -71,16 +71,16 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric(ABC):
-    """A figure of an evaluation, from a state that adds up over batches and processes, so that it depends on neither.
+    """A metric of an evaluation. Its state adds up over batches and processes, so that the metric depends on neither.
 
     Attributes:
-        name: What the figure is called, before @k.
-        best: Which end of it is the best; None: neither, so that it cannot be monitored.
-        at_k: Whether there is one for each k of `KS`.
-        of_lists: Whether it looks at the items listed.
-        ranks: Whether there are two, of all items and of those that the user has not seen.
-        of_sets: Whether it is one of sets alone: of all items of a user in a window of time.
-        state: How the states of processes become one: by their sum, or the least of each element.
+        name: Name of the metric, before @k.
+        best: Whether high or low values are good; None: neither, so no checkpoint can be chosen by the metric.
+        at_k: Whether there is a value for each k of `KS`.
+        of_lists: Whether the metric reads the listed items.
+        ranks: Whether there are two values: among all items, and among items that the user has not seen.
+        of_sets: Whether the metric is only for sets: all items of a user in a window of time.
+        state: How the states of processes become one: by their sum, or by the minimum of each element.
     """
 
     name: ClassVar[str]
@@ -105,20 +105,20 @@ class Metric(ABC):
 
     @abstractmethod
     def add(self, state: Tensor, found: Found, weights_B: Tensor) -> None:
-        """Add targets to the state, in place; those of weight 0 fill up a batch."""
+        """Add targets to the state, in place; targets of weight 0 only fill up a batch."""
 
     @abstractmethod
     def values_K(self, state: Tensor) -> Tensor:
-        """The figure at each cut-off."""
+        """The value at each cut-off k."""
 
 
 class Mean(Metric):
     """A mean over targets.
 
     Attributes:
-        with_error: Whether its standard error is a figure too, targets being drawn.
-        in_parts: Whether it is also a figure of the targets inside the catalogue alone (`_warm`), where these are told
-            apart, and a mean over users of the means over each one's targets (`_by_user`), where users have several.
+        with_error: Whether lrec also reports the standard error over targets.
+        in_parts: Whether there are also a value for targets inside the catalogue (`_warm`), with cold_targets apart,
+            and a mean over users of the mean over each user's targets (`_by_user`), if users have several targets.
     """
 
     with_error: ClassVar[bool] = False
@@ -129,7 +129,7 @@ class Mean(Metric):
         """The value of each target (B)."""
 
     def shares(self, found: Found, k: int) -> Tensor:
-        """How much each target counts in the mean (B): as much as any other."""
+        """Weight of each target in the mean (B); by default, all weights are equal."""
         return torch.ones_like(found.rank_B)
 
     def empty(self, counts_V: Tensor) -> Tensor:

@@ -75,13 +75,13 @@ class Fit(LawCurve):
     def bic(self) -> float:
         """Bayesian information criterion, up to a constant that laws fitted to the same points share.
 
-        The likelihood is that of which the objective is the logarithm: Gaussian for lsq, Laplace's for huber and lad.
+        The logarithm of the likelihood is the objective: Gaussian for lsq, Laplace for huber and lad.
         """
         return self._deviance + (self.n_fitted + 1) * float(np.log(len(self.points)))
 
     @property
     def aicc(self) -> float:
-        """Akaike's criterion corrected for few points (Hurvich and Tsai 1989), infinite where they are too few."""
+        """Akaike's criterion, corrected for few points (Hurvich and Tsai 1989); infinite if the points are too few."""
         n, p = len(self.points), self.n_fitted + 1
         return self._deviance + 2 * p + (2 * p * (p + 1) / (n - p - 1) if n > p + 1 else np.inf)
 
@@ -105,14 +105,14 @@ def fit(
 
     Args:
         law: One of `LAWS`, or one of your own.
-        x: Positive sizes, (N,), or a column for each variable of the law, (N, V); repeated ones are other seeds.
+        x: Positive sizes, (N,), or a column for each variable of the law, (N, V); repeated sizes are other seeds.
         y: Positive losses in nats.
         objective: An `Objective`, or huber, lad (least absolute deviations), lsq (least squares) of the log loss.
         fixed: Parameters held at a value. A coefficient goes with its exponents: A of A/N^a can be fixed only with a.
 
     Raises:
-        UserError: fewer distinct sizes than parameters + 1, or all nearly equal; values that are not positive and
-            finite; unknown objective; a parameter that cannot be fixed.
+        UserError: There are fewer distinct sizes than parameters + 1, or all are nearly equal; a value is not positive
+            and finite; the objective is unknown; a parameter cannot be fixed.
     """
     x_N, y_N = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(x_N) != len(y_N) or y_N.ndim != 1 or x_N.ndim > 2:
@@ -124,7 +124,7 @@ def fit(
 def fit_points(
     law: Law, points: pl.DataFrame, objective: Objective | Kind = "huber", fixed: Mapping[str, float] | None = None
 ) -> Fit:
-    """Fit `law` to points, as `laws.table` has them; see `fit`."""
+    """Fit `law` to points, as `laws.table` returns them; see `fit`."""
     objective, fixed = objective if isinstance(objective, Objective) else Objective(objective), fixed or {}
     x_NV, y_N = points.select(law.columns).to_numpy().astype(float), points["y"].to_numpy().astype(float)
     _check(law, x_NV, y_N, fixed)

@@ -54,15 +54,15 @@ class Beliefs:
 
 
 class Forecast:
-    """What the points say about larger x; if they have shares of the data (u), about x and u; if they have runs of
-    several lengths (`horizon`), about larger x and d.
+    """A prediction of the loss at larger x. If the points have shares of the data (u), it predicts for x and u. If they
+    have runs of several lengths (`horizon`), it predicts for larger x and d.
 
     Attributes:
-        points: What it rests on, as `laws.table` has them.
-        columns: What a place is made of: x, x and u, or x and d.
+        points: The points, as `laws.table` returns them.
+        columns: The variables of a prediction: x, x and u, or x and d.
 
     Raises:
-        UserError: fewer than `LEAST_SIZES` sizes, or all nearly equal.
+        UserError: There are fewer than `LEAST_SIZES` sizes, or all are nearly equal.
     """
 
     name = "forecast"
@@ -115,7 +115,7 @@ class Forecast:
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each place, (P,) or a column for each of `columns`, with both intervals of 90 %.
 
-        A place without u or d has the largest of the points.
+        Without u or d, a place has the largest value of the points.
         """
         x_PV, beliefs, mixture = np.asarray(x, dtype=float), self.beliefs, self._mixture
         x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV

@@ -52,7 +52,7 @@ class RateLaw:
     `scaled`: the rates are those of the scaled parametrisation.
 
     Raises:
-        UserError: Values that are not positive, or fewer than `LEAST_RATES` different rates.
+        UserError: A value is not positive, or there are fewer than `LEAST_RATES` different rates.
     """
 
     def __init__(self, points: pl.DataFrame, scaled: bool = False) -> None:
@@ -81,9 +81,10 @@ class RateLaw:
         self.parameters = dict(zip(NAMES, self._theta_P.tolist(), strict=True))
 
     def choose(self, size: float, data: float, batch: float | None = None) -> RateChoice:
-        """What to train a size on so much data with, at the batch where one is given.
+        """Choose a rate and a batch for a size and an amount of data, or only a rate if the batch is given.
 
-        The rate is below the best by what its uncertainty calls for: above it the loss rises faster.
+        The more uncertain the best rate is, the lower is the choice, because the loss rises faster above the best rate
+        than below it.
         """
         n, d = np.log([size, data]) - self._middle_4[:2]
         middle_2, (best_batch, batch_sd) = self._middle_4[2:], self._batch(n, d)
@@ -98,8 +99,9 @@ class RateLaw:
         return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, cost)
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
-        """The share of the loss that this rate is expected to cost at its batch, the best one being uncertain, and that
-        the batch costs if the best one is where it is expected; nothing of the batch where the runs have one."""
+        """How much higher than the best loss the loss is expected to be with this rate and batch, as a share of the
+        best loss. The best rate is taken as uncertain, the best batch as known. If all runs have one batch, the batch
+        costs nothing."""
         n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
         best, sd = self._rate(n, d, log_batch)
         cost = self._cost(log_rate - best, sd)

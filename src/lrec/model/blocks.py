@@ -23,11 +23,11 @@ BITS = 16  # of an entry of a mask of dropout; torch draws 64 at a time
 
 
 class Positions(nn.Module, ABC):
-    """How order enters.
+    """How a network reads the order of items.
 
     Attributes:
-        where: "input": made once, and gets the items' vectors (B, L, D). "attention": made in each block, and gets its
-            queries and its keys (B, L, H, K).
+        where: "input": one instance, which gets the items' vectors (B, L, D). "attention": one instance in each block,
+            which gets the queries and keys of the block (B, L, H, K).
     """
 
     where: Literal["input", "attention"] = "input"
@@ -66,10 +66,10 @@ class Branch(nn.Module, ABC):
 
 
 class Attention(Branch):
-    """How positions read each other, the first branch of a block.
+    """The first branch of a block: how positions read each other.
 
     Attributes:
-        caches: Whether `forward` knows `Context.cache`. Without, decoding encodes the whole histories at every step.
+        caches: Whether `forward` uses `Context.cache`. If not, decoding encodes the whole histories at every step.
         biased: Whether `forward` adds `logit_bias`.
     """
 
@@ -142,7 +142,7 @@ def _looked_up(table_N: Tensor, index_BLC: Tensor) -> Tensor:
 
 
 class MLP(Branch):
-    """What each position makes of itself, the second branch of a block."""
+    """The second branch of a block: it transforms each position separately."""
 
     @abstractmethod
     def forward(self, hidden_BLD: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ TIME_BUCKETS = 129
 
 @dataclass(frozen=True)
 class OverDepth:
-    """A dropout rate that runs linearly from the first block to the last.
+    """A dropout rate that changes linearly from the first block to the last.
 
     Attributes:
         first: Rate in the first (lowest) block.
@@ -46,7 +46,8 @@ class OverDepth:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Dropout rates; 0 is off. Those of the blocks run over depth: layer-wise adaptive dropout, arXiv 2311.11351.
+    """Dropout rates; 0 is off. The rates of the blocks change with depth: layer-wise adaptive dropout, arXiv
+    2311.11351.
 
     Attributes:
         embedding: Rate after the sum of item and position embeddings.
@@ -67,26 +68,26 @@ class Dropout:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a block is made of; the default is that of GPT-2 and of arXiv 2311.11351.
+    """Parts of a block. The default is the block of GPT-2 and of arXiv 2311.11351.
 
-    Each part but qk_norm may be a class of your own, named by its path, such as my_parts.GatedAttention.
+    Each part except qk_norm may be a class of your own, named by its path, such as my_parts.GatedAttention.
 
     Attributes:
         attention: How positions read each other; softmax, hstu (gated, pointwise SiLU, arXiv 2402.17152), or a subclass
             of lrec.Attention.
         norm: Normalisation before each branch and at the end; layer (LayerNorm), rms (RMSNorm, arXiv 1910.07467), or a
             module made as norm(width, eps).
-        mlp: Perceptron; gelu with inner width 4 d, swiglu (arXiv 2002.05202) with 8 d / 3, which has as many
-            parameters, none (as in HSTU), or a subclass of lrec.MLP.
-        positions: How order enters; learned adds a vector per position to the items, rotary turns queries and keys
-            (arXiv 2104.09864), none, or a subclass of lrec.Positions.
-        qk_norm: Normalise queries and keys of softmax attention per head (RMSNorm, arXiv 2010.04245).
-        position_bias: Add a learned number per distance to attention's logits, in each block.
-        time: How the times of events enter; past adds a learned number per bucket of the time between two events to
-            attention's logits, in each block; request counts that time up to the request, which is the time of the next
-            event in training and must be given in serving; input adds a vector per bucket of the time since the event
-            before to the item; none.
-        hstu_head_width: Width of a head of hstu; null: such that a block has 12 d² parameters.
+        mlp: Perceptron; gelu with inner width 4 d, swiglu (arXiv 2002.05202) with 8 d / 3 (equally many parameters),
+            none (as in HSTU), or a subclass of lrec.MLP.
+        positions: How the network reads the order of items; learned adds a vector for each position to the items,
+            rotary turns queries and keys (arXiv 2104.09864), none, or a subclass of lrec.Positions.
+        qk_norm: Normalise queries and keys of softmax attention in each head (RMSNorm, arXiv 2010.04245).
+        position_bias: Add a learned number for each distance to the logits of attention, in each block.
+        time: How the network reads the times of events. past: in each block, the logits of attention get a learned
+            number for the bucket of the time between two events. request: the same, with the time up to the request; in
+            training, the request is the next event, and in serving you must give its time. input: the item gets a
+            vector for the bucket of the time since the previous event. none: no times.
+        hstu_head_width: Width of a head of hstu; null: the width with which a block has about 12 d² parameters.
     """
 
     norm: str = "layer"
@@ -139,11 +140,12 @@ class TransformerConfig:
         width: Width d of the hidden states and of the item table.
         heads: Attention heads; must divide width.
         dropout: Dropout rates.
-        architecture: What a block is made of.
-        parametrisation: How learning rates and residual branches follow the shape.
-        vector_width: Width of the vectors that are given for items (`item_vectors`); None without.
-        event_types: Types of event, and values of features, that are read with the items; 0 for none.
-        own_rows: Whether the item table has rows that are trained, to which those made of vectors are added.
+        architecture: Parts of a block.
+        parametrisation: How learning rates and residual branches depend on the shape.
+        vector_width: Width of the given item vectors (`item_vectors`); None without vectors.
+        event_types: Number of types of event, and of values of features, that the network reads with the items; 0 for
+            none.
+        own_rows: Whether the item table has trained rows, to which the rows made from vectors are added.
     """
 
     n_items: int

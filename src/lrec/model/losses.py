@@ -27,13 +27,13 @@ CPU_COLUMNS = 512  # of scores that a core computes at once
 
 
 class Loss(ABC):
-    """A training loss: a sum over targets, so that any split of a step into batches adds up to the same.
+    """A training loss: a sum over targets, so that it is the same for any split of a step into batches.
 
     Attributes:
-        in_shards: Whether it takes the table as it comes, a `sharded_table.Shard` where several processes share it;
-            others get the whole table, at the price of the memory.
-        touches_rows: Whether only some rows of the table get a gradient, those that it asks `sharded_table.rows_of`
-            for.
+        in_shards: Whether the loss accepts a `sharded_table.Shard` if several processes share the table. If not, it
+            gets the whole table, which takes more memory.
+        touches_rows: Whether only some rows of the table get a gradient: the rows that the loss gets from
+            `sharded_table.rows_of`.
     """
 
     in_shards: ClassVar[bool] = False
@@ -50,7 +50,8 @@ class Loss(ABC):
 
 @dataclass(frozen=True)
 class FullSoftmax(Loss):
-    """Cross-entropy over the whole catalogue, exact; never holds targets x catalogue."""
+    """Exact cross-entropy over the whole catalogue. The scores of all targets and all items are never in memory
+    together."""
 
     in_shards: ClassVar[bool] = True
 
@@ -82,14 +83,15 @@ class _Sampled(Loss):
 class SampledSoftmax(_Sampled):
     """Softmax over the target and negatives drawn for the whole batch, corrected by logQ.
 
-    A negative j of N, drawn with probability q_j, gets the score s_j - log(N q_j), so that the sum in the denominator
-    has the full softmax's as its expectation; negatives equal to a row's target are left out of the row.
-    Source: Bengio & Senecal 2008; the target counted as not sampled.
+    A negative j of N, drawn with probability q_j, gets the score s_j - log(N q_j). So the expected sum in the
+    denominator is the sum of the full softmax. Negatives equal to a row's target are left out of the row.
+    Source: Bengio & Senecal 2008; the target counts as not sampled.
 
     Attributes:
         negatives: Items drawn per batch, with replacement.
-        power: Negatives are drawn in proportion to (training count) ** power; 0 draws uniformly.
-        logq: Correct the scores; without, popular negatives are pushed down more than full softmax would.
+        power: lrec draws negatives in proportion to (training count) ** power; 0 draws uniformly.
+        logq: Correct the scores. Without the correction, the loss lowers popular negatives more than the full softmax
+            does.
     """
 
     power: float = 0.0
@@ -126,9 +128,9 @@ class SampledSoftmax(_Sampled):
 class GBCE(_Sampled):
     """Generalised binary cross-entropy over the target and uniform negatives drawn for the whole batch.
 
-    -(1 / (N + 1)) [log sigmoid(s_target) beta + sum over negatives of log(1 - sigmoid(s))], with
-    beta = a (t (1 - 1/a) + 1/a) and a = N / (V - 1). Source: gSASRec, arXiv 2308.07192.
-    Its scores are no log-probabilities of the catalogue, so select and stop on a rank metric, not on val/loss.
+    -(1 / (N + 1)) [log sigmoid(s_target) beta + sum over negatives of log(1 - sigmoid(s))], with beta = a (t (1 - 1/a)
+    + 1/a) and a = N / (V - 1). Source: gSASRec, arXiv 2308.07192. The scores are no log-probabilities of the catalogue.
+    So choose checkpoints and stop by a rank metric, not by val/loss.
 
     Attributes:
         negatives: Items drawn per batch, with replacement.

@@ -37,9 +37,10 @@ Result = TypeVar("Result")
 
 
 class Transformer(nn.Module):
-    """Items in, a head's result out; the output table is the item embedding (tied, no bias).
+    """The network: it reads items and returns the result of a head. The output table is the item embedding (tied, no
+    bias).
 
-    Nothing but a head touches the table: losses, ranks and top-k are all functions of (hidden_BLD, table_VD).
+    Only heads use the table for scores: losses, ranks and top-k lists are functions of (hidden_BLD, table_VD).
     """
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
@@ -110,19 +111,18 @@ class Transformer(nn.Module):
         """Encode the histories; return `head(hidden_BLD, table_VD)`, or `head(hidden_MD, table_VD)` of `positions_M`.
 
         Args:
-            items_BL: Catalogue indices, right-padded with any.
-            head: What is wanted of the hidden states and the item table, which is a tensor, or a `sharded_table.Shard`
-                where several processes share it.
-            blank_BL: True where an item is blanked in place: it keeps its position, no other position reads it, and its
-                own hidden state knows nothing of it.
-            cache: What earlier items of these histories have left; `items_BL` goes on from there, and is put in. For
-                inference, without blanks.
-            positions_M: Flat index b * L + l of each position whose hidden state is wanted, row after row, at least one
-                of a row; where there is one of each, the last block computes no other. Without a cache.
-            times_BT: Times of the items and, after each row's last one, of the request (L + 1), in whole seconds; of
-                networks with `architecture.time`. With a cache, an item comes at the time of the request before it.
-            events_BL: Type of the event of each item, right-padded with any; of networks with `event_types`. With
-                features (B, L, F), see `EventInput`.
+            items_BL: Catalogue indices, padded on the right with any item.
+            head: Function of the hidden states and the item table. The table is a tensor, or a `sharded_table.Shard` if
+                several processes share it.
+            blank_BL: True for a blanked item: it keeps its position, but no position reads it, not even its own.
+            cache: Keys and values of the earlier items of these histories. `items_BL` are the next items, and are
+                added. For inference, without blanks.
+            positions_M: Flat index b * L + l of each position whose hidden state the head gets, row after row, at least
+                one in each row. With one in each row, the last block computes only these. Without a cache.
+            times_BT: Times of the items, and then the time of the request (L + 1), in whole seconds; for networks with
+                `architecture.time`. With a cache, the time of an item is the time of the previous request.
+            events_BL: Type of the event of each item, padded on the right with any type; for networks with
+                `event_types`. With features (B, L, F), see `EventInput`.
         """
         assert cache is None or (blank_BL is None and positions_M is None)
         assert (times_BT is not None) == self.reads_times, "times that the network reads are missing, or others given"

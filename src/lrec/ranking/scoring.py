@@ -49,15 +49,15 @@ def score(
 ) -> Scores:
     """Score every item of the catalogue for every row.
 
-    rank = 1 + (number scored higher) + (number tied) / 2, the target not counted; lists break ties by item index.
+    rank = 1 + (items scored higher) + (other items with the same score) / 2; lists order equal scores by item index.
 
     Args:
         hidden_BD: Hidden state of the position before each row's target.
-        table_VD: Item table; where processes share it, all of them score at the same time, each rows of its own.
-        targets_B: Catalogue index of each row's target, -1 where it is outside the catalogue.
+        table_VD: Item table; if processes share it, all processes call this at the same time, each with its own rows.
+        targets_B: Catalogue index of each row's target; -1 for a target outside the catalogue.
         seen_rows_S: Row of each seen pair.
         seen_items_S: Item of each seen pair.
-        k: Length of the lists; capped at the catalogue's size.
+        k: Length of the lists, at most the size of the catalogue.
     """
     search = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k)
     targets_G = search.of_all(targets_B, -1)
@@ -85,7 +85,7 @@ def score(
 
 @torch.no_grad()
 def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> TopItems:
-    """Only the lists of `score`, by the same arguments: exact, over every item that is not among the seen pairs."""
+    """Only the lists of `score`, with the same arguments: exact, over every item that is not among the seen pairs."""
     (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(_list_block)
     return _merged(keys_RBK)
 

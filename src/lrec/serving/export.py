@@ -85,18 +85,20 @@ def write_safetensors(model: Model, file: Path) -> None:
 def load(
     path: str | Path, trust: bool = False, new_items: bool = True, item_vectors: str | Path | None = None
 ) -> Model:
-    """The network and its item ids, from an exported file, its folder, a run's folder (its best checkpoint), or a
-    checkpoint. A network trained with item vectors comes with the rows that these make, as any other table.
+    """Load the network and its item ids from an exported file or its folder, from a run's folder (its best checkpoint),
+    or from a checkpoint. If the network was trained with item vectors, its item table contains the rows that were made
+    from these vectors.
 
     Args:
-        path: One of these.
-        trust: Import classes that it names and that are not lrec's own, such as a part of a block.
-        new_items: Have items too that no training interaction has and of which a vector was given, after all others.
-        item_vectors: A file to take these from, in place of the one that was trained with; the catalogue's items must
-            have the same vectors in it.
+        path: The file or folder.
+        trust: Import classes that the file names and that are not lrec's own, such as a part of a block.
+        new_items: Also load new items, which have a vector but no training interaction. They come after all other
+            items.
+        item_vectors: A file with the vectors of new items, in place of the file of the training. In this file, the
+            items of the catalogue must have the same vectors as in training.
 
     Raises:
-        UserError: it is none of these, or damaged; it names a class that is not trusted.
+        UserError: The path is none of these; the file is damaged; it names a class that is not trusted.
     """
     file = file_of(Path(path))
     stored = read(file, new_items, None if item_vectors is None else Path(item_vectors))

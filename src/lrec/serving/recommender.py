@@ -34,14 +34,14 @@ RawIds = Iterable[Any]
 class Model:
     """A trained network with the names of its items; `lrec.load` makes one.
 
-    It computes where the network is: `model.net.to("cuda")` moves it.
+    The model computes on the device of its network: `model.net.to("cuda")` moves the network to a GPU.
 
     Attributes:
-        net: The network, set to evaluate; `net(items_BL, head)` takes indices into item_ids.
+        net: The network in evaluation mode; `net(items_BL, head)` takes indices into item_ids.
         item_ids: Raw id of each item of the catalogue.
         about: Step, D, flops, data_hash, the fields of the network's shape, and how the training data were read:
             columns (names), min_rating, repeats.
-        counts_V: Training interactions of each item; None where they are not known, and nothing is popular.
+        counts_V: Training interactions of each item; None if they are not known. Then lrec knows no popular items.
     """
 
     net: Transformer
@@ -61,31 +61,33 @@ class Model:
     ) -> pl.DataFrame:
         """The k items that most likely come next in each history: exact, over the whole catalogue.
 
-        Users need not have been trained on. Items outside the catalogue are skipped; of what is left the last max_len
-        items count, and all of them as seen. A history without any known item gets the most popular items of the
+        The users may be new. Items outside the catalogue are skipped. The network reads the last max_len of the other
+        items. All items of a history count as seen. A history without a known item gets the most popular items of the
         training data, or an empty list.
 
         Args:
-            histories: A Polars or pandas table with a row per user (columns user and items, lists) or per interaction
-                in time order (columns user and item), or a list of histories. Ids may be text or integers. A network
-                with `architecture.time` needs when each item was: a column times (lists) or time, numbers or dates. One
-                that reads types of event needs a column events (lists) or event; one that reads features has columns of
-                their names (lists, or a single value for a user), and what is not given is missing.
-            k: Most items of a list.
+            histories: A list of histories, or a Polars or pandas table. The table has a row for each user (columns user
+                and items, lists) or for each interaction, in order of time (columns user and item). Ids may be text or
+                integers. A network with `architecture.time` needs the time of each item: a column times (lists) or
+                time, with numbers or dates. A network that reads types of event needs a column events (lists) or event.
+                Features are columns with their names (lists, or a single value for a user); without its column, a
+                feature counts as missing.
+            k: Largest number of items in a list.
             exclude_seen: Leave out the items of the history.
-            allowed: Only these items, a list or a column of raw ids, may be recommended; None for all.
-            exclude: These items may not be recommended.
-            fallback: Recommend what is popular where no item of a history is known.
-            now: Time of the request, a number or a date; of networks with `architecture.time` request, and no others.
+            allowed: Recommend only these items, given as a list or a column of raw ids; None for all items.
+            exclude: Never recommend these items.
+            fallback: Recommend popular items if no item of a history is known.
+            now: Time of the request, a number or a date; only for networks with `architecture.time` request.
 
         Returns:
-            A row per user, in the order of `histories`: user, items (raw ids, best first; ties in the catalogue's
-            order), scores (logits), skipped (items of the history that are not in the catalogue), fallback (whether
-            the items are the most popular ones, and the scores the logarithms of their shares of the training data).
+            A row for each user, in the order of `histories`: user, items (raw ids, best first; ties in the catalogue's
+            order), scores (logits), skipped (the items of the history that are not in the catalogue), and fallback
+            (true if the items are the most popular items; the scores are then the logarithms of their shares of the
+            training data).
 
         Raises:
-            UserError: `histories` is none of these; k is below 1; none of the allowed items is in the catalogue; times
-                that the network needs are not given.
+            UserError: `histories` has another form; k is below 1; no allowed item is in the catalogue; times that the
+                network needs are missing.
         """
         check_range("k", k, at_least=1)
         if not isinstance(histories, Histories):
@@ -96,17 +98,18 @@ class Model:
         return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
 
     def similar_items(self, items: RawIds, k: int = 10) -> pl.DataFrame:
-        """The k items whose embeddings have the largest cosine with each item's, itself left out.
+        """For each item, find the k other items whose embeddings have the largest cosine with the embedding of this
+        item.
 
         Args:
             items: Raw ids, a list or a column.
             k: Length of the lists.
 
         Returns:
-            A row per item: item, items (raw ids, most similar first), scores (cosines).
+            A row for each item: item, items (raw ids, most similar first), scores (cosines).
 
         Raises:
-            UserError: an item is not in the catalogue, or k is below 1.
+            UserError: An item is not in the catalogue, or k is below 1.
         """
         check_range("k", k, at_least=1)
         raw = _as_text(items, "items")
@@ -231,7 +234,7 @@ class Model:
         return self.item_ids.gather(index_V), index_V.to_numpy().astype(np.int64)
 
     def index(self, raw_ids: pl.Series) -> np.ndarray:
-        """Catalogue index of each raw id (text), int64, -1 outside."""
+        """Catalogue index of each raw id (text), int64; -1 for an id outside the catalogue."""
         sorted_ids, index_V = self._sorted_ids
         # A search takes a single history's ids as readily as a million; a hash table would be made for every call.
         places = np.minimum(sorted_ids.search_sorted(raw_ids, side="left").to_numpy(), len(index_V) - 1)

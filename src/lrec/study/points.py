@@ -39,18 +39,19 @@ def read_points(
 ) -> pl.DataFrame:
     """The points to fit, from files (.jsonl, .csv, .tsv, .parquet) and every points.jsonl under folders.
 
-    Of lrec's own points only the best evaluation of each run that did not diverge is used; without `d`, of those of the
-    most unique targets U where x is a size, or of the largest size where x is D or U, since a law of one variable holds
-    at a fixed value of the other. If x is flops, only the best runs of those with the most U: no run is as good with
-    fewer. `shares` keeps every amount of data where x is a size, as a forecast takes them, if runs saw their data again
-    and again: in one pass a share is a shorter training, and says nothing of where size stops to pay.
+    Of lrec's own points, only the best evaluation of each run that did not diverge is used. Without `d`, a law of one
+    variable holds at a fixed value of the other: if x is a size, only runs with the most unique targets U are used; if
+    x is D or U, only runs of the largest size. If x is flops, only the best runs with the most U are used: no run is as
+    good with fewer FLOPs. If x is a size, `shares` keeps every amount of data for a forecast, provided that runs saw
+    their data several times. In one pass, a smaller share is a shorter training, and does not show at which size the
+    loss stops falling.
 
-    Columns x, y, file and row, by x; d and u where asked for. Of lrec's own points also d and u (D and U), processed
-    (D), flops, wall_s, the test's metrics, and overfitted: whether the validation loss rose again after its best. Of
-    other tables `run`, if they have such a column: points of one run share its noise (`contrast`).
+    Columns x, y, file and row, in the order of x; d and u on request. For lrec's own points also d and u (D and U),
+    processed (D), flops, wall_s, the test's metrics, and overfitted: whether the validation loss rose again after its
+    best value. From other tables also a column `run`: points of one run share its noise (`contrast`).
 
-    UserError where nothing usable is there, a value is no positive number, own points of as much data are not of the
-    same data, or, where x is a size, of a size and seed more than once.
+    Raises UserError if there is no usable point; if a value is not a positive number; if lrec's own points with equally
+    much data have different data; or if x is a size and two runs have the same size and seed.
     """
     columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
     frames = [_read_file(file, columns) for file in _files(paths)]

@@ -61,10 +61,10 @@ def tasks_command(
 def run_tasks(
     runs: Sequence[Path], tasks: Sequence[str] = ("all",), seed: int = 0, trust: bool = False, users: int | None = None
 ) -> Report:
-    """Put trained runs to tasks, with the options of `lrec tasks`; returns the report, which nothing has written yet.
+    """Test trained runs on tasks, with the options of `lrec tasks`; returns the report without writing it.
 
     Raises:
-        UserError: an unknown task, or one that returns no TaskResult; no run; runs that cannot be compared.
+        UserError: A task is unknown or returns no TaskResult; there is no run; the runs cannot be compared.
     """
     chosen = _chosen(tasks)
     check_range("--seed", seed, at_least=0)

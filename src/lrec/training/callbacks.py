@@ -57,7 +57,7 @@ class RunFiles(Callback):
 class ScalingPoints(Callback):
     """Write a line to RUN/points.jsonl at every evaluation, and the same numbers under scaling/ in TensorBoard.
 
-    When the best checkpoint is tested after fit, its line is marked best and gets the test loss and metrics.
+    When lrec tests the best checkpoint after fit, its line is marked best and gets the test loss and metrics.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ScalingPoints(Callback):
         Args:
             study: Name of the study that the run belongs to.
             run: Name of the run; the run folder's name by default.
-            horizon: Of a study's runs that go on from one another, the share of the training that this one has.
+            horizon: Share of the whole training that this run has, if a study has horizons.
             test: Whether the best checkpoint is tested after fit.
         """
         self.study, self.run, self.horizon, self.test = study, run, horizon, test
@@ -212,7 +212,8 @@ class Announcer(Callback):
 
 
 class EvaluationReport(Announcer):
-    """Print the model beside the baselines after each test or validate, and write the figures to RUN/metrics.json."""
+    """After each test or validate, print the metrics of the model and the baselines, and write them to
+    RUN/metrics.json."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":

@@ -24,8 +24,8 @@ from lrec.training.tally import ends_step
 class BestAndLast(ModelCheckpoint):
     """Lightning's ModelCheckpoint in the run's own folder, with a last.ckpt after every evaluation, not only the best.
 
-    Training goes on while a checkpoint is written; what is the best and the last is written once. Which end of the
-    monitored metric is the best follows from its name.
+    Training continues while a checkpoint is written. A checkpoint that is both the best and the last is written once.
+    The name of the monitored metric says whether a high or a low value is the best.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class BestAndLast(ModelCheckpoint):
 
         Args:
             monitor: Metric that chooses the best checkpoint.
-            mode: Whether its least or its most is the best; null: as its name says.
-            dirpath: Always checkpoints/ in the run's folder; null says so.
-            options: The others.
+            mode: min or max: whether the lowest or the highest value is the best; null: as the name of the metric says.
+            dirpath: Always checkpoints/ in the run's folder, as with null.
+            options: The other options of ModelCheckpoint.
         """
         super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
         self._saved_step = -1
@@ -88,9 +88,9 @@ class BestAndLast(ModelCheckpoint):
 class LastCheckpoint(Callback):
     """Keep RUN/checkpoints/last.ckpt recent, and save before a scheduler's signal ends the run.
 
-    On SIGTERM, SIGUSR1 or SIGUSR2 to any process, a run that trains finishes its step, saves and exits with code 75:
-    start it again with --ckpt_path=last. Before and after the training a process that is told exits at once. A
-    checkpoint records that a run stopped early, and the resumed run stops as well.
+    On SIGTERM, SIGUSR1 or SIGUSR2 to any process, a run that trains finishes its step, saves and exits with code 75.
+    To continue, start the run again with --ckpt_path=last. Before and after the training, a process that gets a signal
+    exits at once. If a run stopped early, its checkpoint says so, and the resumed run stops too.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:

@@ -81,26 +81,29 @@ class SequentialRecommender(StoredModel):
             layers: Number of blocks, instead of size.
             width: Width of the hidden states, instead of size.
             heads: Attention heads, instead of size.
-            dropout: Dropout rates; those of the blocks run linearly over depth.
-            architecture: What a block is made of.
-            parametrisation: scaled: the best learning rate of a small network is that of wider and deeper ones;
-                standard: one rate for all parameters, whatever the shape.
-            loss: What is trained on: FullSoftmax, SampledSoftmax (negatives, power, logq), GBCE (negatives,
-                calibration), or a Loss of your own. Evaluation is over the whole catalogue whatever this is.
-            optimizer: AdamW and its schedule, and SGD after it where there is a switch; a class of torch.optim, with a
-                constant rate; or an OptimizerConfig of your own.
-            top_k: Items a user gets from predict.
+            dropout: Dropout rates; the rates of the blocks change linearly with depth.
+            architecture: Parts of a block.
+            parametrisation: scaled: the best learning rate of a small network is also the best rate of wider and deeper
+                networks; standard: one rate for all parameters, whatever the shape.
+            loss: Training loss: FullSoftmax, SampledSoftmax (negatives, power, logq), GBCE (negatives, calibration), or
+                a Loss of your own. With any loss, evaluation is over the whole catalogue.
+            optimizer: AdamW with its schedule, and SGD after a switch; a class of torch.optim, with a constant rate; or
+                an OptimizerConfig of your own.
+            top_k: Number of items in the lists of predict.
             exclude_seen: Leave the user's own history out of predict's lists.
-            checkpoint_activations: Keep the blocks' inputs alone and compute the rest again: less memory, more time.
+            checkpoint_activations: Keep only the inputs of the blocks, and compute the rest again: less memory, more
+                time.
             compile_blocks: Compile the blocks: minutes at the start, then faster steps.
-            warm_start: A run's folder, checkpoint or exported file of a network of the same shape that fit begins with.
-                Items that it knows, by raw id, keep their embeddings; new ones begin near the mean of these.
+            warm_start: A run's folder, checkpoint or exported file of a network of the same shape, from which fit
+                begins. Items that this network knows, by raw id, keep their embeddings. Other items begin near the mean
+                of these embeddings.
             item_vectors: File with a vector for each item (.parquet, .npy or .safetensors), such as an embedding of its
                 title; null for none.
-            item_vectors_use: fixed makes each row of the item table of its vector, or of data.item_features, by a
-                trained projection; added adds a row of the item's own, which begins at 0; initial gives rows their
-                values before training alone.
-            metrics: Metrics of your own beside lrec's, each a class (docs/extending.md); null for none.
+            item_vectors_use: fixed makes each row of the item table from the item's vector, or from data.item_features,
+                by a trained projection; added adds a trained row to this, which begins at 0; initial uses the vectors
+                only for the initial rows.
+            metrics: Metrics of your own, in addition to lrec's. Each metric is a class (docs/extending.md); null for
+                none.
         """
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass too

@@ -29,15 +29,15 @@ BuiltOptimizer = tuple[torch.optim.Optimizer, LRScheduler]
 
 @dataclass(frozen=True)
 class Switch:
-    """When AdamW gives way to SGD with momentum, and how SGD goes on to the last step. Source: arXiv 2311.11351.
+    """When SGD with momentum replaces AdamW, and how SGD trains to the last step. Source: arXiv 2311.11351.
 
     Attributes:
-        at: Optimizer steps that AdamW takes; none: until the validation loss has converged.
+        at: Number of optimizer steps of AdamW; none: AdamW trains until the validation loss has converged.
         patience: Evaluations without improvement after which val/loss counts as converged.
-        min_improvement: Least fall of val/loss, in nats, that counts as improvement.
-        latest: Share of all steps, or of the time that is the limit, after which AdamW gives way without having
-            converged, so that no run ends at a rate that has not fallen (not used with at).
-        lr: Learning rate of SGD at the switch (that of parameters outside the blocks).
+        min_improvement: Smallest fall of val/loss, in nats, that counts as improvement.
+        latest: Share of all steps, or of the time limit, after which SGD replaces AdamW even without convergence, so
+            that no run ends before its rate has fallen (not used with at).
+        lr: Learning rate of SGD at the switch, for parameters outside the blocks.
         momentum: Momentum of SGD; its buffer is empty at the switch.
         weight_decay: L2 penalty of matrices and tables during SGD.
         decay: Shape of the rate's fall from the switch to the last step.
@@ -70,7 +70,7 @@ class Switch:
 
 
 class OptimizerConfig(ABC):
-    """An optimizer and its schedule, before there is anything to optimize."""
+    """The options of an optimizer and its schedule."""
 
     @abstractmethod
     def build(self, net: Transformer, total_steps: int) -> BuiltOptimizer:
@@ -100,22 +100,21 @@ def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_ste
 
 @dataclass(frozen=True)
 class Optimizer(OptimizerConfig):
-    """AdamW, and Muon for matrices, with linear warm-up and decay per optimizer step, and SGD after them where there is
-    a switch.
+    """AdamW, and Muon for matrices, with linear warm-up and decay by optimizer step; after a switch, SGD.
 
     Attributes:
         lr: Peak learning rate.
-        weight_decay: Decoupled weight decay of matrices and tables (norms and biases have none).
+        weight_decay: Decoupled weight decay of matrices and tables (norms and biases have no decay).
         betas: Decay rates of the two moment estimates.
-        warmup: Share of all steps, or of the time that is the limit, over which the rate rises linearly to lr.
-        decay: Shape of the fall from the warm-up to the end (with a switch, SGD cuts it short).
+        warmup: Share of all steps, or of the time limit, over which the rate rises linearly to lr.
+        decay: Shape of the fall of the rate from the warm-up to the end (or to the switch).
         final_lr: Rate at the last step, as a share of lr (not used by constant).
-        switch: Give way to SGD at a step or once converged; none: AdamW to the end.
-        touched_rows: Update only those rows of the item table that a step touches: the items of its windows, its
-            targets and negatives; other rows do not move, not even by decay. It spares the gradient of all other rows,
-            in memory and time, and is another optimizer than AdamW on all of them. For sampled losses.
-        muon: Muon moves the matrices of the blocks, at a peak rate of this multiple of lr, whatever the width; none:
-            AdamW moves them too.
+        switch: Switch to SGD at a step, or after convergence; none: AdamW to the end.
+        touched_rows: Update only the rows of the item table that a step uses: the items of its windows, its targets and
+            its negatives. Other rows do not change, not even by decay. This saves the memory and time of their
+            gradients, but gives other results than AdamW on all rows. For sampled losses.
+        muon: Muon updates the matrices of the blocks, with a peak rate of this multiple of lr, whatever the width. With
+            none, AdamW updates the matrices too.
     """
 
     lr: float = 0.008

@@ -87,13 +87,14 @@ class FSDP2(ModelParallelStrategy):
         param_dtype: Literal["bfloat16"] | None = None,
         timeout_minutes: float = PATIENCE_MINUTES,
     ) -> None:
-        """Choose how parameters are spread.
+        """Choose how the processes share the parameters.
 
         Args:
-            shard_group: Processes that share one copy of the parameters (hybrid sharding), usually those of a node;
-                must divide their number. Null: all of them.
-            param_dtype: Type to compute in, with float32 parameters and reductions. Null: that of the parameters.
-            timeout_minutes: How long a process waits for the others before it gives up.
+            shard_group: Number of processes that share one copy of the parameters (hybrid sharding), usually the
+                processes of a node; must divide the number of all processes. Null: all processes.
+            param_dtype: Type of the computation, with float32 parameters and reductions. Null: the type of the
+                parameters.
+            timeout_minutes: Minutes for which a process waits for the other processes before it gives up.
         """
         self.patience = timedelta(minutes=timeout_minutes)
         super().__init__(timeout=self.patience)

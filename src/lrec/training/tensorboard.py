@@ -51,7 +51,7 @@ class RunLogger(TensorBoardLogger):
 
 
 class RunTable(Callback):
-    """A row for the run in TensorBoard's HPARAMS: what was chosen, with the metrics of val and test."""
+    """A row for the run in TensorBoard's HPARAMS: the options, with the metrics of val and test."""
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,10 +102,10 @@ class ItemProjector(Callback):
         """Choose what is shown.
 
         Args:
-            items: Number of items, the most popular ones; 0 for none.
-            titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
-            title_item_column: Its column of item ids; the first one by default.
-            title_column: Its column of titles.
+            items: Number of items (the most popular items); 0 for none.
+            titles: File with a title of each item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
+            title_item_column: Column of item ids in this file; by default the first column.
+            title_column: Column of titles in this file.
         """
         check_range("projector.items", items, at_least=0)
         self.items = items

@@ -51,7 +51,7 @@ class Rate:
 class Throughput(Announcer):
     """Log perf/ every `log_every_n_steps`, and write RUN/throughput.json and a line at the end of fit.
 
-    Clocks are read when Lightning logs, so that a GPU does not have to wait at every step.
+    lrec reads the clock only when Lightning logs, so that a GPU does not wait at every step.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -47,11 +47,12 @@ class _File(NamedTuple):
 
 
 class AmazonDataModule(SequenceDataModule):
-    """Amazon reviews, each an interaction whatever its rating; several domains make one sequence per user, in time.
+    """Amazon reviews. Each review is an interaction, whatever its rating. All domains together make one history per
+    user.
 
-    Each item is tagged with its domain; an item in the files of several domains gets the first domain by name. A row
-    that several files have, identical in every column, is one interaction. Where a user's interactions tie in time,
-    those of the first domain by name come first.
+    Each item has a domain. An item in the files of several domains gets the domain whose name is first in the alphabet.
+    If several files have the same row, it counts as one interaction. If interactions of a user have the same time, the
+    domain whose name is first in the alphabet comes first.
     """
 
     def __init__(self, path: Path, year: Year, domains: list[str] | None = None, **options: Any) -> None:
@@ -60,7 +61,8 @@ class AmazonDataModule(SequenceDataModule):
         Args:
             path: A file (ratings .csv, or reviews as .json or .jsonl; plain, .gz, .xz or .zst), or a folder of them.
             year: Edition of the data: 2014, 2018 or 2023.
-            domains: Domains, as the files' names tell them (Books, AMAZON_FASHION); by default all in the folder.
+            domains: Domains, as in the names of the files (Books, AMAZON_FASHION); by default, all domains in the
+                folder.
         """
         super().__init__(**options)
         if domains is not None and not domains:

@@ -42,18 +42,18 @@ class InteractionsDataModule(SequenceDataModule):
         """Name the files and their columns; the format `lines` (user item item ...) has no column names.
 
         Args:
-            path: A file, a folder (with the folders in it) or a glob, or the URL of one, such as s3://bucket/logs.
-                Folders named column=value add a column. Not needed beside the option store.
-            format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
+            path: A file, a folder (with its subfolders) or a glob, or a URL of one of these, such as s3://bucket/logs.
+                Folders named column=value add a column. With the option store, no path is needed.
+            format: csv, tsv, jsonl, parquet or lines; by default, it follows from the file's name.
             user_column: Column of the user's id.
             item_column: Column of the item's id.
             time_column: Column of the time: seconds, milliseconds or ISO dates; null if rows are in time order.
             domain_column: Column of the item's domain.
-            rating_column: Column that min_rating is compared with.
-            min_rating: Least rating of an interaction that is kept.
-            event_column: Column of what was done with the item, such as view or buy; the network reads it with the
-                item. Null for none.
-            target_events: Types of event that are predicted, in training and in evaluation; null for all.
+            rating_column: Column of the rating, for min_rating.
+            min_rating: Keep only interactions with at least this rating.
+            event_column: Column of the type of event, such as view or buy. The network reads this type with the item.
+                Null for none.
+            target_events: Types of event whose items the network predicts, in training and in evaluation; null for all.
         """
         super().__init__(**options)
         if path is None and self.given_store is None:

@@ -31,7 +31,8 @@ _RATINGS = re.compile(r"(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|
 
 
 class MovieLensDataModule(SequenceDataModule):
-    """MovieLens ratings, each an interaction whatever its value; downloaded from GroupLens unless they are there."""
+    """MovieLens ratings. Each rating is an interaction, whatever its value. Without a file, lrec downloads the ratings
+    from GroupLens."""
 
     columns = _COLUMNS
 
@@ -41,7 +42,7 @@ class MovieLensDataModule(SequenceDataModule):
         Args:
             path: The ratings file (plain, .gz, .xz or .zst), the official zip or folder, or a folder that holds them;
                 by default the official zip of the version in data_dir/raw, downloaded if it is not there.
-            version: Which MovieLens to download, or to take where the folder holds several.
+            version: Version of MovieLens to download, or to choose if the folder contains several versions.
         """
         super().__init__(**options)
         if path is None and version is None and self.given_store is None:

@@ -175,16 +175,17 @@ class SyntheticDataModule(SequenceDataModule):
             n_users: Users.
             n_items: Items of the process.
             length: Interactions of each user.
-            memory: Last items that the next one depends on, at most max_len.
-            decay: Weight of an item against that of the next more recent one, above 0, at most 1.
+            memory: Number of last items on which the next item depends, at most max_len.
+            decay: Weight of an item divided by the weight of the item after it, above 0, at most 1.
             zipf: Exponent of popularity.
             shift: Ranks by which the head of the popularity law is flattened.
             signal: Variance of the logits that the history decides; about twice the nats it is worth.
             tail: Exponent of the spectrum of the features: how slowly loss falls with width.
             head: Feature pairs over which the head of the spectrum is flattened.
-            process_seed: Seed of the process and of the histories; `seed` is that of the order of training.
+            process_seed: Seed of the process and of the histories; `seed` is the seed of the order of training.
             max_len: Longest input, in items.
-            targets_per_step: Most targets of a global step, over all ranks and accumulated batches, on average.
+            targets_per_step: Largest number of targets in a global step, over all ranks and accumulated batches, on
+                average.
         """
         super().__init__(max_len=max_len, targets_per_step=targets_per_step, **options)
         self.process = Process(n_items, memory, decay, zipf, shift, signal, tail, head, process_seed)

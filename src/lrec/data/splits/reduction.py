@@ -12,18 +12,20 @@ from lrec.errors import UserError, check_range
 
 @dataclass(frozen=True, repr=False)
 class Reduction:
-    """Keep a part of the training data; the catalogue and all targets stay. Smaller shares nest in larger ones.
+    """Keep a part of the training data. The catalogue and all validation and test targets stay. A larger share contains
+    the smaller shares.
 
-    Users are chosen first, then the recent items of each, then single interactions among what is left. With `since`,
-    what is new is kept beside these shares, which then are those of a replay.
+    lrec first chooses users, then the recent items of each user, then single interactions of these items. With `since`,
+    all new interactions are kept, and the shares say which old interactions are kept too (a replay).
 
     Args:
         users: Share of the users, chosen by the hash of their raw id; 0 only with since.
         interactions: Share of the training interactions, chosen by the hash of their place in the store.
         recent: Most recent share of each user's training items, rounded up.
-        since: Time, in the source's unit, from which on all interactions are kept, of users that are not chosen too;
-            null: the shares alone.
-        before: With since, the interactions of such a user that are kept before these, to be predicted from.
+        since: Time in the source's unit. All interactions from this time on are kept, for all users; null: only the
+            shares count.
+        before: With since, the number of interactions before this time that are kept as input for users who are not
+            chosen.
     """
 
     users: float = 1.0

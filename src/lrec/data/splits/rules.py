@@ -62,15 +62,17 @@ class SplitRule(ABC):
 class LastItems(SplitRule):
     """Hold out the last items of each user.
 
-    The last item is the test target and its input includes the validation item; the one before is the validation
-    target; users with fewer than 3 items only train. With a trajectory, users with more than `trajectory_min_length`
-    interactions hold out their last `trajectory` items first, and test and validation are the two before those.
+    The last item of a user is the test target, and the item before it is the validation target. The input of the test
+    includes the validation item. Users with fewer than 3 items are only for training. With a trajectory, the last
+    `trajectory` items of users with more than `trajectory_min_length` interactions are held out first, and the two
+    items before them are for test and validation.
 
     Args:
-        trajectory: Items a long user holds out at the end, to be predicted step by step; 0 for none (10 in LSRM).
+        trajectory: Number of last items of a long history that are held out, to predict them step by step; 0 for none
+            (10 in LSRM).
         held_out_users: Share of the users with more than 50 interactions, chosen by the hash of their raw id, kept
             out of training, validation and test for the cold-start task.
-        trajectory_min_length: Users with more interactions than this hold out a trajectory.
+        trajectory_min_length: Users with more interactions than this have a trajectory.
     """
 
     trajectory: int = 0
@@ -105,14 +107,14 @@ class LastItems(SplitRule):
 
 @dataclass(frozen=True)
 class UserSplit(SplitRule):
-    """Validate and test on users of whom nothing trains (strong generalisation).
+    """Validate and test on users who are not used for training (strong generalisation).
 
-    Each user belongs to one part, chosen by the hash of the raw id. All items of a validation or test user but the
-    first are targets, each after all items before it, as far as max_len reaches.
+    Each user belongs to one part, chosen by the hash of the raw id. All items of a validation or test user except the
+    first are targets. The input of a target is the last max_len items before it.
 
     Args:
-        validation: Share of the users that validate.
-        test: Share of the users that test.
+        validation: Share of the users for validation.
+        test: Share of the users for the test.
     """
 
     validation: float = 0.05
@@ -154,10 +156,10 @@ class Targets(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Cut positions per user; -1 where a user has no such part. A user's targets of one kind are consecutive.
+    """Positions of the cuts, by user; -1 if a user has no such part. A user's targets of one kind are consecutive.
 
     Attributes:
-        store: The store it cuts.
+        store: The store that is split.
         train_U: Number of leading items in the unreduced training part, 0 for a held-out user.
         val_U: Position of the first validation target.
         val_targets_U: Number of validation targets.
@@ -166,10 +168,11 @@ class Split:
         trajectory_U: Position of the first trajectory item.
         held_out_U: Users without a training part. They have targets, but `val_users`, `val_targets`, `test_users` and
             `test_targets` leave them out.
-        target_N: Which interactions may be targets, of training and of evaluation; None: all of them.
-        sets_2: Whether a user's validation targets, and test targets, are one set, asked for once, before its first.
-        features: What a network reads of some interactions (rows of the store) beside item and time, (N, F), where that
-            is more than the type of event; None: it is not.
+        target_N: Which interactions may be targets, in training and in evaluation; None: all.
+        sets_2: Whether a user's validation targets, and test targets, are one set, predicted once, before its first
+            item.
+        features: Function of rows of the store: what a network reads of these interactions besides item and time, (N,
+            F). None if this is at most the type of event.
     """
 
     store: Store
@@ -186,12 +189,12 @@ class Split:
 
     @cached_property
     def val_users(self) -> np.ndarray:
-        """Users with a validation target, held-out ones excepted, ascending."""
+        """Users with a validation target, without held-out users, ascending."""
         return np.flatnonzero((self.val_U >= 0) & ~self.held_out_U)
 
     @cached_property
     def test_users(self) -> np.ndarray:
-        """Users with a test target, held-out ones excepted, ascending."""
+        """Users with a test target, without held-out users, ascending."""
         return np.flatnonzero((self.test_U >= 0) & ~self.held_out_U)
 
     @cached_property
@@ -269,7 +272,7 @@ class Split:
 
     @cached_property
     def catalogue_index_I(self) -> np.ndarray:
-        """Catalogue index of each store item, int64, -1 outside."""
+        """Catalogue index of each store item, int64; -1 for an item outside the catalogue."""
         index_I = np.full(self.store.n_items, -1, dtype=np.int64)
         index_I[self.catalogue_V] = np.arange(len(self.catalogue_V))
         return index_I

@@ -19,26 +19,28 @@ Which = Literal["first", "last", "random", "all", "window"]
 
 @dataclass(frozen=True)
 class GlobalTemporal(SplitRule):
-    """Cut everyone's sequence at the same two times: training before the first, validation up to the second, then test.
+    """Cut all histories at the same two times: training before the first cut, validation up to the second, then the
+    test.
 
     A cut is a share of all interactions in the order of time (0.8), a time in the source's unit (1388534400), or an ISO
-    date, UTC unless it says otherwise ("2014-01-01"). Interactions at the time of a cut come after it, so that ties
-    stay together. A target's input is everything of the user before it, including targets; a user's very first
-    interaction is not a target, because it has no input.
+    date ("2014-01-01", in UTC without an offset). Interactions at the time of a cut come after it, so that ties stay
+    together. The input of a target is all earlier items of the user, including targets. The first interaction of a user
+    is not a target, because it has no input.
 
     Args:
         validate_from: First cut: share of all interactions (above 0, below 1), epoch (whole number) or ISO date.
         test_from: Second cut, in the same way.
-        targets: Which of a user's interactions between the cuts, and after the second, are targets: the first, the
-            last, a random one, all, each after those before it, or all as one set that is asked for once, before the
-            first of them (window).
+        targets: Which interactions of a user between the cuts, and after the second cut, are targets: the first, the
+            last, a random one, all (each after the interactions before it), or all as one set (window), predicted once,
+            before the first of them.
         test_until: End of the test, given like the cuts, or as a duration after the second cut ("90s", "30m", "12h",
-            "7d", "2w"). What happens at this time or later is no part of the split. null: the test has no end.
-        test_targets: Targets of the test, where they are not those of validation.
-        validate_by: time: validation lies between the cuts. last_item: training goes up to the second cut, but each
-            user's last item before it validates, where there are three. users: the same of some users, of whom nothing
-            trains. validate_from has no meaning then.
-        held_out_users: How many users validate_by users takes, those whose raw id has the least hash.
+            "7d", "2w"). Interactions at this time or later are not in the split. null: the test has no end.
+        test_targets: Targets of the test, if the rule differs from validation.
+        validate_by: time: validation is between the cuts. last_item: training goes up to the second cut, but the last
+            item before this cut of each user with at least three items is for validation. users: validation has the
+            last items of some users, who are not used for training. With last_item and users, validate_from has no
+            effect.
+        held_out_users: Number of users for validate_by users: the users whose raw ids have the smallest hashes.
         seed: Seed of random targets, which are drawn by the hash of the user's raw id.
     """
 

@@ -95,7 +95,7 @@ class Store:
 
     @cached_property
     def times_N(self) -> np.ndarray | None:
-        """Time of each interaction, int64, or None where the source has none."""
+        """Time of each interaction, int64; None if the source has no times."""
         return self._map("times.npy") if "times.npy" in self.meta["files"] else None
 
     @property
@@ -188,7 +188,7 @@ class Store:
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """What preparation counted."""
+        """Statistics from the preparation."""
         return self.meta["statistics"]
 
     @property
