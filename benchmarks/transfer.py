@@ -27,7 +27,13 @@ from lrec.common.files import write_text
 from lrec.common.hardware import seconds
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
-from lrec.model.config import BASE_WIDTH, TABLE_RATE, Parametrisation, TransformerConfig
+from lrec.model.config import (
+    BASE_WIDTH,
+    TABLE_RATE,
+    TABLE_RATE_BESIDE_MUON,
+    Parametrisation,
+    TransformerConfig,
+)
 from lrec.model.losses import full_softmax
 from lrec.model.transformer import Transformer
 from lrec.options.config_files import with_shipped_configs
@@ -100,6 +106,7 @@ RULES = {
     "decay 0.01": replace(SCALED, weight_decay=0.01),
     "cosine": replace(SCALED, fall="cosine"),
     "wsd": replace(SCALED, fall="wsd"),
+    "Muon 2.0, table 4 r": replace(SCALED, muon=2.0, table=TABLE_RATE_BESIDE_MUON, table_power=1.0),
 } | {f"Muon {rate}": replace(SCALED, muon=rate) for rate in (0.6, 1.2, 2.5, 5.0)}
 
 
@@ -143,7 +150,11 @@ def made(run: Run, rule: Rule, n_items: int, max_len: int) -> Transformer:
 
 def optimizer_of(net: Transformer, run: Run, rule: Rule) -> torch.optim.AdamW:
     if rule.muon is not None:
-        return Optimizer(lr=run.lr, weight_decay=rule.weight_decay, muon=rule.muon).build(net, 1)[0]
+        optimizer = Optimizer(lr=run.lr, weight_decay=rule.weight_decay, muon=rule.muon).build(net, 1)[0]
+        for group in optimizer.param_groups:
+            if group["params"][0] is net.items.weight:  # and all other tables
+                group["lr"] = group["initial_lr"] = run.lr * rule.share("items.weight", net.items.weight, run.width)
+        return optimizer
     groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in net.named_parameters():
         groups[rule.share(name, parameter, run.width), parameter.ndim >= 2].append(parameter)

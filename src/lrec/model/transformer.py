@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
-from lrec.model.config import BASE_WIDTH, TABLE_RATE, TransformerConfig
+from lrec.model.config import BASE_WIDTH, TABLE_RATE, TABLE_RATE_BESIDE_MUON, TransformerConfig
 from lrec.model.event_inputs import EventInput, TimeInput, gaps
 from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
 
@@ -84,13 +84,15 @@ class Transformer(nn.Module):
             std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
         return _draw_normal_(rows, shape, std, f"{seed}/{drawn_as}", start)
 
-    def lr_multiplier(self, name: str) -> float:
+    def lr_multiplier(self, name: str, beside_muon: bool = False) -> float:
         """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`."""
         if self.config.parametrisation == "standard":
             return 1.0
         narrower = BASE_WIDTH / self.config.width
         is_table = self.get_parameter(name).ndim >= 2 and not name.startswith("blocks.")
-        return TABLE_RATE * narrower**0.5 if is_table else narrower
+        if not is_table:
+            return narrower
+        return TABLE_RATE_BESIDE_MUON * narrower if beside_muon else TABLE_RATE * narrower**0.5
 
     def sgd_lr_multiplier(self, name: str) -> float:
         """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW it has to make up for the size of

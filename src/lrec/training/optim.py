@@ -159,7 +159,7 @@ class Optimizer(OptimizerConfig):
         for name, parameter in net.named_parameters():
             if parameter.requires_grad:
                 of_muon = self.muon if is_for_muon(name, parameter) else None
-                multiplier = of_muon or net.lr_multiplier(name)
+                multiplier = of_muon or net.lr_multiplier(name, beside_muon=self.muon is not None)
                 of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, of_muon is not None
                 groups[of].append(parameter)
         # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrec.model.config import Architecture, Parametrisation, TransformerConfig
 from lrec.model.transformer import Transformer
+from lrec.training.muon import is_for_muon
 from lrec.training.optim import Optimizer, Switch
 
 WIDTHS = (32, 64, 128, 256)
@@ -87,7 +88,7 @@ def test_coordinate_check_over_width(architecture: Architecture) -> None:
 def test_coordinate_check_of_muon(architecture: Architecture) -> None:
     width, depth = over_width("scaled", muon=2.0, architecture=architecture), over_depth("scaled", muon=2.0)
     print(width, depth)
-    assert abs(width["hidden"]) < 0.15
+    assert max(map(abs, width.values())) < 0.25
     assert max(map(abs, depth.values())) < 0.15
 
 
@@ -109,6 +110,13 @@ def test_rates_by_group() -> None:
     assert {name: rates[id(parameter)] for name, parameter in net.named_parameters()} == {
         name: pytest.approx(0.01 * share) for name, share in shares.items()
     }
+    beside, _ = Optimizer(lr=0.01, muon=2.0, warmup=0, decay="constant").build(net, 5)
+    rates = {id(parameter): group["lr"] for group in beside.param_groups for parameter in group["params"]}
+    by_name = {name: rates[id(parameter)] for name, parameter in net.named_parameters()}
+    assert by_name["items.weight"] == by_name["positions.weight"] == pytest.approx(0.01 * 4 * 0.25)
+    matrices = [name for name, parameter in net.named_parameters() if is_for_muon(name, parameter)]
+    assert {by_name[name] for name in matrices} == {0.02}
+    assert by_name["norm.weight"] == pytest.approx(0.01 * 0.25)
     decays = {group["lr"] * group["weight_decay"] for group in adamw.param_groups} - {0.0}
     assert list(decays) == pytest.approx([0.001] * len(decays)), "all decay alike"
 
