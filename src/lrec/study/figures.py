@@ -60,7 +60,7 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
         said = "forecast before\nthe test, 90 %"
         axes.text(np.sqrt(edges[1] * edges[2]), 0.03, said, transform=across, ha="center", color=ORANGE)
     axes.text(x_S[0], best, "no gain", color=GREY, va="bottom")
-    axes.text(x_P[-1], low_P[-1], "90 %", color=BLUE, ha="right", va="top")
+    axes.text(x_P[-1], high_P[-1], "90 %", color=BLUE, ha="right", va="top")
     axes.text(x_P[-1], middle_P[-1], f" {middle_P[-1]:.3f}", color=BLUE, va="center")
     axes.set_xscale("log")
     axes.set(xlabel="parameters of the network (without items)", ylabel=metric)

@@ -58,13 +58,17 @@ def price_rows(prices: Sequence[Price | None]) -> list[tuple[str, list[str]]]:
     if len(known) < len(prices):
         return []
     unit, place = known[0].unit, "GPU memory" if known[0].unit == "GPU" else "memory"
-    rows = [(f"training, {unit}-hours", [f"{price.hours:.2g}" for price in known])]
+    rows = [(f"training, {unit}-hours", [_two_digits(price.hours) for price in known])]
     if all(price.money is not None for price in known):
-        rows.append(("training, price", [f"{price.money:.2g}" for price in known]))
+        rows.append(("training, price", [_two_digits(price.money or 0) for price in known]))
     rows.append((f"{place} to train, GiB", [f"{price.memory_gib:.1f}" for price in known]))
-    rows.append(("disk, GiB", [f"{price.disk_gib:.2g}" for price in known]))
-    rows.append((f"one request, ms on a {unit}", [f"{price.request_ms:.2g}" for price in known]))
+    rows.append(("disk, GiB", [_two_digits(price.disk_gib) for price in known]))
+    rows.append((f"one request, ms on a {unit}", [_two_digits(price.request_ms) for price in known]))
     return rows
+
+
+def _two_digits(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,g}"
 
 
 def wider(network: TransformerConfig, times: float) -> TransformerConfig:

@@ -19,6 +19,7 @@ from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit
+from lrec.study.price import Price, price_rows
 from lrec.study.report import write_report
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -124,3 +125,10 @@ def test_larger_sizes_are_never_worse_than_measured_ones(tmp_path: Path) -> None
     assert [column.value for column in ahead] == [today.value] * 2
     assert all(column.low < today.value < column.high for column in ahead)  # type: ignore[operator]
     assert any("stopped falling" in risk for risk in found.risks)
+
+
+def test_prices_are_numbers_that_a_manager_reads() -> None:
+    price = Price("1x280", "core", 0.0161, None, 1.04, 0.0876, 283.4)
+    cells = dict(price_rows([price, replace(price, hours=12_345.6, request_ms=1.9e3)]))
+    assert cells["training, core-hours"] == ["0.016", "12,000"]
+    assert cells["one request, ms on a core"] == ["280", "1,900"]
