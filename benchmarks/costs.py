@@ -88,8 +88,8 @@ def page() -> str:
 TEXT = """# What a run costs
 
 For each data set and size, this page gives the time, the memory and the accuracy of a run. The
-[glossary](../glossary.md) explains the terms. For your own data, the option `--dry_run` of a study estimates the time.
-`lrec sizes` computes the memory:
+[glossary](../glossary.md) explains the terms. For your own data, the option
+[`--dry_run`](../study-options.md#limits) of a study estimates the time. `lrec sizes` computes the memory:
 
 ```bash
 lrec sizes --sizes '[3k, 98k]' --items 12000
@@ -101,19 +101,21 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 
 - **Targets** are the training targets up to the evaluation with the best validation metric. A target counts once for
   each epoch.
-- **Seconds** are the wall-clock time from the start to this evaluation. Other programs often ran on the two cores at
-  the same time. So compare the times of one data set only roughly. Do not compare the times of different data sets,
-  because their histories and steps have different lengths.
-- **GiB** is the computed memory of a training step, plus half a GiB for the process with its libraries.
-- **HR@10** is measured on the test targets. The number after ± is half of the 90 % interval over targets. Do not
-  compare the HR@10 of two data sets, because their catalogues are different.
+- **Seconds** are the wall-clock time from the start to this evaluation. Other programs often ran on the two cores. So
+  compare the times of one data set only roughly. Do not compare the times of different data sets, because their
+  histories and steps have different lengths.
+- **GiB** is the [computed memory](../sizes.md#what-is-counted) of a training step, plus half a GiB for the process with
+  its libraries.
+- **[HR@10](../glossary.md#hrk)** is measured on the test targets. The number after ± is half of the 90 % interval over
+  targets. Do not compare the HR@10 of two data sets, because their catalogues are different.
 
 ## On one H100, computed
 
-The figures of this table are computed, not measured. The time is the number of FLOPs divided by 0.4 times 989 TFLOP/s,
-the peak speed of an H100. Small networks reach a smaller share of this peak. The FLOPs include activations that are
-computed a second time (checkpointing). The memory is for a step of 8,192 positions in bf16-mixed (`lrec sizes --device
-cuda --checkpointing true`). We did not train these sizes, so we do not know their accuracy.
+The time is the number of FLOPs divided by 0.4 times 989 TFLOP/s, the peak speed of an H100. Small networks reach a
+smaller share of this peak. The FLOPs include [activations that are computed a second
+time](../sizes.md#what-is-counted) (checkpointing). The memory is for a step of 8,192 positions in
+[bf16-mixed](../glossary.md#precision) (`lrec sizes --device cuda --checkpointing true`). We did not train these sizes,
+so we do not know their accuracy.
 
 {}
 

@@ -1,11 +1,12 @@
-"""This page compares forecasts with measured test losses. Each forecast was written before the network was trained.
+"""This page compares [forecasts](../laws.md#the-forecast) with measured test losses.
 
 A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
-outside the 90 % interval of its forecast. The table begins with the misses. The column "committed" has the commit that
-added the forecast to the repository, and the time of this commit. The column "before the result" says "yes" if this
-commit is older than the commit that added the measured loss. If one commit added both, the column says "by the study":
-only the study itself then says that the forecast came first. The last column has the first digits of the file's
-SHA-256. If a row names a number of targets, the forecast was made from runs on fewer targets.
+outside the 90 % [interval](../glossary.md#interval) of its forecast. The table begins with the misses. The column
+"committed" has the commit that added the forecast to the repository, and the time of this commit. The column "before
+the result" says "yes" if this commit is older than the commit that added the measured loss. If one commit added both,
+the column says "by the study": only the study itself then says that the forecast came first. The last column has the
+first digits of the file's SHA-256. If a row names a number of targets, the forecast was made from runs on fewer
+targets. If a row names hours, the study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
 
     python benchmarks/ledger.py        reads git's history
 """
