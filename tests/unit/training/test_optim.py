@@ -201,7 +201,7 @@ def test_matrices_of_the_blocks_are_moved_by_torch_s_muon_and_all_else_by_its_ad
     tables = [p for name, p in reference.named_parameters() if not name.startswith("blocks.") and p.ndim == 2]
     vectors = [p for p in reference.parameters() if p.ndim == 1]
     muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1 / 3)
-    of_table = 8 * 0.5**0.5
+    of_table = 4 * 0.5
     adamw = torch.optim.AdamW(
         [
             {"params": tables, "lr": 0.01 * of_table, "weight_decay": 0.1 / of_table},
