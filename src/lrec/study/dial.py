@@ -169,7 +169,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     fitted, held_out = plan.sizes[: -len(HELD_OUT)], plan.sizes[-len(HELD_OUT) :]
     step = given.get(STEP) or step_of(plan.targets, data.max_len)
     reasons = [
-        f"Every run trains on {plan.targets:,} targets, {few} {whole}: what the hours allow.",
+        f"Every run trains on {round(epochs * share * data.U):,} targets, {few} {whole}: what the hours allow.",
         f"{len(fitted)} sizes from {n_body[fitted[0]]:,} to {n_body[fitted[-1]]:,} parameters are fitted, and "
         f"{' and '.join(f'{n_body[size]:,}' for size in held_out)} held out: larger ones would want more than "
         f"{1 / PER_TARGET:g} targets a parameter.",
