@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results" / "ledger.md"
 NAMES = {
     "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks",
+    "go, earlier rates": "Go, one hour, earlier rates", "decks, earlier rates": "decks, one hour, earlier rates",
     "globo, Muon": "clicks, Muon", "ciao": "Ciao",
     "quickstart": "quickstart", "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
     "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M", "tennis": "tennis", "beauty": "Beauty",
