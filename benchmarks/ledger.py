@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Any
 
 from lrec.common.files import write_text
-from lrec.common.text_tables import rows_table
+from lrec.common.text_tables import counted, rows_table
 from lrec.run import Point, read_points_file
 
 HERE = Path(__file__).parent
@@ -118,7 +118,7 @@ def of_hours() -> Iterator[Entry]:
         for run in study["runs"]:
             if run["held_out"] and "predicted" in run:
                 written = {"x": run["N_body"], **run}
-                what = f", {study['hours']:g} hours"
+                what = f", {counted(study['hours'], 'hour')}"
                 yield entry(file, what, written, no_gain, [run["test_loss"]], study["set"])
 
 
