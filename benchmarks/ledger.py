@@ -131,7 +131,7 @@ def entry(
     commit, when = first(p["predicted"])
     before = bool(when) and when < first(measured[0])[1]
     forecast = (p["predicted"], p["low"], p["high"], no_gain, mean(measured))
-    return Entry(NAMES.get(name, name), f"{p['x']:,.0f} parameters{what}", *forecast, where, commit, when[:16], before)
+    return Entry(NAMES.get(name, name), f"{p['x']:,.0f}{what}", *forecast, where, commit, when[:16], before)
 
 
 def scoreboard(entries: list[Entry]) -> str:
@@ -150,7 +150,7 @@ def every(entries: list[Entry]) -> str:
     """All of them: those outside their interval first, then by the size of the error."""
     head = [
         "log",
-        "what",
+        "parameters",
         "predicted",
         "90 % interval",
         "measured",
