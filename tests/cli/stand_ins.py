@@ -78,7 +78,8 @@ def write_stand_ins(folder: Path) -> None:
     (folder / "s3rec_Beauty.txt.gz").write_bytes(gzip.compress(beauty.encode()))
     clicks = {"user": "user_id", "item": "click_article_id", "time": "click_timestamp"}
     log.with_columns(pl.col("time") * 1000).rename(clicks).write_parquet(folder / "globo_clicks.parquet")
-    log.write_parquet(folder / "mtg_decks.parquet")
+    for name in ("mtg_decks", "tennis"):
+        log.write_parquet(folder / f"{name}.parquet")
     (folder / "go_games.txt.zst").write_bytes(zstandard.compress(beauty.encode()))
     _committed_points(folder)
 

@@ -32,6 +32,7 @@ SHORT = {
     r"recipes/ml-1m-time\.yaml": ["--data.split.validate_from=0.8", "--data.split.test_from=0.9"],
     r"lrec (test|predict) ": ["--trainer.enable_progress_bar=false"],
     r"lrec backtest ": ["--options.trainer.max_epochs=1", "--folds=3"],
+    r"backtest/(globo|decks|tennis)\.yaml": ["--every=7d", "--until=2000-12-24", "--train_from=2000-09-08"],
     r"lrec scaling study ": ["--options.trainer.max_epochs=1", "--seeds=[1]", "--jobs=2"],
     r"study/(quickstart|tasks-synthetic)\.yaml": ["--options.data.n_users=300"],
     r"study/(go|architectures)\.yaml": [f"--options.data.split.init_args.{p}=0.2" for p in ("validation", "test")],
