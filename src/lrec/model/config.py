@@ -122,8 +122,8 @@ class Architecture:
 # How learning rates, residual branches and initial values follow the shape, width d and depth L, with d0 = 32, L0 = 2.
 # standard: one rate for all parameters, whatever the shape. scaled: the best rate of a small network stays the best,
 # - rates, as shares of optimizer.lr, for Adam: matrices of the blocks and all vectors d0 / d; tables (items, tied;
-#   positions, types, times) 4 d0 / d beside Muon, so that a step changes a logit as much at every width. With AdamW
-#   alone 8 sqrt(d0 / d), as wide networks then learn too slowly by their matrices (both: benchmarks/transfer.md);
+#   positions, types, times) 4 d0 / d beside Muon, with which a table's step changes a logit as much at every width.
+#   With AdamW alone 8 sqrt(d0 / d), as wide networks then learn too slowly by their matrices (benchmarks/transfer.md);
 # - each residual branch times L0 / L, and the 1/sqrt(2 L) of initial values stays at L0 (arXiv 2505.01618, alpha = 1).
 Parametrisation = Literal["scaled", "standard"]
 BASE_WIDTH, BASE_LAYERS = 32, 2

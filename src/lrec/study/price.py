@@ -59,8 +59,8 @@ def price_rows(prices: Sequence[Price | None]) -> list[tuple[str, list[str]]]:
         return []
     unit, place = known[0].unit, "GPU memory" if known[0].unit == "GPU" else "memory"
     rows = [(f"training, {unit}-hours", [_two_digits(price.hours) for price in known])]
-    if all(price.money is not None for price in known):
-        rows.append(("training, price", [_two_digits(price.money or 0) for price in known]))
+    if money := [price.money for price in known if price.money is not None]:  # all have one, or none
+        rows.append(("training, price", [_two_digits(each) for each in money]))
     rows.append((f"{place} to train, GiB", [f"{price.memory_gib:.1f}" for price in known]))
     rows.append(("disk, GiB", [_two_digits(price.disk_gib) for price in known]))
     rows.append((f"one request, ms on a {unit}", [_two_digits(price.request_ms) for price in known]))

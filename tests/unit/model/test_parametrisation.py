@@ -84,11 +84,11 @@ def test_coordinate_check_over_width(architecture: Architecture) -> None:
     assert scaled["logits"] < standard["logits"] - 0.25
 
 
-@pytest.mark.parametrize("architecture", [Architecture(), MODERN], ids=["gpt2", "modern"])
-def test_coordinate_check_of_muon(architecture: Architecture) -> None:
+@pytest.mark.parametrize(("architecture", "most"), [(Architecture(), 0.22), (MODERN, 0.15)], ids=["gpt2", "modern"])
+def test_coordinate_check_of_muon(architecture: Architecture, most: float) -> None:
     width, depth = over_width("scaled", muon=2.0, architecture=architecture), over_depth("scaled", muon=2.0)
     print(width, depth)
-    assert max(map(abs, width.values())) < 0.25
+    assert max(map(abs, width.values())) < most
     assert max(map(abs, depth.values())) < 0.15
 
 
