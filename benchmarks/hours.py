@@ -146,13 +146,13 @@ baseline's errors. In the sweep, the best learning rate for the chosen step has 
 But the chosen step was too small, because lrec then required at least 3,000 steps in a run. Now it requires 2,000. We
 did not measure the effect of this change.
 
-The study "globo, Muon" was made with Muon and the earlier rates. The studies "beauty", "globo", "ml-1m" and the study of
-tennis in 0.4 hours train with AdamW alone. The study with Muon trained on 1.6 million targets twice, because it
+The study "globo, Muon" was made with Muon and the earlier rates. The studies "beauty", "globo", "ml-1m" and the study
+of tennis in 0.4 hours train with AdamW alone. The study with Muon trained on 1.6 million targets twice, because it
 compared each target with only 1,024 items. The loss of its largest fitted size is 4.461. With AdamW alone, five times
-the parameters have 4.746. But the two studies also differ in targets and passes. The held-out sizes have a higher HR@10 (0.536 and 0.538) and NDCG@10 (0.326 and 0.329) than the Markov chain (0.530 and
-0.319). The larger one is not better in loss than the smaller one, and the forecast's errors are half of the no-gain
-baseline's. Beside other programs, the trials took longer than planned, and left no time for the held-out sizes: a
-second call trained them.
+the parameters have 4.746. But the two studies also differ in targets and passes. The held-out sizes have a higher HR@10
+(0.536 and 0.538) and NDCG@10 (0.326 and 0.329) than the Markov chain (0.530 and 0.319). The larger one is not better in
+loss than the smaller one, and the forecast's errors are half of the no-gain baseline's. Beside other programs, the
+trials took longer than planned, and left no time for the held-out sizes: a second call trained them.
 
 The studies of MovieLens-1M and tennis had one core each, and other programs used the machine at the same time. On
 MovieLens-1M, the forecast's mean error is a tenth of the no-gain baseline's mean error. The largest network has an
