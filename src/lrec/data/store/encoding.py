@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from lrec.data.store.store import MOST_EVENT_TYPES
+from lrec.data.store.store import MOST_EVENT_TYPES, MOST_FEATURE_VALUES
 from lrec.errors import UserError
 
 Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
@@ -26,6 +26,16 @@ class Ranked(NamedTuple):
     ids: pl.Series
     rank_K: np.ndarray  # each code's place among them, int32
     counts: np.ndarray  # rows of each id
+
+
+class RankedIds(NamedTuple):
+    """All ids and texts of some rows."""
+
+    users: Ranked
+    items: Ranked
+    domains: Ranked
+    events: Ranked
+    features: dict[str, Ranked | None]  # by column; None: of numbers
 
 
 class Ids:
@@ -107,7 +117,7 @@ class Encoder:
         self.n_rows += frame.height
         return rows
 
-    def ranked(self) -> tuple[Ranked, Ranked, Ranked, Ranked]:
+    def ranked(self) -> RankedIds:
         if self.n_rows == 0:
             raise UserError(f"{self._name}: no interactions are left to prepare")
         events = self.events.ranked()
@@ -116,7 +126,14 @@ class Encoder:
                 f"{self._name}: {len(events.ids):,} types of event, such as {events.ids[0]}; at most "
                 f"{MOST_EVENT_TYPES} are possible: event_column must name what was done, such as view or buy"
             )
-        return self.users.ranked(), self.items.ranked(), self.domains.ranked(), events
+        features = {name: None if ids is None else ids.ranked() for name, ids in self.features.items()}
+        for name, ranked in features.items():
+            if ranked is not None and len(ranked.ids) > MOST_FEATURE_VALUES:
+                raise UserError(
+                    f"the feature {name.removeprefix(FEATURE)} has {len(ranked.ids):,} different texts; at most "
+                    f"{MOST_FEATURE_VALUES:,} are possible: group them, or name it under numbers"
+                )
+        return RankedIds(self.users.ranked(), self.items.ranked(), self.domains.ranked(), events, features)
 
     def _refuse_unfit(self, frame: pl.DataFrame) -> None:
         """Raise UserError where a data set's `read` gives a frame that is not as `RawInteractions` says."""

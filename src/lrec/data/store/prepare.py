@@ -25,11 +25,11 @@ import polars as pl
 from lrec.common.files import file_hash, json_hash, locked, replacing, write_json
 from lrec.common.hardware import available_gib
 from lrec.data.store.append import Earlier, refuse_append, refuse_other_unit
-from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, Encoder, Ranked
+from lrec.data.store.encoding import Encoder
 from lrec.data.store.long_work import Progress, ahead
 from lrec.data.store.ordering import Ordered, RowBuffer, Spool, find_core, ordered
-from lrec.data.store.statistics import Counter
-from lrec.data.store.store import MOST_FEATURE_VALUES, SCHEMA, Store, StoreWriter, feature_array
+from lrec.data.store.store import SCHEMA, Store
+from lrec.data.store.writing import StoreWriter
 from lrec.errors import UserError
 
 _GIB = 1 << 30
@@ -154,7 +154,7 @@ def _write(
     Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
     is being ordered, and the rest for the block that is being read and the ids.
     """
-    progress, work, repeats = Progress(), folder / "work", meta["reading"].get("repeats", True)
+    progress, work = Progress(), folder / "work"
     work.mkdir()
     rows, encoder = RowBuffer(work / "rows", memory // 4), Encoder(meta["name"])
     earlier = None if store is None else Earlier(store, encoder)
@@ -164,84 +164,34 @@ def _write(
             earlier.look_at(frame)
         rows.append(encoder.encode(frame))
         progress.add(frame.height)
-    facts = raw.all_facts()
-    users, items, domains, events = encoder.ranked()
-    features = {name: None if ids is None else ids.ranked() for name, ids in encoder.features.items()}
-    texts = {name.removeprefix(FEATURE): _texts(name, each) for name, each in features.items()}
+    facts, ids, n_rows = raw.all_facts(), encoder.ranked(), encoder.n_rows
 
     progress.stage("order" if k > 1 else "order and write")
     # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
-    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, encoder.n_rows >> 10))
-    parts = ordered(rows, work, users, items, range_rows, repeats)
-    n_rows = encoder.n_rows
+    range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, n_rows >> 10))
+    parts: Iterable[Ordered] = ordered(
+        rows, work, ids.users, ids.items, range_rows, meta["reading"].get("repeats", True)
+    )
     if earlier is not None:
         refuse_other_unit(earlier.store, facts)
-        parts = (earlier.followed_by(part, users, items) for part in parts)
+        parts = (earlier.followed_by(part, ids.users, ids.items) for part in parts)
         n_rows += earlier.n_rows
-    kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
+
+    kept_U, kept_I = np.ones(len(ids.users.ids), dtype=bool), np.ones(len(ids.items.ids), dtype=bool)
     if k > 1:
-        spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
+        parts = spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
         progress.stage(f"{k}-core")
-        kept_U, kept_I = find_core(lambda: _counted(spool, progress), len(users.ids), len(items.ids), k)
+        kept_U, kept_I = find_core(lambda: _counted(spool, progress), len(kept_U), len(kept_I), k)
         if not kept_U.any():
             raise UserError(f"{meta['name']}: k_core={k} leaves no interactions: choose a smaller k_core")
-        parts = iter(spool)
         progress.stage("write")
 
-    code_I = np.cumsum(kept_I, dtype=np.int32) - 1
-    n_items, n_domains = int(kept_I.sum()), len(domains.ids)
-    writer, counter = StoreWriter(folder), Counter(n_items)
-    # An item's domain is that of its first row in the source: the least row * n_domains + domain.
-    first_I = np.full(n_items, np.iinfo(np.int64).max)
-    n_distinct = repeats_dropped = 0
+    writer = StoreWriter(folder, ids, kept_U, kept_I)
     for part in ahead(_counted(parts, progress)):
-        n_distinct += part.n_rows + part.repeats_dropped
-        repeats_dropped += part.repeats_dropped
-        lengths_U, columns = part.lengths_U, part.columns
-        if k > 1:
-            kept_N, lengths_U = part.those_kept(kept_U, kept_I)
-            lengths_U = lengths_U[lengths_U > 0]
-            columns = {name: column[kept_N] for name, column in columns.items()}
-        items_N, times_N = code_I[columns["item"]], columns.get("time")
-        writer.append("items", items_N)
-        if times_N is not None:
-            writer.append("times", times_N)
-        if "event" in columns:
-            writer.append("events", events.rank_K[columns["event"]])
-        for place, (name, ranked) in enumerate(features.items()):
-            values_N = columns[name] if ranked is None else ranked.rank_K[columns[name]]
-            writer.append(feature_array(place, None if ranked is None else []), values_N)
-        if n_domains:
-            domain_N = domains.rank_K[columns[FILE_DOMAIN if FILE_DOMAIN in columns else "domain"]]
-            np.minimum.at(first_I, items_N, columns["row"] * n_domains + domain_N)
-        counter.add(lengths_U, items_N, times_N)
-    writer.append("offsets", counter.offsets_U1())
-
-    statistics = counter.statistics() | {"duplicates_dropped": n_rows - n_distinct}
-    domain = pl.Series([None] * n_items, dtype=pl.String)
-    if n_domains:
-        domain = domains.ids.gather(first_I % n_domains)
-        statistics["domains"] = domain.n_unique()
-    if repeats is not True:
-        facts = facts | {"repeats_dropped": repeats_dropped}
-    if len(events.ids):
-        facts = facts | {"event_types": events.ids.to_list()}
-    item_ids, user_ids = items.ids.filter(pl.Series(kept_I)), users.ids.filter(pl.Series(kept_U))
-    item_table = pl.DataFrame({"raw_id": item_ids, "count": counter.counts_I, "domain": domain})
+        writer.append(part)
     shutil.rmtree(work)
-    meta = meta | ({"features": texts} if texts else {})
-    writer.finish(item_table, user_ids, {**meta, "statistics": statistics, "facts": facts})
+    writer.finish(meta, facts, n_rows)
     progress.finish()
-
-
-def _texts(name: str, ranked: Ranked | None) -> list[str] | None:
-    """The different texts of a feature; None where it has numbers."""
-    if ranked is not None and len(ranked.ids) > MOST_FEATURE_VALUES:
-        raise UserError(
-            f"the feature {name.removeprefix(FEATURE)} has {len(ranked.ids):,} different texts; at most "
-            f"{MOST_FEATURE_VALUES:,} are possible: group them, or name it under numbers"
-        )
-    return None if ranked is None else ranked.ids.to_list()
 
 
 def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:

@@ -13,7 +13,6 @@
 Shape suffixes: N interactions, U users, I items.
 """
 
-import io
 import json
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -24,7 +23,7 @@ from typing import IO, Any, Self
 import numpy as np
 import polars as pl
 
-from lrec.common.files import file_hash, json_hash, write_json
+from lrec.common.files import file_hash, json_hash
 from lrec.errors import UserError
 
 SCHEMA = 1
@@ -33,8 +32,6 @@ TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 MOST_EVENT_TYPES = 256
 MOST_FEATURE_VALUES = 2**16
-_ARRAYS: dict[str, Any] = {"items": np.int32, "offsets": np.int64, "times": np.int64, "events": np.uint8}
-_ARRAYS |= {"feature_text_": np.int32, "feature_number_": np.float64}  # followed by a number
 _BLOCK = 4096
 _BLOCKS = 16
 
@@ -217,50 +214,6 @@ def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
     file.write(values_N.view(np.uint8).data)
 
 
-class StoreWriter:
-    """Writes a store into an empty folder, piece by piece; it is a store once `finish` has returned."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lengths: dict[str, int] = {}
-
-    def append(self, name: str, values_N: np.ndarray) -> None:
-        path = self._folder / f"{name}.npy"
-        if name not in self._lengths:
-            self._lengths[name] = 0
-            path.write_bytes(_header(name, 0))
-        self._lengths[name] += len(values_N)
-        with path.open("ab") as file:
-            write_array(file, np.ascontiguousarray(values_N, dtype=_dtype(name)))
-
-    def finish(self, item_table: pl.DataFrame, raw_user_ids: pl.Series, meta: dict[str, Any]) -> None:
-        """Write the rest; `meta` holds source, options, statistics and facts."""
-        for name, length in self._lengths.items():
-            with (self._folder / f"{name}.npy").open("r+b") as file:
-                file.write(_header(name, length))
-        for name, table in (("items", item_table), ("users", pl.DataFrame({"raw_id": raw_user_ids}))):
-            buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
-            table.write_parquet(buffer)
-            (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
-        files: dict[str, dict[str, Any]] = {}
-        for path in sorted(self._folder.iterdir()):
-            files[path.name] = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
-            files[path.name] |= {"blocks": _sampled_hash(path, path.stat().st_size), "sha256": file_hash(path)}
-        write_json(self._folder / "meta.json", {"schema": SCHEMA, **meta, "files": files})
-
-
-def _dtype(name: str) -> np.dtype:
-    return np.dtype(_ARRAYS[name.rstrip("0123456789")])
-
-
-def _header(name: str, length: int) -> bytes:
-    """The header of an array; numpy pads it so that its size does not depend on the length."""
-    header = io.BytesIO()
-    description = {"descr": _dtype(name).str, "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(header, description)
-    return header.getvalue()
-
-
 def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
     remedy = "delete the store and prepare it again"
     try:
@@ -270,11 +223,11 @@ def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
     if stat.st_size != recorded["size"]:
         raise UserError(f"{path} has {stat.st_size} bytes where {recorded['size']} were written: {remedy}")
     whole = verify or stat.st_mtime_ns != recorded["mtime_ns"]
-    if _sampled_hash(path, stat.st_size) != recorded["blocks"] or (whole and file_hash(path) != recorded["sha256"]):
+    if sampled_hash(path, stat.st_size) != recorded["blocks"] or (whole and file_hash(path) != recorded["sha256"]):
         raise UserError(f"{path} was edited after it was written: {remedy}")
 
 
-def _sampled_hash(path: Path, size: int) -> str:
+def sampled_hash(path: Path, size: int) -> str:
     """SHA-256 of blocks spread evenly over the file, first and last included."""
     digest = sha256()
     with path.open("rb") as file:
