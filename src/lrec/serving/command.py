@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,10 +15,11 @@ from lrec.common.files import check_writable, replacing, temporary
 from lrec.common.text_tables import counted
 from lrec.data.features import read_again
 from lrec.data.formats.readers import Columns, Format, read_titles
-from lrec.data.histories import ReadingRules, histories_in
+from lrec.data.histories import Histories, ReadingRules, histories_in
 from lrec.data.store.long_work import Progress
 from lrec.errors import UserError, check_range
 from lrec.serving.export import load
+from lrec.serving.recommender import Model
 
 SHOWN = 10
 # The value of an option that was not given (null is a value); and fallback names of columns.
@@ -79,53 +81,77 @@ def recommend(
     """
     check_range("--k", k, at_least=1)
     if out is not None:
-        if out.suffix not in WRITERS:
-            raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
-        if out.resolve() == histories.resolve():
-            raise UserError(f"--out {out} is the file of the histories: it would be lost")
-        check_writable(out, "--out")
+        _check_out(out, histories)
     model = load(ckpt_path, trust=trust, item_vectors=item_vectors)
     if torch.cuda.is_available():
         model.net.to("cuda")
     names = None if titles is None else read_titles(titles, title_item_column, title_column)
     if names is not None and not names["item"].is_in(model.item_ids.implode()).any():
         raise UserError(f"--titles {titles} names no item of the model: see --title_item_column")
-    given = {"user": user_column, "item": item_column, "time": time_column}
-    if model.reads_types:
-        given["event"] = event_column
-    elif event_column != AUTO:
-        raise UserError("--event_column is of networks that read types of event (data.event_column)")
-    trained = model.about.get("columns") or USUAL
-    columns = replace(_columns(given, trained), rating=trained.get("rating"))
-    kinds = {each.column: each.kind == "numbers" for each in model.features}
-    reading = ReadingRules(columns, model.about.get("min_rating"), model.about.get("repeats", True), kinds)
-    usual = _columns(given, USUAL)
-    blocks = histories_in(histories, format, reading, usual, model.net.reads_times, model.reads_types)
+    given = {"user": user_column, "item": item_column, "time": time_column, "event": event_column}
+    blocks = _blocks_of(model, histories, format, given)
     if user_features is not None:
         of_users = read_again(user_features, [each for each in model.features if each.of == "user"], "user_features")
         blocks = (block.of_users(of_users) for block in blocks)
     if out is None:
         blocks = (next(block.blocks(SHOWN)) for block in islice(blocks, 1))
+    lists = (model.recommend(block, k, exclude_seen, fallback=fallback, now=now) for block in blocks)
+    if names is not None:
+        lists = (_titled(rows, names) for rows in lists)
+    shown, counts = _write(lists, out)
+    if shown is None:
+        raise UserError(f"{histories} holds no history")
+    _say(shown, counts, out)
+
+
+def _check_out(out: Path, histories: Path) -> None:
+    if out.suffix not in WRITERS:
+        raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
+    if out.resolve() == histories.resolve():
+        raise UserError(f"--out {out} is the file of the histories: it would be lost")
+    check_writable(out, "--out")
+
+
+def _blocks_of(model: Model, histories: Path, format: Format | None, given: dict[str, Any]) -> Iterator[Histories]:
+    """The histories of a file, read as the training data were, from the columns that are given."""
+    if not model.reads_types:
+        if given["event"] != AUTO:
+            raise UserError("--event_column is of networks that read types of event (data.event_column)")
+        del given["event"]
+    trained = model.about.get("columns") or USUAL
+    columns = replace(_columns(given, trained), rating=trained.get("rating"))
+    kinds = {each.column: each.kind == "numbers" for each in model.features}
+    reading = ReadingRules(columns, model.about.get("min_rating"), model.about.get("repeats", True), kinds)
+    return histories_in(histories, format, reading, _columns(given, USUAL), model.net.reads_times, model.reads_types)
+
+
+def _titled(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+    """Lists with the titles of their items, null for items without one."""
+    title = pl.element().replace_strict(names["item"], names["title"], default=None)
+    return rows.with_columns(titles=pl.col("items").list.eval(title))
+
+
+def _write(lists: Iterable[pl.DataFrame], out: Path | None) -> tuple[pl.DataFrame | None, Counter[str]]:
+    """Write the lists once all of them are there; the first ones, and how many users and items are of a kind."""
     shown, counts, progress = None, Counter[str](), Progress()
     progress.stage("recommend")
     with temporary(Path(tempfile.gettempdir()) / "lrec-recommend") as folder:
         folder.mkdir(mode=0o700)
-        for block in blocks:
-            rows = model.recommend(block, k, exclude_seen, fallback=fallback, now=now)
-            if names is not None:  # null for items without a title
-                title = pl.element().replace_strict(names["item"], names["title"], default=None)
-                rows = rows.with_columns(titles=pl.col("items").list.eval(title))
+        for rows in lists:
             rows.write_parquet(folder / f"{counts['users']:015d}.parquet")
             shown = rows.head(SHOWN) if shown is None else shown
             found = rows.select("skipped", "fallback", empty=pl.col("items").list.len() == 0).sum()
             counts.update(found.row(0, named=True), users=len(rows))
             progress.add(len(rows))
         progress.finish()
-        if shown is None:
-            raise UserError(f"{histories} holds no history")
-        if out is not None:
+        if out is not None and shown is not None:
             with replacing(out) as whole:
                 WRITERS[out.suffix](pl.scan_parquet(sorted(folder.iterdir()), glob=False), whole)
+    return shown, counts
+
+
+def _say(shown: pl.DataFrame, counts: Counter[str], out: Path | None) -> None:
+    """Print the first lists, and what was written."""
     for row in shown.iter_rows(named=True):
         listed = [title or item for title, item in zip(row.get("titles") or row["items"], row["items"], strict=True)]
         print(f"{row['user']}: {', '.join(listed) or 'nothing'}")
