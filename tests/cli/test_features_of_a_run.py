@@ -20,7 +20,7 @@ from lrec.model.transformer import Transformer
 from lrec.run import Run
 from lrec.serving.recommender import Model
 from lrec.training.module import SequentialRecommender
-from lrec.training.stored_model import begin_from
+from lrec.training.warm_start import begin_from
 
 ITEMS, LENGTH, USERS = 12, 12, 200
 

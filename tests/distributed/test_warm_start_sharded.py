@@ -25,7 +25,7 @@ from lrec.model.parallelize import Sharding, build
 from lrec.model.sharded_table import local_rows
 from lrec.model.transformer import Transformer
 from lrec.serving.export import export
-from lrec.training import stored_model
+from lrec.training import warm_start
 from small_checkpoints import ABOUT, checkpoint, write_by_hand
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -78,9 +78,9 @@ def begin(folder: Path, sharding: Sharding | None) -> list[tuple[int, Tensor]]:
     found = []
     for start in STARTS:
         net = build(NEW, 0, sharding)
-        at_once = patch.object(stored_model, "AT_ONCE", 64), patch.object(transformer, "DRAWN_AT_ONCE", 1024)
+        at_once = patch.object(warm_start, "AT_ONCE", 64), patch.object(transformer, "DRAWN_AT_ONCE", 1024)
         with at_once[0], at_once[1], Largest() as largest:
-            stored_model.begin_from(folder / start, net, raw_ids, [], seed=0)
+            warm_start.begin_from(folder / start, net, raw_ids, [], seed=0)
         found.append((largest.most, local_rows(net.items.weight).detach().clone()))
     return found
 
@@ -115,7 +115,7 @@ def test_a_shard_of_nothing_but_items_is_verified(tmp_path: Path) -> None:
     shard = tmp_path / "last.ckpt" / "token-00099-of-00100.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     with pytest.raises(UserError, match=r"last\.ckpt: not a checkpoint that lrec wrote, or a damaged one"):
-        stored_model.begin_from(tmp_path / "last.ckpt", Transformer(NEW), pl.Series(["1"]), [], seed=0)
+        warm_start.begin_from(tmp_path / "last.ckpt", Transformer(NEW), pl.Series(["1"]), [], seed=0)
 
 
 def test_vectors_are_those_of_the_rows_alone_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

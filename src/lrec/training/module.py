@@ -39,9 +39,10 @@ from lrec.training.checkpoint_callbacks import StableCheckpoint
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
 from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
-from lrec.training.stored_model import StoredModel, begin_from
+from lrec.training.stored_model import StoredModel
 from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
+from lrec.training.warm_start import begin_from
 
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
 Result = TypeVar("Result")

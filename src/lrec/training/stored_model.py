@@ -13,9 +13,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lrec.checkpoint.reading import ITEMS, agreed, check, mapped, read
+from lrec.checkpoint.reading import ITEMS, read
 from lrec.checkpoint.trained import (
-    Trained,
     build_network,
     check_finite,
     check_parameters,
@@ -27,22 +26,14 @@ from lrec.checkpoint.trained import (
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.vocabulary import as_plain, vocabularies_of
 from lrec.errors import UserError
-from lrec.evaluation.shared_scoring import leads
-from lrec.model import parallelize
 from lrec.model.config import TransformerConfig
-from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.item_vectors import NewItems, refuse_other_vectors
-from lrec.model.sharded_table import Shard, local_range, local_rows, processes_of
+from lrec.model.sharded_table import local_rows
 from lrec.model.transformer import Transformer
 from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.objects import all_as_plain, from_plain
-from lrec.serving.export import file_of, shape_of
-from lrec.serving.export import read as read_exported
 from lrec.training.optim import OfParameters, OptimizerConfig
 from lrec.training.tally import LossSum
-
-EVENTS = "events.weight"  # the parameter that has a row for each type of event and value of a feature
-AT_ONCE = 2**16  # rows of an old table
 
 
 class StoredModel(LightningModule):
@@ -153,93 +144,3 @@ class StoredModel(LightningModule):
     def _items_as_tensors(self) -> dict[str, Tensor]:
         new = None if self.config.vector_width is None else self._new_items
         return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
-
-
-def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_rows: list[str], seed: int) -> str:
-    """Give `net` the parameters of a trained network of the same shape; says what became of the items.
-
-    An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
-    draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
-    mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
-    for pretrained language models"). So does a new type of event or value of a feature, among these. Where rows are
-    made of features too, these begin as what tells the old embeddings best (ridge regression, of one item's weight), so
-    that a new item's says something from the start. All else is taken over as it is. The optimizer starts from the
-    beginning.
-    """
-    stored, pieces = _open(file_of(Path(path)))
-    shape = shape_of(stored, Path(path))
-    mine, theirs = net.config.to_dict(), shape.to_dict()
-    known_rows = [*stored.about.get("event_names", [])] if theirs["event_types"] else []
-    known_rows += [row for each in vocabularies_of(stored.about) if each.of != "item" for row in each.row_names]
-    vectors = net.items.vectors
-    of_vectors = [] if vectors is None else ["vector_width", "own_rows"]
-    for name in mine.keys() - {"n_items", "event_types", *of_vectors}:
-        if mine[name] != theirs[name]:
-            raise UserError(
-                f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
-            )
-    if bool(known_rows) != bool(event_rows):
-        reads = [", ".join(names) or "none" for names in (known_rows, event_rows)]
-        raise UserError(f"model.warm_start {path} knows the types of event {reads[0]}, the data have {reads[1]}")
-    # It names the classes that the config names, and no others.
-    with torch.device("meta"):
-        expected = Transformer(shape).state_dict()
-    table = expected.pop(OWN_ROWS)
-    check_parameters(stored.parameters, expected, path)
-    check_finite(stored.parameters, path)
-    place_of = pl.DataFrame({"id": stored.item_ids}).with_row_index("place")
-    place_V = pl.DataFrame({"id": raw_ids}).join(place_of, "id", "left", maintain_order="left")["place"].fill_null(-1)
-    own, size = local_range(next(iter(net.items.by_item().values()))), torch.Size((len(raw_ids), shape.width))
-    place_H = torch.from_numpy(place_V.cast(pl.Int64).to_numpy(writable=True)[own])
-    rows_HD = net.draw_(torch.empty(len(place_H), shape.width), OWN_ROWS, size, seed, own.start)
-    sum_D, begin = torch.zeros(shape.width, dtype=torch.float64), 0
-    for piece_PD in (part for piece in pieces for part in piece.split(AT_ONCE)):
-        check_parameters({OWN_ROWS: piece_PD[:0]}, {OWN_ROWS: table[:0]}, path)
-        sum_D += piece_PD.sum(0, dtype=torch.float64)
-        here_H = (place_H >= begin) & (place_H < begin + len(piece_PD))
-        rows_HD[here_H] = piece_PD[place_H[here_H] - begin].float()
-        begin += len(piece_PD)
-    if event_rows != known_rows:
-        old_ED, size = stored.parameters[EVENTS].float(), torch.Size((len(event_rows), shape.width))
-        old_of = dict(zip(known_rows, old_ED, strict=True))
-        new_ED = net.draw_(torch.empty(size), EVENTS, size, seed) + old_ED.mean(0)
-        rows = [old_of.get(name, new_D) for name, new_D in zip(event_rows, new_ED, strict=True)]
-        stored.parameters[EVENTS] = torch.stack(rows)
-    mean_D = (sum_D / begin).float()
-    check_finite({OWN_ROWS: mean_D}, path)  # as the whole table is
-    rows_HD[place_H < 0] += mean_D
-    parallelize.fill(net, stored.parameters)
-    if vectors is not None:
-        known_HW = local_rows(vectors).float() * (place_H >= 0).to(vectors.device)[:, None]
-        projection_WD = _ridge(known_HW, (rows_HD - mean_D).to(vectors.device), processes_of(vectors))
-        rows_HD -= (known_HW @ projection_WD).cpu()
-        parallelize.fill(net, {PROJECTION: projection_WD})
-    if net.items.weight is not None:
-        parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
-    kept = int((place_V >= 0).sum())
-    new, gone = len(raw_ids) - kept, begin - kept
-    return f"warm start from {path}: {kept} items keep their embeddings, {new} are new, {gone} are gone"
-
-
-def _ridge(x_HW: Tensor, y_HD: Tensor, processes: int) -> Tensor:
-    """What times x is nearest to y over the rows of all processes, (W, D), with a penalty of 1."""
-    here = Shard(x_HW, 0, len(x_HW), processes)
-    squares_WW, products_WD = here.summed(x_HW.T @ x_HW), here.summed(x_HW.T @ y_HD)
-    return torch.linalg.solve(squares_WW + torch.eye(len(squares_WW), device=x_HW.device), products_WD)
-
-
-def _open(file: Path) -> tuple[Trained, list[Tensor]]:
-    """A trained network without its item table, and the table's rows in order, which lie on the disk."""
-    stored = None
-    if file.suffix != ".safetensors":
-        agreed(lambda: check(file) if leads() else None)
-
-        def rows(name: str, n: int) -> slice:
-            return slice(0, 0 if name.endswith(OWN_ROWS) else n)
-
-        stored = trained_in(read(file, rows, optimizer=False, verify=False))
-    if stored is not None and VECTORS not in stored.parameters:
-        del stored.parameters[OWN_ROWS]
-        return stored, mapped(file, f"net.{OWN_ROWS}")
-    stored = read_exported(file)  # mapped itself; a table that is made of vectors is not
-    return stored, [stored.parameters.pop(OWN_ROWS)]

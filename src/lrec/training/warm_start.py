@@ -1,0 +1,155 @@
+"""A network that begins with the parameters of a trained one, whose items may be others.
+
+Shape suffixes: V catalogue, H rows held here, P rows of the old catalogue, E types of event and values of features,
+D width, W width of item vectors.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from lrec.checkpoint.reading import agreed, check, mapped, read
+from lrec.checkpoint.trained import Trained, check_finite, check_parameters, trained_in
+from lrec.data.vocabulary import vocabularies_of
+from lrec.errors import UserError
+from lrec.evaluation.shared_scoring import leads
+from lrec.model import parallelize
+from lrec.model.config import TransformerConfig
+from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
+from lrec.model.sharded_table import Shard, local_range, local_rows, processes_of
+from lrec.model.transformer import Transformer
+from lrec.serving.export import file_of, shape_of
+from lrec.serving.export import read as read_exported
+
+EVENTS = "events.weight"  # the parameter that has a row for each type of event and value of a feature
+AT_ONCE = 2**16  # rows of an old table
+
+
+def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_rows: list[str], seed: int) -> str:
+    """Give `net` the parameters of a trained network of the same shape; says what became of the items.
+
+    An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
+    draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
+    mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
+    for pretrained language models"). So does a new type of event or value of a feature, among these. Where rows are
+    made of features too, these begin as what tells the old embeddings best (ridge regression, of one item's weight), so
+    that a new item's says something from the start. All else is taken over as it is. The optimizer starts from the
+    beginning.
+    """
+    stored, pieces = _open(file_of(Path(path)))
+    shape = shape_of(stored, Path(path))
+    known_rows = _event_rows(stored, shape)
+    _refuse_other_shape(path, net, shape, event_rows, known_rows)
+    # It names the classes that the config names, and no others.
+    with torch.device("meta"):
+        expected = Transformer(shape).state_dict()
+    table = {OWN_ROWS: expected.pop(OWN_ROWS)[:0]}
+    check_parameters(stored.parameters, expected, path)
+    check_finite(stored.parameters, path)
+    place_of = pl.DataFrame({"id": stored.item_ids}).with_row_index("place")
+    place_V = pl.DataFrame({"id": raw_ids}).join(place_of, "id", "left", maintain_order="left")["place"].fill_null(-1)
+    for piece_PD in pieces:
+        check_parameters({OWN_ROWS: piece_PD[:0]}, table, path)
+    items = _item_rows(net, place_V, pieces, seed)
+    check_finite({OWN_ROWS: items.mean_D}, path)  # as the whole table is
+    if event_rows != known_rows:
+        stored.parameters[EVENTS] = _rows_of_events(net, event_rows, known_rows, stored.parameters[EVENTS], seed)
+    parallelize.fill(net, stored.parameters)
+    if net.items.vectors is not None:
+        items = _without_vectors(net, net.items.vectors, items)
+    if net.items.weight is not None:
+        parallelize.fill(net, {OWN_ROWS: items.rows_HD}, whole=False)
+    kept, old = int((place_V >= 0).sum()), sum(map(len, pieces))
+    return (
+        f"warm start from {path}: {kept} items keep their embeddings, {len(raw_ids) - kept} are new, {old - kept} are "
+        "gone"
+    )
+
+
+class _ItemRows(NamedTuple):
+    """The rows of the new catalogue that this process holds."""
+
+    rows_HD: Tensor
+    is_known_H: Tensor
+    mean_D: Tensor  # of the old table
+
+
+def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed: int) -> _ItemRows:
+    """Old rows from their places in the old table, pieces of which are read in order; new ones (-1) about its mean."""
+    own = local_range(next(iter(net.items.by_item().values())))
+    size = torch.Size((len(place_V), net.config.width))
+    place_H = torch.from_numpy(place_V.cast(pl.Int64).to_numpy(writable=True)[own])
+    rows_HD = net.draw_(torch.empty(len(place_H), net.config.width), OWN_ROWS, size, seed, own.start)
+    sum_D, begin = torch.zeros(net.config.width, dtype=torch.float64), 0
+    for piece_PD in (part for piece in pieces for part in piece.split(AT_ONCE)):
+        sum_D += piece_PD.sum(0, dtype=torch.float64)
+        here_H = (place_H >= begin) & (place_H < begin + len(piece_PD))
+        rows_HD[here_H] = piece_PD[place_H[here_H] - begin].float()
+        begin += len(piece_PD)
+    mean_D = (sum_D / begin).float()
+    rows_HD[place_H < 0] += mean_D
+    return _ItemRows(rows_HD, place_H >= 0, mean_D)
+
+
+def _without_vectors(net: Transformer, vectors: Tensor, items: _ItemRows) -> _ItemRows:
+    """The rows less what the items' vectors tell of them; the projection of the vectors begins with that."""
+    known_HW = local_rows(vectors).float() * items.is_known_H.to(vectors.device)[:, None]
+    centred_HD = (items.rows_HD - items.mean_D).to(vectors.device)
+    projection_WD = _ridge(known_HW, centred_HD, processes_of(vectors))
+    parallelize.fill(net, {PROJECTION: projection_WD})
+    return items._replace(rows_HD=items.rows_HD - (known_HW @ projection_WD).cpu())
+
+
+def _ridge(x_HW: Tensor, y_HD: Tensor, processes: int) -> Tensor:
+    """What times x is nearest to y over the rows of all processes, (W, D), with a penalty of 1."""
+    here = Shard(x_HW, 0, len(x_HW), processes)
+    squares_WW, products_WD = here.summed(x_HW.T @ x_HW), here.summed(x_HW.T @ y_HD)
+    return torch.linalg.solve(squares_WW + torch.eye(len(squares_WW), device=x_HW.device), products_WD)
+
+
+def _event_rows(stored: Trained, shape: TransformerConfig) -> list[str]:
+    """Names of the types of event and of the features' values that a trained network reads."""
+    names = [*stored.about.get("event_names", [])] if shape.event_types else []
+    return names + [row for each in vocabularies_of(stored.about) if each.of != "item" for row in each.row_names]
+
+
+def _rows_of_events(net: Transformer, rows: list[str], known: list[str], old_ED: Tensor, seed: int) -> Tensor:
+    """Old rows where there are such, new ones about the mean of the old ones."""
+    old_of, size = dict(zip(known, old_ED.float(), strict=True)), torch.Size((len(rows), net.config.width))
+    new_ED = net.draw_(torch.empty(size), EVENTS, size, seed) + old_ED.float().mean(0)
+    return torch.stack([old_of.get(name, new_D) for name, new_D in zip(rows, new_ED, strict=True)])
+
+
+def _refuse_other_shape(
+    path: str | Path, net: Transformer, shape: TransformerConfig, event_rows: list[str], known_rows: list[str]
+) -> None:
+    mine, theirs = net.config.to_dict(), shape.to_dict()
+    of_vectors = [] if net.items.vectors is None else ["vector_width", "own_rows"]
+    for name in mine.keys() - {"n_items", "event_types", *of_vectors}:
+        if mine[name] != theirs[name]:
+            raise UserError(
+                f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
+            )
+    if bool(known_rows) != bool(event_rows):
+        reads = [", ".join(names) or "none" for names in (known_rows, event_rows)]
+        raise UserError(f"model.warm_start {path} knows the types of event {reads[0]}, the data have {reads[1]}")
+
+
+def _open(file: Path) -> tuple[Trained, list[Tensor]]:
+    """A trained network without its item table, and the table's rows in order, which lie on the disk."""
+    stored = None
+    if file.suffix != ".safetensors":
+        agreed(lambda: check(file) if leads() else None)
+
+        def rows(name: str, n: int) -> slice:
+            return slice(0, 0 if name.endswith(OWN_ROWS) else n)
+
+        stored = trained_in(read(file, rows, optimizer=False, verify=False))
+    if stored is not None and VECTORS not in stored.parameters:
+        del stored.parameters[OWN_ROWS]
+        return stored, mapped(file, f"net.{OWN_ROWS}")
+    stored = read_exported(file)  # mapped itself; a table that is made of vectors is not
+    return stored, [stored.parameters.pop(OWN_ROWS)]
