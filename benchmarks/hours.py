@@ -130,10 +130,11 @@ READ = """
 Losses are in nats. "Took" is the time from the plan to the end of the last run, in hours. In the last table, "step" is
 the number of targets in a step. Only one study has a sweep.
 
-The studies of Go and decks, and the study of clicks (globo) in one hour, had one core each. They train with Muon. The two studies with "earlier rates" were made
-before the rate of the item table followed the width ([transfer.md](transfer.md)). With today's rates, the largest
-network for decks has a test loss of 4.254 instead of 4.457, and an HR@10 of 0.480 instead of 0.399. The item graph, the
-best baseline, has 0.209. The study took 0.67 hours of the hour that it was given.
+The studies of Go and decks, and the study of clicks (globo) in one hour, had one core each. They train with Muon. The
+two studies with "earlier rates" were made before the rate of the item table followed the width
+([transfer.md](transfer.md)). With today's rates, the largest network for decks has a test loss of 4.254 instead of
+4.457, and an HR@10 of 0.480 instead of 0.399. The item graph, the best baseline, has 0.209. The study took 0.67 hours
+of the hour that it was given.
 
 On Go, the forecast's errors are half of the no-gain baseline's errors. On decks, the largest network is better than the
 forecast's interval with today's rates. Only large networks learn which cards a deck already contains: from 62,208 to
@@ -152,12 +153,13 @@ But the chosen step was too small, because lrec then required at least 3,000 ste
 did not measure the effect of this change.
 
 The study "globo, Muon" was made with Muon and the earlier rates. The studies of Beauty and MovieLens-1M, the study of
-clicks in 0.5 hours, and the study of tennis in 0.4 hours train with AdamW alone. The study with Muon trained on 1.6 million targets twice, because it
-compared each target with only 1,024 items. The loss of its largest fitted size is 4.461. With AdamW alone, five times
-the parameters have 4.746. But the two studies also differ in targets and passes. The held-out sizes have a higher HR@10
-(0.536 and 0.538) and NDCG@10 (0.326 and 0.329) than the Markov chain (0.530 and 0.319). The larger one is not better in
-loss than the smaller one, and the forecast's errors are half of the no-gain baseline's. Beside other programs, the
-trials took longer than planned, and left no time for the held-out sizes: a second call trained them.
+clicks in 0.5 hours, and the study of tennis in 0.4 hours train with AdamW alone. The study with Muon trained on 1.6
+million targets twice, because it compared each target with only 1,024 items. The loss of its largest fitted size is
+4.461. With AdamW alone, five times the parameters have 4.746. But the two studies also differ in targets and passes.
+The held-out sizes have a higher HR@10 (0.536 and 0.538) and NDCG@10 (0.326 and 0.329) than the Markov chain (0.530 and
+0.319). The larger one is not better in loss than the smaller one, and the forecast's errors are half of the no-gain
+baseline's. Beside other programs, the trials took longer than planned, and left no time for the held-out sizes: a
+second call trained them.
 
 The studies of MovieLens-1M and tennis had one core each, and other programs used the machine at the same time. On
 MovieLens-1M, the forecast's mean error is a tenth of the no-gain baseline's mean error. The largest network has an
