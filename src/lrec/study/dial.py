@@ -174,7 +174,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
         f"{' and '.join(f'{n_body[size]:,}' for size in held_out)} held out: larger ones would want more than "
         f"{1 / PER_TARGET:g} targets a parameter.",
         f"Tuned: {', '.join(tune) or 'nothing'}, beginning at {step} targets a step.",
-        f"{tested:,} users test.",
+        f"At most {tested:,} users test.",
     ]
     return {
         "choices": {
