@@ -304,7 +304,7 @@ def own() -> None:
         ("ml-1m-lsrm/untuned", False, of_size),
         ("s3rec-beauty", False, of_size),
         ("ciao", False, of_size),
-        ("quickstart", False, of_size),
+        ("quickstart/40000-users", False, of_size),
         ("go/first", True, ("forecast", "kaplan")),  # no data are repeated
         ("go/first", False, of_size),
         ("go", True, ("forecast", "kaplan")),

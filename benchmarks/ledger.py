@@ -4,7 +4,7 @@ A study writes its forecasts to the file `prediction.json` before it trains its 
 outside the 90 % [interval](../glossary.md#interval) of its forecast. The table begins with the misses. The column
 "committed" has the commit that added the forecast to the repository, and the time of this commit. The column "before
 the result" says "yes" if this commit is older than the commit that added the measured loss. If one commit added both,
-the column says "by the study": only the study itself then says that the forecast came first. The last column has the
+the column says "study": only the study itself then says that the forecast came first. The last column has the
 first digits of the file's SHA-256. If a row names a number of targets, the forecast was made from runs on fewer
 targets. If a row names hours, the study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
 
@@ -31,7 +31,8 @@ NAMES = {
     "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks",
     "go, earlier rates": "Go, one hour, earlier rates", "decks, earlier rates": "decks, one hour, earlier rates",
     "globo, Muon": "clicks, Muon", "ciao": "Ciao",
-    "quickstart": "quickstart", "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
+    "quickstart": "quickstart", "quickstart/40000-users": "quickstart, 40,000 users",
+    "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
     "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M", "tennis": "tennis", "beauty": "Beauty",
 }  # fmt: skip
 
@@ -165,7 +166,7 @@ def every(entries: list[Entry]) -> str:
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
         interval = f"[{each.low:.3f}, {each.high:.3f}]"
         errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %", "yes" if each.within else "**no**"]
-        stated = [f"{each.commit} {each.when}", "yes" if each.before else "by the study", each.file]
+        stated = [f"{each.commit} {each.when}", "yes" if each.before else "study", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])
     return rows_table(rows, text=(0, 1, 8, 9, 10))
 

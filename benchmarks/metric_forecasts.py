@@ -34,7 +34,7 @@ SETS = {
     "decks": ("decks/all_points", "decks/by_time", "decks/by_time_first"),
     "globo": ("globo/all_points", "globo/by_time", "globo/by_time_late"),
     "ml-1m": ("ml-1m-lsrm/all_points", "ml-1m-lsrm/untuned/all_points"),
-    "quickstart": ("quickstart/all_points",),
+    "quickstart": ("quickstart/40000-users/all_points",),
     "s3rec-beauty": ("s3rec-beauty/all_points",),
     "ciao": ("ciao/all_points",),
 }

@@ -73,7 +73,9 @@ SETS = {
         "--config configs/data/ml-latest-small.yaml --data.path DIR/ml-latest-small_ratings.csv.gz --data.max_len 50",
         "ml-latest-small/points.csv",
     ),
-    "quickstart": Set("Quickstart (synthetic)", "--config configs/data/synthetic.yaml", "quickstart/all_points.jsonl"),
+    "quickstart": Set(
+        "Quickstart (synthetic)", "--config configs/data/synthetic.yaml", "quickstart/40000-users/all_points.jsonl"
+    ),
     "go": Set("Go, a quarter of the games", f"{GO} 0.25", "go/all_points.jsonl"),
     "go-sixteenth": Set("Go, a sixteenth of the games", f"{GO} 0.0625", "outlook/go-sixteenth.csv"),
     "globo": Set(

@@ -58,6 +58,7 @@ class Study(NamedTuple):
 
 STUDIES = (
     Study("Quickstart", "quickstart.md", "quickstart/all_points.jsonl"),
+    Study("Quickstart, 40,000 users", "quickstart.md#with-40000-users", "quickstart/40000-users/all_points.jsonl"),
     Study("Go", "go.md", "go/all_points.jsonl"),
     Study("Go, first ladder", "go.md#the-first-ladder-and-its-learning-rate", "go/first/all_points.jsonl"),
     Study("Decks", "decks.md", "decks/all_points.jsonl"),
