@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
+from lrec.training import lightning_options
 from lrec.training.throughput import measure_peak
 
 QUICK = (
@@ -52,6 +53,15 @@ def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> Non
     events.Reload()
     shown = {f"various/perf/{name}" for name in ("targets_per_s", "mfu", "real_share", "memory_gib")}
     assert shown <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("loss", ["FullSoftmax", "SampledSoftmax"])
+def test_a_large_catalogue_with_full_softmax_is_said_to_be_slow(
+    loss: str, fit: Callable[..., tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning_options, "MANY_ITEMS", 20)
+    printed, _ = fit(f"--model.loss={loss}", "--trainer.fast_dev_run=true")
+    assert ("--model.loss SampledSoftmax compares it with a few" in printed) == (loss == "FullSoftmax")
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])

@@ -231,7 +231,7 @@ def fit(cli: CommandLine) -> None:
     # At least one training loss is logged per epoch, however short.
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, cli.datamodule.steps_per_epoch)
     if trainer.is_global_zero:
-        for line in warnings_of(cli.config, cli.datamodule):
+        for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
             print(line)
     with cli.alone:
         # A checkpoint may hold tensors and plain values only.

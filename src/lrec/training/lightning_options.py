@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lrec.common.hardware import has_bfloat16, kind_of
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
+from lrec.model.losses import FullSoftmax, Loss
 from lrec.options.class_paths import imported
 from lrec.options.parser import OneLineParser
 from lrec.options.used_most import beginning
@@ -27,6 +28,7 @@ TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 HALF = ("bf16-true", "16-true")
 # With fewer steps in all, a loss says more of the training than of the network; more are named where they can be had.
 FEW_STEPS, MORE_STEPS = 2000, 3000
+MANY_ITEMS = 50_000
 LIGHTNINGS_EPOCHS = 1000  # where neither epochs nor steps are limited
 _NOT_LREC_S = {
     callbacks.LearningRateFinder: "the rate is --model.optimizer.lr, which it does not find",
@@ -114,12 +116,17 @@ def _check_processes(trainer: Namespace) -> None:
         )
 
 
-def warnings_of(options: Namespace, data: SequenceDataModule) -> list[str]:
+def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> list[str]:
     """What fit does with such options that its user may not expect, a line each."""
     trainer = options.trainer
     warnings = []
     if trainer.max_time is None and (few := few_steps(trainer.max_steps, trainer.max_epochs, data)):
         warnings.append(few)
+    if isinstance(loss, FullSoftmax) and data.n_items > MANY_ITEMS:
+        warnings.append(
+            f"each target is compared with all {data.n_items:,} items, which takes most of the time: "
+            "--model.loss SampledSoftmax compares it with a few"
+        )
     if trainer.limit_val_batches is not None and is_partial(trainer.limit_val_batches):
         warnings.append(
             f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint"
