@@ -1,13 +1,13 @@
-"""Features of events and of items on two sets: what they bring to the test loss and to NDCG@10, and what a step costs.
+"""Features of events and of items on three sets: what they bring to the test loss and to NDCG@10, and what a step costs.
 
     python benchmarks/features.py --data FOLDER [--epochs 5] [--seeds 0 1 2] [--runs runs/features]
 
 On MovieLens-1M (a tenth of the users train, all are tested) the rating is a feature of the event and the genres are one
-of the item; on Ciao (10-core) the rating and the category of the item. Leave-one-out; the same network (one layer of
-width 32, histories of 50) is trained with neither and with each: same seeds, same epochs, no choice of an epoch.
-Differences from the network with neither are paired over users; an interval of 90 % draws users and seeds again,
-together. A loss below zero and an NDCG@10 above zero are better. Users have no feature in either set, so those are not
-measured.
+of the item; on Ciao (10-core) the rating and the category of the item; on Go (a 64th of the games) the row and the
+column of a point of the board. Leave-one-out; the same network (one layer of width 32, histories of 50) is trained with
+neither and with each: same seeds, same epochs, no choice of an epoch. Differences from the network with neither are
+paired over users; an interval of 90 % draws users and seeds again, together. A loss below zero and an NDCG@10 above
+zero are better. Users have no feature in these sets, so those are not measured.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from small_network import interval, told, trained
 from lrec.common.files import write_text
 
 HERE = Path(__file__).parent
-ARMS = ("neither", "event", "item")
+SIDE = 19  # points of a side of the board
 
 
 class Set(NamedTuple):
@@ -36,10 +36,14 @@ class Set(NamedTuple):
     event: dict[str, object]
     item: dict[str, object]
 
+    @property
+    def arms(self) -> list[str]:
+        return ["neither", *(arm for arm in ("event", "item") if getattr(self, arm))]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="Folder with the files of both sets.")
+    parser.add_argument("--data", type=Path, required=True, help="Folder with the files of the sets.")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/features"))
@@ -50,12 +54,13 @@ def main() -> None:
     options.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     sets = {"MovieLens-1M": movielens(options.data, options.runs), "Ciao": ciao(options.data)}
+    sets["Go"] = go(options.data, options.runs)
     found = {
         (name, arm, seed): measured(name, sets[name], arm, seed, options)
         for seed in options.seeds
         for name in sets
-        for arm in ARMS
-        if not options.finished or all(kept_file(name, each, seed, options).exists() for each in ARMS)
+        for arm in sets[name].arms
+        if not options.finished or all(kept_file(name, each, seed, options).exists() for each in sets[name].arms)
     }
     write_text(HERE / "features.md", page(found, options))
 
@@ -70,7 +75,7 @@ def movielens(data: Path, runs: Path) -> Set:
     found = re.findall(r"^(\d+)::.*::(.*)$", (data / "ml-1m_movies.dat").read_text(encoding="latin-1"), re.MULTILINE)
     pl.DataFrame(found, schema=["item", "genres"], orient="row").write_csv(films)
     return Set(
-        {"data.path": log, "data.reduction.users": 0.1},
+        {"data.path": log, "data.time_column": "timestamp", "data.reduction.users": 0.1},
         {"data.event_features.categories": "[rating]"},
         {"data.item_features.lists": "[genres]", "data.item_features.path": films},
     )
@@ -79,9 +84,21 @@ def movielens(data: Path, runs: Path) -> Set:
 def ciao(data: Path) -> Set:
     """The category is a column of the log."""
     return Set(
-        {"data.path": data / "ciao_ratings.csv.gz", "data.k_core": 10},
+        {"data.path": data / "ciao_ratings.csv.gz", "data.time_column": "timestamp", "data.k_core": 10},
         {"data.event_features.categories": "[rating]"},
         {"data.item_features.categories": "[category]"},
+    )
+
+
+def go(data: Path, runs: Path) -> Set:
+    """A file of the row and the column of each point."""
+    points = runs / "points.csv"
+    table = {"item": range(SIDE**2), "row": np.arange(SIDE**2) // SIDE, "column": np.arange(SIDE**2) % SIDE}
+    pl.DataFrame(table).write_csv(points)
+    return Set(
+        {"data.path": data / "go_games.txt.zst", "data.reduction.users": 1 / 64},
+        {},
+        {"data.item_features.categories": "[row, column]", "data.item_features.path": points},
     )
 
 
@@ -105,7 +122,7 @@ def measured(name: str, data: Set, arm: str, seed: int, options: argparse.Namesp
     kept = kept_file(name, arm, seed, options)
     if not kept.exists():
         of_arm = {"event": data.event, "item": data.item}.get(arm, {})
-        given = data.options | {"data.time_column": "timestamp"} | of_arm
+        given = data.options | of_arm
         tested = trained(kept.with_suffix(""), given, seed, options.epochs)
         assert tested.run.result is not None
         cost = np.array([tested.step_ms, tested.run.result.N_total])
