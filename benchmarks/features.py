@@ -1,4 +1,4 @@
-"""Features of events and of items on three sets: what they bring to the test loss and to NDCG@10, and what a step costs.
+"""Features of events and of items on three sets: what they bring to the test loss and to NDCG@10, and a step's cost.
 
     python benchmarks/features.py --data FOLDER [--epochs 5] [--seeds 0 1 2] [--runs runs/features]
 
