@@ -315,10 +315,10 @@ def _mean_losses(runs: list[PlannedRun], points: Mapping[str, Point]) -> dict[st
 
 
 def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
-    """A warning for each size whose loss its neighbours contradict, in any ladder."""
+    """A warning for each size whose loss its neighbours contradict, in any ladder with all data."""
     n_body, warned = {point.size: point.N_body for point in points.values()}, list[str]()
-    for ladder, mine in by_ladder(runs).items():
-        losses = _mean_losses(of_all_data(mine), points)
+    for ladder, mine in by_ladder(of_all_data(runs)).items():
+        losses = _mean_losses(mine, points)
         for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
             # Above the line through its neighbours, in ln N_body.
             place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
