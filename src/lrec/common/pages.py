@@ -9,21 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import markdown
 from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_OPTION = re.compile(r"--[\w.]+")
 _PICTURE = re.compile(r"^!\[(.*)\]\((.*)\)$", re.MULTILINE)
 
 
 def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callable[..., str]) -> str:
     """A template of a room of lrec with these values; HTML ones may extend `page.html.j2`, which is beside this."""
     rooms = ChoiceLoader([PackageLoader(f"lrec.{room}", "."), PackageLoader("lrec.common", ".")])
-    escape = select_autoescape(enabled_extensions=["html.j2"])
-    environment = Environment(loader=rooms, autoescape=escape, trim_blocks=True)
-    environment.filters |= filters
+    escaping = select_autoescape(enabled_extensions=["html.j2"])
+    environment = Environment(loader=rooms, autoescape=escaping, trim_blocks=True)
+    environment.filters |= {"unbroken": _unbroken, **filters}
     return environment.get_template(template).render(shown)
+
+
+def _unbroken(text: str) -> Markup:
+    """Text as HTML in which no line ends after the hyphens of an option."""
+    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text))))
 
 
 def as_html(report: str) -> Markup:
