@@ -82,7 +82,7 @@ def test_the_first_screen_answers_the_questions(go: tuple[Path, str]) -> None:
     first = page.partition("<details>")[0]
     for said in ("10 times", "30 times", "2 of 2 large networks", "How sure", "Risks", "What else could you do"):
         assert said in first
-    assert '<span class="option">--model.size</span>' in first, "no line ends after its hyphens"
+    assert '<span class="option">--help</span>' in first, "no line ends after its hyphens"
     assert "item-graph 0.451, markov 0.436, popularity 0.036, repeat-last 0.034" in first
     short = (out / "report.md").read_text()
     assert short.index(headline(page)) < short.index("## Runs")
