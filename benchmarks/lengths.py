@@ -153,7 +153,13 @@ READ = """
 Up to 1,000 items, length costs little: attention is a small part of a step with 3,700 items. A step of 8,000 items per
 row takes three times as long as one of 200, for 40 times the length. So lrec has no attention with a local window.
 `lrec sizes` counts the step alone: of the measured memory, 0.5 to 0.7 GiB is the process with its libraries. It does
-not depend on the length, and the measured memory grows by at most 0.2 GiB. We have not measured yet what length brings.
+not depend on the length, and the measured memory grows by at most 0.2 GiB.
+
+For a network of this size, length brings little. On MovieLens-1M, each longer length lowers the loss by 0.01 to 0.02
+nats: from 20 to 1,000 items by 0.043 in all, and NDCG@10 rises from 0.127 to 0.130. On Go, 50 items are as good as 20,
+and longer histories raise the loss by 0.010 and then by 0.022. On tennis, 200 items have the best NDCG@10 and 1,000
+items the lowest loss, and the differences are near the noise. This is one seed of a network of width 32. Larger
+networks may use more of a history: we did not measure them.
 """
 
 
