@@ -1,12 +1,12 @@
 """This page compares [forecasts](../laws.md#the-forecast) with measured test losses.
 
 A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
-outside the 90 % [interval](../glossary.md#interval) of its forecast. The table begins with the misses. The column
-"committed" has the commit that added the forecast to the repository, and the time of this commit. The column "before
-the result" says "yes" if this commit is older than the commit that added the measured loss. If one commit added both,
-the column says "study": only the study itself then says that the forecast came first. The last column has the
-first digits of the file's SHA-256. If a row names a number of targets, the forecast was made from runs on fewer
-targets. If a row names hours, the study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
+outside the 90 % [interval](../glossary.md#interval) of its forecast. The column "committed" has the commit that added
+the forecast to the repository, and the time of this commit. The column "before the result" says "yes" if this commit is
+older than the commit that added the measured loss. If one commit added both, the column says "study": only the study
+itself then says that the forecast came first. The last column has the first digits of the file's SHA-256. If a row
+names a number of targets, the forecast was made from runs on fewer targets. If a row names hours, the study had [these
+hours](../study.md#step-2-a-study-of-so-many-hours).
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -31,7 +31,7 @@ NAMES = {
     "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks",
     "go, earlier rates": "Go, one hour, earlier rates", "decks, earlier rates": "decks, one hour, earlier rates",
     "globo, Muon": "clicks, Muon", "ciao": "Ciao",
-    "quickstart": "quickstart", "quickstart/40000-users": "quickstart, 40,000 users",
+    "quickstart": "quickstart", "quickstart/40000-users": "quickstart, earlier",
     "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
     "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M", "tennis": "tennis", "beauty": "Beauty",
 }  # fmt: skip
