@@ -60,7 +60,7 @@ def test_a_wheel_works_from_an_empty_folder(installed: Path, tmp_path: Path) -> 
     code = "import lrec; print(lrec.__file__)"
     where = subprocess.run([installed.with_name("python"), "-c", code], env=environment, capture_output=True, text=True)
     assert Path(where.stdout).is_relative_to(installed.parents[1])
-    assert "10 runs" in run("scaling", "study", "--config", "configs/study/quickstart.yaml", "--dry_run")
+    assert "12 runs" in run("scaling", "study", "--config", "configs/study/quickstart.yaml", "--dry_run")
     tiny = ("--sizes=[0.8k,1.7k,3k,4.8k,6.9k]", "--holdout=1", "--seeds=[1]", "--size_seeds={}", "--name=tiny")
     data = ("--options.data.n_users=300", "--options.data.n_items=50", "--options.data.length=20")
     printed = run("scaling", "study", "--config", "configs/study/quickstart.yaml", *tiny, *data)
