@@ -128,7 +128,7 @@ def page(studies: list[dict[str, Any]]) -> str:
 
 READ = """
 Losses are in nats. "Took" is the time from the plan to the end of the last run, in hours. In the last table, "step" is
-the number of targets in a step. Only one study has a sweep.
+the number of targets in a step. Two studies of clicks have a sweep.
 
 The studies of Go and decks, and the study of clicks (globo) in one hour, had one core each. They train with Muon. The
 two studies with "earlier rates" were made before the rate of the item table followed the width
@@ -147,7 +147,9 @@ of the ladder do not show this step.
 On clicks (globo), one hour of one core is enough for two passes over 90 % of the users. The errors of the forecast are
 0.06 and 0.03 %, and the errors of the no-gain baseline are 1.8 and 3.0 %. The two held-out sizes have an HR@10 of 0.544
 and 0.555, and the Markov chain, the best baseline, has 0.532. The study took 0.63 hours, because its trials were
-shorter than planned.
+shorter than planned. In the sweep, half of the chosen rate in half of the chosen step has a validation loss that is
+0.039 nats lower. Half of the step alone brings 0.029 of these. The trials found the best step, 512, on a quarter of the
+data, and lrec made it larger with the square root of the data. On these data, the best step stays the same.
 
 In 0.5 hours with AdamW alone, every size has a lower loss than the Markov chain, but also a lower HR@10. The networks
 have an HR@10 of at most 0.505, and the Markov chain has 0.540. The forecast's errors are about a third of the no-gain
