@@ -111,13 +111,13 @@ def test_updates_follow_each_other(desk: Path, lrec: Callable[..., str], refused
     assert "name the folder of that" in refused("update", "day1/updated", "--data", "newer.csv")
 
 
-@pytest.mark.parametrize("lr", [0.5, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lr", [0.5, pytest.param(1e30, marks=pytest.mark.slow)])
 def test_a_worse_model_is_not_kept(lr: float, desk: Path, lrec: Callable[..., str]) -> None:
     lrec("update", "run", "--data", "new.csv", "--lr", lr, "--steps", "30")
     found = record("run-updated")
     assert found["kept"] == "old"
     assert found["serve"] == str(desk / "run")
-    if lr == 3:
+    if lr > 1:
         assert found["diverged"] == ["updated"]
     else:
         assert found["models"]["updated"]["difference"] < 0

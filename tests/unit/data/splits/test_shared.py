@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def _set_up(folder: Path, barrier: Any, results: Any) -> None:
 
         return counting
 
+    tempfile.tempdir = str(folder)  # nothing is there that an earlier test left
     LastItems.cut = counted("s", cut)  # type: ignore[method-assign]
     shared.training_part, shared.SHARED_ROWS = counted("p", part), 0
     data = module(folder)
