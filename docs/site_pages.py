@@ -10,6 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
+from lrec.common.pages import unbroken
+
 SHOWN = ("clicks.md", "peers.md")
 """Pages of benchmarks/ that are pages of the site. The site has all others as text, where a page links to them."""
 LINKED = (
@@ -57,9 +59,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Mark the options in sentences, so that no line breaks within one."""
-    return re.sub(
-        r"<code>[^<]*</code>", lambda code: re.sub(r"--[\w.]+", r'<span class="option">\g<0></span>', code[0]), html
-    )
+    return re.sub(r"<code>[^<]*</code>", lambda code: unbroken(code[0]), html)
 
 
 def _on_site(name: str) -> str:

@@ -23,13 +23,13 @@ def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callabl
     rooms = ChoiceLoader([PackageLoader(f"lrec.{room}", "."), PackageLoader("lrec.common", ".")])
     escaping = select_autoescape(enabled_extensions=["html.j2"])
     environment = Environment(loader=rooms, autoescape=escaping, trim_blocks=True)
-    environment.filters |= {"unbroken": _unbroken, **filters}
+    environment.filters |= {"unbroken": lambda text: Markup(unbroken(str(escape(text)))), **filters}
     return environment.get_template(template).render(shown)
 
 
-def _unbroken(text: str) -> Markup:
-    """Text as HTML in which no line ends after the hyphens of an option."""
-    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text))))
+def unbroken(text: str) -> str:
+    """HTML in which no line ends within an option: the style of the page keeps the class `option` in one line."""
+    return _OPTION.sub(r'<span class="option">\g<0></span>', text)
 
 
 def as_html(report: str) -> Markup:

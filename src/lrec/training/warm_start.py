@@ -56,10 +56,11 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
     items = _item_rows(net, place_V, pieces, seed)
     check_finite({OWN_ROWS: items.mean_D}, path)  # as the whole table is
     if event_rows != known_rows:
-        stored.parameters[EVENTS] = _rows_of_events(net, event_rows, known_rows, stored.parameters[EVENTS], seed)
+        old_ED = stored.parameters[EVENTS].float()
+        stored.parameters[EVENTS] = _rows_of_events(net, event_rows, known_rows, old_ED, seed)
     parallelize.fill(net, stored.parameters)
     if net.items.vectors is not None:
-        items = _without_vectors(net, net.items.vectors, items)
+        _leave_to_vectors(net, net.items.vectors, items)
     if net.items.weight is not None:
         parallelize.fill(net, {OWN_ROWS: items.rows_HD}, whole=False)
     kept, old = int((place_V >= 0).sum()), sum(map(len, pieces))
@@ -94,13 +95,12 @@ def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed:
     return _ItemRows(rows_HD, place_H >= 0, mean_D)
 
 
-def _without_vectors(net: Transformer, vectors: Tensor, items: _ItemRows) -> _ItemRows:
-    """The rows less what the items' vectors tell of them; the projection of the vectors begins with that."""
+def _leave_to_vectors(net: Transformer, vectors: Tensor, items: _ItemRows) -> None:
+    """Begin the projection of the items' vectors with what these tell of the known rows, and take it off the rows."""
     known_HW = local_rows(vectors).float() * items.is_known_H.to(vectors.device)[:, None]
-    centred_HD = (items.rows_HD - items.mean_D).to(vectors.device)
-    projection_WD = _ridge(known_HW, centred_HD, processes_of(vectors))
+    projection_WD = _ridge(known_HW, (items.rows_HD - items.mean_D).to(vectors.device), processes_of(vectors))
+    items.rows_HD.sub_((known_HW @ projection_WD).cpu())
     parallelize.fill(net, {PROJECTION: projection_WD})
-    return items._replace(rows_HD=items.rows_HD - (known_HW @ projection_WD).cpu())
 
 
 def _ridge(x_HW: Tensor, y_HD: Tensor, processes: int) -> Tensor:
@@ -118,8 +118,8 @@ def _event_rows(stored: Trained, shape: TransformerConfig) -> list[str]:
 
 def _rows_of_events(net: Transformer, rows: list[str], known: list[str], old_ED: Tensor, seed: int) -> Tensor:
     """Old rows where there are such, new ones about the mean of the old ones."""
-    old_of, size = dict(zip(known, old_ED.float(), strict=True)), torch.Size((len(rows), net.config.width))
-    new_ED = net.draw_(torch.empty(size), EVENTS, size, seed) + old_ED.float().mean(0)
+    old_of, size = dict(zip(known, old_ED, strict=True)), torch.Size((len(rows), net.config.width))
+    new_ED = net.draw_(torch.empty(size), EVENTS, size, seed) + old_ED.mean(0)
     return torch.stack([old_of.get(name, new_D) for name, new_D in zip(rows, new_ED, strict=True)])
 
 

@@ -25,11 +25,12 @@ class StoreWriter:
         self._folder, self._ids, self._kept_U, self._kept_I = folder, ids, kept_U, kept_I
         self._all_are_kept = bool(kept_U.all() and kept_I.all())
         self._index_I = np.cumsum(kept_I, dtype=np.int32) - 1  # of an item among those kept
-        self._counter = Counter(int(kept_I.sum()))
+        n_items = int(kept_I.sum())
+        self._counter = Counter(n_items)
         self._lengths: dict[str, int] = {}  # of the arrays
         self._n_distinct = self._repeats_dropped = 0
         # An item's domain is that of its first row in the source: the least row * n_domains + domain.
-        self._first_I = np.full(int(kept_I.sum()), np.iinfo(np.int64).max)
+        self._first_I = np.full(n_items, np.iinfo(np.int64).max)
 
     def append(self, part: Ordered) -> None:
         """Write the interactions of the next users."""
@@ -68,8 +69,11 @@ class StoreWriter:
         if len(ids.events.ids):
             facts = facts | {"event_types": ids.events.ids.to_list()}
         if ids.features:
-            texts = {name: None if each is None else each.ids.to_list() for name, each in ids.features.items()}
-            meta = meta | {"features": {name.removeprefix(FEATURE): each for name, each in texts.items()}}
+            texts = {
+                name.removeprefix(FEATURE): None if ranked is None else ranked.ids.to_list()
+                for name, ranked in ids.features.items()
+            }
+            meta = meta | {"features": texts}
         for name, length in self._lengths.items():
             with (self._folder / f"{name}.npy").open("r+b") as file:
                 file.write(_header(name, length))
