@@ -1,9 +1,10 @@
 """A law of the best learning rate and batch: powers of size and data, fitted to runs of any rates and batches.
 
-About its optimum the loss is a parabola in ln batch, v, and in ln rate, u, steeper above the best rate than below:
-ln L = ln L* + (c_low or c_high) u^2 / 2 + c_batch v^2 / 2, u = ln rate - ln rate* - s v. Settings (N, D) share
-curvatures; each has its own L*, and an optimum that scatters about the powers. What few settings do not determine is
-taken from published exponents (arXiv 2503.04715, 2505.13738, 2512.22382; OLMo's ladder); the prior is as wide as these.
+Near its optimum, the loss is a parabola in the distances u from the best ln rate and v from the best ln batch. It is
+steeper above the best rate than below: ln L = ln L* + (c_low or c_high) u^2 / 2 + c_batch v^2 / 2, where
+u = ln rate - ln rate* - s v. All settings (N, D) have the same curvatures. Each has its own L*, and its own optimum,
+which scatters around the powers of N and D. Few settings cannot determine all exponents. So there is a prior, as wide
+as the published exponents scatter (arXiv 2503.04715, 2505.13738, 2512.22382; OLMo's ladder).
 
 Shapes: N points, C settings, P parameters.
 """
@@ -21,21 +22,23 @@ from lrec.laws.law import Array
 NAMES = ("rate", "rate_N", "rate_D", "batch", "batch_N", "batch_D", "slope", "c_low", "c_high", "c_batch")
 """ln of the optimum in the middle of the runs, its exponents, s, and ln of the curvatures."""
 MEAN_P = np.array([0.0, -0.45, 0.15, 0.0, 0.0, 0.5, 0.5, np.log(0.01), np.log(0.04), np.log(0.01)])
-SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 1.5])  # believed of these before the runs are seen
-# The same where rates are scaled with the size, so that the best one is meant to stay; at one batch it falls as D^-0.3.
+SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 1.5])  # of the prior
+# The prior for the scaled parametrisation, whose best rate hardly depends on the size. At a fixed batch, the best rate
+# falls as D^-0.3.
 SCALED_MEAN_P, SCALED_SD_P = MEAN_P.copy(), SD_P.copy()
 SCALED_MEAN_P[1:3], SCALED_SD_P[1:3] = (0.0, -0.05), (0.1, 0.15)
-SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting about the powers
-# Runs whose loss is more than this share above the best of their setting say nothing of its optimum, but for the least
-# three.
+SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting around the powers
+# Runs whose loss is 3 % or more above the best loss of their setting say nothing about its optimum. But each setting
+# keeps its best three runs.
 NEAR, LEAST_RATES = 0.03, 3
-NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L about the parabola, before the residuals tell, and the least that they may
+NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L around the parabola: the first guess, and the lowest value
 LEVEL = 0.9
 
 
 @dataclass(frozen=True)
 class RateChoice:
-    """A rate and a batch, 90 % intervals of the best ones, and the share of the loss that missing them may cost."""
+    """A rate and a batch, 90 % intervals of the best ones, and the expected cost of missing them as a share of the
+    loss."""
 
     rate: float
     rate_low: float
@@ -110,20 +113,20 @@ class RateLaw:
         return float(np.expm1(cost))
 
     def _cost(self, u: float, sd: float) -> float:
-        """Mean of the parabolas' halves over a normal distribution of the best rate, u from whose mean the rate is."""
+        """The mean cost of a rate at the distance `u` from the mean of the best rate, which is normally distributed."""
         low, high = np.exp(self._theta_P[7:9])
         z, square = u / sd, u**2 + sd**2
         above = square * norm.cdf(z) + u * sd * norm.pdf(z)
         return float(low * (square - above) + high * above) / 2
 
     def _batch(self, n: float, d: float) -> tuple[float, float]:
-        """ln batch*, and its standard error."""
+        """ln batch* and its standard error."""
         gradient_P = np.zeros(len(NAMES))
         gradient_P[3:6] = 1, n, d
         return float(gradient_P @ self._theta_P), self._error(gradient_P)
 
     def _rate(self, n: float, d: float, log_batch: float) -> tuple[float, float]:
-        """ln rate* at a batch, and its standard error: of runs of one batch, what is known best is the rate at that."""
+        """ln rate* at a batch and its standard error. Runs of one batch determine the rate best at this batch."""
         of_place, slope = np.array([1, n, d]), self._theta_P[6]
         gradient_P = np.zeros(len(NAMES))
         gradient_P[:3], gradient_P[3:6] = of_place, -slope * of_place
@@ -134,7 +137,7 @@ class RateLaw:
         return float(np.sqrt(gradient_P @ self._covariance_PP @ gradient_P + SCATTER**2))
 
     def _off(self, theta_P: Array) -> Array:
-        """ln L of each run minus that of its setting's parabola."""
+        """ln L of each run minus the parabola of its setting."""
         (r, r_n, r_d, b, b_n, b_d, slope, *curvatures), rest_C3 = theta_P[: len(NAMES)], theta_P[len(NAMES) :]
         best_N, rate_N, batch_N = rest_C3.reshape(3, -1)[:, self._cell_N]
         low, high, of_batch = np.exp(curvatures)
@@ -144,7 +147,7 @@ class RateLaw:
         return self._y_N - best_N - (np.where(u_N < 0, low, high) * u_N**2 + of_batch * v_N**2) / 2
 
     def _residuals(self, theta_P: Array, noise: float) -> Array:
-        """Of the runs, of the priors and of the settings' scatter, each in its own standard deviations."""
+        """Residuals of the runs, the prior and the settings' scatter, each in its own standard deviations."""
         k, cells = len(NAMES), self._cell_N.max() + 1
         mean_P, sd_P = self._prior_2P
         scatter_C = theta_P[k + cells :] / SCATTER

@@ -1,8 +1,8 @@
-"""A study from one number, the hours it may take: what is trained, on how much, and what is held out.
+"""Plan a study from the hours that it may take: sizes, amount of data, what to tune, and what to hold out.
 
-All runs train on as many targets D as the hours allow: one pass over a share of the users, or several passes over all.
-The ladder ends where D is too little for more parameters; its two largest sizes, 4 and 16 times the largest fitted one,
-are held out.
+All runs train on as many targets D as the hours allow: one pass over a share of the users, or several passes over all
+users. The largest size has as many parameters as D can train. The two largest sizes are held out; they have 4 and 16
+times the parameters of the largest fitted size.
 """
 
 import math
@@ -25,30 +25,31 @@ if TYPE_CHECKING:
 
 EPOCHS = "trainer.max_epochs"
 FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
-# Parameters of the largest held-out size to a target, since with more it is not size that is missing; of the smallest.
+# The largest held-out size has a parameter for every four targets, because a larger one would lack data rather than
+# parameters. SMALLEST is the number of parameters of the smallest size.
 PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
-FIRST_STEP, STEP_AT = 512, 1.4e6  # targets of a step at so many in all; it grows with their root
-LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users, and events of them to a target of training
-STEP_S = 0.008  # of a step, beside its arithmetic: twice what it takes, as half the step is often the best
+FIRST_STEP, STEP_AT = 512, 1.4e6  # a run of 1.4m targets starts with 512 targets in a step; this grows with the root
+LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of test users for each training target
+STEP_S = 0.008  # seconds of a step without its arithmetic: twice the true value, as half of the step is often the best
 RUN_S = 5.0  # to start, evaluate and end a run
-# Where a pass over the data takes too long with all items, and items that are drawn allow so many times the targets.
+# SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets.
 LOSS, NEGATIVES, MORE_TARGETS = "model.loss", 1024, 2
 SAMPLED = {f"{LOSS}.class_path": "lrec.SampledSoftmax", f"{LOSS}.negatives": NEGATIVES, f"{LOSS}.power": 1.0}
-PLANNED = 0.95  # of the hours: studies take two thirds to three quarters of what is planned (benchmarks/hours.md)
+PLANNED = 0.95  # of the hours; studies take two thirds to three quarters of this (benchmarks/hours.md)
 
 
 class Plan(NamedTuple):
-    """What runs of so many targets take."""
+    """The sizes for a number of targets, and the hours."""
 
     targets: int  # D
     sizes: list[str]
-    hours: dict[str, float]  # of the clock, by part
+    hours: dict[str, float]  # by part, on the clock
 
 
 def plan_of(study: Study) -> dict[str, Any]:
-    """What a study chooses so that it takes its hours: as OUT/plan.json keeps it, once it has begun. UserError where
-    the hours are too few for any study, or the folder has the plan of others."""
+    """The plan of a study, from OUT/plan.json if the study has begun. UserError if the hours are too few for any study,
+    or if the folder has a plan for other hours."""
     path = study.folder / PLAN
     kept: dict[str, Any] = read_json(path) or _choose(study)
     if kept["hours"] != study.hours:
@@ -57,14 +58,14 @@ def plan_of(study: Study) -> dict[str, Any]:
 
 
 def with_plan(study: Study, plan: dict[str, Any]) -> Study:
-    """The study with what it leaves open as the plan has it."""
+    """The study with the plan's values for all options that the user did not give."""
     open_ones = {each.name for each in fields(study) if getattr(study, each.name) == each.default}
     chosen = {name: value for name, value in plan["choices"].items() if name in open_ones}
     return replace(study, **chosen, options=plan["options"] | study.given)
 
 
 def as_text(plan: dict[str, Any]) -> str:
-    """The plan in words: what was chosen and why, and hours by part."""
+    """The plan in words: the choices, their reasons, and the hours of each part."""
     rows = [["part", "hours"], *([part, f"{hours:.2f}"] for part, hours in plan["parts"].items())]
     return "\n\n".join([" ".join(plan["reasons"]), rows_table(rows, text=(0,))])
 
@@ -92,7 +93,7 @@ def _example(study: Study) -> PlannedRun:
 
 
 def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
-    """The plan of the most targets that the hours allow."""
+    """The plan with the most targets that the hours allow."""
     assert study.hours is not None
     most = (study.given.get(EPOCHS) or MOST_PASSES) * data.U
     if most < LEAST_TARGETS:
@@ -110,7 +111,7 @@ def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs
 
 
 def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
-    """What a study takes whose runs have so many targets each; `jobs` runs are side by side."""
+    """The plan of a study with this many targets in each run and `jobs` runs at the same time."""
     largest_fitted = max(PER_TARGET * targets / HELD_OUT[-1], 4 * SMALLEST)
     smallest = max(largest_fitted / 10 ** ((FITTED - 1) / PER_DECADE), SMALLEST)
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
@@ -135,8 +136,8 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
 
 
 def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule") -> float:
-    """Of one core or one GPU, to train a size on a target: its FLOPs at the rate of the widths about its own, which are
-    measured once."""
+    """Seconds of one core or one GPU to train a size on one target: its FLOPs, at the measured rate of the powers of
+    two below and above its width."""
     shape, loss, place = find_size(size), example.model.loss, placement(example.config)
     network = example.network(data.n_items)
 
@@ -156,7 +157,7 @@ def step_of(targets: int, max_len: int) -> int:
 
 
 def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) -> dict[str, Any]:
-    """The options that carry the plan out, each with its reason; what is given is not tuned."""
+    """The options of the plan, each with its reason. Options that the user gave are not tuned."""
     given, passes = study.given, plan.targets / data.U
     epochs = given.get(EPOCHS) or max(round(passes), 1)
     share = min(float(f"{passes / epochs:.2g}"), 1.0)

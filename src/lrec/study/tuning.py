@@ -1,8 +1,8 @@
-"""What a study tunes before its ladder: walks by factors of two on little data, and a law of the rate over all trials.
+"""The tuning before a study's ladder: short trials, and a law of the best learning rate over all of them.
 
-A trial is a run of one size on a share of the data. A walk starts at the configured values and tries the neighbours of
-the best so far until none is left, so that no range has to be given, and no end of a range can be the best. Validation
-losses alone decide.
+A trial is a run of one size on a share of the data. A walk starts at the configured values and tries their neighbours,
+a factor of two away. Then it tries the neighbours of the best setting, until it has tried all of them. So the user
+gives no range, and the best value is never at the end of a range. Only validation losses decide.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
 
 LR, STEP = "model.optimizer.lr", "data.targets_per_step"
 BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual"), ("first", "last"))]
-DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # one number here
+DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # tuned as one number
 
-# Shares of the study's data of the first walk and the second; and the steps that a trial has at the least, where these
-# are no more than the second share: on games of Go the best rate of 150 steps falls to an eighth from width 20 to 112,
-# that of 1,300 steps stays where it is (benchmarks/transfer.md).
+# The first walk uses 1/16 of the study's data, the second 1/4. A trial has at least LEAST_STEPS steps, if a quarter of
+# the data allows this: on games of Go, the best rate of runs of 150 steps falls to an eighth from width 20 to 112, but
+# the best rate of runs of 1,300 steps stays the same (benchmarks/transfer.md).
 SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
-# Steps of a ladder's runs, where the data allow: with fewer, sizes differ by how far they have come, and fit warns.
+# A run of the ladder has this many steps, if the data allow: with fewer, large and small sizes differ in how far their
+# training has come, and `fit` warns.
 WANTED_STEPS = 2000
-LEAST_N_BODY = 3000  # of the size that the walks are taken with, where the ladder has one as large
+LEAST_N_BODY = 3000  # of the size that tunes the step, if the ladder has such a size
 MOST_DROPOUT = 0.5
-# Trials of a walk in the rate and the step or dropout, and of one in the rate alone: so many are planned. The walk of a
-# large size ends there, as each of its trials is dear and its rate is also known from the smaller sizes.
+# Planned trials of a walk over the rate and the step (or dropout), and of a walk over the rate alone. The walk of a
+# large size ends there: its trials are expensive, and the trials of smaller sizes also tell its rate.
 WALKED, RATED = 10, 4
 
 
@@ -52,14 +53,14 @@ class Setting(NamedTuple):
 
 
 class Place(NamedTuple):
-    """How far a trial is from where its walk began: doublings of rate and step, tenths of dropout."""
+    """How far a trial is from the start of its walk: doublings of rate and step, tenths of dropout."""
 
     lr: int = 0
     targets_per_step: int = 0
     dropout: int = 0
 
     def of(self, start: Setting) -> Setting:
-        """The rate follows the root of the step, so that another step is tried at the rate that suits it."""
+        """The setting at this place. The rate grows with the root of the step, which suits another step best."""
         lr = start.lr * 2 ** (self.lr + self.targets_per_step / 2)
         step = round(start.targets_per_step * 2.0**self.targets_per_step)
         return Setting(float(f"{lr:.4g}"), step, round(start.dropout + self.dropout / 10, 2))
@@ -69,23 +70,23 @@ class Place(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A trial that has been trained."""
+    """A finished trial."""
 
     size: str
     n_body: int
     targets: int  # D, unless it stopped early
     setting: Setting
-    loss: float | None  # the least validation loss; None where it diverged
+    loss: float | None  # the lowest validation loss; None if the trial diverged
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the trials of a study say."""
+    """The result of the tuning."""
 
-    rules: dict[str, list[float]]  # the rate, by size and share
-    options: dict[str, Any]  # step and dropout of all sizes, where they are tuned
-    targets: int  # of a run of the study proper: D
-    scaled: bool  # whether rates are shares that the parametrisation has for the size
+    rules: dict[str, list[float]]  # the rate as a rule in size and share of the data
+    options: dict[str, Any]  # the step and the dropout of all sizes, if they were tuned
+    targets: int  # D of a run of the ladder
+    scaled: bool  # whether the model has the scaled parametrisation, whose best rate hardly depends on the size
     trials: list[Trial]
 
     def applied_to(self, study: Study) -> Study:
@@ -96,12 +97,12 @@ class Tuned:
         return law_of(self.trials, self.scaled)
 
     def cost(self, run: PlannedRun) -> float:
-        """Nats that a run's rate and step are expected to cost, compared with the best there are."""
+        """How many nats the run's loss is expected to lie above the loss with the best rate and step."""
         loss = min(trial.loss for trial in self.trials if trial.loss is not None)
         return loss * self.law.cost(ladder_n_body(run.size), self.targets, *self._tried(run))
 
     def is_off(self, run: PlannedRun) -> bool:
-        """Whether a run's rate is none of those that may be the best."""
+        """Whether a run's rate lies outside the 90 % interval of the best rate."""
         lr, step = self._tried(run)
         best = self.law.choose(ladder_n_body(run.size), self.targets, step)
         return not best.rate_low <= lr <= best.rate_high
@@ -111,13 +112,13 @@ class Tuned:
 
 
 def shares_of_trials(targets: int, step: int) -> list[float]:
-    """Of the first walk and the second, or of the only one; to two digits, as they stand in names."""
+    """The shares of the first and the second walk, or of the only walk; with two digits, as in the names of runs."""
     least = min(LEAST_STEPS * step / targets, SHARES[-1])
     return list(dict.fromkeys(float(f"{max(share, least):.2g}") for share in SHARES))
 
 
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
-    """The law of the rate from trials; of those of one size and amount of data, the ones with the best dropout."""
+    """The law of the rate, fitted to trials. Of each size and amount of data, it uses those with the best dropout."""
     rows = [(trial.n_body, trial.targets, *trial.setting, trial.loss) for trial in trials if trial.loss is not None]
     runs = pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "dropout", "y"], orient="row")
     best = pl.col("dropout").sort_by("y").first().over("x", "d")
@@ -130,8 +131,8 @@ def walk(
     allowed: Callable[[Place], bool],
     most: float = inf,
 ) -> dict[Place, float]:
-    """The loss at every place that was tried: the neighbours of the best along the axes are among them, unless these
-    would be more than `most` trials."""
+    """The losses of all tried places. They include the neighbours of the best place along the axes, unless these would
+    make more than `most` trials."""
     known: dict[Place, float] = {}
     best = Place()
     while wanted := [place for place in best.and_around(axes) if place not in known and allowed(place)]:
@@ -143,19 +144,19 @@ def walk(
 
 
 class Tuner:
-    """Plans the trials of a study, runs of a study of their own, and reads them."""
+    """Plans, trains and reads the trials of a study. They are the runs of a second study beside it."""
 
     def __init__(self, study: Study) -> None:
         alone: dict[str, Any] = {"law": None, "holdout": 0, "starts_from": {}, "grid": {}, "size_seeds": {}}
         self._options = dotted(next(iter(study.every_variant.values())))
         alone |= {"seeds": study.seeds[:1], "tune": (), "variants": {"": self._options}}
-        alone |= {"horizons": (1.0,), "options": study.given}  # that of wsd among them
+        alone |= {"horizons": (1.0,), "options": study.given}  # includes the schedule
         folder = study.folder.with_name(f"{study.folder.name}-tuning")
         self.study = study
         self.study_of_trials = replace(study, name=folder.name, out=folder, **alone)
         self._most = max(study.every_fraction)
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
-        # Dropout is tried with the largest fitted size: on a share of the users it matters as for larger ones on all.
+        # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
         self._small, *self._others = dict.fromkeys((large[0], large[-1], large[len(large) // 2], *study.held_out))
         whole = planned_runs(replace(self.study_of_trials, sizes=[self._small], fractions=(self._most,)))[0]
         self._epochs = int(whole.config.value("trainer.max_epochs", -1))
@@ -175,7 +176,7 @@ class Tuner:
 
     @property
     def _targets(self) -> int:
-        """Of a run of the study proper: D."""
+        """D of a run of the ladder."""
         return self._data.U * self._epochs
 
     @cached_property
@@ -184,13 +185,13 @@ class Tuner:
 
     @property
     def runs_so_far(self) -> list[PlannedRun]:
-        """The trials that its folder tells of."""
+        """The trials that its folder records."""
         record = read_json(self.study_of_trials.folder / "study.json", {"grid": {"runs": []}})
         return [PlannedRun(**run) for run in record["grid"]["runs"]]
 
     @property
     def first_runs(self) -> list[PlannedRun]:
-        """The trials that are made in any case: of walks that end where they began."""
+        """The trials that are certain: those of walks whose start is the best place."""
         rounds = [(self._small, share, self._axes(self._small)) for share in self._shares]
         rounds += [(size, self._shares[0], self._axes(size)) for size in self._others]
         runs = list[PlannedRun]()
@@ -201,7 +202,7 @@ class Tuner:
 
     @property
     def kept(self) -> Tuned | None:
-        """What tuning the same study has come to, which holds without its data too."""
+        """The result of an earlier tuning of the same study, which can be read without the data."""
         kept = read_json(self.study_of_trials.folder / "tuned.json", {})
         if kept.pop("of", None) != self._key:
             return None
@@ -209,7 +210,7 @@ class Tuner:
         return Tuned(**kept | {"trials": trials})
 
     def tuned(self, work: Work) -> Tuned:
-        """What tuning comes to, or has come to."""
+        """The result of the tuning, from its file if it is there."""
         tuned = self.kept or self._tune(work)
         trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in tuned.trials]
         content = {"of": self._key, **asdict(tuned), "trials": trials}
@@ -221,12 +222,12 @@ class Tuner:
         return json_hash([self._whole.config.trained_with, self._most, self.study.tune, self.study.ladder])
 
     def _tune(self, work: Work) -> Tuned:
-        """Train the trials that are not finished, and read what follows from all."""
+        """Train the trials that are not finished, and derive rule, step and dropout from all trials."""
         self._known = {run.name: run for run in self.runs_so_far}
         best = self._start
         for share in self._shares:
             best = self._walk(work, self._small, share, best)
-        # With the smaller of the two steps, of which a trial has more.
+        # The smaller of the two steps gives a trial more steps.
         at = best._replace(targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
         for size in self._others:
             law = law_of(self._trials, self._scaled)
@@ -234,7 +235,7 @@ class Tuner:
             at = at._replace(dropout=self._walk(work, size, self._shares[0], at._replace(lr=lr)).dropout)
         options: dict[str, Any] = {}
         law = law_of(self._trials, self._scaled)
-        if "targets_per_step" in self.study.tune:  # the best for all the data and the middle size, of steps enough
+        if "targets_per_step" in self.study.tune:  # the best for all data and the middle size
             middle = ladder_n_body(self.study.fitted[len(self.study.fitted) // 2])
             best_step = min(law.choose(middle, self._targets).batch, self._targets / WANTED_STEPS)
             options[STEP] = max(int(best_step // 64) * 64, self._least_step)
@@ -244,8 +245,8 @@ class Tuner:
         return Tuned({LR: rule}, options, self._targets, self._scaled, self._trials)
 
     def _rule(self, law: RateLaw, step: int) -> list[float]:
-        """The law's rates as factor and exponents of N_body and of the share, through the ends of the ladder at the
-        study's largest share."""
+        """A factor and exponents of N_body and of the share of the data. The rule has the law's rates at both ends of
+        the ladder with the largest share."""
         smallest, largest = ladder_n_body(self.study.ladder[0]), ladder_n_body(self.study.ladder[-1])
         lowest, highest = (law.choose(n_body, self._targets, step).rate for n_body in (smallest, largest))
         exponent = log(highest / lowest) / log(largest / smallest)
@@ -254,12 +255,12 @@ class Tuner:
         return [float(f"{number:.6g}") for number in rule]
 
     def _axes(self, size: str) -> list[str]:
-        """What a size tries: the small one the step, the largest fitted one dropout, and all the rate."""
+        """What a size tunes: all sizes the rate, the small size also the step, the largest fitted size also dropout."""
         only = {"targets_per_step": self._small, "dropout": self.study.fitted[-1]}
         return [name for name in self.study.tune if only.get(name, size) == size]
 
     def _walk(self, work: Work, size: str, share: float, start: Setting) -> Setting:
-        """The best setting that a walk from `start` finds."""
+        """The best setting of a walk from `start`."""
 
         def losses_of(places: list[Place]) -> list[float]:
             settings = [place.of(start) for place in places]
@@ -288,7 +289,7 @@ class Tuner:
         return self._least_step <= setting.targets_per_step and not few and 0 <= setting.dropout <= MOST_DROPOUT
 
     def _planned(self, size: str, share: float, settings: list[Setting]) -> list[PlannedRun]:
-        """Trials on a share of the users, whose data they see as often as a run will: dropout is of no use before."""
+        """Trials on a share of the users, with as many passes as a run has, because dropout only helps with repeats."""
         fraction = float(f"{self._most * share:.2g}")
         variants = {}
         for setting in settings:
